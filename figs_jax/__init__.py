@@ -1,0 +1,35 @@
+"""N:M-sparse training of transformers in JAX, and what a pattern buys.
+
+Names are resolved on first use, so that `import figs_jax.core` needs jax and
+numpy only.
+"""
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+  "NM": "figs_jax.core.pattern",
+  "Rules": "figs_jax.core.rules",
+  "nm_mask": "figs_jax.core.masks",
+  "is_nm": "figs_jax.core.masks",
+  "flow": "figs_jax.core.flow",
+  "sparsify": "figs_jax.nn.sparsify",
+  "layers_of": "figs_jax.models",
+  "TrainState": "figs_jax.train.state",
+  "train_step": "figs_jax.train.state",
+}
+_ROOMS = ("core", "data", "engine", "models", "nn", "optim", "recipes", "train")
+
+__all__ = sorted([*_EXPORTS, *_ROOMS])
+
+
+def __getattr__(name: str) -> Any:
+  if name in _EXPORTS:
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+  if name in _ROOMS:
+    return importlib.import_module(f"figs_jax.{name}")
+  raise AttributeError(f"module 'figs_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -1,0 +1,100 @@
+"""Masked weights: what the forward pass sees and what the gradient does.
+
+Forward, with mask m and leak D:  w~ = w * (m + D * not m).
+Backward, given g = dL/dw~: kept entries get g; pruned ones get
+  g      (`ste`, straight-through),
+  D * g  (`damped`, the true derivative),
+  0      (`masked`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from figs_jax.core.types import Array, Bool, Float
+
+GradMode = Literal["ste", "damped", "masked"]
+GRAD_MODES: tuple[str, ...] = get_args(GradMode)
+
+
+def flow(
+  kernel: Float[Array, "*shape"],
+  mask: Bool[Array, "*shape"] | None,
+  leak: Float[Array, ""] | float = 0.0,
+  grad_mode: GradMode = "ste",
+  decay: Float[Array, ""] | float | None = None,
+) -> Float[Array, "*shape"]:
+  """The effective weight w * (m + D * not m), with its own gradient rule.
+
+  At leak 0 a pruned entry is exactly 0, whatever it holds (NaN included). The
+  backward pass keeps the Boolean mask and the scalar only; `kernel` itself is
+  kept only when `decay` is given. Mask, leak and decay get no gradient.
+
+  Args:
+    kernel: weights, any shape and float dtype.
+    mask: True = kept; None returns `kernel` untouched.
+    leak: D in [0, 1], the share that pruned entries keep.
+    grad_mode: `ste`, `damped` or `masked` (see the module).
+    decay: λ of SR-STE's term (arXiv 2102.04010, eq. 8) added inside the
+      backward pass: the gradient gains λ * not m * w. None: no such term.
+
+  Raises:
+    ValueError: an unknown `grad_mode`, or shapes that differ.
+
+  >>> w, m = jnp.array([1., 2., 3., 4.]), jnp.array([True, False, False, True])
+  >>> flow(w, m, 0.5, "ste")
+  Array([1. , 1. , 1.5, 4. ], dtype=float32)
+  >>> jax.grad(lambda w: flow(w, m, 0.5, "damped").sum())(w)
+  Array([1. , 0.5, 0.5, 1. ], dtype=float32)
+  """
+  if grad_mode not in GRAD_MODES:
+    raise ValueError(
+      f"grad_mode {grad_mode!r} is unknown: use one of {', '.join(GRAD_MODES)}"
+    )
+  if mask is None:
+    return kernel
+  if jnp.shape(mask) != jnp.shape(kernel):
+    raise ValueError(
+      f"mask of shape {jnp.shape(mask)} on a kernel of {jnp.shape(kernel)}:"
+      " they must be equal; take the mask from nm_mask of this kernel"
+    )
+  return _flow(grad_mode, kernel, mask, leak, decay)
+
+
+def _scaled(x: Array, mask: Array, scale: Array | float) -> Array:
+  """x where kept, scale * x where pruned; exactly 0 there when scale is 0."""
+  scale = jnp.asarray(scale).astype(x.dtype)
+  zero = jnp.zeros((), x.dtype)
+  return jnp.where(mask, x, jnp.where(scale == zero, zero, scale * x))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _flow(grad_mode, kernel, mask, leak, decay):
+  del grad_mode, decay
+  return _scaled(kernel, mask, leak)
+
+
+def _flow_fwd(grad_mode, kernel, mask, leak, decay):
+  out = _flow(grad_mode, kernel, mask, leak, decay)
+  return out, (mask, leak, decay, None if decay is None else kernel)
+
+
+def _flow_bwd(grad_mode, residuals, g):
+  mask, leak, decay, kernel = residuals
+  if grad_mode == "damped":
+    grad = _scaled(g, mask, leak)
+  elif grad_mode == "masked":
+    grad = _scaled(g, mask, 0.0)
+  else:
+    grad = g
+  if decay is not None:
+    pull = jnp.asarray(decay).astype(g.dtype) * kernel
+    grad = grad + jnp.where(mask, jnp.zeros((), g.dtype), pull)
+  return grad, None, None, None
+
+
+_flow.defvjp(_flow_fwd, _flow_bwd)

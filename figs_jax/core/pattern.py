@@ -1,0 +1,76 @@
+"""An N:M pattern: in every group of m weights, n are kept.
+
+`NM` says how many; which axis the groups lie on belongs to the layer or to the
+rule, because one pattern serves kernels of many layouts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import re
+
+_TEXT = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class NM:
+  """n kept of every m; n = m is dense. Static, hashable, ordered by (n, m).
+
+  >>> NM.parse("1:8").density
+  0.125
+  >>> str(NM(2, 4)), NM(2, 4).metadata_bits
+  ('2:4', 2)
+
+  Raises:
+    ValueError: unless 1 <= n <= m, both integers.
+  """
+
+  n: int
+  m: int
+
+  def __post_init__(self):
+    try:
+      n, m = operator.index(self.n), operator.index(self.m)
+    except TypeError:
+      n = m = None
+    if n is None or m is None or isinstance(self.n, bool) or not 1 <= n <= m:
+      raise ValueError(
+        f"NM({self.n!r}, {self.m!r}): n and m must be integers with"
+        " 1 <= n <= m (n kept of every m), as in NM(1, 8); n = m is dense"
+      )
+    object.__setattr__(self, "n", n)
+    object.__setattr__(self, "m", m)
+
+  @classmethod
+  def parse(cls, text: str | NM) -> NM:
+    """Reads "n:m"; an `NM` is returned as it is.
+
+    Raises:
+      ValueError: the text is not two integers with 1 <= n <= m.
+    """
+    if isinstance(text, cls):
+      return text
+    match = _TEXT.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+      raise ValueError(
+        f"{text!r} is no N:M pattern: write 'n:m' with 1 <= n <= m, as in '1:8'"
+      )
+    return cls(int(match[1]), int(match[2]))
+
+  @property
+  def density(self) -> float:
+    """The kept share, n / m."""
+    return self.n / self.m
+
+  @property
+  def is_dense(self) -> bool:
+    return self.n == self.m
+
+  @property
+  def metadata_bits(self) -> int:
+    """Bits that name one kept value's place in its group: ceil(log2 m)."""
+    return (self.m - 1).bit_length()
+
+  def __str__(self) -> str:
+    return f"{self.n}:{self.m}"
