@@ -1,1 +1,88 @@
-"""TBD by the room's owner."""
+"""Model families by name, and the matrix products they are made of."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from flax import nnx
+
+from figs_jax.core.rules import nearest
+from figs_jax.models.vit import ViT
+
+FAMILIES: dict[str, type[ViT]] = {"vit": ViT}
+
+__all__ = ["FAMILIES", "ViT", "create", "layers_of", "names"]
+
+
+def names() -> list[str]:
+  """The known families.
+
+  >>> names()
+  ['vit']
+  """
+  return sorted(FAMILIES)
+
+
+def create(
+  family: str, variant: str, *, rngs: nnx.Rngs | None = None, **options: Any
+) -> Any:
+  """A dense model of a family; `figs_jax.sparsify` gives it masks.
+
+  Args:
+    family: one of `names()`.
+    variant: size and patch, as in "S/16"; see the family's `from_variant`.
+    rngs: default `nnx.Rngs(0)`.
+    **options: those of the family's constructor.
+
+  Raises:
+    ValueError: an unknown family, variant or option, each with the nearest
+      known one, or options that do not fit together.
+
+  >>> model = create("vit", "Ti/4", depth=1, image_size=8, num_classes=10)
+  >>> model.depth, model.width
+  (1, 192)
+  """
+  if family not in FAMILIES:
+    raise ValueError(f"family {family!r}: {nearest(family, FAMILIES)}")
+  kind = FAMILIES[family]
+  known = [
+    name
+    for name, parameter in inspect.signature(kind.__init__).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name != "rngs"
+  ]
+  for option in options:
+    if option not in known:
+      raise ValueError(
+        f"{family} has no option {option!r}: {nearest(option, known)}"
+      )
+  return kind.from_variant(variant, rngs=rngs or nnx.Rngs(0), **options)
+
+
+def layers_of(model: nnx.Module, batch: int = 1) -> list[dict[str, Any]]:
+  """Every matrix product of one forward pass, for the engine.
+
+  Args:
+    model: of one of our families, sparse or not, abstract or not.
+    batch: images (or sequences) per pass.
+
+  Returns:
+    Rows {"name", "M", "N", "K", "pattern", "count"}: `count` products
+    (M x K)(K x N) whose K x N operand is the weight, N:M along K; pattern is
+    its `NM`, or None. They are what `figs_jax.engine.Layers` is built from.
+
+  Raises:
+    ValueError: a batch below 1, or a model of another origin.
+
+  >>> model = create("vit", "Ti/4", depth=1, image_size=8, num_classes=10)
+  >>> [row["name"] for row in layers_of(model)][:3]
+  ['patch_embed', 'blocks/0/attn/q', 'blocks/0/attn/k']
+  """
+  if batch < 1:
+    raise ValueError(f"batch={batch}: give the number of images, at least 1")
+  if not isinstance(model, tuple(FAMILIES.values())):
+    raise ValueError(
+      f"{type(model).__name__} is none of our families ({', '.join(names())}):"
+      " write its rows (name, M, N, K, pattern, count) for the engine yourself"
+    )
+  return model.gemms(batch)

@@ -1,1 +1,30 @@
-"""TBD by the room's owner."""
+"""Flax NNX layers that carry masks, and `sparsify` for any NNX model."""
+
+from figs_jax.nn.attention import Attention
+from figs_jax.nn.functional import merge, reseed, split
+from figs_jax.nn.layers import (
+  Masked,
+  SparseConv,
+  SparseEinsum,
+  SparseLinear,
+  SparseLinearGeneral,
+)
+from figs_jax.nn.sparsify import masked_leaves, sparsify, with_grad_mode
+from figs_jax.nn.variables import Leak, Mask
+
+__all__ = [
+  "Attention",
+  "Leak",
+  "Mask",
+  "Masked",
+  "SparseConv",
+  "SparseEinsum",
+  "SparseLinear",
+  "SparseLinearGeneral",
+  "masked_leaves",
+  "merge",
+  "reseed",
+  "sparsify",
+  "split",
+  "with_grad_mode",
+]

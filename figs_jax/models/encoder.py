@@ -1,0 +1,108 @@
+"""The pre-norm transformer block, and the small parts it is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+
+from figs_jax.core.types import Array, Float
+from figs_jax.nn import Attention, SparseLinear
+
+_glorot = nnx.initializers.xavier_uniform()
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What every part of a model shares, and the parts made from it."""
+
+  dtype: Any
+  param_dtype: Any
+  rngs: nnx.Rngs
+
+  def dropout(self, rate: float) -> nnx.Dropout:
+    # No stream where nothing is drawn: the state stays free of idle keys.
+    return nnx.Dropout(rate, rngs=self.rngs if rate else None)
+
+  def drop_path(self, rate: float) -> nnx.Dropout:
+    """Stochastic depth (arXiv 1603.09382): one draw per sample."""
+    return nnx.Dropout(
+      rate, broadcast_dims=(1, 2), rngs=self.rngs if rate else None
+    )
+
+  def norm(self, width: int) -> nnx.LayerNorm:
+    return nnx.LayerNorm(
+      width,
+      epsilon=1e-6,
+      # The fast form, E[x²] - E[x]², loses digits where the mean is large.
+      use_fast_variance=False,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      rngs=self.rngs,
+    )
+
+  def linear(self, inputs: int, outputs: int, **options: Any) -> SparseLinear:
+    return SparseLinear(
+      inputs,
+      outputs,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      rngs=self.rngs,
+      **options,
+    )
+
+
+class MLP(nnx.Module):
+  """fc2(gelu(fc1(x))), with dropout after each."""
+
+  def __init__(self, parts: Parts, width: int, dim: int, dropout: float):
+    init = {"kernel_init": _glorot, "bias_init": nnx.initializers.normal(1e-6)}
+    self.fc1 = parts.linear(width, dim, **init)
+    self.fc2 = parts.linear(dim, width, **init)
+    self.dropout1 = parts.dropout(dropout)
+    self.dropout2 = parts.dropout(dropout)
+
+  def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
+    hidden = jax.nn.gelu(self.fc1(x), approximate=False)
+    return self.dropout2(self.fc2(self.dropout1(hidden)))
+
+
+class Block(nnx.Module):
+  """x += attn(norm1(x)); x += mlp(norm2(x))."""
+
+  def __init__(
+    self,
+    parts: Parts,
+    width: int,
+    heads: int,
+    mlp_dim: int,
+    *,
+    qkv_bias: bool,
+    dropout: float,
+    attention_dropout: float,
+    drop_path: float,
+  ):
+    self.norm1 = parts.norm(width)
+    self.attn = Attention(
+      width,
+      heads,
+      qkv_bias=qkv_bias,
+      dropout=attention_dropout,
+      dtype=parts.dtype,
+      param_dtype=parts.param_dtype,
+      kernel_init=_glorot,
+      rngs=parts.rngs,
+    )
+    self.norm2 = parts.norm(width)
+    self.mlp = MLP(parts, width, mlp_dim, dropout)
+    self.dropout = parts.dropout(dropout)
+    self.drop_path1 = parts.drop_path(drop_path)
+    self.drop_path2 = parts.drop_path(drop_path)
+
+  def __call__(
+    self, x: Float[Array, "batch tokens width"]
+  ) -> Float[Array, "batch tokens width"]:
+    x = x + self.drop_path1(self.dropout(self.attn(self.norm1(x))))
+    return x + self.drop_path2(self.mlp(self.norm2(x)))

@@ -1,0 +1,291 @@
+"""Vision transformer (Dosovitskiy et al., arXiv 2010.11929).
+
+Pre-norm, exact gelu, LayerNorm epsilon 1e-6, as in the reference models.
+
+Initialisation follows the authors' code (google-research/vision_transformer):
+Glorot-uniform attention and feed-forward kernels, feed-forward biases normal
+with deviation 1e-6, positions normal .02, class token and other biases zero,
+the patch kernel LeCun-normal. The head departs from it: truncated normal .02
+as in DeiT (arXiv 2012.12877), because a zero head keeps every gradient below
+it at zero on the first step.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from figs_jax.core.pattern import NM
+from figs_jax.core.rules import nearest, word_table
+from figs_jax.core.types import Array, Float
+from figs_jax.models.encoder import Block, Parts
+from figs_jax.models.positions import sincos_positions
+from figs_jax.nn import SparseConv
+
+SIZES: dict[str, dict[str, int]] = {
+  "Ti": {"width": 192, "depth": 12, "heads": 3, "mlp_dim": 768},
+  "S": {"width": 384, "depth": 12, "heads": 6, "mlp_dim": 1536},
+  "B": {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072},
+  "L": {"width": 1024, "depth": 24, "heads": 16, "mlp_dim": 4096},
+  "H": {"width": 1280, "depth": 32, "heads": 16, "mlp_dim": 5120},
+  "custom": {},
+}
+_CHOICES = {"pool": ("cls", "gap"), "pos": ("learned", "sincos")}
+
+
+class ViT(nnx.Module):
+  """Images to logits.
+
+  Args:
+    patch: side of a square patch, or (height, width).
+    width, depth, heads: of the transformer; heads divides width.
+    mlp_dim: width of the feed-forward layers; default 4 * width.
+    num_classes: length of the logits.
+    image_size: side of a square image, or (height, width); a multiple of the
+      patch.
+    in_channels: of the images.
+    pool: "cls" reads a class token, "gap" averages all tokens.
+    pos: "learned", or "sincos" (fixed, two-dimensional).
+    dropout: after the positions, each attention block and each feed-forward
+      layer.
+    attention_dropout: on the attention weights.
+    drop_path: stochastic depth; the rate rises linearly from 0 at the first
+      block to this at the last.
+    remat: recompute each block in the backward pass instead of storing it.
+    qkv_bias: whether q, k and v have biases.
+    dtype: of the computation, as in "bfloat16". Logits are float32.
+    param_dtype: of the parameters.
+    rngs: streams `params` and, with any dropout, `dropout`.
+
+  Raises:
+    ValueError: sizes that do not divide one another, or an unknown option.
+  """
+
+  words: ClassVar[dict[str, str]] = word_table(
+    ff=r"blocks/\d+/mlp/fc[12]/kernel",
+    q=r"blocks/\d+/attn/q/kernel",
+    k=r"blocks/\d+/attn/k/kernel",
+    v=r"blocks/\d+/attn/v/kernel",
+    o=r"blocks/\d+/attn/o/kernel",
+    conv=r"patch_embed/kernel",
+    embed=r"patch_embed/kernel",
+    head=r"head/kernel",
+  )
+
+  def __init__(
+    self,
+    *,
+    patch: int | tuple[int, int],
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_dim: int | None = None,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 3,
+    pool: str = "cls",
+    pos: str = "learned",
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+    drop_path: float = 0.0,
+    remat: bool = False,
+    qkv_bias: bool = True,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.patch = _pair("patch", patch)
+    self.image_size = _pair("image_size", image_size)
+    self.width, self.depth, self.heads = width, depth, heads
+    self.in_channels, self.num_classes = in_channels, num_classes
+    self.pool, self.pos, self.remat = pool, pos, remat
+    self.dtype = jnp.dtype(dtype)
+    self._check()
+    parts = Parts(self.dtype, jnp.dtype(param_dtype), rngs)
+    self.patch_embed = SparseConv(
+      in_channels,
+      width,
+      self.patch,
+      strides=self.patch,
+      padding="VALID",
+      # The stride is the kernel, so this is one product over whole patches.
+      group_axis=(-4, -3, -2),
+      dtype=self.dtype,
+      param_dtype=param_dtype,
+      rngs=rngs,
+    )
+    if pool == "cls":
+      self.cls_token = nnx.Param(jnp.zeros((1, 1, width), param_dtype))
+    if pos == "learned":
+      shape = (1, self.tokens, width)
+      normal = nnx.initializers.normal(0.02)
+      self.pos_embed = nnx.Param(normal(rngs.params(), shape, param_dtype))
+    self.dropout = parts.dropout(dropout)
+    self.blocks = nnx.List(
+      Block(
+        parts,
+        width,
+        heads,
+        4 * width if mlp_dim is None else mlp_dim,
+        qkv_bias=qkv_bias,
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+        drop_path=float(rate),
+      )
+      for rate in np.linspace(0, drop_path, depth)
+    )
+    self.norm = parts.norm(width)
+    self.head = parts.linear(
+      width, num_classes, kernel_init=nnx.initializers.truncated_normal(0.02)
+    )
+
+  @classmethod
+  def from_variant(cls, variant: str, *, rngs: nnx.Rngs, **options: Any) -> ViT:
+    """A published size ("S/16": Ti, S, B, L or H / patch), or "custom/4".
+
+    Args:
+      variant: size and patch. "custom" leaves width, depth and heads to the
+        options; with a published size the options override it.
+      rngs: as in the constructor.
+      **options: of the constructor.
+
+    Raises:
+      ValueError: an unknown size, or a custom one that lacks its sizes.
+
+    >>> rngs = nnx.Rngs(0)
+    >>> model = ViT.from_variant(
+    ...   "custom/2", width=8, depth=1, heads=2, image_size=4, rngs=rngs)
+    >>> model(jnp.ones((1, 4, 4, 3))).shape
+    (1, 1000)
+    """
+    match = re.fullmatch(r"(\w+)/(\d+)", variant)
+    if match is None or match[1] not in SIZES:
+      raise ValueError(
+        f"ViT variant {variant!r}: write size/patch, as in 'S/16';"
+        f" {nearest(variant.partition('/')[0], SIZES)}"
+      )
+    size, patch = SIZES[match[1]], int(match[2])
+    sizes: dict[str, Any] = {"patch": patch, **size, **options}
+    for name in ("width", "depth", "heads"):
+      if sizes.get(name) is None:
+        raise ValueError(
+          f"ViT variant {variant!r} needs {name}=; or use a published size"
+          f" ({', '.join(size for size in SIZES if size != 'custom')})"
+        )
+    return cls(rngs=rngs, **sizes)
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Patches along height and width."""
+    (h, w), (ph, pw) = self.image_size, self.patch
+    return h // ph, w // pw
+
+  @property
+  def tokens(self) -> int:
+    """Tokens per image, the class token included."""
+    return self.grid[0] * self.grid[1] + (self.pool == "cls")
+
+  def __call__(
+    self, images: Float[Array | np.ndarray, "batch height width channels"]
+  ) -> Float[Array, "batch classes"]:
+    """Logits, float32.
+
+    Raises:
+      ValueError: the images are not of `image_size` and `in_channels`.
+    """
+    expected = (*self.image_size, self.in_channels)
+    if images.shape[1:] != expected:
+      raise ValueError(
+        f"images of shape {images.shape}: this model takes [batch,"
+        f" {', '.join(map(str, expected))}]; set image_size= and in_channels="
+      )
+    x = self.patch_embed(jnp.asarray(images, self.dtype))
+    x = x.reshape(x.shape[0], -1, self.width)
+    if self.pool == "cls":
+      cls = self.cls_token[...].astype(self.dtype)
+      cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.width))
+      x = jnp.concatenate([cls, x], axis=1)
+    x = self.dropout(x + self._positions().astype(self.dtype))
+    run = nnx.remat(Block.__call__) if self.remat else Block.__call__
+    for block in self.blocks:
+      x = run(block, x)
+    x = self.norm(x)
+    x = x[:, 0] if self.pool == "cls" else x.mean(axis=1)
+    return self.head(x).astype(jnp.float32)
+
+  def gemms(self, batch: int) -> list[dict[str, Any]]:
+    """The rows of `figs_jax.models.layers_of`."""
+    tokens, width, depth = self.tokens, self.width, self.width // self.heads
+    patches = self.grid[0] * self.grid[1]
+    size = self.patch[0] * self.patch[1] * self.in_channels
+    products = batch * self.heads
+    rows = [_row("patch_embed", batch * patches, width, size, self.patch_embed)]
+    for i, block in enumerate(self.blocks):
+      attn, mlp = f"blocks/{i}/attn", f"blocks/{i}/mlp"
+      for part in ("q", "k", "v"):
+        layer = getattr(block.attn, part)
+        rows.append(_row(f"{attn}/{part}", batch * tokens, width, width, layer))
+      many = {"count": products}
+      fc1, fc2, o = block.mlp.fc1, block.mlp.fc2, block.attn.o
+      hidden = fc1.out_features
+      rows += [
+        _row(f"{attn}/qk", tokens, tokens, depth, None) | many,
+        _row(f"{attn}/av", tokens, depth, tokens, None) | many,
+        _row(f"{attn}/o", batch * tokens, width, width, o),
+        _row(f"{mlp}/fc1", batch * tokens, hidden, width, fc1),
+        _row(f"{mlp}/fc2", batch * tokens, width, hidden, fc2),
+      ]
+    return [*rows, _row("head", batch, self.num_classes, width, self.head)]
+
+  def _positions(self) -> Array:
+    if self.pos == "learned":
+      return self.pos_embed[...]
+    table = sincos_positions(self.grid, self.width)
+    if self.pool == "cls":
+      table = np.concatenate([np.zeros((1, self.width), np.float32), table])
+    return jnp.asarray(table[None])
+
+  def _check(self) -> None:
+    for name in ("width", "depth", "num_classes", "in_channels"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"ViT: {name}={getattr(self, name)} is below 1")
+    for length, patch in zip(self.image_size, self.patch):
+      if patch < 1 or length < 1 or length % patch:
+        nearby = max(1, round(length / max(patch, 1))) * patch
+        raise ValueError(
+          f"ViT: image size {length} is not a multiple of patch {patch}; use"
+          f" image_size={nearby} or another patch"
+        )
+    if self.heads < 1 or self.width % self.heads:
+      divisors = (d for d in range(1, self.width + 1) if self.width % d == 0)
+      near = min(divisors, key=lambda d: abs(d - self.heads))
+      raise ValueError(
+        f"ViT: {self.heads} heads do not divide width {self.width}; the"
+        f" nearest that does is heads={near}"
+      )
+    for name, known in _CHOICES.items():
+      value = getattr(self, name)
+      if value not in known:
+        raise ValueError(f"ViT: {name}={value!r}: {nearest(value, known)}")
+    if self.pos == "sincos" and self.width % 4:
+      raise ValueError(
+        f"ViT: pos='sincos' needs a width that 4 divides, not {self.width};"
+        " use pos='learned'"
+      )
+
+
+def _row(name: str, m: int, n: int, k: int, layer: Any) -> dict[str, Any]:
+  pattern: NM | None = None if layer is None else layer.pattern
+  return {"name": name, "M": m, "N": n, "K": k, "pattern": pattern, "count": 1}
+
+
+def _pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+  """(height, width); one number means a square."""
+  pair = (size, size) if isinstance(size, int) else tuple(size)
+  if len(pair) != 2:
+    raise ValueError(f"ViT: {name}={size!r}: give one number or two")
+  return int(pair[0]), int(pair[1])

@@ -1,0 +1,246 @@
+"""Layers whose kernel may carry an N:M mask.
+
+`SparseLinear(..., pattern=None)` is `nnx.Linear`, without a mask. With a
+pattern the layer holds a mask and a leak beside its kernel, and its forward
+pass is upstream's own, run on the effective kernel of `core.flow`; so every
+option of the upstream layer keeps its meaning.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from figs_jax.core.flow import GRAD_MODES, GradMode, flow
+from figs_jax.core.masks import nm_mask
+from figs_jax.core.pattern import NM
+from figs_jax.core.rules import check_groups, nearest
+from figs_jax.core.types import Array, Bool, Float
+from figs_jax.nn.layout import (
+  Axis,
+  contraction_axis,
+  einsum_axis,
+  stacked_shape,
+)
+from figs_jax.nn.variables import Leak, Mask, placement
+
+
+class Masked(nnx.Module):
+  """Gives the dense layer that follows it in the class's bases its mask.
+
+  Attributes:
+    pattern: N:M, or None for an ordinary layer (static).
+    group_axis: the kernel axes on which the groups lie, negative (static).
+    grad_mode: what pruned entries get in the backward pass (static).
+    kernel_mask: `Mask`; only with a pattern. It starts as the N:M mask of
+      |kernel|.
+    leak: `Leak`; only with a pattern. It starts at 0.
+
+  Args:
+    *args: of the dense layer.
+    pattern: an `NM`, or text such as "1:8"; None (or n = m) is dense.
+    group_axis: default: the contracted axes. A tuple is flattened in order.
+    grad_mode: `ste`, `damped` or `masked`, see `core.flow`.
+    **kwargs: of the dense layer.
+
+  Raises:
+    ValueError: an illegal pattern or grad_mode, or a group axis whose length
+      m does not divide.
+  """
+
+  dense_type: ClassVar[type[nnx.Module]]
+  kernel: nnx.Param
+  pattern: NM | None
+  group_axis: Axis | None
+  grad_mode: GradMode
+  kernel_mask: Mask
+  leak: Leak
+
+  def __init__(
+    self,
+    *args: Any,
+    pattern: NM | str | None = None,
+    group_axis: Axis | None = None,
+    grad_mode: GradMode = "ste",
+    **kwargs: Any,
+  ):
+    super().__init__(*args, **kwargs)
+    self.group_axis = _negative(group_axis, self.kernel.ndim)
+    set_pattern(self, pattern, grad_mode)
+
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    """The dense layer's own call, with the effective kernel."""
+    # A second object over the same attributes: nothing is written to self.
+    view = object.__new__(self.dense_type)
+    vars(view).update(vars(self))
+    if self.pattern is not None:
+      kernel = self.kernel.replace(self.effective_kernel())
+      object.__setattr__(view, "kernel", kernel)
+    return view(*args, **kwargs)
+
+  def effective_kernel(self) -> Float[Array, "*shape"]:
+    """w * (m + D * not m), with the layer's gradient rule."""
+    kernel = self.kernel[...]
+    if self.pattern is None:
+      return kernel
+    return flow(kernel, self.kernel_mask[...], self.leak[...], self.grad_mode)
+
+
+class SparseLinear(Masked, nnx.Linear):
+  """`nnx.Linear` with a mask; groups lie on the input features.
+
+  Args: those of `nnx.Linear` and of `Masked`.
+
+  >>> layer = SparseLinear(8, 4, pattern="1:4", rngs=nnx.Rngs(0))
+  >>> layer.kernel_mask.shape, int(layer.kernel_mask[...].sum())
+  ((8, 4), 8)
+  """
+
+  dense_type = nnx.Linear
+
+
+class SparseLinearGeneral(Masked, nnx.LinearGeneral):
+  """`nnx.LinearGeneral` with a mask; groups lie on all input features.
+
+  >>> layer = SparseLinearGeneral(
+  ...   (2, 4), 3, axis=(-2, -1), pattern="1:8", rngs=nnx.Rngs(0))
+  >>> layer.group_axis, int(layer.kernel_mask[...].sum())
+  ((-3, -2), 3)
+  """
+
+  dense_type = nnx.LinearGeneral
+
+
+class SparseEinsum(Masked, nnx.Einsum):
+  """`nnx.Einsum` with a mask; groups lie on the contracted letters.
+
+  >>> layer = SparseEinsum(
+  ...   "bti,ihd->bthd", (8, 2, 4), pattern="2:4", rngs=nnx.Rngs(0))
+  >>> layer.group_axis
+  -3
+  """
+
+  dense_type = nnx.Einsum
+
+  def __init__(self, einsum_str: str, *args: Any, **kwargs: Any):
+    if einsum_str is None:
+      einsum_axis(None, 0)  # raises; upstream's own message says nothing
+    super().__init__(einsum_str, *args, **kwargs)
+
+
+class SparseConv(Masked, nnx.Conv):
+  """`nnx.Conv` with a mask; groups lie on the input features.
+
+  A convolution whose stride is its kernel size is one matrix product; give it
+  `group_axis=(-4, -3, -2)` to group along that product's whole contraction.
+
+  >>> layer = SparseConv(4, 8, (3, 3), pattern="2:4", rngs=nnx.Rngs(0))
+  >>> layer.kernel_mask.shape
+  (3, 3, 4, 8)
+  """
+
+  dense_type = nnx.Conv
+
+
+_SPARSE_TYPES: dict[type, type[Masked]] = {
+  kind.dense_type: kind
+  for kind in (SparseLinear, SparseLinearGeneral, SparseEinsum, SparseConv)
+}
+
+
+@functools.cache
+def sparse_type(dense_type: type[nnx.Module]) -> type[Masked]:
+  """The masked twin of a layer class; made on demand for a subclass.
+
+  >>> sparse_type(nnx.Linear)
+  <class 'figs_jax.nn.layers.SparseLinear'>
+  """
+  if issubclass(dense_type, Masked):
+    return dense_type
+  if dense_type in _SPARSE_TYPES:
+    return _SPARSE_TYPES[dense_type]
+  bases = (Masked, dense_type)
+  return type(f"Sparse{dense_type.__name__}", bases, {"dense_type": dense_type})
+
+
+def set_pattern(
+  layer: Masked,
+  pattern: NM | str | None,
+  grad_mode: GradMode = "ste",
+  shared: tuple[Mask, Leak] | None = None,
+  path: str | None = None,
+) -> None:
+  """Gives the layer, in place, the mask of a pattern; None takes it away.
+
+  Args:
+    layer: its `group_axis` is set, or None for the contracted axes.
+    pattern: as in `Masked`.
+    grad_mode: as in `Masked`.
+    shared: the variables of a layer that holds the same kernel.
+    path: names the layer in error messages.
+
+  Raises:
+    ValueError: as in `Masked`.
+  """
+  if grad_mode not in GRAD_MODES:
+    raise ValueError(
+      f"grad_mode {grad_mode!r} is unknown: {nearest(grad_mode, GRAD_MODES)}"
+    )
+  nm = None if pattern is None else NM.parse(pattern)
+  if nm is not None and nm.is_dense:
+    nm = None
+  if layer.group_axis is None:
+    layer.group_axis = contraction_axis(layer)
+  layer.pattern, layer.grad_mode = nm, grad_mode
+  if nm is None:
+    for name in ("kernel_mask", "leak"):
+      if hasattr(layer, name):
+        delattr(layer, name)
+    return
+  path = path or f"{type(layer).__name__}.kernel"
+  axis = layer.group_axis
+  if axis is None:
+    raise ValueError(
+      f"{path}: no axis of the kernel is contracted, so {nm} has no groups;"
+      " pass group_axis= or pattern=None"
+    )
+  lead = stacked_shape(layer, path)
+  check_groups(path, tuple(layer.kernel.shape), nm, axis)
+  if shared is None:
+    shared = _variables(layer.kernel, nm, axis, lead)
+  layer.kernel_mask, layer.leak = shared
+
+
+def _variables(
+  kernel: nnx.Variable, pattern: NM, axis: Axis, lead: tuple[int, ...]
+) -> tuple[Mask, Leak]:
+  """Mask and leak; abstract (shape and dtype) where the kernel is."""
+  weights = kernel.get_raw_value()
+  if isinstance(weights, jax.ShapeDtypeStruct):
+    mask = jax.ShapeDtypeStruct(
+      weights.shape, jnp.bool_, sharding=weights.sharding
+    )
+    leak = jax.ShapeDtypeStruct(lead, jnp.float32)
+  else:
+    mask = _magnitude_mask(kernel[...], pattern, axis)
+    leak = jnp.zeros(lead, jnp.float32)
+  return Mask(mask, **placement(kernel)), Leak(leak)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _magnitude_mask(
+  kernel: Float[Array, "*shape"], pattern: NM, axis: Axis
+) -> Bool[Array, "*shape"]:
+  return nm_mask(jnp.abs(kernel), pattern, axis)
+
+
+def _negative(axis: Axis | None, ndim: int) -> Axis | None:
+  if axis is None:
+    return None
+  if isinstance(axis, int):
+    return axis if axis < 0 else axis - ndim
+  return tuple(a if a < 0 else a - ndim for a in axis)
