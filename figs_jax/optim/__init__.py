@@ -1,1 +1,24 @@
-"""TBD by the room's owner."""
+"""Optax transforms that read `masks=`: a tree like the params, None at dense.
+
+They work on any pytree of parameters, with or without this package's layers.
+"""
+
+from figs_jax.optim.decay_pruned import DecayPrunedState, decay_pruned
+from figs_jax.optim.gradient_flow import GradientFlowState, gradient_flow
+from figs_jax.optim.replace_adam import replace_adam
+from figs_jax.optim.step_adam import (
+  ScaleByStepAdamState,
+  scale_by_step_adam,
+  step_adamw,
+)
+
+__all__ = [
+  "DecayPrunedState",
+  "GradientFlowState",
+  "ScaleByStepAdamState",
+  "decay_pruned",
+  "gradient_flow",
+  "replace_adam",
+  "scale_by_step_adam",
+  "step_adamw",
+]

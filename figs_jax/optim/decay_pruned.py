@@ -1,0 +1,96 @@
+"""SR-STE's term: pruned weights are pulled towards zero."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax.numpy as jnp
+import optax
+
+from figs_jax.core.types import Array
+from figs_jax.optim.masked import MISSING, aligned, map_leaves
+
+Mode = Literal["into_grad", "decoupled"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+
+class DecayPrunedState(NamedTuple):
+  """State of `decay_pruned`: updates seen so far, an int32 scalar."""
+
+  count: Array
+
+
+def decay_pruned(
+  weight: float = 2e-4,
+  mode: str = "into_grad",
+  schedule: optax.Schedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Adds λ(t) * not m * w to the updates (Zhou et al., arXiv 2102.04010).
+
+  The arithmetic is the same in both modes. `mode` states the place in the
+  chain, which is what decides the method under Adam:
+
+  * `into_grad`: after unscaling and clipping, before the moments. The term goes
+    through Adam's normalisation, as in SR-STE with L2-style decay:
+    `chain(clip, decay_pruned(2e-4), adamw(lr))`.
+  * `decoupled`: after the moments, before the learning rate, like AdamW's
+    weight decay, so that w -= lr * λ * not m * w:
+    `chain(scale_by_adam(), decay_pruned(2e-4, "decoupled"),
+    scale_by_learning_rate(lr))`.
+
+  Before the unscaling of a mixed-precision loss λ would shrink by the loss
+  scale; do not put it there.
+
+  Args:
+    weight: λ, at least 0.
+    mode: `into_grad` or `decoupled`, the place this instance is meant for.
+    schedule: step -> factor on λ; None is 1. Its step counts updates from 0.
+
+  Returns:
+    A transform whose `update(updates, state, params, *, masks)` needs the
+    params and the masks. A leaf without a mask passes through; dtypes stay.
+
+  Raises:
+    ValueError: λ is negative or `mode` unknown; on update, `masks=` or the
+      params are missing.
+
+  >>> tx = decay_pruned(0.5)
+  >>> w, masks = {"w": jnp.array([2., 4.])}, {"w": jnp.array([True, False])}
+  >>> updates, _ = tx.update({"w": jnp.zeros(2)}, tx.init(w), w, masks=masks)
+  >>> updates["w"]
+  Array([0., 2.], dtype=float32)
+  """
+  if mode not in MODES:
+    raise ValueError(
+      f"decay_pruned: mode {mode!r} is unknown: use {' or '.join(MODES)}"
+    )
+  if not weight >= 0:
+    raise ValueError(f"decay_pruned: weight {weight!r} must be at least 0")
+
+  def init(params: Any) -> DecayPrunedState:
+    del params
+    return DecayPrunedState(jnp.zeros([], jnp.int32))
+
+  def update(updates, state, params=None, *, masks=MISSING, **extra):
+    del extra
+    masks = aligned(masks, updates, "decay_pruned")
+    if params is None:
+      raise ValueError(
+        "decay_pruned pulls the weights, so tx.update(grads, opt_state,"
+        " params, masks=masks) must get the params"
+      )
+    scale = weight if schedule is None else weight * schedule(state.count)
+
+    def pull(u, m, w):
+      if m is None:
+        return u
+      return jnp.where(
+        m, u, u + (jnp.asarray(scale, w.dtype) * w).astype(u.dtype)
+      )
+
+    updates = map_leaves(pull, updates, masks, params)
+    return updates, DecayPrunedState(
+      jnp.asarray(optax.safe_increment(state.count))
+    )
+
+  return optax.GradientTransformationExtraArgs(init, update)

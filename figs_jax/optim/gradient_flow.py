@@ -1,0 +1,74 @@
+"""Progressive gradient flow as a transform: pruned entries learn less."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from figs_jax.core.types import Array
+from figs_jax.optim.masked import MISSING, aligned, map_leaves
+
+
+class GradientFlowState(NamedTuple):
+  """State of `gradient_flow`: updates seen so far, an int32 scalar."""
+
+  count: Array
+
+
+def gradient_flow(
+  decay: float | optax.Schedule,
+) -> optax.GradientTransformationExtraArgs:
+  """Scales the updates of pruned entries by D: u * (m + D * not m).
+
+  The decaying gradient flow of arXiv 2402.04744 without its layers: put it
+  first in the chain and apply the masks to the weights in any way. (Layers that
+  use `flow` with grad mode `damped` do this in their backward pass already.)
+  At D = 0 a pruned entry gets exactly 0, whatever its gradient was.
+
+  Args:
+    decay: D in [0, 1], or a schedule step -> D; steps count updates from 0.
+
+  Returns:
+    A transform whose `update(updates, state, params=None, *, masks)` needs the
+    masks. A leaf without a mask passes through; dtypes stay.
+
+  Raises:
+    ValueError: D is a number outside [0, 1]; on update, `masks=` is missing.
+
+  >>> tx = gradient_flow(lambda step: 1.0 / (1 + step))
+  >>> masks = {"w": jnp.array([True, False]), "b": None}
+  >>> grads = {"w": jnp.ones(2), "b": jnp.ones(1)}
+  >>> state = tx.init(grads)
+  >>> for _ in range(2):
+  ...   updates, state = tx.update(grads, state, masks=masks)
+  >>> updates["w"], updates["b"]
+  (Array([1. , 0.5], dtype=float32), Array([1.], dtype=float32))
+  """
+  if not callable(decay) and not 0 <= decay <= 1:
+    raise ValueError(
+      f"gradient_flow: decay {decay!r} must lie in [0, 1], or be a schedule"
+    )
+
+  def init(params: Any) -> GradientFlowState:
+    del params
+    return GradientFlowState(jnp.zeros([], jnp.int32))
+
+  def update(updates, state, params=None, *, masks=MISSING, **extra):
+    del params, extra
+    masks = aligned(masks, updates, "gradient_flow")
+    d = decay(state.count) if callable(decay) else decay
+
+    def scale(u, m):
+      if m is None:
+        return u
+      factor, zero = jnp.asarray(d, u.dtype), jnp.zeros([], u.dtype)
+      return jnp.where(m, u, jnp.where(factor == zero, zero, factor * u))
+
+    updates = map_leaves(scale, updates, masks)
+    return updates, GradientFlowState(
+      jnp.asarray(optax.safe_increment(state.count))
+    )
+
+  return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,80 @@
+"""The chain of patterns that a leaf goes through on its way to N:M.
+
+A chain is a function (target pattern, length of the group axis or None) ->
+patterns, the target last. Length None asks for the chain as it was requested;
+with a length the chain may be shortened to what that leaf can hold. Chains are
+frozen dataclasses: hashable, and equal when they do the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from figs_jax.core.pattern import NM
+
+Chain = Callable[[NM, int | None], tuple[NM, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Never:
+  """No N:M stage at all: the leaf stays dense."""
+
+  def __call__(self, target: NM, length: int | None = None) -> tuple[NM, ...]:
+    del target, length
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Direct:
+  """One stage: the target itself."""
+
+  def __call__(self, target: NM, length: int | None = None) -> tuple[NM, ...]:
+    del length
+    return (target,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepwise:
+  """(M-1):M, then M/2:M, M/4:M, ... while above N, then N:M (2402.04744).
+
+  >>> [str(stage) for stage in Stepwise()(NM(1, 16))]
+  ['15:16', '8:16', '4:16', '2:16', '1:16']
+  """
+
+  def __call__(self, target: NM, length: int | None = None) -> tuple[NM, ...]:
+    del length
+    n, m = target.n, target.m
+    halves = [m >> i for i in range(1, m.bit_length())]
+    counts = {count for count in (m - 1, *halves) if count > n} | {n}
+    return tuple(NM(count, m) for count in sorted(counts, reverse=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometric:
+  """kN:kM, ..., 2N:2M, N:M, the density the same throughout (2402.04744).
+
+  >>> [str(stage) for stage in Geometric(8)(NM(1, 4))]
+  ['8:32', '4:16', '2:8', '1:4']
+  >>> [str(stage) for stage in Geometric(8)(NM(1, 4), length=24)]
+  ['2:8', '1:4']
+
+  Raises:
+    ValueError: k is no power of two.
+  """
+
+  k: int = 16
+
+  def __post_init__(self):
+    k = self.k
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1 or k & (k - 1):
+      raise ValueError(
+        f"k={k!r} must be a power of two (1, 2, 4, 8, ...): the chain halves it"
+      )
+
+  def __call__(self, target: NM, length: int | None = None) -> tuple[NM, ...]:
+    k = self.k
+    while length is not None and k > 1 and length % (k * target.m):
+      k //= 2
+    factors = [k >> i for i in range(k.bit_length())]
+    return tuple(NM(f * target.n, f * target.m) for f in factors)

@@ -1,0 +1,276 @@
+"""A recipe: what masks, leak and gradient are, as a function of the step.
+
+A recipe is data. Its parts are functions that anyone may write: a timeline, a
+chain of patterns, a leak, and what the optimizer must do. `Recipe` puts them
+together; `bind` adds the kernels of a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from figs_jax.core.flow import GRAD_MODES
+from figs_jax.core.pattern import NM
+from figs_jax.core.rules import Rules, check_groups, nearest
+from figs_jax.core.tree import Leaf
+from figs_jax.core.types import Array, Bool
+from figs_jax.optim import ScaleByStepAdamState
+from figs_jax.recipes.bound import BoundLeaf, BoundRecipe, length_of
+from figs_jax.recipes.chain import Chain, Direct
+from figs_jax.recipes.leak import Hard, Leak
+from figs_jax.recipes.needs import Need, states_of
+from figs_jax.recipes.timeline import Flag, Step, Timeline
+
+_log = logging.getLogger(__name__)
+
+
+class Moment(NamedTuple):
+  """What a recipe says about one step.
+
+  stage: int32 scalar, 0 in the dense phase, then 1..S of the requested chain
+  (the longest one where rules give several). leak: float32 scalar, the D of
+  `flow`. refresh: Boolean scalar, True where masks are recomputed.
+  """
+
+  stage: Array
+  leak: Array
+  refresh: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How N:M masks come about during a run. Frozen, hashable, printable.
+
+  Make one with `recipes.create`.
+
+  Attributes:
+    name: the name it was created under.
+    pattern: the target, an `NM` or `Rules` of them.
+    timeline: phases, refreshes and, for STEP, the limits of its switch.
+    chain: (pattern, group length or None) -> the patterns on the way to it.
+    leak: step -> D, asked in the decay phase only.
+    grad_mode: what pruned entries get as gradient (`ste`, `damped`, `masked`).
+    needs: what the optimizer must do.
+    nested: a pruned weight never returns, so density may fall below N:M.
+  """
+
+  name: str
+  pattern: NM | Rules
+  timeline: Timeline
+  chain: Chain = Direct()
+  leak: Leak = Hard()
+  grad_mode: str = "ste"
+  needs: tuple[Need, ...] = ()
+  nested: bool = False
+
+  def __post_init__(self):
+    if self.grad_mode not in GRAD_MODES:
+      raise ValueError(
+        f"grad_mode={self.grad_mode!r} is unknown,"
+        f" {nearest(self.grad_mode, GRAD_MODES)}"
+      )
+
+  @property
+  def total_steps(self) -> int:
+    return self.timeline.total_steps
+
+  @property
+  def sparse(self) -> bool:
+    """False for a recipe that never masks anything."""
+    return max(self._lengths) > 0
+
+  def at(self, step: Step | int, switched: Flag = False) -> Moment:
+    """Stage, leak and refresh at a step; the form to use under jit.
+
+    D is 1 in the dense phase and exactly 0 in the fine-tune phase.
+
+    Args:
+      step: int32 scalar, may be traced: the step whose forward pass is meant.
+      switched: STEP's flag; other recipes ignore it.
+    """
+    step = jnp.asarray(step, jnp.int32)
+    stage = self.timeline.stage(max(self._lengths), step, switched)
+    leak = jnp.where(stage == 0, 1.0, self.leak(step))
+    if self.sparse:
+      leak = jnp.where(step >= self.timeline.finetune_start, 0.0, leak)
+    due = [self.timeline.refresh(s, step, switched) for s in self._lengths]
+    return Moment(stage, leak.astype(jnp.float32), jnp.stack(due).any())
+
+  def pattern_at(self, step: int, switched: bool | None = None) -> NM | Rules:
+    """The pattern at a step: an `NM`, or `Rules` of them, as was given.
+
+    In the dense phase that is m:m. STEP is assumed to switch as late as it can
+    unless `switched` says otherwise.
+    """
+    flag = self.timeline.switched_by(step) if switched is None else switched
+
+    def now(target: NM) -> NM:
+      chain = self.chain(target, None)
+      stage = self.timeline.stage(len(chain), jnp.asarray(step), flag)
+      return (NM(target.m, target.m), *chain)[int(stage)]
+
+    if isinstance(self.pattern, Rules):
+      return self.pattern.map(now)
+    return now(self.pattern)
+
+  def leak_at(self, step: int, switched: bool | None = None) -> float:
+    """D at a step, as training sees it; `switched` as in `pattern_at`."""
+    flag = self.timeline.switched_by(step) if switched is None else switched
+    return float(_jitted_at(self, step, flag).leak)
+
+  def describe(self) -> str:
+    """The run as a table: steps, phase, pattern, leak, gradient.
+
+    A range of leaks is that of the first and the last step of the line.
+    """
+    line = self.timeline
+    every = "step" if line.refresh_every == 1 else f"{line.refresh_every} steps"
+    rows = [("steps", "phase", "pattern", "leak", "gradient")]
+    edges = self._edges()
+    for first, end in zip(edges, edges[1:]):
+      rows.append(self._row(first, end - 1))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    text = [f"{self.name}: {self.pattern}, {self.total_steps} steps"]
+    for *cells, last in rows:
+      padded = (cell.ljust(width) for cell, width in zip(cells, widths))
+      text.append("  ".join(("", *padded, last)))
+    if self.sparse:
+      text.append(f"  masks are recomputed every {every} and at each new stage")
+    if line.switch is not None:
+      text.append(
+        "  the optimizer switches; the first masked step lies in"
+        f" {line.switch.t_min + 1}..{line.switch.t_max + 1} (shown: the last)"
+      )
+    return "\n".join(text)
+
+  def _edges(self) -> list[int]:
+    """Steps at which a line of the table begins, and the end of the run."""
+    line = self.timeline
+    edges = {0, line.dense_end, line.finetune_start, line.total_steps}
+    if line.switch is not None:
+      edges = {0, line.switch.t_max + 1, line.finetune_start, line.total_steps}
+    else:
+      edges |= {at for s in self._lengths for at in line.boundaries(s)}
+      edges.add(getattr(self.leak, "end", 0))
+    return sorted(edge for edge in edges if edge <= line.total_steps)
+
+  def _row(self, first: int, last: int) -> tuple[str, str, str, str, str]:
+    leaks = [f"{self.leak_at(step):.4g}" for step in (first, last)]
+    moment = self.at(first, self.timeline.switched_by(first))
+    dense = int(moment.stage) == 0
+    if dense:
+      phase = "dense"
+    elif first >= self.timeline.finetune_start:
+      phase = "fine-tune"
+    else:
+      phase = "sparse"
+    return (
+      f"{first}..{last}",
+      phase,
+      str(self.pattern_at(first)),
+      leaks[0] if leaks[0] == leaks[1] else "..".join(leaks),
+      "all kept" if dense else self.grad_mode,
+    )
+
+  def bind(self, leaves: Mapping[str, Leaf]) -> BoundRecipe:
+    """The recipe for the kernels of one model.
+
+    Every leaf gets its own chain, as long as its group axis can hold; a chain
+    that had to be shortened is reported through `logging`, once per leaf.
+
+    Args:
+      leaves: path -> `Leaf` of every masked kernel.
+
+    Raises:
+      ValueError: a leaf's pattern is not (among) the recipe's, or its m does
+        not divide the group axis.
+    """
+    bound = []
+    for path, leaf in sorted(leaves.items()):
+      self._check_pattern(path, leaf)
+      check_groups(path, leaf.shape, leaf.pattern, leaf.axis)
+      wanted = self.chain(leaf.pattern, None)
+      chain = self.chain(leaf.pattern, length_of(leaf))
+      if chain != wanted:
+        _log.warning(
+          "%s: group axis of length %d cannot hold %s; its chain starts at %s",
+          path,
+          length_of(leaf),
+          wanted[0],
+          chain[0],
+        )
+      bound.append(BoundLeaf(path, leaf, chain))
+    return BoundRecipe(self, tuple(bound))
+
+  def transform(
+    self,
+    tx: optax.GradientTransformation,
+    *,
+    before: optax.GradientTransformation | None = None,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+  ) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with what the recipe needs: chain(before, needs, tx).
+
+    Args:
+      tx: any optimizer; for STEP one with a plain `scale_by_adam` in a chain.
+      before: what comes first, such as clipping: it must not see the term that
+        SR-STE adds to the gradient.
+      learning_rate: that of `tx`, needed by `sr_ste` with mode `decoupled`.
+
+    Raises:
+      ValueError: `tx` cannot take what the recipe needs; the fix is named.
+    """
+    for need in self.needs:
+      tx = need.compose(tx, learning_rate)
+    if before is not None:
+      tx = optax.chain(before, tx)
+    return optax.with_extra_args_support(tx)
+
+  def check(self, opt_state: Any) -> None:
+    """Raises ValueError unless an optimizer state holds what is needed."""
+    for need in self.needs:
+      if not states_of(need.state, opt_state):
+        raise ValueError(
+          f"recipe {self.name!r} needs {need.name} in its optimizer, and the"
+          " optimizer state has none: build it with tx = recipe.transform(tx)"
+        )
+
+  def switched(self, opt_state: Any) -> Bool[Array, "*shape"]:
+    """STEP's flag, found in an optimizer state by its type; else False."""
+    states = states_of(ScaleByStepAdamState, opt_state)
+    if len(states) > 1:
+      raise ValueError(
+        f"the optimizer state holds {len(states)} scale_by_step_adam, whose"
+        " flags may differ: use one for all masked leaves"
+      )
+    return states[0].switched if states else jnp.zeros([], jnp.bool)
+
+  @property
+  def _targets(self) -> tuple[NM, ...]:
+    if isinstance(self.pattern, NM):
+      return (self.pattern,)
+    return tuple(nm for _, nm in self.pattern.rules if nm is not None)
+
+  @property
+  def _lengths(self) -> tuple[int, ...]:
+    """The numbers of stages that the targets' chains have."""
+    lengths = {len(self.chain(nm, None)) for nm in self._targets}
+    return tuple(sorted(lengths)) or (0,)
+
+  def _check_pattern(self, path: str, leaf: Leaf) -> None:
+    if leaf.pattern not in self._targets:
+      known = ", ".join(str(nm) for nm in self._targets) or "dense only"
+      raise ValueError(
+        f"{path}: the model masks it {leaf.pattern}, but recipe {self.name!r}"
+        f" was created for {known}; give both the same pattern or rules"
+      )
+
+
+_jitted_at = jax.jit(Recipe.at, static_argnums=0)

@@ -1,0 +1,254 @@
+"""STEP's Adam against numpy, against optax's Adam, and its own statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from figs_jax.optim import scale_by_step_adam, step_adamw
+
+SHAPES = {"a": (2, 3), "b": (4,), "c": (5,)}
+MASKED = ("a", "c")
+MASKS = {
+  "a": jnp.array([[True, False, True], [False, True, True]]),
+  "b": None,
+  "c": jnp.array([True, False, False, True, False]),
+}
+SETTINGS = {
+  "b1": 0.8,
+  "b2": 0.6,
+  "eps": 1e-3,
+  "t_min": 4,
+  "t_max": 15,
+  "window": 3,
+}
+
+
+def gradients(steps, seed=0):
+  """Gaussian, getting smaller so that the second moment settles."""
+  rng = np.random.default_rng(seed)
+  return [
+    {k: 0.8**t * rng.normal(size=shape) for k, shape in SHAPES.items()}
+    for t in range(steps)
+  ]
+
+
+def reference(
+  grads, *, b1, b2, eps, t_min, t_max, window, criterion="absolute",
+  mean="arithmetic", threshold=None, bias_correct=True,
+):  # fmt: skip
+  """Updates, levels of the criterion, and the update that switched."""
+  m = {k: np.zeros(s) for k, s in SHAPES.items()}
+  v = {k: np.zeros(s) for k, s in SHAPES.items()}
+  v_star, ring, out, levels, switch = None, [], [], [], None
+  for t, g in enumerate(grads, start=1):
+    old = v
+    m = {k: b1 * m[k] + (1 - b1) * g[k] for k in g}
+    v = {k: b2 * v[k] + (1 - b2) * g[k] ** 2 for k in g}
+    step = {}
+    for k in g:
+      m_hat = m[k] / (1 - b1**t)
+      if switch is not None and k in MASKED:
+        step[k] = m_hat / np.sqrt(v_star[k] + eps)
+      else:
+        step[k] = m_hat / (np.sqrt(v[k] / (1 - b2**t)) + eps)
+    out.append(step)
+    moved = np.concatenate([np.abs(v[k] - old[k]).ravel() for k in MASKED])
+    if mean == "geometric":
+      moved = np.exp(np.mean(np.log(moved + np.finfo(np.float32).tiny)))
+    ring = [*ring, moved.mean()][-window:]
+    level = np.mean(ring)
+    if criterion == "relative":
+      level /= np.concatenate([v[k].ravel() for k in MASKED]).mean()
+    levels.append(level)
+    below = level < (eps if threshold is None else threshold)
+    settled = len(ring) == window and t > t_min and below
+    if switch is None and (settled or t > t_max):
+      switch = t
+      scale = 1 - b2**t if bias_correct else 1
+      v_star = {k: v[k] / scale for k in MASKED}
+  return out, levels, switch
+
+
+def run(tx, grads, masks=MASKS):
+  state, update = (
+    tx.init(jax.tree.map(jnp.float32, grads[0])),
+    jax.jit(tx.update),
+  )
+  out, states = [], []
+  for g in grads:
+    updates, state = update(jax.tree.map(jnp.float32, g), state, masks=masks)
+    out.append(updates)
+    states.append(state)
+  return out, states
+
+
+@pytest.mark.parametrize("bias_correct", [True, False])
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+@pytest.mark.parametrize("criterion", ["absolute", "relative"])
+def test_twenty_steps_equal_numpy(criterion, mean, bias_correct):
+  grads = gradients(20)
+  options = dict(
+    SETTINGS, criterion=criterion, mean=mean, bias_correct=bias_correct
+  )
+  _, levels, _ = reference(grads, **options, threshold=0.0)
+  options["threshold"] = 1.01 * min(levels[5:12])
+  wanted, _, switch = reference(grads, **options)
+  assert 5 <= switch <= 12, "the criterion decides, neither limit does"
+
+  got, states = run(scale_by_step_adam(**options), grads)
+  assert [bool(s.switched) for s in states] == [
+    t >= switch for t in range(1, 21)
+  ]
+  for ours, theirs in zip(got, wanted, strict=True):
+    for k in SHAPES:
+      np.testing.assert_allclose(ours[k], theirs[k], rtol=2e-4, atol=1e-6)
+
+
+def test_at_the_latest_after_t_max_and_v_star_then_stays():
+  grads = gradients(20)
+  options = dict(SETTINGS, threshold=0.0)
+  wanted, _, switch = reference(grads, **options)
+  assert switch == 16, "the first t > t_max = 15"
+  got, states = run(scale_by_step_adam(**options), grads)
+  assert [bool(s.switched) for s in states].index(True) == 15
+  for ours, theirs in zip(got, wanted, strict=True):
+    for k in SHAPES:
+      np.testing.assert_allclose(ours[k], theirs[k], rtol=2e-4, atol=1e-6)
+  for state in states[16:]:
+    for k in MASKED:
+      np.testing.assert_array_equal(state.nu[k], states[15].nu[k])
+    assert np.any(state.nu["b"] != states[15].nu["b"])
+    np.testing.assert_array_equal(state.window, states[15].window)
+
+
+def test_never_up_to_t_min():
+  _, states = run(
+    scale_by_step_adam(**dict(SETTINGS, t_min=9, threshold=1e9)), gradients(12)
+  )
+  assert [bool(s.switched) for s in states] == [t > 9 for t in range(1, 13)]
+
+
+def test_never_before_the_window_is_full():
+  tx = scale_by_step_adam(t_min=0, t_max=99, window=7, threshold=1e9)
+  _, states = run(tx, gradients(9))
+  assert [bool(s.switched) for s in states] == [t >= 7 for t in range(1, 10)]
+
+
+@pytest.mark.parametrize("t_min,length", [(0, 1), (40, 40), (5000, 1000)])
+def test_default_window(t_min, length):
+  tx = scale_by_step_adam(t_min=t_min, t_max=t_min)
+  assert tx.init({}).window.shape == (length,)
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize(
+  "dtype,compiled",
+  # A compiler may round half-precision chains later than step by step.
+  [
+    (jnp.float32, True),
+    (jnp.float32, False),
+    (jnp.bfloat16, False),
+    (jnp.float16, False),
+  ],
+)
+@pytest.mark.parametrize("options", [{}, {"mu_dtype": jnp.bfloat16}])
+def test_phase_one_is_optax_adam_bit_for_bit(dtype, compiled, options):
+  options = dict(options, eps_root=1e-9, b1=0.85, b2=0.95)
+  ours = scale_by_step_adam(t_min=50, t_max=50, **options)
+  theirs = optax.scale_by_adam(**options)
+  wrap = jax.jit if compiled else lambda fn: fn
+  update, adam = wrap(ours.update), wrap(theirs.update)
+  params = {k: jnp.zeros(s, dtype) for k, s in SHAPES.items()}
+  a, b = ours.init(params), theirs.init(params)
+  for g in gradients(30 if compiled else 5):
+    g = jax.tree.map(lambda x: jnp.asarray(x, dtype), g)
+    x, a = update(g, a, masks=MASKS)
+    y, b = adam(g, b)
+    jax.tree.map(np.testing.assert_array_equal, x, y)
+    jax.tree.map(np.testing.assert_array_equal, (a.mu, a.nu), (b.mu, b.nu))
+    assert jax.tree.map(jnp.result_type, (x, a.mu, a.nu)) == jax.tree.map(
+      jnp.result_type, (y, b.mu, b.nu)
+    )
+
+
+def first_switch(std, t_min, t_max, seed=0, size=2000, b2=0.999, **options):
+  """The update that sets the flag, for Gaussian gradients."""
+  tx = scale_by_step_adam(b2=b2, t_min=t_min, t_max=t_max, **options)
+  params = {"w": jnp.zeros(size)}
+  masks = {"w": jnp.arange(size) % 2 == 0}
+
+  @jax.jit
+  def simulate(key):
+    def one(state, key):
+      grads = {"w": std * jax.random.normal(key, (size,))}
+      return tx.update(grads, state, masks=masks)[1], state.switched
+
+    keys = jax.random.split(key, t_max + 2)
+    return jax.lax.scan(one, tx.init(params), keys)[1]
+
+  return int(np.argmax(simulate(jax.random.key(seed))))
+
+
+@pytest.mark.parametrize(
+  "std,t_min,switch",
+  [
+    (1e-3, 800, 801),  # T_min, as soon as it allows
+    (3e-3, 800, 801),
+    (3e-3, 1200, 1201),
+    (1e-2, 800, 1501),  # T_max only
+    (1.0, 800, 1501),
+  ],
+)
+def test_the_absolute_criterion_depends_on_scale(std, t_min, switch):
+  """The published simulation: b2 .999, eps 1e-8, Gaussian gradients."""
+  assert first_switch(std, t_min, 1500) == switch
+
+
+def test_the_relative_criterion_does_not():
+  options = {"criterion": "relative", "threshold": 1.1e-2, "b2": 0.99}
+  ends = {first_switch(std, 100, 1500, **options) for std in (1e-4, 1e-2, 1.0)}
+  assert len(ends) == 1 and 100 < ends.pop() < 1000
+
+
+def test_no_masked_leaf_switches_by_t_max_and_stays_adam():
+  grads = gradients(8)
+  masks = dict.fromkeys(SHAPES)
+  options = dict(SETTINGS, t_max=5, t_min=2)
+  got, states = run(scale_by_step_adam(**options), grads, masks)
+  assert [bool(s.switched) for s in states] == [t > 5 for t in range(1, 9)]
+  never, _ = run(scale_by_step_adam(**dict(options, t_max=99)), grads, masks)
+  jax.tree.map(np.testing.assert_array_equal, got, never)
+
+
+@pytest.mark.parametrize(
+  "bad,message",
+  [
+    ({"t_min": 5, "t_max": 4}, "0 <= t_min <= t_max"),
+    ({"t_min": -1}, "0 <= t_min <= t_max"),
+    ({"criterion": "relativ"}, "absolute or relative"),
+    ({"mean": "median"}, "arithmetic or geometric"),
+    ({"window": 0}, "at least 1"),
+  ],
+)
+def test_illegal_options(bad, message):
+  with pytest.raises(ValueError, match=message):
+    scale_by_step_adam(**({"t_min": 1, "t_max": 10} | bad))
+
+
+@pytest.mark.standard_promotion
+def test_step_adamw_is_adamw_until_the_switch():
+  decayed = lambda p: jax.tree.map(lambda x: x.ndim > 1, p)  # noqa: E731
+  schedule = optax.linear_schedule(1e-2, 0.0, 20)
+  ours = step_adamw(schedule, 0.8, 0.9, 1e-6, 0.1, decayed, t_min=50, t_max=50)
+  theirs = optax.adamw(schedule, 0.8, 0.9, 1e-6, weight_decay=0.1, mask=decayed)
+  params = {k: jnp.ones(s) for k, s in SHAPES.items()}
+  a, b, p, q = ours.init(params), theirs.init(params), params, params
+  update, adamw = jax.jit(ours.update), jax.jit(theirs.update)
+  for g in gradients(20):
+    g = jax.tree.map(jnp.float32, g)
+    x, a = update(g, a, p, masks=MASKS)
+    y, b = adamw(g, b, q)
+    p, q = optax.apply_updates(p, x), optax.apply_updates(q, y)
+    jax.tree.map(np.testing.assert_array_equal, p, q)
