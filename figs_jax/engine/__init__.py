@@ -1,1 +1,32 @@
-"""TBD by the room's owner."""
+"""What an N:M pattern buys on a matrix engine: closed forms over plain tables.
+
+A layer is a GEMM, (M x K) times (K x N), whose K x N weight may be N:M sparse
+along K; an engine is a hardware description. One pure function turns both into
+cycles, accesses and bytes. Every number here is modelled, none is measured.
+"""
+
+from figs_jax.engine.cost import Cost, cost
+from figs_jax.engine.report import Report, Total, report
+from figs_jax.engine.spec import Systolic, parse
+from figs_jax.engine.storage import (
+  dense_bytes,
+  flops,
+  packed_bytes,
+  train_flops,
+)
+from figs_jax.engine.workload import Layers
+
+__all__ = [
+  "Cost",
+  "Layers",
+  "Report",
+  "Systolic",
+  "Total",
+  "cost",
+  "dense_bytes",
+  "flops",
+  "packed_bytes",
+  "parse",
+  "report",
+  "train_flops",
+]

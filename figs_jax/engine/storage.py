@@ -1,0 +1,110 @@
+"""What an N:M model weighs and computes, from plain sizes.
+
+A kept weight is stored with ceil(log2 m) index bits; a GEMM costs 2 M N K
+FLOPs times the density of its weight, so that a model takes
+total = SA + (n / m) FF (arXiv 2402.04744, appendix D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from figs_jax.core.pattern import NM
+from figs_jax.engine.exact import ceil_div, larger, smaller
+from figs_jax.engine.workload import Layers
+
+
+def kept_depth(K: Any, n: Any, m: Any) -> Any:
+  """Weights kept along K: n of each whole group, at most n of a last part."""
+  return K // m * n + smaller(K % m, n)
+
+
+def index_bits(n: Any, m: Any) -> Any:
+  """ceil(log2 m) bits per kept weight; none if all are kept.
+
+  >>> int(index_bits(2, 4)), int(index_bits(1, 5)), int(index_bits(4, 4))
+  (2, 3, 0)
+  """
+  # One bit for each power of two below m; comparisons are no numbers under
+  # strict promotion.
+  bits = sum(smaller(larger(m - 2**i, 0), 1) for i in range(31))
+  return bits * smaller(m - n, 1)
+
+
+def dense_bytes(size: int, itemsize: int) -> int:
+  """Bytes of a tensor of `size` values.
+
+  >>> dense_bytes(1024, 4)
+  4096
+  """
+  return size * itemsize
+
+
+def packed_bytes(size: int, pattern: NM | str | None, itemsize: int) -> int:
+  """Bytes of a packed tensor: its kept values, then their indices.
+
+  The indices of a tensor are rounded up to whole bytes together.
+
+  Args:
+    size: number of weights, kept or not.
+    pattern: the tensor's pattern; None is dense.
+    itemsize: bytes per value.
+
+  Raises:
+    ValueError: m does not divide size.
+
+  >>> packed_bytes(1024, "2:4", 2), packed_bytes(1024, None, 2)
+  (1152, 2048)
+  """
+  nm = NM(1, 1) if pattern is None else NM.parse(pattern)
+  if nm.is_dense:
+    return dense_bytes(size, itemsize)
+  if size % nm.m:
+    raise ValueError(
+      f"packed_bytes: size {size} is not a multiple of m={nm.m}; pass"
+      " pattern=None for a dense tensor"
+    )
+  kept = size // nm.m * nm.n
+  return dense_bytes(kept, itemsize) + ceil_div(kept * nm.metadata_bits, 8)
+
+
+def flops(layers: Layers | Iterable[Mapping[str, Any]]) -> np.ndarray:
+  """Inference FLOPs of each layer, count included: 2 M N K count n / m.
+
+  >>> row = {"name": "ff", "M": 4, "N": 8, "K": 8, "pattern": "1:4"}
+  >>> flops([row])
+  array([128.])
+  """
+  layers = Layers.of(layers)
+  return _dense_flops(layers) * (layers.n / layers.m)
+
+
+def train_flops(
+  layers: Layers | Iterable[Mapping[str, Any]], leak_positive: bool = False
+) -> np.ndarray:
+  """FLOPs of one training step of each layer, count included.
+
+  The forward pass takes the density s of the weight, or 1 while pruned entries
+  still leak through. The input gradient takes 1, as it needs the transposed
+  mask, whose groups lie across; so does the weight gradient, which is dense.
+
+  Args:
+    layers: a table, or its rows.
+    leak_positive: whether the leak D is above 0.
+
+  >>> row = {"name": "ff", "M": 4, "N": 8, "K": 8, "pattern": "1:4"}
+  >>> train_flops([row]), train_flops([row], leak_positive=True)
+  (array([1152.]), array([1536.]))
+  """
+  layers = Layers.of(layers)
+  forward = 1.0 if leak_positive else layers.n / layers.m
+  return _dense_flops(layers) * (forward + 1.0 + 1.0)
+
+
+def _dense_flops(layers: Layers) -> np.ndarray:
+  # In float64 throughout: a product of sizes may pass int64.
+  columns = (layers.M, layers.N, layers.K, layers.count)
+  return 2.0 * np.prod([np.asarray(c, np.float64) for c in columns], axis=0)

@@ -1,0 +1,123 @@
+"""Layers as columns: one row per GEMM, ready for jit, vmap and broadcasting."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from figs_jax.core.pattern import NM
+from figs_jax.engine.exact import array_dataclass
+from figs_jax.engine.spec import nearest
+
+# Sizes stay exact in float64, patterns and counts in int32.
+LIMITS = {
+  **dict.fromkeys(("M", "N", "K"), 2**53),
+  **dict.fromkeys(("n", "m", "count"), 2**31 - 1),
+}
+_COLUMNS = ("name", "M", "N", "K", "pattern", "count")
+
+
+@array_dataclass("names")
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layers:
+  """A table of GEMMs, (M x K) times (K x N): columns of int64, one per layer.
+
+  Attributes:
+    names: the layers' names.
+    M: rows of the activations (tokens, summed over the batch).
+    N: columns of the weight (outputs).
+    K: the contraction, along which N:M groups lie.
+    n: weights kept of every m; n = m is dense.
+    m: group length.
+    count: how many such GEMMs the model runs.
+
+  >>> row = {"name": "ff", "M": 196, "N": 3072, "K": 768, "pattern": "1:8"}
+  >>> Layers.of([row]).m.tolist()
+  [8]
+  """
+
+  names: tuple[str, ...]
+  M: Any
+  N: Any
+  K: Any
+  n: Any
+  m: Any
+  count: Any
+
+  @classmethod
+  def of(cls, rows: Layers | Iterable[Mapping[str, Any]]) -> Layers:
+    """Builds the table from rows {name, M, N, K, pattern=None, count=1}.
+
+    A pattern is an `NM`, "n:m", or None (or "dense"). A table is returned as it
+    is.
+
+    Raises:
+      ValueError: no rows, a missing or unknown column, a size that is not a
+        positive integer, or an illegal pattern; it names the row and column.
+    """
+    if isinstance(rows, Layers):
+      return rows
+    table = [_read_row(index, row) for index, row in enumerate(rows)]
+    if not table:
+      raise ValueError("layers: no rows; give at least one {name, M, N, K}")
+    names, *columns = zip(*table)
+    return cls(names, *(np.array(column, np.int64) for column in columns))
+
+  def pattern(self, index: int) -> str:
+    """The pattern of one layer as text, "dense" where all is kept."""
+    n, m = int(self.n[index]), int(self.m[index])
+    return "dense" if n == m else f"{n}:{m}"
+
+  def dense(self) -> Layers:
+    """The same layers without patterns."""
+    ones = np.ones(np.shape(self.m), np.int64)
+    return dataclasses.replace(self, n=ones, m=ones)
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+
+def _read_row(index: int, row: Mapping[str, Any]) -> tuple[Any, ...]:
+  """(name, M, N, K, n, m, count) of one row, or the error that names it."""
+  where = f"layers row {index} {row.get('name', '?')!r}"
+  for column in row:
+    if column not in _COLUMNS:
+      raise ValueError(
+        f"{where}: unknown column {column!r}, {nearest(column, _COLUMNS)}"
+      )
+  for column in _COLUMNS[:4]:
+    if column not in row:
+      raise ValueError(
+        f"{where}: column {column!r} is missing; a row needs name, M, N and K"
+      )
+  row = {"pattern": None, "count": 1} | dict(row)
+  sizes = {
+    column: _read_size(where, column, row[column])
+    for column in ("M", "N", "K", "count")
+  }
+  try:
+    given: Any = row["pattern"]
+    pattern = NM(1, 1) if given in (None, "dense") else NM.parse(given)
+    if pattern.m > LIMITS["m"]:
+      raise ValueError(f"{pattern} has m above {LIMITS['m']}")
+  except ValueError as error:
+    raise ValueError(f"{where}, column 'pattern': {error}") from error
+  gemm = sizes["M"], sizes["N"], sizes["K"]
+  return str(row["name"]), *gemm, pattern.n, pattern.m, sizes["count"]
+
+
+def _read_size(where: str, column: str, value: Any) -> int:
+  try:
+    size = operator.index(value)
+  except TypeError:
+    size = 0
+  if isinstance(value, bool) or not 1 <= size <= LIMITS[column]:
+    raise ValueError(
+      f"{where}, column {column!r}: got {value!r}; give an integer from 1 to"
+      f" {LIMITS[column]}"
+    )
+  return size

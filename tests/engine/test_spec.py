@@ -1,0 +1,128 @@
+"""The spec grammar, and the errors of engines and layer tables."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from figs_jax.core.pattern import NM
+from figs_jax.engine import Layers, Systolic, parse
+from figs_jax.engine.spec import DATAFLOWS, OVERLAPS
+
+
+@given(st.sampled_from(DATAFLOWS), st.integers(1, 999), st.integers(1, 999),
+       st.sampled_from(OVERLAPS), st.booleans())  # fmt: skip
+def test_an_engines_default_name_parses_to_itself(
+  dataflow, rows, cols, overlap, sparse
+):
+  engine = Systolic(dataflow, rows, cols, overlap, sparse=sparse)
+  assert parse(str(engine)) == engine
+  assert hash(parse(str(engine))) == hash(engine)
+  assert parse(engine) is engine
+
+
+def test_text_is_kept_as_the_name_and_options_are_read():
+  engine = parse("ws:32x32:overlap=none")
+  assert engine == Systolic("ws", 32, 32, name="ws:32x32:overlap=none")
+  assert parse("os:16x64:sparse=false:name=mine").name == "mine"
+  assert not parse("is:8x8:sparse=false").sparse
+  assert parse("is:overlap=full").overlap == "full"
+
+
+@pytest.mark.parametrize("kind", DATAFLOWS)
+def test_a_bare_kind_is_the_preset_of_512_multipliers(kind):
+  assert parse(kind) == Systolic(kind, 32, 16, name=kind)
+
+
+@pytest.mark.parametrize(
+  "spec, message",
+  [
+    ("wss:32x32", "unknown kind 'wss', did you mean 'ws'"),
+    ("vegeta-s-16-2", "unknown kind 'vegeta-s-16-2'.*Known: is, os, ws"),
+    ("", "unknown kind ''"),
+    ("ws:32", "size '32' is not ROWSxCOLS.*'ws:32x16'"),
+    ("ws:32x", "size '32x'"),
+    ("ws:-1x4", "size '-1x4'"),
+    ("ws:0x4", "rows: got 0; give integers from 1"),
+    ("ws:4x99999999999999999999", "cols: got 9+; give integers from 1"),
+    ("ws:8x8:overlp=none", "unknown key 'overlp', did you mean 'overlap'"),
+    ("ws:8x8:overlap=ful", "overlap='ful', did you mean 'full'"),
+    ("ws:8x8:sparse=yes", "sparse='yes'.*Known: false, true"),
+    ("ws:8x8:overlap", "cannot read 'overlap'; write key=value"),
+    ("ws:8x8:overlap=", "cannot read 'overlap='"),
+    ("ws:8x8:", "cannot read ''"),
+    ("ws:8x8:overlap=none:overlap=full", "'overlap' is given twice"),
+  ],
+)
+def test_a_bad_spec_names_itself_and_the_fix_in_one_line(spec, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    parse(spec)
+  assert repr(spec) in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_bad_engine_is_refused_at_construction():
+  with pytest.raises(ValueError, match="dataflow 'sw': did you mean 'ws'"):
+    Systolic("sw", 8, 8)
+  with pytest.raises(ValueError, match="overlap 'all'"):
+    Systolic("ws", 8, 8, overlap="all")
+  with pytest.raises(ValueError, match="rows: got array"):
+    Systolic("ws", np.array([8, 0]), 8)
+  with pytest.raises(ValueError, match="cols: got 1.5"):
+    Systolic("ws", 8, 1.5)
+
+
+def row(**changes):
+  return {"name": "ff", "M": 4, "N": 8, "K": 16} | changes
+
+
+def test_rows_become_columns():
+  layers = Layers.of(
+    [
+      row(),
+      row(pattern="2:4", count=3),
+      row(pattern=NM(1, 8)),
+      row(pattern="dense"),
+    ]
+  )
+  assert layers.n.tolist() == [1, 2, 1, 1]
+  assert layers.m.tolist() == [1, 4, 8, 1]
+  assert layers.count.tolist() == [1, 3, 1, 1]
+  assert layers.M.dtype == np.int64
+  assert [layers.pattern(i) for i in range(4)] == [
+    "dense",
+    "2:4",
+    "1:8",
+    "dense",
+  ]
+  assert layers.dense().m.tolist() == [1, 1, 1, 1]
+  assert Layers.of(layers) is layers and len(layers) == 4
+
+
+@pytest.mark.parametrize(
+  "bad, message",
+  [
+    (row(M=0), "row 1 'ff', column 'M': got 0; give an integer from 1"),
+    (row(N=-8), "column 'N': got -8"),
+    (row(K=1.5), "column 'K': got 1.5"),
+    (row(K="16"), "column 'K': got '16'"),
+    (row(M=True), "column 'M': got True"),
+    (row(M=2**60), "column 'M': got 1152921504606846976"),
+    (row(count=0), "column 'count': got 0"),
+    (row(pattern="5:4"), "row 1 'ff', column 'pattern': NM.5, 4."),
+    (row(pattern="half"), "column 'pattern': 'half' is no N:M pattern"),
+    (row(pattern=7), "column 'pattern': 7 is no N:M pattern"),
+    (row(pattern=f"1:{2**31}"), "column 'pattern': .* above"),
+    (row(patern="1:8"), "unknown column 'patern', did you mean 'pattern'"),
+    ({"name": "x", "M": 1, "N": 1}, "row 1 'x': column 'K' is missing"),
+    ({"M": 1, "N": 1, "K": 1}, "row 1 '.': column 'name' is missing"),
+  ],
+)
+def test_a_bad_row_is_named_with_its_column(bad, message):
+  with pytest.raises(ValueError, match=message):
+    Layers.of([row(), bad])
+
+
+def test_no_rows_are_refused():
+  with pytest.raises(ValueError, match="no rows"):
+    Layers.of([])
