@@ -1,1 +1,34 @@
-"""TBD by the room's owner."""
+"""Images by name: tensorflow-datasets (no TensorFlow) read through grain.
+
+One path serves `digits` (bundled with scikit-learn, prepared on first use),
+and any image set that the user has prepared, such as `cifar10` or
+`imagenet2012`. The network is touched only under `download=True`.
+
+`figs_jax.data.mixup` holds what runs inside the train step, on the device.
+Names are resolved on first use, so that importing it needs jax only.
+"""
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+  "DataError": "figs_jax.data.sources",
+  "Description": "figs_jax.data.sources",
+  "describe": "figs_jax.data.sources",
+  "load": "figs_jax.data.sources",
+  "EvalBatches": "figs_jax.data.pipeline",
+  "TrainBatches": "figs_jax.data.stream",
+  "eval_batches": "figs_jax.data.pipeline",
+  "train_batches": "figs_jax.data.pipeline",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+  if name in _EXPORTS:
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+  raise AttributeError(f"module 'figs_jax.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return __all__

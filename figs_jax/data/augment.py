@@ -1,0 +1,206 @@
+"""Crops, flips and sizes: uint8 images in, one uint8 array out.
+
+An augmentation is a function of (images, rng): `images` is an array
+[batch, h, w, c] or a list of arrays [h, w, c] of any sizes, the result an
+array [batch, size, size, c]. Deterministic ones ignore the generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from figs_jax.data.randaugment import RandAugment
+
+Images = np.ndarray | Sequence[np.ndarray]
+Augment = Callable[[Images, np.random.Generator], np.ndarray]
+
+# Eval keeps 224 of 256 pixels.
+_CENTRAL_FRACTION = 0.875
+_BILINEAR = Image.Resampling.BILINEAR
+
+
+def standard(
+  name: str,
+  image_shape: tuple[int | None, int | None, int],
+  size: int,
+  augment: str,
+) -> tuple[Augment, Augment]:
+  """(train, eval) preprocessing of a data set.
+
+  | data set              | train                            | eval          |
+  |-----------------------|----------------------------------|---------------|
+  | digits                | pad 1, random crop; never a flip | as it is      |
+  | cifar10, cifar100     | pad 4, random crop, flip         | as it is      |
+  | other, of fixed shape | pad size/8, random crop          | as it is      |
+  | sizes that vary       | random resized crop, flip        | central crop  |
+
+  "As it is" is resized where another `size` is asked for.
+
+  Args:
+    name: of the data set.
+    image_shape: (height, width, channels), None where it varies.
+    size: side of the images that come out.
+    augment: "none" (train sees what eval sees), "standard" (the table), or
+      "rand-m15-n2" and the like (the table, then RandAugment).
+
+  Raises:
+    ValueError: `augment` is none of these.
+  """
+  height, width, _ = image_shape
+  if height is None or width is None:
+    evaluate = partial(central_crop, size=size)
+    train = partial(random_resized_crop, size=size)
+  else:
+    evaluate = partial(resize, size=size)
+    pad = {"digits": 1, "cifar10": 4, "cifar100": 4}.get(name, height // 8)
+    # A mirrored digit or letter is another or none: flip known photos only.
+    flip = name in ("cifar10", "cifar100")
+    train = partial(shift_crop, size=size, pad=pad, flip=flip)
+  if augment == "none":
+    return evaluate, evaluate
+  if augment == "standard":
+    return train, evaluate
+  if not augment.startswith("rand"):
+    raise ValueError(
+      f"augment={augment!r}: choose 'none', 'standard' or RandAugment as in"
+      " 'rand-m15-n2'"
+    )
+  extra = RandAugment.parse(augment)
+  return partial(_then_each, first=train, second=extra), evaluate
+
+
+def is_vectorised(augment: Augment, image_shape, size: int) -> bool:
+  """Whether a batch costs a few array operations, no loop over PIL images."""
+  fn = augment.func if isinstance(augment, partial) else augment
+  same = tuple(image_shape[:2]) == (size, size)
+  return same and fn in (shift_crop, resize)
+
+
+def shift_crop(
+  images: Images,
+  rng: np.random.Generator,
+  *,
+  size: int,
+  pad: int,
+  flip: bool = False,
+) -> np.ndarray:
+  """Moves by up to `pad` pixels on black, mirrors half if `flip`, resizes.
+
+  >>> images = np.full((2, 3, 3, 1), 7, np.uint8)
+  >>> shift_crop(images, np.random.default_rng(0), size=3, pad=0)[0, ..., 0]
+  array([[7, 7, 7],
+         [7, 7, 7],
+         [7, 7, 7]], dtype=uint8)
+  """
+  stack = np.asarray(images)
+  batch, height, width, channels = stack.shape
+  shape = (batch, height + 2 * pad, width + 2 * pad, channels)
+  padded = np.zeros(shape, np.uint8)
+  padded[:, pad : pad + height, pad : pad + width] = stack
+  y, x = rng.integers(0, 2 * pad + 1, size=(2, batch, 1, 1))
+  rows, columns = np.arange(height)[:, None], np.arange(width)
+  out = padded[np.arange(batch)[:, None, None], y + rows, x + columns]
+  if flip:
+    mirrored = rng.random(batch) < 0.5
+    out = np.where(mirrored[:, None, None, None], out[:, :, ::-1], out)
+  return resize(out, rng, size=size)
+
+
+def random_resized_crop(
+  images: Images,
+  rng: np.random.Generator,
+  *,
+  size: int,
+  area: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+  """Inception's crop (Szegedy et al. 2015, arXiv:1409.4842), mirrored half.
+
+  A box of a random share of the area (uniform) and a random width/height
+  ratio (log-uniform), drawn again until it fits, at most ten times; then the
+  largest central box with a legal ratio.
+  """
+  out = []
+  for image in images:
+    height, width = image.shape[:2]
+    box = _random_box(height, width, rng, area, ratio)
+    crop = _to_pil(image).resize((size, size), _BILINEAR, box=box)
+    pixels = _to_array(crop)
+    out.append(pixels[:, ::-1] if rng.random() < 0.5 else pixels)
+  return np.stack(out)
+
+
+def _random_box(height, width, rng, area, ratio):
+  """(left, top, right, bottom) in whole pixels."""
+  for _ in range(10):
+    target = height * width * rng.uniform(*area)
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    w = round(math.sqrt(target * aspect))
+    h = round(math.sqrt(target / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      left = int(rng.integers(width - w + 1))
+      top = int(rng.integers(height - h + 1))
+      return (left, top, left + w, top + h)
+  w = min(width, max(round(height * ratio[1]), 1))
+  h = min(height, max(round(width / ratio[0]), 1))
+  left, top = (width - w) // 2, (height - h) // 2
+  return (left, top, left + w, top + h)
+
+
+def central_crop(
+  images: Images, rng: np.random.Generator, *, size: int
+) -> np.ndarray:
+  """The central square of 0.875 times the short side, resized.
+
+  As resizing the short side to size / 0.875 and keeping the centre, in one
+  step.
+  """
+  out = []
+  for image in images:
+    height, width = image.shape[:2]
+    half = _CENTRAL_FRACTION * min(height, width) / 2
+    y, x = height / 2, width / 2
+    box = (x - half, y - half, x + half, y + half)
+    crop = _to_pil(image).resize((size, size), _BILINEAR, box=box)
+    out.append(_to_array(crop))
+  return np.stack(out)
+
+
+def resize(
+  images: Images, rng: np.random.Generator, *, size: int
+) -> np.ndarray:
+  """To size x size, whatever the aspect; images of that size stay bit-equal."""
+  out = []
+  if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
+    return images
+  for image in images:
+    if image.shape[:2] != (size, size):
+      image = _to_array(_to_pil(image).resize((size, size), _BILINEAR))
+    out.append(image)
+  return np.stack(out)
+
+
+def _then_each(
+  images: Images,
+  rng: np.random.Generator,
+  *,
+  first: Augment,
+  second: RandAugment,
+) -> np.ndarray:
+  cropped = first(images, rng)
+  return np.stack([_to_array(second(_to_pil(x), rng)) for x in cropped])
+
+
+def _to_pil(image: np.ndarray) -> Image.Image:
+  grey = image.shape[-1] == 1
+  return Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+  pixels = np.asarray(image)
+  return pixels[..., None] if pixels.ndim == 2 else pixels

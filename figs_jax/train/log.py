@@ -1,0 +1,268 @@
+"""Metrics of a run: JSON lines are the truth, TensorBoard and a bar beside.
+
+`metrics.jsonl` holds one strict JSON object per line, "step" first. Floats are
+written with all their digits, so that reading gives back the same bits; NaN and
+the infinities, which JSON lacks, are the strings "NaN", "Infinity",
+"-Infinity", and `read` turns them back into floats. Keys below "time/" depend
+on the machine; without them the rows of a resumed run equal those of one that
+was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+FILE = "metrics.jsonl"
+_log = logging.getLogger("figs_jax")
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+# Without a terminal: seconds to the first line, then this share of the run.
+_FIRST_LINE = 10.0
+_LINE_SHARE = 0.05
+
+
+def read(workdir: str | Path) -> list[dict[str, Any]]:
+  """All whole rows of a run, in the order of writing; [] if there are none.
+
+  A last line that a kill cut short is left out.
+  """
+  return [row for _, row in _lines(Path(workdir) / FILE)]
+
+
+class MetricLog:
+  """Writes metrics of a run, from a restored step on.
+
+  Rows beyond `step` are what a killed run wrote after its last checkpoint; they
+  are removed at once (by an atomic replacement of the file), since they will be
+  written again.
+
+  >>> import tempfile
+  >>> workdir = tempfile.mkdtemp()
+  >>> with MetricLog(workdir) as log:
+  ...   log.write(1, {"loss": 0.1})
+  ...   log.write(2, {"loss": float("inf")})
+  >>> [(row["step"], row["loss"]) for row in read(workdir)]
+  [(1, 0.1), (2, inf)]
+  """
+
+  def __init__(
+    self,
+    workdir: str | Path,
+    step: int = 0,
+    *,
+    total: int | None = None,
+    progress: bool = True,
+    enabled: bool = True,
+  ):
+    """Opens the files, making the directory if needed.
+
+    Args:
+      workdir: gets `metrics.jsonl` and `tensorboard/`.
+      step: the restored step; 0 for a new run.
+      total: the last step, for the time that is left.
+      progress: a bar on a terminal, else a line now and then, on stderr.
+      enabled: False does nothing at all: for all processes but one.
+    """
+    self._enabled = enabled
+    if not enabled:
+      return
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    _truncate(workdir / FILE, step)
+    self._file = open(workdir / FILE, "a", encoding="utf-8")  # noqa: SIM115
+    self._board = _board(workdir / "tensorboard", step)
+    self._started = time.monotonic()
+    self._clock = _Clock(step, self._started)
+    self._progress = _Progress(step, total) if progress else None
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Appends a row and flushes it.
+
+    Args:
+      step: of the optimizer, from 1.
+      metrics: name -> number (Python's, numpy's, or an array of one element).
+
+    Raises:
+      ValueError: a metric is no single number.
+    """
+    if not self._enabled:
+      return
+    row: dict[str, Any] = {"step": int(step)}
+    row |= {name: _number(name, value) for name, value in metrics.items()}
+    now = time.monotonic()
+    row["time/elapsed"] = now - self._started
+    row["time/steps_per_second"] = self._clock.rate(step, now)
+    text = {
+      name: _spell(value) if isinstance(value, float) else value
+      for name, value in row.items()
+    }
+    self._file.write(json.dumps(text, allow_nan=False) + "\n")
+    self._file.flush()
+    for name, value in row.items():
+      if name != "step" and math.isfinite(value):
+        self._board.add_scalar(name, value, step)
+    self._board.flush()
+    if self._progress is not None and "loss" in row:
+      self._progress.loss = float(row["loss"])
+
+  def progress(self, step: int) -> None:
+    """Says that `step` is done; cheap enough for every step."""
+    if self._enabled and self._progress is not None:
+      self._progress.update(step)
+
+  def close(self) -> None:
+    """Closes files and bar; a second call does nothing."""
+    if self._enabled:
+      self._enabled = False
+      self._file.close()
+      self._board.close()
+      if self._progress is not None:
+        self._progress.close()
+
+  def __enter__(self) -> MetricLog:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+
+class _Clock:
+  """Steps per second since the last different step."""
+
+  def __init__(self, step: int, now: float):
+    self._step, self._time, self._rate = step, now, 0.0
+
+  def rate(self, step: int, now: float) -> float:
+    if step > self._step and now > self._time:
+      self._rate = (step - self._step) / (now - self._time)
+      self._step, self._time = step, now
+    return self._rate
+
+
+class _Progress:
+  """A bar on a terminal, lines elsewhere."""
+
+  def __init__(self, step: int, total: int | None):
+    self.loss: float | None = None
+    self._step, self._total = step, total
+    self._started = self._last = time.monotonic()
+    self._clock = _Clock(step, self._started)
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = tqdm(
+        total=total, initial=step, unit="step", dynamic_ncols=True
+      )
+
+  def update(self, step: int) -> None:
+    if self._bar is not None:
+      if self.loss is not None:
+        self._bar.set_postfix_str(f"loss {self.loss:.4g}", refresh=False)
+      self._bar.update(step - self._step)
+      self._step = step
+      return
+    now = time.monotonic()
+    wait = max(_FIRST_LINE, _LINE_SHARE * (now - self._started))
+    if now - self._last >= wait:
+      self._last = now
+      line = _line(step, self._total, self.loss, self._clock.rate(step, now))
+      print(line, file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+
+def _line(step: int, total: int | None, loss: float | None, rate: float) -> str:
+  """
+  >>> _line(400, 1000, 0.5, 10.0)
+  'step 400/1000, loss 0.5, 10.0 steps/s, ETA 00:01:00'
+  """
+  parts = [f"step {step}" + (f"/{total}" if total else "")]
+  if loss is not None:
+    parts.append(f"loss {loss:.4g}")
+  parts.append(f"{rate:.1f} steps/s")
+  if total and rate:
+    left = round((total - step) / rate)
+    hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
+    parts.append(f"ETA {hours:02}:{minutes:02}:{seconds:02}")
+  return ", ".join(parts)
+
+
+def _board(path: Path, step: int) -> Any:
+  from tensorboardX import SummaryWriter
+
+  # What is shown from the next step on came from a run that was killed.
+  # Names of event files count in seconds: the suffix keeps them apart.
+  return SummaryWriter(
+    str(path), purge_step=step + 1, filename_suffix=f".{step}"
+  )
+
+
+def _number(name: str, value: Any) -> int | float:
+  array = np.asarray(value)
+  if array.size != 1 or array.dtype.kind not in "biuf" and not _is_small(array):
+    raise ValueError(
+      f"metric {name!r}: {value!r} is no single number; reduce it first"
+    )
+  item = array.item()
+  return int(item) if isinstance(item, (bool, int)) else float(item)
+
+
+def _is_small(array: np.ndarray) -> bool:
+  """Whether it is one of the floats that numpy does not know, as bfloat16."""
+  return "float" in array.dtype.name
+
+
+def _spell(value: float) -> float | str:
+  if math.isfinite(value):
+    return value
+  return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
+
+
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+  """(text, row) of every whole line."""
+  if not path.exists():
+    return []
+  found = []
+  lines = path.read_bytes().split(b"\n")
+  for i, line in enumerate(lines):
+    try:
+      # A kill may cut a number short and leave it a number: no newline, no row.
+      row = json.loads(line) if i < len(lines) - 1 else None
+    except ValueError:
+      row = None
+    if isinstance(row, dict) and isinstance(row.get("step"), int):
+      values = {
+        name: _SPECIAL.get(value, value) if isinstance(value, str) else value
+        for name, value in row.items()
+      }
+      found.append((line.decode(), values))
+    elif i < len(lines) - 1:
+      _log.warning("%s: line %d is damaged, skipped", path, i + 1)
+  return found
+
+
+def _truncate(path: Path, step: int) -> None:
+  """Keeps whole rows up to `step`; the file is replaced in one move."""
+  if not path.exists():
+    return
+  kept = [text for text, row in _lines(path) if row["step"] <= step]
+  content = "".join(f"{text}\n" for text in kept).encode()
+  if content == path.read_bytes():
+    return
+  partial = path.with_name(f"{path.name}.partial")
+  with open(partial, "wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(partial, path)

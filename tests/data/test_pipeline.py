@@ -1,0 +1,295 @@
+"""The stream: a permutation per epoch, resumable to the bit, shared fairly."""
+
+import itertools
+import json
+import pickle
+
+import grain
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from figs_jax import data
+from figs_jax.data.stream import Examples, Order
+
+
+def take(batches, count):
+  return list(itertools.islice(batches, count))
+
+
+def assert_equal(found, wanted):
+  assert len(found) == len(wanted)
+  for a, b in zip(found, wanted):
+    assert a.keys() == b.keys()
+    for key in a:
+      assert a[key].dtype == b[key].dtype
+      np.testing.assert_array_equal(a[key], b[key])
+
+
+@pytest.fixture
+def make(request, digits_dir):
+  """Every way in which batches are made: vectorised, cached, streamed."""
+
+  def make(kind, **options):
+    name, fixed = {
+      "vectorised": ("digits", {"augment": "standard"}),
+      "cached": ("digits", {"augment": "rand-m15-n2"}),
+      "cifar10": ("cifar10", {"augment": "standard"}),
+      "streamed": (
+        "imagenet2012",
+        {"augment": "rand-m15-n2", "image_size": 24},
+      ),
+    }[kind]
+    # The mock would serve noise for digits too.
+    real = name == "digits"
+    root = digits_dir if real else request.getfixturevalue("mocked")
+    options = {"seed": 3, "data_dir": root, **fixed, **options}
+    return data.train_batches(name, "train", 8, **options)
+
+  return make
+
+
+KINDS = ("vectorised", "cached", "cifar10", "streamed")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+  count=st.integers(1, 40),
+  chunk=st.integers(1, 9),
+  num_shards=st.integers(1, 4),
+  seed=st.integers(0, 2**63 - 1),
+)
+def test_shards_cover_every_epoch_once(count, chunk, num_shards, seed):
+  epochs, streams = 2, []
+  per_shard = -(-epochs * count // num_shards)
+  for shard in range(num_shards):
+    order = Order(count, chunk, seed, shard, num_shards)
+    parts = [order[i] for i in range(-(-per_shard // chunk))]
+    streams.append(np.concatenate(parts)[:per_shard])
+  # Position p of the common stream is position p // S of shard p % S.
+  common = np.stack(streams, axis=1).reshape(-1)[: epochs * count]
+  for epoch in common.reshape(epochs, count):
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(count))
+  whole = Order(count, 1, seed)
+  np.testing.assert_array_equal(
+    common, [whole[i][0] for i in range(epochs * count)]
+  )
+
+
+def test_epochs_and_seeds_differ():
+  def epoch(seed, number):
+    order = Order(50, 50, seed)
+    return order[number].tolist()
+
+  orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0), epoch(1, 1)]
+  for a, b in itertools.combinations(orders, 2):
+    assert a != b
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resuming_is_bit_exact(kind, make):
+  whole = take(make(kind), 12)
+  for stop in (0, 1, 5, 11):
+    before = make(kind)
+    take(before, stop)
+    saved = json.dumps(before.get_state())
+    assert json.loads(saved) == {"next_batch": stop}
+    after = make(kind)
+    take(after, 2)  # wherever it was
+    after.set_state(json.loads(saved))
+    assert_equal(take(after, 12 - stop), whole[stop:])
+    before.close()
+    after.close()
+  started = make(kind, start=5)
+  assert started.get_state() == {"next_batch": 5}
+  assert_equal(take(started, 7), whole[5:])
+  started.close()
+
+
+def test_random_augmentation_differs_from_batch_to_batch(digits_dir):
+  # One batch of the whole split: equal images, were it not for the crops.
+  batches = data.train_batches(
+    "digits", "train[:32]", 32, seed=0, data_dir=digits_dir
+  )
+  first, second = (
+    np.sort(batch["image"].reshape(32, -1).sum(axis=1))
+    for batch in take(batches, 2)
+  )
+  assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("kind", ["cached", "streamed"])
+def test_threads_change_nothing(kind, make):
+  one = make(kind, threads=1)
+  many = make(kind, threads=8)
+  assert_equal(take(one, 6), take(many, 6))
+  one.close()
+  many.close()
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(make):
+  inline = make("cached")
+  workers = make("cached", workers=2)
+  assert_equal(take(workers, 5), take(inline, 5))
+  state = workers.get_state()
+  workers.close()
+  inline.set_state(state)
+  assert inline.get_state() == {"next_batch": 5}
+
+
+def test_grain_checkpoints_hold_the_position(tmp_path, make):
+  batches = make("vectorised")
+  take(batches, 4)
+  with ocp.Checkpointer(
+    ocp.CompositeCheckpointHandler(data=grain.checkpoint.CheckpointHandler())
+  ) as checkpointer:
+    checkpointer.save(
+      tmp_path / "saved",
+      ocp.args.Composite(data=grain.checkpoint.CheckpointSave(batches)),
+    )
+    restored = make("vectorised")
+    checkpointer.restore(
+      tmp_path / "saved",
+      ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(restored)),
+    )
+  assert_equal(take(restored, 3), take(batches, 3))
+
+
+def test_batches_are_normalised_arrays_of_fixed_types(digits_dir):
+  (batch,) = take(
+    data.train_batches(
+      "digits", "train", 1440, seed=0, augment="none", data_dir=digits_dir
+    ),
+    1,
+  )
+  assert batch.keys() == {"image", "label"}
+  assert (batch["image"].dtype, batch["label"].dtype) == (np.float32, np.int32)
+  assert batch["image"].shape == (1440, 8, 8, 1)
+  source = data.load("digits", "train", data_dir=digits_dir)
+  pixels = np.stack([source[i]["image"] for i in range(1440)])
+  order = Order(1440, 1440, 0)[0]
+  np.testing.assert_allclose(
+    batch["image"], pixels[order].astype(np.float64) / 127.5 - 1, atol=1e-6
+  )
+  np.testing.assert_array_equal(
+    batch["label"], [source[int(i)]["label"] for i in order]
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "size", "shape"),
+  [
+    ("cifar10", None, (4, 32, 32, 3)),
+    ("cifar10", 48, (4, 48, 48, 3)),
+    ("imagenet2012", None, (4, 224, 224, 3)),
+    ("imagenet2012", 32, (4, 32, 32, 3)),
+  ],
+)
+def test_named_sets_come_in_the_size_asked_for(
+  mocked, no_network, name, size, shape
+):
+  batches = data.train_batches(
+    name, "train", 4, seed=0, image_size=size, data_dir=mocked
+  )
+  batch = next(batches)
+  batches.close()
+  assert batch["image"].shape == shape
+  assert np.abs(batch["image"]).max() <= 1
+  split = "validation" if name == "imagenet2012" else "test"
+  evaluation = data.eval_batches(
+    name, split, 4, image_size=size, data_dir=mocked
+  )
+  assert next(iter(evaluation))["image"].shape == shape
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3])
+def test_evaluation_is_one_padded_pass(digits_dir, num_shards):
+  source = data.load("digits", "test", data_dir=digits_dir)
+  wanted = [source[i]["label"] for i in range(len(source))]
+  shards = [
+    data.eval_batches(
+      "digits",
+      "test",
+      50,
+      shard_index=i,
+      num_shards=num_shards,
+      data_dir=digits_dir,
+    )
+    for i in range(num_shards)
+  ]
+  assert len({len(shard) for shard in shards}) == 1
+  found = []
+  for shard in shards:
+    batches = list(shard)
+    assert shard.num_examples == 357
+    assert len(batches) == len(shard)
+    for batch in batches:
+      assert batch["image"].shape == (50, 8, 8, 1)
+      assert batch["valid"].dtype == bool
+      assert not batch["image"][~batch["valid"]].any()
+      assert not batch["label"][~batch["valid"]].any()
+    found.append(
+      np.concatenate([b["label"][b["valid"]] for b in batches]).tolist()
+    )
+  assert sum(map(len, found)) == 357
+  interleaved = itertools.zip_longest(*found)
+  assert [x for row in interleaved for x in row if x is not None] == wanted
+
+
+@pytest.mark.parametrize(
+  ("name", "split", "size", "root"),
+  [
+    ("digits", "test", None, "digits_dir"),
+    ("imagenet2012", "validation", 16, "mocked"),
+  ],
+)
+def test_evaluation_can_be_repeated(request, name, split, size, root):
+  root = request.getfixturevalue(root)
+  evaluation = data.eval_batches(name, split, 8, image_size=size, data_dir=root)
+  first = list(evaluation)
+  assert sum(b["valid"].sum() for b in first) == evaluation.num_examples
+  assert_equal(list(evaluation), first)
+
+
+def test_hidden_labels_are_an_error():
+  hidden = [{"image": np.zeros((2, 2, 1), np.uint8), "label": -1}] * 2
+  for limit in (0, 1000):
+    with pytest.raises(data.DataError, match="label -1.*hides its labels"):
+      Examples(hidden, (2, 2, 1), limit)[np.arange(2)]
+
+
+def test_examples_travel_to_worker_processes(digits_dir):
+  examples = Examples(
+    data.load("digits", "test", data_dir=digits_dir), (8, 8, 1)
+  )
+  again = pickle.loads(pickle.dumps(examples))
+  for a, b in zip(examples[np.arange(5)], again[np.arange(5)]):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"augment": "rand"}, "rand-m15-n2"),
+    ({"augment": "flip"}, "choose 'none', 'standard'"),
+    ({"shard_index": 2, "num_shards": 2}, "shard_index=2"),
+    ({"start": -1}, "start=-1"),
+    ({"seed": -1}, "seed=-1"),
+  ],
+)
+def test_bad_arguments_are_named(digits_dir, options, message):
+  with pytest.raises(ValueError, match=message):
+    data.train_batches(
+      "digits", "train", 8, **{"seed": 0, "data_dir": digits_dir, **options}
+    )
+
+
+@pytest.mark.parametrize(
+  "state", [{}, {"next_batch": -1}, {"next_batch": "3"}, {"next_index": 3}]
+)
+def test_a_foreign_state_is_refused(make, state):
+  with pytest.raises(ValueError, match="next_batch"):
+    make("vectorised").set_state(state)
