@@ -20,7 +20,7 @@ _EXPORTS = {
 }
 _ROOMS = ("core", "data", "engine", "models", "nn", "optim", "recipes", "train")
 
-__all__ = sorted([*_EXPORTS, *_ROOMS])
+__all__ = list(_EXPORTS) + list(_ROOMS)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from figs_jax.models.vit import ViT
 
 FAMILIES: dict[str, type[ViT]] = {"vit": ViT}
 
-__all__ = ["FAMILIES", "ViT", "create", "layers_of", "names"]
+__all__ = ["FAMILIES", "ViT", "create", "layers_of", "names", "options_of"]
 
 
 def names() -> list[str]:
@@ -22,6 +22,25 @@ def names() -> list[str]:
   ['vit']
   """
   return sorted(FAMILIES)
+
+
+def options_of(family: str) -> dict[str, Any]:
+  """The options of a family with their defaults; None where there is none.
+
+  Raises:
+    ValueError: an unknown family, with the nearest known one.
+
+  >>> options_of("vit")["pool"]
+  'cls'
+  """
+  if family not in FAMILIES:
+    raise ValueError(f"family {family!r}: {nearest(family, FAMILIES)}")
+  signature = inspect.signature(FAMILIES[family].__init__)
+  return {
+    name: None if parameter.default is parameter.empty else parameter.default
+    for name, parameter in signature.parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name != "rngs"
+  }
 
 
 def create(
@@ -43,20 +62,15 @@ def create(
   >>> model.depth, model.width
   (1, 192)
   """
-  if family not in FAMILIES:
-    raise ValueError(f"family {family!r}: {nearest(family, FAMILIES)}")
-  kind = FAMILIES[family]
-  known = [
-    name
-    for name, parameter in inspect.signature(kind.__init__).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY and name != "rngs"
-  ]
+  known = options_of(family)
   for option in options:
     if option not in known:
       raise ValueError(
         f"{family} has no option {option!r}: {nearest(option, known)}"
       )
-  return kind.from_variant(variant, rngs=rngs or nnx.Rngs(0), **options)
+  return FAMILIES[family].from_variant(
+    variant, rngs=rngs or nnx.Rngs(0), **options
+  )
 
 
 def layers_of(model: nnx.Module, batch: int = 1) -> list[dict[str, Any]]:

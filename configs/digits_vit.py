@@ -1,0 +1,30 @@
+"""A small ViT on scikit-learn's digits: the experiment that runs anywhere.
+
+Command:   python launch/train.py --config configs/digits_vit.py:figs \\
+             --workdir runs/digits
+Hardware:  two CPU cores, well under a minute.
+"""
+
+from figs_jax.train.config import default_config
+
+
+def get_config(arg: str = "figs"):
+  """The experiment under the recipe named by `arg`."""
+  config = default_config(arg or "figs")
+  config.family = "vit"
+  config.variant = "custom/2"
+  config.model.width = 64
+  config.model.depth = 4
+  config.model.heads = 4
+  config.model.mlp_dim = 256
+  config.model.pool = "gap"
+  config.pattern = "ff: 1:16"
+  config.total_steps = 600
+  config.batch_size = 32
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.warmup_steps = 30
+  config.data.name = "digits"
+  config.data.image_size = 8
+  config.data.augment = "none"
+  config.data.eval_batch_size = 360
+  return config

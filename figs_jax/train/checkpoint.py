@@ -1,0 +1,311 @@
+"""Orbax behind one page: named leaves, checksums, and the newest good step.
+
+A step holds three items: `state` (one array per leaf, under its path), `data`
+(the iterator's position) and `meta` (configuration, versions, and every leaf's
+shape, dtype and crc32). Orbax casts a wrong dtype in silence and does not
+notice flipped bits; the checks against `meta` do.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from figs_jax.core.tree import path_str
+
+FORMAT = "figs_jax/1"
+_log = logging.getLogger("figs_jax")
+_VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that is missing, foreign, truncated or damaged."""
+
+
+class MismatchError(CheckpointError):
+  """A whole checkpoint, but of another model or optimizer."""
+
+
+def named_leaves(state: Any) -> dict[str, Any]:
+  """Arrays of a state by dotted path; typed random keys as their raw data.
+
+  >>> sorted(named_leaves({"params": {"a": {"kernel": jnp.ones(2)}}}))
+  ['params.a.kernel']
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {path_str(p).replace("/", "."): _raw(leaf) for p, leaf in leaves}
+
+
+def _is_key(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(leaf: Any) -> Any:
+  if not _is_key(leaf):
+    return leaf
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return jax.eval_shape(jax.random.key_data, leaf)
+  return jax.random.key_data(leaf)
+
+
+def _crc32(leaf: jax.Array) -> int:
+  return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data)
+
+
+class Checkpointer:
+  """Saves and restores one run's states under `workdir/checkpoints`.
+
+  Args:
+    workdir: of the run; made absolute.
+    keep: how many of the newest steps stay.
+    best: name of the metric whose best step also stays (higher is better),
+      None keeps no such step.
+    read_only: never writes or deletes, as evaluation wants.
+  """
+
+  def __init__(
+    self,
+    workdir: str | Path,
+    *,
+    keep: int = 2,
+    best: str | None = "accuracy",
+    read_only: bool = False,
+  ):
+    self.path = Path(workdir).resolve() / "checkpoints"
+    self._keep, self._best = keep, best
+    self._read_only = read_only
+    self._open: ocp.CheckpointManager | None = None
+
+  def _manager(self) -> ocp.CheckpointManager:
+    if self._open is None:
+      kept: list[Any] = [policies.LatestN(self._keep)]
+      if self._best:
+        kept.append(
+          policies.BestN(
+            get_metric_fn=lambda metrics: metrics[self._best],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+          )
+        )
+      self._open = ocp.CheckpointManager(
+        self.path,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=policies.AnyPreservationPolicy(kept),
+          read_only=self._read_only,
+          create=not self._read_only,
+          save_interval_steps=0 if self._read_only else 1,
+        ),
+        item_names=("state", "data", "meta"),
+      )
+    return self._open
+
+  def steps(self) -> list[int]:
+    """Saved steps, ascending; directories of other names are not ours."""
+    if not self.path.is_dir():
+      return []
+    names = (p.name for p in self.path.iterdir() if p.is_dir())
+    return sorted(int(name) for name in names if name.isdigit())
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    data: dict[str, Any],
+    config: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+  ) -> None:
+    """Writes a step in the background; an existing step is an error.
+
+    Raises:
+      CheckpointError: the step exists already.
+    """
+    if step in self.steps():
+      raise CheckpointError(
+        f"{self.path / str(step)}: this step is saved already; restore it or"
+        " choose another workdir"
+      )
+    leaves = named_leaves(state)
+    meta = {
+      "format": FORMAT,
+      "config": config,
+      "versions": {p: importlib.metadata.version(p) for p in _VERSIONED},
+      "leaves": {
+        name: {
+          "shape": list(leaf.shape),
+          "dtype": str(leaf.dtype),
+          "crc32": _crc32(leaf),
+        }
+        for name, leaf in leaves.items()
+      },
+    }
+    self._manager().save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(leaves),
+        data=ocp.args.JsonSave(data),
+        meta=ocp.args.JsonSave(meta),
+      ),
+      metrics=metrics,
+      force=True,
+    )
+
+  def meta(self, step: int | None = None) -> dict[str, Any]:
+    """The `meta` of a step (default: the newest one that can be read)."""
+    for candidate in self._candidates(step):
+      try:
+        return self._meta(candidate)
+      except CheckpointError as error:
+        self._fall_back(step, error)
+    raise self._none_left()
+
+  def restore(
+    self, abstract: Any, step: int | None = None
+  ) -> tuple[Any, dict[str, Any], int]:
+    """(state, data position, step) of a step, verified leaf by leaf.
+
+    Args:
+      abstract: a state of arrays or `jax.ShapeDtypeStruct`s; shardings on
+        them place the result.
+      step: None takes the newest good one, and says on the log what was
+        wrong with those that it passes over.
+
+    Raises:
+      CheckpointError: none (or not the one asked for) can be restored.
+    """
+    for candidate in self._candidates(step):
+      try:
+        state, data = self._restore(abstract, candidate)
+        return state, data, candidate
+      except CheckpointError as error:
+        self._fall_back(step, error)
+    raise self._none_left()
+
+  def discard_after(self, step: int) -> None:
+    """Deletes the steps beyond `step`: damaged ones that restore passed."""
+    manager = self._manager()
+    for later in self.steps():
+      if later > step:
+        manager.delete(later)
+    manager.reload()
+
+  def close(self) -> None:
+    """Waits for the saves under way."""
+    if self._open is not None:
+      self._open.wait_until_finished()
+      self._open.close()
+      self._open = None
+
+  def __enter__(self) -> Checkpointer:
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    self.close()
+
+  def _candidates(self, step: int | None) -> Iterator[int]:
+    steps = self.steps()
+    if not steps:
+      raise CheckpointError(
+        f"{self.path}: no checkpoint here; give the --workdir of a run"
+      )
+    if step is None:
+      yield from reversed(steps)
+    elif step in steps:
+      yield step
+    else:
+      listed = ", ".join(map(str, steps))
+      raise CheckpointError(f"{self.path}: no step {step}; there are {listed}")
+
+  def _fall_back(self, step: int | None, error: CheckpointError) -> None:
+    if step is not None or isinstance(error, MismatchError):
+      raise error
+    _log.warning("%s; trying the step before it", error)
+
+  def _none_left(self) -> CheckpointError:
+    return CheckpointError(
+      f"{self.path}: none of the steps {self.steps()} can be read; see the"
+      " messages above"
+    )
+
+  def _meta(self, step: int) -> dict[str, Any]:
+    where = self.path / str(step)
+    try:
+      item = self._manager().restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+      )
+      meta = item["meta"]
+    except Exception as error:  # whatever a damaged directory makes Orbax raise
+      raise CheckpointError(
+        f"{where}: not a whole figs_jax checkpoint ({_first_line(error)})"
+      ) from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+      raise CheckpointError(
+        f"{where}: foreign checkpoint; its meta does not say {FORMAT!r}"
+      )
+    return meta
+
+  def _restore(self, abstract: Any, step: int) -> tuple[Any, dict[str, Any]]:
+    where = self.path / str(step)
+    expected, wanted = self._meta(step)["leaves"], named_leaves(abstract)
+    _compare(where, expected, wanted)
+    target = {
+      name: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
+      )
+      for name, leaf in wanted.items()
+    }
+    try:
+      items = self._manager().restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+        ),
+      )
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+      raise CheckpointError(
+        f"{where}: damaged or truncated ({_first_line(error)})"
+      ) from error
+    leaves = items["state"]
+    for name, leaf in leaves.items():
+      if _crc32(leaf) != expected[name]["crc32"]:
+        raise CheckpointError(
+          f"{where}: {name} is damaged, its crc32 differs from the saved one"
+        )
+    flat, treedef = jax.tree_util.tree_flatten(abstract)
+    restored = [
+      jax.random.wrap_key_data(leaves[name]) if _is_key(old) else leaves[name]
+      for name, old in zip(wanted, flat)
+    ]
+    return jax.tree_util.tree_unflatten(treedef, restored), items["data"]
+
+
+def _compare(where: Path, saved: dict[str, Any], wanted: dict[str, Any]):
+  """Raises MismatchError at the first leaf that differs."""
+  for name in sorted(saved.keys() ^ wanted.keys()):
+    side = "holds" if name in saved else "lacks"
+    raise MismatchError(
+      f"{where}: the checkpoint {side} {name!r}, unlike the model of this"
+      " configuration; use the configuration it was trained with"
+    )
+  for name, leaf in wanted.items():
+    got = tuple(saved[name]["shape"]), saved[name]["dtype"]
+    want = tuple(leaf.shape), str(leaf.dtype)
+    if got != want:
+      raise MismatchError(
+        f"{where}: {name} is {got[1]}{list(got[0])} in the checkpoint but"
+        f" {want[1]}{list(want[0])} in this configuration"
+      )
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip().splitlines()
+  return f"{type(error).__name__}: {text[0][:200]}" if text else repr(error)

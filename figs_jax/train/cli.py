@@ -1,0 +1,91 @@
+"""Flags to one call: what every program in launch/ shares.
+
+A mistake of the user's ends in one line on standard error and exit code 2; a
+mistake of ours keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import absl.logging
+from absl import app, flags
+
+from figs_jax.core.rules import nearest
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+  """One line on standard error, then exit."""
+  name = sys.argv[0].rsplit("/", 1)[-1]
+  print(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
+  sys.exit(code)
+
+
+def run(main: Callable[[], Any]) -> None:
+  """Parses the flags and runs `main()`; its ValueErrors are the user's.
+
+  Programs call only code whose ValueErrors speak to the user (building,
+  restoring); the training loop raises its own types for everything else.
+  """
+  app.run(lambda _: main(), flags_parser=_parse)
+
+
+def quiet() -> None:
+  """Our own messages on standard error; the libraries' only from ERROR on."""
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  logger = logging.getLogger("figs_jax")
+  if not logger.handlers:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    fail(f"{error}; see --help")
+  except (AttributeError, KeyError) as error:
+    fail(_unknown_field(argv, error))
+  except (ValueError, TypeError, ImportError, OSError, SyntaxError) as error:
+    fail(f"the configuration cannot be read: {error}")
+  if len(rest) > 1:
+    fail(f"unexpected argument {rest[1]!r}; flags start with --")
+  return rest
+
+
+def _unknown_field(argv: list[str], error: Exception) -> str:
+  """Which --config.FIELD does not exist, and the nearest that does."""
+  known = _known_fields()
+  given = re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE)
+  for name in given:
+    field = name.removeprefix("config.")
+    if field not in known:
+      return f"--{name}: no such field; {nearest(field, known)}"
+  return f"the configuration refuses a field: {error}"
+
+
+def _known_fields() -> list[str]:
+  from figs_jax.train.config import default_config
+
+  fields: list[str] = []
+
+  def walk(tree, prefix):
+    for key, value in tree.items():
+      if hasattr(value, "items"):
+        walk(value, f"{prefix}{key}.")
+      else:
+        fields.append(prefix + key)
+
+  try:
+    config = flags.FLAGS["config"].value
+  except KeyError:
+    config = None
+  walk(config if config is not None else default_config(), "")
+  return fields

@@ -1,0 +1,200 @@
+"""The one schema of an experiment, and what makes a configuration legal.
+
+A file in configs/ starts from `default_config(recipe)`, sets what its
+experiment changes, and returns it. Every leaf can be overridden on the command
+line; `validate` refuses what no run could use, before anything is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+from figs_jax import models, recipes
+from figs_jax.core.rules import Rules
+
+# What may differ between a run and its resumption without being asked for.
+FREE = ("keep", "log_every", "mesh", "progress", "allow_change")
+
+
+class ConfigError(ValueError):
+  """A configuration that no run could use; one line says where and why."""
+
+
+# Model options that follow from the variant or from the data.
+_DERIVED = ("patch", "num_classes", "image_size", "in_channels", "param_dtype")
+
+
+def default_config(
+  recipe: str = "figs", family: str = "vit"
+) -> config_dict.ConfigDict:
+  """Every field, with a default where one is sensible.
+
+  Args:
+    recipe: its options become the fields of `config.recipe`.
+    family: its options become the fields of `config.model`.
+
+  Raises:
+    ConfigError: an unknown recipe or family.
+
+  >>> default_config("sr_ste").recipe.name
+  'sr_ste'
+  """
+  config = config_dict.ConfigDict()
+  try:
+    model_options = models.options_of(family)
+    recipe_options = recipes.options(recipe)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  config.family = family
+  config.variant = "S/16"
+  config.model = _fields(
+    {k: v for k, v in model_options.items() if k not in _DERIVED}
+  )
+  config.pattern = "ff: 1:8"
+  config.recipe = _fields({"name": recipe} | recipe_options)
+  config.total_steps = 1000
+  config.batch_size = 128
+  config.accumulate = 1
+  config.seed = 0
+  config.seeds = 0  # 0: one run; n: n seeds under one step
+  config.seeds_mode = "auto"  # vmap, map, or the one that suits the device
+  config.optimizer = config_dict.ConfigDict(
+    {
+      "learning_rate": 1e-3,
+      "warmup_steps": 0,
+      "b1": 0.9,
+      "b2": 0.999,
+      "eps": 1e-8,
+      "weight_decay": 0.01,
+      "clip": 1.0,  # of the global norm; 0 does not clip
+    }
+  )
+  config.ema_decay = 0.0
+  config.data = config_dict.ConfigDict(
+    {
+      "name": "digits",
+      "data_dir": config_dict.placeholder(str),
+      "download": False,
+      "train_split": "train",
+      "eval_split": "test",
+      "augment": "none",
+      "image_size": 8,
+      "workers": 0,
+      "eval_batch_size": 128,
+    }
+  )
+  config.mixup = 0.0
+  config.label_smoothing = 0.0
+  config.log_every = 50
+  config.diagnose_every = 100
+  config.checkpoint_every = 200
+  config.keep = 2
+  config.progress = True
+  config.mesh = config_dict.ConfigDict({"data": 1, "fsdp": 1})
+  config.allow_change = ()  # fields that a resumed run may change, by name
+  return config
+
+
+def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
+  """Options as fields; one without a default takes any number."""
+  fields = config_dict.ConfigDict()
+  for name, default in options.items():
+    if default is None:
+      number = int if name in ("width", "depth", "heads", "mlp_dim") else float
+      fields[name] = config_dict.placeholder(number)
+    elif name == "dtype":
+      fields[name] = jnp.dtype(default).name
+    else:
+      fields[name] = default
+  return fields
+
+
+def given(fields: config_dict.ConfigDict) -> dict[str, Any]:
+  """The fields that have a value."""
+  return {k: v for k, v in fields.items() if v is not None}
+
+
+def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
+  """The recipe that a configuration names, with its options."""
+  options = given(config.recipe)
+  name = options.pop("name")
+  try:
+    return recipes.create(
+      name, Rules.parse(config.pattern), config.total_steps, **options
+    )
+  except ValueError as error:
+    raise ConfigError(
+      f"recipe: {error} (its options are those of `--config FILE:{name}`)"
+    ) from error
+
+
+def validate(config: config_dict.ConfigDict) -> None:
+  """Raises ConfigError at the first field that no run could use."""
+  for name in (
+    "total_steps", "batch_size", "accumulate", "log_every",
+    "checkpoint_every", "keep",
+  ):  # fmt: skip
+    _need(config[name] >= 1, name, config[name], "at least 1")
+  for name in ("seeds", "diagnose_every"):
+    _need(config[name] >= 0, name, config[name], "0 or more")
+  for name in ("ema_decay", "label_smoothing"):
+    _need(0 <= config[name] < 1, name, config[name], "in [0, 1)")
+  _need(config.mixup >= 0, "mixup", config.mixup, "0 or more")
+  _need(
+    config.batch_size % config.accumulate == 0,
+    "batch_size",
+    config.batch_size,
+    f"a multiple of accumulate={config.accumulate}",
+  )
+  modes = ("auto", "vmap", "map")
+  _need(
+    config.seeds_mode in modes, "seeds_mode", config.seeds_mode, f"in {modes}"
+  )
+  optimizer = config.optimizer
+  for name in ("warmup_steps", "weight_decay", "clip"):
+    _need(
+      optimizer[name] >= 0, f"optimizer.{name}", optimizer[name], "0 or more"
+    )
+  _need(
+    optimizer.warmup_steps < config.total_steps,
+    "optimizer.warmup_steps",
+    optimizer.warmup_steps,
+    f"less than total_steps={config.total_steps}",
+  )
+
+
+def _need(holds: bool, name: str, value: Any, wanted: str) -> None:
+  if not holds:
+    raise ConfigError(
+      f"config.{name}={value!r} must be {wanted}; set --config.{name}"
+    )
+
+
+def differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
+  """Dotted fields in which a run's saved configuration differs from a new one.
+
+  Fields in `FREE` do not count: they change no number of the run.
+
+  >>> differences({"a": {"b": 1}, "keep": 2}, {"a": {"b": 2}, "keep": 3})
+  ['a.b']
+  """
+  old, new = _flat(saved), _flat(config)
+  return sorted(
+    name
+    for name in old.keys() | new.keys()
+    if old.get(name) != new.get(name) and name.split(".")[0] not in FREE
+  )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  out = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      out |= _flat(value, f"{prefix}{key}.")
+    else:
+      out[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return out

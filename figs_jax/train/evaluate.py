@@ -1,0 +1,212 @@
+"""What a checkpoint is worth: accuracy, exactness, sparsity, bytes, FLOPs.
+
+Everything here sees the finished model: pruned entries are exact zeros at the
+target pattern, whatever step the checkpoint is of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import config_dict
+
+from figs_jax import data, engine, models, nn
+from figs_jax.core.masks import is_nm
+from figs_jax.core.tree import Leaf, flatten
+from figs_jax.core.types import Array
+from figs_jax.train import study
+from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.experiment import Experiment, build
+from figs_jax.train.state import TrainState, finish
+
+
+class Classification:
+  """Accuracy and loss of the finished model over a whole split.
+
+  One compilation serves a run; a state with a seed axis gives one value per
+  seed.
+  """
+
+  def __init__(self, batches: Iterable[dict[str, Any]], seeds: bool):
+    self._batches, self._seeds = batches, seeds
+    self._finish = jax.jit(self._over_seeds(finish, ()), static_argnames="ema")
+    self._count = jax.jit(self._over_seeds(_count, (None,)))
+
+  def run(
+    self, state: TrainState, *, ema: bool = False
+  ) -> Iterator[tuple[str, float | list[float]]]:
+    """Yields (name, value), a list of values if there are seeds."""
+    params, masks = self._finish(state, ema=ema)
+    total: Any = None
+    for batch in self._batches:
+      counts = self._count((state, params, masks), batch)
+      total = counts if total is None else jax.tree.map(jnp.add, total, counts)
+    hits, losses, seen = jax.tree.map(np.asarray, total)
+    yield "accuracy", (hits / seen).tolist()
+    yield "loss", (losses / seen).tolist()
+
+  def _over_seeds(self, fn, rest):
+    if not self._seeds:
+      return fn
+
+    def mapped(tree, *args, **static):
+      state = tree[0] if isinstance(tree, tuple) else tree
+      lone = study.axes(state)
+      head = (lone, 0, 0) if isinstance(tree, tuple) else lone
+      return jax.vmap(lambda t, *a: fn(t, *a, **static), in_axes=(head, *rest))(
+        tree, *args
+      )
+
+    return mapped
+
+
+def _count(finished: tuple, batch: dict[str, Array]):
+  """(hits, summed loss, examples) of the valid part of a batch."""
+  state, params, masks = finished
+  model = nn.merge(
+    state.graphdef, params, masks, jnp.zeros((), jnp.float32), state.rest
+  )
+  model.eval()
+  logits = model(batch["image"])
+  valid = batch["valid"].astype(jnp.float32)
+  hits = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits, batch["label"]
+  )
+  return (hits * valid).sum(), (losses * valid).sum(), valid.sum()
+
+
+def evaluator(experiment: Experiment) -> Classification:
+  """The evaluator of a configuration's test split."""
+  config = experiment.config.data
+  batches = data.eval_batches(
+    config.name,
+    config.eval_split,
+    config.eval_batch_size,
+    image_size=config.image_size,
+    data_dir=config.data_dir,
+    download=config.download,
+  )
+  return Classification(batches, bool(experiment.seeds))
+
+
+def exact_nm(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, bool]:
+  """Per masked kernel: at most n non-zeros in every group of m."""
+  flat = flatten(params)
+  return {
+    path: bool(is_nm(flat[path], leaf.pattern, axis=leaf.axis))
+    for path, leaf in leaves.items()
+  }
+
+
+def storage(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+  """Sparsity (over masked kernels and over all) and bytes of a finished model.
+
+  `bytes_packed` counts kept values plus ceil(log2 m) index bits each for
+  masked kernels, and all other parameters whole.
+  """
+  dense = packed = total = zeros = masked = 0
+  for path, leaf in flatten(params).items():
+    size, itemsize = math.prod(leaf.shape), leaf.dtype.itemsize
+    total += size
+    dense += size * itemsize
+    if path in leaves:
+      masked += size
+      zeros += int(np.sum(np.asarray(leaf) == 0))
+      pattern = leaves[path].pattern
+      packed += engine.packed_bytes(size, pattern, itemsize)
+    else:
+      packed += size * itemsize
+  return {
+    "sparsity": zeros / masked if masked else 0.0,
+    "sparsity_all_parameters": zeros / total,
+    "parameters": total,
+    "bytes_dense": dense,
+    "bytes_packed": packed,
+  }
+
+
+def evaluate(
+  workdir: str | Path,
+  *,
+  step: int | None = None,
+  ema: bool = False,
+  engine_spec: str | None = None,
+) -> dict[str, Any]:
+  """Restores a step of a run, finishes it, and measures it.
+
+  Args:
+    workdir: of the run; nothing in it is written.
+    step: None takes the newest good one.
+    ema: measures the averaged weights.
+    engine_spec: an engine of `figs_jax.engine.parse`; adds `engine` and
+      `speedup`, of one image's whole forward pass over the dense model.
+
+  Returns:
+    A JSON-able object: accuracy (mean over seeds), accuracy_se, accuracies,
+    step, recipe, pattern, exact_nm, layers (path -> exact), sparsity,
+    sparsity_all_parameters, parameters, bytes_dense, bytes_packed, flops,
+    flops_dense.
+
+  Raises:
+    CheckpointError: no such checkpoint, or a damaged or foreign one.
+  """
+  experiment, state, step = restore(workdir, step)
+  values = dict(evaluator(experiment).run(state, ema=ema))
+  accuracies = np.atleast_1d(values["accuracy"]).tolist()
+  losses = np.atleast_1d(values["loss"]).tolist()
+  mean, error = study.mean_and_se(accuracies)
+  lone = study.take(state, 0) if experiment.seeds else state
+  model = lone.finished(ema=ema)
+  leaves = nn.masked_leaves(model)
+  exact = dict.fromkeys(leaves, True)
+  for i in range(max(1, len(experiment.seeds))):
+    one = study.take(state, i) if experiment.seeds else state
+    for path, holds in exact_nm(finish(one, ema=ema)[0], leaves).items():
+      exact[path] &= holds
+  rows = models.layers_of(model, batch=1)
+  layers = engine.Layers.of(rows)
+  result = {
+    "step": step,
+    "accuracy": mean,
+    "accuracy_se": None if math.isnan(error) else error,
+    "accuracies": accuracies,
+    "loss": study.mean_and_se(losses)[0],
+    "recipe": experiment.recipe.name,
+    "pattern": experiment.config.pattern if leaves else "dense",
+    "exact_nm": all(exact.values()),
+    "layers": exact,
+    **storage(finish(lone, ema=ema)[0], leaves),
+    "flops": float(engine.flops(layers).sum()),
+    "flops_dense": float(engine.flops(layers.dense()).sum()),
+  }
+  if engine_spec is not None:
+    report = engine.report(rows, engines=[engine_spec])
+    result |= {"engine": engine_spec, "speedup": report.totals[0].speedup}
+  return result
+
+
+def restore(
+  workdir: str | Path, step: int | None = None, *, seed: int | None = None
+) -> tuple[Experiment, TrainState, int]:
+  """(experiment, state, step) of a run, read only.
+
+  Args:
+    workdir: of the run.
+    step: None takes the newest good one.
+    seed: of a run with seeds, the place of the one to take alone.
+  """
+  with Checkpointer(workdir, read_only=True) as checkpoints:
+    config = config_dict.ConfigDict(checkpoints.meta(step)["config"])
+    experiment = build(config)
+    state, _, step = checkpoints.restore(experiment.abstract_state(), step)
+  if seed is not None:
+    state = study.take(state, seed)
+  return experiment, state, step

@@ -1,0 +1,267 @@
+"""The whole training program, readable from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from figs_jax import data
+from figs_jax.train import study
+from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.config import ConfigError, differences
+from figs_jax.train.evaluate import Classification, evaluator
+from figs_jax.train.experiment import Experiment, build
+from figs_jax.train.log import MetricLog
+from figs_jax.train.mesh import batch_sharding, make_mesh, state_shardings
+from figs_jax.train.state import TrainState, update
+
+_log = logging.getLogger("figs_jax")
+
+
+class Diverged(RuntimeError):
+  """The loss is no longer finite; says at which step, and what is safe."""
+
+
+@dataclasses.dataclass
+class Run:
+  """The moving parts of a run between two steps."""
+
+  experiment: Experiment
+  checkpoints: Checkpointer
+  log: MetricLog
+  evaluator: Classification
+  batches: Any
+  state: TrainState
+  losses: list[tuple[int, jax.Array]] = dataclasses.field(default_factory=list)
+  lost: set[int] = dataclasses.field(default_factory=set)
+
+
+def train(
+  config: config_dict.ConfigDict, workdir: str | Path
+) -> dict[str, Any]:
+  """Trains to the last step, resuming if the workdir holds a checkpoint.
+
+  Args:
+    config: see `figs_jax.train.config.default_config`.
+    workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints.
+
+  Returns:
+    {"step", "finished", and the last evaluation's values}. `finished` is
+    False after SIGTERM, which saves and returns.
+
+  Raises:
+    ValueError: a bad configuration, or one that differs from the run's own.
+    Diverged: the loss became NaN or infinite (in every seed).
+  """
+  experiment = build(config)
+  mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+  abstract = experiment.abstract_state()
+  shardings = state_shardings(
+    abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
+  )
+  with (
+    Checkpointer(workdir, keep=config.keep) as checkpoints,
+    preemption() as stopped,
+  ):
+    state, position = _begin(experiment, checkpoints, abstract, shardings)
+    batches = _batches(experiment)
+    if position is not None:
+      batches.set_state(position)
+    start = int(state.step)
+    _write_config(workdir, config)
+    with MetricLog(
+      workdir,
+      start,
+      total=config.total_steps,
+      progress=config.progress,
+      enabled=jax.process_index() == 0,
+    ) as log:
+      run = Run(
+        experiment, checkpoints, log, evaluator(experiment), batches, state
+      )
+      step_fn = compiled_step(experiment, shardings)
+      return _loop(run, start, step_fn, batch_sharding(mesh), stopped)
+
+
+def compiled_step(experiment: Experiment, shardings: Any):
+  """The jitted step of a configuration; the state is donated."""
+  fn = partial(update)  # its own object, for a compilation cache of its own
+  if experiment.seeds:
+    fn = partial(study.step, mode=seeds_mode(experiment.config.seeds_mode))
+  return jax.jit(fn, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def seeds_mode(mode: str) -> study.Mode:
+  """`auto` as the mode that benchmarks/seeds.py found faster."""
+  if mode == "auto":
+    return "map" if jax.default_backend() == "cpu" else "vmap"
+  return "map" if mode == "map" else "vmap"
+
+
+def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
+  config = run.experiment.config
+  result: dict[str, Any] = {}
+  step = start
+  for step in range(start + 1, config.total_steps + 1):
+    batch = jax.tree.map(
+      partial(jax.make_array_from_process_local_data, sharding),
+      next(run.batches),
+    )
+    run.state, metrics = step_fn(run.state, batch)
+    run.losses.append((step, metrics["loss"]))
+    last = step == config.total_steps
+    if step % config.log_every == 0 or last:
+      _check_finite(run)
+      run.log.write(step, _row(metrics, config, step))
+    run.log.progress(step)
+    if step % config.checkpoint_every == 0 or last:
+      _check_finite(run)
+      result = _evaluate(run, step)
+      _save(run, step, {"accuracy": result["eval/accuracy"]})
+    elif stopped.is_set():
+      _check_finite(run)
+      _save(run, step, None)
+    if stopped.is_set() and not last:
+      _log.warning("SIGTERM: saved step %d, stopping", step)
+      return {"step": step, "finished": False, **result}
+  if not result:
+    result = _evaluate(run, step, write=False)
+  return {"step": step, "finished": True, **result}
+
+
+def _begin(experiment, checkpoints, abstract, shardings):
+  """(state, data position or None): restored if there is something to."""
+  if not checkpoints.steps():
+    return jax.jit(experiment.state, out_shardings=shardings)(), None
+  placed = jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    abstract,
+    shardings,
+  )
+  saved = checkpoints.meta()["config"]
+  _refuse_changes(saved, experiment.config, checkpoints.path)
+  state, position, step = checkpoints.restore(placed)
+  checkpoints.discard_after(step)
+  _log.info("resuming from step %d of %s", step, checkpoints.path)
+  return state, position
+
+
+def _refuse_changes(saved, config, path) -> None:
+  now = json.loads(json.dumps(config.to_dict()))
+  changed = [
+    name
+    for name in differences(saved, now)
+    if name not in config.allow_change
+    and name.split(".")[0] not in config.allow_change
+  ]
+  if changed:
+    raise ConfigError(
+      f"{path}: this run was started with another {', '.join(changed)};"
+      " use a new --workdir, or allow it by name with"
+      f" --config.allow_change=\"('{changed[0]}',)\""
+    )
+
+
+def _batches(experiment: Experiment):
+  config = experiment.config
+  return data.train_batches(
+    config.data.name,
+    config.data.train_split,
+    config.batch_size // jax.process_count(),
+    seed=config.seed,
+    augment=config.data.augment,
+    image_size=config.data.image_size,
+    data_dir=config.data.data_dir,
+    download=config.data.download,
+    workers=config.data.workers,
+    shard_index=jax.process_index(),
+    num_shards=jax.process_count(),
+  )
+
+
+def _row(metrics, config, step) -> dict[str, float]:
+  """Scalars of a step; with seeds, their mean and each one's own loss."""
+  metrics = jax.tree.map(np.asarray, dict(metrics))
+  layers = metrics.pop("layers", {})
+  row = {}
+  for name, value in metrics.items():
+    row[name] = float(np.nanmean(value))
+    if name == "loss" and value.ndim:
+      row |= {f"loss/seed{i}": float(v) for i, v in enumerate(value)}
+  if config.diagnose_every and step % config.diagnose_every == 0:
+    for path, statistics in layers.items():
+      for name, value in statistics.items():
+        row[f"layers/{path}/{name}"] = float(np.nanmean(value))
+  return row
+
+
+def _check_finite(run: Run) -> None:
+  """Raises Diverged at the first step whose loss is not finite."""
+  losses, run.losses = run.losses, []
+  for step, loss in losses:
+    bad = ~np.isfinite(np.atleast_1d(np.asarray(loss)))
+    for i in set(np.flatnonzero(bad).tolist()) - run.lost:
+      run.lost.add(i)
+      _log.warning("seed %d: the loss is not finite at step %d", i, step)
+    if bad.all():
+      good = run.checkpoints.steps()
+      safe = (
+        f"the last good checkpoint is step {good[-1]} in {run.checkpoints.path}"
+        if good
+        else "there is no checkpoint yet"
+      )
+      raise Diverged(f"the loss is not finite at step {step}; {safe}")
+
+
+def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
+  row = {}
+  for name, value in run.evaluator.run(run.state):
+    mean, error = study.mean_and_se(np.atleast_1d(value).tolist())
+    row[f"eval/{name}"] = mean
+    if isinstance(value, list):
+      row[f"eval/{name}_se"] = error
+      row |= {f"eval/{name}/seed{i}": v for i, v in enumerate(value)}
+  if write:
+    run.log.write(step, row)
+  return row
+
+
+def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
+  config = json.loads(json.dumps(run.experiment.config.to_dict()))
+  run.checkpoints.save(
+    step, run.state, run.batches.get_state(), config, metrics
+  )
+
+
+def _write_config(workdir: str | Path, config) -> None:
+  text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+  Path(workdir).mkdir(parents=True, exist_ok=True)
+  (Path(workdir) / "config.json").write_text(text)
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[threading.Event]:
+  """An event that SIGTERM sets; the handler of before comes back after."""
+  stopped = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield stopped
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+  try:
+    yield stopped
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,92 @@
+"""Where arrays live: a mesh with the axes `data` and `fsdp`.
+
+The batch is split over both axes. Kernels, their masks and their moments are
+split over `fsdp` along an axis that is not their group axis, so that a group
+never straddles devices and the mask update needs no collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from figs_jax.core.tree import Leaf, path_str
+
+
+def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
+  """A mesh over data * fsdp devices; -1 takes the devices that are left.
+
+  Raises:
+    ValueError: the product does not fit the number of devices.
+
+  >>> dict(make_mesh().shape)
+  {'data': 1, 'fsdp': 1}
+  """
+  count = jax.device_count()
+  if (data, fsdp).count(-1) > 1 or min(data, fsdp) < -1 or 0 in (data, fsdp):
+    raise ValueError(
+      f"mesh data={data}, fsdp={fsdp}: give positive sizes, one may be -1"
+    )
+  if data == -1:
+    data = count // fsdp
+  if fsdp == -1:
+    fsdp = count // data
+  if data * fsdp > count or data * fsdp == 0:
+    raise ValueError(
+      f"mesh data={data}, fsdp={fsdp} needs {data * fsdp} devices, there are"
+      f" {count}; set mesh.data and mesh.fsdp to fit"
+    )
+  devices = jax.devices()[: data * fsdp]
+  return jax.make_mesh(
+    (data, fsdp),
+    ("data", "fsdp"),
+    axis_types=(AxisType.Auto, AxisType.Auto),
+    devices=devices,
+  )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis over both mesh axes."""
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_shardings(
+  state: Any, mesh: Mesh, leaves: Mapping[str, Leaf], seeds: bool = False
+) -> Any:
+  """One `NamedSharding` per leaf of a (possibly abstract) state.
+
+  Args:
+    state: any pytree whose kernels, masks and moments end in the same paths.
+    mesh: from `make_mesh`.
+    leaves: the masked leaves, for their group axes.
+    seeds: the leaves have a leading seed axis, which stays whole.
+  """
+  size = mesh.shape["fsdp"]
+
+  def one(path, leaf):
+    ndim = len(leaf.shape)
+    whole = NamedSharding(mesh, PartitionSpec())
+    if size == 1 or ndim - seeds < 2:
+      return whole
+    name = "/" + path_str(path)
+    group = next(
+      (v.axis for k, v in leaves.items() if name.endswith("/" + k)), ()
+    )
+    axes = (group,) if isinstance(group, int) else group
+    grouped = {axis % (ndim - seeds) for axis in axes}
+    free = [
+      axis
+      for axis in range(ndim - seeds)
+      if axis not in grouped and leaf.shape[axis + seeds] % size == 0
+    ]
+    if not free:
+      return whole
+    longest = max(free, key=lambda axis: (leaf.shape[axis + seeds], axis))
+    spec: list[str | None] = [None] * ndim
+    spec[longest + seeds] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree_util.tree_map_with_path(one, state)

@@ -1,0 +1,89 @@
+"""Many seeds at once: the same step, over a leading seed axis.
+
+Every leaf of the state gains that axis but `step`, which stays one number: a
+`cond` on it then stays a branch, where a batched one would run both sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from figs_jax.core.types import Array
+from figs_jax.train.state import TrainState, update
+
+Mode = Literal["vmap", "map"]
+
+
+def axes(state: TrainState, seeds: int | None = 0) -> TrainState:
+  """`in_axes` of a state for vmap: `seeds` everywhere, None at step."""
+  return dataclasses.replace(jax.tree.map(lambda _: seeds, state), step=None)
+
+
+def create(make: Callable[[Array], TrainState], seeds: Sequence[int]):
+  """One state that holds every seed; `make(seed)` must be traceable.
+
+  >>> import figs_jax as figs, optax
+  >>> from flax import nnx
+  >>> def make(seed):
+  ...   model = nnx.Linear(8, 4, rngs=nnx.Rngs(jax.random.key(seed)))
+  ...   recipe = figs.recipes.create("dense", "1:4", total_steps=10)
+  ...   return figs.TrainState.create(model, recipe, optax.sgd(.1), seed=seed)
+  >>> state = create(make, [0, 1, 2])
+  >>> state.params["kernel"].shape, state.step.shape
+  ((3, 8, 4), ())
+  """
+  stacked = jax.vmap(make)(jnp.asarray(seeds, jnp.uint32))
+  return dataclasses.replace(stacked, step=stacked.step[0])
+
+
+def step(
+  state: TrainState, batch: Any, *, mode: Mode = "vmap"
+) -> tuple[TrainState, dict[str, Any]]:
+  """`train.state.update` for every seed on one batch; metrics gain the axis.
+
+  Args:
+    state: from `create`.
+    batch: shared by the seeds.
+    mode: `vmap` runs them together, `map` one after the other inside the same
+      compiled step (the faster one on few CPU cores; same results).
+  """
+  lone = axes(state)
+  if mode == "vmap":
+    return jax.vmap(update, in_axes=(lone, None), out_axes=(lone, 0))(
+      state, batch
+    )
+
+  seeds = state.seed.shape[0]
+  each = dataclasses.replace(state, step=jnp.full(seeds, state.step))
+  new, metrics = jax.lax.map(lambda lone: update(lone, batch), each)
+  return dataclasses.replace(new, step=new.step[0]), metrics
+
+
+def take(state: TrainState, seed: int) -> TrainState:
+  """The single state of the seed at this place of the axis."""
+  seeds = state.seed.shape[0]
+  each = dataclasses.replace(state, step=jnp.full(seeds, state.step))
+  return jax.tree.map(lambda leaf: leaf[seed], each)
+
+
+def mean_and_se(values: Sequence[float]) -> tuple[float, float]:
+  """Mean and standard error (sample deviation / sqrt n) of finite values.
+
+  Seeds that ended in NaN are left out; the error of fewer than two is NaN.
+
+  >>> mean_and_se([1.0, 2.0, 3.0])
+  (2.0, 0.5773502691896258)
+  """
+  finite = np.asarray([v for v in values if math.isfinite(v)], np.float64)
+  if not len(finite):
+    return math.nan, math.nan
+  if len(finite) == 1:
+    return float(finite[0]), math.nan
+  return float(finite.mean()), float(finite.std(ddof=1) / len(finite) ** 0.5)

@@ -1,0 +1,29 @@
+# Sourced by the other scripts: makes .venv and installs figs_jax into it.
+# Usage: environment EXTRA, e.g. `environment test`. Does nothing when .venv
+# already holds that extra of this setup.cfg. PYTHON names the interpreter to
+# use (default python3). uv does the work where it is installed.
+
+environment() {
+  local extra=$1 python=${PYTHON:-python3} stamp wanted
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "figs_jax needs Python 3.11 or newer; $python is" \
+      "$("$python" --version 2>&1). Set PYTHON=/path/to/python3.11" >&2
+    return 2
+  fi
+  stamp=.venv/figs_jax-$extra
+  wanted=$(cat setup.cfg pyproject.toml | cksum)
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    echo "== .venv is ready ($extra)"
+    return 0
+  fi
+  echo "== installing figs_jax[$extra] into .venv (about a minute, 1 GB)"
+  if command -v uv >/dev/null && uv --version >/dev/null 2>&1; then
+    [ -x .venv/bin/python ] || uv venv --quiet --python "$python" .venv
+    uv pip install --quiet --python .venv/bin/python -e ".[$extra]"
+  else
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+      -e ".[$extra]"
+  fi
+  echo "$wanted" >"$stamp"
+}

@@ -1,0 +1,52 @@
+"""Evaluates a checkpoint: `python launch/evaluate.py --workdir D [--step N]`.
+
+The restored model is finished to hard N:M first. Nothing is written.
+"""
+
+import json
+
+from absl import flags
+
+from figs_jax.train import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_STEP = flags.DEFINE_integer(
+  "step", None, "Step to restore; the newest good one by default."
+)
+_EMA = flags.DEFINE_bool("ema", False, "Evaluate the averaged weights.")
+_ENGINE = flags.DEFINE_string(
+  "engine", None, "Also report the speed-up on this engine, as in ws:32x32."
+)
+_FORMAT = flags.DEFINE_enum(
+  "format", "text", ["text", "json"], "How the result is printed."
+)
+
+
+def main() -> None:
+  cli.quiet()
+  if not _WORKDIR.value:
+    cli.fail("--workdir is missing: name the directory of a run")
+  from figs_jax.data import DataError
+  from figs_jax.train.evaluate import evaluate
+
+  try:
+    result = evaluate(
+      _WORKDIR.value,
+      step=_STEP.value,
+      ema=_EMA.value,
+      engine_spec=_ENGINE.value,
+    )
+  except (ValueError, DataError) as error:
+    cli.fail(str(error))
+  if _FORMAT.value == "json":
+    print(json.dumps(result))
+    return
+  layers = result.pop("layers")
+  for name, value in result.items():
+    print(f"{name:24} {value}")
+  for path, exact in layers.items():
+    print(f"  {'exact' if exact else 'NOT N:M':8} {path}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

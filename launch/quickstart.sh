@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The main job: sets up .venv, trains five recipes on digits (a few minutes on
+# two cores), and writes runs/quickstart/report.md with its picture.
+# Usage: bash launch/quickstart.sh [--workdir DIR] [--seeds N] [--steps N]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+environment plots
+exec .venv/bin/python launch/quickstart.py "$@"

@@ -1,0 +1,196 @@
+"""Checkpoints: what comes back is what was saved, or one clear error."""
+
+import logging
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from figs_jax.train.checkpoint import Checkpointer, CheckpointError
+from figs_jax.train.mesh import make_mesh
+
+
+def example_state(value=1.0):
+  return {
+    "params": {"blocks": {0: {"kernel": jnp.full((4, 3), value, jnp.float32)}}},
+    "masks": {"blocks": {0: {"kernel": jnp.eye(4, 3) > 0}}},
+    "half": jnp.full(5, value, jnp.bfloat16),
+    "none": None,
+    "stream": jax.random.key(7),
+    "step": jnp.int32(3),
+  }
+
+
+def raw(leaf):
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return np.asarray(jax.random.key_data(leaf))
+  return np.asarray(leaf)
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+    assert x.dtype == y.dtype
+    np.testing.assert_array_equal(raw(x), raw(y))
+
+
+def save_steps(workdir, steps, **options):
+  with Checkpointer(workdir, **options) as checkpoints:
+    for step in steps:
+      checkpoints.save(
+        step, example_state(step), {"next": step}, {"lr": 0.1}, None
+      )
+
+
+def test_round_trip_from_shapes_alone(tmp_path):
+  save_steps(tmp_path, [1, 2])
+  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    state, data, step = checkpoints.restore(jax.eval_shape(example_state))
+    assert checkpoints.meta()["config"] == {"lr": 0.1}
+  assert (data, step) == ({"next": 2}, 2)
+  assert_same(state, example_state(2))
+
+
+def test_newest_and_best_are_kept(tmp_path):
+  with Checkpointer(tmp_path, keep=2) as checkpoints:
+    for step, accuracy in enumerate([0.1, 0.9, 0.2, 0.3, 0.4], start=1):
+      checkpoints.save(step, example_state(), {}, {}, {"accuracy": accuracy})
+  assert Checkpointer(tmp_path).steps() == [2, 4, 5]
+
+
+def test_an_existing_step_is_never_overwritten(tmp_path):
+  save_steps(tmp_path, [1])
+  with pytest.raises(CheckpointError, match="saved already"):
+    save_steps(tmp_path, [1])
+  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    assert_same(checkpoints.restore(example_state())[0], example_state(1))
+
+
+def test_missing(tmp_path):
+  with Checkpointer(tmp_path / "no", read_only=True) as checkpoints:
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+      checkpoints.restore(example_state())
+  assert not (tmp_path / "no").exists()
+  save_steps(tmp_path, [1])
+  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    with pytest.raises(CheckpointError, match=r"no step 5; there are 1"):
+      checkpoints.restore(example_state(), 5)
+
+
+def flip_bit(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(bytes(content))
+
+
+def data_files(workdir, step):
+  found = (workdir / "checkpoints" / str(step) / "state").rglob("d/*")
+  return sorted(found)
+
+
+# Orbax leaves reads under way when the first one fails; their late callbacks
+# find the event loop closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "empty"])
+def test_damage_falls_back_to_the_step_before(tmp_path, damage, caplog):
+  save_steps(tmp_path, [1, 2])
+  files = data_files(tmp_path, 2)
+  assert files
+  for path in files:
+    if damage == "flip":
+      flip_bit(path)
+    elif damage == "truncate":
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage == "delete":
+      path.unlink()
+  if damage == "empty":
+    (tmp_path / "checkpoints" / "7").mkdir()
+  with (
+    caplog.at_level(logging.WARNING, "figs_jax"),
+    Checkpointer(tmp_path, read_only=True) as checkpoints,
+  ):
+    state, data, step = checkpoints.restore(example_state())
+  expected = 2 if damage == "empty" else 1
+  assert (data, step) == ({"next": expected}, expected)
+  assert_same(state, example_state(expected))
+  assert "trying the step before it" in caplog.text
+  if damage != "empty":
+    with Checkpointer(tmp_path, read_only=True) as checkpoints:
+      with pytest.raises(CheckpointError, match="damaged"):
+        checkpoints.restore(example_state(), 2)
+
+
+def test_silent_corruption_is_noticed(tmp_path, monkeypatch):
+  """Orbax restores a wrong value without a word; the checksum does not."""
+  save_steps(tmp_path, [1])
+  module = "figs_jax.train.checkpoint._crc32"
+  with monkeypatch.context() as patch:
+    patch.setattr(module, lambda leaf: 0)
+    save_steps(tmp_path, [2])
+  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    with pytest.raises(CheckpointError, match="crc32 differs"):
+      checkpoints.restore(example_state(), 2)
+
+
+def test_foreign_checkpoint(tmp_path):
+  import orbax.checkpoint as ocp
+
+  with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+    manager.save(3, args=ocp.args.StandardSave({"w": jnp.ones(2)}))
+  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    with pytest.raises(CheckpointError, match="none of the steps"):
+      checkpoints.restore(example_state())
+    with pytest.raises(CheckpointError, match="not a whole figs_jax"):
+      checkpoints.restore(example_state(), 3)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"extra": jnp.ones(2)}, "lacks 'extra'"),
+    ({"half": jnp.ones(6, jnp.bfloat16)}, r"half is bfloat16\[5\]"),
+    ({"half": jnp.ones(5)}, r"but float32\[5\]"),
+  ],
+)
+def test_another_architecture_is_refused(tmp_path, change, message):
+  """Orbax itself would cast a wrong dtype in silence."""
+  save_steps(tmp_path, [1])
+  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    with pytest.raises(CheckpointError, match=message):
+      checkpoints.restore({**example_state(), **change})
+
+
+def test_restores_onto_a_mesh(tmp_path):
+  state = {"w": jnp.arange(32.0).reshape(4, 8)}
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, state, {}, {})
+  place = NamedSharding(make_mesh(2, 4), PartitionSpec(None, "fsdp"))
+  target = {"w": jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=place)}
+  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    restored = checkpoints.restore(target)[0]
+  assert restored["w"].sharding == place
+  np.testing.assert_array_equal(restored["w"], state["w"])
+
+
+def test_a_donated_state_is_saved_as_it_was(tmp_path):
+  """Saving goes on in the background while the next step reuses buffers."""
+  step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  state = {"w": jnp.zeros((512, 1024)), "v": jnp.zeros((512, 1024))}
+  with Checkpointer(tmp_path, keep=20) as checkpoints:
+    for i in range(10):
+      checkpoints.save(i, state, {}, {})
+      for _ in range(5):
+        state = step(state)
+  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    for i in range(10):
+      restored = checkpoints.restore(jax.eval_shape(lambda: state), i)[0]
+      np.testing.assert_array_equal(restored["w"], np.full((512, 1024), 5 * i))
+
+
+def test_no_warning_on_the_quiet_path(tmp_path):
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    save_steps(tmp_path, [1])

@@ -1,0 +1,86 @@
+"""A configuration is an experiment with a promise: what is illegal is said."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from figs_jax import recipes
+from figs_jax.data import DataError
+from figs_jax.train.config import (
+  ConfigError,
+  default_config,
+  differences,
+  recipe_of,
+  validate,
+)
+from figs_jax.train.experiment import build
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def load(name):
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize("recipe", recipes.names())
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("*.py")))
+def test_every_config_under_every_recipe(name, recipe):
+  module = load(name)
+  config = module.get_config(recipe)
+  validate(config)
+  assert recipe_of(config).name == recipe
+  assert "Command:" in module.__doc__
+  assert "Hardware:" in module.__doc__
+
+
+def test_the_paper_hyper_parameters():
+  config = load("imagenet_vit_b16").get_config("figs")
+  assert config.batch_size == 4096
+  assert config.total_steps == 350 * 1281167 // 4096
+  optimizer = config.optimizer
+  assert (optimizer.b1, optimizer.b2) == (0.9, 0.999)
+  assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-3, 0.01)
+  assert (optimizer.clip, config.mixup) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("total_steps", 0, "total_steps=0 must be at least 1"),
+    ("accumulate", 3, "multiple of accumulate=3"),
+    ("seeds_mode", "magic", "seeds_mode='magic'"),
+    ("ema_decay", 1.0, r"ema_decay=1.0 must be in \[0, 1\)"),
+    ("optimizer.warmup_steps", 1000, "less than total_steps"),
+    ("data.name", "digitz", "digits"),
+    ("pattern", "fff: 1:4", "did you mean 'ff'"),
+    ("pattern", "ff: 1:5", "not a multiple of m=5"),
+    ("pattern", "ff 1:4", "cannot read"),
+    ("recipe.dense", 1.5, "dense"),
+    ("family", "vitt", "vit"),
+  ],
+)
+@pytest.mark.standard_promotion
+def test_illegal_values(tiny_config, field, value, message):
+  config = tiny_config("figs", **{field: value})
+  with pytest.raises((ValueError, DataError), match=message) as error:
+    build(config)
+  assert "\n" not in str(error.value)
+
+
+def test_unknown_recipe_suggests_the_nearest():
+  with pytest.raises(ConfigError, match="did you mean 'figs'"):
+    default_config("fig")
+
+
+def test_differences_ignore_what_changes_no_number():
+  saved = default_config("ste").to_dict()
+  now = default_config("ste")
+  now.keep, now.log_every = 7, 3
+  assert differences(saved, now.to_dict()) == []
+  now.recipe.dense = 0.2
+  now.optimizer.b1 = 0.8
+  assert differences(saved, now.to_dict()) == ["optimizer.b1", "recipe.dense"]
