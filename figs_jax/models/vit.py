@@ -13,6 +13,7 @@ it at zero on the first step.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -79,13 +80,13 @@ class ViT(nnx.Module):
   def __init__(
     self,
     *,
-    patch: int | tuple[int, int],
+    patch: int | Sequence[int],
     width: int,
     depth: int,
     heads: int,
     mlp_dim: int | None = None,
     num_classes: int = 1000,
-    image_size: int | tuple[int, int] = 224,
+    image_size: int | Sequence[int] = 224,
     in_channels: int = 3,
     pool: str = "cls",
     pos: str = "learned",
@@ -94,8 +95,8 @@ class ViT(nnx.Module):
     drop_path: float = 0.0,
     remat: bool = False,
     qkv_bias: bool = True,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
+    dtype: Any = "float32",
+    param_dtype: Any = "float32",
     rngs: nnx.Rngs,
   ):
     self.patch = _pair("patch", patch)
@@ -105,7 +106,8 @@ class ViT(nnx.Module):
     self.pool, self.pos, self.remat = pool, pos, remat
     self.dtype = jnp.dtype(dtype)
     self._check()
-    parts = Parts(self.dtype, jnp.dtype(param_dtype), rngs)
+    param_dtype = jnp.dtype(param_dtype)
+    parts = Parts(self.dtype, param_dtype, rngs)
     self.patch_embed = SparseConv(
       in_channels,
       width,
@@ -149,18 +151,16 @@ class ViT(nnx.Module):
 
     Args:
       variant: size and patch. "custom" leaves width, depth and heads to the
-        options; with a published size the options override it.
+        options; with a published size they override it, unless None.
       rngs: as in the constructor.
       **options: of the constructor.
 
     Raises:
       ValueError: an unknown size, or a custom one that lacks its sizes.
 
-    >>> rngs = nnx.Rngs(0)
-    >>> model = ViT.from_variant(
-    ...   "custom/2", width=8, depth=1, heads=2, image_size=4, rngs=rngs)
-    >>> model(jnp.ones((1, 4, 4, 3))).shape
-    (1, 1000)
+    >>> sizes = {"width": 8, "depth": 1, "heads": 2, "image_size": 4}
+    >>> ViT.from_variant("custom/2", rngs=nnx.Rngs(0), **sizes).tokens
+    5
     """
     match = re.fullmatch(r"(\w+)/(\d+)", variant)
     if match is None or match[1] not in SIZES:
@@ -169,7 +169,8 @@ class ViT(nnx.Module):
         f" {nearest(variant.partition('/')[0], SIZES)}"
       )
     size, patch = SIZES[match[1]], int(match[2])
-    sizes: dict[str, Any] = {"patch": patch, **size, **options}
+    given = {name: v for name, v in options.items() if v is not None}
+    sizes: dict[str, Any] = {"patch": patch, **size, **given}
     for name in ("width", "depth", "heads"):
       if sizes.get(name) is None:
         raise ValueError(
@@ -283,7 +284,7 @@ def _row(name: str, m: int, n: int, k: int, layer: Any) -> dict[str, Any]:
   return {"name": name, "M": m, "N": n, "K": k, "pattern": pattern, "count": 1}
 
 
-def _pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
   """(height, width); one number means a square."""
   pair = (size, size) if isinstance(size, int) else tuple(size)
   if len(pair) != 2:

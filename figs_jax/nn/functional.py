@@ -77,7 +77,7 @@ def merge(
     if isinstance(layer, Masked) and layer.pattern is not None:
       lead = stacked_shape(layer, "/".join(map(str, path)))
       if lead:
-        layer.leak[...] = jnp.broadcast_to(leak, lead)
+        layer.leak.set_value(jnp.broadcast_to(leak, lead))
   return model
 
 

@@ -74,12 +74,13 @@ class Masked(nnx.Module):
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """The dense layer's own call, with the effective kernel."""
+    if self.pattern is None:
+      return super().__call__(*args, **kwargs)
     # A second object over the same attributes: nothing is written to self.
     view = object.__new__(self.dense_type)
     vars(view).update(vars(self))
-    if self.pattern is not None:
-      kernel = self.kernel.replace(self.effective_kernel())
-      object.__setattr__(view, "kernel", kernel)
+    kernel = self.kernel.replace(self.effective_kernel())
+    object.__setattr__(view, "kernel", kernel)
     return view(*args, **kwargs)
 
   def effective_kernel(self) -> Float[Array, "*shape"]:
@@ -126,7 +127,7 @@ class SparseEinsum(Masked, nnx.Einsum):
 
   dense_type = nnx.Einsum
 
-  def __init__(self, einsum_str: str, *args: Any, **kwargs: Any):
+  def __init__(self, einsum_str: str | None, *args: Any, **kwargs: Any):
     if einsum_str is None:
       einsum_axis(None, 0)  # raises; upstream's own message says nothing
     super().__init__(einsum_str, *args, **kwargs)
