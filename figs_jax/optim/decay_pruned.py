@@ -21,7 +21,7 @@ class DecayPrunedState(NamedTuple):
 
 
 def decay_pruned(
-  weight: float = 2e-4,
+  weight: float | int = 2e-4,
   mode: str = "into_grad",
   schedule: optax.Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -18,7 +18,7 @@ class GradientFlowState(NamedTuple):
 
 
 def gradient_flow(
-  decay: float | optax.Schedule,
+  decay: float | int | optax.Schedule,
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the updates of pruned entries by D: u * (m + D * not m).
 

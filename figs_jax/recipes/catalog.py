@@ -35,7 +35,7 @@ def ste(plain: Recipe) -> Recipe:
 
 @register("sr_ste")
 def sr_ste(
-  plain: Recipe, *, decay: float = 2e-4, mode: str = "into_grad"
+  plain: Recipe, *, decay: float | int = 2e-4, mode: str = "into_grad"
 ) -> Recipe:
   """STE, and pruned weights are pulled towards zero (arXiv 2102.04010).
 
@@ -58,8 +58,8 @@ def sr_ste(
 def mdgf_linear(
   plain: Recipe,
   *,
-  beta: float | None = None,
-  zero_at: float | None = None,
+  beta: float | int | None = None,
+  zero_at: float | int | None = None,
   grad_mode: str = "ste",
 ) -> Recipe:
   """Mask decay, D = max(1 - β j, 0), j steps after dense (arXiv 2402.04744).
@@ -79,8 +79,8 @@ def mdgf_linear(
 def mdgf_exp(
   plain: Recipe,
   *,
-  beta: float | None = None,
-  zero_at: float | None = None,
+  beta: float | int | None = None,
+  zero_at: float | int | None = None,
   grad_mode: str = "ste",
 ) -> Recipe:
   """Mask decay, D = exp(-β j), cut to 0 below 1e-3 (arXiv 2402.04744).
@@ -136,11 +136,11 @@ def figs(
 def step(
   plain: Recipe,
   *,
-  t_min: float = 0.10,
-  t_max: float = 0.50,
+  t_min: float | int = 0.10,
+  t_max: float | int = 0.50,
   criterion: str = "absolute",
   mean: str = "arithmetic",
-  threshold: float | None = None,
+  threshold: float | int | None = None,
   bias_correct: bool = True,
   window: int | None = None,
 ) -> Recipe:

@@ -35,7 +35,7 @@ class Linear:
 
   start: int
   end: int
-  beta: float
+  beta: float | int
 
   def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
     j = (step - self.start).astype(jnp.float32)
@@ -48,7 +48,7 @@ class Exponential:
 
   start: int
   end: int
-  beta: float
+  beta: float | int
 
   def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
     j = (step - self.start).astype(jnp.float32)
@@ -56,7 +56,7 @@ class Exponential:
 
 
 def linear(
-  timeline: Timeline, beta: float | None, zero_at: float | None
+  timeline: Timeline, beta: float | int | None, zero_at: float | int | None
 ) -> Linear:
   """The linear leak that reaches 0 at a share of all steps, or with slope β."""
   start = timeline.dense_end
@@ -68,7 +68,7 @@ def linear(
 
 
 def exponential(
-  timeline: Timeline, beta: float | None, zero_at: float | None
+  timeline: Timeline, beta: float | int | None, zero_at: float | int | None
 ) -> Exponential:
   """The exponential leak that is 1e-3 at a share of all steps, or with rate β.
 
@@ -89,7 +89,7 @@ def _end(timeline: Timeline, steps: int) -> int:
   return min(timeline.dense_end + steps, timeline.finetune_start)
 
 
-def _steps_until(timeline: Timeline, zero_at: float | None) -> int:
+def _steps_until(timeline: Timeline, zero_at: float | int | None) -> int:
   share = 0.70 if zero_at is None else zero_at
   if not 0 < share <= 1:
     raise ValueError(
@@ -99,7 +99,7 @@ def _steps_until(timeline: Timeline, zero_at: float | None) -> int:
   return max(end - timeline.dense_end, 0)
 
 
-def _check_beta(beta: float, zero_at: float | None) -> None:
+def _check_beta(beta: float | int, zero_at: float | int | None) -> None:
   if zero_at is not None:
     raise ValueError(
       f"beta={beta} and zero_at={zero_at} both set the decay: give one"

@@ -7,7 +7,7 @@ need met, and `state`, the type of optimizer state that shows it was.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import optax
@@ -20,6 +20,7 @@ from figs_jax.optim import (
 )
 
 
+@runtime_checkable
 class Need(Protocol):
   """Something a recipe needs of the optimizer."""
 

@@ -103,26 +103,30 @@ class Recipe:
     due = [self.timeline.refresh(s, step, switched) for s in self._lengths]
     return Moment(stage, leak.astype(jnp.float32), jnp.stack(due).any())
 
-  def pattern_at(self, step: int, switched: bool | None = None) -> NM | Rules:
+  def pattern_at(
+    self, step: Step | int, switched: Flag | None = None
+  ) -> NM | Rules:
     """The pattern at a step: an `NM`, or `Rules` of them, as was given.
 
     In the dense phase that is m:m. STEP is assumed to switch as late as it can
     unless `switched` says otherwise.
     """
-    flag = self.timeline.switched_by(step) if switched is None else switched
+    step, line = int(step), self.timeline
+    flag = line.switched_by(step) if switched is None else bool(switched)
 
     def now(target: NM) -> NM:
       chain = self.chain(target, None)
-      stage = self.timeline.stage(len(chain), jnp.asarray(step), flag)
+      stage = line.stage(len(chain), jnp.asarray(step), flag)
       return (NM(target.m, target.m), *chain)[int(stage)]
 
     if isinstance(self.pattern, Rules):
       return self.pattern.map(now)
     return now(self.pattern)
 
-  def leak_at(self, step: int, switched: bool | None = None) -> float:
+  def leak_at(self, step: Step | int, switched: Flag | None = None) -> float:
     """D at a step, as training sees it; `switched` as in `pattern_at`."""
-    flag = self.timeline.switched_by(step) if switched is None else switched
+    step, line = int(step), self.timeline
+    flag = line.switched_by(step) if switched is None else bool(switched)
     return float(_jitted_at(self, step, flag).leak)
 
   def describe(self) -> str:

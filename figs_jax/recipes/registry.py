@@ -71,8 +71,8 @@ def create(
   pattern: NM | Rules | str,
   total_steps: int,
   *,
-  dense: float = 0.0125,
-  finetune: float = 0.10,
+  dense: float | int = 0.0125,
+  finetune: float | int = 0.10,
   refresh_every: int = 1,
   **own: Any,
 ) -> Recipe:

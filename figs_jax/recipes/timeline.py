@@ -56,8 +56,8 @@ class Timeline:
   def of_fractions(
     cls,
     total_steps: int,
-    dense: float = 0.0125,
-    finetune: float = 0.10,
+    dense: float | int = 0.0125,
+    finetune: float | int = 0.10,
     refresh_every: int = 1,
   ) -> Timeline:
     """The phases from their shares of the run, rounded to whole steps.
@@ -118,7 +118,7 @@ class Timeline:
     return self.switch is not None and step > self.switch.t_max
 
 
-def check_fraction(name: str, share: float) -> None:
+def check_fraction(name: str, share: float | int) -> None:
   """Raises ValueError unless 0 <= share < 1."""
   if not 0 <= share < 1:
     raise ValueError(f"{name}={share!r} must be a share of the run in [0, 1)")
