@@ -84,13 +84,11 @@ def decay_pruned(
     def pull(u, m, w):
       if m is None:
         return u
-      return jnp.where(
-        m, u, u + (jnp.asarray(scale, w.dtype) * w).astype(u.dtype)
-      )
+      term = (jnp.asarray(scale, w.dtype) * w).astype(u.dtype)
+      return jnp.where(m, u, u + term)
 
     updates = map_leaves(pull, updates, masks, params)
-    return updates, DecayPrunedState(
-      jnp.asarray(optax.safe_increment(state.count))
-    )
+    count = jnp.asarray(optax.safe_increment(state.count))
+    return updates, DecayPrunedState(count)
 
   return optax.GradientTransformationExtraArgs(init, update)

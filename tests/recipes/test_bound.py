@@ -19,7 +19,7 @@ LEAVES = {
 }
 WIDE = {"a/kernel": Leaf((64, 3), NM(1, 32), 0)}
 RECIPES = (
-  "dense", "ste", "sr_ste", "mdgf_exp", "sdgf_stepwise", "figs", "step",
+  "dense", "ste", "mdgf_exp", "sdgf_stepwise", "figs", "step",
 )  # fmt: skip
 
 
