@@ -82,10 +82,9 @@ def test_logits_equal_those_of_another_library():
   graphdef, params, masks, rest = nn.split(model)
   assert set(tree.flatten(params)) == set(flat)
   model = nn.merge(graphdef, nested(flat), masks, 0.0, rest)
-  # The fixture's logits are O(10); jax's CPU products are float32.
   with jax.default_matmul_precision("highest"):
     logits = forward(model, stored["images"])
-  np.testing.assert_allclose(logits, stored["logits"], atol=1e-4, rtol=0)
+  np.testing.assert_allclose(logits, stored["logits"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
