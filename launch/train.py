@@ -5,8 +5,6 @@ Resumes by itself when the workdir holds a checkpoint. SIGTERM saves and exits
 """
 
 import json
-import os
-import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -30,13 +28,7 @@ _FORMAT = flags.DEFINE_enum(
 
 def main() -> None:
   cli.quiet()
-  config = _CONFIG.value
-  if config is None or not hasattr(config, "to_dict"):
-    path = flags.FLAGS["config"].default or _config_path()
-    cli.fail(
-      f"--config={path}: no such file with get_config(); try"
-      " --config=configs/digits_vit.py"
-    )
+  config = cli.config_of(_CONFIG)
   if not _WORKDIR.value:
     cli.fail("--workdir is missing: name the directory of the run")
   from figs_jax.data import DataError
@@ -45,8 +37,6 @@ def main() -> None:
   try:
     result = train(config, _WORKDIR.value)
   except (ValueError, DataError) as error:
-    if os.environ.get("FIGS_JAX_TRACEBACK"):
-      raise
     cli.fail(str(error))
   except Diverged as error:
     cli.fail(str(error), code=1)
@@ -55,11 +45,6 @@ def main() -> None:
   else:
     for name, value in result.items():
       print(f"{name:20} {value}")
-
-
-def _config_path() -> str:
-  given = [a for a in sys.argv[1:] if a.startswith(("--config=", "-config="))]
-  return given[-1].split("=", 1)[1] if given else ""
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ together; `bind` adds the kernels of a model.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -196,8 +197,11 @@ class Recipe:
       ValueError: a leaf's pattern is not (among) the recipe's, or its m does
         not divide the group axis.
     """
+    return _bind(self, tuple(sorted(leaves.items())))
+
+  def _bind(self, leaves: tuple[tuple[str, Leaf], ...]) -> BoundRecipe:
     bound = []
-    for path, leaf in sorted(leaves.items()):
+    for path, leaf in leaves:
       self._check_pattern(path, leaf)
       check_groups(path, leaf.shape, leaf.pattern, leaf.axis)
       wanted = self.chain(leaf.pattern, None)
@@ -277,4 +281,6 @@ class Recipe:
       )
 
 
+# Remembered, so that binding again does not report a shortened chain again.
+_bind = functools.lru_cache(maxsize=64)(Recipe._bind)
 _jitted_at = jax.jit(Recipe.at, static_argnums=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ from figs_jax.core.tree import path_str
 
 FORMAT = "figs_jax/1"
 _log = logging.getLogger("figs_jax")
+# Seconds for the reads that are still under way when another one has failed:
+# what they report after the end of the program nobody can catch.
+_GRACE = 0.3
 _VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -271,6 +275,7 @@ class Checkpointer:
         ),
       )
     except Exception as error:  # whatever a damaged file makes Orbax raise
+      time.sleep(_GRACE)
       raise CheckpointError(
         f"{where}: damaged or truncated ({_first_line(error)})"
       ) from error

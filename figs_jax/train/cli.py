@@ -18,6 +18,9 @@ from absl import app, flags
 from figs_jax.core.rules import nearest
 
 
+_EXAMPLE = "configs/digits_vit.py:figs"
+
+
 def fail(message: str, code: int = 2) -> NoReturn:
   """One line on standard error, then exit."""
   name = sys.argv[0].rsplit("/", 1)[-1]
@@ -44,6 +47,28 @@ def quiet() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+  # When Orbax meets a damaged file, its other reads end after their event loop
+  # and print that; the error itself reaches us as an exception.
+  show = sys.excepthook
+
+  def hook(kind, error, trace):
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+      show(kind, error, trace)
+
+  sys.excepthook = hook
+
+
+def config_of(flag: flags.FlagHolder) -> Any:
+  """The configuration of a config-file flag, or one line and exit code 2."""
+  try:
+    config = flag.value
+    if config is None:
+      fail(f"--{flag.name} is missing; try --{flag.name}={_EXAMPLE}")
+    config.to_dict()
+  except (OSError, AttributeError) as error:
+    first = str(error).strip().splitlines()[-1].strip()
+    fail(f"--{flag.name}: no file with get_config(); {first}; try {_EXAMPLE}")
+  return config
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -206,7 +206,7 @@ def restore(
   with Checkpointer(workdir, read_only=True) as checkpoints:
     config = config_dict.ConfigDict(checkpoints.meta(step)["config"])
     experiment = build(config)
-    state, _, step = checkpoints.restore(experiment.abstract_state(), step)
+    state, _, step = checkpoints.restore(experiment.abstract_state, step)
   if seed is not None:
     state = study.take(state, seed)
   return experiment, state, step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+import functools
 from typing import Any
 
 import jax
@@ -73,6 +73,7 @@ class Experiment:
       return study.create(self.lone_state, self.seeds)
     return self.lone_state(self.config.seed)
 
+  @functools.cached_property
   def abstract_state(self) -> Any:
     """Shapes and dtypes of `state()`, without memory."""
     return jax.eval_shape(self.state)
@@ -97,7 +98,7 @@ def build(config: config_dict.ConfigDict) -> Experiment:
     num_classes=info.num_classes,
     channels=info.image_shape[-1],
   )
-  experiment.abstract_state()  # raises here what the model or rules refuse
+  _ = experiment.abstract_state  # raises here what model and rules refuse
   return experiment
 
 
@@ -123,7 +124,7 @@ def optimizer(
     b2=options.b2,
     eps=options.eps,
     weight_decay=options.weight_decay,
-    mask=partial(jax.tree.map, lambda leaf: leaf.ndim > 1),
+    mask=functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1),
   )
   clip = optax.clip_by_global_norm(options.clip) if options.clip else None
   return recipe.transform(adamw, before=clip, learning_rate=schedule)

@@ -65,9 +65,9 @@ def train(
     ValueError: a bad configuration, or one that differs from the run's own.
     Diverged: the loss became NaN or infinite (in every seed).
   """
-  experiment = build(config)
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-  abstract = experiment.abstract_state()
+  experiment = build(config)
+  abstract = experiment.abstract_state
   shardings = state_shardings(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
   )

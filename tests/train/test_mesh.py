@@ -18,7 +18,7 @@ pytestmark = pytest.mark.standard_promotion
 def losses(config, steps=20):
   experiment = build(config)
   mesh = make_mesh(**config.mesh.to_dict())
-  abstract = experiment.abstract_state()
+  abstract = experiment.abstract_state
   shardings = state_shardings(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
   )

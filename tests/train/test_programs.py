@@ -101,7 +101,9 @@ def test_evaluate_a_damaged_checkpoint(finished_run, tmp_path, damage):
     shutil.rmtree(where / "meta")
   done = program("evaluate", "--workdir", workdir, "--step", 20)
   assert done.returncode == 2
-  assert str(where) in done.stderr.strip().splitlines()[-1]
+  said = [x for x in done.stderr.splitlines() if x.startswith("evaluate.py:")]
+  assert len(said) == 1
+  assert str(where) in said[0]
 
 
 @pytest.mark.parametrize(
