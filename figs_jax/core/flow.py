@@ -24,9 +24,9 @@ GRAD_MODES: tuple[str, ...] = get_args(GradMode)
 def flow(
   kernel: Float[Array, "*shape"],
   mask: Bool[Array, "*shape"] | None,
-  leak: Float[Array, ""] | float = 0.0,
+  leak: Float[Array, ""] | float | int = 0.0,
   grad_mode: GradMode = "ste",
-  decay: Float[Array, ""] | float | None = None,
+  decay: Float[Array, ""] | float | int | None = None,
 ) -> Float[Array, "*shape"]:
   """The effective weight w * (m + D * not m), with its own gradient rule.
 

@@ -1,30 +1,215 @@
-"""Which n of every m are kept, and what a mask looks like."""
+"""Which n of every m are kept, and what a mask looks like.
+
+A mask is a Boolean array of the kernel's shape, True = kept. Groups are m
+consecutive entries along one axis, or along several flattened in the order
+given; for a `[in, out]` kernel the contraction axis is -2.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from figs_jax.core.pattern import NM
+from figs_jax.core.select import largest
 from figs_jax.core.types import Array, Bool, Float, Int, Shaped
 
+Axis = int | tuple[int, ...]
+Count = int | Int[Array, ""] | None
 
-def nm_mask(scores, pattern, axis=-2, n=None):
-  """Placeholder with the final signature."""
-  nm = NM.parse(pattern)
-  axes = (axis,) if isinstance(axis, int) else tuple(axis)
-  axes = tuple(a % scores.ndim for a in axes)
-  rest = tuple(i for i in range(scores.ndim) if i not in axes)
-  x = jnp.transpose(jnp.asarray(scores).astype(jnp.float32), rest + axes)
-  shape = x.shape
-  x = x.reshape(-1, nm.m)
-  x = jnp.where(jnp.isnan(x), -jnp.inf, x)
-  i = jnp.arange(nm.m)
-  before = i[:, None] > i[None, :]
-  beats = (x[:, None, :] > x[:, :, None]) | (
-    (x[:, None, :] == x[:, :, None]) & before
-  )
-  keep = beats.sum(-1) < (nm.n if n is None else n)
-  return jnp.transpose(
-    keep.reshape(shape), tuple(int(v) for v in jnp.argsort(jnp.array(rest + axes)))
-  )
+
+def nm_mask(
+  scores: Shaped[Array | np.ndarray, "*shape"],
+  pattern: NM | str,
+  axis: Axis = -2,
+  n: Count = None,
+) -> Bool[Array, "*shape"]:
+  """True at the n largest scores of every group of m: exactly n per group.
+
+  Scores are ranked as given: pass |w| for magnitude pruning. Among equals the
+  lowest index wins, -0 equals +0, and NaN ranks below everything. Exact in
+  every real dtype. Shards without communication as long as no group straddles
+  two shards. There is no gradient through a mask.
+
+  Args:
+    scores: any shape, float or integer.
+    pattern: `NM` or "n:m".
+    axis: the group axis; a tuple is flattened in the order given.
+    n: how many to keep instead of `pattern.n`, for schedules that shrink it
+      under one compilation. A traced n beyond 0..m acts as 0 or m.
+
+  Raises:
+    TypeError: Boolean or complex scores, or an n that is no integer.
+    ValueError: m does not divide the length of the group axis, an axis is out
+      of range or named twice, or n is not within 1..m.
+
+  >>> w = jnp.array([[3., -1.], [2., 5.], [-9., 0.], [1., 5.]])
+  >>> nm_mask(jnp.abs(w), "1:2").astype(int)
+  Array([[1, 0],
+         [0, 1],
+         [1, 0],
+         [0, 1]], dtype=int32)
+  """
+  pattern = NM.parse(pattern)
+  scores = jnp.asarray(scores)
+  groups = _Groups.of(scores.shape, pattern.m, axis)
+  if isinstance(n, Array):
+    return _traced_mask(scores, groups, _scalar(n))
+  if n is not None:
+    pattern = NM(n, pattern.m)
+  return _static_mask(scores, groups, pattern.n)
+
+
+def is_nm(
+  array_or_mask: Shaped[Array | np.ndarray, "*shape"],
+  pattern: NM | str,
+  axis: Axis = -2,
+) -> Bool[Array, ""]:
+  """Whether every group obeys the pattern.
+
+  A Boolean mask must have exactly n True per group; any other array at most n
+  non-zeros, since a kept weight may be zero too. NaN is not zero.
+
+  Raises:
+    ValueError: as `nm_mask`.
+
+  >>> is_nm(jnp.array([0., 2., 0., 0.]), "2:4", axis=0)
+  Array(True, dtype=bool)
+  >>> is_nm(jnp.array([False, True, False, False]), "2:4", axis=0)
+  Array(False, dtype=bool)
+  """
+  pattern = NM.parse(pattern)
+  array = jnp.asarray(array_or_mask)
+  groups = _Groups.of(array.shape, pattern.m, axis)
+  mask = array if array.dtype == bool else array != 0
+  kept = jnp.sum(groups.split(mask), groups.axis, dtype=jnp.int32)
+  if array.dtype == bool:
+    return jnp.all(kept == pattern.n)
+  return jnp.all(kept <= pattern.n)
+
+
+def flip_rate(
+  old: Bool[Array, "*shape"], new: Bool[Array, "*shape"]
+) -> Float[Array, ""]:
+  """The share of entries whose mask changed.
+
+  >>> flip_rate(jnp.array([True, False, False]), jnp.array([True, True, False]))
+  Array(0.33333334, dtype=float32)
+  """
+  _same_shape(old, new)
+  return density(old != new)
+
+
+def density(mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
+  """The share of True entries; 0 for an empty mask.
+
+  >>> density(jnp.array([True, False, False, False]))
+  Array(0.25, dtype=float32)
+  """
+  # Counted in integers: a float32 sum of ones stops at 2^24.
+  kept = jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
+  return kept / jnp.float32(max(mask.size, 1))
+
+
+def kept_magnitude(
+  kernel: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
+) -> Float[Array, ""]:
+  """The share of sum |w| at kept entries; 1 where there is nothing to lose.
+
+  >>> kept_magnitude(jnp.array([3., -1.]), jnp.array([True, False]))
+  Array(0.75, dtype=float32)
+  """
+  _same_shape(kernel, mask)
+  magnitude = jnp.abs(kernel).astype(jnp.float32)
+  total = jnp.sum(magnitude)
+  kept = jnp.sum(magnitude, where=mask)
+  return jnp.where(total == 0, jnp.float32(1), kept / total)
+
+
+def _mask(scores: Array, groups: _Groups, n: int | Array) -> Array:
+  split = groups.split(lax.stop_gradient(scores))
+  return groups.join(largest(split, n, groups.axis))
+
+
+# Compiled also when called eagerly: a network is hundreds of operations.
+_static_mask = jax.jit(_mask, static_argnums=(1, 2))
+_traced_mask = jax.jit(_mask, static_argnums=1)
+
+
+def _scalar(n: Array) -> Array:
+  if n.ndim or not jnp.issubdtype(n.dtype, jnp.integer):
+    raise TypeError(
+      f"n of dtype {n.dtype} and shape {n.shape}: pass one integer scalar"
+    )
+  return n.astype(jnp.int32)
+
+
+def _same_shape(a: Array, b: Array) -> None:
+  if a.shape != b.shape:
+    raise ValueError(f"shapes {a.shape} and {b.shape} differ: pass equal ones")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+  """How an array is split into groups of m, and put together again.
+
+  The array is transposed by `order` (rarely more than the identity) to
+  `shape`, then reshaped to `grouped`: [..., groups, m, ...] with m at `axis`.
+  """
+
+  order: tuple[int, ...]
+  shape: tuple[int, ...]
+  grouped: tuple[int, ...]
+  axis: int
+
+  @classmethod
+  def of(cls, shape: tuple[int, ...], m: int, axis: Axis) -> _Groups:
+    axes = _normalized(shape, axis)
+    length = math.prod(shape[a] for a in axes)
+    if length % m:
+      raise ValueError(
+        f"axis {axis} of shape {shape} has length {length}, not a multiple of"
+        f" m={m}; choose an m that divides it, pass another axis=, or keep"
+        " this array dense"
+      )
+    # Groups that fit into the last axes do not see how the first flatten.
+    while len(axes) > 1 and math.prod(shape[a] for a in axes[1:]) % m == 0:
+      axes = axes[1:]
+    rest = [a for a in range(len(shape)) if a not in axes]
+    lead = sum(a < axes[0] for a in rest)
+    order = (*rest[:lead], *axes, *rest[lead:])
+    turned = tuple(shape[a] for a in order)
+    length = math.prod(shape[a] for a in axes)
+    grouped = (*turned[:lead], length // m, m, *turned[lead + len(axes) :])
+    return cls(order, turned, grouped, lead + 1)
+
+  @property
+  def m(self) -> int:
+    return self.grouped[self.axis]
+
+  def split(self, x: Array) -> Array:
+    return x.transpose(self.order).reshape(self.grouped)
+
+  def join(self, x: Array) -> Array:
+    back = sorted(range(len(self.order)), key=self.order.__getitem__)
+    return x.reshape(self.shape).transpose(back)
+
+
+def _normalized(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
+  """The axes as non-negative numbers."""
+  given = (axis,) if isinstance(axis, int) else tuple(axis)
+  rank = len(shape)
+  if not given or any(not -rank <= a < rank for a in given):
+    raise ValueError(
+      f"axis {axis} of shape {shape}: name one or more axes within"
+      f" {-rank}..{rank - 1}"
+    )
+  axes = tuple(a % rank for a in given)
+  if len(set(axes)) < len(axes):
+    raise ValueError(f"axis {axis} of shape {shape} names an axis twice")
+  return axes

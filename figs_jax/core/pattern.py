@@ -34,7 +34,8 @@ class NM:
       n, m = operator.index(self.n), operator.index(self.m)
     except TypeError:
       n = m = None
-    if n is None or m is None or isinstance(self.n, bool) or not 1 <= n <= m:
+    flags = isinstance(self.n, bool) or isinstance(self.m, bool)
+    if n is None or m is None or flags or not 1 <= n <= m:
       raise ValueError(
         f"NM({self.n!r}, {self.m!r}): n and m must be integers with"
         " 1 <= n <= m (n kept of every m), as in NM(1, 8); n = m is dense"

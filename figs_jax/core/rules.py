@@ -17,7 +17,7 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.tree import Leaf
 
 _RULE = re.compile(
-  r"\s*(?P<key>\S.*?)\s*:\s*(?P<value>dense|\d+\s*:\s*\d+)\s*(?:,|$)"
+  r"\s*(?P<key>\S+?)\s*:\s*(?P<value>dense|\d+\s*:\s*\d+)\s*(?:,|$)"
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
 Words = Mapping[str, str]
@@ -64,8 +64,13 @@ class Rules:
   def __post_init__(self):
     if not self.rules:
       raise ValueError("Rules are empty: write at least one, as in 'ff: 1:8'")
-    parsed = []
+    object.__setattr__(self, "rules", tuple(self.rules))
     for key, pattern in self.rules:
+      if pattern is not None and not isinstance(pattern, NM):
+        raise ValueError(
+          f"rule {key!r}: {pattern!r} is no pattern; give NM(n, m) or None for"
+          " dense, or read text with Rules.parse('ff: 1:8')"
+        )
       if not _WORD.fullmatch(key):
         try:
           re.compile(key)
@@ -73,9 +78,6 @@ class Rules:
           raise ValueError(
             f"rule {key!r} is no regular expression: {error}"
           ) from error
-      dense = pattern is None or pattern == "dense"
-      parsed.append((key, None if dense else NM.parse(pattern)))
-    object.__setattr__(self, "rules", tuple(parsed))
 
   @classmethod
   def parse(cls, text: str | Rules) -> Rules:
@@ -98,8 +100,12 @@ class Rules:
           " 'key: n:m' or 'key: dense', separated by commas, as in"
           " 'head: dense, ff: 1:8'"
         )
-      value = match["value"]
-      found.append((match["key"], None if value == "dense" else value))
+      key, value = match["key"], match["value"]
+      try:
+        pattern = None if value == "dense" else NM.parse(value)
+      except ValueError as error:
+        raise ValueError(f"rule {key!r}: {error}") from error
+      found.append((key, pattern))
       at = match.end()
     return cls(tuple(found))
 
@@ -110,7 +116,8 @@ class Rules:
     )
 
   def resolve(
-    self, kernels: Mapping[str, tuple[tuple[int, ...], int | tuple[int, ...]]],
+    self,
+    kernels: Mapping[str, tuple[tuple[int, ...], int | tuple[int, ...]]],
     words: Words,
   ) -> dict[str, Leaf]:
     """Applies the rules: path -> `Leaf` for every kernel that gets a pattern.

@@ -67,6 +67,7 @@ def map_paths(
   fn: Callable[[str, Any], Any], tree: Any, table: Mapping[str, Any]
 ) -> Any:
   """`fn(table[path], leaf)` for the paths of the table, None elsewhere."""
+
   def one(path, leaf):
     key = path_str(path)
     return fn(table[key], leaf) if key in table else None

@@ -1,0 +1,260 @@
+"""The n largest of every group of m, exactly, without sorting.
+
+Scores become ordered integers (`ordered`), so that one integer comparison
+also settles signed zeros and NaN. Three ways then find the n largest along an
+axis of length m; all agree to the last tie, which goes to the lowest index:
+
+* comparison: rank_i = #{j: s_j > s_i, or s_j = s_i and j < i} < n. It costs m
+  per entry and fuses into one pass without temporaries: small m.
+* network: a tree of bitonic merges finds the n-th largest key as straight-line
+  code, a constant few operations per entry: static n, m up to 64.
+* search: the n-th largest key two bits at a time, sixteen passes for float32
+  whatever m is: wide groups, and a traced n that is too wide to compare.
+
+The last two give a threshold per group; `keep` turns it into exactly n
+entries by bit counts on one word per 16 entries, so no branch depends on
+whether any two scores tie: everything vmaps and shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from figs_jax.core.types import Array, Bool, Int, Shaped
+
+# Where one way overtakes the next: benchmarks/masks.py, on a CPU.
+_COMPARE, _COMPARE_TRACED, _NETWORK = 8, 16, 64
+_WORD = 16
+
+Compare = Callable[[Array, Array], Array]
+
+
+def largest(
+  scores: Shaped[Array, "*shape"], n: int | Int[Array, ""], axis: int
+) -> Bool[Array, "*shape"]:
+  """True at the n largest along `axis`, lowest index first among equals.
+
+  >>> largest(jnp.array([1., 3., 3., 2.]), 1, 0)
+  Array([False,  True, False, False], dtype=bool)
+  """
+  keys = ordered(scores)
+  m = keys.shape[axis]
+  static = isinstance(n, int)
+  if static and n == m:
+    return jnp.ones(keys.shape, bool)
+  # Keys of wide integers fill their dtype: the comparison could overflow.
+  spare = jnp.issubdtype(scores.dtype, jnp.floating) or (
+    keys.dtype.itemsize > scores.dtype.itemsize
+  )
+  if spare and m <= (_COMPARE if static else _COMPARE_TRACED):
+    return _compare(keys, n, axis)
+  if isinstance(n, int) and m <= _NETWORK:
+    threshold = _network(keys, n, axis)
+  elif static and n == 1:
+    threshold = jnp.max(keys, axis, keepdims=True)
+  else:
+    threshold = _search(keys, n, axis)
+  return keep(keys, threshold, n, axis)
+
+
+def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
+  """Signed integers in the order of the scores: NaN < -inf < ... < -0 = 0.
+
+  IEEE floats are sign and magnitude, and the magnitude's bits are ordered, so
+  the key is the magnitude with the sign applied in two's complement. 16-bit
+  floats give 16-bit keys.
+
+  Raises:
+    TypeError: Boolean or complex scores, which have no order to rank by.
+
+  >>> ordered(jnp.array([-1., -0., 0., jnp.nan])).tolist()
+  [-1065353216, 0, 0, -2147483648]
+  """
+  dtype = scores.dtype
+  if jnp.issubdtype(dtype, jnp.signedinteger):
+    return scores if dtype.itemsize >= 4 else scores.astype(jnp.int32)
+  if jnp.issubdtype(dtype, jnp.unsignedinteger):
+    if dtype.itemsize < 4:
+      return scores.astype(jnp.int32)
+    return _flip_top(scores, jnp.dtype(f"int{8 * dtype.itemsize}"))
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise TypeError(
+      f"scores of dtype {dtype} have no order to rank by: pass real numbers,"
+      " as in nm_mask(jnp.abs(kernel), pattern)"
+    )
+  if dtype.itemsize == 1:
+    scores = scores.astype(jnp.float32)
+  signed = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[scores.dtype.itemsize]
+  bits = lax.bitcast_convert_type(scores, signed)
+  magnitude = bits & jnp.iinfo(signed).max
+  key = jnp.where(bits < 0, -magnitude, magnitude)
+  infinity = np.array(np.inf, scores.dtype).view(signed)
+  return jnp.where(magnitude > infinity, jnp.iinfo(signed).min, key)
+
+
+def keep(
+  keys: Int[Array, "*shape"],
+  threshold: Int[Array, "*group"],
+  n: int | Int[Array, ""],
+  axis: int,
+) -> Bool[Array, "*shape"]:
+  """Exactly n per group: all keys above the threshold, then the first equals.
+
+  Args:
+    keys: ordered integers.
+    threshold: the n-th largest key of each group, length 1 along `axis`.
+    n: how many to keep.
+    axis: where the group lies, not negative.
+  """
+  m = keys.shape[axis]
+  width = max(d for d in range(1, _WORD + 1) if m % d == 0)
+  words = keys.shape[:axis] + (m // width, width) + keys.shape[axis + 1 :]
+  keys, threshold = keys.reshape(words), jnp.expand_dims(threshold, axis)
+  place = lax.broadcasted_iota(
+    jnp.uint32,
+    tuple(width if d == axis + 1 else 1 for d in range(keys.ndim)),
+    axis + 1,
+  )
+  bit, zero = jnp.uint32(1) << place, jnp.uint32(0)
+  # One word per `width` entries: who is above in the low half, who equals in
+  # the high half. What follows reads these words and no longer the keys.
+  equal = jnp.where(keys == threshold, bit << _WORD, zero)
+  word = jnp.sum(
+    jnp.where(keys > threshold, bit, equal),
+    axis + 1,
+    keepdims=True,
+    dtype=jnp.uint32,
+  )
+  above, equal = word & jnp.uint32((1 << _WORD) - 1), word >> _WORD
+  room = n - jnp.sum(_count(above), axis, keepdims=True, dtype=jnp.int32)
+  if width < m:
+    ties = _count(equal)
+    room = room - (jnp.cumsum(ties, axis, dtype=jnp.int32) - ties)
+  before = _count(equal & (bit - jnp.uint32(1)))
+  kept = ((above & bit) != 0) | (((equal & bit) != 0) & (before < room))
+  return kept.reshape(words[:axis] + (m,) + words[axis + 2 :])
+
+
+def _compare(
+  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
+) -> Bool[Array, "*shape"]:
+  """rank_i = sum_j [k_j + [j < i] > k_i]: one compare holds the tie rule."""
+  if keys.dtype.itemsize < 4:  # 16-bit reductions are slow on a CPU
+    keys = keys.astype(jnp.int32)
+  rival, own = jnp.expand_dims(keys, axis), jnp.expand_dims(keys, axis + 1)
+  m = keys.shape[axis]
+  square = tuple(m if d in (axis, axis + 1) else 1 for d in range(rival.ndim))
+  # Iotas, not a constant table: only these fuse on the last axis.
+  i = lax.broadcasted_iota(jnp.int32, square, axis)
+  j = lax.broadcasted_iota(jnp.int32, square, axis + 1)
+  beats = rival + (j < i).astype(keys.dtype) > own
+  return jnp.sum(beats, axis + 1, dtype=jnp.int32) < n
+
+
+def _network(
+  keys: Int[Array, "*shape"], n: int, axis: int
+) -> Int[Array, "*group"]:
+  """The n-th largest key of each group, length 1 along `axis`."""
+  m = keys.shape[axis]
+  best, worst, rank = lax.max, lax.min, n
+  if rank > m - n + 1:  # the n-th largest is the (m-n+1)-th smallest
+    best, worst, rank = lax.min, lax.max, m - n + 1
+  wires = [lax.index_in_dim(keys, j, axis, keepdims=True) for j in range(m)]
+  padding = [None] * ((1 << (m - 1).bit_length()) - m)
+  found = _first(wires + padding, 1 << (rank - 1).bit_length(), best, worst)
+  return _fence(found[rank - 1])
+
+
+def _first(wires: list, count: int, best: Compare, worst: Compare) -> list:
+  """The first `count` of the wires in order (or all, if fewer), best first.
+
+  Merging two sorted lists is one comparison of each entry with its mirror
+  image, then a clean-up of bitonic halves (Batcher, 1968). Both lengths are
+  powers of two. None stands for a wire worse than all.
+  """
+  if len(wires) == 1:
+    return wires
+  half = len(wires) // 2
+  left = _first(wires[:half], count, best, worst)
+  right = _first(wires[half:], count, best, worst)[::-1]
+  merged = _clean([_pick(best, x, y) for x, y in zip(left, right)], best, worst)
+  if len(merged) < count:
+    rest = [_drop(worst, x, y) for x, y in zip(left, right)]
+    merged += _clean(rest, best, worst)
+  return merged
+
+
+def _clean(wires: list, best: Compare, worst: Compare) -> list:
+  """Sorts a bitonic list."""
+  if len(wires) == 1:
+    return wires
+  half = len(wires) // 2
+  pairs = list(zip(wires[:half], wires[half:]))
+  return _clean([_pick(best, x, y) for x, y in pairs], best, worst) + _clean(
+    [_drop(worst, x, y) for x, y in pairs], best, worst
+  )
+
+
+def _pick(best: Compare, x: Array | None, y: Array | None) -> Array | None:
+  return y if x is None else x if y is None else best(x, y)
+
+
+def _drop(worst: Compare, x: Array | None, y: Array | None) -> Array | None:
+  return None if x is None or y is None else worst(x, y)
+
+
+def _fence(x: Array) -> Array:
+  """x itself, as the result of a reduction.
+
+  XLA recomputes a cheap producer inside every consumer, here the whole network
+  once per entry; a reduction is what it computes once (optimization_barrier is
+  gone before it fuses). Without it m = 64 takes 3 to 10 times as long.
+  """
+  first = lax.broadcasted_iota(jnp.int32, (2,) + (1,) * x.ndim, 0) == 0
+  return jnp.max(jnp.where(first, x[None], jnp.iinfo(x.dtype).min), 0)
+
+
+def _search(
+  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
+) -> Int[Array, "*group"]:
+  """The n-th largest key of each group, two bits per pass, highest first.
+
+  The largest t with #{k >= t} >= n. Three counts share one pass as a variadic
+  reduction, which is fast along the last axis only, so the keys are moved
+  there; nothing else is.
+  """
+  bits = 8 * keys.dtype.itemsize
+  unsigned = jnp.dtype(f"uint{bits}")
+  last = jnp.moveaxis(_flip_top(keys, unsigned), axis, -1)
+  start = (jnp.zeros((), jnp.int32),) * 3
+
+  def narrow(i, found):
+    shift = (bits - 2 - 2 * i).astype(unsigned)
+    trials = [found | (jnp.asarray(d, unsigned) << shift) for d in (1, 2, 3)]
+    counts = lax.reduce(
+      tuple((last >= t).astype(jnp.int32) for t in trials),
+      start,
+      lambda a, b: tuple(x + y for x, y in zip(a, b)),
+      (last.ndim - 1,),
+    )
+    for trial, count in zip(trials, counts):
+      found = jnp.where(count[..., None] >= n, trial, found)
+    return found
+
+  found = lax.fori_loop(0, bits // 2, narrow, jnp.zeros_like(last[..., :1]))
+  return jnp.moveaxis(_flip_top(found, keys.dtype), -1, axis)
+
+
+def _flip_top(x: Array, dtype) -> Array:
+  """Signed to unsigned integers of one width or back, order kept."""
+  signed = jnp.dtype(f"int{8 * x.dtype.itemsize}")
+  flipped = lax.bitcast_convert_type(x, signed) ^ jnp.iinfo(signed).min
+  return lax.bitcast_convert_type(flipped, dtype)
+
+
+def _count(word: Array) -> Array:
+  return lax.population_count(word).astype(jnp.int32)

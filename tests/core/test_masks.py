@@ -1,0 +1,324 @@
+"""nm_mask against a brute force, its laws, and what it may never do."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from figs_jax.core import (
+  NM,
+  density,
+  flip_rate,
+  is_nm,
+  kept_magnitude,
+  nm_mask,
+)
+
+FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
+INTEGERS = (jnp.int8, jnp.uint8, jnp.int16, jnp.int32, jnp.uint32)
+# One or two patterns for each way of ranking, odd sizes included.
+COLLECTIVE = r" (all-|collective-|reduce-scatter)[a-z-]*\("
+COMPARED = ("1:1", "1:2", "2:4", "3:5", "1:8", "5:8")
+NETWORKS = ("4:16", "15:16", "5:12", "1:32", "8:32", "3:33", "1:37", "60:64")
+SEARCHED = ("1:128", "16:128", "7:100", "126:128")
+PATTERNS = COMPARED + NETWORKS + SEARCHED
+
+
+def brute(scores, n, m, axes):
+  """The definition, group by group, with Python's sort as the judge."""
+  scores = np.asarray(scores)
+  if scores.dtype.kind not in "iuf":
+    scores = scores.astype(np.float64)
+  axes = tuple(a % scores.ndim for a in axes)
+  rest = [a for a in range(scores.ndim) if a not in axes]
+  order = (*rest, *axes)
+  turned = scores.transpose(order)
+  rows = turned.reshape(-1, m)
+  kept = np.zeros(rows.shape, bool)
+  for row, out in zip(rows, kept):
+    best = sorted(range(m), key=lambda i: (row[i] != row[i], -rank(row[i]), i))
+    out[best[:n]] = True
+  return kept.reshape(turned.shape).transpose(np.argsort(order))
+
+
+def rank(value):
+  value = value.item()
+  return 0 if value != value else value
+
+
+def planted(rng, shape, dtype):
+  """Few distinct values, so that most groups have ties; specials in floats."""
+  x = np.round(rng.normal(size=shape) * 2)
+  if jnp.issubdtype(dtype, jnp.floating):
+    tiny = float(jnp.finfo(dtype).smallest_subnormal)
+    for value in (np.nan, np.inf, -np.inf, -0.0, 0.0, tiny, -tiny):
+      x[rng.random(shape) < rng.choice([0, 0.1])] = value
+    return jnp.asarray(np.asarray(x, np.float64).astype(dtype))
+  info = jnp.iinfo(dtype)
+  x = np.clip(x, info.min, info.max).astype(dtype)
+  x[rng.random(shape) < 0.1] = info.min
+  x[rng.random(shape) < 0.1] = info.max
+  return jnp.asarray(x)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+  pattern=st.sampled_from(PATTERNS),
+  lead=st.lists(st.integers(1, 3), max_size=2),
+  groups=st.integers(0, 3),
+  tail=st.lists(st.integers(1, 5), max_size=2),
+  dtype=st.sampled_from(FLOATS + INTEGERS),
+  negative=st.booleans(),
+  traced=st.booleans(),
+  seed=st.integers(0, 2**32 - 1),
+)
+def test_equals_the_definition(
+  pattern, lead, groups, tail, dtype, negative, traced, seed
+):
+  nm = NM.parse(pattern)
+  shape = (*lead, groups * nm.m, *tail)
+  axis = len(lead) - (len(shape) if negative else 0)
+  scores = planted(np.random.default_rng(seed), shape, dtype)
+  if traced:
+    mask = nm_mask(scores, NM(nm.m, nm.m), axis, n=jnp.int32(nm.n))
+  else:
+    mask = nm_mask(scores, nm, axis)
+  assert mask.dtype == bool
+  np.testing.assert_array_equal(mask, brute(scores, nm.n, nm.m, (axis,)))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(
+  "axis, dtype", [(0, jnp.float32), (-1, jnp.bfloat16), (-1, jnp.int32)]
+)
+def test_every_way_of_ranking_equals_the_definition(pattern, axis, dtype):
+  nm = NM.parse(pattern)
+  shape = (2 * nm.m, 3) if axis == 0 else (3, 2 * nm.m)
+  rng = np.random.default_rng(nm.m)
+  scores = planted(rng, shape, dtype)
+  expected = brute(scores, nm.n, nm.m, (axis,))
+  np.testing.assert_array_equal(nm_mask(scores, nm, axis), expected)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:16", "8:64", "9:128"])
+@pytest.mark.parametrize("dtype", ["float64", "int64", "uint64"])
+def test_64_bits_are_ranked_exactly(pattern, dtype):
+  nm = NM.parse(pattern)
+  rng = np.random.default_rng(0)
+  # Equal in float32: only the last bits tell them apart.
+  values = 2**60 + rng.integers(0, 6, (2 * nm.m, 3)) * 1024
+  values = values.astype(dtype)
+  with jax.enable_x64(True):
+    mask = nm_mask(jnp.asarray(values), nm)
+  np.testing.assert_array_equal(mask, brute(values, nm.n, nm.m, (0,)))
+
+
+@pytest.mark.parametrize(
+  "axes", [(0, 1), (1, 0), (0, 2), (2, 0), (-1, 0), (2, 1, 0), (1,)]
+)
+@pytest.mark.parametrize("m", [2, 3, 6, 12])
+def test_a_tuple_of_axes_is_flattened_in_its_order(axes, m):
+  shape = (4, 6, 3)
+  length = np.prod([shape[a] for a in axes])
+  scores = planted(np.random.default_rng(m), shape, jnp.float32)
+  if length % m:
+    with pytest.raises(ValueError, match=f"length {length}, .* m={m}"):
+      nm_mask(scores, NM(1, m), axes)
+    return
+  mask = nm_mask(scores, NM(1, m), axes)
+  np.testing.assert_array_equal(mask, brute(scores, 1, m, axes))
+  assert is_nm(mask, NM(1, m), axes)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:8", "4:16", "8:32", "4:128"])
+@pytest.mark.parametrize("scale", [2.0**-20, 3.7, 1e6])
+def test_positive_scaling_changes_nothing(pattern, scale):
+  scores = jax.random.normal(jax.random.key(0), (128, 16))
+  np.testing.assert_array_equal(
+    nm_mask(scores, pattern), nm_mask(scores * scale, pattern)
+  )
+
+
+@pytest.mark.parametrize(
+  "n, m, k", [(1, 4, 2), (1, 8, 16), (3, 4, 4), (2, 16, 2)]
+)
+def test_a_mask_of_n_m_is_one_of_kn_km(n, m, k):
+  scores = jax.random.normal(jax.random.key(n), (k * m * 2, 3))
+  mask = nm_mask(scores, NM(n, m))
+  assert is_nm(mask, NM(n, m)) and is_nm(mask, NM(k * n, k * m))
+  assert float(density(mask)) == pytest.approx(n / m)
+
+
+@pytest.mark.parametrize("m", [8, 16, 32, 128])
+def test_traced_n_equals_static_n_in_one_compilation(m):
+  scores = planted(np.random.default_rng(m), (2 * m, 5), jnp.float32)
+  traced = jax.jit(lambda s, n: nm_mask(s, NM(m, m), n=n))
+  for n in range(1, m + 1, max(1, m // 8)):
+    expected = brute(scores, n, m, (0,))
+    np.testing.assert_array_equal(traced(scores, jnp.int32(n)), expected)
+  assert not traced(scores, jnp.int32(0)).any()
+  assert traced(scores, jnp.int32(m + 3)).all()
+  assert traced._cache_size() == 1
+
+
+def test_n_of_m_is_static_and_dense():
+  dense = jax.jit(lambda s: nm_mask(s, "4:4")).lower(jnp.ones((8, 2)))
+  assert "reduce(" not in dense.compile().as_text()
+  assert nm_mask(jnp.full((8, 2), jnp.nan), "4:4").all()
+  assert nm_mask(jnp.ones((8, 2)), "1:4", n=3).sum() == 12
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_never_sorts_and_never_branches(pattern):
+  nm = NM.parse(pattern)
+  shape = jax.ShapeDtypeStruct((2 * nm.m, 4), jnp.float32)
+  static = jax.make_jaxpr(lambda s: nm_mask(s, nm))(shape)
+  traced = jax.make_jaxpr(lambda s, n: nm_mask(s, nm, n=n))(shape, jnp.int32(1))
+  for text in (str(static), str(traced)):
+    assert not any(word in text for word in ("sort", "top_k", "cond["))
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:16", "8:128"])
+def test_vmap_scan_and_grad(pattern):
+  nm = NM.parse(pattern)
+  stack = planted(np.random.default_rng(1), (3, nm.m, 4), jnp.float32)
+  each = jnp.stack([nm_mask(s, nm) for s in stack])
+  batched = jax.vmap(lambda s: nm_mask(s, nm))(stack)
+  _, scanned = jax.lax.scan(lambda c, s: (c, nm_mask(s, nm)), 0, stack)
+  counts = jnp.array([1, nm.n, nm.m], jnp.int32)
+  many = jax.vmap(lambda s, n: nm_mask(s, nm, n=n))(stack, counts)
+  np.testing.assert_array_equal(batched, each)
+  np.testing.assert_array_equal(scanned, each)
+  for s, n, mask in zip(stack, counts, many):
+    np.testing.assert_array_equal(mask, brute(s, int(n), nm.m, (0,)))
+  w = jnp.nan_to_num(stack[0])
+  grad = jax.grad(lambda w: jnp.where(nm_mask(jnp.abs(w), nm), w, 0.0).sum())(w)
+  np.testing.assert_array_equal(grad, nm_mask(jnp.abs(w), nm).astype(w.dtype))
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "8:32", "4:128"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("sharded", [0, 1])
+def test_shards_without_a_collective(pattern, kind, sharded):
+  nm = NM.parse(pattern)
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+  spec = PartitionSpec(*("x" if d == sharded else None for d in range(2)))
+  scores = planted(np.random.default_rng(2), (8 * nm.m, 16), jnp.float32)
+  expected = nm_mask(scores, nm)
+  with jax.set_mesh(mesh):
+    scores = jax.device_put(scores, NamedSharding(mesh, spec))
+    step = jax.jit(lambda s: nm_mask(s, nm))
+    text = step.lower(scores).compile().as_text()
+    mask = step(scores)
+  assert not re.search(COLLECTIVE, text)
+  assert mask.sharding.is_equivalent_to(scores.sharding, 2)
+  np.testing.assert_array_equal(mask, expected)
+
+
+def test_groups_across_shards_do_communicate():
+  """The check above can fail: four groups of 32 on eight devices."""
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+  scores = jax.ShapeDtypeStruct(
+    (128, 16),
+    jnp.float32,
+    sharding=NamedSharding(mesh, PartitionSpec("x")),
+  )
+  text = jax.jit(lambda s: nm_mask(s, "8:32")).lower(scores).compile().as_text()
+  assert re.search(COLLECTIVE, text)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (8, 0), (0,), (2, 0, 4)])
+@pytest.mark.parametrize("pattern", ["2:4", "1:1", "1:4"])
+def test_empty_arrays(shape, pattern):
+  axis = 0 if len(shape) < 3 else 1
+  mask = nm_mask(jnp.zeros(shape), pattern, axis)
+  assert mask.shape == shape and mask.dtype == bool
+  assert is_nm(mask, pattern, axis)
+  assert density(mask) == 0 and flip_rate(mask, mask) == 0
+  assert kept_magnitude(jnp.zeros(shape), mask) == 1
+
+
+def test_numpy_arrays_are_taken():
+  scores = np.arange(8.0, dtype=np.float32).reshape(8, 1)
+  mask = nm_mask(scores, "1:4")
+  np.testing.assert_array_equal(np.flatnonzero(mask), [3, 7])
+  assert is_nm(np.asarray(mask), "1:4")
+  assert is_nm(np.where(mask, scores, 0), "1:4") and not is_nm(scores, "1:4")
+
+
+@pytest.mark.parametrize(
+  "shape, axis, message",
+  [
+    ((6, 4), 0, r"axis 0 of shape \(6, 4\) has length 6, .* m=4; choose"),
+    ((6, 3), (0, 1), "has length 18"),
+    ((8,), -2, r"axis -2 of shape \(8,\)"),
+    ((8, 4), 2, "within -2..1"),
+    ((8, 4), (), "name one or more"),
+    ((8, 4), (0, -2), "twice"),
+  ],
+)
+def test_bad_axes_are_named(shape, axis, message):
+  for function in (nm_mask, is_nm):
+    with pytest.raises(ValueError, match=message):
+      function(jnp.ones(shape), "2:4", axis)
+
+
+def test_scores_without_an_order_and_bad_counts():
+  ones = jnp.ones((8, 4))
+  for scores in (ones > 0, ones.astype(jnp.complex64)):
+    with pytest.raises(TypeError, match="no order to rank by"):
+      nm_mask(scores, "2:4")
+  for n in (0, 5, True):
+    with pytest.raises(ValueError, match="1 <= n <= m"):
+      nm_mask(ones, "2:4", n=n)
+  for n in (jnp.float32(2), jnp.array([2])):
+    with pytest.raises(TypeError):
+      nm_mask(ones, "2:4", n=n)
+
+
+def test_is_nm_is_exact_for_masks_and_at_most_for_arrays():
+  mask = nm_mask(jax.random.normal(jax.random.key(0), (16, 4)), "2:8")
+  assert is_nm(mask, "2:8") and not is_nm(mask, "3:8")
+  assert is_nm(mask.astype(jnp.float32), "3:8")
+  assert not is_nm(mask.astype(jnp.float32), "1:8")
+  assert not is_nm(mask, "2:8", axis=(1, 0)) or is_nm(mask.T, "2:8", (0, 1))
+  assert not is_nm(jnp.array([jnp.nan, jnp.nan, 0.0, 0.0]), "1:4", axis=0)
+  assert is_nm(jnp.array([-0.0, 3.0, 0.0, 0.0]), "1:4", axis=0)
+  assert jax.jit(lambda m: is_nm(m, "2:8"))(mask)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1))
+def test_measures_equal_their_definitions(seed):
+  rng = np.random.default_rng(seed)
+  kernel = rng.normal(size=(16, 5)).astype(np.float32)
+  old, new = rng.random((2, 16, 5)) < 0.4
+  arrays = [jnp.asarray(a) for a in (kernel, old, new)]
+  assert float(flip_rate(*arrays[1:])) == pytest.approx(np.mean(old != new))
+  assert float(density(arrays[1])) == pytest.approx(old.mean())
+  share = np.abs(kernel)[old].sum() / np.abs(kernel).sum()
+  assert float(kept_magnitude(*arrays[:2])) == pytest.approx(share, rel=1e-5)
+  assert flip_rate(arrays[1], arrays[1]) == 0
+  with pytest.raises((TypeError, ValueError)):
+    flip_rate(arrays[1], arrays[2][:8])
+
+
+def test_the_magnitude_mask_keeps_the_most_magnitude():
+  kernel = jax.random.normal(jax.random.key(3), (4, 1))
+  best = float(kept_magnitude(kernel, nm_mask(jnp.abs(kernel), "2:4")))
+  for pair in itertools.combinations(range(4), 2):
+    other = jnp.zeros((4, 1), bool).at[jnp.array(pair)].set(True)
+    assert float(kept_magnitude(kernel, other)) <= best
+  low = kept_magnitude(kernel.astype(jnp.bfloat16), jnp.ones((4, 1), bool))
+  assert low == 1 and low.dtype == jnp.float32
+
+
+def test_density_counts_beyond_the_precision_of_float32():
+  mask = jnp.ones((2**24 + 2**22,), bool)
+  assert density(mask) == 1 and flip_rate(mask, ~mask) == 1
