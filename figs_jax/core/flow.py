@@ -62,12 +62,14 @@ def flow(
       f"mask of shape {jnp.shape(mask)} on a kernel of {jnp.shape(kernel)}:"
       " they must be equal; take the mask from nm_mask of this kernel"
     )
+  leak = jnp.asarray(leak).astype(kernel.dtype)
+  if decay is not None:
+    decay = jnp.asarray(decay).astype(kernel.dtype)
   return _flow(grad_mode, kernel, mask, leak, decay)
 
 
-def _scaled(x: Array, mask: Array, scale: Array | float) -> Array:
+def _scaled(x: Array, mask: Array, scale: Array) -> Array:
   """x where kept, scale * x where pruned; exactly 0 there when scale is 0."""
-  scale = jnp.asarray(scale).astype(x.dtype)
   zero = jnp.zeros((), x.dtype)
   return jnp.where(mask, x, jnp.where(scale == zero, zero, scale * x))
 
@@ -88,12 +90,11 @@ def _flow_bwd(grad_mode, residuals, g):
   if grad_mode == "damped":
     grad = _scaled(g, mask, leak)
   elif grad_mode == "masked":
-    grad = _scaled(g, mask, 0.0)
+    grad = jnp.where(mask, g, jnp.zeros((), g.dtype))
   else:
     grad = g
   if decay is not None:
-    pull = jnp.asarray(decay).astype(g.dtype) * kernel
-    grad = grad + jnp.where(mask, jnp.zeros((), g.dtype), pull)
+    grad = grad + jnp.where(mask, jnp.zeros((), g.dtype), decay * kernel)
   return grad, None, None, None
 
 
