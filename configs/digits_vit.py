@@ -18,13 +18,14 @@ def get_config(arg: str = "figs"):
   config.model.heads = 4
   config.model.mlp_dim = 256
   config.model.pool = "gap"
+  config.model.pos = "sincos"  # learned positions need longer than this run
   config.pattern = "ff: 1:16"
   config.total_steps = 600
   config.batch_size = 32
-  config.optimizer.learning_rate = 1e-3
+  config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 30
   config.data.name = "digits"
   config.data.image_size = 8
   config.data.augment = "none"
-  config.data.eval_batch_size = 360
+  config.data.eval_batch_size = 355
   return config

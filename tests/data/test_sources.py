@@ -12,7 +12,7 @@ from figs_jax.data import sources
 
 def test_digits_needs_no_preparation(tmp_path, no_network):
   source = data.load("digits", "train", data_dir=str(tmp_path))
-  assert len(source) == 1440
+  assert len(source) == 1442
   assert source[0]["image"].shape == (8, 8, 1)
   assert source[0]["label"] == 0
 
@@ -21,14 +21,14 @@ def test_slices_and_sums_of_splits(digits_dir):
   def length(split):
     return len(data.load("digits", split, data_dir=digits_dir))
 
-  assert length("train[:90%]") + length("train[90%:]") == 1440
+  assert length("train[:90%]") + length("train[90%:]") == 1442
   assert length("train+test") == 1797
   assert length("test[:7]") == 7
 
 
 def test_descriptions_need_no_images(digits_dir, metadata_dir, no_network):
   assert data.describe("digits", data_dir=digits_dir) == data.Description(
-    "digits", 10, (8, 8, 1), {"train": 1440, "test": 357}
+    "digits", 10, (8, 8, 1), {"train": 1442, "test": 355}
   )
   found = data.describe("imagenet2012", data_dir=metadata_dir)
   assert (found.num_classes, found.image_shape) == (1000, (None, None, 3))
