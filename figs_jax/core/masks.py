@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from figs_jax.core import select
 from figs_jax.core.pattern import NM
-from figs_jax.core.select import largest
 from figs_jax.core.types import Array, Bool, Float, Int, Shaped
 
 Axis = int | tuple[int, ...]
@@ -132,8 +132,13 @@ def kept_magnitude(
 
 
 def _mask(scores: Array, groups: _Groups, n: int | Array) -> Array:
-  split = groups.split(lax.stop_gradient(scores))
-  return groups.join(largest(split, n, groups.axis))
+  compare = select.compares(scores.dtype, n, groups.m)
+  # Ordered before the split: after it XLA no longer vectorizes 16-bit floats.
+  keys = groups.split(select.ordered(lax.stop_gradient(scores), wide=compare))
+  if isinstance(n, int) and n == groups.m:
+    return jnp.ones(scores.shape, bool)
+  choose = select.by_comparison if compare else select.by_threshold
+  return groups.join(choose(keys, n, groups.axis))
 
 
 # Compiled also when called eagerly: a network is hundreds of operations.

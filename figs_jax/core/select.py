@@ -11,7 +11,7 @@ axis of length m; all agree to the last tie, which goes to the lowest index:
 * search: the n-th largest key two bits at a time, sixteen passes for float32
   whatever m is: wide groups, and a traced n that is too wide to compare.
 
-The last two give a threshold per group; `keep` turns it into exactly n
+The last two give a threshold per group; `_keep` turns it into exactly n
 entries by bit counts on one word per 16 entries, so no branch depends on
 whether any two scores tie: everything vmaps and shards.
 """
@@ -33,40 +33,20 @@ _WORD = 16
 Compare = Callable[[Array, Array], Array]
 
 
-def largest(
-  scores: Shaped[Array, "*shape"], n: int | Int[Array, ""], axis: int
-) -> Bool[Array, "*shape"]:
-  """True at the n largest along `axis`, lowest index first among equals.
-
-  >>> largest(jnp.array([1., 3., 3., 2.]), 1, 0)
-  Array([False,  True, False, False], dtype=bool)
-  """
-  keys = ordered(scores)
-  m = keys.shape[axis]
-  static = isinstance(n, int)
-  if static and n == m:
-    return jnp.ones(keys.shape, bool)
-  # Keys of wide integers fill their dtype: the comparison could overflow.
-  spare = jnp.issubdtype(scores.dtype, jnp.floating) or (
-    keys.dtype.itemsize > scores.dtype.itemsize
-  )
-  if spare and m <= (_COMPARE if static else _COMPARE_TRACED):
-    return _compare(keys, n, axis)
-  if isinstance(n, int) and m <= _NETWORK:
-    threshold = _network(keys, n, axis)
-  elif static and n == 1:
-    threshold = jnp.max(keys, axis, keepdims=True)
-  else:
-    threshold = _search(keys, n, axis)
-  return keep(keys, threshold, n, axis)
+def compares(dtype: jnp.dtype, n: int | Array, m: int) -> bool:
+  """Whether to rank by comparison: m is small, and key + 1 cannot overflow."""
+  full = jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize >= 4
+  return m <= (_COMPARE if isinstance(n, int) else _COMPARE_TRACED) and not full
 
 
-def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
+def ordered(
+  scores: Shaped[Array, "*shape"], wide: bool = False
+) -> Int[Array, "*shape"]:
   """Signed integers in the order of the scores: NaN < -inf < ... < -0 = 0.
 
   IEEE floats are sign and magnitude, and the magnitude's bits are ordered, so
-  the key is the magnitude with the sign applied in two's complement. 16-bit
-  floats give 16-bit keys.
+  the key is the magnitude with the sign applied in two's complement. Unless
+  `wide`, 16-bit floats give 16-bit keys.
 
   Raises:
     TypeError: Boolean or complex scores, which have no order to rank by.
@@ -86,7 +66,7 @@ def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
       f"scores of dtype {dtype} have no order to rank by: pass real numbers,"
       " as in nm_mask(jnp.abs(kernel), pattern)"
     )
-  if dtype.itemsize == 1:
+  if dtype.itemsize == 1 or (wide and dtype.itemsize == 2):
     scores = scores.astype(jnp.float32)
   signed = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[scores.dtype.itemsize]
   bits = lax.bitcast_convert_type(scores, signed)
@@ -96,7 +76,44 @@ def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
   return jnp.where(magnitude > infinity, jnp.iinfo(signed).min, key)
 
 
-def keep(
+def by_comparison(
+  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
+) -> Bool[Array, "*shape"]:
+  """True at the n largest keys along `axis`; the keys must leave room for + 1.
+
+  rank_i = sum_j [k_j + [j < i] > k_i]: one compare holds the tie rule too.
+
+  >>> by_comparison(jnp.array([1, 3, 3, 2]), 1, 0)
+  Array([False,  True, False, False], dtype=bool)
+  """
+  rival, own = jnp.expand_dims(keys, axis), jnp.expand_dims(keys, axis + 1)
+  m = keys.shape[axis]
+  square = tuple(m if d in (axis, axis + 1) else 1 for d in range(rival.ndim))
+  # Iotas, not a constant table: only these fuse on the last axis.
+  i = lax.broadcasted_iota(jnp.int32, square, axis)
+  j = lax.broadcasted_iota(jnp.int32, square, axis + 1)
+  beats = rival + (j < i).astype(keys.dtype) > own
+  return jnp.sum(beats, axis + 1, dtype=jnp.int32) < n
+
+
+def by_threshold(
+  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
+) -> Bool[Array, "*shape"]:
+  """True at the n largest keys along `axis`, whatever m and the keys are.
+
+  >>> by_threshold(jnp.array([1, 3, 3, 2]), 1, 0)
+  Array([False,  True, False, False], dtype=bool)
+  """
+  if isinstance(n, int) and keys.shape[axis] <= _NETWORK:
+    threshold = _network(keys, n, axis)
+  elif isinstance(n, int) and n == 1:
+    threshold = jnp.max(keys, axis, keepdims=True)
+  else:
+    threshold = _search(keys, n, axis)
+  return _keep(keys, threshold, n, axis)
+
+
+def _keep(
   keys: Int[Array, "*shape"],
   threshold: Int[Array, "*group"],
   n: int | Int[Array, ""],
@@ -137,22 +154,6 @@ def keep(
   before = _count(equal & (bit - jnp.uint32(1)))
   kept = ((above & bit) != 0) | (((equal & bit) != 0) & (before < room))
   return kept.reshape(words[:axis] + (m,) + words[axis + 2 :])
-
-
-def _compare(
-  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
-) -> Bool[Array, "*shape"]:
-  """rank_i = sum_j [k_j + [j < i] > k_i]: one compare holds the tie rule."""
-  if keys.dtype.itemsize < 4:  # 16-bit reductions are slow on a CPU
-    keys = keys.astype(jnp.int32)
-  rival, own = jnp.expand_dims(keys, axis), jnp.expand_dims(keys, axis + 1)
-  m = keys.shape[axis]
-  square = tuple(m if d in (axis, axis + 1) else 1 for d in range(rival.ndim))
-  # Iotas, not a constant table: only these fuse on the last axis.
-  i = lax.broadcasted_iota(jnp.int32, square, axis)
-  j = lax.broadcasted_iota(jnp.int32, square, axis + 1)
-  beats = rival + (j < i).astype(keys.dtype) > own
-  return jnp.sum(beats, axis + 1, dtype=jnp.int32) < n
 
 
 def _network(
