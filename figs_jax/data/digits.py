@@ -71,7 +71,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   ) -> Iterator[tuple[int, dict[str, Any]]]:
     from sklearn import datasets
 
-    counts, labels = datasets.load_digits(return_X_y=True)
+    bunch: Any = datasets.load_digits()
+    counts, labels = bunch.data, bunch.target
     pixels = (PIXEL_SCALE * counts.reshape(-1, 8, 8)).astype(np.uint8)
     for i in np.flatnonzero(is_test(labels) == held_out).tolist():
       # A PIL image: tfds encodes arrays through TensorFlow only.

@@ -30,7 +30,7 @@ class _Prepare(grain.transforms.RandomMap):
   examples: Examples
   augment: augment_lib.Augment
 
-  def random_map(self, element: np.ndarray, rng: np.random.Generator) -> Batch:
+  def random_map(self, element: np.ndarray, rng: np.random.Generator) -> Any:
     images, labels = self.examples[np.maximum(element, 0)]
     pixels = self.augment(images, rng)
     image = pixels.astype(np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from figs_jax.core.flow import GradMode
 from figs_jax.core.rules import nearest
 from figs_jax.optim.decay_pruned import MODES
 from figs_jax.recipes import leak
@@ -70,9 +71,9 @@ def mdgf_linear(
       fine-tuning at the latest); .70 unless given.
     grad_mode: `ste` or `damped`.
   """
-  _check_grad_mode(plain.name, grad_mode, "damped")
+  mode = _grad_mode(plain.name, grad_mode, "damped")
   decay = leak.linear(plain.timeline, beta, zero_at)
-  return replace(plain, leak=decay, grad_mode=grad_mode)
+  return replace(plain, leak=decay, grad_mode=mode)
 
 
 @register("mdgf_exp")
@@ -91,9 +92,9 @@ def mdgf_exp(
       before 0; .70 unless given. Fine-tuning starts with D = 0 in any case.
     grad_mode: `ste` or `damped`.
   """
-  _check_grad_mode(plain.name, grad_mode, "damped")
+  mode = _grad_mode(plain.name, grad_mode, "damped")
   decay = leak.exponential(plain.timeline, beta, zero_at)
-  return replace(plain, leak=decay, grad_mode=grad_mode)
+  return replace(plain, leak=decay, grad_mode=mode)
 
 
 @register("sdgf_stepwise")
@@ -103,8 +104,8 @@ def sdgf_stepwise(plain: Recipe, *, grad_mode: str = "ste") -> Recipe:
   Options:
     grad_mode: `ste` or `masked`.
   """
-  _check_grad_mode(plain.name, grad_mode, "masked")
-  return replace(plain, chain=Stepwise(), grad_mode=grad_mode)
+  mode = _grad_mode(plain.name, grad_mode, "masked")
+  return replace(plain, chain=Stepwise(), grad_mode=mode)
 
 
 @register("sdgf_geometric")
@@ -120,8 +121,8 @@ def sdgf_geometric(
     nested: keep only weights that the mask before kept, so that a pruned weight
       never returns; density then falls below N:M (the paper recomputes masks).
   """
-  _check_grad_mode(plain.name, grad_mode, "masked")
-  return replace(plain, chain=Geometric(k), grad_mode=grad_mode, nested=nested)
+  mode = _grad_mode(plain.name, grad_mode, "masked")
+  return replace(plain, chain=Geometric(k), grad_mode=mode, nested=nested)
 
 
 @register("figs")
@@ -178,8 +179,12 @@ def step(
   )
 
 
-def _check_grad_mode(name: str, grad_mode: str, other: str) -> None:
-  if grad_mode not in ("ste", other):
+def _grad_mode(name: str, grad_mode: str, other: GradMode) -> GradMode:
+  """The mode, which is straight-through or the other one that makes sense."""
+  if grad_mode == "ste":
+    return "ste"
+  if grad_mode != other:
     raise ValueError(
       f"{name}: grad_mode={grad_mode!r} must be 'ste' or {other!r}"
     )
+  return other

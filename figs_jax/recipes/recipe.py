@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from figs_jax.core.flow import GRAD_MODES
+from figs_jax.core.flow import GRAD_MODES, GradMode
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, check_groups, nearest
 from figs_jax.core.tree import Leaf
@@ -67,7 +67,7 @@ class Recipe:
   timeline: Timeline
   chain: Chain = Direct()
   leak: Leak = Hard()
-  grad_mode: str = "ste"
+  grad_mode: GradMode = "ste"
   needs: tuple[Need, ...] = ()
   nested: bool = False
 

@@ -17,7 +17,6 @@ from absl import app, flags
 
 from figs_jax.core.rules import nearest
 
-
 _EXAMPLE = "configs/digits_vit.py:figs"
 
 
