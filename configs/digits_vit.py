@@ -2,7 +2,10 @@
 
 Command:   python launch/train.py --config configs/digits_vit.py:figs \\
              --workdir runs/digits
-Hardware:  two CPU cores, well under a minute.
+Hardware:  two CPU cores.
+Hours:     .01 a seed.
+Expected:  4 seeds, % (± s.e.): dense 93.8 ± .5; at 1:16 on the feed-forward
+           sr_ste 94.0 ± .5, mdgf_exp 94.3 ± .4, figs 93.7 ± .3, step 93.0 ± .5.
 """
 
 from figs_jax.train.config import default_config

@@ -17,6 +17,9 @@ _EMA = flags.DEFINE_bool("ema", False, "Evaluate the averaged weights.")
 _ENGINE = flags.DEFINE_string(
   "engine", None, "Also report the speed-up on this engine, as in ws:32x32."
 )
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Where the data is now, if not where training found it."
+)
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "How the result is printed."
 )
@@ -35,6 +38,7 @@ def main() -> None:
       step=_STEP.value,
       ema=_EMA.value,
       engine_spec=_ENGINE.value,
+      data_dir=_DATA_DIR.value,
     )
   except (ValueError, DataError) as error:
     cli.fail(str(error))

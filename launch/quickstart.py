@@ -17,7 +17,7 @@ _WORKDIR = flags.DEFINE_string(
 _SEEDS = flags.DEFINE_integer("seeds", 4, "Seeds of each recipe.", 1)
 _STEPS = flags.DEFINE_integer("steps", 600, "Training steps of each run.", 10)
 _PATTERNS = flags.DEFINE_list(
-  "patterns", ["1:4", "1:16"], "Patterns of the feed-forward kernels."
+  "patterns", ["1:16"], "Patterns of the feed-forward kernels."
 )
 _RECIPES = flags.DEFINE_list(
   "recipes", ["sr_ste", "mdgf_exp", "figs", "step"], "Beside dense."
@@ -39,7 +39,7 @@ def main() -> None:
 
   start = time.monotonic()
   workdir = Path(_WORKDIR.value)
-  runs = [("dense", "ff: " + _PATTERNS.value[0])] + [
+  runs = [("dense", None)] + [
     (recipe, f"ff: {pattern}")
     for pattern in _PATTERNS.value
     for recipe in _RECIPES.value

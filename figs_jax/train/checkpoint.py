@@ -69,6 +69,9 @@ def _crc32(leaf: jax.Array) -> int:
 class Checkpointer:
   """Saves and restores one run's states under `workdir/checkpoints`.
 
+  A save first copies every leaf to the host and takes its checksum; writing
+  then goes on in the background.
+
   Args:
     workdir: of the run; made absolute.
     keep: how many of the newest steps stay.
@@ -105,6 +108,9 @@ class Checkpointer:
         self.path,
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policies.AnyPreservationPolicy(kept),
+          # Without a best_fn Orbax does not keep metrics on disk, and a
+          # reopened manager would not know the best step.
+          best_fn=(lambda m: m[self._best]) if self._best else None,
           read_only=self._read_only,
           create=not self._read_only,
           save_interval_steps=0 if self._read_only else 1,
@@ -194,13 +200,17 @@ class Checkpointer:
         self._fall_back(step, error)
     raise self._none_left()
 
-  def discard_after(self, step: int) -> None:
-    """Deletes the steps beyond `step`: damaged ones that restore passed."""
-    manager = self._manager()
-    for later in self.steps():
-      if later > step:
-        manager.delete(later)
-    manager.reload()
+  def set_aside_after(self, step: int) -> None:
+    """Moves the steps beyond `step`, which restore passed, to `damaged/`."""
+    later = [found for found in self.steps() if found > step]
+    aside = self.path.parent / "damaged"
+    for found in later:
+      aside.mkdir(exist_ok=True)
+      place = aside / f"{found}-{time.time_ns()}"
+      (self.path / str(found)).rename(place)
+      _log.warning("step %d is set aside in %s", found, place)
+    if later:
+      self._manager().reload()
 
   def close(self) -> None:
     """Waits for the saves under way."""
@@ -261,11 +271,16 @@ class Checkpointer:
     where = self.path / str(step)
     expected, wanted = self._meta(step)["leaves"], named_leaves(abstract)
     _compare(where, expected, wanted)
+    flat, treedef = jax.tree_util.tree_flatten(abstract)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = {
       name: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
+        leaf.shape,
+        leaf.dtype,
+        # Of the leaf itself: the raw data of a key has lost it.
+        sharding=getattr(old, "sharding", None) or here,
       )
-      for name, leaf in wanted.items()
+      for (name, leaf), old in zip(wanted.items(), flat)
     }
     try:
       items = self._manager().restore(
@@ -285,7 +300,6 @@ class Checkpointer:
         raise CheckpointError(
           f"{where}: {name} is damaged, its crc32 differs from the saved one"
         )
-    flat, treedef = jax.tree_util.tree_flatten(abstract)
     restored = [
       jax.random.wrap_key_data(leaves[name]) if _is_key(old) else leaves[name]
       for name, old in zip(wanted, flat)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class Row:
 
 def compare(
   get_config: Callable[[str], config_dict.ConfigDict],
-  runs: Iterable[tuple[str, str]],
+  runs: Iterable[tuple[str, str | None]],
   workdir: str | Path,
   *,
   engine_spec: str,
@@ -51,8 +52,8 @@ def compare(
   """Trains and measures every (recipe, pattern), each in its own workdir.
 
   Args:
-    get_config: recipe -> configuration; its pattern is replaced.
-    runs: (recipe, pattern); the pattern is ignored by `dense`.
+    get_config: recipe -> configuration.
+    runs: (recipe, pattern); None keeps the configuration's own pattern.
     workdir: runs live in `workdir/RECIPE-PATTERN`.
     engine_spec: an engine of `figs_jax.engine.parse`.
 
@@ -63,9 +64,9 @@ def compare(
   rows = []
   for recipe, pattern in runs:
     config = get_config(recipe)
-    config.pattern = pattern
+    config.pattern = pattern or config.pattern
     where = Path(workdir) / _slug(recipe, pattern)
-    _log.info("== %s, %s", recipe, pattern)
+    _log.info("== %s %s", recipe, pattern or "")
     train(config, where)
     result = evaluate(where, engine_spec=engine_spec)
     row = Row(**{f.name: result[f.name] for f in dataclasses.fields(Row)})
@@ -74,10 +75,9 @@ def compare(
   return rows
 
 
-def _slug(recipe: str, pattern: str) -> str:
-  if recipe == "dense":
-    return recipe
-  return f"{recipe}-" + "".join(c if c.isalnum() else "-" for c in pattern)
+def _slug(recipe: str, pattern: str | None) -> str:
+  words = re.findall(r"\w+", f"{recipe} {pattern or ''}")
+  return "-".join(words)
 
 
 def _percent(row: Row) -> str:

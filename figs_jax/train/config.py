@@ -14,10 +14,20 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from figs_jax import models, recipes
-from figs_jax.core.rules import Rules
 
 # What may differ between a run and its resumption without being asked for.
-FREE = ("keep", "log_every", "mesh", "progress", "allow_change")
+FREE = (
+  "keep",
+  "log_every",
+  "mesh",
+  "progress",
+  "allow_change",
+  "data.data_dir",
+  "data.download",
+  "data.workers",
+  "data.eval_batch_size",
+)
+_INTEGERS = ("width", "depth", "heads", "mlp_dim", "window")
 
 
 class ConfigError(ValueError):
@@ -77,6 +87,7 @@ def default_config(
   config.data = config_dict.ConfigDict(
     {
       "name": "digits",
+      "seed": 0,  # of order and augmentation, shared by all model seeds
       "data_dir": config_dict.placeholder(str),
       "download": False,
       "train_split": "train",
@@ -104,7 +115,7 @@ def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
   fields = config_dict.ConfigDict()
   for name, default in options.items():
     if default is None:
-      number = int if name in ("width", "depth", "heads", "mlp_dim") else float
+      number = int if name in _INTEGERS else float
       fields[name] = config_dict.placeholder(number)
     elif name == "dtype":
       fields[name] = jnp.dtype(default).name
@@ -123,12 +134,11 @@ def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
   options = given(config.recipe)
   name = options.pop("name")
   try:
-    return recipes.create(
-      name, Rules.parse(config.pattern), config.total_steps, **options
-    )
+    return recipes.create(name, config.pattern, config.total_steps, **options)
   except ValueError as error:
     raise ConfigError(
-      f"recipe: {error} (its options are those of `--config FILE:{name}`)"
+      f"config.recipe or config.pattern: {error}; the recipe is the argument"
+      " of the file, as in --config=FILE:figs"
     ) from error
 
 
@@ -186,7 +196,9 @@ def differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
   return sorted(
     name
     for name in old.keys() | new.keys()
-    if old.get(name) != new.get(name) and name.split(".")[0] not in FREE
+    if old.get(name) != new.get(name)
+    and name not in FREE
+    and name.split(".")[0] not in FREE
   )
 
 

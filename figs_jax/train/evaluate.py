@@ -49,7 +49,9 @@ class Classification:
       counts = self._count((state, params, masks), batch)
       total = counts if total is None else jax.tree.map(jnp.add, total, counts)
     hits, losses, seen = jax.tree.map(np.asarray, total)
-    yield "accuracy", (hits / seen).tolist()
+    # A diverged seed has an accuracy all the same, since argmax takes NaN.
+    accuracy = np.where(np.isfinite(losses), hits / seen, np.nan)
+    yield "accuracy", accuracy.tolist()
     yield "loss", (losses / seen).tolist()
 
   def _over_seeds(self, fn, rest):
@@ -139,6 +141,7 @@ def evaluate(
   step: int | None = None,
   ema: bool = False,
   engine_spec: str | None = None,
+  data_dir: str | None = None,
 ) -> dict[str, Any]:
   """Restores a step of a run, finishes it, and measures it.
 
@@ -148,6 +151,7 @@ def evaluate(
     ema: measures the averaged weights.
     engine_spec: an engine of `figs_jax.engine.parse`; adds `engine` and
       `speedup`, of one image's whole forward pass over the dense model.
+    data_dir: where the data is now, if not where training found it.
 
   Returns:
     A JSON-able object: accuracy (mean over seeds), accuracy_se, accuracies,
@@ -158,7 +162,7 @@ def evaluate(
   Raises:
     CheckpointError: no such checkpoint, or a damaged or foreign one.
   """
-  experiment, state, step = restore(workdir, step)
+  experiment, state, step = restore(workdir, step, data_dir=data_dir)
   values = dict(evaluator(experiment).run(state, ema=ema))
   accuracies = np.atleast_1d(values["accuracy"]).tolist()
   losses = np.atleast_1d(values["loss"]).tolist()
@@ -175,10 +179,10 @@ def evaluate(
   layers = engine.Layers.of(rows)
   result = {
     "step": step,
-    "accuracy": mean,
-    "accuracy_se": None if math.isnan(error) else error,
-    "accuracies": accuracies,
-    "loss": study.mean_and_se(losses)[0],
+    "accuracy": _finite(mean),
+    "accuracy_se": _finite(error),
+    "accuracies": [_finite(value) for value in accuracies],
+    "loss": _finite(study.mean_and_se(losses)[0]),
     "recipe": experiment.recipe.name,
     "pattern": experiment.config.pattern if leaves else "dense",
     "exact_nm": all(exact.values()),
@@ -193,8 +197,17 @@ def evaluate(
   return result
 
 
+def _finite(value: float) -> float | None:
+  """JSON has no NaN: None says that there is no such number."""
+  return value if math.isfinite(value) else None
+
+
 def restore(
-  workdir: str | Path, step: int | None = None, *, seed: int | None = None
+  workdir: str | Path,
+  step: int | None = None,
+  *,
+  seed: int | None = None,
+  data_dir: str | None = None,
 ) -> tuple[Experiment, TrainState, int]:
   """(experiment, state, step) of a run, read only.
 
@@ -202,9 +215,12 @@ def restore(
     workdir: of the run.
     step: None takes the newest good one.
     seed: of a run with seeds, the place of the one to take alone.
+    data_dir: replaces that of the configuration.
   """
   with Checkpointer(workdir, read_only=True) as checkpoints:
     config = config_dict.ConfigDict(checkpoints.meta(step)["config"])
+    if data_dir is not None:
+      config.data.data_dir = data_dir
     experiment = build(config)
     state, _, step = checkpoints.restore(experiment.abstract_state, step)
   if seed is not None:

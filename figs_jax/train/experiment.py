@@ -12,7 +12,6 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax import data, models, nn, recipes
-from figs_jax.core.rules import Rules
 from figs_jax.core.types import Array
 from figs_jax.train import study
 from figs_jax.train.config import given, recipe_of, validate
@@ -50,8 +49,7 @@ class Experiment:
     )
     if not self.recipe.sparse:
       return model
-    rules = Rules.parse(config.pattern)
-    return nn.sparsify(model, rules, self.recipe.grad_mode)
+    return nn.sparsify(model, config.pattern, self.recipe.grad_mode)
 
   def lone_state(self, seed: int | Array) -> TrainState:
     """The state of one seed at step 0; traceable in the seed."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
@@ -25,9 +26,10 @@ from figs_jax.train.evaluate import Classification, evaluator
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log import MetricLog
 from figs_jax.train.mesh import batch_sharding, make_mesh, state_shardings
-from figs_jax.train.state import TrainState, update
+from figs_jax.train.state import TrainState, update, with_fresh_masks
 
 _log = logging.getLogger("figs_jax")
+_AHEAD = 2  # steps that may be under way, so that batches do not pile up
 
 
 class Diverged(RuntimeError):
@@ -66,14 +68,20 @@ def train(
     Diverged: the loss became NaN or infinite (in every seed).
   """
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+  parts = mesh.size * config.accumulate
+  if config.batch_size % parts:
+    raise ConfigError(
+      f"config.batch_size={config.batch_size} must be a multiple of {parts},"
+      " the devices of the mesh times accumulate; set --config.batch_size"
+    )
   experiment = build(config)
   abstract = experiment.abstract_state
   shardings = state_shardings(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
   )
   with (
+    preemption() as stopped,  # outermost: the last save may take a while
     Checkpointer(workdir, keep=config.keep) as checkpoints,
-    preemption() as stopped,
   ):
     state, position = _begin(experiment, checkpoints, abstract, shardings)
     batches = _batches(experiment)
@@ -121,8 +129,10 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
     )
     run.state, metrics = step_fn(run.state, batch)
     run.losses.append((step, metrics["loss"]))
+    if len(run.losses) > _AHEAD:
+      jax.block_until_ready(run.losses[-1 - _AHEAD][1])
     last = step == config.total_steps
-    if step % config.log_every == 0 or last:
+    if step % config.log_every == 0 or _diagnosed(config, step) or last:
       _check_finite(run)
       run.log.write(step, _row(metrics, config, step))
     run.log.progress(step)
@@ -130,7 +140,7 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
       _check_finite(run)
       result = _evaluate(run, step)
       _save(run, step, {"accuracy": result["eval/accuracy"]})
-    elif stopped.is_set():
+    elif stopped.is_set():  # in a hurry: no evaluation
       _check_finite(run)
       _save(run, step, None)
     if stopped.is_set() and not last:
@@ -153,27 +163,35 @@ def _begin(experiment, checkpoints, abstract, shardings):
     shardings,
   )
   saved = checkpoints.meta()["config"]
-  _refuse_changes(saved, experiment.config, checkpoints.path)
+  changed = _changes(saved, experiment.config, checkpoints.path)
   state, position, step = checkpoints.restore(placed)
-  checkpoints.discard_after(step)
+  checkpoints.set_aside_after(step)
+  if changed:
+    fresh = jax.jit(
+      study.with_fresh_masks if experiment.seeds else with_fresh_masks,
+      out_shardings=shardings,
+    )
+    state = fresh(state)
   _log.info("resuming from step %d of %s", step, checkpoints.path)
   return state, position
 
 
-def _refuse_changes(saved, config, path) -> None:
-  now = json.loads(json.dumps(config.to_dict()))
-  changed = [
+def _changes(saved, config, path) -> list[str]:
+  """Fields that differ from the run's own; only those allowed by name."""
+  changed = differences(saved, json.loads(json.dumps(config.to_dict())))
+  refused = [
     name
-    for name in differences(saved, now)
+    for name in changed
     if name not in config.allow_change
     and name.split(".")[0] not in config.allow_change
   ]
-  if changed:
+  if refused:
     raise ConfigError(
-      f"{path}: this run was started with another {', '.join(changed)};"
+      f"{path}: this run was started with another {', '.join(refused)};"
       " use a new --workdir, or allow it by name with"
-      f" --config.allow_change=\"('{changed[0]}',)\""
+      f" --config.allow_change=\"('{refused[0]}',)\""
     )
+  return changed
 
 
 def _batches(experiment: Experiment):
@@ -182,7 +200,7 @@ def _batches(experiment: Experiment):
     config.data.name,
     config.data.train_split,
     config.batch_size // jax.process_count(),
-    seed=config.seed,
+    seed=config.data.seed,
     augment=config.data.augment,
     image_size=config.data.image_size,
     data_dir=config.data.data_dir,
@@ -191,6 +209,11 @@ def _batches(experiment: Experiment):
     shard_index=jax.process_index(),
     num_shards=jax.process_count(),
   )
+
+
+def _diagnosed(config, step: int) -> bool:
+  every = config.diagnose_every
+  return bool(every) and step % every == 0
 
 
 def _row(metrics, config, step) -> dict[str, float]:
@@ -202,7 +225,7 @@ def _row(metrics, config, step) -> dict[str, float]:
     row[name] = float(np.nanmean(value))
     if name == "loss" and value.ndim:
       row |= {f"loss/seed{i}": float(v) for i, v in enumerate(value)}
-  if config.diagnose_every and step % config.diagnose_every == 0:
+  if _diagnosed(config, step):
     for path, statistics in layers.items():
       for name, value in statistics.items():
         row[f"layers/{path}/{name}"] = float(np.nanmean(value))
@@ -218,29 +241,42 @@ def _check_finite(run: Run) -> None:
       run.lost.add(i)
       _log.warning("seed %d: the loss is not finite at step %d", i, step)
     if bad.all():
-      good = run.checkpoints.steps()
-      safe = (
-        f"the last good checkpoint is step {good[-1]} in {run.checkpoints.path}"
-        if good
-        else "there is no checkpoint yet"
-      )
-      raise Diverged(f"the loss is not finite at step {step}; {safe}")
+      raise _diverged(run, f"the loss is not finite at step {step}")
+
+
+def _diverged(run: Run, what: str) -> Diverged:
+  good = run.checkpoints.steps()
+  safe = (
+    f"the last good checkpoint is step {good[-1]} in {run.checkpoints.path}"
+    if good
+    else "there is no checkpoint yet"
+  )
+  return Diverged(f"{what}; {safe}")
 
 
 def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
   row = {}
-  for name, value in run.evaluator.run(run.state):
-    mean, error = study.mean_and_se(np.atleast_1d(value).tolist())
-    row[f"eval/{name}"] = mean
-    if isinstance(value, list):
-      row[f"eval/{name}_se"] = error
-      row |= {f"eval/{name}/seed{i}": v for i, v in enumerate(value)}
+  for prefix in ("eval", "eval_ema"):
+    if prefix == "eval_ema" and run.state.ema is None:
+      continue
+    for name, value in run.evaluator.run(run.state, ema=prefix != "eval"):
+      mean, error = study.mean_and_se(np.atleast_1d(value).tolist())
+      row[f"{prefix}/{name}"] = mean
+      if isinstance(value, list):
+        row[f"{prefix}/{name}_se"] = error
+        row |= {f"{prefix}/{name}/seed{i}": v for i, v in enumerate(value)}
+  # The losses so far were taken before the last update, this one after it.
+  if not np.isfinite(row["eval/loss"]):
+    raise _diverged(run, f"the evaluation loss is not finite at step {step}")
   if write:
     run.log.write(step, row)
   return row
 
 
 def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
+  leaves = jax.tree.leaves(run.state.params)
+  if not all(bool(jnp.isfinite(leaf).any()) for leaf in leaves):
+    raise _diverged(run, f"a whole parameter is not finite at step {step}")
   config = json.loads(json.dumps(run.experiment.config.to_dict()))
   run.checkpoints.save(
     step, run.state, run.batches.get_state(), config, metrics

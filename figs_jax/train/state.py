@@ -166,6 +166,13 @@ def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
   return hard, masks
 
 
+def with_fresh_masks(state: TrainState) -> TrainState:
+  """The state with its masks taken anew from its own step and weights."""
+  switched = state.recipe.switched(state.opt_state)
+  masks = state.bound.masks(state.step, state.params, None, switched)
+  return dataclasses.replace(state, masks=masks)
+
+
 def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   """One step, untransformed: for your own jit, vmap, scan or mesh."""
   recipe, bound = state.recipe, state.bound
@@ -248,7 +255,10 @@ def _gradients(state, batch, leak, key):
     raise ValueError(
       f"a batch of {sorted(sizes)} is not divided by accumulate={count}"
     )
-  micro = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+  # Every micro-batch takes its part of each device's share of the batch.
+  micro = jax.tree.map(
+    lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch
+  )
   keys = jax.random.split(key, count)
 
   def body(rest, xs):

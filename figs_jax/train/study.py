@@ -17,6 +17,7 @@ import numpy as np
 
 from figs_jax.core.types import Array
 from figs_jax.train.state import TrainState, update
+from figs_jax.train.state import with_fresh_masks as fresh_masks
 
 Mode = Literal["vmap", "map"]
 
@@ -64,6 +65,12 @@ def step(
   each = dataclasses.replace(state, step=jnp.full(seeds, state.step))
   new, metrics = jax.lax.map(lambda lone: update(lone, batch), each)
   return dataclasses.replace(new, step=new.step[0]), metrics
+
+
+def with_fresh_masks(state: TrainState) -> TrainState:
+  """`train.state.with_fresh_masks` for every seed."""
+  lone = axes(state)
+  return jax.vmap(fresh_masks, in_axes=(lone,), out_axes=lone)(state)
 
 
 def take(state: TrainState, seed: int) -> TrainState:

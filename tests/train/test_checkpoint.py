@@ -61,6 +61,27 @@ def test_newest_and_best_are_kept(tmp_path):
   assert Checkpointer(tmp_path).steps() == [2, 4, 5]
 
 
+def test_the_best_step_outlives_a_restart(tmp_path):
+  for steps in ([(1, 0.9), (2, 0.1)], [(3, 0.2), (4, None), (5, 0.3)]):
+    with Checkpointer(tmp_path, keep=2) as checkpoints:
+      for step, accuracy in steps:
+        metrics = None if accuracy is None else {"accuracy": accuracy}
+        checkpoints.save(step, example_state(), {}, {}, metrics)
+  assert Checkpointer(tmp_path).steps() == [1, 4, 5]
+
+
+def test_damaged_steps_are_set_aside_not_deleted(tmp_path):
+  save_steps(tmp_path, [1, 2])
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.set_aside_after(1)
+    assert checkpoints.steps() == [1]
+    checkpoints.save(2, example_state(5), {}, {})
+  (aside,) = (tmp_path / "damaged").iterdir()
+  assert (aside / "state").is_dir()
+  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    assert_same(checkpoints.restore(example_state(), 2)[0], example_state(5))
+
+
 def test_an_existing_step_is_never_overwritten(tmp_path):
   save_steps(tmp_path, [1])
   with pytest.raises(CheckpointError, match="saved already"):
@@ -173,6 +194,24 @@ def test_restores_onto_a_mesh(tmp_path):
     restored = checkpoints.restore(target)[0]
   assert restored["w"].sharding == place
   np.testing.assert_array_equal(restored["w"], state["w"])
+
+
+def test_a_checkpoint_of_eight_devices_restores_on_one_and_four(tmp_path):
+  eight = NamedSharding(make_mesh(8, 1), PartitionSpec())
+  state = jax.device_put(example_state(3), eight)
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, state, {}, {})
+  shapes = jax.eval_shape(example_state)
+  four = NamedSharding(make_mesh(4, 1), PartitionSpec())
+  placed = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=four), shapes
+  )
+  for target, count in ((shapes, 1), (placed, 4)):
+    with Checkpointer(tmp_path, read_only=True) as checkpoints:
+      restored = checkpoints.restore(target)[0]
+    assert_same(restored, example_state(3))
+    for leaf in jax.tree.leaves(restored):
+      assert len(leaf.sharding.device_set) == count
 
 
 def test_a_donated_state_is_saved_as_it_was(tmp_path):

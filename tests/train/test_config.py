@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import jax
 import pytest
 
 from figs_jax import recipes
@@ -61,6 +62,7 @@ def test_the_paper_hyper_parameters():
     ("pattern", "ff 1:4", "cannot read"),
     ("recipe.dense", 1.5, "dense"),
     ("family", "vitt", "vit"),
+    ("pattern", "1:5", "not a multiple of m=5"),
   ],
 )
 @pytest.mark.standard_promotion
@@ -69,6 +71,18 @@ def test_illegal_values(tiny_config, field, value, message):
   with pytest.raises((ValueError, DataError), match=message) as error:
     build(config)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.standard_promotion
+def test_one_pattern_for_every_kernel(tiny_config):
+  leaves = build(tiny_config("ste", pattern="1:2")).abstract_state.bound.leaves
+  assert "head/kernel" in leaves
+
+
+@pytest.mark.standard_promotion
+def test_step_takes_a_window(tiny_config):
+  state = build(tiny_config("step", **{"recipe.window": 3})).abstract_state
+  assert any(x.shape == (3,) for x in jax.tree.leaves(state.opt_state))
 
 
 def test_unknown_recipe_suggests_the_nearest():

@@ -62,6 +62,21 @@ def test_seeds_on_a_mesh(tiny_config):
   np.testing.assert_allclose(many, one, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_accumulation_divides_the_work_of_each_device(tiny_config):
+  base = {"total_steps": 24, "accumulate": 2, "recipe.dense": 0.0}
+  one, _ = losses(tiny_config("ste", **base), steps=3)
+  two, _ = losses(tiny_config("ste", **base, **{"mesh.data": 2}), steps=3)
+  np.testing.assert_allclose(two, one, atol=1e-5)
+
+
+def test_micro_batches_take_their_part_of_every_device():
+  mesh = make_mesh(4, 1)
+  batch = jax.device_put(jnp.arange(16.0), batch_sharding(mesh))
+  micro = jax.jit(lambda x: x.reshape(-1, 2).swapaxes(0, 1))(batch)
+  assert {s.data.shape for s in micro.addressable_shards} == {(2, 2)}
+
+
 def test_kernels_are_split_beside_their_groups():
   mesh = make_mesh(1, 4)
   state = {
