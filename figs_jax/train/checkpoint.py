@@ -212,10 +212,15 @@ class Checkpointer:
     if later:
       self._manager().reload()
 
-  def close(self) -> None:
-    """Waits for the saves under way."""
+  def wait(self) -> None:
+    """Returns when the saves under way are on disk."""
     if self._open is not None:
       self._open.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for the saves under way and lets the directory go."""
+    if self._open is not None:
+      self.wait()
       self._open.close()
       self._open = None
 

@@ -245,6 +245,7 @@ def _check_finite(run: Run) -> None:
 
 
 def _diverged(run: Run, what: str) -> Diverged:
+  run.checkpoints.wait()
   good = run.checkpoints.steps()
   safe = (
     f"the last good checkpoint is step {good[-1]} in {run.checkpoints.path}"
