@@ -6,6 +6,7 @@ target pattern, whatever step the checkpoint is of.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -36,17 +37,20 @@ class Classification:
 
   def __init__(self, batches: Iterable[dict[str, Any]], seeds: bool):
     self._batches, self._seeds = batches, seeds
-    self._finish = jax.jit(self._over_seeds(finish, ()), static_argnames="ema")
-    self._count = jax.jit(self._over_seeds(_count, (None,)))
+    self._finish = {
+      ema: jax.jit(self._over_seeds(functools.partial(finish, ema=ema)))
+      for ema in (False, True)
+    }
+    self._count = jax.jit(self._over_seeds(_count, 0, 0, None))
 
   def run(
     self, state: TrainState, *, ema: bool = False
   ) -> Iterator[tuple[str, float | list[float]]]:
     """Yields (name, value), a list of values if there are seeds."""
-    params, masks = self._finish(state, ema=ema)
+    params, masks = self._finish[ema](state)
     total: Any = None
     for batch in self._batches:
-      counts = self._count((state, params, masks), batch)
+      counts = self._count(state, params, masks, batch)
       total = counts if total is None else jax.tree.map(jnp.add, total, counts)
     hits, losses, seen = jax.tree.map(np.asarray, total)
     # A diverged seed has an accuracy all the same, since argmax takes NaN.
@@ -54,24 +58,17 @@ class Classification:
     yield "accuracy", accuracy.tolist()
     yield "loss", (losses / seen).tolist()
 
-  def _over_seeds(self, fn, rest):
+  def _over_seeds(self, fn, *axes):
+    """`fn(state, *rest)`, vmapped over the seeds if there are several."""
     if not self._seeds:
       return fn
-
-    def mapped(tree, *args, **static):
-      state = tree[0] if isinstance(tree, tuple) else tree
-      lone = study.axes(state)
-      head = (lone, 0, 0) if isinstance(tree, tuple) else lone
-      return jax.vmap(lambda t, *a: fn(t, *a, **static), in_axes=(head, *rest))(
-        tree, *args
-      )
-
-    return mapped
+    return lambda state, *rest: jax.vmap(
+      fn, in_axes=(study.axes(state), *axes)
+    )(state, *rest)
 
 
-def _count(finished: tuple, batch: dict[str, Array]):
+def _count(state: TrainState, params: Any, masks: Any, batch: dict[str, Array]):
   """(hits, summed loss, examples) of the valid part of a batch."""
-  state, params, masks = finished
   model = nn.merge(
     state.graphdef, params, masks, jnp.zeros((), jnp.float32), state.rest
   )
@@ -167,14 +164,14 @@ def evaluate(
   accuracies = np.atleast_1d(values["accuracy"]).tolist()
   losses = np.atleast_1d(values["loss"]).tolist()
   mean, error = study.mean_and_se(accuracies)
-  lone = study.take(state, 0) if experiment.seeds else state
-  model = lone.finished(ema=ema)
+  singles = [state]
+  if experiment.seeds:
+    singles = [study.take(state, i) for i in range(len(experiment.seeds))]
+  model = singles[0].finished(ema=ema)
   leaves = nn.masked_leaves(model)
-  exact = dict.fromkeys(leaves, True)
-  for i in range(max(1, len(experiment.seeds))):
-    one = study.take(state, i) if experiment.seeds else state
-    for path, holds in exact_nm(finish(one, ema=ema)[0], leaves).items():
-      exact[path] &= holds
+  weights = [finish(single, ema=ema)[0] for single in singles]
+  checks = [exact_nm(params, leaves) for params in weights]
+  exact = {path: all(check[path] for check in checks) for path in leaves}
   rows = models.layers_of(model, batch=1)
   layers = engine.Layers.of(rows)
   result = {
@@ -187,7 +184,7 @@ def evaluate(
     "pattern": experiment.config.pattern if leaves else "dense",
     "exact_nm": all(exact.values()),
     "layers": exact,
-    **storage(finish(lone, ema=ema)[0], leaves),
+    **storage(weights[0], leaves),
     "flops": float(engine.flops(layers).sum()),
     "flops_dense": float(engine.flops(layers.dense()).sum()),
   }

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from figs_jax.core.types import Array
+from figs_jax.data.mixup import mixup
 
 
 def cross_entropy(
@@ -47,8 +48,6 @@ class MixedCrossEntropy:
   def __call__(
     self, model: nnx.Module, batch: dict[str, Any], key: Array
   ) -> tuple[Array, dict[str, Array]]:
-    from figs_jax.data.mixup import mixup
-
     images = batch["image"]
     targets = jax.nn.one_hot(batch["label"], self.num_classes)
     targets = optax.smooth_labels(targets, self.smoothing)
