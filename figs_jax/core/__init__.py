@@ -5,7 +5,7 @@ group are kept, `nm_mask` which ones, `flow` what the forward and the backward
 pass see of the others, `Rules` which kernel gets which pattern.
 """
 
-from figs_jax.core.flow import flow
+from figs_jax.core.flow import Flow, flow
 from figs_jax.core.masks import (
   density,
   flip_rate,
@@ -19,6 +19,7 @@ from figs_jax.core.tree import Leaf
 
 __all__ = [
   "NM",
+  "Flow",
   "Leaf",
   "Rules",
   "density",

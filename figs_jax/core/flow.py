@@ -9,16 +9,60 @@ Backward, given g = dL/dw~: kept entries get g; pruned ones get
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from functools import partial
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
+from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Bool, Float
 
 GradMode = Literal["ste", "damped", "masked"]
 GRAD_MODES: tuple[str, ...] = get_args(GradMode)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+  """How a masked kernel acts beside its mask and its leak. Static, hashable.
+
+  Attributes:
+    grad_mode: what pruned entries get as gradient, see `flow`.
+    decay: λ of SR-STE's term inside the backward pass, see `flow`; None
+      leaves it out.
+    soft: the kernel acts through S-STE's soft threshold (`core.soft`), which
+      has a straight-through gradient of its own.
+    mvue: the pattern to which the gradient of a layer's output is pruned,
+      unbiased, before it enters the weight gradient (`core.mvue`).
+
+  Raises:
+    ValueError: an unknown `grad_mode`, a negative `decay`, or `soft` together
+      with either.
+
+  >>> Flow("damped")
+  Flow(grad_mode='damped', decay=None, soft=False, mvue=None)
+  """
+
+  grad_mode: GradMode = "ste"
+  decay: float | int | None = None
+  soft: bool = False
+  mvue: NM | None = None
+
+  def __post_init__(self):
+    if self.grad_mode not in GRAD_MODES:
+      raise ValueError(
+        f"grad_mode={self.grad_mode!r} is unknown: use one of"
+        f" {', '.join(GRAD_MODES)}"
+      )
+    if self.decay is not None and not 0 <= self.decay < math.inf:
+      raise ValueError(f"decay={self.decay!r} must be a number, at least 0")
+    if self.soft and (self.grad_mode != "ste" or self.decay is not None):
+      raise ValueError(
+        "soft=True has a gradient rule of its own: leave grad_mode at 'ste' and"
+        " decay at None"
+      )
 
 
 def flow(
