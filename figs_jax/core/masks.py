@@ -1,8 +1,9 @@
 """Which n of every m are kept, and what a mask looks like.
 
 A mask is a Boolean array of the kernel's shape, True = kept. Groups are m
-consecutive entries along one axis, or along several flattened in the order
-given; for a `[in, out]` kernel the contraction axis is -2.
+entries, consecutive or `stride` apart, along one axis or along several
+flattened in the order given; for a `[in, out]` kernel the contraction axis is
+-2.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def nm_mask(
   pattern: NM | str,
   axis: Axis = -2,
   n: Count = None,
+  *,
+  stride: int = 1,
+  inside: Bool[Array | np.ndarray, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
   """True at the n largest scores of every group of m: exactly n per group.
 
@@ -36,17 +40,25 @@ def nm_mask(
   every real dtype. Shards without communication as long as no group straddles
   two shards. There is no gradient through a mask.
 
+  Group g of a line of entries x holds x[g // stride * m * stride + g % stride
+  + i * stride] for i < m: with `stride` the lane width of a TPU, say, all of a
+  lane's entries belong to one group (praxis calls it the offset).
+
   Args:
     scores: any shape, float or integer.
     pattern: `NM` or "n:m".
     axis: the group axis; a tuple is flattened in the order given.
     n: how many to keep instead of `pattern.n`, for schedules that shrink it
       under one compilation. A traced n beyond 0..m acts as 0 or m.
+    stride: how far apart the entries of one group lie.
+    inside: where an entry may be kept at all, as when masks are nested in the
+      mask before. A group with fewer such entries than n keeps all of them.
 
   Raises:
     TypeError: Boolean or complex scores, or an n that is no integer.
-    ValueError: m does not divide the length of the group axis, an axis is out
-      of range or named twice, or n is not within 1..m.
+    ValueError: m * stride does not divide the length of the group axis, an
+      axis is out of range or named twice, n is not within 1..m, stride is no
+      positive integer, or inside has another shape.
 
   >>> w = jnp.array([[3., -1.], [2., 5.], [-9., 0.], [1., 5.]])
   >>> nm_mask(jnp.abs(w), "1:2").astype(int)
@@ -57,18 +69,23 @@ def nm_mask(
   """
   pattern = NM.parse(pattern)
   scores = jnp.asarray(scores)
-  groups = _Groups.of(scores.shape, pattern.m, axis)
+  groups = _Groups.of(scores.shape, pattern.m, axis, stride)
+  if inside is not None:
+    inside = jnp.asarray(inside)
+    _same_shape(scores, inside)
   if isinstance(n, Array):
-    return _traced_mask(scores, groups, _scalar(n))
+    return _traced_mask(scores, groups, _scalar(n), inside)
   if n is not None:
     pattern = NM(n, pattern.m)
-  return _static_mask(scores, groups, pattern.n)
+  return _static_mask(scores, groups, pattern.n, inside)
 
 
 def is_nm(
   array_or_mask: Shaped[Array | np.ndarray, "*shape"],
   pattern: NM | str,
   axis: Axis = -2,
+  *,
+  stride: int = 1,
 ) -> Bool[Array, ""]:
   """Whether every group obeys the pattern.
 
@@ -85,7 +102,7 @@ def is_nm(
   """
   pattern = NM.parse(pattern)
   array = jnp.asarray(array_or_mask)
-  groups = _Groups.of(array.shape, pattern.m, axis)
+  groups = _Groups.of(array.shape, pattern.m, axis, stride)
   mask = array if array.dtype == bool else array != 0
   kept = jnp.sum(groups.split(mask), groups.axis, dtype=jnp.int32)
   if array.dtype == bool:
@@ -131,14 +148,19 @@ def kept_magnitude(
   return jnp.where(total == 0, jnp.float32(1), kept / total)
 
 
-def _mask(scores: Array, groups: _Groups, n: int | Array) -> Array:
+def _mask(
+  scores: Array, groups: _Groups, n: int | Array, inside: Array | None
+) -> Array:
   compare = select.compares(scores.dtype, n, groups.m)
   # Ordered before the split: after it XLA no longer vectorizes 16-bit floats.
-  keys = groups.split(select.ordered(lax.stop_gradient(scores), wide=compare))
+  keys = select.ordered(lax.stop_gradient(scores), wide=compare)
   if isinstance(n, int) and n == groups.m:
-    return jnp.ones(scores.shape, bool)
+    return jnp.ones(scores.shape, bool) if inside is None else inside
+  if inside is not None:
+    keys = jnp.where(inside, keys, jnp.iinfo(keys.dtype).min)
+    inside = groups.split(inside)
   choose = select.by_comparison if compare else select.by_threshold
-  return groups.join(choose(keys, n, groups.axis))
+  return groups.join(choose(groups.split(keys), n, groups.axis, inside))
 
 
 # Compiled also when called eagerly: a network is hundreds of operations.
@@ -164,7 +186,8 @@ class _Groups:
   """How an array is split into groups of m, and put together again.
 
   The array is transposed by `order` (rarely more than the identity) to
-  `shape`, then reshaped to `grouped`: [..., groups, m, ...] with m at `axis`.
+  `shape`, then reshaped to `grouped`: [..., groups, m, stride, ...] with m at
+  `axis`.
   """
 
   order: tuple[int, ...]
@@ -173,24 +196,31 @@ class _Groups:
   axis: int
 
   @classmethod
-  def of(cls, shape: tuple[int, ...], m: int, axis: Axis) -> _Groups:
+  def of(
+    cls, shape: tuple[int, ...], m: int, axis: Axis, stride: int = 1
+  ) -> _Groups:
+    if isinstance(stride, bool) or stride < 1:
+      raise ValueError(f"stride {stride}: pass a positive integer")
     axes = _normalized(shape, axis)
     length = math.prod(shape[a] for a in axes)
-    if length % m:
+    span = m * stride
+    if length % span:
+      at = "" if stride == 1 else f" at stride {stride}, which spans {span}"
       raise ValueError(
         f"axis {axis} of shape {shape} has length {length}, not a multiple of"
-        f" m={m}; choose an m that divides it, pass another axis=, or keep"
+        f" m={m}{at}; choose an m that divides it, pass another axis=, or keep"
         " this array dense"
       )
     # Groups that fit into the last axes do not see how the first flatten.
-    while len(axes) > 1 and math.prod(shape[a] for a in axes[1:]) % m == 0:
+    while len(axes) > 1 and math.prod(shape[a] for a in axes[1:]) % span == 0:
       axes = axes[1:]
     rest = [a for a in range(len(shape)) if a not in axes]
     lead = sum(a < axes[0] for a in rest)
     order = (*rest[:lead], *axes, *rest[lead:])
     turned = tuple(shape[a] for a in order)
     length = math.prod(shape[a] for a in axes)
-    grouped = (*turned[:lead], length // m, m, *turned[lead + len(axes) :])
+    group = (length // span, m) if stride == 1 else (length // span, m, stride)
+    grouped = (*turned[:lead], *group, *turned[lead + len(axes) :])
     return cls(order, turned, grouped, lead + 1)
 
   @property

@@ -44,6 +44,8 @@ def ordered(
 ) -> Int[Array, "*shape"]:
   """Signed integers in the order of the scores: NaN < -inf < ... < -0 = 0.
 
+  NaN is one above the lowest integer, which is left for what is worse yet.
+
   IEEE floats are sign and magnitude, and the magnitude's bits are ordered, so
   the key is the magnitude with the sign applied in two's complement. Unless
   `wide`, 16-bit floats give 16-bit keys.
@@ -52,7 +54,7 @@ def ordered(
     TypeError: Boolean or complex scores, which have no order to rank by.
 
   >>> ordered(jnp.array([-1., -0., 0., jnp.nan])).tolist()
-  [-1065353216, 0, 0, -2147483648]
+  [-1065353216, 0, 0, -2147483647]
   """
   dtype = scores.dtype
   if jnp.issubdtype(dtype, jnp.signedinteger):
@@ -73,15 +75,19 @@ def ordered(
   magnitude = bits & jnp.iinfo(signed).max
   key = jnp.where(bits < 0, -magnitude, magnitude)
   infinity = np.array(np.inf, scores.dtype).view(signed)
-  return jnp.where(magnitude > infinity, jnp.iinfo(signed).min, key)
+  return jnp.where(magnitude > infinity, jnp.iinfo(signed).min + 1, key)
 
 
 def by_comparison(
-  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
+  keys: Int[Array, "*shape"],
+  n: int | Int[Array, ""],
+  axis: int,
+  inside: Bool[Array, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
   """True at the n largest keys along `axis`; the keys must leave room for + 1.
 
   rank_i = sum_j [k_j + [j < i] > k_i]: one compare holds the tie rule too.
+  Only entries `inside` are kept; the others hold the lowest integer, alone.
 
   >>> by_comparison(jnp.array([1, 3, 3, 2]), 1, 0)
   Array([False,  True, False, False], dtype=bool)
@@ -93,13 +99,19 @@ def by_comparison(
   i = lax.broadcasted_iota(jnp.int32, square, axis)
   j = lax.broadcasted_iota(jnp.int32, square, axis + 1)
   beats = rival + (j < i).astype(keys.dtype) > own
-  return jnp.sum(beats, axis + 1, dtype=jnp.int32) < n
+  kept = jnp.sum(beats, axis + 1, dtype=jnp.int32) < n
+  return kept if inside is None else kept & inside
 
 
 def by_threshold(
-  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
+  keys: Int[Array, "*shape"],
+  n: int | Int[Array, ""],
+  axis: int,
+  inside: Bool[Array, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
   """True at the n largest keys along `axis`, whatever m and the keys are.
+
+  Only entries `inside` are kept; the others hold the lowest integer.
 
   >>> by_threshold(jnp.array([1, 3, 3, 2]), 1, 0)
   Array([False,  True, False, False], dtype=bool)
@@ -110,7 +122,7 @@ def by_threshold(
     threshold = jnp.max(keys, axis, keepdims=True)
   else:
     threshold = _search(keys, n, axis)
-  return _keep(keys, threshold, n, axis)
+  return _keep(keys, threshold, n, axis, inside)
 
 
 def _keep(
@@ -118,6 +130,7 @@ def _keep(
   threshold: Int[Array, "*group"],
   n: int | Int[Array, ""],
   axis: int,
+  inside: Bool[Array, "*shape"] | None,
 ) -> Bool[Array, "*shape"]:
   """Exactly n per group: all keys above the threshold, then the first equals.
 
@@ -126,6 +139,7 @@ def _keep(
     threshold: the n-th largest key of each group, length 1 along `axis`.
     n: how many to keep.
     axis: where the group lies, not negative.
+    inside: what may be kept at all; the rest holds the lowest integer.
   """
   m = keys.shape[axis]
   width = max(d for d in range(1, _WORD + 1) if m % d == 0)
@@ -139,7 +153,10 @@ def _keep(
   bit, zero = jnp.uint32(1) << place, jnp.uint32(0)
   # One word per `width` entries: who is above in the low half, who equals in
   # the high half. What follows reads these words and no longer the keys.
-  equal = jnp.where(keys == threshold, bit << _WORD, zero)
+  equal = keys == threshold
+  if inside is not None:
+    equal &= inside.reshape(words)
+  equal = jnp.where(equal, bit << _WORD, zero)
   word = jnp.sum(
     jnp.where(keys > threshold, bit, equal),
     axis + 1,
