@@ -5,6 +5,8 @@ They work on any pytree of parameters, with or without this package's layers.
 
 from figs_jax.optim.decay_pruned import DecayPrunedState, decay_pruned
 from figs_jax.optim.gradient_flow import GradientFlowState, gradient_flow
+from figs_jax.optim.mask_moments import MaskMomentsState, mask_moments
+from figs_jax.optim.mask_updates import MaskUpdatesState, mask_updates
 from figs_jax.optim.replace_adam import replace_adam
 from figs_jax.optim.step_adam import (
   ScaleByStepAdamState,
@@ -15,9 +17,13 @@ from figs_jax.optim.step_adam import (
 __all__ = [
   "DecayPrunedState",
   "GradientFlowState",
+  "MaskMomentsState",
+  "MaskUpdatesState",
   "ScaleByStepAdamState",
   "decay_pruned",
   "gradient_flow",
+  "mask_moments",
+  "mask_updates",
   "replace_adam",
   "scale_by_step_adam",
   "step_adamw",

@@ -38,6 +38,55 @@ def map_leaves(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   )
 
 
+def map_like(fn: Callable[..., Any], like: Any, state: Any, *rest: Any) -> Any:
+  """`fn(leaf, *rest_leaves)` at the leaves of a state that mirror `like`.
+
+  Those are the leaves of the subtrees that are structured like `like`, as far
+  as they have the shape of their counterpart; where `like` or the subtree has
+  no leaf, nothing is done. `rest` is structured like `like`.
+
+  >>> like, state = {"w": jnp.ones(2)}, {"n": 3, "mu": {"w": jnp.zeros(2)}}
+  >>> map_like(lambda leaf: leaf + 1, like, state)
+  {'mu': {'w': Array([1., 1.], dtype=float32)}, 'n': 3}
+  """
+  leaves, treedef = jax.tree.flatten(like, is_leaf=absent)
+  others = [treedef.flatten_up_to(tree) for tree in rest]
+
+  def parts(node):
+    """The counterparts of the leaves of `like`; None if it is no mirror."""
+    try:
+      found = treedef.flatten_up_to(node)
+    except (ValueError, TypeError):
+      return None
+    simple = (absent(x) or jax.tree_util.all_leaves([x]) for x in found)
+    return found if all(simple) else None
+
+  def one(leaf, part, *other):
+    if absent(leaf) or absent(part) or jnp.shape(part) != jnp.shape(leaf):
+      return part
+    return fn(part, *other)
+
+  def visit(node):
+    found = parts(node)
+    if found is None:
+      return node
+    return treedef.unflatten(
+      one(*corresponding) for corresponding in zip(leaves, found, *others)
+    )
+
+  return jax.tree.map(visit, state, is_leaf=lambda x: parts(x) is not None)
+
+
+def promoted_dtype(*arrays: Any) -> Any:
+  """The common dtype of arrays, also where promotion is strict.
+
+  >>> promoted_dtype(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.float16))
+  dtype('float32')
+  """
+  with jax.numpy_dtype_promotion("standard"):
+    return jnp.result_type(*arrays)
+
+
 def aligned(masks: Any, updates: Any, transform: str) -> Any:
   """The masks in the tree structure of `updates`, None where there is none.
 
