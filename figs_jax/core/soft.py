@@ -1,0 +1,156 @@
+"""S-STE: the kernel acts through a soft threshold (arXiv 2409.09099).
+
+In every group t is the largest pruned |w|, and the forward weight is
+
+  w~ = beta * S(w),  S(w) = sign(w) * max(|w| - t, 0).
+
+S is continuous where the mask flips: the entry that leaves and the entry that
+comes both pass through 0. beta = <w, S> / ||S||^2 is the scale that brings
+beta * S closest to w, one per kernel, frozen once training starts. The
+backward pass is straight-through.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from figs_jax.core.masks import Axis, _Groups
+from figs_jax.core.pattern import NM
+from figs_jax.core.types import Array, Bool, Float
+
+
+def soft_threshold(
+  kernel: Float[Array, "*shape"],
+  mask: Bool[Array, "*shape"],
+  pattern: NM | str,
+  axis: Axis = -2,
+) -> Float[Array, "*shape"]:
+  """S(w) = sign(w) * max(|w| - t, 0), t the largest pruned |w| of the group.
+
+  t is 0 where a group prunes nothing, and does not see NaN. A pruned entry is
+  exactly 0, whatever it holds; with a mask that is not one of magnitude, a
+  kept entry below t is 0 too. Autodiff gives the true derivative of this
+  function, which training does not use (see `s_ste`).
+
+  Args:
+    kernel: weights, any shape and float dtype.
+    mask: True = kept, as from `nm_mask(jnp.abs(kernel), pattern, axis)`.
+    pattern: `NM` or "n:m"; only m matters here.
+    axis: the group axis, as in `nm_mask`.
+
+  Raises:
+    ValueError: m does not divide the group axis, or shapes differ.
+
+  >>> w = jnp.array([3., -1., 2., 0.5])
+  >>> soft_threshold(w, jnp.array([True, False, True, False]), "2:4", axis=0)
+  Array([2., 0., 1., 0.], dtype=float32)
+  """
+  if jnp.shape(mask) != jnp.shape(kernel):
+    raise ValueError(
+      f"mask of shape {jnp.shape(mask)} on a kernel of {jnp.shape(kernel)}:"
+      " they must be equal; take the mask from nm_mask of this kernel"
+    )
+  groups = _Groups.of(kernel.shape, NM.parse(pattern).m, axis)
+  return _threshold(kernel, mask, groups)
+
+
+# Compiled also when called eagerly, as masks are.
+@partial(jax.jit, static_argnums=2)
+def _threshold(kernel: Array, mask: Array, groups: _Groups) -> Array:
+  w, kept = groups.split(kernel), groups.split(mask)
+  size, zero = jnp.abs(w), jnp.zeros((), w.dtype)
+  pruned = jnp.where(kept | jnp.isnan(w), zero, size)
+  t = jnp.max(pruned, groups.axis, keepdims=True, initial=0)
+  # Not max(|w| - t, 0): an infinite t would leave NaN instead of 0. `~(<=)`
+  # lets a kept NaN through, so that it is seen.
+  out = jnp.where(kept & ~(size <= t), jnp.sign(w) * (size - t), zero)
+  return groups.join(out)
+
+
+def soft_scale(
+  kernel: Float[Array, "*shape"], soft: Float[Array, "*shape"]
+) -> Float[Array, ""]:
+  """beta = <w, S> / ||S||^2, which minimises ||w - beta S||; 1 where S is 0.
+
+  Summed in float32 (float64 stays); pruned entries count as they are in the
+  inner product, where S is 0.
+
+  Args:
+    kernel: one kernel, any shape; vmap over stacked ones.
+    soft: `soft_threshold` of it.
+
+  >>> w = jnp.array([3., -1., 2., 0.5])
+  >>> soft_scale(w, jnp.array([2., 0., 1., 0.]))
+  Array(1.6, dtype=float32)
+  """
+  dtype = kernel.dtype if kernel.dtype.itemsize >= 4 else jnp.float32
+  w, s = kernel.astype(dtype), soft.astype(dtype)
+  # A pruned entry may hold NaN or inf, which S does not see.
+  inner = jnp.sum(jnp.where(s == 0, jnp.zeros((), dtype), w * s))
+  norm = jnp.sum(s * s)
+  one = jnp.ones((), dtype)
+  return jnp.where(norm == 0, one, inner / jnp.where(norm == 0, one, norm))
+
+
+def s_ste(
+  kernel: Float[Array, "*shape"],
+  mask: Bool[Array, "*shape"],
+  scale: Float[Array, ""] | float,
+  pattern: NM | str,
+  axis: Axis = -2,
+  leak: Float[Array, ""] | float | int = 0.0,
+) -> Float[Array, "*shape"]:
+  """The effective weight D * w + (1 - D) * scale * S(w); its gradient is g.
+
+  At leak 0 that is S-STE's, at leak 1 (a dense phase) the kernel itself, both
+  exactly; between them a pruned entry keeps D * w, as in `flow`. The gradient
+  reaches every entry of the kernel unchanged, without the factor `scale`, as
+  in the paper; mask, scale and leak get none.
+
+  Args:
+    kernel: weights, any shape and float dtype.
+    mask: True = kept.
+    scale: beta, see `soft_scale`.
+    pattern: `NM` or "n:m".
+    axis: the group axis, as in `nm_mask`.
+    leak: D in [0, 1].
+
+  Raises:
+    ValueError: as `soft_threshold`.
+
+  >>> w = jnp.array([3., -1., 2., 0.5])
+  >>> m = jnp.array([True, False, True, False])
+  >>> s_ste(w, m, 1.6, "2:4", axis=0)
+  Array([3.2, 0. , 1.6, 0. ], dtype=float32)
+  >>> jax.grad(lambda w: s_ste(w, m, 1.6, "2:4", axis=0).sum())(w)
+  Array([1., 1., 1., 1.], dtype=float32)
+  """
+  leak, scale = (jnp.asarray(x).astype(kernel.dtype) for x in (leak, scale))
+  fixed = lax.stop_gradient(kernel)
+  soft = scale * soft_threshold(fixed, mask, pattern, axis)
+  one = jnp.ones((), kernel.dtype)
+  mixed = leak * fixed + (one - leak) * soft
+  value = jnp.where(leak == 0, soft, jnp.where(leak == one, fixed, mixed))
+  return _straight_through(kernel, lax.stop_gradient(value))
+
+
+@jax.custom_vjp
+def _straight_through(kernel, value):
+  """`value`, whose gradient goes to `kernel`."""
+  del kernel
+  return value
+
+
+def _straight_through_fwd(kernel, value):
+  return _straight_through(kernel, value), None
+
+
+def _straight_through_bwd(_, g):
+  return g, None
+
+
+_straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
