@@ -140,7 +140,7 @@ def trees(seed=0):
   rng = np.random.default_rng(seed)
 
   def tree(draw, bias):
-    return {"a": {"kernel": draw(8, 2), "bias": bias}, "b": draw(4, 4)}
+    return {"a": {"kernel": draw(8, 2), "bias": bias}, "b": draw(4, 12)}
 
   masks = [
     jax.tree.map(jnp.asarray, tree(lambda *s: rng.random(s) < 0.5, None))
