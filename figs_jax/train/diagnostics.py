@@ -7,34 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from figs_jax.core.masks import density, flip_rate, kept_magnitude
-from figs_jax.core.tree import flatten
+from figs_jax.core.diagnostics import Layers, layer_table
 from figs_jax.core.types import Array
-
-Layers = dict[str, dict[str, Array]]
-
-
-def gradient_variance(grad: Array, mask: Array) -> tuple[Array, Array]:
-  """Variance of the gradient's kept and of its pruned entries (float32).
-
-  Population variance over the entries of one leaf; 0 for an empty class.
-
-  >>> g, m = jnp.array([1., 3., 5., 5.]), jnp.array([True, True, False, False])
-  >>> [float(v) for v in gradient_variance(g, m)]
-  [1.0, 0.0]
-  """
-  g = grad.astype(jnp.float32)
-
-  def variance(where):
-    count = jnp.maximum(where.sum(dtype=jnp.float32), 1.0)
-    mean = jnp.sum(g, where=where) / count
-    return jnp.sum(jnp.square(g - mean), where=where) / count
-
-  return variance(mask), variance(~mask)
 
 
 def layer_statistics(old: Any, new: Any, params: Any, grads: Any) -> Layers:
-  """{path: {density, flip_rate, kept_magnitude, grad_var_kept, _pruned}}.
+  """Every statistic of `figs_jax.core.diagnostics.layer_table`, by path.
 
   Args:
     old: the mask tree of the forward pass that gave `grads`.
@@ -42,20 +20,7 @@ def layer_statistics(old: Any, new: Any, params: Any, grads: Any) -> Layers:
     params: after the update.
     grads: of that forward pass, before the optimizer.
   """
-  old, params, grads = flatten(old), flatten(params), flatten(grads)
-  out = {}
-  for path, mask in flatten(new).items():
-    if mask is None:
-      continue
-    kept, pruned = gradient_variance(grads[path], old[path])
-    out[path] = {
-      "density": density(mask),
-      "flip_rate": flip_rate(old[path], mask),
-      "kept_magnitude": kept_magnitude(params[path], mask),
-      "grad_var_kept": kept,
-      "grad_var_pruned": pruned,
-    }
-  return out
+  return layer_table(new, params, grads, old)
 
 
 def every(
