@@ -1,5 +1,6 @@
 """Flax NNX layers that carry masks, and `sparsify` for any NNX model."""
 
+from figs_jax.nn.acting import with_flow
 from figs_jax.nn.attention import Attention
 from figs_jax.nn.functional import merge, reseed, split
 from figs_jax.nn.layers import (
@@ -9,14 +10,15 @@ from figs_jax.nn.layers import (
   SparseLinear,
   SparseLinearGeneral,
 )
-from figs_jax.nn.sparsify import masked_leaves, sparsify, with_grad_mode
-from figs_jax.nn.variables import Leak, Mask
+from figs_jax.nn.sparsify import masked_leaves, sparsify
+from figs_jax.nn.variables import Leak, Mask, Scale
 
 __all__ = [
   "Attention",
   "Leak",
   "Mask",
   "Masked",
+  "Scale",
   "SparseConv",
   "SparseEinsum",
   "SparseLinear",
@@ -26,5 +28,5 @@ __all__ = [
   "reseed",
   "sparsify",
   "split",
-  "with_grad_mode",
+  "with_flow",
 ]

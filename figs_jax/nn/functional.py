@@ -110,6 +110,25 @@ def reseed(rest: Tree, key: Array) -> Tree:
   return renew(rest, ())
 
 
+def scales(rest: Tree, masks: Any) -> Tree:
+  """S-STE's scales as a tree of the masks' shape, None where there is none.
+
+  >>> from figs_jax.core import Flow
+  >>> from figs_jax.nn import SparseLinear, with_flow
+  >>> model = SparseLinear(4, 2, pattern="1:4", rngs=nnx.Rngs(0))
+  >>> _, _, masks, rest = split(with_flow(model, Flow(soft=True)))
+  >>> found = scales(rest, masks)
+  >>> found["bias"], found["kernel"].shape
+  (None, ())
+  """
+  return {
+    name: scales(rest.get(name, {}), child)
+    if isinstance(child, dict)
+    else (None if child is None else rest.get("scale"))
+    for name, child in masks.items()
+  }
+
+
 def _is_key(leaf: Any) -> bool:
   return hasattr(leaf, "dtype") and jnp.issubdtype(
     leaf.dtype, jax.dtypes.prng_key

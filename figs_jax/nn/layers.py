@@ -9,24 +9,31 @@ option of the upstream layer keeps its meaning.
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from figs_jax.core.flow import GRAD_MODES, GradMode, flow
+from figs_jax.core.flow import Flow, GradMode, flow
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
-from figs_jax.core.rules import check_groups, nearest
+from figs_jax.core.rules import check_groups
+from figs_jax.core.soft import s_ste
 from figs_jax.core.types import Array, Bool, Float
 from figs_jax.nn.layout import (
   Axis,
   contraction_axis,
   einsum_axis,
   stacked_shape,
+  token_axes,
 )
-from figs_jax.nn.variables import Leak, Mask, placement
+from figs_jax.nn.neural_gradient import (
+  NeuralGradient,
+  constant,
+  constant_layer,
+)
+from figs_jax.nn.variables import Leak, Mask, Scale, placement
 
 
 class Masked(nnx.Module):
@@ -35,10 +42,13 @@ class Masked(nnx.Module):
   Attributes:
     pattern: N:M, or None for an ordinary layer (static).
     group_axis: the kernel axes on which the groups lie, negative (static).
-    grad_mode: what pruned entries get in the backward pass (static).
+    flow: how the masked kernel acts (static); `nn.with_flow` changes it.
     kernel_mask: `Mask`; only with a pattern. It starts as the N:M mask of
       |kernel|.
     leak: `Leak`; only with a pattern. It starts at 0.
+    scale: `Scale`; only with a pattern and a soft flow.
+    neural_gradient: `NeuralGradient`; only with a pattern and a flow that
+      prunes the neural gradient.
 
   Args:
     *args: of the dense layer.
@@ -56,9 +66,11 @@ class Masked(nnx.Module):
   kernel: nnx.Param
   pattern: NM | None
   group_axis: Axis | None
-  grad_mode: GradMode
+  flow: Flow
   kernel_mask: Mask
   leak: Leak
+  scale: Scale
+  neural_gradient: NeuralGradient
 
   def __init__(
     self,
@@ -76,19 +88,31 @@ class Masked(nnx.Module):
     """The dense layer's own call, with the effective kernel."""
     if self.pattern is None:
       return super().__call__(*args, **kwargs)
-    # A second object over the same attributes: nothing is written to self.
-    view = object.__new__(self.dense_type)
-    vars(view).update(vars(self))
-    kernel = self.kernel.replace(self.effective_kernel())
-    object.__setattr__(view, "kernel", kernel)
-    return view(*args, **kwargs)
+    kernel = self.effective_kernel()
+    pruned = getattr(self, "neural_gradient", None)
+    if pruned is None or pruned.deterministic:
+      return _dense(self, kernel)(*args, **kwargs)
+    # Taken before the call, so that both see the same random streams.
+    branch = _dense(constant_layer(self), kernel)
+    out = _dense(self, jax.lax.stop_gradient(kernel))(*args, **kwargs)
+    args, kwargs = constant((args, kwargs))
+    return pruned(out, branch(*args, **kwargs), token_axes(self, out.ndim))
+
+  @property
+  def grad_mode(self) -> GradMode:
+    """What pruned entries get in the backward pass."""
+    return self.flow.grad_mode
 
   def effective_kernel(self) -> Float[Array, "*shape"]:
-    """w * (m + D * not m), with the layer's gradient rule."""
+    """w * (m + D * not m), or its soft kin, with the layer's gradient rule."""
     kernel = self.kernel[...]
     if self.pattern is None:
       return kernel
-    return flow(kernel, self.kernel_mask[...], self.leak[...], self.grad_mode)
+    mask, leak = self.kernel_mask[...], self.leak[...]
+    if self.flow.soft:
+      axis = cast(Axis, self.group_axis)  # there is a pattern
+      return s_ste(kernel, mask, self.scale[...], self.pattern, axis, leak)
+    return flow(kernel, mask, leak, self.flow.grad_mode, self.flow.decay)
 
 
 class SparseLinear(Masked, nnx.Linear):
@@ -177,6 +201,8 @@ def set_pattern(
 ) -> None:
   """Gives the layer, in place, the mask of a pattern; None takes it away.
 
+  The layer's flow becomes a plain one of that gradient mode.
+
   Args:
     layer: its `group_axis` is set, or None for the contracted axes.
     pattern: as in `Masked`.
@@ -187,20 +213,17 @@ def set_pattern(
   Raises:
     ValueError: as in `Masked`.
   """
-  if grad_mode not in GRAD_MODES:
-    raise ValueError(
-      f"grad_mode {grad_mode!r} is unknown: {nearest(grad_mode, GRAD_MODES)}"
-    )
+  flow = Flow(grad_mode)
   nm = None if pattern is None else NM.parse(pattern)
   if nm is not None and nm.is_dense:
     nm = None
   if layer.group_axis is None:
     layer.group_axis = contraction_axis(layer)
-  layer.pattern, layer.grad_mode = nm, grad_mode
+  layer.pattern, layer.flow = nm, flow
+  for name in ("kernel_mask", "leak", "scale", "neural_gradient"):
+    if hasattr(layer, name):
+      delattr(layer, name)
   if nm is None:
-    for name in ("kernel_mask", "leak"):
-      if hasattr(layer, name):
-        delattr(layer, name)
     return
   path = path or f"{type(layer).__name__}.kernel"
   axis = layer.group_axis
@@ -214,6 +237,15 @@ def set_pattern(
   if shared is None:
     shared = _variables(layer.kernel, nm, axis, lead)
   layer.kernel_mask, layer.leak = shared
+
+
+def _dense(layer: Masked, kernel: Float[Array, "*shape"]) -> Any:
+  """The upstream layer over the same attributes, with this kernel."""
+  # A second object: nothing is written to the first.
+  view = object.__new__(layer.dense_type)
+  vars(view).update(vars(layer))
+  object.__setattr__(view, "kernel", layer.kernel.replace(kernel))
+  return view
 
 
 def _variables(

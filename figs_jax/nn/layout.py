@@ -87,6 +87,33 @@ def einsum_axis(equation: str | None, rank: int) -> Axis | None:
   return _one_or_many(tuple(contracted))
 
 
+def token_axes(layer: nnx.Module, ndim: int) -> tuple[int, ...]:
+  """The output's axes that its kernel lacks: those the weight gradient sums.
+
+  Batch and tokens for a product, batch and places for a convolution.
+
+  Args:
+    layer: of one of the dense types.
+    ndim: of the layer's output.
+
+  >>> token_axes(nnx.Linear(8, 4, rngs=nnx.Rngs(0)), 3)
+  (0, 1)
+  """
+  if isinstance(layer, (nnx.Linear, nnx.Conv)):
+    return tuple(range(ndim - 1))
+  if isinstance(layer, nnx.LinearGeneral):
+    return tuple(range(len(layer.batch_axis), ndim - len(layer.out_features)))
+  if isinstance(layer, nnx.Einsum):
+    operands, output = str(layer.einsum_str).replace(" ", "").split("->")
+    kernel = operands.split(",")[1]
+    before, dots, after = output.partition("...")
+    # One letter per axis: those of the dots are the kernel's, or no one's.
+    inner = ("." if "..." in kernel else " ") * (ndim - len(before + after))
+    letters = before + inner + after if dots else output
+    return tuple(i for i, c in enumerate(letters) if c not in kernel)
+  raise _unknown(layer)
+
+
 def stacked_shape(layer: Any, path: str) -> tuple[int, ...]:
   """The axes that a transform put before the kernel; () for a plain layer.
 

@@ -13,9 +13,9 @@ from typing import Any, TypeVar, cast
 
 from flax import nnx
 
-from figs_jax.core.flow import GRAD_MODES, GradMode
+from figs_jax.core.flow import Flow, GradMode
 from figs_jax.core.pattern import NM
-from figs_jax.core.rules import Rules, nearest
+from figs_jax.core.rules import Rules
 from figs_jax.core.tree import Leaf
 from figs_jax.nn.layers import Masked, set_pattern, sparse_type
 from figs_jax.nn.layout import DENSE_TYPES, contraction_axis
@@ -40,7 +40,8 @@ def sparsify(
       `NM` or "1:8") for every candidate. Words are those of the model's class
       attribute `words`; a class without one gets a table of common names
       (see `figs_jax.nn.words`).
-    grad_mode: what pruned entries get in the backward pass.
+    grad_mode: what pruned entries get in the backward pass; `with_flow` sets
+      the rest of the flow.
 
   Returns:
     The same kind of model. Masks start as the N:M mask of |kernel|.
@@ -55,10 +56,7 @@ def sparsify(
   >>> sorted(masked_leaves(sparse))
   ['key/kernel', 'out/kernel', 'query/kernel']
   """
-  if grad_mode not in GRAD_MODES:
-    raise ValueError(
-      f"grad_mode {grad_mode!r} is unknown: {nearest(grad_mode, GRAD_MODES)}"
-    )
+  Flow(grad_mode)  # refuses an unknown mode before any work
   model = nnx.clone(model)
   layers = _candidates(model)
   if not layers:
@@ -100,30 +98,6 @@ def masked_leaves(model: nnx.Module) -> dict[str, Leaf]:
     and layer.pattern is not None
     and layer.group_axis is not None
   }
-
-
-def with_grad_mode(model: M, grad_mode: GradMode) -> M:
-  """The model with another gradient rule in every masked layer.
-
-  The input is untouched; masks and all arrays are shared with it.
-
-  Raises:
-    ValueError: an unknown mode.
-
-  >>> from figs_jax.nn import SparseLinear
-  >>> model = SparseLinear(8, 4, pattern="1:4", rngs=nnx.Rngs(0))
-  >>> with_grad_mode(model, "masked").grad_mode
-  'masked'
-  """
-  if grad_mode not in GRAD_MODES:
-    raise ValueError(
-      f"grad_mode {grad_mode!r} is unknown: {nearest(grad_mode, GRAD_MODES)}"
-    )
-  model = nnx.clone(model)
-  for _, layer in nnx.iter_modules(model):
-    if isinstance(layer, Masked):
-      layer.grad_mode = grad_mode
-  return model
 
 
 def _rules(rules: Rules | NM | str) -> Rules:

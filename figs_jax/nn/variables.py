@@ -1,4 +1,4 @@
-"""The two variables that a masked layer carries beside its kernel."""
+"""The variables that a masked layer carries beside its kernel."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ class Leak(nnx.Variable):
 
   A scalar, with one leading axis more for every leading axis that the kernel
   of a stacked (vmapped or scanned) layer has.
+  """
+
+
+class Scale(nnx.Variable):
+  """float32, the factor beta of a soft kernel; fixed when it is given.
+
+  Shaped as the leak is.
   """
 
 

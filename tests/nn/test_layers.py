@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from figs_jax import nn
 from figs_jax.nn.layers import sparse_type
-from figs_jax.nn.layout import einsum_axis
+from figs_jax.nn.layout import einsum_axis, token_axes
 
 
 def brute_mask(kernel, n, m, axes):
@@ -252,3 +252,17 @@ def test_sparse_types_are_made_once():
   assert isinstance(layer, Doubled) and isinstance(layer, nn.Masked)
   single = nn.SparseLinear(8, 4, pattern="1:4", rngs=rngs())
   assert jnp.array_equal(layer(jnp.ones(8)), 2 * single(jnp.ones(8)))
+
+
+@pytest.mark.parametrize(
+  ("equation", "shape", "ndim", "tokens"),
+  [
+    ("...hd,hdo->...o", (2, 4, 3), 4, (0, 1, 2)),
+    ("ebi, eio -> ebo", (2, 4, 3), 3, (1,)),
+    ("b...i,io->bo...", (4, 3), 4, (0, 2, 3)),
+    ("bi...,i...o->bo...", (4, 2, 2, 3), 4, (0,)),
+  ],
+)
+def test_the_tokens_of_an_einsum(equation, shape, ndim, tokens):
+  layer = nnx.Einsum(equation, shape, rngs=rngs())
+  assert token_axes(layer, ndim) == tokens

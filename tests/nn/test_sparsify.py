@@ -218,13 +218,6 @@ def test_a_tied_kernel_with_two_axes_or_no_home_is_refused():
     nn.sparsify(model, "1:4")
 
 
-def test_with_grad_mode_changes_a_copy():
-  model = nn.sparsify(everything(), "head: 1:4")
-  other = nn.with_grad_mode(model, "damped")
-  assert (model.head.grad_mode, other.head.grad_mode) == ("ste", "damped")
-  assert other.head.kernel_mask[...] is model.head.kernel_mask[...]
-
-
 @pytest.mark.parametrize(
   ("rules", "message"),
   [

@@ -1,0 +1,127 @@
+"""The gradient of a layer's output, pruned before the weight gradient.
+
+The weight gradient of a layer is a product over tokens of its input with dy,
+the gradient of its output. With dy pruned to N:M along the tokens, unbiased
+and at random (`core.mvue`, arXiv 2203.10991), that product is sparse and still
+right on average. The gradients of input and bias take dy itself.
+
+A layer therefore runs twice: as it is, without a gradient for the kernel, and
+once more for the kernel's gradient alone. Under jit nothing is computed twice,
+since nobody reads the second output.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from figs_jax.core.mvue import mvue
+from figs_jax.core.pattern import NM
+from figs_jax.core.types import Array, Float
+
+M = TypeVar("M", bound=nnx.Module)
+T = TypeVar("T")
+
+
+class NeuralGradient(nnx.Module):
+  """Prunes the gradient that its second argument gets, as Dropout draws.
+
+  Every call takes a new key from the stream, which `reseed` restarts. In
+  evaluation mode (`model.eval()`) nothing is drawn or pruned.
+
+  Attributes:
+    pattern: N:M along the tokens (static).
+    rngs: the random stream.
+    deterministic: whether pruning is off (static).
+
+  Args:
+    pattern: as above.
+    key: of the stream; one per layer for stacked ones.
+  """
+
+  def __init__(self, pattern: NM, key: Array):
+    self.pattern = pattern
+    self.rngs = nnx.RngStream(key, tag="mvue")
+    self.deterministic = False
+
+  def __call__(
+    self,
+    out: Float[Array, "*shape"],
+    weight_out: Float[Array, "*shape"],
+    tokens: tuple[int, ...],
+  ) -> Float[Array, "*shape"]:
+    """`out`, whose gradient dy reaches `weight_out` as mvue(dy).
+
+    Args:
+      out: the layer's output, constant in the kernel.
+      weight_out: the same output, constant in everything but the kernel.
+      tokens: the axes along which groups lie, flattened in order.
+    """
+    return _fork(self.pattern, tokens, self.rngs(), out, weight_out)
+
+  def set_view(self, deterministic: bool | None = None, **kwargs) -> dict:
+    """Lets `nnx.view` switch the mode; see `nnx.Dropout.set_view`."""
+    if deterministic is not None:
+      self.deterministic = deterministic
+    return kwargs
+
+
+def constant_layer(layer: M) -> M:
+  """A copy of the layer with variables of its own and no gradient."""
+  graphdef, state = nnx.split(layer)
+  return nnx.merge(graphdef, constant(state))
+
+
+def constant(tree: T) -> T:
+  """The tree with every array in it cut off from the gradient."""
+  return jax.tree.map(
+    lambda x: (
+      jax.lax.stop_gradient(x) if isinstance(x, (Array, np.ndarray)) else x
+    ),
+    tree,
+  )
+
+
+def pruned_tokens(
+  key: Array,
+  gradient: Float[Array, "*shape"],
+  pattern: NM,
+  tokens: tuple[int, ...],
+) -> Float[Array, "*shape"]:
+  """mvue along the flattened token axes, which zeros fill up to whole groups.
+
+  >>> dy = jnp.ones((3, 1, 2))
+  >>> out = pruned_tokens(jax.random.key(0), dy, NM(1, 3), (0, 1))
+  >>> out.sum((0, 1))
+  Array([3., 3.], dtype=float32)
+  """
+  front = tuple(range(len(tokens)))
+  moved = jnp.moveaxis(gradient, tokens, front)
+  count = math.prod(moved.shape[: len(tokens)])
+  flat = moved.reshape(count, *moved.shape[len(tokens) :])
+  padding = [(0, -count % pattern.m)] + [(0, 0)] * (flat.ndim - 1)
+  drawn = mvue(key, jnp.pad(flat, padding), pattern, 0)[:count]
+  return jnp.moveaxis(drawn.reshape(moved.shape), front, tokens)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fork(pattern, tokens, key, out, weight_out):
+  del pattern, tokens, key, weight_out
+  return out
+
+
+def _fork_fwd(pattern, tokens, key, out, weight_out):
+  return _fork(pattern, tokens, key, out, weight_out), key
+
+
+def _fork_bwd(pattern, tokens, key, dy):
+  return None, dy, pruned_tokens(key, dy, pattern, tokens)
+
+
+_fork.defvjp(_fork_fwd, _fork_bwd)
