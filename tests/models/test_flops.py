@@ -1,0 +1,186 @@
+"""FLOPs of a run: the published table, and a loop over every step."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from figs_jax import models, nn, recipes
+from figs_jax.core.pattern import NM
+from figs_jax.core.rules import Rules
+from figs_jax.models.flops import TrainFlops, forward_flops, train_flops
+
+STEPS = 60
+PARTS = ("forward", "input_gradient", "weight_gradient")
+
+
+def abstract(rules=None, variant="B/16", **options):
+  def build():
+    model = models.create("vit", variant, **options)
+    return model if rules is None else nn.sparsify(model, rules)
+
+  return nnx.eval_shape(build)
+
+
+def small(rules, **options):
+  sizes = {"width": 64, "depth": 1, "heads": 2, "mlp_dim": 96}
+  return abstract(
+    rules, "custom/4", image_size=8, num_classes=10, **sizes, **options
+  )
+
+
+@pytest.mark.parametrize(
+  ("pattern", "giga"),
+  [
+    (None, 34.71),
+    ("2:4", 23.61),
+    ("1:4", 18.06),
+    ("1:8", 15.29),
+    ("1:16", 13.90),
+    ("1:32", 13.20),
+    ("1:128", 12.69),
+  ],
+)
+def test_published_inference_flops_of_vit_base(pattern, giga):
+  # arXiv 2402.04744, appendix D: sequence 196, without patches and head.
+  model = abstract(pattern and f"ff: {pattern}", pool="gap")
+  rows = models.layers_of(model, batch=1)
+  blocks = [row for row in rows if row["name"].startswith("blocks/")]
+  assert len(blocks) == 12 * 8
+  # Printed with two digits, cut rather than rounded at 1:32.
+  assert forward_flops(blocks) / 1e9 == pytest.approx(giga, abs=0.01)
+
+
+def by_every_step(model, recipe, batch, steps, switched_at=None):
+  """The same by a loop over all steps, from what the recipe says of each."""
+  bound = recipe.bind(nn.masked_leaves(model))
+  kernels = {k.path: k for k in bound.kernels}
+  line, totals = recipe.timeline, dict.fromkeys((*PARTS, "dense"), 0)
+  for step in range(steps):
+    flag = (
+      line.switched_by(step) if switched_at is None else step >= switched_at
+    )
+    leak = recipe.leak_at(step, flag)
+    for row in models.layers_of(model, batch):
+      whole = 2 * row["M"] * row["N"] * row["K"] * row["count"]
+      cost = dict.fromkeys(PARTS, whole)
+      kernel = kernels.get(row["name"] + "/kernel")
+      if kernel is not None:
+        stage = int(line.stage(len(kernel.chain), jnp.int32(step), flag))
+        if stage and leak == 0:
+          nm = kernel.chain[stage - 1]
+          cost["forward"] = whole * nm.n // nm.m
+          if recipe.transposable:
+            cost["input_gradient"] = cost["forward"]
+        if recipe.flow.mvue:
+          nm = recipe.flow.mvue
+          cost["weight_gradient"] = whole * nm.n // nm.m
+      totals["dense"] += 3 * whole
+      for part, flops in cost.items():
+        totals[part] += flops
+  return TrainFlops(**totals)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_against_a_loop_over_its_steps(name):
+  rules = Rules.parse("ff: 1:8, qk: 2:4")
+  model = small(rules)
+  recipe = recipes.create(name, rules, STEPS)
+  for steps in (0, 1, 17, STEPS):
+    found = train_flops(model, recipe, batch=4, steps=steps)
+    assert found == by_every_step(model, recipe, 4, steps)
+    assert all(type(part) is int for part in found)
+    assert found.total <= found.dense
+  whole = train_flops(model, recipe, batch=4)
+  assert whole == found
+  assert (whole.total < whole.dense) == recipe.sparse
+
+
+def test_options_against_a_loop():
+  model = small("ff: 2:4")
+  for name, options in (
+    ("ste", {"transposable": True}),
+    ("ste", {"mvue": "1:2", "dense": 0.3}),
+    ("mdgf_exp", {"beta": 0.3, "finetune": 0.0}),
+    ("mdgf_linear", {"zero_at": 0.4, "transposable": True}),
+    ("figs", {"k": 16, "dense": 0, "finetune": 0.5, "mvue": "2:4"}),
+  ):
+    recipe = recipes.create(name, "2:4", STEPS, **options)
+    found = train_flops(model, recipe, batch=4)
+    assert found == by_every_step(model, recipe, 4, STEPS), (name, options)
+    assert (found.input_gradient < found.dense // 3) == recipe.transposable
+    assert (found.weight_gradient < found.dense // 3) == bool(recipe.flow.mvue)
+
+
+def test_the_switch_of_step_is_assumed_late_unless_told():
+  model = small("ff: 1:8")
+  recipe = recipes.create("step", "ff: 1:8", STEPS)
+  limits = recipe.timeline.switch
+  late = train_flops(model, recipe)
+  early = train_flops(model, recipe, switched_at=limits.t_min + 1)
+  assert early.total < late.total
+  assert late == train_flops(model, recipe, switched_at=limits.t_max + 1)
+  assert early == by_every_step(model, recipe, 1, STEPS, limits.t_min + 1)
+  for at in (limits.t_min, limits.t_max + 2):
+    with pytest.raises(ValueError, match="first masked step lies in 7..31"):
+      train_flops(model, recipe, switched_at=at)
+  with pytest.raises(ValueError, match="'ste' has no switch"):
+    train_flops(model, recipes.create("ste", "ff: 1:8", STEPS), switched_at=5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pulses:
+  """A leak that comes and goes, and does not say where it ends."""
+
+  def __call__(self, step):
+    return jnp.where(step % 3 == 0, 0.5, 0.0)
+
+
+def test_a_leak_of_ones_own_is_asked_at_every_step():
+  model = small("ff: 1:8")
+  plain = recipes.create("sdgf_stepwise", "ff: 1:8", STEPS)
+  recipe = dataclasses.replace(plain, leak=Pulses())
+  found = train_flops(model, recipe)
+  assert found == by_every_step(model, recipe, 1, STEPS)
+  assert found.total > train_flops(model, plain).total
+
+
+def test_millions_of_steps_are_exact_integers():
+  model = small("ff: 1:8")
+  steps = 2**31 - 1
+  recipe = recipes.create("figs", "ff: 1:8", steps, dense=0, finetune=0)
+  found = train_flops(model, recipe, batch=2**17)
+  # The density is the same at every stage of figs.
+  one = train_flops(
+    model, recipes.create("ste", "1:8", 1, dense=0, finetune=0), batch=2**17
+  )
+  assert found == TrainFlops(*(part * steps for part in one))
+  assert found.dense > 2**64
+
+
+def test_every_mask_may_be_absent():
+  model = small(None)
+  recipe = recipes.create("ste", "1:8", STEPS)
+  found = train_flops(model, recipe, batch=2)
+  rows = models.layers_of(model, 2)
+  assert found.forward == STEPS * forward_flops(rows)
+  assert found.dense == found.total == 3 * found.forward
+  assert found.share == 1
+  assert train_flops(model, recipe, steps=0) == (0, 0, 0, 0)
+  assert train_flops(model, recipe, steps=0).share == 1
+  for steps in (-1, STEPS + 1):
+    with pytest.raises(ValueError, match=f"steps={steps}: give 0 to"):
+      train_flops(model, recipe, steps=steps)
+
+
+def test_narrow_layers_pad_the_groups_of_the_neural_gradient():
+  # A head sees one row per image: 3 rows in groups of 4 keep 2.
+  model = small("head: 1:8, ff: dense", pool="gap")
+  recipe = recipes.create("ste", "head: 1:8, ff: dense", STEPS, mvue="2:4")
+  found = train_flops(model, recipe, batch=3)
+  rows = {row["name"]: row for row in models.layers_of(model, 3)}
+  head = rows["head"]
+  assert head["pattern"] == NM(1, 8) and head["M"] == 3
+  saved = found.dense // 3 - found.weight_gradient
+  assert saved == STEPS * 2 * (3 - 2) * head["N"] * head["K"]
