@@ -47,5 +47,11 @@ def main() -> None:
       print(f"{name:20} {value}")
 
 
+def recipes() -> str:
+  from figs_jax.recipes.listing import catalogue
+
+  return catalogue()
+
+
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, more_help=recipes)

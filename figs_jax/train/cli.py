@@ -6,6 +6,7 @@ mistake of ours keeps its traceback.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import sys
@@ -18,6 +19,7 @@ from absl import app, flags
 from figs_jax.core.rules import nearest
 
 _EXAMPLE = "configs/digits_vit.py:figs"
+_HELP = ("--help", "-help", "-h")
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
@@ -27,13 +29,20 @@ def fail(message: str, code: int = 2) -> NoReturn:
   sys.exit(code)
 
 
-def run(main: Callable[[], Any]) -> None:
+def run(
+  main: Callable[[], Any], more_help: Callable[[], str] | None = None
+) -> None:
   """Parses the flags and runs `main()`; its ValueErrors are the user's.
 
   Programs call only code whose ValueErrors speak to the user (building,
   restoring); the training loop raises its own types for everything else.
+
+  `--help` prints the program's docstring, its flags and what `more_help` gives,
+  and exits 0. The other flags are read first, wherever they stand, so that what
+  a configuration file registers is listed too.
   """
-  app.run(lambda _: main(), flags_parser=_parse)
+  parser = functools.partial(_parse, more_help=more_help)
+  app.run(lambda _: main(), flags_parser=parser)
 
 
 def quiet() -> None:
@@ -70,18 +79,32 @@ def config_of(flag: flags.FlagHolder) -> Any:
   return config
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(
+  argv: list[str], more_help: Callable[[], str] | None = None
+) -> list[str]:
+  wanted = any(word in _HELP for word in argv[1:])
+  argv = [word for word in argv if word not in _HELP]
+  rest = _read(argv)
+  if wanted:
+    app.usage(shorthelp=True, writeto_stdout=True)
+    if more_help is not None:
+      print(f"\n{more_help()}")
+    sys.exit(0)
+  if len(rest) > 1:
+    fail(f"unexpected argument {rest[1]!r}; flags start with --")
+  return rest
+
+
+def _read(argv: list[str]) -> list[str]:
+  """Sets the flags; returns what is none. A mistake ends the program."""
   try:
-    rest = flags.FLAGS(argv)
+    return flags.FLAGS(argv)
   except flags.Error as error:
     fail(f"{error}; see --help")
   except (AttributeError, KeyError) as error:
     fail(_unknown_field(argv, error))
   except (ValueError, TypeError, ImportError, OSError, SyntaxError) as error:
     fail(f"the configuration cannot be read: {error}")
-  if len(rest) > 1:
-    fail(f"unexpected argument {rest[1]!r}; flags start with --")
-  return rest
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:

@@ -1,0 +1,50 @@
+"""`--help` of the programs: flags, recipes, and one's own recipes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from figs_jax import recipes
+
+REPO = Path(__file__).parents[2]
+OWN = '''
+from figs_jax.recipes import register
+from figs_jax.train.config import default_config
+
+
+@register("mine")
+def mine(plain, *, spice=3):
+  """A recipe from a file of one's own."""
+  return plain
+
+
+def get_config(arg="mine"):
+  return default_config(arg)
+'''
+
+
+@pytest.mark.slow
+def test_help_lists_flags_recipes_and_those_of_the_configuration(tmp_path):
+  path = tmp_path / "my_config.py"
+  path.write_text(OWN)
+  done = subprocess.run(
+    # The order does not matter: the configuration is read first.
+    [sys.executable, "launch/train.py", "--help", f"--config={path}:mine"],
+    cwd=REPO,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  assert lines[0].startswith("Trains a model")
+  assert any(line.startswith("  --workdir: ") for line in lines)
+  for name in (*recipes.names(), "mine"):
+    assert f"  {name}" in lines
+  at = lines.index("  mine")
+  assert lines[at + 1].strip() == "A recipe from a file of one's own."
+  assert lines[at + 2].strip() == "spice=3"
