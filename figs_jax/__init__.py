@@ -12,9 +12,12 @@ _EXPORTS = {
   "Rules": "figs_jax.core.rules",
   "nm_mask": "figs_jax.core.masks",
   "is_nm": "figs_jax.core.masks",
+  "pack": "figs_jax.core.packing",
+  "unpack": "figs_jax.core.packing",
   "flow": "figs_jax.core.flow",
   "sparsify": "figs_jax.nn.sparsify",
   "layers_of": "figs_jax.models",
+  "train_flops": "figs_jax.models.flops",
   "TrainState": "figs_jax.train.state",
   "train_step": "figs_jax.train.state",
 }

@@ -4,6 +4,8 @@ The restored model is finished to hard N:M first. Nothing is written.
 """
 
 import json
+import runpy
+from pathlib import Path
 
 from absl import flags
 
@@ -20,6 +22,11 @@ _ENGINE = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Where the data is now, if not where training found it."
 )
+_RECIPE_FILE = flags.DEFINE_string(
+  "recipe_file",
+  None,
+  "Python file to run first: the one that registers a recipe of your own.",
+)
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "How the result is printed."
 )
@@ -31,6 +38,11 @@ def main() -> None:
     cli.fail("--workdir is missing: name the directory of a run")
   from figs_jax.data import DataError
   from figs_jax.train.evaluate import evaluate
+
+  if _RECIPE_FILE.value:
+    if not Path(_RECIPE_FILE.value).is_file():
+      cli.fail(f"--recipe_file {_RECIPE_FILE.value}: there is no such file")
+    runpy.run_path(_RECIPE_FILE.value)
 
   try:
     result = evaluate(

@@ -2,7 +2,7 @@
 
 from figs_jax.nn.acting import with_flow
 from figs_jax.nn.attention import Attention
-from figs_jax.nn.functional import merge, reseed, split
+from figs_jax.nn.functional import merge, reseed, scales, split
 from figs_jax.nn.layers import (
   Masked,
   SparseConv,
@@ -26,6 +26,7 @@ __all__ = [
   "masked_leaves",
   "merge",
   "reseed",
+  "scales",
   "sparsify",
   "split",
   "with_flow",

@@ -7,19 +7,25 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from figs_jax.core import tree
-from figs_jax.core.masks import nm_mask
+from figs_jax.core.flow import flow
 from figs_jax.core.pattern import NM
+from figs_jax.core.soft import s_ste, soft_scale, soft_threshold
 from figs_jax.core.tree import Leaf
-from figs_jax.core.types import Array, Bool, Shaped
+from figs_jax.core.types import Array, Bool
+from figs_jax.recipes.criterion import View, needs_grad, takes_count
+from figs_jax.recipes.pace import Every
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
 # Up to this group length nm_mask ranks by comparison and n may be traced, so
-# one kernel serves all stages; wider groups want a static n.
+# one kernel serves all stages. Wider groups want a static n, unless the stages
+# are so many that a branch for each would take long to compile.
 _TRACED_M = 16
+_BRANCHES = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,26 +38,13 @@ class BoundLeaf:
 
   @property
   def traced(self) -> bool:
-    """True where the stages differ in n only, and groups are narrow."""
+    """True where one kernel with a traced n should serve all stages."""
     lengths = {self.leaf.pattern.m, *(stage.m for stage in self.chain)}
-    return len(lengths) == 1 and max(lengths) <= _TRACED_M
+    many = len(self.chain) > _BRANCHES
+    return len(lengths) == 1 and (many or max(lengths) <= _TRACED_M)
 
   def all_kept(self) -> Bool[Array, "*shape"]:
     return jnp.ones(self.leaf.shape, jnp.bool)
-
-  def mask(
-    self,
-    weight: Shaped[Array, "*shape"],
-    pattern: NM,
-    n: Array | None = None,
-    inside: Bool[Array, "*shape"] | None = None,
-  ) -> Bool[Array, "*shape"]:
-    """The n largest |w| of each group, if wanted only among `inside`."""
-    scores = jnp.abs(weight)
-    if inside is None:
-      return nm_mask(scores, pattern, self.leaf.axis, n=n)
-    scores = jnp.where(inside, scores, jnp.nan)  # NaN ranks last
-    return nm_mask(scores, pattern, self.leaf.axis, n=n) & inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +53,7 @@ class BoundRecipe:
 
   Invariants: static and hashable; every kernel has its own chain, spread over
   the same decay phase; at every refresh a mask keeps exactly n of m at that
-  kernel's stage (with `nested` at most n).
+  kernel's stage (a nested criterion keeps at most n).
   """
 
   recipe: Any  # a Recipe, whose module imports this one
@@ -78,12 +71,14 @@ class BoundRecipe:
     masks: Any = None,
     switched: Flag = False,
     was_switched: Flag = False,
+    *,
+    grads: Any = None,
   ) -> Any:
     """The masks for the forward pass of `step`.
 
-    Call it at every step: a mask is recomputed from |w| when the step is a
-    multiple of `refresh_every`, when its kernel enters a new stage, and when
-    STEP has just switched; otherwise the given one is carried on. Works under
+    Call it at every step: a mask is recomputed when the timeline says it is
+    due, when its kernel enters a new stage, and when STEP has just switched;
+    otherwise the given one is carried on. Works under
     jit, scan and vmap, with one compilation for a whole run; under vmap keep
     `step` unbatched, so that what is not due is not computed.
 
@@ -94,27 +89,30 @@ class BoundRecipe:
       switched: STEP's flag (`recipe.switched(opt_state)`).
       was_switched: the flag of the step before. Left False after the switch,
         masks are recomputed at every step.
+      grads: the gradients of the step before, shaped like `params`, for the
+        criteria that look at them.
 
     Returns:
       A tree like `params`: Boolean masks, None at dense leaves.
 
     Raises:
-      ValueError: a masked kernel is missing or has another shape.
+      ValueError: a masked kernel is missing or has another shape, or the
+        criterion needs `grads` to renew masks and there are none.
     """
     step = jnp.asarray(step, jnp.int32)
-    weights = self._pick(params, "params")
     carried = None if masks is None else self._pick(masks, "masks")
+    seen = self._views(step, params, carried, grads)
     timeline: Timeline = self.recipe.timeline
     new: dict[str, Array] = {}
     for stages, group in self._by_stages().items():
       stage = timeline.stage(stages, step, switched)
-      if carried is None or timeline.refresh_every == 1:
-        new |= self._computed(group, stage, weights, carried)
+      if carried is None or timeline.due == Every(1):
+        new |= self._computed(group, stage, seen)
         continue
       new |= lax.cond(
         timeline.refresh(stages, step, switched, was_switched),
         lambda old, group=group, stage=stage: self._computed(
-          group, stage, weights, old
+          group, stage, seen
         ),
         lambda old: old,
         {kernel.path: carried[kernel.path] for kernel in group},
@@ -136,7 +134,8 @@ class BoundRecipe:
     """
     step = jnp.asarray(step, jnp.int32)
     carried = self._pick(masks, "masks")
-    new = self._targets(self._pick(params, "params"), carried)
+    views = self._views(step, params, carried, None, final=True)
+    new = {k.path: self._mask(k, views, len(k.chain)) for k in self.kernels}
     for kernel in self.kernels:
       path, stages = kernel.path, len(kernel.chain)
       arrived = self.recipe.timeline.stage(stages, step, switched) == stages
@@ -144,57 +143,140 @@ class BoundRecipe:
     return tree.map_paths(lambda mask, _: mask, params, new)
 
   def target(self, params: Any) -> Any:
-    """Masks taken from |w| at the target patterns, whatever the step."""
-    new = self._targets(self._pick(params, "params"), None)
+    """Masks chosen from the weights alone at the target patterns."""
+    views = self._views(jnp.int32(0), params, None, None, final=True)
+    new = {k.path: self._mask(k, views, len(k.chain)) for k in self.kernels}
     return tree.map_paths(lambda mask, _: mask, params, new)
 
-  def _targets(
-    self, weights: Mapping[str, Array], carried: Mapping[str, Array] | None
-  ) -> dict[str, Array]:
-    inside = self._inside(carried)
+  def scales(self, params: Any) -> Any:
+    """S-STE's scale of every masked kernel, to be taken once, at the start.
+
+    None where the recipe needs none: give the result to `effective` and
+    `finish` in any case.
+    """
+    if not self.recipe.flow.soft:
+      return None
+    weights, masks = self._pick(params, "params"), self.target(params)
+    masks = self._pick(masks, "masks")
+    scales = {}
+    for path, leaf in self.leaves.items():
+      w = weights[path]
+      soft = soft_threshold(w, masks[path], leaf.pattern, leaf.axis)
+      scales[path] = soft_scale(w, soft)
+    return tree.map_paths(lambda scale, _: scale, params, scales)
+
+  def effective(
+    self, params: Any, masks: Any, leak: Any = 0.0, scales: Any = None
+  ) -> Any:
+    """The parameters that the forward pass sees, with the recipe's gradient.
+
+    What our layers do, for a model that has none of them: differentiate
+    `loss(bound.effective(params, masks, leak))`. Only `flow.mvue`, which sits
+    inside of a product, cannot be had this way.
+
+    Args:
+      params, masks: trees as in `masks`.
+      leak: D, `recipe.at(step).leak`.
+      scales: `bound.scales(initial params)`; only S-STE looks at them.
+
+    >>> from figs_jax.recipes import create
+    >>> leaves = {"w": tree.Leaf((4,), NM(1, 2), 0)}
+    >>> bound = create("ste", "1:2", 10).bind(leaves)
+    >>> params = {"w": jnp.arange(4.0), "b": jnp.ones(1)}
+    >>> bound.effective(params, bound.masks(5, params))["w"]
+    Array([0., 1., 0., 3.], dtype=float32)
+    """
+    weights, kept = self._pick(params, "params"), self._pick(masks, "masks")
+    act, new = self.recipe.flow, {}
+    sizes = self._pick_scales(scales) if act.soft else {}
+    for path, leaf in self.leaves.items():
+      w, m = weights[path], kept[path]
+      if act.soft:
+        new[path] = _soft(w, m, sizes[path], leaf, leak)
+      else:
+        new[path] = flow(w, m, leak, act.grad_mode, act.decay)
+    return _with(params, new)
+
+  def finish(self, params: Any, masks: Any, scales: Any = None) -> Any:
+    """The finished weights: exact zeros where `masks` (see `final`) prune.
+
+    Arguments as in `effective`.
+    """
+    weights, kept = self._pick(params, "params"), self._pick(masks, "masks")
+    sizes = self._pick_scales(scales) if self.recipe.flow.soft else {}
+    new = {}
+    for path, leaf in self.leaves.items():
+      w, m = weights[path], kept[path]
+      if self.recipe.flow.soft:
+        w = _soft(w, m, sizes[path], leaf, 0.0)
+      new[path] = jnp.where(m, w, jnp.zeros((), w.dtype))
+    return _with(params, new)
+
+  def _views(
+    self,
+    step: Step,
+    params: Any,
+    carried: Mapping[str, Array] | None,
+    grads: Any,
+    final: bool = False,
+  ) -> dict[str, View]:
+    """What the criterion sees of each kernel."""
+    weights = self._pick(params, "params")
+    slopes: Mapping[str, Array] = {}
+    if needs_grad(self.recipe.criterion) and carried is not None and not final:
+      if grads is None:
+        raise ValueError(
+          f"recipe {self.recipe.name!r} chooses masks by gradients: call"
+          " bound.masks(..., grads=grads)"
+        )
+      slopes = self._pick(grads, "grads")
+    carried = carried or {}
     return {
-      k.path: k.mask(weights[k.path], k.chain[-1], inside=inside.get(k.path))
-      if k.chain
-      else k.all_kept()
-      for k in self.kernels
+      path: View(path, step, w, carried.get(path), slopes.get(path))
+      for path, w in weights.items()
     }
+
+  def _mask(
+    self,
+    kernel: BoundLeaf,
+    views: Mapping[str, View],
+    stage: int,
+    n: Array | None = None,
+  ) -> Array:
+    """A kernel's mask at one of its stages; with n, at a traced count."""
+    if not stage:
+      return kernel.all_kept()
+    pattern = kernel.leaf.pattern if n is not None else kernel.chain[stage - 1]
+    view, axis = views[kernel.path], kernel.leaf.axis
+    return self.recipe.criterion(view, pattern, axis, n)
 
   def _computed(
     self,
     group: tuple[BoundLeaf, ...],
     stage: Step,
-    weights: Mapping[str, Array],
-    carried: Mapping[str, Array] | None,
+    views: Mapping[str, View],
   ) -> dict[str, Array]:
     """Masks of kernels with equally many stages, at a (traced) stage."""
-    inside = self._inside(carried)
-    if not group[0].chain:
+    stages = len(group[0].chain)
+    if not stages:
       return {k.path: k.all_kept() for k in group}
 
     new = {}
+    counted = takes_count(self.recipe.criterion)
     for k in group:
-      if k.traced:
+      if k.traced and counted:
         counts = [k.leaf.pattern.m, *(nm.n for nm in k.chain)]
         n = jnp.asarray(counts, jnp.int32)[stage]
-        weight, within = weights[k.path], inside.get(k.path)
-        new[k.path] = k.mask(weight, k.leaf.pattern, n, within)
-    rest = [k for k in group if not k.traced]
+        new[k.path] = self._mask(k, views, stages, n)
+    rest = [k for k in group if k.path not in new]
     if not rest:
       return new
 
     def at(i: int) -> dict[str, Array]:
-      return {
-        k.path: k.mask(weights[k.path], k.chain[i], inside=inside.get(k.path))
-        for k in rest
-      }
+      return {k.path: self._mask(k, views, i) for k in rest}
 
-    branches = [lambda: {k.path: k.all_kept() for k in rest}]
-    branches += [lambda i=i: at(i) for i in range(len(rest[0].chain))]
+    branches = [lambda i=i: at(i) for i in range(stages + 1)]
     return new | lax.switch(stage, branches)
-
-  def _inside(self, carried: Mapping[str, Array] | None) -> Mapping[str, Array]:
-    """The masks that new ones must not leave: those before, if nested."""
-    return carried if self.recipe.nested and carried is not None else {}
 
   def _by_stages(self) -> dict[int, tuple[BoundLeaf, ...]]:
     """Kernels that change stage together: those with equally many stages."""
@@ -215,6 +297,36 @@ class BoundRecipe:
           " masked leaves, and vmap over a leading seed axis"
         )
     return {path: jnp.asarray(found[path]) for path in self.leaves}
+
+  def _pick_scales(self, scales: Any) -> dict[str, Array]:
+    found = tree.flatten(scales)
+    for path in self.leaves:
+      if found.get(path) is None:
+        raise ValueError(
+          f"recipe {self.recipe.name!r} rescales {path}: give scales="
+          "bound.scales(params), taken at the start of the run"
+        )
+    return {path: found[path] for path in self.leaves}
+
+
+def _soft(w: Array, m: Array, scale: Array, leaf: Leaf, leak: Any) -> Array:
+  """S-STE's weight; a stack of kernels has a stack of scales."""
+
+  def one(w, m, scale):
+    return s_ste(w, m, scale, leaf.pattern, leaf.axis, leak)
+
+  for _ in range(jnp.ndim(scale)):
+    one = jax.vmap(one)
+  return one(w, m, scale)
+
+
+def _with(params: Any, new: Mapping[str, Array]) -> Any:
+  """The tree with the leaves at these paths replaced; None stays."""
+
+  def one(path, leaf):
+    return new.get(tree.path_str(path), leaf)
+
+  return jax.tree_util.tree_map_with_path(one, params)
 
 
 def length_of(leaf: Leaf) -> int:

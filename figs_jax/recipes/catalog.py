@@ -1,23 +1,32 @@
-"""The published recipes, one builder each.
+"""The recipes whose masks follow |w| during training, one builder each.
 
 A builder gets the plain recipe (hard N:M from the end of the dense phase on,
-straight-through gradients) and returns it with its own parts. The options
-`dense`, `finetune` and `refresh_every` of `create` hold for all of them.
+straight-through gradients) and returns it with its own parts. The options that
+`create` describes hold for all of them. Others are in `pruning`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from figs_jax.core.flow import GradMode
-from figs_jax.core.rules import nearest
 from figs_jax.optim.decay_pruned import MODES
 from figs_jax.recipes import leak
-from figs_jax.recipes.chain import Geometric, Never, Stepwise
-from figs_jax.recipes.needs import PrunedDecay, StepAdam
+from figs_jax.recipes.chain import Chain, Geometric, Halving, Never, Stepwise
+from figs_jax.recipes.checks import (
+  not_negative,
+  one_of,
+  with_criterion,
+  with_grad_mode,
+)
+from figs_jax.recipes.criterion import Magnitude
+from figs_jax.recipes.needs import PrunedDecay, Ramp, StepAdam
+from figs_jax.recipes.pace import Fixed
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.registry import register
 from figs_jax.recipes.timeline import Switch, check_fraction
+
+PLACEMENTS = (*MODES, "backward")
+_PAPER = "2402.04744"
 
 
 @register("dense")
@@ -44,15 +53,76 @@ def sr_ste(
     decay: λ of the term λ * not m * w.
     mode: `into_grad` adds it to the gradient before Adam's moments; `decoupled`
       subtracts lr * λ * not m * w from the weights, like AdamW's decay, and
-      needs `recipe.transform(tx, learning_rate=...)`.
+      needs `recipe.transform(tx, learning_rate=...)`; `backward` adds it
+      inside the backward pass, before any clipping or unscaling.
   """
-  if mode not in MODES:
-    raise ValueError(
-      f"sr_ste: mode={mode!r} is unknown, {nearest(mode, MODES)}"
-    )
-  if not decay >= 0:
-    raise ValueError(f"sr_ste: decay={decay!r} must be at least 0")
+  one_of(plain.name, "mode", mode, PLACEMENTS)
+  not_negative(plain.name, "decay", decay)
+  plain = replace(plain, sources=("2102.04010",))
+  if mode == "backward":
+    return replace(plain, flow=replace(plain.flow, decay=decay))
   return replace(plain, needs=(PrunedDecay(decay, mode),))
+
+
+@register("annealed_decay")
+def annealed_decay(
+  plain: Recipe,
+  *,
+  decay: float | int = 2e-4,
+  until: float | int = 0.5,
+  mode: str = "into_grad",
+) -> Recipe:
+  """SR-STE whose decay grows, α t up to T0, then stays (arXiv 2407.20584).
+
+  Options:
+    decay: λ from T0 on, so that α = decay / T0.
+    until: T0 as a share of all steps.
+    mode: `into_grad` or `decoupled`, as in `sr_ste`.
+  """
+  one_of(plain.name, "mode", mode, MODES)
+  not_negative(plain.name, "decay", decay)
+  if not 0 <= until <= 1:
+    raise ValueError(f"{plain.name}: until={until!r} must lie in [0, 1]")
+  ramp = Ramp(round(until * plain.total_steps))
+  need = PrunedDecay(decay, mode, ramp)
+  return replace(plain, needs=(need,), sources=("2407.20584", "2102.04010"))
+
+
+@register("mask_decay")
+def mask_decay(
+  plain: Recipe,
+  *,
+  omega: float | int = 1 / 16,
+  freq: int | None = None,
+  grad_mode: str = "damped",
+) -> Recipe:
+  """Mask decay by stairs, D = max(1 - d ω, 0) (arXiv 2209.07617).
+
+  Options:
+    omega: ω, by which D falls at each stair.
+    freq: steps per stair; None shares the decay phase equally.
+    grad_mode: `damped` or `ste`.
+  """
+  plain = with_grad_mode(plain, grad_mode, ("damped", "ste"))
+  stairs = leak.staircase(plain.timeline, omega, freq)
+  return replace(plain, leak=stairs, sources=("2209.07617",))
+
+
+@register("structure_decay")
+def structure_decay(
+  plain: Recipe, *, freq: int | None = None, grad_mode: str = "masked"
+) -> Recipe:
+  """Structure decay, 15:16, 4:16, 2:16, 1:16 (arXiv 2209.07617).
+
+  Options:
+    freq: steps per stage; None shares the decay phase equally.
+    grad_mode: `masked` or `ste`.
+  """
+  plain = with_grad_mode(plain, grad_mode, ("masked", "ste"))
+  if freq is not None:
+    line = replace(plain.timeline, pace=Fixed(freq))
+    plain = replace(plain, timeline=line)
+  return replace(plain, chain=Halving(), sources=("2209.07617",))
 
 
 @register("mdgf_linear")
@@ -71,9 +141,9 @@ def mdgf_linear(
       fine-tuning at the latest); .70 unless given.
     grad_mode: `ste` or `damped`.
   """
-  mode = _grad_mode(plain.name, grad_mode, "damped")
+  plain = with_grad_mode(plain, grad_mode, ("ste", "damped"))
   decay = leak.linear(plain.timeline, beta, zero_at)
-  return replace(plain, leak=decay, grad_mode=mode)
+  return replace(plain, leak=decay, sources=(_PAPER,))
 
 
 @register("mdgf_exp")
@@ -92,9 +162,9 @@ def mdgf_exp(
       before 0; .70 unless given. Fine-tuning starts with D = 0 in any case.
     grad_mode: `ste` or `damped`.
   """
-  mode = _grad_mode(plain.name, grad_mode, "damped")
+  plain = with_grad_mode(plain, grad_mode, ("ste", "damped"))
   decay = leak.exponential(plain.timeline, beta, zero_at)
-  return replace(plain, leak=decay, grad_mode=mode)
+  return replace(plain, leak=decay, sources=(_PAPER,))
 
 
 @register("sdgf_stepwise")
@@ -104,8 +174,8 @@ def sdgf_stepwise(plain: Recipe, *, grad_mode: str = "ste") -> Recipe:
   Options:
     grad_mode: `ste` or `masked`.
   """
-  mode = _grad_mode(plain.name, grad_mode, "masked")
-  return replace(plain, chain=Stepwise(), grad_mode=mode)
+  plain = with_grad_mode(plain, grad_mode, ("ste", "masked"))
+  return replace(plain, chain=Stepwise(), sources=(_PAPER,))
 
 
 @register("sdgf_geometric")
@@ -121,8 +191,9 @@ def sdgf_geometric(
     nested: keep only weights that the mask before kept, so that a pruned weight
       never returns; density then falls below N:M (the paper recomputes masks).
   """
-  mode = _grad_mode(plain.name, grad_mode, "masked")
-  return replace(plain, chain=Geometric(k), grad_mode=mode, nested=nested)
+  plain = with_grad_mode(plain, grad_mode, ("ste", "masked"))
+  plain = with_criterion(plain, Magnitude(nested), f"nested={nested}")
+  return replace(plain, chain=Geometric(k), sources=(_PAPER,))
 
 
 @register("figs")
@@ -131,6 +202,35 @@ def figs(
 ) -> Recipe:
   """`sdgf_geometric` with k = 8: 8:32, 4:16, 2:8, 1:4. Options as there."""
   return sdgf_geometric(plain, k=k, grad_mode=grad_mode, nested=nested)
+
+
+@register("mdgf_sdgf")
+def mdgf_sdgf(
+  plain: Recipe,
+  *,
+  structure: str = "geometric",
+  k: int = 16,
+  decay: str = "exponential",
+  zero_at: float | int | None = None,
+  grad_mode: str = "ste",
+) -> Recipe:
+  """MdGf and SdGf at once: a chain of patterns under a falling D.
+
+  Options:
+    structure: `geometric` (with factor k) or `stepwise`, as in the two sdgf.
+    k: as in `sdgf_geometric`.
+    decay: `exponential` or `linear`, as in the two mdgf.
+    zero_at: as there.
+    grad_mode: `ste`, `damped` or `masked`.
+  """
+  plain = with_grad_mode(plain, grad_mode, ("ste", "damped", "masked"))
+  chains: dict[str, Chain] = {"geometric": Geometric(k), "stepwise": Stepwise()}
+  leaks = {"exponential": leak.exponential, "linear": leak.linear}
+  one_of(plain.name, "structure", structure, chains)
+  one_of(plain.name, "decay", decay, leaks)
+  falling = leaks[decay](plain.timeline, None, zero_at)
+  plain = replace(plain, chain=chains[structure], leak=falling)
+  return replace(plain, sources=(_PAPER,))
 
 
 @register("step")
@@ -176,15 +276,5 @@ def step(
     plain,
     timeline=replace(line, switch=Switch(first, last)),
     needs=(StepAdam(tuple(options.items())),),
+    sources=("2302.01172",),
   )
-
-
-def _grad_mode(name: str, grad_mode: str, other: GradMode) -> GradMode:
-  """The mode, which is straight-through or the other one that makes sense."""
-  if grad_mode == "ste":
-    return "ste"
-  if grad_mode != other:
-    raise ValueError(
-      f"{name}: grad_mode={grad_mode!r} must be 'ste' or {other!r}"
-    )
-  return other

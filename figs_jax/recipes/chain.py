@@ -51,6 +51,41 @@ class Stepwise:
 
 
 @dataclasses.dataclass(frozen=True)
+class Halving:
+  """(M-1):M, then ceil(M/4):M, ceil(M/8):M, ... while above N, then N:M.
+
+  Stage d keeps ceil(M / 2^d), but M - 1 at d = 1, so M/2 does not occur: the
+  staircase of Google's AQT (2209.07617).
+
+  >>> [str(stage) for stage in Halving()(NM(1, 16))]
+  ['15:16', '4:16', '2:16', '1:16']
+  """
+
+  def __call__(self, target: NM, length: int | None = None) -> tuple[NM, ...]:
+    del length
+    n, m = target.n, target.m
+    counts = [m - 1]
+    counts += [-(-m // 2**d) for d in range(2, m.bit_length() + 1)]
+    counts = {count for count in counts if count > n} | {n}
+    return tuple(NM(count, m) for count in sorted(counts, reverse=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Countdown:
+  """(M-1):M, (M-2):M, ..., N:M: one weight of each group at a time.
+
+  >>> [str(stage) for stage in Countdown()(NM(1, 4))]
+  ['3:4', '2:4', '1:4']
+  """
+
+  def __call__(self, target: NM, length: int | None = None) -> tuple[NM, ...]:
+    del length
+    n, m = target.n, target.m
+    counts = range(max(m - 1, n), n - 1, -1)
+    return tuple(NM(count, m) for count in counts)
+
+
+@dataclasses.dataclass(frozen=True)
 class Geometric:
   """kN:kM, ..., 2N:2M, N:M, the density the same throughout (2402.04744).
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from figs_jax.core.types import Array, Float, Int
+from figs_jax.recipes.pace import Equal, Fixed
 from figs_jax.recipes.timeline import Timeline
 
 Leak = Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -53,6 +54,39 @@ class Exponential:
   def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
     j = (step - self.start).astype(jnp.float32)
     return jnp.where(step < self.end, jnp.exp(-self.beta * j), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Staircase:
+  """D = max(1 - d ω, 0), d the stairs begun after the first; 0 from `end`."""
+
+  starts: tuple[int, ...]
+  end: int
+  omega: float | int
+
+  def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
+    begun = step >= jnp.asarray(self.starts, jnp.int32)
+    d = jnp.sum(begun, dtype=jnp.int32).astype(jnp.float32) - 1
+    leak = jnp.maximum(1 - self.omega * d, 0)
+    return jnp.where(step < self.end, leak, 0.0)
+
+
+def staircase(
+  timeline: Timeline, omega: float | int, freq: int | None
+) -> Staircase:
+  """The leak that falls by ω every `freq` steps; None shares the decay phase.
+
+  It has ceil(1 / ω) stairs, the first with D = 1, and is 0 after the last.
+  """
+  if not 0 < omega <= 1:
+    raise ValueError(f"omega={omega!r} must lie in (0, 1]: D falls by it")
+  stairs = math.ceil(1 / omega)
+  start, end = timeline.dense_end, timeline.finetune_start
+  pace = Equal() if freq is None else Fixed(freq)
+  starts = pace(stairs, start, end)
+  if freq is not None:
+    end = min(start + stairs * freq, end)
+  return Staircase(starts, end, omega)
 
 
 def linear(

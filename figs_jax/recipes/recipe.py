@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,16 +18,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from figs_jax.core.flow import GRAD_MODES, GradMode
+from figs_jax.core.flow import Flow, GradMode
 from figs_jax.core.pattern import NM
-from figs_jax.core.rules import Rules, check_groups, nearest
+from figs_jax.core.rules import Rules, check_groups
 from figs_jax.core.tree import Leaf
 from figs_jax.core.types import Array, Bool
 from figs_jax.optim import ScaleByStepAdamState
+from figs_jax.recipes.bibliography import bibtex
 from figs_jax.recipes.bound import BoundLeaf, BoundRecipe, length_of
 from figs_jax.recipes.chain import Chain, Direct
+from figs_jax.recipes.criterion import (
+  Criterion,
+  Magnitude,
+  Transposable,
+  other_axis,
+  remembers,
+)
 from figs_jax.recipes.leak import Hard, Leak
 from figs_jax.recipes.needs import Need, states_of
+from figs_jax.recipes.pace import Once
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
 _log = logging.getLogger(__name__)
@@ -57,9 +67,10 @@ class Recipe:
     timeline: phases, refreshes and, for STEP, the limits of its switch.
     chain: (pattern, group length or None) -> the patterns on the way to it.
     leak: step -> D, asked in the decay phase only.
-    grad_mode: what pruned entries get as gradient (`ste`, `damped`, `masked`).
+    flow: what a masked kernel does with mask, leak and gradient.
+    criterion: which weights a mask keeps.
     needs: what the optimizer must do.
-    nested: a pruned weight never returns, so density may fall below N:M.
+    sources: arXiv ids (or keys of `recipes.bibliography`) of the method.
   """
 
   name: str
@@ -67,16 +78,25 @@ class Recipe:
   timeline: Timeline
   chain: Chain = Direct()
   leak: Leak = Hard()
-  grad_mode: GradMode = "ste"
+  flow: Flow = Flow()
+  criterion: Criterion = Magnitude()
   needs: tuple[Need, ...] = ()
-  nested: bool = False
+  sources: tuple[str, ...] = ()
 
-  def __post_init__(self):
-    if self.grad_mode not in GRAD_MODES:
-      raise ValueError(
-        f"grad_mode={self.grad_mode!r} is unknown,"
-        f" {nearest(self.grad_mode, GRAD_MODES)}"
-      )
+  @property
+  def grad_mode(self) -> GradMode:
+    """What pruned entries get as gradient."""
+    return self.flow.grad_mode
+
+  @property
+  def transposable(self) -> bool:
+    """Whether masks are N:M along both axes of a kernel."""
+    return isinstance(self.criterion, Transposable)
+
+  @property
+  def remembers(self) -> bool:
+    """Whether masks are more than a function of step and weights."""
+    return remembers(self.criterion) or self.timeline.due == Once()
 
   @property
   def total_steps(self) -> int:
@@ -136,7 +156,6 @@ class Recipe:
     A range of leaks is that of the first and the last step of the line.
     """
     line = self.timeline
-    every = "step" if line.refresh_every == 1 else f"{line.refresh_every} steps"
     rows = [("steps", "phase", "pattern", "leak", "gradient")]
     edges = self._edges()
     for first, end in zip(edges, edges[1:]):
@@ -147,13 +166,31 @@ class Recipe:
       padded = (cell.ljust(width) for cell, width in zip(cells, widths))
       text.append("  ".join(("", *padded, last)))
     if self.sparse:
-      text.append(f"  masks are recomputed every {every} and at each new stage")
+      text += [f"  {line}" for line in self._remarks()]
     if line.switch is not None:
       text.append(
         "  the optimizer switches; the first masked step lies in"
         f" {line.switch.t_min + 1}..{line.switch.t_max + 1} (shown: the last)"
       )
     return "\n".join(text)
+
+  def _remarks(self) -> list[str]:
+    """Lines below the table: masks, gradient and optimizer."""
+    due, flow = self.timeline.due, self.flow
+    lines = [f"masks: {_named(self.criterion)}"]
+    when = (
+      "at each new stage only"
+      if isinstance(due, Once)
+      else (f"{_named(due)} and at each new stage")
+    )
+    lines.append(f"masks are recomputed {when}")
+    if flow.soft:
+      lines.append("kept weights are soft-thresholded and rescaled (S-STE)")
+    if flow.decay is not None:
+      lines.append(f"backward pass: {flow.decay:g} * pruned w added")
+    if flow.mvue is not None:
+      lines.append(f"weight gradient: from an unbiased {flow.mvue} estimate")
+    return lines + [f"optimizer: {need}" for need in self.needs]
 
   def _edges(self) -> list[int]:
     """Steps at which a line of the table begins, and the end of the run."""
@@ -204,13 +241,18 @@ class Recipe:
     for path, leaf in leaves:
       self._check_pattern(path, leaf)
       check_groups(path, leaf.shape, leaf.pattern, leaf.axis)
+      length = length_of(leaf)
+      if self.transposable:
+        other = other_axis(len(leaf.shape), leaf.axis)
+        check_groups(path, leaf.shape, leaf.pattern, other)
+        length = math.gcd(length, leaf.shape[other])
       wanted = self.chain(leaf.pattern, None)
-      chain = self.chain(leaf.pattern, length_of(leaf))
+      chain = self.chain(leaf.pattern, length)
       if chain != wanted:
         _log.warning(
           "%s: group axis of length %d cannot hold %s; its chain starts at %s",
           path,
-          length_of(leaf),
+          length,
           wanted[0],
           chain[0],
         )
@@ -240,6 +282,15 @@ class Recipe:
     if before is not None:
       tx = optax.chain(before, tx)
     return optax.with_extra_args_support(tx)
+
+  def cite(self) -> str:
+    """BibTeX of the papers this recipe comes from; empty if it has none.
+
+    >>> from figs_jax.recipes import create
+    >>> "2102.04010" in create("sr_ste", "2:4", 100).cite()
+    True
+    """
+    return bibtex(*self.sources)
 
   def check(self, opt_state: Any) -> None:
     """Raises ValueError unless an optimizer state holds what is needed."""
@@ -279,6 +330,11 @@ class Recipe:
         f"{path}: the model masks it {leaf.pattern}, but recipe {self.name!r}"
         f" was created for {known}; give both the same pattern or rules"
       )
+
+
+def _named(part: Any) -> str:
+  """A part of a recipe in words; a plain function by its name."""
+  return getattr(part, "__name__", None) or str(part)
 
 
 # Remembered, so that binding again does not report a shortened chain again.

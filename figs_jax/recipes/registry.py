@@ -2,46 +2,77 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable
 from typing import Any
 
+from figs_jax.core.flow import Flow
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, nearest
+from figs_jax.recipes.criterion import Transposable
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.timeline import Timeline
 
 _BUILDERS: dict[str, Callable[..., Recipe]] = {}
-_COMMON = ("dense", "finetune", "refresh_every")
+# Options of every recipe; `create` says what they mean.
+_COMMON: dict[str, Any] = {
+  "dense": 0.0125,
+  "finetune": 0.10,
+  "refresh_every": 1,
+  "transposable": False,
+  "mvue": "",
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {}
 
 
-def register(name: str) -> Callable[[Callable], Callable]:
+def register(name: str, **defaults: Any) -> Callable[[Callable], Callable]:
   """Decorator that makes a builder available to `create`.
 
   A builder is called as `builder(plain, **options)`: `plain` is hard N:M with
   straight-through gradients on the run's timeline; the builder returns it with
-  parts replaced. Its keyword-only arguments are the recipe's options.
+  parts replaced. Its keyword-only arguments are the recipe's options, the first
+  line of its docstring is what `--help` says of it.
+
+  Args:
+    name: what `create` knows it by.
+    **defaults: of the options that all recipes have, where they should differ.
 
   Raises:
-    ValueError: the name is taken.
+    ValueError: the name is taken by another function, or `defaults` names no
+      common option.
 
   >>> import dataclasses
   >>> @register("masked_example")
   ... def masked_example(plain):
-  ...   return dataclasses.replace(plain, grad_mode="masked")
+  ...   return dataclasses.replace(plain, flow=Flow("masked"))
   >>> create("masked_example", "2:4", 100).grad_mode
   'masked'
   >>> _ = _BUILDERS.pop("masked_example")  # so that the example leaves no trace
   """
 
+  for key in defaults:
+    if key not in _COMMON:
+      raise ValueError(
+        f"recipe {name!r}: {key!r} is no option of every recipe,"
+        f" {nearest(key, _COMMON)}"
+      )
+
   def add(builder: Callable[..., Recipe]) -> Callable[..., Recipe]:
-    if name in _BUILDERS:
+    if name in _BUILDERS and not _again(_BUILDERS[name], builder):
       raise ValueError(f"recipe {name!r} is registered already: rename yours")
-    _BUILDERS[name] = builder
+    _BUILDERS[name], _DEFAULTS[name] = builder, defaults
     return builder
 
   return add
+
+
+def _again(old: Callable, new: Callable) -> bool:
+  """Whether a notebook's cell or a file was merely run once more."""
+  same_file = old.__code__.co_filename == new.__code__.co_filename
+  here = same_file or old.__module__ == new.__module__
+  return here and old.__qualname__ == new.__qualname__
 
 
 def names() -> tuple[str, ...]:
@@ -58,10 +89,10 @@ def options(name: str) -> dict[str, Any]:
   >>> options("figs")["k"]
   8
   """
-  common = inspect.signature(create).parameters
   own = inspect.signature(_builder(name)).parameters.values()
   return {
-    **{key: common[key].default for key in _COMMON},
+    **_COMMON,
+    **_DEFAULTS[name],
     **{p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY},
   }
 
@@ -70,11 +101,7 @@ def create(
   name: str,
   pattern: NM | Rules | str,
   total_steps: int,
-  *,
-  dense: float | int = 0.0125,
-  finetune: float | int = 0.10,
-  refresh_every: int = 1,
-  **own: Any,
+  **given: Any,
 ) -> Recipe:
   """A recipe for a run.
 
@@ -84,11 +111,17 @@ def create(
     pattern: the target: an `NM`, `Rules`, or text such as "1:8" or
       "head: dense, ff: 1:8".
     total_steps: optimizer steps of the whole run.
-    dense: share of the steps that are dense at the start.
-    finetune: share of the steps at the end with strictly binary masks.
-    refresh_every: masks are recomputed at multiples of this many steps, and
-      whenever their pattern changes.
-    **own: the options of that recipe; `options(name)` lists them.
+    **given: options; `options(name)` lists them with their defaults. Besides
+      its own every recipe has
+      dense: share of the steps that are dense at the start.
+      finetune: share of the steps at the end with strictly binary masks.
+      refresh_every: masks are recomputed at multiples of this many steps and
+        whenever their pattern changes; None: only then.
+      transposable: masks are N:M along both axes of a kernel (2102.08124), so
+        that the input gradient is a sparse product too.
+      mvue: the pattern, as "1:2", to which the gradient of a sparse layer's
+        output is pruned, unbiased, before it enters the weight gradient
+        (2203.10991); "" leaves it whole.
 
   Raises:
     ValueError: an unknown name or option (the nearest is suggested), or a value
@@ -106,17 +139,25 @@ def create(
     456..677  sparse     2:8      0     ste
     678..899  sparse     1:4      0     ste
     900..999  fine-tune  1:4      0     ste
+    masks: the largest |w|
     masks are recomputed every step and at each new stage
   """
   builder = _builder(name)
   known = options(name)
-  for key in own:
+  for key in given:
     if key not in known:
       raise ValueError(
         f"recipe {name!r} has no option {key!r}, {nearest(key, known)}"
       )
-  line = Timeline.of_fractions(total_steps, dense, finetune, refresh_every)
-  return builder(Recipe(name, _pattern(pattern), line), **own)
+  common = {key: given.pop(key, known[key]) for key in _COMMON}
+  line = Timeline.of_fractions(
+    total_steps, common["dense"], common["finetune"], common["refresh_every"]
+  )
+  mvue = NM.parse(common["mvue"]) if common["mvue"] else None
+  plain = Recipe(name, _pattern(pattern), line, flow=Flow(mvue=mvue))
+  if common["transposable"]:
+    plain = dataclasses.replace(plain, criterion=Transposable())
+  return builder(plain, **given)
 
 
 def _builder(name: str) -> Callable[..., Recipe]:

@@ -17,6 +17,7 @@ import operator
 import jax.numpy as jnp
 
 from figs_jax.core.types import Array, Bool, Int
+from figs_jax.recipes.pace import Due, Equal, Every, Once, Pace
 
 Step = Int[Array, ""]
 Flag = Bool[Array, ""] | bool
@@ -38,9 +39,9 @@ class Switch:
 class Timeline:
   """The phases of a run, in steps.
 
-  `refresh_every`: masks are recomputed at the multiples of it, and whenever a
-  stage changes. `switch`: None, or STEP's, whose flag then takes the place of
-  the decay phase.
+  `due`: step -> whether masks are recomputed; they also are whenever a stage
+  changes. `pace`: how the stages share the decay phase. `switch`: None, or
+  STEP's, whose flag then takes the place of the decay phase.
 
   >>> Timeline.of_fractions(1000, dense=0.1, finetune=0.2).boundaries(4)
   (100, 275, 450, 625)
@@ -49,7 +50,8 @@ class Timeline:
   total_steps: int
   dense_end: int
   finetune_start: int
-  refresh_every: int = 1
+  due: Due = Every(1)
+  pace: Pace = Equal()
   switch: Switch | None = None
 
   @classmethod
@@ -58,16 +60,20 @@ class Timeline:
     total_steps: int,
     dense: float | int = 0.0125,
     finetune: float | int = 0.10,
-    refresh_every: int = 1,
+    refresh_every: int | None = 1,
   ) -> Timeline:
     """The phases from their shares of the run, rounded to whole steps.
+
+    `refresh_every` None leaves masks alone within a stage.
 
     Raises:
       ValueError: a share outside [0, 1), shares that add up to more than 1, or
         `total_steps` or `refresh_every` below 1 (or no integer).
     """
     total_steps = _positive("total_steps", total_steps)
-    refresh_every = _positive("refresh_every", refresh_every)
+    due = Once()
+    if refresh_every is not None:
+      due = Every(_positive("refresh_every", refresh_every))
     for name, share in (("dense", dense), ("finetune", finetune)):
       check_fraction(name, share)
     if dense + finetune > 1:
@@ -77,19 +83,11 @@ class Timeline:
       )
     dense_end = round(dense * total_steps)
     start = total_steps - round(finetune * total_steps)
-    return cls(total_steps, dense_end, max(start, dense_end), refresh_every)
+    return cls(total_steps, dense_end, max(start, dense_end), due)
 
   def boundaries(self, stages: int) -> tuple[int, ...]:
-    """The first step of each of the stages 1..S: equal shares of the decay.
-
-    Step s is in stage 1 + floor((s - dense_end) * S / decay_steps), capped at
-    S, computed here in Python integers, which cannot overflow. A decay phase
-    shorter than S steps skips stages.
-    """
-    decay_steps = self.finetune_start - self.dense_end
-    return tuple(
-      self.dense_end - (-i * decay_steps // stages) for i in range(stages)
-    )
+    """The first step of each of the stages 1..S, as the pace has it."""
+    return self.pace(stages, self.dense_end, self.finetune_start)
 
   def stage(self, stages: int, step: Step, switched: Flag = False) -> Step:
     """The stage at a step: 0 in the dense phase, then 1..S."""
@@ -105,8 +103,8 @@ class Timeline:
     switched: Flag = False,
     was_switched: Flag = False,
   ) -> Bool[Array, ""]:
-    """True where masks are due: every so many steps and at each new stage."""
-    due = step % self.refresh_every == 0
+    """True where masks are due, and at each new stage."""
+    due = self.due(step)
     if self.switch is not None:
       just = jnp.logical_and(switched, jnp.logical_not(was_switched))
       return jnp.logical_or(due, just)

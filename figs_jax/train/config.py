@@ -27,7 +27,15 @@ FREE = (
   "data.workers",
   "data.eval_batch_size",
 )
-_INTEGERS = ("width", "depth", "heads", "mlp_dim", "window")
+_INTEGERS = (
+  "width",
+  "depth",
+  "heads",
+  "mlp_dim",
+  "window",
+  "freq",
+  "refresh_every",
+)
 
 
 class ConfigError(ValueError):

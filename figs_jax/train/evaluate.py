@@ -25,7 +25,7 @@ from figs_jax.core.types import Array
 from figs_jax.train import study
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.experiment import Experiment, build
-from figs_jax.train.state import TrainState, finish
+from figs_jax.train.state import TrainState, finish, finished_model
 
 
 class Classification:
@@ -69,10 +69,7 @@ class Classification:
 
 def _count(state: TrainState, params: Any, masks: Any, batch: dict[str, Array]):
   """(hits, summed loss, examples) of the valid part of a batch."""
-  model = nn.merge(
-    state.graphdef, params, masks, jnp.zeros((), jnp.float32), state.rest
-  )
-  model.eval()
+  model = finished_model(state, params, masks)
   logits = model(batch["image"])
   valid = batch["valid"].astype(jnp.float32)
   hits = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)

@@ -49,7 +49,7 @@ class Experiment:
     )
     if not self.recipe.sparse:
       return model
-    return nn.sparsify(model, config.pattern, self.recipe.grad_mode)
+    return nn.sparsify(model, config.pattern)
 
   def lone_state(self, seed: int | Array) -> TrainState:
     """The state of one seed at step 0; traceable in the seed."""

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 
 from figs_jax import nn
-from figs_jax.core.tree import map_masked
+from figs_jax.core.flow import Flow
 from figs_jax.core.types import Array
 from figs_jax.recipes import BoundRecipe, Recipe
 from figs_jax.train import diagnostics
@@ -100,7 +100,7 @@ class TrainState:
     >>> figs.TrainState.create(model, recipe, tx).masks["kernel"].shape
     (8, 4)
     """
-    model = nn.with_grad_mode(model, recipe.grad_mode)
+    model = nn.with_flow(model, recipe.flow)
     model.train()
     leaves = nn.masked_leaves(model)
     if recipe.sparse and not leaves:
@@ -138,14 +138,11 @@ class TrainState:
   def finished(self, *, ema: bool = False) -> nnx.Module:
     """The model with hard N:M zeros, in evaluation mode.
 
-    Masks that are already in their last stage are kept; others (and those of
-    the averaged weights) are taken anew at the target pattern.
+    Masks that are already in their last stage are kept; others are taken anew
+    at the target pattern, as are those of the averaged weights unless the
+    recipe chooses masks by more than weights.
     """
-    params, masks = finish(self, ema=ema)
-    zero = jnp.zeros((), jnp.float32)
-    model = nn.merge(self.graphdef, params, masks, zero, self.rest)
-    model.eval()
-    return model
+    return finished_model(self, *finish(self, ema=ema))
 
 
 def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
@@ -154,16 +151,23 @@ def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
     raise ValueError(
       "no averaged weights in this state: train with ema_decay > 0"
     )
-  if ema:
-    params, masks = state.ema, state.bound.target(state.ema)
+  bound = state.bound
+  params = state.ema if ema else state.params
+  if ema and not state.recipe.remembers:
+    masks = bound.target(params)
   else:
-    params = state.params
     switched = state.recipe.switched(state.opt_state)
-    masks = state.bound.final(params, state.masks, state.step, switched)
-  hard = map_masked(
-    lambda m, w: jnp.where(m, w, jnp.zeros((), w.dtype)), masks, params
-  )
-  return hard, masks
+    masks = bound.final(params, state.masks, state.step, switched)
+  return bound.finish(params, masks, nn.scales(state.rest, masks)), masks
+
+
+def finished_model(state: TrainState, params: Any, masks: Any) -> nnx.Module:
+  """The model of weights from `finish`, in evaluation mode; traceable."""
+  zero = jnp.zeros((), jnp.float32)
+  model = nn.merge(state.graphdef, params, masks, zero, state.rest)
+  model = nn.with_flow(model, Flow())  # S-STE has acted already
+  model.eval()
+  return model
 
 
 def with_fresh_masks(state: TrainState) -> TrainState:
@@ -190,6 +194,7 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     state.masks,
     switched=recipe.switched(opt_state),
     was_switched=switched,
+    grads=grads,
   )
   metrics = {
     "loss": loss,

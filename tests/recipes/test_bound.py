@@ -230,7 +230,7 @@ def test_nested_never_lets_a_weight_return():
     densities.append(kept.mean())
   assert densities[-1] < 0.25
   assert kept.reshape(-1, 4, 3).sum(1).max() <= 1
-  assert not create("figs", "1:4", TOTAL).nested
+  assert not create("figs", "1:4", TOTAL).remembers
 
 
 def test_bfloat16_and_sorted_paths():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from figs_jax.core.flow import Flow
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.recipes import create, names, options, register
@@ -225,7 +226,8 @@ def test_errors_name_the_nearest_fix(args, kwargs, message):
 def test_options_are_listed_with_their_defaults():
   assert options("sdgf_geometric") == {
     "dense": 0.0125, "finetune": 0.10, "refresh_every": 1,
-    "k": 16, "grad_mode": "ste", "nested": False,
+    "transposable": False, "mvue": "", "k": 16, "grad_mode": "ste",
+    "nested": False,
   }  # fmt: skip
 
 
@@ -240,12 +242,15 @@ def test_a_user_adds_one_builder():
     @register("half_leak")
     def half_leak(plain, *, grad_mode="masked"):
       """Half of every pruned weight stays."""
-      return dataclasses.replace(plain, leak=Half(), grad_mode=grad_mode)
+      return dataclasses.replace(plain, leak=Half(), flow=Flow(grad_mode))
 
     recipe = create("half_leak", "2:4", 100)
     assert (recipe.leak_at(50), recipe.leak_at(99)) == (0.5, 0.0)
     assert recipe.grad_mode == "masked" and "half_leak" in names()
     with pytest.raises(ValueError, match="registered already"):
-      register("half_leak")(half_leak)
+      register("half_leak")(lambda plain: plain)
+    assert register("half_leak")(half_leak) is half_leak  # a cell run again
+    with pytest.raises(ValueError, match="did you mean 'dense'"):
+      register("other", dens=0.5)
   finally:
     _BUILDERS.pop("half_leak", None)

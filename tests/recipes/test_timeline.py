@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from figs_jax.recipes.pace import Every
 from figs_jax.recipes import Switch, Timeline
 
 STEP = jnp.int32
@@ -53,7 +54,7 @@ def test_refresh_every():
 
 
 def test_a_switch_takes_the_place_of_the_decay_phase():
-  line = Timeline(100, 10, 80, refresh_every=50, switch=Switch(20, 40))
+  line = Timeline(100, 10, 80, due=Every(50), switch=Switch(20, 40))
   step = STEP(60)
   assert int(line.stage(1, step, False)) == 0
   assert int(line.stage(1, step, jnp.array(True))) == 1

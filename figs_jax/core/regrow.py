@@ -1,0 +1,84 @@
+"""Dynamic sparse training: drop a few kept weights, grow as many elsewhere."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from figs_jax.core.masks import Axis, _Groups, nm_mask
+from figs_jax.core.pattern import NM
+from figs_jax.core.types import Array, Bool, Float
+from figs_jax.core.unstructured import top_mask
+
+SCOPES = ("group", "leaf")
+
+
+def regrow_mask(
+  key: Array,
+  weight: Float[Array, "*shape"],
+  growth: Float[Array, "*shape"],
+  mask: Bool[Array, "*shape"],
+  share: Float[Array, ""] | float | int,
+  pattern: NM | str,
+  axis: Axis = -2,
+  *,
+  scope: str = "group",
+) -> Bool[Array, "*shape"]:
+  """One update of RigL's or SET's mask under an n:m constraint.
+
+  The smallest |w| among the kept are dropped; every group then grows as many
+  as it lost, where `growth` is largest among what it does not keep (what was
+  just dropped may return). RigL (arXiv 1911.11134) has growth = |gradient|, SET
+  (1707.04780) random numbers; both drop per layer and are unstructured.
+
+  Args:
+    key: of the random rounding in scope `group`.
+    weight: the kernel.
+    growth: what decides who grows, any real numbers; NaN grows last.
+    mask: the mask before; a group that does not keep exactly n (as in a dense
+      phase) takes its n largest |w| instead.
+    share: of the kept weights, how many are dropped; in [0, 1], may be traced.
+    pattern, axis: as in `nm_mask`.
+    scope: `group` drops the smallest share * n of each group, the fraction
+      rounded up or down at random with the right mean, and needs no
+      communication between shards; `leaf` drops the smallest of the kernel.
+
+  Returns:
+    A mask with exactly n per group.
+
+  Raises:
+    ValueError: an unknown scope, or as `nm_mask`.
+
+  >>> w, g = jnp.array([.1, 2., 0., 0.]), jnp.array([0., 0., 1., 3.])
+  >>> m = jnp.array([True, True, False, False])
+  >>> regrow_mask(jax.random.key(0), w, g, m, 0.5, "2:4", axis=0).astype(int)
+  Array([0, 1, 0, 1], dtype=int32)
+  """
+  if scope not in SCOPES:
+    raise ValueError(f"scope {scope!r} is unknown: use {' or '.join(SCOPES)}")
+  pattern = NM.parse(pattern)
+  n, groups = pattern.n, _Groups.of(weight.shape, pattern.m, axis)
+  magnitude = jnp.abs(weight).astype(jnp.float32)
+  strength = jnp.where(mask, magnitude, -1)
+  share = jnp.asarray(share, jnp.float32)
+  if scope == "leaf":
+    kept = jnp.sum(mask, dtype=jnp.int32)
+    drop = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.int32)
+    remain = mask & top_mask(strength, kept - drop)
+  else:
+    drop = jnp.floor(share * n).astype(jnp.int32)
+    each = [
+      groups.split(mask & nm_mask(strength, pattern, axis, n=n - drop - more))
+      for more in (0, 1)
+    ]
+    one = [1 if d == groups.axis else s for d, s in enumerate(groups.grouped)]
+    more = jax.random.uniform(key, one) < share * n - drop.astype(jnp.float32)
+    remain = groups.join(jnp.where(more, each[1], each[0]))
+  grown = jnp.minimum(growth.astype(jnp.float32), jnp.finfo(jnp.float32).max)
+  new = nm_mask(jnp.where(remain, jnp.inf, grown), pattern, axis)
+  whole = (
+    jnp.sum(groups.split(mask), groups.axis, keepdims=True, dtype=int) == n
+  )
+  first = nm_mask(magnitude, pattern, axis)
+  both = (groups.split(new), groups.split(first))
+  return groups.join(jnp.where(whole, *both))

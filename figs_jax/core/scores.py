@@ -1,0 +1,103 @@
+"""What a mask ranks by: larger is kept.
+
+Plain functions of arrays, for `nm_mask`, `transposable_nm_mask`, `top_mask` and
+`global_masks`. A score that cannot be computed is NaN, which all of them rank
+last; so a weight or gradient that is NaN is pruned first. Products are taken in
+float32 at least, since |w g| of two small 16-bit numbers underflows.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from figs_jax.core.masks import Axis, _normalized
+from figs_jax.core.types import Array, Float
+
+
+def magnitude(
+  weight: Float[Array | np.ndarray, "*shape"],
+) -> Float[Array, "*shape"]:
+  """|w|, in the dtype of the weight.
+
+  >>> magnitude(jnp.array([-2., 1.]))
+  Array([2., 1.], dtype=float32)
+  """
+  return jnp.abs(jnp.asarray(weight))
+
+
+def saliency(
+  weight: Float[Array | np.ndarray, "*shape"],
+  grad: Float[Array | np.ndarray, "*shape"],
+) -> Float[Array, "*shape"]:
+  """|w g|: to first order, how much the loss moves if w becomes 0.
+
+  SNIP's connection sensitivity (arXiv 1810.02340) without its division by the
+  sum, which changes no rank. float32, float64 where both are or one is.
+
+  Raises:
+    ValueError: the shapes differ.
+
+  >>> saliency(jnp.array([-2., 1.]), jnp.array([.5, 3.]))
+  Array([1., 3.], dtype=float32)
+  """
+  weight, grad = _wide(weight, grad)
+  if weight.shape != grad.shape:
+    raise ValueError(
+      f"weight of shape {weight.shape} and grad of shape {grad.shape} differ:"
+      " pass the gradient of this weight"
+    )
+  return jnp.abs(weight * grad)
+
+
+def activation(
+  weight: Float[Array | np.ndarray, "*shape"],
+  norms: Float[Array | np.ndarray, "*features"],
+  axis: Axis = -2,
+) -> Float[Array, "*shape"]:
+  """|w| times the norm of the input feature that it multiplies (Wanda).
+
+  |W_ij| ||X_i||_2 of arXiv 2306.11695, the norm over all tokens of a
+  calibration set: `jnp.linalg.norm(x, axis=0)` for x of [tokens, features].
+
+  Args:
+    weight: a kernel.
+    norms: the norm of every input feature, of the shape of the kernel's `axis`.
+    axis: the input axis, or several in the order of those of `norms`.
+
+  Raises:
+    ValueError: norms do not have the shape of `axis`, or an axis is out of
+      range or named twice.
+
+  >>> activation(jnp.array([[1., -2.], [1., 1.]]), jnp.array([1., 3.]))
+  Array([[1., 2.],
+         [3., 3.]], dtype=float32)
+  """
+  weight, norms = _wide(weight, norms)
+  axes = _normalized(weight.shape, axis)
+  features = tuple(weight.shape[a] for a in axes)
+  if norms.shape != features:
+    raise ValueError(
+      f"norms of shape {norms.shape} for axis {axis} of a weight of shape"
+      f" {weight.shape}: pass one norm per input feature, {features}"
+    )
+  order = sorted(range(len(axes)), key=axes.__getitem__)
+  rest = [a for a in range(weight.ndim) if a not in axes]
+  return jnp.abs(weight) * jnp.expand_dims(norms.transpose(order), rest)
+
+
+def random_scores(key: Array, shape: tuple[int, ...]) -> Float[Array, ...]:
+  """Uniform in [0, 1), float32: a mask drawn at random.
+
+  >>> random_scores(jax.random.key(0), (2, 3)).shape
+  (2, 3)
+  """
+  return jax.random.uniform(key, shape, jnp.float32)
+
+
+def _wide(*arrays: Array | np.ndarray) -> list[Array]:
+  """The arrays in float32, or in float64 if one is."""
+  given = [jnp.asarray(a) for a in arrays]
+  wide = any(a.dtype == jnp.float64 for a in given)
+  return [a.astype(jnp.float64 if wide else jnp.float32) for a in given]

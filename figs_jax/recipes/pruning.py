@@ -1,0 +1,183 @@
+"""The recipes that choose or use masks in their own way, one builder each.
+
+Pruning of a trained network, gradual pruning, dynamic sparse training, and the
+soft and transposable forms of training from scratch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from figs_jax.core.regrow import SCOPES
+from figs_jax.optim.decay_pruned import MODES
+from figs_jax.recipes.chain import Countdown
+from figs_jax.recipes.checks import (
+  not_negative,
+  one_of,
+  with_criterion,
+  with_grad_mode,
+)
+from figs_jax.recipes.criterion import (
+  Criterion,
+  Magnitude,
+  Random,
+  Regrow,
+  Saliency,
+  Transposable,
+)
+from figs_jax.recipes.needs import MaskedMoments, MaskedUpdates, PrunedDecay
+from figs_jax.recipes.pace import Cubic
+from figs_jax.recipes.recipe import Recipe
+from figs_jax.recipes.registry import register
+from figs_jax.recipes.timeline import check_fraction
+
+_CRITERIA: dict[str, Criterion] = {
+  "magnitude": Magnitude(),
+  "saliency": Saliency(),
+  "random": Random(),
+}
+
+
+@register("asp", dense=0.5, refresh_every=None)
+def asp(plain: Recipe) -> Recipe:
+  """Prune the trained network once, then train it again (arXiv 2104.08378).
+
+  Half of the steps train the dense network, unless `dense` says otherwise; the
+  masks of |w| taken then stay, pruned weights get no gradient and are set to 0
+  after every update.
+  """
+  plain = with_grad_mode(plain, "masked", ("masked",))
+  clear = MaskedUpdates(clear=True)
+  return replace(plain, needs=(clear,), sources=("2104.08378",))
+
+
+@register("one_shot", dense=0.90, refresh_every=None)
+def one_shot(
+  plain: Recipe, *, criterion: str = "magnitude", grad_mode: str = "masked"
+) -> Recipe:
+  """Prune the trained network once, and fine-tune a little or not at all.
+
+  With dense + finetune = 1, as by default, the mask comes with the fine-tune
+  phase; with finetune=0 it comes when the model is finished.
+
+  Options:
+    criterion: `magnitude`, `saliency` (|w g| at the last gradient) or `random`.
+    grad_mode: `masked` or `ste`.
+  """
+  plain = with_grad_mode(plain, grad_mode, ("masked", "ste"))
+  one_of(plain.name, "criterion", criterion, _CRITERIA)
+  return with_criterion(plain, _CRITERIA[criterion], f"criterion={criterion!r}")
+
+
+@register("gradual")
+def gradual(
+  plain: Recipe, *, criterion: str = "magnitude", grad_mode: str = "masked"
+) -> Recipe:
+  """Gradual pruning, n falls from M to N along a cubic (arXiv 1710.01878).
+
+  The last weight to go does so at the end of the decay phase.
+
+  Options:
+    criterion: `magnitude`, `saliency` or `random`, as in `one_shot`.
+    grad_mode: `masked` or `ste`.
+  """
+  plain = with_grad_mode(plain, grad_mode, ("masked", "ste"))
+  one_of(plain.name, "criterion", criterion, _CRITERIA)
+  line = replace(plain.timeline, pace=Cubic())
+  plain = replace(plain, timeline=line, chain=Countdown())
+  plain = replace(plain, sources=("1710.01878",))
+  return with_criterion(plain, _CRITERIA[criterion], f"criterion={criterion!r}")
+
+
+@register("rigl", dense=0.0, refresh_every=100)
+def rigl(
+  plain: Recipe,
+  *,
+  share: float | int = 0.3,
+  until: float | int = 0.75,
+  scope: str = "group",
+  seed: int = 0,
+) -> Recipe:
+  """Sparse from the start, grows where gradients are large (arXiv 1911.11134).
+
+  Options:
+    share: of the kept weights, how many are dropped at step 0; it falls to 0
+      along a cosine.
+    until: share of all steps after which masks stay.
+    scope: `group` drops in each group of m, `leaf` the smallest of a kernel.
+    seed: of the random rounding.
+  """
+  plain = _regrown(plain, "gradient", share, until, scope, seed)
+  return replace(plain, sources=("1911.11134",))
+
+
+@register("set", dense=0.0, refresh_every=100)
+def set_(
+  plain: Recipe,
+  *,
+  share: float | int = 0.3,
+  until: float | int = 0.75,
+  scope: str = "group",
+  seed: int = 0,
+) -> Recipe:
+  """Sparse from the start, grows at random (arXiv 1707.04780).
+
+  Options as in `rigl`.
+  """
+  plain = _regrown(plain, "random", share, until, scope, seed)
+  return replace(plain, sources=("1707.04780",))
+
+
+@register("s_ste", dense=0.0)
+def s_ste(plain: Recipe) -> Recipe:
+  """Kept weights are soft-thresholded and rescaled (arXiv 2409.09099).
+
+  The scale β is taken from the initial kernel and stays.
+  """
+  soft = replace(plain.flow, soft=True)
+  if plain.transposable:
+    raise ValueError(
+      f"{plain.name}: the threshold is that of one group, so a mask along two"
+      " axes does not fit: leave transposable at False"
+    )
+  return replace(plain, flow=soft, sources=("2409.09099",))
+
+
+@register("transposable", transposable=True, refresh_every=40)
+def transposable(
+  plain: Recipe, *, decay: float | int = 2e-4, mode: str = "into_grad"
+) -> Recipe:
+  """Masks N:M along both axes, with SR-STE's decay (arXiv 2404.01847).
+
+  Options:
+    decay, mode: as in `sr_ste`; `into_grad` or `decoupled`.
+  """
+  one_of(plain.name, "mode", mode, MODES)
+  not_negative(plain.name, "decay", decay)
+  plain = replace(plain, criterion=Transposable())
+  plain = replace(plain, needs=(PrunedDecay(decay, mode),))
+  return replace(plain, sources=("2404.01847", "2102.08124"))
+
+
+def _regrown(
+  plain: Recipe,
+  by: str,
+  share: float | int,
+  until: float | int,
+  scope: str,
+  seed: int,
+) -> Recipe:
+  """What RigL and SET have in common: new weights start at 0, without moments.
+
+  Gradients are straight-through, so that pruned entries have one to be judged
+  by; the optimizer's part keeps them from acting on it.
+  """
+  check_fraction("share", share)
+  one_of(plain.name, "scope", scope, SCOPES)
+  if not 0 < until <= 1:
+    raise ValueError(f"{plain.name}: until={until!r} must lie in (0, 1]")
+  end = round(until * plain.total_steps)
+  criterion = Regrow(by, share, end, scope, seed)
+  plain = with_criterion(plain, criterion, "regrowth")
+  needs = (MaskedMoments("zero"), MaskedUpdates(clear=True))
+  return replace(plain, needs=needs)
