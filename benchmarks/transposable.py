@@ -1,0 +1,152 @@
+"""Transposable N:M masks: how far from the best, and what they cost.
+
+First table: 1 - sum kept / sum kept by the best mask, mean and worst of
+`--blocks` m x m blocks of |w|, w normal (or Laplace, or Student's t with 3
+degrees of freedom: heavier tails). The best is exact: the linear program of a
+bipartite b-matching has integral vertices (scipy's HiGHS). For scale, how much
+more than that best a mask along one axis (`nm_mask`) keeps.
+
+Second table: the masked weight of one refresh, `where(mask(|w|), w, 0)`, as a
+multiple of the copy `w * 0.5` timed in the same rounds, beside `nm_mask` and,
+where few masks are possible, the papers' way: one product of the scores with a
+matrix of all masks, then argmax. A mask is refreshed every 40 steps or so, so
+a refresh of 40 copies costs one copy a step.
+
+  python benchmarks/transposable.py --patterns 2:4,8:16 --size 1024x1024
+
+Nothing here asserts a time or a gap; tests bound the gap.
+"""
+
+import argparse
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import sparse
+from scipy.optimize import linprog
+
+from figs_jax.core import NM, nm_mask
+from figs_jax.core.transposable import transposable_nm_mask
+
+PATTERNS = "2:4,1:4,1:8,2:8,4:8,2:16,4:16,8:16,8:32,16:32"
+DRAWS = {
+  "normal": lambda rng, shape: rng.normal(size=shape),
+  "laplace": lambda rng, shape: rng.laplace(size=shape),
+  "student": lambda rng, shape: rng.standard_t(3, size=shape),
+}
+
+
+def best_sum(block, n):
+  """The largest sum of n entries per row and per column of one block."""
+  m = len(block)
+  rows = sparse.kron(sparse.eye(m), np.ones((1, m)))
+  columns = sparse.kron(np.ones((1, m)), sparse.eye(m))
+  found = linprog(
+    -block.ravel(),
+    A_eq=sparse.vstack([rows, columns]),
+    b_eq=np.full(2 * m, n),
+    bounds=(0, 1),
+    method="highs",
+  )
+  return -found.fun
+
+
+def gaps(pattern, draw, count):
+  """Gap of ours to the best, per block; how much nm_mask keeps beyond it."""
+  rng, m = np.random.default_rng(0), pattern.m
+  scores = np.abs(DRAWS[draw](rng, (m, m * count))).astype(np.float32)
+  blocks = scores.reshape(m, count, m).swapaxes(0, 1).astype(float)
+  best = np.array([best_sum(block, pattern.n) for block in blocks])
+
+  def kept(mask):
+    grid = np.asarray(mask).reshape(m, count, m).swapaxes(0, 1)
+    return (blocks * grid).sum((1, 2))
+
+  ours = kept(transposable_nm_mask(scores, pattern))
+  return 1 - ours / best, kept(nm_mask(scores, pattern)) / best - 1
+
+
+def matmul_mask(scores, masks):
+  """All masks of a block by one product with the scores (2102.08124)."""
+  m = masks.shape[-1]
+  rows, columns = scores.shape
+  grid = scores.reshape(rows // m, m, columns // m, m)
+  sums = jnp.einsum("pab,racb->rcp", masks, grid, precision="highest")
+  found = masks.astype(bool)[jnp.argmax(sums, -1)]
+  return found.swapaxes(1, 2).reshape(scores.shape)
+
+
+def all_masks(pattern):
+  """Every n:m mask of one block, by extending row after row."""
+  n, m = pattern.n, pattern.m
+  rows = [r for r in np.ndindex((2,) * m) if sum(r) == n]
+  found = [[]]
+  for _ in range(m):
+    found = [f + [r] for f in found for r in rows]
+    found = [f for f in found if max(np.sum(f, 0)) <= n]
+  return jnp.asarray(found, jnp.float32)
+
+
+def seconds(functions, w, rounds):
+  functions = [jax.jit(f) for f in functions]
+  for f in functions:
+    f(w).block_until_ready()
+  best = [math.inf] * len(functions)
+  for _ in range(rounds):
+    for i, f in enumerate(functions):
+      start = time.perf_counter()
+      f(w).block_until_ready()
+      best[i] = min(best[i], time.perf_counter() - start)
+  return best
+
+
+def times(pattern, w, rounds):
+  """ns per entry of a copy; ours, nm_mask and the product, in copies."""
+
+  def masked(make):
+    return lambda w: jnp.where(make(jnp.abs(w)), w, jnp.zeros((), w.dtype))
+
+  functions = [
+    lambda w: w * jnp.asarray(0.5, w.dtype),
+    masked(lambda s: transposable_nm_mask(s, pattern)),
+    masked(lambda s: nm_mask(s, pattern)),
+  ]
+  if pattern.m <= 4:
+    masks = all_masks(pattern)
+    functions.append(masked(lambda s: matmul_mask(s, masks)))
+  copy, *took = seconds(functions, w, rounds)
+  return copy / w.size * 1e9, [t / copy for t in took]
+
+
+def main():
+  parser = argparse.ArgumentParser(description="Transposable N:M masks.")
+  parser.add_argument("--size", default="2048x2048", help="rows x columns")
+  parser.add_argument("--patterns", default=PATTERNS, help="n:m,n:m,...")
+  parser.add_argument("--draw", default="normal", choices=sorted(DRAWS))
+  parser.add_argument("--blocks", type=int, default=200)
+  parser.add_argument("--rounds", type=int, default=7)
+  args = parser.parse_args()
+  patterns = [NM.parse(text) for text in args.patterns.split(",")]
+  print(f"{args.draw}, {args.blocks} blocks: gap to the best, %")
+  print("pattern |   mean  worst | nm_mask keeps more")
+  for pattern in patterns:
+    gap, beyond = gaps(pattern, args.draw, args.blocks)
+    print(
+      f"{pattern!s:>7} | {100 * gap.mean():6.3f} {100 * gap.max():6.2f}"
+      f" | {100 * beyond.mean():6.2f}",
+      flush=True,
+    )
+  shape = tuple(int(d) for d in args.size.split("x"))
+  w = jax.random.normal(jax.random.key(0), shape)
+  print(f"{jax.default_backend()}, jax {jax.__version__}, {args.size} float32")
+  print("pattern | copy ns/entry | ours nm_mask product, in copies")
+  for pattern in patterns:
+    copy, ratios = times(pattern, w, args.rounds)
+    shown = " ".join(f"{r:7.2f}" for r in ratios)
+    print(f"{pattern!s:>7} | {copy:6.2f} | {shown}", flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,92 @@
+"""Scores against their equations in numpy, and what becomes of NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from figs_jax.core import is_nm, nm_mask
+from figs_jax.core.scores import activation, magnitude, random_scores, saliency
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_equations(dtype):
+  rng = np.random.default_rng(0)
+  w = jnp.asarray(rng.normal(size=(4, 6)).astype(dtype))
+  g = jnp.asarray(rng.normal(size=(4, 6)).astype("float32"))
+  norms = np.abs(rng.normal(size=4)).astype("float32")
+  wide = np.asarray(w).astype("float32")
+  assert magnitude(w).dtype == w.dtype
+  np.testing.assert_array_equal(magnitude(w).astype("float32"), abs(wide))
+  np.testing.assert_array_equal(saliency(w, g), abs(wide * np.asarray(g)))
+  np.testing.assert_allclose(
+    activation(w, norms), abs(wide) * norms[:, None], rtol=1e-6
+  )
+
+
+def test_saliency_is_the_first_order_change_of_the_loss():
+  w = jax.random.normal(jax.random.key(0), (3, 2))
+  a = jax.random.normal(jax.random.key(1), (3, 2))
+
+  def loss(w):  # linear, so that the first order is all of it
+    return jnp.sum(a * w)
+
+  score = saliency(w, jax.grad(loss)(w))
+  for i, j in np.ndindex(3, 2):
+    change = abs(loss(w.at[i, j].set(0.0)) - loss(w))
+    assert float(score[i, j]) == pytest.approx(float(change), rel=1e-4)
+
+
+def test_small_half_precision_products_do_not_underflow():
+  w = jnp.asarray([1e-5, 3e-5], jnp.float16)
+  score = saliency(w, w)
+  assert score.dtype == jnp.float32 and 0 < score[0] < score[1]
+  with jax.enable_x64(True):
+    wide = saliency(jnp.ones(2, jnp.float64), jnp.ones(2, jnp.bfloat16))
+    assert wide.dtype == jnp.float64
+
+
+@pytest.mark.parametrize("axis", [0, 2, -1, (0, 2), (2, 0), (1, 0, 2)])
+def test_activation_takes_any_axes(axis):
+  rng = np.random.default_rng(1)
+  w = rng.normal(size=(2, 3, 4)).astype("float32")
+  axes = tuple(a % 3 for a in np.atleast_1d(axis))
+  norms = rng.random(tuple(w.shape[a] for a in axes)).astype("float32")
+  score = activation(w, norms, axis)
+  for index in np.ndindex(*w.shape):
+    expected = abs(w[index]) * norms[tuple(index[a] for a in axes)]
+    assert score[index] == expected
+
+
+def test_nan_is_pruned_first():
+  nan, inf = jnp.nan, jnp.inf
+  w = jnp.array([nan, 1.0, -2.0, 0.0])
+  g = jnp.array([5.0, nan, 0.1, inf])
+  for score, kept in (
+    (magnitude(w), [1, 2]),
+    (saliency(w, g), [0, 2]),  # the only number, then the first NaN
+    (activation(w, jnp.array([1.0, 1.0, nan, 1.0]), 0), [1, 3]),
+  ):
+    mask = nm_mask(score, "2:4", 0)
+    np.testing.assert_array_equal(np.flatnonzero(mask), kept)
+
+
+def test_random_scores_make_uniform_masks():
+  scores = random_scores(jax.random.key(0), (4, 20_000))
+  assert scores.dtype == jnp.float32
+  mask = nm_mask(scores, "2:4")
+  assert is_nm(mask, "2:4")
+  np.testing.assert_allclose(mask.mean(1), 0.5, atol=0.02)  # 5 standard errors
+  again = random_scores(jax.random.key(0), (4, 20_000))
+  np.testing.assert_array_equal(scores, again)
+  assert (scores != random_scores(jax.random.key(1), (4, 20_000))).any()
+
+
+def test_bad_shapes_are_named(unchecked):
+  w = jnp.ones((4, 6))
+  with pytest.raises(ValueError, match=r"\(4, 6\) and grad of shape \(6,\)"):
+    saliency(w, jnp.ones(6))
+  with pytest.raises(ValueError, match=r"one norm per input feature, \(4,\)"):
+    activation(w, jnp.ones(6))
+  with pytest.raises(ValueError, match="within -2..1"):
+    activation(w, jnp.ones(6), 2)

@@ -1,0 +1,306 @@
+"""Transposable masks: always valid, exact where promised, near elsewhere."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy import sparse
+from scipy.optimize import linprog
+
+from figs_jax.core import NM, is_nm, nm_mask
+from figs_jax.core.transposable import transposable_nm_mask
+
+COLLECTIVE = r" (all-|collective-|reduce-scatter)[a-z-]*\("
+EXACT = ("1:1", "1:2", "1:3", "2:3", "1:4", "2:4", "3:4", "1:5", "4:5")
+NEAR = ("2:5", "5:7", "1:8", "4:16")
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.int8)
+
+
+def grid(array, m):
+  """[..., blocks, blocks, m, m] of an array that ends in two kernel axes."""
+  array = np.asarray(array)
+  *lead, rows, columns = array.shape
+  split = array.reshape(*lead, rows // m, m, columns // m, m)
+  return np.swapaxes(split, -3, -2)
+
+
+def all_masks(n, m):
+  """[masks, m, m] by brute force over the rows' choices."""
+  rows = [np.isin(range(m), c) for c in itertools.combinations(range(m), n)]
+  found = [[]]
+  for _ in range(m):
+    found = [f + [r] for f in found for r in rows]
+    found = [f for f in found if np.sum(f, 0).max() <= n]
+  return np.array(found)
+
+
+def best_sum(block, n):
+  """The linear program of the b-matching; its vertices are integral."""
+  m = len(block)
+  a = sparse.vstack(
+    [
+      sparse.kron(sparse.eye(m), np.ones((1, m))),
+      sparse.kron(np.ones((1, m)), sparse.eye(m)),
+    ]
+  )
+  b = np.full(2 * m, n)
+  found = linprog(-block.ravel(), A_eq=a, b_eq=b, bounds=(0, 1))
+  return -found.fun
+
+
+def assert_valid(mask, nm):
+  blocks = grid(mask, nm.m)
+  assert np.all(blocks.sum(-1) == nm.n) and np.all(blocks.sum(-2) == nm.n)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+  pattern=st.sampled_from(("1:2", "2:4", "4:5") + NEAR),
+  dtype=st.sampled_from(DTYPES),
+  kind=st.sampled_from(["few", "constant", "specials", "huge", "tiny"]),
+  seed=st.integers(0, 2**32 - 1),
+)
+def test_valid_whatever_the_scores_are(pattern, dtype, kind, seed):
+  nm = NM.parse(pattern)
+  rng = np.random.default_rng(seed)
+  x = np.round(rng.normal(size=(nm.m, 4 * nm.m)))
+  if jnp.issubdtype(dtype, jnp.floating):
+    info = jnp.finfo(dtype)
+    x = x * float({"huge": info.max, "tiny": info.tiny}.get(kind, 1)) / 4
+  if kind == "constant":
+    x[:] = rng.choice([0, 1, 100])
+  if kind == "specials" and jnp.issubdtype(dtype, jnp.floating):
+    for value in (np.nan, np.inf, -np.inf, -0.0, float(info.max)):
+      x[rng.random(x.shape) < rng.choice([0, 0.2, 0.7])] = value
+  if not jnp.issubdtype(dtype, jnp.floating):
+    x = np.abs(x)
+  mask = transposable_nm_mask(jnp.asarray(x.astype(dtype)), nm)
+  assert mask.dtype == bool
+  assert_valid(mask, nm)
+  assert is_nm(mask, nm) and is_nm(mask, nm, -1)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 0.0])
+@pytest.mark.parametrize("pattern", ["2:4", "3:6"])
+def test_a_block_of_one_special_value_is_valid(pattern, special):
+  nm = NM.parse(pattern)
+  mask = transposable_nm_mask(jnp.full((2 * nm.m, nm.m), special), nm)
+  assert_valid(mask, nm)
+
+
+@pytest.mark.parametrize("pattern", EXACT)
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_best_of_all_masks(pattern, signed):
+  nm = NM.parse(pattern)
+  masks = all_masks(nm.n, nm.m).astype(float)
+  scores = np.random.default_rng(nm.m).normal(size=(3, 4 * nm.m, 5 * nm.m))
+  scores = (scores if signed else abs(scores)).astype(np.float32)
+  mask = transposable_nm_mask(scores, nm)
+  blocks = grid(scores, nm.m).astype(float)
+  best = np.einsum("...ab,pab->...p", blocks, masks).max(-1)
+  kept = (blocks * grid(mask, nm.m)).sum((-1, -2))
+  assert_valid(mask, nm)
+  np.testing.assert_allclose(kept, best, rtol=1e-6, atol=1e-6)
+
+
+def test_published_numbers_of_masks():
+  assert len(all_masks(2, 4)) == 90  # arXiv 2404.01847
+  assert [len(all_masks(1, m)) for m in (3, 4, 5)] == [6, 24, 120]
+
+
+@pytest.mark.parametrize(
+  "pattern, mean, worst",
+  [
+    ("1:8", 2e-3, 0.10),
+    ("2:8", 2e-3, 0.05),
+    ("4:8", 1e-3, 0.03),
+    ("4:16", 2e-3, 0.02),
+    ("8:16", 1e-3, 0.01),
+  ],
+)
+@pytest.mark.parametrize("draw", ["normal", "student"])
+def test_gap_to_the_optimum(pattern, mean, worst, draw):
+  nm, count = NM.parse(pattern), 25
+  rng = np.random.default_rng(5)
+  scores = (
+    rng.normal if draw == "normal" else lambda size: rng.standard_t(3, size)
+  )
+  scores = np.abs(scores(size=(nm.m, count * nm.m))).astype(np.float32)
+  mask = transposable_nm_mask(scores, nm)
+  assert_valid(mask, nm)
+  blocks = grid(scores, nm.m)[0].astype(float)
+  best = np.array([best_sum(block, nm.n) for block in blocks])
+  gap = 1 - (blocks * grid(mask, nm.m)[0]).sum((1, 2)) / best
+  assert gap.min() > -1e-6 and gap.mean() < mean and gap.max() < worst
+
+
+def test_infinities_come_first_and_nan_last():
+  """As many +inf, as few -inf and NaN as any mask can; then the sum."""
+  masks = all_masks(2, 4)
+  rng = np.random.default_rng(1)
+  x = rng.normal(size=(4, 4 * 60)).astype(np.float32)
+  for value in (np.inf, -np.inf, np.nan):
+    x[rng.random(x.shape) < 0.12] = value
+  found = grid(transposable_nm_mask(x, "2:4"), 4)[0]
+  for block, mask in zip(grid(x, 4)[0], found):
+
+    def rank(kept, block=block):
+      values = block[kept]
+      infinities = (values == np.inf).sum() - (values == -np.inf).sum()
+      return (
+        -np.isnan(values).sum(),
+        infinities,
+        values[np.isfinite(values)].sum(dtype=float),
+      )
+
+    best = max(rank(kept) for kept in masks)
+    ours = rank(mask)
+    assert ours[:2] == best[:2]
+    assert ours[2] == pytest.approx(best[2], abs=0.02)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("scale", [2.0**-100, 0.5, 2.0**100])
+def test_scaling_by_a_power_of_two_changes_nothing(pattern, scale):
+  scores = jax.random.normal(jax.random.key(0), (32, 16))
+  np.testing.assert_array_equal(
+    transposable_nm_mask(scores, pattern),
+    transposable_nm_mask(scores * scale, pattern),
+  )
+
+
+@pytest.mark.parametrize("pattern", ["1:3", "2:4"])
+def test_the_transpose_has_the_transposed_mask(pattern):
+  nm = NM.parse(pattern)
+  scores = jax.random.normal(jax.random.key(0), (5 * nm.m, 4 * nm.m))
+  np.testing.assert_array_equal(
+    transposable_nm_mask(scores, nm).T, transposable_nm_mask(scores.T, nm)
+  )
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "2:6"])
+@pytest.mark.parametrize(
+  "shape, axis, other, order",
+  [
+    ((3, 12, 24), -2, -1, (0, 1, 2)),
+    ((24, 3, 12), 0, 2, (1, 0, 2)),
+    ((12, 3, 24), -1, 0, (1, 2, 0)),
+    ((3, 3, 12, 24), -2, -1, (0, 1, 2, 3)),
+    ((3, 8, 12), (0, 1), 2, (0, 1, 2)),
+    ((12, 3, 8), 0, (2, 1), (0, 2, 1)),
+    ((4, 3, 12), (1, 0), (2,), (1, 0, 2)),
+  ],
+)
+def test_any_axes(pattern, shape, axis, other, order):
+  """Equal to the two axes flattened by hand and put last."""
+  nm = NM.parse(pattern)
+  scores = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  mask = transposable_nm_mask(scores, nm, axis, other=other)
+  length = np.prod([shape[a] for a in np.atleast_1d(axis)])
+  width = np.prod([shape[a] for a in np.atleast_1d(other)])
+  flat = scores.transpose(order).reshape(-1, length, width)
+  expected = transposable_nm_mask(flat, nm)
+  turned = np.asarray(mask).transpose(order).reshape(flat.shape)
+  np.testing.assert_array_equal(turned, expected)
+  assert is_nm(mask, nm, axis) and is_nm(mask, nm, other)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "2:8"])
+def test_vmap_scan_jit_and_grad(pattern):
+  stack = jax.random.normal(jax.random.key(2), (3, 16, 8))
+  each = jnp.stack([transposable_nm_mask(s, pattern) for s in stack])
+  batched = jax.vmap(lambda s: transposable_nm_mask(s, pattern))(stack)
+  scan = jax.lax.scan(
+    lambda c, s: (c, transposable_nm_mask(s, pattern)), 0, stack
+  )
+  for found in (batched, scan[1], transposable_nm_mask(stack, pattern)):
+    np.testing.assert_array_equal(found, each)
+
+  def loss(w):
+    return jnp.where(transposable_nm_mask(w, pattern), w, 0.0).sum()
+
+  np.testing.assert_array_equal(
+    jax.grad(loss)(stack[0]), each[0].astype(jnp.float32)
+  )
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "2:8"])
+@pytest.mark.parametrize(
+  "kind, spec",
+  [
+    (AxisType.Auto, ("x", "y")),
+    (AxisType.Auto, (("x", "y"),)),
+    (AxisType.Explicit, ("x", "y")),
+    (AxisType.Explicit, (None, "y")),
+  ],
+)
+def test_no_collective_where_blocks_lie_within_shards(pattern, kind, spec):
+  nm = NM.parse(pattern)
+  scores = jax.random.normal(jax.random.key(0), (8 * nm.m, 8 * nm.m))
+  expected = transposable_nm_mask(scores, nm)
+  mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(scores, NamedSharding(mesh, PartitionSpec(*spec)))
+    step = jax.jit(lambda s: transposable_nm_mask(s, nm))
+    text = step.lower(placed).compile().as_text()
+    mask = step(placed)
+  assert not re.search(COLLECTIVE, text)
+  assert mask.sharding.is_equivalent_to(placed.sharding, 2)
+  np.testing.assert_array_equal(mask, expected)
+
+
+def test_blocks_across_shards_do_communicate():
+  """The check above can fail: two blocks of 8 rows on four devices."""
+  mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+  sharding = NamedSharding(mesh, PartitionSpec("x"))
+  scores = jax.ShapeDtypeStruct((16, 16), jnp.float32, sharding=sharding)
+  step = jax.jit(lambda s: transposable_nm_mask(s, "2:8"))
+  assert re.search(COLLECTIVE, step.lower(scores).compile().as_text())
+
+
+def test_dense_empty_and_wide():
+  assert transposable_nm_mask(jnp.full((8, 4), jnp.nan), "4:4").all()
+  assert transposable_nm_mask(jnp.ones((0, 4)), "2:4").shape == (0, 4)
+  scores = jax.random.normal(jax.random.key(0), (64, 64))
+  assert_valid(transposable_nm_mask(scores, "3:64"), NM(3, 64))
+  with jax.enable_x64(True):
+    wide = 1 + 1e-12 * np.random.default_rng(0).normal(size=(4, 8))
+    mask = transposable_nm_mask(wide, "2:4")
+    blocks = grid(wide - 1, 4)
+    best = np.einsum("xyab,pab->xyp", blocks, all_masks(2, 4)).max(-1)
+    kept = (blocks * grid(mask, 4)).sum((-1, -2))
+  np.testing.assert_allclose(kept, best, atol=1e-14)
+
+
+def test_a_mask_along_one_axis_keeps_no_less():
+  scores = jnp.abs(jax.random.normal(jax.random.key(0), (64, 64)))
+  both = jnp.where(transposable_nm_mask(scores, "2:4"), scores, 0).sum()
+  assert both <= jnp.where(nm_mask(scores, "2:4"), scores, 0).sum()
+
+
+@pytest.mark.parametrize(
+  "shape, axis, other, message",
+  [
+    ((6, 4), 0, 1, r"axis 0 of shape \(6, 4\) has length 6, .* m=4; choose"),
+    ((4, 6), 0, 1, r"other 1 of shape \(4, 6\) has length 6"),
+    ((8, 8), 0, -2, "axis 0 and other -2 .* name one axis twice"),
+    ((8, 8), (0, 1), 1, "name one axis twice"),
+    ((8,), -2, -1, r"axis -2 of shape \(8,\)"),
+    ((8, 8), 0, 2, "within -2..1"),
+  ],
+)
+def test_bad_axes_are_named(shape, axis, other, message):
+  with pytest.raises(ValueError, match=message):
+    transposable_nm_mask(jnp.ones(shape), "2:4", axis, other=other)
+
+
+def test_scores_without_an_order():
+  for scores in (jnp.ones((4, 4)) > 0, jnp.ones((4, 4), jnp.complex64)):
+    with pytest.raises(TypeError, match="no sum to maximise"):
+      transposable_nm_mask(scores, "2:4")
