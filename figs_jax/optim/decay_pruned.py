@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from figs_jax.core.types import Array
-from figs_jax.optim.masked import MISSING, aligned, map_leaves
+from figs_jax.optim.masked import MISSING, Scalar, aligned, map_leaves
 
 Mode = Literal["into_grad", "decoupled"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -21,7 +21,7 @@ class DecayPrunedState(NamedTuple):
 
 
 def decay_pruned(
-  weight: float | int = 2e-4,
+  weight: Scalar = 2e-4,
   mode: str = "into_grad",
   schedule: optax.Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -39,10 +39,16 @@ def decay_pruned(
     scale_by_learning_rate(lr))`.
 
   Before the unscaling of a mixed-precision loss λ would shrink by the loss
-  scale; do not put it there.
+  scale; do not put it there. The third place of the term, inside the backward
+  pass as in the original, is the `decay` argument of `core.flow`: it comes
+  before clipping by nature, and under loss scaling needs λ times the scale.
+
+  The annealed decay of arXiv 2407.20584, λ(t) = α t up to T0 and constant
+  after, is `decay_pruned(α * T0, schedule=optax.linear_schedule(0., 1., T0))`.
 
   Args:
-    weight: λ, at least 0.
+    weight: λ, at least 0; a number, or a scalar array under
+      `optax.inject_hyperparams`.
     mode: `into_grad` or `decoupled`, the place this instance is meant for.
     schedule: step -> factor on λ; None is 1. Its step counts updates from 0.
 
@@ -64,7 +70,8 @@ def decay_pruned(
     raise ValueError(
       f"decay_pruned: mode {mode!r} is unknown: use {' or '.join(MODES)}"
     )
-  if not weight >= 0:
+  # An array comes from inject_hyperparams and may be traced.
+  if not isinstance(weight, Array) and not weight >= 0:
     raise ValueError(f"decay_pruned: weight {weight!r} must be at least 0")
 
   def init(params: Any) -> DecayPrunedState:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from figs_jax.core.types import Array
-from figs_jax.optim.masked import MISSING, aligned, map_leaves
+from figs_jax.optim.masked import MISSING, Scalar, aligned, map_leaves
 
 
 class GradientFlowState(NamedTuple):
@@ -18,7 +18,7 @@ class GradientFlowState(NamedTuple):
 
 
 def gradient_flow(
-  decay: float | int | optax.Schedule,
+  decay: Scalar | optax.Schedule,
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the updates of pruned entries by D: u * (m + D * not m).
 
@@ -28,7 +28,8 @@ def gradient_flow(
   At D = 0 a pruned entry gets exactly 0, whatever its gradient was.
 
   Args:
-    decay: D in [0, 1], or a schedule step -> D; steps count updates from 0.
+    decay: D in [0, 1], a number or (under `optax.inject_hyperparams`) a scalar
+      array, or a schedule step -> D; steps count updates from 0.
 
   Returns:
     A transform whose `update(updates, state, params=None, *, masks)` needs the
@@ -46,7 +47,9 @@ def gradient_flow(
   >>> updates["w"], updates["b"]
   (Array([1. , 0.5], dtype=float32), Array([1.], dtype=float32))
   """
-  if not callable(decay) and not 0 <= decay <= 1:
+  # An array comes from inject_hyperparams and may be traced.
+  number = not callable(decay) and not isinstance(decay, Array)
+  if number and not 0 <= decay <= 1:
     raise ValueError(
       f"gradient_flow: decay {decay!r} must lie in [0, 1], or be a schedule"
     )

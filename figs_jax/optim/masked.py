@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from figs_jax.core.tree import path_str
+from figs_jax.core.types import Array, Float, Int
 
+# A number of an optimizer: `optax.inject_hyperparams` makes it an array.
+Scalar = float | int | Float[Array, ""] | Int[Array, ""]
 MISSING: Any = object()
 
 

@@ -14,6 +14,7 @@ import optax
 
 from figs_jax.optim.step_adam import scale_by_step_adam
 
+_ADAFACTOR = {"adafactor", "scale_by_factored_rms"}
 _ADAM = {"b1", "b2", "eps", "eps_root", "mu_dtype", "nesterov"}
 
 
@@ -32,7 +33,8 @@ def replace_adam(
 
   Raises:
     ValueError: `tx` is no such chain, as with Nesterov momentum or when another
-      wrapper (`inject_hyperparams`, `MultiSteps`, `masked`) hides the Adam.
+      wrapper (`inject_hyperparams`, `MultiSteps`, `masked`) hides the Adam;
+      Adafactor anywhere in it.
 
   >>> tx = replace_adam(optax.adamw(1e-3), t_min=10, t_max=50)
   >>> type(tx.init({})[0]).__name__
@@ -41,6 +43,14 @@ def replace_adam(
   members = _flat(tx)
   if any(_made_by(m, "scale_by_step_adam", "figs_jax") for m in members):
     return optax.with_extra_args_support(tx)
+  if _reaches(tx, _ADAFACTOR):
+    raise ValueError(
+      "STEP cannot freeze Adafactor's second moment: it is factored into row"
+      " and column means, so neither |v_t - v_{t-1}| nor a frozen v* exists per"
+      " coordinate, and its decay tends to 1, so that it would always seem"
+      " settled; use figs_jax.optim.step_adamw(learning_rate, t_min=...,"
+      " t_max=..., mu_dtype=jnp.bfloat16), or another recipe"
+    )
   adams = [member for member in members if _settings(member)]
   if len(adams) != 1:
     raise ValueError(
@@ -102,6 +112,32 @@ def _settings(tx: Any) -> dict[str, Any] | None:
   if found.pop("nesterov"):
     return None
   return found
+
+
+def _reaches(thing: Any, makers: set[str], seen: tuple[Any, ...] = ()) -> bool:
+  """Whether an optax function of one of these names is behind a transform.
+
+  Follows closures, containers and bound methods, so that it also looks into the
+  wrappers that stay closed to `_members`.
+  """
+  if any(thing is other for other in seen):
+    return False
+  seen = (*seen, thing)
+  if isinstance(thing, dict):
+    inside = [*thing.values()]
+  elif isinstance(thing, (tuple, list)):
+    inside = [*thing]
+  elif isinstance(thing, optax.MultiSteps):
+    inside = [thing.inner_opt]
+  elif callable(thing):
+    module = getattr(thing, "__module__", None) or ""
+    name = getattr(thing, "__qualname__", "").split(".")[0]
+    if module.split(".")[0] == "optax" and name in makers:
+      return True
+    inside = [*_closure(thing).values(), getattr(thing, "__self__", None)]
+  else:
+    return False
+  return any(_reaches(part, makers, seen) for part in inside)
 
 
 def _made_by(tx: Any, maker: str, package: str = "optax") -> bool:
