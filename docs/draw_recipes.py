@@ -1,0 +1,193 @@
+"""Renews what docs/recipes.md takes from the code: pictures and tables.
+
+    python docs/draw_recipes.py
+
+draws docs/recipes/NAME.png for every section "## `NAME`" of docs/recipes.md and
+all of them in docs/recipes/all.png, and rewrites what stands between the
+markers `<!-- begin ... -->` and `<!-- end -->`: tables of options, and files
+shown as code. Every picture holds what it shows, so that a test can tell
+whether it is out of date. Needs matplotlib (`pip install 'figs_jax[plots]'`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, PngImagePlugin
+
+from figs_jax import recipes
+from figs_jax.recipes import registry
+from figs_jax.recipes.picture import draw, timeline_table
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "recipes.md"
+PICTURES = ROOT / "docs" / "recipes"
+PATTERN, STEPS, COLUMNS = "1:8", 1000, 4
+_BLOCK = re.compile(r"(<!-- begin (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def documented(page: str) -> list[str]:
+  """The recipes that have a section, in the page's order."""
+  return re.findall(r"^## `(\w+)`", page, re.MULTILINE)
+
+
+def stamp(recipe: recipes.Recipe) -> str:
+  """What a picture shows, as JSON: the table at 41 steps of the run."""
+  steps = np.linspace(0, recipe.total_steps - 1, 41).round().astype(int)
+  table = timeline_table(recipe, steps)
+  shown = {
+    name: np.asarray(value).tolist()
+    if np.asarray(value).dtype.kind not in "f"
+    else np.asarray(value, float).round(4).tolist()
+    for name, value in table._asdict().items()
+    if name not in ("targets", "refresh")
+  }
+  return json.dumps(shown | {"gradient": recipe.grad_mode})
+
+
+def save(figure: Figure, path: Path, text: str) -> None:
+  """A PNG of few colours that holds a text."""
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png")
+  picture = Image.open(buffer).convert("RGB")
+  info = PngImagePlugin.PngInfo()
+  info.add_text("Timeline", text, zip=True)
+  small = picture.quantize(256, dither=Image.Dither.NONE)
+  small.save(path, optimize=True, pnginfo=info)
+
+
+def overview(names: list[str]) -> Figure:
+  """All recipes side by side, under one legend."""
+  rows = -(-len(names) // COLUMNS)
+  figure = Figure(
+    figsize=(2.5 * COLUMNS, 1.45 * rows + 0.4), dpi=105, layout="constrained"
+  )
+  grid = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False)
+  handles: dict[str, Any] = {}
+  for ax, name in zip(grid.flat, names):
+    draw(recipes.create(name, PATTERN, STEPS), ax)
+    ax.set_title("", loc="right")
+    ax.set_xticks([0, STEPS // 2, STEPS])
+    lines, labels = ax.get_legend_handles_labels()
+    handles |= dict(zip(labels, lines))
+  handles = dict(sorted(handles.items(), key=lambda one: "phase" in one[0]))
+  for ax in grid.flat[len(names) :]:
+    ax.set_axis_off()
+  figure.legend(
+    handles.values(), handles, loc="outside upper center", ncols=len(handles),
+    frameon=False, fontsize=9,
+  )  # fmt: skip
+  return figure
+
+
+def shared_options() -> dict[str, str]:
+  """The options of every recipe: name -> what it means."""
+  return _meanings(inspect.getdoc(recipes.create), "its own every recipe has")
+
+
+def meanings(name: str) -> dict[str, str]:
+  """A recipe's own options: name -> what its builder says of it."""
+  text = inspect.getdoc(registry._builder(name)) or ""
+  found = _meanings(text, "Options:")
+  if found:
+    return found
+  other = re.search(r"Options as (?:in `(\w+)`|there)", text)
+  if other is None:
+    return {}
+  source = other[1] or re.findall(r"`(\w+)`", text)[0]
+  return dict.fromkeys(meanings(source), f"as in `{source}`")
+
+
+def _meanings(text: str | None, after: str) -> dict[str, str]:
+  """Indented lines "a, b: meaning" that follow a heading, as a dict."""
+  lines = (text or "").partition(after)[2].splitlines()[1:]
+  depth = min((_depth(line) for line in lines[:1]), default=0)
+  found: dict[str, str] = {}
+  keys: list[str] = []
+  for line in lines:
+    if not line.strip() or _depth(line) < depth:
+      break
+    head = re.match(r"\s*([a-z_]+(?:, [a-z_]+)*): (.*)", line)
+    if head and _depth(line) == depth:
+      keys = head[1].split(", ")
+      found |= dict.fromkeys(keys, head[2])
+    else:
+      found |= {key: f"{found[key]} {line.strip()}" for key in keys}
+  return found
+
+
+def _depth(line: str) -> int:
+  return len(line) - len(line.lstrip())
+
+
+def options_table(name: str) -> str:
+  """A recipe's options; those of every recipe only where it differs."""
+  common, said = registry._COMMON, meanings(name)
+  rows = {
+    key: (default, "" if key in common else said[key])
+    for key, default in recipes.options(name).items()
+    if key not in common or common[key] != default
+  }
+  return _table(rows) if rows else "No options of its own.\n"
+
+
+def common_table() -> str:
+  """The options of every recipe."""
+  said = shared_options()
+  common = registry._COMMON.items()
+  return _table({key: (default, said[key]) for key, default in common})
+
+
+def _table(rows: dict[str, tuple[Any, str]]) -> str:
+  lines = ["| option | default | |", "|---|---|---|"]
+  for key, (default, text) in rows.items():
+    text = text.rstrip(".;").replace("|", r"\|")
+    lines.append(f"| `{key}` | `{default!r}` | {text} |")
+  return "\n".join(lines) + "\n"
+
+
+def generated(what: str) -> str:
+  """What belongs after `<!-- begin WHAT -->`.
+
+  Raises:
+    ValueError: nothing is known under that name.
+  """
+  kind, _, name = what.partition(" ")
+  if what == "options of every recipe":
+    return common_table()
+  if kind == "options":
+    return options_table(name)
+  if kind == "file":
+    return f"```python\n{(ROOT / name).read_text().strip()}\n```\n"
+  raise ValueError(f"{PAGE.name}: cannot generate {what!r}")
+
+
+def renewed(page: str) -> str:
+  """The page with all that is generated written anew."""
+  return _BLOCK.sub(lambda m: m[1] + generated(m[2]) + m[3], page)
+
+
+def main() -> None:
+  matplotlib.rcParams["font.family"] = "DejaVu Sans"
+  page = PAGE.read_text()
+  PAGE.write_text(renewed(page))
+  names = documented(page)
+  PICTURES.mkdir(exist_ok=True)
+  stamps = {}
+  for name in names:
+    recipe = recipes.create(name, PATTERN, STEPS)
+    stamps[name] = stamp(recipe)
+    save(draw(recipe).figure, PICTURES / f"{name}.png", stamps[name])
+  save(overview(names), PICTURES / "all.png", json.dumps(stamps))
+
+
+if __name__ == "__main__":
+  main()
