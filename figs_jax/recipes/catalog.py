@@ -201,7 +201,8 @@ def figs(
   plain: Recipe, *, k: int = 8, grad_mode: str = "ste", nested: bool = False
 ) -> Recipe:
   """`sdgf_geometric` with k = 8: 8:32, 4:16, 2:8, 1:4. Options as there."""
-  return sdgf_geometric(plain, k=k, grad_mode=grad_mode, nested=nested)
+  plain = sdgf_geometric(plain, k=k, grad_mode=grad_mode, nested=nested)
+  return replace(plain, sources=("figs-deck", _PAPER))
 
 
 @register("mdgf_sdgf")

@@ -158,8 +158,14 @@ class Recipe:
     line = self.timeline
     rows = [("steps", "phase", "pattern", "leak", "gradient")]
     edges = self._edges()
+    spans: list[tuple[int, int, tuple[str, ...]]] = []
     for first, end in zip(edges, edges[1:]):
-      rows.append(self._row(first, end - 1))
+      cells = self._row(first, end - 1)
+      if spans and spans[-1][2] == cells:  # nothing happens at this edge
+        spans[-1] = (spans[-1][0], end - 1, cells)
+      else:
+        spans.append((first, end - 1, cells))
+    rows += [(f"{first}..{last}", *cells) for first, last, cells in spans]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     text = [f"{self.name}: {self.pattern}, {self.total_steps} steps"]
     for *cells, last in rows:
@@ -203,7 +209,7 @@ class Recipe:
       edges.add(getattr(self.leak, "end", 0))
     return sorted(edge for edge in edges if edge <= line.total_steps)
 
-  def _row(self, first: int, last: int) -> tuple[str, str, str, str, str]:
+  def _row(self, first: int, last: int) -> tuple[str, str, str, str]:
     leaks = [f"{self.leak_at(step):.4g}" for step in (first, last)]
     moment = self.at(first, self.timeline.switched_by(first))
     dense = int(moment.stage) == 0
@@ -214,7 +220,6 @@ class Recipe:
     else:
       phase = "sparse"
     return (
-      f"{first}..{last}",
       phase,
       str(self.pattern_at(first)),
       leaks[0] if leaks[0] == leaks[1] else "..".join(leaks),
