@@ -153,7 +153,7 @@ def _mask(
 ) -> Array:
   compare = select.compares(scores.dtype, n, groups.m)
   # Ordered before the split: after it XLA no longer vectorizes 16-bit floats.
-  keys = select.ordered(lax.stop_gradient(scores), wide=compare)
+  keys = select.ordered(lax.stop_gradient(scores))
   if isinstance(n, int) and n == groups.m:
     return jnp.ones(scores.shape, bool) if inside is None else inside
   if inside is not None:

@@ -1,17 +1,34 @@
 """The n largest of every group of m, exactly, without sorting.
 
 Scores become ordered integers (`ordered`), so that one integer comparison
-also settles signed zeros and NaN. Three ways then find the n largest along an
+also settles signed zeros and NaN. Four ways then find the n largest along an
 axis of length m; all agree to the last tie, which goes to the lowest index:
 
 * comparison: rank_i = #{j: s_j > s_i, or s_j = s_i and j < i} < n. It costs m
-  per entry and fuses into one pass without temporaries: small m.
-* network: a tree of bitonic merges finds the n-th largest key as straight-line
-  code, a constant few operations per entry: static n, m up to 64.
+  per entry and fuses into one pass without temporaries.
+* maximum: the largest key, where n = 1.
+* network: a tree of Batcher's merges finds the n-th largest key as
+  straight-line code, up to twenty operations per entry.
 * search: the n-th largest key two bits at a time, sixteen passes for float32
-  whatever m is: wide groups, and a traced n that is too wide to compare.
+  whatever m is.
 
-The last two give a threshold per group; `_keep` turns it into exactly n
+Which is taken depends on n, m and the width of the scores, neither on the axis
+nor on the size. Measured on a CPU, mask and apply, in copies of the array:
+
+  n       m          way         float32      16 bits
+  static  1..8       comparison  1.0 .. 1.6   (slower than the network)
+  static  1..128     network     1.5 .. 2.2   1.5 .. 3.5
+  1       9..16      maximum     1.4 .. 1.6   1.5 .. 1.9
+  1       from 128   maximum     1.7 .. 2.1   2.1 .. 2.8
+  static  from 129   search      2.6 .. 4.8   4.2 .. 6
+  traced  1..64      network     1.1 .. 2.1   1.7 .. 3.6
+  traced  from 65    search      2.6 .. 4.8   4.2 .. 6
+
+where the first fitting row counts, but the maximum before the network. What
+ends the network is its compilation: 1 second for 16:128, 2 for 64:128, but 7
+for 16:256 and minutes for 32:256.
+
+All but the first give a threshold per group; `_keep` turns it into exactly n
 entries by bit counts on one word per 16 entries, so no branch depends on
 whether any two scores tie: everything vmaps and shards.
 """
@@ -26,8 +43,7 @@ from jax import lax
 
 from figs_jax.core.types import Array, Bool, Int, Shaped
 
-# Where one way overtakes the next: benchmarks/masks.py, on a CPU.
-_COMPARE, _COMPARE_TRACED, _NETWORK = 8, 16, 64
+_COMPARE, _MAXIMUM, _NETWORK, _NETWORK_TRACED = 8, 16, 128, 64
 _WORD = 16
 
 Compare = Callable[[Array, Array], Array]
@@ -36,19 +52,17 @@ Compare = Callable[[Array, Array], Array]
 def compares(dtype: jnp.dtype, n: int | Array, m: int) -> bool:
   """Whether to rank by comparison: m is small, and key + 1 cannot overflow."""
   full = jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize >= 4
-  return m <= (_COMPARE if isinstance(n, int) else _COMPARE_TRACED) and not full
+  half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2
+  return isinstance(n, int) and m <= _COMPARE and not full and not half
 
 
-def ordered(
-  scores: Shaped[Array, "*shape"], wide: bool = False
-) -> Int[Array, "*shape"]:
+def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
   """Signed integers in the order of the scores: NaN < -inf < ... < -0 = 0.
 
   NaN is one above the lowest integer, which is left for what is worse yet.
 
   IEEE floats are sign and magnitude, and the magnitude's bits are ordered, so
-  the key is the magnitude with the sign applied in two's complement. Unless
-  `wide`, 16-bit floats give 16-bit keys.
+  the key is the magnitude with the sign applied in two's complement.
 
   Raises:
     TypeError: Boolean or complex scores, which have no order to rank by.
@@ -68,7 +82,7 @@ def ordered(
       f"scores of dtype {dtype} have no order to rank by: pass real numbers,"
       " as in nm_mask(jnp.abs(kernel), pattern)"
     )
-  if dtype.itemsize == 1 or (wide and dtype.itemsize == 2):
+  if dtype.itemsize == 1:
     scores = scores.astype(jnp.float32)
   signed = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[scores.dtype.itemsize]
   bits = lax.bitcast_convert_type(scores, signed)
@@ -116,10 +130,11 @@ def by_threshold(
   >>> by_threshold(jnp.array([1, 3, 3, 2]), 1, 0)
   Array([False,  True, False, False], dtype=bool)
   """
-  if isinstance(n, int) and keys.shape[axis] <= _NETWORK:
-    threshold = _network(keys, n, axis)
-  elif isinstance(n, int) and n == 1:
+  m, static = keys.shape[axis], isinstance(n, int)
+  if static and n == 1 and not _MAXIMUM < m < _NETWORK:
     threshold = jnp.max(keys, axis, keepdims=True)
+  elif m <= (_NETWORK if static else _NETWORK_TRACED):
+    threshold = _network(keys, n, axis)
   else:
     threshold = _search(keys, n, axis)
   return _keep(keys, threshold, n, axis, inside)
@@ -174,36 +189,58 @@ def _keep(
 
 
 def _network(
-  keys: Int[Array, "*shape"], n: int, axis: int
+  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
 ) -> Int[Array, "*group"]:
   """The n-th largest key of each group, length 1 along `axis`."""
   m = keys.shape[axis]
-  best, worst, rank = lax.max, lax.min, n
-  if rank > m - n + 1:  # the n-th largest is the (m-n+1)-th smallest
-    best, worst, rank = lax.min, lax.max, m - n + 1
   wires = [lax.index_in_dim(keys, j, axis, keepdims=True) for j in range(m)]
-  padding = [None] * ((1 << (m - 1).bit_length()) - m)
-  found = _first(wires + padding, 1 << (rank - 1).bit_length(), best, worst)
-  return _fence(found[rank - 1])
+  if isinstance(n, int) and n > m - n + 1:
+    # The n-th largest is the (m-n+1)-th smallest.
+    return _fence(_best(wires, m - n + 1, lax.min, lax.max)[m - n])
+  if isinstance(n, int):
+    return _fence(_best(wires, n, lax.max, lax.min)[n - 1])
+  first, *rest = _best(wires, m, lax.max, lax.min)
+  for place, wire in enumerate(rest, 2):
+    first = jnp.where(n >= place, wire, first)
+  return _fence(first)
+
+
+def _best(wires: list, count: int, best: Compare, worst: Compare) -> list:
+  """At least the first `count` of the wires in order, best first."""
+  size = 1 << (len(wires) - 1).bit_length()
+  padding = [None] * (size - len(wires))
+  limit = 1 << (count - 1).bit_length()
+  return _first(wires + padding, limit, best, worst)[: len(wires)]
 
 
 def _first(wires: list, count: int, best: Compare, worst: Compare) -> list:
   """The first `count` of the wires in order (or all, if fewer), best first.
 
-  Merging two sorted lists is one comparison of each entry with its mirror
-  image, then a clean-up of bitonic halves (Batcher, 1968). Both lengths are
-  powers of two. None stands for a wire worse than all.
+  Two sorted lists whose entries are all wanted are merged odd with even; where
+  only the better half is, each entry meets its mirror image in the other list,
+  and the winners, a bitonic list, are sorted by halves (Batcher, 1968). All
+  lengths are powers of two. None stands for a wire worse than all.
   """
   if len(wires) == 1:
     return wires
   half = len(wires) // 2
   left = _first(wires[:half], count, best, worst)
-  right = _first(wires[half:], count, best, worst)[::-1]
-  merged = _clean([_pick(best, x, y) for x, y in zip(left, right)], best, worst)
-  if len(merged) < count:
-    rest = [_drop(worst, x, y) for x, y in zip(left, right)]
-    merged += _clean(rest, best, worst)
-  return merged
+  right = _first(wires[half:], count, best, worst)
+  if len(left) < count:
+    return _merge(left, right, best, worst)
+  winners = [_pick(best, x, y) for x, y in zip(left, right[::-1])]
+  return _clean(winners, best, worst)
+
+
+def _merge(left: list, right: list, best: Compare, worst: Compare) -> list:
+  """Merges two sorted lists of one length."""
+  if len(left) == 1:
+    return [_pick(best, *left, *right), _drop(worst, *left, *right)]
+  even = _merge(left[::2], right[::2], best, worst)
+  odd = _merge(left[1::2], right[1::2], best, worst)
+  pairs = list(zip(even[1:], odd[:-1]))
+  inner = [(_pick(best, x, y), _drop(worst, x, y)) for x, y in pairs]
+  return [even[0], *(x for pair in inner for x in pair), odd[-1]]
 
 
 def _clean(wires: list, best: Compare, worst: Compare) -> list:
