@@ -29,15 +29,6 @@ def equinox():
   return params
 
 
-def equinox_all():
-  """Not filtered by float only: what `filter` leaves out is None."""
-  model = eqx.nn.Sequential(
-    [eqx.nn.Linear(4, 3, use_bias=False, key=jax.random.key(0)),
-     eqx.nn.Lambda(jax.nn.relu)]
-  )  # fmt: skip
-  return eqx.filter(model, eqx.is_array)
-
-
 def nnx_dict():
   class Net(nnx.Module):
     def __init__(self, rngs):
@@ -52,10 +43,7 @@ def nnx_state():
   return nnx.state(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.Param)
 
 
-TREES = {
-  fn.__name__: fn
-  for fn in (plain, linen, equinox, equinox_all, nnx_dict, nnx_state)
-}
+TREES = {fn.__name__: fn for fn in (plain, linen, equinox, nnx_dict, nnx_state)}
 
 
 def histories(params):
