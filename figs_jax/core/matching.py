@@ -37,8 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
+from figs_jax.core.select import by_threshold, ordered
 from figs_jax.core.types import Array, Bool, Float
 
 # The most masks of one block that are enumerated: 120 are possible at 1:5.
@@ -199,7 +199,8 @@ def _fill(
     keys, left = keys_and_left
     keys = jnp.where(need == left, jnp.inf, keys)
     keys = jnp.where(need == 0, -jnp.inf, keys)
-    kept = nm_mask(keys, pattern, 0)
+    # Within a scan this beats nm_mask's comparisons, also for small m.
+    kept = by_threshold(ordered(keys), pattern.n, 0)
     return need - kept.astype(jnp.int32), kept
 
   need = jnp.full_like(keys[0], pattern.n, jnp.int32)
