@@ -1,8 +1,9 @@
 """N:M sparsity on plain arrays: patterns, masks, masked weights, rules.
 
 Arrays in, arrays out; jax and numpy only. `NM` says how many weights of a
-group are kept, `nm_mask` which ones, `flow` what the forward and the backward
-pass see of the others, `Rules` which kernel gets which pattern.
+group are kept, `nm_mask` and its kin which ones, `flow` what the forward and
+the backward pass see of the others, `Rules` which kernel gets which pattern,
+`pack` what is left to store.
 """
 
 from figs_jax.core.flow import Flow, flow
@@ -13,19 +14,42 @@ from figs_jax.core.masks import (
   kept_magnitude,
   nm_mask,
 )
+from figs_jax.core.mvue import mvue
+from figs_jax.core.packing import Packed, pack, pack_tree, unpack, unpack_tree
 from figs_jax.core.pattern import NM
+from figs_jax.core.regrow import regrow_mask
 from figs_jax.core.rules import Rules
+from figs_jax.core.scores import activation, magnitude, saliency
+from figs_jax.core.soft import s_ste, soft_scale, soft_threshold
+from figs_jax.core.transposable import transposable_nm_mask
 from figs_jax.core.tree import Leaf
+from figs_jax.core.unstructured import global_masks, top_mask
 
 __all__ = [
   "NM",
   "Flow",
   "Leaf",
+  "Packed",
   "Rules",
+  "activation",
   "density",
   "flip_rate",
   "flow",
+  "global_masks",
   "is_nm",
   "kept_magnitude",
+  "magnitude",
+  "mvue",
   "nm_mask",
+  "pack",
+  "pack_tree",
+  "regrow_mask",
+  "s_ste",
+  "saliency",
+  "soft_scale",
+  "soft_threshold",
+  "top_mask",
+  "transposable_nm_mask",
+  "unpack",
+  "unpack_tree",
 ]

@@ -8,19 +8,16 @@ flattened in the order given; for a `[in, out]` kernel the contraction axis is
 
 from __future__ import annotations
 
-import dataclasses
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from figs_jax.core import select
+from figs_jax.core.groups import Axis, Groups
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Bool, Float, Int, Shaped
 
-Axis = int | tuple[int, ...]
 Count = int | Int[Array, ""] | None
 
 
@@ -55,7 +52,8 @@ def nm_mask(
       mask before. A group with fewer such entries than n keeps all of them.
 
   Raises:
-    TypeError: Boolean or complex scores, or an n that is no integer.
+    TypeError: Boolean or complex scores, an n that is no integer, or an inside
+      that is not Boolean.
     ValueError: m * stride does not divide the length of the group axis, an
       axis is out of range or named twice, n is not within 1..m, stride is no
       positive integer, or inside has another shape.
@@ -69,10 +67,12 @@ def nm_mask(
   """
   pattern = NM.parse(pattern)
   scores = jnp.asarray(scores)
-  groups = _Groups.of(scores.shape, pattern.m, axis, stride)
+  groups = Groups.of(scores.shape, pattern.m, axis, stride)
   if inside is not None:
     inside = jnp.asarray(inside)
     _same_shape(scores, inside)
+    if inside.dtype != bool:
+      raise TypeError(f"inside of dtype {inside.dtype}: pass a Boolean mask")
   if isinstance(n, Array):
     return _traced_mask(scores, groups, _scalar(n), inside)
   if n is not None:
@@ -102,7 +102,7 @@ def is_nm(
   """
   pattern = NM.parse(pattern)
   array = jnp.asarray(array_or_mask)
-  groups = _Groups.of(array.shape, pattern.m, axis, stride)
+  groups = Groups.of(array.shape, pattern.m, axis, stride)
   mask = array if array.dtype == bool else array != 0
   kept = jnp.sum(groups.split(mask), groups.axis, dtype=jnp.int32)
   if array.dtype == bool:
@@ -149,7 +149,7 @@ def kept_magnitude(
 
 
 def _mask(
-  scores: Array, groups: _Groups, n: int | Array, inside: Array | None
+  scores: Array, groups: Groups, n: int | Array, inside: Array | None
 ) -> Array:
   compare = select.compares(scores.dtype, n, groups.m)
   # Ordered before the split: after it XLA no longer vectorizes 16-bit floats.
@@ -179,72 +179,3 @@ def _scalar(n: Array) -> Array:
 def _same_shape(a: Array, b: Array) -> None:
   if a.shape != b.shape:
     raise ValueError(f"shapes {a.shape} and {b.shape} differ: pass equal ones")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Groups:
-  """How an array is split into groups of m, and put together again.
-
-  The array is transposed by `order` (rarely more than the identity) to
-  `shape`, then reshaped to `grouped`: [..., groups, m, stride, ...] with m at
-  `axis`.
-  """
-
-  order: tuple[int, ...]
-  shape: tuple[int, ...]
-  grouped: tuple[int, ...]
-  axis: int
-
-  @classmethod
-  def of(
-    cls, shape: tuple[int, ...], m: int, axis: Axis, stride: int = 1
-  ) -> _Groups:
-    if isinstance(stride, bool) or stride < 1:
-      raise ValueError(f"stride {stride}: pass a positive integer")
-    axes = _normalized(shape, axis)
-    length = math.prod(shape[a] for a in axes)
-    span = m * stride
-    if length % span:
-      at = "" if stride == 1 else f" at stride {stride}, which spans {span}"
-      raise ValueError(
-        f"axis {axis} of shape {shape} has length {length}, not a multiple of"
-        f" m={m}{at}; choose an m that divides it, pass another axis=, or keep"
-        " this array dense"
-      )
-    # Groups that fit into the last axes do not see how the first flatten.
-    while len(axes) > 1 and math.prod(shape[a] for a in axes[1:]) % span == 0:
-      axes = axes[1:]
-    rest = [a for a in range(len(shape)) if a not in axes]
-    lead = sum(a < axes[0] for a in rest)
-    order = (*rest[:lead], *axes, *rest[lead:])
-    turned = tuple(shape[a] for a in order)
-    length = math.prod(shape[a] for a in axes)
-    group = (length // span, m) if stride == 1 else (length // span, m, stride)
-    grouped = (*turned[:lead], *group, *turned[lead + len(axes) :])
-    return cls(order, turned, grouped, lead + 1)
-
-  @property
-  def m(self) -> int:
-    return self.grouped[self.axis]
-
-  def split(self, x: Array) -> Array:
-    return x.transpose(self.order).reshape(self.grouped)
-
-  def join(self, x: Array) -> Array:
-    back = sorted(range(len(self.order)), key=self.order.__getitem__)
-    return x.reshape(self.shape).transpose(back)
-
-
-def _normalized(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
-  """The axes as non-negative numbers."""
-  given = (axis,) if isinstance(axis, int) else tuple(axis)
-  rank = len(shape)
-  if not given or any(not -rank <= a < rank for a in given):
-    raise ValueError(
-      f"axis {axis} of shape {shape}: name one or more axes within"
-      f" {-rank}..{rank - 1}"
-    )
-  axes = tuple(a % rank for a in given)
-  if len(set(axes)) < len(axes):
-    raise ValueError(f"axis {axis} of shape {shape} names an axis twice")
-  return axes

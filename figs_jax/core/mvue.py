@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from figs_jax.core.masks import Axis, _Groups
+from figs_jax.core.groups import Axis, Groups
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Float
 
@@ -47,7 +47,7 @@ def mvue_probabilities(
   Array([1.  , 0.25, 0.5 , 0.25], dtype=float32)
   """
   pattern = NM.parse(pattern)
-  groups = _Groups.of(x.shape, pattern.m, axis)
+  groups = Groups.of(x.shape, pattern.m, axis)
   return _join_probabilities(x, groups, pattern.n)
 
 
@@ -83,7 +83,7 @@ def mvue(
   Array([ 3., -1.], dtype=float32)
   """
   pattern = NM.parse(pattern)
-  groups = _Groups.of(x.shape, pattern.m, axis)
+  groups = Groups.of(x.shape, pattern.m, axis)
   if pattern.is_dense:
     return x
   return _draw(key, x, groups, pattern.n)
@@ -91,12 +91,12 @@ def mvue(
 
 # Compiled also when called eagerly, as masks are.
 @partial(jax.jit, static_argnums=(1, 2))
-def _join_probabilities(x: Array, groups: _Groups, n: int) -> Array:
+def _join_probabilities(x: Array, groups: Groups, n: int) -> Array:
   return groups.join(_probabilities(groups.split(x), n, groups.axis))
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _draw(key: Array, x: Array, groups: _Groups, n: int) -> Array:
+def _draw(key: Array, x: Array, groups: Groups, n: int) -> Array:
   values = groups.split(x)
   p = _probabilities(values, n, groups.axis)
   kept = _systematic(key, p, n, groups.axis)

@@ -32,7 +32,7 @@ import numpy as np
 
 from figs_jax.core.bitstream import pack_bits, unpack_bits
 from figs_jax.core.diagnostics import first_bad_group
-from figs_jax.core.masks import Axis, _Groups
+from figs_jax.core.groups import Axis, Groups
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import nearest
 from figs_jax.core.tree import Leaf, flatten, path_str
@@ -241,7 +241,7 @@ def _axes(
 ) -> tuple[int, ...]:
   """The group axes, non-negative, in order."""
   try:
-    _Groups.of(shape, pattern.m, axis)
+    Groups.of(shape, pattern.m, axis)
   except ValueError as error:
     raise ValueError(f"{name}: {error}") from error
   given = (axis,) if isinstance(axis, int) else axis

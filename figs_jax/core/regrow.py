@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from figs_jax.core.masks import Axis, _Groups, nm_mask
+from figs_jax.core.groups import Axis, Groups
+from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Bool, Float
 from figs_jax.core.unstructured import top_mask
@@ -57,7 +58,7 @@ def regrow_mask(
   if scope not in SCOPES:
     raise ValueError(f"scope {scope!r} is unknown: use {' or '.join(SCOPES)}")
   pattern = NM.parse(pattern)
-  n, groups = pattern.n, _Groups.of(weight.shape, pattern.m, axis)
+  n, groups = pattern.n, Groups.of(weight.shape, pattern.m, axis)
   magnitude = jnp.abs(weight).astype(jnp.float32)
   strength = jnp.where(mask, magnitude, -1)
   share = jnp.asarray(share, jnp.float32)

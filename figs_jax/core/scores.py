@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.core.masks import Axis, _normalized
+from figs_jax.core.groups import Axis, normalized
 from figs_jax.core.types import Array, Float
 
 
@@ -75,7 +75,7 @@ def activation(
          [3., 3.]], dtype=float32)
   """
   weight, norms = _wide(weight, norms)
-  axes = _normalized(weight.shape, axis)
+  axes = normalized(weight.shape, axis)
   features = tuple(weight.shape[a] for a in axes)
   if norms.shape != features:
     raise ValueError(

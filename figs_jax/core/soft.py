@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from figs_jax.core.masks import Axis, _Groups
+from figs_jax.core.groups import Axis, Groups
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Bool, Float
 
@@ -54,13 +54,13 @@ def soft_threshold(
       f"mask of shape {jnp.shape(mask)} on a kernel of {jnp.shape(kernel)}:"
       " they must be equal; take the mask from nm_mask of this kernel"
     )
-  groups = _Groups.of(kernel.shape, NM.parse(pattern).m, axis)
+  groups = Groups.of(kernel.shape, NM.parse(pattern).m, axis)
   return _threshold(kernel, mask, groups)
 
 
 # Compiled also when called eagerly, as masks are.
 @partial(jax.jit, static_argnums=2)
-def _threshold(kernel: Array, mask: Array, groups: _Groups) -> Array:
+def _threshold(kernel: Array, mask: Array, groups: Groups) -> Array:
   w, kept = groups.split(kernel), groups.split(mask)
   size, zero = jnp.abs(w), jnp.zeros((), w.dtype)
   pruned = jnp.where(kept | jnp.isnan(w), zero, size)

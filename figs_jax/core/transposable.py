@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from figs_jax.core.masks import Axis, _normalized
+from figs_jax.core.groups import Axis, normalized
 from figs_jax.core.matching import best_masks
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Bool, Float, Shaped
@@ -98,7 +98,7 @@ class _Blocks:
   def of(
     cls, shape: tuple[int, ...], m: int, axis: Axis, other: Axis
   ) -> _Blocks:
-    named = [_normalized(shape, a) for a in (axis, other)]
+    named = [normalized(shape, a) for a in (axis, other)]
     if set(named[0]) & set(named[1]):
       raise ValueError(
         f"axis {axis} and other {other} of shape {shape} name one axis twice:"

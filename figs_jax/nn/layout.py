@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import nnx
 
-Axis = int | tuple[int, ...]
+from figs_jax.core.groups import Axis
 
 DENSE_TYPES: tuple[type[nnx.Module], ...] = (
   nnx.Linear,

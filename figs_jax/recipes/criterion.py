@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from figs_jax.core.groups import Axis
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.regrow import SCOPES, regrow_mask
@@ -23,7 +24,6 @@ from figs_jax.core.scores import magnitude, random_scores, saliency
 from figs_jax.core.transposable import transposable_nm_mask
 from figs_jax.core.types import Array, Float
 
-Axis = int | tuple[int, ...]
 Criterion = Callable[..., Array]
 
 
