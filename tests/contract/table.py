@@ -88,6 +88,7 @@ class Row:
 # What several rows share.
 _STEP = {"t_min": 0.1, "t_max": 0.5}
 _SWITCH = {"t_min": 4, "t_max": 10}  # in updates: no sooner than `dense` ends
+# With STEP's thresholds the seeds switch at steps 7 and 11, and at 5 and 9.
 
 # The first row of each recipe is the one that all containers are given.
 ROWS = (
@@ -151,8 +152,8 @@ ROWS = (
     "1:8", chain=pieces.halves, leak=linear(), grad="damped",
   ),
   Row(
-    "step", {**_STEP, "threshold": 3e-5}, switches=True,
-    adam=frozen(**_SWITCH, limit=3e-5),
+    "step", {**_STEP, "threshold": 2.3e-5}, switches=True,
+    adam=frozen(**_SWITCH, limit=2.3e-5),
   ),
   Row(
     "step", {**_STEP, "threshold": 0.0, "bias_correct": False}, "2:4",
@@ -161,10 +162,11 @@ ROWS = (
   Row(
     "step",
     {
-      **_STEP, "threshold": 0.06, "criterion": "relative",
+      **_STEP, "threshold": 0.0355, "criterion": "relative",
       "mean": "geometric", "refresh_every": 7,
     },
-    switches=True, adam=frozen(**_SWITCH, limit=0.06, relative=True, geo=True),
+    switches=True,
+    adam=frozen(**_SWITCH, limit=0.0355, relative=True, geo=True),
   ),
   Row(
     "asp", {"dense": 0.5, "refresh_every": None}, "2:4",
