@@ -84,7 +84,8 @@ def flow(
     leak: D in [0, 1], the share that pruned entries keep.
     grad_mode: `ste`, `damped` or `masked` (see the module).
     decay: λ of SR-STE's term (arXiv 2102.04010, eq. 8) added inside the
-      backward pass: the gradient gains λ * not m * w. None: no such term.
+      backward pass: the gradient gains λ * not m * w, once for every use of
+      the kernel in that pass. None: no such term.
 
   Raises:
     ValueError: an unknown `grad_mode`, or shapes that differ.

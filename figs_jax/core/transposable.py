@@ -22,6 +22,9 @@ from figs_jax.core.matching import best_masks
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Bool, Float, Shaped
 
+# The longest group. At 32 a kernel compiles in seconds, at 64 in minutes.
+WIDEST = 32
+
 
 def transposable_nm_mask(
   scores: Shaped[Array | np.ndarray, "*shape"],
@@ -49,8 +52,8 @@ def transposable_nm_mask(
 
   Raises:
     TypeError: Boolean or complex scores.
-    ValueError: m does not divide the length of either axis, or an axis is out
-      of range or named twice.
+    ValueError: m is above 32 or does not divide the length of either axis, or
+      an axis is out of range or named twice.
 
   >>> w = jnp.array([[9., 8., 1.], [8., 1., 1.], [1., 1., 3.]])
   >>> transposable_nm_mask(w, "1:3").astype(int)
@@ -64,6 +67,11 @@ def transposable_nm_mask(
     raise TypeError(
       f"scores of dtype {scores.dtype} have no sum to maximise: pass real"
       " numbers, as in transposable_nm_mask(jnp.abs(kernel), pattern)"
+    )
+  if pattern.m > WIDEST:
+    raise ValueError(
+      f"a mask {pattern} along two axes: blocks of more than"
+      f" {WIDEST} x {WIDEST} take minutes to compile; choose a smaller m"
     )
   return _mask(
     scores, _Blocks.of(scores.shape, pattern.m, axis, other), pattern

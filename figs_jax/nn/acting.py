@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from figs_jax.core.flow import Flow
+from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.soft import soft_scale, soft_threshold
 from figs_jax.core.types import Array, Float
@@ -27,8 +28,8 @@ def with_flow(model: M, flow: Flow) -> M:
   Masks and all arrays are shared with it. What an earlier flow had added is
   taken away: `with_flow(model, Flow())` is a model without scales and streams.
 
-  * `flow.soft` gives every masked kernel a `Scale`, beta of the kernel and the
-    mask at this moment (one per kernel of a stack, one for a tied kernel).
+  * `flow.soft` gives every masked kernel a `Scale`, beta of the kernel and its
+    N:M mask at this moment (one per kernel of a stack, one for a tied kernel).
   * `flow.mvue` gives every masked layer a `NeuralGradient` with a random
     stream of its own, which starts from the layer's path: `reseed` restarts
     it from a key.
@@ -77,13 +78,14 @@ def _scale(
   if _abstract(layer):
     return jax.ShapeDtypeStruct(lead, jnp.float32)
 
-  def one(kernel: Float[Array, "*shape"], mask: Array) -> Array:
+  def one(kernel: Float[Array, "*shape"]) -> Array:
+    mask = nm_mask(jnp.abs(kernel), pattern, axis)
     soft = soft_threshold(kernel, mask, pattern, axis)
     return soft_scale(kernel, soft).astype(jnp.float32)
 
   for _ in lead:
     one = jax.vmap(one)
-  return one(layer.kernel[...], layer.kernel_mask[...])
+  return one(layer.kernel[...])
 
 
 def _stream(

@@ -7,7 +7,7 @@ from figs_jax.optim.decay_pruned import DecayPrunedState, decay_pruned
 from figs_jax.optim.gradient_flow import GradientFlowState, gradient_flow
 from figs_jax.optim.mask_moments import MaskMomentsState, mask_moments
 from figs_jax.optim.mask_updates import MaskUpdatesState, mask_updates
-from figs_jax.optim.replace_adam import replace_adam
+from figs_jax.optim.replace_adam import accumulates, replace_adam
 from figs_jax.optim.step_adam import (
   ScaleByStepAdamState,
   scale_by_step_adam,
@@ -20,6 +20,7 @@ __all__ = [
   "MaskMomentsState",
   "MaskUpdatesState",
   "ScaleByStepAdamState",
+  "accumulates",
   "decay_pruned",
   "gradient_flow",
   "mask_moments",

@@ -128,6 +128,8 @@ def _reaches(thing: Any, makers: set[str], seen: tuple[Any, ...] = ()) -> bool:
   elif isinstance(thing, (tuple, list)):
     inside = [*thing]
   elif isinstance(thing, optax.MultiSteps):
+    if "MultiSteps" in makers:
+      return True
     inside = [thing.inner_opt]
   elif callable(thing):
     module = getattr(thing, "__module__", None) or ""
@@ -138,6 +140,16 @@ def _reaches(thing: Any, makers: set[str], seen: tuple[Any, ...] = ()) -> bool:
   else:
     return False
   return any(_reaches(part, makers, seen) for part in inside)
+
+
+def accumulates(tx: Any) -> bool:
+  """Whether `optax.MultiSteps` is somewhere in an optimizer.
+
+  >>> sgd = optax.sgd(0.1)
+  >>> accumulates(optax.MultiSteps(sgd, 2)), accumulates(sgd)
+  (True, False)
+  """
+  return _reaches(tx, {"MultiSteps"})
 
 
 def _made_by(tx: Any, maker: str, package: str = "optax") -> bool:

@@ -25,7 +25,8 @@ def bibtex(*ids: str) -> str:
   """The BibTeX entries of sources, in the order given, each once.
 
   Args:
-    *ids: arXiv numbers such as "2102.04010", or "figs-deck".
+    *ids: arXiv numbers such as "2102.04010", or "figs-deck"; an entry written
+      out, "@article{...}", is taken as it is.
 
   Raises:
     ValueError: an unknown id; the nearest known one is suggested.
@@ -40,10 +41,15 @@ def bibtex(*ids: str) -> str:
     archivePrefix = {arXiv},
   }
   """
-  for source in ids:
-    if source not in _ENTRIES:
+  entries = []
+  for source in dict.fromkeys(ids):
+    if source.lstrip().startswith("@"):
+      entries.append(source.strip())
+    elif source in _ENTRIES:
+      entries.append(str(_ENTRIES[source]))
+    else:
       raise ValueError(f"no source {source!r}, {nearest(source, _ENTRIES)}")
-  return "\n\n".join(str(_ENTRIES[source]) for source in dict.fromkeys(ids))
+  return "\n\n".join(entries)
 
 
 def known() -> tuple[str, ...]:

@@ -21,11 +21,12 @@ from figs_jax.recipes.criterion import View, needs_grad, takes_count
 from figs_jax.recipes.pace import Every
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
-# Up to this group length nm_mask ranks by comparison and n may be traced, so
-# one kernel serves all stages. Wider groups want a static n, unless the stages
-# are so many that a branch for each would take long to compile.
+# Where only n changes, one kernel with a traced n can serve all stages. Up to
+# this group length that costs nothing; wider groups are selected faster under a
+# static n, but a branch for each stage multiplies what is to be compiled (at
+# 1:128 stepwise 8 s against .6 s per kernel).
 _TRACED_M = 16
-_BRANCHES = 12
+_BRANCHES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,7 @@ class BoundRecipe:
     was_switched: Flag = False,
     *,
     grads: Any = None,
+    seed: Any = 0,
   ) -> Any:
     """The masks for the forward pass of `step`.
 
@@ -91,6 +93,8 @@ class BoundRecipe:
         masks are recomputed at every step.
       grads: the gradients of the step before, shaped like `params`, for the
         criteria that look at them.
+      seed: of the run, an integer scalar: runs of another seed draw other
+        random numbers, for the criteria that draw any.
 
     Returns:
       A tree like `params`: Boolean masks, None at dense leaves.
@@ -101,7 +105,7 @@ class BoundRecipe:
     """
     step = jnp.asarray(step, jnp.int32)
     carried = None if masks is None else self._pick(masks, "masks")
-    seen = self._views(step, params, carried, grads)
+    seen = self._views(step, params, carried, grads, seed)
     timeline: Timeline = self.recipe.timeline
     new: dict[str, Array] = {}
     for stages, group in self._by_stages().items():
@@ -125,6 +129,8 @@ class BoundRecipe:
     masks: Any,
     step: Step | int,
     switched: Flag = False,
+    *,
+    seed: Any = 0,
   ) -> Any:
     """The hard target masks of a finished model at `step`.
 
@@ -134,7 +140,7 @@ class BoundRecipe:
     """
     step = jnp.asarray(step, jnp.int32)
     carried = self._pick(masks, "masks")
-    views = self._views(step, params, carried, None, final=True)
+    views = self._views(step, params, carried, None, seed, final=True)
     new = {k.path: self._mask(k, views, len(k.chain)) for k in self.kernels}
     for kernel in self.kernels:
       path, stages = kernel.path, len(kernel.chain)
@@ -142,9 +148,9 @@ class BoundRecipe:
       new[path] = jnp.where(arrived, carried[path], new[path])
     return tree.map_paths(lambda mask, _: mask, params, new)
 
-  def target(self, params: Any) -> Any:
+  def target(self, params: Any, *, seed: Any = 0) -> Any:
     """Masks chosen from the weights alone at the target patterns."""
-    views = self._views(jnp.int32(0), params, None, None, final=True)
+    views = self._views(jnp.int32(0), params, None, None, seed, final=True)
     new = {k.path: self._mask(k, views, len(k.chain)) for k in self.kernels}
     return tree.map_paths(lambda mask, _: mask, params, new)
 
@@ -171,13 +177,16 @@ class BoundRecipe:
     """The parameters that the forward pass sees, with the recipe's gradient.
 
     What our layers do, for a model that has none of them: differentiate
-    `loss(bound.effective(params, masks, leak))`. Only `flow.mvue`, which sits
-    inside of a product, cannot be had this way.
+    `loss(bound.effective(params, masks, leak))`.
 
     Args:
       params, masks: trees as in `masks`.
       leak: D, `recipe.at(step).leak`.
       scales: `bound.scales(initial params)`; only S-STE looks at them.
+
+    Raises:
+      ValueError: the recipe has `mvue`, which acts inside of a layer's product
+        and cannot be had this way; or as `masks`.
 
     >>> from figs_jax.recipes import create
     >>> leaves = {"w": tree.Leaf((4,), NM(1, 2), 0)}
@@ -186,8 +195,15 @@ class BoundRecipe:
     >>> bound.effective(params, bound.masks(5, params))["w"]
     Array([0., 1., 0., 3.], dtype=float32)
     """
-    weights, kept = self._pick(params, "params"), self._pick(masks, "masks")
     act, new = self.recipe.flow, {}
+    if act.mvue is not None:
+      raise ValueError(
+        f"recipe {self.recipe.name!r} prunes the gradient of a layer's output"
+        f" (mvue={str(act.mvue)!r}), which needs the layers of figs_jax.nn;"
+        " create it without mvue, or call figs_jax.core.mvue in your backward"
+        " pass"
+      )
+    weights, kept = self._pick(params, "params"), self._pick(masks, "masks")
     sizes = self._pick_scales(scales) if act.soft else {}
     for path, leaf in self.leaves.items():
       w, m = weights[path], kept[path]
@@ -218,6 +234,7 @@ class BoundRecipe:
     params: Any,
     carried: Mapping[str, Array] | None,
     grads: Any,
+    seed: Any,
     final: bool = False,
   ) -> dict[str, View]:
     """What the criterion sees of each kernel."""
@@ -232,7 +249,7 @@ class BoundRecipe:
       slopes = self._pick(grads, "grads")
     carried = carried or {}
     return {
-      path: View(path, step, w, carried.get(path), slopes.get(path))
+      path: View(path, step, w, carried.get(path), slopes.get(path), seed)
       for path, w in weights.items()
     }
 

@@ -32,6 +32,11 @@ _PAPER = "2402.04744"
 @register("dense")
 def dense(plain: Recipe) -> Recipe:
   """No sparsity: the whole run is one dense phase, every mask all True."""
+  if plain.flow.mvue is not None:
+    raise ValueError(
+      f"{plain.name}: mvue prunes gradients of sparse layers, and there are"
+      " none; leave it out"
+    )
   end = plain.total_steps
   line = replace(plain.timeline, dense_end=end, finetune_start=end)
   return replace(plain, timeline=line, chain=Never())

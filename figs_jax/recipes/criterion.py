@@ -32,7 +32,8 @@ class View(NamedTuple):
 
   path: its path. step: int32 scalar, the step the mask is for. weight: the
   kernel. mask: the one before, None at the first. grad: the gradient of the
-  step before, None where the caller has none.
+  step before, None where the caller has none. seed: of the run, an integer
+  scalar.
   """
 
   path: str
@@ -40,10 +41,16 @@ class View(NamedTuple):
   weight: Array
   mask: Array | None = None
   grad: Array | None = None
+  seed: Any = 0
 
   def key(self, seed: int) -> Array:
-    """A random key of this kernel at this step."""
-    key = jax.random.fold_in(jax.random.key(seed), self.step)
+    """A random key of this kernel at this step of this run.
+
+    Args:
+      seed: the recipe's own, beside that of the run.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), self.seed)
+    key = jax.random.fold_in(key, self.step)
     return jax.random.fold_in(key, zlib.crc32(self.path.encode()))
 
 

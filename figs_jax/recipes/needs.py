@@ -18,6 +18,7 @@ from figs_jax.optim import (
   MaskMomentsState,
   MaskUpdatesState,
   ScaleByStepAdamState,
+  accumulates,
   decay_pruned,
   mask_moments,
   mask_updates,
@@ -60,6 +61,12 @@ class PrunedDecay:
     if self.mode == "into_grad":
       term = decay_pruned(self.weight, self.mode, self.schedule)
       return optax.chain(term, tx)
+    if accumulates(tx):
+      raise ValueError(
+        "the decoupled decay of pruned weights would act at every micro-step of"
+        " optax.MultiSteps: put that around the result, as in optax.MultiSteps("
+        "recipe.transform(tx, learning_rate=...), k)"
+      )
     if learning_rate is None:
       raise ValueError(
         "the decoupled decay of pruned weights is scaled by the learning rate,"

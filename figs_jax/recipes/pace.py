@@ -37,23 +37,31 @@ class Equal:
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-  """Every stage but the last takes `steps` steps; none begins after the end.
+  """Every stage but the last takes `steps` steps.
 
-  >>> Fixed(50)(4, 100, 800), Fixed(50)(4, 100, 180)
-  ((100, 150, 200, 250), (100, 150, 180, 180))
+  >>> Fixed(50)(4, 100, 800)
+  (100, 150, 200, 250)
 
   Raises:
-    ValueError: `steps` is below 1.
+    ValueError: `steps` is below 1 or no integer, or the stages do not fit.
   """
 
   steps: int
 
   def __post_init__(self):
-    if self.steps < 1:
-      raise ValueError(f"{self.steps} steps per stage: at least 1 is needed")
+    whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
+    if not whole or self.steps < 1:
+      raise ValueError(
+        f"{self.steps} steps per stage: an integer of at least 1 is needed"
+      )
 
   def __call__(self, stages: int, start: int, end: int) -> tuple[int, ...]:
-    return tuple(min(start + i * self.steps, end) for i in range(stages))
+    if start + (stages - 1) * self.steps > end:
+      raise ValueError(
+        f"{stages} stages of {self.steps} steps do not fit between steps"
+        f" {start} and {end}: give them fewer steps, or none for equal shares"
+      )
+    return tuple(start + i * self.steps for i in range(stages))
 
 
 @dataclasses.dataclass(frozen=True)

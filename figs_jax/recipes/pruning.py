@@ -23,10 +23,9 @@ from figs_jax.recipes.criterion import (
   Random,
   Regrow,
   Saliency,
-  Transposable,
 )
 from figs_jax.recipes.needs import MaskedMoments, MaskedUpdates, PrunedDecay
-from figs_jax.recipes.pace import Cubic
+from figs_jax.recipes.pace import Cubic, Every, Once
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.registry import register
 from figs_jax.recipes.timeline import check_fraction
@@ -38,7 +37,7 @@ _CRITERIA: dict[str, Criterion] = {
 }
 
 
-@register("asp", dense=0.5, refresh_every=None)
+@register("asp", dense=0.5, refresh_every=0)
 def asp(plain: Recipe) -> Recipe:
   """Prune the trained network once, then train it again (arXiv 2104.08378).
 
@@ -51,14 +50,14 @@ def asp(plain: Recipe) -> Recipe:
   return replace(plain, needs=(clear,), sources=("2104.08378",))
 
 
-@register("one_shot", dense=0.90, refresh_every=None)
+@register("one_shot", dense=0.90, refresh_every=0)
 def one_shot(
   plain: Recipe, *, criterion: str = "magnitude", grad_mode: str = "masked"
 ) -> Recipe:
   """Prune the trained network once, and fine-tune a little or not at all.
 
   With dense + finetune = 1, as by default, the mask comes with the fine-tune
-  phase; with finetune=0 it comes when the model is finished.
+  phase; with dense=1.0 and finetune=0 it comes after the last step.
 
   Options:
     criterion: `magnitude`, `saliency` (|w g| at the last gradient) or `random`.
@@ -89,7 +88,7 @@ def gradual(
   return with_criterion(plain, _CRITERIA[criterion], f"criterion={criterion!r}")
 
 
-@register("rigl", dense=0.0, refresh_every=100)
+@register("rigl", dense=0.0, refresh_every=0)
 def rigl(
   plain: Recipe,
   *,
@@ -99,6 +98,9 @@ def rigl(
   seed: int = 0,
 ) -> Recipe:
   """Sparse from the start, grows where gradients are large (arXiv 1911.11134).
+
+  Masks are renewed every `refresh_every` steps; 0 is 100, as in the paper, or
+  a twentieth of a shorter run.
 
   Options:
     share: of the kept weights, how many are dropped at step 0; it falls to 0
@@ -111,7 +113,7 @@ def rigl(
   return replace(plain, sources=("1911.11134",))
 
 
-@register("set", dense=0.0, refresh_every=100)
+@register("set", dense=0.0, refresh_every=0)
 def set_(
   plain: Recipe,
   *,
@@ -122,7 +124,7 @@ def set_(
 ) -> Recipe:
   """Sparse from the start, grows at random (arXiv 1707.04780).
 
-  Options as in `rigl`.
+  Options as in `rigl`, and so is `refresh_every`.
   """
   plain = _regrown(plain, "random", share, until, scope, seed)
   return replace(plain, sources=("1707.04780",))
@@ -154,7 +156,10 @@ def transposable(
   """
   one_of(plain.name, "mode", mode, MODES)
   not_negative(plain.name, "decay", decay)
-  plain = replace(plain, criterion=Transposable())
+  if not plain.transposable:
+    raise ValueError(
+      f"{plain.name}: transposable=False leaves the recipe sr_ste: create that"
+    )
   plain = replace(plain, needs=(PrunedDecay(decay, mode),))
   return replace(plain, sources=("2404.01847", "2102.08124"))
 
@@ -176,7 +181,22 @@ def _regrown(
   one_of(plain.name, "scope", scope, SCOPES)
   if not 0 < until <= 1:
     raise ValueError(f"{plain.name}: until={until!r} must lie in (0, 1]")
-  end = round(until * plain.total_steps)
+  line = plain.timeline
+  end = round(until * line.total_steps)
+  if line.due == Once():
+    every = min(100, max(line.total_steps // 20, 1))
+    line = replace(line, due=Every(every))
+  due = line.due
+  if (
+    isinstance(due, Every)
+    and end <= (line.dense_end // due.steps + 1) * due.steps
+  ):
+    raise ValueError(
+      f"{plain.name}: refresh_every={due.steps} leaves no refresh between the"
+      f" dense phase and step {end}, from which masks stay, so nothing would"
+      " ever grow; lower refresh_every or raise until"
+    )
+  plain = replace(plain, timeline=line)
   criterion = Regrow(by, share, end, scope, seed)
   plain = with_criterion(plain, criterion, "regrowth")
   needs = (MaskedMoments("zero"), MaskedUpdates(clear=True))

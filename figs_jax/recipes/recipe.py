@@ -21,6 +21,7 @@ import optax
 from figs_jax.core.flow import Flow, GradMode
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, check_groups
+from figs_jax.core.transposable import WIDEST
 from figs_jax.core.tree import Leaf
 from figs_jax.core.types import Array, Bool
 from figs_jax.optim import ScaleByStepAdamState
@@ -70,7 +71,8 @@ class Recipe:
     flow: what a masked kernel does with mask, leak and gradient.
     criterion: which weights a mask keeps.
     needs: what the optimizer must do.
-    sources: arXiv ids (or keys of `recipes.bibliography`) of the method.
+    sources: of the method: arXiv ids, keys of `recipes.bibliography`, or
+      BibTeX entries.
   """
 
   name: str
@@ -82,6 +84,11 @@ class Recipe:
   criterion: Criterion = Magnitude()
   needs: tuple[Need, ...] = ()
   sources: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if self.timeline.switch is None:
+      for stages in self._lengths:
+        self.timeline.boundaries(stages)  # raises if they do not fit
 
   @property
   def grad_mode(self) -> GradMode:
@@ -253,6 +260,11 @@ class Recipe:
         length = math.gcd(length, leaf.shape[other])
       wanted = self.chain(leaf.pattern, None)
       chain = self.chain(leaf.pattern, length)
+      if self.transposable and max((nm.m for nm in chain), default=0) > WIDEST:
+        raise ValueError(
+          f"{path}: masks along two axes go up to m={WIDEST}, but the chain of"
+          f" recipe {self.name!r} starts at {chain[0]}; give it a smaller k"
+        )
       if chain != wanted:
         _log.warning(
           "%s: group axis of length %d cannot hold %s; its chain starts at %s",
@@ -339,7 +351,8 @@ class Recipe:
 
 def _named(part: Any) -> str:
   """A part of a recipe in words; a plain function by its name."""
-  return getattr(part, "__name__", None) or str(part)
+  name = getattr(part, "__name__", None)
+  return str(part) if name is None else f"as {name}() has it"
 
 
 # Remembered, so that binding again does not report a shortened chain again.

@@ -116,7 +116,7 @@ def create(
       dense: share of the steps that are dense at the start.
       finetune: share of the steps at the end with strictly binary masks.
       refresh_every: masks are recomputed at multiples of this many steps and
-        whenever their pattern changes; None: only then.
+        whenever their pattern changes; 0: only then.
       transposable: masks are N:M along both axes of a kernel (2102.08124), so
         that the input gradient is a sparse product too.
       mvue: the pattern, as "1:2", to which the gradient of a sparse layer's

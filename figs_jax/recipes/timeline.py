@@ -60,22 +60,22 @@ class Timeline:
     total_steps: int,
     dense: float | int = 0.0125,
     finetune: float | int = 0.10,
-    refresh_every: int | None = 1,
+    refresh_every: int = 1,
   ) -> Timeline:
     """The phases from their shares of the run, rounded to whole steps.
 
-    `refresh_every` None leaves masks alone within a stage.
+    `refresh_every` 0 leaves masks alone within a stage.
 
     Raises:
-      ValueError: a share outside [0, 1), shares that add up to more than 1, or
-        `total_steps` or `refresh_every` below 1 (or no integer).
+      ValueError: a share outside [0, 1], shares that add up to more than 1, a
+        `total_steps` below 1 or a negative `refresh_every` (or no integer).
     """
-    total_steps = _positive("total_steps", total_steps)
-    due = Once()
-    if refresh_every is not None:
-      due = Every(_positive("refresh_every", refresh_every))
+    total_steps = _count("total_steps", total_steps, 1)
+    refresh_every = _count("refresh_every", refresh_every, 0)
+    due = Every(refresh_every) if refresh_every else Once()
     for name, share in (("dense", dense), ("finetune", finetune)):
-      check_fraction(name, share)
+      if share != 1:  # a run may be all dense, or all fine-tuning
+        check_fraction(name, share)
     if dense + finetune > 1:
       raise ValueError(
         f"dense={dense} and finetune={finetune} are shares of the run and must"
@@ -122,11 +122,11 @@ def check_fraction(name: str, share: float | int) -> None:
     raise ValueError(f"{name}={share!r} must be a share of the run in [0, 1)")
 
 
-def _positive(name: str, count: int) -> int:
+def _count(name: str, count: int, least: int) -> int:
   try:
     count = operator.index(count)
   except TypeError:
     raise ValueError(f"{name}={count!r} must be an integer") from None
-  if not 1 <= count < 2**31:
-    raise ValueError(f"{name}={count} must lie in [1, 2**31)")
+  if not least <= count < 2**31:
+    raise ValueError(f"{name}={count} must lie in [{least}, 2**31)")
   return count

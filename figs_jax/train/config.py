@@ -34,7 +34,6 @@ _INTEGERS = (
   "mlp_dim",
   "window",
   "freq",
-  "refresh_every",
 )
 
 
@@ -146,7 +145,8 @@ def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
   except ValueError as error:
     raise ConfigError(
       f"config.recipe or config.pattern: {error}; the recipe is the argument"
-      " of the file, as in --config=FILE:figs"
+      " of the file, as in --config=FILE:figs, and one of your own is known"
+      " once the file that registers it has run (evaluate.py: --recipe_file)"
     ) from error
 
 

@@ -151,6 +151,10 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
   return {"step": step, "finished": True, **result}
 
 
+# Fields on which the masks of a step depend.
+_OF_MASKS = ("recipe", "pattern", "total_steps")
+
+
 def _begin(experiment, checkpoints, abstract, shardings):
   """(state, data position or None): restored if there is something to."""
   if not checkpoints.steps():
@@ -166,7 +170,7 @@ def _begin(experiment, checkpoints, abstract, shardings):
   changed = _changes(saved, experiment.config, checkpoints.path)
   state, position, step = checkpoints.restore(placed)
   checkpoints.set_aside_after(step)
-  if changed:
+  if any(name.split(".")[0] in _OF_MASKS for name in changed):
     fresh = jax.jit(
       study.with_fresh_masks if experiment.seeds else with_fresh_masks,
       out_shardings=shardings,

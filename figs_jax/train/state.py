@@ -118,7 +118,7 @@ class TrainState:
       step=jnp.zeros((), jnp.int32),
       seed=jnp.asarray(seed, jnp.uint32),
       params=params,
-      masks=bound.masks(jnp.zeros((), jnp.int32), params),
+      masks=bound.masks(jnp.zeros((), jnp.int32), params, seed=seed),
       opt_state=opt_state,
       rest=rest,
       ema=jax.tree.map(jnp.copy, params) if ema_decay else None,
@@ -154,10 +154,12 @@ def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
   bound = state.bound
   params = state.ema if ema else state.params
   if ema and not state.recipe.remembers:
-    masks = bound.target(params)
+    masks = bound.target(params, seed=state.seed)
   else:
     switched = state.recipe.switched(state.opt_state)
-    masks = bound.final(params, state.masks, state.step, switched)
+    masks = bound.final(
+      params, state.masks, state.step, switched, seed=state.seed
+    )
   return bound.finish(params, masks, nn.scales(state.rest, masks)), masks
 
 
@@ -173,7 +175,9 @@ def finished_model(state: TrainState, params: Any, masks: Any) -> nnx.Module:
 def with_fresh_masks(state: TrainState) -> TrainState:
   """The state with its masks taken anew from its own step and weights."""
   switched = state.recipe.switched(state.opt_state)
-  masks = state.bound.masks(state.step, state.params, None, switched)
+  masks = state.bound.masks(
+    state.step, state.params, None, switched, seed=state.seed
+  )
   return dataclasses.replace(state, masks=masks)
 
 
@@ -195,6 +199,7 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     switched=recipe.switched(opt_state),
     was_switched=switched,
     grads=grads,
+    seed=state.seed,
   )
   metrics = {
     "loss": loss,

@@ -38,8 +38,11 @@ class Draws:
     """draw(key) at every step; the key is that of a kernel, or of the run."""
 
     def one(step):
-      key = jax.random.fold_in(jax.random.key(0), step)
-      return draw(jax.random.fold_in(key, zlib.crc32(path)) if path else key)
+      key = jax.random.key(0)
+      if not path:
+        return draw(jax.random.fold_in(key, step))
+      key = jax.random.fold_in(jax.random.fold_in(key, 0), step)
+      return draw(jax.random.fold_in(key, zlib.crc32(path)))
 
     drawn = compiled(jax.vmap(one))(jnp.arange(TOTAL + 1))
     return jax.tree.map(np.asarray, drawn)

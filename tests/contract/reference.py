@@ -63,7 +63,7 @@ class Clock:
     if self.row.by_chance:
       return view.draws.due(view.step)
     often = self.row.options["refresh_every"]
-    return often is not None and view.step % often == 0
+    return bool(often) and view.step % often == 0
 
   def chosen(self, view, stages, now):
     if now == 0:

@@ -94,7 +94,7 @@ _SWITCH = {"t_min": 4, "t_max": 10}  # in updates: no sooner than `dense` ends
 ROWS = (
   Row("dense", chain=pieces.never),
   Row("ste", {"refresh_every": 3}),
-  Row("ste", {"refresh_every": None}, "2:4, 1:8"),
+  Row("ste", {"refresh_every": 0}, "2:4, 1:8"),
   Row(
     "ste", {"transposable": True}, "2:4", choose=pieces.both_ways, ties=False
   ),
@@ -169,13 +169,13 @@ ROWS = (
     adam=frozen(**_SWITCH, limit=0.0355, relative=True, geo=True),
   ),
   Row(
-    "asp", {"dense": 0.5, "refresh_every": None}, "2:4",
+    "asp", {"dense": 0.5, "refresh_every": 0}, "2:4",
     grad="masked", adam=Cleared,
   ),
-  Row("one_shot", {"dense": 0.8, "refresh_every": None}, grad="masked"),
+  Row("one_shot", {"dense": 0.8, "refresh_every": 0}, grad="masked"),
   Row(
     "one_shot",
-    {"criterion": "saliency", "grad_mode": "ste", "refresh_every": None},
+    {"criterion": "saliency", "grad_mode": "ste", "refresh_every": 0},
     "2:4, 1:8", choose=pieces.salient,
   ),
   Row("one_shot", {"criterion": "random"}, choose=pieces.drawn, grad="masked"),

@@ -19,7 +19,9 @@ spans = st.tuples(
 @settings(deadline=None)
 def test_stages_begin_in_order_within_the_decay_phase(span):
   stages, start, end = span
-  for pace in (Equal(), Fixed(7), Cubic()):
+  long = max((end - start) // stages, 1)
+  fixed = [Fixed(long)] if end - start >= stages else []
+  for pace in (Equal(), *fixed, Cubic()):
     firsts = pace(stages, start, end)
     assert len(firsts) == stages
     assert list(firsts) == sorted(firsts)
@@ -91,6 +93,11 @@ def test_mask_decay_stairs():
   [
     ("mask_decay", {"omega": 0.0}, "omega=0.0"),
     ("mask_decay", {"freq": 0}, "0 steps per stage"),
+    ("mask_decay", {"freq": 50}, "16 stages of 50 steps do not fit"),
+    ("structure_decay", {"freq": 90}, "2 stages of 90 steps do not fit"),
+    ("transposable", {"transposable": False}, "create that"),
+    ("rigl", {"refresh_every": 90}, "nothing would ever grow"),
+    ("dense", {"mvue": "1:2"}, "there are none"),
     ("mask_decay", {"grad_mode": "masked"}, "'damped' or 'ste'"),
     ("structure_decay", {"grad_mode": "damped"}, "'masked' or 'ste'"),
     ("gradual", {"criterion": "magnitud"}, "did you mean 'magnitude'"),
@@ -111,3 +118,15 @@ def test_bad_options_are_one_line(name, options, said):
   with pytest.raises(ValueError, match=said) as error:
     create(name, "1:4", 100, **options)
   assert "\n" not in str(error.value)
+
+
+def test_dynamic_training_renews_masks_in_a_run_of_any_length():
+  for total, every in ((100_000, 100), (1000, 50), (40, 2), (3, 1)):
+    assert create("rigl", "1:4", total).timeline.due == Every(every)
+  assert create("set", "1:4", 1000, refresh_every=7).timeline.due == Every(7)
+
+
+def test_one_shot_may_come_after_the_last_step():
+  recipe = create("one_shot", "1:4", 100, dense=1.0, finetune=0.0)
+  assert recipe.pattern_at(99).is_dense
+  assert recipe.pattern_at(100).n == 1

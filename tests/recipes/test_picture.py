@@ -132,7 +132,7 @@ def test_curves_hold_the_table(name):
 
 
 def test_patterns_bands_and_ticks_are_drawn():
-  ax = draw(recipes.create("rigl", "2:4", 1000, dense=0.2))
+  ax = draw(recipes.create("rigl", "2:4", 1000, dense=0.2, refresh_every=100))
   assert [text.get_text() for text in ax.texts] == ["2:4"]
   bands = {p.get_label(): p.get_bbox().intervalx.tolist() for p in ax.patches}
   assert bands == {"dense phase": [0, 200], "fine-tune phase": [900, 1000]}

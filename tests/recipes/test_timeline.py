@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from figs_jax.recipes.pace import Every
 from figs_jax.recipes import Switch, Timeline
+from figs_jax.recipes.pace import Every
 
 STEP = jnp.int32
 
@@ -69,11 +69,12 @@ def test_a_switch_takes_the_place_of_the_decay_phase():
   [
     ({"total_steps": 0}, "total_steps=0"),
     ({"total_steps": 2**31}, "total_steps"),
-    ({"dense": 1.0}, "dense=1.0"),
+    ({"dense": 1.0}, "add up to at most 1"),
+    ({"dense": 1.5}, "dense=1.5"),
     ({"dense": -0.1}, "dense=-0.1"),
     ({"finetune": float("nan")}, "finetune=nan"),
     ({"dense": 0.6, "finetune": 0.6}, "add up to at most 1"),
-    ({"refresh_every": 0}, "refresh_every=0"),
+    ({"refresh_every": -1}, "refresh_every=-1"),
   ],
 )
 def test_illegal_timelines(bad, message):

@@ -120,6 +120,29 @@ def test_one_shot_may_look_at_gradients():
   assert figs.is_nm(state.finished().out.kernel[...], "1:4")
 
 
+def test_the_scale_is_that_of_the_weights_at_hand():
+  """Also where weights were loaded after the masks were made."""
+  recipe = recipes.create("s_ste", "1:4", STEPS)
+  model = figs.sparsify(Plain(nnx.Rngs(0)), "1:4")
+  model.out.kernel[...] = jnp.sin(jnp.arange(12.0)).reshape(4, 3)
+  state = TrainState.create(model, recipe, recipe.transform(optax.sgd(0.1)))
+  wanted = state.bound.scales(state.params)["out"]["kernel"]
+  np.testing.assert_array_equal(state.rest["out"]["scale"], wanted)
+
+
+def test_seeds_draw_their_own_masks():
+  recipe = recipes.create("one_shot", "1:4", STEPS, criterion="random")
+  model = figs.sparsify(Plain(nnx.Rngs(0)), "1:4")
+  bound = recipe.bind(figs.nn.masked_leaves(model))
+  params = figs.nn.split(model)[1]
+  masks = jax.vmap(lambda seed: bound.masks(STEPS, params, seed=seed))(
+    jnp.arange(2, dtype=jnp.uint32)
+  )["out"]["kernel"]
+  assert (masks[0] != masks[1]).any()
+  alone = bound.masks(STEPS, params, seed=1)["out"]["kernel"]
+  np.testing.assert_array_equal(masks[1], alone)
+
+
 def test_metrics_follow_the_recipe():
   state = make("mdgf_linear")
   leaks = []
