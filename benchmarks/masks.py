@@ -32,8 +32,8 @@ from figs_jax.core import NM, nm_mask
 PATTERNS = "2:4,1:4,1:8,1:16,4:16,8:32,1:128,8:64,16:128,16:256"
 HEAD = (
   f"{'axis':>8} {'n:m':>7} | {'copy':>5} {'ours':>6} {'top_k':>6}"
-  f" {'argsort':>7} | {'copies':>6} {'target':>9} | {'over argsort':>12} {'target':>6}"
-  f" | {'compile':>7}"
+  f" {'argsort':>7} | {'copies':>6} {'target':>9} | {'over argsort':>12}"
+  f" {'target':>6} | {'compile':>7}"
 )
 
 
