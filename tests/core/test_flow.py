@@ -52,6 +52,29 @@ def test_a_traced_leak_is_the_static_one(leak, mode, seed):
     np.testing.assert_array_equal(a, b)
 
 
+@settings(deadline=None, max_examples=15)
+@given(st.floats(0, 1, width=32), st.sampled_from(MODES), st.integers(0, 99))
+def test_as_the_leak_falls_to_0_the_mask_becomes_hard(leak, mode, seed):
+  """|w~(D) - w~(0)| = D |w| at pruned entries, 0 at kept ones."""
+  kernel, mask, _ = example(jnp.float32, seed)
+  hard = flow(kernel, mask, 0.0, mode)
+  np.testing.assert_array_equal(hard, np.where(mask, kernel, 0))
+  gap = jnp.abs(flow(kernel, mask, leak, mode) - hard)
+  bound = np.where(mask, 0, np.float32(leak) * np.abs(kernel))
+  np.testing.assert_allclose(gap, bound, rtol=1e-6, atol=1e-30)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 99), st.sampled_from(DTYPES))
+def test_damped_with_a_leak_of_1_is_ste(seed, dtype):
+  kernel, mask, g = example(dtype, seed)
+  damped = pull(kernel, mask, g, 1.0, "damped")
+  straight = pull(kernel, mask, g, 1.0, "ste")
+  for a, b in zip(damped, straight):
+    np.testing.assert_array_equal(a, b)
+  np.testing.assert_array_equal(damped[1], g)
+
+
 TRACED = {
   mode: jax.jit(lambda k, m, g, d, mode=mode: pull(k, m, g, d, mode))
   for mode in MODES
