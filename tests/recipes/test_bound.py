@@ -268,3 +268,18 @@ def test_binding_checks_the_model():
 
 def w_ones():
   return jnp.ones((8, 2))
+
+
+def test_what_cannot_be_had_is_refused():
+  leaves = {"w": Leaf((128, 64), NM(1, 8), -2)}
+  wide = create("figs", "1:8", TOTAL, transposable=True)
+  with pytest.raises(ValueError, match="w: .* starts at 8:64; .* smaller k"):
+    wide.bind(leaves)
+  create("figs", "1:8", TOTAL, transposable=True, k=4).bind(leaves)
+  params = {"w": jnp.ones((128, 64))}
+  pruned = create("ste", "1:8", TOTAL, mvue="1:2").bind(leaves)
+  with pytest.raises(ValueError, match="mvue='1:2'"):
+    pruned.effective(params, pruned.masks(0, params))
+  soft = create("s_ste", "1:8", TOTAL).bind(leaves)
+  with pytest.raises(ValueError, match="scales=bound.scales"):
+    soft.effective(params, soft.masks(0, params))

@@ -172,3 +172,12 @@ def test_every_recipe_transforms_adamw():
   for name in names():
     recipe = create(name, "1:4", 20)
     recipe.check(recipe.transform(optax.adamw(1e-3)).init(PARAMS))
+
+
+def test_decoupled_decay_stays_outside_of_accumulation():
+  recipe = create("sr_ste", "1:4", 20, mode="decoupled")
+  inside = optax.MultiSteps(optax.adamw(1e-2), 2).gradient_transformation()
+  with pytest.raises(ValueError, match="every micro-step"):
+    recipe.transform(inside, learning_rate=1e-2)
+  around = recipe.transform(optax.adamw(1e-2), learning_rate=1e-2)
+  recipe.check(optax.MultiSteps(around, 2).init(PARAMS))
