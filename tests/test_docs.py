@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,7 +61,8 @@ def script():
 def test_python_blocks_run(block):
   if "import equinox" in block:
     pytest.importorskip("equinox")
-  exec(compile(block, "a block of the documents", "exec"), {})
+  with jax.numpy_rank_promotion("allow"):  # a reader's default
+    exec(compile(block, "a block of the documents", "exec"), {})
 
 
 @pytest.mark.slow

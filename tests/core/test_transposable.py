@@ -268,7 +268,9 @@ def test_dense_empty_and_wide():
   assert transposable_nm_mask(jnp.full((8, 4), jnp.nan), "4:4").all()
   assert transposable_nm_mask(jnp.ones((0, 4)), "2:4").shape == (0, 4)
   scores = jax.random.normal(jax.random.key(0), (64, 64))
-  assert_valid(transposable_nm_mask(scores, "3:64"), NM(3, 64))
+  assert_valid(transposable_nm_mask(scores, "3:32"), NM(3, 32))
+  with pytest.raises(ValueError, match="3:64 along two axes"):
+    transposable_nm_mask(scores, "3:64")
   with jax.enable_x64(True):
     wide = 1 + 1e-12 * np.random.default_rng(0).normal(size=(4, 8))
     mask = transposable_nm_mask(wide, "2:4")
