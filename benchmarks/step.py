@@ -33,8 +33,10 @@ from figs_jax.core.rules import Rules
 from figs_jax.core.tree import flatten
 
 TOTAL = 1000
-# Where in the run to measure, if not in the decay phase; STEP switches at once.
-AT = {"one_shot": 950}
+# Where in the run of 1000 steps to measure, if not at 600: a chain that widens
+# groups at its widest stage, a mask that comes late after it has come. STEP
+# switches at once.
+AT = {"figs": 100, "sdgf_geometric": 100, "mdgf_sdgf": 100, "one_shot": 950}
 OPTIONS: dict[str, dict[str, Any]] = {"step": {"t_min": 0.0, "t_max": 0.0}}
 TARGET, TARGET_TENTH = 1.05, 1.03
 

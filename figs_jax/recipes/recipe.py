@@ -35,6 +35,7 @@ from figs_jax.recipes.criterion import (
   other_axis,
   remembers,
 )
+from figs_jax.recipes.describe import described
 from figs_jax.recipes.leak import Hard, Leak
 from figs_jax.recipes.needs import Need, states_of
 from figs_jax.recipes.pace import Once
@@ -87,7 +88,7 @@ class Recipe:
 
   def __post_init__(self):
     if self.timeline.switch is None:
-      for stages in self._lengths:
+      for stages in self.lengths:
         self.timeline.boundaries(stages)  # raises if they do not fit
 
   @property
@@ -112,7 +113,7 @@ class Recipe:
   @property
   def sparse(self) -> bool:
     """False for a recipe that never masks anything."""
-    return max(self._lengths) > 0
+    return max(self.lengths) > 0
 
   def at(self, step: Step | int, switched: Flag = False) -> Moment:
     """Stage, leak and refresh at a step; the form to use under jit.
@@ -124,11 +125,11 @@ class Recipe:
       switched: STEP's flag; other recipes ignore it.
     """
     step = jnp.asarray(step, jnp.int32)
-    stage = self.timeline.stage(max(self._lengths), step, switched)
+    stage = self.timeline.stage(max(self.lengths), step, switched)
     leak = jnp.where(stage == 0, 1.0, self.leak(step))
     if self.sparse:
       leak = jnp.where(step >= self.timeline.finetune_start, 0.0, leak)
-    due = [self.timeline.refresh(s, step, switched) for s in self._lengths]
+    due = [self.timeline.refresh(s, step, switched) for s in self.lengths]
     return Moment(stage, leak.astype(jnp.float32), jnp.stack(due).any())
 
   def pattern_at(
@@ -162,76 +163,7 @@ class Recipe:
 
     A range of leaks is that of the first and the last step of the line.
     """
-    line = self.timeline
-    rows = [("steps", "phase", "pattern", "leak", "gradient")]
-    edges = self._edges()
-    spans: list[tuple[int, int, tuple[str, ...]]] = []
-    for first, end in zip(edges, edges[1:]):
-      cells = self._row(first, end - 1)
-      if spans and spans[-1][2] == cells:  # nothing happens at this edge
-        spans[-1] = (spans[-1][0], end - 1, cells)
-      else:
-        spans.append((first, end - 1, cells))
-    rows += [(f"{first}..{last}", *cells) for first, last, cells in spans]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    text = [f"{self.name}: {self.pattern}, {self.total_steps} steps"]
-    for *cells, last in rows:
-      padded = (cell.ljust(width) for cell, width in zip(cells, widths))
-      text.append("  ".join(("", *padded, last)))
-    if self.sparse:
-      text += [f"  {line}" for line in self._remarks()]
-    if line.switch is not None:
-      text.append(
-        "  the optimizer switches; the first masked step lies in"
-        f" {line.switch.t_min + 1}..{line.switch.t_max + 1} (shown: the last)"
-      )
-    return "\n".join(text)
-
-  def _remarks(self) -> list[str]:
-    """Lines below the table: masks, gradient and optimizer."""
-    due, flow = self.timeline.due, self.flow
-    lines = [f"masks: {_named(self.criterion)}"]
-    when = (
-      "at each new stage only"
-      if isinstance(due, Once)
-      else (f"{_named(due)} and at each new stage")
-    )
-    lines.append(f"masks are recomputed {when}")
-    if flow.soft:
-      lines.append("kept weights are soft-thresholded and rescaled (S-STE)")
-    if flow.decay is not None:
-      lines.append(f"backward pass: {flow.decay:g} * pruned w added")
-    if flow.mvue is not None:
-      lines.append(f"weight gradient: from an unbiased {flow.mvue} estimate")
-    return lines + [f"optimizer: {need}" for need in self.needs]
-
-  def _edges(self) -> list[int]:
-    """Steps at which a line of the table begins, and the end of the run."""
-    line = self.timeline
-    edges = {0, line.dense_end, line.finetune_start, line.total_steps}
-    if line.switch is not None:
-      edges = {0, line.switch.t_max + 1, line.finetune_start, line.total_steps}
-    else:
-      edges |= {at for s in self._lengths for at in line.boundaries(s)}
-      edges.add(getattr(self.leak, "end", 0))
-    return sorted(edge for edge in edges if edge <= line.total_steps)
-
-  def _row(self, first: int, last: int) -> tuple[str, str, str, str]:
-    leaks = [f"{self.leak_at(step):.4g}" for step in (first, last)]
-    moment = self.at(first, self.timeline.switched_by(first))
-    dense = int(moment.stage) == 0
-    if dense:
-      phase = "dense"
-    elif first >= self.timeline.finetune_start:
-      phase = "fine-tune"
-    else:
-      phase = "sparse"
-    return (
-      phase,
-      str(self.pattern_at(first)),
-      leaks[0] if leaks[0] == leaks[1] else "..".join(leaks),
-      "all kept" if dense else self.grad_mode,
-    )
+    return described(self)
 
   def bind(self, leaves: Mapping[str, Leaf]) -> BoundRecipe:
     """The recipe for the kernels of one model.
@@ -335,7 +267,7 @@ class Recipe:
     return tuple(nm for _, nm in self.pattern.rules if nm is not None)
 
   @property
-  def _lengths(self) -> tuple[int, ...]:
+  def lengths(self) -> tuple[int, ...]:
     """The numbers of stages that the targets' chains have."""
     lengths = {len(self.chain(nm, None)) for nm in self._targets}
     return tuple(sorted(lengths)) or (0,)
@@ -347,12 +279,6 @@ class Recipe:
         f"{path}: the model masks it {leaf.pattern}, but recipe {self.name!r}"
         f" was created for {known}; give both the same pattern or rules"
       )
-
-
-def _named(part: Any) -> str:
-  """A part of a recipe in words; a plain function by its name."""
-  name = getattr(part, "__name__", None)
-  return str(part) if name is None else f"as {name}() has it"
 
 
 # Remembered, so that binding again does not report a shortened chain again.
