@@ -95,7 +95,7 @@ def shared_options() -> dict[str, str]:
 
 def meanings(name: str) -> dict[str, str]:
   """A recipe's own options: name -> what its builder says of it."""
-  text = inspect.getdoc(registry._builder(name)) or ""
+  text = inspect.getdoc(registry.builder_of(name)) or ""
   found = _meanings(text, "Options:")
   if found:
     return found
@@ -130,7 +130,7 @@ def _depth(line: str) -> int:
 
 def options_table(name: str) -> str:
   """A recipe's options; those of every recipe only where it differs."""
-  common, said = registry._COMMON, meanings(name)
+  common, said = registry.COMMON, meanings(name)
   rows = {
     key: (default, "" if key in common else said[key])
     for key, default in recipes.options(name).items()
@@ -142,7 +142,7 @@ def options_table(name: str) -> str:
 def common_table() -> str:
   """The options of every recipe."""
   said = shared_options()
-  common = registry._COMMON.items()
+  common = registry.COMMON.items()
   return _table({key: (default, said[key]) for key, default in common})
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from figs_jax.core.groups import Axis, normalized
 from figs_jax.core.masks import density, flip_rate, is_nm, kept_magnitude
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import Leaf, flatten
@@ -205,7 +206,7 @@ def totals(masks: Any, old: Any = None) -> dict[str, Array]:
 def first_bad_group(
   array_or_mask: Shaped[Array | np.ndarray, "*shape"],
   pattern: NM | str,
-  axis: int | tuple[int, ...] = -2,
+  axis: Axis = -2,
 ) -> tuple[tuple[int, ...], int] | None:
   """The first group that breaks the pattern, or None where `is_nm` holds.
 
@@ -226,7 +227,7 @@ def first_bad_group(
     return None
   array = np.asarray(array_or_mask)
   mask = array if array.dtype == bool else array != 0
-  axes = [a % array.ndim for a in ((axis,) if isinstance(axis, int) else axis)]
+  axes = normalized(array.shape, axis)
   rest = [a for a in range(array.ndim) if a not in axes]
   turned = mask.transpose(*rest, *axes)
   counts = turned.reshape(*(array.shape[a] for a in rest), -1, pattern.m).sum(

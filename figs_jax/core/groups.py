@@ -96,3 +96,12 @@ def normalized(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
   if len(set(axes)) < len(axes):
     raise ValueError(f"axis {axis} of shape {shape} names an axis twice")
   return axes
+
+
+def axis_length(shape: tuple[int, ...], axis: Axis) -> int:
+  """The length of the (flattened) axes.
+
+  >>> axis_length((2, 3, 4), (-1, 0))
+  8
+  """
+  return math.prod(shape[a] for a in normalized(shape, axis))

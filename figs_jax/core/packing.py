@@ -32,7 +32,7 @@ import numpy as np
 
 from figs_jax.core.bitstream import pack_bits, unpack_bits
 from figs_jax.core.diagnostics import first_bad_group
-from figs_jax.core.groups import Axis, Groups
+from figs_jax.core.groups import Axis, Groups, axis_length, normalized
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import nearest
 from figs_jax.core.tree import Leaf, flatten, path_str
@@ -122,7 +122,7 @@ def pack(
   rows = np.ascontiguousarray(words.transpose(*rest, *axes)).reshape(-1)
   shape = (
     *(host.shape[a] for a in rest),
-    _length(host.shape, axes) // nm.m,
+    axis_length(host.shape, axes) // nm.m,
     nm.n,
   )
   if nm.is_dense:
@@ -244,16 +244,11 @@ def _axes(
     Groups.of(shape, pattern.m, axis)
   except ValueError as error:
     raise ValueError(f"{name}: {error}") from error
-  given = (axis,) if isinstance(axis, int) else axis
-  return tuple(a % len(shape) for a in given)
+  return normalized(shape, axis)
 
 
 def _rest(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
   return tuple(a for a in range(len(shape)) if a not in axes)
-
-
-def _length(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-  return math.prod(shape[a] for a in axes)
 
 
 def _slots(used: np.ndarray, n: int) -> np.ndarray | None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Callable, Mapping
 
+from figs_jax.core.groups import axis_length
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import Leaf
 
@@ -178,8 +178,7 @@ def check_groups(
   path: str, shape: tuple[int, ...], pattern: NM, axis: int | tuple[int, ...]
 ) -> None:
   """Raises ValueError unless m divides the (flattened) group axis."""
-  axes = (axis,) if isinstance(axis, int) else axis
-  length = math.prod(shape[a] for a in axes)
+  length = axis_length(shape, axis)
   if length % pattern.m:
     raise ValueError(
       f"{path}: axis {axis} has length {length}, not a multiple of"

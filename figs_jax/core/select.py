@@ -36,6 +36,7 @@ whether any two scores tie: everything vmaps and shards.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +77,7 @@ def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
   if jnp.issubdtype(dtype, jnp.unsignedinteger):
     if dtype.itemsize < 4:
       return scores.astype(jnp.int32)
-    return _flip_top(scores, jnp.dtype(f"int{8 * dtype.itemsize}"))
+    return flip_top(scores, jnp.dtype(f"int{8 * dtype.itemsize}"))
   if not jnp.issubdtype(dtype, jnp.floating):
     raise TypeError(
       f"scores of dtype {dtype} have no order to rank by: pass real numbers,"
@@ -276,35 +277,58 @@ def _fence(x: Array) -> Array:
 def _search(
   keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
 ) -> Int[Array, "*group"]:
-  """The n-th largest key of each group, two bits per pass, highest first.
+  """The n-th largest key of each group.
 
-  The largest t with #{k >= t} >= n. Three counts share one pass as a variadic
-  reduction, which is fast along the last axis only, so the keys are moved
-  there; nothing else is.
+  The three counts of a pass are a variadic reduction, which is fast along the
+  last axis only, so the keys are moved there; nothing else is.
   """
-  bits = 8 * keys.dtype.itemsize
-  unsigned = jnp.dtype(f"uint{bits}")
-  last = jnp.moveaxis(_flip_top(keys, unsigned), axis, -1)
-  start = (jnp.zeros((), jnp.int32),) * 3
+  unsigned = jnp.dtype(f"uint{8 * keys.dtype.itemsize}")
+  last = jnp.moveaxis(flip_top(keys, unsigned), axis, -1)
+  zero = jnp.zeros((), jnp.int32)
+
+  def counts(trials):
+    found = count_reached(last, trials, zero, (last.ndim - 1,))
+    return tuple(count[..., None] for count in found)
+
+  found = largest_reached(jnp.zeros_like(last[..., :1]), counts, n)
+  return jnp.moveaxis(flip_top(found, keys.dtype), -1, axis)
+
+
+def largest_reached(
+  zero: Array, counts: Callable, n: int | Int[Array, ""]
+) -> Array:
+  """The largest t with #{k >= t} >= n, two bits per pass, highest first.
+
+  Args:
+    zero: of the unsigned dtype and the shape of the result.
+    counts: (three trial values of t) -> #{k >= t} of each.
+    n: at least 1 for a t above 0.
+  """
+  unsigned, bits = zero.dtype, 8 * zero.dtype.itemsize
 
   def narrow(i, found):
     shift = (bits - 2 - 2 * i).astype(unsigned)
     trials = [found | (jnp.asarray(d, unsigned) << shift) for d in (1, 2, 3)]
-    counts = lax.reduce(
-      tuple((last >= t).astype(jnp.int32) for t in trials),
-      start,
-      lambda a, b: tuple(x + y for x, y in zip(a, b)),
-      (last.ndim - 1,),
-    )
-    for trial, count in zip(trials, counts):
-      found = jnp.where(count[..., None] >= n, trial, found)
+    for trial, count in zip(trials, counts(trials)):
+      found = jnp.where(count >= n, trial, found)
     return found
 
-  found = lax.fori_loop(0, bits // 2, narrow, jnp.zeros_like(last[..., :1]))
-  return jnp.moveaxis(_flip_top(found, keys.dtype), -1, axis)
+  return lax.fori_loop(0, bits // 2, narrow, zero)
 
 
-def _flip_top(x: Array, dtype) -> Array:
+def count_reached(
+  keys: Array, trials: list[Array], zero: Array, axes: tuple[int, ...]
+) -> tuple[Array, ...]:
+  """#{k >= t} along `axes` for three t in one read; `zero` sets the dtype."""
+  return lax.reduce(
+    tuple((keys >= t).astype(zero.dtype) for t in trials),
+    (zero,) * 3,
+    lambda a, b: tuple(x + y for x, y in zip(a, b)),
+    axes,
+  )
+
+
+def flip_top(x: Array, dtype: Any) -> Array:
   """Signed to unsigned integers of one width or back, order kept."""
   signed = jnp.dtype(f"int{8 * x.dtype.itemsize}")
   flipped = lax.bitcast_convert_type(x, signed) ^ jnp.iinfo(signed).min

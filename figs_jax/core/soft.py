@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from figs_jax.core.groups import Axis, Groups
+from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Bool, Float
 
@@ -94,6 +95,20 @@ def soft_scale(
   norm = jnp.sum(s * s)
   one = jnp.ones((), dtype)
   return jnp.where(norm == 0, one, inner / jnp.where(norm == 0, one, norm))
+
+
+def kernel_scale(
+  kernel: Float[Array, "*shape"], pattern: NM | str, axis: Axis = -2
+) -> Float[Array, ""]:
+  """`soft_scale` of a kernel under its own N:M mask.
+
+  Arguments as in `soft_threshold`.
+
+  >>> kernel_scale(jnp.array([3., -1., 2., 0.5]), "2:4", axis=0)
+  Array(1.6, dtype=float32)
+  """
+  mask = nm_mask(jnp.abs(kernel), pattern, axis)
+  return soft_scale(kernel, soft_threshold(kernel, mask, pattern, axis))
 
 
 def s_ste(

@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from figs_jax.core.select import _flip_top, ordered
+from figs_jax.core.select import (
+  count_reached,
+  flip_top,
+  largest_reached,
+  ordered,
+)
 from figs_jax.core.types import Array, Bool, Float, Int, PyTree, Shaped
 
 Count = int | Int[Array, ""] | None
@@ -147,35 +152,20 @@ def _total(mask: Array, dtype: jnp.dtype) -> Array:
 def _threshold(
   keys: Sequence[Int[Array, ...]], count: Int[Array, ""]
 ) -> Int[Array, ""]:
-  """The count-th largest key: the largest t with #{key >= t} >= count.
-
-  Two bits per pass, highest first; the three counts of a pass share one read.
-  """
+  """The count-th largest key of all leaves together."""
   signed = keys[0].dtype
-  bits = 8 * signed.itemsize
-  unsigned = jnp.dtype(f"uint{bits}")
-  keys = [_flip_top(key, unsigned) for key in keys]
+  unsigned = jnp.dtype(f"uint{8 * signed.itemsize}")
+  keys = [flip_top(key, unsigned) for key in keys]
   zero = jnp.zeros((), count.dtype)
 
-  def narrow(i, found):
-    shift = (bits - 2 - 2 * i).astype(unsigned)
-    trials = [found | (jnp.asarray(d, unsigned) << shift) for d in (1, 2, 3)]
-    counts = [zero] * 3
-    for key in keys:
-      above = tuple((key >= t).astype(count.dtype) for t in trials)
-      sums = lax.reduce(
-        above,
-        (zero,) * 3,
-        lambda a, b: tuple(x + y for x, y in zip(a, b)),
-        tuple(range(key.ndim)),
-      )
-      counts = [total + s for total, s in zip(counts, sums)]
-    for trial, total in zip(trials, counts):
-      found = jnp.where(total >= count, trial, found)
-    return found
+  def counts(trials):
+    each = [
+      count_reached(key, trials, zero, tuple(range(key.ndim))) for key in keys
+    ]
+    return [sum(column, start=zero) for column in zip(*each)]
 
-  found = lax.fori_loop(0, bits // 2, narrow, jnp.zeros((), unsigned))
-  return _flip_top(found, signed)
+  found = largest_reached(jnp.zeros((), unsigned), counts, count)
+  return flip_top(found, signed)
 
 
 def _first(

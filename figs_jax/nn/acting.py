@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from figs_jax.core.flow import Flow
-from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
-from figs_jax.core.soft import soft_scale, soft_threshold
+from figs_jax.core.soft import kernel_scale
 from figs_jax.core.types import Array, Float
 from figs_jax.nn.layers import Masked
 from figs_jax.nn.layout import Axis, stacked_shape
@@ -79,9 +78,7 @@ def _scale(
     return jax.ShapeDtypeStruct(lead, jnp.float32)
 
   def one(kernel: Float[Array, "*shape"]) -> Array:
-    mask = nm_mask(jnp.abs(kernel), pattern, axis)
-    soft = soft_threshold(kernel, mask, pattern, axis)
-    return soft_scale(kernel, soft).astype(jnp.float32)
+    return kernel_scale(kernel, pattern, axis).astype(jnp.float32)
 
   for _ in lead:
     one = jax.vmap(one)

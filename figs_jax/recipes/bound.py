@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from jax import lax
 from figs_jax.core import tree
 from figs_jax.core.flow import flow
 from figs_jax.core.pattern import NM
-from figs_jax.core.soft import s_ste, soft_scale, soft_threshold
+from figs_jax.core.soft import kernel_scale, s_ste
 from figs_jax.core.tree import Leaf
 from figs_jax.core.types import Array, Bool
 from figs_jax.recipes.criterion import View, needs_grad, takes_count
@@ -80,9 +79,9 @@ class BoundRecipe:
 
     Call it at every step: a mask is recomputed when the timeline says it is
     due, when its kernel enters a new stage, and when STEP has just switched;
-    otherwise the given one is carried on. Works under
-    jit, scan and vmap, with one compilation for a whole run; under vmap keep
-    `step` unbatched, so that what is not due is not computed.
+    otherwise the given one is carried on. Works under jit, scan and vmap, with
+    one compilation for a whole run; under vmap keep `step` unbatched, so that
+    what is not due is not computed.
 
     Args:
       step: int32 scalar; it may be traced.
@@ -140,8 +139,7 @@ class BoundRecipe:
     """
     step = jnp.asarray(step, jnp.int32)
     carried = self._pick(masks, "masks")
-    views = self._views(step, params, carried, None, seed, final=True)
-    new = {k.path: self._mask(k, views, len(k.chain)) for k in self.kernels}
+    new = self._targets(step, params, carried, seed)
     for kernel in self.kernels:
       path, stages = kernel.path, len(kernel.chain)
       arrived = self.recipe.timeline.stage(stages, step, switched) == stages
@@ -150,8 +148,7 @@ class BoundRecipe:
 
   def target(self, params: Any, *, seed: Any = 0) -> Any:
     """Masks chosen from the weights alone at the target patterns."""
-    views = self._views(jnp.int32(0), params, None, None, seed, final=True)
-    new = {k.path: self._mask(k, views, len(k.chain)) for k in self.kernels}
+    new = self._targets(jnp.int32(0), params, None, seed)
     return tree.map_paths(lambda mask, _: mask, params, new)
 
   def scales(self, params: Any) -> Any:
@@ -162,13 +159,11 @@ class BoundRecipe:
     """
     if not self.recipe.flow.soft:
       return None
-    weights, masks = self._pick(params, "params"), self.target(params)
-    masks = self._pick(masks, "masks")
-    scales = {}
-    for path, leaf in self.leaves.items():
-      w = weights[path]
-      soft = soft_threshold(w, masks[path], leaf.pattern, leaf.axis)
-      scales[path] = soft_scale(w, soft)
+    weights = self._pick(params, "params")
+    scales = {
+      path: kernel_scale(weights[path], leaf.pattern, leaf.axis)
+      for path, leaf in self.leaves.items()
+    }
     return tree.map_paths(lambda scale, _: scale, params, scales)
 
   def effective(
@@ -195,15 +190,36 @@ class BoundRecipe:
     >>> bound.effective(params, bound.masks(5, params))["w"]
     Array([0., 1., 0., 3.], dtype=float32)
     """
-    act, new = self.recipe.flow, {}
-    if act.mvue is not None:
+    mvue = self.recipe.flow.mvue
+    if mvue is not None:
       raise ValueError(
         f"recipe {self.recipe.name!r} prunes the gradient of a layer's output"
-        f" (mvue={str(act.mvue)!r}), which needs the layers of figs_jax.nn;"
+        f" (mvue={str(mvue)!r}), which needs the layers of figs_jax.nn;"
         " create it without mvue, or call figs_jax.core.mvue in your backward"
         " pass"
       )
+    return _with(params, self._acting(params, masks, leak, scales))
+
+  def finish(self, params: Any, masks: Any, scales: Any = None) -> Any:
+    """The finished weights: exact zeros where `masks` (see `final`) prune.
+
+    Arguments as in `effective`.
+    """
+    kept = self._pick(masks, "masks")
+    acting = self._acting(params, masks, 0.0, scales)
+    # Once more, since 0 times a scale that is not finite is no 0.
+    new = {
+      path: jnp.where(kept[path], w, jnp.zeros((), w.dtype))
+      for path, w in acting.items()
+    }
+    return _with(params, new)
+
+  def _acting(
+    self, params: Any, masks: Any, leak: Any, scales: Any
+  ) -> dict[str, Array]:
+    """The weights that act in the forward pass, by path."""
     weights, kept = self._pick(params, "params"), self._pick(masks, "masks")
+    act, new = self.recipe.flow, {}
     sizes = self._pick_scales(scales) if act.soft else {}
     for path, leaf in self.leaves.items():
       w, m = weights[path], kept[path]
@@ -211,22 +227,18 @@ class BoundRecipe:
         new[path] = _soft(w, m, sizes[path], leaf, leak)
       else:
         new[path] = flow(w, m, leak, act.grad_mode, act.decay)
-    return _with(params, new)
+    return new
 
-  def finish(self, params: Any, masks: Any, scales: Any = None) -> Any:
-    """The finished weights: exact zeros where `masks` (see `final`) prune.
-
-    Arguments as in `effective`.
-    """
-    weights, kept = self._pick(params, "params"), self._pick(masks, "masks")
-    sizes = self._pick_scales(scales) if self.recipe.flow.soft else {}
-    new = {}
-    for path, leaf in self.leaves.items():
-      w, m = weights[path], kept[path]
-      if self.recipe.flow.soft:
-        w = _soft(w, m, sizes[path], leaf, 0.0)
-      new[path] = jnp.where(m, w, jnp.zeros((), w.dtype))
-    return _with(params, new)
+  def _targets(
+    self,
+    step: Step,
+    params: Any,
+    carried: Mapping[str, Array] | None,
+    seed: Any,
+  ) -> dict[str, Array]:
+    """Masks at the target patterns, by path."""
+    views = self._views(step, params, carried, None, seed, final=True)
+    return {k.path: self._mask(k, views, len(k.chain)) for k in self.kernels}
 
   def _views(
     self,
@@ -344,9 +356,3 @@ def _with(params: Any, new: Mapping[str, Array]) -> Any:
     return new.get(tree.path_str(path), leaf)
 
   return jax.tree_util.tree_map_with_path(one, params)
-
-
-def length_of(leaf: Leaf) -> int:
-  """The length of a leaf's (flattened) group axis."""
-  axes = (leaf.axis,) if isinstance(leaf.axis, int) else leaf.axis
-  return math.prod(leaf.shape[axis] for axis in axes)

@@ -19,7 +19,7 @@ def summary(name: str) -> str:
   >>> summary("ste")
   'Hard N:M masks from |w|, straight-through gradients, nothing else.'
   """
-  text = inspect.getdoc(registry._builder(name)) or ""
+  text = inspect.getdoc(registry.builder_of(name)) or ""
   return text.partition("\n")[0]
 
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.core.rules import Rules
 from figs_jax.recipes.criterion import Regrow
 from figs_jax.recipes.needs import PrunedDecay
 from figs_jax.recipes.recipe import Recipe
@@ -91,7 +90,7 @@ def timeline_table(
   stage, leak, refresh = _ask(recipe, steps, flags)
   tuning = (stage > 0) & (steps >= line.finetune_start)
   phase = np.where(stage == 0, 0, np.where(tuning, 2, 1))
-  targets = _targets(recipe)
+  targets = recipe.targets
   counts = np.array([_patterns(recipe, nm, steps, flags) for nm in targets])
   counts = counts.reshape(len(targets), 2, len(steps))
   return TimelineTable(
@@ -165,14 +164,6 @@ def _figure() -> Figure:
       "drawing needs matplotlib: pip install 'figs_jax[plots]'"
     ) from error
   return Figure(figsize=(6.4, 2.1), dpi=160, layout="constrained")
-
-
-def _targets(recipe: Recipe) -> tuple[NM, ...]:
-  """The different target patterns, in the order of the rules."""
-  if isinstance(recipe.pattern, Rules):
-    found = [nm for _, nm in recipe.pattern.rules if nm is not None]
-    return tuple(dict.fromkeys(found))
-  return (recipe.pattern,)
 
 
 def _ask(

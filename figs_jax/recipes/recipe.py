@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from figs_jax.core.flow import Flow, GradMode
+from figs_jax.core.groups import axis_length
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, check_groups
 from figs_jax.core.transposable import WIDEST
@@ -26,7 +27,7 @@ from figs_jax.core.tree import Leaf
 from figs_jax.core.types import Array, Bool
 from figs_jax.optim import ScaleByStepAdamState
 from figs_jax.recipes.bibliography import bibtex
-from figs_jax.recipes.bound import BoundLeaf, BoundRecipe, length_of
+from figs_jax.recipes.bound import BoundLeaf, BoundRecipe
 from figs_jax.recipes.chain import Chain, Direct
 from figs_jax.recipes.criterion import (
   Criterion,
@@ -185,7 +186,7 @@ class Recipe:
     for path, leaf in leaves:
       self._check_pattern(path, leaf)
       check_groups(path, leaf.shape, leaf.pattern, leaf.axis)
-      length = length_of(leaf)
+      length = axis_length(leaf.shape, leaf.axis)
       if self.transposable:
         other = other_axis(len(leaf.shape), leaf.axis)
         check_groups(path, leaf.shape, leaf.pattern, other)
@@ -261,20 +262,22 @@ class Recipe:
     return states[0].switched if states else jnp.zeros([], jnp.bool)
 
   @property
-  def _targets(self) -> tuple[NM, ...]:
+  def targets(self) -> tuple[NM, ...]:
+    """The different target patterns, in the order of the rules."""
     if isinstance(self.pattern, NM):
       return (self.pattern,)
-    return tuple(nm for _, nm in self.pattern.rules if nm is not None)
+    found = (nm for _, nm in self.pattern.rules if nm is not None)
+    return tuple(dict.fromkeys(found))
 
   @property
   def lengths(self) -> tuple[int, ...]:
     """The numbers of stages that the targets' chains have."""
-    lengths = {len(self.chain(nm, None)) for nm in self._targets}
+    lengths = {len(self.chain(nm, None)) for nm in self.targets}
     return tuple(sorted(lengths)) or (0,)
 
   def _check_pattern(self, path: str, leaf: Leaf) -> None:
-    if leaf.pattern not in self._targets:
-      known = ", ".join(str(nm) for nm in self._targets) or "dense only"
+    if leaf.pattern not in self.targets:
+      known = ", ".join(str(nm) for nm in self.targets) or "dense only"
       raise ValueError(
         f"{path}: the model masks it {leaf.pattern}, but recipe {self.name!r}"
         f" was created for {known}; give both the same pattern or rules"

@@ -17,7 +17,7 @@ from figs_jax.recipes.timeline import Timeline
 
 _BUILDERS: dict[str, Callable[..., Recipe]] = {}
 # Options of every recipe; `create` says what they mean.
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
   "dense": 0.0125,
   "finetune": 0.10,
   "refresh_every": 1,
@@ -53,10 +53,10 @@ def register(name: str, **defaults: Any) -> Callable[[Callable], Callable]:
   """
 
   for key in defaults:
-    if key not in _COMMON:
+    if key not in COMMON:
       raise ValueError(
         f"recipe {name!r}: {key!r} is no option of every recipe,"
-        f" {nearest(key, _COMMON)}"
+        f" {nearest(key, COMMON)}"
       )
 
   def add(builder: Callable[..., Recipe]) -> Callable[..., Recipe]:
@@ -89,9 +89,9 @@ def options(name: str) -> dict[str, Any]:
   >>> options("figs")["k"]
   8
   """
-  own = inspect.signature(_builder(name)).parameters.values()
+  own = inspect.signature(builder_of(name)).parameters.values()
   return {
-    **_COMMON,
+    **COMMON,
     **_DEFAULTS[name],
     **{p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY},
   }
@@ -142,14 +142,14 @@ def create(
     masks: the largest |w|
     masks are recomputed every step and at each new stage
   """
-  builder = _builder(name)
+  builder = builder_of(name)
   known = options(name)
   for key in given:
     if key not in known:
       raise ValueError(
         f"recipe {name!r} has no option {key!r}, {nearest(key, known)}"
       )
-  common = {key: given.pop(key, known[key]) for key in _COMMON}
+  common = {key: given.pop(key, known[key]) for key in COMMON}
   line = Timeline.of_fractions(
     total_steps, common["dense"], common["finetune"], common["refresh_every"]
   )
@@ -160,7 +160,12 @@ def create(
   return builder(plain, **given)
 
 
-def _builder(name: str) -> Callable[..., Recipe]:
+def builder_of(name: str) -> Callable[..., Recipe]:
+  """The function that was registered under a name.
+
+  Raises:
+    ValueError: no recipe has that name.
+  """
   if name not in _BUILDERS:
     raise ValueError(f"no recipe {name!r}, {nearest(str(name), _BUILDERS)}")
   return _BUILDERS[name]
