@@ -6,8 +6,10 @@ cycles, accesses and bytes. Every number here is modelled, none is measured.
 """
 
 from figs_jax.engine.cost import Cost, cost
+from figs_jax.engine.energy import Energy
+from figs_jax.engine.grammar import parse
 from figs_jax.engine.report import Report, Total, report
-from figs_jax.engine.spec import Systolic, parse
+from figs_jax.engine.spec import Csr, Engine, Figs, Roofline, Systolic, Vegeta
 from figs_jax.engine.storage import (
   dense_bytes,
   flops,
@@ -18,10 +20,16 @@ from figs_jax.engine.workload import Layers
 
 __all__ = [
   "Cost",
+  "Csr",
+  "Energy",
+  "Engine",
+  "Figs",
   "Layers",
   "Report",
+  "Roofline",
   "Systolic",
   "Total",
+  "Vegeta",
   "cost",
   "dense_bytes",
   "flops",

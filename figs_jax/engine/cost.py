@@ -1,4 +1,4 @@
-"""One pure function from layers and an engine to cycles, accesses and bytes."""
+"""One pure function from layers and an engine to cycles, traffic and energy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,26 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from figs_jax.engine import systolic
-from figs_jax.engine.exact import array_dataclass, exact
-from figs_jax.engine.spec import Systolic, parse
-from figs_jax.engine.workload import Layers
+import jax.numpy as jnp
+import numpy as np
+
+from figs_jax.engine import figs, roofline, systolic, vegeta
+from figs_jax.engine.energy import Energy, picojoules
+from figs_jax.engine.exact import array_dataclass, exact, is_traced
+from figs_jax.engine.grammar import parse
+from figs_jax.engine.spec import Csr, Engine, Figs, Roofline, Systolic, Vegeta
+from figs_jax.engine.storage import kept_depth
+from figs_jax.engine.workload import LIMITS, Layers
+
+AT_45_NM = Energy()
+# Each maps (M, N, K, engine, n, m, itemsize, masks) to named results.
+_COUNTS: dict[type, Any] = {
+  Systolic: systolic.counts,
+  Vegeta: vegeta.counts,
+  Figs: figs.counts,
+  Roofline: roofline.counts,
+  Csr: roofline.csr_counts,
+}
 
 
 @array_dataclass()
@@ -17,26 +33,43 @@ from figs_jax.engine.workload import Layers
 class Cost:
   """What one instance of each layer costs; `total` weighs by count.
 
-  Fields broadcast against each other; the layers are the last axis.
+  All fields but `count` have one shape; the layers are the last axis. The seven
+  from `compute` to `stall_dram` add up to `cycles`.
 
   Attributes:
-    cycles: int64.
+    cycles: int64; nanoseconds of a roofline.
+    compute: cycles in which vectors stream, or arithmetic bounds a roofline.
+    fill: filling and draining, or what a roofline's call costs.
+    stall_weights: loading of the stationary operand that nothing hides.
+    stall_exchange: waiting for swap registers.
+    stall_in: waiting for the input ports.
+    stall_out: waiting for the output ports.
+    stall_dram: waiting for the memory.
     utilisation: useful MACs / (cycles x multipliers), float64 in (0, 1].
     ifmap_reads: activation words read on chip.
     filter_reads: weight words read on chip.
     ofmap_writes: words written on chip, partial sums included.
+    metadata_bytes: ceil(log2 m) bits for each kept weight, in bytes.
     dram_bytes: every operand moved once (compulsory traffic), with metadata.
-    metadata_bits: ceil(log2 m) for each kept weight of a compressed layer.
+    energy_pj: float64.
     count: how often the model runs the layer.
   """
 
   cycles: Any
+  compute: Any
+  fill: Any
+  stall_weights: Any
+  stall_exchange: Any
+  stall_in: Any
+  stall_out: Any
+  stall_dram: Any
   utilisation: Any
   ifmap_reads: Any
   filter_reads: Any
   ofmap_writes: Any
+  metadata_bytes: Any
   dram_bytes: Any
-  metadata_bits: Any
+  energy_pj: Any
   count: Any
 
   def total(self, field: str) -> Any:
@@ -50,8 +83,9 @@ class Cost:
 
 def cost(
   layers: Layers | Iterable[Mapping[str, Any]],
-  engine: Systolic | str,
+  engine: Engine | str,
   itemsize: int = 2,
+  energy: Energy = AT_45_NM,
 ) -> Cost:
   """The cost of each layer on the engine.
 
@@ -63,19 +97,42 @@ def cost(
     layers: a table, or its rows.
     engine: an engine, or its spec.
     itemsize: bytes per value, of every operand off chip.
+    energy: picojoules per operation.
 
   Raises:
-    ValueError: a bad row or spec, or a result past int64.
+    ValueError: a bad row or spec, a pattern that the engine cannot run, or a
+      result past int64.
 
   >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
   >>> cost([row], "ws:32x32").cycles
   array([316])
   """
   table, engine = Layers.of(layers), parse(engine)
-  sizes = (table.M, table.N, table.K)
-  found = systolic.counts(*sizes, engine, table.n, table.m, itemsize)
-  names = [field.name for field in dataclasses.fields(Cost)]
-  return Cost(**{k: found[k] for k in names if k in found}, count=table.count)
+  M, N, K, n, m = table.M, table.N, table.K, table.n, table.m
+  found = _COUNTS[type(engine)](M, N, K, engine, n, m, itemsize, table.masks)
+  moved = [found[name] for name in ("ifmap_reads", "filter_reads")]
+  moved += [found["ofmap_writes"], found["dram_bytes"]]
+  found |= _energy(M, N, K, n, m, *moved, energy=energy, itemsize=itemsize)
+  names = {field.name for field in dataclasses.fields(Cost)} - {"count"}
+  values = {name: found[name] for name in names}
+  shape = np.broadcast_shapes(*(np.shape(x) for x in values.values()))
+  broadcast = (
+    jnp.broadcast_to if is_traced(*values.values()) else np.broadcast_to
+  )
+  aligned = {name: broadcast(x, shape) for name, x in values.items()}
+  return Cost(**aligned, count=table.count)
+
+
+def _picojoules(
+  M, N, K, n, m, ifmap, weights, ofmap, dram_bytes, *, energy, itemsize
+):
+  macs = M * N / 1 * (kept_depth(K, n, m) / 1)
+  words = ifmap / 1 + weights / 1 + ofmap / 1
+  options = {"energy": energy, "itemsize": itemsize}
+  return {"energy_pj": picojoules(macs, words, dram_bytes, **options)}
+
+
+_energy = exact(_picojoules, LIMITS, least=0)
 
 
 def _weighed(value, count):

@@ -62,17 +62,21 @@ def ceil_div(a: Any, b: Any) -> Any:
 
 def smaller(a: Any, b: Any) -> Any:
   """The elementwise minimum in whichever numbers a and b are."""
-  return (jnp if isinstance(a, jax.Array) else np).minimum(a, b)
+  return _numbers(a, b).minimum(a, b)
 
 
 def larger(a: Any, b: Any) -> Any:
   """The elementwise maximum in whichever numbers a and b are."""
-  return (jnp if isinstance(a, jax.Array) else np).maximum(a, b)
+  return _numbers(a, b).maximum(a, b)
+
+
+def _numbers(*values: Any) -> Any:
+  return jnp if any(isinstance(x, jax.Array) for x in values) else np
 
 
 def exact(
   formula: Callable[..., dict[str, Any]],
-  limits: Mapping[str, int] | None = None,
+  limits: Mapping[str, tuple[int, int]] | None = None,
   least: int = 1,
 ) -> Callable[..., dict[str, Any]]:
   """Lifts a formula over integers to exact, broadcasting int64.
@@ -88,8 +92,8 @@ def exact(
 
   Args:
     formula: the formula.
-    limits: the largest legal value by size; int64's where a name is missing.
-    least: the least legal value of every size.
+    limits: the least and the largest legal value by size.
+    least: the least legal value of a size without limits.
 
   Raises:
     ValueError: (the lifted function) a size is not an integer within its
@@ -110,7 +114,9 @@ def exact(
 
   def call(*sizes: Any, **options: Any) -> dict[str, Any]:
     checked = [
-      size if is_traced(size) else _host(name, size, least, limits.get(name))
+      size
+      if is_traced(size)
+      else _host(name, size, *limits.get(name, (least, INT64_MAX)))
       for name, size in zip(names, sizes, strict=True)
     ]
     rank = max(size.ndim for size in checked)
@@ -127,9 +133,9 @@ def exact(
   return call
 
 
-def _host(name: str, size: Any, least: int, limit: int | None) -> np.ndarray:
+def _host(name: str, size: Any, least: int, limit: int) -> np.ndarray:
   """A concrete size as int64 on the host, or the error that says why not."""
-  array, limit = np.asarray(size), limit or INT64_MAX
+  array = np.asarray(size)
   if array.dtype.kind not in "iuO":
     raise ValueError(f"{name}: got {array.dtype} values; give integers")
   for value in (array.min(), array.max()) if array.size else ():
@@ -150,7 +156,7 @@ def _refuse_overflow(formula: Callable, sizes: list[np.ndarray]) -> None:
   for name, value in formula(*(x.astype(object) for x in sizes)).items():
     value = np.asarray(value, object)
     at = np.unravel_index(value.argmax(), value.shape)
-    if value[at] > INT64_MAX:
+    if isinstance(value[at], int) and value[at] > INT64_MAX:
       raise ValueError(
         f"{name}[{', '.join(map(str, at))}] = {value[at]} does not fit int64;"
         " split the layer into smaller ones or use a larger array"

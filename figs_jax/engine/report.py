@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from figs_jax.engine.cost import cost
-from figs_jax.engine.spec import Systolic, nearest, parse
+from figs_jax.engine.grammar import parse
+from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.workload import Layers
 
 FORMATS = ("table", "csv", "md")
@@ -70,7 +71,7 @@ class Report:
 
 def report(
   layers: Layers | Iterable[Mapping[str, Any]],
-  engines: Sequence[Systolic | str],
+  engines: Sequence[Engine | str],
   fmt: str = "table",
 ) -> Report:
   """Costs the layers on each engine, beside the same layers without patterns.
@@ -97,9 +98,9 @@ def report(
     )
   rows, totals = [], []
   for array in arrays:
-    if np.ndim(array.rows) or np.ndim(array.cols):
+    if any(map(np.ndim, array.leaves)):
       raise ValueError(
-        f"report: engine {array} has an array of sides; report designs singly"
+        f"report: engine {array} has an array of values; report designs singly"
       )
     sparse, dense = cost(table, array), cost(table.dense(), array)
     rows += _rows(table, array, sparse, dense)

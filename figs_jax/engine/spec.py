@@ -1,18 +1,17 @@
-"""Engines as frozen, validated descriptions, and the text that names them.
+"""Engines as frozen, validated descriptions: names and numbers, no formulas.
 
-`kind[:RxC][:key=value]...`, as in `ws:32x32:overlap=none`. A bare kind is a
-preset: `ws`, `is` and `os` are 32 x 16, the 512 multipliers at which published
-sparse engines are compared.
+A numeric field may be an integer array, which describes many designs at once;
+fields broadcast against each other and against the layers. Bandwidths count
+per cycle: values at the ports of the array, bytes at the memory's.
+`figs_jax.engine.parse` reads engines from text, as in `ws:32x32:overlap=none`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
-import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -20,14 +19,65 @@ from figs_jax.engine.exact import array_dataclass, is_traced
 
 DATAFLOWS = ("ws", "os", "is")
 OVERLAPS = ("none", "weights", "full")
+EXCHANGES = ("mux", "swap")
 MAX_SIDE = 2**31 - 1
-_SHAPE = re.compile(r"(\d+)x(\d+)")
-_PRESET = "32x16"
+UNLIMITED = MAX_SIDE  # of a bandwidth, or of a tile: no bound
+VEGETA_BLOCK = 4
 
 
-@array_dataclass("dataflow", "overlap", "name", "sparse")
+class _Engine:
+  """What all engines share: how they are checked, named and printed."""
+
+  CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
+  # Fields that the head of a spec already says.
+  HEAD: ClassVar[tuple[str, ...]] = ()
+
+  def __post_init__(self):
+    kind = type(self).__name__
+    for field, legal in self.CHOICES.items():
+      got = getattr(self, field)
+      if got not in legal:
+        raise ValueError(f"{kind} {field} {got!r}: {nearest(got, legal)}")
+    for name, (least, _) in limits_of(type(self)).items():
+      _check_whole(name, getattr(self, name), least)
+    self._check()
+    if not str(self):
+      object.__setattr__(self, "name", self.spec())
+
+  def _check(self) -> None:
+    """What fields must satisfy together."""
+
+  @classmethod
+  def numeric(cls) -> tuple[dataclasses.Field, ...]:
+    """The fields that hold integers or integer arrays."""
+    fields = dataclasses.fields(cast(Any, cls))
+    return tuple(field for field in fields if field.type == "Any")
+
+  @property
+  def leaves(self) -> tuple[Any, ...]:
+    """The values of the numeric fields, in their order."""
+    return tuple(getattr(self, field.name) for field in self.numeric())
+
+  def head(self) -> str:
+    raise NotImplementedError
+
+  def spec(self) -> str:
+    """The text that `parse` reads back, arrays as a star."""
+    options = [
+      f":{field.name}={_text(getattr(self, field.name))}"
+      for field in dataclasses.fields(cast(Any, self))
+      if field.name not in (*self.HEAD, "name")
+      and not _is(getattr(self, field.name), field.default)
+    ]
+    return self.head() + "".join(options)
+
+  def __str__(self) -> str:
+    return cast(Any, self).name
+
+
+@array_dataclass("dataflow", "overlap", "sparse", "name")
 @dataclasses.dataclass(frozen=True)
-class Systolic:
+class Systolic(_Engine):
   """A systolic array of rows x cols multipliers, one result each per cycle.
 
   Attributes:
@@ -37,128 +87,296 @@ class Systolic:
     cols: columns C; broadcasts against rows and against the layers.
     overlap: what hides behind the streaming of another fold: "none"; "weights",
       the loading of the stationary operand; "full", filling and draining too.
-    name: how tables call it; by default its spec.
     sparse: whether N:M weights are stored and run compressed. If not, a sparse
       layer runs dense, and only its kept weights count as useful.
+    bw_in: values that may enter per cycle; a full array takes R ("os": R + C).
+    bw_out: values that may leave per cycle; a full array gives C.
+    dram_bw: bytes per cycle between chip and memory.
+    name: how tables call it; by default its spec.
 
   >>> str(Systolic("ws", 32, 16, overlap="full"))
   'ws:32x16:overlap=full'
 
   Raises:
-    ValueError: an unknown dataflow or overlap, or a side below 1.
+    ValueError: an unknown dataflow or overlap, or a number out of range.
   """
 
   dataflow: str
   rows: Any
   cols: Any
   overlap: str = "none"
-  name: str = ""
   sparse: bool = True
+  bw_in: Any = UNLIMITED
+  bw_out: Any = UNLIMITED
+  dram_bw: Any = UNLIMITED
+  name: str = ""
 
-  def __post_init__(self):
-    for field, legal in (("dataflow", DATAFLOWS), ("overlap", OVERLAPS)):
-      got = getattr(self, field)
-      if got not in legal:
-        raise ValueError(f"Systolic {field} {got!r}: {nearest(got, legal)}")
-    for field in ("rows", "cols"):
-      _check_side(field, getattr(self, field))
-    if not self.name:
-      object.__setattr__(self, "name", self._spec())
+  CHOICES = {"dataflow": DATAFLOWS, "overlap": OVERLAPS}
+  HEAD = ("dataflow", "rows", "cols")
 
-  def _spec(self) -> str:
-    sides = [
-      "*" if is_traced(side) or np.ndim(side) else str(side)
-      for side in (self.rows, self.cols)
-    ]
-    overlap = "" if self.overlap == "none" else f":overlap={self.overlap}"
-    sparse = "" if self.sparse else ":sparse=false"
-    return f"{self.dataflow}:{'x'.join(sides)}{overlap}{sparse}"
-
-  def __str__(self) -> str:
-    return self.name
+  def head(self) -> str:
+    return f"{self.dataflow}:{_sides(self)}"
 
 
-def parse(spec: str | Systolic) -> Systolic:
-  """Reads an engine's spec; an engine is returned as it is.
+@array_dataclass("sparse", "overlap", "name")
+@dataclasses.dataclass(frozen=True)
+class Vegeta(_Engine):
+  """VEGETA (HPCA'23, arXiv 2302.08687): PEs of alpha PUs of beta MACs.
+
+  Attributes:
+    sparse: an S engine, with a 4:1 multiplexer before each multiplier, or a
+      dense D engine.
+    alpha: PUs that share the inputs of a PE.
+    beta: MACs that reduce into one output.
+    rows: multipliers along the contraction, K_c; rows / beta rows of PEs.
+    cols: multipliers along the outputs, M_c; cols / alpha columns of PEs.
+    overlap: as of `Systolic`.
+    tile: rows of activations that stream through a tile of weights.
+    interleave: independent output tiles in flight, d, where overlap is "full".
+    bw_in: values that may enter per cycle; a full S engine takes 4 rows.
+    bw_out: values that may leave per cycle; a full array gives cols.
+    dram_bw: bytes per cycle between chip and memory.
+    name: how tables call it; by default its spec.
+
+  >>> str(Vegeta(True, 16, 2))
+  'vegeta-s-16-2'
 
   Raises:
-    ValueError: an unknown kind or key, or a malformed size or value.
-
-  >>> parse("os:16x64").cols
-  64
-  >>> parse("ws") == parse("ws:32x16:overlap=none:name=ws")
-  True
+    ValueError: beta does not divide rows or alpha cols, or a number is out of
+      range.
   """
-  if isinstance(spec, Systolic):
-    return spec
-  kind, *parts = spec.strip().split(":")
-  if kind not in _KINDS:
-    raise ValueError(
-      f"engine {spec!r}: unknown kind {kind!r}, {nearest(kind, _KINDS)}"
-    )
-  shape = parts.pop(0) if parts and "=" not in parts[0] else None
-  options = {}
-  for part in parts:
-    key, equals, value = part.partition("=")
-    if not equals or not value:
+
+  sparse: bool
+  alpha: Any
+  beta: Any
+  rows: Any = 32
+  cols: Any = 16
+  overlap: str = "none"
+  tile: Any = UNLIMITED
+  interleave: Any = 1
+  bw_in: Any = UNLIMITED
+  bw_out: Any = UNLIMITED
+  dram_bw: Any = UNLIMITED
+  name: str = ""
+
+  CHOICES = {"overlap": OVERLAPS}
+  HEAD = ("sparse", "alpha", "beta", "rows", "cols")
+
+  def head(self) -> str:
+    kind = "s" if self.sparse else "d"
+    head = f"vegeta-{kind}-{_text(self.alpha)}-{_text(self.beta)}"
+    is_preset = _is(self.rows, 32) and _is(self.cols, 16)
+    return head if is_preset else f"{head}:{_sides(self)}"
+
+  def _check(self) -> None:
+    _check_divides("rows", self.rows, "beta", self.beta)
+    _check_divides("cols", self.cols, "alpha", self.alpha)
+
+
+@array_dataclass("exchange", "overlap", "name")
+@dataclasses.dataclass(frozen=True)
+class Figs(_Engine):
+  """The FIGS array: swap registers that exchange values within a block.
+
+  A reconstruction from the FiGS slides, which state alpha, beta, the swap
+  registers and their aim; the rest is ours.
+
+  Attributes:
+    rows: rows R of swap registers; one value enters each of them per cycle.
+    cols: columns C of PEs.
+    alpha: further swap registers that a register exchanges with vertically, so
+      that blocks hold at most alpha + 1 rows.
+    beta: MACs of a PE, each with a partial sum of its own.
+    block: rows M of a block; 0 takes it from the layer's pattern.
+    exchange: "mux", any value to any MAC of its block; "swap", a permutation of
+      the block's values per cycle, which stalls where a value is wanted twice.
+    mask_group: outputs that share a selected operand, hence a mask: 1 or beta.
+    sigma: extra cycles of a hop from one column to the next.
+    load: rows of weights loaded per cycle, w.
+    overlap: as of `Systolic`.
+    bw_in: values that may enter per cycle; a full array takes R.
+    bw_out: partial sums that may leave per cycle.
+    dram_bw: bytes per cycle between chip and memory.
+    name: how tables call it; by default its spec.
+
+  >>> str(Figs(32, 16, alpha=3))
+  'figs:32x16:alpha=3'
+
+  Raises:
+    ValueError: block is above alpha + 1, does not divide rows, or is no power
+      of two where exchange is "swap"; mask_group is neither 1 nor beta; or a
+      number is out of range.
+  """
+
+  rows: Any = 32
+  cols: Any = 16
+  alpha: Any = 7
+  beta: Any = 1
+  block: Any = 0
+  exchange: str = "mux"
+  mask_group: Any = 1
+  sigma: Any = 0
+  load: Any = 1
+  overlap: str = "none"
+  bw_in: Any = UNLIMITED
+  bw_out: Any = UNLIMITED
+  dram_bw: Any = UNLIMITED
+  name: str = ""
+
+  CHOICES = {"overlap": OVERLAPS, "exchange": EXCHANGES}
+  HEAD = ("rows", "cols")
+
+  def head(self) -> str:
+    return f"figs:{_sides(self)}"
+
+  def _check(self) -> None:
+    values = (self.rows, self.alpha, self.block, self.mask_group, self.beta)
+    if is_traced(*values):
+      return
+    rows, alpha, block, group, beta = map(np.asarray, values)
+    given = np.maximum(block, 1)
+    if np.any(block > alpha + 1):
       raise ValueError(
-        f"engine {spec!r}: cannot read {part!r}; write key=value, as in"
-        f" '{kind}:{_PRESET}:overlap=none'"
+        f"Figs block={self.block}, alpha={self.alpha}: a block spans at most"
+        f" alpha + 1 rows; set alpha={int(given.max()) - 1} or a smaller block"
       )
-    if key in options:
-      raise ValueError(f"engine {spec!r}: {key!r} is given twice; keep one")
-    options[key] = value
-  options = {"name": spec.strip()} | options
-  return _KINDS[kind](spec, shape, options)
-
-
-def _systolic(
-  dataflow: str, spec: str, shape: str | None, options: dict[str, str]
-) -> Systolic:
-  match = _SHAPE.fullmatch(_PRESET if shape is None else shape)
-  if match is None:
-    raise ValueError(
-      f"engine {spec!r}: size {shape!r} is not ROWSxCOLS; write it as in"
-      f" '{dataflow}:{_PRESET}'"
-    )
-  values: dict[str, Any] = {}
-  for key, text in options.items():
-    if key not in _SYSTOLIC_KEYS:
+    if np.any(rows % given):
       raise ValueError(
-        f"engine {spec!r}: unknown key {key!r}, {nearest(key, _SYSTOLIC_KEYS)}"
+        f"Figs rows={self.rows} is not a multiple of block={self.block}; set"
+        f" rows={_text(-(-rows // given) * given)}"
       )
-    legal = _SYSTOLIC_KEYS[key]
-    if legal and text not in legal:
+    # A network that swaps registers 1, 2, 4, ... apart.
+    wide = np.where(block == 0, alpha + 1, block)
+    if self.exchange == "swap" and np.any(wide & (wide - 1)):
       raise ValueError(
-        f"engine {spec!r}: {key}={text!r}, {nearest(text, legal)}"
+        f"Figs exchange='swap': a block of {_text(wide)} rows is no power of"
+        " two; set block= (or alpha + 1) to 2, 4, 8, ... or exchange='mux'"
       )
-    values[key] = text == "true" if key == "sparse" else text
-  try:
-    return Systolic(dataflow, int(match[1]), int(match[2]), **values)
-  except ValueError as error:
-    raise ValueError(f"engine {spec!r}: {error}") from error
+    if np.any((group != 1) & (group != beta)):
+      raise ValueError(
+        f"Figs mask_group={self.mask_group}: a mask is shared by 1 output or by"
+        f" the beta={self.beta} of a PE"
+      )
 
 
-_SYSTOLIC_KEYS: dict[str, tuple[str, ...]] = {
-  "overlap": OVERLAPS,
-  "sparse": ("true", "false"),
-  "name": (),
-}
-# kind -> reader of (spec, size text or None, options).
-_KINDS: dict[str, Callable[[str, str | None, dict[str, str]], Systolic]] = {
-  dataflow: functools.partial(_systolic, dataflow) for dataflow in DATAFLOWS
-}
+@array_dataclass("sparse", "kind", "name")
+@dataclasses.dataclass(frozen=True)
+class Roofline(_Engine):
+  """A processor known by its peak and its memory; its cycles are nanoseconds.
+
+  Attributes:
+    kind: how specs call it: "tpu", "gpu", or "tensorcore", which runs 2:4.
+    chip: its generation.
+    peak: dense GFLOP/s (FLOP per ns) of 16-bit operands.
+    hbm: GB/s (bytes per ns) of its memory.
+    side: M, N and K are padded to multiples of the side of its matrix unit.
+    overhead: ns of every call.
+    sparse_overhead: further ns of every call with a 2:4 operand.
+    sparse: whether 2:4 operands run at twice the peak.
+    name: how tables call it; by default its spec.
+
+  Raises:
+    ValueError: a number is out of range.
+  """
+
+  kind: str
+  chip: str
+  peak: Any
+  hbm: Any
+  side: Any = 1
+  overhead: Any = 0
+  sparse_overhead: Any = 0
+  sparse: bool = False
+  name: str = ""
+
+  CHOICES = {"kind": ("tpu", "gpu", "tensorcore")}
+  HEAD = ("kind", "chip", "peak", "hbm", "side", "sparse")
+
+  def head(self) -> str:
+    return f"{self.kind}:{self.chip}"
 
 
-def _check_side(field: str, value: Any) -> None:
+@array_dataclass("chip", "reuse", "name")
+@dataclasses.dataclass(frozen=True)
+class Csr(_Engine):
+  """Sparse times dense in CSR, bound by arithmetic intensity; in nanoseconds.
+
+  Attributes:
+    chip: whose peak and memory these are.
+    peak: GFLOP/s (FLOP per ns).
+    hbm: GB/s (bytes per ns).
+    value_bytes: B_T, bytes per value.
+    index_bytes: B_I, bytes per column index.
+    pointer_bytes: delta, bytes of row pointer per row.
+    reuse: whether the sparse operand is kept while dense columns stream; if
+      not, it is read again for each of them.
+    name: how tables call it; by default its spec.
+
+  Raises:
+    ValueError: a number is out of range.
+  """
+
+  chip: str
+  peak: Any
+  hbm: Any
+  value_bytes: Any = 4
+  index_bytes: Any = 4
+  pointer_bytes: Any = 4
+  reuse: bool = True
+  name: str = ""
+
+  HEAD = ("chip", "peak", "hbm")
+
+  def head(self) -> str:
+    return f"csr:{self.chip}"
+
+
+Engine = Systolic | Vegeta | Figs | Roofline | Csr
+
+_FROM_ZERO = ("block", "sigma", "alpha", "overhead", "sparse_overhead")
+
+
+def limits_of(cls: Any) -> dict[str, tuple[int, int]]:
+  """The least and the largest legal value of each numeric field."""
+  return {
+    field.name: (0 if field.name in _FROM_ZERO else 1, MAX_SIDE)
+    for field in cls.numeric()
+  }
+
+
+def _is(value: Any, default: Any) -> bool:
+  """Whether a field holds its default; an array never does."""
+  return not is_traced(value) and np.ndim(value) == 0 and value == default
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, bool):
+    return "true" if value else "false"
+  return "*" if is_traced(value) or np.ndim(value) else str(value)
+
+
+def _sides(engine: Any) -> str:
+  return f"{_text(engine.rows)}x{_text(engine.cols)}"
+
+
+def _check_whole(field: str, value: Any, least: int) -> None:
   if is_traced(value):
     return
   array = np.asarray(value)
   legal = array.dtype.kind in "iu" and array.size > 0
-  if not legal or array.min() < 1 or array.max() > MAX_SIDE:
+  if not legal or array.min() < least or array.max() > MAX_SIDE:
     raise ValueError(
-      f"{field}: got {value!r}; give integers from 1 to {MAX_SIDE}, as in"
-      f" 'ws:{_PRESET}'"
+      f"{field}: got {value!r}; give integers from {least} to {MAX_SIDE}"
+    )
+
+
+def _check_divides(field: str, value: Any, by_field: str, by: Any) -> None:
+  if is_traced(value, by):
+    return
+  if np.any(np.asarray(value) % np.asarray(by)):
+    raise ValueError(
+      f"{field}={_text(value)} is not a multiple of {by_field}={_text(by)};"
+      f" choose {field} = {by_field} times a whole number"
     )
 
 

@@ -7,13 +7,11 @@ it per fold:
   is  K down, M across, T = N        WL = R cycles load the inputs
   os  M down, N across, T = K        WL = 0
 
-  F = ceil(down / R) ceil(across / C)                  folds
-  cycles = F (WL + T + R + C - 2)                      overlap "none"
-           WL + F (T + R + C - 2)                      "weights"
-           WL + F max(T, WL) + R + C - 2               "full"
+  F = ceil(down / R) ceil(across / C), fill = R + C - 2
 
-"full" charges a last load that no fold follows, so that for one short fold
-(F = 1, T < WL) it exceeds "none".
+folds, put through `figs_jax.engine.schedule`: F (WL + T + R + C - 2) cycles
+where nothing overlaps. A vector that enters takes R values ("os": R + C); one
+that leaves, C. The R C sums of an "os" fold leave a row at a time.
 
 With overlap "none" these are the cycles of SCALE-Sim v2 and v3 (which report
 one less), and so are the on-chip accesses, but for its os outputs, to which it
@@ -29,8 +27,10 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.exact import ceil_div, exact, is_traced, larger, smaller
-from figs_jax.engine.spec import MAX_SIDE, Systolic
+from figs_jax.engine.exact import ceil_div, exact, is_traced, smaller
+from figs_jax.engine.occupancy import Masks
+from figs_jax.engine.schedule import bounded, schedule
+from figs_jax.engine.spec import Systolic, limits_of
 from figs_jax.engine.storage import index_bits, kept_depth
 from figs_jax.engine.workload import LIMITS
 
@@ -43,6 +43,7 @@ def counts(
   n: ArrayLike = 1,
   m: ArrayLike = 1,
   itemsize: int = 2,
+  masks: Masks | None = None,
 ) -> dict[str, Any]:
   """What one GEMM costs; sizes, patterns and the engine's sides broadcast.
 
@@ -54,10 +55,13 @@ def counts(
     n: weights kept of every m along K; n = m is dense.
     m: group length.
     itemsize: bytes per value, of every operand off chip.
+    masks: the layers' real masks; an array that compresses whole groups needs
+      none of them.
 
   Returns:
-    int64: `cycles`; `ifmap_reads`, `filter_reads` and `ofmap_writes`, in words
-    moved on chip; `metadata_bits`; `dram_bytes`, every operand moved once.
+    int64: `cycles` and the parts of `schedule.PARTS`, which add up to them;
+    `ifmap_reads`, `filter_reads` and `ofmap_writes`, in words moved on chip;
+    `metadata_bytes`; `dram_bytes`, every operand moved once.
     float64: `mapping_efficiency`, the share of multipliers that a fold
     occupies, averaged over the folds; `utilisation`, MACs / (cycles R C), where
     only the MACs of kept weights count. Concrete sizes give NumPy arrays.
@@ -75,7 +79,7 @@ def counts(
   if not is_traced(n, m) and np.any(np.asarray(n) > np.asarray(m)):
     raise ValueError(f"pattern n={n}, m={m}: keep n of every m with n <= m")
   return _exact_counts(
-    *(M, N, K, n, m, engine.rows, engine.cols),
+    *(M, N, K, n, m, *engine.leaves),
     dataflow=engine.dataflow,
     overlap=engine.overlap,
     sparse=engine.sparse,
@@ -83,9 +87,12 @@ def counts(
   )
 
 
-def _counts(M, N, K, n, m, rows, cols, *, dataflow, overlap, sparse, itemsize):
+def _counts(
+  M, N, K, n, m, rows, cols, bw_in, bw_out, dram_bw,
+  *, dataflow, overlap, sparse, itemsize,
+):  # fmt: skip
   kept = kept_depth(K, n, m)
-  depth = stored = read = K
+  depth, stored, read = K, K, K
   if sparse:
     # Never above K, as ceil(K / m) n can be where m does not divide K.
     depth, stored = smaller(K, ceil_div(K, m) * n), kept
@@ -94,26 +101,31 @@ def _counts(M, N, K, n, m, rows, cols, *, dataflow, overlap, sparse, itemsize):
   down, across, T = _mapped(dataflow, M, N, depth)
   down_folds, across_folds = ceil_div(down, rows), ceil_div(across, cols)
   folds = down_folds * across_folds
-  cycles = _cycles(folds, T, rows, cols, dataflow, overlap)
-  metadata_bits = int(sparse) * stored * N * index_bits(n, m)
+  metadata = ceil_div(int(sparse) * stored * N * index_bits(n, m), 8)
+  dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
+  parts = bounded(
+    _parts(folds, T, rows, cols, bw_in, bw_out, dataflow, overlap),
+    dram_bytes,
+    dram_bw,
+  )
   # Ratios that cannot pass 1, so that rounding cannot lift their product.
   used_down, used_across, used_T = _mapped(dataflow, M, N, stored)
   mapping = (
     used_down / (down_folds * rows) * (used_across / (across_folds * cols))
   )
-  return {
-    "cycles": cycles,
+  return parts | {
     "mapping_efficiency": mapping,
     # M N kept / (cycles R C)
-    "utilisation": mapping * (kept / stored) * (folds * used_T / cycles),
+    "utilisation": mapping
+    * (kept / stored)
+    * (folds * used_T / parts["cycles"]),
     # An operand is read again for each fold of the side that lacks it.
     "ifmap_reads": (1 if dataflow == "is" else across_folds) * M * read,
     "filter_reads": {"ws": 1, "is": across_folds, "os": down_folds}[dataflow]
     * (stored * N),
     "ofmap_writes": (1 if dataflow == "os" else down_folds) * M * N,
-    "metadata_bits": metadata_bits,
-    "dram_bytes": itemsize * (M * K + stored * N + M * N)
-    + ceil_div(metadata_bits, 8),
+    "metadata_bytes": metadata,
+    "dram_bytes": dram_bytes,
   }
 
 
@@ -122,14 +134,18 @@ def _mapped(dataflow, M, N, K):
   return {"ws": (K, N, M), "is": (K, M, N), "os": (M, N, K)}[dataflow]
 
 
-def _cycles(folds, T, rows, cols, dataflow, overlap):
-  load = 0 if dataflow == "os" else rows
+def _parts(folds, T, rows, cols, bw_in, bw_out, dataflow, overlap):
   fill = rows + cols - 2
-  if overlap == "none":
-    return folds * (load + T + fill)
-  if overlap == "weights":
-    return load + folds * (T + fill)
-  return load + folds * larger(T, load) + fill
+  leave = ceil_div(cols, bw_out)
+  if dataflow != "os":
+    enter = ceil_div(rows, bw_in)
+    return schedule(
+      folds, T, rows, fill, overlap, ports_in=enter, ports_out=leave
+    )
+  enter = ceil_div(rows + cols, bw_in)
+  parts = schedule(folds, T, 0, fill, overlap, ports_in=enter)
+  # `fill` holds one cycle for each row of sums; the rest is waiting.
+  return parts | {"stall_out": folds * rows * (leave - 1)}
 
 
-_exact_counts = exact(_counts, LIMITS | {"rows": MAX_SIDE, "cols": MAX_SIDE})
+_exact_counts = exact(_counts, LIMITS | limits_of(Systolic))

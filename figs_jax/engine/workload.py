@@ -15,10 +15,10 @@ from figs_jax.engine.spec import nearest
 
 # Sizes stay exact in float64, patterns and counts in int32.
 LIMITS = {
-  **dict.fromkeys(("M", "N", "K"), 2**53),
-  **dict.fromkeys(("n", "m", "count"), 2**31 - 1),
+  **dict.fromkeys(("M", "N", "K"), (1, 2**53)),
+  **dict.fromkeys(("n", "m", "count"), (1, 2**31 - 1)),
 }
-_COLUMNS = ("name", "M", "N", "K", "pattern", "count")
+_COLUMNS = ("name", "M", "N", "K", "pattern", "count", "mask")
 
 
 @array_dataclass("names")
@@ -34,6 +34,7 @@ class Layers:
     n: weights kept of every m; n = m is dense.
     m: group length.
     count: how many such GEMMs the model runs.
+    masks: the layers' real masks, Bool (K, N) or None each; None without any.
 
   >>> row = {"name": "ff", "M": 196, "N": 3072, "K": 768, "pattern": "1:8"}
   >>> Layers.of([row]).m.tolist()
@@ -47,25 +48,29 @@ class Layers:
   n: Any
   m: Any
   count: Any
+  masks: tuple[np.ndarray | None, ...] | None = None
 
   @classmethod
   def of(cls, rows: Layers | Iterable[Mapping[str, Any]]) -> Layers:
     """Builds the table from rows {name, M, N, K, pattern=None, count=1}.
 
-    A pattern is an `NM`, "n:m", or None (or "dense"). A table is returned as it
-    is.
+    A pattern is an `NM`, "n:m", or None (or "dense"). A row may hold the real
+    `mask` of its weight, Bool (K, N). A table is returned as it is.
 
     Raises:
       ValueError: no rows, a missing or unknown column, a size that is not a
-        positive integer, or an illegal pattern; it names the row and column.
+        positive integer, an illegal pattern, or a mask of another shape; it
+        names the row and column.
     """
     if isinstance(rows, Layers):
       return rows
     table = [_read_row(index, row) for index, row in enumerate(rows)]
     if not table:
       raise ValueError("layers: no rows; give at least one {name, M, N, K}")
-    names, *columns = zip(*table)
-    return cls(names, *(np.array(column, np.int64) for column in columns))
+    names, M, N, K, n, m, count, masks = zip(*table)
+    sizes = [np.array(column, np.int64) for column in (M, N, K, n, m, count)]
+    known = any(mask is not None for mask in masks)
+    return cls(names, *sizes, masks=masks if known else None)
 
   def pattern(self, index: int) -> str:
     """The pattern of one layer as text, "dense" where all is kept."""
@@ -75,14 +80,14 @@ class Layers:
   def dense(self) -> Layers:
     """The same layers without patterns."""
     ones = np.ones(np.shape(self.m), np.int64)
-    return dataclasses.replace(self, n=ones, m=ones)
+    return dataclasses.replace(self, n=ones, m=ones, masks=None)
 
   def __len__(self) -> int:
     return len(self.names)
 
 
 def _read_row(index: int, row: Mapping[str, Any]) -> tuple[Any, ...]:
-  """(name, M, N, K, n, m, count) of one row, or the error that names it."""
+  """(name, M, N, K, n, m, count, mask) of a row, or the error that names it."""
   where = f"layers row {index} {row.get('name', '?')!r}"
   for column in row:
     if column not in _COLUMNS:
@@ -94,7 +99,7 @@ def _read_row(index: int, row: Mapping[str, Any]) -> tuple[Any, ...]:
       raise ValueError(
         f"{where}: column {column!r} is missing; a row needs name, M, N and K"
       )
-  row = {"pattern": None, "count": 1} | dict(row)
+  row = {"pattern": None, "count": 1, "mask": None} | dict(row)
   sizes = {
     column: _read_size(where, column, row[column])
     for column in ("M", "N", "K", "count")
@@ -102,12 +107,22 @@ def _read_row(index: int, row: Mapping[str, Any]) -> tuple[Any, ...]:
   try:
     given: Any = row["pattern"]
     pattern = NM(1, 1) if given in (None, "dense") else NM.parse(given)
-    if pattern.m > LIMITS["m"]:
-      raise ValueError(f"{pattern} has m above {LIMITS['m']}")
+    if pattern.m > LIMITS["m"][1]:
+      raise ValueError(f"{pattern} has m above {LIMITS['m'][1]}")
   except ValueError as error:
     raise ValueError(f"{where}, column 'pattern': {error}") from error
   gemm = sizes["M"], sizes["N"], sizes["K"]
-  return str(row["name"]), *gemm, pattern.n, pattern.m, sizes["count"]
+  mask = row["mask"]
+  if mask is not None:
+    mask = np.asarray(mask)
+    shape = sizes["K"], sizes["N"]
+    if mask.shape != shape or mask.dtype != np.bool_:
+      raise ValueError(
+        f"{where}, column 'mask': got {mask.dtype} {mask.shape}; give bool"
+        f" (K, N) = {shape}"
+      )
+  names = str(row["name"]), *gemm, pattern.n, pattern.m
+  return *names, sizes["count"], mask
 
 
 def _read_size(where: str, column: str, value: Any) -> int:
@@ -115,9 +130,9 @@ def _read_size(where: str, column: str, value: Any) -> int:
     size = operator.index(value)
   except TypeError:
     size = 0
-  if isinstance(value, bool) or not 1 <= size <= LIMITS[column]:
+  if isinstance(value, bool) or not 1 <= size <= LIMITS[column][1]:
     raise ValueError(
       f"{where}, column {column!r}: got {value!r}; give an integer from 1 to"
-      f" {LIMITS[column]}"
+      f" {LIMITS[column][1]}"
     )
   return size

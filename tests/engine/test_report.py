@@ -88,7 +88,7 @@ def test_bad_requests_are_one_line_errors():
     report(ROWS, [])
   with pytest.raises(ValueError, match="fmt 'cvs': did you mean 'csv'"):
     report(ROWS, ["ws"], fmt="cvs")
-  with pytest.raises(ValueError, match="array of sides"):
+  with pytest.raises(ValueError, match="array of values"):
     report(ROWS, [Systolic("ws", np.array([8, 16]), 8)])
 
 

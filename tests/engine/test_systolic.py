@@ -83,8 +83,8 @@ def test_scalesim_layer_wise_sparse_rows_are_exact():
     got["mapping_efficiency"] * 100, table["mapping_eff_pct"], atol=6e-4
   )
   # Words of 32 bits. The tool stores indices for 4:4 too; we do not.
-  bits = np.where(n < m, table["metadata_words"] * 32, 0)
-  np.testing.assert_array_equal(got["metadata_bits"], bits)
+  stored = np.where(n < m, np.ceil(table["metadata_words"] * 4), 0)
+  np.testing.assert_array_equal(got["metadata_bytes"], stored)
 
 
 def by_folds(M, N, K, R, C, dataflow, overlap):
@@ -259,7 +259,7 @@ def test_an_nm_weight_takes_the_cycles_of_its_compressed_depth(
   skips_nothing = Systolic(dataflow, R, C, overlap, sparse=False)
   zeros = counts(M, N, groups * nm.m, skips_nothing, nm.n, nm.m)
   assert zeros["cycles"] == dense["cycles"]
-  assert zeros["metadata_bits"] == 0
+  assert zeros["metadata_bytes"] == 0
   assert zeros["dram_bytes"] == dense["dram_bytes"]
 
 
