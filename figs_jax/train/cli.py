@@ -100,11 +100,21 @@ def _read(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    fail(f"{error}; see --help")
+    fail(f"{_last_line(error)}; see --help")
   except (AttributeError, KeyError) as error:
     fail(_unknown_field(argv, error))
   except (ValueError, TypeError, ImportError, OSError, SyntaxError) as error:
     fail(f"the configuration cannot be read: {error}")
+
+
+def _last_line(error: Exception) -> str:
+  """What went wrong, without the traceback that a flag's error may hold."""
+  text = str(error)
+  if "Traceback" not in text:
+    return text
+  flag = text.partition(": Error")[0]
+  reason = re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1].strip())
+  return f"{flag}: {reason}"
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:

@@ -89,6 +89,14 @@ def test_evaluate_a_missing_workdir(tmp_path):
   assert_one_clear_line(program("evaluate"), "--workdir is missing")
 
 
+def test_an_unknown_recipe_is_told_without_a_traceback(tmp_path):
+  config = REPO / "configs" / "digits_vit.py"
+  done = program("train", f"--config={config}:figss", "--workdir", tmp_path)
+  assert_one_clear_line(done, "no recipe 'figss'", "did you mean 'figs'")
+  assert "Traceback" not in done.stderr
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign"])
 def test_evaluate_a_damaged_checkpoint(finished_run, tmp_path, damage):
   workdir = tmp_path / "copy"

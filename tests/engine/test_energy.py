@@ -1,0 +1,56 @@
+"""Picojoules by hand, and the table that they come from."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from figs_jax.engine import Energy, cost
+
+ROW = {"name": "ff", "M": 8, "N": 16, "K": 64, "pattern": "1:4"}
+FREE = Energy(0.0, 0.0, 0.0, 0.0)
+
+
+def test_the_default_is_a_16_bit_product_at_45_nm():
+  found = cost([ROW], "ws:8x8")
+  macs = 8 * 16 * 16
+  words = found.ifmap_reads + found.filter_reads + found.ofmap_writes
+  expected = 2.0 * macs + words * 16 / 64 * 10 + found.dram_bytes * 8 / 32 * 640
+  np.testing.assert_allclose(found.energy_pj, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  "operation, count",
+  [
+    ("mult", 2048),
+    ("add", 2048),
+    ("sram_byte", None),
+    ("dram_byte", None),
+  ],
+)
+def test_each_operation_counts_alone(operation, count):
+  energy = dataclasses.replace(FREE, **{operation: 3.0})
+  found = cost([ROW], "ws:8x8", itemsize=4, energy=energy)
+  words = found.ifmap_reads + found.filter_reads + found.ofmap_writes
+  moved = {"sram_byte": 4 * words, "dram_byte": found.dram_bytes}
+  expected = 3.0 * (moved[operation] if count is None else count)
+  np.testing.assert_allclose(found.energy_pj, expected, rtol=1e-12)
+
+
+def test_sparsity_saves_energy_on_chip_and_off():
+  dense, sparse = ROW | {"pattern": None}, ROW
+  found = cost([dense, sparse], "ws:8x8")
+  assert found.energy_pj[1] < found.energy_pj[0]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "bfloat16", "float32"])
+def test_wider_types_cost_more(dtype):
+  assert Energy.of("int8").mult <= Energy.of(dtype).mult <= 3.7
+
+
+def test_bad_energies_are_refused_in_one_line():
+  for value in (-1.0, float("nan"), float("inf")):
+    with pytest.raises(ValueError, match="Energy dram_byte=.*picojoules"):
+      Energy(dram_byte=value)
+  with pytest.raises(ValueError, match="Energy of 'fp4'.*bfloat16"):
+    Energy.of("fp4")
