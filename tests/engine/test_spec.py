@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine import Layers, Systolic, parse
-from figs_jax.engine.spec import DATAFLOWS, OVERLAPS
+from figs_jax.engine import Figs, Layers, Systolic, Vegeta, parse
+from figs_jax.engine.spec import DATAFLOWS, EXCHANGES, OVERLAPS
 
 
 @given(st.sampled_from(DATAFLOWS), st.integers(1, 999), st.integers(1, 999),
@@ -72,6 +72,76 @@ def test_a_bad_engine_is_refused_at_construction():
     Systolic("ws", 8, 1.5)
 
 
+powers = st.sampled_from([1, 2, 4, 8])
+
+
+@given(st.booleans(), powers, powers, st.integers(1, 9), st.integers(1, 9),
+       st.sampled_from(OVERLAPS), st.integers(1, 99))  # fmt: skip
+def test_a_vegeta_engines_name_parses_to_itself(
+  sparse, alpha, beta, down, across, overlap, tile
+):
+  sides = beta * down, alpha * across
+  engine = Vegeta(sparse, alpha, beta, *sides, overlap, tile=tile)
+  assert parse(str(engine)) == engine
+  assert parse(f"vegeta-{'ds'[sparse]}-{alpha}-{beta}").sparse is sparse
+
+
+@given(st.integers(1, 9), st.integers(1, 99), powers, powers,
+       st.sampled_from(EXCHANGES), st.booleans(),
+       st.integers(0, 3))  # fmt: skip
+def test_a_figs_engines_name_parses_to_itself(
+  down, cols, beta, block, exchange, shared, sigma
+):
+  engine = Figs(
+    *(block * down, cols, block - 1, beta, block, exchange),
+    mask_group=beta if shared else 1,
+    sigma=sigma,
+  )
+  assert parse(str(engine)) == engine
+
+
+def test_presets_have_512_multipliers():
+  assert parse("vegeta") == Vegeta(True, 16, 2, name="vegeta")
+  assert parse("figs") == Figs(32, 16, alpha=7, beta=1, name="figs")
+  for spec in ("vegeta", "figs", "ws"):
+    assert parse(spec).rows * parse(spec).cols == 512
+
+
+@pytest.mark.parametrize(
+  "spec, message",
+  [
+    ("figs:32x16:block=16", "alpha=7: .* at most alpha . 1.*set alpha=15"),
+    ("figs:30x16:block=8", "rows=30 is not a multiple of block=8; set rows=32"),
+    ("figs:alpha=5:exchange=swap", "block of 6 rows is no power of two"),
+    ("figs:30x16:block=6:exchange=swap", "no power of two.*exchange='mux'"),
+    ("figs:beta=2:mask_group=3", "mask_group=3.*1 output or by the beta=2"),
+    ("figs:exchange=swop", "exchange='swop', did you mean 'swap'"),
+    ("figs:32x16:alpha=x", "alpha='x' is no whole number"),
+    ("figs:32x16:load=0", "load: got 0; give integers from 1"),
+    ("figs:gamma=2", "unknown key 'gamma', did you mean 'sigma'"),
+    ("vegeta-s-3-2", "cols=16 is not a multiple of alpha=3"),
+    ("vegeta-d-1-5", "rows=32 is not a multiple of beta=5"),
+    ("vegeta-x-1-2", "'vegeta-x-1-2' is not vegeta-d-ALPHA-BETA"),
+    ("vegeta-s-1-2:sparse=false", "unknown key 'sparse'"),
+    ("tpu", "name the chip, as in 'tpu:v4'"),
+    ("tpu:v9", "unknown chip 'v9'"),
+  ],
+)
+def test_an_impossible_engine_is_one_line_with_the_fix(spec, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    parse(spec)
+  assert repr(spec) in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_many_designs_are_checked_together():
+  Figs(np.array([8, 16]), 4, alpha=np.array([3, 7]), block=np.array([4, 8]))
+  with pytest.raises(ValueError, match="rows=.* not a multiple of block"):
+    Figs(np.array([8, 12]), 4, block=np.array([4, 8]))
+  with pytest.raises(ValueError, match=r"rows=\* is not a multiple of beta=2"):
+    Vegeta(True, 1, 2, np.array([4, 5]))
+
+
 def row(**changes):
   return {"name": "ff", "M": 4, "N": 8, "K": 16} | changes
 
@@ -116,6 +186,8 @@ def test_rows_become_columns():
     (row(patern="1:8"), "unknown column 'patern', did you mean 'pattern'"),
     ({"name": "x", "M": 1, "N": 1}, "row 1 'x': column 'K' is missing"),
     ({"M": 1, "N": 1, "K": 1}, "row 1 '.': column 'name' is missing"),
+    (row(mask=np.ones((8, 16), bool)), "column 'mask': got bool .8, 16.; give"),
+    (row(mask=np.ones((16, 8))), "column 'mask': got float64"),
   ],
 )
 def test_a_bad_row_is_named_with_its_column(bad, message):
