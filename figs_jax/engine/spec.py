@@ -259,7 +259,7 @@ class Figs(_Engine):
       )
 
 
-@array_dataclass("sparse", "kind", "name")
+@array_dataclass("sparse", "kind", "chip", "name")
 @dataclasses.dataclass(frozen=True)
 class Roofline(_Engine):
   """A processor known by its peak and its memory; its cycles are nanoseconds.
