@@ -1,0 +1,171 @@
+"""A recipe's run on one model as few phases of equal arithmetic.
+
+In every phase each matrix product costs the same at every step: no kernel
+changes its stage, and pruned weights leak either at all steps or at none. So a
+run of a million steps is a dozen phases, and what it costs can be summed
+exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from figs_jax import nn
+from figs_jax.core.pattern import NM
+from figs_jax.models import layers_of
+from figs_jax.recipes import BoundLeaf, Recipe
+from figs_jax.recipes.leak import Hard
+
+
+class Phase(NamedTuple):
+  """Steps of equal arithmetic, plain enough for `figs_jax.engine.training`.
+
+  steps: how many. layers: rows of `figs_jax.models.layers_of` with the patterns
+  of the phase: m:m is a masked kernel in its dense stage, None one without a
+  mask. forward: whether the forward pass is sparse (no leak). input_gradient:
+  whether that product is, by masks that are N:M along both axes.
+  weight_gradient: the pattern of its pruned operand in masked layers, or None.
+  """
+
+  steps: int
+  layers: tuple[Mapping[str, Any], ...]
+  forward: bool
+  input_gradient: bool
+  weight_gradient: NM | None
+
+
+def phases_of(
+  model: nnx.Module,
+  recipe: Recipe,
+  *,
+  batch: int = 1,
+  steps: int | None = None,
+  switched_at: int | None = None,
+) -> tuple[Phase, ...]:
+  """The phases of a run, in order; their steps sum to `steps`.
+
+  While a leak comes and goes within a stage, the steps with it are one phase
+  and those without it the next.
+
+  Args:
+    model: of one of our families, sparsified as for training; abstract will do.
+    recipe: decides when which kernel is sparse.
+    batch: images (or sequences) per optimizer step.
+    steps: only the first so many; default all.
+    switched_at: STEP's first masked step; default the last possible.
+
+  Raises:
+    ValueError: `steps` or `switched_at` is out of range, or as `layers_of` and
+      `recipe.bind`.
+
+  >>> from figs_jax import models, recipes
+  >>> sizes = {"depth": 1, "image_size": 8, "num_classes": 10}
+  >>> model = nn.sparsify(models.create("vit", "Ti/4", **sizes), "ff: 1:4")
+  >>> recipe = recipes.create("sdgf_stepwise", "ff: 1:4", total_steps=1000)
+  >>> [(p.steps, str(p.layers[7]["pattern"])) for p in phases_of(model, recipe)]
+  [(12, '4:4'), (296, '3:4'), (296, '2:4'), (396, '1:4')]
+  """
+  line = recipe.timeline
+  if steps is None:
+    steps = line.total_steps
+  if not 0 <= steps <= line.total_steps:
+    raise ValueError(f"steps={steps}: give 0 to total_steps={line.total_steps}")
+  recipe = _switching(recipe, switched_at)
+  bound = recipe.bind(nn.masked_leaves(model))
+  rows = layers_of(model, batch)
+  kernels = {k.path.removesuffix("/kernel"): k for k in bound.kernels}
+  strange = kernels.keys() - {row["name"] for row in rows}
+  if strange:
+    raise ValueError(f"no matrix product is known for {min(strange)}/kernel")
+  starts = {name: _starts(recipe, k) for name, k in kernels.items()}
+  begin = _begin(recipe)
+  cuts = {0, steps, begin, *itertools.chain(*starts.values())}
+  found = []
+  for first, end in itertools.pairwise(sorted(c for c in cuts if c <= steps)):
+    now = {
+      name: _pattern(kernel, sum(s <= first for s in starts[name]))
+      for name, kernel in kernels.items()
+    }
+    layers = tuple(row | {"pattern": now.get(row["name"])} for row in rows)
+    hard = _hard_steps(recipe, first, end) if first >= begin else 0
+    for count, sparse in ((end - first - hard, False), (hard, True)):
+      if count:
+        inputs = sparse and recipe.transposable
+        found.append(Phase(count, layers, sparse, inputs, recipe.flow.mvue))
+  return tuple(found)
+
+
+def _pattern(kernel: BoundLeaf, stage: int) -> NM:
+  m = kernel.leaf.pattern.m
+  return kernel.chain[stage - 1] if stage else NM(m, m)
+
+
+def _starts(recipe: Recipe, kernel: BoundLeaf) -> tuple[int, ...]:
+  """The first step of each stage of a kernel's chain."""
+  line, stages = recipe.timeline, len(kernel.chain)
+  if not stages:
+    return ()
+  if line.switch is None:
+    return line.boundaries(stages)
+  return (line.switch.t_max + 1,) * stages  # STEP goes to the target at once
+
+
+def _begin(recipe: Recipe) -> int:
+  """The first step of the longest chain's first stage; before it D is 1."""
+  line, stages = recipe.timeline, max(recipe.lengths)
+  if not stages:
+    return line.total_steps
+  if line.switch is not None:
+    return line.switch.t_max + 1
+  return line.boundaries(stages)[0]
+
+
+def _switching(recipe: Recipe, at: int | None) -> Recipe:
+  """The recipe whose switch, if it has one, comes at a known step."""
+  line = recipe.timeline
+  if at is None:
+    return recipe
+  if line.switch is None:
+    raise ValueError(
+      f"switched_at={at}: recipe {recipe.name!r} has no switch; leave it out"
+    )
+  first, last = line.switch.t_min + 1, line.switch.t_max + 1
+  if not first <= at <= last:
+    raise ValueError(
+      f"switched_at={at}: the first masked step lies in {first}..{last}"
+    )
+  switch = dataclasses.replace(line.switch, t_max=at - 1)
+  line = dataclasses.replace(line, switch=switch)
+  return dataclasses.replace(recipe, timeline=line)
+
+
+def _hard_steps(recipe: Recipe, first: int, end: int) -> int:
+  """How many sparse steps of [first, end) have D = 0."""
+  cut = recipe.timeline.finetune_start
+  after = max(end - max(first, cut), 0)  # D is 0 from the cut on
+  return after + _without_leak(recipe, first, min(end, cut))
+
+
+def _without_leak(recipe: Recipe, first: int, end: int) -> int:
+  """How many steps of [first, end), before fine-tuning, have D = 0."""
+  leak = recipe.leak
+  if first >= end or leak == Hard():
+    return max(end - first, 0)
+  over = getattr(leak, "end", None)
+  if isinstance(over, int):
+    return max(end - max(first, over), 0)
+  # A leak of one's own that does not say where it ends: ask it.
+  count, chunk = 0, 2**20
+  ask = jax.jit(jax.vmap(leak))
+  for at in range(first, end, chunk):
+    leaks = ask(jnp.arange(at, min(at + chunk, end), dtype=jnp.int32))
+    count += int(np.count_nonzero(np.asarray(leaks) == 0))
+  return count

@@ -1,0 +1,146 @@
+"""Phases of a run against a loop that asks the recipe about every step."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from figs_jax import models, nn, recipes
+from figs_jax.core.pattern import NM
+from figs_jax.core.rules import Rules
+from figs_jax.models.phases import phases_of
+from figs_jax.recipes.pace import Cubic
+
+STEPS = 90
+RULES = Rules.parse("ff: 1:8, qk: 2:4")
+
+
+def small(rules=RULES):
+  def build():
+    sizes = {"width": 64, "depth": 1, "heads": 2, "mlp_dim": 96}
+    model = models.create(
+      "vit", "custom/4", image_size=8, num_classes=10, **sizes
+    )
+    return model if rules is None else nn.sparsify(model, rules)
+
+  return nnx.eval_shape(build)
+
+
+def by_every_step(model, recipe):
+  """(patterns by layer, whether forward is sparse) of each step."""
+  bound = recipe.bind(nn.masked_leaves(model))
+  line, found = recipe.timeline, []
+  for step in range(recipe.total_steps):
+    flag = line.switched_by(step)
+    patterns = {}
+    for kernel in bound.kernels:
+      m = kernel.leaf.pattern.m
+      stage = int(line.stage(len(kernel.chain), jnp.int32(step), flag))
+      name = kernel.path.removesuffix("/kernel")
+      patterns[name] = (NM(m, m), *kernel.chain)[stage]
+    sparse = float(recipe.at(step, flag).leak) == 0
+    found.append((patterns, sparse))
+  return found
+
+
+def patterns_of(phase):
+  return {
+    row["name"]: row["pattern"]
+    for row in phase.layers
+    if row["pattern"] is not None
+  }
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_phases_are_the_steps_of_every_recipe(name):
+  model, recipe = small(), recipes.create(name, RULES, STEPS)
+  phases = phases_of(model, recipe, batch=3)
+  spread = [
+    (patterns_of(phase), phase.forward)
+    for phase in phases
+    for _ in range(phase.steps)
+  ]
+  assert sum(phase.steps for phase in phases) == STEPS
+  assert min(phase.steps for phase in phases) > 0
+  for step, (got, wanted) in enumerate(
+    zip(spread, by_every_step(model, recipe), strict=True)
+  ):
+    assert got == wanted, step
+  rows = models.layers_of(model, 3)
+  for phase in phases:
+    assert phase.weight_gradient == recipe.flow.mvue
+    assert phase.input_gradient == (phase.forward and recipe.transposable)
+    sizes = [{k: v for k, v in r.items() if k != "pattern"} for r in rows]
+    for row, size in zip(phase.layers, sizes, strict=True):
+      assert row | size == row
+
+
+def test_chains_of_unequal_length_and_pace():
+  recipe = recipes.create("sdgf_stepwise", RULES, STEPS)
+  line = dataclasses.replace(recipe.timeline, pace=Cubic())
+  recipe, model = dataclasses.replace(recipe, timeline=line), small()
+  got = [
+    (patterns_of(phase), phase.forward)
+    for phase in phases_of(model, recipe)
+    for _ in range(phase.steps)
+  ]
+  assert got == by_every_step(model, recipe)
+  # Under this pace the shorter chain begins later.
+  assert any(
+    NM(4, 4) in found.values() and NM(7, 8) in found.values()
+    for found, _ in got
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pulses:
+  """A leak that comes and goes, and does not say where it ends."""
+
+  def __call__(self, step):
+    return jnp.where(step % 3 == 0, 0.5, 0.0)
+
+
+def test_pulses_of_a_leak_are_gathered_within_a_stage():
+  plain = recipes.create("sdgf_stepwise", RULES, STEPS)
+  recipe, model = dataclasses.replace(plain, leak=Pulses()), small()
+  steps = by_every_step(model, recipe)
+  phases = phases_of(model, recipe)
+  for sparse in (False, True):
+    for patterns in {tuple(found.items()): 0 for found, _ in steps}:
+      got = sum(
+        phase.steps
+        for phase in phases
+        if phase.forward is sparse and patterns_of(phase) == dict(patterns)
+      )
+      assert got == steps.count((dict(patterns), sparse))
+
+
+def test_few_phases_for_many_steps_and_a_part_of_a_run():
+  model = small()
+  recipe = recipes.create("figs", RULES, 2**31 - 1)
+  phases = phases_of(model, recipe)
+  assert sum(phase.steps for phase in phases) == 2**31 - 1
+  assert len(phases) < 12
+  # 2^30 steps end within the decay phase: a prefix, its last phase cut short.
+  part = phases_of(model, recipe, steps=2**30)
+  last = 2**30 - sum(phase.steps for phase in part[:-1])
+  assert part == (
+    *phases[: len(part) - 1],
+    phases[len(part) - 1]._replace(steps=last),
+  )
+  assert phases_of(model, recipe, steps=0) == ()
+
+
+def test_a_model_without_masks_is_dense_throughout():
+  recipe = recipes.create("ste", "1:8", STEPS)
+  for phase in phases_of(small(None), recipe):
+    assert all(row["pattern"] is None for row in phase.layers)
+
+
+def test_bad_requests():
+  recipe = recipes.create("ste", RULES, STEPS)
+  with pytest.raises(ValueError, match=f"steps={STEPS + 1}: give 0 to"):
+    phases_of(small(), recipe, steps=STEPS + 1)
+  with pytest.raises(ValueError, match="'ste' has no switch; leave it out"):
+    phases_of(small(), recipe, switched_at=3)
