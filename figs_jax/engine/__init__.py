@@ -16,6 +16,7 @@ from figs_jax.engine.storage import (
   packed_bytes,
   train_flops,
 )
+from figs_jax.engine.tables import read_layers
 from figs_jax.engine.workload import Layers
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
   "flops",
   "packed_bytes",
   "parse",
+  "read_layers",
   "report",
   "train_flops",
 ]

@@ -82,6 +82,27 @@ class Layers:
     ones = np.ones(np.shape(self.m), np.int64)
     return dataclasses.replace(self, n=ones, m=ones, masks=None)
 
+  def with_pattern(self, pattern: NM | str) -> Layers:
+    """The layers with this pattern wherever one is sparse, or all if none is.
+
+    A mask is kept only where the pattern stays as it was.
+
+    >>> rows = [{"name": x, "M": 8, "N": 8, "K": 8} for x in ("qk", "ff")]
+    >>> rows[1]["pattern"] = "2:4"
+    >>> [Layers.of(rows).with_pattern("1:8").pattern(i) for i in (0, 1)]
+    ['dense', '1:8']
+    """
+    given = NM.parse(pattern)
+    sparse = self.n != self.m
+    chosen = sparse | ~sparse.any()
+    n = np.where(chosen, given.n, self.n)
+    m = np.where(chosen, given.m, self.m)
+    kept = (n == self.n) & (m == self.m)
+    masks = self.masks and tuple(
+      mask if same else None for mask, same in zip(self.masks, kept)
+    )
+    return dataclasses.replace(self, n=n, m=m, masks=masks)
+
   def __len__(self) -> int:
     return len(self.names)
 
