@@ -31,6 +31,8 @@ class _Engine:
   CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
   # Fields that the head of a spec already says.
   HEAD: ClassVar[tuple[str, ...]] = ()
+  # Numeric fields that may be 0; the others start at 1.
+  FROM_ZERO: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
     kind = type(self).__name__
@@ -132,7 +134,9 @@ class Vegeta(_Engine):
     cols: multipliers along the outputs, M_c; cols / alpha columns of PEs.
     overlap: as of `Systolic`.
     tile: rows of activations that stream through a tile of weights.
-    interleave: independent output tiles in flight, d, where overlap is "full".
+    interleave: output tiles worked on in turn, d, where overlap is "full"; a
+      tile waits for the last sums of its output to leave. 0: sums are
+      forwarded, and no tile waits for another.
     bw_in: values that may enter per cycle; a full S engine takes 4 rows.
     bw_out: values that may leave per cycle; a full array gives cols.
     dram_bw: bytes per cycle between chip and memory.
@@ -153,7 +157,7 @@ class Vegeta(_Engine):
   cols: Any = 16
   overlap: str = "none"
   tile: Any = UNLIMITED
-  interleave: Any = 1
+  interleave: Any = 0
   bw_in: Any = UNLIMITED
   bw_out: Any = UNLIMITED
   dram_bw: Any = UNLIMITED
@@ -161,6 +165,7 @@ class Vegeta(_Engine):
 
   CHOICES = {"overlap": OVERLAPS}
   HEAD = ("sparse", "alpha", "beta", "rows", "cols")
+  FROM_ZERO = ("interleave",)
 
   def head(self) -> str:
     kind = "s" if self.sparse else "d"
@@ -225,6 +230,7 @@ class Figs(_Engine):
 
   CHOICES = {"overlap": OVERLAPS, "exchange": EXCHANGES}
   HEAD = ("rows", "cols")
+  FROM_ZERO = ("alpha", "block", "sigma")
 
   def head(self) -> str:
     return f"figs:{_sides(self)}"
@@ -291,6 +297,7 @@ class Roofline(_Engine):
 
   CHOICES = {"kind": ("tpu", "gpu", "tensorcore")}
   HEAD = ("kind", "chip", "peak", "hbm", "side", "sparse")
+  FROM_ZERO = ("overhead", "sparse_overhead")
 
   def head(self) -> str:
     return f"{self.kind}:{self.chip}"
@@ -333,13 +340,11 @@ class Csr(_Engine):
 
 Engine = Systolic | Vegeta | Figs | Roofline | Csr
 
-_FROM_ZERO = ("block", "sigma", "alpha", "overhead", "sparse_overhead")
-
 
 def limits_of(cls: Any) -> dict[str, tuple[int, int]]:
   """The least and the largest legal value of each numeric field."""
   return {
-    field.name: (0 if field.name in _FROM_ZERO else 1, MAX_SIDE)
+    field.name: (0 if field.name in cls.FROM_ZERO else 1, MAX_SIDE)
     for field in cls.numeric()
   }
 

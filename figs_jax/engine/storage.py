@@ -13,8 +13,22 @@ from typing import Any
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine.exact import ceil_div, larger, smaller
+from figs_jax.engine.exact import ceil_div, is_traced, larger, smaller
 from figs_jax.engine.workload import Layers
+
+
+def check_pattern(n: Any, m: Any) -> None:
+  """Refuses to keep more than there is; traced patterns go unchecked.
+
+  Raises:
+    ValueError: n is above m.
+
+  >>> check_pattern(5, 4)
+  Traceback (most recent call last):
+  ValueError: pattern n=5, m=4: keep n of every m with n <= m
+  """
+  if not is_traced(n, m) and np.any(np.asarray(n) > np.asarray(m)):
+    raise ValueError(f"pattern n={n}, m={m}: keep n of every m with n <= m")
 
 
 def kept_depth(K: Any, n: Any, m: Any) -> Any:

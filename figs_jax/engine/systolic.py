@@ -24,14 +24,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.exact import ceil_div, exact, is_traced, smaller
+from figs_jax.engine.exact import ceil_div, exact, smaller
 from figs_jax.engine.occupancy import Masks
 from figs_jax.engine.schedule import bounded, schedule
 from figs_jax.engine.spec import Systolic, limits_of
-from figs_jax.engine.storage import index_bits, kept_depth
+from figs_jax.engine.storage import check_pattern, index_bits, kept_depth
 from figs_jax.engine.workload import LIMITS
 
 
@@ -76,8 +75,7 @@ def counts(
   >>> int(counts(64, 64, 64, array, n=2, m=4)["cycles"])
   316
   """
-  if not is_traced(n, m) and np.any(np.asarray(n) > np.asarray(m)):
-    raise ValueError(f"pattern n={n}, m={m}: keep n of every m with n <= m")
+  check_pattern(n, m)
   return _exact_counts(
     *(M, N, K, n, m, *engine.leaves),
     dataflow=engine.dataflow,
