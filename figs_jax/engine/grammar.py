@@ -157,11 +157,19 @@ def _options(cls: Any, parts: list[str]) -> dict[str, Any]:
       raise ValueError(f"unknown key {key!r}, {nearest(key, legal)}")
     if key in options:
       raise ValueError(f"{key!r} is given twice; keep one")
-    options[key] = _value(cls, fields[key], text)
+    options[key] = field_value(cls, fields[key], text)
   return options
 
 
-def _value(cls: Any, field: dataclasses.Field, text: str) -> Any:
+def field_value(cls: Any, field: dataclasses.Field, text: str) -> Any:
+  """A field's value from text, of the field's type.
+
+  Raises:
+    ValueError: no such choice, or no whole number.
+
+  >>> field_value(Figs, dataclasses.fields(Figs)[0], "64")
+  64
+  """
   key = field.name
   choices = cls.CHOICES.get(key)
   if field.type == "bool":
