@@ -18,6 +18,7 @@ _EXPORTS = {
   "sparsify": "figs_jax.nn.sparsify",
   "layers_of": "figs_jax.models",
   "train_flops": "figs_jax.models.flops",
+  "train_cost": "figs_jax.train.cost",
   "TrainState": "figs_jax.train.state",
   "train_step": "figs_jax.train.state",
 }

@@ -17,6 +17,7 @@ from figs_jax.engine.storage import (
   train_flops,
 )
 from figs_jax.engine.tables import read_layers
+from figs_jax.engine.training import TrainCost, step_cost, train_cost
 from figs_jax.engine.workload import Layers
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
   "Roofline",
   "Systolic",
   "Total",
+  "TrainCost",
   "Vegeta",
   "cost",
   "dense_bytes",
@@ -38,5 +40,7 @@ __all__ = [
   "parse",
   "read_layers",
   "report",
+  "step_cost",
+  "train_cost",
   "train_flops",
 ]
