@@ -185,7 +185,7 @@ def _tile_cycles(T, alpha, beta, rows, cols, interleave):
   load = rows // beta
   mode = load + T + cols // alpha + 1
   outputs = larger(interleave, 1)
-  bound = smaller(interleave, 1) * (mode / outputs)
+  bound = smaller(interleave, 1) / 1 * (mode / outputs)
   return {
     "load": load,
     "mode": mode,
