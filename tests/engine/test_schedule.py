@@ -19,7 +19,9 @@ def walk(folds, T, load, fill, overlap, interval):
     if overlap == "none":
       done += load + T * interval + fill
     elif overlap == "weights":
-      done = max(done, ready) + T * interval + fill
+      start = max(done, ready)
+      ready = start + load  # the next one, once this one is in use
+      done = start + T * interval + fill
     else:
       # The next operand, or one that nobody needs, loads beside the stream.
       ready += max(T * interval, load)
