@@ -139,4 +139,4 @@ def _weighed(value, count):
   return {"total": (value * count).sum(-1)}
 
 
-_total = exact(_weighed, least=0)
+_total = exact(_weighed, least=0, elementwise=False)

@@ -1,8 +1,9 @@
 """Integer formulas evaluated exactly in int64, whatever the process runs in.
 
 An 8 x 8 array takes 4e12 cycles on a 64k cube: int32 wraps and float32 keeps 24
-bits. So formulas run under an `enable_x64` scoped to the call, and a result
-that would not fit int64 is refused before anything can wrap.
+bits. So formulas run under an `enable_x64` scoped to the call, and what would
+not fit int64, a result or an integer on the way to it, is refused before
+anything can wrap.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from figs_jax.engine.interval import Interval, Number, Watched
+from figs_jax.engine.whole import Whole, fastest
+
 INT64_MAX = 2**63 - 1
 # An estimate in float64 below this proves that the integer fits.
 _SURE = 2.0**60
+Options = tuple[tuple[str, Any], ...]
 
 
 def array_dataclass(*static: str) -> Callable[[type], type]:
@@ -62,29 +67,30 @@ def ceil_div(a: Any, b: Any) -> Any:
 
 def smaller(a: Any, b: Any) -> Any:
   """The elementwise minimum in whichever numbers a and b are."""
-  return _numbers(a, b).minimum(a, b)
+  return _extreme(min, a, b)
 
 
 def larger(a: Any, b: Any) -> Any:
   """The elementwise maximum in whichever numbers a and b are."""
-  return _numbers(a, b).maximum(a, b)
+  return _extreme(max, a, b)
 
 
-def _numbers(*values: Any) -> Any:
-  return jnp if any(isinstance(x, jax.Array) for x in values) else np
+def _extreme(op: Any, a: Any, b: Any) -> Any:
+  for x in (a, b):
+    if isinstance(x, Number):
+      return x.apply(op, a, b)
+  numbers = jnp if any(isinstance(x, jax.Array) for x in (a, b)) else np
+  return {min: numbers.minimum, max: numbers.maximum}[op](a, b)
 
 
-def exact(
-  formula: Callable[..., dict[str, Any]],
-  limits: Mapping[str, tuple[int, int]] | None = None,
-  least: int = 1,
-) -> Callable[..., dict[str, Any]]:
-  """Lifts a formula over integers to exact, broadcasting int64.
+class exact:
+  """A formula over integers, lifted to exact, broadcasting int64.
 
   The formula maps positional sizes and keyword-only static options to named
   results. It uses operators, `ceil_div`, `smaller` and `larger` only, so that
-  the same lines run in float64 (does it fit?), in Python's integers (near the
-  limit) and in int64 under jit.
+  the same lines run on bounds and in Python's integers (does it fit?) and,
+  under jit, in the fastest numbers that are exact within the bounds
+  (`figs_jax.engine.whole`).
 
   Concrete sizes give NumPy arrays, because operations on an int64 `jax.Array`
   outside `enable_x64` truncate to int32. Traced sizes give int64 tracers;
@@ -94,10 +100,12 @@ def exact(
     formula: the formula.
     limits: the least and the largest legal value by size.
     least: the least legal value of a size without limits.
+    elementwise: whether the formula is, so that bounds of its sizes bound its
+      results. One that also sums along axes is not.
 
   Raises:
-    ValueError: (the lifted function) a size is not an integer within its
-      limits, or a result does not fit int64.
+    ValueError: (on a call) a size is not an integer within its limits, or a
+      result, or an integer on the way to it, does not fit int64.
 
   >>> area = exact(lambda M, N: {"area": M * N})
   >>> int(area(2**31, 2**31)["area"]) == 2**62
@@ -106,31 +114,106 @@ def exact(
   Traceback (most recent call last):
   ValueError: area[0] = 18446744073709551616 does not fit int64; ...
   """
-  limits = limits or {}
-  parameters = inspect.signature(formula).parameters.values()
-  names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-  static = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-  compiled = jax.jit(formula, static_argnames=static)
 
-  def call(*sizes: Any, **options: Any) -> dict[str, Any]:
+  def __init__(
+    self,
+    formula: Callable[..., dict[str, Any]],
+    limits: Mapping[str, tuple[int, int]] | None = None,
+    least: int = 1,
+    elementwise: bool = True,
+  ):
+    self.formula, self.elementwise = formula, elementwise
+    limits = limits or {}
+    self._legal = {
+      p.name: limits.get(p.name, (least, INT64_MAX))
+      for p in inspect.signature(formula).parameters.values()
+      if p.kind is not p.KEYWORD_ONLY
+    }
+    self._compiled = jax.jit(self.run, static_argnums=(0, 1))
+    self._bounds = functools.lru_cache(maxsize=1024)(self._bound)
+
+  def __call__(self, *sizes: Any, **options: Any) -> dict[str, Any]:
+    return self.bind(*sizes, **options)()
+
+  def bind(self, *sizes: Any, **options: Any) -> Bound:
+    """The formula with its sizes, checked and of one rank, yet to be run."""
     checked = [
-      size
-      if is_traced(size)
-      else _host(name, size, *limits.get(name, (least, INT64_MAX)))
-      for name, size in zip(names, sizes, strict=True)
+      size if is_traced(size) else _host(name, size, *legal)
+      for (name, legal), size in zip(self._legal.items(), sizes, strict=True)
     ]
     rank = max(size.ndim for size in checked)
     # Leading axes of one: rank promotion may be an error in the caller.
-    aligned = [x.reshape((1,) * (rank - x.ndim) + x.shape) for x in checked]
-    traced = is_traced(*aligned)
-    if not traced:
-      _refuse_overflow(functools.partial(formula, **options), aligned)
+    aligned = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in checked)
+    return Bound(self, tuple(aligned), tuple(sorted(options.items())))
+
+  def bounds(
+    self, sizes: Iterable[np.ndarray], options: Options
+  ) -> dict[str, Interval]:
+    """What each result can be where sizes vary freely between their extremes.
+
+    Raises:
+      ValueError: an array is empty.
+    """
+    ranges = tuple((int(x.min()), int(x.max())) for x in sizes)
+    return self._bounds(ranges, options)
+
+  def _bound(self, ranges: Any, options: Options) -> dict[str, Interval]:
+    sizes = [Interval.of(x) for x in ranges]
+    found = self.formula(*sizes, **dict(options))
+    return {name: Interval.of(x) for name, x in found.items()}
+
+  def run(
+    self, kind: type[Whole] | None, options: Options, *sizes: Any
+  ) -> dict[str, Any]:
+    """The formula on device arrays in numbers of a kind, under x64."""
+    numbers = [x if kind is None else kind(x) for x in sizes]
+    found = self.formula(*numbers, **dict(options))
+    return {
+      name: x.x.astype(jnp.int64) if isinstance(x, Whole) else x
+      for name, x in found.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bound:
+  """A lifted formula and what it is to be run on.
+
+  Attributes:
+    lifted: the lifted formula.
+    sizes: NumPy int64 or tracers, of one rank, that broadcast.
+    options: its static options.
+  """
+
+  lifted: exact
+  sizes: tuple[Any, ...]
+  options: Options
+
+  def __call__(self) -> dict[str, Any]:
+    traced = is_traced(*self.sizes)
+    empty = not traced and not all(x.size for x in self.sizes)
+    kind = None if traced or empty else self._kind()
     with jax.enable_x64(True):
-      integers = (jnp.asarray(x).astype(jnp.int64) for x in aligned)
-      out = compiled(*integers, **options)
+      integers = [jnp.asarray(x).astype(jnp.int64) for x in self.sizes]
+      out = self.lifted._compiled(kind, self.options, *integers)
     return out if traced else jax.device_get(out)
 
-  return call
+  def _kind(self) -> type[Whole] | None:
+    """The numbers to compute in.
+
+    Raises:
+      ValueError: something does not fit int64.
+    """
+    formula = functools.partial(self.lifted.formula, **dict(self.options))
+    if not self.lifted.elementwise:
+      _largest(formula, self.sizes, elementwise=False)
+      return None
+    bounds = self.lifted.bounds(self.sizes, self.options).values()
+    if all(bound.peak <= INT64_MAX for bound in bounds):
+      return fastest(bounds)
+    # Elements may stay below a bound that combines all of their extremes.
+    peak = _largest(formula, self.sizes, elementwise=True)
+    divisor = max(bound.divisor for bound in bounds)
+    return fastest([Interval(0, peak, peak, divisor)])
 
 
 def _host(name: str, size: Any, least: int, limit: int) -> np.ndarray:
@@ -143,21 +226,50 @@ def _host(name: str, size: Any, least: int, limit: int) -> np.ndarray:
       raise ValueError(
         f"{name}: got {value}; give integers from {least} to {limit}"
       )
-  return array.astype(np.int64)
+  return array.astype(np.int64, copy=False)
 
 
-def _refuse_overflow(formula: Callable, sizes: list[np.ndarray]) -> None:
-  """Raises ValueError where a result of the formula exceeds int64."""
+def _largest(
+  formula: Callable, sizes: Iterable[np.ndarray], elementwise: bool
+) -> int:
+  """Not below any integer on the way to a result, all of which fit int64.
+
+  Raises:
+    ValueError: one does not; it names a result and its index.
+  """
   # One axis at least: NumPy's scalar operations leave Python's integers.
   sizes = [np.atleast_1d(x) for x in sizes]
-  estimate = formula(*(x.astype(np.float64) for x in sizes))
-  if all(np.max(x, initial=0) < _SURE for x in estimate.values()):
+  shape = np.broadcast_shapes(*(x.shape for x in sizes))
+  estimate = _watched(formula, sizes, np.float64)
+  over = functools.reduce(np.maximum, (x.peak for x in estimate.values()))
+  if np.max(over) < _SURE:
+    return int(2 * np.max(over))
+  index = None
+  if elementwise:  # only those in doubt
+    chosen = np.broadcast_to(over >= _SURE, shape)
+    index = np.argwhere(chosen)
+    sizes = [np.broadcast_to(x, shape)[chosen] for x in sizes]
+  found = _watched(formula, sizes, object)
+  for name, value in found.items():
+    if value.whole:
+      _refuse(name, value.x, index, "= {} does not fit int64")
+  for name, value in found.items():
+    _refuse(name, value.peak, index, "needs {} on the way, past int64")
+  return INT64_MAX
+
+
+def _watched(formula, sizes, dtype) -> dict[str, Watched]:
+  found = formula(*(Watched(x.astype(dtype)) for x in sizes))
+  return {name: Watched.of(value) for name, value in found.items()}
+
+
+def _refuse(name: str, values: Any, index: np.ndarray | None, why: str) -> None:
+  values = np.atleast_1d(values)
+  at = values.argmax()
+  if values.flat[at] <= INT64_MAX:
     return
-  for name, value in formula(*(x.astype(object) for x in sizes)).items():
-    value = np.asarray(value, object)
-    at = np.unravel_index(value.argmax(), value.shape)
-    if isinstance(value[at], int) and value[at] > INT64_MAX:
-      raise ValueError(
-        f"{name}[{', '.join(map(str, at))}] = {value[at]} does not fit int64;"
-        " split the layer into smaller ones or use a larger array"
-      )
+  where = np.unravel_index(at, values.shape) if index is None else index[at]
+  raise ValueError(
+    f"{name}[{', '.join(map(str, where))}] {why.format(values.flat[at])};"
+    " split the layer into smaller ones or use a larger array"
+  )
