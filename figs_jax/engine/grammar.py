@@ -34,24 +34,27 @@ _SHAPE = re.compile(r"(\d+)x(\d+)")
 _VEGETA = re.compile(r"vegeta-([ds])-(\d+)-(\d+)")
 _PRESET = "32x16"
 
-# chip -> dense 16-bit GFLOP/s, GB/s, side of the matrix unit.
+# chip -> dense 16-bit GFLOP/s, GB/s, side of the matrix unit, and how many
+# times the peak 8-bit operands run at.
 TPUS = {
-  "v4": (275_000, 1230, 128),
-  "v5e": (197_000, 820, 128),
-  "v5p": (459_000, 2460, 128),
-  "v6e": (920_000, 1640, 256),
-  "v7x": (2_310_000, 7400, 256),
+  "v4": (275_000, 1230, 128, 1),
+  "v5e": (197_000, 820, 128, 2),
+  "v5p": (459_000, 2460, 128, 2),
+  "v6e": (920_000, 1640, 256, 2),
+  "v7x": (2_310_000, 7400, 256, 2),
 }
+# The side is that of one tensor core instruction; kernels pad to larger tiles.
 GPUS = {
-  "a100": (312_000, 2039, 1),
-  "h100": (989_000, 3350, 1),
-  "h200": (989_000, 4800, 1),
+  "a100": (312_000, 2039, 16, 2),
+  "h100": (989_000, 3350, 16, 2),
+  "h200": (989_000, 4800, 16, 2),
 }
 # kind -> the chips it knows.
 CHIPS = {"tpu": TPUS, "gpu": GPUS, "tensorcore": GPUS, "csr": GPUS | TPUS}
-# What PyTorch's 2:4 call costs before it computes: calibrated on one published
-# ratio, 1.11 at 4096^3 in 16 bits on an A100.
-SPARSE_OVERHEAD = 176_000
+# ns of a 2:4 call before it computes, on any GPU: calibrated on one published
+# ratio, 1.11 at 4096^3 in 16 bits on an A100, measured from PyTorch
+# (`figs_jax.engine.roofline.calibrated_overhead`).
+SPARSE_OVERHEAD = 176_601
 
 
 def parse(spec: str | Engine) -> Engine:
@@ -114,13 +117,13 @@ def _chip(kind: str, size: str | None) -> dict[str, Any]:
     )
   if size not in chips:
     raise ValueError(f"unknown chip {size!r}, {nearest(size, chips)}")
-  peak, hbm, side = chips[size]
+  peak, hbm, side, int8 = chips[size]
   found: dict[str, Any] = {"chip": size, "peak": peak, "hbm": hbm}
   if kind == "csr":
     return found
   if kind == "tensorcore":
     found |= {"sparse": True, "sparse_overhead": SPARSE_OVERHEAD}
-  return found | {"kind": kind, "side": side}
+  return found | {"kind": kind, "side": side, "int8": int8}
 
 
 def _sides(kind: str, size: str | None) -> dict[str, int]:
@@ -146,6 +149,7 @@ def _options(cls: Any, parts: list[str]) -> dict[str, Any]:
   fields = {f.name: f for f in dataclasses.fields(cls)}
   legal = {n for n, f in fields.items() if f.default is not dataclasses.MISSING}
   legal -= {"sparse"} if cls in (Vegeta, Roofline) else set()
+  legal |= {"peak", "hbm"} if cls in (Roofline, Csr) else set()
   options: dict[str, Any] = {}
   for part in parts:
     key, equals, text = part.partition("=")

@@ -265,7 +265,7 @@ class Figs(_Engine):
       )
 
 
-@array_dataclass("sparse", "kind", "chip", "name")
+@array_dataclass("kind", "chip", "sparse", "fallback", "name")
 @dataclasses.dataclass(frozen=True)
 class Roofline(_Engine):
   """A processor known by its peak and its memory; its cycles are nanoseconds.
@@ -276,9 +276,12 @@ class Roofline(_Engine):
     peak: dense GFLOP/s (FLOP per ns) of 16-bit operands.
     hbm: GB/s (bytes per ns) of its memory.
     side: M, N and K are padded to multiples of the side of its matrix unit.
+    int8: operands of one byte run at this many times the peak.
     overhead: ns of every call.
     sparse_overhead: further ns of every call with a 2:4 operand.
     sparse: whether 2:4 operands run at twice the peak.
+    fallback: whether a layer runs dense where that is faster, as a runtime that
+      has both kernels would choose.
     name: how tables call it; by default its spec.
 
   Raises:
@@ -290,13 +293,15 @@ class Roofline(_Engine):
   peak: Any
   hbm: Any
   side: Any = 1
+  int8: Any = 1
   overhead: Any = 0
   sparse_overhead: Any = 0
   sparse: bool = False
+  fallback: bool = False
   name: str = ""
 
   CHOICES = {"kind": ("tpu", "gpu", "tensorcore")}
-  HEAD = ("kind", "chip", "peak", "hbm", "side", "sparse")
+  HEAD = ("kind", "chip", "peak", "hbm", "side", "int8", "sparse")
   FROM_ZERO = ("overhead", "sparse_overhead")
 
   def head(self) -> str:

@@ -1,0 +1,326 @@
+"""Rooflines: laws, data sheets, and published ratios of 2:4 to dense."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from figs_jax.core.pattern import NM
+from figs_jax.engine import Csr, Roofline, cost, parse
+from figs_jax.engine.grammar import CHIPS, GPUS, SPARSE_OVERHEAD, TPUS
+from figs_jax.engine.roofline import (
+  amdahl,
+  calibrated_overhead,
+  counts,
+  csr_counts,
+  intensity,
+)
+from figs_jax.engine.schedule import PARTS
+
+laws = settings(deadline=None, max_examples=50)
+sizes = st.integers(1, 2**17)
+HALF, WHOLE = (2, 4), (4, 4)
+
+
+@st.composite
+def patterns(draw):
+  m = draw(st.sampled_from([1, 2, 4, 8, 12, 32]))
+  return NM(draw(st.integers(1, m)), m)
+
+
+def gain(spec, M, N, K, itemsize=2):
+  """How much faster 2:4 is than dense."""
+  engine = parse(spec)
+  times = (counts(M, N, K, engine, *nm, itemsize)["cycles"]
+           for nm in (WHOLE, HALF))  # fmt: skip
+  return next(times) / next(times)
+
+
+@laws
+@given(sizes, sizes, sizes, patterns(), st.sampled_from([1, 2]),
+       st.integers(1, 10**6), st.integers(1, 10**4),
+       st.sampled_from([1, 3, 16, 128]), st.booleans(),
+       st.booleans())  # fmt: skip
+@example(1, 1, 1, NM(2, 4), 2, 1, 10**4, 1, True, False)  # one weight, padded
+@example(2**17, 2**17, 2**17, NM(2, 4), 1, 3, 10**4, 1, True, False)
+def test_time_is_the_slower_of_arithmetic_and_memory(
+  M, N, K, nm, itemsize, peak, hbm, side, sparse, fallback
+):
+  engine = Roofline(
+    *("gpu", "x", peak, hbm, side, 2, 70, 30),
+    sparse=sparse,
+    fallback=fallback,
+  )
+  got = counts(M, N, K, engine, nm.n, nm.m, itemsize)
+
+  def call(halves):
+    pads = [-(-size // side) * side for size in (M, N, K)]
+    deep, stored = pads[2], K
+    if halves:
+      deep, stored = -(-deep // 4) * 2, -(-K // 4) * 2
+    flops = 2 * pads[0] * pads[1] * deep
+    index = -(-stored * N // 4) if halves else 0  # 2 bits each
+    moved = itemsize * (M * K + stored * N + M * N) + index
+    time = max(-(-flops // (peak * (1 + (itemsize == 1)))), -(-moved // hbm))
+    return time + 70 + 30 * halves, flops, moved, index
+
+  fullest = nm.n * 4 // nm.m if nm.m < 4 else min(nm.n, 4)
+  want = call(sparse and fullest <= 2)
+  if fallback:
+    want = min(want, call(False))
+  names = ("cycles", "flops", "dram_bytes", "metadata_bytes")
+  assert tuple(int(got[name]) for name in names) == want
+  assert got["cycles"] == sum(got[part] for part in PARTS)
+  kept = K // nm.m * nm.n + min(K % nm.m, nm.n)
+  rate = peak * (1 + (itemsize == 1))
+  assert 0 < got["utilisation"] <= 1
+  np.testing.assert_allclose(
+    got["utilisation"], 2 * M * N * kept / (want[0] * rate), rtol=1e-12
+  )
+
+
+# bf16 TFLOP/s and TB/s, as published, and the 8-bit rate where there is one.
+SHEETS = {
+  "v4": (275, 1.23, 275),
+  "v5e": (197, 0.82, 394),
+  "v5p": (459, 2.46, 918),
+  "v6e": (920, 1.64, 1840),
+  "v7x": (2310, 7.40, 4620),
+  "a100": (312, 2.039, 624),
+  "h100": (989, 3.35, 1978),
+  "h200": (989, 4.80, 1978),
+}
+
+
+@pytest.mark.parametrize(
+  "kind, chip", [(k, c) for k in CHIPS for c in CHIPS[k]]
+)
+def test_presets_are_the_data_sheets(kind, chip):
+  engine = parse(f"{kind}:{chip}")
+  peak, hbm, int8 = SHEETS[chip]
+  assert engine.peak == peak * 1000
+  assert engine.hbm == round(hbm * 1000)
+  if kind == "csr":
+    return
+  assert engine.peak * engine.int8 == int8 * 1000
+  assert engine.side == (16 if kind != "tpu" else 256 if peak > 500 else 128)
+  assert engine.sparse == (kind == "tensorcore")
+  # A large cube runs at the peak; tensor cores take half of that at 2:4.
+  size = 2**14
+  row = {"name": "cube", "M": size, "N": size, "K": size}
+  time = cost([row], engine).cycles[0]
+  np.testing.assert_allclose(2 * size**3 / time, engine.peak, rtol=1e-6)
+  time8 = cost([row], engine, itemsize=1).cycles[0]
+  np.testing.assert_allclose(2 * size**3 / time8, int8 * 1000, rtol=1e-6)
+  halved = cost([row | {"pattern": "2:4"}], f"{kind}:{chip}:overhead=0")
+  pays = SPARSE_OVERHEAD if kind == "tensorcore" else 0
+  ratio = time / (halved.cycles[0] - pays)
+  np.testing.assert_allclose(ratio, 1 + (kind == "tensorcore"), rtol=1e-6)
+
+
+def test_chips_are_those_that_are_named():
+  assert set(TPUS) == {"v4", "v5e", "v5p", "v6e", "v7x"}
+  assert set(GPUS) == {"a100", "h100", "h200"}
+
+
+def test_every_key_is_read():
+  spec = (
+    "tensorcore:h200:peak=7:hbm=6:side=5:int8=4:overhead=3:sparse_overhead=2"
+    ":fallback=true:name=mine"
+  )
+  assert parse(spec) == Roofline(
+    *("tensorcore", "h200", 7, 6, 5, 4, 3, 2, True, True, "mine")
+  )
+  spec = (
+    "csr:v5e:peak=7:hbm=6:value_bytes=2:index_bytes=1:pointer_bytes=8"
+    ":reuse=false:name=mine"
+  )
+  assert parse(spec) == Csr("v5e", 7, 6, 2, 1, 8, False, "mine")
+  assert not parse("gpu:h200").sparse
+  assert str(parse("tpu:v5e:overhead=9")) == "tpu:v5e:overhead=9"
+
+
+@pytest.mark.parametrize(
+  "spec, message",
+  [
+    ("tpu", "name the chip, as in 'tpu:v4'"),
+    ("tensorcore", "name the chip, as in 'tensorcore:a100'"),
+    ("tpu:v5", "unknown chip 'v5', did you mean 'v5"),
+    ("tpu:h200", "unknown chip 'h200'.*Known: v4"),
+    ("tensorcore:v5e", "unknown chip 'v5e'"),
+    ("csr:h20", "unknown chip 'h20', did you mean 'h200'"),
+    ("gpu:h200:sparse=true", "unknown key 'sparse'"),
+    ("gpu:h200:chip=a100", "unknown key 'chip'"),
+    ("tpu:v5e:hbm=0", "hbm: got 0; give integers from 1"),
+    ("tpu:v5e:side=0", "side: got 0"),
+    ("tpu:v5e:overhead=-1", "overhead: got -1; give integers from 0"),
+    ("tpu:v5e:peak=1e3", "peak='1e3' is no whole number"),
+    ("tensorcore:h200:fallback=1", "fallback='1'.*Known: false, true"),
+    ("csr:h200:pointer_bytes=-4", "pointer_bytes: got -4"),
+  ],
+)
+def test_a_bad_chip_or_key_is_one_line_with_the_fix(spec, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    parse(spec)
+  assert repr(spec) in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+def test_metadata_is_2_bits_per_kept_value():
+  for itemsize, share in [(2, 0.125), (1, 0.25)]:
+    got = counts(64, 64, 64, parse("tensorcore:a100"), *HALF, itemsize)
+    assert got["metadata_bytes"] == share * (itemsize * 64 * 32)
+
+
+def test_patterns_that_tensor_cores_lack():
+  engine = parse("tensorcore:h200")
+
+  def of(n, m, masks=None):
+    sizes = (np.array([size]) for size in (256, 64, 512))
+    pattern = np.array([n]), np.array([m])
+    return int(counts(*sizes, engine, *pattern, masks=masks)["cycles"][0])
+
+  assert of(1, 2) == of(1, 16) == of(2, 8) == of(2, 4)
+  assert of(3, 4) == of(3, 8) == of(4, 4) != of(2, 4)
+  evenly = np.arange(512)[:, None] % 4 < np.ones((1, 64))  # 1:4
+  assert of(3, 8, [evenly]) == of(2, 4)
+  with pytest.raises(
+    ValueError, match="pattern 1:6 does not fit.* blocks of 4"
+  ):
+    of(1, 6)
+  with pytest.raises(ValueError, match="n <= m"):
+    of(5, 4)
+  # A chip without sparse units takes any pattern, and gains nothing.
+  dense = parse("tpu:v5e")
+  assert (
+    counts(8, 8, 6, dense, 1, 6)["cycles"] == counts(8, 8, 6, dense)["cycles"]
+  )
+
+
+def test_the_default_overhead_is_derived_from_one_published_ratio():
+  cube = (4096, 4096, 4096)
+  engine = parse("tensorcore:a100")
+  assert calibrated_overhead(1.11, *cube, engine) == SPARSE_OVERHEAD
+  assert engine.sparse_overhead == SPARSE_OVERHEAD
+  np.testing.assert_allclose(gain("tensorcore:a100", *cube), 1.11, rtol=1e-5)
+  with pytest.raises(ValueError, match="ratio 2.1: .* reaches 2.000 at most"):
+    calibrated_overhead(2.1, *cube, engine)
+
+
+def test_published_ratios_of_tensor_cores():
+  # Predicted from the overhead above; published .11, on an A100 of 40 or 80 GB.
+  vector = (1, 4096, 4096)
+  narrow, wide = (
+    gain(f"tensorcore:a100:hbm={hbm}", *vector) for hbm in (1555, 2039)
+  )
+  assert wide < 0.11 < narrow
+  np.testing.assert_allclose([wide, narrow], [0.0886, 0.1144], atol=1e-4)
+  # Bracketed by the call from PyTorch and the silicon; published 1.95.
+  cube = (10240, 10240, 10240)
+  low = gain("tensorcore:a100", *cube, itemsize=1)
+  high = gain("tensorcore:a100:sparse_overhead=0", *cube, itemsize=1)
+  assert low < 1.95 < high <= 2
+  np.testing.assert_allclose([low, high], [1.814, 2.0], atol=1e-3)
+  # Bracketed: ViT-L's two linears of an MLP, forward and backward, where the
+  # gradient of the weight stays dense; published about 1.3.
+  forward = [
+    gain("tensorcore:a100:sparse_overhead=0", 256 * 197, *shape)
+    for shape in ((4096, 1024), (1024, 4096))
+  ]
+  assert 1 < 1.3 < amdahl(2 / 3, min(forward)) <= 1.5
+  # One fraction fits one published pair: 15.66 -> 10.07 ms.
+  np.testing.assert_allclose(amdahl(0.714, 2), 15.66 / 10.07, rtol=1e-3)
+
+
+def test_the_gain_grows_with_the_call_and_a_fallback_never_loses():
+  edges = [256, 1024, 4096, 16384, 65536]
+  found = [gain("tensorcore:h200", *(edge,) * 3) for edge in edges]
+  assert found == sorted(found) and found[0] < 0.1 and 1.9 < found[-1] < 2
+  kept = [gain("tensorcore:h200:fallback=true", *(edge,) * 3) for edge in edges]
+  np.testing.assert_array_equal(kept, np.maximum(found, 1))
+
+
+CHIP = "x", np.array([9, 70, 800]), np.array([4, 5, 6])
+WAYS = {
+  "fallback": Roofline("gpu", *CHIP, 8, 2, 7, 500, True, True),
+  "sparse": Roofline("gpu", *CHIP, 8, 2, 7, np.array([0, 5000, 30]), True),
+  "csr": Csr(*CHIP, np.array([1, 2, 4])),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_traced_chips_sizes_and_patterns_agree_with_concrete_ones(way):
+  engine = WAYS[way]
+  function = csr_counts if way == "csr" else counts
+  M, N, K = (
+    np.array([33, 17, 500]),
+    np.array([2, 400, 60]),
+    np.array([99, 256, 7]),
+  )
+  n, m = np.array([1, 2, 3]), np.array([16, 4, 4])
+  want = function(M, N, K, engine, n, m)
+  args = jax.tree.map(jnp.asarray, (M, N, K, n, m, engine))
+  axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, args)
+
+  def one(M, N, K, n, m, engine):
+    return function(M, N, K, engine, n, m)
+
+  for call in (one, jax.vmap(one, axes)):
+    got = jax.jit(call)(*args)
+    for name, value in want.items():
+      np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_a_product_past_int64_is_refused():
+  with pytest.raises(ValueError, match="does not fit int64"):
+    counts(2**22, 2**22, 2**22, parse("tpu:v5e"))
+
+
+small = st.integers(1, 300)
+
+
+@laws
+@given(small, small, small, patterns(), st.booleans(), st.integers(1, 8),
+       st.integers(1, 8), st.integers(1, 8))  # fmt: skip
+def test_csr_bytes_are_those_of_a_walk_over_its_rows(
+  M, N, K, nm, reuse, value, index, pointer
+):
+  engine = Csr("x", 3, 2, value, index, pointer, reuse)
+  got = csr_counts(M, N, K, engine, nm.n, nm.m)
+  kept = K // nm.m * nm.n + min(K % nm.m, nm.n)
+  row = (value + index) * kept + pointer
+  gathered = value * kept + value  # of one dense column, and its result
+  moved = sum(
+    (row if reuse else M * row) + M * gathered for _ in range(N)
+  )  # fmt: skip
+  assert got["dram_bytes"] == moved
+  assert got["metadata_bytes"] == N * (index * kept + pointer)
+  assert got["flops"] == 2 * M * N * kept
+  assert got["cycles"] == sum(got[part] for part in PARTS)
+  assert got["cycles"] == max(-(-2 * M * N * kept // 3), -(-moved // 2))
+  assert 0 < got["utilisation"] <= 1
+  columns = M if reuse else 1
+  np.testing.assert_allclose(
+    got["flops"] / got["dram_bytes"],
+    intensity(kept, columns, value, index, pointer),
+    rtol=1e-12,
+  )
+
+
+def test_intensity_of_the_tutorial():
+  # 4-byte values and indices, long rows, no reuse: 2 / 12 whatever delta is.
+  for pointer in (0, 4, 8):
+    found = intensity(10**6, pointer_bytes=pointer)
+    np.testing.assert_allclose(found, 0.167, atol=5e-4)
+  engine = parse("csr:h200:reuse=false")
+  got = csr_counts(1000, 512, 8192, engine, 1, 8)
+  ratio = got["flops"] / got["dram_bytes"]
+  np.testing.assert_allclose(ratio, 1 / 6, rtol=2e-3)
+  # Kept in place, A costs nothing in the end: 2 / B_T, less the results.
+  np.testing.assert_allclose(intensity(10**6, 10**9), 1 / 2, rtol=1e-5)
+  # Memory bounds it, on every chip.
+  for chip in CHIPS["csr"]:
+    found = csr_counts(1000, 512, 8192, parse(f"csr:{chip}"), 1, 8)
+    assert found["stall_dram"] > 0
