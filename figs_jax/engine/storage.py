@@ -42,10 +42,15 @@ def index_bits(n: Any, m: Any) -> Any:
   >>> int(index_bits(2, 4)), int(index_bits(1, 5)), int(index_bits(4, 4))
   (2, 3, 0)
   """
-  # One bit for each power of two below m; comparisons are no numbers under
+  # The length of m - 1 in bits, by halves. Comparisons are no numbers under
   # strict promotion.
-  bits = sum(smaller(larger(m - 2**i, 0), 1) for i in range(31))
-  return bits * smaller(m - n, 1)
+  left, bits = m - 1, 0
+  for half in (16, 8, 4, 2, 1):
+    high = left // 2**half
+    is_longer = smaller(high, 1)
+    bits = bits + half * is_longer
+    left = high + left % 2**half * (1 - is_longer)
+  return (bits + left) * smaller(m - n, 1)
 
 
 def dense_bytes(size: int, itemsize: int) -> int:
