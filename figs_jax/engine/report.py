@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from figs_jax.engine.cost import cost
+from figs_jax.engine.cost import AT_45_NM, Cost, cost
+from figs_jax.engine.energy import Energy
 from figs_jax.engine.grammar import parse
-from figs_jax.engine.spec import Engine, nearest
+from figs_jax.engine.layout import aligned, csv_text, markdown
+from figs_jax.engine.schedule import PARTS
+from figs_jax.engine.spec import Csr, Engine, Roofline, nearest
 from figs_jax.engine.workload import Layers
 
-FORMATS = ("table", "csv", "md")
-_CAPTION = (
-  "Modelled cycles, not measured. Speed-up is over the same array running the"
-  " dense model."
-)
+FORMATS = ("table", "csv", "json", "md")
+DENSE = "the same engine running the dense model"
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One layer on one engine; cycles of one of its `count` instances."""
+class Row(NamedTuple):
+  """One layer on one engine: one of its instances, however many there are."""
 
   name: str
   engine: str
@@ -35,140 +33,279 @@ class Row:
   cycles: int
   utilisation: float
   speedup: float
-  count: int
+  energy_pj: float
+  dram_bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Total:
-  """The whole model on one engine: every layer, dense ones too (Amdahl)."""
+class Total(NamedTuple):
+  """The whole model on one engine: every instance of every layer (Amdahl).
 
+  Attributes:
+    workload: which layers, if the report says so.
+    engine: the engine.
+    pattern: of the sparse layers; "dense" without any, "mixed" if several.
+    unit: what cycles are: "cycles", or "ns" of a roofline.
+    cycles: the sum.
+    baseline_cycles: the sum of what `speedup` compares with.
+    speedup: baseline_cycles / cycles.
+    utilisation: useful MACs / (cycles x multipliers).
+    energy_pj: the sum.
+    dram_bytes: the sum.
+    parts: the parts of cycles by name, which add up to them.
+  """
+
+  workload: str
   engine: str
+  pattern: str
+  unit: str
   cycles: int
-  dense_cycles: int
+  baseline_cycles: int
   speedup: float
   utilisation: float
+  energy_pj: float
+  dram_bytes: int
+  parts: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Rows per layer and engine, totals per engine; its str() is the table."""
+  """Rows per layer and engine, totals per engine; its str() is the table.
+
+  Attributes:
+    rows: every layer on the first engine, then on the next.
+    totals: one per engine, in the same order.
+    engines: what ran them, beside `totals`.
+    baseline: what the speed-ups are over, in words.
+    fmt: one of `FORMATS`; "csv" holds the rows alone.
+  """
 
   rows: tuple[Row, ...]
   totals: tuple[Total, ...]
+  engines: tuple[Engine, ...]
+  baseline: str
   fmt: str = "table"
 
   def __post_init__(self):
     if self.fmt not in FORMATS:
       raise ValueError(f"report fmt {self.fmt!r}: {nearest(self.fmt, FORMATS)}")
 
+  @classmethod
+  def joined(cls, reports: Sequence[Report]) -> Report:
+    """Several workloads' reports as one."""
+    return dataclasses.replace(
+      reports[0],
+      rows=tuple(row for each in reports for row in each.rows),
+      totals=tuple(total for each in reports for total in each.totals),
+      engines=tuple(engine for each in reports for engine in each.engines),
+    )
+
+  @property
+  def caption(self) -> str:
+    """What the numbers are, and are not."""
+    return (
+      "Modelled cycles (ns on rooflines), not measured. Speed-up is over"
+      f" {self.baseline}."
+    )
+
   def __str__(self) -> str:
     if self.fmt == "csv":
-      return _csv(self.rows)
-    draw = _markdown if self.fmt == "md" else _aligned
-    tables = (draw(self.totals), draw(self.rows))
-    return "\n\n".join((_CAPTION, *tables))
+      return csv_text(Row._fields, self.rows)
+    if self.fmt == "json":
+      return json.dumps(
+        {
+          "caption": self.caption,
+          "totals": [total._asdict() for total in self.totals],
+          "rows": [row._asdict() for row in self.rows],
+        },
+        indent=1,
+      )
+    draw = markdown if self.fmt == "md" else aligned
+    tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
+    tables.append(draw(Row._fields, self.rows))
+    return "\n\n".join((self.caption, *tables))
 
 
 def report(
   layers: Layers | Iterable[Mapping[str, Any]],
   engines: Sequence[Engine | str],
   fmt: str = "table",
+  *,
+  baseline: Engine | str | None = None,
+  itemsize: int = 2,
+  energy: Energy = AT_45_NM,
+  workload: str = "",
 ) -> Report:
-  """Costs the layers on each engine, beside the same layers without patterns.
+  """Costs the layers on each engine, beside a baseline.
+
+  Rows are of one instance of a layer; totals weigh them by their count. Designs
+  that differ in numbers only are computed together.
 
   Args:
     layers: a table, or its rows; all of the model's GEMMs, so that the total is
       the model's and not only its sparse part's.
     engines: engines or specs, with scalar sides.
-    fmt: "table"; "md"; "csv", which holds the rows alone.
+    fmt: "table", "md", "csv" (the rows alone) or "json".
+    baseline: an engine whose cycles on the same layers, patterns included,
+      the speed-ups are over; to compare with dense execution, name one that
+      does not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
+      `gpu:h200`). By default each engine is compared with itself running the
+      layers dense.
+    itemsize: bytes per value, of every operand off chip.
+    energy: picojoules per operation.
+    workload: what the layers are, for the totals.
 
   Raises:
-    ValueError: no engines, a bad row, spec or fmt, or a result past int64.
+    ValueError: no engines, a bad row, spec or fmt, a baseline in another unit,
+      or a result past int64.
 
   >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
-  >>> print(report([row], ["ws:32x32"], fmt="csv"))
-  name,engine,M,N,K,pattern,cycles,utilisation,speedup,count
-  ff,ws:32x32,64,64,64,2:4,316,0.405063,2,1
+  >>> made = report([row], ["ws:32x32"], fmt="csv")
+  >>> print(str(made).partition(",energy_pj")[0])
+  name,engine,M,N,K,pattern,cycles,utilisation,speedup
+  >>> made.totals[0].speedup
+  2.0
   """
   table = Layers.of(layers)
-  arrays = [parse(engine) for engine in engines]
-  if not arrays:
+  machines = [parse(engine) for engine in engines]
+  if not machines:
     raise ValueError(
       "report: no engines; give at least one, as in ['ws:32x16']"
     )
+  options = {"itemsize": itemsize, "energy": energy}
+  costs = _costs(table, machines, options)
+  if baseline is None:
+    words, over = DENSE, _costs(table.dense(), machines, options)
+  else:
+    other = parse(baseline)
+    _check_units(machines, other)
+    words = f"{other} running the same layers"
+    over = _costs(table, [other], options) * len(machines)
   rows, totals = [], []
-  for array in arrays:
-    if any(map(np.ndim, array.leaves)):
+  patterns = [table.pattern(i) for i in range(len(table))]
+  for engine, found, base in zip(machines, costs, over):
+    rows += _rows(table, patterns, engine, found, base)
+    totals.append(_total(workload, patterns, engine, found, base))
+  return Report(tuple(rows), tuple(totals), tuple(machines), words, fmt)
+
+
+def unit(engine: Engine) -> str:
+  """What the engine's cycles are: "cycles", or "ns" of a roofline."""
+  return "ns" if isinstance(engine, (Roofline, Csr)) else "cycles"
+
+
+def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
+  for engine in engines:
+    if unit(engine) != unit(baseline):
       raise ValueError(
-        f"report: engine {array} has an array of values; report designs singly"
+        f"baseline {baseline} counts {unit(baseline)} and {engine}"
+        f" {unit(engine)}: no clock is known; choose a baseline of its kind"
       )
-    sparse, dense = cost(table, array), cost(table.dense(), array)
-    rows += _rows(table, array, sparse, dense)
-    totals.append(_total(array, sparse, dense))
-  return Report(tuple(rows), tuple(totals), fmt)
 
 
-def _rows(table, array, sparse, dense) -> list[Row]:
+def _costs(
+  table: Layers, engines: Sequence[Engine], options: dict[str, Any]
+) -> list[Cost]:
+  """The cost on each engine; those of one kind in one call."""
+  groups: dict[Any, list[int]] = {}
+  for place, engine in enumerate(engines):
+    if any(map(np.ndim, engine.leaves)):
+      raise ValueError(
+        f"report: engine {engine} has an array of values; report designs singly"
+      )
+    groups.setdefault(_kind(engine), []).append(place)
+  found: dict[int, Cost] = {}
+  for places in groups.values():
+    several = [engines[place] for place in places]
+    found |= zip(places, _together(table, several, options))
+  return [found[place] for place in range(len(engines))]
+
+
+def _kind(engine: Engine) -> tuple[Any, ...]:
+  """What engines must share to be computed together: all but numbers."""
+  numbers = {field.name for field in engine.numeric()}
+  fields = (field.name for field in dataclasses.fields(engine))
+  names = set(fields) - numbers - {"name", "chip", "kind"}
+  return type(engine), *(getattr(engine, name) for name in sorted(names))
+
+
+def _together(
+  table: Layers, engines: Sequence[Engine], options: dict[str, Any]
+) -> list[Cost]:
+  first = engines[0]
+  columns: dict[str, Any] = {
+    field.name: np.array([[getattr(each, field.name)] for each in engines])
+    for field in first.numeric()
+  }
+  all_at_once = dataclasses.replace(first, name="all", **columns)
+  try:
+    whole = cost(table, all_at_once, **options)
+  except ValueError:
+    # Again one by one, so that the error names its engine.
+    for engine in engines:
+      try:
+        cost(table, engine, **options)
+      except ValueError as error:
+        raise ValueError(f"engine {engine}: {error}") from error
+    raise
+  names = [field.name for field in dataclasses.fields(Cost)]
+  fields = {name: getattr(whole, name) for name in names if name != "count"}
   return [
-    Row(
-      name=name,
-      engine=array.name,
-      M=int(table.M[i]),
-      N=int(table.N[i]),
-      K=int(table.K[i]),
-      pattern=table.pattern(i),
-      cycles=int(sparse.cycles[i]),
-      utilisation=float(sparse.utilisation[i]),
-      speedup=float(dense.cycles[i] / sparse.cycles[i]),
-      count=int(table.count[i]),
-    )
-    for i, name in enumerate(table.names)
+    Cost(**{k: v[place] for k, v in fields.items()}, count=whole.count)
+    for place in range(len(engines))
   ]
 
 
-def _total(array, sparse, dense) -> Total:
-  cycles, dense_cycles = int(sparse.total("cycles")), int(dense.total("cycles"))
-  busy = sparse.utilisation * sparse.cycles * sparse.count
+def _rows(table, patterns, engine, found, base) -> list[Row]:
+  columns = (
+    table.names,
+    [str(engine)] * len(table),
+    *(size.tolist() for size in (table.M, table.N, table.K)),
+    patterns,
+    found.cycles.tolist(),
+    found.utilisation.tolist(),
+    (base.cycles / found.cycles).tolist(),
+    found.energy_pj.tolist(),
+    found.dram_bytes.tolist(),
+  )
+  return [Row(*row) for row in zip(*columns)]
+
+
+def _total(workload, patterns, engine, found, base) -> Total:
+  cycles, baseline = int(found.total("cycles")), int(base.total("cycles"))
+  sparse = {pattern for pattern in patterns if pattern != "dense"}
+  busy = found.utilisation * found.cycles * found.count
   return Total(
-    engine=array.name,
+    workload=workload,
+    engine=str(engine),
+    pattern="mixed" if len(sparse) > 1 else min(sparse, default="dense"),
+    unit=unit(engine),
     cycles=cycles,
-    dense_cycles=dense_cycles,
-    speedup=dense_cycles / cycles,
+    baseline_cycles=baseline,
+    speedup=baseline / cycles,
     utilisation=float(busy.sum()) / cycles,
+    energy_pj=float((found.energy_pj * found.count).sum()),
+    dram_bytes=int(found.total("dram_bytes")),
+    parts={part: int(found.total(part)) for part in PARTS},
   )
 
 
-def _cells(records, number: str) -> list[list[str]]:
-  """A header and a row per record; fractions in the given format."""
-  header = [field.name for field in dataclasses.fields(records[0])]
-  body = [
-    [format(x, number) if isinstance(x, float) else str(x) for x in row]
-    for row in map(dataclasses.astuple, records)
+def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
+  """Header and rows of the totals, without their parts."""
+  names = [name for name in Total._fields if name != "parts"]
+  if not any(total.workload for total in totals):
+    names.remove("workload")
+  return names, [[getattr(total, name) for name in names] for total in totals]
+
+
+def _parts(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
+  """Header and rows of the shares of cycles, of parts that occur."""
+  parts = [part for part in PARTS if any(total.parts[part] for total in totals)]
+  rows = [
+    [
+      total.engine,
+      total.pattern,
+      *(total.parts[part] / total.cycles for part in parts),
+    ]
+    for total in totals
   ]
-  return [header, *body]
-
-
-def _csv(records) -> str:
-  out = io.StringIO()
-  csv.writer(out, lineterminator="\n").writerows(_cells(records, ".6g"))
-  return out.getvalue().rstrip("\n")
-
-
-def _markdown(records) -> str:
-  header, *body = _cells(records, ".3f")
-  rule = ["---"] * len(header)
-  return "\n".join(f"| {' | '.join(r)} |" for r in (header, rule, *body))
-
-
-def _aligned(records) -> str:
-  cells = _cells(records, ".3f")
-  widths = [max(map(len, column)) for column in zip(*cells)]
-  # Text to the left, numbers to the right.
-  left = [isinstance(x, str) for x in dataclasses.astuple(records[0])]
-  return "\n".join(
-    "  ".join(
-      x.ljust(w) if to_left else x.rjust(w)
-      for x, w, to_left in zip(row, widths, left)
-    ).rstrip()
-    for row in cells
-  )
+  return ["share of cycles", "pattern", *parts], rows

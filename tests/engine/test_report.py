@@ -2,12 +2,15 @@
 
 import csv
 import io
+import json
 
 import numpy as np
 import pytest
 
 import figs_jax
-from figs_jax.engine import Systolic, cost, report
+from figs_jax.engine import Energy, Report, Systolic, Total, cost, report
+from figs_jax.engine.report import Row
+from figs_jax.engine.schedule import PARTS
 
 
 def vit_base(pattern=None, tokens=196):
@@ -33,8 +36,8 @@ def test_the_whole_speed_up_is_amdahls():
   for engine, total in zip(("ws:32x16", "is:16x16"), made.totals):
     sparse, dense = cost(ROWS, engine), cost(vit_base(), engine)
     assert total.cycles == int((sparse.cycles * sparse.count).sum())
-    assert total.dense_cycles == int((dense.cycles * dense.count).sum())
-    share = (dense.cycles * dense.count) / total.dense_cycles
+    assert total.baseline_cycles == int((dense.cycles * dense.count).sum())
+    share = (dense.cycles * dense.count) / total.baseline_cycles
     layers = np.array([r.speedup for r in made.rows if r.engine == engine])
     np.testing.assert_allclose(total.speedup, 1 / (share / layers).sum())
     assert layers[:3].tolist() == [1, 1, 1] and (layers[3:] > 4).all()
@@ -58,29 +61,115 @@ def test_csv_has_a_row_per_layer_and_engine():
   made = report(ROWS, ["ws:32x16", "os:16x64"], fmt="csv")
   rows = list(csv.DictReader(io.StringIO(str(made))))
   assert len(rows) == 10
-  names = "name,engine,M,N,K,pattern,cycles,utilisation,speedup,count"
-  assert ",".join(rows[0]) == names
+  names = "name,engine,M,N,K,pattern,cycles,utilisation,speedup,energy_pj"
+  assert ",".join(rows[0]) == f"{names},dram_bytes"
   for text, row in zip(rows, made.rows):
-    assert int(text["cycles"]) == row.cycles
-    assert float(text["utilisation"]) == pytest.approx(
-      row.utilisation, rel=1e-5
-    )
+    assert text["name"] == row.name and text["engine"] == row.engine
+    for name in ("M", "N", "K", "cycles", "dram_bytes"):
+      assert int(text[name]) == getattr(row, name)
+    for name in ("utilisation", "speedup", "energy_pj"):
+      assert float(text[name]) == pytest.approx(getattr(row, name), rel=1e-8)
   assert rows[3]["pattern"] == "1:8" and rows[0]["pattern"] == "dense"
+  # Of one instance: the count weighs the totals alone.
   assert int(rows[3]["cycles"]) == 3 * 192 * (2 * 32 + 16 + 196 - 2)
 
 
+def test_totals_weigh_by_count_and_their_parts_add_up():
+  for spec in ("ws:32x16:dram_bw=64", "vegeta", "figs", "tensorcore:h200"):
+    total = report(ROWS, [spec]).totals[0]
+    found = cost(ROWS, spec)
+    assert sum(total.parts.values()) == total.cycles
+    for part in PARTS:
+      weighed = (getattr(found, part) * found.count).sum()
+      assert total.parts[part] == int(weighed)
+    assert total.dram_bytes == int((found.dram_bytes * found.count).sum())
+    assert total.energy_pj == pytest.approx(
+      (found.energy_pj * found.count).sum()
+    )
+    assert total.unit == ("ns" if "tensor" in spec else "cycles")
+    assert total.pattern == "1:8"
+  assert report(vit_base(), ["ws"]).totals[0].pattern == "dense"
+  mixed = vit_base("1:8")
+  mixed[0]["pattern"] = "2:4"
+  assert report(mixed, ["ws"]).totals[0].pattern == "mixed"
+
+
+def test_designs_together_cost_what_they_cost_alone():
+  specs = [
+    "figs:8x8:alpha=3", "ws:32x16", "figs:16x4", "figs:8x8:exchange=swap",
+    "ws:16x16:overlap=full", "ws:8x8", "tpu:v5e", "vegeta-d-1-2", "tpu:v4",
+    "vegeta-s-16-2", "vegeta-s-2-2", "csr:a100", "tensorcore:h200", "gpu:a100",
+  ]  # fmt: skip
+  made = report(ROWS, specs)
+  assert [total.engine for total in made.totals] == specs
+  for place, spec in enumerate(specs):
+    alone = report(ROWS, [spec])
+    assert made.totals[place] == alone.totals[0]
+    assert made.rows[5 * place : 5 * place + 5] == alone.rows
+
+
+def test_another_engine_as_the_baseline():
+  made = report(ROWS, ["ws:32x16", "figs"], baseline="ws:32x16:sparse=false")
+  dense = cost(vit_base(), "ws:32x16")
+  for row, cycles in zip(made.rows, [*dense.cycles, *dense.cycles]):
+    assert row.speedup == pytest.approx(cycles / row.cycles)
+  for total in made.totals:
+    assert total.baseline_cycles == int((dense.cycles * dense.count).sum())
+    assert total.speedup == total.baseline_cycles / total.cycles
+  # One that exploits patterns runs them.
+  same = report(ROWS, ["ws:32x16"], baseline="ws:32x16")
+  assert {row.speedup for row in same.rows} == {1}
+  assert "over ws:32x16 running the same layers" in str(same)
+  message = "tpu:v5e counts ns and ws cycles: no clock is known"
+  with pytest.raises(ValueError, match=message):
+    report(ROWS, ["ws"], baseline="tpu:v5e")
+
+
+def test_options_reach_the_cost():
+  free = report(ROWS, ["ws"], energy=Energy(0.0, 0.0, 0.0, 0.0))
+  assert {row.energy_pj for row in free.rows} == {0}
+  two, four = (report(ROWS, ["ws"], itemsize=size).rows[0] for size in (2, 4))
+  assert four.dram_bytes == 2 * two.dram_bytes
+
+
+def test_json_says_what_the_table_says():
+  made = report(ROWS, ["ws", "figs"], fmt="json", workload="ViT-B")
+  read = json.loads(str(made))
+  assert read["caption"].startswith("Modelled cycles")
+  assert [Row(**row) for row in read["rows"]] == list(made.rows)
+  assert [Total(**total) for total in read["totals"]] == list(made.totals)
+  assert read["totals"][1]["workload"] == "ViT-B"
+
+
 def test_table_and_markdown_say_that_they_are_modelled():
-  table, md = (str(report(ROWS, ["ws"], fmt=fmt)) for fmt in ("table", "md"))
+  table, md = (
+    str(report(ROWS, ["ws", "figs:8x8"], fmt=fmt)) for fmt in ("table", "md")
+  )
   for text in (table, md):
-    assert text.startswith("Modelled cycles, not measured.")
-    assert "fc1" in text and "1:8" in text
+    assert text.startswith("Modelled cycles (ns on rooflines), not measured.")
+    assert "fc1" in text and "1:8" in text and "stall_weights" in text
+    assert "stall_exchange" not in text  # a part that never occurs
   blocks = md.split("\n\n")[1:]
+  assert len(blocks) == 3
   for block in blocks:
     assert len({line.count("|") for line in block.splitlines()}) == 1
   # Columns of the plain table line up.
-  head, *body = table.split("\n\n")[2].splitlines()
+  head, *body = table.split("\n\n")[3].splitlines()
   at = head.index("cycles") + len("cycles")
+  assert len(body) == 10
   assert all(line[at - 1].isdigit() and line[at] == " " for line in body)
+
+
+def test_several_workloads_in_one():
+  parts = [
+    report(vit_base(p), ["ws", "is"], workload=p) for p in ("1:2", "1:4")
+  ]
+  both = Report.joined(parts)
+  assert both.rows == parts[0].rows + parts[1].rows
+  names = [(total.workload, total.engine) for total in both.totals]
+  assert names == [("1:2", "ws"), ("1:2", "is"), ("1:4", "ws"), ("1:4", "is")]
+  assert [str(engine) for engine in both.engines] == ["ws", "is", "ws", "is"]
+  assert "workload" in str(both) and "workload" not in str(report(ROWS, ["ws"]))
 
 
 def test_bad_requests_are_one_line_errors():
@@ -90,6 +179,9 @@ def test_bad_requests_are_one_line_errors():
     report(ROWS, ["ws"], fmt="cvs")
   with pytest.raises(ValueError, match="array of values"):
     report(ROWS, [Systolic("ws", np.array([8, 16]), 8)])
+  vast = [{"name": "x", "M": 2**22, "N": 2**22, "K": 2**22}]
+  with pytest.raises(ValueError, match="engine ws:1x1: .* does not fit int64"):
+    report(vast, ["ws:4096x4096", "ws:1x1"])
 
 
 def test_the_functions_are_not_hidden_by_their_modules():

@@ -1,0 +1,70 @@
+"""A header and rows as CSV, as markdown, or in aligned columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """Comma-separated values; fractions with nine digits.
+
+  >>> print(csv_text(["name", "share"], [["a, b", 1 / 3]]))
+  name,share
+  "a, b",0.333333333
+  """
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator="\n")
+  writer.writerow(header)
+  writer.writerows(
+    [f"{x:.9g}" if isinstance(x, float) else x for x in row] for row in rows
+  )
+  return out.getvalue().rstrip("\n")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A table for a page.
+
+  >>> print(markdown(["name", "share"], [["a", 0.5]]))
+  | name | share |
+  | --- | --- |
+  | a | 0.500 |
+  """
+  cells = [[x.replace("|", "\\|") for x in row] for row in _texts(header, rows)]
+  cells.insert(1, ["---"] * len(header))
+  return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A table for a terminal: text to the left, numbers to the right.
+
+  >>> print(aligned(["name", "size"], [["a", 5], ["bb", 50]]))
+  name  size
+  a        5
+  bb      50
+  """
+  cells = _texts(header, rows)
+  widths = [max(map(len, column)) for column in zip(*cells)]
+  left = [isinstance(x, str) for x in rows[0]]
+  return "\n".join(
+    "  ".join(
+      x.ljust(w) if to_left else x.rjust(w)
+      for x, w, to_left in zip(row, widths, left)
+    ).rstrip()
+    for row in cells
+  )
+
+
+def _texts(
+  header: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> list[list[str]]:
+  return [list(header), *([_text(x) for x in row] for row in rows)]
+
+
+def _text(value: Any) -> str:
+  """Three decimals, or four digits where a number is large."""
+  if not isinstance(value, float):
+    return str(value)
+  return f"{value:.3f}" if value < 1000 else f"{value:.4g}"
