@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.engine.exact import ceil_div, is_traced, smaller
+from figs_jax.engine.exact import ceil_div, is_traced, larger, smaller
 
 Masks = Sequence[np.ndarray | None]
 
@@ -43,11 +42,10 @@ def fit(
   (2, 1, 4)
   """
   if is_traced(n, m, block):
-    n, m, block = (jnp.asarray(x) for x in (n, m, block))
-    return _worst(n, m, block)
+    return worst(*(jnp.asarray(x) for x in (n, m, block)))
   n, m, block = np.broadcast_arrays(n, m, block)
   _check(n, m, block, names)
-  found = _worst(n, m, block)
+  found = worst(n, m, block)
   if masks is None or all(mask is None for mask in masks):
     return found
   found = found.copy()
@@ -56,8 +54,20 @@ def fit(
       continue
     for size in np.unique(block[..., layer]).tolist():
       here = (block[..., layer] == size) & (n < m)[..., layer]
-      found[..., layer][here] = block_counts(mask, size).max()
+      # A block runs one weight at least, were it a zero.
+      found[..., layer][here] = max(block_counts(mask, size).max(), 1)
   return found
+
+
+def worst(n: Any, m: Any, block: Any) -> Any:
+  """The largest count of a block under n:m, in whichever numbers these are.
+
+  n B / m where m divides B, min(n, B) where B divides m.
+
+  >>> int(worst(2, 4, 8)), int(worst(3, 16, 8)), int(worst(4, 4, 1))
+  (4, 3, 1)
+  """
+  return larger(n * block // m, smaller(n, block))
 
 
 def block_counts(mask: np.ndarray, block: int) -> np.ndarray:
@@ -72,9 +82,96 @@ def block_counts(mask: np.ndarray, block: int) -> np.ndarray:
   return padded.reshape(-1, block, N).sum(1)
 
 
-def _worst(n: Any, m: Any, block: Any) -> Any:
-  where = jnp.where if isinstance(m, jax.Array) else np.where
-  return where(m <= block, n * block // m, smaller(n, block))
+def worst_exchange(run: Any, block: Any, lanes: Any) -> Any:
+  """kappa of the worst mask: cycles of swapping that its blocks may need.
+
+  In a cycle, a block of B registers shows each of its values to one PE. There
+  are s = floor(B / n) slots of n PEs in a block, and `lanes` MACs in a PE with
+  masks of their own. An index that all outputs keep has at most
+  min(n, B - n + 1) places among the n of an output, so it is wanted by
+  s min(n, lanes, B - n + 1) PEs; and a PE wants min(lanes, B - n + 1) values.
+
+  Args:
+    run: n, the MACs of an output in a block.
+    block: B.
+    lanes: masks of a PE, beta / mask_group.
+
+  >>> [int(worst_exchange(1, 4, 1)), int(worst_exchange(2, 4, 4))]
+  [4, 4]
+  """
+  places = larger(block - run + 1, 1)
+  wanted = block // run * smaller(smaller(run, lanes), places)
+  return larger(wanted, smaller(lanes, places))
+
+
+def exchanges(
+  mask: np.ndarray,
+  *,
+  block: int,
+  run: int,
+  rows: int,
+  cols: int,
+  beta: int,
+  mask_group: int,
+) -> np.ndarray:
+  """kappa of each fold of a weight on swap registers, (down, across) of them.
+
+  Outputs take their places in order, so that s beta neighbours share a column,
+  beta of them a PE. Within a block an output's kept indices take its PEs from
+  the top down. Then an index wanted by d PEs takes d cycles to show, and a PE
+  that wants d indices as many; by Koenig's theorem the largest of all these d
+  suffices for the block. The array is in lock step: the largest of a fold's
+  blocks is the fold's.
+
+  Args:
+    mask: Bool (K, N).
+    block: B.
+    run: n, MACs of an output in a block; no block of the mask holds more.
+    rows: R of the array.
+    cols: C of the array.
+    beta: MACs of a PE.
+    mask_group: outputs that share a mask, 1 or beta.
+
+  Raises:
+    ValueError: the outputs of a PE do not share a mask though `mask_group` says
+      so.
+
+  >>> sizes = {"block": 2, "run": 1, "rows": 4, "cols": 1}
+  >>> mask = np.array([[1, 1], [0, 0], [0, 1], [1, 0]], bool)
+  >>> exchanges(mask, **sizes, beta=1, mask_group=1).tolist()
+  [[2]]
+  """
+  used, packed = rows // block * block, block // run
+  lanes = beta // mask_group
+  if mask_group > 1:
+    _check_shared(mask, mask_group)
+    mask = mask[:, ::mask_group]
+  K, N = mask.shape
+  down, across = ceil_div(K, used), ceil_div(N, cols * packed * lanes)
+  padded = np.zeros((down * used, across * cols * packed * lanes), bool)
+  padded[:K, :N] = mask
+  kept = padded.reshape(down, used // block, block, across, cols, packed, lanes)
+  if lanes == 1:
+    return np.maximum(kept.sum((5, 6)).max((1, 2, 4)), 1)
+  place = kept.cumsum(2) - 1
+  shown, wants = 0, 1
+  for pe in range(run):
+    edges = (kept & (place == pe)).any(-1)
+    shown = shown + edges.sum(-1)
+    wants = np.maximum(wants, edges.sum(2).max((1, 3, 4)))
+  return np.maximum(np.max(shown, (1, 2, 4)), wants)
+
+
+def _check_shared(mask: np.ndarray, group: int) -> None:
+  first = mask[:, ::group].repeat(group, 1)[:, : mask.shape[1]]
+  differs = (mask != first).any(0)
+  if differs.any():
+    at = int(differs.argmax())
+    raise ValueError(
+      f"mask_group={group}: output {at} has another mask than output"
+      f" {at // group * group}; share masks among {group} neighbouring outputs"
+      " or set mask_group=1"
+    )
 
 
 def _check(n, m, block, names) -> None:
