@@ -16,7 +16,7 @@ _EXPORTS = {
   "unpack": "figs_jax.core.packing",
   "flow": "figs_jax.core.flow",
   "sparsify": "figs_jax.nn.sparsify",
-  "layers_of": "figs_jax.models",
+  "layers_of": "figs_jax.train.layers",
   "train_flops": "figs_jax.models.flops",
   "train_cost": "figs_jax.train.cost",
   "TrainState": "figs_jax.train.state",

@@ -1,14 +1,30 @@
-"""From a configuration to a trained, checkpointed, evaluated model."""
+"""From a configuration to a trained, checkpointed, evaluated model.
 
-from figs_jax.train.checkpoint import Checkpointer, CheckpointError
-from figs_jax.train.config import ConfigError, default_config
-from figs_jax.train.state import TrainState, train_step
+Names are resolved on first use: a program that only reads flags, and a model's
+layers, need no Orbax.
+"""
 
-__all__ = [
-  "CheckpointError",
-  "Checkpointer",
-  "ConfigError",
-  "TrainState",
-  "default_config",
-  "train_step",
-]
+import importlib
+from typing import Any
+
+_EXPORTS = {
+  "CheckpointError": "figs_jax.train.checkpoint",
+  "Checkpointer": "figs_jax.train.checkpoint",
+  "ConfigError": "figs_jax.train.config",
+  "TrainState": "figs_jax.train.state",
+  "default_config": "figs_jax.train.config",
+  "layers_of": "figs_jax.train.layers",
+  "train_step": "figs_jax.train.state",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+  if name in _EXPORTS:
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+  raise AttributeError(f"module 'figs_jax.train' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return __all__

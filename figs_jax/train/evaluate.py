@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import config_dict
 
-from figs_jax import data, engine, models, nn
+from figs_jax import data, engine, nn
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import Leaf, flatten
 from figs_jax.core.types import Array
 from figs_jax.train import study
-from figs_jax.train.checkpoint import Checkpointer
-from figs_jax.train.experiment import Experiment, build
+from figs_jax.train.experiment import Experiment
+from figs_jax.train.layers import layers_of
+from figs_jax.train.restore import restore
 from figs_jax.train.state import TrainState, finish, finished_model
 
 
@@ -169,7 +169,7 @@ def evaluate(
   weights = [finish(single, ema=ema)[0] for single in singles]
   checks = [exact_nm(params, leaves) for params in weights]
   exact = {path: all(check[path] for check in checks) for path in leaves}
-  rows = models.layers_of(model, batch=1)
+  rows = layers_of(model, batch=1)
   layers = engine.Layers.of(rows)
   result = {
     "step": step,
@@ -194,29 +194,3 @@ def evaluate(
 def _finite(value: float) -> float | None:
   """JSON has no NaN: None says that there is no such number."""
   return value if math.isfinite(value) else None
-
-
-def restore(
-  workdir: str | Path,
-  step: int | None = None,
-  *,
-  seed: int | None = None,
-  data_dir: str | None = None,
-) -> tuple[Experiment, TrainState, int]:
-  """(experiment, state, step) of a run, read only.
-
-  Args:
-    workdir: of the run.
-    step: None takes the newest good one.
-    seed: of a run with seeds, the place of the one to take alone.
-    data_dir: replaces that of the configuration.
-  """
-  with Checkpointer(workdir, read_only=True) as checkpoints:
-    config = config_dict.ConfigDict(checkpoints.meta(step)["config"])
-    if data_dir is not None:
-      config.data.data_dir = data_dir
-    experiment = build(config)
-    state, _, step = checkpoints.restore(experiment.abstract_state, step)
-  if seed is not None:
-    state = study.take(state, seed)
-  return experiment, state, step
