@@ -192,6 +192,10 @@ def test_patterns_that_tensor_cores_lack():
     of(1, 6)
   with pytest.raises(ValueError, match="n <= m"):
     of(5, 4)
+  # What a mask lacks of its pattern is no use.
+  wide = Roofline("tensorcore", "x", 1, 10**6, sparse=True)
+  M, N, K, n, m = (np.array([size]) for size in (256, 64, 512, 3, 4))
+  assert counts(M, N, K, wide, n, m, masks=[evenly])["utilisation"] == 1
   # A chip without sparse units takes any pattern, and gains nothing.
   dense = parse("tpu:v5e")
   assert (
