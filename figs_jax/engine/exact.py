@@ -56,8 +56,13 @@ def array_dataclass(*static: str) -> Callable[[type], type]:
 
 
 def is_traced(*values: Any) -> bool:
-  """Whether any value has no concrete numbers yet (jit, vmap)."""
-  return any(isinstance(value, jax.core.Tracer) for value in values)
+  """Whether any value has no concrete numbers yet (jit, vmap, bounds)."""
+  return any(isinstance(x, jax.core.Tracer | Number) for x in values)
+
+
+def traceable(value: Any) -> Any:
+  """A value as a `jax.Array`, or the `Number` that it is."""
+  return value if isinstance(value, Number) else jnp.asarray(value)
 
 
 def ceil_div(a: Any, b: Any) -> Any:
@@ -94,7 +99,7 @@ class exact:
 
   Concrete sizes give NumPy arrays, because operations on an int64 `jax.Array`
   outside `enable_x64` truncate to int32. Traced sizes give int64 tracers;
-  whether they fit cannot be checked.
+  whether they fit cannot be checked. A `Number` gives the same kind of number.
 
   Args:
     formula: the formula.
@@ -129,43 +134,32 @@ class exact:
       for p in inspect.signature(formula).parameters.values()
       if p.kind is not p.KEYWORD_ONLY
     }
-    self._compiled = jax.jit(self.run, static_argnums=(0, 1))
+    self._compiled = jax.jit(self._run, static_argnums=(0, 1))
     self._bounds = functools.lru_cache(maxsize=1024)(self._bound)
 
   def __call__(self, *sizes: Any, **options: Any) -> dict[str, Any]:
-    return self.bind(*sizes, **options)()
-
-  def bind(self, *sizes: Any, **options: Any) -> Bound:
-    """The formula with its sizes, checked and of one rank, yet to be run."""
+    if any(isinstance(size, Number) for size in sizes):
+      return self.formula(*sizes, **options)
     checked = [
       size if is_traced(size) else _host(name, size, *legal)
       for (name, legal), size in zip(self._legal.items(), sizes, strict=True)
     ]
     rank = max(size.ndim for size in checked)
     # Leading axes of one: rank promotion may be an error in the caller.
-    aligned = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in checked)
-    return Bound(self, tuple(aligned), tuple(sorted(options.items())))
+    aligned = [x.reshape((1,) * (rank - x.ndim) + x.shape) for x in checked]
+    static = tuple(sorted(options.items()))
+    traced = is_traced(*aligned)
+    empty = not traced and not all(x.size for x in aligned)
+    kind = None if traced or empty else self._kind(aligned, static)
+    with jax.enable_x64(True):
+      integers = [jnp.asarray(x).astype(jnp.int64) for x in aligned]
+      out = self._compiled(kind, static, *integers)
+    return out if traced else jax.device_get(out)
 
-  def bounds(
-    self, sizes: Iterable[np.ndarray], options: Options
-  ) -> dict[str, Interval]:
-    """What each result can be where sizes vary freely between their extremes.
-
-    Raises:
-      ValueError: an array is empty.
-    """
-    ranges = tuple((int(x.min()), int(x.max())) for x in sizes)
-    return self._bounds(ranges, options)
-
-  def _bound(self, ranges: Any, options: Options) -> dict[str, Interval]:
-    sizes = [Interval.of(x) for x in ranges]
-    found = self.formula(*sizes, **dict(options))
-    return {name: Interval.of(x) for name, x in found.items()}
-
-  def run(
+  def _run(
     self, kind: type[Whole] | None, options: Options, *sizes: Any
   ) -> dict[str, Any]:
-    """The formula on device arrays in numbers of a kind, under x64."""
+    """The formula on int64 arrays, computed in numbers of a kind."""
     numbers = [x if kind is None else kind(x) for x in sizes]
     found = self.formula(*numbers, **dict(options))
     return {
@@ -173,47 +167,32 @@ class exact:
       for name, x in found.items()
     }
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Bound:
-  """A lifted formula and what it is to be run on.
-
-  Attributes:
-    lifted: the lifted formula.
-    sizes: NumPy int64 or tracers, of one rank, that broadcast.
-    options: its static options.
-  """
-
-  lifted: exact
-  sizes: tuple[Any, ...]
-  options: Options
-
-  def __call__(self) -> dict[str, Any]:
-    traced = is_traced(*self.sizes)
-    empty = not traced and not all(x.size for x in self.sizes)
-    kind = None if traced or empty else self._kind()
-    with jax.enable_x64(True):
-      integers = [jnp.asarray(x).astype(jnp.int64) for x in self.sizes]
-      out = self.lifted._compiled(kind, self.options, *integers)
-    return out if traced else jax.device_get(out)
-
-  def _kind(self) -> type[Whole] | None:
+  def _kind(
+    self, sizes: list[np.ndarray], options: Options
+  ) -> type[Whole] | None:
     """The numbers to compute in.
 
     Raises:
       ValueError: something does not fit int64.
     """
-    formula = functools.partial(self.lifted.formula, **dict(self.options))
-    if not self.lifted.elementwise:
-      _largest(formula, self.sizes, elementwise=False)
+    formula = functools.partial(self.formula, **dict(options))
+    if not self.elementwise:
+      _largest(formula, sizes, elementwise=False)
       return None
-    bounds = self.lifted.bounds(self.sizes, self.options).values()
+    ranges = tuple((int(x.min()), int(x.max())) for x in sizes)
+    bounds = self._bounds(ranges, options)
     if all(bound.peak <= INT64_MAX for bound in bounds):
       return fastest(bounds)
     # Elements may stay below a bound that combines all of their extremes.
-    peak = _largest(formula, self.sizes, elementwise=True)
+    peak = _largest(formula, sizes, elementwise=True)
     divisor = max(bound.divisor for bound in bounds)
     return fastest([Interval(0, peak, peak, divisor)])
+
+  def _bound(self, ranges: Any, options: Options) -> list[Interval]:
+    """Of each result, where sizes vary freely within ranges."""
+    sizes = [Interval.of(x) for x in ranges]
+    found = self.formula(*sizes, **dict(options))
+    return [Interval.of(x) for x in found.values()]
 
 
 def _host(name: str, size: Any, least: int, limit: int) -> np.ndarray:

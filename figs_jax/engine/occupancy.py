@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.engine.exact import ceil_div, is_traced, larger, smaller
+from figs_jax.engine.exact import (
+  ceil_div,
+  is_traced,
+  larger,
+  smaller,
+  traceable,
+)
 
 Masks = Sequence[np.ndarray | None]
 
@@ -42,7 +47,7 @@ def fit(
   (2, 1, 4)
   """
   if is_traced(n, m, block):
-    return worst(*(jnp.asarray(x) for x in (n, m, block)))
+    return worst(*map(traceable, (n, m, block)))
   n, m, block = np.broadcast_arrays(n, m, block)
   _check(n, m, block, names)
   found = worst(n, m, block)
