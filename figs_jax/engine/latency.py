@@ -46,8 +46,8 @@ class LatencyModel:
   >>> model = LatencyModel(1.0, 1e-8, 1e-6, 2e-6)
   >>> round(float(model.predict(128, 128, 128)), 4)
   1.173
-  >>> model.tflops, model.gbytes_in, model.gbytes_out
-  (100.0, 1000.0, 500.0)
+  >>> round(model.tflops), round(model.gbytes_in), round(model.gbytes_out)
+  (100, 1000, 500)
   """
 
   overhead: float

@@ -279,11 +279,9 @@ def test_ports_and_memory_bound_the_engine():
   assert starved["cycles"] == free["dram_bytes"]
 
 
-@pytest.mark.parametrize("sparse", [True, False])
-def test_traced_designs_sizes_and_patterns_agree_with_concrete_ones(sparse):
+def test_traced_designs_sizes_and_patterns_agree_with_concrete_ones():
   engine = Vegeta(
-    sparse,
-    *(np.array([1, 2, 4]), 2, np.array([8, 16, 32]), 16, "full"),
+    *(True, np.array([1, 2, 4]), 2, np.array([8, 16, 32]), 16, "full"),
     tile=np.array([5, 16, UNLIMITED]),
     interleave=np.array([0, 1, 2]),
     bw_in=np.array([7, 64, UNLIMITED]),
