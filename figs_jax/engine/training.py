@@ -117,7 +117,7 @@ class TrainCost:
     Raises:
       ValueError: a clock that is not positive, or one for a roofline.
     """
-    return seconds(self.total("cycles"), self.engine, clock_ghz)
+    return nanoseconds(self.total("cycles"), self.engine, clock_ghz) / 1e9
 
   def _sum(self, costs: Sequence[StepCost], field: str) -> Any:
     each = zip(self.steps, costs, strict=True)
@@ -262,15 +262,17 @@ def train_cost(
   )
 
 
-def seconds(cycles: Any, engine: Engine, clock_ghz: float | int = 1.0) -> float:
+def nanoseconds(
+  cycles: Any, engine: Engine, clock_ghz: float | int = 1.0
+) -> Any:
   """The time of an engine's cycles; arguments as of `TrainCost.seconds`."""
   if not 0 < clock_ghz < float("inf"):
     raise ValueError(f"clock_ghz={clock_ghz!r}: give a positive number")
-  if isinstance(engine, (Roofline, Csr)) and clock_ghz != 1:
+  if isinstance(engine, Roofline | Csr) and clock_ghz != 1:
     raise ValueError(
       f"clock_ghz={clock_ghz!r}: {engine} counts nanoseconds; leave it at 1"
     )
-  return cycles / (clock_ghz * 1e9)
+  return cycles / clock_ghz
 
 
 def _cost_of(
