@@ -13,6 +13,7 @@ from figs_jax.engine import figs, roofline, systolic, vegeta
 from figs_jax.engine.energy import Energy, picojoules
 from figs_jax.engine.exact import array_dataclass, exact, is_traced
 from figs_jax.engine.grammar import parse
+from figs_jax.engine.occupancy import Masks
 from figs_jax.engine.spec import Csr, Engine, Figs, Roofline, Systolic, Vegeta
 from figs_jax.engine.storage import kept_depth
 from figs_jax.engine.workload import LIMITS, Layers
@@ -108,11 +109,8 @@ def cost(
   array([316])
   """
   table, engine = Layers.of(layers), parse(engine)
-  M, N, K, n, m = table.M, table.N, table.K, table.n, table.m
-  found = _COUNTS[type(engine)](M, N, K, engine, n, m, itemsize, table.masks)
-  moved = [found[name] for name in ("ifmap_reads", "filter_reads")]
-  moved += [found["ofmap_writes"], found["dram_bytes"]]
-  found |= _energy(M, N, K, n, m, *moved, energy=energy, itemsize=itemsize)
+  gemms = table.M, table.N, table.K, table.n, table.m
+  found = evaluate(*gemms, engine, itemsize, energy, table.masks)
   names = {field.name for field in dataclasses.fields(Cost)} - {"count"}
   values = {name: found[name] for name in names}
   shape = np.broadcast_shapes(*(np.shape(x) for x in values.values()))
@@ -121,6 +119,33 @@ def cost(
   )
   aligned = {name: broadcast(x, shape) for name, x in values.items()}
   return Cost(**aligned, count=table.count)
+
+
+def evaluate(
+  M: Any,
+  N: Any,
+  K: Any,
+  n: Any,
+  m: Any,
+  engine: Engine,
+  itemsize: int = 2,
+  energy: Energy = AT_45_NM,
+  masks: Masks | None = None,
+) -> dict[str, Any]:
+  """The counts of an engine and `energy_pj`, in the numbers of the sizes.
+
+  What an engine counts beyond the fields of `Cost` is there too.
+
+  >>> found = evaluate(8, 8, 8, 1, 4, parse("ws"))
+  >>> int(found["cycles"]), float(found["mapping_efficiency"])
+  (86, 0.03125)
+  """
+  count = _COUNTS[type(engine)]
+  found = count(M, N, K, engine, n, m, itemsize, masks)
+  names = ("ifmap_reads", "filter_reads", "ofmap_writes", "dram_bytes")
+  moved = [found[name] for name in names]
+  options = {"energy": energy, "itemsize": itemsize}
+  return found | _energy(M, N, K, n, m, *moved, **options)
 
 
 def _picojoules(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -42,12 +42,15 @@ class _Engine:
         raise ValueError(f"{kind} {field} {got!r}: {nearest(got, legal)}")
     for name, (least, _) in limits_of(type(self)).items():
       _check_whole(name, getattr(self, name), least)
-    self._check()
+    for impossible, why in self.faults():
+      if np.any(impossible):
+        raise ValueError(why)
     if not str(self):
       object.__setattr__(self, "name", self.spec())
 
-  def _check(self) -> None:
-    """What fields must satisfy together."""
+  def faults(self) -> Iterator[tuple[Any, str]]:
+    """Where fields do not go together, and why; none of what is traced."""
+    yield from ()
 
   @classmethod
   def numeric(cls) -> tuple[dataclasses.Field, ...]:
@@ -173,9 +176,9 @@ class Vegeta(_Engine):
     is_preset = _is(self.rows, 32) and _is(self.cols, 16)
     return head if is_preset else f"{head}:{_sides(self)}"
 
-  def _check(self) -> None:
-    _check_divides("rows", self.rows, "beta", self.beta)
-    _check_divides("cols", self.cols, "alpha", self.alpha)
+  def faults(self) -> Iterator[tuple[Any, str]]:
+    yield _indivisible("rows", self.rows, "beta", self.beta)
+    yield _indivisible("cols", self.cols, "alpha", self.alpha)
 
 
 @array_dataclass("exchange", "overlap", "name")
@@ -235,34 +238,43 @@ class Figs(_Engine):
   def head(self) -> str:
     return f"figs:{_sides(self)}"
 
-  def _check(self) -> None:
+  def faults(self) -> Iterator[tuple[Any, str]]:
     values = (self.rows, self.alpha, self.block, self.mask_group, self.beta)
     if is_traced(*values):
       return
     rows, alpha, block, group, beta = map(np.asarray, values)
     given = np.maximum(block, 1)
-    if np.any(block > alpha + 1):
-      raise ValueError(
-        f"Figs block={self.block}, alpha={self.alpha}: a block spans at most"
-        f" alpha + 1 rows; set alpha={int(given.max()) - 1} or a smaller block"
-      )
-    if np.any(rows % given):
-      raise ValueError(
-        f"Figs rows={self.rows} is not a multiple of block={self.block}; set"
-        f" rows={_text(-(-rows // given) * given)}"
-      )
     # A network that swaps registers 1, 2, 4, ... apart.
     wide = np.where(block == 0, alpha + 1, block)
-    if self.exchange == "swap" and np.any(wide & (wide - 1)):
-      raise ValueError(
-        f"Figs exchange='swap': a block of {_text(wide)} rows is no power of"
-        " two; set block= (or alpha + 1) to 2, 4, 8, ... or exchange='mux'"
-      )
-    if np.any((group != 1) & (group != beta)):
-      raise ValueError(
+    odd = (wide & (wide - 1)) * (self.exchange == "swap")
+    yield (
+      block > alpha + 1,
+      (
+        f"Figs block={self.block}: it spans at most alpha + 1 rows; set"
+        f" alpha={int(given.max()) - 1} or a smaller block"
+      ),
+    )
+    yield (
+      rows % given,
+      (
+        f"Figs rows={self.rows} is not a multiple of block={self.block}; set"
+        f" rows={_text(-(-rows // given) * given)}"
+      ),
+    )
+    yield (
+      odd,
+      (
+        f"Figs exchange='swap': a block of {_text(wide)} rows is no power of two;"
+        " set block= (or alpha + 1) to 2, 4, 8, ... or exchange='mux'"
+      ),
+    )
+    yield (
+      (group != 1) & (group != beta),
+      (
         f"Figs mask_group={self.mask_group}: a mask is shared by 1 output or by"
         f" the beta={self.beta} of a PE"
-      )
+      ),
+    )
 
 
 @array_dataclass("kind", "chip", "sparse", "fallback", "name")
@@ -380,14 +392,12 @@ def _check_whole(field: str, value: Any, least: int) -> None:
     )
 
 
-def _check_divides(field: str, value: Any, by_field: str, by: Any) -> None:
-  if is_traced(value, by):
-    return
-  if np.any(np.asarray(value) % np.asarray(by)):
-    raise ValueError(
-      f"{field}={_text(value)} is not a multiple of {by_field}={_text(by)};"
-      f" choose {field} = {by_field} times a whole number"
-    )
+def _indivisible(name: str, value: Any, by: str, unit: Any) -> tuple[Any, str]:
+  bad = 0 if is_traced(value, unit) else np.asarray(value) % np.asarray(unit)
+  return bad, (
+    f"{name}={_text(value)} is not a multiple of {by}={_text(unit)}; choose"
+    f" {name} = {by} times a whole number"
+  )
 
 
 def nearest(word: object, choices: Iterable[str]) -> str:
