@@ -164,6 +164,18 @@ def test_replicas_split_the_batch_and_exchange_all_gradients():
   )
 
 
+def test_replicas_of_tensor_groups_meet_across_nodes():
+  cluster, way = Cluster(4, per_node=2), Parallel(data=2, tensor=2)
+  got = estimate(phase_at, "ws:16x16", cluster, way, 16)
+  # Tensor groups fill the nodes, so that gradients leave them.
+  weights = (1 + BLOCKS * 6) * WIDTH**2 + 16 * WIDTH
+  ring = 2 * (weights * 2 / 2 / cluster.inter + cluster.inter_latency)
+  np.testing.assert_allclose(got.gradients_ns, ring, rtol=1e-12)
+  inside = dataclasses.replace(cluster, inter=0.001)
+  slow = estimate(phase_at, "ws:16x16", inside, way, 16)
+  assert slow.tensor_ns == got.tensor_ns
+
+
 def test_tensor_parallel_devices_add_up_twice_per_block_and_pass():
   cluster, t = Cluster(4), 4
   got = estimate(phase_at, "ws:16x16", cluster, Parallel(tensor=t), 8)
