@@ -246,35 +246,23 @@ class Figs(_Engine):
     given = np.maximum(block, 1)
     # A network that swaps registers 1, 2, 4, ... apart.
     wide = np.where(block == 0, alpha + 1, block)
-    odd = (wide & (wide - 1)) * (self.exchange == "swap")
-    yield (
+    bad = [
       block > alpha + 1,
-      (
-        f"Figs block={self.block}: it spans at most alpha + 1 rows; set"
-        f" alpha={int(given.max()) - 1} or a smaller block"
-      ),
-    )
-    yield (
       rows % given,
-      (
-        f"Figs rows={self.rows} is not a multiple of block={self.block}; set"
-        f" rows={_text(-(-rows // given) * given)}"
-      ),
-    )
-    yield (
-      odd,
-      (
-        f"Figs exchange='swap': a block of {_text(wide)} rows is no power of two;"
-        " set block= (or alpha + 1) to 2, 4, 8, ... or exchange='mux'"
-      ),
-    )
-    yield (
+      (wide & (wide - 1)) * (self.exchange == "swap"),
       (group != 1) & (group != beta),
-      (
-        f"Figs mask_group={self.mask_group}: a mask is shared by 1 output or by"
-        f" the beta={self.beta} of a PE"
-      ),
-    )
+    ]
+    why = [
+      f"Figs block={self.block}, alpha={self.alpha}: a block spans at most"
+      f" alpha + 1 rows; set alpha={int(given.max()) - 1} or a smaller block",
+      f"Figs rows={self.rows} is not a multiple of block={self.block}; set"
+      f" rows={_text(-(-rows // given) * given)}",
+      f"Figs exchange='swap': a block of {_text(wide)} rows is no power of two;"
+      " set block= (or alpha + 1) to 2, 4, 8, ... or exchange='mux'",
+      f"Figs mask_group={self.mask_group}: a mask is shared by 1 output or by"
+      f" the beta={self.beta} of a PE",
+    ]
+    yield from zip(bad, why)
 
 
 @array_dataclass("kind", "chip", "sparse", "fallback", "name")
