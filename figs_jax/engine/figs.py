@@ -48,6 +48,7 @@ from figs_jax.engine.occupancy import (
   Masks,
   exchanges,
   fit,
+  fits,
   worst,
   worst_exchange,
 )
@@ -179,21 +180,39 @@ def _run(n, m, engine, masks):
   n, m, rows = (np.asarray(x) for x in (n, m, engine.rows))
   block = _block(n, m, np.asarray(engine.alpha), np.asarray(engine.block))
   values = {"n": n, "m": m, "block": block, "rows": rows}
-  _refuse(
-    block > rows,
-    "is longer than rows={rows}; set rows={block} or a smaller alpha",
-    values,
-  )
-  if engine.exchange == "swap":
-    _refuse(
-      block & (block - 1),
-      "is no power of two, which exchange='swap' needs; use a pattern with"
-      " m = 2, 4, 8, ... or exchange='mux'",
-      values,
-    )
+  for bad, why in _misfits(block, rows, engine.exchange):
+    _refuse(bad, why, values)
   if masks is not None and n.ndim == 0:
     n, m = n[None], m[None]
   return fit(n, m, block, masks)
+
+
+def runs(n: Any, m: Any, engine: Figs) -> np.ndarray:
+  """Whether designs run patterns; both may be arrays that broadcast.
+
+  >>> runs(1, np.array([4, 6, 8]), Figs(4, 4, alpha=7)).tolist()
+  [True, False, False]
+  """
+  n, m, rows = (np.asarray(x) for x in (n, m, engine.rows))
+  block = _block(n, m, np.asarray(engine.alpha), np.asarray(engine.block))
+  found = fits(n, m, block)
+  for bad, _ in _misfits(block, rows, engine.exchange):
+    found = found & (bad == 0)
+  return found
+
+
+def _misfits(block, rows, exchange):
+  """Where a pattern's block does not go with the array, and why."""
+  yield (
+    block > rows,
+    "is longer than rows={rows}; set rows={block} or a smaller alpha",
+  )
+  if exchange == "swap":
+    yield (
+      block & (block - 1),
+      "is no power of two, which exchange='swap' needs; use a pattern with"
+      " m = 2, 4, 8, ... or exchange='mux'",
+    )
 
 
 def _refuse(bad: np.ndarray, why: str, values: dict[str, np.ndarray]) -> None:

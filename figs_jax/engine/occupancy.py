@@ -179,8 +179,18 @@ def _check_shared(mask: np.ndarray, group: int) -> None:
     )
 
 
+def fits(n: Any, m: Any, block: Any) -> np.ndarray:
+  """Whether an engine of block B runs n:m: B divides m, m divides B, or n = m.
+
+  >>> fits(1, np.array([2, 3, 4, 6, 8]), 4).tolist()
+  [True, False, True, False, True]
+  """
+  n, m, block = (np.asarray(x) for x in (n, m, block))
+  return (n == m) | (m % block == 0) | (block % m == 0)
+
+
 def _check(n, m, block, names) -> None:
-  bad = (n < m) & (m % block != 0) & (block % m != 0)
+  bad = ~fits(n, m, block)
   if not bad.any():
     return
   at = tuple(np.argwhere(bad)[0])

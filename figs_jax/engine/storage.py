@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine.exact import ceil_div, is_traced, larger, smaller
+from figs_jax.engine.exact import ceil_div, is_traced, smaller
 from figs_jax.engine.workload import Layers
 
 
