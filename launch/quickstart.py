@@ -1,4 +1,4 @@
-"""The main job: five recipes on digits, accuracy beside engine speed-up.
+"""The main job: five recipes on digits, accuracy beside speed-up and cost.
 
 Run it through `bash launch/quickstart.sh`, which installs what it needs.
 """
@@ -55,7 +55,8 @@ def main() -> None:
     "# figs_jax quickstart\n\n"
     f"A ViT on scikit-learn's digits, {_STEPS.value} steps,"
     f" {_SEEDS.value} seeds. The speed-up is modelled, over the whole forward"
-    " pass of one image on a serial weight-stationary array.\n\n"
+    " pass of one image on a serial weight-stationary array; so is the time of"
+    " training, forward and backward, over all steps.\n\n"
     f"{table}\n![accuracy against speed-up](report.png)\n"
   )
   print(table)

@@ -1,0 +1,97 @@
+"""The comparison of recipes: its rows, its table, its picture."""
+
+import dataclasses
+import json
+import struct
+
+import pytest
+from flax import nnx
+
+import figs_jax
+from figs_jax.train.compare import (
+  Row,
+  compare,
+  markdown,
+  plot,
+  training_shares,
+  write_json,
+)
+from figs_jax.train.experiment import build
+
+pytestmark = pytest.mark.standard_promotion
+DENSE = Row(
+  recipe="dense",
+  pattern="dense",
+  step=10,
+  accuracy=0.9,
+  accuracy_se=None,
+  accuracies=[0.9],
+  exact_nm=True,
+  sparsity=0.0,
+  bytes_dense=800,
+  bytes_packed=800,
+  flops=100.0,
+  flops_dense=100.0,
+  engine="ws:8x8",
+  speedup=1.0,
+  train_flops=1.0,
+  train_time=1.0,
+)
+SPARSE = dataclasses.replace(
+  DENSE, recipe="figs", pattern="ff: 1:8", accuracy_se=0.01, speedup=2.5,
+  flops=25.0, train_flops=0.75, train_time=0.8125,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["dense", "figs", "mdgf_exp", "step"])
+def test_training_shares_are_those_of_the_run(tiny_config, recipe):
+  config = tiny_config(recipe)
+  found = training_shares(config, "ws:8x8")
+  experiment = build(config)
+  model = nnx.eval_shape(lambda: experiment.model(0))
+  wanted = figs_jax.train_flops(model, experiment.recipe, batch=16)
+  assert found["train_flops"] == wanted.share
+  if recipe == "dense":
+    assert found["train_time"] == 1
+  else:
+    assert found["train_flops"] < found["train_time"] < 1
+
+
+@pytest.mark.slow
+def test_a_trained_run_has_its_cost_beside_its_accuracy(tiny_config, tmp_path):
+  def get_config(recipe):
+    return tiny_config(recipe, total_steps=10, checkpoint_every=10)
+
+  runs = [("figs", "ff: 1:4")]
+  (row,) = compare(get_config, runs, tmp_path, engine_spec="ws:8x8")
+  shares = training_shares(get_config("figs"), "ws:8x8")
+  assert {name: getattr(row, name) for name in shares} == shares
+  assert row.speedup > 1 and 0 <= row.accuracy <= 1 and row.step == 10
+
+
+def test_the_table_has_a_cell_for_every_column():
+  head, rule, *body = markdown([DENSE, SPARSE]).splitlines()
+  assert len({line.count("|") for line in (head, rule, *body)}) == 1
+  columns = [cell.strip() for cell in head.split("|")]
+  cells = [cell.strip() for cell in body[1].split("|")]
+  found = dict(zip(columns, cells, strict=True))
+  assert found["training FLOPs, share"] == "0.750"
+  assert found["training time, share"] == "0.812"
+  assert found["speed-up"] == "2.50×"
+  assert found["FLOPs, share of dense"] == "0.250"
+
+
+def test_rows_are_written_whole(tmp_path):
+  write_json([DENSE, SPARSE], tmp_path / "rows.json")
+  read = json.loads((tmp_path / "rows.json").read_text())
+  assert [Row(**row) for row in read] == [DENSE, SPARSE]
+
+
+@pytest.mark.parametrize("rows", [[DENSE], [DENSE, SPARSE], [SPARSE] * 3])
+def test_pictures_of_few_and_of_equal_runs(rows, tmp_path):
+  pytest.importorskip("matplotlib")
+  plot(rows, tmp_path / "report.png", "title")
+  header = (tmp_path / "report.png").read_bytes()[:24]
+  assert header.startswith(b"\x89PNG")
+  width, height = struct.unpack(">II", header[16:])
+  assert width > 2 * height > 1000
