@@ -5,7 +5,11 @@ along K; an engine is a hardware description. One pure function turns both into
 cycles, accesses and bytes. Every number here is modelled, none is measured.
 """
 
+from figs_jax.engine.amdahl import ModelCost, model_cost
+from figs_jax.engine.attention import Attention, Memory, attention_cost
+from figs_jax.engine.cluster import estimate
 from figs_jax.engine.cost import Cost, cost
+from figs_jax.engine.devices import Cluster, Parallel
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.grammar import parse
 from figs_jax.engine.report import Report, Total, report
@@ -21,21 +25,29 @@ from figs_jax.engine.training import TrainCost, step_cost, train_cost
 from figs_jax.engine.workload import Layers
 
 __all__ = [
+  "Attention",
+  "Cluster",
   "Cost",
   "Csr",
   "Energy",
   "Engine",
   "Figs",
   "Layers",
+  "Memory",
+  "ModelCost",
+  "Parallel",
   "Report",
   "Roofline",
   "Systolic",
   "Total",
   "TrainCost",
   "Vegeta",
+  "attention_cost",
   "cost",
   "dense_bytes",
+  "estimate",
   "flops",
+  "model_cost",
   "packed_bytes",
   "parse",
   "read_layers",
