@@ -46,9 +46,9 @@ from jax.typing import ArrayLike
 from figs_jax.engine.exact import ceil_div, exact, is_traced, larger, smaller
 from figs_jax.engine.occupancy import (
   Masks,
+  check_shared,
   exchanges,
   fit,
-  fits,
   worst,
   worst_exchange,
 )
@@ -98,15 +98,17 @@ def counts(
   True
   """
   options = {"exchange": engine.exchange, "overlap": engine.overlap}
-  known = _run(n, m, engine, masks)
-  if known is None:
-    sizes = (M, N, K, n, m, 0, *engine.leaves)
-    return _exact_counts(*sizes, **options, itemsize=itemsize)
-  sizes = (M, N, K, n, m, known, *engine.leaves)
-  if masks is None or engine.exchange == "mux":
+  check_pattern(n, m)
+  block, run = None, 0  # the worst
+  sides = engine.rows, engine.alpha, engine.block, engine.mask_group
+  if not is_traced(n, m, *sides):
+    block, run = packing(n, m, engine, masks)
+  sizes = (M, N, K, n, m, run, *engine.leaves)
+  swaps = masks is not None and engine.exchange == "swap"
+  if block is None or not swaps or is_traced(N, K, engine.cols, engine.beta):
     return _exact_counts(*sizes, **options, itemsize=itemsize)
   parts = _exact_unlike(
-    *_kinds(N, K, n, m, known, engine, masks), *sizes, overlap=engine.overlap
+    *_kinds(N, K, block, run, engine, masks), *sizes, overlap=engine.overlap
   )
   return _exact_known(
     *(parts[name] for name in PARTS[:-1]), *sizes, itemsize=itemsize
@@ -172,47 +174,45 @@ def checkpoint_stall_factor(layers: Layers, engine: Figs) -> float:
   return 1 + stall / stream
 
 
-def _run(n, m, engine, masks):
-  """What a block runs, or None where that is not known before it is traced."""
-  check_pattern(n, m)
-  if is_traced(n, m, engine.rows, engine.alpha, engine.block):
-    return None
-  n, m, rows = (np.asarray(x) for x in (n, m, engine.rows))
-  block = _block(n, m, np.asarray(engine.alpha), np.asarray(engine.block))
-  values = {"n": n, "m": m, "block": block, "rows": rows}
-  for bad, why in _misfits(block, rows, engine.exchange):
-    _refuse(bad, why, values)
-  if masks is not None and n.ndim == 0:
-    n, m = n[None], m[None]
-  return fit(n, m, block, masks)
+def packing(
+  n: ArrayLike, m: ArrayLike, engine: Figs, masks: Masks | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """B and what it runs of them, for each design and layer.
 
+  Args:
+    n: weights kept of every m along K; n = m is dense.
+    m: group length.
+    engine: the array.
+    masks: as of `counts`.
 
-def runs(n: Any, m: Any, engine: Figs) -> np.ndarray:
-  """Whether designs run patterns; both may be arrays that broadcast.
+  Raises:
+    ValueError: as `counts`.
 
-  >>> runs(1, np.array([4, 6, 8]), Figs(4, 4, alpha=7)).tolist()
-  [True, False, False]
+  >>> [int(x) for x in packing(3, 16, Figs(32, 16, alpha=7))]
+  [8, 3]
   """
   n, m, rows = (np.asarray(x) for x in (n, m, engine.rows))
+  if masks is not None:
+    n, m, _ = np.broadcast_arrays(n, m, np.empty(len(masks)))
   block = _block(n, m, np.asarray(engine.alpha), np.asarray(engine.block))
-  found = fits(n, m, block)
-  for bad, _ in _misfits(block, rows, engine.exchange):
-    found = found & (bad == 0)
-  return found
-
-
-def _misfits(block, rows, exchange):
-  """Where a pattern's block does not go with the array, and why."""
-  yield (
+  values = {"n": n, "m": m, "block": block, "rows": rows}
+  _refuse(
     block > rows,
     "is longer than rows={rows}; set rows={block} or a smaller alpha",
+    values,
   )
-  if exchange == "swap":
-    yield (
+  if engine.exchange == "swap":
+    _refuse(
       block & (block - 1),
       "is no power of two, which exchange='swap' needs; use a pattern with"
       " m = 2, 4, 8, ... or exchange='mux'",
+      values,
     )
+  for layer, mask in enumerate(masks or ()):
+    if mask is not None and (n < m)[..., layer].any():
+      for group in np.unique(engine.mask_group).tolist():
+        check_shared(mask, group)
+  return block, fit(n, m, block, masks)
 
 
 def _refuse(bad: np.ndarray, why: str, values: dict[str, np.ndarray]) -> None:
@@ -231,10 +231,9 @@ def _block(n, m, alpha, block):
   return given * block + (1 - given) * own
 
 
-def _kinds(N, K, n, m, run, engine, masks):
+def _kinds(N, K, block, run, engine, masks):
   """Kinds of folds on a leading axis: their number, their kappa; the last's."""
   lanes = np.asarray(engine.beta) // np.asarray(engine.mask_group)
-  block = _block(*(np.asarray(x) for x in (n, m, engine.alpha, engine.block)))
   sides = run, block, engine.rows, engine.cols, engine.beta, engine.mask_group
   *fields, unknown, N, K = np.broadcast_arrays(
     *sides, worst_exchange(run, block, lanes), N, K

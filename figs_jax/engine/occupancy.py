@@ -135,11 +135,7 @@ def exchanges(
     rows: R of the array.
     cols: C of the array.
     beta: MACs of a PE.
-    mask_group: outputs that share a mask, 1 or beta.
-
-  Raises:
-    ValueError: the outputs of a PE do not share a mask though `mask_group` says
-      so.
+    mask_group: outputs that share a mask, 1 or beta; see `check_shared`.
 
   >>> sizes = {"block": 2, "run": 1, "rows": 4, "cols": 1}
   >>> mask = np.array([[1, 1], [0, 0], [0, 1], [1, 0]], bool)
@@ -149,7 +145,6 @@ def exchanges(
   used, packed = rows // block * block, block // run
   lanes = beta // mask_group
   if mask_group > 1:
-    _check_shared(mask, mask_group)
     mask = mask[:, ::mask_group]
   K, N = mask.shape
   down, across = ceil_div(K, used), ceil_div(N, cols * packed * lanes)
@@ -167,7 +162,20 @@ def exchanges(
   return np.maximum(np.max(shown, (1, 2, 4)), wants)
 
 
-def _check_shared(mask: np.ndarray, group: int) -> None:
+def check_shared(mask: np.ndarray, group: int) -> None:
+  """Refuses a mask that neighbouring outputs do not share.
+
+  Args:
+    mask: Bool (K, N).
+    group: neighbours of which each has the mask of the first.
+
+  Raises:
+    ValueError: one has another.
+
+  >>> check_shared(np.eye(2, dtype=bool), 2)
+  Traceback (most recent call last):
+  ValueError: mask_group=2: output 1 has another mask than output 0; ...
+  """
   first = mask[:, ::group].repeat(group, 1)[:, : mask.shape[1]]
   differs = (mask != first).any(0)
   if differs.any():
@@ -179,14 +187,14 @@ def _check_shared(mask: np.ndarray, group: int) -> None:
     )
 
 
-def fits(n: Any, m: Any, block: Any) -> np.ndarray:
+def fits(n: Any, m: Any, block: Any) -> Any:
   """Whether an engine of block B runs n:m: B divides m, m divides B, or n = m.
 
   >>> fits(1, np.array([2, 3, 4, 6, 8]), 4).tolist()
   [True, False, True, False, True]
   """
   n, m, block = (np.asarray(x) for x in (n, m, block))
-  return (n == m) | (m % block == 0) | (block % m == 0)
+  return np.asarray((n == m) | (m % block == 0) | (block % m == 0))
 
 
 def _check(n, m, block, names) -> None:
