@@ -215,7 +215,7 @@ def packing(
   return block, fit(n, m, block, masks)
 
 
-def _refuse(bad: np.ndarray, why: str, values: dict[str, np.ndarray]) -> None:
+def _refuse(bad: Any, why: str, values: dict[str, Any]) -> None:
   if not bad.any():
     return
   at = tuple(np.argwhere(bad)[0])
