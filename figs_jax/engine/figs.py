@@ -176,7 +176,7 @@ def checkpoint_stall_factor(layers: Layers, engine: Figs) -> float:
 
 def packing(
   n: ArrayLike, m: ArrayLike, engine: Figs, masks: Masks | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Any, Any]:
   """B and what it runs of them, for each design and layer.
 
   Args:
