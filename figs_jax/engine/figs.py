@@ -49,6 +49,7 @@ from figs_jax.engine.occupancy import (
   check_shared,
   exchanges,
   fit,
+  fits,
   worst,
   worst_exchange,
 )
@@ -196,23 +197,41 @@ def packing(
     n, m, _ = np.broadcast_arrays(n, m, np.empty(len(masks)))
   block = _block(n, m, np.asarray(engine.alpha), np.asarray(engine.block))
   values = {"n": n, "m": m, "block": block, "rows": rows}
-  _refuse(
-    block > rows,
-    "is longer than rows={rows}; set rows={block} or a smaller alpha",
-    values,
-  )
-  if engine.exchange == "swap":
-    _refuse(
-      block & (block - 1),
-      "is no power of two, which exchange='swap' needs; use a pattern with"
-      " m = 2, 4, 8, ... or exchange='mux'",
-      values,
-    )
+  for bad, why in _misfits(block, rows, engine.exchange):
+    _refuse(bad, why, values)
   for layer, mask in enumerate(masks or ()):
     if mask is not None and (n < m)[..., layer].any():
       for group in np.unique(engine.mask_group).tolist():
         check_shared(mask, group)
   return block, fit(n, m, block, masks)
+
+
+def runs(n: Any, m: Any, engine: Figs) -> np.ndarray:
+  """Whether designs run patterns; both may be arrays that broadcast.
+
+  >>> runs(1, np.array([4, 6, 8]), Figs(4, 4, alpha=7)).tolist()
+  [True, False, False]
+  """
+  n, m, rows = (np.asarray(x) for x in (n, m, engine.rows))
+  block = _block(n, m, np.asarray(engine.alpha), np.asarray(engine.block))
+  found = fits(n, m, block)
+  for bad, _ in _misfits(block, rows, engine.exchange):
+    found = found & (bad == 0)
+  return np.asarray(found)
+
+
+def _misfits(block, rows, exchange):
+  """Where a pattern's block does not go with the array, and why."""
+  yield (
+    block > rows,
+    "is longer than rows={rows}; set rows={block} or a smaller alpha",
+  )
+  if exchange == "swap":
+    yield (
+      block & (block - 1),
+      "is no power of two, which exchange='swap' needs; use a pattern with"
+      " m = 2, 4, 8, ... or exchange='mux'",
+    )
 
 
 def _refuse(bad: Any, why: str, values: dict[str, Any]) -> None:
