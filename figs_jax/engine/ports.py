@@ -12,6 +12,8 @@ so that a sparse engine has to take more inputs (VEGETA) or hold more outputs
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -25,7 +27,7 @@ def utilisation_bound(
   outputs: ArrayLike,
   density: ArrayLike,
   multipliers: ArrayLike,
-) -> np.ndarray:
+) -> Any:
   """The bound above.
 
   Args:
@@ -45,7 +47,7 @@ def utilisation_bound(
 
 def port_values(
   engine: Figs | Vegeta, n: ArrayLike = 1, m: ArrayLike = 1
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
   """Values that cross the ports for each vector, if those are wide enough.
 
   Args:
@@ -88,7 +90,7 @@ def ledger(
   m: ArrayLike = 1,
   in_bytes: int = 2,
   out_bytes: int = 4,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
   """Bytes that cross the ports per cycle, if those are wide enough.
 
   A sparse FIGS array needs the inputs of a dense one and writes m / n times its
@@ -119,7 +121,7 @@ def ledger(
 
 def iso_bandwidth_speedup(
   n: ArrayLike, m: ArrayLike, exposed: ArrayLike = 0.40
-) -> np.ndarray:
+) -> Any:
   """An overlapped FIGS array over a baseline with as wide an input port.
 
   A sparse array that holds one output per column takes m / n vectors' worth of
