@@ -1,7 +1,8 @@
 """Sweeps as text: `pattern=1:2,1:4,...,1:128; rows=8,16,32`.
 
-An axis is a name and its values. Three dots go on with the last step between
-two values as a factor (two, after a single value) up to the value that follows.
+An axis is a name and its values. Three dots multiply by what lies between the
+two numbers before them (by two, after a single number) up to the value that
+follows.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.grammar import field_value
+from figs_jax.engine.report import Report, report
 from figs_jax.engine.spec import Engine, nearest
+from figs_jax.engine.workload import Layers
 
 _DOTS = ("...", "…")
 _MOST = 100_000  # designs that a table can list
+_ROWS = 2_000_000  # rows of a table
 
 
 def read_axes(texts: str | Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -93,6 +98,62 @@ def designs(
   return made
 
 
+def swept(
+  workloads: Mapping[str, Layers],
+  engines: Sequence[Engine],
+  axes: Mapping[str, Sequence[str]],
+  fmt: str = "table",
+  **options: Any,
+) -> Report:
+  """The report of every workload with every pattern on every design.
+
+  Args:
+    workloads: label -> layers, which the axis "pattern" changes where they are
+      sparse (`Layers.with_pattern`); "dense" takes patterns away.
+    engines: with scalar fields.
+    axes: of `read_axes`; all but "pattern" are fields of engines.
+    fmt, **options: of `figs_jax.engine.report`.
+
+  Raises:
+    ValueError: as `designs` and `report`, a value of "pattern" that is none, or
+      more rows than a table can hold.
+
+  >>> from figs_jax.engine import parse
+  >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64}]
+  >>> axes = read_axes("pattern=dense,1:2")
+  >>> made = swept({"": Layers.of(rows)}, [parse("ws:8x8")], axes)
+  >>> [total.pattern for total in made.totals]
+  ['dense', '1:2']
+  """
+  axes = dict(axes)
+  patterns = axes.pop("pattern", (None,))
+  machines = designs(engines, axes)
+  layers = sum(map(len, workloads.values()))
+  if layers * len(patterns) * len(machines) > _ROWS:
+    raise ValueError(
+      f"sweep: {layers} layers, {len(patterns)} patterns and {len(machines)}"
+      f" designs are more than {_ROWS} rows; give fewer values"
+    )
+  return Report.joined(
+    [
+      report(_with(table, pattern), machines, fmt, workload=label, **options)
+      for label, table in workloads.items()
+      for pattern in patterns
+    ]
+  )
+
+
+def _with(table: Layers, pattern: str | None) -> Layers:
+  if pattern is None:
+    return table
+  if pattern == "dense":
+    return table.dense()
+  try:
+    return table.with_pattern(pattern)
+  except ValueError as error:
+    raise ValueError(f"sweep pattern: {error}") from error
+
+
 def _changed(engine: Engine, texts: Mapping[str, str]) -> Engine:
   if not texts:
     return engine
@@ -134,7 +195,8 @@ def _expanded(part: str, values: list[str]) -> tuple[str, ...]:
         f"sweep {part!r}: put a value before and after the dots, as in"
         " 1:2,1:4,...,1:128"
       )
-    found += _between(part, found[-2:], values[place + 1])
+    before = [x for x in found[-2:-1] if x[0].isdigit()] + found[-1:]
+    found += _between(part, before, values[place + 1])
   if len(set(found)) < len(found):
     raise ValueError(f"sweep {part!r}: a value is given twice; keep one")
   return tuple(found)

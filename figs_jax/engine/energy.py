@@ -57,6 +57,35 @@ class Energy:
     mult, add = _MACS[dtype]
     return cls(mult, add)
 
+  @classmethod
+  def parse(cls, text: str) -> Energy:
+    """Reads "int8", "mult=2,add=1", or both, the type first.
+
+    Raises:
+      ValueError: an unknown type or operation, or a value that is no number.
+
+    >>> Energy.parse("int8,dram_byte=100").dram_byte
+    100.0
+    """
+    parts = [part.strip() for part in text.split(",")]
+    base = cls.of(parts.pop(0)) if "=" not in parts[0] else cls()
+    known = {field.name for field in dataclasses.fields(cls)}
+    values: dict[str, float] = {}
+    for part in parts:
+      name, _, value = (word.strip() for word in part.partition("="))
+      if name not in known:
+        raise ValueError(
+          f"Energy of {part!r}: give operation=picojoules, the operation one of"
+          f" {sorted(known)}"
+        )
+      try:
+        values[name] = float(value)
+      except ValueError:
+        raise ValueError(
+          f"Energy {part!r}: {value!r} is no number; give picojoules"
+        ) from None
+    return dataclasses.replace(base, **values)
+
 
 def picojoules(
   macs: Any,

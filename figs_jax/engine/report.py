@@ -19,6 +19,7 @@ from figs_jax.engine.workload import Layers
 
 FORMATS = ("table", "csv", "json", "md")
 DENSE = "the same engine running the dense model"
+_SUMMED = ("cycles", "dram_bytes", *PARTS)
 
 
 class Row(NamedTuple):
@@ -183,7 +184,7 @@ def report(
   rows, totals = [], []
   patterns = [table.pattern(i) for i in range(len(table))]
   for engine, found, base in zip(machines, costs, over):
-    rows += _rows(table, patterns, engine, found, base)
+    rows += _rows(table, patterns, engine, found.cost, base.cost)
     totals.append(_total(workload, patterns, engine, found, base))
   return Report(tuple(rows), tuple(totals), tuple(machines), words, fmt)
 
@@ -202,9 +203,16 @@ def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
       )
 
 
+class _Priced(NamedTuple):
+  """A table on one engine: the cost per layer, and sums weighed by count."""
+
+  cost: Cost
+  sums: dict[str, int]
+
+
 def _costs(
   table: Layers, engines: Sequence[Engine], options: dict[str, Any]
-) -> list[Cost]:
+) -> list[_Priced]:
   """The cost on each engine; those of one kind in one call."""
   groups: dict[Any, list[int]] = {}
   for place, engine in enumerate(engines):
@@ -213,7 +221,7 @@ def _costs(
         f"report: engine {engine} has an array of values; report designs singly"
       )
     groups.setdefault(_kind(engine), []).append(place)
-  found: dict[int, Cost] = {}
+  found: dict[int, _Priced] = {}
   for places in groups.values():
     several = [engines[place] for place in places]
     found |= zip(places, _together(table, several, options))
@@ -230,7 +238,7 @@ def _kind(engine: Engine) -> tuple[Any, ...]:
 
 def _together(
   table: Layers, engines: Sequence[Engine], options: dict[str, Any]
-) -> list[Cost]:
+) -> list[_Priced]:
   first = engines[0]
   columns: dict[str, Any] = {
     field.name: np.array([[getattr(each, field.name)] for each in engines])
@@ -239,18 +247,23 @@ def _together(
   all_at_once = dataclasses.replace(first, name="all", **columns)
   try:
     whole = cost(table, all_at_once, **options)
+    sums = {name: whole.total(name).tolist() for name in _SUMMED}
   except ValueError:
     # Again one by one, so that the error names its engine.
     for engine in engines:
       try:
-        cost(table, engine, **options)
+        alone = cost(table, engine, **options)
+        _ = [alone.total(name) for name in _SUMMED]
       except ValueError as error:
         raise ValueError(f"engine {engine}: {error}") from error
     raise
   names = [field.name for field in dataclasses.fields(Cost)]
   fields = {name: getattr(whole, name) for name in names if name != "count"}
   return [
-    Cost(**{k: v[place] for k, v in fields.items()}, count=whole.count)
+    _Priced(
+      Cost(**{k: v[place] for k, v in fields.items()}, count=whole.count),
+      {name: column[place] for name, column in sums.items()},
+    )
     for place in range(len(engines))
   ]
 
@@ -271,9 +284,9 @@ def _rows(table, patterns, engine, found, base) -> list[Row]:
 
 
 def _total(workload, patterns, engine, found, base) -> Total:
-  cycles, baseline = int(found.total("cycles")), int(base.total("cycles"))
+  cycles, baseline = found.sums["cycles"], base.sums["cycles"]
   sparse = {pattern for pattern in patterns if pattern != "dense"}
-  busy = found.utilisation * found.cycles * found.count
+  cost, count = found.cost, found.cost.count
   return Total(
     workload=workload,
     engine=str(engine),
@@ -282,10 +295,10 @@ def _total(workload, patterns, engine, found, base) -> Total:
     cycles=cycles,
     baseline_cycles=baseline,
     speedup=baseline / cycles,
-    utilisation=float(busy.sum()) / cycles,
-    energy_pj=float((found.energy_pj * found.count).sum()),
-    dram_bytes=int(found.total("dram_bytes")),
-    parts={part: int(found.total(part)) for part in PARTS},
+    utilisation=float((cost.utilisation * cost.cycles * count).sum()) / cycles,
+    energy_pj=float((cost.energy_pj * count).sum()),
+    dram_bytes=found.sums["dram_bytes"],
+    parts={part: found.sums[part] for part in PARTS},
   )
 
 

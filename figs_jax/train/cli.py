@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import absl.logging
@@ -77,6 +79,47 @@ def config_of(flag: flags.FlagHolder) -> Any:
     first = str(error).strip().splitlines()[-1].strip()
     fail(f"--{flag.name}: no file with get_config(); {first}; try {_EXAMPLE}")
   return config
+
+
+def emit(data: bytes) -> None:
+  """Data to standard output; if its reader has left, the program ends."""
+  left = memoryview(data)
+  try:
+    while left:
+      # A part only, where Python runs unbuffered.
+      left = left[sys.stdout.buffer.write(left) :]
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # Nothing is left to flush when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+
+
+def check_output(path: str, *, overwrite: bool) -> None:
+  """Fails before any work where `save` would fail after it."""
+  where = Path(path)
+  try:
+    if where.is_dir():
+      fail(f"--output {path}: this is a directory; name a file in it")
+    if where.exists() and not overwrite:
+      fail(f"--output {path}: the file exists; name another or add --overwrite")
+    if not where.absolute().parent.is_dir():
+      fail(f"--output {path}: there is no such directory; make it first")
+  except OSError as error:
+    fail(f"--output {path}: {error.strerror}; name another file")
+
+
+def save(path: str, data: bytes, *, overwrite: bool) -> None:
+  """Writes a whole file or none; what it replaces stays until then."""
+  check_output(path, overwrite=overwrite)
+  where = Path(path)
+  part = where.with_name(f".part-{os.getpid()}")
+  try:
+    part.write_bytes(data)
+    part.replace(where)
+  except OSError as error:
+    part.unlink(missing_ok=True)
+    fail(f"--output {path}: {error.strerror}; name another file")
 
 
 def _parse(

@@ -64,14 +64,36 @@ def layers_of(
           " a model"
         )
     return _rows(source, batch)
+  found = finished_model(
+    source, step=step, seed=seed, ema=ema, data_dir=data_dir
+  )
+  return _rows(found, batch)
+
+
+def finished_model(
+  workdir: str | Path,
+  *,
+  step: int | None = None,
+  seed: int | None = None,
+  ema: bool = False,
+  data_dir: str | None = None,
+) -> nnx.Module:
+  """The model of a run, at its target pattern, in evaluation mode.
+
+  Args:
+    workdir, step, seed, ema, data_dir: as of `layers_of`.
+
+  Raises:
+    ValueError: what `restore` refuses.
+  """
   # Orbax only where there is a checkpoint to read.
   from figs_jax.train import study
   from figs_jax.train.restore import restore
 
-  experiment, state, _ = restore(source, step, seed=seed, data_dir=data_dir)
+  experiment, state, _ = restore(workdir, step, seed=seed, data_dir=data_dir)
   if experiment.seeds and seed is None:
     state = study.take(state, 0)
-  return _rows(state.finished(ema=ema), batch)
+  return state.finished(ema=ema)
 
 
 def _rows(model: nnx.Module, batch: int) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from figs_jax.engine import parse
-from figs_jax.engine.axes import designs, read_axes
+from figs_jax.engine import Layers, parse, report
+from figs_jax.engine.axes import designs, read_axes, swept
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,7 @@ from figs_jax.engine.axes import designs, read_axes
   [
     ("1:2,1:4,...,1:128", "1:2 1:4 1:8 1:16 1:32 1:64 1:128"),
     ("1:2,...,1:16", "1:2 1:4 1:8 1:16"),
+    ("dense,1:2,...,1:16", "dense 1:2 1:4 1:8 1:16"),
     ("8,16,…,64", "8 16 32 64"),
     ("1,3,...,27,5", "1 3 9 27 5"),
     ("2:4,2:8,...,2:16,dense", "2:4 2:8 2:16 dense"),
@@ -80,6 +81,30 @@ def test_designs_are_the_product_of_the_axes_an_engine_has():
 def test_designs_that_a_spec_cannot_tell_apart_say_what_they_are():
   found = designs([parse("tpu:v5e")], {"hbm": ("820", "1640")})
   assert list(map(str, found)) == ["tpu:v5e", "tpu:v5e:hbm=1640"]
+
+
+def test_swept_is_a_report_per_workload_and_pattern():
+  dense = [
+    {"name": n, "M": 8, "N": 8, "K": 32, "count": 3} for n in ("qk", "ff")
+  ]
+  table = Layers.of([dense[0], dense[1] | {"pattern": "1:2"}])
+  axes = read_axes("pattern=dense,1:4;rows=8,16")
+  made = swept({"a": table, "b": table}, [parse("ws")], axes, itemsize=4)
+  assert [(t.workload, t.pattern, t.engine) for t in made.totals] == [
+    (label, pattern, f"ws:{rows}x16")
+    for label in "ab"
+    for pattern in ("dense", "1:4")
+    for rows in (8, 16)
+  ]
+  assert [row.pattern for row in made.rows[4:8]] == ["dense", "1:4"] * 2
+  alone = report(table.with_pattern("1:4"), ["ws:16x16"], itemsize=4)
+  assert made.rows[6:8] == alone.rows
+  with pytest.raises(ValueError, match="sweep pattern: '4' is no N:M pattern"):
+    swept({"a": table}, [parse("ws")], {"pattern": ("4",)})
+  many = tuple(map(str, range(1, 1001)))
+  axes = {"pattern": ("1:2",) * 1001, "rows": many}
+  with pytest.raises(ValueError, match="are more than 2000000 rows"):
+    swept({"a": table}, [parse("ws")], axes)
 
 
 def test_bad_designs():

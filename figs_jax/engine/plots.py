@@ -1,0 +1,331 @@
+"""Pictures of a report; matplotlib is needed, and imported, only here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from figs_jax.core.pattern import NM
+from figs_jax.engine.report import Report, Row, Total, unit
+from figs_jax.engine.schedule import PARTS
+from figs_jax.engine.spec import UNLIMITED, Engine
+from figs_jax.engine.storage import kept_depth
+
+# Okabe and Ito's colours, which all kinds of vision tell apart, with wine for
+# their pale yellow; black is left for roofs.
+_COLOURS = (
+  "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#882255",
+)  # fmt: skip
+_MARKERS = "os^DvPX*<>"
+_LINES = ("-", "--", "-.", ":")
+_MOST = 40  # bars or lines that can be told apart
+_PANELS = 9
+
+
+def speedup(report: Report) -> Any:
+  """Speed-up against sparsity, a line per engine: the matplotlib figure.
+
+  The axis of patterns shows m/n, doubling from tick to tick; the dotted line is
+  m/n itself, what a model of nothing but sparse layers could gain at most.
+
+  Args:
+    report: of workloads that differ in the pattern of their sparse layers.
+
+  Raises:
+    ValueError: matplotlib is missing, a workload mixes patterns, or there are
+      too many engines for one picture.
+
+  >>> from figs_jax.engine import report
+  >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "1:8"}]
+  >>> speedup(report(rows, ["ws"])).axes[0].get_ylabel()
+  'modelled speed-up'
+  """
+  lines: dict[str, list[tuple[float, Total]]] = {}
+  labels = _labels(report.totals, several=("workload",))
+  for label, total in zip(labels, report.totals):
+    lines.setdefault(label, []).append((_ratio(total), total))
+  _check_number("lines", len(lines), _MOST)
+  figure, ax = _figure(7.6, max(4.2, 0.19 * len(lines) + 1))
+  for place, (label, points) in enumerate(lines.items()):
+    points.sort(key=lambda point: point[0])
+    ax.plot(
+      [x for x, _ in points],
+      [total.speedup for _, total in points],
+      color=_COLOURS[place % len(_COLOURS)],
+      marker=_MARKERS[place % len(_MARKERS)],
+      linestyle=_LINES[place // len(_COLOURS) % len(_LINES)],
+      markersize=5,
+      label=label,
+    )
+  _pattern_axis(ax, report.totals)
+  speedups = [1.0, *(total.speedup for total in report.totals)]
+  xs = sorted({_ratio(total) for total in report.totals})
+  ax.plot(xs, xs, color="0.5", linestyle=":", linewidth=1, label="m/n")
+  _log_axis(ax, min(speedups) * 0.93, max(speedups) * 1.08)
+  ax.set_ylabel("modelled speed-up")
+  ax.set_title(f"over {report.baseline}", fontsize=9, color="0.3")
+  ax.grid(color="0.92")
+  ax.set_axisbelow(True)
+  _legend(figure, ax)
+  return figure
+
+
+def roofline(report: Report) -> Any:
+  """The layers under the roofs of each engine, a panel per engine.
+
+  Arithmetic intensity is useful FLOP per byte of memory traffic; where an
+  engine's memory is unlimited there is no slope, only the roof of its
+  multipliers. An engine with 2:4 units has two roofs.
+
+  Args:
+    report: of one workload.
+
+  Raises:
+    ValueError: matplotlib is missing, or there are too many engines.
+
+  >>> from figs_jax.engine import report
+  >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "1:8"}]
+  >>> roofline(report(rows, ["ws", "tpu:v5e"])).axes[0].get_title()
+  'ws'
+  """
+  count = len(report.totals)
+  _check_number("engines", count, _PANELS)
+  across = min(count, 3)
+  down = math.ceil(count / across)
+  figure, axes = _figure(2.6 + 2.7 * across, 0.8 + 2.7 * down, down, across)
+  length = len(report.rows) // count
+  rows = [
+    report.rows[place * length : (place + 1) * length] for place in range(count)
+  ]
+  styles = _styles(rows[0])
+  intensities = [_flops(row) / row.dram_bytes for row in report.rows]
+  span = min(intensities) / 2, max(intensities) * 2
+  for ax, engine, layers in zip(axes, report.engines, rows):
+    _panel(ax, engine, layers, styles, span)
+  for ax in axes[count:]:
+    ax.set_visible(False)
+  figure.supxlabel("useful FLOP per byte of memory traffic", fontsize=9)
+  handles, labels = axes[0].get_legend_handles_labels()
+  figure.legend(
+    handles, labels, loc="outside right upper", fontsize=8, frameon=False
+  )
+  return figure
+
+
+def breakdown(report: Report) -> Any:
+  """What the cycles of the whole model go to, a bar per engine.
+
+  Raises:
+    ValueError: matplotlib is missing, or there are too many bars.
+
+  >>> from figs_jax.engine import report
+  >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "1:8"}]
+  >>> breakdown(report(rows, ["ws"])).axes[0].get_xlabel()
+  'share of the modelled cycles, %'
+  """
+  totals = report.totals
+  _check_number("bars", len(totals), _MOST)
+  figure, ax = _figure(8.4, 1.1 + 0.34 * len(totals))
+  labels = _labels(totals, several=("workload", "pattern"))
+  places = list(range(len(totals)))
+  left = [0.0] * len(totals)
+  for part, colour in zip(PARTS, _COLOURS):
+    widths = [100 * total.parts[part] / total.cycles for total in totals]
+    if not any(widths):
+      continue
+    ax.barh(
+      places, widths, left=left, color=colour, height=0.7, edgecolor="white",
+      linewidth=0.5, label=part.replace("_", " "),
+    )  # fmt: skip
+    left = [a + b for a, b in zip(left, widths)]
+  for place, total in zip(places, totals):
+    ax.annotate(
+      f"{total.cycles:.3g} {total.unit}, {total.speedup:.2f}×",
+      (100, place),
+      xytext=(6, 0),
+      textcoords="offset points",
+      va="center",
+      fontsize=8,
+    )
+  ax.set_yticks(places, labels, fontsize=8)
+  ax.set_ylim(len(totals) - 0.4, -0.6)
+  ax.set_xlim(0, 100)
+  ax.set_xlabel("share of the modelled cycles, %")
+  ax.spines[["top", "right"]].set_visible(False)
+  figure.legend(
+    loc="outside upper center", ncols=len(PARTS), fontsize=8, frameon=False
+  )
+  return figure
+
+
+PLOTS: dict[str, Callable[[Report], Any]] = {
+  "speedup": speedup,
+  "roofline": roofline,
+  "breakdown": breakdown,
+}
+
+
+def _figure(width: float, height: float, down: int = 0, across: int = 0) -> Any:
+  """A figure and its axes: one, or a flat list of down x across."""
+  try:
+    from matplotlib.figure import Figure
+  except ImportError as error:
+    raise ValueError(
+      "plotting needs matplotlib: pip install 'figs_jax[plots]'"
+    ) from error
+  figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+  if not down:
+    return figure, figure.subplots()
+  axes = figure.subplots(down, across, squeeze=False, sharex=True)
+  return figure, list(axes.flat)
+
+
+def _check_number(what: str, count: int, most: int) -> None:
+  if count > most:
+    raise ValueError(
+      f"a picture of {count} {what} cannot be read; give at most {most}, or"
+      " write a table"
+    )
+
+
+def _ratio(total: Total) -> float:
+  """m/n of the sparse layers."""
+  if total.pattern == "mixed":
+    raise ValueError(
+      f"speed-up against sparsity: {total.engine} ran layers of several"
+      " patterns; sweep one pattern, or draw the breakdown"
+    )
+  if total.pattern == "dense":
+    return 1.0
+  pattern = NM.parse(total.pattern)
+  return pattern.m / pattern.n
+
+
+def _labels(totals: Sequence[Total], several: Sequence[str]) -> list[str]:
+  """The engine's name, and each of these fields that has several values."""
+  names = [
+    name
+    for name in several
+    if len({getattr(total, name) for total in totals}) > 1
+  ]
+  return [
+    ", ".join((total.engine, *(getattr(total, name) for name in names)))
+    for total in totals
+  ]
+
+
+def _pattern_axis(ax: Any, totals: Sequence[Total]) -> None:
+  """Ticks where patterns are, as m/n on a logarithmic axis."""
+  places: dict[float, list[str]] = {}
+  for total in totals:
+    names = places.setdefault(_ratio(total), [])
+    if total.pattern not in names:
+      names.append(total.pattern)
+  ax.set_xscale("log", base=2)
+  ax.set_xticks(list(places), ["\n".join(names) for names in places.values()])
+  ax.set_xticks([], minor=True)
+  ax.set_xlabel("pattern of the sparse layers, n:m")
+
+
+def _log_axis(ax: Any, low: float, high: float) -> None:
+  """A logarithmic y axis over [low, high] with plain numbers at its ticks."""
+  from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+  ax.set_yscale("log", base=2)
+  ax.set_ylim(low, high)
+  steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 8 * low else (1, 2, 5)
+  ticks = [step * 10.0**power for power in range(-6, 7) for step in steps]
+  ax.yaxis.set_major_locator(
+    FixedLocator([t for t in ticks if low <= t <= high])
+  )
+  ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+  ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _legend(figure: Any, ax: Any) -> None:
+  handles, labels = ax.get_legend_handles_labels()
+  if len(labels) <= 6 and max(map(len, labels)) <= 30:
+    ax.legend(handles, labels, frameon=False, fontsize=8)
+  else:
+    figure.legend(
+      handles, labels, loc="outside right upper", fontsize=7, frameon=False
+    )
+
+
+def _styles(rows: Sequence[Row]) -> dict[tuple[Any, ...], dict[str, Any]]:
+  """Size and pattern of a layer -> its mark; alike layers share one."""
+  kinds: dict[tuple[Any, ...], list[str]] = {}
+  for row in rows:
+    names = kinds.setdefault(_key(row), [])
+    name = row.name.rsplit("/", 1)[-1]
+    if name not in names:
+      names.append(name)
+  styles = {}
+  for place, (key, names) in enumerate(kinds.items()):
+    text = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    styles[key] = {
+      "color": _COLOURS[place % len(_COLOURS)],
+      "marker": _MARKERS[place % len(_MARKERS)],
+      # Open, smaller and smaller, so that marks on one point all show.
+      "markersize": max(11 - place, 5),
+      "label": f"{text} ({key[-1]})" if place < 12 else None,
+    }
+  return styles
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+  return row.M, row.N, row.K, row.pattern
+
+
+def _flops(row: Row) -> float:
+  """Of the kept weights."""
+  dense = row.pattern == "dense"
+  n, m = (1, 1) if dense else map(int, row.pattern.split(":"))
+  return 2.0 * row.M * row.N * kept_depth(row.K, n, m)
+
+
+def _panel(
+  ax: Any,
+  engine: Engine,
+  rows: Sequence[Row],
+  styles: dict[tuple[Any, ...], dict[str, Any]],
+  span: tuple[float, float],
+) -> None:
+  """One engine's roofs over a span of intensities, and a mark per layer."""
+  rates = [_flops(row) / row.cycles for row in rows]
+  # Utilisation tells the peak that a layer could have had.
+  peaks = {
+    float(f"{rate / row.utilisation:.6g}") for rate, row in zip(rates, rows)
+  }
+  points = {_key(row): (row, rate) for row, rate in zip(rows, rates)}
+  for key, (row, rate) in points.items():
+    ax.plot(
+      _flops(row) / row.dram_bytes, rate, linestyle="", zorder=3,
+      markerfacecolor="none", markeredgewidth=1.6, **styles[key],
+    )  # fmt: skip
+  low, high = span
+  bandwidth = getattr(engine, "dram_bw", getattr(engine, "hbm", UNLIMITED))
+  knees = {peak: min(max(peak / bandwidth, low), high) for peak in peaks}
+  if bandwidth == UNLIMITED:
+    knees = dict.fromkeys(peaks, low)
+  for peak, knee in knees.items():
+    ax.plot([knee, high], [peak, peak], color="0.2", linewidth=1)
+  end = max(knees.values())
+  if end > low:
+    roof = [low * bandwidth, end * bandwidth]
+    ax.plot([low, end], roof, color="0.2", linewidth=1)
+  ax.set_xscale("log")
+  ax.set_yscale("log")
+  ax.set_xlim(low, high)
+  ax.set_ylim(
+    10 ** math.floor(math.log10(min(rates) / 1.2)),
+    10 ** math.ceil(math.log10(max(peaks) * 1.2)),
+  )
+  ax.set_title(str(engine), fontsize=9)
+  ax.set_ylabel(
+    f"useful FLOP per {'ns' if unit(engine) == 'ns' else 'cycle'}", fontsize=8
+  )
+  ax.tick_params(labelsize=8)
+  ax.grid(color="0.92")
+  ax.set_axisbelow(True)

@@ -1,0 +1,130 @@
+"""Pictures: what is drawn is what the report says."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+
+from figs_jax.engine import Report, parse, plots, report
+from figs_jax.engine.axes import read_axes, swept
+from figs_jax.engine.plots import breakdown, roofline, speedup
+from figs_jax.engine.schedule import PARTS
+from figs_jax.engine.workload import Layers
+
+pytest.importorskip("matplotlib")
+
+ROWS = [
+  {"name": "blocks/0/qk", "M": 64, "N": 64, "K": 32, "count": 4},
+  {"name": "blocks/0/fc1", "M": 64, "N": 256, "K": 128, "pattern": "1:2"},
+  {"name": "blocks/1/fc1", "M": 64, "N": 256, "K": 128, "pattern": "1:2"},
+  {"name": "blocks/0/fc2", "M": 64, "N": 128, "K": 256, "pattern": "1:2"},
+]
+SPECS = ["ws:16x16", "figs", "tpu:v5e"]
+
+
+@pytest.fixture(scope="module")
+def sweep():
+  axes = read_axes("pattern=dense,1:2,...,1:8,2:4")
+  return swept({"net": Layers.of(ROWS)}, [parse(spec) for spec in SPECS], axes)
+
+
+def test_speedup_draws_a_line_per_engine_over_the_patterns(sweep):
+  ax = speedup(sweep).axes[0]
+  lines = {line.get_label(): line for line in ax.lines}
+  assert list(lines) == [*SPECS, "m/n"]
+  for spec in SPECS:
+    totals = [total for total in sweep.totals if total.engine == spec]
+    want = sorted(
+      (1 if t.pattern == "dense" else int(t.pattern[-1]) / int(t.pattern[0]), t)
+      for t in totals
+    )
+    x, y = lines[spec].get_data()
+    assert x.tolist() == [ratio for ratio, _ in want]
+    assert sorted(y) == sorted(total.speedup for total in totals)
+    low, high = ax.get_ylim()
+    assert low < min(y) and max(y) < high
+  assert ax.get_xscale() == ax.get_yscale() == "log"
+  ticks = [label.get_text() for label in ax.get_xticklabels()]
+  assert ticks == ["dense", "1:2\n2:4", "1:4", "1:8"]
+  assert "the same engine running the dense model" in ax.get_title()
+
+
+def test_workloads_that_differ_are_lines_of_their_own():
+  engines = [parse("ws")]
+  tables = {name: Layers.of(ROWS) for name in ("batch 1", "batch 8")}
+  made = swept(tables, engines, {"pattern": ("1:2", "1:4")})
+  labels = [line.get_label() for line in speedup(made).axes[0].lines]
+  assert labels == ["ws, batch 1", "ws, batch 8", "m/n"]
+  bars = breakdown(made).axes[0].get_yticklabels()
+  assert bars[1].get_text() == "ws, batch 1, 1:4"
+
+
+def test_breakdown_bars_add_up_to_all_cycles():
+  made = report(ROWS, ["ws:16x16:dram_bw=4", "figs", "tpu:v5e"])
+  ax = breakdown(made).axes[0]
+  widths = np.array([[bar.get_width() for bar in c] for c in ax.containers])
+  np.testing.assert_allclose(widths.sum(0), 100)
+  parts = [part for part in PARTS if any(t.parts[part] for t in made.totals)]
+  assert len(parts) == len(widths) >= 4
+  names = [container.get_label() for container in ax.containers]
+  assert names == [part.replace("_", " ") for part in parts]
+  for row, part in zip(widths, parts):
+    shares = [100 * t.parts[part] / t.cycles for t in made.totals]
+    np.testing.assert_allclose(row, shares)
+  said = [text.get_text() for text in ax.texts]
+  assert said[2].endswith(f" ns, {made.totals[2].speedup:.2f}×")
+
+
+def test_roofline_has_no_layer_above_its_roof():
+  specs = ["ws:16x16:dram_bw=8", "figs:16x16", "tensorcore:h200", "csr:a100"]
+  figure = roofline(report(ROWS, specs))
+  for ax, spec in zip(figure.axes, specs):
+    engine = parse(spec)
+    marks = [line for line in ax.lines if line.get_linestyle() == "None"]
+    roofs = [line for line in ax.lines if line.get_linestyle() != "None"]
+    assert ax.get_title() == spec
+    labels = [mark.get_label() for mark in marks]
+    assert labels == ["qk (dense)", "fc1 (1:2)", "fc2 (1:2)"]
+    top = max(roof.get_ydata().max() for roof in roofs)
+    if spec.startswith(("ws", "figs")):
+      assert top == pytest.approx(2 * engine.rows * engine.cols)
+      assert ax.get_ylabel() == "useful FLOP per cycle"
+    else:
+      assert ax.get_ylabel() == "useful FLOP per ns"
+    bandwidth = {"ws": 8, "fi": np.inf}.get(spec[:2]) or engine.hbm
+    for mark in marks:
+      (x,), (y,) = mark.get_data()
+      assert y <= min(top, x * bandwidth) * (1 + 1e-6)
+    slopes = [
+      r.get_ydata() / r.get_xdata() for r in roofs if np.ptp(r.get_ydata())
+    ]
+    assert len(slopes) == (spec != "figs:16x16")
+    for slope in slopes:
+      np.testing.assert_allclose(slope, bandwidth)
+
+
+def test_pictures_can_be_written(sweep):
+  for draw in plots.PLOTS.values():
+    made = sweep if draw is not roofline else report(ROWS, SPECS)
+    out = io.BytesIO()
+    draw(made).savefig(out, format="png")
+    assert out.getvalue().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_drawn():
+  mixed = [*ROWS, ROWS[1] | {"pattern": "1:4"}]
+  with pytest.raises(ValueError, match="ws ran layers of several patterns"):
+    speedup(report(mixed, ["ws"]))
+  many = Report.joined([report(ROWS, ["ws"])] * 41)
+  with pytest.raises(ValueError, match="picture of 41 bars cannot be read"):
+    breakdown(many)
+  with pytest.raises(ValueError, match="picture of 41 engines .* at most 9"):
+    roofline(many)
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+  for draw in plots.PLOTS.values():
+    with pytest.raises(ValueError, match=r"pip install 'figs_jax\[plots\]'"):
+      draw(report(ROWS, ["ws"]))

@@ -1,0 +1,180 @@
+"""launch/engine.py as a user meets it."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from figs_jax.engine import report
+from figs_jax.engine.tables import read_layers
+from figs_jax.train import cli
+
+REPO = Path(__file__).parents[1]
+COLUMNS = (
+  "name,engine,M,N,K,pattern,cycles,utilisation,speedup,energy_pj,dram_bytes"
+)
+TABLE = """name,M,N,K,pattern,count
+qk,197,197,64,,12
+fc1,197,3072,768,1:8,1
+"""
+
+
+def program(*arguments, before=""):
+  code = ["launch/engine.py"]
+  if before:
+    run = (
+      "import runpy; runpy.run_path('launch/engine.py', run_name='__main__')"
+    )
+    code = ["-c", f"{before}\n{run}"]
+  return subprocess.run(
+    [sys.executable, *code, *map(str, arguments)],
+    cwd=REPO,
+    env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPO)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def assert_one_clear_line(done, *words):
+  assert done.returncode == 2, done.stderr
+  assert done.stdout == ""
+  (line,) = done.stderr.splitlines()
+  for word in words:
+    assert word in line
+
+
+@pytest.fixture
+def table(tmp_path):
+  path = tmp_path / "t.csv"
+  path.write_text(TABLE)
+  return path
+
+
+def test_csv_of_a_table_needs_no_flax(table):
+  # Imports of what only models and checkpoints need would fail.
+  blocked = "import sys\nfor name in ('flax', 'optax', 'orbax', 'grain'):\n"
+  done = program(
+    "--layers", table, "--engines", "ws:32x32,vegeta-s-16-2", "--format", "csv",
+    before=f"{blocked}  sys.modules[name] = None",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  assert lines[0] == COLUMNS and len(lines) == 5
+  rows = list(csv.DictReader(io.StringIO(done.stdout)))
+  # 24 folds of rows over K = 96, 96 of columns.
+  assert int(rows[1]["cycles"]) == 3 * 96 * (2 * 32 + 32 + 197 - 2)
+  made = report(read_layers(table), ["ws:32x32", "vegeta-s-16-2"], fmt="csv")
+  assert done.stdout == f"{made}\n"
+  assert "not measured" in done.stderr
+
+
+def test_a_sweep_over_a_model_into_a_file(tmp_path):
+  out = tmp_path / "a.json"
+  flags = (
+    "--model", "vit:Ti/16:depth=1", "--pattern", "ff: 1:2", "--engines",
+    "ws:8x8,figs", "--sweep", "pattern=1:2,...,1:8; batch=1,2", "--sweep",
+    "alpha=3,7", "--itemsize", 1, "--energy", "int8", "--format", "json",
+    "--baseline", "ws:8x8:sparse=false", "--output", out,
+  )  # fmt: skip
+  done = program(*flags)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == ""
+  made = json.loads(out.read_text())
+  assert len(made["totals"]) == 2 * 3 * 3
+  assert len(made["rows"]) == 2 * 3 * 3 * 10
+  points = {(t["workload"], t["pattern"], t["engine"]) for t in made["totals"]}
+  label = "vit:Ti/16:depth=1, batch 2"
+  assert (label, "1:8", "figs:32x16:alpha=3") in points
+  assert "over ws:8x8:sparse=false running the same layers" in made["caption"]
+  before = out.read_bytes()
+  assert_one_clear_line(program(*flags), "a.json", "--overwrite")
+  assert out.read_bytes() == before
+  assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_picture(table, tmp_path):
+  pytest.importorskip("matplotlib")
+  out = tmp_path / "a.png"
+  out.write_text("old")
+  done = program(
+    "--layers", table, "--sweep", "pattern=1:2,1:4", "--format", "png",
+    "--output", out, "--overwrite",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_explains_engines_and_sweeps():
+  done = program("--help")
+  assert done.returncode == 0
+  for words in (
+    "vegeta-s-16-2",
+    "tensorcore:h200",
+    "--sweep",
+    "1:2,1:4,...,1:128",
+  ):
+    assert words in done.stdout
+
+
+def test_junk_is_one_line(tmp_path):
+  path = tmp_path / "junk.csv"
+  path.write_text(",".join(f"junk{i}" for i in range(10**6)))
+  done = program("--layers", path)
+  assert_one_clear_line(done, "junk.csv, row 1, column 1", "name,M,N,K")
+  assert len(done.stderr) < 400
+
+
+def test_one_source_is_needed(table):
+  done = program("--layers", table, "--model", "vit:B/16")
+  assert_one_clear_line(done, "give one of --layers, --model and --workdir")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_is_whole_or_ends_with_its_reader(unbuffered):
+  code = "from figs_jax.train import cli; cli.emit(b'line\\n' * 10**5)"
+  shell = f'{sys.executable} -c "{code}"'
+  for reader, want in (("wc -l", "100000"), ("head -1", "line")):
+    done = subprocess.run(
+      f"{shell} | {reader}",
+      shell=True,
+      env={
+        **os.environ,
+        "PYTHONPATH": str(REPO),
+        "PYTHONUNBUFFERED": unbuffered,
+      },
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+    assert done.stdout.strip() == want
+    assert done.stderr == ""
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
+  out = tmp_path / "a.csv"
+  cli.save(str(out), b"one", overwrite=False)
+  assert out.read_bytes() == b"one"
+  cli.save(str(out), b"two", overwrite=True)
+  assert out.read_bytes() == b"two"
+  for path, words in (
+    (out, "the file exists"),
+    (tmp_path, "is a directory"),
+    (tmp_path / "no" / "a.csv", "no such directory"),
+    (tmp_path / ("x" * 300), "too long"),
+  ):
+    with pytest.raises(SystemExit) as caught:
+      cli.save(str(path), b"three", overwrite=False)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+  # A disk that fails in the middle.
+  monkeypatch.setattr(Path, "replace", lambda *_: os.stat(tmp_path / "no"))
+  with pytest.raises(SystemExit):
+    cli.save(str(out), b"four", overwrite=True)
+  assert out.read_bytes() == b"two"
+  assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
