@@ -74,12 +74,15 @@ class Cost:
   count: Any
 
   def total(self, field: str) -> Any:
-    """Sum of count x an integer field over the layers, int64.
+    """Sum of count x a field over the layers: int64, or float64 picojoules.
 
     Raises:
       ValueError: the sum does not fit int64.
     """
-    return _total(getattr(self, field), self.count)["total"]
+    value = getattr(self, field)
+    if field == "energy_pj":
+      return (value * (self.count / 1)).sum(-1)
+    return _total(value, self.count)["total"]
 
 
 def cost(

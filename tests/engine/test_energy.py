@@ -43,6 +43,13 @@ def test_sparsity_saves_energy_on_chip_and_off():
   assert found.energy_pj[1] < found.energy_pj[0]
 
 
+def test_a_total_counts_every_instance():
+  rows = [ROW | {"count": 3}, ROW | {"N": 32}]
+  found = cost(rows, "ws:8x8")
+  one, other = found.energy_pj.tolist()
+  np.testing.assert_allclose(found.total("energy_pj"), 3 * one + other)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "float16", "bfloat16", "float32"])
 def test_wider_types_cost_more(dtype):
   assert Energy.of("int8").mult <= Energy.of(dtype).mult <= 3.7
