@@ -52,6 +52,8 @@ class Total(NamedTuple):
     utilisation: useful MACs / (cycles x multipliers).
     energy_pj: the sum.
     dram_bytes: the sum.
+    stall_factor: how much longer swapping makes vectors stream, 1 without;
+      `figs_jax.engine.figs.checkpoint_stall_factor`.
     parts: the parts of cycles by name, which add up to them.
   """
 
@@ -65,6 +67,7 @@ class Total(NamedTuple):
   utilisation: float
   energy_pj: float
   dram_bytes: int
+  stall_factor: float
   parts: dict[str, int]
 
 
@@ -77,6 +80,7 @@ class Report:
     totals: one per engine, in the same order.
     engines: what ran them, beside `totals`.
     baseline: what the speed-ups are over, in words.
+    note: what else a reader must know, a sentence or nothing.
     fmt: one of `FORMATS`; "csv" holds the rows alone.
   """
 
@@ -84,6 +88,7 @@ class Report:
   totals: tuple[Total, ...]
   engines: tuple[Engine, ...]
   baseline: str
+  note: str = ""
   fmt: str = "table"
 
   def __post_init__(self):
@@ -105,7 +110,7 @@ class Report:
     """What the numbers are, and are not."""
     return (
       "Modelled cycles (ns on rooflines), not measured. Speed-up is over"
-      f" {self.baseline}."
+      f" {self.baseline}.{self.note and ' '}{self.note}"
     )
 
   def __str__(self) -> str:
@@ -186,7 +191,25 @@ def report(
   for engine, found, base in zip(machines, costs, over):
     rows += _rows(table, patterns, engine, found.cost, base.cost)
     totals.append(_total(workload, patterns, engine, found, base))
-  return Report(tuple(rows), tuple(totals), tuple(machines), words, fmt)
+  return Report(
+    *(tuple(rows), tuple(totals), tuple(machines)),
+    baseline=words,
+    note=_note(table, machines),
+    fmt=fmt,
+  )
+
+
+def _note(table: Layers, engines: Sequence[Engine]) -> str:
+  """On whose masks swap registers stall, if there are such registers."""
+  if not any(getattr(engine, "exchange", "") == "swap" for engine in engines):
+    return ""
+  masks = table.masks or [None] * len(table)
+  sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
+  known = sum(mask is not None for mask in sparse)
+  return (
+    f"Swap registers stall as the real masks make them in {known} of"
+    f" {len(sparse)} sparse layers, else as the worst mask would."
+  )
 
 
 def unit(engine: Engine) -> str:
@@ -298,6 +321,7 @@ def _total(workload, patterns, engine, found, base) -> Total:
     utilisation=float((cost.utilisation * cost.cycles * count).sum()) / cycles,
     energy_pj=float((cost.energy_pj * count).sum()),
     dram_bytes=found.sums["dram_bytes"],
+    stall_factor=1 + found.sums["stall_exchange"] / found.sums["compute"],
     parts={part: found.sums[part] for part in PARTS},
   )
 
@@ -307,6 +331,8 @@ def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
   names = [name for name in Total._fields if name != "parts"]
   if not any(total.workload for total in totals):
     names.remove("workload")
+  if all(total.stall_factor == 1 for total in totals):
+    names.remove("stall_factor")
   return names, [[getattr(total, name) for name in names] for total in totals]
 
 

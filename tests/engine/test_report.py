@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 import figs_jax
-from figs_jax.engine import Energy, Report, Systolic, Total, cost, report
+from figs_jax.engine import (
+  Energy,
+  Layers,
+  Report,
+  Systolic,
+  Total,
+  cost,
+  parse,
+  report,
+)
+from figs_jax.engine.figs import checkpoint_stall_factor
 from figs_jax.engine.report import Row
 from figs_jax.engine.schedule import PARTS
 
@@ -130,6 +140,26 @@ def test_options_reach_the_cost():
   assert {row.energy_pj for row in free.rows} == {0}
   two, four = (report(ROWS, ["ws"], itemsize=size).rows[0] for size in (2, 4))
   assert four.dram_bytes == 2 * two.dram_bytes
+
+
+def test_swap_registers_stall_as_the_real_masks_say():
+  rows = vit_base("1:8")
+  for row in rows[3:]:
+    # One index per block in turn: eight outputs of a column want all eight.
+    mask = np.arange(row["K"])[:, None] % 8 == np.arange(row["N"]) % 8
+    row["mask"] = mask
+  engine = parse("figs:32x16:exchange=swap")
+  made, worst = report(rows, [engine, "ws"]), report(ROWS, [engine])
+  want = checkpoint_stall_factor(Layers.of(rows), engine)
+  assert made.totals[0].stall_factor == pytest.approx(want) == 1
+  assert worst.totals[0].stall_factor == pytest.approx(
+    checkpoint_stall_factor(Layers.of(ROWS), engine)
+  )
+  assert worst.totals[0].stall_factor > 2
+  assert "in 2 of 2 sparse layers" in str(made)
+  assert "in 0 of 2 sparse layers" in str(worst)
+  assert "stall_factor" in str(worst) and "stall_factor" not in str(made)
+  assert "Swap" not in str(report(rows, ["figs"]))
 
 
 def test_json_says_what_the_table_says():

@@ -17,6 +17,7 @@ from figs_jax.train.evaluate import evaluate
 from figs_jax.train.experiment import build
 from figs_jax.train.layers import layers_of
 from figs_jax.train.restore import restore
+from figs_jax.train.workloads import from_run
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -166,3 +167,20 @@ def test_errors(tmp_path):
   for option in ({"seed": 0}, {"step": 1}, {"ema": True}, {"data_dir": "d"}):
     with pytest.raises(ValueError, match="is of a run's workdir"):
       layers_of(linear, **option)
+
+
+def test_runs_in_programs(run):
+  label, other = (f"{run}, batch {batch}" for batch in (1, 2))
+  tables = from_run(run, [1, 2], seed=1)
+  assert list(tables) == [label, other]
+  want = engine.Layers.of(layers_of(run, 2, seed=1))
+  assert tables[other].names == want.names
+  np.testing.assert_array_equal(tables[other].M, want.M)
+  for mask, known in zip(tables[other].masks, want.masks):
+    np.testing.assert_array_equal(mask, known)
+  changed = from_run(run, [1], "1:8")[label]
+  patterns = {changed.pattern(i) for i in range(len(changed))}
+  assert patterns == {"dense", "1:8"}
+  assert changed.masks == (None,) * len(changed)
+  with pytest.raises(ValueError, match="a run has its own rules"):
+    from_run(run, [1], "ff: 1:8")
