@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from figs_jax.engine.interval import Interval, Number, Watched
 from figs_jax.engine.whole import Whole, fastest
@@ -25,6 +26,8 @@ INT64_MAX = 2**63 - 1
 # An estimate in float64 below this proves that the integer fits.
 _SURE = 2.0**60
 Options = tuple[tuple[str, Any], ...]
+# What a size of a formula may be.
+Size = ArrayLike | Number
 
 
 def array_dataclass(*static: str) -> Callable[[type], type]:

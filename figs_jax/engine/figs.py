@@ -43,7 +43,14 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.exact import ceil_div, exact, is_traced, larger, smaller
+from figs_jax.engine.exact import (
+  Size,
+  ceil_div,
+  exact,
+  is_traced,
+  larger,
+  smaller,
+)
 from figs_jax.engine.occupancy import (
   Masks,
   check_shared,
@@ -60,12 +67,12 @@ from figs_jax.engine.workload import LIMITS, Layers
 
 
 def counts(
-  M: ArrayLike,
-  N: ArrayLike,
-  K: ArrayLike,
+  M: Size,
+  N: Size,
+  K: Size,
   engine: Figs,
-  n: ArrayLike = 1,
-  m: ArrayLike = 1,
+  n: Size = 1,
+  m: Size = 1,
   itemsize: int = 2,
   masks: Masks | None = None,
 ) -> dict[str, Any]:
@@ -176,7 +183,7 @@ def checkpoint_stall_factor(layers: Layers, engine: Figs) -> float:
 
 
 def packing(
-  n: ArrayLike, m: ArrayLike, engine: Figs, masks: Masks | None = None
+  n: Any, m: Any, engine: Figs, masks: Masks | None = None
 ) -> tuple[Any, Any]:
   """B and what it runs of them, for each design and layer.
 
@@ -275,7 +282,7 @@ def _kinds(N, K, block, run, engine, masks):
       found[key] = exchanges(mask, **dict(zip(names, sizes)))
     kappa = found[key]
     share[(slice(None), *at)] = np.bincount(kappa.ravel() - 1, minlength=most)
-    last[at] = kappa[-1, -1]
+    last[at] = kappa[0, 0]
   kinds = np.arange(1, most + 1).reshape(-1, *[1] * len(shape))
   return share, kinds, last
 

@@ -17,9 +17,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jax.typing import ArrayLike
-
-from figs_jax.engine.exact import ceil_div, exact, larger, smaller
+from figs_jax.engine.exact import Size, ceil_div, exact, larger, smaller
 from figs_jax.engine.occupancy import Masks, fit
 from figs_jax.engine.schedule import bounded
 from figs_jax.engine.spec import Csr, Roofline, limits_of
@@ -30,12 +28,12 @@ _KEPT, _BLOCK = 2, 4
 
 
 def counts(
-  M: ArrayLike,
-  N: ArrayLike,
-  K: ArrayLike,
+  M: Size,
+  N: Size,
+  K: Size,
   engine: Roofline,
-  n: ArrayLike = 1,
-  m: ArrayLike = 1,
+  n: Size = 1,
+  m: Size = 1,
   itemsize: int = 2,
   masks: Masks | None = None,
 ) -> dict[str, Any]:
@@ -178,12 +176,12 @@ def amdahl(fraction: Any, gain: Any) -> Any:
 
 
 def csr_counts(
-  M: ArrayLike,
-  N: ArrayLike,
-  K: ArrayLike,
+  M: Size,
+  N: Size,
+  K: Size,
   engine: Csr,
-  n: ArrayLike = 1,
-  m: ArrayLike = 1,
+  n: Size = 1,
+  m: Size = 1,
   itemsize: int = 2,
   masks: Masks | None = None,
 ) -> dict[str, Any]:

@@ -24,9 +24,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jax.typing import ArrayLike
-
-from figs_jax.engine.exact import ceil_div, exact, smaller
+from figs_jax.engine.exact import Size, ceil_div, exact, smaller
 from figs_jax.engine.occupancy import Masks
 from figs_jax.engine.schedule import bounded, schedule
 from figs_jax.engine.spec import Systolic, limits_of
@@ -35,12 +33,12 @@ from figs_jax.engine.workload import LIMITS
 
 
 def counts(
-  M: ArrayLike,
-  N: ArrayLike,
-  K: ArrayLike,
+  M: Size,
+  N: Size,
+  K: Size,
   engine: Systolic,
-  n: ArrayLike = 1,
-  m: ArrayLike = 1,
+  n: Size = 1,
+  m: Size = 1,
   itemsize: int = 2,
   masks: Masks | None = None,
 ) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.exact import ceil_div, exact, larger, smaller
+from figs_jax.engine.exact import Size, ceil_div, exact, larger, smaller
 from figs_jax.engine.occupancy import Masks, fit
 from figs_jax.engine.schedule import bounded, schedule
 from figs_jax.engine.spec import VEGETA_BLOCK, Vegeta, limits_of
@@ -41,12 +41,12 @@ DENSE_TILE_SPEEDUP = 1.09
 
 
 def counts(
-  M: ArrayLike,
-  N: ArrayLike,
-  K: ArrayLike,
+  M: Size,
+  N: Size,
+  K: Size,
   engine: Vegeta,
-  n: ArrayLike = 1,
-  m: ArrayLike = 1,
+  n: Size = 1,
+  m: Size = 1,
   itemsize: int = 2,
   masks: Masks | None = None,
 ) -> dict[str, Any]:
