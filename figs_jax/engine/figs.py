@@ -282,7 +282,7 @@ def _kinds(N, K, block, run, engine, masks):
       found[key] = exchanges(mask, **dict(zip(names, sizes)))
     kappa = found[key]
     share[(slice(None), *at)] = np.bincount(kappa.ravel() - 1, minlength=most)
-    last[at] = kappa[0, 0]
+    last[at] = kappa[-1, -1]
   kinds = np.arange(1, most + 1).reshape(-1, *[1] * len(shape))
   return share, kinds, last
 

@@ -125,7 +125,7 @@ class Grid:
     starts = [*reversed(digits), block % self.parts * self.tile]
     starts += [0] * (len(self.sizes) - len(starts))
     lengths = [1] * self.axis + [self.tile, *self.sizes[self.axis + 1 :]]
-    starts = [s if n > 1 else 0 for s, n in zip(starts, table.shape)]
+    starts = [jnp.int32(s if n > 1 else 0) for s, n in zip(starts, table.shape)]
     taken = [min(a, b) for a, b in zip(lengths, table.shape)]
     seen = lax.dynamic_slice(table, starts, taken)
     if math.prod(taken) == 1:

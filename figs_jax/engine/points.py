@@ -98,7 +98,10 @@ def _read_column(engine, name, column, fixed) -> dict[str, np.ndarray]:
   if name in fixed:
     raise ValueError(f"sweep axis {name!r}: the layers have it; leave out one")
   if name == "pattern":
-    patterns = [NM(1, 1) if x == "dense" else NM.parse(x) for x in column]
+    try:
+      patterns = [NM(1, 1) if x == "dense" else NM.parse(x) for x in column]
+    except ValueError as error:
+      raise ValueError(f"sweep axis {name!r}: {error}") from error
     return {
       "n": np.array([pattern.n for pattern in patterns], np.int64),
       "m": np.array([pattern.m for pattern in patterns], np.int64),
@@ -168,7 +171,7 @@ class Points:
     }
     values |= {name: column[..., None] for name, column in columns.items()}
     if layers is not None:
-      values |= _of_layers(layers, values)
+      values |= _of_layers(layers, values, "m" in columns)
     for name in GEMM:
       if name not in values:
         raise ValueError(
@@ -202,9 +205,7 @@ class Points:
     return found
 
   def at(self, number: np.ndarray) -> dict[str, np.ndarray]:
-    """All fields of possible points, exactly, with the axes'."""
-    if not len(number):
-      return self.labels(number)
+    """All fields of one or more possible points, exactly, and their axes."""
     # Powers of two, so that few lengths are ever compiled.
     length = max(1 << (len(number) - 1).bit_length(), 256)
     padded = np.resize(number, length)
@@ -239,7 +240,7 @@ class Points:
       if barren.any():
         at = np.zeros(len(names), int)
         at[axis] = barren.argmax()
-        self._explain(name, tuple(at))
+        self._explain(name, tuple(at.tolist()))
 
   def _explain(self, name: str, at: tuple[int, ...]) -> None:
     number = np.array([np.ravel_multi_index(at, self.sizes)])
@@ -249,18 +250,19 @@ class Points:
       dataclasses.replace(engine)  # checks it
       self.machine(here)
     except ValueError as error:
+      own = name.replace("pattern", "n,m").replace(" ", "").split(",")
       raise ValueError(
-        f"sweep axis {name!r}: {self.say(number)} is possible with no value of"
-        f" the other axes; {error}"
+        f"sweep axis {name!r}: {self.say(number, own)} is possible with no"
+        f" value of the other axes; {error}"
       ) from error
 
-  def say(self, number: np.ndarray) -> str:
-    """One point's axes as text."""
+  def say(self, number: np.ndarray, names: Sequence[str] = ()) -> str:
+    """One point as text: its axes, or some of their columns."""
     labels = self.labels(number)
-    return ", ".join(f"{name}={x[0]}" for name, x in labels.items())
+    return ", ".join(f"{name}={labels[name][0]}" for name in names or labels)
 
 
-def _of_layers(layers, values) -> dict[str, np.ndarray]:
+def _of_layers(layers, values, varied) -> dict[str, np.ndarray]:
   """Columns of the layers; a pattern axis is for those that are sparse."""
   if layers.masks is not None:
     raise ValueError(
@@ -272,7 +274,7 @@ def _of_layers(layers, values) -> dict[str, np.ndarray]:
     name: np.asarray(getattr(layers, name), np.int64).reshape(shape)
     for name in (*GEMM, "count")
   }
-  if values["m"].size == 1:
+  if not varied:
     return own
   sparse = own["n"] < own["m"]
   if not sparse.any():
@@ -280,8 +282,8 @@ def _of_layers(layers, values) -> dict[str, np.ndarray]:
       "sweep axis 'pattern': it replaces the patterns of sparse layers, and no"
       " layer is sparse"
     )
-  varied = {x: np.where(sparse, values[x], own[x]) for x in ("n", "m")}
-  return own | varied
+  own |= {x: np.where(sparse, values[x], own[x]) for x in ("n", "m")}
+  return own
 
 
 def _possible(design: Engine, n: Any, m: Any) -> tuple[np.ndarray, ...]:

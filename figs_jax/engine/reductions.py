@@ -112,7 +112,9 @@ class Undominated(Reduction):
   def visit(self, state, turn, fields, real, given):
     x, y = value(self.x, fields), value(self.y, fields)
     stays = allowed(self.where, fields, real)
-    for a, b, beats_equals in zip(*given):
+    xs, ys, beat_equals = given
+    rivals = zip(xs.astype(x.dtype), ys.astype(y.dtype), beat_equals)
+    for a, b, beats_equals in rivals:
       beaten = (a <= x) & (b <= y) & ((a < x) | (b < y) | beats_equals)
       stays = stays & ~beaten
     return state | stays, ()

@@ -42,8 +42,9 @@ from figs_jax.engine.walk import Walker
 from figs_jax.engine.whole import Singles, fastest
 from figs_jax.engine.workload import Layers
 
-# Relative error of a float32 sweep, for sizes up to 2^22 and 1000 layers.
-FLOAT32_ERROR = 2.0**-13
+# Relative error of a float32 sweep of GEMMs, for sizes up to 2^22; each further
+# layer of a sum adds 2^-24.
+FLOAT32_ERROR = 2.0**-18
 _STEPS = 64  # blocks that a device reduces before the host looks
 _RIVALS = 16  # points of a front that devices compare with
 _SAMPLE = 4096  # points from everywhere that start a front
@@ -116,7 +117,8 @@ class Sweep:
   (float64, exact up to 2^53), are compiled with the sweep, and must be pure.
 
   With precision "float32" and sizes up to 2^22, the relative error of a field
-  is below `FLOAT32_ERROR`; that of a part of the cycles is, over the cycles.
+  is below `FLOAT32_ERROR` = 2^-18 (and 2^-24 for each further layer of a sum);
+  the error of a part of the cycles is, over the cycles.
   What `smallest` and `pareto` return is evaluated exactly even then, but a
   point that is better by less than the error may be missed.
 
@@ -195,7 +197,10 @@ class Sweep:
       number, *values = front
       index = np.linspace(0, max(len(number) - 1, 0), _RIVALS).astype(int)
       index = index[: len(number) * _RIVALS]
-      return *(v[index] for v in values), number[index] < seen
+      # Integers as they are compared: int64 would wrap where it is not on.
+      dtype = None if walker.in_integers else np.float64
+      xs, ys = (np.asarray(v[index], dtype) for v in values)
+      return xs, ys, number[index] < seen
 
     reduction = Undominated(x, y, where)
     for blocks, (stays, _) in walker.walks(reduction, steps, rivals):
@@ -285,12 +290,16 @@ class Sweep:
 
   def _columns(self, number: np.ndarray) -> dict[str, np.ndarray]:
     """Axes, a pattern as text, then the fields."""
-    labels, fields = self.points.labels(number), self.points.at(number)
+    labels, fields = self.points.labels(number), self._at(number)
     if "m" in labels:
       pairs = zip(labels.pop("n").tolist(), labels.pop("m").tolist())
       texts = ["dense" if n == m else f"{n}:{m}" for n, m in pairs]
       labels = {"pattern": np.array(texts, object)} | labels
-    return labels | {x: fields[x] for x in self._fields if x in fields}
+    return labels | {name: fields[name] for name in self._fields}
+
+  def _at(self, number: np.ndarray) -> dict[str, np.ndarray]:
+    none = dict.fromkeys(self.fields, np.zeros(0))
+    return self.points.at(number) if len(number) else none
 
   def _allowed(
     self, number: np.ndarray, where: Where
@@ -298,7 +307,7 @@ class Sweep:
     """Which points are allowed, once and in order, and their fields."""
     number = np.unique(number[number >= 0])
     number = number[self.points.allowed(number)]
-    fields = self.points.at(number)
+    fields = self._at(number)
     with jax.enable_x64(True):
       real = np.asarray(allowed(where, fields, np.ones(len(number), bool)))
     return number[real], {name: x[real] for name, x in fields.items()}

@@ -23,7 +23,7 @@ from figs_jax.engine.grid import Grid
 from figs_jax.engine.points import MEANS, Machine, Points
 from figs_jax.engine.reductions import Reduction
 from figs_jax.engine.spec import nearest
-from figs_jax.engine.whole import Singles, Whole
+from figs_jax.engine.whole import Longs, Singles, Whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,9 @@ class Program:
       if name in still:
         return still[name]
       table = tables[name]
-      layer = layer if table.shape[-1] > 1 else 0
-      table = lax.dynamic_index_in_dim(table, layer, table.ndim - 1, False)
+      table = lax.dynamic_index_in_dim(
+        table, layer if table.shape[-1] > 1 else 0, table.ndim - 1, False
+      )
       return grid.place(table, block)
 
     def fields(block):
@@ -204,6 +205,11 @@ class Walker:
   @property
   def devices(self) -> int:
     return self._mesh.size
+
+  @property
+  def in_integers(self) -> bool:
+    """Whether whole numbers come as int64, not as floats."""
+    return self._kind in (None, Longs)
 
   def walks(
     self, reduction: Reduction, steps: int, given: Callable[[], Any] = tuple

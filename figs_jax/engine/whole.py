@@ -112,9 +112,17 @@ class Doubles(Whole):
 
 
 class Singles(Whole):
-  """Integers as float32, rounded above 2^24."""
+  """Integers as float32, rounded above 2^24; so are quotients of such."""
 
   dtype = jnp.float32
+
+  @classmethod
+  def _divided(cls, a: Any, b: Any) -> tuple[Any, Any]:
+    quotient, rest = super()._divided(a, b)
+    is_exact = jnp.abs(a) + 2 * b <= 2**24
+    rough = jnp.floor(a / b)
+    left = jnp.clip(a - rough * b, 0, b)
+    return jnp.where(is_exact, quotient, rough), jnp.where(is_exact, rest, left)
 
 
 class Longs(Whole):
