@@ -137,11 +137,12 @@ def test_one_source_is_needed(table):
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_is_whole_or_ends_with_its_reader(unbuffered):
-  code = "from figs_jax.train import cli; cli.emit(b'line\\n' * 10**5)"
-  shell = f'{sys.executable} -c "{code}"'
-  for reader, want in (("wc -l", "100000"), ("head -1", "line")):
+  code = "from figs_jax.train import cli; cli.emit(b'line\\n' * 10**5); exit(9)"
+  shell = f'{sys.executable} -c "{code}"; echo $? >&2'
+  cases = (("wc -l", "100000", "9"), ("head -1", "line", "1"))
+  for reader, want, code in cases:
     done = subprocess.run(
-      f"{shell} | {reader}",
+      f"({shell}) | {reader}",
       shell=True,
       env={
         **os.environ,
@@ -153,7 +154,7 @@ def test_output_is_whole_or_ends_with_its_reader(unbuffered):
       timeout=300,
     )
     assert done.stdout.strip() == want
-    assert done.stderr == ""
+    assert done.stderr.strip() == code
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, capsys, monkeypatch):

@@ -307,8 +307,6 @@ def _panel(
   low, high = span
   bandwidth = getattr(engine, "dram_bw", getattr(engine, "hbm", UNLIMITED))
   knees = {peak: min(max(peak / bandwidth, low), high) for peak in peaks}
-  if bandwidth == UNLIMITED:
-    knees = dict.fromkeys(peaks, low)
   for peak, knee in knees.items():
     ax.plot([knee, high], [peak, peak], color="0.2", linewidth=1)
   end = max(knees.values())

@@ -65,6 +65,8 @@ def test_breakdown_bars_add_up_to_all_cycles():
   ax = breakdown(made).axes[0]
   widths = np.array([[bar.get_width() for bar in c] for c in ax.containers])
   np.testing.assert_allclose(widths.sum(0), 100)
+  starts = np.array([[bar.get_x() for bar in c] for c in ax.containers])
+  np.testing.assert_allclose(starts[1:], widths.cumsum(0)[:-1])
   parts = [part for part in PARTS if any(t.parts[part] for t in made.totals)]
   assert len(parts) == len(widths) >= 4
   names = [container.get_label() for container in ax.containers]

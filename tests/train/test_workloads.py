@@ -11,7 +11,7 @@ pytestmark = pytest.mark.standard_promotion
 def path(tmp_path):
   path = tmp_path / "net.csv"
   path.write_text(
-    "name,M,N,K,pattern\nqk,9,9,8,\nfc1,9,16,8,1:2\nfc2,9,8,16,\n"
+    "name,M,N,K,pattern,count\nqk,9,9,8,,6\nfc1,9,16,8,1:2,\nfc2,9,8,16,,\n"
   )
   return path
 
