@@ -160,13 +160,13 @@ def test_vegeta_is_its_closed_form(M, N, K, fields, seed, pattern):  # fmt: skip
   check(Vegeta(**fields), nm, *operands(seed, M, N, K, nm))
 
 
-@pytest.mark.parametrize("n, cycles", [(4, 59), (2, 59), (1, 59)])
-def test_a_tile_of_vegetas_rtl(n, cycles):
+@pytest.mark.parametrize("n", [4, 2, 1])
+def test_a_tile_of_vegetas_rtl(n):
   # K_c = 32, M_c = 16, alpha = beta = 2, T = 16: 16 to load, 43 to the end.
   engine = Vegeta(True, 2, 2, rows=32, cols=16)
   nm = NM(n, 4)
   found = check(engine, nm, *operands(n, 16, 16, 32 * 4 // n, nm))
-  assert found.cycles == cycles == 16 + 43
+  assert found.cycles == 16 + 43
 
 
 @pytest.mark.parametrize("pattern", ["1:4", "2:8"])
@@ -206,16 +206,11 @@ def test_floats_and_masks_that_are_not_given():
     ("figs:8x2", "1:4", {"mask": np.ones((8, 3), int)}, "give bool .K, N."),
     ("figs:8x2", "1:4", {"mask": np.zeros((8, 3), bool)}, "not zero outside"),
     ("figs:8x2", "1:4", {}, "column 0 keeps 4 of the 4 rows from 0 on"),
-    ("figs:4x2", "8:8", {}, None),
     ("figs:4x2", "1:8", {"w": np.zeros((8, 3), int)}, "longer than rows=4"),
   ],
 )
 def test_what_cannot_be_clocked_is_refused(engine, pattern, change, why):
-  given_ = {"x": np.ones((3, 8), int), "w": np.ones((8, 3), int)} | change
-  if why is None:
-    found = simulate(**given_, engine=engine, pattern=pattern)
-    assert (found.product == 8).all()
-    return
+  operands = {"x": np.ones((3, 8), int), "w": np.ones((8, 3), int)}
   with pytest.raises(ValueError, match=why) as error:
-    simulate(**given_, engine=engine, pattern=pattern)
+    simulate(**operands | change, engine=engine, pattern=pattern)
   assert "\n" not in str(error.value)
