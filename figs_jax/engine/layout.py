@@ -64,7 +64,9 @@ def _texts(
 
 
 def _text(value: Any) -> str:
-  """Three decimals, or four digits where a number is large."""
+  """Three decimals, or a few digits where a number is large or tiny."""
   if not isinstance(value, float):
     return str(value)
+  if value and value < 0.001:
+    return f"{value:.2g}"
   return f"{value:.3f}" if value < 1000 else f"{value:.4g}"

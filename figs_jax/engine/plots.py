@@ -91,7 +91,7 @@ def roofline(report: Report) -> Any:
   """
   count = len(report.totals)
   _check_number("engines", count, _PANELS)
-  across = min(count, 3)
+  across = 2 if count == 4 else min(count, 3)
   down = math.ceil(count / across)
   figure, axes = _figure(2.6 + 2.7 * across, 0.8 + 2.7 * down, down, across)
   length = len(report.rows) // count
@@ -100,11 +100,12 @@ def roofline(report: Report) -> Any:
   ]
   styles = _styles(rows[0])
   intensities = [_flops(row) / row.dram_bytes for row in report.rows]
-  span = min(intensities) / 2, max(intensities) * 2
+  span = _decades(min(intensities), max(intensities))
   for ax, engine, layers in zip(axes, report.engines, rows):
     _panel(ax, engine, layers, styles, span)
-  for ax in axes[count:]:
-    ax.set_visible(False)
+  for place in range(count, len(axes)):
+    axes[place].set_visible(False)
+    axes[place - across].tick_params(labelbottom=True)
   figure.supxlabel("useful FLOP per byte of memory traffic", fontsize=9)
   handles, labels = axes[0].get_legend_handles_labels()
   figure.legend(
@@ -278,6 +279,12 @@ def _key(row: Row) -> tuple[Any, ...]:
   return row.M, row.N, row.K, row.pattern
 
 
+def _decades(low: float, high: float) -> tuple[float, float]:
+  """Powers of ten around a span, with room for a mark at either end."""
+  first = math.floor(math.log10(low / 1.2))
+  return 10.0**first, 10.0 ** math.ceil(math.log10(high * 1.2))
+
+
 def _flops(row: Row) -> float:
   """Of the kept weights."""
   dense = row.pattern == "dense"
@@ -316,10 +323,7 @@ def _panel(
   ax.set_xscale("log")
   ax.set_yscale("log")
   ax.set_xlim(low, high)
-  ax.set_ylim(
-    10 ** math.floor(math.log10(min(rates) / 1.2)),
-    10 ** math.ceil(math.log10(max(peaks) * 1.2)),
-  )
+  ax.set_ylim(*_decades(min(rates), max(peaks)))
   ax.set_title(str(engine), fontsize=9)
   ax.set_ylabel(
     f"useful FLOP per {'ns' if unit(engine) == 'ns' else 'cycle'}", fontsize=8
