@@ -63,9 +63,11 @@ def is_traced(*values: Any) -> bool:
   return any(isinstance(x, jax.core.Tracer | Number) for x in values)
 
 
-def traceable(value: Any) -> Any:
-  """A value as a `jax.Array`, or the `Number` that it is."""
-  return value if isinstance(value, Number) else jnp.asarray(value)
+def traceable(*values: Any) -> tuple[Any, ...]:
+  """Values as they go with tracers, or with a `Number` among them."""
+  if any(isinstance(value, Number) for value in values):
+    return values
+  return tuple(jnp.asarray(value) for value in values)
 
 
 def ceil_div(a: Any, b: Any) -> Any:

@@ -146,7 +146,9 @@ class Watched(Number):
 
   @classmethod
   def of(cls, x: Any) -> Watched:
-    return x if isinstance(x, Watched) else cls(x)
+    if isinstance(x, Watched):
+      return x
+    return cls(x, whole=not isinstance(x, float))
 
   @classmethod
   def apply(cls, op: Any, a: Any, b: Any) -> Watched:

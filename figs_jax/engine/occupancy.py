@@ -47,7 +47,7 @@ def fit(
   (2, 1, 4)
   """
   if is_traced(n, m, block):
-    return worst(*map(traceable, (n, m, block)))
+    return worst(*traceable(n, m, block))
   n, m, block = np.broadcast_arrays(n, m, block)
   _check(n, m, block, names)
   found = worst(n, m, block)
