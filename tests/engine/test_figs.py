@@ -34,7 +34,7 @@ from figs_jax.engine.ports import (
 from figs_jax.engine.schedule import PARTS
 from figs_jax.engine.spec import EXCHANGES, OVERLAPS, UNLIMITED
 
-laws = settings(deadline=None, max_examples=60)
+laws = settings(deadline=None, max_examples=40)
 sizes = st.integers(1, 40)
 
 

@@ -16,7 +16,7 @@ from figs_jax.engine import Figs, Vegeta, figs, parse, vegeta
 from figs_jax.engine.simulate import simulate
 from figs_jax.engine.spec import EXCHANGES, OVERLAPS, UNLIMITED
 
-laws = settings(deadline=None, max_examples=40)
+laws = settings(deadline=None, max_examples=30)
 COUNTED = ("cycles", "ifmap_reads", "filter_reads", "ofmap_writes")
 
 
