@@ -25,6 +25,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from figs_jax.engine.cost import AT_45_NM, cost
+from figs_jax.engine.description import UNLIMITED, nearest
 from figs_jax.engine.energy import Energy, picojoules
 from figs_jax.engine.exact import (
   array_dataclass,
@@ -34,7 +35,7 @@ from figs_jax.engine.exact import (
   smaller,
 )
 from figs_jax.engine.grammar import parse
-from figs_jax.engine.spec import UNLIMITED, Csr, Engine, Roofline, nearest
+from figs_jax.engine.spec import Csr, Engine, Roofline
 from figs_jax.engine.workload import Layers
 
 UNFUSED = ("head", "operator")

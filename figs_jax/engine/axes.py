@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from figs_jax.core.pattern import NM
+from figs_jax.engine.description import nearest
 from figs_jax.engine.grammar import field_value
 from figs_jax.engine.report import Report, report
-from figs_jax.engine.spec import Engine, nearest
+from figs_jax.engine.spec import Engine
 from figs_jax.engine.workload import Layers
 
 _DOTS = ("...", "…")

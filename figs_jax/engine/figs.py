@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from figs_jax.engine.description import limits_of
 from figs_jax.engine.exact import (
   Size,
   ceil_div,
@@ -61,7 +62,7 @@ from figs_jax.engine.occupancy import (
   worst_exchange,
 )
 from figs_jax.engine.schedule import PARTS, bounded, once, schedule, streams
-from figs_jax.engine.spec import Figs, limits_of
+from figs_jax.engine.spec import Figs
 from figs_jax.engine.storage import check_pattern, index_bits, kept_depth
 from figs_jax.engine.workload import LIMITS, Layers
 

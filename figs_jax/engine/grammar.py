@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from figs_jax.engine.description import nearest
 from figs_jax.engine.spec import (
   DATAFLOWS,
   Csr,
@@ -27,7 +28,6 @@ from figs_jax.engine.spec import (
   Roofline,
   Systolic,
   Vegeta,
-  nearest,
 )
 
 _SHAPE = re.compile(r"(\d+)x(\d+)")

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from figs_jax.core.pattern import NM
+from figs_jax.engine.description import UNLIMITED
 from figs_jax.engine.report import Report, Row, Total, unit
 from figs_jax.engine.schedule import PARTS
-from figs_jax.engine.spec import UNLIMITED, Engine
+from figs_jax.engine.spec import Engine
 from figs_jax.engine.storage import kept_depth
 
 # Okabe and Ito's colours, which all kinds of vision tell apart, with wine for

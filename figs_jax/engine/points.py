@@ -19,17 +19,10 @@ import numpy as np
 from figs_jax.core.pattern import NM
 from figs_jax.engine import figs
 from figs_jax.engine.cost import evaluate
+from figs_jax.engine.description import limits_of, nearest
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.occupancy import fits
-from figs_jax.engine.spec import (
-  VEGETA_BLOCK,
-  Engine,
-  Figs,
-  Roofline,
-  Vegeta,
-  limits_of,
-  nearest,
-)
+from figs_jax.engine.spec import VEGETA_BLOCK, Engine, Figs, Roofline, Vegeta
 from figs_jax.engine.workload import LIMITS, Layers
 
 GEMM = ("M", "N", "K", "n", "m")

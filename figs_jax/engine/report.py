@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.engine.cost import AT_45_NM, Cost, cost
+from figs_jax.engine.description import nearest
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.grammar import parse
 from figs_jax.engine.layout import aligned, csv_text, markdown
 from figs_jax.engine.schedule import PARTS
-from figs_jax.engine.spec import Csr, Engine, Roofline, nearest
+from figs_jax.engine.spec import Csr, Engine, Roofline
 from figs_jax.engine.workload import Layers
 
 FORMATS = ("table", "csv", "json", "md")

@@ -17,10 +17,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from figs_jax.engine.description import limits_of
 from figs_jax.engine.exact import Size, ceil_div, exact, larger, smaller
 from figs_jax.engine.occupancy import Masks, fit
 from figs_jax.engine.schedule import bounded
-from figs_jax.engine.spec import Csr, Roofline, limits_of
+from figs_jax.engine.spec import Csr, Roofline
 from figs_jax.engine.storage import check_pattern, index_bits, kept_depth
 from figs_jax.engine.workload import LIMITS
 

@@ -19,18 +19,13 @@ import dataclasses
 import numpy as np
 
 from figs_jax.core.pattern import NM
+from figs_jax.engine.description import UNLIMITED
 from figs_jax.engine.figs import packing
 from figs_jax.engine.figs_program import figs_program
 from figs_jax.engine.grammar import parse
 from figs_jax.engine.machine import run
 from figs_jax.engine.occupancy import block_counts, fit
-from figs_jax.engine.spec import (
-  UNLIMITED,
-  VEGETA_BLOCK,
-  Engine,
-  Figs,
-  Vegeta,
-)
+from figs_jax.engine.spec import VEGETA_BLOCK, Engine, Figs, Vegeta
 from figs_jax.engine.vegeta_program import vegeta_program
 
 

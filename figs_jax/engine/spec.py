@@ -9,80 +9,30 @@ per cycle: values at the ports of the array, bytes at the memory's.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, cast
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from figs_jax.engine.description import (
+  UNLIMITED,
+  Description,
+  indivisible,
+  is_default,
+  sides_of,
+  text_of,
+)
 from figs_jax.engine.exact import array_dataclass, is_traced
 
 DATAFLOWS = ("ws", "os", "is")
 OVERLAPS = ("none", "weights", "full")
 EXCHANGES = ("mux", "swap")
-MAX_SIDE = 2**31 - 1
-UNLIMITED = MAX_SIDE  # of a bandwidth, or of a tile: no bound
 VEGETA_BLOCK = 4
-
-
-class _Engine:
-  """What all engines share: how they are checked, named and printed."""
-
-  CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
-  # Fields that the head of a spec already says.
-  HEAD: ClassVar[tuple[str, ...]] = ()
-  # Numeric fields that may be 0; the others start at 1.
-  FROM_ZERO: ClassVar[tuple[str, ...]] = ()
-
-  def __post_init__(self):
-    kind = type(self).__name__
-    for field, legal in self.CHOICES.items():
-      got = getattr(self, field)
-      if got not in legal:
-        raise ValueError(f"{kind} {field} {got!r}: {nearest(got, legal)}")
-    for name, (least, _) in limits_of(type(self)).items():
-      _check_whole(name, getattr(self, name), least)
-    for impossible, why in self.faults():
-      if np.any(impossible):
-        raise ValueError(why)
-    if not str(self):
-      object.__setattr__(self, "name", self.spec())
-
-  def faults(self) -> Iterator[tuple[Any, str]]:
-    """Where fields do not go together, and why; none of what is traced."""
-    yield from ()
-
-  @classmethod
-  def numeric(cls) -> tuple[dataclasses.Field, ...]:
-    """The fields that hold integers or integer arrays."""
-    fields = dataclasses.fields(cast(Any, cls))
-    return tuple(field for field in fields if field.type == "Any")
-
-  @property
-  def leaves(self) -> tuple[Any, ...]:
-    """The values of the numeric fields, in their order."""
-    return tuple(getattr(self, field.name) for field in self.numeric())
-
-  def head(self) -> str:
-    raise NotImplementedError
-
-  def spec(self) -> str:
-    """The text that `parse` reads back, arrays as a star."""
-    options = [
-      f":{field.name}={_text(getattr(self, field.name))}"
-      for field in dataclasses.fields(cast(Any, self))
-      if field.name not in (*self.HEAD, "name")
-      and not _is(getattr(self, field.name), field.default)
-    ]
-    return self.head() + "".join(options)
-
-  def __str__(self) -> str:
-    return cast(Any, self).name
 
 
 @array_dataclass("dataflow", "overlap", "sparse", "name")
 @dataclasses.dataclass(frozen=True)
-class Systolic(_Engine):
+class Systolic(Description):
   """A systolic array of rows x cols multipliers, one result each per cycle.
 
   Attributes:
@@ -120,12 +70,12 @@ class Systolic(_Engine):
   HEAD = ("dataflow", "rows", "cols")
 
   def head(self) -> str:
-    return f"{self.dataflow}:{_sides(self)}"
+    return f"{self.dataflow}:{sides_of(self)}"
 
 
 @array_dataclass("sparse", "overlap", "name")
 @dataclasses.dataclass(frozen=True)
-class Vegeta(_Engine):
+class Vegeta(Description):
   """VEGETA (HPCA'23, arXiv 2302.08687): PEs of alpha PUs of beta MACs.
 
   Attributes:
@@ -172,18 +122,18 @@ class Vegeta(_Engine):
 
   def head(self) -> str:
     kind = "s" if self.sparse else "d"
-    head = f"vegeta-{kind}-{_text(self.alpha)}-{_text(self.beta)}"
-    is_preset = _is(self.rows, 32) and _is(self.cols, 16)
-    return head if is_preset else f"{head}:{_sides(self)}"
+    head = f"vegeta-{kind}-{text_of(self.alpha)}-{text_of(self.beta)}"
+    is_preset = is_default(self.rows, 32) and is_default(self.cols, 16)
+    return head if is_preset else f"{head}:{sides_of(self)}"
 
   def faults(self) -> Iterator[tuple[Any, str]]:
-    yield _indivisible("rows", self.rows, "beta", self.beta)
-    yield _indivisible("cols", self.cols, "alpha", self.alpha)
+    yield indivisible("rows", self.rows, "beta", self.beta)
+    yield indivisible("cols", self.cols, "alpha", self.alpha)
 
 
 @array_dataclass("exchange", "overlap", "name")
 @dataclasses.dataclass(frozen=True)
-class Figs(_Engine):
+class Figs(Description):
   """The FIGS array: swap registers that exchange values within a block.
 
   A reconstruction from the FiGS slides, which state alpha, beta, the swap
@@ -236,7 +186,7 @@ class Figs(_Engine):
   FROM_ZERO = ("alpha", "block", "sigma")
 
   def head(self) -> str:
-    return f"figs:{_sides(self)}"
+    return f"figs:{sides_of(self)}"
 
   def faults(self) -> Iterator[tuple[Any, str]]:
     values = (self.rows, self.alpha, self.block, self.mask_group, self.beta)
@@ -253,21 +203,21 @@ class Figs(_Engine):
       (group != 1) & (group != beta),
     ]
     why = [
-      f"Figs block={self.block}, alpha={self.alpha}: a block spans at most"
+      f"Figs block={block}, alpha={alpha}: a block spans at most"
       f" alpha + 1 rows; set alpha={int(given.max()) - 1} or a smaller block",
-      f"Figs rows={self.rows} is not a multiple of block={self.block}; set"
-      f" rows={_text(-(-rows // given) * given)}",
-      f"Figs exchange='swap': a block of {_text(wide)} rows is no power of two;"
-      " set block= (or alpha + 1) to 2, 4, 8, ... or exchange='mux'",
-      f"Figs mask_group={self.mask_group}: a mask is shared by 1 output or by"
-      f" the beta={self.beta} of a PE",
+      f"Figs rows={rows} is not a multiple of block={block}; set"
+      f" rows={text_of(-(-rows // given) * given)}",
+      f"Figs exchange='swap': a block of {text_of(wide)} rows is no power of"
+      " two; set block= (or alpha + 1) to 2, 4, 8, ... or exchange='mux'",
+      f"Figs mask_group={group}: a mask is shared by 1 output or by"
+      f" the beta={beta} of a PE",
     ]
     yield from zip(bad, why)
 
 
 @array_dataclass("kind", "chip", "sparse", "fallback", "name")
 @dataclasses.dataclass(frozen=True)
-class Roofline(_Engine):
+class Roofline(Description):
   """A processor known by its peak and its memory; its cycles are nanoseconds.
 
   Attributes:
@@ -310,7 +260,7 @@ class Roofline(_Engine):
 
 @array_dataclass("chip", "reuse", "name")
 @dataclasses.dataclass(frozen=True)
-class Csr(_Engine):
+class Csr(Description):
   """Sparse times dense in CSR, bound by arithmetic intensity; in nanoseconds.
 
   Attributes:
@@ -344,53 +294,3 @@ class Csr(_Engine):
 
 
 Engine = Systolic | Vegeta | Figs | Roofline | Csr
-
-
-def limits_of(cls: Any) -> dict[str, tuple[int, int]]:
-  """The least and the largest legal value of each numeric field."""
-  return {
-    field.name: (0 if field.name in cls.FROM_ZERO else 1, MAX_SIDE)
-    for field in cls.numeric()
-  }
-
-
-def _is(value: Any, default: Any) -> bool:
-  """Whether a field holds its default; an array never does."""
-  return not is_traced(value) and np.ndim(value) == 0 and value == default
-
-
-def _text(value: Any) -> str:
-  if isinstance(value, bool):
-    return "true" if value else "false"
-  return "*" if is_traced(value) or np.ndim(value) else str(value)
-
-
-def _sides(engine: Any) -> str:
-  return f"{_text(engine.rows)}x{_text(engine.cols)}"
-
-
-def _check_whole(field: str, value: Any, least: int) -> None:
-  if is_traced(value):
-    return
-  array = np.asarray(value)
-  legal = array.dtype.kind in "iu" and array.size > 0
-  if not legal or array.min() < least or array.max() > MAX_SIDE:
-    raise ValueError(
-      f"{field}: got {value!r}; give integers from {least} to {MAX_SIDE}"
-    )
-
-
-def _indivisible(name: str, value: Any, by: str, unit: Any) -> tuple[Any, str]:
-  bad = 0 if is_traced(value, unit) else np.asarray(value) % np.asarray(unit)
-  return bad, (
-    f"{name}={_text(value)} is not a multiple of {by}={_text(unit)}; choose"
-    f" {name} = {by} times a whole number"
-  )
-
-
-def nearest(word: object, choices: Iterable[str]) -> str:
-  """A hint for an error message: the closest choice, then all of them."""
-  choices = sorted(choices)
-  close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
-  hint = f"did you mean {close[0]!r}? " if close else ""
-  return f"{hint}Known: {', '.join(choices)}"

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from figs_jax.engine.cost import AT_45_NM
+from figs_jax.engine.description import nearest
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.grammar import parse
 from figs_jax.engine.points import Machine, Points
@@ -37,7 +38,7 @@ from figs_jax.engine.reductions import (
   value,
   worst,
 )
-from figs_jax.engine.spec import Engine, nearest
+from figs_jax.engine.spec import Engine
 from figs_jax.engine.walk import Walker
 from figs_jax.engine.whole import Singles, fastest
 from figs_jax.engine.workload import Layers

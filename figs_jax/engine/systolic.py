@@ -24,10 +24,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from figs_jax.engine.description import limits_of
 from figs_jax.engine.exact import Size, ceil_div, exact, smaller
 from figs_jax.engine.occupancy import Masks
 from figs_jax.engine.schedule import bounded, schedule
-from figs_jax.engine.spec import Systolic, limits_of
+from figs_jax.engine.spec import Systolic
 from figs_jax.engine.storage import check_pattern, index_bits, kept_depth
 from figs_jax.engine.workload import LIMITS
 

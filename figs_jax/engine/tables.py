@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from figs_jax.core.pattern import NM
+from figs_jax.engine.description import nearest
 from figs_jax.engine.exact import ceil_div
-from figs_jax.engine.spec import nearest
 from figs_jax.engine.workload import LIMITS, Layers
 
 _LONGEST = 2**16  # characters of a line

@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from figs_jax.engine.description import limits_of
 from figs_jax.engine.exact import Size, ceil_div, exact, larger, smaller
 from figs_jax.engine.occupancy import Masks, fit
 from figs_jax.engine.schedule import bounded, schedule
-from figs_jax.engine.spec import VEGETA_BLOCK, Vegeta, limits_of
+from figs_jax.engine.spec import VEGETA_BLOCK, Vegeta
 from figs_jax.engine.storage import check_pattern, index_bits, kept_depth
 from figs_jax.engine.workload import LIMITS
 

@@ -19,10 +19,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from figs_jax.engine.description import nearest
 from figs_jax.engine.grid import Grid
 from figs_jax.engine.points import MEANS, Machine, Points
 from figs_jax.engine.reductions import Reduction
-from figs_jax.engine.spec import nearest
 from figs_jax.engine.whole import Longs, Singles, Whole
 
 

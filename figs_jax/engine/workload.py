@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from figs_jax.core.pattern import NM
+from figs_jax.engine.description import nearest
 from figs_jax.engine.exact import array_dataclass
-from figs_jax.engine.spec import nearest
 
 # Sizes stay exact in float64, patterns and counts in int32.
 LIMITS = {

@@ -23,6 +23,7 @@ from figs_jax.engine import (
   systolic,
   vegeta,
 )
+from figs_jax.engine.description import UNLIMITED
 from figs_jax.engine.figs import checkpoint_stall_factor, counts, stall_factor
 from figs_jax.engine.occupancy import exchanges, worst_exchange
 from figs_jax.engine.ports import (
@@ -32,7 +33,7 @@ from figs_jax.engine.ports import (
   utilisation_bound,
 )
 from figs_jax.engine.schedule import PARTS
-from figs_jax.engine.spec import EXCHANGES, OVERLAPS, UNLIMITED
+from figs_jax.engine.spec import EXCHANGES, OVERLAPS
 
 laws = settings(deadline=None, max_examples=40)
 sizes = st.integers(1, 40)

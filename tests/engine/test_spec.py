@@ -66,7 +66,7 @@ def test_a_bad_engine_is_refused_at_construction():
     Systolic("sw", 8, 8)
   with pytest.raises(ValueError, match="overlap 'all'"):
     Systolic("ws", 8, 8, overlap="all")
-  with pytest.raises(ValueError, match="rows: got array"):
+  with pytest.raises(ValueError, match="rows: got 0; give"):
     Systolic("ws", np.array([8, 0]), 8)
   with pytest.raises(ValueError, match="cols: got 1.5"):
     Systolic("ws", 8, 1.5)
