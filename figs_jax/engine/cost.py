@@ -11,7 +11,7 @@ import numpy as np
 
 from figs_jax.engine import figs, roofline, systolic, vegeta
 from figs_jax.engine.energy import Energy, picojoules
-from figs_jax.engine.exact import array_dataclass, exact, is_traced
+from figs_jax.engine.exact import LayerError, array_dataclass, exact, is_traced
 from figs_jax.engine.grammar import parse
 from figs_jax.engine.occupancy import Masks
 from figs_jax.engine.spec import Csr, Engine, Figs, Roofline, Systolic, Vegeta
@@ -113,7 +113,11 @@ def cost(
   """
   table, engine = Layers.of(layers), parse(engine)
   gemms = table.M, table.N, table.K, table.n, table.m
-  found = evaluate(*gemms, engine, itemsize, energy, table.masks)
+  try:
+    found = evaluate(*gemms, engine, itemsize, energy, table.masks)
+  except LayerError as error:
+    name = table.names[error.layer % len(table)]
+    raise ValueError(f"layer {name!r}: {error}") from error
   names = {field.name for field in dataclasses.fields(Cost)} - {"count"}
   values = {name: found[name] for name in names}
   shape = np.broadcast_shapes(*(np.shape(x) for x in values.values()))

@@ -30,6 +30,14 @@ Options = tuple[tuple[str, Any], ...]
 Size = ArrayLike | Number
 
 
+class LayerError(ValueError):
+  """What one layer of many did; `layer` is its place on the last axis."""
+
+  def __init__(self, message: str, layer: int):
+    super().__init__(message)
+    self.layer = layer
+
+
 def array_dataclass(*static: str) -> Callable[[type], type]:
   """Registers a dataclass as a pytree whose `static` fields are metadata.
 
@@ -253,7 +261,8 @@ def _refuse(name: str, values: Any, index: np.ndarray | None, why: str) -> None:
   if values.flat[at] <= INT64_MAX:
     return
   where = np.unravel_index(at, values.shape) if index is None else index[at]
-  raise ValueError(
+  raise LayerError(
     f"{name}[{', '.join(map(str, where))}] {why.format(values.flat[at])};"
-    " split the layer into smaller ones or use a larger array"
+    " split the layer into smaller ones or use a larger array",
+    int(where[-1]),
   )

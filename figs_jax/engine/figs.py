@@ -45,6 +45,7 @@ from jax.typing import ArrayLike
 
 from figs_jax.engine.description import limits_of
 from figs_jax.engine.exact import (
+  LayerError,
   Size,
   ceil_div,
   exact,
@@ -248,7 +249,7 @@ def _refuse(bad: Any, why: str, values: dict[str, Any]) -> None:
   at = tuple(np.argwhere(bad)[0])
   here = {name: np.broadcast_to(x, bad.shape)[at] for name, x in values.items()}
   where = "Figs, pattern {n}:{m}: a block of {block} rows "
-  raise ValueError((where + why).format(**here))
+  raise LayerError((where + why).format(**here), int(at[-1]) if at else 0)
 
 
 def _block(n, m, alpha, block):

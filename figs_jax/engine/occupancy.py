@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from figs_jax.engine.exact import (
+  LayerError,
   ceil_div,
   is_traced,
   larger,
@@ -28,7 +29,6 @@ def fit(
   m: Any,
   block: Any,
   masks: Masks | None = None,
-  names: Sequence[str] = (),
 ) -> Any:
   """How many of each block an engine must run; all of them if n = m.
 
@@ -37,10 +37,9 @@ def fit(
     m: group length.
     block: B, rows of the engine's blocks; broadcasts.
     masks: the layers' masks, Bool (K, N), or None for a layer without.
-    names: the layers' names, for the error.
 
   Raises:
-    ValueError: neither B divides m nor m divides B. Traced patterns go
+    LayerError: neither B divides m nor m divides B. Traced patterns go
       unchecked, and masks are of no use to them.
 
   >>> int(fit(1, 2, 4)), int(fit(1, 16, 4)), int(fit(6, 8, 4))
@@ -49,7 +48,7 @@ def fit(
   if is_traced(n, m, block):
     return worst(*traceable(n, m, block))
   n, m, block = np.broadcast_arrays(n, m, block)
-  _check(n, m, block, names)
+  _check(n, m, block)
   found = worst(n, m, block)
   if masks is None or all(mask is None for mask in masks):
     return found
@@ -197,14 +196,14 @@ def fits(n: Any, m: Any, block: Any) -> Any:
   return np.asarray((n == m) | (m % block == 0) | (block % m == 0))
 
 
-def _check(n, m, block, names) -> None:
+def _check(n, m, block) -> None:
   bad = ~fits(n, m, block)
   if not bad.any():
     return
   at = tuple(np.argwhere(bad)[0])
-  layer = f"layer {names[at[-1]]!r}: " if at and len(names) > at[-1] else ""
   size = int(block[at])
-  raise ValueError(
-    f"{layer}pattern {n[at]}:{m[at]} does not fit the engine's blocks of"
-    f" {size}; choose m = {size} times a whole number, or a divisor of {size}"
+  raise LayerError(
+    f"pattern {n[at]}:{m[at]} does not fit the engine's blocks of {size};"
+    f" choose m = {size} times a whole number, or a divisor of {size}",
+    int(at[-1]) if at else 0,
   )

@@ -134,5 +134,22 @@ def test_a_second_call_does_not_recompile(spec):
 def test_an_overflow_is_refused_and_never_wrapped(spec):
   side = 2**50
   row = {"name": "huge", "M": side, "N": side, "K": side}
-  with pytest.raises(ValueError, match="does not fit int64"):
-    cost([row], spec)
+  with pytest.raises(ValueError, match="^layer 'huge': .*(fit|past) int64"):
+    cost([*rows(), row], spec)
+
+
+@pytest.mark.parametrize(
+  "spec, pattern, message",
+  [
+    ("vegeta-s-1-2", "1:6", "pattern 1:6 does not fit .*blocks of 4"),
+    ("tensorcore:a100", "2:5", "pattern 2:5 does not fit .*blocks of 4"),
+    ("figs:alpha=3", "1:6", "pattern 1:6 does not fit .*blocks of 4"),
+    ("figs:4x4", "1:8", "block of 8 rows is longer than rows=4; set rows=8"),
+    ("figs:exchange=swap", "1:6", "no power of two.*exchange='mux'"),
+  ],
+)
+def test_a_pattern_that_does_not_fit_names_its_layer(spec, pattern, message):
+  bad = {"name": "odd", "M": 4, "N": 4, "K": 24, "pattern": pattern}
+  with pytest.raises(ValueError, match=f"^layer 'odd': .*{message}") as caught:
+    cost([*rows(), bad] if "4x4" not in spec else [bad], spec)
+  assert "\n" not in str(caught.value)
