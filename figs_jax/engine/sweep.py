@@ -46,7 +46,7 @@ from figs_jax.engine.workload import Layers
 # Relative error of a float32 sweep of GEMMs, for sizes up to 2^22; each further
 # layer of a sum adds 2^-24.
 FLOAT32_ERROR = 2.0**-18
-_STEPS = 64  # blocks that a device reduces before the host looks
+_STEPS = 256  # blocks that a device reduces before the host looks
 _RIVALS = 16  # points of a front that devices compare with
 _SAMPLE = 4096  # points from everywhere that start a front
 _BATCH = 2**18  # points that the host evaluates at a time
@@ -159,13 +159,16 @@ class Sweep:
     number, walker = self._walker.grid.number, self._walker
     best, found = np.zeros(0, np.int64), np.zeros(0)
     for blocks, ((least, turn), _) in walker.walks(Smallest(by, where), steps):
-      device, slot = np.nonzero(least < worst(least.dtype))
+      full = len(found) == k
+      device, slot = np.nonzero(
+        least < (found[-1] if full else worst(least.dtype))
+      )
+      if not len(slot):
+        continue
       least, turn = least[device, slot], turn[device, slot]
       # Of k slots the minima come before those of all others, so that the k
       # points are among theirs.
       order = np.lexsort((number(blocks[device, turn], slot), least))[:k]
-      if len(found) == k:
-        order = order[least[order] < found[-1]]
       new = number(blocks[device[order]], slot[order, None])
       best, fields = self._allowed(np.concatenate([best, *new]), where)
       found = np.asarray(_value(by, fields))
@@ -174,7 +177,7 @@ class Sweep:
     return self._columns(best)
 
   def pareto(
-    self, x: By, y: By, *, where: Where = None, steps: int = _STEPS // 4
+    self, x: By, y: By, *, where: Where = None, steps: int = _STEPS // 16
   ) -> dict[str, np.ndarray]:
     """The points that none beats in x and y, both to be small, by x.
 
