@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ from figs_jax.engine.whole import Whole, fastest
 INT64_MAX = 2**63 - 1
 # An estimate in float64 below this proves that the integer fits.
 _SURE = 2.0**60
+# Elements of a result that are computed at a time.
+_CHUNK = 2**16
 Options = tuple[tuple[str, Any], ...]
 # What a size of a formula may be.
 Size = ArrayLike | Number
@@ -130,7 +133,7 @@ class exact:
   True
   >>> area(2**32, 2**32)
   Traceback (most recent call last):
-  ValueError: area[0] = 18446744073709551616 does not fit int64; ...
+  figs_jax.engine.exact.LayerError: area[0] = 18446744073709551616 does not fit int64; ...
   """
 
   def __init__(
@@ -161,13 +164,48 @@ class exact:
     # Leading axes of one: rank promotion may be an error in the caller.
     aligned = [x.reshape((1,) * (rank - x.ndim) + x.shape) for x in checked]
     static = tuple(sorted(options.items()))
-    traced = is_traced(*aligned)
-    empty = not traced and not all(x.size for x in aligned)
-    kind = None if traced or empty else self._kind(aligned, static)
+    if is_traced(*aligned) or not all(x.size for x in aligned):
+      out = self._compute(None, static, aligned)
+      return out if is_traced(*aligned) else jax.device_get(out)
+    return self._chunked(self._kind(aligned, static), static, aligned)
+
+  def _compute(
+    self, kind: type[Whole] | None, options: Options, sizes: Iterable[Any]
+  ) -> dict[str, jax.Array]:
     with jax.enable_x64(True):
-      integers = [jnp.asarray(x).astype(jnp.int64) for x in aligned]
-      out = self._compiled(kind, static, *integers)
-    return out if traced else jax.device_get(out)
+      integers = [jnp.asarray(x).astype(jnp.int64) for x in sizes]
+      return self._compiled(kind, options, *integers)
+
+  def _chunked(
+    self, kind: type[Whole] | None, options: Options, sizes: list[np.ndarray]
+  ) -> dict[str, Any]:
+    """NumPy results, long ones chunk by chunk along their longest axis.
+
+    The results of a chunk fit a cache and take the memory of the last one's.
+    NumPy then puts large arrays on large pages, where writing to fresh small
+    ones would take longer than the formula.
+    """
+    shape = np.broadcast_shapes(*(x.shape for x in sizes))
+    axis = int(np.argmax(shape)) if shape else 0
+    length = max(_CHUNK * max((1, *shape)) // math.prod(shape), 2)
+    if not shape or length >= shape[axis] or not self.elementwise:
+      return jax.device_get(self._compute(kind, options, sizes))
+    last = shape[axis] - length  # overlaps, so that all are of one length
+    out: dict[str, Any] = {}
+    for first in range(0, shape[axis], length):
+      first = min(first, last)
+      part = (slice(None),) * axis + (slice(first, first + length),)
+      chunk = (x[part] if x.shape[axis] > 1 else x for x in sizes)
+      found = jax.device_get(self._compute(kind, options, chunk))
+      for name, x in found.items():
+        if x.ndim <= axis or x.shape[axis] == 1:
+          out[name] = x
+          continue
+        full = (*x.shape[:axis], shape[axis], *x.shape[axis + 1 :])
+        if name not in out:
+          out[name] = np.empty(full, x.dtype)
+        out[name][part] = x
+    return out
 
   def _run(
     self, kind: type[Whole] | None, options: Options, *sizes: Any

@@ -149,9 +149,10 @@ class Moments(Reduction):
 
 @dataclasses.dataclass(frozen=True)
 class Columns(Reduction):
-  """All values of some fields, and which of them count."""
+  """All values of some fields, of which `whole` as int64; which slots count."""
 
   names: tuple[str, ...]
+  whole: tuple[str, ...]
   where: Where
 
   def reads(self):
@@ -159,4 +160,8 @@ class Columns(Reduction):
 
   def visit(self, state, turn, fields, real, given):
     real = allowed(self.where, fields, real)
-    return (), (real, {name: fields[name] for name in self.names})
+    columns = {
+      name: fields[name].astype(jnp.int64 if name in self.whole else float)
+      for name in self.names
+    }
+    return (), (real, columns)

@@ -131,7 +131,8 @@ class Sweep:
   def __init__(self, points: Points, precision: str, devices: Sequence[Any]):
     bounds = reach(points)
     kind = fastest(itertools.chain(*bounds.values()))
-    kind = Singles if precision == "float32" else kind
+    self._rough = precision == "float32"
+    kind = Singles if self._rough else kind
     self.points, self._fields = points, sorted(bounds)
     self.fields = (*points.axes, *self._fields)
     # Results of a true division.
@@ -237,7 +238,8 @@ class Sweep:
     if not count:
       raise ValueError("sweep: no point is allowed; check where=")
     ends = min(least).item(), max(most).item()
-    if isinstance(by, str) and by.removeprefix("-") not in self._ratios:
+    whole = isinstance(by, str) and by.removeprefix("-") not in self._ratios
+    if whole and not self._rough:
       ends = tuple(map(int, ends))
     return {"count": count, "min": ends[0], "max": ends[1]} | {
       "mean": total / count
@@ -248,6 +250,8 @@ class Sweep:
   ) -> Iterator[dict[str, np.ndarray]]:
     """Columns of the allowed points in their order, chunk by chunk.
 
+    Integers are int64; with precision "float32" all fields are float32.
+
     Args:
       names: fields, axes among them ("n" and "m" of a pattern).
       where: which points are allowed.
@@ -257,11 +261,13 @@ class Sweep:
       ValueError: an unknown field.
     """
     self._walker.check(names)
-    reduction = Columns(tuple(names), where)
+    whole = () if self._rough else set(names) - self._ratios
+    reduction = Columns(tuple(names), tuple(sorted(whole)), where)
     steps = chunk // (self._walker.grid.slots * self._walker.devices)
     for _, (_, (real, columns)) in self._walker.walks(reduction, max(steps, 1)):
+      everything = real.all()
       yield {
-        name: x[real] if name in self._ratios else x[real].astype(np.int64)
+        name: x.reshape(-1) if everything else x[real]
         for name, x in columns.items()
       }
 

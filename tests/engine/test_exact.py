@@ -157,6 +157,20 @@ def test_works_and_is_left_alone_when_the_process_has_x64_on():
   np.testing.assert_array_equal(got.cycles, cost(ROWS, "ws:8x8").cycles)
 
 
+@pytest.mark.parametrize("shape", [(7, 5), (3, 50), (1, 101)])
+def test_chunks_agree_with_the_whole(shape, monkeypatch):
+  rng = np.random.default_rng(0)
+  M = rng.integers(1, 99, shape)
+  engine = Systolic("ws", rng.integers(1, 99, (shape[0], 1)), 16)
+  whole = counts(M, 64, 64, engine)
+  monkeypatch.setattr("figs_jax.engine.exact._CHUNK", 16)
+  parts = counts(M, 64, 64, engine)
+  assert whole.keys() == parts.keys()
+  for name, value in whole.items():
+    assert parts[name].dtype == value.dtype
+    np.testing.assert_array_equal(parts[name], value)
+
+
 def test_an_error_inside_leaves_x64_off():
   with pytest.raises(ValueError):
     counts(2**53, 2**53, 2**53, Systolic("ws", 1, 1))
