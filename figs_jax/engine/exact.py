@@ -133,7 +133,7 @@ class exact:
   True
   >>> area(2**32, 2**32)
   Traceback (most recent call last):
-  figs_jax.engine.exact.LayerError: area[0] = 18446744073709551616 does not fit int64; ...
+  figs_jax.engine.exact.LayerError: area[0] = 1844... does not fit int64; ...
   """
 
   def __init__(
