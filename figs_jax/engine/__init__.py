@@ -12,7 +12,9 @@ from figs_jax.engine.cost import Cost, cost
 from figs_jax.engine.devices import Cluster, Parallel
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.grammar import parse
+from figs_jax.engine.latency import LatencyModel, fit_latency
 from figs_jax.engine.report import Report, Total, report
+from figs_jax.engine.simulate import Simulation, simulate
 from figs_jax.engine.spec import Csr, Engine, Figs, Roofline, Systolic, Vegeta
 from figs_jax.engine.storage import (
   dense_bytes,
@@ -20,6 +22,7 @@ from figs_jax.engine.storage import (
   packed_bytes,
   train_flops,
 )
+from figs_jax.engine.sweep import Sweep, sweep
 from figs_jax.engine.tables import read_layers
 from figs_jax.engine.training import TrainCost, step_cost, train_cost
 from figs_jax.engine.workload import Layers
@@ -32,12 +35,15 @@ __all__ = [
   "Energy",
   "Engine",
   "Figs",
+  "LatencyModel",
   "Layers",
   "Memory",
   "ModelCost",
   "Parallel",
   "Report",
   "Roofline",
+  "Simulation",
+  "Sweep",
   "Systolic",
   "Total",
   "TrainCost",
@@ -46,13 +52,16 @@ __all__ = [
   "cost",
   "dense_bytes",
   "estimate",
+  "fit_latency",
   "flops",
   "model_cost",
   "packed_bytes",
   "parse",
   "read_layers",
   "report",
+  "simulate",
   "step_cost",
+  "sweep",
   "train_cost",
   "train_flops",
 ]
