@@ -73,13 +73,14 @@ class Whole(Number):
 
   @classmethod
   def apply(cls, op: Any, a: Any, b: Any) -> Any:
+    if op in (operator.floordiv, operator.mod):
+      is_power = isinstance(b, int) and b > 0 and b & (b - 1) == 0
+      divide = cls._scaled if is_power else cls._divided
+      quotient, rest = divide(cls._array(a), cls._array(b))
+      return cls(quotient if op is operator.floordiv else rest)
     a, b = cls._array(a), cls._array(b)
     if op is operator.truediv:
       return cls._ratio(a, b)
-    if op is operator.floordiv:
-      return cls(cls._divided(a, b)[0])
-    if op is operator.mod:
-      return cls(cls._divided(a, b)[1])
     return cls({min: jnp.minimum, max: jnp.maximum}.get(op, op)(a, b))
 
   @classmethod
@@ -89,6 +90,12 @@ class Whole(Number):
   @classmethod
   def _ratio(cls, a: Any, b: Any) -> Any:
     return a / b
+
+  @classmethod
+  def _scaled(cls, a: Any, b: Any) -> tuple[Any, Any]:
+    """Quotient and remainder by a power of two, which only scales a."""
+    quotient = jnp.floor(a / b)
+    return quotient, a - quotient * b
 
   @classmethod
   def _divided(cls, a: Any, b: Any) -> tuple[Any, Any]:
@@ -133,6 +140,10 @@ class Longs(Whole):
   @classmethod
   def _ratio(cls, a: Any, b: Any) -> Any:
     return a.astype(jnp.float64) / b.astype(jnp.float64)
+
+  @classmethod
+  def _scaled(cls, a: Any, b: Any) -> tuple[Any, Any]:
+    return a // b, a % b  # which the compiler turns into shifts
 
   @classmethod
   def _divided(cls, a: Any, b: Any) -> tuple[Any, Any]:
