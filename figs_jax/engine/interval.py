@@ -122,8 +122,9 @@ class Interval(Number):
 
 
 def _remainder(a: Interval, b: Interval) -> tuple[int, int]:
-  if a.least >= 0 and a.most < b.least:
-    return a.least, a.most
+  same = b.least == b.most > 0 and a.least // b.most == a.most // b.most
+  if same or 0 <= a.least <= a.most < b.least:
+    return a.least % b.most, a.most % b.most
   most = max(b.most, 1) - 1
   return 0, most if a.least < 0 else min(a.most, most)
 
