@@ -131,6 +131,11 @@ def main() -> None:
 
 
 def _check_flags() -> None:
+  for flag in (_ENERGY, _OUTPUT, _RECIPE_FILE):
+    if flag.value == "":
+      cli.fail(f"--{flag.name} is empty; give it a value or leave it out")
+  if not all(text.strip(" ;") for text in _SWEEP.value):
+    cli.fail("--sweep is empty; give it an axis, as in rows=8,16")
   given = [
     f"--{flag.name}" for flag in (_LAYERS, _MODEL, _WORKDIR) if flag.value
   ]

@@ -156,6 +156,43 @@ def test_output_is_whole_or_ends_with_its_reader():
     assert done.stderr.strip() == code
 
 
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
+  code = "from figs_jax.train import cli; cli.emit(b'line\\n' * 10**5)"
+  done = subprocess.run(
+    f'ulimit -f 0; {sys.executable} -c "{code}" > {tmp_path}/out',
+    shell=True,
+    env={**os.environ, "PYTHONPATH": str(REPO)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 1
+  assert "standard output: File too large" in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+
+
+def test_only_files_are_replaced_and_links_lead_to_them(tmp_path, capsys):
+  pipe, link, loop = (tmp_path / name for name in ("pipe", "link", "loop"))
+  os.mkfifo(pipe)
+  loop.symlink_to("loop")
+  for path in (pipe, loop):
+    with pytest.raises(SystemExit) as caught:
+      cli.save(str(path), b"one", overwrite=True)
+    assert caught.value.code == 2
+    assert "no regular file" in capsys.readouterr().err
+  assert pipe.is_fifo() and loop.is_symlink()
+  link.symlink_to("file")
+  cli.save(str(link), b"two", overwrite=False)
+  cli.save(str(link), b"three", overwrite=True)
+  assert link.is_symlink() and (tmp_path / "file").read_bytes() == b"three"
+
+
+@pytest.mark.parametrize("flag", ["--energy", "--output", "--sweep"])
+def test_an_empty_flag_is_refused(table, flag):
+  done = program("--layers", table, f"{flag}=")
+  assert_one_clear_line(done, f"{flag} is empty")
+
+
 def test_files_are_written_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
   out = tmp_path / "a.csv"
   cli.save(str(out), b"one", overwrite=False)

@@ -158,20 +158,16 @@ def _with(table: Layers, pattern: str | None) -> Layers:
 def _changed(engine: Engine, texts: Mapping[str, str]) -> Engine:
   if not texts:
     return engine
-  at = "".join(f":{name}={text}" for name, text in texts.items())
   fields = _fields(engine)
   try:
     values = {
       name: field_value(type(engine), fields[name], text)
       for name, text in texts.items()
     }
-    made = dataclasses.replace(engine, name="", **values)
+    return dataclasses.replace(engine, name="", **values)
   except ValueError as error:
+    at = "".join(f":{name}={text}" for name, text in texts.items())
     raise ValueError(f"sweep {engine}{at}: {error}") from error
-  if str(made) == engine.spec() and made.leaves != engine.leaves:
-    # Fields that the spec's head stands for, as a chip for its peak.
-    made = dataclasses.replace(made, name=f"{made}{at}")
-  return made
 
 
 def _fields(engine: Engine) -> dict[str, dataclasses.Field]:

@@ -113,6 +113,11 @@ def cost(
   """
   table, engine = Layers.of(layers), parse(engine)
   gemms = table.M, table.N, table.K, table.n, table.m
+  if table.masks is not None and is_traced(*gemms, *engine.leaves):
+    raise ValueError(
+      "cost: masks are read on the host and these sizes are traced; close over"
+      " the layers, or pass dataclasses.replace(layers, masks=None)"
+    )
   try:
     found = evaluate(*gemms, engine, itemsize, energy, table.masks)
   except LayerError as error:

@@ -19,7 +19,7 @@ class Description:
   """What all engines share: how they are checked, named and printed."""
 
   CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
-  # Fields that the head of a spec already says.
+  # Fields that the head of a spec writes out.
   HEAD: ClassVar[tuple[str, ...]] = ()
   # Numeric fields that may be 0; the others start at 1.
   FROM_ZERO: ClassVar[tuple[str, ...]] = ()
@@ -56,13 +56,23 @@ class Description:
   def head(self) -> str:
     raise NotImplementedError
 
+  def implied(self) -> dict[str, Any]:
+    """The values of the other fields where a spec says no more than its head.
+
+    `dataclasses.MISSING` where a spec has to say it.
+    """
+    return {
+      field.name: field.default
+      for field in dataclasses.fields(cast(Any, self))
+      if field.name not in (*self.HEAD, "name")
+    }
+
   def spec(self) -> str:
     """The text that `parse` reads back, arrays as a star."""
     options = [
-      f":{field.name}={text_of(getattr(self, field.name))}"
-      for field in dataclasses.fields(cast(Any, self))
-      if field.name not in (*self.HEAD, "name")
-      and not is_default(getattr(self, field.name), field.default)
+      f":{name}={text_of(getattr(self, name))}"
+      for name, value in self.implied().items()
+      if not is_default(getattr(self, name), value)
     ]
     return self.head() + "".join(options)
 

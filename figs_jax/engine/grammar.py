@@ -71,8 +71,13 @@ def parse(spec: str | Engine) -> Engine:
   >>> parse("figs:32x16:alpha=3:exchange=swap").exchange
   'swap'
   """
-  if not isinstance(spec, str):
+  if isinstance(spec, Engine):
     return spec
+  if not isinstance(spec, str):
+    raise ValueError(
+      f"engine: got {type(spec).__name__}; give one spec, as in 'ws:32x32', or"
+      " an engine"
+    )
   kind, *parts = spec.strip().split(":")
   family = "vegeta" if kind.startswith("vegeta") else kind
   if family not in _READERS:
@@ -122,7 +127,7 @@ def _chip(kind: str, size: str | None) -> dict[str, Any]:
   if kind == "csr":
     return found
   if kind == "tensorcore":
-    found |= {"sparse": True, "sparse_overhead": SPARSE_OVERHEAD}
+    found["sparse_overhead"] = SPARSE_OVERHEAD
   return found | {"kind": kind, "side": side, "int8": int8}
 
 
@@ -148,7 +153,7 @@ def _options(cls: Any, parts: list[str]) -> dict[str, Any]:
   """The values of key=value parts, of the type of the field they name."""
   fields = {f.name: f for f in dataclasses.fields(cls)}
   legal = {n for n, f in fields.items() if f.default is not dataclasses.MISSING}
-  legal -= {"sparse"} if cls in (Vegeta, Roofline) else set()
+  legal -= {"sparse"} if cls is Vegeta else set()
   legal |= {"peak", "hbm"} if cls in (Roofline, Csr) else set()
   options: dict[str, Any] = {}
   for part in parts:

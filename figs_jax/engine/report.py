@@ -256,7 +256,7 @@ def _kind(engine: Engine) -> tuple[Any, ...]:
   """What engines must share to be computed together: all but numbers."""
   numbers = {field.name for field in engine.numeric()}
   fields = (field.name for field in dataclasses.fields(engine))
-  names = set(fields) - numbers - {"name", "chip", "kind"}
+  names = set(fields) - numbers - {"name", "chip"}
   return type(engine), *(getattr(engine, name) for name in sorted(names))
 
 

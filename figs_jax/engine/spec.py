@@ -215,13 +215,28 @@ class Figs(Description):
     yield from zip(bad, why)
 
 
-@array_dataclass("kind", "chip", "sparse", "fallback", "name")
+class Chip(Description):
+  """A description whose head names a chip of `figs_jax.engine.grammar`."""
+
+  def implied(self) -> dict[str, Any]:
+    from figs_jax.engine.grammar import parse
+
+    names = super().implied()
+    try:
+      preset = parse(self.head())
+    except ValueError:  # A chip of the caller's own.
+      return names
+    return {name: getattr(preset, name) for name in names}
+
+
+@array_dataclass("kind", "chip", "fallback", "name")
 @dataclasses.dataclass(frozen=True)
-class Roofline(Description):
+class Roofline(Chip):
   """A processor known by its peak and its memory; its cycles are nanoseconds.
 
   Attributes:
-    kind: how specs call it: "tpu", "gpu", or "tensorcore", which runs 2:4.
+    kind: how specs call it: "tpu", "gpu", or "tensorcore", where 2:4 operands
+      run at twice the peak.
     chip: its generation.
     peak: dense GFLOP/s (FLOP per ns) of 16-bit operands.
     hbm: GB/s (bytes per ns) of its memory.
@@ -229,7 +244,6 @@ class Roofline(Description):
     int8: operands of one byte run at this many times the peak.
     overhead: ns of every call.
     sparse_overhead: further ns of every call with a 2:4 operand.
-    sparse: whether 2:4 operands run at twice the peak.
     fallback: whether a layer runs dense where that is faster, as a runtime that
       has both kernels would choose.
     name: how tables call it; by default its spec.
@@ -246,13 +260,17 @@ class Roofline(Description):
   int8: Any = 1
   overhead: Any = 0
   sparse_overhead: Any = 0
-  sparse: bool = False
   fallback: bool = False
   name: str = ""
 
   CHOICES = {"kind": ("tpu", "gpu", "tensorcore")}
-  HEAD = ("kind", "chip", "peak", "hbm", "side", "int8", "sparse")
+  HEAD = ("kind", "chip")
   FROM_ZERO = ("overhead", "sparse_overhead")
+
+  @property
+  def sparse(self) -> bool:
+    """Whether it has a mode for 2:4."""
+    return self.kind == "tensorcore"
 
   def head(self) -> str:
     return f"{self.kind}:{self.chip}"
@@ -260,7 +278,7 @@ class Roofline(Description):
 
 @array_dataclass("chip", "reuse", "name")
 @dataclasses.dataclass(frozen=True)
-class Csr(Description):
+class Csr(Chip):
   """Sparse times dense in CSR, bound by arithmetic intensity; in nanoseconds.
 
   Attributes:
@@ -287,7 +305,7 @@ class Csr(Description):
   reuse: bool = True
   name: str = ""
 
-  HEAD = ("chip", "peak", "hbm")
+  HEAD = ("chip",)
 
   def head(self) -> str:
     return f"csr:{self.chip}"

@@ -272,30 +272,51 @@ class Sweep:
       }
 
   def write(
-    self, path: str | os.PathLike, names: Sequence[str], *, where: Where = None
+    self,
+    path: str | os.PathLike,
+    names: Sequence[str],
+    *,
+    where: Where = None,
+    overwrite: bool = False,
   ) -> int:
     """Writes columns to a .csv, or to a .npz as arrays "name.chunk".
+
+    The file appears when it is whole.
 
     Args:
       path: the file.
       names: as of `chunks`.
       where: which points are allowed.
+      overwrite: whether to replace a file.
 
     Returns:
       How many points were written.
 
     Raises:
-      ValueError: an unknown field, or another kind of file.
+      ValueError: no field or an unknown one, another kind of file, or one that
+        is there.
     """
     path, count = pathlib.Path(path), 0
+    if isinstance(names, str) or not len(names):
+      raise ValueError(f"sweep fields {names!r}: give a list of names")
+    self._walker.check(names)
     writers = {".csv": _write_csv, ".npz": _write_npz}
     if path.suffix not in writers:
       raise ValueError(f"sweep file {str(path)!r}: end it in .csv or .npz")
-    chunks = self.chunks(names, where=where)
-    with writers[path.suffix](path, names) as put:
-      for columns in chunks:
-        put(columns)
-        count += len(columns[names[0]])
+    if path.exists() and not (overwrite and path.is_file()):
+      raise ValueError(
+        f"sweep file {str(path)!r} is there; name another, or replace a file"
+        " with overwrite=True"
+      )
+    part = path.with_name(f"{path.name}.part")
+    try:
+      with writers[path.suffix](part, names) as put:
+        for columns in self.chunks(names, where=where):
+          put(columns)
+          count += len(columns[names[0]])
+      part.replace(path)
+    finally:
+      part.unlink(missing_ok=True)
     return count
 
   def _columns(self, number: np.ndarray) -> dict[str, np.ndarray]:

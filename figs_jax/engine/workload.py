@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.description import nearest
-from figs_jax.engine.exact import array_dataclass
+from figs_jax.engine.exact import array_dataclass, is_traced
+from figs_jax.engine.occupancy import block_counts
 
 # Sizes stay exact in float64, patterns and counts in int32.
 LIMITS = {
@@ -50,12 +51,34 @@ class Layers:
   count: Any
   masks: tuple[np.ndarray | None, ...] | None = None
 
+  def __post_init__(self):
+    columns = {name: getattr(self, name) for name in LIMITS}
+    if is_traced(*columns.values()):
+      return
+    for name, column in columns.items():
+      array = np.asarray(column)
+      if array.dtype.kind not in "iu" or array.ndim == 0:
+        raise ValueError(
+          f"Layers {name}: got {array.dtype} of shape {array.shape}; give"
+          " integers, one per layer"
+        )
+      object.__setattr__(self, name, array.astype(np.int64, copy=False))
+    lengths = {np.shape(getattr(self, name))[-1] for name in columns}
+    if lengths - {1, len(self)} or max(lengths) != len(self):
+      raise ValueError(
+        f"Layers: {len(self)} names beside columns of {sorted(lengths)}; give"
+        " one entry per name"
+      )
+
   @classmethod
-  def of(cls, rows: Layers | Iterable[Mapping[str, Any]]) -> Layers:
+  def of(
+    cls, rows: Layers | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+  ) -> Layers:
     """Builds the table from rows {name, M, N, K, pattern=None, count=1}.
 
     A pattern is an `NM`, "n:m", or None (or "dense"). A row may hold the real
-    `mask` of its weight, Bool (K, N). A table is returned as it is.
+    `mask` of its weight, Bool (K, N). Columns of equal length do as well, under
+    the same names, where `name` may be left out. A table is returned as it is.
 
     Raises:
       ValueError: no rows, a missing or unknown column, a size that is not a
@@ -64,6 +87,8 @@ class Layers:
     """
     if isinstance(rows, Layers):
       return rows
+    if isinstance(rows, Mapping):
+      rows = _rows_of_columns(cast(Mapping[str, Any], rows))
     table = [_read_row(index, row) for index, row in enumerate(rows)]
     if not table:
       raise ValueError("layers: no rows; give at least one {name, M, N, K}")
@@ -107,8 +132,29 @@ class Layers:
     return len(self.names)
 
 
-def _read_row(index: int, row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Rows from columns; names are numbers if there are none."""
+  lists: dict[str, list[Any]] = {
+    name: list(x) if isinstance(x, list | tuple) else np.atleast_1d(x).tolist()
+    for name, x in columns.items()
+  }
+  lengths = {len(values) for values in lists.values()}
+  if len(lengths) > 1:
+    raise ValueError(
+      f"layers: columns of lengths {sorted(lengths)}; give them one length"
+    )
+  count = max(lengths, default=0)
+  lists = {"name": [str(i) for i in range(count)]} | lists
+  return [dict(zip(lists, values)) for values in zip(*lists.values())]
+
+
+def _read_row(index: int, row: Any) -> tuple[Any, ...]:
   """(name, M, N, K, n, m, count, mask) of a row, or the error that names it."""
+  if not isinstance(row, Mapping):
+    raise ValueError(
+      f"layers row {index}: got {type(row).__name__}; give a mapping of name,"
+      " M, N and K"
+    )
   where = f"layers row {index} {row.get('name', '?')!r}"
   for column in row:
     if column not in _COLUMNS:
@@ -141,6 +187,12 @@ def _read_row(index: int, row: Mapping[str, Any]) -> tuple[Any, ...]:
       raise ValueError(
         f"{where}, column 'mask': got {mask.dtype} {mask.shape}; give bool"
         f" (K, N) = {shape}"
+      )
+    most = int(block_counts(mask, min(pattern.m, sizes["K"])).max())
+    if most > pattern.n:
+      raise ValueError(
+        f"{where}, column 'mask': a group keeps {most}, pattern {pattern} at"
+        f" most {pattern.n}; give the mask of that pattern"
       )
   names = str(row["name"]), *gemm, pattern.n, pattern.m
   return *names, sizes["count"], mask

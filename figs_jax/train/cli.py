@@ -82,37 +82,48 @@ def config_of(flag: flags.FlagHolder) -> Any:
 
 
 def emit(data: bytes) -> None:
-  """Data to standard output; if its reader has left, the program ends."""
+  """Data to standard output; where it cannot be written, the program ends.
+
+  Without a word where its reader has left.
+  """
   left = memoryview(data)
   try:
     while left:
       # A part only, where Python runs unbuffered.
       left = left[sys.stdout.buffer.write(left) :]
     sys.stdout.flush()
-  except BrokenPipeError:
+  except OSError as error:
     # Nothing is left to flush when the interpreter ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
+    if isinstance(error, BrokenPipeError):
+      sys.exit(1)
+    fail(f"standard output: {error.strerror}; send it elsewhere", code=1)
 
 
 def check_output(path: str, *, overwrite: bool) -> None:
   """Fails before any work where `save` would fail after it."""
-  where = Path(path)
+  where = Path(os.path.realpath(path))
   try:
     if where.is_dir():
       fail(f"--output {path}: this is a directory; name a file in it")
+    # A link here leads to itself.
+    if where.is_symlink() or (where.exists() and not where.is_file()):
+      fail(f"--output {path}: this is no regular file; name another")
     if where.exists() and not overwrite:
       fail(f"--output {path}: the file exists; name another or add --overwrite")
-    if not where.absolute().parent.is_dir():
+    if not where.parent.is_dir():
       fail(f"--output {path}: there is no such directory; make it first")
   except OSError as error:
     fail(f"--output {path}: {error.strerror}; name another file")
 
 
 def save(path: str, data: bytes, *, overwrite: bool) -> None:
-  """Writes a whole file or none; what it replaces stays until then."""
+  """Writes a whole file or none; what it replaces stays until then.
+
+  Where `path` is a link, what it leads to is written.
+  """
   check_output(path, overwrite=overwrite)
-  where = Path(path)
+  where = Path(os.path.realpath(path))
   part = where.with_name(f".part-{os.getpid()}")
   try:
     part.write_bytes(data)

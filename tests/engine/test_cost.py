@@ -153,3 +153,14 @@ def test_a_pattern_that_does_not_fit_names_its_layer(spec, pattern, message):
   with pytest.raises(ValueError, match=f"^layer 'odd': .*{message}") as caught:
     cost([*rows(), bad] if "4x4" not in spec else [bad], spec)
   assert "\n" not in str(caught.value)
+
+
+def test_masks_beside_traced_sizes_are_refused():
+  mask = np.tile([[True], [False]], (4, 8))
+  table = Layers.of(
+    [{"name": "a", "M": 4, "N": 8, "K": 8, "pattern": "1:2", "mask": mask}]
+  )
+  with pytest.raises(ValueError, match="masks are read on the host"):
+    jax.jit(lambda M: cost(dataclasses.replace(table, M=M), "figs:8x4").cycles)(
+      jnp.array([4])
+    )

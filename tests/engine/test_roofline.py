@@ -48,11 +48,8 @@ def gain(spec, M, N, K, itemsize=2):
 def test_time_is_the_slower_of_arithmetic_and_memory(
   M, N, K, nm, itemsize, peak, hbm, side, sparse, fallback
 ):
-  engine = Roofline(
-    *("gpu", "x", peak, hbm, side, 2, 70, 30),
-    sparse=sparse,
-    fallback=fallback,
-  )
+  kind = "tensorcore" if sparse else "gpu"
+  engine = Roofline(kind, "x", peak, hbm, side, 2, 70, 30, fallback=fallback)
   got = counts(M, N, K, engine, nm.n, nm.m, itemsize)
 
   def call(halves):
@@ -131,7 +128,7 @@ def test_every_key_is_read():
     ":fallback=true:name=mine"
   )
   assert parse(spec) == Roofline(
-    *("tensorcore", "h200", 7, 6, 5, 4, 3, 2, True, True, "mine")
+    *("tensorcore", "h200", 7, 6, 5, 4, 3, 2, True, "mine")
   )
   spec = (
     "csr:v5e:peak=7:hbm=6:value_bytes=2:index_bytes=1:pointer_bytes=8"
@@ -193,7 +190,7 @@ def test_patterns_that_tensor_cores_lack():
   with pytest.raises(ValueError, match="n <= m"):
     of(5, 4)
   # What a mask lacks of its pattern is no use.
-  wide = Roofline("tensorcore", "x", 1, 10**6, sparse=True)
+  wide = Roofline("tensorcore", "x", 1, 10**6)
   M, N, K, n, m = (np.array([size]) for size in (256, 64, 512, 3, 4))
   assert counts(M, N, K, wide, n, m, masks=[evenly])["utilisation"] == 1
   # A chip without sparse units takes any pattern, and gains nothing.
@@ -248,8 +245,8 @@ def test_the_gain_grows_with_the_call_and_a_fallback_never_loses():
 
 CHIP = "x", np.array([9, 70, 800]), np.array([4, 5, 6])
 WAYS = {
-  "fallback": Roofline("gpu", *CHIP, 8, 2, 7, 500, True, True),
-  "sparse": Roofline("gpu", *CHIP, 8, 2, 7, np.array([0, 5000, 30]), True),
+  "fallback": Roofline("tensorcore", *CHIP, 8, 2, 7, 500, fallback=True),
+  "sparse": Roofline("tensorcore", *CHIP, 8, 2, 7, np.array([0, 5000, 30])),
   "csr": Csr(*CHIP, np.array([1, 2, 4])),
 }
 

@@ -1,5 +1,8 @@
 """The spec grammar, and the errors of engines and layer tables."""
 
+import dataclasses
+import inspect
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -134,6 +137,45 @@ def test_an_impossible_engine_is_one_line_with_the_fix(spec, message):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("spec", [None, 7, ["ws:8x8"]])
+def test_what_is_no_spec_is_refused(spec):
+  with pytest.raises(ValueError, match="engine: got .*; give one spec"):
+    inspect.unwrap(parse)(spec)  # The suite's type checks come first.
+
+
+chips = st.sampled_from(
+  ["tpu:v5e", "tpu:v7x", "gpu:a100", "tensorcore:h200", "tensorcore:h100"]
+)
+changes = st.fixed_dictionaries(
+  {},
+  optional={
+    "peak": st.integers(1, 10**6),
+    "hbm": st.integers(1, 10**5),
+    "side": st.sampled_from([1, 16, 128, 256]),
+    "int8": st.integers(1, 10**6),
+    "overhead": st.integers(0, 10**6),
+    "sparse_overhead": st.integers(0, 10**6),
+    "fallback": st.booleans(),
+  },
+)
+
+
+@given(chips, changes)
+def test_a_changed_chips_name_parses_to_itself(spec, values):
+  engine = dataclasses.replace(parse(spec), name="", **values)
+  assert parse(engine.spec()) == engine
+  preset = dataclasses.replace(parse(spec), name="")
+  assert (engine.spec() == spec) == (engine == preset)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**5), st.booleans())
+def test_a_changed_csr_engines_name_parses_to_itself(peak, hbm, reuse):
+  engine = dataclasses.replace(
+    parse("csr:h200"), name="", peak=peak, hbm=hbm, reuse=reuse
+  )
+  assert parse(engine.spec()) == engine
+
+
 def test_many_designs_are_checked_together():
   Figs(np.array([8, 16]), 4, alpha=np.array([3, 7]), block=np.array([4, 8]))
   with pytest.raises(ValueError, match="rows=.* not a multiple of block"):
@@ -188,6 +230,12 @@ def test_rows_become_columns():
     ({"M": 1, "N": 1, "K": 1}, "row 1 '.': column 'name' is missing"),
     (row(mask=np.ones((8, 16), bool)), "column 'mask': got bool .8, 16.; give"),
     (row(mask=np.ones((16, 8))), "column 'mask': got float64"),
+    (
+      row(mask=np.ones((16, 8), bool), pattern="2:4"),
+      "column 'mask': a group keeps 4, pattern 2:4 at most 2",
+    ),
+    (7, "row 1: got int; give a mapping"),
+    ("ff", "row 1: got str; give a mapping"),
   ],
 )
 def test_a_bad_row_is_named_with_its_column(bad, message):
@@ -198,3 +246,25 @@ def test_a_bad_row_is_named_with_its_column(bad, message):
 def test_no_rows_are_refused():
   with pytest.raises(ValueError, match="no rows"):
     Layers.of([])
+
+
+def test_columns_are_rows_too():
+  columns = {"M": np.array([4, 5]), "N": [8, 8], "K": (16, 32)}
+  table = Layers.of(columns | {"pattern": ["1:8", None]})
+  assert table.names == ("0", "1")
+  assert (table.M.tolist(), table.K.tolist()) == ([4, 5], [16, 32])
+  assert [table.pattern(i) for i in (0, 1)] == ["1:8", "dense"]
+  with pytest.raises(ValueError, match=r"columns of lengths \[1, 2\]"):
+    Layers.of(columns | {"name": ["a"]})
+  with pytest.raises(ValueError, match="row 0 '0': unknown column 'kk'"):
+    Layers.of(columns | {"kk": [1, 2]})
+
+
+def test_a_table_made_by_hand_is_checked():
+  ones = np.ones(2, np.int64)
+  table = Layers(("a", "b"), ones.astype(np.int32), *[ones] * 5)
+  assert table.M.dtype == np.int64
+  with pytest.raises(ValueError, match="Layers K: got float64"):
+    Layers(("a", "b"), ones, ones, ones / 2, ones, ones, ones)
+  with pytest.raises(ValueError, match="2 names beside columns of .1, 3"):
+    Layers(("a", "b"), ones[:1], *[np.ones(3, int)] * 5)

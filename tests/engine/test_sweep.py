@@ -262,6 +262,30 @@ def test_files_hold_the_columns(tmp_path, kind):
 SIZES = {"M": [8], "N": [8], "K": [8]}
 
 
+def test_a_file_is_replaced_whole_and_only_when_asked(tmp_path):
+  designs, path = sweep("ws", SIZES), tmp_path / "sweep.csv"
+  path.write_text("mine")
+  with pytest.raises(ValueError, match="is there; name another"):
+    designs.write(path, ["cycles"])
+
+  def fail(points):
+    raise RuntimeError("in the middle")
+
+  with pytest.raises(RuntimeError):
+    designs.write(path, ["cycles"], where=fail, overwrite=True)
+  assert path.read_text() == "mine"
+  for names, message in [
+    (["cycle"], "did you mean 'cycles'"),
+    ([], "give a list"),
+    ("cycles", "give a list"),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      designs.write(tmp_path / "new.csv", names)
+  assert [file.name for file in tmp_path.iterdir()] == ["sweep.csv"]
+  assert designs.write(path, ["cycles"], overwrite=True) == 1
+  assert path.read_text().split()[0] == "cycles"
+
+
 @pytest.mark.parametrize(
   "spec, axes, message",
   [
