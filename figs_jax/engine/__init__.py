@@ -11,9 +11,16 @@ from figs_jax.engine.cluster import estimate
 from figs_jax.engine.cost import Cost, cost
 from figs_jax.engine.devices import Cluster, Parallel
 from figs_jax.engine.energy import Energy
+from figs_jax.engine.figs import checkpoint_stall_factor, stall_factor
 from figs_jax.engine.grammar import parse
-from figs_jax.engine.latency import LatencyModel, fit_latency
+from figs_jax.engine.latency import LatencyModel, cross_validated, fit_latency
+from figs_jax.engine.ports import (
+  iso_bandwidth_speedup,
+  ledger,
+  utilisation_bound,
+)
 from figs_jax.engine.report import Report, Total, report
+from figs_jax.engine.roofline import calibrated_overhead
 from figs_jax.engine.simulate import Simulation, simulate
 from figs_jax.engine.spec import Csr, Engine, Figs, Roofline, Systolic, Vegeta
 from figs_jax.engine.storage import (
@@ -25,6 +32,7 @@ from figs_jax.engine.storage import (
 from figs_jax.engine.sweep import Sweep, sweep
 from figs_jax.engine.tables import read_layers
 from figs_jax.engine.training import TrainCost, step_cost, train_cost
+from figs_jax.engine.vegeta import unstructured_speedup
 from figs_jax.engine.workload import Layers
 
 __all__ = [
@@ -49,19 +57,27 @@ __all__ = [
   "TrainCost",
   "Vegeta",
   "attention_cost",
+  "calibrated_overhead",
+  "checkpoint_stall_factor",
   "cost",
+  "cross_validated",
   "dense_bytes",
   "estimate",
   "fit_latency",
   "flops",
+  "iso_bandwidth_speedup",
+  "ledger",
   "model_cost",
   "packed_bytes",
   "parse",
   "read_layers",
   "report",
   "simulate",
+  "stall_factor",
   "step_cost",
   "sweep",
   "train_cost",
   "train_flops",
+  "unstructured_speedup",
+  "utilisation_bound",
 ]

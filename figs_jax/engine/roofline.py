@@ -2,9 +2,11 @@
 
   t = overhead + max(2 M N K / peak, bytes / bandwidth)
 
-with M, N and K padded to the matrix unit and every operand moved once: a bound
-that no call beats, not a prediction of one. A FLOP per nanosecond is a GFLOP/s
-and a byte per nanosecond a GB/s, so that the formulas stay whole numbers.
+with M, N and K padded to the side of the matrix unit and every operand moved
+once. Most calls take longer, for all that a kernel loses. It is a model and no
+strict bound: a kernel may pad less, or find an operand in a cache. A FLOP per
+nanosecond is a GFLOP/s and a byte per nanosecond a GB/s, so that the formulas
+stay whole numbers.
 
 Tensor cores multiply 2 of every 4 weights, twice the dense rate, and read
 those and their indices, 2 bits each. What a call of a sparse operand costs on
