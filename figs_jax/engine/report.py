@@ -15,7 +15,7 @@ from figs_jax.engine.energy import Energy
 from figs_jax.engine.grammar import parse
 from figs_jax.engine.layout import aligned, csv_text, markdown
 from figs_jax.engine.schedule import PARTS
-from figs_jax.engine.spec import Csr, Engine, Roofline
+from figs_jax.engine.spec import Csr, Engine, Roofline, Systolic
 from figs_jax.engine.workload import Layers
 
 FORMATS = ("table", "csv", "json", "md")
@@ -81,7 +81,7 @@ class Report:
     totals: one per engine, in the same order.
     engines: what ran them, beside `totals`.
     baseline: what the speed-ups are over, in words.
-    note: what else a reader must know, a sentence or nothing.
+    note: what else a reader must know, sentences or nothing.
     fmt: one of `FORMATS`; "csv" holds the rows alone.
   """
 
@@ -201,16 +201,27 @@ def report(
 
 
 def _note(table: Layers, engines: Sequence[Engine]) -> str:
-  """On whose masks swap registers stall, if there are such registers."""
-  if not any(getattr(engine, "exchange", "") == "swap" for engine in engines):
-    return ""
+  """On whose masks swap registers stall, and who is given ideal compression."""
   masks = table.masks or [None] * len(table)
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
-  known = sum(mask is not None for mask in sparse)
-  return (
-    f"Swap registers stall as the real masks make them in {known} of"
-    f" {len(sparse)} sparse layers, else as the worst mask would."
-  )
+  notes = []
+  if any(getattr(engine, "exchange", "") == "swap" for engine in engines):
+    known = sum(mask is not None for mask in sparse)
+    notes.append(
+      f"Swap registers stall as the real masks make them in {known} of"
+      f" {len(sparse)} sparse layers, else as the worst mask would."
+    )
+  ideal = {
+    engine.dataflow: None
+    for engine in engines
+    if sparse and isinstance(engine, Systolic) and engine.sparse
+  }
+  if ideal:
+    notes.append(
+      f"N:M is ideally compressed on {', '.join(ideal)}; :sparse=false is the"
+      " plain array."
+    )
+  return " ".join(notes)
 
 
 def unit(engine: Engine) -> str:
