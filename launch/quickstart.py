@@ -1,6 +1,7 @@
 """The main job: five recipes on digits, accuracy beside speed-up and cost.
 
-Run it through `bash launch/quickstart.sh`, which installs what it needs.
+Run it through `bash launch/quickstart.sh`, which installs what it needs. A run
+that is stopped goes on where it was; finished work is not repeated.
 """
 
 import runpy
@@ -17,12 +18,14 @@ _WORKDIR = flags.DEFINE_string(
 _SEEDS = flags.DEFINE_integer("seeds", 4, "Seeds of each recipe.", 1)
 _STEPS = flags.DEFINE_integer("steps", 600, "Training steps of each run.", 10)
 _PATTERNS = flags.DEFINE_list(
-  "patterns", ["1:16"], "Patterns of the feed-forward kernels."
+  "patterns", ["1:16"], "Patterns of the feed-forward kernels, each n:m."
 )
 _RECIPES = flags.DEFINE_list(
-  "recipes", ["sr_ste", "mdgf_exp", "figs", "step"], "Beside dense."
+  "recipes", ["sr_ste", "mdgf_exp", "figs", "step"], "Recipes beside dense."
 )
-_ENGINE = flags.DEFINE_string("engine", "ws:16x16", "Engine of the speed-up.")
+_ENGINE = flags.DEFINE_string(
+  "engine", "ws:16x16", "Engine of the speed-up, as in figs:32x16."
+)
 
 
 def get_config(recipe: str):
@@ -30,32 +33,62 @@ def get_config(recipe: str):
   config = runpy.run_path(str(path))["get_config"](recipe)
   config.seeds = _SEEDS.value
   config.total_steps = _STEPS.value
+  config.optimizer.warmup_steps = _STEPS.value // 20
   return config
+
+
+def check_flags() -> None:
+  """What is known to be wrong before anything is built, by its flag."""
+  from figs_jax import core, engine, recipes
+
+  if not _WORKDIR.value:
+    cli.fail("--workdir is empty: name a directory")
+  if not _PATTERNS.value:
+    cli.fail("--patterns is empty: name at least one, as in 1:16")
+  for flag, check in (
+    (_RECIPES, recipes.options),
+    (_PATTERNS, core.NM.parse),
+    (_ENGINE, engine.parse),
+  ):
+    values = flag.value if isinstance(flag.value, list) else [flag.value]
+    for value in values:
+      try:
+        check(value)
+      except ValueError as error:
+        cli.fail(f"--{flag.name}: {error}")
 
 
 def main() -> None:
   cli.quiet()
+  check_flags()
+  from figs_jax.data import DataError
   from figs_jax.train import compare
+  from figs_jax.train.loop import Diverged
 
   start = time.monotonic()
   workdir = Path(_WORKDIR.value)
-  runs = [("dense", None)] + [
-    (recipe, f"ff: {pattern}")
-    for pattern in _PATTERNS.value
-    for recipe in _RECIPES.value
-  ]
+  sparse = [name for name in _RECIPES.value if name != "dense"]
+  runs = dict.fromkeys(
+    [("dense", None)]
+    + [(name, f"ff: {n_m}") for n_m in _PATTERNS.value for name in sparse]
+  )
   try:
+    compare.figure_type()
     rows = compare.compare(get_config, runs, workdir, engine_spec=_ENGINE.value)
-    compare.plot(rows, workdir / "report.png", "ViT on digits")
-  except ValueError as error:
+  except (ValueError, DataError) as error:
     cli.fail(str(error))
+  except Diverged as error:
+    cli.fail(str(error), code=1)
+  if len(rows) < len(runs):
+    return
+  compare.plot(rows, workdir / "report.png", "ViT on digits")
   compare.write_json(rows, workdir / "report.json")
   table = compare.markdown(rows)
   (workdir / "report.md").write_text(
     "# figs_jax quickstart\n\n"
     f"A ViT on scikit-learn's digits, {_STEPS.value} steps,"
     f" {_SEEDS.value} seeds. The speed-up is modelled, over the whole forward"
-    " pass of one image on a serial weight-stationary array; so is the time of"
+    f" pass of one image on the engine {_ENGINE.value}; so is the time of"
     " training, forward and backward, over all steps.\n\n"
     f"{table}\n![accuracy against speed-up](report.png)\n"
   )
@@ -66,5 +99,11 @@ def main() -> None:
   )
 
 
+def recipes() -> str:
+  from figs_jax.recipes.listing import catalogue
+
+  return catalogue()
+
+
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, more_help=recipes)

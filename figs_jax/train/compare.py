@@ -7,17 +7,22 @@ forward pass, and for the training run itself.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from ml_collections import config_dict
 
+from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.config import differences
 from figs_jax.train.cost import train_cost
 from figs_jax.train.evaluate import evaluate
 from figs_jax.train.experiment import build
@@ -60,6 +65,8 @@ def compare(
 ) -> list[Row]:
   """Trains and measures every (recipe, pattern), each in its own workdir.
 
+  All of them are checked before the first is trained.
+
   Args:
     get_config: recipe -> configuration.
     runs: (recipe, pattern); None keeps the configuration's own pattern.
@@ -69,21 +76,68 @@ def compare(
   Returns:
     One row per run; `speedup` is of one image's whole forward pass over the
     dense model on the same engine; so is `train_time`, of all steps, where STEP
-    counts as switching as late as it can.
+    counts as switching as late as it can. After SIGTERM only the runs that were
+    finished by then.
+
+  Raises:
+    ValueError: a recipe, pattern, engine or directory that cannot be used, a
+      directory with another run in it, or a run that is named twice. Nothing
+      was trained or written then.
+    Diverged: as `figs_jax.train.loop.train`.
   """
-  rows = []
+  plans: dict[Path, tuple[config_dict.ConfigDict, dict[str, Any]]] = {}
   for recipe, pattern in runs:
-    config = get_config(recipe)
+    config = copy.deepcopy(get_config(recipe))
     config.pattern = pattern or config.pattern
     where = Path(workdir) / _slug(recipe, pattern)
-    _log.info("== %s %s", recipe, pattern or "")
-    train(config, where)
-    result = evaluate(where, engine_spec=engine_spec)
-    result |= training_shares(config, engine_spec)
+    if where in plans:
+      raise ValueError(f"runs: {where.name} is there twice; name each run once")
+    plans[where] = config, training_shares(config, engine_spec)
+    _check_resumable(where, config)
+  for where in plans:
+    _make(where)
+  rows = []
+  for where, (config, shares) in plans.items():
+    _log.info("== %s", where.name)
+    if not train(config, where)["finished"]:
+      return rows
+    result = shares | evaluate(where, engine_spec=engine_spec)
     row = Row(**{f.name: result[f.name] for f in dataclasses.fields(Row)})
     _log.info("   accuracy %s, speed-up %.2f", _percent(row), row.speedup)
     rows.append(row)
   return rows
+
+
+def _check_resumable(where: Path, config: config_dict.ConfigDict) -> None:
+  """A run that is there already must be of the same configuration."""
+  with Checkpointer(where, read_only=True) as checkpoints:
+    if not checkpoints.steps():
+      return
+    saved = checkpoints.meta()["config"]
+  now = json.loads(json.dumps(config.to_dict()))
+  free = set(config.allow_change)
+  changed = [
+    name
+    for name in differences(saved, now)
+    if not free & {name, name.split(".")[0]}
+  ]
+  if changed:
+    raise ValueError(
+      f"{where}: holds a run with another {', '.join(changed)}; use another"
+      " workdir, or remove this one"
+    )
+
+
+def _make(where: Path) -> None:
+  try:
+    where.mkdir(parents=True, exist_ok=True)
+    writable = os.access(where, os.W_OK)
+  except OSError as error:
+    raise ValueError(
+      f"{where}: {error.strerror}; use another workdir"
+    ) from error
+  if not writable:
+    raise ValueError(f"{where}: cannot be written; use another workdir")
 
 
 def training_shares(
@@ -142,11 +196,8 @@ def write_json(rows: Sequence[Row], path: str | Path) -> None:
   Path(path).write_text(text + "\n")
 
 
-def plot(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
-  """Accuracy against speed-up and against the cost of training, as a PNG.
-
-  Marks that share a place are set side by side so that their error bars can be
-  told apart; dotted lines show the true place.
+def figure_type() -> Any:
+  """matplotlib's Figure, which `plot` draws on.
 
   Raises:
     ValueError: matplotlib is not installed.
@@ -157,35 +208,56 @@ def plot(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
     raise ValueError(
       "plotting needs matplotlib: pip install 'figs_jax[plots]'"
     ) from error
-  figure = Figure(figsize=(11.5, 4.4), dpi=150, layout="constrained")
+  return Figure
+
+
+def plot(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
+  """Accuracy against speed-up and against the cost of training, as a PNG.
+
+  Marks that share a place are set side by side so that their error bars can be
+  told apart; dotted lines show the true place.
+
+  Raises:
+    ValueError: matplotlib is not installed.
+  """
+  figure = figure_type()(figsize=(9.6, 4.0), dpi=160, layout="constrained")
   axes = figure.subplots(1, len(_PANELS), sharey=True)
   for ax, (field, label) in zip(axes, _PANELS.items()):
     _panel(ax, rows, field)
     ax.set_xlabel(label)
-  for place in {round(row.speedup, 3) for row in rows}:
-    patterns = dict.fromkeys(
-      row.pattern for row in rows if round(row.speedup, 3) == place
-    )
-    axes[0].annotate(
+  _name_patterns(axes[0], rows)
+  axes[0].set_ylabel("test accuracy, % (mean ± s.e.)")
+  figure.legend(
+    *axes[0].get_legend_handles_labels(),
+    loc="outside lower center",
+    ncols=8,
+    frameon=False,
+  )
+  said = f"speed-up and time modelled on {rows[0].engine}, relative to dense"
+  figure.suptitle(f"{title}; {said}" if title else said, fontsize=10)
+  figure.savefig(path)
+
+
+def _name_patterns(ax, rows: Sequence[Row]) -> None:
+  """Patterns above their speed-ups; names that would meet are stacked."""
+  places: dict[float, dict[str, None]] = {}
+  for row in sorted(rows, key=lambda row: row.speedup):
+    places.setdefault(round(row.speedup, 3), {})[row.pattern] = None
+  near = 0.2 * (max(places) - min(places))
+  last, height = -math.inf, 0  # height: names below this one
+  for place, patterns in places.items():
+    height = height if place - last < near else 0
+    ax.annotate(
       "\n".join(patterns),
       (place, 1.0),
       xycoords=("data", "axes fraction"),
-      xytext=(0, 3),
+      xytext=(0, 3 + 11 * height),
       textcoords="offset points",
       ha="center",
       fontsize=8,
       color="0.4",
     )
-  axes[0].set_ylabel("test accuracy, % (mean ± s.e.)")
-  figure.legend(
-    *axes[0].get_legend_handles_labels(),
-    loc="outside right center",
-    frameon=False,
-    fontsize=9,
-  )
-  said = f"speed-up and time modelled on {rows[0].engine}, relative to dense"
-  figure.suptitle(f"{title}; {said}" if title else said, fontsize=10)
-  figure.savefig(path)
+    last, height = place, height + len(patterns)
 
 
 _PANELS = {

@@ -1,7 +1,9 @@
 """The comparison of recipes: its rows, its table, its picture."""
 
 import dataclasses
+import functools
 import json
+import re
 import struct
 
 import pytest
@@ -57,16 +59,95 @@ def test_training_shares_are_those_of_the_run(tiny_config, recipe):
     assert found["train_flops"] < found["train_time"] < 1
 
 
-@pytest.mark.slow
-def test_a_trained_run_has_its_cost_beside_its_accuracy(tiny_config, tmp_path):
-  def get_config(recipe):
-    return tiny_config(recipe, total_steps=10, checkpoint_every=10)
+def get(tiny_config):
+  return lambda recipe: tiny_config(recipe, total_steps=10, checkpoint_every=10)
 
+
+@pytest.mark.parametrize(
+  ("run", "engine_spec", "said"),
+  [
+    (("figss", None), "ws:8x8", "no recipe 'figss', did you mean 'figs'"),
+    (("figs", "ff: 1:7"), "ws:8x8", "not a multiple of m=7"),
+    (("figs", "fff: 1:4"), "ws:8x8", "fff"),
+    (("figs", None), "wss:8x8", "unknown kind 'wss', did you mean 'ws'"),
+    (("dense", None), "ws:8x8", "dense is there twice"),
+  ],
+)
+def test_a_mistake_is_told_before_anything_is_trained(
+  run, engine_spec, said, tiny_config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr("figs_jax.train.compare.train", lambda *_: pytest.fail())
+  with pytest.raises(ValueError, match=re.escape(said)):
+    compare(
+      get(tiny_config), [("dense", None), run], tmp_path / "runs",
+      engine_spec=engine_spec,
+    )  # fmt: skip
+  assert not (tmp_path / "runs").exists()
+
+
+def test_directories_are_made_before_anything_is_trained(
+  tiny_config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr("figs_jax.train.compare.train", lambda *_: pytest.fail())
+  (tmp_path / "figs").write_text("in the way")
+  runs = [("dense", None), ("figs", None)]
+  with pytest.raises(ValueError, match=r"/figs: File exists; use another"):
+    compare(get(tiny_config), runs, tmp_path, engine_spec="ws:8x8")
+
+
+def test_every_run_has_its_own_pattern(tiny_config, tmp_path, monkeypatch):
+  shared = tiny_config("figs")
+  seen = []
+  monkeypatch.setattr(
+    "figs_jax.train.compare.train",
+    lambda config, _: seen.append(config.pattern) or {"finished": True},
+  )
+  monkeypatch.setattr(
+    "figs_jax.train.compare.evaluate",
+    lambda *_, engine_spec: dataclasses.asdict(SPARSE),
+  )
+  runs = [("figs", "ff: 1:4"), ("figs", "ff: 1:8")]
+  compare(lambda _: shared, runs, tmp_path, engine_spec="ws:8x8")
+  assert seen == ["ff: 1:4", "ff: 1:8"]
+
+
+def test_sigterm_ends_the_comparison(tiny_config, tmp_path, monkeypatch):
+  seen = []
+
+  def stopped(config, where):
+    seen.append(where.name)
+    return {"step": 3, "finished": False}
+
+  monkeypatch.setattr("figs_jax.train.compare.train", stopped)
+  runs = [("dense", None), ("figs", "ff: 1:4")]
+  assert not compare(get(tiny_config), runs, tmp_path, engine_spec="ws:8x8")
+  assert seen == ["dense"]
+
+
+@pytest.mark.slow
+def test_a_trained_run_has_its_cost_beside_its_accuracy(
+  tiny_config, tmp_path, monkeypatch
+):
   runs = [("figs", "ff: 1:4")]
-  (row,) = compare(get_config, runs, tmp_path, engine_spec="ws:8x8")
-  shares = training_shares(get_config("figs"), "ws:8x8")
+  (row,) = compare(get(tiny_config), runs, tmp_path, engine_spec="ws:8x8")
+  shares = training_shares(tiny_config("figs", total_steps=10), "ws:8x8")
   assert {name: getattr(row, name) for name in shares} == shares
   assert row.speedup > 1 and 0 <= row.accuracy <= 1 and row.step == 10
+  # The same again trains nothing; another run is refused, unless by name.
+  assert compare(get(tiny_config), runs, tmp_path, engine_spec="ws:8x8") == [
+    row
+  ]
+  monkeypatch.setattr("figs_jax.train.compare.train", lambda *_: pytest.fail())
+  runs = [("dense", None), *runs]
+
+  def longer(recipe, **options):
+    return tiny_config(recipe, total_steps=11, **options)
+
+  with pytest.raises(ValueError, match=r"figs-ff-1-4: .* total_steps; use"):
+    compare(longer, runs, tmp_path, engine_spec="ws:8x8")
+  allowed = functools.partial(longer, allow_change=("total_steps",))
+  with pytest.raises(pytest.fail.Exception):  # training would begin
+    compare(allowed, runs, tmp_path, engine_spec="ws:8x8")
 
 
 def test_the_table_has_a_cell_for_every_column():

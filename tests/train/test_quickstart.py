@@ -1,0 +1,86 @@
+"""launch/quickstart.py: mistakes cost seconds, never a training run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+# Every mistake in one process, which ends where training would begin.
+DRIVER = """
+import json, runpy, sys
+from absl import flags
+from figs_jax.train import cli, compare
+
+compare.train = lambda config, where: sys.exit("training begins")
+program = runpy.run_path("launch/quickstart.py", run_name="quickstart")
+for arguments in json.loads(sys.argv[1]):
+  flags.FLAGS.unparse_flags()
+  sys.argv = ["quickstart.py", *arguments]
+  try:
+    cli.run(program["main"])
+  except SystemExit as end:
+    print("end of it:", end.code, file=sys.stderr, flush=True)
+"""
+MISTAKES = {
+  "--recipes=figs,figss": "--recipes: no recipe 'figss', did you mean 'figs'?",
+  "--recipes=figs,,step": "--recipes: no recipe ''",
+  "--patterns=1:8,ff": "--patterns: 'ff' is no N:M pattern: write 'n:m'",
+  "--patterns=1:7": "axis -2 has length 64, not a multiple of m=7",
+  "--patterns=": "--patterns is empty: name at least one",
+  "--engine=wss:8x8": "--engine: engine 'wss:8x8': unknown kind 'wss', did you",
+  "--engine=ws:8": "--engine: engine 'ws:8': size '8' is not ROWSxCOLS",
+  "--steps=9": "--steps=9: 9 is not integer >= 10",
+  "--seeds=0": "--seeds=0: 0 is not a positive integer",
+  "--seed=3": "Did you mean: seeds",
+  "--workdir=": "--workdir is empty",
+  "--workdir=FILE": "FILE/dense: Not a directory; use another workdir",
+  "runs": "unexpected argument 'runs'",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+  """Argument -> what it says on standard error, and the exit code."""
+  where = tmp_path_factory.mktemp("quickstart")
+  (where / "file").write_text("in the way")
+  cases = [
+    [f"--workdir={where / 'runs'}", word.replace("FILE", str(where / "file"))]
+    for word in MISTAKES
+  ]
+  cases.append([f"--workdir={where / 'runs'}", "--recipes=dense,figs,figs"])
+  done = subprocess.run(
+    [sys.executable, "-c", DRIVER, json.dumps(cases)],
+    cwd=REPO,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  said = done.stderr.replace(str(where / "file"), "FILE")
+  ends = said.split("end of it: ")
+  texts = [ends[0], *(end.partition("\n")[2] for end in ends[1:-1])]
+  codes = [end.partition("\n")[0] for end in ends[1:]]
+  return where, dict(zip([*MISTAKES, "none"], zip(texts, codes), strict=True))
+
+
+@pytest.mark.parametrize("word", MISTAKES)
+def test_mistakes_get_one_line_and_exit_2(word, told):
+  text, code = told[1][word]
+  lines = [line for line in text.splitlines() if "cannot hold" not in line]
+  assert len(lines) == 1, text
+  assert lines[0].startswith("quickstart.py: ")
+  assert MISTAKES[word] in lines[0]
+  assert code == "2"
+
+
+def test_without_a_mistake_training_begins(told):
+  where, ends = told
+  assert ends["none"][1] == "training begins"
+  assert sorted(path.name for path in (where / "runs").iterdir()) == [
+    "dense", "figs-ff-1-16",
+  ]  # fmt: skip
