@@ -1,12 +1,14 @@
 """docs/engine_validation.md says what the code gives, and no more than that."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 KINDS = {"prediction", "calibration", "bracket", "reconstruction"}
+NONE = "not reproduced"
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,28 @@ def test_the_page_is_what_the_code_gives(script, claims):
   )
 
 
-def test_every_claim_has_one_of_four_kinds(claims):
-  assert {claim.kind for rows in claims.values() for claim in rows} <= KINDS
+def test_every_claim_has_one_of_five_kinds(claims):
+  found = [claim for rows in claims.values() for claim in rows]
+  assert {claim.kind for claim in found} == KINDS | {NONE}
   assert all(claims.values())
+  # What the model says nothing of has no number of its own.
+  assert all((c.model == "") == (c.kind == NONE) for c in found)
+
+
+def test_a_bracket_holds_its_figure_and_what_does_not_missed(script, claims):
+  ranges = [
+    claim
+    for rows in claims.values()
+    for claim in rows
+    if re.fullmatch(r"[\d.]+ to [\d.]+", claim.model)
+  ]
+  assert {"bracket", "prediction"} == {claim.kind for claim in ranges}
+  for claim in ranges:
+    low, high = map(float, claim.model.split(" to "))
+    inside = low <= float(claim.published) <= high
+    assert claim.error == ("inside" if inside else "missed"), claim
+    assert inside or claim.kind == "prediction", claim
+  assert script.between("x", 1.0, 2.0, 3.0)[3:] == ("missed", "prediction")
 
 
 def test_what_is_exact_is_exact(claims):
@@ -50,9 +71,22 @@ def test_what_is_exact_is_exact(claims):
 
 
 def test_a_reconstruction_is_never_called_a_prediction(claims):
-  rows = [c for name, rows in claims.items() if "FIGS" in name for c in rows]
-  assert rows
+  rows = [
+    claim
+    for name, rows in claims.items()
+    for claim in rows
+    if name in ("FIGS", "VEGETA, clocked") or claim.what.startswith("figs")
+  ]
+  assert len(rows) > 18
   assert {claim.kind for claim in rows} <= {"reconstruction", "calibration"}
+
+
+def test_a_step_of_vit_l_is_bounded_whatever_its_tokens(script):
+  # Two of three equal products take half the time, or none does.
+  for tokens in (2048, 10**6):
+    silicon = script.trained(tokens, "tensorcore:a100:sparse_overhead=0")
+    assert silicon == pytest.approx(3 / (2 / 2 + 1), rel=1e-4)
+  assert script.trained(64, "tensorcore:a100:fallback=true") == 1
 
 
 def test_a_changed_row_would_be_seen(script, tmp_path, monkeypatch):
