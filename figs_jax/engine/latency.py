@@ -1,4 +1,4 @@
-"""Latencies that a machine measured, fitted: what a bound leaves out.
+"""Latencies that a machine measured, fitted: what a roofline leaves out.
 
   t = t0 + 2 M N K / P + (bytes of A and B) / B + (bytes of the output) / B_o
 
