@@ -101,7 +101,7 @@ def model_cost(
     linear = int(found.total("cycles"))
     dense = int(cost(part.dense(), array, itemsize).total("cycles"))
     dram_bytes = int(found.total("dram_bytes"))
-    energy_pj = float((found.energy_pj * found.count).sum())
+    energy_pj = float(found.total("energy_pj"))
   if pairs:
     qk = [index for index, _ in pairs]
     asked = Attention(1, table.count[qk], table.M[qk], table.N[qk], table.K[qk])

@@ -22,21 +22,25 @@ falls back to the unfused one and says so.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from figs_jax.engine.cost import AT_45_NM, cost
+import numpy as np
+
+from figs_jax.engine.cost import AT_45_NM, evaluate
 from figs_jax.engine.description import UNLIMITED, nearest
 from figs_jax.engine.energy import Energy, picojoules
 from figs_jax.engine.exact import (
   array_dataclass,
   ceil_div,
   exact,
+  is_traced,
   larger,
   smaller,
 )
 from figs_jax.engine.grammar import parse
 from figs_jax.engine.spec import Csr, Engine, Roofline
-from figs_jax.engine.workload import Layers
+from figs_jax.engine.storage import check_itemsize
 
 UNFUSED = ("head", "operator")
 OVERLAPS = ("full", "none")
@@ -48,6 +52,9 @@ _SIZE = (1, 2**31 - 1)
 class Attention:
   """softmax(Q K') V of batch x heads; integers or integer arrays.
 
+  Raises:
+    ValueError: a size out of range.
+
   >>> Attention(1, 12, 197, 197, 64).keys
   197
   """
@@ -57,6 +64,10 @@ class Attention:
   queries: Any
   keys: Any
   head_dim: Any
+
+  def __post_init__(self):
+    names = (field.name for field in dataclasses.fields(self))
+    _check_whole(self, dict.fromkeys(names, _SIZE))
 
 
 @array_dataclass("unfused", "overlap")
@@ -78,7 +89,7 @@ class Memory:
       not counted); "none" adds it.
 
   Raises:
-    ValueError: an unknown `unfused` or `overlap`.
+    ValueError: an unknown `unfused` or `overlap`, or a number out of range.
   """
 
   buffer: Any
@@ -104,6 +115,7 @@ class Memory:
       got = getattr(self, name)
       if got not in legal:
         raise ValueError(f"Memory {name}={got!r}: {nearest(got, legal)}")
+    _check_whole(self, self.LIMITS)
 
 
 @array_dataclass()
@@ -155,7 +167,7 @@ def attention_cost(
     energy: picojoules per operation.
 
   Raises:
-    ValueError: a roofline, a size out of range, or a result past int64.
+    ValueError: a roofline, a bad itemsize, or a result past int64.
 
   >>> short = Attention(1, 12, 512, 512, 64)
   >>> chip = Memory(buffer=2**19, dram_bw=57)
@@ -169,6 +181,7 @@ def attention_cost(
     raise ValueError(
       f"attention_cost: {engine} is no array; give one, as in 'ws:128x128'"
     )
+  check_itemsize(itemsize)
   sizes = attention.queries, attention.keys, attention.head_dim
   plan = _exact_plan(
     *(*sizes, memory.buffer, memory.tile_rows), fused=fused, itemsize=itemsize
@@ -176,9 +189,11 @@ def attention_cost(
   L, S, D = sizes
   rows, tail = plan["rows"], plan["tail"]
   asked = [(rows, S, D), (rows, D, S), (tail, S, D), (tail, D, S)]
-  found = [_product(*sides, engine, itemsize) for sides in asked]
-  cycles = [c.cycles - c.stall_dram for c in found]
-  words = [c.ifmap_reads + c.filter_reads + c.ofmap_writes for c in found]
+  found = [evaluate(*sides, 1, 1, engine, itemsize) for sides in asked]
+  cycles = [c["cycles"] - c["stall_dram"] for c in found]
+  words = [
+    c["ifmap_reads"] + c["filter_reads"] + c["ofmap_writes"] for c in found
+  ]
   flags = [plan[name] for name in ("whole", "last", "fits", "resident")]
   done = _exact_total(
     *(attention.batch, attention.heads, L, S, D, *flags, *cycles, *words),
@@ -197,8 +212,23 @@ def attention_cost(
   )
 
 
-def _product(M, N, K, engine, itemsize):
-  return cost(Layers(("",), M, N, K, 1, 1, 1), engine, itemsize)
+def _check_whole(owner: Any, limits: Mapping[str, tuple[int, int]]) -> None:
+  """Raises ValueError for a field that holds no integers within its limits."""
+  for name, (least, most) in limits.items():
+    value = getattr(owner, name)
+    if is_traced(value):
+      continue
+    array, got = np.asarray(value), repr(value)
+    if array.dtype.kind in "iu" and array.size:
+      if least <= array.min() and array.max() <= most:
+        continue
+      got = array.min() if array.min() < least else array.max()
+    elif array.ndim:
+      got = f"{array.dtype} of shape {array.shape}"
+    raise ValueError(
+      f"{type(owner).__name__} {name}={got}: give integers from {least} to"
+      f" {most}"
+    )
 
 
 def _at_least(a: Any, b: Any) -> Any:

@@ -8,6 +8,8 @@ nodes.
 from __future__ import annotations
 
 import dataclasses
+from numbers import Integral, Real
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Cluster:
     memory: bytes of a device.
 
   Raises:
-    ValueError: a number that is not positive (a latency: negative).
+    ValueError: a number that is not positive (a latency: negative) or none, or
+      devices that are not whole.
 
   >>> Cluster(16, per_node=8).link(16) == Cluster(16, per_node=8).link(2)
   False
@@ -39,13 +42,12 @@ class Cluster:
   memory: int = 80 * 10**9
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      free = field.name.endswith("latency")
-      if not (0 <= value < float("inf")) or (value == 0 and not free):
-        raise ValueError(
-          f"Cluster {field.name}={value!r}: give a number above 0"
-        )
+    for name in ("devices", "per_node"):
+      _check_whole(self, name, 1)
+    for name in ("intra", "inter", "memory"):
+      _check_number(self, name, "above 0")
+    for name in ("intra_latency", "inter_latency"):
+      _check_number(self, name, "from 0")
 
   def link(self, span: int) -> tuple[float, float]:
     """(GB/s, ns) of the slowest link among `span` neighbouring devices."""
@@ -67,7 +69,7 @@ class Parallel:
       the last microbatch.
 
   Raises:
-    ValueError: a number below 1.
+    ValueError: what is no whole number from 1, or (overlap) no bool.
   """
 
   data: int = 1
@@ -78,10 +80,9 @@ class Parallel:
 
   def __post_init__(self):
     for name in ("data", "tensor", "pipeline", "microbatches"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"Parallel {name}={getattr(self, name)}: give 1 or more"
-        )
+      _check_whole(self, name, 1)
+    if not isinstance(self.overlap, bool):
+      raise ValueError(f"Parallel overlap={self.overlap!r}: give True or False")
 
   @property
   def devices(self) -> int:
@@ -96,8 +97,35 @@ class Bytes:
     value: of a weight or an activation in use.
     gradient: of a gradient.
     states: of a weight's optimizer state: a 32-bit copy and two moments.
+
+  Raises:
+    ValueError: what is no whole number (from 1; states from 0).
   """
 
   value: int = 2
   gradient: int = 2
   states: int = 12
+
+  def __post_init__(self):
+    for name, least in (("value", 1), ("gradient", 1), ("states", 0)):
+      _check_whole(self, name, least)
+
+
+def _check_whole(owner: Any, name: str, least: int) -> None:
+  value = getattr(owner, name)
+  whole = isinstance(value, Integral) and not isinstance(value, bool)
+  if not whole or value < least:
+    raise ValueError(
+      f"{type(owner).__name__} {name}={value!r}: give a whole number from"
+      f" {least}"
+    )
+
+
+def _check_number(owner: Any, name: str, legal: str) -> None:
+  value = getattr(owner, name)
+  number = isinstance(value, Real) and not isinstance(value, bool)
+  legal_zero = legal == "from 0" and value == 0
+  if not legal_zero and not (number and 0 < float(value) < float("inf")):
+    raise ValueError(
+      f"{type(owner).__name__} {name}={value!r}: give a number {legal}"
+    )

@@ -9,6 +9,7 @@ gated. Leakage and clocks are left out.
 from __future__ import annotations
 
 import dataclasses
+from numbers import Real
 from typing import Any
 
 
@@ -40,7 +41,7 @@ class Energy:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if not 0 <= value < float("inf"):
+      if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
         raise ValueError(
           f"Energy {field.name}={value!r}: give picojoules, 0 or more"
         )

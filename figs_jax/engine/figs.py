@@ -64,7 +64,12 @@ from figs_jax.engine.occupancy import (
 )
 from figs_jax.engine.schedule import PARTS, bounded, once, schedule, streams
 from figs_jax.engine.spec import Figs
-from figs_jax.engine.storage import check_pattern, index_bits, kept_depth
+from figs_jax.engine.storage import (
+  check_itemsize,
+  check_pattern,
+  index_bits,
+  kept_depth,
+)
 from figs_jax.engine.workload import LIMITS, Layers
 
 
@@ -109,6 +114,7 @@ def counts(
   """
   options = {"exchange": engine.exchange, "overlap": engine.overlap}
   check_pattern(n, m)
+  check_itemsize(itemsize)
   block, run = None, 0  # the worst
   sides = engine.rows, engine.alpha, engine.block, engine.mask_group
   if not is_traced(n, m, *sides):

@@ -6,10 +6,9 @@ every cycle
   the loader      sends weights towards the shadow registers of the MACs,
   a buffer        collects the next input vector, `bw_in` values per cycle,
   the corner      holds a vector until the next may take its place: its values
-                  have been exchanged, the next one is in the buffer, the
-                  results before have left `bw_out` at a time, and, if it is
-                  the last before new weights that are to follow at once, these
-                  are in place
+                  have been exchanged, the next one is in the buffer, and the
+                  results before have left `bw_out` at a time; the first of a
+                  fold waits for its weights
   orders, inputs  and weights reach block d of column c d + c hop cycles later,
   MACs            multiply what their block's registers show,
   sums            move down one block as their vector makes room, and leave
@@ -19,8 +18,8 @@ All of these are registers that one `lax.scan` over cycles updates. Nothing here
 knows a closed form: how long a GEMM takes is when its last result has left.
 `figs_jax.engine.simulate` writes programs for it.
 
-A corner that does not know which fold is the last waits for a load after it
-too, where loads and streams overlap fully, as the closed forms charge it.
+Where loads and streams overlap fully, the last vector of all waits for a load
+that no fold follows, as the closed forms charge it.
 """
 
 from __future__ import annotations
@@ -222,7 +221,8 @@ def _decide(p: Program, s: State, fresh: Any) -> State:
   over = s.busy & (s.held + 1 >= p.kappa[s.fold])
   over &= (s.filled >= p.inputs) & (credit >= p.results)
   last = s.vector + 1 >= p.vectors[s.fold]
-  over &= ~(full & last & (loads < s.fold + 2))
+  # After the last fold, the load that the closed forms charge.
+  over &= ~(full & last & (s.fold + 1 >= p.folds) & (loads <= p.folds))
   ended = over & last
   order = (s.busy, s.fold, s.vector, s.held, over, ended, s.loads, s.unit)
   order = jnp.stack([jnp.asarray(x, jnp.int64) for x in (*order, loading)])

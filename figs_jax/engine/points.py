@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine import figs
+from figs_jax.engine import figs, roofline
 from figs_jax.engine.cost import evaluate
 from figs_jax.engine.description import limits_of, nearest
 from figs_jax.engine.energy import Energy
@@ -28,7 +28,6 @@ from figs_jax.engine.workload import LIMITS, Layers
 GEMM = ("M", "N", "K", "n", "m")
 # Fields that are no sums over layers but means, weighed by cycles.
 MEANS = ("utilisation", "mapping_efficiency")
-_SPARSE_BLOCK = 4  # of tensor cores
 _JOINT = 2**24  # entries of a mask of all reasons for which points fail
 
 
@@ -73,6 +72,11 @@ def read_axis(
     ValueError: an unknown name, no values, or an illegal one.
   """
   names = [part.strip() for part in name.split(",")]
+  if isinstance(values, str) or not np.iterable(values):
+    raise ValueError(
+      f"sweep axis {name!r}: got {values!r}; give a list of values, as in"
+      f" [{values!r}]"
+    )
   if not len(values):
     raise ValueError(f"sweep axis {name!r}: no values; give at least one")
   if len(names) == 1:
@@ -92,7 +96,9 @@ def _read_column(engine, name, column, fixed) -> dict[str, np.ndarray]:
     raise ValueError(f"sweep axis {name!r}: the layers have it; leave out one")
   if name == "pattern":
     try:
-      patterns = [NM(1, 1) if x == "dense" else NM.parse(x) for x in column]
+      patterns = [
+        NM(1, 1) if x in (None, "dense") else NM.parse(x) for x in column
+      ]
     except ValueError as error:
       raise ValueError(f"sweep axis {name!r}: {error}") from error
     return {
@@ -104,11 +110,12 @@ def _read_column(engine, name, column, fixed) -> dict[str, np.ndarray]:
     raise ValueError(f"sweep axis {name!r} of {engine}: {known}")
   least, most = limits[name]
   array = np.asarray(column)
-  if array.dtype.kind not in "iu" or array.min() < least or array.max() > most:
-    wrong = [x for x in array.ravel().tolist() if not least <= x <= most]
+  whole = array.dtype.kind in "iu" and array.ndim == 1
+  if not whole or array.min() < least or array.max() > most:
+    wrong = array[(array < least) | (array > most)] if whole else array
     raise ValueError(
-      f"sweep axis {name!r}: got {(wrong or array.tolist())[0]!r}; give"
-      f" integers from {least} to {most}"
+      f"sweep axis {name!r}: got {wrong.tolist()[0]!r}; give integers from"
+      f" {least} to {most}"
     )
   return {name: array.astype(np.int64)}
 
@@ -286,7 +293,7 @@ def _possible(design: Engine, n: Any, m: Any) -> tuple[np.ndarray, ...]:
   elif isinstance(design, Vegeta) and design.sparse:
     found.append(fits(n, m, VEGETA_BLOCK))
   elif isinstance(design, Roofline) and design.sparse:
-    found.append(fits(n, m, _SPARSE_BLOCK))
+    found.append(fits(n, m, roofline.BLOCK))
   rank = np.ndim(n)
   masks = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in found)
   return tuple(mask.all(-1) for mask in masks if not mask.all())

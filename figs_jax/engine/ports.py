@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from figs_jax.engine.figs import packing
 from figs_jax.engine.occupancy import fit
 from figs_jax.engine.spec import VEGETA_BLOCK, Figs, Vegeta
+from figs_jax.engine.vegeta import held_of
 
 
 def utilisation_bound(
@@ -77,10 +78,9 @@ def port_values(
       "inputs": inputs,
       "outputs": engine.cols * engine.beta * (block // run),
     }
-  held = np.asarray(VEGETA_BLOCK)
-  if engine.sparse:
-    held = VEGETA_BLOCK // (VEGETA_BLOCK // fit(n, m, VEGETA_BLOCK))
-  inputs = np.maximum(engine.rows, engine.rows // held * VEGETA_BLOCK)
+  run = fit(n, m, VEGETA_BLOCK) if engine.sparse else VEGETA_BLOCK
+  rows = np.asarray(engine.rows)
+  inputs = np.maximum(rows, rows // held_of(run, rows) * VEGETA_BLOCK)
   return {"inputs": inputs, "outputs": np.asarray(engine.cols)}
 
 

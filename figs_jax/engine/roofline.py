@@ -24,10 +24,15 @@ from figs_jax.engine.exact import Size, ceil_div, exact, larger, smaller
 from figs_jax.engine.occupancy import Masks, fit
 from figs_jax.engine.schedule import bounded
 from figs_jax.engine.spec import Csr, Roofline
-from figs_jax.engine.storage import check_pattern, index_bits, kept_depth
+from figs_jax.engine.storage import (
+  check_itemsize,
+  check_pattern,
+  index_bits,
+  kept_depth,
+)
 from figs_jax.engine.workload import LIMITS
 
-_KEPT, _BLOCK = 2, 4
+_KEPT, BLOCK = 2, 4  # of tensor cores
 
 
 def counts(
@@ -60,7 +65,8 @@ def counts(
   [1111741, 555871]
   """
   check_pattern(n, m)
-  run = fit(n, m, _BLOCK, masks) if engine.sparse else _BLOCK
+  check_itemsize(itemsize)
+  run = fit(n, m, BLOCK, masks) if engine.sparse else BLOCK
   return _exact_counts(
     *(M, N, K, n, m, run, *engine.leaves),
     fallback=engine.fallback,
@@ -105,7 +111,7 @@ def _call(
   depth = padded[2] + sparse * (_halved(padded[2]) - padded[2])
   stored = K + sparse * (_halved(K) - K)
   flops = 2 * padded[0] * padded[1] * depth
-  bits = sparse * index_bits(_KEPT, _BLOCK)
+  bits = sparse * index_bits(_KEPT, BLOCK)
   metadata = ceil_div(stored * N * bits, 8)
   dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
   parts = bounded(_only(ceil_div(flops, rate)), dram_bytes, hbm)
@@ -122,7 +128,7 @@ def _call(
 
 def _halved(depth):
   """2 of every 4, the last block padded."""
-  return ceil_div(depth, _BLOCK) * _KEPT
+  return ceil_div(depth, BLOCK) * _KEPT
 
 
 def _only(compute):
@@ -157,8 +163,8 @@ def calibrated_overhead(
   """
   bound = dataclasses.replace(engine, sparse_overhead=0, fallback=False)
   dense, sparse = (
-    int(counts(M, N, K, bound, n, _BLOCK, itemsize)["cycles"])
-    for n in (_BLOCK, _KEPT)
+    int(counts(M, N, K, bound, n, BLOCK, itemsize)["cycles"])
+    for n in (BLOCK, _KEPT)
   )
   overhead = round(dense / ratio) - sparse
   if overhead < 0:
@@ -200,6 +206,7 @@ def csr_counts(
   (4194304, 8717312)
   """
   check_pattern(n, m)
+  check_itemsize(itemsize)
   return _csr_exact(M, N, K, n, m, *engine.leaves, reuse=engine.reuse)
 
 
@@ -258,6 +265,6 @@ def intensity(
 
 
 _exact_counts = exact(
-  _counts, LIMITS | limits_of(Roofline) | {"run": (0, _BLOCK)}
+  _counts, LIMITS | limits_of(Roofline) | {"run": (0, BLOCK)}
 )
 _csr_exact = exact(_csr_counts, LIMITS | limits_of(Csr))

@@ -64,7 +64,7 @@ def simulate(
     x: (M, K) activations.
     w: (K, N) weights.
     engine: one FIGS or VEGETA array, or its spec.
-    pattern: what the weights keep along K; None or n = m is dense.
+    pattern: what the weights keep along K; None, "dense" or n = m is dense.
     mask: Bool (K, N), which of them are kept; by default those that are not
       zero.
 
@@ -85,7 +85,7 @@ def simulate(
     raise ValueError(
       f"simulate: got x {x.shape} and w {w.shape}; give (M, K) and (K, N)"
     )
-  nm = NM(1, 1) if pattern is None else NM.parse(pattern)
+  nm = NM(1, 1) if pattern in (None, "dense") else NM.parse(pattern)
   kept = _kept(w, nm, mask)
   if isinstance(array, Figs):
     block, held = packing(nm.n, nm.m, array, [kept])

@@ -8,6 +8,7 @@ total = SA + (n / m) FF (arXiv 2402.04744, appendix D).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,23 @@ def check_pattern(n: Any, m: Any) -> None:
   """
   if not is_traced(n, m) and np.any(np.asarray(n) > np.asarray(m)):
     raise ValueError(f"pattern n={n}, m={m}: keep n of every m with n <= m")
+
+
+def check_itemsize(itemsize: Any) -> None:
+  """Refuses bytes per value that are no whole number from 1.
+
+  Raises:
+    ValueError: they are not.
+
+  >>> check_itemsize(0.5)
+  Traceback (most recent call last):
+  ValueError: itemsize=0.5: give the bytes per value, a whole number from 1
+  """
+  whole = isinstance(itemsize, Integral) and not isinstance(itemsize, bool)
+  if not whole or itemsize < 1:
+    raise ValueError(
+      f"itemsize={itemsize!r}: give the bytes per value, a whole number from 1"
+    )
 
 
 def kept_depth(K: Any, n: Any, m: Any) -> Any:

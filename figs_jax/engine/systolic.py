@@ -29,7 +29,12 @@ from figs_jax.engine.exact import Size, ceil_div, exact, smaller
 from figs_jax.engine.occupancy import Masks
 from figs_jax.engine.schedule import bounded, schedule
 from figs_jax.engine.spec import Systolic
-from figs_jax.engine.storage import check_pattern, index_bits, kept_depth
+from figs_jax.engine.storage import (
+  check_itemsize,
+  check_pattern,
+  index_bits,
+  kept_depth,
+)
 from figs_jax.engine.workload import LIMITS
 
 
@@ -75,6 +80,7 @@ def counts(
   316
   """
   check_pattern(n, m)
+  check_itemsize(itemsize)
   return _exact_counts(
     *(M, N, K, n, m, *engine.leaves),
     dataflow=engine.dataflow,

@@ -31,6 +31,7 @@ from figs_jax.engine.workload import LIMITS, Layers
 
 _LONGEST = 2**16  # characters of a line
 _SHOWN = 40  # characters of a cell in an error message
+_DENSE = "dense"
 # column -> how headers call it: lower case, blanks for underscores.
 _HEADERS = {
   "name": ("name", "layer", "layer name"),
@@ -220,7 +221,8 @@ def _cells(
   if not strict:
     extra = [cell for cell in extra if not cell.startswith("#")]
     if len(extra) == 1:
-      column = "pattern" if ":" in extra[0] else "count"
+      says_pattern = ":" in extra[0] or extra[0] == _DENSE
+      column = "pattern" if says_pattern else "count"
       if column not in columns:
         row[column] = extra.pop()
   if extra:
@@ -274,7 +276,7 @@ def _check_limits(where: str, sizes: dict[str, int]) -> None:
 
 
 def _pattern(where: str, text: str) -> NM | None:
-  if text.lower() in ("", "dense"):
+  if text in ("", _DENSE):
     return None
   try:
     # NM's own errors grow with the text, and int() refuses 4300 digits.
@@ -282,7 +284,7 @@ def _pattern(where: str, text: str) -> NM | None:
   except ValueError as error:
     raise ValueError(
       f"{where}, column 'pattern': got {_got(text)}; write n:m with"
-      " 1 <= n <= m, as in 1:8, or leave it blank for dense"
+      " 1 <= n <= m, as in 1:8, or dense"
     ) from error
   if pattern.m > LIMITS["m"][1]:
     raise ValueError(

@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -266,7 +267,7 @@ def nanoseconds(
   cycles: Any, engine: Engine, clock_ghz: float | int = 1.0
 ) -> Any:
   """The time of an engine's cycles; arguments as of `TrainCost.seconds`."""
-  if not 0 < clock_ghz < float("inf"):
+  if not isinstance(clock_ghz, Real) or not 0 < clock_ghz < float("inf"):
     raise ValueError(f"clock_ghz={clock_ghz!r}: give a positive number")
   if isinstance(engine, Roofline | Csr) and clock_ghz != 1:
     raise ValueError(

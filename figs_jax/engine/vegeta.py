@@ -32,7 +32,12 @@ from figs_jax.engine.exact import Size, ceil_div, exact, larger, smaller
 from figs_jax.engine.occupancy import Masks, fit
 from figs_jax.engine.schedule import bounded, schedule
 from figs_jax.engine.spec import VEGETA_BLOCK, Vegeta
-from figs_jax.engine.storage import check_pattern, index_bits, kept_depth
+from figs_jax.engine.storage import (
+  check_itemsize,
+  check_pattern,
+  index_bits,
+  kept_depth,
+)
 from figs_jax.engine.workload import LIMITS
 
 # Of an SPMM tile: rows of A and columns of B, and the contraction at 4:4.
@@ -66,6 +71,7 @@ def counts(
   [65572, 32804, 16420]
   """
   check_pattern(n, m)
+  check_itemsize(itemsize)
   run = fit(n, m, VEGETA_BLOCK, masks) if engine.sparse else VEGETA_BLOCK
   return _exact_counts(
     *(M, N, K, n, m, run, *engine.leaves),
@@ -79,8 +85,7 @@ def _counts(
   M, N, K, n, m, run, alpha, beta, rows, cols, tile, interleave, bw_in, bw_out,
   dram_bw, *, sparse, overlap, itemsize,
 ):  # fmt: skip
-  held = _held(run)
-  # Whole blocks; two rows at least, or else the weights run dense.
+  held = held_of(run, rows)
   depth = larger(rows, rows // held * VEGETA_BLOCK)
   down, across = ceil_div(K, depth), ceil_div(N, cols)
   stored = kept_depth(K, held, VEGETA_BLOCK)
@@ -95,7 +100,7 @@ def _counts(
   )
   parts = bounded(parts, dram_bytes, dram_bw)
   # A mask may hold less than its pattern allows.
-  kept = smaller(kept_depth(K, n, m), stored)
+  kept = smaller(kept_depth(K, n, m), kept_depth(K, _lanes(run), VEGETA_BLOCK))
   # Ratios that cannot pass 1, so that rounding cannot lift their product.
   utilisation = kept / (down * rows) * (N / (across * cols))
   return parts | {
@@ -108,8 +113,26 @@ def _counts(
   }
 
 
-def _held(run):
-  """The 1, 2 or 4 weights of a block that an engine can run."""
+def held_of(run: Any, rows: Any) -> Any:
+  """How many weights of each block of 4 take rows: 1, 2, or 4, which is dense.
+
+  A single row has no place for a block's two, so that it runs them dense.
+
+  Args:
+    run: the most that a block keeps; 3 run as 4, and 0 as 1.
+    rows: K_c.
+
+  >>> [int(held_of(run, 32)) for run in (0, 1, 2, 3, 4)]
+  [1, 1, 2, 4, 4]
+  >>> int(held_of(2, 1))
+  4
+  """
+  held = _lanes(run)
+  fits = smaller(rows // held, 1)
+  return fits * held + (1 - fits) * VEGETA_BLOCK
+
+
+def _lanes(run):
   return VEGETA_BLOCK // (VEGETA_BLOCK // larger(run, 1))
 
 

@@ -220,7 +220,12 @@ class Walker:
       reduction: what to keep.
       steps: blocks per device and walk, at most.
       given: what the reduction is to know; asked before every walk.
+
+    Raises:
+      ValueError: no block at a time, or an unknown field.
     """
+    if steps < 1:
+      raise ValueError(f"sweep steps={steps}: give 1 or more")
     devices, grid, points = self.devices, self.grid, self._points
     steps = min(steps, math.ceil(grid.blocks / devices))
     with self._x64():

@@ -63,8 +63,8 @@ def from_model(
     pattern: rules as in "ff: 1:8", or one n:m for every kernel; None is dense.
 
   Raises:
-    ValueError: an unknown family, variant or option, or a pattern that does not
-      fit.
+    ValueError: an unknown family, variant or option, one that is given twice,
+      or a pattern that does not fit.
 
   >>> tables = from_model("vit:Ti/16", [1, 8], "ff: 1:8")
   >>> [(label, int(table.M[0])) for label, table in tables.items()]
@@ -82,7 +82,12 @@ def from_model(
       f"model {spec!r}: write family:variant, as in 'vit:B/16'; known families:"
       f" {', '.join(models.names())}"
     )
-  given = dict(_option(spec, option) for option in options)
+  given: dict[str, Any] = {}
+  for option in options:
+    name, value = _option(spec, option)
+    if name in given:
+      raise ValueError(f"model {spec!r}: {name} is given twice; keep one")
+    given[name] = value
   try:
     model = nnx.eval_shape(lambda: models.create(family, variant, **given))
   except TypeError as error:

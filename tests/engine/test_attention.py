@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
@@ -310,12 +311,19 @@ def test_bad_requests():
   a = Attention(1, 1, 8, 8, 8)
   with pytest.raises(ValueError, match="tpu:v5e is no array"):
     attention_cost(a, "tpu:v5e", Memory(100))
-  with pytest.raises(ValueError, match="buffer: got 0"):
-    attention_cost(a, "ws", Memory(0))
-  with pytest.raises(ValueError, match="passes: got 5; .* from 2 to 4"):
-    attention_cost(a, "ws", Memory(100, logit_passes=5))
-  with pytest.raises(ValueError, match="S: got 0"):
-    attention_cost(dataclasses.replace(a, keys=0), "ws", Memory(100))
+  with pytest.raises(ValueError, match="logit_passes=5: .* from 2 to 4"):
+    Memory(100, logit_passes=5)
+  with pytest.raises(ValueError, match="Attention keys=0: give integers"):
+    dataclasses.replace(a, keys=0)
+  with pytest.raises(ValueError, match="itemsize=0: give"):
+    attention_cost(a, "ws", Memory(100), itemsize=0)
+  for name in Memory.LIMITS:
+    for wrong in (-1, 2.5, math.nan, "8", None, np.array([8, -1]), [0.5]):
+      with pytest.raises(ValueError, match=f"Memory {name}=.*give integers"):
+        Memory(**{"buffer": 100} | {name: wrong})
+  for wrong in (0, np.arange(3)):
+    with pytest.raises(ValueError, match="Memory dram_bw=0: give integers"):
+      Memory(100, dram_bw=wrong)
   with pytest.raises(ValueError, match="unfused='heads': did you mean 'head'"):
     Memory(100, unfused="heads")
   with pytest.raises(ValueError, match="overlap='half'"):

@@ -1,7 +1,9 @@
 """A step on many devices: simulated schedules and rings, limits, refusals."""
 
+import copy
 import dataclasses
 import heapq
+import math
 
 import numpy as np
 import pytest
@@ -291,6 +293,13 @@ def test_a_run_sums_its_phases():
   assert each[1] < each[0]
 
 
+def unhooked(made, name, value):
+  """Checks a field of any type, which the tests' own hook would refuse."""
+  changed = copy.copy(made)
+  object.__setattr__(changed, name, value)
+  changed.__post_init__()
+
+
 def test_bad_requests():
   def ask(cluster, batch=8, **way):
     return estimate(phase_at, "ws", cluster, Parallel(**way), batch)
@@ -306,6 +315,21 @@ def test_bad_requests():
   with pytest.raises(ValueError, match="'blocks/0/mlp/fc2': K=8 .* divisor"):
     split(Layers.of([{"name": "blocks/0/mlp/fc2", "M": 1, "N": 1, "K": 8,
                       "pattern": "1:8"}]), 2)  # fmt: skip
+  wrong = (-1, math.nan, math.inf, "2", None, True)
+  for field in dataclasses.fields(Cluster):
+    fix = "whole" if field.name in ("devices", "per_node") else "number"
+    zero = () if field.name.endswith("latency") else (0,)
+    for value in (*wrong, *zero):
+      why = f"Cluster {field.name}={value}.*: give a .*{fix}"
+      with pytest.raises(ValueError, match=why.replace("=2", "='2'")):
+        unhooked(Cluster(2), field.name, value)
+  assert Cluster(2, intra_latency=0, inter_latency=0.5).link(9)[1] == 0.5
+  for kind in (Parallel, Bytes):
+    for field in dataclasses.fields(kind):
+      for value in (-1, 1.5, math.nan, "2", None):
+        why = f"{kind.__name__} {field.name}=.*: give"
+        with pytest.raises(ValueError, match=why):
+          unhooked(kind(), field.name, value)
   with pytest.raises(ValueError, match="Cluster intra=0: give a number"):
     Cluster(2, intra=0)
   with pytest.raises(ValueError, match="Parallel tensor=0"):

@@ -1,5 +1,6 @@
 """What blocks hold and how long they swap, against graphs drawn by hand."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from figs_jax.engine import cost
 from figs_jax.engine.figs_program import matchings
 from figs_jax.engine.occupancy import (
   block_counts,
@@ -156,3 +158,39 @@ def test_a_mask_that_is_not_shared_is_refused():
   check_shared(mask.repeat(3, 1)[:, :11], 3)  # a last group of two
   with pytest.raises(ValueError, match="output 1 has another mask than output"):
     check_shared(mask, 2)
+
+
+@pytest.mark.parametrize(
+  "spec",
+  [
+    "ws:8x8",
+    "os:8x8",
+    "is:8x8",
+    "ws:8x8:sparse=false",
+    "vegeta-s-2-2:8x4",
+    "vegeta-s-1-1:1x1:overlap=full:interleave=2",
+    "vegeta-d-1-2:8x4",
+    "figs:8x4",
+    "figs:8x4:exchange=swap:beta=2",
+    "tensorcore:h200",
+    "tensorcore:h200:fallback=true",
+    "gpu:h200",
+    "tpu:v5e",
+    "csr:h200",
+  ],
+)
+@pytest.mark.parametrize("pattern", ["1:4", "2:4", "3:8"])
+def test_a_mask_that_keeps_nothing_runs_as_one_of_a_block(spec, pattern):
+  size = {"name": "ff", "M": 9, "N": 10, "K": 32, "pattern": pattern}
+  empty, sparse = np.zeros((32, 10), bool), np.zeros((32, 10), bool)
+  sparse[::8] = True  # one of every 8
+  none, one = (cost([size | {"mask": mask}], spec) for mask in (empty, sparse))
+  fields = {field.name for field in dataclasses.fields(none)}
+  for name in fields:
+    assert np.isfinite(getattr(none, name)).all(), name
+  # Its stored zeros are multiplied like other weights.
+  assert 0 < none.utilisation[0] <= 1
+  assert 0 < none.cycles[0] <= one.cycles[0]
+  for name in fields - {"stall_exchange", "cycles", "utilisation"}:
+    if "swap" not in spec:
+      assert getattr(none, name) == getattr(one, name), name

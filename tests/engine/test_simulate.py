@@ -81,6 +81,12 @@ def check(engine, pattern, x, w, mask):
     ("vegeta-s-2-2:8x4", "2:4", 9, 9, 40),
     ("vegeta-s-2-2:8x4:overlap=full:tile=4:interleave=2", "1:4", 12, 9, 40),
     ("vegeta-s-2-2:8x4:overlap=weights:bw_in=9", "3:4", 9, 9, 20),
+    # Tiles that stream for less than a load, whose sums do not wait for it.
+    ("vegeta-s-2-2:8x4:overlap=full:tile=3:interleave=1", "2:4", 9, 9, 40),
+    ("vegeta-s-2-2:8x4:overlap=full:tile=1:interleave=3", "1:4", 4, 9, 40),
+    # A row has no place for two weights of a block, but for one.
+    ("vegeta-s-2-1:1x4", "2:4", 9, 9, 10),
+    ("vegeta-s-2-1:1x4", "1:4", 9, 9, 10),
     ("vegeta-d-2-2:8x4", "1:4", 9, 9, 20),
     ("vegeta-d-2-2:8x4:overlap=full:bw_out=3", "dense", 9, 9, 20),
   ],
@@ -136,7 +142,7 @@ def vegeta_designs(draw):
     "rows": 8,
     "cols": 4,
     "overlap": draw(st.sampled_from(OVERLAPS)),
-    "tile": draw(st.sampled_from([8, UNLIMITED])),
+    "tile": draw(st.sampled_from([3, 8, UNLIMITED])),
     "interleave": draw(st.integers(0, 3)),
     "bw_in": draw(st.sampled_from([5, UNLIMITED])),
     "bw_out": draw(st.sampled_from([3, UNLIMITED])),
@@ -153,10 +159,6 @@ def vegeta_designs(draw):
   st.sampled_from(["1:1", "1:2", "1:4", "2:4", "3:4", "1:8", "3:8"]),
 )
 def test_vegeta_is_its_closed_form(M, N, K, fields, seed, pattern):  # fmt: skip
-  if fields["overlap"] == "full" and fields["interleave"]:
-    # Tiles that stream for less than a load would wait twice for it: the last
-    # vector for the load, the sums for the last vector.
-    M = M // 8 * 8 + 8 * (M < 8)
   nm = NM.parse(pattern)
   check(Vegeta(**fields), nm, *operands(seed, M, N, K, nm))
 
@@ -187,6 +189,15 @@ def test_pruned_weights_swap_as_long_as_their_masks_ask(pattern):
   assert fast <= cycles["both"] < cycles["plain"] <= worst
   if nm.n == 1:  # A tile of a mask along two axes is a permutation.
     assert cycles["both"] == fast
+
+
+@pytest.mark.parametrize("spec", ["figs:8x2", "vegeta-s-2-2:8x4"])
+def test_dense_is_a_pattern_and_an_empty_mask_a_weight_of_zeros(spec):
+  x, w, _ = operands(0, 9, 20, 20, NM(1, 1))
+  dense, same = simulate(x, w, spec), simulate(x, w, spec, "dense")
+  assert dense.cycles == same.cycles
+  empty = simulate(x, 0 * w, spec, "2:4")
+  assert not empty.product.any() and 0 < empty.cycles < dense.cycles
 
 
 def test_floats_and_masks_that_are_not_given():

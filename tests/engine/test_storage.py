@@ -16,7 +16,7 @@ from figs_jax.engine import (
   packed_bytes,
   train_flops,
 )
-from figs_jax.engine.storage import index_bits
+from figs_jax.engine.storage import check_itemsize, index_bits
 
 # GFLOPs, arXiv 2402.04744, appendix D: patterns on the feed-forward layers.
 PUBLISHED = {
@@ -50,12 +50,23 @@ def test_attention_and_feed_forward_are_the_published_parts():
   assert parts[3:].sum() == pytest.approx(22.19, abs=0.01)
 
 
-def test_training_flops_are_s_plus_two():
-  rows = vit_base("1:8")
-  dense, sparse = flops(vit_base(None)), flops(rows)
-  np.testing.assert_allclose(train_flops(rows), sparse + 2 * dense)
-  leaking = train_flops(rows, leak_positive=True)
-  np.testing.assert_array_equal(leaking, 3 * dense)
+def multiplied(*shapes):
+  """Multiplications of products of these factors, zeros left out."""
+  return sum(int((np.ones(a) @ b).sum()) for a, b in shapes)
+
+
+@pytest.mark.parametrize("leak", [False, True])
+def test_training_flops_count_the_products_of_a_step(leak):
+  M, N, K = 5, 12, 16
+  weight = (np.arange(K) % 8 < 3)[:, None] * np.ones(N)  # 3:8
+  forward = np.ones((K, N)) if leak else weight
+  step = multiplied(
+    ((M, K), forward),  # y = x w
+    ((M, N), np.ones((N, K))),  # dx = dy w^T, whose groups lie across
+    ((K, M), np.ones((M, N))),  # dw = x^T dy
+  )
+  row = {"name": "a", "M": M, "N": N, "K": K, "pattern": "3:8", "count": 2}
+  assert train_flops([row], leak_positive=leak).tolist() == [2 * 2 * step]
 
 
 def test_flops_do_not_wrap():
@@ -64,14 +75,24 @@ def test_flops_do_not_wrap():
 
 
 @settings(deadline=None)
-@given(st.integers(1, 300), st.data(), st.integers(1, 50), st.integers(1, 8))
+@given(st.integers(2, 300), st.data(), st.integers(1, 50), st.integers(1, 8))
 def test_packed_bytes_by_writing_every_bit(m, data, groups, itemsize):
-  n = data.draw(st.integers(1, m))
-  kept = groups * n
-  bits = "0" * (kept * math.ceil(math.log2(m))) if n < m else ""
-  written = kept * itemsize + -(-len(bits) // 8)
-  assert packed_bytes(groups * m, f"{n}:{m}", itemsize) == written
-  assert int(index_bits(n, m)) == (NM(n, m).metadata_bits if n < m else 0)
+  n = data.draw(st.integers(1, m - 1))
+  rng = np.random.default_rng(groups)
+  places = rng.random((groups, m)).argsort(1)[:, :n].ravel()
+  # As long as the longest index, read back as it was written.
+  width = len(f"{m - 1:b}")
+  text = "".join(f"{place:0{width}b}" for place in places)
+  written = np.packbits([int(bit) for bit in text])
+  bits = np.unpackbits(written)[: len(text)].reshape(-1, width)
+  np.testing.assert_array_equal(bits @ 2 ** np.arange(width)[::-1], places)
+  values = np.empty(places.size, f"V{itemsize}")
+  packed = packed_bytes(groups * m, f"{n}:{m}", itemsize)
+  assert packed == values.nbytes + written.nbytes
+  assert int(index_bits(n, m)) == width == math.ceil(math.log2(m))
+  assert NM(n, m).metadata_bits == width
+  assert packed_bytes(groups * m, f"{m}:{m}", itemsize) == groups * m * itemsize
+  assert index_bits(m, m) == 0
 
 
 def test_metadata_is_the_known_share_at_2_4():
@@ -93,3 +114,26 @@ def test_the_engine_moves_the_packed_weight():
     packed = packed_bytes(row["N"] * row["K"], row.get("pattern"), 4)
     rest = 4 * row["M"] * (row["K"] + row["N"])
     assert moved[i] == packed + rest
+
+
+@pytest.mark.parametrize(
+  "itemsize", [0, -1, 2.5, math.nan, math.inf, "2", None]
+)
+def test_an_itemsize_is_a_whole_number_of_bytes(itemsize):
+  with pytest.raises(
+    ValueError, match=f"itemsize=.*{itemsize}.*: give the byte"
+  ):
+    check_itemsize(itemsize)
+
+
+@pytest.mark.parametrize(
+  "spec", ["ws", "vegeta", "figs", "tensorcore:h200", "csr:h200"]
+)
+def test_every_engine_refuses_values_without_bytes(spec):
+  row = {"name": "ff", "M": 8, "N": 8, "K": 8, "pattern": "1:4"}
+  check_itemsize(np.int64(1))
+  assert cost([row], spec, itemsize=1).cycles[0] > 0
+  for itemsize in (0, -1):
+    with pytest.raises(ValueError, match=f"itemsize={itemsize}: give") as error:
+      cost([row], spec, itemsize=itemsize)
+    assert "\n" not in str(error.value)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from figs_jax.engine import Layers
+from figs_jax.engine import Layers, parse
+from figs_jax.engine.axes import read_axes, swept
+from figs_jax.engine.sweep import sweep
 from figs_jax.engine.tables import read_layers
 
 CONV = (
@@ -107,6 +109,32 @@ def test_topologies_of_products(table):
   # Without a header of its own, a pattern or a count of products.
   bare = "Layer Name, M, N, K,\nG, 3, 5, 16, 3:4,\nH, 1, 5, 16, 12,\n"
   assert [row[4:] for row in rows(table(bare))] == [("3:4", 1), ("dense", 12)]
+  bare = "Layer Name, M, N, K,\nG, 3, 5, 16, dense,\n"
+  assert [row[4:] for row in rows(table(bare))] == [("dense", 1)]
+
+
+@pytest.mark.parametrize("text", ["dense", "Dense", "1:1", "2:4", "4:4", "all"])
+def test_a_pattern_is_read_alike_everywhere(table, text):
+  size = {"M": 4, "N": 2, "K": 8}
+  readers = [
+    lambda: table(f"name,M,N,K,pattern\nff,4,2,8,{text}\n"),
+    lambda: table(f"Layer,M,N,K,Sparsity,\nff,4,2,8,{text},\n"),
+    lambda: Layers.of([{"name": "ff", **size, "pattern": text}]),
+  ]
+  layers = Layers.of([{"name": "ff", **size, "pattern": "1:2"}])
+  sweeps = [
+    lambda: sweep("ws", {"pattern": [text]}, layers),
+    lambda: swept({"": layers}, [parse("ws")], read_axes(f"pattern={text}")),
+  ]
+  if text in ("Dense", "all"):
+    for read in (*readers, *sweeps):
+      with pytest.raises(ValueError, match="n:m"):
+        read()
+    return
+  (one,) = {read().pattern(0) for read in readers}
+  grid, made = (read() for read in sweeps)
+  assert grid.smallest("cycles")["pattern"].tolist() == [one]
+  assert made.totals[0].pattern == one
 
 
 def patches(length, taps, stride):

@@ -11,7 +11,12 @@ from figs_jax import models, nn, recipes
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.engine import Layers, cost, flops, parse
-from figs_jax.engine.training import products, step_cost, train_cost
+from figs_jax.engine.training import (
+  nanoseconds,
+  products,
+  step_cost,
+  train_cost,
+)
 
 STEPS = 60
 RULES = Rules.parse("ff: 1:8, qk: 2:4")
@@ -144,6 +149,8 @@ def test_clocks():
   row = {"name": "ff", "M": 8, "N": 8, "K": 8}
   run = train_cost([(1, [row])], "ws:8x8")
   assert run.seconds(0.5) == 4 * run.seconds(2)
+  with pytest.raises(ValueError, match="clock_ghz=nan: give a positive"):
+    nanoseconds(1, parse("ws"), float("nan"))
   with pytest.raises(ValueError, match="clock_ghz=0: give a positive"):
     run.seconds(0)
   with pytest.raises(ValueError, match="tpu:v5e counts nanoseconds"):

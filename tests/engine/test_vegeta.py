@@ -130,6 +130,7 @@ def by_tiles(M, N, K, engine, run):
   """Walks the tiles one after the other, with what each of them uses."""
   R, C, load = engine.rows, engine.cols, engine.rows // engine.beta
   hops, held = C // engine.alpha, {1: 1, 2: 2, 3: 4, 4: 4}[run]
+  held = 4 if held > R else held
   depth = max(R, R // held * 4)
   length, d = min(engine.tile, M), engine.interleave
   enter = -(-R * (4 if engine.sparse else 1) // engine.bw_in)

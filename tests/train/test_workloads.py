@@ -65,6 +65,7 @@ def test_models_by_name():
     ("vit:B/16:depth", "write option=value"),
     ("vit:B/16:dept=1", "did you mean 'depth'"),
     ("vit:B/16:depth=one", "wrong type"),
+    ("vit:B/16:depth=1:heads=3:depth=2", "depth is given twice; keep one"),
   ],
 )
 def test_bad_models(spec, words):
