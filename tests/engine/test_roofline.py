@@ -1,5 +1,8 @@
 """Rooflines: laws, data sheets, and published ratios of 2:4 to dense."""
 
+import math
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +24,7 @@ from figs_jax.engine.schedule import PARTS
 
 laws = settings(deadline=None, max_examples=50)
 sizes = st.integers(1, 2**17)
+tiny, short = st.integers(1, 12), st.integers(1, 40)
 HALF, WHOLE = (2, 4), (4, 4)
 
 
@@ -38,44 +42,73 @@ def gain(spec, M, N, K, itemsize=2):
   return next(times) / next(times)
 
 
+def one_call(M, N, K, halves, itemsize, rate, hbm, side):
+  """ns, FLOPs, bytes and bytes of indices of operands that are laid out."""
+
+  def padded(size, by):
+    return np.ones(size + -size % by)
+
+  rows, cols, deep = (padded(size, side) for size in (M, N, K))
+  stored = np.ones((K, N))
+  codes = np.zeros(0, np.uint8)
+  if halves:
+    # Of every four, the last ones padded, the first two stay.
+    deep = padded(deep.size, 4).reshape(-1, 4)[:, :2].ravel()
+    stored = np.pad(stored, ((0, -K % 4), (0, 0))).reshape(-1, 4, N)[:, :2]
+    codes = np.packbits(np.zeros(2 * stored.size, bool))  # 2 bits each
+  # A product of ones counts its own multiplications.
+  product = np.outer(rows, deep) @ np.outer(deep, cols)
+  kind = {1: np.int8, 2: np.int16}[itemsize]
+  arrays = np.ones((M, K)), stored, np.ones((M, N))
+  moved = sum(array.astype(kind).nbytes for array in arrays) + codes.nbytes
+  flops = 2 * int(product.sum())
+  time = max(math.ceil(Fraction(flops, rate)), math.ceil(Fraction(moved, hbm)))
+  return time + 70 + 30 * halves, flops, moved, codes.nbytes
+
+
 @laws
-@given(sizes, sizes, sizes, patterns(), st.sampled_from([1, 2]),
-       st.integers(1, 10**6), st.integers(1, 10**4),
-       st.sampled_from([1, 3, 16, 128]), st.booleans(),
+@given(short, short, short, patterns(), st.sampled_from([1, 2]),
+       st.integers(1, 10**4), st.integers(1, 10**3),
+       st.sampled_from([1, 3, 16]), st.booleans(),
        st.booleans())  # fmt: skip
 @example(1, 1, 1, NM(2, 4), 2, 1, 10**4, 1, True, False)  # one weight, padded
-@example(2**17, 2**17, 2**17, NM(2, 4), 1, 3, 10**4, 1, True, False)
-def test_time_is_the_slower_of_arithmetic_and_memory(
+@example(9, 9, 9, NM(2, 4), 2, 1, 10**4, 1, True, True)  # the sparse call wins
+def test_a_call_takes_what_its_operands_do(
   M, N, K, nm, itemsize, peak, hbm, side, sparse, fallback
 ):
   kind = "tensorcore" if sparse else "gpu"
   engine = Roofline(kind, "x", peak, hbm, side, 2, 70, 30, fallback=fallback)
   got = counts(M, N, K, engine, nm.n, nm.m, itemsize)
-
-  def call(halves):
-    pads = [-(-size // side) * side for size in (M, N, K)]
-    deep, stored = pads[2], K
-    if halves:
-      deep, stored = -(-deep // 4) * 2, -(-K // 4) * 2
-    flops = 2 * pads[0] * pads[1] * deep
-    index = -(-stored * N // 4) if halves else 0  # 2 bits each
-    moved = itemsize * (M * K + stored * N + M * N) + index
-    time = max(-(-flops // (peak * (1 + (itemsize == 1)))), -(-moved // hbm))
-    return time + 70 + 30 * halves, flops, moved, index
-
-  fullest = nm.n * 4 // nm.m if nm.m < 4 else min(nm.n, 4)
-  want = call(sparse and fullest <= 2)
+  rate = {1: 2 * peak, 2: peak}[itemsize]
+  machine = itemsize, rate, hbm, side
+  # The most that a block of four may hold, of all places that n:m allows.
+  group = np.arange(math.lcm(4, nm.m)) % nm.m < nm.n
+  fullest = group.reshape(-1, 4).sum(1).max()
+  want = one_call(M, N, K, sparse and fullest <= 2, *machine)
   if fallback:
-    want = min(want, call(False))
+    want = min(want, one_call(M, N, K, False, *machine))
   names = ("cycles", "flops", "dram_bytes", "metadata_bytes")
   assert tuple(int(got[name]) for name in names) == want
+
+
+@laws
+@given(sizes, sizes, sizes, patterns(), st.sampled_from([1, 2]),
+       st.integers(1, 10**6), st.integers(1, 10**4),
+       st.sampled_from([1, 3, 16, 128]), st.booleans(),
+       st.booleans())  # fmt: skip
+@example(2**17, 2**17, 2**17, NM(2, 4), 1, 3, 10**4, 1, True, False)
+def test_parts_add_up_and_only_kept_weights_are_useful(
+  M, N, K, nm, itemsize, peak, hbm, side, sparse, fallback
+):
+  kind = "tensorcore" if sparse else "gpu"
+  engine = Roofline(kind, "x", peak, hbm, side, 2, 70, 30, fallback=fallback)
+  got = counts(M, N, K, engine, nm.n, nm.m, itemsize)
   assert got["cycles"] == sum(got[part] for part in PARTS)
-  kept = K // nm.m * nm.n + min(K % nm.m, nm.n)
-  rate = peak * (1 + (itemsize == 1))
+  kept = np.count_nonzero(np.arange(K) % nm.m < nm.n)
+  rate = {1: 2 * peak, 2: peak}[itemsize]
   assert 0 < got["utilisation"] <= 1
-  np.testing.assert_allclose(
-    got["utilisation"], 2 * M * N * kept / (want[0] * rate), rtol=1e-12
-  )
+  useful = 2 * M * N * kept / (int(got["cycles"]) * rate)
+  np.testing.assert_allclose(got["utilisation"], useful, rtol=1e-12)
 
 
 # bf16 TFLOP/s and TB/s, as published, and the 8-bit rate where there is one.
@@ -279,29 +312,59 @@ def test_a_product_past_int64_is_refused():
     counts(2**22, 2**22, 2**22, parse("tpu:v5e"))
 
 
-small = st.integers(1, 300)
+class Bus:
+  """Hands out arrays and counts their bytes, of whatever width a value has."""
+
+  def __init__(self):
+    self.bytes = 0
+
+  def move(self, array, width):
+    self.bytes += np.empty(np.shape(array), f"V{width}").nbytes
+    return array
 
 
 @laws
-@given(small, small, small, patterns(), st.booleans(), st.integers(1, 8),
-       st.integers(1, 8), st.integers(1, 8))  # fmt: skip
-def test_csr_bytes_are_those_of_a_walk_over_its_rows(
-  M, N, K, nm, reuse, value, index, pointer
+@given(tiny, tiny, short, patterns(), st.booleans(), st.integers(1, 8),
+       st.integers(1, 8), st.integers(1, 8), st.integers(0, 99))  # fmt: skip
+def test_csr_bytes_are_those_of_a_product_row_by_row(
+  M, N, K, nm, reuse, value, index, pointer, seed
 ):
-  engine = Csr("x", 3, 2, value, index, pointer, reuse)
-  got = csr_counts(M, N, K, engine, nm.n, nm.m)
-  kept = K // nm.m * nm.n + min(K % nm.m, nm.n)
-  row = (value + index) * kept + pointer
-  gathered = value * kept + value  # of one dense column, and its result
-  moved = sum(
-    (row if reuse else M * row) + M * gathered for _ in range(N)
-  )  # fmt: skip
+  rng = np.random.default_rng(seed)
+  score = rng.random((N, -(-K // nm.m) * nm.m))
+  score[:, K:] = 2  # a last part keeps what a whole group would
+  order = score.reshape(N, -1, nm.m).argsort(2).argsort(2)
+  w = ((order < nm.n).reshape(N, -1)[:, :K]) * rng.integers(1, 9, (N, K))
+  x = rng.integers(-9, 9, (M, K))
+  # The CSR matrix: values and indices, and where each row ends.
+  rows, indices = np.nonzero(w)
+  values, ends = w[rows, indices], np.searchsorted(rows, np.arange(N), "right")
+  matrix, dense, flops = Bus(), Bus(), 0
+  out = np.zeros((M, N), int)
+  for column, row in np.ndindex(M, N):
+    # Kept in place, a row comes once, with the first dense column.
+    bus = matrix if column == 0 or not reuse else Bus()
+    end = bus.move(ends[row], pointer)
+    here = slice(ends[row - 1] if row else 0, end)
+    weights = bus.move(values[here], value)
+    found = dense.move(x[column, bus.move(indices[here], index)], value)
+    out[column, row] = dense.move(weights @ found, value)
+    flops += 2 * len(weights)
+  np.testing.assert_array_equal(out, x @ w.T)
+  got = csr_counts(
+    M, N, K, Csr("x", 3, 2, value, index, pointer, reuse), nm.n, nm.m
+  )
+  moved = matrix.bytes + dense.bytes
   assert got["dram_bytes"] == moved
-  assert got["metadata_bytes"] == N * (index * kept + pointer)
-  assert got["flops"] == 2 * M * N * kept
+  stored = Bus()
+  for array, width in ((indices, index), (ends, pointer)):
+    stored.move(array, width)
+  assert got["metadata_bytes"] == stored.bytes
+  assert got["flops"] == flops
   assert got["cycles"] == sum(got[part] for part in PARTS)
-  assert got["cycles"] == max(-(-2 * M * N * kept // 3), -(-moved // 2))
+  slower = max(Fraction(flops, 3), Fraction(moved, 2))
+  assert got["cycles"] == math.ceil(slower)
   assert 0 < got["utilisation"] <= 1
+  kept = len(values) / N
   columns = M if reuse else 1
   np.testing.assert_allclose(
     got["flops"] / got["dram_bytes"],
