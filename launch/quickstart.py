@@ -80,6 +80,7 @@ def main() -> None:
   except Diverged as error:
     cli.fail(str(error), code=1)
   if len(rows) < len(runs):
+    print("stopped; the same command goes on from here")
     return
   compare.plot(rows, workdir / "report.png", "ViT on digits")
   compare.write_json(rows, workdir / "report.json")

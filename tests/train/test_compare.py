@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import struct
@@ -176,3 +177,25 @@ def test_pictures_of_few_and_of_equal_runs(rows, tmp_path):
   assert header.startswith(b"\x89PNG")
   width, height = struct.unpack(">II", header[16:])
   assert width > 2 * height > 1000
+
+
+def test_names_of_near_speed_ups_do_not_meet(tmp_path, monkeypatch):
+  figure_module = pytest.importorskip("matplotlib.figure")
+  drawn = []
+  save = figure_module.Figure.savefig
+  monkeypatch.setattr(
+    figure_module.Figure,
+    "savefig",
+    lambda figure, path: drawn.append(figure) or save(figure, path),
+  )
+  near = [
+    dataclasses.replace(SPARSE, pattern=pattern, speedup=speedup)
+    for pattern, speedup in [
+      ("ff: 1:4", 2.45), ("ff: 2:8", 2.45), ("ff: 2:4", 2.4), ("ff: 4:8", 2.35),
+    ]
+  ]  # fmt: skip
+  plot([DENSE, SPARSE, *near], tmp_path / "report.png")
+  boxes = [text.get_window_extent() for text in drawn[0].axes[0].texts]
+  assert len(boxes) == 5
+  for one, other in itertools.combinations(boxes, 2):
+    assert not one.overlaps(other)

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-# Every mistake in one process, which ends where training would begin.
+# Every mistake in one process; training, if it began, would be stopped.
 DRIVER = """
 import json, runpy, sys
 from absl import flags
 from figs_jax.train import cli, compare
 
-compare.train = lambda config, where: sys.exit("training begins")
+def stopped(config, where):
+  print("training", where.name, file=sys.stderr)
+  return {"finished": False}
+
+compare.train = stopped
 program = runpy.run_path("launch/quickstart.py", run_name="quickstart")
 for arguments in json.loads(sys.argv[1]):
   flags.FLAGS.unparse_flags()
@@ -23,7 +27,8 @@ for arguments in json.loads(sys.argv[1]):
   try:
     cli.run(program["main"])
   except SystemExit as end:
-    print("end of it:", end.code, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    print("end of it:", end.code or 0, file=sys.stderr, flush=True)
 """
 MISTAKES = {
   "--recipes=figs,figss": "--recipes: no recipe 'figss', did you mean 'figs'?",
@@ -65,12 +70,13 @@ def told(tmp_path_factory):
   ends = said.split("end of it: ")
   texts = [ends[0], *(end.partition("\n")[2] for end in ends[1:-1])]
   codes = [end.partition("\n")[0] for end in ends[1:]]
-  return where, dict(zip([*MISTAKES, "none"], zip(texts, codes), strict=True))
+  ends = dict(zip([*MISTAKES, "none"], zip(texts, codes), strict=True))
+  return where, done.stdout, ends
 
 
 @pytest.mark.parametrize("word", MISTAKES)
 def test_mistakes_get_one_line_and_exit_2(word, told):
-  text, code = told[1][word]
+  text, code = told[2][word]
   lines = [line for line in text.splitlines() if "cannot hold" not in line]
   assert len(lines) == 1, text
   assert lines[0].startswith("quickstart.py: ")
@@ -78,9 +84,12 @@ def test_mistakes_get_one_line_and_exit_2(word, told):
   assert code == "2"
 
 
-def test_without_a_mistake_training_begins(told):
-  where, ends = told
-  assert ends["none"][1] == "training begins"
+def test_without_a_mistake_training_begins_and_can_be_stopped(told):
+  where, printed, ends = told
+  text, code = ends["none"]
+  assert text.splitlines()[-1] == "training dense"
+  assert printed == "stopped; the same command goes on from here\n"
+  assert code == "0"
   assert sorted(path.name for path in (where / "runs").iterdir()) == [
     "dense", "figs-ff-1-16",
   ]  # fmt: skip
