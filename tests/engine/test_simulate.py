@@ -83,7 +83,6 @@ def check(engine, pattern, x, w, mask):
     ("vegeta-s-2-2:8x4:overlap=weights:bw_in=9", "3:4", 9, 9, 20),
     # Tiles that stream for less than a load, whose sums do not wait for it.
     ("vegeta-s-2-2:8x4:overlap=full:tile=3:interleave=1", "2:4", 9, 9, 40),
-    ("vegeta-s-2-2:8x4:overlap=full:tile=1:interleave=3", "1:4", 4, 9, 40),
     # A row has no place for two weights of a block, but for one.
     ("vegeta-s-2-1:1x4", "2:4", 9, 9, 10),
     ("vegeta-s-2-1:1x4", "1:4", 9, 9, 10),
@@ -161,6 +160,19 @@ def vegeta_designs(draw):
 def test_vegeta_is_its_closed_form(M, N, K, fields, seed, pattern):  # fmt: skip
   nm = NM.parse(pattern)
   check(Vegeta(**fields), nm, *operands(seed, M, N, K, nm))
+
+
+@laws
+@given(st.integers(1, 9), st.integers(1, 8), st.integers(9, 20),
+       st.sampled_from([(True, 2, 2), (False, 2, 2)]), st.integers(1, 3),
+       st.integers(1, 3), st.sampled_from([3, UNLIMITED]))  # fmt: skip
+def test_sums_of_tiles_shorter_than_a_load_do_not_wait_for_it(
+  M, N, K, kind, tile, interleave, bw_out
+):
+  engine = Vegeta(
+    *(*kind, 8, 4, "full"), tile=tile, interleave=interleave, bw_out=bw_out
+  )
+  check(engine, NM(1, 1), *operands(0, M, N, K, NM(1, 1)))
 
 
 @pytest.mark.parametrize("n", [4, 2, 1])
