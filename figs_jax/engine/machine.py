@@ -14,8 +14,9 @@ every cycle
   sums            move down one block as their vector makes room, and leave
                   below the last one.
 
-All of these are registers that one `lax.scan` over cycles updates. Nothing here
-knows a closed form: how long a GEMM takes is when its last result has left.
+All of these are registers that one `lax.scan` over cycles updates. But for the
+rule below nothing here knows a closed form: how long a GEMM takes is when its
+last result has left.
 `figs_jax.engine.simulate` writes programs for it.
 
 Where loads and streams overlap fully, the last vector of all waits for a load
