@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from figs_jax.core.types import Array, Float
@@ -26,11 +27,8 @@ class Parts:
     # No stream where nothing is drawn: the state stays free of idle keys.
     return nnx.Dropout(rate, rngs=self.rngs if rate else None)
 
-  def drop_path(self, rate: float) -> nnx.Dropout:
-    """Stochastic depth (arXiv 1603.09382): one draw per sample."""
-    return nnx.Dropout(
-      rate, broadcast_dims=(1, 2), rngs=self.rngs if rate else None
-    )
+  def drop_path(self, most: float) -> DropPath:
+    return DropPath(most, rngs=self.rngs if most else None)
 
   def norm(self, width: int) -> nnx.LayerNorm:
     return nnx.LayerNorm(
@@ -52,6 +50,37 @@ class Parts:
       rngs=self.rngs,
       **options,
     )
+
+
+class DropPath(nnx.Module):
+  """Stochastic depth (arXiv 1603.09382): one draw per sample.
+
+  Args:
+    most: no call has a higher rate; 0 never draws.
+    rngs: stream `dropout`; None where nothing is drawn.
+  """
+
+  def __init__(self, most: float, *, rngs: nnx.Rngs | None):
+    self.most = most
+    self.rngs = rngs["dropout"].fork() if rngs else nnx.data(None)
+    self.deterministic = False
+
+  def __call__(
+    self, x: Float[Array, "batch tokens width"], rate: Any
+  ) -> Float[Array, "batch tokens width"]:
+    """x / (1 - rate) or 0 for each sample; rate may be traced, below 1."""
+    if not self.most or self.deterministic:
+      return x
+    assert self.rngs is not None
+    keep = 1 - jnp.asarray(rate, jnp.float32)
+    drawn = jax.random.bernoulli(self.rngs(), keep, (x.shape[0], 1, 1))
+    return jnp.where(drawn, x / keep.astype(x.dtype), jnp.zeros_like(x))
+
+  def set_view(self, deterministic: bool | None = None, **kwargs) -> dict:
+    """Lets `nnx.view` switch the mode; see `nnx.Dropout.set_view`."""
+    if deterministic is not None:
+      self.deterministic = deterministic
+    return kwargs
 
 
 class MLP(nnx.Module):
@@ -102,7 +131,8 @@ class Block(nnx.Module):
     self.drop_path2 = parts.drop_path(drop_path)
 
   def __call__(
-    self, x: Float[Array, "batch tokens width"]
+    self, x: Float[Array, "batch tokens width"], rate: Any = 0.0
   ) -> Float[Array, "batch tokens width"]:
-    x = x + self.drop_path1(self.dropout(self.attn(self.norm1(x))))
-    return x + self.drop_path2(self.mlp(self.norm2(x)))
+    """The block with its stochastic depth at this rate."""
+    x = x + self.drop_path1(self.dropout(self.attn(self.norm1(x))), rate)
+    return x + self.drop_path2(self.mlp(self.norm2(x)), rate)

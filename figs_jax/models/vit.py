@@ -12,6 +12,7 @@ it at zero on the first step.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from flax import nnx
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Float
+from figs_jax.models import stack
 from figs_jax.models.encoder import Block, Parts
 from figs_jax.models.positions import sincos_positions
 from figs_jax.nn import SparseConv
@@ -56,6 +58,8 @@ class ViT(nnx.Module):
     attention_dropout: on the attention weights.
     drop_path: stochastic depth; the rate rises linearly from 0 at the first
       block to this at the last.
+    scan: one scanned block instead of a list of them (`models.stack`), so that
+      the time to compile hardly grows with depth.
     remat: recompute each block in the backward pass instead of storing it.
     qkv_bias: whether q, k and v have biases.
     dtype: of the computation, as in "bfloat16". Logits are float32.
@@ -67,11 +71,11 @@ class ViT(nnx.Module):
   """
 
   words: ClassVar[dict[str, str]] = word_table(
-    ff=r"blocks/\d+/mlp/fc[12]/kernel",
-    q=r"blocks/\d+/attn/q/kernel",
-    k=r"blocks/\d+/attn/k/kernel",
-    v=r"blocks/\d+/attn/v/kernel",
-    o=r"blocks/\d+/attn/o/kernel",
+    ff=r"blocks/(?:\d+/)?mlp/fc[12]/kernel",
+    q=r"blocks/(?:\d+/)?attn/q/kernel",
+    k=r"blocks/(?:\d+/)?attn/k/kernel",
+    v=r"blocks/(?:\d+/)?attn/v/kernel",
+    o=r"blocks/(?:\d+/)?attn/o/kernel",
     conv=r"patch_embed/kernel",
     embed=r"patch_embed/kernel",
     head=r"head/kernel",
@@ -93,6 +97,7 @@ class ViT(nnx.Module):
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
     drop_path: float = 0.0,
+    scan: bool = False,
     remat: bool = False,
     qkv_bias: bool = True,
     dtype: Any = "float32",
@@ -127,19 +132,22 @@ class ViT(nnx.Module):
       normal = nnx.initializers.normal(0.02)
       self.pos_embed = nnx.Param(normal(rngs.params(), shape, param_dtype))
     self.dropout = parts.dropout(dropout)
-    self.blocks = nnx.List(
-      Block(
-        parts,
+    self.drop_path = drop_path
+    hidden = 4 * width if mlp_dim is None else mlp_dim
+
+    def block(rngs: nnx.Rngs) -> Block:
+      return Block(
+        dataclasses.replace(parts, rngs=rngs),
         width,
         heads,
-        4 * width if mlp_dim is None else mlp_dim,
+        hidden,
         qkv_bias=qkv_bias,
         dropout=dropout,
         attention_dropout=attention_dropout,
-        drop_path=float(rate),
+        drop_path=drop_path,
       )
-      for rate in np.linspace(0, drop_path, depth)
-    )
+
+    self.blocks = stack.build(block, depth, scan=scan, rngs=rngs)
     self.norm = parts.norm(width)
     self.head = parts.linear(
       width, num_classes, kernel_init=nnx.initializers.truncated_normal(0.02)
@@ -211,9 +219,8 @@ class ViT(nnx.Module):
       cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.width))
       x = jnp.concatenate([cls, x], axis=1)
     x = self.dropout(x + self._positions().astype(self.dtype))
-    run = nnx.remat(Block.__call__) if self.remat else Block.__call__
-    for block in self.blocks:
-      x = run(block, x)
+    rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
+    x, _ = stack.run(self.blocks, x, per_layer=rates, remat=self.remat)
     x = self.norm(x)
     x = x[:, 0] if self.pool == "cls" else x.mean(axis=1)
     return self.head(x).astype(jnp.float32)
@@ -225,20 +232,22 @@ class ViT(nnx.Module):
     size = self.patch[0] * self.patch[1] * self.in_channels
     products = batch * self.heads
     rows = [_row("patch_embed", batch * patches, width, size, self.patch_embed)]
-    for i, block in enumerate(self.blocks):
-      attn, mlp = f"blocks/{i}/attn", f"blocks/{i}/mlp"
-      for part in ("q", "k", "v"):
-        layer = getattr(block.attn, part)
-        rows.append(_row(f"{attn}/{part}", batch * tokens, width, width, layer))
-      many = {"count": products}
+    for name, block, count in stack.named("blocks", self.blocks):
+      attn, mlp = f"{name}/attn", f"{name}/mlp"
       fc1, fc2, o = block.mlp.fc1, block.mlp.fc2, block.attn.o
       hidden = fc1.out_features
+      for part in ("q", "k", "v"):
+        layer = getattr(block.attn, part)
+        rows.append(
+          _row(f"{attn}/{part}", batch * tokens, width, width, layer, count)
+        )
+      many = products * count
       rows += [
-        _row(f"{attn}/qk", tokens, tokens, depth, None) | many,
-        _row(f"{attn}/av", tokens, depth, tokens, None) | many,
-        _row(f"{attn}/o", batch * tokens, width, width, o),
-        _row(f"{mlp}/fc1", batch * tokens, hidden, width, fc1),
-        _row(f"{mlp}/fc2", batch * tokens, width, hidden, fc2),
+        _row(f"{attn}/qk", tokens, tokens, depth, None, many),
+        _row(f"{attn}/av", tokens, depth, tokens, None, many),
+        _row(f"{attn}/o", batch * tokens, width, width, o, count),
+        _row(f"{mlp}/fc1", batch * tokens, hidden, width, fc1, count),
+        _row(f"{mlp}/fc2", batch * tokens, width, hidden, fc2, count),
       ]
     return [*rows, _row("head", batch, self.num_classes, width, self.head)]
 
@@ -279,9 +288,13 @@ class ViT(nnx.Module):
       )
 
 
-def _row(name: str, m: int, n: int, k: int, layer: Any) -> dict[str, Any]:
+def _row(
+  name: str, m: int, n: int, k: int, layer: Any, count: int = 1
+) -> dict[str, Any]:
   pattern: NM | None = None if layer is None else layer.pattern
-  return {"name": name, "M": m, "N": n, "K": k, "pattern": pattern, "count": 1}
+  return {
+    "name": name, "M": m, "N": n, "K": k, "pattern": pattern, "count": count,
+  }  # fmt: skip
 
 
 def _pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:

@@ -40,7 +40,8 @@ def layers_of(
   Returns:
     Rows {"name", "M", "N", "K", "pattern", "count"} as of
     `figs_jax.models.layers_of`, and "mask", the real one as Bool (K, N), where
-    the layer is sparse and its mask known.
+    the layer is sparse and its mask known; scanned layers then have a row each,
+    "blocks/mlp/fc1[0]".
 
   Raises:
     ValueError: a batch below 1, a model of another origin, an option of runs
@@ -97,19 +98,29 @@ def finished_model(
 
 
 def _rows(model: nnx.Module, batch: int) -> list[dict[str, Any]]:
-  rows = models.layers_of(model, batch)
   masks = flatten(nn.split(model)[2])
-  for row in rows:
+  rows = []
+  for row in models.layers_of(model, batch):
     mask = masks.get(f"{row['name']}/kernel")
     if mask is None or not _is_known(mask):
+      rows.append(row)
       continue
-    if math.prod(mask.shape) != row["K"] * row["N"]:
+    stacked, rest = divmod(math.prod(mask.shape), row["K"] * row["N"])
+    if rest or row["count"] % max(stacked, 1):
       raise ValueError(
         f"{row['name']}: the mask {mask.shape} is not of the product's weight,"
         f" K={row['K']}, N={row['N']}; write its row for the engine yourself"
       )
     # The contracted axes come first, in the order of the groups.
-    row["mask"] = np.asarray(mask).reshape(row["K"], row["N"])
+    each = np.asarray(mask).reshape(stacked, row["K"], row["N"])
+    if stacked == 1:
+      rows.append(row | {"mask": each[0]})
+      continue
+    count = row["count"] // stacked
+    rows += [
+      row | {"name": f"{row['name']}[{i}]", "mask": one, "count": count}
+      for i, one in enumerate(each)
+    ]
   return rows
 
 

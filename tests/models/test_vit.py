@@ -165,10 +165,13 @@ def test_remat_gives_the_same_loss_and_gradients():
 
 def test_drop_path_is_per_sample_scaled_and_linear_in_depth():
   model = tiny(depth=3, drop_path=0.4)
-  rates = [block.drop_path1.rate for block in model.blocks]
-  np.testing.assert_allclose(rates, [0.0, 0.2, 0.4])
-  drop = model.blocks[2].drop_path1
-  out = drop(jnp.ones((400, 3, 2)))
+  seen = []
+  for block in model.blocks:
+    block.drop_path1 = lambda x, rate: seen.append(rate) or x
+  model(images())
+  np.testing.assert_allclose(seen, [0.0, 0.2, 0.4])
+  drop = model.blocks[2].drop_path2
+  out = drop(jnp.ones((400, 3, 2)), 0.4)
   per_sample = out[:, 0, 0]
   assert jnp.array_equal(
     out, jnp.broadcast_to(per_sample[:, None, None], (400, 3, 2))
@@ -177,7 +180,7 @@ def test_drop_path_is_per_sample_scaled_and_linear_in_depth():
   np.testing.assert_allclose(per_sample[kept], 1 / 0.6, rtol=1e-6)
   assert abs(float(kept.mean()) - 0.6) < 4 * (0.24 / 400) ** 0.5
   model.eval()
-  assert jnp.array_equal(drop(jnp.ones((4, 3, 2))), jnp.ones((4, 3, 2)))
+  assert jnp.array_equal(drop(jnp.ones((4, 3, 2)), 0.4), jnp.ones((4, 3, 2)))
 
 
 def test_dropout_is_a_function_of_the_key_and_off_in_evaluation():

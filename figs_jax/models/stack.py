@@ -1,0 +1,132 @@
+"""Blocks of one kind in a row: a list of them, or one that is scanned.
+
+A list is compiled block by block. Scanned blocks are a single module whose
+variables have a leading axis of depth, so that a deep model compiles about as
+fast as a shallow one; masks and leaks are stacked with their kernels, and the
+paths lack the number (`blocks/mlp/fc1/kernel`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from figs_jax.core.types import Array
+
+Blocks = Any  # an nnx.List of blocks, or one stacked block
+
+
+def build(
+  make: Callable[[nnx.Rngs], nnx.Module],
+  depth: int,
+  *,
+  scan: bool,
+  rngs: nnx.Rngs,
+) -> Blocks:
+  """As many blocks as `depth` says, each with random numbers of its own.
+
+  Args:
+    make: builds one block; all blocks have the same structure.
+    depth: how many.
+    scan: one stacked block instead of a list.
+    rngs: every stream that `make` reads.
+
+  >>> def make(rngs):
+  ...   return nnx.Linear(3, 3, rngs=rngs)
+  >>> build(make, 4, scan=True, rngs=nnx.Rngs(0)).kernel.shape
+  (4, 3, 3)
+  >>> len(build(make, 4, scan=False, rngs=nnx.Rngs(0)))
+  4
+  """
+  if not scan:
+    return nnx.List(make(rngs) for _ in range(depth))
+
+  @nnx.split_rngs(splits=depth)
+  @nnx.vmap(in_axes=0, out_axes=0)
+  def stacked(rngs: nnx.Rngs) -> nnx.Module:
+    return make(rngs)
+
+  return stacked(rngs)
+
+
+def run(
+  blocks: Blocks,
+  x: Array,
+  *shared: Any,
+  per_layer: Any = None,
+  remat: bool = False,
+) -> tuple[Array, Any]:
+  """One block after the other: x = block(x, *shared), as `build` made them.
+
+  Args:
+    blocks: of `build`.
+    x: what passes through; a block keeps its shape and dtype.
+    *shared: the same for every block.
+    per_layer: a pytree of arrays with a leading axis of depth; a block gets its
+      slice as the last argument. None gives no such argument.
+    remat: recompute each block in the backward pass instead of storing it.
+
+  Returns:
+    (x, ys): where blocks return (x, y), ys has their y on a leading axis of
+    depth; else it is None.
+
+  >>> blocks = build(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4, scan=True,
+  ...                rngs=nnx.Rngs(0))
+  >>> run(blocks, jnp.ones((2, 3)))[0].shape
+  (2, 3)
+  """
+  if isinstance(blocks, nnx.List):
+    return _one_by_one(blocks, x, shared, per_layer, remat)
+  graphdef, state = nnx.split(blocks)
+
+  def body(x, xs):
+    slices, mine = xs
+    block = nnx.merge(graphdef, slices)
+    x, y = _pair(block(x, *shared, *mine))
+    return x, (y, nnx.state(block, nnx.RngState))
+
+  if remat:
+    # The loop itself keeps the two computations apart.
+    body = jax.checkpoint(body, prevent_cse=False)
+  mine = () if per_layer is None else (per_layer,)
+  x, (ys, streams) = jax.lax.scan(body, x, (state, mine))
+  nnx.update(blocks, streams)
+  return x, ys
+
+
+def named(name: str, blocks: Blocks) -> list[tuple[str, Any, int]]:
+  """(path, block, how many it stands for) of the blocks stored at `name`.
+
+  >>> blocks = build(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4, scan=True,
+  ...                rngs=nnx.Rngs(0))
+  >>> [(path, count) for path, _, count in named("blocks", blocks)]
+  [('blocks', 4)]
+  """
+  if isinstance(blocks, nnx.List):
+    return [(f"{name}/{i}", block, 1) for i, block in enumerate(blocks)]
+  depth = jax.tree.leaves(nnx.state(blocks, nnx.Param))[0].shape[0]
+  return [(name, blocks, depth)]
+
+
+def _one_by_one(blocks, x, shared, per_layer, remat):
+  call = nnx.remat(_call) if remat else _call
+  ys = []
+  for index, block in enumerate(blocks):
+    mine = jax.tree.map(lambda leaf, i=index: leaf[i], per_layer)
+    x, y = _pair(call(block, x, *shared, *(() if mine is None else (mine,))))
+    ys.append(y)
+  if ys and ys[0] is not None:
+    return x, jax.tree.map(lambda *each: jnp.stack(each), *ys)
+  return x, None
+
+
+def _call(block: nnx.Module, *args: Any) -> Any:
+  return block(*args)
+
+
+def _pair(out: Any) -> tuple[Array, Any]:
+  return out if isinstance(out, tuple) else (out, None)
