@@ -3,8 +3,8 @@
 `simulate` writes the program of a GEMM, weights packed as its mask asks, clocks
 the array (`figs_jax.engine.machine`), and returns the product, the cycles and
 the words that moved. The closed forms of `figs_jax.engine.figs` and
-`figs_jax.engine.vegeta` equal them. How long blocks are and how many of them
-run both take from the same functions (`figs.packing`, `occupancy.fit`); of
+`figs_jax.engine.vegeta` equal them. How long blocks are and how much of each
+runs both take from the same functions (`figs.packing`, `occupancy.fit`); of
 folds, streams and waits nothing is shared.
 
 The FIGS array is a reconstruction from the FiGS slides, of which only alpha,
