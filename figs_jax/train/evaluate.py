@@ -154,8 +154,11 @@ def evaluate(
     flops_dense.
 
   Raises:
+    ValueError: no such engine.
     CheckpointError: no such checkpoint, or a damaged or foreign one.
   """
+  if engine_spec is not None:
+    engine.parse(engine_spec)
   experiment, state, step = restore(workdir, step, data_dir=data_dir)
   values = dict(evaluator(experiment).run(state, ema=ema))
   accuracies = np.atleast_1d(values["accuracy"]).tolist()

@@ -12,7 +12,12 @@ from figs_jax import nn
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import Leaf
 from figs_jax.train import study
-from figs_jax.train.evaluate import Classification, exact_nm, storage
+from figs_jax.train.evaluate import (
+  Classification,
+  evaluate,
+  exact_nm,
+  storage,
+)
 from figs_jax.train.experiment import build
 from figs_jax.train.state import finish
 
@@ -93,3 +98,8 @@ def test_a_finished_model_of_any_step_is_exact(tiny_config):
   state = experiment.state()
   leaves = nn.masked_leaves(state.finished())
   assert all(exact_nm(finish(state)[0], leaves).values())
+
+
+def test_an_unknown_engine_is_told_before_anything_is_read(tmp_path):
+  with pytest.raises(ValueError, match="unknown kind 'wss', did you mean 'ws'"):
+    evaluate(tmp_path / "none", engine_spec="wss:8x8")
