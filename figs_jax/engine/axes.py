@@ -78,6 +78,7 @@ def designs(
   >>> list(map(str, found))
   ['ws:8x8', 'figs:32x16:alpha=1', 'figs:32x16:alpha=3']
   """
+  _refuse_text(axes)
   known = {name for engine in engines for name in _fields(engine)}
   for name in axes:
     if name not in known:
@@ -126,6 +127,7 @@ def swept(
   >>> [total.pattern for total in made.totals]
   ['dense', '1:2']
   """
+  _refuse_text(axes)
   axes = dict(axes)
   patterns = axes.pop("pattern", (None,))
   machines = designs(engines, axes)
@@ -142,6 +144,15 @@ def swept(
       for pattern in patterns
     ]
   )
+
+
+def _refuse_text(axes: Mapping[str, Any]) -> None:
+  for name, values in axes.items():
+    if isinstance(values, str):
+      raise ValueError(
+        f"sweep {name!r}: got {values!r}; give a list of values, as in"
+        f" {[values]!r}"
+      )
 
 
 def _with(table: Layers, pattern: str | None) -> Layers:

@@ -46,12 +46,15 @@ class Cost:
     stall_in: waiting for the input ports.
     stall_out: waiting for the output ports.
     stall_dram: waiting for the memory.
-    utilisation: useful MACs / (cycles x multipliers), float64 in (0, 1].
+    utilisation: useful MACs / (cycles x multipliers), float64 in (0, 1]; the n
+      of m that a pattern stores are useful, whatever their values.
     ifmap_reads: activation words read on chip.
     filter_reads: weight words read on chip.
     ofmap_writes: words written on chip, partial sums included.
-    metadata_bytes: ceil(log2 m) bits for each kept weight, in bytes.
-    dram_bytes: every operand moved once (compulsory traffic), with metadata.
+    metadata_bytes: ceil(log2 m) bits for each kept weight, in bytes; of CSR its
+      indices and row pointers.
+    dram_bytes: every operand moved once (compulsory traffic), with metadata; of
+      CSR what each of its rows gathers, see `roofline.csr_counts`.
     energy_pj: float64.
     count: how often the model runs the layer.
   """

@@ -102,7 +102,7 @@ def sweep(
     raise ValueError(
       f"sweep precision={precision!r}: {nearest(precision, kinds)}"
     )
-  if not axes:
+  if not isinstance(axes, Mapping) or not axes:
     raise ValueError("sweep: no axes; give at least one, or call cost()")
   points = Points.of(Machine(engine, itemsize, energy), axes, table)
   devices = jax.local_devices() if devices is None else devices
@@ -155,8 +155,10 @@ class Sweep:
       steps: blocks that a device evaluates at a time.
 
     Raises:
-      ValueError: an unknown field.
+      ValueError: an unknown field, or no whole k from 1.
     """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+      raise ValueError(f"sweep k={k!r}: give how many points, 1 or more")
     number, walker = self._walker.grid.number, self._walker
     best, found = np.zeros(0, np.int64), np.zeros(0)
     for blocks, ((least, turn), _) in walker.walks(Smallest(by, where), steps):

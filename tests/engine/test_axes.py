@@ -113,6 +113,8 @@ def test_bad_designs():
     designs(engines, {"row": ("8",)})
   with pytest.raises(ValueError, match="sweep ws:rows=x: .* no whole number"):
     designs(engines, {"rows": ("x",)})
+  with pytest.raises(ValueError, match=r"got '16'; give a list.*\['16'\]"):
+    designs(engines, {"rows": "16"})
   with pytest.raises(ValueError, match="sweep figs:block=16: .* set alpha=15"):
     designs(engines, {"block": ("16",)})
   many = tuple(map(str, range(1, 1001)))

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import inspect
 import itertools
 
 import jax
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from figs_jax.core.pattern import NM
 from figs_jax.engine import Layers, cost, parse
 from figs_jax.engine.grid import Grid
-from figs_jax.engine.sweep import FLOAT32_ERROR, sweep
+from figs_jax.engine.sweep import FLOAT32_ERROR, Sweep, sweep
 
 GEMM = {"M": [196, 7], "N": [3072, 100], "K": [768, 40]}
 PATTERNS = ["dense", "1:2", "1:8"]
@@ -320,6 +321,9 @@ def test_layers_that_do_not_go_with_a_sweep_are_refused():
     sweep("ws", {"rows": [8]}, layers=masked)
   with pytest.raises(ValueError, match="'cycle': did you mean 'cycles'"):
     sweep("ws", SIZES).smallest("cycle")
+  for k in (0, -1, 1.5, True):
+    with pytest.raises(ValueError, match="give how many points, 1 or more"):
+      inspect.unwrap(Sweep.smallest)(sweep("ws", SIZES), "cycles", k)
   with pytest.raises(ValueError, match="float16.*Known: exact, float32"):
     sweep("ws", SIZES, precision="float16")
 
