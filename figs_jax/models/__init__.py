@@ -8,18 +8,30 @@ from typing import Any
 from flax import nnx
 
 from figs_jax.core.rules import nearest
+from figs_jax.models.swin_v2 import SwinV2
 from figs_jax.models.vit import ViT
 
-FAMILIES: dict[str, type[ViT]] = {"vit": ViT}
+FAMILIES: dict[str, type[Any]] = {
+  "swin_v2": SwinV2,
+  "vit": ViT,
+}
 
-__all__ = ["FAMILIES", "ViT", "create", "layers_of", "names", "options_of"]
+__all__ = [
+  "FAMILIES",
+  "SwinV2",
+  "ViT",
+  "create",
+  "layers_of",
+  "names",
+  "options_of",
+]
 
 
 def names() -> list[str]:
   """The known families.
 
-  >>> names()
-  ['vit']
+  >>> "vit" in names()
+  True
   """
   return sorted(FAMILIES)
 

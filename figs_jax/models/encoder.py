@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,10 @@ from figs_jax.core.types import Array, Float
 from figs_jax.nn import Attention, SparseLinear
 
 _glorot = nnx.initializers.xavier_uniform()
+_VIT_INIT = {
+  "kernel_init": _glorot,
+  "bias_init": nnx.initializers.normal(1e-6),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +35,10 @@ class Parts:
   def drop_path(self, most: float) -> DropPath:
     return DropPath(most, rngs=self.rngs if most else None)
 
-  def norm(self, width: int) -> nnx.LayerNorm:
+  def norm(self, width: int, epsilon: float = 1e-6) -> nnx.LayerNorm:
     return nnx.LayerNorm(
       width,
-      epsilon=1e-6,
+      epsilon=epsilon,
       # The fast form, E[x²] - E[x]², loses digits where the mean is large.
       use_fast_variance=False,
       dtype=self.dtype,
@@ -86,8 +91,14 @@ class DropPath(nnx.Module):
 class MLP(nnx.Module):
   """fc2(gelu(fc1(x))), with dropout after each."""
 
-  def __init__(self, parts: Parts, width: int, dim: int, dropout: float):
-    init = {"kernel_init": _glorot, "bias_init": nnx.initializers.normal(1e-6)}
+  def __init__(
+    self,
+    parts: Parts,
+    width: int,
+    dim: int,
+    dropout: float,
+    init: Mapping[str, nnx.Initializer] = _VIT_INIT,
+  ):
     self.fc1 = parts.linear(width, dim, **init)
     self.fc2 = parts.linear(dim, width, **init)
     self.dropout1 = parts.dropout(dropout)

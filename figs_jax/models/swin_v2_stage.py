@@ -1,0 +1,317 @@
+"""What a Swin-V2 stage is made of: window attention, blocks, patch merging."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from figs_jax.core.types import Array, Bool, Float
+from figs_jax.models import stack, windows
+from figs_jax.models.encoder import MLP, Parts
+from figs_jax.models.gemm import row
+
+INIT = {"kernel_init": nnx.initializers.truncated_normal(0.02)}
+EPSILON = 1e-5
+_HIDDEN = 512
+_LOG_MOST = math.log(100.0)
+# Far below any logit of a trained model. The authors' code adds -100, the
+# Hugging Face one the same twice; they differ where a temperature nears 1/100.
+_APART = -200.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Sizes of a stage.
+
+  Args:
+    height, width: of the feature map.
+    channels, heads, hidden: widths of attention and feed-forward layers.
+    window: side; clipped to the resolution.
+    shift: of every second block.
+    pretrained: the window that the position bias was trained with, 0 for this.
+  """
+
+  height: int
+  width: int
+  channels: int
+  heads: int
+  hidden: int
+  window: int
+  shift: int
+  pretrained: int
+
+  @property
+  def padded(self) -> tuple[int, int]:
+    """Height and width, padded to multiples of the window."""
+    pad_h, pad_w = (
+      windows.padding(n, self.window) for n in (self.height, self.width)
+    )
+    return self.height + pad_h, self.width + pad_w
+
+  @property
+  def merged(self) -> tuple[int, int]:
+    """Height and width after patch merging."""
+    return (self.height + 1) // 2, (self.width + 1) // 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+  """Of dropout: after projections, on attention weights, of whole branches."""
+
+  dropout: float
+  attention: float
+  path: float
+
+
+class PositionBias(nnx.Module):
+  """16 sigmoid(fc2(relu(fc1(log offset)))): one bias per head and offset.
+
+  In float32 whatever the model's dtype: it is small and its input a logarithm.
+  """
+
+  def __init__(self, parts: Parts, shape: Shape):
+    parts = dataclasses.replace(parts, dtype=jnp.dtype("float32"))
+    self.fc1 = parts.linear(2, _HIDDEN, **INIT)
+    self.fc2 = parts.linear(_HIDDEN, shape.heads, use_bias=False, **INIT)
+    self.window, self.pretrained = shape.window, shape.pretrained
+
+  def __call__(self) -> Float[Array, "heads tokens tokens"]:
+    """The bias of every pair of tokens of a window."""
+    offsets = jnp.asarray(windows.log_offsets(self.window, self.pretrained))
+    table = 16 * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(offsets))))
+    return table[windows.offset_index(self.window)].transpose(2, 0, 1)
+
+
+class WindowAttention(nnx.Module):
+  """softmax(cos(q, k) / temperature + position bias) v within each window.
+
+  The key has no bias. 1 / temperature is learned per head, at most 100.
+  """
+
+  def __init__(self, parts: Parts, shape: Shape, qkv_bias: bool, rates: Rates):
+    channels = shape.channels
+    self.heads = shape.heads
+    self.q = parts.linear(channels, channels, use_bias=qkv_bias, **INIT)
+    self.k = parts.linear(channels, channels, use_bias=False, **INIT)
+    self.v = parts.linear(channels, channels, use_bias=qkv_bias, **INIT)
+    self.o = parts.linear(channels, channels, **INIT)
+    start = jnp.full((shape.heads,), math.log(10.0), parts.param_dtype)
+    self.logit_scale = nnx.Param(start)
+    self.cpb = PositionBias(parts, shape)
+    self.dropout = parts.dropout(rates.attention)
+
+  def __call__(
+    self,
+    x: Float[Array, "batch windows tokens channels"],
+    apart: Bool[Array, "windows tokens tokens"] | None,
+  ) -> Float[Array, "batch windows tokens channels"]:
+    """Attention within each window.
+
+    Args:
+      x: the tokens of every window.
+      apart: pairs that must not see one another; None if all may.
+    """
+    q, k = (_unit(self._heads(part(x))) for part in (self.q, self.k))
+    v = self._heads(self.v(x))
+    logits = jnp.einsum(
+      "bwqhd,bwkhd->bwhqk", q, k, preferred_element_type=jnp.float32
+    )
+    scale = jnp.asarray(self.logit_scale[...], jnp.float32)
+    scale = jnp.exp(jnp.minimum(scale, _LOG_MOST))
+    logits = logits * scale[:, None, None] + self.cpb()[None, None]
+    if apart is not None:
+      far = jnp.where(apart, jnp.float32(_APART), jnp.float32(0))
+      logits = logits + far[None, :, None]
+    weights = self.dropout(jax.nn.softmax(logits, axis=-1)).astype(v.dtype)
+    out = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, v)
+    return self.o(out.reshape(x.shape))
+
+  def _heads(
+    self, x: Float[Array, "batch windows tokens channels"]
+  ) -> Float[Array, "batch windows tokens heads depth"]:
+    return x.reshape(*x.shape[:-1], self.heads, -1)
+
+
+class Block(nnx.Module):
+  """x += norm1(attn(x)); x += norm2(mlp(x)): norms follow the branches."""
+
+  def __init__(self, parts: Parts, shape: Shape, qkv_bias: bool, rates: Rates):
+    self.shape = shape
+    self.attn = WindowAttention(parts, shape, qkv_bias, rates)
+    self.norm1 = _branch_norm(parts, shape.channels)
+    self.mlp = MLP(parts, shape.channels, shape.hidden, rates.dropout, INIT)
+    self.norm2 = _branch_norm(parts, shape.channels)
+    self.dropout = parts.dropout(rates.dropout)
+    self.drop_path1 = parts.drop_path(rates.path)
+    self.drop_path2 = parts.drop_path(rates.path)
+
+  def __call__(
+    self, x: Float[Array, "batch tokens channels"], place: tuple[Any, Any]
+  ) -> Float[Array, "batch tokens channels"]:
+    """The block; its place is (rate of stochastic depth, 1 if shifted)."""
+    rate, odd = place
+    attended = self.dropout(self._attend(x, self.shape.shift * odd))
+    x = x + self.drop_path1(self.norm1(attended), rate)
+    return x + self.drop_path2(self.norm2(self.mlp(x)), rate)
+
+  def _attend(
+    self, x: Float[Array, "batch tokens channels"], shift: Any
+  ) -> Float[Array, "batch tokens channels"]:
+    """Windows of the padded map, rolled up and left by the shift."""
+    shape, side = self.shape, self.shape.window
+    height, width = shape.padded
+    grid = x.reshape(x.shape[0], shape.height, shape.width, -1)
+    missing = (height - shape.height, width - shape.width)
+    grid = jnp.pad(grid, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+    # A shift known to be 0 costs nothing; under a scan it is traced.
+    still = not shape.shift or not isinstance(shift, Array) and not shift
+    if not still:
+      grid = _rolled(grid, -shift)
+    apart = None if still else windows.apart(height, width, side, shift)
+    out = self.attn(windows.split(grid, side), apart)
+    out = windows.join(out, side, height, width)
+    if not still:
+      out = _rolled(out, shift)
+    return out[:, : shape.height, : shape.width].reshape(x.shape)
+
+
+class PatchMerging(nnx.Module):
+  """Each 2 x 2 of C channels becomes one token of 2 C; odd maps are padded."""
+
+  def __init__(self, parts: Parts, shape: Shape):
+    self.shape = shape
+    channels = shape.channels
+    self.reduction = parts.linear(
+      4 * channels, 2 * channels, use_bias=False, **INIT
+    )
+    self.norm = parts.norm(2 * channels, EPSILON)
+
+  def __call__(
+    self, x: Float[Array, "batch tokens channels"]
+  ) -> Float[Array, "batch merged double"]:
+    """norm(reduction(top left, bottom left, top right, bottom right))."""
+    height, width = self.shape.height, self.shape.width
+    grid = x.reshape(x.shape[0], height, width, -1)
+    grid = jnp.pad(grid, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    rows, columns = self.shape.merged
+    fours = grid.reshape(x.shape[0], rows, 2, columns, 2, -1)
+    fours = fours.transpose(0, 1, 3, 4, 2, 5)
+    fours = fours.reshape(x.shape[0], rows * columns, -1)
+    return self.norm(self.reduction(fours))
+
+
+class Stage(nnx.Module):
+  """Blocks at one resolution, every second one shifted; then a merging.
+
+  Args:
+    parts: shared by the model.
+    shape: sizes.
+    depth: number of blocks.
+    merge: whether patch merging follows.
+    qkv_bias: whether q and v have biases.
+    rates: of dropout.
+    scan: as of `models.stack`.
+  """
+
+  def __init__(
+    self,
+    parts: Parts,
+    shape: Shape,
+    depth: int,
+    *,
+    merge: bool,
+    qkv_bias: bool,
+    rates: Rates,
+    scan: bool,
+  ):
+    self.shape = shape
+
+    def block(rngs: nnx.Rngs) -> Block:
+      return Block(
+        dataclasses.replace(parts, rngs=rngs), shape, qkv_bias, rates
+      )
+
+    self.blocks = stack.build(block, depth, scan=scan, rngs=parts.rngs)
+    self.merge = PatchMerging(parts, shape) if merge else None
+
+  def __call__(
+    self,
+    x: Float[Array, "batch tokens channels"],
+    rates: np.ndarray,
+    remat: bool,
+  ) -> Float[Array, "batch merged wide"]:
+    """The stage; rates are the blocks' of stochastic depth."""
+    odd = np.arange(len(rates), dtype=np.int32) % 2
+    x, _ = stack.run(self.blocks, x, per_layer=(rates, odd), remat=remat)
+    return x if self.merge is None else self.merge(x)
+
+  def gemms(self, name: str, batch: int) -> list[dict[str, Any]]:
+    """Rows as of `figs_jax.models.layers_of`, the stage stored at `name`."""
+    shape, width = self.shape, self.shape.channels
+    tokens, side = shape.height * shape.width, shape.window
+    inside, seen = side**2, math.prod(shape.padded)  # per window; per image
+    offsets, depth = (2 * side - 1) ** 2, width // shape.heads
+    rows = []
+    for path, block, count in stack.named(f"{name}/blocks", self.blocks):
+      attn, cpb = block.attn, block.attn.cpb
+      rows += [
+        row(
+          f"{path}/attn/{part}",
+          batch * seen,
+          width,
+          width,
+          getattr(attn, part),
+          count,
+        )
+        for part in ("q", "k", "v")
+      ]
+      many = batch * seen // inside * shape.heads * count
+      first, second = f"{path}/attn/cpb/fc1", f"{path}/attn/cpb/fc2"
+      fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+      rows += [
+        # Once per pass, whatever the batch.
+        row(first, offsets, _HIDDEN, 2, cpb.fc1, count),
+        row(second, offsets, shape.heads, _HIDDEN, cpb.fc2, count),
+        row(f"{path}/attn/qk", inside, inside, depth, None, many),
+        row(f"{path}/attn/av", inside, depth, inside, None, many),
+        row(f"{path}/attn/o", batch * seen, width, width, attn.o, count),
+        row(f"{path}/mlp/fc1", batch * tokens, shape.hidden, width, fc1, count),
+        row(f"{path}/mlp/fc2", batch * tokens, width, shape.hidden, fc2, count),
+      ]
+    if self.merge is not None:
+      m, reduction = batch * math.prod(shape.merged), self.merge.reduction
+      path = f"{name}/merge/reduction"
+      rows.append(row(path, m, 2 * width, 4 * width, reduction))
+    return rows
+
+
+def _branch_norm(parts: Parts, width: int) -> nnx.LayerNorm:
+  """Its scale starts at 0, as in the authors' code: a block is x at first."""
+  norm = parts.norm(width, EPSILON)
+  norm.scale = nnx.Param(jnp.zeros((width,), parts.param_dtype))
+  return norm
+
+
+def _rolled(
+  x: Float[Array, "batch height width channels"], shift: Any
+) -> Float[Array, "batch height width channels"]:
+  """Every place moves down and right by the shift, around the edges."""
+  return jnp.roll(jnp.roll(x, shift, 1), shift, 2)
+
+
+def _unit(x: Float[Array, "*lead depth"]) -> Float[Array, "*lead depth"]:
+  """x / |x|, in float32; 0 stays 0, as the keys of padding are.
+
+  Its slope at 0 is set to 1: the reference's 1e12 is lost in the padding
+  anyway, but would drown the rest of a pruned gradient.
+  """
+  wide = x.astype(jnp.float32)
+  square = jnp.sum(wide**2, axis=-1, keepdims=True)
+  square = jnp.where(square > 1e-24, square, 1.0)
+  return (wide * jax.lax.rsqrt(square)).astype(x.dtype)
