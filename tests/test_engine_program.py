@@ -171,6 +171,23 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
   assert len(done.stderr.splitlines()) == 1
 
 
+def test_an_interruption_is_one_line():
+  code = (
+    "from figs_jax.train import cli\n"
+    "def main(): raise KeyboardInterrupt\n"
+    "cli.run(main)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    env={**os.environ, "PYTHONPATH": str(REPO)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 130
+  assert done.stderr.splitlines() == ["-c: interrupted"]
+
+
 def test_only_files_are_replaced_and_links_lead_to_them(tmp_path, capsys):
   pipe, link, loop = (tmp_path / name for name in ("pipe", "link", "loop"))
   os.mkfifo(pipe)

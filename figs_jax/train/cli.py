@@ -44,7 +44,14 @@ def run(
   a configuration file registers is listed too.
   """
   parser = functools.partial(_parse, more_help=more_help)
-  app.run(lambda _: main(), flags_parser=parser)
+
+  def begin(_: list[str]) -> None:
+    try:
+      main()
+    except KeyboardInterrupt:
+      fail("interrupted", code=130)
+
+  app.run(begin, flags_parser=parser)
 
 
 def quiet() -> None:

@@ -143,10 +143,15 @@ def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
   try:
     return recipes.create(name, config.pattern, config.total_steps, **options)
   except ValueError as error:
+    hint = ""
+    if name not in recipes.names():
+      hint = (
+        "; the recipe is the argument of the file, as in --config=FILE:figs, and"
+        " one of your own is known once the file that registers it has run"
+        " (evaluate.py: --recipe_file)"
+      )
     raise ConfigError(
-      f"config.recipe or config.pattern: {error}; the recipe is the argument"
-      " of the file, as in --config=FILE:figs, and one of your own is known"
-      " once the file that registers it has run (evaluate.py: --recipe_file)"
+      f"config.recipe or config.pattern: {error}{hint}"
     ) from error
 
 
