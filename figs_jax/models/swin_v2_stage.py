@@ -124,7 +124,7 @@ class WindowAttention(nnx.Module):
     )
     scale = jnp.asarray(self.logit_scale[...], jnp.float32)
     scale = jnp.exp(jnp.minimum(scale, _LOG_MOST))
-    logits = logits * scale[:, None, None] + self.cpb()[None, None]
+    logits = logits * scale[None, None, :, None, None] + self.cpb()[None, None]
     if apart is not None:
       far = jnp.where(apart, jnp.float32(_APART), jnp.float32(0))
       logits = logits + far[None, :, None]
