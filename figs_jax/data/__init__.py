@@ -1,8 +1,10 @@
-"""Images by name: tensorflow-datasets (no TensorFlow) read through grain.
+"""Images and text by name: tensorflow-datasets (no TensorFlow) through grain.
 
 One path serves `digits` (bundled with scikit-learn, prepared on first use),
 and any image set that the user has prepared, such as `cifar10` or
-`imagenet2012`. The network is touched only under `download=True`.
+`imagenet2012`; `figs_jax.data.text` serves `stdlib_text` (which every Python
+carries), `c4`, `glue` and `wmt14_translate`. The network is touched only under
+`download=True`.
 
 `figs_jax.data.mixup` holds what runs inside the train step, on the device.
 Names are resolved on first use, so that importing it needs jax only.
@@ -15,6 +17,7 @@ _EXPORTS = {
   "DataError": "figs_jax.data.sources",
   "Description": "figs_jax.data.sources",
   "describe": "figs_jax.data.sources",
+  "find_texts": "figs_jax.data.text",
   "load": "figs_jax.data.sources",
   "EvalBatches": "figs_jax.data.pipeline",
   "TrainBatches": "figs_jax.data.stream",

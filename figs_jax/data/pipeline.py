@@ -17,7 +17,14 @@ import numpy as np
 
 from figs_jax.data import augment as augment_lib
 from figs_jax.data import sources
-from figs_jax.data.stream import Batch, Examples, Order, TrainBatches
+from figs_jax.data.stream import (
+  Batch,
+  Examples,
+  Order,
+  TrainBatches,
+  check_shards,
+  parse_flags,
+)
 
 _DEFAULT_SIZE = 224
 _THREADS = 16
@@ -83,7 +90,7 @@ class _Pipeline:
       .random_map(_Prepare(self.examples, self.augment))
     )[start * per_batch :]
     if self.workers:
-      _parse_flags()
+      parse_flags()
       # Batched before the split over workers, so that the order stays.
       if per_batch > 1:
         dataset = dataset.batch(per_batch, batch_fn=_concatenate)
@@ -100,14 +107,6 @@ class _Pipeline:
     )
     single = dataset.to_iter_dataset(ahead)
     return iter(single.batch(per_batch, batch_fn=_concatenate))
-
-
-def _parse_flags() -> None:
-  """grain's worker processes read absl flags, which a library never parses."""
-  from absl import flags
-
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
 
 
 def train_batches(
@@ -145,7 +144,7 @@ def train_batches(
     DataError: see `load`.
     ValueError: an argument is out of its range.
   """
-  _check_shards(batch_size, shard_index, num_shards)
+  check_shards(batch_size, shard_index, num_shards)
   if start < 0 or workers < 0 or seed < 0:
     raise ValueError(
       f"start={start}, workers={workers}, seed={seed}: must be 0 or more"
@@ -200,7 +199,7 @@ def eval_batches(
 
   For the other arguments and errors see `train_batches`.
   """
-  _check_shards(batch_size, shard_index, num_shards)
+  check_shards(batch_size, shard_index, num_shards)
   examples, _, evaluate, size = _open(
     name, split, image_size, "none", data_dir, download
   )
@@ -222,12 +221,3 @@ def _open(name, split, image_size, augment, data_dir, download):
   train, evaluate = augment_lib.standard(builder.name, shape, size, augment)
   examples = Examples(sources.source_of(builder, split), shape)
   return examples, train, evaluate, size
-
-
-def _check_shards(batch_size: int, shard_index: int, num_shards: int) -> None:
-  if batch_size < 1 or not 0 <= shard_index < num_shards:
-    raise ValueError(
-      f"batch_size={batch_size}, shard_index={shard_index},"
-      f" num_shards={num_shards}: need batch_size >= 1 and"
-      " 0 <= shard_index < num_shards"
-    )

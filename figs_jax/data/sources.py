@@ -1,7 +1,8 @@
 """From a name to prepared examples, or to one clear error.
 
-`digits` prepares itself. Everything else is looked up in the user's data
-directory, and the network stays untouched unless `download=True`.
+`digits` and `stdlib_text` prepare themselves. Everything else is looked up in
+the user's data directory, and the network stays untouched unless
+`download=True`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import os
 import re
 import sys
@@ -17,7 +19,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from figs_jax.data import digits
+from figs_jax.data import digits, stdlib_text
+
+_BUNDLED = {"digits": digits.prepare, "stdlib_text": stdlib_text.prepare}
+# Without TensorFlow, tfds knows c4 and translations only once these are there.
+_REGISTERING = ("text", "translate")
 
 
 class DataError(Exception):
@@ -145,10 +151,10 @@ def find(
   name: str, *, data_dir: str | None = None, download: bool = False
 ) -> tfds.core.DatasetBuilder:
   """The builder of a data set; see `load` for arguments and errors."""
-  root = _root(data_dir)
-  if name == "digits":
+  root = root_of(data_dir)
+  if name in _BUNDLED:
     try:
-      return digits.prepare(root)
+      return _BUNDLED[name](root)
     except (OSError, ValueError) as error:
       raise DataError(
         f"{_first_line(error)}; choose a writable directory with"
@@ -167,10 +173,12 @@ def find(
 
 
 def _builder(name: str, root: str) -> tfds.core.DatasetBuilder:
+  for module in _REGISTERING:
+    importlib.import_module(f"tensorflow_datasets.{module}")
   try:
     return tfds.builder(name, data_dir=root)
   except tfds.core.DatasetNotFoundError:
-    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+    known = [*_BUNDLED, *tfds.list_builders(with_community_datasets=False)]
     base = re.split("[/:]", name)[0]
     raise DataError(
       f"unknown data set {name!r}; {_nearest(base, known, show=8)}"
@@ -194,10 +202,16 @@ def _check_prepared(builder: tfds.core.DatasetBuilder) -> None:
     )
 
 
-def _root(data_dir: str | None) -> str:
+def root_of(data_dir: str | None) -> str:
+  """Where data sets are: what is given, or tfds's own default."""
   if data_dir is None:
     data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   return os.path.expanduser(os.fspath(data_dir))
+
+
+def as_text(value: str | bytes) -> str:
+  """A text feature's value, which tfds reads as bytes and its mock as text."""
+  return value if isinstance(value, str) else value.decode()
 
 
 def _first_line(error: BaseException) -> str:

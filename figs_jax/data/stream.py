@@ -28,6 +28,7 @@ from figs_jax.data.augment import Images
 Batch = dict[str, np.ndarray]
 # Decoded sets up to this many bytes stay in memory: cifar10 is 154 MB.
 _CACHE_BYTES = 256 * 2**20
+_OF_EVALUATION = ("valid", "task")
 
 
 class Examples:
@@ -144,7 +145,8 @@ class TrainBatches(grain.DatasetIterator):
   def __next__(self) -> Batch:
     batch = next(self._running())
     self._next_batch += 1
-    return {"image": batch["image"], "label": batch["label"]}
+    # What says how to evaluate would only be copied to the device.
+    return {k: v for k, v in batch.items() if k not in _OF_EVALUATION}
 
   def get_state(self) -> dict[str, Any]:
     return {"next_batch": self._next_batch}
@@ -182,3 +184,21 @@ class TrainBatches(grain.DatasetIterator):
     if self._inner is not None:
       self._stop()
       self._inner = None
+
+
+def parse_flags() -> None:
+  """grain's worker processes read absl flags, which a library never parses."""
+  from absl import flags
+
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
+
+def check_shards(batch_size: int, shard_index: int, num_shards: int) -> None:
+  """Raises ValueError if there is no such shard, or no batch."""
+  if batch_size < 1 or not 0 <= shard_index < num_shards:
+    raise ValueError(
+      f"batch_size={batch_size}, shard_index={shard_index},"
+      f" num_shards={num_shards}: need batch_size >= 1 and"
+      " 0 <= shard_index < num_shards"
+    )

@@ -1,4 +1,4 @@
-"""Digits prepared once; CIFAR-10 and ImageNet as tfds would find them.
+"""Digits and text prepared once; other sets as tfds would find them.
 
 The stand-ins are metadata on disk plus tfds's own mock of the reader, so our
 code runs unchanged: it finds a prepared data set and reads it by name.
@@ -9,12 +9,22 @@ import unittest.mock
 
 import pytest
 import tensorflow_datasets as tfds
+import tensorflow_datasets.text
+import tensorflow_datasets.translate
 
-from figs_jax.data import digits
+from figs_jax.data import digits, stdlib_text
 
+_GLUE = {"train": 40, "validation": 20, "test": 20}
 SPLITS = {
   "cifar10": {"train": 60, "test": 20},
   "imagenet2012": {"train": 60, "validation": 20, "test": 20},
+  "c4/en": {"train": 20, "validation": 20},
+  "wmt14_translate/de-en": {"train": 20, "validation": 20, "test": 20},
+  "glue/mnli": {"train": 40, "validation_matched": 20},
+  **{
+    f"glue/{task}": _GLUE
+    for task in ("cola", "sst2", "mrpc", "stsb", "qqp", "qnli", "rte")
+  },
 }
 MOCKED_LENGTH = 20
 
@@ -23,6 +33,13 @@ MOCKED_LENGTH = 20
 def digits_dir(tmp_path_factory):
   root = tmp_path_factory.mktemp("tfds")
   digits.prepare(str(root))
+  return str(root)
+
+
+@pytest.fixture(scope="session")
+def text_dir(tmp_path_factory):
+  root = tmp_path_factory.mktemp("tfds")
+  stdlib_text.prepare(str(root))
   return str(root)
 
 
@@ -37,7 +54,7 @@ def _write_metadata(root, name, file_format="array_record"):
           shard_lengths=[count],
           num_bytes=0,
           filename_template=tfds.core.ShardedFileTemplate(
-            dataset_name=name,
+            dataset_name=builder.name,
             data_dir=builder.data_dir,
             split=split,
             filetype_suffix=file_format,
@@ -66,7 +83,7 @@ def metadata_dir(tmp_path_factory):
 
 @pytest.fixture
 def mocked(metadata_dir):
-  """The directory of prepared, mocked cifar10 and imagenet2012."""
+  """The directory of prepared, mocked data sets of `SPLITS`."""
   with tfds.testing.mock_data(
     num_examples=MOCKED_LENGTH,
     policy=tfds.testing.MockPolicy.USE_FILES,

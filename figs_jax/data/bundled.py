@@ -1,0 +1,113 @@
+"""Data sets made from what is installed: prepared on first use, safely.
+
+Each caller builds in a directory of its own and renames the result into place,
+so a kill at any moment leaves either nothing or a whole data set, and of two
+processes at once one wins and the other uses the winner's. A damaged or
+half-written copy is replaced: nothing in it is the user's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+_Builder = type[tfds.core.GeneratorBasedBuilder]
+_STALE_SECONDS = 3600.0
+
+
+def prepare(kind: _Builder, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
+  """Prepares a data set below `data_dir`, unless a sound copy is there.
+
+  Args:
+    kind: the builder's class.
+    data_dir: a local directory; made if missing.
+
+  Returns:
+    The builder of a prepared data set.
+
+  Raises:
+    ValueError: `data_dir` is a remote address.
+    OSError: the directory cannot be written.
+  """
+  if "://" in data_dir:
+    raise ValueError(
+      f"{kind.name}: data_dir {data_dir!r} is remote, and {kind.name} is"
+      " prepared on the fly; give it a local directory"
+    )
+  builder = kind(data_dir=data_dir)
+  if _is_sound(builder):
+    return builder
+  prefix = f".incomplete.{kind.name}."
+  _remove_stale(data_dir, prefix)
+  os.makedirs(data_dir, exist_ok=True)
+  scratch = tempfile.mkdtemp(prefix=prefix, dir=data_dir)
+  try:
+    fresh = kind(data_dir=scratch, file_format="array_record")
+    with _silent():
+      fresh.download_and_prepare()
+    _move_into_place(kind, fresh.data_dir, data_dir, scratch)
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+  # Metadata is read at construction, so a new builder sees the new files.
+  return kind(data_dir=data_dir)
+
+
+def _is_sound(builder: tfds.core.GeneratorBasedBuilder) -> bool:
+  """Whether every record is there and passes array_record's own checksums."""
+  if not (builder.data_path.exists() and builder.is_prepared()):
+    return False
+  try:
+    for split, info in builder.info.splits.items():
+      raw = builder.as_data_source(split).data_source
+      if len(raw.__getitems__(range(len(raw)))) != info.num_examples:
+        return False
+  except Exception:  # Whatever a damaged file raises, the cure is the same.
+    return False
+  return True
+
+
+def _move_into_place(
+  kind: _Builder, source: str, data_dir: str, scratch: str
+) -> None:
+  target = str(kind(data_dir=data_dir).data_dir)
+  os.makedirs(os.path.dirname(target), exist_ok=True)
+  for attempt in range(10):
+    try:
+      os.rename(source, target)  # Fails when a non-empty target is there.
+      return
+    except OSError:
+      if _is_sound(kind(data_dir=data_dir)):
+        return
+      # Somebody else may have moved the damaged copy first.
+      with contextlib.suppress(FileNotFoundError):
+        os.rename(target, os.path.join(scratch, f"damaged{attempt}"))
+  raise OSError(
+    f"{kind.name}: cannot replace {target}; delete it and try again"
+  )
+
+
+def _remove_stale(data_dir: str, prefix: str) -> None:
+  """Removes what killed preparations left behind, when old enough."""
+  with contextlib.suppress(FileNotFoundError):
+    for entry in os.scandir(data_dir):
+      if entry.name.startswith(prefix):
+        with contextlib.suppress(FileNotFoundError):
+          if time.time() - entry.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+  """Hides tfds's progress bars and its praise; errors still raise."""
+  with (
+    contextlib.redirect_stdout(io.StringIO()),
+    contextlib.redirect_stderr(io.StringIO()),
+  ):
+    yield

@@ -1,0 +1,124 @@
+"""Documents as segments of one length.
+
+A split that fits into memory is encoded once and cut exactly: its documents
+one after the other, each with its end, in pieces. A larger one stays on disk:
+example i is document i, from a random place of it if it is long, filled up with
+the documents that follow it if it is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from figs_jax.data.sources import as_text
+from figs_jax.data.vocabulary import EOS
+
+Encode = Callable[[str], np.ndarray]
+_MOST_DOCUMENTS = 2**14
+_MOST_BYTES = 2**26
+
+
+class Segments(Sequence):
+  """Segments of int32 ids, by number.
+
+  Attributes:
+    cached: whether all of them are in memory.
+  """
+
+  def __init__(self, length: int, cached: bool):
+    self.length, self.cached = length, cached
+
+
+class PackedSegments(Segments):
+  """Exact pieces of one long array.
+
+  Args:
+    ids: of all documents, int32, each with its end.
+    length: of a segment.
+    whole: keeps a shorter last piece (of two ids at least).
+
+  >>> [x.tolist() for x in PackedSegments(np.arange(8), 3, whole=True)]
+  [[0, 1, 2], [3, 4, 5], [6, 7]]
+  >>> len(PackedSegments(np.arange(8), 3, whole=False))
+  2
+  """
+
+  def __init__(self, ids: np.ndarray, length: int, *, whole: bool):
+    super().__init__(length, cached=True)
+    full, rest = divmod(len(ids), length)
+    # Without any full one, the short one is better than none.
+    keeps_rest = rest >= 2 and (whole or not full)
+    self._ids, self._count = ids, full + keeps_rest
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, index: Any) -> Any:
+    if not 0 <= index < self._count:
+      raise IndexError(index)
+    return self._ids[index * self.length : (index + 1) * self.length]
+
+
+class StreamedSegments(Segments):
+  """One example for each document, read when asked for.
+
+  A long document is given whole: whoever trains on it draws a place.
+  """
+
+  def __init__(self, source: Sequence[Any], length: int, encode: Encode):
+    super().__init__(length, cached=False)
+    self._source, self._encode = source, encode
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: Any) -> Any:
+    parts = [_ended(self._source[index], self._encode)]
+    total = len(parts[0])
+    if total >= self.length:
+      return parts[0]
+    for step in range(1, len(self._source)):
+      following = (index + step) % len(self._source)
+      parts.append(_ended(self._source[following], self._encode))
+      total += len(parts[-1])
+      if total >= self.length:
+        break
+    return np.concatenate(parts)[: self.length]
+
+
+def segments_of(
+  source: Sequence[Any],
+  length: int,
+  encode: Encode,
+  *,
+  whole: bool,
+  most_documents: int = _MOST_DOCUMENTS,
+  most_bytes: int = _MOST_BYTES,
+) -> Segments:
+  """The segments of a split's `text`.
+
+  Args:
+    source: examples with a `text`.
+    length: of a segment.
+    encode: text -> ids.
+    whole: keeps a shorter last segment, for evaluation.
+    most_documents, most_bytes: a larger split stays on disk.
+  """
+  streamed = StreamedSegments(source, length, encode)
+  if len(source) > most_documents:
+    return streamed
+  parts, left = [], most_bytes
+  for i in range(len(source)):
+    left -= len(source[i]["text"])
+    if left < 0:
+      return streamed
+    parts.append(_ended(source[i], encode))
+  return PackedSegments(np.concatenate(parts), length, whole=whole)
+
+
+def _ended(example: Any, encode: Encode) -> np.ndarray:
+  ids = encode(as_text(example["text"]))
+  return np.append(ids, np.int32(EOS))

@@ -1,0 +1,405 @@
+"""Batches of text for an encoder and a decoder, deterministic and resumable.
+
+Batches are dicts of numpy arrays: `inputs` int32 [batch, input_length] and
+`targets` int32 [batch, target_length], each ended by 1 and padded with 0;
+evaluation adds `valid` bool [batch] and `task` int32 [batch].
+
+A data set with a `text` feature (`stdlib_text`, `c4`, ...) gives span
+corruption, `glue` and translations give their task's own texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from figs_jax.data import sources, text_to_text
+from figs_jax.data.segments import Segments, segments_of
+from figs_jax.data.span_corruption import SpanCorruption
+from figs_jax.data.stream import Batch, TrainBatches, check_shards, parse_flags
+from figs_jax.data.vocabulary import (
+  EOS,
+  Vocabulary,
+  byte_vocabulary,
+  piece_vocabulary,
+  train_pieces,
+)
+
+_THREADS = 16
+# Enough to find the pieces of a language; more only takes longer.
+_TRAIN_BYTES = 10 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising:
+  """Span corruption of a data set's `text`."""
+
+  builder: tfds.core.DatasetBuilder
+  vocabulary: Vocabulary
+  corruption: SpanCorruption
+  names: tuple[str, ...] = ("denoising",)
+
+  @property
+  def target_length(self) -> int:
+    return self.corruption.target_length
+
+  @property
+  def input_length(self) -> int:
+    return self.corruption.input_length
+
+  def examples(self, split: str, *, ordered: bool) -> Segments:
+    source = sources.source_of(self.builder, split)
+    length = self.corruption.segment_length
+    encode = self.vocabulary.encode
+    return segments_of(source, length, encode, whole=ordered)
+
+  def pair(
+    self, example: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray, int]:
+    length = self.corruption.segment_length
+    if len(example) > length:
+      at = rng.integers(len(example) - length + 1)
+      example = example[at : at + length]
+    return *self.corruption(example, rng, self.vocabulary), 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TextToText:
+  """A task, or several one after the other, as text in and text out."""
+
+  builders: tuple[tfds.core.DatasetBuilder, ...]
+  vocabulary: Vocabulary
+  input_length: int
+  target_length: int
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of the tasks, in the order of their numbers."""
+    return tuple(_task_name(builder) for builder in self.builders)
+
+  def examples(self, split: str, *, ordered: bool) -> Tasks:
+    del ordered
+    several = len(self.builders) > 1
+    return Tasks(
+      self.builders,
+      [
+        sources.source_of(builder, _split_of(builder, split, several))
+        for builder in self.builders
+      ],
+    )
+
+  def pair(
+    self, example: tuple[str, str, int], rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray, int]:
+    del rng
+    inputs, targets, task = example
+    return (
+      self._ended(inputs, self.input_length),
+      self._ended(targets, self.target_length),
+      task,
+    )
+
+  def _ended(self, text: str, length: int) -> np.ndarray:
+    """The first ids of a text that leave room for the end, and the end."""
+    ids = self.vocabulary.encode(text)[: length - 1]
+    return np.append(ids, np.int32(EOS))
+
+
+Texts = Denoising | TextToText
+
+
+class Tasks(Sequence):
+  """(inputs, targets, number of the task) of several data sets in a row."""
+
+  def __init__(
+    self,
+    builders: Sequence[tfds.core.DatasetBuilder],
+    parts: Sequence[Sequence[Any]],
+  ):
+    self.cached = False
+    self._readers = [text_to_text.reader(builder) for builder in builders]
+    self._parts = parts
+    self._starts = [0, *itertools.accumulate(map(len, parts))]
+
+  def __len__(self) -> int:
+    return self._starts[-1]
+
+  def __getitem__(self, index: Any) -> Any:
+    task = int(np.searchsorted(self._starts, index, side="right")) - 1
+    example = self._parts[task][int(index) - self._starts[task]]
+    read = self._readers[task]
+    assert read is not None
+    try:
+      return *read(example), task
+    except text_to_text.HiddenLabel:
+      raise sources.DataError(
+        f"{self._parts[task]!r}: example {index} has no label, so this split"
+        " hides its labels; choose another, such as 'validation'"
+      ) from None
+
+
+def find_texts(
+  name: str,
+  *,
+  vocabulary: str = "bytes",
+  input_length: int,
+  target_length: int | None = None,
+  density: float = 0.15,
+  mean_span: float = 3.0,
+  data_dir: str | None = None,
+  download: bool = False,
+) -> Texts:
+  """What a data set of text is to be trained on.
+
+  Args:
+    name: "stdlib_text", "glue" (all tasks), "glue/sst2",
+      "wmt14_translate/de-en", "c4", or any other with a `text` feature.
+    vocabulary: "bytes"; "sentencepiece:1024" trains so many pieces on the
+      train split, once, and keeps them below data_dir; anything else is the
+      path of a sentencepiece model.
+    input_length: tokens of the inputs, the end included.
+    target_length: of the targets; it follows from the others under span
+      corruption.
+    density, mean_span: of span corruption.
+    data_dir, download: as in `figs_jax.data.load`.
+
+  Raises:
+    DataError: see `figs_jax.data.load`; or a data set without text.
+    ValueError: lengths or a vocabulary that do not fit.
+  """
+  # "glue" alone is several, which tfds would read as its first.
+  parts = [f"glue/{task}" for task in text_to_text.GLUE]
+  builders = tuple(
+    sources.find(part, data_dir=data_dir, download=download)
+    for part in (parts if name == "glue" else [name])
+  )
+  builder = builders[0]
+  is_task = text_to_text.reader(builder) is not None
+  if not is_task and not _has_text(builder):
+    raise sources.DataError(
+      f"data set {builder.name!r} has neither a 'text' nor is it a task known"
+      " here; choose stdlib_text, c4, glue or a translation such as"
+      " wmt14_translate/de-en"
+    )
+  if is_task and target_length is None:
+    raise ValueError(
+      f"data set {name!r} is a task, so target_length must be given:"
+      " --config.data.target_length"
+    )
+  if is_task and min(input_length, target_length or 0) < 2:
+    raise ValueError(
+      f"input_length={input_length}, target_length={target_length}: at least"
+      " 2, for a token and the end"
+    )
+  found = _vocabulary(vocabulary, builders, sources.root_of(data_dir))
+  if is_task:
+    return TextToText(builders, found, input_length, target_length or 0)
+  corruption = SpanCorruption(input_length, density, mean_span)
+  if target_length not in (None, corruption.target_length):
+    raise ValueError(
+      f"target_length={target_length}: under span corruption it follows from"
+      f" the others and is {corruption.target_length}; leave it out"
+    )
+  if corruption.spans > found.sentinels:
+    raise ValueError(
+      f"input_length={input_length}: {corruption.spans} spans, but the"
+      f" vocabulary has {found.sentinels} sentinels; shorten the inputs or"
+      " lengthen mean_span"
+    )
+  return Denoising(builder, found, corruption)
+
+
+def train_batches(
+  texts: Texts,
+  split: str,
+  batch_size: int,
+  *,
+  seed: int,
+  start: int = 0,
+  shard_index: int = 0,
+  num_shards: int = 1,
+  threads: int = _THREADS,
+  workers: int = 0,
+) -> TrainBatches:
+  """An endless, shuffled stream; see `figs_jax.data.train_batches`.
+
+  The stream is one for all shards: its position decides an example and what is
+  drawn for it, and shard s of S takes positions s, s + S, ...
+  """
+  check_shards(batch_size, shard_index, num_shards)
+  if start < 0 or workers < 0 or seed < 0:
+    raise ValueError(
+      f"start={start}, workers={workers}, seed={seed}: must be 0 or more"
+    )
+  examples = texts.examples(split, ordered=False)
+  prepare = _Prepare(texts, examples)
+
+  def make(first: int) -> grain.DatasetIterator:
+    stream = (
+      grain.MapDataset.range(len(examples))
+      .seed(seed % 2**32)
+      .shuffle()
+      .repeat(None)
+      .random_map(prepare)
+    )[shard_index::num_shards][first * batch_size :]
+    if workers:
+      parse_flags()
+      one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+      options = grain.MultiprocessingOptions(num_workers=workers)
+      batches = stream.batch(batch_size).to_iter_dataset(one)
+      return iter(batches.mp_prefetch(options))
+    return iter(_read(stream, examples, threads).batch(batch_size))
+
+  return TrainBatches(make, start)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEvalBatches:
+  """One pass over a split, as often as wanted; see `eval_batches`.
+
+  Attributes:
+    num_examples: of the split, over all shards.
+  """
+
+  num_examples: int
+  _length: int
+  _make: Any
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self._make()
+
+
+def eval_batches(
+  texts: Texts,
+  split: str,
+  batch_size: int,
+  *,
+  shard_index: int = 0,
+  num_shards: int = 1,
+  threads: int = _THREADS,
+) -> TextEvalBatches:
+  """The whole split in order, in batches of one shape; the same every time.
+
+  What is missing to full batches, and to equally many per shard, is padded
+  with zeros and has `valid` False.
+  """
+  check_shards(batch_size, shard_index, num_shards)
+  examples = texts.examples(split, ordered=True)
+  count, step = len(examples), batch_size * num_shards
+  numbers = np.full(-(-count // step) * step, -1)
+  numbers[:count] = np.arange(count)
+  stream = (
+    grain.MapDataset.source(numbers.tolist())
+    .seed(0)
+    .random_map(_Prepare(texts, examples))
+  )[shard_index::num_shards]
+
+  def make() -> Iterator[Batch]:
+    return iter(_read(stream, examples, threads).batch(batch_size))
+
+  return TextEvalBatches(count, len(numbers) // step, make)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepare(grain.transforms.RandomMap):
+  """The number of an example -> arrays; -1 stands for padding."""
+
+  texts: Texts
+  examples: Sequence[Any]
+
+  def random_map(self, element: Any, rng: np.random.Generator) -> Any:
+    inputs = np.zeros(self.texts.input_length, np.int32)
+    targets = np.zeros(self.texts.target_length, np.int32)
+    task = 0
+    if element >= 0:
+      example = self.examples[int(element)]
+      given, wanted, task = self.texts.pair(example, rng)
+      inputs[: len(given)] = given
+      targets[: len(wanted)] = wanted
+    return {
+      "inputs": inputs,
+      "targets": targets,
+      "valid": np.bool_(element >= 0),
+      "task": np.int32(task),
+    }
+
+
+def _read(stream: Any, examples: Any, threads: int) -> Any:
+  # Where nothing is read from disk, handing over costs more than it gains.
+  count = 0 if examples.cached else threads
+  options = grain.ReadOptions(
+    num_threads=count, prefetch_buffer_size=16 * count
+  )
+  return stream.to_iter_dataset(options)
+
+
+def _has_text(builder: tfds.core.DatasetBuilder) -> bool:
+  features = builder.info.features
+  is_dict = isinstance(features, tfds.features.FeaturesDict)
+  return is_dict and "text" in features
+
+
+def _task_name(builder: tfds.core.DatasetBuilder) -> str:
+  config = builder.builder_config
+  return config.name if config else builder.name
+
+
+def _split_of(builder: Any, split: str, several: bool) -> str:
+  """mnli has two validation splits; in a mixture its matched one counts."""
+  if several and _task_name(builder) == "mnli":
+    return split.replace("validation", "validation_matched")
+  return split
+
+
+def _vocabulary(
+  name: str, builders: Sequence[tfds.core.DatasetBuilder], root: str
+) -> Vocabulary:
+  if name == "bytes":
+    return byte_vocabulary()
+  kind, _, size = name.partition(":")
+  if kind != "sentencepiece":
+    return piece_vocabulary(name)
+  if not (size.isdecimal() and 0 < len(size) < 8):
+    raise ValueError(
+      f"vocabulary {name!r}: write 'bytes', 'sentencepiece:1024' or the path of"
+      " a sentencepiece model"
+    )
+  builder = builders[0]
+  parts = [builder.name, *_parts_of(builder), size]
+  path = os.path.join(root, "sentencepiece", "_".join(parts) + ".model")
+  if not os.path.exists(path):
+    train_pieces(_train_texts(builders), int(size), path)
+  return piece_vocabulary(path)
+
+
+def _parts_of(builder: tfds.core.DatasetBuilder) -> list[str]:
+  config = builder.builder_config
+  name = [config.name.replace("/", "_")] if config else []
+  return [*name, str(builder.version)]
+
+
+def _train_texts(
+  builders: Sequence[tfds.core.DatasetBuilder],
+) -> Iterator[str]:
+  """The beginning of the train splits, an equal share of each."""
+  for builder in builders:
+    left = _TRAIN_BYTES // len(builders)
+    source = sources.source_of(builder, "train")
+    read = text_to_text.reader(builder)
+    for i in range(len(source)):
+      if left <= 0:
+        break
+      example = source[i]
+      texts = read(example) if read else (sources.as_text(example["text"]),)
+      yield from texts
+      left -= sum(map(len, texts))

@@ -1,0 +1,239 @@
+"""Text to ids and back: bytes, or sentencepiece.
+
+Ids are T5's in both: 0 pads, 1 ends, 2 is unknown, then the pieces, then the
+sentinels of span corruption, the first sentinel being the last id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+PAD, EOS, UNK = 0, 1, 2
+_SPECIAL = 3
+# With 256 bytes and 3 special ids this makes 384, as in ByT5.
+_BYTE_SENTINELS = 125
+_PIECE_SENTINELS = 100  # as in T5
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's sign for a space
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+  """Byte b of the UTF-8 text is id b + 3 (Xue et al., arXiv 2105.13626)."""
+
+  size: int = _SPECIAL + 256
+
+  def encode(self, text: str) -> np.ndarray:
+    raw = np.frombuffer(text.encode(), np.uint8)
+    return raw.astype(np.int32) + _SPECIAL
+
+  def decode(self, ids: Sequence[int]) -> str:
+    raw = bytes(i - _SPECIAL for i in ids if i >= _SPECIAL)
+    return raw.decode(errors="replace")
+
+  def byte_lengths(self) -> np.ndarray:
+    return np.repeat(np.array([0, 1], np.int32), [_SPECIAL, 256])
+
+
+class SentencePiece:
+  """A sentencepiece model whose ids 0, 1, 2 are pad, end, unknown.
+
+  Args:
+    proto: the bytes of a `.model` file.
+
+  Raises:
+    ValueError: sentencepiece is not installed, the bytes are no such model, or
+      its special ids are others.
+  """
+
+  def __init__(self, proto: bytes):
+    self._processor = _sentencepiece().SentencePieceProcessor()
+    try:
+      self._processor.LoadFromSerializedProto(proto)
+    except (RuntimeError, OSError) as error:
+      raise ValueError("not a sentencepiece model") from error
+    processor = self._processor
+    special = processor.pad_id(), processor.eos_id(), processor.unk_id()
+    if special != (PAD, EOS, UNK):
+      raise ValueError(
+        f"its pad, end and unknown are {special}, not (0, 1, 2); train it with"
+        " pad_id=0, eos_id=1, unk_id=2, as T5's was"
+      )
+    self.size: int = processor.GetPieceSize()
+
+  def encode(self, text: str) -> np.ndarray:
+    return np.array(self._processor.Encode(text), np.int32)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self._processor.Decode([int(i) for i in ids])
+
+  def byte_lengths(self) -> np.ndarray:
+    processor, lengths = self._processor, np.zeros(self.size, np.int32)
+    for i in range(_SPECIAL, self.size):
+      if processor.IsByte(i):
+        lengths[i] = 1
+      elif not processor.IsControl(i):
+        piece = processor.IdToPiece(i).replace(_SPACE, " ")
+        lengths[i] = len(piece.encode())
+    return lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+  """A codec and the sentinels behind its ids.
+
+  Attributes:
+    codec: `Bytes()`, or a `SentencePiece`.
+    sentinels: how many ids mark spans that were taken out.
+
+  >>> vocabulary = Vocabulary(Bytes(), sentinels=2)
+  >>> vocabulary.encode("né").tolist(), vocabulary.size
+  ([113, 198, 172], 261)
+  >>> vocabulary.decode([113, 198, 172, vocabulary.sentinel(0), 1, 113])
+  'né<extra_id_0>'
+  """
+
+  codec: Bytes | SentencePiece
+  sentinels: int
+
+  @property
+  def size(self) -> int:
+    """Ids are 0..size-1."""
+    return self.codec.size + self.sentinels
+
+  def sentinel(self, index: int) -> int:
+    """The id of a sentinel, counted from 0 downwards from the last id."""
+    if not 0 <= index < self.sentinels:
+      raise ValueError(
+        f"sentinel {index}: this vocabulary has {self.sentinels}; shorten the"
+        " inputs or lengthen the spans"
+      )
+    return self.size - 1 - index
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32 ids of a text, no end."""
+    return self.codec.encode(text)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """The text of ids up to the first end, without padding.
+
+    Sentinels are written "<extra_id_0>", bytes that are no UTF-8 "\\ufffd".
+    """
+    parts: list[str] = []
+    run: list[int] = []
+    for number in [*(int(i) for i in ids), EOS]:
+      is_piece = UNK <= number < self.codec.size
+      if is_piece:
+        run.append(number)
+        continue
+      if run:
+        parts.append(self.codec.decode(run))
+        run = []
+      if number == EOS:
+        break
+      if self.codec.size <= number < self.size:
+        parts.append(f"<extra_id_{self.size - 1 - number}>")
+    return "".join(parts)
+
+  def byte_lengths(self) -> np.ndarray:
+    """int32 [size]: bytes of raw text that an id stands for, 0 for special."""
+    tail = np.zeros(self.sentinels, np.int32)
+    return np.concatenate([self.codec.byte_lengths(), tail])
+
+
+def byte_vocabulary() -> Vocabulary:
+  """Bytes with 125 sentinels: 384 ids.
+
+  >>> byte_vocabulary().size, byte_vocabulary().sentinel(0)
+  (384, 383)
+  """
+  return Vocabulary(Bytes(), _BYTE_SENTINELS)
+
+
+def piece_vocabulary(path: str) -> Vocabulary:
+  """A sentencepiece model from a file, with T5's 100 sentinels.
+
+  Raises:
+    ValueError: see `SentencePiece`; or there is no such file.
+  """
+  try:
+    with open(path, "rb") as file:
+      return Vocabulary(SentencePiece(file.read()), _PIECE_SENTINELS)
+  except (OSError, ValueError) as error:
+    reason = error.strerror if isinstance(error, OSError) else error
+    raise ValueError(f"vocabulary {path!r}: {reason}") from error
+
+
+def train_pieces(texts: Iterable[str], size: int, path: str) -> None:
+  """Trains a unigram sentencepiece model and writes it, unless it is there.
+
+  Nothing is normalised and unknown characters fall back to bytes, so decoding
+  gives back the text (but for U+2581, sentencepiece's own sign for a space,
+  which becomes one).
+
+  Args:
+    texts: of the training split.
+    size: pieces, the special ids among them.
+    path: of the `.model` file; a whole one or none appears there.
+
+  Raises:
+    ValueError: sentencepiece is not installed, or cannot find so many pieces.
+  """
+  if os.path.exists(path):
+    return
+  trainer, proto = _sentencepiece().SentencePieceTrainer, io.BytesIO()
+  try:
+    trainer.Train(
+      sentence_iterator=(line for text in texts for line in text.split("\n")),
+      model_writer=proto,
+      vocab_size=size,
+      model_type="unigram",
+      pad_id=PAD,
+      eos_id=EOS,
+      unk_id=UNK,
+      bos_id=-1,
+      byte_fallback=True,
+      user_defined_symbols=["\n"],
+      normalization_rule_name="identity",
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      allow_whitespace_only_pieces=True,
+      character_coverage=1.0,
+      max_sentence_length=2**16,
+      num_threads=1,  # the same model every time
+      minloglevel=2,
+    )
+  except RuntimeError as error:
+    reason = re.sub(r"^.*?\] *", "", str(error).strip().splitlines()[-1])
+    raise ValueError(
+      f"a sentencepiece vocabulary of {size}: {reason}"
+    ) from error
+  folder = os.path.dirname(path)
+  os.makedirs(folder, exist_ok=True)
+  handle, part = tempfile.mkstemp(prefix=".incomplete.", dir=folder)
+  try:
+    with os.fdopen(handle, "wb") as file:
+      file.write(proto.getvalue())
+    os.replace(part, path)
+  finally:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(part)
+
+
+def _sentencepiece() -> Any:
+  try:
+    import sentencepiece
+  except ImportError as error:
+    raise ValueError(
+      "sentencepiece is not installed: pip install 'figs_jax[text]', or use"
+      " the vocabulary 'bytes'"
+    ) from error
+  return sentencepiece
