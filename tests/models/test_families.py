@@ -1,0 +1,111 @@
+"""What every family of models promises: products, words, every recipe."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from figs_jax import models, nn, recipes
+from figs_jax.core.masks import is_nm
+from figs_jax.core.tree import flatten
+from figs_jax.models.flops import forward_flops
+from figs_jax.train.state import TrainState, update
+
+from ..contract.compiling import compiled
+from .dot_flops import dot_flops
+from .families import TINY, create
+
+STEPS = 3
+each = pytest.mark.parametrize("family", models.names())
+
+
+def test_every_family_is_here():
+  assert sorted(TINY) == models.names()
+
+
+@each
+@pytest.mark.parametrize("scan", [False, True])
+def test_rows_are_every_product_of_the_forward_pass(family, scan):
+  model = create(family, scan=scan)
+  traced = dot_flops(lambda *args: model(*args), *TINY[family].args(3))
+  assert forward_flops(models.layers_of(model, 3)) == traced
+
+
+@each
+@pytest.mark.parametrize("scan", [False, True])
+def test_every_kernel_is_a_row_of_its_size(family, scan):
+  model = nnx.eval_shape(lambda: create(family, scan=scan))
+  rows = {row["name"]: row for row in models.layers_of(model, 3)}
+  assert len(rows) == len(models.layers_of(model, 3))
+  kernels = {
+    path.removesuffix("/kernel"): leaf.size
+    for path, leaf in flatten(nn.split(model)[1]).items()
+    if path.endswith("/kernel")
+  }
+  assert scan or len(kernels) == TINY[family].kernels
+  for name, size in kernels.items():
+    row = rows.pop(name)
+    assert size == row["N"] * row["K"] * row["count"], name
+  assert all(row["pattern"] is None for row in rows.values())
+
+
+@each
+@pytest.mark.parametrize("scan", [False, True])
+def test_words_name_kernels_and_patterns_reach_the_rows(family, scan):
+  model = nnx.eval_shape(lambda: create(family, scan=scan))
+  whole = forward_flops(models.layers_of(model))
+  for word in models.FAMILIES[family].words:
+    if word in ("conv", "embed"):  # contractions of another length
+      continue
+    sparse = nn.sparsify(model, f"{word}: 1:4")
+    leaves = nn.masked_leaves(sparse)
+    assert leaves, word
+    rows = models.layers_of(sparse)
+    masked = {f"{r['name']}/kernel" for r in rows if r["pattern"] is not None}
+    assert masked == set(leaves), word
+    assert forward_flops(rows) < whole
+
+
+@each
+def test_a_rule_that_matches_nothing_is_one_clear_error(family):
+  model = create(family)
+  with pytest.raises(ValueError, match="rule 'fff': no such word"):
+    nn.sparsify(model, "fff: 1:4")
+  with pytest.raises(ValueError, match="matches no kernel.*nearest path"):
+    nn.sparsify(model, "nowhere/.*/kernel: 1:4")
+
+
+@pytest.mark.standard_promotion  # optax mixes dtypes
+@each
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_takes_three_steps_and_ends_with_exact_masks(family, name):
+  """On scanned blocks, whose masks are stacked: they compile sooner."""
+  tiny = TINY[family]
+  recipe = recipes.create(name, tiny.rules, STEPS, dense=0.0)
+  model = create(family, scan=True, drop_path=0.2)
+  if recipe.sparse:
+    model = nn.sparsify(model, recipe.pattern)
+  tx = recipe.transform(optax.adamw(1e-2))
+  state = TrainState.create(model, recipe, tx, loss=tiny.loss)
+  first = flatten(state.params)
+  traces = []
+
+  def one(state, batch):
+    traces.append(1)
+    return update(state, batch)
+
+  step = compiled(one)
+  for _ in range(STEPS):
+    state, metrics = step(state, tiny.batch(4))
+    assert np.isfinite(metrics["loss"])
+  assert len(traces) == 1 and int(state.step) == STEPS
+  finished = state.finished()
+  leaves = nn.masked_leaves(finished)
+  assert bool(leaves) == recipe.sparse
+  _, params, masks, _ = nn.split(finished)
+  params, masks = flatten(params), flatten(masks)
+  for path, leaf in leaves.items():
+    assert is_nm(masks[path], leaf.pattern, leaf.axis), path
+    assert not np.any(params[path][~masks[path]]), path
+    assert not np.array_equal(params[path], first[path]), path
