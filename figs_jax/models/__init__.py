@@ -9,16 +9,19 @@ from flax import nnx
 
 from figs_jax.core.rules import nearest
 from figs_jax.models.swin_v2 import SwinV2
+from figs_jax.models.t5 import T5
 from figs_jax.models.vit import ViT
 
 FAMILIES: dict[str, type[Any]] = {
   "swin_v2": SwinV2,
+  "t5": T5,
   "vit": ViT,
 }
 
 __all__ = [
   "FAMILIES",
   "SwinV2",
+  "T5",
   "ViT",
   "create",
   "layers_of",

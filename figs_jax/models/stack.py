@@ -59,6 +59,7 @@ def run(
   *shared: Any,
   per_layer: Any = None,
   remat: bool = False,
+  method: str = "__call__",
 ) -> tuple[Array, Any]:
   """One block after the other: x = block(x, *shared), as `build` made them.
 
@@ -69,6 +70,7 @@ def run(
     per_layer: a pytree of arrays with a leading axis of depth; a block gets its
       slice as the last argument. None gives no such argument.
     remat: recompute each block in the backward pass instead of storing it.
+    method: of the blocks, called instead of the block itself.
 
   Returns:
     (x, ys): where blocks return (x, y), ys has their y on a leading axis of
@@ -80,13 +82,13 @@ def run(
   (2, 3)
   """
   if isinstance(blocks, nnx.List):
-    return _one_by_one(blocks, x, shared, per_layer, remat)
+    return _one_by_one(blocks, x, shared, per_layer, remat, method)
   graphdef, state = nnx.split(blocks)
 
   def body(x, xs):
     slices, mine = xs
     block = nnx.merge(graphdef, slices)
-    x, y = _pair(block(x, *shared, *mine))
+    x, y = _pair(getattr(block, method)(x, *shared, *mine))
     return x, (y, nnx.state(block, nnx.RngState))
 
   if remat:
@@ -112,8 +114,11 @@ def named(name: str, blocks: Blocks) -> list[tuple[str, Any, int]]:
   return [(name, blocks, depth)]
 
 
-def _one_by_one(blocks, x, shared, per_layer, remat):
-  call = nnx.remat(_call) if remat else _call
+def _one_by_one(blocks, x, shared, per_layer, remat, method):
+  def call(block: nnx.Module, *args: Any) -> Any:
+    return getattr(block, method)(*args)
+
+  call = nnx.remat(call) if remat else call
   ys = []
   for index, block in enumerate(blocks):
     mine = jax.tree.map(lambda leaf, i=index: leaf[i], per_layer)
@@ -122,10 +127,6 @@ def _one_by_one(blocks, x, shared, per_layer, remat):
   if ys and ys[0] is not None:
     return x, jax.tree.map(lambda *each: jnp.stack(each), *ys)
   return x, None
-
-
-def _call(block: nnx.Module, *args: Any) -> Any:
-  return block(*args)
 
 
 def _pair(out: Any) -> tuple[Array, Any]:

@@ -1,0 +1,372 @@
+"""T5, an encoder-decoder transformer (Raffel et al., arXiv 1910.10683).
+
+Pre-norm with RMS norms, no biases, relative positions as learned biases of the
+attention logits, and no scale on them. Version 1.0 has relu and a head that is
+the embedding, scaled; version 1.1 a gated gelu and a head of its own.
+
+Ids are those of the T5 vocabularies: 0 pads and starts the decoder, 1 ends a
+sequence.
+
+Initialisation follows Mesh TensorFlow: normal with deviation fan_in^-1/2, the
+query's (fan_in head_dim)^-1/2, which stands for the scale, embeddings 1. The
+Hugging Face implementation gives an untied head deviation 1; it is fan_in^-1/2
+here, as in Mesh TensorFlow, so that the first logits are near 1.
+
+In bfloat16, norms, attention logits with their softmax, position biases and
+the logits are float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from figs_jax.core.rules import nearest, word_table
+from figs_jax.core.types import Array, Bool, Float, Int
+from figs_jax.models import stack
+from figs_jax.models.encoder import Parts
+from figs_jax.models.gemm import row
+from figs_jax.models.t5_stack import (
+  DecoderBlock,
+  EncoderBlock,
+  Shape,
+  Stack,
+  normal,
+)
+
+PAD, EOS = 0, 1
+
+
+def _size(
+  width: int, depth: int, heads: int, mlp_dim: int, head_dim: int = 64
+) -> dict[str, Any]:
+  return {
+    "width": width,
+    "depth": depth,
+    "heads": heads,
+    "mlp_dim": mlp_dim,
+    "head_dim": head_dim,
+  }
+
+
+_V1_1 = {"gated": True, "tied": False}
+SIZES: dict[str, dict[str, Any]] = {
+  "small": _size(512, 6, 8, 2048),
+  "base": _size(768, 12, 12, 3072),
+  "large": _size(1024, 24, 16, 4096),
+  "3b": _size(1024, 24, 32, 16384, head_dim=128),
+  "11b": _size(1024, 24, 128, 65536, head_dim=128),
+  "v1_1-small": {**_size(512, 8, 6, 1024), **_V1_1},
+  "v1_1-base": {**_size(768, 12, 12, 2048), **_V1_1},
+  "v1_1-large": {**_size(1024, 24, 16, 2816), **_V1_1},
+  "v1_1-xl": {**_size(2048, 24, 32, 5120), **_V1_1},
+  "v1_1-xxl": {**_size(4096, 24, 64, 10240), **_V1_1},
+  "custom": {},
+}
+_BLOCK = r"(?:en|de)coder/blocks/(?:\d+/)?"
+
+
+class Cache(NamedTuple):
+  """What decoding keeps between steps.
+
+  past: keys and values of the tokens so far, [depth, rows, tokens, heads,
+    head_dim] each. memory: those of the inputs, [depth, batch, inputs, heads,
+    head_dim]. inputs_seen: [batch, 1, 1, inputs]. bias: of the positions, [1,
+    heads, tokens, tokens].
+  """
+
+  past: tuple[Array, Array]
+  memory: tuple[Array, Array]
+  inputs_seen: Array
+  bias: Array
+
+
+class T5(nnx.Module):
+  """Token ids to logits, with teacher forcing; `models.decode` generates.
+
+  Args:
+    width: of the residual stream.
+    depth: blocks of the encoder.
+    decoder_depth: blocks of the decoder; default depth.
+    heads, head_dim: of every attention; their product may differ from width.
+    mlp_dim: width of the feed-forward layers; default 4 * width.
+    gated: gelu(x wi_0) * (x wi_1) instead of relu(x wi).
+    tied: the head is the embedding, its input scaled by width^-1/2.
+    vocab: number of ids.
+    num_buckets, max_distance: of the relative positions.
+    dropout: after the embeddings, on attention weights, in the feed-forward
+      layer, after every branch and after the last norm.
+    input_length, target_length: what `gemms` assumes; a call takes any.
+    scan: one scanned block per stack instead of a list of them
+      (`models.stack`).
+    remat: recompute each block in the backward pass instead of storing it.
+    dtype: of the computation, as in "bfloat16". Logits are float32.
+    param_dtype: of the parameters.
+    rngs: streams `params` and, with dropout, `dropout`.
+
+  Raises:
+    ValueError: a size below 1, or too few buckets for the distance.
+  """
+
+  words: ClassVar[dict[str, str]] = word_table(
+    ff=_BLOCK + r"mlp/w(?:i|i_0|i_1|o)/kernel",
+    q=_BLOCK + r"(?:attn|cross)/q/kernel",
+    k=_BLOCK + r"(?:attn|cross)/k/kernel",
+    v=_BLOCK + r"(?:attn|cross)/v/kernel",
+    o=_BLOCK + r"(?:attn|cross)/o/kernel",
+    head=r"head/kernel",
+  )
+
+  def __init__(
+    self,
+    *,
+    width: int,
+    depth: int,
+    decoder_depth: int | None = None,
+    heads: int,
+    head_dim: int = 64,
+    mlp_dim: int | None = None,
+    gated: bool = False,
+    tied: bool = True,
+    vocab: int = 32128,
+    num_buckets: int = 32,
+    max_distance: int = 128,
+    dropout: float = 0.0,
+    input_length: int = 512,
+    target_length: int = 114,
+    scan: bool = False,
+    remat: bool = False,
+    dtype: Any = "float32",
+    param_dtype: Any = "float32",
+    rngs: nnx.Rngs,
+  ):
+    self.width, self.depth, self.heads = width, depth, heads
+    self.decoder_depth = depth if decoder_depth is None else decoder_depth
+    self.head_dim, self.vocab, self.tied = head_dim, vocab, tied
+    self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
+    self.num_buckets, self.max_distance = num_buckets, max_distance
+    self.input_length, self.target_length = input_length, target_length
+    self.remat, self.dtype = remat, jnp.dtype(dtype)
+    self._check()
+    param_dtype = jnp.dtype(param_dtype)
+    parts = Parts(self.dtype, param_dtype, rngs)
+    shape = Shape(
+      width=width,
+      heads=heads,
+      head_dim=head_dim,
+      mlp_dim=self.mlp_dim,
+      gated=gated,
+      num_buckets=num_buckets,
+      max_distance=max_distance,
+      dropout=dropout,
+      scan=scan,
+    )
+    # Looked up in the parameters' dtype: the gradient adds up many rows.
+    self.shared = nnx.Embed(
+      vocab,
+      width,
+      dtype=param_dtype,
+      param_dtype=param_dtype,
+      embedding_init=nnx.initializers.normal(1.0),
+      rngs=rngs,
+    )
+    self.encoder = Stack(parts, shape, depth, EncoderBlock)
+    self.decoder = Stack(parts, shape, self.decoder_depth, DecoderBlock)
+    self.head = (
+      None
+      if tied
+      else parts.linear(
+        width,
+        vocab,
+        use_bias=False,
+        preferred_element_type=jnp.float32,
+        **normal(width),
+      )
+    )
+
+  @classmethod
+  def from_variant(cls, variant: str, *, rngs: nnx.Rngs, **options: Any) -> T5:
+    """A published size ("base", "v1_1-xl"), or "custom".
+
+    Args:
+      variant: "small", "base", "large", "3b", "11b" of version 1.0, "v1_1-"
+        and "small", "base", "large", "xl", "xxl" of version 1.1. "custom"
+        leaves width, depth and heads to the options; with a published size
+        they override it, unless None.
+      rngs: as in the constructor.
+      **options: of the constructor.
+
+    Raises:
+      ValueError: an unknown variant, or a custom one that lacks its sizes.
+
+    >>> sizes = {"width": 8, "depth": 1, "heads": 2, "vocab": 16}
+    >>> model = T5.from_variant("custom", rngs=nnx.Rngs(0), **sizes)
+    >>> ids = jnp.array([[5, 6, 1]])
+    >>> model(ids, ids).shape
+    (1, 3, 16)
+    """
+    if variant not in SIZES:
+      raise ValueError(f"T5 variant {variant!r}: {nearest(variant, SIZES)}")
+    given = {name: v for name, v in options.items() if v is not None}
+    sizes = {**SIZES[variant], **given}
+    for name in ("width", "depth", "heads"):
+      if sizes.get(name) is None:
+        raise ValueError(
+          f"T5 variant {variant!r} needs {name}=; or use a published size"
+          f" ({', '.join(size for size in SIZES if size != 'custom')})"
+        )
+    return cls(rngs=rngs, **sizes)
+
+  def __call__(
+    self,
+    inputs: Int[Array | np.ndarray, "batch inputs"],
+    targets: Int[Array | np.ndarray, "batch targets"],
+  ) -> Float[Array, "batch targets vocab"]:
+    """Logits of each target token given those before it; float32.
+
+    Args:
+      inputs: ids; 0 is padding and not attended to.
+      targets: ids; the decoder sees them shifted right, a 0 in front.
+
+    Raises:
+      ValueError: ids that are no integers [batch, length], batches that differ,
+        or ids out of the vocabulary. Inside a trace their values are unknown:
+        there the logits of such an id are not a number.
+    """
+    inputs, targets = self._ids("inputs", inputs), self._ids("targets", targets)
+    if len(inputs) != len(targets):
+      raise ValueError(
+        f"T5: {len(inputs)} rows of inputs and {len(targets)} of targets; give"
+        " one target to each input"
+      )
+    encoded, inputs_seen = self.encode(inputs)
+    tokens = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=PAD)
+    length = tokens.shape[1]
+    seen = np.tril(np.ones((1, 1, length, length), bool))
+    x = self.decoder(
+      self._embed(tokens),
+      jnp.asarray(seen),
+      encoded,
+      inputs_seen,
+      remat=self.remat,
+    )
+    return self._logits(x)
+
+  def encode(
+    self, inputs: Int[Array | np.ndarray, "batch inputs"]
+  ) -> tuple[
+    Float[Array, "batch inputs width"], Bool[Array, "batch 1 1 inputs"]
+  ]:
+    """The encoder's output, and which of its places may be attended to."""
+    inputs = self._ids("inputs", inputs)
+    seen = (inputs != PAD)[:, None, None]
+    return self.encoder(self._embed(inputs), seen, remat=self.remat), seen
+
+  def start(
+    self,
+    inputs: Int[Array | np.ndarray, "batch inputs"],
+    max_length: int,
+    beams: int = 1,
+  ) -> Cache:
+    """What `step` needs, the encoder's part done; rows are batch * beams."""
+    encoded, inputs_seen = self.encode(inputs)
+    _, memory = stack.run(self.decoder.blocks, encoded, method="remember")
+    rows = len(inputs) * beams
+    shape = (rows, max_length, self.heads, self.head_dim)
+    empty = jnp.zeros((self.decoder_depth, *shape), self.dtype)
+    bias = self.decoder.position_bias(max_length)
+    return Cache((empty, empty), memory, inputs_seen, bias)
+
+  def step(
+    self, cache: Cache, tokens: Int[Array, " rows"], place: Int[Array, ""]
+  ) -> tuple[Float[Array, "rows vocab"], Cache]:
+    """The next token's logits, after these tokens at that place.
+
+    Args:
+      cache: of `start`, then of the step before.
+      tokens: one per row; at place 0 it is the id that pads.
+      place: 0, 1, ... below `max_length`.
+    """
+    bias = jax.lax.dynamic_slice_in_dim(cache.bias, place, 1, axis=2)
+    seen = (jnp.arange(bias.shape[-1]) <= place)[None, None, None]
+    x, past = stack.run(
+      self.decoder.blocks,
+      self._embed(tokens[:, None]),
+      place,
+      seen,
+      bias,
+      cache.inputs_seen,
+      per_layer=(cache.past, cache.memory),
+      method="step",
+    )
+    return self._logits(self.decoder.norm(x))[:, 0], cache._replace(past=past)
+
+  def gemms(self, batch: int) -> list[dict[str, Any]]:
+    """The rows of `figs_jax.models.layers_of`, at the assumed lengths."""
+    inputs, targets = self.input_length, self.target_length
+    rows = []
+    for name, block, count in stack.named(
+      "encoder/blocks", self.encoder.blocks
+    ):
+      rows += block.attn.gemms(f"{name}/attn", batch, inputs, inputs, count)
+      rows += block.mlp.gemms(f"{name}/mlp", batch * inputs, count)
+    for name, block, count in stack.named(
+      "decoder/blocks", self.decoder.blocks
+    ):
+      rows += block.attn.gemms(f"{name}/attn", batch, targets, targets, count)
+      rows += block.cross.gemms(f"{name}/cross", batch, targets, inputs, count)
+      rows += block.mlp.gemms(f"{name}/mlp", batch * targets, count)
+    head = row("head", batch * targets, self.vocab, self.width, self.head)
+    return [*rows, head]
+
+  def _embed(
+    self, ids: Int[Array, "batch tokens"]
+  ) -> Float[Array, "batch tokens width"]:
+    return self.shared(ids).astype(self.dtype)
+
+  def _logits(
+    self, x: Float[Array, "batch tokens width"]
+  ) -> Float[Array, "batch tokens vocab"]:
+    if self.head is not None:
+      return self.head(x).astype(jnp.float32)
+    return jnp.einsum(
+      "btd,vd->btv",
+      x * self.width**-0.5,
+      self.shared.embedding[...].astype(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+  def _ids(self, name: str, ids: Any) -> Int[Array, "batch length"]:
+    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+      raise ValueError(
+        f"T5: {name} of shape {ids.shape} and dtype {ids.dtype}; give integer"
+        " ids [batch, length]"
+      )
+    if not isinstance(ids, jax.core.Tracer) and ids.size:
+      least, most = int(ids.min()), int(ids.max())
+      if least < 0 or most >= self.vocab:
+        wrong = least if least < 0 else most
+        raise ValueError(
+          f"T5: {name} hold the id {wrong}, the vocabulary has 0 to"
+          f" {self.vocab - 1}; use the vocabulary of the model, or set vocab="
+        )
+    return jnp.asarray(ids)
+
+  def _check(self) -> None:
+    for name in (
+      "width", "depth", "decoder_depth", "heads", "head_dim", "mlp_dim",
+      "vocab", "input_length", "target_length",
+    ):  # fmt: skip
+      if getattr(self, name) < 1:
+        raise ValueError(f"T5: {name}={getattr(self, name)} is below 1")
+    # The encoder has half of the buckets for each side, half of them exact.
+    if self.num_buckets < 4 or self.max_distance <= self.num_buckets // 2:
+      raise ValueError(
+        f"T5: num_buckets={self.num_buckets} and"
+        f" max_distance={self.max_distance}: give at least 4 buckets, and a"
+        " distance beyond half of them"
+      )

@@ -1,0 +1,345 @@
+"""What T5 is made of: norms, position bias, attention, feed-forward, stacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from figs_jax.core.types import Array, Bool, Float, Int
+from figs_jax.models import stack
+from figs_jax.models.encoder import Parts
+from figs_jax.models.gemm import row
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Sizes and options of both stacks.
+
+  Args:
+    width, heads, head_dim, mlp_dim: heads * head_dim may differ from width.
+    gated: gelu(x wi_0) * (x wi_1) instead of relu(x wi) before wo.
+    num_buckets, max_distance: of the relative positions.
+    dropout: after embeddings, norms at the end, attention weights, the hidden
+      layer of the feed-forward and every branch.
+    scan: as of `models.stack`.
+  """
+
+  width: int
+  heads: int
+  head_dim: int
+  mlp_dim: int
+  gated: bool
+  num_buckets: int
+  max_distance: int
+  dropout: float
+  scan: bool
+
+
+def normal(fan_in: int) -> dict[str, nnx.Initializer]:
+  """A kernel with deviation fan_in^-1/2."""
+  return {"kernel_init": nnx.initializers.normal(fan_in**-0.5)}
+
+
+def bucket(
+  offset: Int[np.ndarray, "*shape"],
+  *,
+  bidirectional: bool,
+  num_buckets: int,
+  max_distance: int,
+) -> Int[np.ndarray, "*shape"]:
+  """The bucket of each offset (key position minus query position).
+
+  Near offsets have buckets of their own, far ones share logarithmic ranges,
+  and all beyond `max_distance` one. Bidirectional: half of the buckets are for
+  keys that follow; else those share bucket 0 with the query's own position.
+
+  >>> bucket(np.array([0, -1, 5, -500]), bidirectional=True, num_buckets=32,
+  ...        max_distance=128).tolist()
+  [0, 1, 21, 15]
+  """
+  start = np.zeros_like(offset)
+  if bidirectional:
+    num_buckets //= 2
+    start = np.where(offset > 0, num_buckets, 0)
+    distance = np.abs(offset)
+  else:
+    distance = np.maximum(-offset, 0)
+  exact = num_buckets // 2
+  # In float32: at the edges of a range the reference rounds in it.
+  ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+  share = np.log(ratio) / np.float32(math.log(max_distance / exact))
+  far = exact + (share * np.float32(num_buckets - exact)).astype(offset.dtype)
+  far = np.minimum(far, num_buckets - 1)
+  return start + np.where(distance < exact, distance, far)
+
+
+class RMSNorm(nnx.Module):
+  """x / sqrt(mean(x²) + 1e-6) * scale (arXiv 1910.07467), in float32."""
+
+  def __init__(self, parts: Parts, width: int):
+    self.scale = nnx.Param(jnp.ones((width,), parts.param_dtype))
+    self.dtype = parts.dtype
+
+  def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
+    wide = x.astype(jnp.float32)
+    square = jnp.mean(wide**2, axis=-1, keepdims=True)
+    scale = self.scale[...].astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(square + 1e-6)
+    return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(self.dtype)
+
+
+class PositionBias(nnx.Module):
+  """A learned number per bucket and head, the same in all blocks of a stack."""
+
+  def __init__(self, parts: Parts, shape: Shape, bidirectional: bool):
+    init = nnx.initializers.normal(shape.width**-0.5)
+    size = (shape.num_buckets, shape.heads)
+    table = init(parts.rngs.params(), size, parts.param_dtype)
+    self.embedding = nnx.Param(table)
+    self.max_distance = shape.max_distance
+    self.bidirectional = bidirectional
+
+  def __call__(self, length: int) -> Float[Array, "1 heads length length"]:
+    """The bias of every query and key; float32."""
+    place = np.arange(length)
+    table = self.embedding[...].astype(jnp.float32)
+    buckets = bucket(
+      place[None] - place[:, None],
+      bidirectional=self.bidirectional,
+      num_buckets=table.shape[0],
+      max_distance=self.max_distance,
+    )
+    return table[buckets].transpose(2, 0, 1)[None]
+
+
+class T5Attention(nnx.Module):
+  """softmax(q kᵀ + bias) v: no scale (it is in q's kernel), no bias terms."""
+
+  def __init__(self, parts: Parts, shape: Shape):
+    width, inner = shape.width, shape.heads * shape.head_dim
+    self.heads = shape.heads
+    self.q = parts.linear(
+      width, inner, use_bias=False, **normal(width * shape.head_dim)
+    )
+    self.k = parts.linear(width, inner, use_bias=False, **normal(width))
+    self.v = parts.linear(width, inner, use_bias=False, **normal(width))
+    self.o = parts.linear(inner, width, use_bias=False, **normal(inner))
+    self.dropout = parts.dropout(shape.dropout)
+
+  def keys_values(
+    self, x: Float[Array, "batch keys width"]
+  ) -> tuple[
+    Float[Array, "batch keys heads depth"],
+    Float[Array, "batch keys heads depth"],
+  ]:
+    """What queries attend to."""
+    return self._heads(self.k(x)), self._heads(self.v(x))
+
+  def __call__(
+    self,
+    x: Float[Array, "batch queries width"],
+    keys: Float[Array, "batch keys heads depth"],
+    values: Float[Array, "batch keys heads depth"],
+    seen: Bool[Array, "#batch 1 #queries keys"],
+    bias: Float[Array, "1 heads queries keys"] | None = None,
+  ) -> Float[Array, "batch queries width"]:
+    """Attention of x to the keys that are seen."""
+    logits = jnp.einsum(
+      "bqhd,bkhd->bhqk",
+      self._heads(self.q(x)),
+      keys,
+      preferred_element_type=jnp.float32,
+    )
+    if bias is not None:
+      logits = logits + bias
+    # Finite: a row that sees nothing stays a number.
+    logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
+    weights = self.dropout(jax.nn.softmax(logits, axis=-1))
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(values.dtype), values)
+    return self.o(out.reshape(*x.shape[:-1], -1))
+
+  def _heads(
+    self, x: Float[Array, "batch tokens inner"]
+  ) -> Float[Array, "batch tokens heads depth"]:
+    return x.reshape(*x.shape[:-1], self.heads, -1)
+
+  def gemms(
+    self, name: str, batch: int, queries: int, keys: int, count: int
+  ) -> list[dict[str, Any]]:
+    """Rows as of `figs_jax.models.layers_of`."""
+    width, inner = self.q.in_features, self.q.out_features
+    depth, many = inner // self.heads, batch * self.heads * count
+    return [
+      row(f"{name}/q", batch * queries, inner, width, self.q, count),
+      row(f"{name}/k", batch * keys, inner, width, self.k, count),
+      row(f"{name}/v", batch * keys, inner, width, self.v, count),
+      row(f"{name}/qk", queries, keys, depth, None, many),
+      row(f"{name}/av", queries, depth, keys, None, many),
+      row(f"{name}/o", batch * queries, width, inner, self.o, count),
+    ]
+
+
+class T5MLP(nnx.Module):
+  """wo(relu(wi(x))), or wo(gelu(wi_0(x)) * wi_1(x)) with the tanh gelu."""
+
+  def __init__(self, parts: Parts, shape: Shape):
+    self.names = ("wi_0", "wi_1") if shape.gated else ("wi",)
+    width, hidden = shape.width, shape.mlp_dim
+    for name in self.names:
+      layer = parts.linear(width, hidden, use_bias=False, **normal(width))
+      setattr(self, name, layer)
+    self.wo = parts.linear(hidden, width, use_bias=False, **normal(hidden))
+    self.dropout = parts.dropout(shape.dropout)
+
+  def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
+    first, *gate = (getattr(self, name)(x) for name in self.names)
+    hidden = jax.nn.gelu(first) * gate[0] if gate else jax.nn.relu(first)
+    return self.wo(self.dropout(hidden))
+
+  def gemms(self, name: str, rows: int, count: int) -> list[dict[str, Any]]:
+    """Rows as of `figs_jax.models.layers_of`."""
+    hidden, width = self.wo.in_features, self.wo.out_features
+    first = [
+      row(f"{name}/{wi}", rows, hidden, width, getattr(self, wi), count)
+      for wi in self.names
+    ]
+    return [*first, row(f"{name}/wo", rows, width, hidden, self.wo, count)]
+
+
+class EncoderBlock(nnx.Module):
+  """x += attn(norm(x)); x += mlp(norm(x))."""
+
+  def __init__(self, parts: Parts, shape: Shape):
+    self.attn_norm = RMSNorm(parts, shape.width)
+    self.attn = T5Attention(parts, shape)
+    self.mlp_norm = RMSNorm(parts, shape.width)
+    self.mlp = T5MLP(parts, shape)
+    self.dropout = parts.dropout(shape.dropout)
+
+  def __call__(
+    self,
+    x: Float[Array, "batch tokens width"],
+    seen: Bool[Array, "batch 1 1 tokens"],
+    bias: Float[Array, "1 heads tokens tokens"],
+  ) -> Float[Array, "batch tokens width"]:
+    h = self.attn_norm(x)
+    x = x + self.dropout(self.attn(h, *self.attn.keys_values(h), seen, bias))
+    return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class DecoderBlock(nnx.Module):
+  """An encoder block with attention to the encoder's output in its middle."""
+
+  def __init__(self, parts: Parts, shape: Shape):
+    self.attn_norm = RMSNorm(parts, shape.width)
+    self.attn = T5Attention(parts, shape)
+    self.cross_norm = RMSNorm(parts, shape.width)
+    self.cross = T5Attention(parts, shape)
+    self.mlp_norm = RMSNorm(parts, shape.width)
+    self.mlp = T5MLP(parts, shape)
+    self.dropout = parts.dropout(shape.dropout)
+
+  def __call__(
+    self,
+    x: Float[Array, "batch tokens width"],
+    seen: Bool[Array, "1 1 tokens tokens"],
+    bias: Float[Array, "1 heads tokens tokens"],
+    encoded: Float[Array, "batch inputs width"],
+    inputs_seen: Bool[Array, "batch 1 1 inputs"],
+  ) -> Float[Array, "batch tokens width"]:
+    """All tokens at once."""
+    h = self.attn_norm(x)
+    x = x + self.dropout(self.attn(h, *self.attn.keys_values(h), seen, bias))
+    memory = self.cross.keys_values(encoded)
+    return self._rest(x, *memory, inputs_seen)
+
+  def remember(
+    self, encoded: Float[Array, "batch inputs width"]
+  ) -> tuple[Array, tuple[Array, Array]]:
+    """(encoded, its keys and values), which all steps share."""
+    return encoded, self.cross.keys_values(encoded)
+
+  def step(
+    self,
+    x: Float[Array, "rows 1 width"],
+    place: Int[Array, ""],
+    seen: Bool[Array, "1 1 1 tokens"],
+    bias: Float[Array, "1 heads 1 tokens"],
+    inputs_seen: Bool[Array, "batch 1 1 inputs"],
+    cache: tuple[tuple[Array, Array], tuple[Array, Array]],
+  ) -> tuple[Float[Array, "rows 1 width"], tuple[Array, Array]]:
+    """One token more, at that place.
+
+    Args:
+      x: of as many rows as the batch has, or a multiple: beams side by side.
+      place: its position, where its key and value go.
+      seen: the positions up to it.
+      bias: its row of the position bias.
+      inputs_seen: as for the whole.
+      cache: (keys, values) of the tokens [rows, tokens, heads, depth] and of
+        the inputs [batch, inputs, heads, depth].
+
+    Returns:
+      x, and the keys and values of the tokens with this one's.
+    """
+    (keys, values), memory = cache
+    h = self.attn_norm(x)
+    key, value = self.attn.keys_values(h)
+    keys = jax.lax.dynamic_update_slice_in_dim(keys, key, place, axis=1)
+    values = jax.lax.dynamic_update_slice_in_dim(values, value, place, axis=1)
+    x = x + self.attn(h, keys, values, seen, bias)
+    # The beams of one sequence are queries to the same inputs.
+    beside = x.reshape(memory[0].shape[0], -1, x.shape[-1])
+    x = self._rest(beside, *memory, inputs_seen).reshape(x.shape)
+    return x, (keys, values)
+
+  def _rest(self, x, keys, values, seen):
+    h = self.cross_norm(x)
+    x = x + self.dropout(self.cross(h, keys, values, seen))
+    return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class Stack(nnx.Module):
+  """Blocks of one kind with their position bias, a dropout around them.
+
+  Args:
+    parts: shared by the model.
+    shape: sizes.
+    depth: number of blocks.
+    kind: `EncoderBlock` (bidirectional) or `DecoderBlock`.
+  """
+
+  def __init__(
+    self,
+    parts: Parts,
+    shape: Shape,
+    depth: int,
+    kind: type[EncoderBlock] | type[DecoderBlock],
+  ):
+    self.position_bias = PositionBias(parts, shape, kind is EncoderBlock)
+
+    def block(rngs: nnx.Rngs) -> nnx.Module:
+      return kind(dataclasses.replace(parts, rngs=rngs), shape)
+
+    self.blocks = stack.build(block, depth, scan=shape.scan, rngs=parts.rngs)
+    self.norm = RMSNorm(parts, shape.width)
+    self.dropout = parts.dropout(shape.dropout)
+
+  def __call__(
+    self,
+    x: Float[Array, "batch tokens width"],
+    seen: Bool[Array, "#batch 1 #tokens tokens"],
+    *memory: Array,
+    remat: bool,
+  ) -> Float[Array, "batch tokens width"]:
+    """The normed output; `memory` is what a decoder block takes besides."""
+    bias = self.position_bias(x.shape[1])
+    x = self.dropout(x)
+    x, _ = stack.run(self.blocks, x, seen, bias, *memory, remat=remat)
+    return self.dropout(self.norm(x))
