@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from figs_jax import models
-from figs_jax.train.losses import cross_entropy
+from figs_jax.train.losses import cross_entropy, teacher_forcing
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
   """A variant with its options, and a batch that it trains on.
 
-  inputs: names of the batch's entries that the model is called with. stacked:
-  where its blocks are, so that `scan` is known to have stacked them.
+  inputs: names of the batch's entries that the model is called with. kernels:
+  how many there are. fewer: options that make it quicker to compile. noise:
+  options that draw random numbers in training.
   """
 
   variant: str
@@ -25,6 +26,10 @@ class Tiny:
   inputs: tuple[str, ...]
   loss: Callable
   kernels: int
+  fewer: dict[str, Any] = dataclasses.field(default_factory=dict)
+  noise: dict[str, float] = dataclasses.field(
+    default_factory=lambda: {"drop_path": 0.2}
+  )
   rules: str = "ff: 1:4, qk: 2:4"
 
   def args(self, size: int) -> tuple[Any, ...]:
@@ -37,6 +42,21 @@ def _images(height, width, channels=3):
     shape = (size, height, width, channels)
     image = jax.random.normal(jax.random.key(size), shape)
     return {"image": image, "label": jnp.arange(size) % 5}
+
+  return batch
+
+
+def _text(inputs, targets):
+  def batch(size):
+    def ids(key, length):
+      ids = jax.random.randint(key, (size, length), 3, 24)
+      # Each row ends one place earlier; then comes padding.
+      last = length - 1 - jnp.arange(size)[:, None]
+      place = jnp.arange(length)[None]
+      return jnp.where(place < last, ids, (place == last).astype(jnp.int32))
+
+    one, two = jax.random.split(jax.random.key(size))
+    return {"inputs": ids(one, inputs), "targets": ids(two, targets)}
 
   return batch
 
@@ -56,6 +76,29 @@ TINY = {
     ("image",),
     cross_entropy,
     kernels=3 * 8 + 3,
+    fewer={"depths": (2,)},
+  ),
+  "t5": Tiny(
+    "custom",
+    {
+      "width": 8,
+      "depth": 2,
+      "decoder_depth": 1,
+      "heads": 2,
+      "head_dim": 6,
+      "mlp_dim": 16,
+      "vocab": 24,
+      "gated": True,
+      "tied": False,
+      "input_length": 9,
+      "target_length": 7,
+    },
+    _text(9, 7),
+    ("inputs", "targets"),
+    teacher_forcing,
+    kernels=2 * (4 + 3) + (8 + 3) + 1,
+    noise={"dropout": 0.2},
+    rules="ff: 1:8, qk: 1:4",
   ),
   "vit": Tiny(
     "custom/4",

@@ -1,6 +1,9 @@
 """What every family of models promises: products, words, every recipe."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -68,6 +71,57 @@ def test_words_name_kernels_and_patterns_reach_the_rows(family, scan):
 
 
 @each
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_scanned_model_is_the_listed_one(family, remat):
+  """Logits and gradients; with remat, the scanned one recomputes its blocks."""
+  listed = nn.sparsify(create(family), TINY[family].rules)
+  scanned = nn.sparsify(
+    create(family, scan=True, remat=remat), TINY[family].rules
+  )
+
+  def slope(model, weights=None, kept=None):
+    graphdef, params, masks, rest = nn.split(model)
+    if weights is not None:
+      params, masks = stacked(params, weights), stacked(masks, kept)
+
+    @compiled
+    def fn(params, masks):
+      def loss(params):
+        model = nn.merge(graphdef, params, masks, 0.0, rest)
+        logits = model(*TINY[family].args(2))
+        return (logits**2).sum(), logits
+
+      return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, logits), grads = fn(params, masks)
+    return logits, grads, params, masks
+
+  logits, grads, params, masks = slope(listed)
+  again, their_grads, stack, _ = slope(scanned, flatten(params), flatten(masks))
+  np.testing.assert_allclose(again, logits, rtol=1e-4, atol=1e-5)
+  wanted = flatten(stacked(stack, flatten(grads)))
+  for path, leaf in flatten(their_grads).items():
+    np.testing.assert_allclose(
+      leaf, wanted[path], rtol=1e-3, atol=1e-5, err_msg=path
+    )
+
+
+def stacked(tree, listed):
+  """The scanned tree with the leaves of the listed one, by path."""
+  groups = {}
+  for path, leaf in listed.items():
+    groups.setdefault(re.sub(r"(?<=blocks/)\d+/", "", path), []).append(leaf)
+  assert set(groups) == set(flatten(tree))
+
+  def leaf(path, old):
+    name = "/".join(str(getattr(key, "key", key)) for key in path)
+    group = groups[name]
+    return group[0] if name in listed else jnp.stack(group)
+
+  return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+@each
 def test_a_rule_that_matches_nothing_is_one_clear_error(family):
   model = create(family)
   with pytest.raises(ValueError, match="rule 'fff': no such word"):
@@ -83,7 +137,7 @@ def test_every_recipe_takes_three_steps_and_ends_with_exact_masks(family, name):
   """On scanned blocks, whose masks are stacked: they compile sooner."""
   tiny = TINY[family]
   recipe = recipes.create(name, tiny.rules, STEPS, dense=0.0)
-  model = create(family, scan=True, drop_path=0.2)
+  model = create(family, scan=True, **tiny.noise, **tiny.fewer)
   if recipe.sparse:
     model = nn.sparsify(model, recipe.pattern)
   tx = recipe.transform(optax.adamw(1e-2))
