@@ -22,7 +22,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax.train.checkpoint import Checkpointer
-from figs_jax.train.config import differences
+from figs_jax.train.config import completed, differences
 from figs_jax.train.cost import train_cost
 from figs_jax.train.evaluate import evaluate
 from figs_jax.train.experiment import build
@@ -113,7 +113,7 @@ def _check_resumable(where: Path, config: config_dict.ConfigDict) -> None:
   with Checkpointer(where, read_only=True) as checkpoints:
     if not checkpoints.steps():
       return
-    saved = checkpoints.meta()["config"]
+    saved = completed(checkpoints.meta()["config"])
   now = json.loads(json.dumps(config.to_dict()))
   free = set(config.allow_change)
   changed = [

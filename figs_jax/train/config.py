@@ -7,6 +7,7 @@ line; `validate` refuses what no run could use, before anything is built.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,14 +28,16 @@ FREE = (
   "data.workers",
   "data.eval_batch_size",
 )
-_INTEGERS = (
-  "width",
-  "depth",
-  "heads",
-  "mlp_dim",
-  "window",
-  "freq",
-)
+# Of options without a default; any other takes a number.
+_KINDS: dict[str, type] = {
+  **dict.fromkeys(
+    ("width", "depth", "decoder_depth", "heads", "mlp_dim", "window", "freq"),
+    int,
+  ),
+  **dict.fromkeys(("depths", "pretrained_windows"), tuple),
+}
+# Options whose default is the variant's.
+_OF_VARIANT = ("head_dim", "gated", "tied")
 
 
 class ConfigError(ValueError):
@@ -42,7 +45,17 @@ class ConfigError(ValueError):
 
 
 # Model options that follow from the variant or from the data.
-_DERIVED = ("patch", "num_classes", "image_size", "in_channels", "param_dtype")
+_DERIVED = (
+  "patch",
+  "num_classes",
+  "image_size",
+  "in_channels",
+  "vocab",
+  "input_length",
+  "target_length",
+  "param_dtype",
+)
+SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 
 
 def default_config(
@@ -81,8 +94,9 @@ def default_config(
   config.seeds_mode = "auto"  # vmap, map, or the one that suits the device
   config.optimizer = config_dict.ConfigDict(
     {
-      "learning_rate": 1e-3,
+      "learning_rate": 1e-3,  # after the warm-up
       "warmup_steps": 0,
+      "schedule": "cosine",
       "b1": 0.9,
       "b2": 0.999,
       "eps": 1e-8,
@@ -92,20 +106,10 @@ def default_config(
   )
   config.ema_decay = 0.0
   config.data = config_dict.ConfigDict(
-    {
-      "name": "digits",
-      "seed": 0,  # of order and augmentation, shared by all model seeds
-      "data_dir": config_dict.placeholder(str),
-      "download": False,
-      "train_split": "train",
-      "eval_split": "test",
-      "augment": "none",
-      "image_size": 8,
-      "workers": 0,
-      "eval_batch_size": 128,
-    }
+    _TEXT_DATA if reads_text(family) else _IMAGE_DATA
   )
-  config.mixup = 0.0
+  if not reads_text(family):
+    config.mixup = 0.0
   config.label_smoothing = 0.0
   config.log_every = 50
   config.diagnose_every = 100
@@ -117,13 +121,45 @@ def default_config(
   return config
 
 
+def reads_text(family: str) -> bool:
+  """Whether a family's batches are text; images otherwise.
+
+  >>> reads_text("vit")
+  False
+  """
+  return "vocab" in models.options_of(family)
+
+
+_DATA = {
+  "seed": 0,  # of order and augmentation, shared by all model seeds
+  "data_dir": config_dict.placeholder(str),
+  "download": False,
+  "train_split": "train",
+  "eval_split": "test",
+  "workers": 0,
+  "eval_batch_size": 128,
+}
+_IMAGE_DATA = {"name": "digits", **_DATA, "augment": "none", "image_size": 8}
+_TEXT_DATA = {
+  "name": "stdlib_text",
+  **_DATA,
+  "vocabulary": "bytes",
+  "input_length": 128,
+  "target_length": config_dict.placeholder(int),
+  # Of span corruption.
+  "density": 0.15,
+  "mean_span": 3.0,
+}
+
+
 def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
-  """Options as fields; one without a default takes any number."""
+  """Options as fields; None where there is no default."""
   fields = config_dict.ConfigDict()
   for name, default in options.items():
-    if default is None:
-      number = int if name in _INTEGERS else float
-      fields[name] = config_dict.placeholder(number)
+    if name in _OF_VARIANT:
+      fields[name] = config_dict.placeholder(type(default))
+    elif default is None:
+      fields[name] = config_dict.placeholder(_KINDS.get(name, float))
     elif name == "dtype":
       fields[name] = jnp.dtype(default).name
     else:
@@ -146,8 +182,8 @@ def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
     hint = ""
     if name not in recipes.names():
       hint = (
-        "; the recipe is the argument of the file, as in --config=FILE:figs, and"
-        " one of your own is known once the file that registers it has run"
+        "; the recipe is the argument of the file, as in --config=FILE:figs,"
+        " and one of your own is known once the file that registers it has run"
         " (evaluate.py: --recipe_file)"
       )
     raise ConfigError(
@@ -166,7 +202,8 @@ def validate(config: config_dict.ConfigDict) -> None:
     _need(config[name] >= 0, name, config[name], "0 or more")
   for name in ("ema_decay", "label_smoothing"):
     _need(0 <= config[name] < 1, name, config[name], "in [0, 1)")
-  _need(config.mixup >= 0, "mixup", config.mixup, "0 or more")
+  if "mixup" in config:  # of images
+    _need(config.mixup >= 0, "mixup", config.mixup, "0 or more")
   _need(
     config.batch_size % config.accumulate == 0,
     "batch_size",
@@ -178,6 +215,12 @@ def validate(config: config_dict.ConfigDict) -> None:
     config.seeds_mode in modes, "seeds_mode", config.seeds_mode, f"in {modes}"
   )
   optimizer = config.optimizer
+  _need(
+    optimizer.schedule in SCHEDULES,
+    "optimizer.schedule",
+    optimizer.schedule,
+    f"in {SCHEDULES}",
+  )
   for name in ("warmup_steps", "weight_decay", "clip"):
     _need(
       optimizer[name] >= 0, f"optimizer.{name}", optimizer[name], "0 or more"
@@ -195,6 +238,29 @@ def _need(holds: bool, name: str, value: Any, wanted: str) -> None:
     raise ConfigError(
       f"config.{name}={value!r} must be {wanted}; set --config.{name}"
     )
+
+
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """A run's saved configuration; fields that are newer have their default.
+
+  >>> old = {"family": "vit", "recipe": {"name": "ste"}, "optimizer": {"b1": 0}}
+  >>> completed(old)["optimizer"]["b1"], completed(old)["optimizer"]["schedule"]
+  (0, 'cosine')
+
+  Raises:
+    ConfigError: its recipe or family is not known here.
+  """
+  default = default_config(saved["recipe"]["name"], saved["family"])
+  # As it is saved: without tuples.
+  return _merged(json.loads(json.dumps(default.to_dict())), saved)
+
+
+def _merged(default: dict[str, Any], saved: Mapping[str, Any]):
+  out = dict(default)
+  for name, value in saved.items():
+    both = isinstance(value, Mapping) and isinstance(out.get(name), dict)
+    out[name] = _merged(out[name], value) if both else value
+  return out
 
 
 def differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:

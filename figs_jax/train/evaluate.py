@@ -13,35 +13,35 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from figs_jax import data, engine, nn
+from figs_jax import engine, nn
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import Leaf, flatten
-from figs_jax.core.types import Array
 from figs_jax.train import study
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.layers import layers_of
+from figs_jax.train.measures import Measure
 from figs_jax.train.restore import restore
 from figs_jax.train.state import TrainState, finish, finished_model
 
 
-class Classification:
-  """Accuracy and loss of the finished model over a whole split.
+class Evaluator:
+  """A measure of the finished model over a whole split.
 
   One compilation serves a run; a state with a seed axis gives one value per
   seed.
   """
 
-  def __init__(self, batches: Iterable[dict[str, Any]], seeds: bool):
-    self._batches, self._seeds = batches, seeds
+  def __init__(
+    self, measure: Measure, batches: Iterable[dict[str, Any]], seeds: bool
+  ):
+    self._measure, self._batches, self._seeds = measure, batches, seeds
     self._finish = {
       ema: jax.jit(self._over_seeds(functools.partial(finish, ema=ema)))
       for ema in (False, True)
     }
-    self._count = jax.jit(self._over_seeds(_count, 0, 0, None))
+    self._count = jax.jit(self._over_seeds(self._count_of, 0, 0, None))
 
   def run(
     self, state: TrainState, *, ema: bool = False
@@ -51,12 +51,14 @@ class Classification:
     total: Any = None
     for batch in self._batches:
       counts = self._count(state, params, masks, batch)
-      total = counts if total is None else jax.tree.map(jnp.add, total, counts)
-    hits, losses, seen = jax.tree.map(np.asarray, total)
-    # A diverged seed has an accuracy all the same, since argmax takes NaN.
-    accuracy = np.where(np.isfinite(losses), hits / seen, np.nan)
-    yield "accuracy", accuracy.tolist()
-    yield "loss", (losses / seen).tolist()
+      # In double precision: float32 cannot count beyond 2**24.
+      counts = jax.tree.map(lambda x: np.asarray(x, np.float64), counts)
+      total = counts if total is None else jax.tree.map(np.add, total, counts)
+    for name, value in self._measure.values(total):
+      yield name, value.tolist()
+
+  def _count_of(self, state: TrainState, params: Any, masks: Any, batch: Any):
+    return self._measure.count(finished_model(state, params, masks), batch)
 
   def _over_seeds(self, fn, *axes):
     """`fn(state, *rest)`, vmapped over the seeds if there are several."""
@@ -67,30 +69,10 @@ class Classification:
     )(state, *rest)
 
 
-def _count(state: TrainState, params: Any, masks: Any, batch: dict[str, Array]):
-  """(hits, summed loss, examples) of the valid part of a batch."""
-  model = finished_model(state, params, masks)
-  logits = model(batch["image"])
-  valid = batch["valid"].astype(jnp.float32)
-  hits = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
-  losses = optax.softmax_cross_entropy_with_integer_labels(
-    logits, batch["label"]
-  )
-  return (hits * valid).sum(), (losses * valid).sum(), valid.sum()
-
-
-def evaluator(experiment: Experiment) -> Classification:
+def evaluator(experiment: Experiment) -> Evaluator:
   """The evaluator of a configuration's test split."""
-  config = experiment.config.data
-  batches = data.eval_batches(
-    config.name,
-    config.eval_split,
-    config.eval_batch_size,
-    image_size=config.image_size,
-    data_dir=config.data_dir,
-    download=config.download,
-  )
-  return Classification(batches, bool(experiment.seeds))
+  task = experiment.task
+  return Evaluator(task.measure, task.eval_batches(), bool(experiment.seeds))
 
 
 def exact_nm(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, bool]:
@@ -149,9 +131,10 @@ def evaluate(
 
   Returns:
     A JSON-able object: accuracy (mean over seeds), accuracy_se, accuracies,
-    step, recipe, pattern, exact_nm, layers (path -> exact), sparsity,
-    sparsity_all_parameters, parameters, bytes_dense, bytes_packed, flops,
-    flops_dense.
+    loss, what else the task measures (bits_per_byte, bits_per_byte_se,
+    bits_per_byte_seeds), step, recipe, pattern, exact_nm, layers (path ->
+    exact), sparsity, sparsity_all_parameters, parameters, bytes_dense,
+    bytes_packed, flops, flops_dense.
 
   Raises:
     ValueError: no such engine.
@@ -160,9 +143,11 @@ def evaluate(
   if engine_spec is not None:
     engine.parse(engine_spec)
   experiment, state, step = restore(workdir, step, data_dir=data_dir)
-  values = dict(evaluator(experiment).run(state, ema=ema))
-  accuracies = np.atleast_1d(values["accuracy"]).tolist()
-  losses = np.atleast_1d(values["loss"]).tolist()
+  values = {
+    name: np.atleast_1d(value).tolist()
+    for name, value in evaluator(experiment).run(state, ema=ema)
+  }
+  accuracies = values.pop("accuracy")
   mean, error = study.mean_and_se(accuracies)
   singles = [state]
   if experiment.seeds:
@@ -179,7 +164,8 @@ def evaluate(
     "accuracy": _finite(mean),
     "accuracy_se": _finite(error),
     "accuracies": [_finite(value) for value in accuracies],
-    "loss": _finite(study.mean_and_se(losses)[0]),
+    "loss": _finite(study.mean_and_se(values.pop("loss"))[0]),
+    **_others(values),
     "recipe": experiment.recipe.name,
     "pattern": experiment.config.pattern if leaves else "dense",
     "exact_nm": all(exact.values()),
@@ -191,6 +177,17 @@ def evaluate(
   if engine_spec is not None:
     report = engine.report(rows, engines=[engine_spec])
     result |= {"engine": engine_spec, "speedup": report.totals[0].speedup}
+  return result
+
+
+def _others(values: Mapping[str, list[float]]) -> dict[str, Any]:
+  """What a task measures beside accuracy and loss."""
+  result: dict[str, Any] = {}
+  for name, each in values.items():
+    mean, error = study.mean_and_se(each)
+    result[name] = _finite(mean)
+    result[f"{name}_se"] = _finite(error)
+    result[f"{name}_seeds"] = [_finite(value) for value in each]
   return result
 
 

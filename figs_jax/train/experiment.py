@@ -7,16 +7,17 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from ml_collections import config_dict
 
-from figs_jax import data, models, nn, recipes
+from figs_jax import models, nn, recipes
 from figs_jax.core.types import Array
 from figs_jax.train import study
 from figs_jax.train.config import given, recipe_of, validate
-from figs_jax.train.losses import MixedCrossEntropy
 from figs_jax.train.state import TrainState
+from figs_jax.train.tasks import Task, task_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +27,7 @@ class Experiment:
   config: config_dict.ConfigDict
   recipe: recipes.Recipe
   tx: optax.GradientTransformation
-  loss: MixedCrossEntropy
-  num_classes: int
-  channels: int
+  task: Task
 
   @property
   def seeds(self) -> list[int]:
@@ -41,10 +40,8 @@ class Experiment:
     model = models.create(
       config.family,
       config.variant,
-      num_classes=self.num_classes,
-      image_size=config.data.image_size,
-      in_channels=self.channels,
       rngs=nnx.Rngs(jax.random.key(seed)),
+      **self.task.model_options,
       **given(config.model),
     )
     if not self.recipe.sparse:
@@ -58,7 +55,7 @@ class Experiment:
       self.model(seed),
       self.recipe,
       self.tx,
-      loss=self.loss,
+      loss=self.task.loss,
       seed=seed,
       ema_decay=config.ema_decay,
       accumulate=config.accumulate,
@@ -84,30 +81,54 @@ def build(config: config_dict.ConfigDict) -> Experiment:
     ValueError: (mostly `ConfigError`) one line saying which field is wrong.
   """
   validate(config)
-  info = data.describe(config.data.name, data_dir=config.data.data_dir)
+  task = task_of(config)
   recipe = recipe_of(config)
   experiment = Experiment(
     config=config,
     recipe=recipe,
     tx=optimizer(config, recipe),
-    loss=MixedCrossEntropy(
-      info.num_classes, config.mixup, config.label_smoothing
-    ),
-    num_classes=info.num_classes,
-    channels=info.image_shape[-1],
+    task=task,
   )
   _ = experiment.abstract_state  # raises here what model and rules refuse
   return experiment
 
 
 def learning_rate(config: config_dict.ConfigDict) -> optax.Schedule:
-  """Linear warm-up, then a cosine to 0 at the last step."""
-  return optax.warmup_cosine_decay_schedule(
-    init_value=0.0,
-    peak_value=config.optimizer.learning_rate,
-    warmup_steps=config.optimizer.warmup_steps,
-    decay_steps=config.total_steps,
-  )
+  """Linear warm-up from 0 to the learning rate, then `schedule`.
+
+  | schedule | after w warm-up steps, of T steps in all            |
+  |----------|-----------------------------------------------------|
+  | cosine   | rate * (1 + cos(pi (t - w) / (T - w))) / 2          |
+  | linear   | rate * (T - t) / (T - w)                            |
+  | rsqrt    | rate * sqrt(w / t), w at least 1                    |
+  | constant | rate                                                |
+
+  So Transformer's lr / sqrt(max(t, w)) (arXiv 1706.03762) is "rsqrt" with a
+  learning rate of lr / sqrt(w).
+  """
+  peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
+  rest = config.total_steps - warmup
+  after = {
+    "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
+    "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
+    "rsqrt": lambda: _inverse_root(peak, warmup),
+    "constant": lambda: optax.constant_schedule(peak),
+  }[config.optimizer.schedule]()
+  if not warmup:
+    return after
+  rise = optax.linear_schedule(0.0, peak, warmup)
+  return optax.join_schedules([rise, after], [warmup])
+
+
+def _inverse_root(peak: float, warmup: int) -> optax.Schedule:
+  """Of the steps since the warm-up."""
+  first = float(max(warmup, 1))
+
+  def schedule(count: Any) -> Any:
+    step = jnp.asarray(count, jnp.float32) + warmup
+    return peak * jnp.sqrt(first / jnp.maximum(step, first))
+
+  return schedule
 
 
 def optimizer(

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from figs_jax import data
 from figs_jax.train import study
 from figs_jax.train.checkpoint import Checkpointer
-from figs_jax.train.config import ConfigError, differences
-from figs_jax.train.evaluate import Classification, evaluator
+from figs_jax.train.config import ConfigError, completed, differences
+from figs_jax.train.evaluate import Evaluator, evaluator
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log import MetricLog
 from figs_jax.train.mesh import batch_sharding, make_mesh, state_shardings
@@ -43,7 +42,7 @@ class Run:
   experiment: Experiment
   checkpoints: Checkpointer
   log: MetricLog
-  evaluator: Classification
+  evaluator: Evaluator
   batches: Any
   state: TrainState
   losses: list[tuple[int, jax.Array]] = dataclasses.field(default_factory=list)
@@ -84,7 +83,12 @@ def train(
     Checkpointer(workdir, keep=config.keep) as checkpoints,
   ):
     state, position = _begin(experiment, checkpoints, abstract, shardings)
-    batches = _batches(experiment)
+    processes = jax.process_count()
+    batches = experiment.task.train_batches(
+      config.batch_size // processes,
+      shard_index=jax.process_index(),
+      num_shards=processes,
+    )
     if position is not None:
       batches.set_state(position)
     start = int(state.step)
@@ -182,7 +186,9 @@ def _begin(experiment, checkpoints, abstract, shardings):
 
 def _changes(saved, config, path) -> list[str]:
   """Fields that differ from the run's own; only those allowed by name."""
-  changed = differences(saved, json.loads(json.dumps(config.to_dict())))
+  changed = differences(
+    completed(saved), json.loads(json.dumps(config.to_dict()))
+  )
   refused = [
     name
     for name in changed
@@ -196,23 +202,6 @@ def _changes(saved, config, path) -> list[str]:
       f" --config.allow_change=\"('{refused[0]}',)\""
     )
   return changed
-
-
-def _batches(experiment: Experiment):
-  config = experiment.config
-  return data.train_batches(
-    config.data.name,
-    config.data.train_split,
-    config.batch_size // jax.process_count(),
-    seed=config.data.seed,
-    augment=config.data.augment,
-    image_size=config.data.image_size,
-    data_dir=config.data.data_dir,
-    download=config.data.download,
-    workers=config.data.workers,
-    shard_index=jax.process_index(),
-    num_shards=jax.process_count(),
-  )
 
 
 def _diagnosed(config, step: int) -> bool:

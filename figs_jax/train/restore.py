@@ -8,6 +8,7 @@ from ml_collections import config_dict
 
 from figs_jax.train import study
 from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.config import completed
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.state import TrainState
 
@@ -32,7 +33,7 @@ def restore(
       damaged or foreign one.
   """
   with Checkpointer(workdir, read_only=True) as checkpoints:
-    config = config_dict.ConfigDict(checkpoints.meta(step)["config"])
+    config = config_dict.ConfigDict(completed(checkpoints.meta(step)["config"]))
     if data_dir is not None:
       config.data.data_dir = data_dir
     experiment = build(config)

@@ -13,12 +13,13 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.tree import Leaf
 from figs_jax.train import study
 from figs_jax.train.evaluate import (
-  Classification,
+  Evaluator,
   evaluate,
   exact_nm,
   storage,
 )
 from figs_jax.train.experiment import build
+from figs_jax.train.measures import LabelAccuracy
 from figs_jax.train.state import finish
 
 pytestmark = pytest.mark.standard_promotion
@@ -54,7 +55,7 @@ def by_hand(model, data):
 
 def test_against_numpy_with_a_padded_batch(tiny_config):
   state = build(tiny_config("ste")).state()
-  found = dict(Classification(batches(), seeds=False).run(state))
+  found = dict(Evaluator(LabelAccuracy(), batches(), seeds=False).run(state))
   accuracy, loss = by_hand(state.finished(), batches())
   assert found["accuracy"] == pytest.approx(accuracy, abs=1e-6)
   assert found["loss"] == pytest.approx(loss, rel=1e-5)
@@ -64,7 +65,7 @@ def test_seeds_and_a_diverged_one(tiny_config):
   state = build(tiny_config("ste", seeds=3)).state()
   params = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.params)
   state = dataclasses.replace(state, params=params)
-  found = dict(Classification(batches(), seeds=True).run(state))
+  found = dict(Evaluator(LabelAccuracy(), batches(), seeds=True).run(state))
   accuracy = found["accuracy"]
   assert math.isnan(accuracy[1])
   for i in (0, 2):

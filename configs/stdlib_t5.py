@@ -1,0 +1,36 @@
+"""A tiny T5 on the text that every Python carries: runs anywhere.
+
+Command:   python launch/train.py --config configs/stdlib_t5.py:figs \\
+             --workdir runs/stdlib_t5
+Hardware:  two CPU cores.
+Hours:     .05 a seed.
+Expected:  see docs/results.md.
+"""
+
+from figs_jax.train.config import default_config
+
+
+def get_config(arg: str = "figs"):
+  """The experiment under the recipe named by `arg`."""
+  config = default_config(arg or "figs", "t5")
+  config.variant = "custom"
+  config.model.width = 64
+  config.model.depth = 2
+  config.model.heads = 4
+  config.model.head_dim = 16
+  config.model.mlp_dim = 256
+  config.model.gated = True
+  config.model.tied = False
+  config.pattern = "ff: 1:8"
+  config.total_steps = 1000
+  config.batch_size = 32
+  config.optimizer.learning_rate = 5e-3
+  config.optimizer.warmup_steps = 50
+  config.data.name = "stdlib_text"
+  config.data.vocabulary = "bytes"
+  config.data.input_length = 64
+  config.data.eval_batch_size = 128
+  config.log_every = 100
+  config.diagnose_every = 0
+  config.checkpoint_every = 1000
+  return config

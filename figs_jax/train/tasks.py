@@ -1,0 +1,163 @@
+"""What is learned: the label of an image, or text from text.
+
+A task owns everything that training and evaluation do differently for it: its
+batches, its loss, what an evaluation measures, and the model's options that
+follow from the data. The model family decides which one it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from ml_collections import config_dict
+
+from figs_jax import data, models
+from figs_jax.data import text
+from figs_jax.train.config import ConfigError, reads_text
+from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
+from figs_jax.train.measures import LabelAccuracy, TokenLoss
+
+# The embedding's rows are a multiple of this, as in T5 (32,100 -> 32,128).
+_ROWS = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassification:
+  """One label per image."""
+
+  config: config_dict.ConfigDict
+  info: data.Description
+
+  @classmethod
+  def of(cls, config: config_dict.ConfigDict) -> ImageClassification:
+    info = data.describe(config.data.name, data_dir=config.data.data_dir)
+    return cls(config, info)
+
+  @property
+  def model_options(self) -> dict[str, Any]:
+    return {
+      "num_classes": self.info.num_classes,
+      "image_size": self.config.data.image_size,
+      "in_channels": self.info.image_shape[-1],
+    }
+
+  @property
+  def loss(self) -> MixedCrossEntropy:
+    return MixedCrossEntropy(
+      self.info.num_classes, self.config.mixup, self.config.label_smoothing
+    )
+
+  @property
+  def measure(self) -> LabelAccuracy:
+    return LabelAccuracy()
+
+  def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
+    """Batches of one shard; see `figs_jax.data.train_batches`."""
+    options = self.config.data
+    return data.train_batches(
+      options.name,
+      options.train_split,
+      batch_size,
+      seed=options.seed,
+      augment=options.augment,
+      image_size=options.image_size,
+      data_dir=options.data_dir,
+      download=options.download,
+      workers=options.workers,
+      **shard,
+    )
+
+  def eval_batches(self) -> data.EvalBatches:
+    options = self.config.data
+    return data.eval_batches(
+      options.name,
+      options.eval_split,
+      options.eval_batch_size,
+      image_size=options.image_size,
+      data_dir=options.data_dir,
+      download=options.download,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """Targets from inputs, token by token: span corruption, or any task."""
+
+  config: config_dict.ConfigDict
+  texts: text.Texts
+
+  @classmethod
+  def of(cls, config: config_dict.ConfigDict) -> Text:
+    options = config.data
+    found = data.find_texts(
+      options.name,
+      vocabulary=options.vocabulary,
+      input_length=options.input_length,
+      target_length=options.target_length,
+      density=options.density,
+      mean_span=options.mean_span,
+      data_dir=options.data_dir,
+      download=options.download,
+    )
+    return cls(config, found)
+
+  @property
+  def model_options(self) -> dict[str, Any]:
+    known = models.options_of(self.config.family)
+    options = {
+      "vocab": -(-self.texts.vocabulary.size // _ROWS) * _ROWS,
+      "input_length": self.texts.input_length,
+      "target_length": self.texts.target_length,
+    }
+    return {name: v for name, v in options.items() if name in known}
+
+  @property
+  def loss(self) -> TeacherForcing:
+    return TeacherForcing(self.config.label_smoothing)
+
+  @property
+  def measure(self) -> TokenLoss:
+    lengths = self.texts.vocabulary.byte_lengths()
+    rows = self.model_options["vocab"]
+    return TokenLoss(np.pad(lengths, (0, rows - len(lengths))))
+
+  def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
+    """Batches of one shard; see `figs_jax.data.text.train_batches`."""
+    options = self.config.data
+    return text.train_batches(
+      self.texts,
+      options.train_split,
+      batch_size,
+      seed=options.seed,
+      workers=options.workers,
+      **shard,
+    )
+
+  def eval_batches(self) -> text.TextEvalBatches:
+    options = self.config.data
+    return text.eval_batches(
+      self.texts, options.eval_split, options.eval_batch_size
+    )
+
+
+Task = ImageClassification | Text
+
+
+def task_of(config: config_dict.ConfigDict) -> Task:
+  """The task of a configuration, its data looked up.
+
+  Raises:
+    ConfigError: the fields are those of another task than the family's.
+    DataError, ValueError: see `figs_jax.data.describe` and `find_texts`.
+  """
+  is_text = reads_text(config.family)
+  if is_text != ("vocabulary" in config.data):
+    kind = "text" if is_text else "images"
+    raise ConfigError(
+      f"config.family={config.family!r} reads {kind}, but the fields of"
+      " config.data are of the other; start the file from"
+      f" default_config(recipe, {config.family!r})"
+    )
+  return (Text if is_text else ImageClassification).of(config)
