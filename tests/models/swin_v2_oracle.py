@@ -5,11 +5,11 @@ or later) are installed:
 
   python tests/models/swin_v2_oracle.py
 
-The file holds one set of weights under the library's own names, and for every
-case images [batch, height, width, channels], a cotangent of the logits, the logits
-that torch computed and the gradients of their product with it, in the order of
-the weights: the length of each, and their directions end to end in half
-precision.
+The file holds one set of weights under the library's own names. For every case
+it holds images [batch, height, width, channels], a cotangent of the logits, the
+logits that torch computed, and the gradients of their product with it, in the
+order of the weights: the length of each, and their directions end to end in
+half precision.
 """
 
 import pathlib
