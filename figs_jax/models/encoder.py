@@ -98,14 +98,16 @@ class MLP(nnx.Module):
     dim: int,
     dropout: float,
     init: Mapping[str, nnx.Initializer] = _VIT_INIT,
+    gelu: str = "exact",
   ):
+    self.gelu = gelu
     self.fc1 = parts.linear(width, dim, **init)
     self.fc2 = parts.linear(dim, width, **init)
     self.dropout1 = parts.dropout(dropout)
     self.dropout2 = parts.dropout(dropout)
 
   def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
-    hidden = jax.nn.gelu(self.fc1(x), approximate=False)
+    hidden = jax.nn.gelu(self.fc1(x), approximate=self.gelu == "tanh")
     return self.dropout2(self.fc2(self.dropout1(hidden)))
 
 
@@ -123,8 +125,10 @@ class Block(nnx.Module):
     dropout: float,
     attention_dropout: float,
     drop_path: float,
+    norm_epsilon: float = 1e-6,
+    gelu: str = "exact",
   ):
-    self.norm1 = parts.norm(width)
+    self.norm1 = parts.norm(width, norm_epsilon)
     self.attn = Attention(
       width,
       heads,
@@ -135,8 +139,8 @@ class Block(nnx.Module):
       kernel_init=_glorot,
       rngs=parts.rngs,
     )
-    self.norm2 = parts.norm(width)
-    self.mlp = MLP(parts, width, mlp_dim, dropout)
+    self.norm2 = parts.norm(width, norm_epsilon)
+    self.mlp = MLP(parts, width, mlp_dim, dropout, gelu=gelu)
     self.dropout = parts.dropout(dropout)
     self.drop_path1 = parts.drop_path(drop_path)
     self.drop_path2 = parts.drop_path(drop_path)

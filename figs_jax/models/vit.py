@@ -1,6 +1,8 @@
 """Vision transformer (Dosovitskiy et al., arXiv 2010.11929).
 
-Pre-norm, exact gelu, LayerNorm epsilon 1e-6, as in the reference models.
+Pre-norm. By default LayerNorm epsilon 1e-6, as in the authors' code, and exact
+gelu, as in timm and Hugging Face; options give the authors' tanh approximation
+and the epsilon 1e-12 of Hugging Face.
 
 Initialisation follows the authors' code (google-research/vision_transformer):
 Glorot-uniform attention and feed-forward kernels, feed-forward biases normal
@@ -37,7 +39,11 @@ SIZES: dict[str, dict[str, int]] = {
   "H": {"width": 1280, "depth": 32, "heads": 16, "mlp_dim": 5120},
   "custom": {},
 }
-_CHOICES = {"pool": ("cls", "gap"), "pos": ("learned", "sincos")}
+_CHOICES = {
+  "pool": ("cls", "gap"),
+  "pos": ("learned", "sincos"),
+  "gelu": ("exact", "tanh"),
+}
 
 
 class ViT(nnx.Module):
@@ -62,6 +68,8 @@ class ViT(nnx.Module):
       the time to compile hardly grows with depth.
     remat: recompute each block in the backward pass instead of storing it.
     qkv_bias: whether q, k and v have biases.
+    norm_epsilon: of every LayerNorm.
+    gelu: "exact", or "tanh" for its approximation.
     dtype: of the computation, as in "bfloat16". Logits are float32.
     param_dtype: of the parameters.
     rngs: streams `params` and, with any dropout, `dropout`.
@@ -100,6 +108,8 @@ class ViT(nnx.Module):
     scan: bool = False,
     remat: bool = False,
     qkv_bias: bool = True,
+    norm_epsilon: float = 1e-6,
+    gelu: str = "exact",
     dtype: Any = "float32",
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
@@ -109,6 +119,7 @@ class ViT(nnx.Module):
     self.width, self.depth, self.heads = width, depth, heads
     self.in_channels, self.num_classes = in_channels, num_classes
     self.pool, self.pos, self.remat = pool, pos, remat
+    self.gelu = gelu
     self.dtype = jnp.dtype(dtype)
     self._check()
     param_dtype = jnp.dtype(param_dtype)
@@ -145,10 +156,12 @@ class ViT(nnx.Module):
         dropout=dropout,
         attention_dropout=attention_dropout,
         drop_path=drop_path,
+        norm_epsilon=norm_epsilon,
+        gelu=gelu,
       )
 
     self.blocks = stack.build(block, depth, scan=scan, rngs=rngs)
-    self.norm = parts.norm(width)
+    self.norm = parts.norm(width, norm_epsilon)
     self.head = parts.linear(
       width, num_classes, kernel_init=nnx.initializers.truncated_normal(0.02)
     )
