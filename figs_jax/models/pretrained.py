@@ -22,7 +22,12 @@ import numpy as np
 from flax import nnx
 
 from figs_jax.core.masks import nm_mask
-from figs_jax.models.pretrained_files import PretrainedError, opened, write
+from figs_jax.models.pretrained_files import (
+  PretrainedError,
+  Tensor,
+  opened,
+  write,
+)
 from figs_jax.models.pretrained_matching import (
   Head,
   matched,
@@ -36,6 +41,7 @@ M = TypeVar("M", bound=nnx.Module)
 __all__ = [
   "Head",
   "PretrainedError",
+  "Tensor",
   "fill",
   "load",
   "matched",

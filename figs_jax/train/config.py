@@ -92,6 +92,10 @@ def default_config(
   config.seed = 0
   config.seeds = 0  # 0: one run; n: n seeds under one step
   config.seeds_mode = "auto"  # vmap, map, or the one that suits the device
+  config.init_from = ""  # file of weights, or workdir of a dense run
+  config.init_head = "strict"  # "fresh": not the file's classifier
+  config.init_seed = 0  # which seed of that run, if it has several
+  config.init_resize_positions = False  # of a ViT, to another image size
   config.optimizer = config_dict.ConfigDict(
     {
       "learning_rate": 1e-3,  # after the warm-up
@@ -198,7 +202,7 @@ def validate(config: config_dict.ConfigDict) -> None:
     "checkpoint_every", "keep",
   ):  # fmt: skip
     _need(config[name] >= 1, name, config[name], "at least 1")
-  for name in ("seeds", "diagnose_every"):
+  for name in ("seeds", "diagnose_every", "init_seed"):
     _need(config[name] >= 0, name, config[name], "0 or more")
   for name in ("ema_decay", "label_smoothing"):
     _need(0 <= config[name] < 1, name, config[name], "in [0, 1)")
@@ -214,6 +218,8 @@ def validate(config: config_dict.ConfigDict) -> None:
   _need(
     config.seeds_mode in modes, "seeds_mode", config.seeds_mode, f"in {modes}"
   )
+  heads = ("strict", "fresh")
+  _need(config.init_head in heads, "init_head", config.init_head, f"in {heads}")
   optimizer = config.optimizer
   _need(
     optimizer.schedule in SCHEDULES,

@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from figs_jax import models, nn, recipes
 from figs_jax.core.types import Array
+from figs_jax.models import pretrained
 from figs_jax.train import study
 from figs_jax.train.config import given, recipe_of, validate
 from figs_jax.train.state import TrainState
@@ -34,8 +35,14 @@ class Experiment:
     """The seeds of the run; empty for a run without a seed axis."""
     return [self.config.seed + i for i in range(self.config.seeds)]
 
-  def model(self, seed: int | Array) -> nnx.Module:
-    """A new model, sparsified if the recipe is sparse."""
+  def model(self, seed: int | Array, weights: Any = None) -> nnx.Module:
+    """A new model, sparsified if the recipe is sparse.
+
+    Args:
+      seed: of its initialisation.
+      weights: parameters by path that replace the new ones, as `train.initial`
+        gives them; masks are those of the weights.
+    """
     config = self.config
     model = models.create(
       config.family,
@@ -44,15 +51,17 @@ class Experiment:
       **self.task.model_options,
       **given(config.model),
     )
+    if weights is not None:
+      model = pretrained.fill(model, weights)
     if not self.recipe.sparse:
       return model
     return nn.sparsify(model, config.pattern)
 
-  def lone_state(self, seed: int | Array) -> TrainState:
-    """The state of one seed at step 0; traceable in the seed."""
+  def lone_state(self, seed: int | Array, weights: Any = None) -> TrainState:
+    """The state of one seed at step 0; traceable in seed and weights."""
     config = self.config
     return TrainState.create(
-      self.model(seed),
+      self.model(seed, weights),
       self.recipe,
       self.tx,
       loss=self.task.loss,
@@ -62,11 +71,12 @@ class Experiment:
       diagnose_every=config.diagnose_every,
     )
 
-  def state(self) -> TrainState:
+  def state(self, weights: Any = None) -> TrainState:
     """The state of the run at step 0, of all seeds if there are several."""
+    make = functools.partial(self.lone_state, weights=weights)
     if self.seeds:
-      return study.create(self.lone_state, self.seeds)
-    return self.lone_state(self.config.seed)
+      return study.create(make, self.seeds)
+    return make(self.config.seed)
 
   @functools.cached_property
   def abstract_state(self) -> Any:

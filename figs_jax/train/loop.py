@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from figs_jax.train import study
+from figs_jax.train import initial, study
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError, completed, differences
 from figs_jax.train.evaluate import Evaluator, evaluator
@@ -162,7 +162,8 @@ _OF_MASKS = ("recipe", "pattern", "total_steps")
 def _begin(experiment, checkpoints, abstract, shardings):
   """(state, data position or None): restored if there is something to."""
   if not checkpoints.steps():
-    return jax.jit(experiment.state, out_shardings=shardings)(), None
+    begin = jax.jit(experiment.state, out_shardings=shardings)
+    return begin(initial.weights(experiment)), None
   placed = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=place
