@@ -84,6 +84,11 @@ class Cache(NamedTuple):
   inputs_seen: Array
   bias: Array
 
+  def take(self, rows: Int[Array, " rows"]) -> Cache:
+    """The cache with these rows; beams of one sequence may change places."""
+    keys, values = self.past
+    return self._replace(past=(keys[:, rows], values[:, rows]))
+
 
 class T5(nnx.Module):
   """Token ids to logits, with teacher forcing; `models.decode` generates.
@@ -237,7 +242,7 @@ class T5(nnx.Module):
         or ids out of the vocabulary. Inside a trace their values are unknown:
         there the logits of such an id are not a number.
     """
-    inputs, targets = self._ids("inputs", inputs), self._ids("targets", targets)
+    inputs, targets = self.ids("inputs", inputs), self.ids("targets", targets)
     if len(inputs) != len(targets):
       raise ValueError(
         f"T5: {len(inputs)} rows of inputs and {len(targets)} of targets; give"
@@ -256,13 +261,38 @@ class T5(nnx.Module):
     )
     return self._logits(x)
 
+  def ids(self, name: str, ids: Any) -> Int[Array, "batch length"]:
+    """The ids, if they are integers [batch, length] of the vocabulary.
+
+    Args:
+      name: what they are called in an error.
+      ids: their values are checked where they are known, outside of a trace.
+
+    Raises:
+      ValueError: they are not.
+    """
+    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+      raise ValueError(
+        f"T5: {name} of shape {ids.shape} and dtype {ids.dtype}; give integer"
+        " ids [batch, length]"
+      )
+    if not isinstance(ids, jax.core.Tracer) and ids.size:
+      least, most = int(ids.min()), int(ids.max())
+      if least < 0 or most >= self.vocab:
+        wrong = least if least < 0 else most
+        raise ValueError(
+          f"T5: {name} hold the id {wrong}, the vocabulary has 0 to"
+          f" {self.vocab - 1}; use the vocabulary of the model, or set vocab="
+        )
+    return jnp.asarray(ids)
+
   def encode(
     self, inputs: Int[Array | np.ndarray, "batch inputs"]
   ) -> tuple[
     Float[Array, "batch inputs width"], Bool[Array, "batch 1 1 inputs"]
   ]:
     """The encoder's output, and which of its places may be attended to."""
-    inputs = self._ids("inputs", inputs)
+    inputs = self.ids("inputs", inputs)
     seen = (inputs != PAD)[:, None, None]
     return self.encoder(self._embed(inputs), seen, remat=self.remat), seen
 
@@ -339,22 +369,6 @@ class T5(nnx.Module):
       self.shared.embedding[...].astype(self.dtype),
       preferred_element_type=jnp.float32,
     )
-
-  def _ids(self, name: str, ids: Any) -> Int[Array, "batch length"]:
-    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-      raise ValueError(
-        f"T5: {name} of shape {ids.shape} and dtype {ids.dtype}; give integer"
-        " ids [batch, length]"
-      )
-    if not isinstance(ids, jax.core.Tracer) and ids.size:
-      least, most = int(ids.min()), int(ids.max())
-      if least < 0 or most >= self.vocab:
-        wrong = least if least < 0 else most
-        raise ValueError(
-          f"T5: {name} hold the id {wrong}, the vocabulary has 0 to"
-          f" {self.vocab - 1}; use the vocabulary of the model, or set vocab="
-        )
-    return jnp.asarray(ids)
 
   def _check(self) -> None:
     for name in (

@@ -1,0 +1,232 @@
+"""Sequences from an encoder-decoder: greedily, or by beam search.
+
+The encoder and the keys and values it gives run once; each step computes one
+token per row beside a cache of the earlier ones. Shapes are static and the
+loop is in the compiled program, which ends early when every row has.
+
+A model says how: `start(inputs, max_length, beams)` gives a cache whose rows
+`take` reorders, and `step(cache, tokens, place)` the next logits. `ids` checks
+what it is given.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from figs_jax.core.types import Array, Float, Int
+
+PAD, EOS = 0, 1
+# Below any sum of log-probabilities, and finite: it may be divided.
+_NEVER = -1e9
+
+
+def greedy(
+  model: Any,
+  inputs: Int[Array | np.ndarray, "batch inputs"],
+  max_length: int,
+) -> Int[Array, "batch max_length"]:
+  """The most likely next token, again and again.
+
+  Args:
+    model: as this module says, for instance `models.T5`; dropout is off.
+    inputs: ids, 0 is padding.
+    max_length: most tokens, the end (id 1) included.
+
+  Returns:
+    ids without the starting one; after the end they are 0.
+
+  Raises:
+    ValueError: a length below 1, or inputs that the model refuses.
+
+  >>> from figs_jax import models
+  >>> sizes = {"width": 8, "depth": 1, "heads": 2, "vocab": 16}
+  >>> model = models.create("t5", "custom", **sizes)
+  >>> greedy(model, np.array([[5, 6, 1]]), max_length=4).shape
+  (1, 4)
+  """
+  _at_least_one(max_length=max_length)
+  inputs = model.ids("inputs", inputs)
+  graphdef, state = nnx.split(nnx.view(model, deterministic=True))
+  return _greedy(graphdef, state, inputs, max_length)
+
+
+def beam_search(
+  model: Any,
+  inputs: Int[Array | np.ndarray, "batch inputs"],
+  beams: int,
+  max_length: int,
+  length_penalty: float = 1.0,
+  early_stopping: bool | str = False,
+) -> tuple[Int[Array, "batch max_length"], Float[Array, " batch"]]:
+  """The best sequence found by following several at once.
+
+  The score of a sequence is the sum of its tokens' log-probabilities over its
+  length ** length_penalty, the end counted. A sequence that ends is kept if it
+  is among the `beams` best continuations of its step; so is one that is cut at
+  `max_length`.
+
+  When a row of the batch stops follows the Hugging Face `generate`:
+    False: `beams` sequences have ended, and the best one running, at its
+      present length, would not beat the worst of them. With a length penalty
+      above 0 a longer one still could.
+    True: `beams` sequences have ended.
+    "never": as False, but with the length that would score best, so that no
+      better sequence is missed among those followed.
+
+  Args:
+    model, inputs, max_length: as of `greedy`.
+    beams: how many sequences are followed.
+    length_penalty: above 0 favours long sequences, below 0 short ones.
+    early_stopping: False, True or "never".
+
+  Returns:
+    (ids as of `greedy`, scores).
+
+  Raises:
+    ValueError: as `greedy`; beams below 1; another early_stopping.
+
+  >>> from figs_jax import models
+  >>> sizes = {"width": 8, "depth": 1, "heads": 2, "vocab": 16}
+  >>> model = models.create("t5", "custom", **sizes)
+  >>> tokens, scores = beam_search(model, np.array([[5, 1]]), 3, max_length=4)
+  >>> tokens.shape, scores.shape
+  ((1, 4), (1,))
+  """
+  _at_least_one(beams=beams, max_length=max_length)
+  if early_stopping not in (False, True, "never"):
+    raise ValueError(
+      f"early_stopping={early_stopping!r}: give False, True or 'never'"
+    )
+  if model.vocab < 2:
+    raise ValueError("beam search needs a vocabulary of at least 2 ids")
+  inputs = model.ids("inputs", inputs)
+  graphdef, state = nnx.split(nnx.view(model, deterministic=True))
+  penalty = jnp.float32(length_penalty)
+  return _beam_search(
+    graphdef, state, inputs, penalty, beams, max_length, early_stopping
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _greedy(graphdef, state, inputs, length):
+  cache = nnx.merge(graphdef, state).start(inputs, length, 1)
+  batch = len(inputs)
+
+  def going(carry):
+    place, _, done, *_ = carry
+    return (place < length) & ~done.all()
+
+  def step(carry):
+    place, last, done, tokens, cache = carry
+    logits, cache = nnx.merge(graphdef, state).step(cache, last, place)
+    last = jnp.where(done, PAD, jnp.argmax(logits, -1).astype(jnp.int32))
+    tokens = tokens.at[:, place].set(last)
+    return place + 1, last, done | (last == EOS), tokens, cache
+
+  start = (
+    jnp.int32(0),
+    jnp.full(batch, PAD, jnp.int32),
+    jnp.zeros(batch, bool),
+    jnp.full((batch, length), PAD, jnp.int32),
+    cache,
+  )
+  return jax.lax.while_loop(going, step, start)[3]
+
+
+class _Beams(NamedTuple):
+  """Running and ended sequences, best first; open: may a row still improve."""
+
+  place: Array
+  tokens: Array
+  scores: Array
+  ended_tokens: Array
+  ended_scores: Array
+  ended: Array
+  open: Array
+  cache: Any
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
+def _beam_search(graphdef, state, inputs, penalty, beams, length, early):
+  batch = len(inputs)
+
+  def normed(scores, count):
+    return scores / jnp.asarray(count, jnp.float32) ** penalty
+
+  def going(s):
+    unfilled = ~s.ended.all() if early is True else True
+    return (s.place < length) & s.open.any() & unfilled
+
+  def step(s):
+    place, count = s.place, s.place + 1
+    before = jnp.where(place > 0, s.tokens[:, :, place - 1], PAD)
+    logits, cache = nnx.merge(graphdef, state).step(
+      s.cache, before.reshape(-1), place
+    )
+    vocab = logits.shape[-1]
+    scores = jax.nn.log_softmax(logits).reshape(batch, beams, vocab)
+    scores = (scores + s.scores[..., None]).reshape(batch, -1)
+    # An end per sequence at most: as many as there are beams do not end.
+    scores, index = jax.lax.top_k(scores, 2 * beams)
+    parent, token = index // vocab, index % vocab
+    tokens = _pick(s.tokens, parent).at[:, :, place].set(token)
+    ends = (token == EOS) | (count == length)
+
+    kept = ends & (jnp.arange(2 * beams) < beams)[None] & s.open[:, None]
+    if early is True:
+      kept &= ~s.ended.all(axis=1, keepdims=True)
+    candidates = jnp.where(kept, normed(scores, count), _NEVER)
+    every = jnp.concatenate([s.ended_scores, candidates], axis=1)
+    ended_scores, best = jax.lax.top_k(every, beams)
+    ended = _pick(jnp.concatenate([s.ended, kept], axis=1), best)
+    ended_tokens = _pick(jnp.concatenate([s.ended_tokens, tokens], 1), best)
+
+    running, on = jax.lax.top_k(jnp.where(ends, _NEVER, scores), beams)
+    longest = jnp.where(penalty > 0, length, count)
+    hoped = normed(running[:, 0], longest if early == "never" else count)
+    improves = (hoped > ended_scores[:, -1]) | ~ended.all(axis=1)
+    rows = jnp.arange(batch)[:, None] * beams + _pick(parent, on)
+    return _Beams(
+      place=count,
+      tokens=_pick(tokens, on),
+      scores=running,
+      ended_tokens=ended_tokens,
+      ended_scores=ended_scores,
+      ended=ended,
+      open=s.open & improves,
+      cache=cache.take(rows.reshape(-1)),
+    )
+
+  # All beams start alike: only the first one counts.
+  first = jnp.where(jnp.arange(beams) == 0, 0.0, _NEVER)
+  blank = jnp.full((batch, beams, length), PAD, jnp.int32)
+  start = _Beams(
+    place=jnp.int32(0),
+    tokens=blank,
+    scores=jnp.tile(first[None], (batch, 1)),
+    ended_tokens=blank,
+    ended_scores=jnp.full((batch, beams), _NEVER),
+    ended=jnp.zeros((batch, beams), bool),
+    open=jnp.ones(batch, bool),
+    cache=nnx.merge(graphdef, state).start(inputs, length, beams),
+  )
+  found = jax.lax.while_loop(going, step, start)
+  return found.ended_tokens[:, 0], found.ended_scores[:, 0]
+
+
+def _pick(x: Array, index: Int[Array, "batch chosen"]) -> Array:
+  """x[batch, index]."""
+  index = index.reshape(index.shape + (1,) * (x.ndim - 2))
+  return jnp.take_along_axis(x, index, axis=1)
+
+
+def _at_least_one(**numbers: int) -> None:
+  for name, number in numbers.items():
+    if number < 1:
+      raise ValueError(f"{name}={number} is below 1")
