@@ -30,7 +30,7 @@ CASES = {
 
 
 def options(case: str) -> dict:
-  """Of our model."""
+  """Of this package's model."""
   image, window, pretrained = CASES[case]
   return {
     "width": WIDTH,
@@ -97,39 +97,6 @@ def computed(model, seed: int, case: str) -> dict[str, np.ndarray]:
 
 def weights(model) -> dict[str, np.ndarray]:
   return {k: v.detach().numpy() for k, v in model.named_parameters()}
-
-
-def ours(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-  """Our path and layout of one of their tensors."""
-  for theirs, path in (
-    ("swinv2.embeddings.patch_embeddings.projection", "patch_embed"),
-    ("swinv2.embeddings.norm", "patch_norm"),
-    ("swinv2.encoder.layers", "stages"),
-    ("attention.self.query", "attn/q"),
-    ("attention.self.key", "attn/k"),
-    ("attention.self.value", "attn/v"),
-    ("attention.output.dense", "attn/o"),
-    ("attention.self.continuous_position_bias_mlp.0", "attn/cpb/fc1"),
-    ("attention.self.continuous_position_bias_mlp.2", "attn/cpb/fc2"),
-    ("attention.self.logit_scale", "attn/logit_scale"),
-    ("intermediate.dense", "mlp/fc1"),
-    ("output.dense", "mlp/fc2"),
-    ("layernorm_before", "norm1"),
-    ("layernorm_after", "norm2"),
-    ("downsample", "merge"),
-    ("swinv2.layernorm", "norm"),
-    ("classifier", "head"),
-  ):
-    name = name.replace(theirs, path)
-  path = name.replace(".", "/")
-  if path.endswith("logit_scale"):
-    return path, value.reshape(-1)
-  if path == "patch_embed/weight":
-    return "patch_embed/kernel", value.transpose(2, 3, 1, 0)
-  parent, _, last = path.rpartition("/")
-  if last == "weight" and value.ndim == 1:
-    return f"{parent}/scale", value
-  return (f"{parent}/kernel", value.T) if last == "weight" else (path, value)
 
 
 def main() -> None:

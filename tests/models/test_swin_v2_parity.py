@@ -3,28 +3,22 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from figs_jax import models, nn
 from figs_jax.core import tree
+from figs_jax.models import pretrained
+from figs_jax.models.pretrained_files import write
 
 from . import swin_v2_oracle as oracle
 
 ATOL, COSINE = 1e-4, 0.99999
 
 
-def nested(flat):
-  """The dict tree of "a/0/b" paths; digits become ints, as in NNX."""
-  out = {}
-  for path, value in flat.items():
-    *heads, last = (int(k) if k.isdigit() else k for k in path.split("/"))
-    node = out
-    for key in heads:
-      node = node.setdefault(key, {})
-    node[last] = value
-  return out
+def loaded(folder, tensors, model):
+  write(folder / "model.safetensors", tensors)
+  return pretrained.load(model, folder)
 
 
 def under(prefix, stored):
@@ -35,21 +29,24 @@ def under(prefix, stored):
   }
 
 
-def loaded(case, weights):
-  """(graphdef, params, masks, rest) with these weights, each used once."""
-  model = models.create("swin_v2", "custom/2", **oracle.options(case))
-  graphdef, params, masks, rest = nn.split(model)
-  flat = dict(oracle.ours(*item) for item in weights.items())
-  assert len(flat) == len(weights)
-  shapes = {path: leaf.shape for path, leaf in tree.flatten(params).items()}
-  assert {path: leaf.shape for path, leaf in flat.items()} == shapes
-  flat = {path: jnp.asarray(leaf) for path, leaf in flat.items()}
-  return graphdef, nested(flat), masks, rest
+def gradients(weights, expected):
+  """The stored gradients as tensors of the weights' names."""
+  ends = np.cumsum([weight.size for weight in weights.values()])
+  directions = np.split(expected["directions"].astype(np.float32), ends[:-1])
+  return {
+    name: direction.reshape(weight.shape) * np.float32(length)
+    for (name, weight), direction, length in zip(
+      weights.items(), directions, expected["lengths"], strict=True
+    )
+  }
 
 
-def compare(case, weights, expected):
+def compare(folder, case, weights, expected, **options):
   """Logits, and the direction and length of every tensor's gradient."""
-  graphdef, params, masks, rest = loaded(case, weights)
+  options = {**oracle.options(case), **options}
+  model = models.create("swin_v2", "custom/2", **options)
+  model = loaded(folder, weights, model)
+  graphdef, params, masks, rest = nn.split(model)
 
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
@@ -60,29 +57,37 @@ def compare(case, weights, expected):
   with jax.default_matmul_precision("highest"):
     (_, logits), grads = slope(params)
   np.testing.assert_allclose(logits, expected["logits"], atol=ATOL, rtol=0)
-  grads, sizes = tree.flatten(grads), [w.size for w in weights.values()]
-  directions = np.split(expected["directions"], np.cumsum(sizes)[:-1])
-  triples = zip(weights.items(), directions, expected["lengths"])
-  for (name, weight), direction, length in triples:
-    direction = direction.astype(np.float64).reshape(weight.shape)
-    path, direction = oracle.ours(name, direction)
-    got = np.asarray(grads[path], np.float64)
-    norm = np.linalg.norm(got) * np.linalg.norm(direction)
-    assert (got * direction).sum() > COSINE * norm, path
-    assert abs(np.linalg.norm(got) / length - 1) < 1e-3, path
+  # The gradients are a file of the same names: they come in the same way.
+  theirs = nn.split(loaded(folder, gradients(weights, expected), model))[1]
+  theirs = tree.flatten(theirs)
+  for path, got in tree.flatten(grads).items():
+    got, want = (np.asarray(g, np.float64) for g in (got, theirs[path]))
+    lengths = np.linalg.norm(got), np.linalg.norm(want)
+    assert (got * want).sum() > COSINE * lengths[0] * lengths[1], path
+    assert abs(lengths[0] / lengths[1] - 1) < 1e-3, path
 
 
-@pytest.mark.parametrize("case", sorted(oracle.CASES))
-def test_logits_and_gradients_equal_the_stored_ones(case):
+@pytest.mark.parametrize(
+  ("case", "scan"),
+  [
+    ("shift", False),
+    ("padding", False),
+    ("padding", True),
+    ("clipped", False),
+  ],
+)
+def test_logits_and_gradients_equal_the_stored_ones(tmp_path, case, scan):
   with np.load(oracle.TARGET) as data:
     stored = dict(data)
-  compare(case, under("weight/", stored), under(f"{case}/", stored))
+  weights, expected = under("weight/", stored), under(f"{case}/", stored)
+  compare(tmp_path, case, weights, expected, scan=scan)
 
 
 @pytest.mark.parametrize("case", sorted(oracle.CASES))
-def test_logits_and_gradients_equal_those_computed_now(case):
+def test_logits_and_gradients_equal_those_computed_now(tmp_path, case):
   reason = "needs torch and transformers: the extra `oracles`"
   pytest.importorskip("torch", reason=reason)
   pytest.importorskip("transformers", reason=reason)
   model = oracle.random_model(7, case)
-  compare(case, oracle.weights(model), oracle.computed(model, 7, case))
+  expected = oracle.computed(model, 7, case)
+  compare(tmp_path, case, oracle.weights(model), expected)
