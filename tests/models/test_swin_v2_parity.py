@@ -5,12 +5,14 @@ import functools
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from figs_jax import models, nn
 from figs_jax.core import tree
 from figs_jax.models import pretrained
 from figs_jax.models.pretrained_files import write
 
+from ..contract.compiling import compiled
 from . import swin_v2_oracle as oracle
 
 ATOL, COSINE = 1e-4, 0.99999
@@ -44,11 +46,13 @@ def gradients(weights, expected):
 def compare(folder, case, weights, expected, **options):
   """Logits, and the direction and length of every tensor's gradient."""
   options = {**oracle.options(case), **options}
-  model = models.create("swin_v2", "custom/2", **options)
-  model = loaded(folder, weights, model)
+  abstract = nnx.eval_shape(
+    lambda: models.create("swin_v2", "custom/2", **options)
+  )
+  model = loaded(folder, weights, abstract)
   graphdef, params, masks, rest = nn.split(model)
 
-  @jax.jit
+  @compiled
   @functools.partial(jax.value_and_grad, has_aux=True)
   def slope(params):
     logits = nn.merge(graphdef, params, masks, 0.0, rest)(expected["images"])
@@ -58,7 +62,7 @@ def compare(folder, case, weights, expected, **options):
     (_, logits), grads = slope(params)
   np.testing.assert_allclose(logits, expected["logits"], atol=ATOL, rtol=0)
   # The gradients are a file of the same names: they come in the same way.
-  theirs = nn.split(loaded(folder, gradients(weights, expected), model))[1]
+  theirs = nn.split(loaded(folder, gradients(weights, expected), abstract))[1]
   theirs = tree.flatten(theirs)
   for path, got in tree.flatten(grads).items():
     got, want = (np.asarray(g, np.float64) for g in (got, theirs[path]))
