@@ -153,7 +153,22 @@ def optimizer(
     b2=options.b2,
     eps=options.eps,
     weight_decay=options.weight_decay,
-    mask=functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1),
+    mask=decayed,
   )
   clip = optax.clip_by_global_norm(options.clip) if options.clip else None
   return recipe.transform(adamw, before=clip, learning_rate=schedule)
+
+
+# By name: in a scanned model a vector of every block is one matrix.
+_VECTORS = ("bias", "scale", "logit_scale")
+
+
+def decayed(params: Any) -> Any:
+  """True for every parameter that weight decay acts on: those but vectors.
+
+  >>> decayed({"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
+  {'head': {'bias': False, 'kernel': True}}
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: path[-1].key not in _VECTORS, params
+  )

@@ -13,6 +13,7 @@ from figs_jax import models, nn, recipes
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import flatten
 from figs_jax.models.flops import forward_flops
+from figs_jax.train.experiment import decayed
 from figs_jax.train.state import TrainState, update
 
 from ..contract.compiling import compiled
@@ -104,6 +105,21 @@ def test_a_scanned_model_is_the_listed_one(family, remat):
     np.testing.assert_allclose(
       leaf, wanted[path], rtol=1e-3, atol=1e-5, err_msg=path
     )
+
+
+@each
+def test_weight_decay_spares_the_same_vectors_in_scanned_models(family):
+  listed, scanned = (
+    nn.split(nnx.eval_shape(lambda scan=scan: create(family, scan=scan)))[1]
+    for scan in (False, True)
+  )
+  wanted = flatten(jax.tree.map(lambda leaf: leaf.ndim > 1, listed))
+  assert flatten(decayed(listed)) == wanted
+  wanted = {
+    re.sub(r"(?<=blocks/)\d+/", "", path): is_matrix
+    for path, is_matrix in wanted.items()
+  }
+  assert flatten(decayed(scanned)) == wanted
 
 
 def stacked(tree, listed):
