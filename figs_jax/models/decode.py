@@ -52,8 +52,7 @@ def greedy(
   """
   _at_least_one(max_length=max_length)
   inputs = model.ids("inputs", inputs)
-  graphdef, state = nnx.split(nnx.view(model, deterministic=True))
-  return _greedy(graphdef, state, inputs, max_length)
+  return _greedy(*_evaluating(model), inputs, max_length)
 
 
 def beam_search(
@@ -106,16 +105,15 @@ def beam_search(
   if model.vocab < 2:
     raise ValueError("beam search needs a vocabulary of at least 2 ids")
   inputs = model.ids("inputs", inputs)
-  graphdef, state = nnx.split(nnx.view(model, deterministic=True))
   penalty = jnp.float32(length_penalty)
   return _beam_search(
-    graphdef, state, inputs, penalty, beams, max_length, early_stopping
+    *_evaluating(model), inputs, penalty, beams, max_length, early_stopping
   )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _greedy(graphdef, state, inputs, length):
-  cache = nnx.merge(graphdef, state).start(inputs, length, 1)
+  cache = _merge(graphdef, state).start(inputs, length, 1)
   batch = len(inputs)
 
   def going(carry):
@@ -124,7 +122,7 @@ def _greedy(graphdef, state, inputs, length):
 
   def step(carry):
     place, last, done, tokens, cache = carry
-    logits, cache = nnx.merge(graphdef, state).step(cache, last, place)
+    logits, cache = _merge(graphdef, state).step(cache, last, place)
     last = jnp.where(done, PAD, jnp.argmax(logits, -1).astype(jnp.int32))
     tokens = tokens.at[:, place].set(last)
     return place + 1, last, done | (last == EOS), tokens, cache
@@ -166,7 +164,7 @@ def _beam_search(graphdef, state, inputs, penalty, beams, length, early):
   def step(s):
     place, count = s.place, s.place + 1
     before = jnp.where(place > 0, s.tokens[:, :, place - 1], PAD)
-    logits, cache = nnx.merge(graphdef, state).step(
+    logits, cache = _merge(graphdef, state).step(
       s.cache, before.reshape(-1), place
     )
     vocab = logits.shape[-1]
@@ -214,7 +212,7 @@ def _beam_search(graphdef, state, inputs, penalty, beams, length, early):
     ended_scores=jnp.full((batch, beams), _NEVER),
     ended=jnp.zeros((batch, beams), bool),
     open=jnp.ones(batch, bool),
-    cache=nnx.merge(graphdef, state).start(inputs, length, beams),
+    cache=_merge(graphdef, state).start(inputs, length, beams),
   )
   found = jax.lax.while_loop(going, step, start)
   return found.ended_tokens[:, 0], found.ended_scores[:, 0]
@@ -224,6 +222,17 @@ def _pick(x: Array, index: Int[Array, "batch chosen"]) -> Array:
   """x[batch, index]."""
   index = index.reshape(index.shape + (1,) * (x.ndim - 2))
   return jnp.take_along_axis(x, index, axis=1)
+
+
+def _evaluating(model: nnx.Module) -> tuple[Any, Any]:
+  model = nnx.clone(model)
+  model.eval()
+  return nnx.split(model)
+
+
+def _merge(graphdef: Any, state: Any) -> Any:
+  """A model of the trace that it is called in, a loop's body for instance."""
+  return nnx.merge(graphdef, state, copy=True)
 
 
 def _at_least_one(**numbers: int) -> None:

@@ -228,13 +228,13 @@ class T5(nnx.Module):
 
   def __call__(
     self,
-    inputs: Int[Array | np.ndarray, "batch inputs"],
+    inputs: Int[Array | np.ndarray, "rows inputs"],
     targets: Int[Array | np.ndarray, "batch targets"],
   ) -> Float[Array, "batch targets vocab"]:
     """Logits of each target token given those before it; float32.
 
     Args:
-      inputs: ids; 0 is padding and not attended to.
+      inputs: ids, a row per target; 0 is padding and not attended to.
       targets: ids; the decoder sees them shifted right, a 0 in front.
 
     Raises:
