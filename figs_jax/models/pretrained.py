@@ -29,7 +29,6 @@ from figs_jax.models.pretrained_files import (
   write,
 )
 from figs_jax.models.pretrained_matching import (
-  Head,
   matched,
   parameters,
   published,
@@ -39,7 +38,6 @@ from figs_jax.nn import Masked
 M = TypeVar("M", bound=nnx.Module)
 
 __all__ = [
-  "Head",
   "PretrainedError",
   "Tensor",
   "fill",
@@ -55,7 +53,7 @@ def load(
   model: M,
   path: str | Path,
   *,
-  head: Head = "strict",
+  head: str = "strict",
   resize_positions: bool = False,
 ) -> M:
   """The same model with the weights of a file; the input is untouched.
@@ -107,7 +105,7 @@ def read(
   model: nnx.Module,
   path: str | Path,
   *,
-  head: Head = "strict",
+  head: str = "strict",
   resize_positions: bool = False,
 ) -> dict[str, np.ndarray]:
   """`load` without the model: parameters by our path; see `fill`."""

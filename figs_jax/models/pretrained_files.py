@@ -160,10 +160,11 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
     raise PretrainedError(
       f"{path}: {wrong[0]!r} is no file beside the index, as its parts must be"
     )
-  found: dict[str, Tensor] = {}
   for name in sorted(names):
     if not (path.parent / name).is_file():
       raise PretrainedError(f"{path}: its part {name} is missing")
+  found: dict[str, Tensor] = {}
+  for name in sorted(names):
     part = _safetensors(path.parent / name, stack)
     here = {tensor for tensor, file in places.items() if file == name}
     for tensor in sorted(here ^ part.keys()):

@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -15,8 +15,6 @@ from flax import nnx
 from figs_jax.models import pretrained_swin_v2, pretrained_t5, pretrained_vit
 from figs_jax.models.pretrained_files import PretrainedError, Tensor
 from figs_jax.models.pretrained_names import KINDS, Dialect, Layout, Size
-
-Head = Literal["strict", "fresh"]
 
 # By the name of the model's class; the first dialect is the one written.
 TABLES: dict[str, tuple[Dialect, ...]] = {
@@ -97,7 +95,7 @@ def matched(
   model: nnx.Module,
   tensors: Mapping[str, Tensor],
   *,
-  head: Head = "strict",
+  head: str = "strict",
   resize_positions: bool = False,
   where: str,
 ) -> dict[str, np.ndarray]:
@@ -129,12 +127,14 @@ def matched(
     }
   _check_names(model, dialect, places, tensors, where)
   found = {}
-  for path, place in places.items():
-    leaf = parameters(model)[path]
+  leaves = parameters(model)
+  for path in sorted(places, key=_HEAD.__contains__):  # the head last
+    place, leaf = places[path], leaves[path]
     shape = tuple(leaf.shape)
     if path == _POSITIONS:
       stored = tensors[place.names[0]]
-      value = _positions(model, stored, resize_positions, where)
+      of_class = dialect.class_position
+      value = _positions(model, stored, of_class, resize_positions, where)
     else:
       _check_shapes(model, place, path, shape, tensors, where)
       value = place.array(tensors, shape)
@@ -272,11 +272,18 @@ def _check_names(
     _check_extra(model, dialect, tensors, name, where)
   for name, path in places_of.items():
     if name not in tensors:
-      hint = "; head='fresh' keeps the model's own" if path in _HEAD else ""
       raise PretrainedError(
         f"{where}: {name} is missing, which {path} of the"
-        f" {type(model).__name__} is filled with{hint}"
+        f" {type(model).__name__} is filled with{_fix(path)}"
       )
+
+
+def _fix(path: str) -> str:
+  if path in _HEAD:
+    return "; head='fresh' keeps the model's own"
+  if path == "shared/embedding":
+    return "; set vocab= to the file's vocabulary, and use that one"
+  return ""
 
 
 def _check_extra(
@@ -323,20 +330,19 @@ def _check_shapes(
         f"{where}: {name} has dtype {got.dtype}; weights are floating numbers"
       )
     if got.shape != want:
-      hint = "; head='fresh' keeps the model's own" if path in _HEAD else ""
       raise PretrainedError(
         f"{where}: {name} has shape {list(got.shape)}, but {path}"
-        f" {list(shape)} needs {list(want)}{hint}"
+        f" {list(shape)} needs {list(want)}{_fix(path)}"
       )
 
 
 def _positions(
-  model: Any, stored: Tensor, resize: bool, where: str
+  model: Any, stored: Tensor, of_class: bool, resize: bool, where: str
 ) -> np.ndarray:
   """[1, tokens, width] for the model's grid.
 
-  Files that add positions before the class token have none for it; then it is
-  zero.
+  Files that add positions before the class token have none for it (`of_class`
+  says that this one always has); then it is zero.
   """
   height, width = model.grid
   extra = model.tokens - height * width
@@ -349,8 +355,8 @@ def _positions(
   if count == model.tokens:
     return stored.read()
   without = count == height * width or math.isqrt(count) ** 2 == count
-  of_class = 0 if without else extra
-  grid, side = count - of_class, math.isqrt(count - of_class)
+  kept = extra if of_class or not without else 0
+  grid, side = count - kept, math.isqrt(count - kept)
   if grid != height * width and not (resize and side**2 == grid):
     raise PretrainedError(
       f"{where}: positions of {count} tokens, but the model has"
@@ -360,8 +366,8 @@ def _positions(
     )
   table = stored.read()
   first = np.zeros((extra, model.width), table.dtype)
-  first[:of_class] = table[0, :of_class]
-  rest = table[0, of_class:]
+  first[:kept] = table[0, :kept]
+  rest = table[0, kept:]
   if grid != height * width:
     rest = resized(rest.reshape(side, side, -1), (height, width))
   return np.concatenate([first, rest.reshape(-1, model.width)])[None]

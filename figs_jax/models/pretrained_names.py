@@ -89,6 +89,7 @@ class Dialect:
     refused: (their name as a regular expression, what it belongs to that the
       model lacks).
     hint: what to do where a check fails.
+    class_position: whether a class token always has a position embedding.
   """
 
   name: str
@@ -97,6 +98,7 @@ class Dialect:
   heads: str = "(?!)"
   refused: tuple[tuple[str, str], ...] = ()
   hint: str = ""
+  class_position: bool = True
 
   def bare(self, prefix: str) -> Dialect:
     """The same without a prefix, as a model without its head is saved."""

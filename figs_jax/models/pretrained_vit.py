@@ -70,6 +70,7 @@ _TIMM = Dialect(
     ("dense", "head", "head"),
   ),
   heads=r"pre_logits\.fc\.(weight|bias)",
+  class_position=False,
 )
 
 
@@ -98,6 +99,7 @@ def _flax(
       ("flax", "head", "head"),
     ),
     heads=r"pre_logits/(kernel|bias)",
+    class_position=False,
     refused=(
       (
         r"MAPHead_0/.*|probe",
