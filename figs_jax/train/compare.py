@@ -35,6 +35,7 @@ _log = logging.getLogger("figs_jax")
 class Row:
   """One run of the comparison; accuracies are in [0, 1], one per seed.
 
+  `bits_per_byte` is of span corruption only, where accuracy is per token;
   `train_flops` and `train_time` are shares of the same run without masks.
   """
 
@@ -54,6 +55,8 @@ class Row:
   speedup: float
   train_flops: float
   train_time: float
+  bits_per_byte: float | None = None
+  bits_per_byte_se: float | None = None
 
 
 def compare(
@@ -102,7 +105,8 @@ def compare(
     if not train(config, where)["finished"]:
       return rows
     result = shares | evaluate(where, engine_spec=engine_spec)
-    row = Row(**{f.name: result[f.name] for f in dataclasses.fields(Row)})
+    names = [field.name for field in dataclasses.fields(Row)]
+    row = Row(**{name: result[name] for name in names if name in result})
     _log.info("   accuracy %s, speed-up %.2f", _percent(row), row.speedup)
     rows.append(row)
   return rows
@@ -165,29 +169,45 @@ def _slug(recipe: str, pattern: str | None) -> str:
 
 
 def _percent(row: Row) -> str:
-  error = row.accuracy_se
-  spread = "" if error is None else f" ± {100 * error:.2f}"
-  return f"{100 * row.accuracy:.2f}{spread}"
+  error = None if row.accuracy_se is None else 100 * row.accuracy_se
+  return _with_error(100 * row.accuracy, error, ".2f")
+
+
+def _bits(row: Row) -> str:
+  if row.bits_per_byte is None:
+    return "–"
+  return _with_error(row.bits_per_byte, row.bits_per_byte_se, ".3f")
+
+
+def _with_error(value: float, error: float | None, form: str) -> str:
+  spread = "" if error is None else f" ± {error:{form}}"
+  return f"{value:{form}}{spread}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
   """The comparison as a table; errors are standard errors over seeds."""
-  lines = [
-    "| recipe | pattern | accuracy, % (± s.e.) | seeds | exact N:M"
-    " | bytes packed (dense) | FLOPs, share of dense | engine | speed-up"
-    " | training FLOPs, share | training time, share |",
-    "|---|---|---|---|---|---|---|---|---|---|---|",
-  ]
-  for row in rows:
-    lines.append(
-      f"| {row.recipe} | {row.pattern} | {_percent(row)}"
-      f" | {len(row.accuracies)} | {'yes' if row.exact_nm else 'NO'}"
-      f" | {row.bytes_packed:,} ({row.bytes_dense:,})"
-      f" | {row.flops / row.flops_dense:.3f}"
-      f" | {row.engine} | {row.speedup:.2f}×"
-      f" | {row.train_flops:.3f} | {row.train_time:.3f} |"
-    )
-  return "\n".join(lines) + "\n"
+  columns: dict[str, Callable[[Row], str]] = {
+    "recipe": lambda row: row.recipe,
+    "pattern": lambda row: row.pattern,
+    "accuracy, % (± s.e.)": _percent,
+  }
+  if any(row.bits_per_byte is not None for row in rows):
+    columns["bits per byte (± s.e.)"] = _bits
+  columns |= {
+    "seeds": lambda row: str(len(row.accuracies)),
+    "exact N:M": lambda row: "yes" if row.exact_nm else "NO",
+    "bytes packed (dense)": lambda row: (
+      f"{row.bytes_packed:,} ({row.bytes_dense:,})"
+    ),
+    "FLOPs, share of dense": lambda row: f"{row.flops / row.flops_dense:.3f}",
+    "engine": lambda row: row.engine,
+    "speed-up": lambda row: f"{row.speedup:.2f}×",
+    "training FLOPs, share": lambda row: f"{row.train_flops:.3f}",
+    "training time, share": lambda row: f"{row.train_time:.3f}",
+  }
+  lines = [list(columns), ["---"] * len(columns)]
+  lines += [[cell(row) for cell in columns.values()] for row in rows]
+  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def write_json(rows: Sequence[Row], path: str | Path) -> None:

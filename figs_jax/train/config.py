@@ -109,9 +109,7 @@ def default_config(
     }
   )
   config.ema_decay = 0.0
-  config.data = config_dict.ConfigDict(
-    _TEXT_DATA if reads_text(family) else _IMAGE_DATA
-  )
+  config.data = _data_fields(reads_text(family))
   if not reads_text(family):
     config.mixup = 0.0
   config.label_smoothing = 0.0
@@ -134,26 +132,28 @@ def reads_text(family: str) -> bool:
   return "vocab" in models.options_of(family)
 
 
-_DATA = {
-  "seed": 0,  # of order and augmentation, shared by all model seeds
-  "data_dir": config_dict.placeholder(str),
-  "download": False,
-  "train_split": "train",
-  "eval_split": "test",
-  "workers": 0,
-  "eval_batch_size": 128,
-}
-_IMAGE_DATA = {"name": "digits", **_DATA, "augment": "none", "image_size": 8}
-_TEXT_DATA = {
-  "name": "stdlib_text",
-  **_DATA,
-  "vocabulary": "bytes",
-  "input_length": 128,
-  "target_length": config_dict.placeholder(int),
-  # Of span corruption.
-  "density": 0.15,
-  "mean_span": 3.0,
-}
+def _data_fields(text: bool) -> config_dict.ConfigDict:
+  own = {"name": "digits", "augment": "none", "image_size": 8}
+  if text:
+    own = {
+      "name": "stdlib_text",
+      "vocabulary": "bytes",
+      "input_length": 128,
+      "target_length": config_dict.placeholder(int),
+      # Of span corruption.
+      "density": 0.15,
+      "mean_span": 3.0,
+    }
+  shared = {
+    "seed": 0,  # of order and augmentation, shared by all model seeds
+    "data_dir": config_dict.placeholder(str),
+    "download": False,
+    "train_split": "train",
+    "eval_split": "test",
+    "workers": 0,
+    "eval_batch_size": 128,
+  }
+  return config_dict.ConfigDict(own | shared)
 
 
 def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:

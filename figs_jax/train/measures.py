@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from figs_jax.models import decode
 from figs_jax.train.losses import token_losses
 
 Sums = dict[str, Any]
@@ -78,6 +79,44 @@ class TokenLoss:
     yield "bits_per_byte", sums["losses"] / math.log(2) / sums["bytes"]
 
 
+@dataclasses.dataclass(frozen=True)
+class ExactMatch:
+  """Share of examples whose greedily decoded targets are right to the end.
+
+  With several tasks `accuracy` is the mean of theirs, each of which is yielded
+  too, as in `accuracy/mnli`; `loss` is per target token of all.
+
+  Attributes:
+    tasks: names, in the order of their numbers.
+  """
+
+  tasks: tuple[str, ...]
+
+  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+    valid = batch["valid"]
+    targets = jnp.where(valid[:, None], batch["targets"], 0)
+    losses, _, counted = token_losses(model(batch["inputs"], targets), targets)
+    found = decode.greedy(model, batch["inputs"], targets.shape[1])
+    hits = (found == targets).all(-1) & valid
+    of_task = batch["task"][:, None] == jnp.arange(len(self.tasks))[None]
+    return {
+      "hits": (of_task & hits[:, None]).sum(0, dtype=jnp.float32),
+      "seen": (of_task & valid[:, None]).sum(0, dtype=jnp.float32),
+      "losses": losses.sum(),
+      "tokens": counted.sum(),
+    }
+
+  def values(self, sums: Sums) -> Values:
+    there = np.flatnonzero(np.atleast_2d(sums["seen"])[0])
+    shares = sums["hits"][..., there] / sums["seen"][..., there]
+    shares = np.where(np.isfinite(sums["losses"])[..., None], shares, np.nan)
+    yield "accuracy", shares.mean(-1)
+    yield "loss", sums["losses"] / sums["tokens"]
+    if len(self.tasks) > 1:
+      for i, task in enumerate(there.tolist()):
+        yield f"accuracy/{self.tasks[task]}", shares[..., i]
+
+
 def _accuracy_and_loss(sums: Sums) -> Values:
   # A diverged seed has hits all the same, since argmax takes NaN.
   finite = np.isfinite(sums["losses"])
@@ -85,4 +124,4 @@ def _accuracy_and_loss(sums: Sums) -> Values:
   yield "loss", sums["losses"] / sums["seen"]
 
 
-Measure = LabelAccuracy | TokenLoss
+Measure = LabelAccuracy | TokenLoss | ExactMatch

@@ -17,7 +17,7 @@ from figs_jax import data, models
 from figs_jax.data import text
 from figs_jax.train.config import ConfigError, reads_text
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
-from figs_jax.train.measures import LabelAccuracy, TokenLoss
+from figs_jax.train.measures import ExactMatch, LabelAccuracy, TokenLoss
 
 # The embedding's rows are a multiple of this, as in T5 (32,100 -> 32,128).
 _ROWS = 128
@@ -118,7 +118,9 @@ class Text:
     return TeacherForcing(self.config.label_smoothing)
 
   @property
-  def measure(self) -> TokenLoss:
+  def measure(self) -> TokenLoss | ExactMatch:
+    if isinstance(self.texts, text.TextToText):
+      return ExactMatch(self.texts.names)
     lengths = self.texts.vocabulary.byte_lengths()
     rows = self.model_options["vocab"]
     return TokenLoss(np.pad(lengths, (0, rows - len(lengths))))

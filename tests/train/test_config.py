@@ -15,7 +15,7 @@ from figs_jax.train.config import (
   recipe_of,
   validate,
 )
-from figs_jax.train.experiment import build
+from figs_jax.train.experiment import build, learning_rate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -46,6 +46,18 @@ def test_the_paper_hyper_parameters():
   assert (optimizer.b1, optimizer.b2) == (0.9, 0.999)
   assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-3, 0.01)
   assert (optimizer.clip, config.mixup) == (1.0, 0.5)
+
+
+def test_the_paper_hyper_parameters_for_text():
+  glue = load("glue_t5_base").get_config("figs")
+  assert (glue.batch_size, glue.total_steps) == (128, 100_000)
+  assert (glue.optimizer.learning_rate, glue.pattern) == (1e-3, "ff: 1:32")
+  wmt = load("wmt_transformer").get_config("figs")
+  assert (wmt.optimizer.b1, wmt.optimizer.b2) == (0.9, 0.98)
+  assert wmt.total_steps == 200_000
+  for step in (1000, 4000, 200_000):
+    rate = float(learning_rate(wmt)(step))
+    assert rate == pytest.approx(0.0625 / step**0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""A Transformer on WMT'14 English to German, trained as in arXiv 2402.04744.
+
+Command:   python launch/train.py --config configs/wmt_transformer.py:figs \\
+             --workdir runs/wmt_transformer --config.mesh.data=-1
+Data:      wmt14_translate/de-en prepared by tensorflow-datasets in
+           --config.data.data_dir; the vocabulary is trained on its beginning.
+Hardware:  8 accelerators of 16 GB, or fewer with --config.accumulate.
+Hours:     not measured by us.
+Expected:  not known: no published figure for these settings was read.
+
+From the paper: Adam .9/.98, 200,000 steps, learning rate .0625 / sqrt(step).
+Ours: sizes of the big Transformer (arXiv 1706.03762, table 3) on the T5 family
+(relative positions, RMS norms first), the batch, warm-up and vocabulary.
+Evaluation is loss and exact match, not BLEU.
+"""
+
+from figs_jax.train.config import default_config
+
+_WARMUP = 1000
+
+
+def get_config(arg: str = "figs"):
+  """The experiment under the recipe named by `arg`."""
+  config = default_config(arg or "figs", "t5")
+  config.variant = "custom"
+  config.model.width = 1024
+  config.model.depth = 6
+  config.model.heads = 16
+  config.model.head_dim = 64
+  config.model.mlp_dim = 4096
+  config.model.dropout = 0.1
+  config.model.dtype = "bfloat16"
+  config.pattern = "ff: 1:8"
+  config.batch_size = 256
+  config.total_steps = 200_000
+  config.optimizer.learning_rate = 0.0625 * _WARMUP**-0.5
+  config.optimizer.schedule = "rsqrt"
+  config.optimizer.warmup_steps = _WARMUP
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.98
+  config.optimizer.eps = 1e-9
+  config.optimizer.weight_decay = 0.0
+  config.label_smoothing = 0.1
+  config.data.name = "wmt14_translate/de-en"
+  config.data.vocabulary = "sentencepiece:32000"
+  config.data.input_length = 256
+  config.data.target_length = 256
+  config.data.eval_split = "validation"
+  config.data.eval_batch_size = 256
+  config.log_every = 100
+  config.diagnose_every = 1000
+  config.checkpoint_every = 5000
+  return config
