@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from figs_jax.core.pattern import NM
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Float
 from figs_jax.models import stack
 from figs_jax.models.encoder import Block, Parts
+from figs_jax.models.gemm import row
 from figs_jax.models.positions import sincos_positions
 from figs_jax.nn import SparseConv
 
@@ -244,7 +244,7 @@ class ViT(nnx.Module):
     patches = self.grid[0] * self.grid[1]
     size = self.patch[0] * self.patch[1] * self.in_channels
     products = batch * self.heads
-    rows = [_row("patch_embed", batch * patches, width, size, self.patch_embed)]
+    rows = [row("patch_embed", batch * patches, width, size, self.patch_embed)]
     for name, block, count in stack.named("blocks", self.blocks):
       attn, mlp = f"{name}/attn", f"{name}/mlp"
       fc1, fc2, o = block.mlp.fc1, block.mlp.fc2, block.attn.o
@@ -252,17 +252,17 @@ class ViT(nnx.Module):
       for part in ("q", "k", "v"):
         layer = getattr(block.attn, part)
         rows.append(
-          _row(f"{attn}/{part}", batch * tokens, width, width, layer, count)
+          row(f"{attn}/{part}", batch * tokens, width, width, layer, count)
         )
       many = products * count
       rows += [
-        _row(f"{attn}/qk", tokens, tokens, depth, None, many),
-        _row(f"{attn}/av", tokens, depth, tokens, None, many),
-        _row(f"{attn}/o", batch * tokens, width, width, o, count),
-        _row(f"{mlp}/fc1", batch * tokens, hidden, width, fc1, count),
-        _row(f"{mlp}/fc2", batch * tokens, width, hidden, fc2, count),
+        row(f"{attn}/qk", tokens, tokens, depth, None, many),
+        row(f"{attn}/av", tokens, depth, tokens, None, many),
+        row(f"{attn}/o", batch * tokens, width, width, o, count),
+        row(f"{mlp}/fc1", batch * tokens, hidden, width, fc1, count),
+        row(f"{mlp}/fc2", batch * tokens, width, hidden, fc2, count),
       ]
-    return [*rows, _row("head", batch, self.num_classes, width, self.head)]
+    return [*rows, row("head", batch, self.num_classes, width, self.head)]
 
   def _positions(self) -> Array:
     if self.pos == "learned":
@@ -299,15 +299,6 @@ class ViT(nnx.Module):
         f"ViT: pos='sincos' needs a width that 4 divides, not {self.width};"
         " use pos='learned'"
       )
-
-
-def _row(
-  name: str, m: int, n: int, k: int, layer: Any, count: int = 1
-) -> dict[str, Any]:
-  pattern: NM | None = None if layer is None else layer.pattern
-  return {
-    "name": name, "M": m, "N": n, "K": k, "pattern": pattern, "count": count,
-  }  # fmt: skip
 
 
 def _pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
