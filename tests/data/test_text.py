@@ -93,18 +93,27 @@ def test_resuming_is_bit_exact(request, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_shards_are_the_one_stream(request, kind):
   texts = texts_of(request, kind)
-  shards = [
-    text.train_batches(texts, "train", 4, seed=1, shard_index=i, num_shards=3)
-    for i in range(3)
-  ]
-  whole = take(text.train_batches(texts, "train", 12, seed=1), 5)
-  for batch in whole:
-    parts = [next(shard) for shard in shards]
-    for key in ("inputs", "targets"):
-      merged = np.stack([part[key] for part in parts], axis=1)
-      np.testing.assert_array_equal(
-        merged.reshape(batch[key].shape), batch[key]
+  for start in (0, 2):
+    shards = [
+      text.train_batches(
+        texts,
+        "train",
+        4,
+        seed=1,
+        start=start,
+        shard_index=i,
+        num_shards=3,
       )
+      for i in range(3)
+    ]
+    one = text.train_batches(texts, "train", 12, seed=1, start=start)
+    for batch in take(one, 4):
+      parts = [next(shard) for shard in shards]
+      for key in ("inputs", "targets"):
+        merged = np.stack([part[key] for part in parts], axis=1)
+        np.testing.assert_array_equal(
+          merged.reshape(batch[key].shape), batch[key]
+        )
 
 
 @pytest.mark.slow

@@ -147,6 +147,7 @@ def rows(workdir):
   ]
 
 
+@pytest.mark.slow
 def test_training_learns_resumes_bit_equal_and_is_compared(
   text_config, tmp_path, monkeypatch
 ):
