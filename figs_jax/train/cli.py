@@ -190,20 +190,24 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
 
 
 def _known_fields() -> list[str]:
+  from figs_jax import models
   from figs_jax.train.config import default_config
 
-  fields: list[str] = []
+  fields: dict[str, None] = {}
 
   def walk(tree, prefix):
     for key, value in tree.items():
       if hasattr(value, "items"):
         walk(value, f"{prefix}{key}.")
       else:
-        fields.append(prefix + key)
+        fields[prefix + key] = None
 
   try:
     config = flags.FLAGS["config"].value
   except KeyError:
     config = None
-  walk(config if config is not None else default_config(), "")
-  return fields
+  # While a flag is read, the file's own configuration is not to be had.
+  several = [default_config(family=family) for family in models.names()]
+  for one in several if config is None else [config]:
+    walk(one, "")
+  return list(fields)
