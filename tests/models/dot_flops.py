@@ -28,7 +28,10 @@ def _count(jaxpr) -> int:
       left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
       total += 2 * math.prod(out) * math.prod(left[i] for i in contracted)
     elif name == "conv_general_dilated":
-      kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+      kernel, out = (
+        equation.invars[1].aval.shape,
+        equation.outvars[0].aval.shape,
+      )
       features = kernel[params["dimension_numbers"].rhs_spec[0]]
       total += 2 * math.prod(out) * math.prod(kernel) // features
     inner = sum(_count(each) for each in _inside(params))
