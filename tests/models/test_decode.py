@@ -14,7 +14,7 @@ from figs_jax.models import decode
 from figs_jax.models.decode import EOS
 
 VOCAB, LENGTH = 5, 4
-VARIANTS = [(1.0, False), (0.0, False), (-0.7, True), (2.0, "never")]
+VARIANTS = [(1.0, False), (-0.7, False), (2.0, True), (2.0, "never")]
 
 
 class Markov(nnx.Module):
