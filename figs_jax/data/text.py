@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,20 +20,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from figs_jax.data import sources, text_to_text
+from figs_jax.data.own_vocabulary import vocabulary_of
 from figs_jax.data.segments import Segments, segments_of
 from figs_jax.data.span_corruption import SpanCorruption
 from figs_jax.data.stream import Batch, TrainBatches, check_shards, parse_flags
-from figs_jax.data.vocabulary import (
-  EOS,
-  Vocabulary,
-  byte_vocabulary,
-  piece_vocabulary,
-  train_pieces,
-)
+from figs_jax.data.vocabulary import EOS, Vocabulary
 
 _THREADS = 16
-# Enough to find the pieces of a language; more only takes longer.
-_TRAIN_BYTES = 10 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +190,7 @@ def find_texts(
       f"input_length={input_length}, target_length={target_length}: at least"
       " 2, for a token and the end"
     )
-  found = _vocabulary(vocabulary, builders, sources.root_of(data_dir))
+  found = vocabulary_of(vocabulary, builders, sources.root_of(data_dir))
   if is_task:
     return TextToText(builders, found, input_length, target_length or 0)
   corruption = SpanCorruption(input_length, density, mean_span)
@@ -359,47 +351,3 @@ def _split_of(builder: Any, split: str, several: bool) -> str:
   if several and _task_name(builder) == "mnli":
     return split.replace("validation", "validation_matched")
   return split
-
-
-def _vocabulary(
-  name: str, builders: Sequence[tfds.core.DatasetBuilder], root: str
-) -> Vocabulary:
-  if name == "bytes":
-    return byte_vocabulary()
-  kind, _, size = name.partition(":")
-  if kind != "sentencepiece":
-    return piece_vocabulary(name)
-  if not (size.isdecimal() and 0 < len(size) < 8):
-    raise ValueError(
-      f"vocabulary {name!r}: write 'bytes', 'sentencepiece:1024' or the path of"
-      " a sentencepiece model"
-    )
-  builder = builders[0]
-  parts = [builder.name, *_parts_of(builder), size]
-  path = os.path.join(root, "sentencepiece", "_".join(parts) + ".model")
-  if not os.path.exists(path):
-    train_pieces(_train_texts(builders), int(size), path)
-  return piece_vocabulary(path)
-
-
-def _parts_of(builder: tfds.core.DatasetBuilder) -> list[str]:
-  config = builder.builder_config
-  name = [config.name.replace("/", "_")] if config else []
-  return [*name, str(builder.version)]
-
-
-def _train_texts(
-  builders: Sequence[tfds.core.DatasetBuilder],
-) -> Iterator[str]:
-  """The beginning of the train splits, an equal share of each."""
-  for builder in builders:
-    left = _TRAIN_BYTES // len(builders)
-    source = sources.source_of(builder, "train")
-    read = text_to_text.reader(builder)
-    for i in range(len(source)):
-      if left <= 0:
-        break
-      example = source[i]
-      texts = read(example) if read else (sources.as_text(example["text"]),)
-      yield from texts
-      left -= sum(map(len, texts))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from figs_jax import data
-from figs_jax.data import sources, text, text_to_text
+from figs_jax.data import own_vocabulary, sources, text, text_to_text
 from figs_jax.data.segments import segments_of
 from figs_jax.data.vocabulary import EOS, byte_vocabulary
 
@@ -320,13 +320,13 @@ def test_hidden_labels_are_an_error(mocked):
 
 
 def test_pieces_are_trained_on_the_train_split_once(text_dir, monkeypatch):
-  monkeypatch.setattr(text, "_TRAIN_BYTES", 20_000)
+  monkeypatch.setattr(own_vocabulary, "_TRAIN_BYTES", 20_000)
   options = {"input_length": 64, "data_dir": text_dir}
   found = text.find_texts(
     "stdlib_text", vocabulary="sentencepiece:400", **options
   )
   assert found.vocabulary.size == 500
-  monkeypatch.setattr(text, "train_pieces", None)
+  monkeypatch.setattr(own_vocabulary, "train_pieces", None)
   again = text.find_texts(
     "stdlib_text", vocabulary="sentencepiece:400", **options
   )

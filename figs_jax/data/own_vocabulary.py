@@ -1,0 +1,73 @@
+"""The vocabulary of a text data set: bytes, a file, or pieces of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import tensorflow_datasets as tfds
+
+from figs_jax.data import sources, text_to_text
+from figs_jax.data.vocabulary import (
+  Vocabulary,
+  byte_vocabulary,
+  piece_vocabulary,
+  train_pieces,
+)
+
+# Enough to find the pieces of a language; more only takes longer.
+_TRAIN_BYTES = 10 * 2**20
+
+
+def vocabulary_of(
+  name: str, builders: Sequence[tfds.core.DatasetBuilder], root: str
+) -> Vocabulary:
+  """The vocabulary of that name for data sets, trained on first use.
+
+  Args:
+    name: "bytes", "sentencepiece:SIZE", or the path of a sentencepiece model.
+    builders: whose train splits pieces are found in.
+    root: where trained models are kept, under sentencepiece/.
+
+  Raises:
+    ValueError: no such name.
+  """
+  if name == "bytes":
+    return byte_vocabulary()
+  kind, _, size = name.partition(":")
+  if kind != "sentencepiece":
+    return piece_vocabulary(name)
+  if not (size.isdecimal() and 0 < len(size) < 8):
+    raise ValueError(
+      f"vocabulary {name!r}: write 'bytes', 'sentencepiece:1024' or the path of"
+      " a sentencepiece model"
+    )
+  builder = builders[0]
+  parts = [builder.name, *_parts_of(builder), size]
+  path = os.path.join(root, "sentencepiece", "_".join(parts) + ".model")
+  if not os.path.exists(path):
+    train_pieces(_train_texts(builders), int(size), path)
+  return piece_vocabulary(path)
+
+
+def _parts_of(builder: tfds.core.DatasetBuilder) -> list[str]:
+  config = builder.builder_config
+  name = [config.name.replace("/", "_")] if config else []
+  return [*name, str(builder.version)]
+
+
+def _train_texts(
+  builders: Sequence[tfds.core.DatasetBuilder],
+) -> Iterator[str]:
+  """The beginning of the train splits, an equal share of each."""
+  for builder in builders:
+    left = _TRAIN_BYTES // len(builders)
+    source = sources.source_of(builder, "train")
+    read = text_to_text.reader(builder)
+    for i in range(len(source)):
+      if left <= 0:
+        break
+      example = source[i]
+      texts = read(example) if read else (sources.as_text(example["text"]),)
+      yield from texts
+      left -= sum(map(len, texts))
