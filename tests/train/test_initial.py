@@ -1,21 +1,29 @@
 """Runs that start from weights: of a file, or of a dense run."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from figs_jax import nn
+from figs_jax import models, nn
 from figs_jax.core import tree
 from figs_jax.core.masks import nm_mask
 from figs_jax.models import pretrained
 from figs_jax.train import initial, study
+from figs_jax.train.config import default_config
 from figs_jax.train.evaluate import restore
 from figs_jax.train.experiment import build
 from figs_jax.train.log import read
 from figs_jax.train.loop import train
 
 pytestmark = pytest.mark.standard_promotion
+TEXT = {"width": 16, "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 32}
 STILL = {
   "total_steps": 1,
   "optimizer.learning_rate": 0.0,
@@ -134,3 +142,71 @@ def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
   config.init_seed = 2
   with pytest.raises(ValueError, match="seed=2, but this run has 2"):
     initial.weights(build(config))
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("truncated", "no whole safetensors file.*fetch it again"),
+    ("missing tensor", "vit.layernorm.bias is missing"),
+    ("other classes", "classifier.*needs.*head='fresh'"),
+    ("other family", "the weights of a ViT, but the model is a T5"),
+    ("other vocabulary", r"shared.weight has shape \[50, 16\].*vocab="),
+    ("absent", "there is no such file or directory"),
+  ],
+)
+def test_weights_that_do_not_fit_are_one_clear_line(
+  name, message, weights_file, tiny_config, tmp_path
+):
+  path = tmp_path / "model.safetensors"
+  weights = load_file(weights_file)
+  if name == "truncated":
+    path.write_bytes(weights_file.read_bytes()[:-1])
+  elif name == "missing tensor":
+    del weights["vit.layernorm.bias"]
+  elif name == "other classes":
+    weights["classifier.weight"] = np.ones((7, 32), np.float32)
+  elif name == "other vocabulary":
+    text = models.create("t5", "custom", vocab=50, **TEXT)
+    weights = pretrained.published(text)
+  if name not in ("truncated", "absent"):
+    save_file(weights, path)
+  config = start(tiny_config, path)
+  if name in ("other family", "other vocabulary"):
+    config = default_config("dense", "t5")
+    config.variant, config.init_from = "custom", str(path)
+    config.model.update(TEXT)
+  with pytest.raises(ValueError, match=message) as error:
+    initial.weights(build(config))
+  assert "\n" not in str(error.value)
+
+
+def test_the_program_prints_one_line_and_exits_with_2(
+  weights_file, data_dir, tmp_path
+):
+  path = tmp_path / "model.safetensors"
+  path.write_bytes(weights_file.read_bytes()[:-1])
+  repo = Path(__file__).parents[2]
+  done = subprocess.run(
+    [
+      sys.executable,
+      "launch/train.py",
+      "--config=configs/digits_vit.py:dense",
+      f"--workdir={tmp_path / 'run'}",
+      f"--config.data.data_dir={data_dir}",
+      f"--config.init_from={path}",
+    ],
+    cwd=repo,
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "",
+      "PYTHONPATH": str(repo),
+    },
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 2, done.stderr
+  (line,) = done.stderr.strip().splitlines()
+  assert f"{path}: no whole safetensors file" in line
