@@ -13,10 +13,29 @@ from figs_jax.models import decode
 from figs_jax.models.t5_stack import bucket
 
 from . import t5_oracle as oracle
-from .test_swin_v2_parity import nested, under
 
 ATOL, COSINE = 1e-4, 0.99999
 cases = pytest.mark.parametrize("case", sorted(oracle.CASES))
+
+
+def nested(flat):
+  """The dict tree of "a/0/b" paths; digits become ints, as in NNX."""
+  out = {}
+  for path, value in flat.items():
+    *heads, last = (int(k) if k.isdigit() else k for k in path.split("/"))
+    node = out
+    for key in heads:
+      node = node.setdefault(key, {})
+    node[last] = value
+  return out
+
+
+def under(prefix, stored):
+  return {
+    key.removeprefix(prefix): value
+    for key, value in stored.items()
+    if key.startswith(prefix)
+  }
 
 
 @functools.cache
