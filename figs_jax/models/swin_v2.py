@@ -30,6 +30,12 @@ from figs_jax.core.types import Array, Float
 from figs_jax.models import windows
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
+from figs_jax.models.sizes import (
+  check_heads,
+  check_images,
+  check_positive,
+  pair,
+)
 from figs_jax.models.swin_v2_stage import EPSILON, INIT, Rates, Shape, Stage
 from figs_jax.nn import SparseConv
 
@@ -116,7 +122,7 @@ class SwinV2(nnx.Module):
     self.pretrained_windows = tuple(
       pretrained_windows or (0,) * len(self.depths)
     )
-    self.image_size = _pair(image_size)
+    self.image_size = pair("SwinV2", "image_size", image_size)
     self.in_channels, self.num_classes = in_channels, num_classes
     self.drop_path, self.remat = drop_path, remat
     self.mlp_ratio, self.dtype = mlp_ratio, jnp.dtype(dtype)
@@ -201,12 +207,7 @@ class SwinV2(nnx.Module):
     Raises:
       ValueError: the images are not of `image_size` and `in_channels`.
     """
-    expected = (*self.image_size, self.in_channels)
-    if images.shape[1:] != expected:
-      raise ValueError(
-        f"images of shape {images.shape}: this model takes [batch,"
-        f" {', '.join(map(str, expected))}]; set image_size= and in_channels="
-      )
+    check_images(images.shape, self.image_size, self.in_channels)
     pads = [(0, windows.padding(n, self.patch)) for n in self.image_size]
     x = jnp.pad(jnp.asarray(images, self.dtype), ((0, 0), *pads, (0, 0)))
     x = self.patch_embed(x).reshape(x.shape[0], -1, self.width)
@@ -250,23 +251,15 @@ class SwinV2(nnx.Module):
     )
 
   def _check(self) -> None:
-    for name in (
-      "patch", "width", "heads", "window", "num_classes", "in_channels",
-    ):  # fmt: skip
-      if getattr(self, name) < 1:
-        raise ValueError(f"SwinV2: {name}={getattr(self, name)} is below 1")
+    check_positive(
+      self, "patch", "width", "heads", "window", "num_classes", "in_channels"
+    )
     if not self.depths or min(self.depths) < 1:
       raise ValueError(
         f"SwinV2: depths={self.depths}: give each stage at least one block, as"
         " in depths=(2, 2, 6, 2)"
       )
-    if self.width % self.heads:
-      divisors = (d for d in range(1, self.width + 1) if self.width % d == 0)
-      near = min(divisors, key=lambda d: abs(d - self.heads))
-      raise ValueError(
-        f"SwinV2: {self.heads} heads do not divide width {self.width}; the"
-        f" nearest that does is heads={near}"
-      )
+    check_heads("SwinV2", self.width, self.heads)
     pretrained = self.pretrained_windows
     if len(pretrained) != len(self.depths) or any(
       side < 0 or side == 1 for side in pretrained
@@ -320,11 +313,3 @@ def _sizes_of(variant: str) -> dict[str, Any]:
     min(first, (trained // _PATCH) >> i) for i in stages
   )
   return sizes
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-  """(height, width); one number means a square."""
-  pair = (size, size) if isinstance(size, int) else tuple(size)
-  if len(pair) != 2:
-    raise ValueError(f"SwinV2: image_size={size!r}: give one number or two")
-  return int(pair[0]), int(pair[1])

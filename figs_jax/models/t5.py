@@ -30,6 +30,7 @@ from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import stack
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
+from figs_jax.models.sizes import check_positive
 from figs_jax.models.t5_stack import (
   DecoderBlock,
   EncoderBlock,
@@ -371,12 +372,10 @@ class T5(nnx.Module):
     )
 
   def _check(self) -> None:
-    for name in (
-      "width", "depth", "decoder_depth", "heads", "head_dim", "mlp_dim",
+    check_positive(
+      self, "width", "depth", "decoder_depth", "heads", "head_dim", "mlp_dim",
       "vocab", "input_length", "target_length",
-    ):  # fmt: skip
-      if getattr(self, name) < 1:
-        raise ValueError(f"T5: {name}={getattr(self, name)} is below 1")
+    )  # fmt: skip
     # The encoder has half of the buckets for each side, half of them exact.
     if self.num_buckets < 4 or self.max_distance <= self.num_buckets // 2:
       raise ValueError(

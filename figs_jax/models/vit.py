@@ -29,6 +29,12 @@ from figs_jax.models import stack
 from figs_jax.models.encoder import Block, Parts
 from figs_jax.models.gemm import row
 from figs_jax.models.positions import sincos_positions
+from figs_jax.models.sizes import (
+  check_heads,
+  check_images,
+  check_positive,
+  pair,
+)
 from figs_jax.nn import SparseConv
 
 SIZES: dict[str, dict[str, int]] = {
@@ -114,8 +120,8 @@ class ViT(nnx.Module):
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
   ):
-    self.patch = _pair("patch", patch)
-    self.image_size = _pair("image_size", image_size)
+    self.patch = pair("ViT", "patch", patch)
+    self.image_size = pair("ViT", "image_size", image_size)
     self.width, self.depth, self.heads = width, depth, heads
     self.in_channels, self.num_classes = in_channels, num_classes
     self.pool, self.pos, self.remat = pool, pos, remat
@@ -219,12 +225,7 @@ class ViT(nnx.Module):
     Raises:
       ValueError: the images are not of `image_size` and `in_channels`.
     """
-    expected = (*self.image_size, self.in_channels)
-    if images.shape[1:] != expected:
-      raise ValueError(
-        f"images of shape {images.shape}: this model takes [batch,"
-        f" {', '.join(map(str, expected))}]; set image_size= and in_channels="
-      )
+    check_images(images.shape, self.image_size, self.in_channels)
     x = self.patch_embed(jnp.asarray(images, self.dtype))
     x = x.reshape(x.shape[0], -1, self.width)
     if self.pool == "cls":
@@ -273,9 +274,7 @@ class ViT(nnx.Module):
     return jnp.asarray(table[None])
 
   def _check(self) -> None:
-    for name in ("width", "depth", "num_classes", "in_channels"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"ViT: {name}={getattr(self, name)} is below 1")
+    check_positive(self, "width", "depth", "num_classes", "in_channels")
     for length, patch in zip(self.image_size, self.patch):
       if patch < 1 or length < 1 or length % patch:
         nearby = max(1, round(length / max(patch, 1))) * patch
@@ -283,13 +282,7 @@ class ViT(nnx.Module):
           f"ViT: image size {length} is not a multiple of patch {patch}; use"
           f" image_size={nearby} or another patch"
         )
-    if self.heads < 1 or self.width % self.heads:
-      divisors = (d for d in range(1, self.width + 1) if self.width % d == 0)
-      near = min(divisors, key=lambda d: abs(d - self.heads))
-      raise ValueError(
-        f"ViT: {self.heads} heads do not divide width {self.width}; the"
-        f" nearest that does is heads={near}"
-      )
+    check_heads("ViT", self.width, self.heads)
     for name, known in _CHOICES.items():
       value = getattr(self, name)
       if value not in known:
@@ -299,11 +292,3 @@ class ViT(nnx.Module):
         f"ViT: pos='sincos' needs a width that 4 divides, not {self.width};"
         " use pos='learned'"
       )
-
-
-def _pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
-  """(height, width); one number means a square."""
-  pair = (size, size) if isinstance(size, int) else tuple(size)
-  if len(pair) != 2:
-    raise ValueError(f"ViT: {name}={size!r}: give one number or two")
-  return int(pair[0]), int(pair[1])
