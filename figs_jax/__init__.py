@@ -22,7 +22,17 @@ _EXPORTS = {
   "TrainState": "figs_jax.train.state",
   "train_step": "figs_jax.train.state",
 }
-_ROOMS = ("core", "data", "engine", "models", "nn", "optim", "recipes", "train")
+_ROOMS = (
+  "core",
+  "data",
+  "engine",
+  "export",
+  "models",
+  "nn",
+  "optim",
+  "recipes",
+  "train",
+)
 
 __all__ = list(_EXPORTS) + list(_ROOMS)
 

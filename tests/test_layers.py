@@ -14,11 +14,21 @@ ROOMS = {
   "core": set(),
   "engine": {"core.pattern"},
   "data": set(),
+  "export": {"core"},
   "optim": {"core"},
   "recipes": {"core", "optim"},
   "nn": {"core"},
-  "models": {"core", "nn", "optim", "recipes"},
-  "train": {"core", "data", "engine", "models", "nn", "optim", "recipes"},
+  "models": {"core", "export", "nn", "optim", "recipes"},
+  "train": {
+    "core",
+    "data",
+    "engine",
+    "export",
+    "models",
+    "nn",
+    "optim",
+    "recipes",
+  },
 }
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -22,17 +21,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from figs_jax.export import files
+
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _MOST_INDEX_BYTES = 64 << 20
-_DTYPES = {
-  "F64": np.dtype("float64"),
-  "F32": np.dtype("float32"),
-  "F16": np.dtype("float16"),
-  "BF16": jnp.dtype("bfloat16"),
-  "I64": np.dtype("int64"),
-  "I32": np.dtype("int32"),
-}
+_KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32")
+_DTYPES = {files.DTYPES[kind] for kind in _KINDS}
 
 
 class PretrainedError(ValueError):
@@ -66,32 +61,22 @@ def opened(path: str | Path) -> Iterator[dict[str, Tensor]]:
     if place.suffix == ".npz":
       yield _npz(place, stack)
     elif place.suffix == ".json":
-      yield _sharded(place, stack)
+      yield _sharded(place)
     else:
-      yield _safetensors(place, stack)
+      yield _safetensors(place)
 
 
 def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes a .safetensors file, whole or not at all.
+  """Writes a .safetensors file, whole or not at all, over what is there.
 
   Raises:
-    PretrainedError: another suffix, or no such directory.
+    PretrainedError: another suffix, no such directory, or no room.
   """
-  from safetensors.numpy import save_file
-
-  path = Path(path)
-  if path.suffix != ".safetensors" or path.is_dir():
-    raise PretrainedError(f"{path}: name a file that ends in .safetensors")
-  if not path.parent.is_dir():
-    raise PretrainedError(f"{path}: there is no such directory; make it first")
-  part = path.with_name(f".part-{os.getpid()}")
-  whole = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
   try:
     # The format's name for [out, in] kernels, which other readers ask for.
-    save_file(whole, part, metadata={"format": "pt"})
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
+    files.write(path, tensors, metadata={"format": "pt"}, overwrite=True)
+  except files.ExportError as error:
+    raise PretrainedError(str(error)) from error
 
 
 def _place(path: Path) -> Path:
@@ -114,34 +99,22 @@ def _place(path: Path) -> Path:
   return path
 
 
-def _safetensors(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
-  from safetensors import SafetensorError, safe_open
-
+def _safetensors(path: Path) -> dict[str, Tensor]:
   try:
-    # Checks the header: its length, every dtype, shape and offset, and that
-    # they cover the file exactly. The data stay where they are.
-    file = stack.enter_context(safe_open(path, framework="numpy"))
-    found = {}
-    for name in file.keys():  # noqa: SIM118, no mapping
-      entry = file.get_slice(name)
-      kind = entry.get_dtype()
-      if kind not in _DTYPES:
-        raise PretrainedError(
-          f"{path}: {name} has dtype {kind}; known are {', '.join(_DTYPES)}"
-        )
-      found[name] = Tensor(
-        tuple(entry.get_shape()),
-        _DTYPES[kind],
-        functools.partial(file.get_tensor, name),
+    entries, _ = files.opened(path)
+  except files.ExportError as error:
+    raise PretrainedError(str(error)) from error
+  found = {}
+  for name, entry in entries.items():
+    if entry.kind not in _KINDS:
+      raise PretrainedError(
+        f"{path}: {name} has dtype {entry.kind}; known are {', '.join(_KINDS)}"
       )
-  except (SafetensorError, OSError) as error:
-    raise PretrainedError(
-      f"{path}: no whole safetensors file ({_line(error)}); fetch it again"
-    ) from error
+    found[name] = Tensor(entry.shape, entry.dtype, entry.read)
   return found
 
 
-def _sharded(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
+def _sharded(path: Path) -> dict[str, Tensor]:
   """The tensors of several files, each where the index says."""
   if path.stat().st_size > _MOST_INDEX_BYTES:
     raise PretrainedError(f"{path}: too long for an index of weights")
@@ -154,7 +127,7 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise PretrainedError(
       f"{path}: no index of weights, with a weight_map of tensors to files"
-      f" ({_line(error)})"
+      f" ({files.line(error)})"
     ) from error
   if wrong:
     raise PretrainedError(
@@ -165,7 +138,7 @@ def _sharded(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
       raise PretrainedError(f"{path}: its part {name} is missing")
   found: dict[str, Tensor] = {}
   for name in sorted(names):
-    part = _safetensors(path.parent / name, stack)
+    part = _safetensors(path.parent / name)
     here = {tensor for tensor, file in places.items() if file == name}
     for tensor in sorted(here ^ part.keys()):
       side = "lacks" if tensor in here else "holds"
@@ -215,7 +188,7 @@ def _header(
     size = info.file_size - file.tell()
   if dtype == np.dtype("V2"):
     dtype = jnp.dtype("bfloat16")  # as numpy stores what it does not know
-  if dtype not in _DTYPES.values():
+  if dtype not in _DTYPES:
     raise ValueError(f"{info.filename} has dtype {dtype}")
   if math.prod(shape) * dtype.itemsize != size:
     raise ValueError(f"{info.filename}: {size} bytes for shape {shape}")
@@ -235,10 +208,6 @@ def _array(
 
 def _no_npz(path: Path, error: Exception) -> PretrainedError:
   return PretrainedError(
-    f"{path}: no whole .npz file of weights ({_line(error)}); fetch it again"
+    f"{path}: no whole .npz file of weights ({files.line(error)}); fetch it"
+    " again"
   )
-
-
-def _line(error: Exception) -> str:
-  text = str(error).strip().splitlines() or [type(error).__name__]
-  return text[0].removeprefix("Error while deserializing header: ")[:160]
