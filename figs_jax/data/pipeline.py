@@ -8,7 +8,6 @@ Batches are dicts of numpy arrays: `image` float32 [batch, size, size, c] in
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -54,6 +53,20 @@ class _Prepare(grain.transforms.RandomMap):
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Spread:
+  """One shard's chunks at the places that they have among those of all."""
+
+  chunks: Any
+  num_shards: int
+
+  def __len__(self) -> int:
+    return len(self.chunks) * self.num_shards
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    return self.chunks[index // self.num_shards]
+
+
 def _concatenate(batches: Sequence[Batch]) -> Batch:
   return {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
 
@@ -80,15 +93,24 @@ class _Pipeline:
     return self.batch_size if self.vectorised else 1
 
   def iterate(
-    self, chunks: Any, seed: int, start: int
+    self,
+    chunks: Any,
+    seed: int,
+    start: int,
+    shard_index: int = 0,
+    num_shards: int = 1,
   ) -> grain.DatasetIterator:
-    """Batches from number `start` on; `chunks` are arrays of `self.chunk`."""
+    """Batches from number `start` on; `chunks` are arrays of `self.chunk`.
+
+    What is drawn for a chunk follows from its place among those of all shards,
+    so that no two shards draw the same.
+    """
     per_batch = self.batch_size // self.chunk
     dataset = (
-      grain.MapDataset.source(chunks)
+      grain.MapDataset.source(_Spread(chunks, num_shards))
       .seed(seed)
       .random_map(_Prepare(self.examples, self.augment))
-    )[start * per_batch :]
+    )[shard_index::num_shards][start * per_batch :]
     if self.workers:
       parse_flags()
       # Batched before the split over workers, so that the order stays.
@@ -154,7 +176,10 @@ def train_batches(
   )
   pipeline = _Pipeline(examples, train, size, batch_size, threads, workers)
   order = Order(len(examples), pipeline.chunk, seed, shard_index, num_shards)
-  make = functools.partial(pipeline.iterate, order, seed)
+
+  def make(first: int) -> grain.DatasetIterator:
+    return pipeline.iterate(order, seed, first, shard_index, num_shards)
+
   return TrainBatches(make, start)
 
 

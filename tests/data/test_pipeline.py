@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax import data
+from figs_jax.data import augment
 from figs_jax.data.stream import Examples, Order
 
 
@@ -86,6 +87,36 @@ def test_epochs_and_seeds_differ():
   orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0), epoch(1, 1)]
   for a, b in itertools.combinations(orders, 2):
     assert a != b
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_share_the_stream_and_no_draw(kind, make):
+  whole = take(make(kind), 4)
+  shards = [take(make(kind, shard_index=i, num_shards=2), 2) for i in (0, 1)]
+  joined = {
+    name: np.stack(
+      [np.concatenate([b[name] for b in shard]) for shard in shards], axis=1
+    ).reshape(32, *whole[0][name].shape[1:])
+    for name in whole[0]
+  }
+  wanted = {name: np.concatenate([b[name] for b in whole]) for name in whole[0]}
+  np.testing.assert_array_equal(joined["label"], wanted["label"])
+  if kind in ("cached", "streamed"):  # drawn for one example at a time
+    np.testing.assert_array_equal(joined["image"], wanted["image"])
+
+
+def test_shards_augment_differently(digits_dir, monkeypatch):
+  def draw(images, rng):
+    return np.broadcast_to(rng.integers(256, size=8), (len(images), 8, 1, 8))
+
+  monkeypatch.setattr(augment, "standard", lambda *_: (draw, draw))
+  monkeypatch.setattr(augment, "is_vectorised", lambda *_: True)
+  options = {"seed": 0, "data_dir": digits_dir, "num_shards": 2}
+  batches = [
+    next(data.train_batches("digits", "train", 4, shard_index=i, **options))
+    for i in (0, 1)
+  ]
+  assert (batches[0]["image"] != batches[1]["image"]).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
