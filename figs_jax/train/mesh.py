@@ -20,7 +20,8 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
   """A mesh over data * fsdp devices; -1 takes the devices that are left.
 
   Raises:
-    ValueError: the product does not fit the number of devices.
+    ValueError: the product does not fit the number of devices; or, with
+      several processes, leaves some of their devices out.
 
   >>> dict(make_mesh().shape)
   {'data': 1, 'fsdp': 1}
@@ -39,6 +40,12 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
       f"mesh data={data}, fsdp={fsdp} needs {data * fsdp} devices, there are"
       f" {count}; set mesh.data and mesh.fsdp to fit"
     )
+  if jax.process_count() > 1 and data * fsdp != count:
+    raise ValueError(
+      f"mesh data={data}, fsdp={fsdp} leaves {count - data * fsdp} of the"
+      f" {count} devices of {jax.process_count()} processes idle; set"
+      " --config.mesh.data=-1"
+    )
   devices = jax.devices()[: data * fsdp]
   return jax.make_mesh(
     (data, fsdp),
@@ -51,6 +58,11 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The leading axis over both mesh axes."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Whole on every device."""
+  return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(
@@ -68,7 +80,7 @@ def state_shardings(
 
   def one(path, leaf):
     ndim = len(leaf.shape)
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = replicated(mesh)
     if size == 1 or ndim - seeds < 2:
       return whole
     name = "/" + path_str(path)

@@ -1,0 +1,145 @@
+"""Several processes as one run: they join, agree, and stop together.
+
+Every process runs the same program over one mesh of all their devices. Each
+reads its own part of a batch; what is written for people comes from the first
+process alone; checkpoints are written by all of them to one shared directory.
+With a single process everything here is what it would be without this file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+from figs_jax.train.config import ConfigError
+
+# Seconds that an ending process waits for the others before it gives them up.
+_SHUTDOWN = 60
+_COUNT, _INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_ADDRESS = "JAX_COORDINATOR_ADDRESS"
+
+
+def join() -> None:
+  """Makes this process one of a run; call it before any device is asked for.
+
+  Who the others are is read from JAX_COORDINATOR_ADDRESS (host:port of the
+  first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID where they are set, and
+  else, by `jax.distributed.initialize`, from what SLURM, Open MPI, Kubernetes
+  or a TPU pod says. Processes but the first log errors only.
+
+  Raises:
+    ValueError: nothing says who the others are, or it is no sense.
+  """
+  try:
+    count, index = _given(os.environ)
+    jax.distributed.initialize(
+      num_processes=count,
+      process_id=index,
+      shutdown_timeout_seconds=_SHUTDOWN,
+    )
+  except (ValueError, RuntimeError) as error:
+    raise ValueError(
+      f"--distributed: the processes of this run cannot be joined ({error});"
+      f" start it under SLURM or on a TPU pod, or set {_ADDRESS}, {_COUNT} and"
+      f" {_INDEX}"
+    ) from error
+  if not is_first():
+    logging.getLogger("figs_jax").setLevel(logging.ERROR)
+
+
+def _given(
+  environment: Mapping[str, str],
+) -> tuple[int, int] | tuple[None, None]:
+  """How many processes there are and which is this one; None where not said.
+
+  >>> _given({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
+  (2, 1)
+  >>> _given({})
+  (None, None)
+  """
+  count, index = environment.get(_COUNT), environment.get(_INDEX)
+  if count is None and index is None:
+    return None, None
+  if not (count and count.isdecimal() and index and index.isdecimal()):
+    raise ValueError(f"{_COUNT}={count!r} and {_INDEX}={index!r}: not numbers")
+  return int(count), int(index)
+
+
+def is_first() -> bool:
+  """Whether this process writes what people read; True for a single one."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+  """Returns when every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def check_shared(path: Path) -> None:
+  """Every process must see the file that the first has written.
+
+  Raises:
+    ConfigError: this one does not, so the directory is not shared.
+  """
+  barrier(f"written {path.name}")
+  if not path.exists():
+    raise ConfigError(
+      f"{path}: process {jax.process_index()} does not see what process 0"
+      " wrote; put --workdir on a file system that all hosts share"
+    )
+
+
+def global_batch(sharding: Sharding, local: Any) -> Any:
+  """Arrays over all processes from this one's rows of each."""
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), local
+  )
+
+
+def whole(array: Any) -> np.ndarray:
+  """A host copy of all of an array; every process must ask for it.
+
+  >>> whole(jax.numpy.arange(3)).tolist()
+  [0, 1, 2]
+  """
+  split = not (
+    getattr(array, "is_fully_addressable", True)
+    or getattr(array, "is_fully_replicated", True)
+  )
+  if split:
+    array = multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[Callable[[int], bool]]:
+  """Yields `stop(step)`: whether SIGTERM came, to be asked at every step.
+
+  With several processes it is enough that one of them gets the signal, and all
+  hear of it at the same step. The handler of before comes back after.
+  """
+  if jax.process_count() > 1:
+    # JAX's own handler; Python's would take the signal away from it.
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  stopped = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield lambda _: stopped.is_set()
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+  try:
+    yield lambda _: stopped.is_set()
+  finally:
+    signal.signal(signal.SIGTERM, before)
