@@ -90,7 +90,7 @@ def overview(names: list[str]) -> Figure:
 
 def shared_options() -> dict[str, str]:
   """The options of every recipe: name -> what it means."""
-  return _meanings(inspect.getdoc(recipes.create), "its own every recipe has")
+  return _meanings(inspect.getdoc(recipes.create), "Options:")
 
 
 def meanings(name: str) -> dict[str, str]:

@@ -48,7 +48,7 @@ class Packed:
   """One packed array; a pytree of `values` and `metadata`.
 
   Attributes:
-    values: the kept values, [*other axes, groups, n], of the array's dtype.
+    values: the kept values, `[*other axes, groups, n]`, of the array's dtype.
     metadata: where they were, uint8, one axis (see the module).
     shape: of the array.
     pattern: of the array.

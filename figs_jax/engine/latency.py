@@ -185,7 +185,7 @@ def cross_validated(
   cross-validated MAPE.
 
   Args:
-    fit: (*columns, measured) -> a model whose `predict` takes the columns.
+    fit: `(*columns, measured)` -> a model whose `predict` takes the columns.
     columns: what the model predicts from, (calls,) each.
     measured: microseconds, (calls,).
     folds: parts of the calls; at most as many as there are.

@@ -26,13 +26,15 @@ Tree = dict[Any, Any]
 def split(model: nnx.Module) -> tuple[nnx.GraphDef[Any], Tree, Tree, Tree]:
   """(graphdef, params, masks, rest) as nested dicts; nothing is copied.
 
+  Args:
+    model: any NNX model, sparse or not.
+
   Returns:
-    graphdef: static and hashable.
-    params: arrays by path, as in params["blocks"][0]["attn"]["q"]["kernel"].
-    masks: shaped like params; a Bool array at every masked kernel, None
-      elsewhere.
-    rest: every other variable (batch statistics, random streams). The leak is
-      in none of them: it is a function of the step, given to `merge`.
+    Four things. graphdef is static and hashable. params holds arrays by path,
+    as in `params["blocks"][0]["attn"]["q"]["kernel"]`. masks is shaped like
+    params: a Bool array at every masked kernel, None elsewhere. rest holds
+    every other variable (batch statistics, random streams). The leak is in
+    none of them: it is a function of the step, given to `merge`.
 
   >>> from figs_jax.nn import SparseLinear
   >>> model = SparseLinear(4, 2, pattern="1:4", rngs=nnx.Rngs(0))

@@ -111,17 +111,19 @@ def create(
     pattern: the target: an `NM`, `Rules`, or text such as "1:8" or
       "head: dense, ff: 1:8".
     total_steps: optimizer steps of the whole run.
-    **given: options; `options(name)` lists them with their defaults. Besides
-      its own every recipe has
-      dense: share of the steps that are dense at the start.
-      finetune: share of the steps at the end with strictly binary masks.
-      refresh_every: masks are recomputed at multiples of this many steps and
-        whenever their pattern changes; 0: only then.
-      transposable: masks are N:M along both axes of a kernel (2102.08124), so
-        that the input gradient is a sparse product too.
-      mvue: the pattern, as "1:2", to which the gradient of a sparse layer's
-        output is pruned, unbiased, before it enters the weight gradient
-        (2203.10991); "" leaves it whole.
+    **given: options; `options(name)` lists them with their defaults. Every
+      recipe has those below, besides its own.
+
+  Options:
+    dense: share of the steps that are dense at the start.
+    finetune: share of the steps at the end with strictly binary masks.
+    refresh_every: masks are recomputed at multiples of this many steps and
+      whenever their pattern changes; 0: only then.
+    transposable: masks are N:M along both axes of a kernel (2102.08124), so
+      that the input gradient is a sparse product too.
+    mvue: the pattern, as "1:2", to which the gradient of a sparse layer's
+      output is pruned, unbiased, before it enters the weight gradient
+      (2203.10991); "" leaves it whole.
 
   Raises:
     ValueError: an unknown name or option (the nearest is suggested), or a value
