@@ -15,6 +15,7 @@ _EXPORTS = {
   "pack": "figs_jax.core.packing",
   "unpack": "figs_jax.core.packing",
   "flow": "figs_jax.core.flow",
+  "cite": "figs_jax.recipes.citations",
   "sparsify": "figs_jax.nn.sparsify",
   "layers_of": "figs_jax.train.layers",
   "train_flops": "figs_jax.models.flops",

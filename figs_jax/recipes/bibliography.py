@@ -25,8 +25,11 @@ def bibtex(*ids: str) -> str:
   """The BibTeX entries of sources, in the order given, each once.
 
   Args:
-    *ids: arXiv numbers such as "2102.04010", or "figs-deck"; an entry written
-      out, "@article{...}", is taken as it is.
+    *ids: arXiv numbers such as "2102.04010", a DOI, or "figs-deck"; an entry
+      written out, "@article{...}", is taken as it is.
+
+  Returns:
+    The entries with an empty line between them.
 
   Raises:
     ValueError: an unknown id; the nearest known one is suggested.
@@ -208,6 +211,68 @@ _ENTRIES: dict[str, _Entry] = dict(
       "To prune, or not to prune: exploring the efficacy of pruning for model"
       " compression",
       2017,
+    ),
+    _arxiv(
+      "1308.3432",
+      "bengio2013estimating",
+      "Bengio, Yoshua and L{\\'e}onard, Nicholas and Courville, Aaron",
+      "Estimating or Propagating Gradients Through Stochastic Neurons for"
+      " Conditional Computation",
+      2013,
+    ),
+    _arxiv(
+      "1506.02626",
+      "han2015learning",
+      "Han, Song and Pool, Jeff and Tran, John and Dally, William J.",
+      "Learning both Weights and Connections for Efficient Neural Networks",
+      2015,
+      booktitle="Advances in Neural Information Processing Systems",
+    ),
+    _arxiv(
+      "2302.08687",
+      "jeong2023vegeta",
+      "Jeong, Geonhwa and Damani, Sana and"
+      " Bambhaniya, Abhimanyu Rajeshkumar and Qin, Eric and"
+      " Hughes, Christopher J. and Subramoney, Sreenivas and Kim, Hyesoon and"
+      " Krishna, Tushar",
+      "{VEGETA}: Vertically-Integrated Extensions for Sparse/Dense {GEMM} Tile"
+      " Acceleration on {CPUs}",
+      2023,
+      booktitle="{IEEE} International Symposium on High-Performance Computer"
+      " Architecture",
+    ),
+    # The authors' first names as they abbreviate them.
+    _arxiv(
+      "2504.15377",
+      "raj2025scalesim",
+      "Raj, R. and Banerjee, S. and Chandra, N. and Wan, Z. and Tong, J. and"
+      " Samajdar, A. and Krishna, T.",
+      "{SCALE-Sim} v3: A modular cycle-accurate systolic accelerator simulator"
+      " for end-to-end system analysis",
+      2025,
+    ),
+    (
+      "10.1145/1498765.1498785",
+      _Entry(
+        "article",
+        "williams2009roofline",
+        (
+          (
+            "author",
+            "Williams, Samuel and Waterman, Andrew and Patterson, David",
+          ),
+          (
+            "title",
+            "Roofline: An Insightful Visual Performance Model for Multicore"
+            " Architectures",
+          ),
+          ("journal", "Communications of the ACM"),
+          ("volume", "52"),
+          ("number", "4"),
+          ("year", "2009"),
+          ("doi", "10.1145/1498765.1498785"),
+        ),
+      ),
     ),
     (
       "figs-deck",

@@ -45,7 +45,7 @@ def dense(plain: Recipe) -> Recipe:
 @register("ste")
 def ste(plain: Recipe) -> Recipe:
   """Hard N:M masks from |w|, straight-through gradients, nothing else."""
-  return plain
+  return replace(plain, sources=("1308.3432",))
 
 
 @register("sr_ste")

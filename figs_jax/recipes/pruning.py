@@ -63,6 +63,7 @@ def one_shot(
     criterion: `magnitude`, `saliency` (|w g| at the last gradient) or `random`.
     grad_mode: `masked` or `ste`.
   """
+  plain = replace(plain, sources=("1506.02626",))
   plain = with_grad_mode(plain, grad_mode, ("masked", "ste"))
   one_of(plain.name, "criterion", criterion, _CRITERIA)
   return with_criterion(plain, _CRITERIA[criterion], f"criterion={criterion!r}")

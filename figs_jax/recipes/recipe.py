@@ -233,6 +233,13 @@ class Recipe:
       tx = optax.chain(before, tx)
     return optax.with_extra_args_support(tx)
 
+  @property
+  def cited(self) -> tuple[str, ...]:
+    """The sources, and those of transposable masks and of mvue if in use."""
+    options = {"2102.08124": self.transposable, "2203.10991": self.flow.mvue}
+    used = tuple(source for source, on in options.items() if on)
+    return tuple(dict.fromkeys(self.sources + used))
+
   def cite(self) -> str:
     """BibTeX of the papers this recipe comes from; empty if it has none.
 
@@ -240,7 +247,7 @@ class Recipe:
     >>> "2102.04010" in create("sr_ste", "2:4", 100).cite()
     True
     """
-    return bibtex(*self.sources)
+    return bibtex(*self.cited)
 
   def check(self, opt_state: Any) -> None:
     """Raises ValueError unless an optimizer state holds what is needed."""

@@ -1,0 +1,67 @@
+"""What to cite for the methods of a run, as BibTeX."""
+
+from __future__ import annotations
+
+import re
+
+from figs_jax.core.rules import nearest
+from figs_jax.recipes.bibliography import bibtex
+from figs_jax.recipes.recipe import Recipe
+from figs_jax.recipes.registry import create
+
+# First word of an engine's spec -> where it is described.
+ENGINES = {
+  "csr": ("10.1145/1498765.1498785",),
+  "figs": ("figs-deck",),
+  "gpu": ("10.1145/1498765.1498785",),
+  "is": ("2504.15377",),
+  "os": ("2504.15377",),
+  "tensorcore": ("2104.08378",),
+  "tpu": ("10.1145/1498765.1498785",),
+  "vegeta": ("2302.08687",),
+  "ws": ("2504.15377",),
+}
+
+
+def cite(method: str | Recipe, *more: str | Recipe) -> str:
+  """The BibTeX entries of methods, in the order given, each once.
+
+  Args:
+    method: a recipe's name, a `Recipe` (which also cites what its options
+      bring in, such as transposable masks), or an engine as "engine:SPEC".
+    *more: further ones.
+
+  Returns:
+    Entries with an empty line between them; "" for `dense`, which has no
+    source.
+
+  Raises:
+    ValueError: an unknown recipe or engine; the nearest name is suggested.
+
+  >>> print(cite("ste"))
+  @misc{bengio2013estimating,
+    author = {Bengio, Yoshua and L{\\'e}onard, Nicholas and Courville, Aaron},
+    title = {Estimating or Propagating Gradients Through Stochastic Neurons for\
+ Conditional Computation},
+    year = {2013},
+    eprint = {1308.3432},
+    archivePrefix = {arXiv},
+  }
+  >>> both = cite("sr_ste", "engine:vegeta-s-16-2")
+  >>> [line for line in both.splitlines() if line.startswith("@")]
+  ['@inproceedings{zhou2021learning,', '@inproceedings{jeong2023vegeta,']
+  """
+  ids = [source for one in (method, *more) for source in _sources(one)]
+  return bibtex(*ids)
+
+
+def _sources(method: str | Recipe) -> tuple[str, ...]:
+  if isinstance(method, Recipe):
+    return method.cited
+  kind, colon, spec = method.partition(":")
+  if not colon or kind != "engine":
+    return create(method, "1:4", total_steps=1000).cited
+  head = re.split("[:-]", spec)[0]
+  if head not in ENGINES:
+    raise ValueError(f"cite: no engine {head!r}, {nearest(head, ENGINES)}")
+  return ENGINES[head]
