@@ -4,12 +4,35 @@ Trees of arrays in, files out, each read back before it gets its name. Nothing
 here knows a model or a workdir; `figs_jax.train.export` does.
 """
 
+from figs_jax.export.contents import Weight, read, weights
 from figs_jax.export.files import Entry, opened, write
+from figs_jax.export.patterns import Finding, survey
 from figs_jax.export.place import ExportError
+from figs_jax.export.program import read_program, write_program
+from figs_jax.export.semi_structured import compress, decompress
+from figs_jax.export.writers import (
+  cast,
+  write_dense,
+  write_packed,
+  write_semi_structured,
+)
 
 __all__ = [
   "Entry",
   "ExportError",
+  "Finding",
+  "Weight",
+  "cast",
+  "compress",
+  "decompress",
   "opened",
+  "read",
+  "read_program",
+  "survey",
+  "weights",
   "write",
+  "write_dense",
+  "write_packed",
+  "write_program",
+  "write_semi_structured",
 ]

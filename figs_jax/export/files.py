@@ -51,7 +51,7 @@ class Entry:
     path: of the file.
     name, shape: of the tensor.
     kind: its dtype, in the file's words.
-    offset: of its first byte in the file.
+    offset, nbytes: its place in the file.
   """
 
   path: Path
@@ -59,6 +59,7 @@ class Entry:
   shape: tuple[int, ...]
   kind: str
   offset: int
+  nbytes: int
 
   @property
   def dtype(self) -> np.dtype:
@@ -146,11 +147,19 @@ def write(
     ExportError: a path that cannot be, a dtype that the format lacks, a file
       that exists, or one that does not hold what was written.
   """
-  path = Path(path)
-  if path.suffix != SUFFIX:
-    raise ExportError(f"{path}: name a file that ends in {SUFFIX}")
+  check_suffix(path)
   with replacing(path, overwrite=overwrite) as part:
     save(part, tensors, metadata)
+
+
+def check_suffix(path: str | Path) -> None:
+  """Raises unless a path says that it is of a safetensors file.
+
+  Raises:
+    ExportError: it does not.
+  """
+  if Path(path).suffix != SUFFIX:
+    raise ExportError(f"{path}: name a file that ends in {SUFFIX}")
 
 
 def save(
@@ -247,5 +256,5 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> Entry:
   span = math.prod(max(length, 1) for length in shape)
   if not name.isprintable() or len(shape) > _MOST_RANK or span >= 2**59:
     raise damaged(path, f"a tensor {name[:80]!r} of shape {str(shape)[:80]}")
-  offset = start + entry["data_offsets"][0]
-  return Entry(path, name, shape, entry["dtype"], offset)
+  begin, end = entry["data_offsets"]
+  return Entry(path, name, shape, entry["dtype"], start + begin, end - begin)

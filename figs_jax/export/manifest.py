@@ -1,0 +1,206 @@
+"""What a packed file says of itself, believed only where its tensors agree.
+
+The manifest is JSON in the header of a .safetensors file, under `figs_jax`:
+{"version": 1, "tensors": {NAME: {"layout", "dtype", "shape", "sha256"}}}, and
+"pattern" and "axis" where a tensor is packed. The hash is of the tensor's own
+bytes, unpacked, in C order. A tensor is stored as the parts of its layout:
+
+* `dense`: NAME itself;
+* `indices`, `bitmask`: NAME.values and NAME.metadata, of `core.packing`;
+* `torch-2:4`: NAME.packed and NAME.meta, of `export.semi_structured`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from figs_jax.core.groups import Groups, axis_length, normalized
+from figs_jax.core.pattern import NM
+from figs_jax.core.tree import Leaf
+from figs_jax.core.types import Shaped
+from figs_jax.export.files import DTYPES, Entry, unique
+from figs_jax.export.place import ExportError, line
+
+KEY = "figs_jax"
+PARTS = {
+  "dense": ("",),
+  "indices": (".values", ".metadata"),
+  "bitmask": (".values", ".metadata"),
+  "torch-2:4": (".packed", ".meta"),
+}
+# A short file must not ask for much memory: it is unpacked m / n times as long.
+MOST_M = 1024
+_WORDS = {dtype: word for word, dtype in DTYPES.items()}
+_ALWAYS = {"layout", "dtype", "shape", "sha256"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One tensor of a manifest.
+
+  Attributes:
+    layout: a key of `PARTS`.
+    shape, dtype: of the tensor, unpacked.
+    sha256: of its bytes, as 64 hexadecimal digits.
+    pattern, axis: where it is packed: its pattern and its group axes.
+  """
+
+  layout: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  sha256: str
+  pattern: NM | None = None
+  axis: tuple[int, ...] = ()
+
+  @classmethod
+  def of(
+    cls, array: np.ndarray, layout: str = "dense", leaf: Leaf | None = None
+  ) -> Record:
+    """The record of an array that is stored in this layout."""
+    pattern, axis = None, ()
+    if leaf is not None:
+      pattern, axis = leaf.pattern, normalized(array.shape, leaf.axis)
+    return cls(
+      layout, array.shape, array.dtype, digest(array), pattern, tuple(axis)
+    )
+
+
+def digest(array: Shaped[np.ndarray, "*shape"]) -> str:
+  """SHA-256 of the array's bytes in C order.
+
+  >>> digest(np.zeros(0, np.float32))[:8]
+  'e3b0c442'
+  """
+  whole = np.ascontiguousarray(array).reshape(-1)
+  return hashlib.sha256(whole.view(np.uint8).data).hexdigest()
+
+
+def written(records: Mapping[str, Record]) -> dict[str, str]:
+  """The metadata of a file with these tensors."""
+  tensors = {}
+  for name, record in records.items():
+    tensors[name] = {
+      "layout": record.layout,
+      "dtype": _WORDS[record.dtype],
+      "shape": list(record.shape),
+      "sha256": record.sha256,
+    }
+    if record.pattern is not None:
+      tensors[name] |= {
+        "pattern": str(record.pattern),
+        "axis": list(record.axis),
+      }
+  return {KEY: json.dumps({"version": 1, "tensors": tensors})}
+
+
+def parsed(
+  path: Path, metadata: Mapping[str, str], entries: Mapping[str, Entry]
+) -> dict[str, Record]:
+  """The manifest of a file, which its tensors bear out in name, dtype and size.
+
+  A file without one is read as it stands: nothing in it is packed.
+
+  Raises:
+    ExportError: a manifest that is none, or that the tensors contradict.
+  """
+  try:
+    whole = json.loads(metadata[KEY], object_pairs_hook=unique)
+    if not isinstance(whole, dict) or whole.get("version") != 1:
+      raise ValueError("its version is not 1")
+    if whole.keys() != {"version", "tensors"}:
+      raise ValueError(f"it holds {sorted(whole)}")
+    if not isinstance(whole["tensors"], dict):
+      raise ValueError("its tensors are no object")
+    records = {
+      name: _record(name, told) for name, told in whole["tensors"].items()
+    }
+    _check_parts(records, entries)
+  except (ValueError, RecursionError) as error:
+    raise ExportError(
+      f"{path}: its manifest cannot be true ({line(error)}); fetch it again"
+    ) from error
+  return records
+
+
+def _record(name: str, told: Any) -> Record:
+  """A record from JSON.
+
+  Raises:
+    ValueError: it is no record.
+  """
+  # A list is no key, and `in` of a dictionary would raise.
+  if not isinstance(told, dict) or told.get("layout") not in [*PARTS]:
+    raise ValueError(f"{name!r} is of no known layout")
+  layout = told["layout"]
+  is_packed = layout != "dense"
+  if told.keys() != _ALWAYS | ({"pattern", "axis"} if is_packed else set()):
+    raise ValueError(f"{name!r} has the fields {sorted(told)}")
+  shape, kind, sha256 = told["shape"], told["dtype"], told["sha256"]
+  if not isinstance(kind, str) or kind not in DTYPES:
+    raise ValueError(f"{name!r} has an unknown dtype")
+  if not (_are_places(shape) and len(shape) <= 32):
+    raise ValueError(f"{name!r} has the shape {str(shape)[:80]}")
+  if not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
+    raise ValueError(f"{name!r} has no SHA-256")
+  record = Record(layout, tuple(shape), DTYPES[kind], sha256)
+  if not is_packed:
+    return record
+  if not (_are_places(told["axis"]) and isinstance(told["pattern"], str)):
+    raise ValueError(f"{name!r} has no pattern along axes")
+  axis, pattern = tuple(told["axis"]), NM.parse(told["pattern"][:32])
+  if pattern.m > MOST_M:
+    raise ValueError(f"{name!r} has m={pattern.m}, beyond {MOST_M}")
+  Groups.of(record.shape, pattern.m, axis)
+  return dataclasses.replace(record, pattern=pattern, axis=axis)
+
+
+def _are_places(numbers: Any) -> bool:
+  return isinstance(numbers, list) and all(
+    type(number) is int and 0 <= number < 2**59 for number in numbers
+  )
+
+
+def _check_parts(
+  records: Mapping[str, Record], entries: Mapping[str, Entry]
+) -> None:
+  """Raises unless the file has exactly the parts of every record."""
+  wanted: dict[str, str] = {}
+  for name, record in records.items():
+    for end in PARTS[record.layout]:
+      if name + end in wanted:
+        raise ValueError(f"{name + end!r} belongs to two tensors")
+      wanted[name + end] = name
+  for part in sorted(wanted.keys() ^ entries.keys()):
+    side = "is missing" if part in wanted else "is not in it"
+    raise ValueError(f"{part!r} {side}")
+  for name, record in records.items():
+    values = entries[name + PARTS[record.layout][0]]
+    if values.kind != _WORDS[record.dtype]:
+      raise ValueError(f"{name!r} is stored as {values.kind}")
+    if values.shape != _stored_shape(name, record):
+      raise ValueError(f"{name!r} is stored in the shape {values.shape}")
+    for end in PARTS[record.layout][1:]:
+      kind = "I16" if record.layout == "torch-2:4" else "U8"
+      if entries[name + end].kind != kind:
+        raise ValueError(f"{name + end!r} is no {kind}")
+
+
+def _stored_shape(name: str, record: Record) -> tuple[int, ...]:
+  """Of the first part: the kept values, or all."""
+  shape, nm = record.shape, record.pattern
+  if nm is None:
+    return shape
+  if record.layout == "torch-2:4":
+    if len(shape) != 2 or nm != NM(2, 4) or record.axis != (1,):
+      raise ValueError(f"{name!r} is no matrix of 2:4 along axis 1")
+    return shape[0], shape[1] // 2
+  rest = (n for axis, n in enumerate(shape) if axis not in record.axis)
+  return (*rest, axis_length(shape, record.axis) // nm.m, nm.n)

@@ -1,0 +1,101 @@
+"""A function with its weights as StableHLO, for any number of samples.
+
+The file is what `jax.export` serializes. It is a program: run only those of
+people whom you would let run code on your machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from figs_jax.export.place import ExportError, replacing
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_MOST_BYTES = 2**31 - 1
+
+
+def write_program(
+  path: str | Path,
+  fn: Callable[..., Any],
+  examples: Sequence[np.ndarray],
+  *,
+  platforms: Sequence[str] = PLATFORMS,
+  overwrite: bool = False,
+) -> None:
+  """Writes `fn` as StableHLO, what it closes over inside.
+
+  Before the file has its name, it is run on the examples, and has to give what
+  `fn` gives to 1e-5 of the largest value.
+
+  Args:
+    path: of the file.
+    fn: arrays -> an array; axis 0 of all of them is the batch.
+    examples: arguments, two samples or more.
+    platforms: where the program may run: cpu, cuda, rocm, tpu. Verified on
+      this machine's own, if it is among them, and else not run.
+    overwrite: replaces a file of that name.
+
+  Raises:
+    ExportError: an unknown platform, a function that needs to know its batch,
+      a program beyond 2 GB, or a place that cannot be written.
+
+  >>> import tempfile
+  >>> weight = np.eye(3, dtype=np.float32)
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   write_program(f"{folder}/a.stablehlo", lambda x: x @ weight, [weight])
+  ...   read_program(f"{folder}/a.stablehlo")(weight[:2]).shape
+  (2, 3)
+  """
+  for platform in platforms:
+    if platform not in (*PLATFORMS, "rocm"):
+      raise ExportError(f"platform {platform!r}: give some of {PLATFORMS}")
+  (batch,) = jax.export.symbolic_shape("batch")
+  shapes = [
+    jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in examples
+  ]
+  jitted = jax.jit(fn)
+  try:
+    program = jax.export.export(jitted, platforms=tuple(platforms))(*shapes)
+    data = bytes(program.serialize())
+  except ImportError as error:
+    raise ExportError(
+      f"{path}: jax.export needs flatbuffers; pip install flatbuffers"
+    ) from error
+  except (jax.errors.ConcretizationTypeError, TypeError) as error:
+    raise ExportError(
+      f"{path}: the function needs to know its batch ({error!r:.160})"
+    ) from error
+  if len(data) > _MOST_BYTES:
+    raise ExportError(
+      f"{path}: {len(data)} bytes of program, the format holds {_MOST_BYTES};"
+      " cast the weights (--dtype) or write another format"
+    )
+  with replacing(path, overwrite=overwrite) as part:
+    part.write_bytes(data)
+    again = read_program(part)
+    if jax.default_backend() not in platforms:
+      return
+    want = np.asarray(jitted(*examples), np.float32)
+    got = np.asarray(again(*map(jnp.asarray, examples)), np.float32)
+    most = np.max(np.abs(want), initial=1e-30)
+    if not np.allclose(got, want, rtol=0, atol=1e-5 * most):
+      raise ExportError(f"{path}: the program does not compute what it should")
+
+
+def read_program(path: str | Path) -> Callable[..., Any]:
+  """The function of a file that `write_program` wrote; see the module.
+
+  Raises:
+    ExportError: no such file, or none that `jax.export` wrote.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise ExportError(f"{path}: there is no such file")
+  return jax.export.deserialize(bytearray(path.read_bytes())).call

@@ -1,0 +1,221 @@
+"""Trees of finished weights to files: dense, packed, for 2:4 tensor cores.
+
+Every writer refuses kernels that are not N:M, reads back what it wrote, and
+names the file only if all bits are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from figs_jax.core.diagnostics import check_nm
+from figs_jax.core.groups import normalized
+from figs_jax.core.packing import Layout, pack
+from figs_jax.core.pattern import NM
+from figs_jax.core.tree import Leaf, flatten
+from figs_jax.core.types import Shaped
+from figs_jax.export import contents, files, semi_structured
+from figs_jax.export.manifest import MOST_M, PARTS, Record, written
+from figs_jax.export.place import ExportError, replacing
+
+MODEL, CONFIG = "model.safetensors", "config.json"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def cast(tree: Any, dtype: str) -> dict[str, Shaped[np.ndarray, "*shape"]]:
+  """The tree by path, its floating leaves rounded to nearest in this dtype.
+
+  Raises:
+    ExportError: another dtype than `DTYPES`, or a number beyond its range.
+
+  >>> cast({"a": np.float32([1.001]), "b": np.array([3])}, "bfloat16")
+  {'a': array([1], dtype=bfloat16), 'b': array([3])}
+  """
+  if dtype not in DTYPES:
+    raise ExportError(f"dtype {dtype!r}: give one of {', '.join(DTYPES)}")
+  kind, found = jnp.dtype(dtype), {}
+  for path, array in _arrays(tree).items():
+    if jnp.issubdtype(array.dtype, jnp.floating):
+      with np.errstate(over="ignore"):
+        rounded = array.astype(kind)
+      if (np.isfinite(array) & ~np.isfinite(rounded)).any():
+        raise ExportError(f"{path}: holds numbers beyond the range of {dtype}")
+      array = rounded
+    found[path] = array
+  return found
+
+
+def write_dense(
+  directory: str | Path,
+  tensors: Any,
+  leaves: Mapping[str, Leaf],
+  config: Mapping[str, Any],
+  *,
+  overwrite: bool = False,
+) -> None:
+  """Writes a directory with `model.safetensors` and `config.json`.
+
+  Args:
+    directory: is made; one that holds nothing else can be overwritten.
+    tensors: by the names that its readers ask for, zeros included.
+    leaves: pattern and axis of those that are N:M, by the same names.
+    config: JSON.
+    overwrite: replaces a directory with these two files.
+
+  Raises:
+    ExportError: a tensor that is not N:M, or a place that cannot be written.
+  """
+  arrays = _checked(tensors, leaves)
+  with replacing(directory, overwrite=overwrite, own=(MODEL, CONFIG)) as part:
+    # The format's name for [out, in] kernels, which other readers ask for.
+    files.save(part / MODEL, arrays, {"format": "pt"})
+    text = json.dumps(dict(config), indent=2) + "\n"
+    (part / CONFIG).write_text(text)
+    if (part / CONFIG).read_text() != text:
+      raise ExportError(f"{directory}: {CONFIG} is not what was written")
+
+
+def write_packed(
+  path: str | Path,
+  tree: Any,
+  leaves: Mapping[str, Leaf],
+  *,
+  layout: Layout = "indices",
+  overwrite: bool = False,
+) -> None:
+  """Writes kept values and their places, and all other tensors whole.
+
+  Signed zeros and NaN are kept. `read` is the inverse.
+
+  Args:
+    path: a .safetensors file.
+    tree: finished parameters.
+    leaves: path -> `Leaf` of every masked kernel, as of `nn.masked_leaves`.
+    layout: "indices" or "bitmask", see `core.packing`.
+    overwrite: replaces a file of that name.
+
+  Raises:
+    ExportError: a kernel that is not N:M (-0.0 counts as an entry here), a
+      pattern with m beyond 1024, or a place that cannot be written.
+  """
+  arrays = _checked(tree, leaves)
+  tensors, records = {}, {}
+  for name, array in arrays.items():
+    leaf = leaves.get(name)
+    if leaf is None:
+      tensors[name], records[name] = array, Record.of(array)
+      continue
+    nm = leaf.pattern
+    if nm.m > MOST_M:
+      raise ExportError(f"{name}: m={nm.m} is beyond {MOST_M}; keep it dense")
+    try:
+      packed = pack(array, nm, leaf.axis, layout=layout, name=name)
+    except (TypeError, ValueError) as error:
+      raise ExportError(str(error)) from error
+    parts = (np.asarray(packed.values), np.asarray(packed.metadata))
+    tensors |= {name + end: each for end, each in zip(PARTS[layout], parts)}
+    records[name] = Record.of(array, layout, leaf)
+  _write(path, arrays, tensors, records, overwrite)
+
+
+def write_semi_structured(
+  path: str | Path,
+  tensors: Any,
+  leaves: Mapping[str, Leaf],
+  *,
+  overwrite: bool = False,
+) -> dict[str, str]:
+  """Writes the 2:4 weights in PyTorch's CUTLASS layout, the others whole.
+
+  Args:
+    path: a .safetensors file.
+    tensors: by name, weights [out, in]. -0.0 is written as 0.0.
+    leaves: pattern and axis of those that are N:M, by the same names.
+    overwrite: replaces a file of that name.
+
+  Returns:
+    Name -> why it is whole, of the N:M weights that the layout cannot hold.
+
+  Raises:
+    ExportError: a kernel that is not 2:4, or not of 16 bits, none that fits, or
+      a place that cannot be written.
+  """
+  arrays = _checked(tensors, leaves)
+  parts, records, left = {}, {}, {}
+  for name, array in arrays.items():
+    leaf = leaves.get(name)
+    why = "" if leaf is None else _unfit(array.shape, leaf)
+    if leaf is None or why:
+      parts[name], records[name] = array, Record.of(array)
+      left |= {name: why} if why else {}
+      continue
+    of_four = Leaf(array.shape, NM(2, 4), 1)
+    _checked({name: array}, {name: of_four})
+    packed = semi_structured.compress(array, name)
+    parts |= dict(zip(_named(name), packed))
+    arrays[name] = np.where(array == 0, np.zeros((), array.dtype), array)
+    records[name] = Record.of(arrays[name], "torch-2:4", of_four)
+  if not leaves.keys() - left.keys():
+    some = next(iter(left.items()), ("nothing", "no tensor of it is sparse"))
+    raise ExportError(
+      f"{path}: no weight fits PyTorch's 2:4 layout ({': '.join(some)}); write"
+      " another format"
+    )
+  _write(path, arrays, parts, records, overwrite)
+  return left
+
+
+def _named(name: str) -> list[str]:
+  return [name + end for end in PARTS["torch-2:4"]]
+
+
+def _unfit(shape: tuple[int, ...], leaf: Leaf) -> str:
+  """Why the layout cannot hold a weight; empty where it can."""
+  if len(shape) != 2 or normalized(shape, leaf.axis) != (1,):
+    return "no matrix with its groups along the inputs"
+  if not semi_structured.fits(shape):
+    rows, columns = semi_structured.ROWS, semi_structured.COLUMNS
+    return f"{list(shape)} is not a multiple of [{rows}, {columns}]"
+  return ""
+
+
+def _arrays(tree: Any) -> dict[str, np.ndarray]:
+  return {
+    path: np.asarray(leaf)
+    for path, leaf in flatten(tree).items()
+    if leaf is not None
+  }
+
+
+def _checked(tree: Any, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
+  """The arrays by path, if those listed are N:M."""
+  arrays = _arrays(tree)
+  try:
+    check_nm(arrays, leaves)
+  except ValueError as error:
+    raise ExportError(str(error)) from error
+  return arrays
+
+
+def _write(
+  path: str | Path,
+  arrays: Mapping[str, np.ndarray],
+  tensors: Mapping[str, np.ndarray],
+  records: Mapping[str, Record],
+  overwrite: bool,
+) -> None:
+  """A file with a manifest, if it stands for exactly these arrays."""
+  if sum(len(PARTS[r.layout]) for r in records.values()) != len(tensors):
+    raise ExportError(f"{path}: two tensors would have one name; rename one")
+  files.check_suffix(path)
+  with replacing(path, overwrite=overwrite) as part:
+    files.save(part, tensors, written(records))
+    for weight in contents.weights(part):
+      if weight.read().tobytes() != arrays[weight.name].tobytes():
+        raise ExportError(f"{path}: {weight.name} is not what was written")

@@ -1,0 +1,234 @@
+"""Files from strangers are data, and files of ours are whole or absent."""
+
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from figs_jax import export
+from figs_jax.core import NM, Leaf
+from figs_jax.export import place
+
+ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+TWO = {"dtype": "I16", "shape": [2, 1], "data_offsets": [8, 12]}
+DATA = bytes(range(12))
+
+
+def raw(header, data=DATA):
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  return struct.pack("<Q", len(text)) + text + data
+
+
+def text(*entries):
+  return ("{" + ",".join(entries) + "}").encode()
+
+
+A, B = f'"a":{json.dumps(ONE)}', f'"b":{json.dumps(TWO)}'
+WHOLE = raw({"a": ONE, "b": TWO})
+
+
+def with_a(**changes):
+  return raw({"a": {**ONE, **changes}, "b": TWO})
+
+
+@pytest.mark.parametrize(
+  "damaged",
+  [
+    b"",
+    WHOLE[:5],
+    WHOLE[:20],
+    WHOLE[:-1],
+    WHOLE + b"x",
+    struct.pack("<Q", 1 << 30) + WHOLE[8:],
+    struct.pack("<Q", 2**64 - 1) + WHOLE[8:],
+    struct.pack("<Q", 0) + WHOLE[8:],
+    raw(b"[]", b""),
+    raw(b"3 ", b""),
+    raw(b"{" * 10**5),
+    raw(b'{"a":' + b"[" * 10**5),
+    raw(text(A, A)),
+    raw(text(A, B, B)),
+    raw(text(A, B, A.replace('"a"', '"\\u0061"'))),
+    raw(text(A, B, '"__metadata__":{"x":"1","x":"2"}')),
+    raw(text(A, B, '"__metadata__":{"x":3}')),
+    raw(text(A, B).replace(b'"a"', b'"\xff"')),
+    raw(text(A, B).replace(b'"a"', b'"\\ud800"')),
+    raw(text(A, B).replace(b'"a"', b'"\\u001b[31m"')),
+    raw(text(A, B).replace(b'"a"', b'"a\\nb"')),
+    raw({"a": ONE, "b": {**TWO, "data_offsets": [4, 8]}}),  # overlap
+    raw({"a": ONE, "b": {**TWO, "data_offsets": [10, 14]}}),  # a gap
+    with_a(data_offsets=[8, 0]),
+    with_a(data_offsets=[0, 2**62]),
+    with_a(data_offsets=[-8, 0]),
+    with_a(data_offsets=[0, 8, 9]),
+    with_a(shape=[3]),
+    with_a(shape=[-2]),
+    with_a(shape=[2.0]),
+    with_a(shape=[2**33, 2**33]),
+    with_a(shape=[2**64, 2]),
+    with_a(shape="2"),
+    with_a(shape=[1] * 60 + [2]),
+    with_a(dtype="F99"),
+    with_a(dtype=None),
+    raw({"a": {"dtype": "F32", "shape": [2]}, "b": TWO}),
+    raw({"a": {**ONE, "shape": [0, 2**62], "data_offsets": [0, 0]}}, b""),
+  ],
+)
+def test_a_lying_header_is_one_clear_line(damaged, tmp_path):
+  path = tmp_path / "a.safetensors"
+  path.write_bytes(damaged)
+  for reader in (export.opened, export.read, lambda p: list(export.survey(p))):
+    with pytest.raises(export.ExportError, match=str(path)) as error:
+      reader(path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
+def test_a_header_of_a_gigabyte_is_not_read(tmp_path):
+  path = tmp_path / "a.safetensors"
+  with path.open("wb") as file:  # sparse: takes no room on the disk
+    file.write(struct.pack("<Q", 1 << 30))
+    file.truncate(9 + (1 << 30))
+  with pytest.raises(export.ExportError, match="a header of 1073741824 bytes"):
+    export.opened(path)
+
+
+def test_an_honest_file_is_read_by_parts(tmp_path):
+  path = tmp_path / "a.safetensors"
+  path.write_bytes(WHOLE)
+  found, metadata = export.opened(path)
+  assert metadata == {}
+  assert found["a"].read().tobytes() == DATA[:8]
+  assert found["b"].read().shape == (2, 1)
+  assert found["b"].rows(1, 2).tobytes() == DATA[10:12]
+  path.write_bytes(WHOLE[:-3])
+  with pytest.raises(export.ExportError, match="became shorter"):
+    found["b"].read()
+
+
+def test_kinds_that_numpy_lacks_are_surveyed_but_not_read(tmp_path):
+  path = tmp_path / "a.safetensors"
+  entry = {"dtype": "F4", "shape": [4, 4], "data_offsets": [0, 8]}
+  path.write_bytes(raw({"a": entry}, DATA[:8]))
+  [found] = export.survey(path)
+  assert (found.kind, found.sparsity) == ("F4", None)
+  with pytest.raises(export.ExportError, match="a has dtype F4; known are"):
+    export.read(path)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+  path = tmp_path_factory.mktemp("packed") / "a.safetensors"
+  kernel = np.zeros((8, 4), np.float32)
+  kernel[::4] = np.arange(8).reshape(2, 4) + 1
+  leaf = Leaf(kernel.shape, NM(1, 4), 0)
+  tree = {"kernel": kernel, "bias": np.ones(3, np.float32)}
+  export.write_packed(path, tree, {"kernel": leaf})
+  return path
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_a_corrupted_file_is_read_alike_or_refused(packed, data):
+  """Bytes replaced, cut out or put in, anywhere."""
+  whole = packed.read_bytes()
+  wrong = bytearray(whole)
+  for _ in range(data.draw(st.integers(1, 3))):
+    at = data.draw(st.integers(0, len(wrong) - 1))
+    kind = data.draw(st.sampled_from(["set", "flip", "cut", "put", "end"]))
+    if kind == "set":
+      wrong[at] = data.draw(st.integers(0, 255))
+    elif kind == "flip":
+      wrong[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif kind == "put":
+      wrong[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+    else:
+      del wrong[at : None if kind == "end" else at + 1]
+    wrong = wrong or bytearray(b"x")
+  path = packed.with_name("b.safetensors")
+  path.write_bytes(bytes(wrong))
+  want = export.read(packed)
+  try:
+    found = export.read(path)
+    list(export.survey(path))
+  except export.ExportError as error:
+    assert str(error).isprintable()
+    return
+  for name, value in found.items():
+    # Which of two names is changed is not protected by a hash; what is, is.
+    assert value.tobytes() in {each.tobytes() for each in want.values()}, name
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+  path = tmp_path / "a.safetensors"
+  tensors = {"a": np.ones(2)}
+  export.write(path, tensors)
+  before = path.read_bytes()
+  with pytest.raises(export.ExportError, match="it exists; .*--overwrite"):
+    export.write(path, {"b": np.ones(3)})
+  assert path.read_bytes() == before
+  export.write(path, {"b": np.ones(3)}, overwrite=True)
+  assert export.read(path)["b"].shape == (3,)
+  assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
+  path = tmp_path / "a.safetensors"
+  with pytest.raises(export.ExportError, match="it exists"):
+    with place.replacing(path) as part:
+      part.write_text("ours")
+      path.write_text("theirs")
+  assert path.read_text() == "theirs"
+  assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_that_comes_out_wrong_gets_no_name(tmp_path, monkeypatch):
+  from safetensors import numpy
+
+  def lossy(tensors, path, metadata=None):
+    real({name: value + 1 for name, value in tensors.items()}, path, metadata)
+
+  real = numpy.save_file
+  monkeypatch.setattr(numpy, "save_file", lossy)
+  with pytest.raises(export.ExportError, match="a is not what was written"):
+    export.write(tmp_path / "a.safetensors", {"a": np.ones(2)})
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("a.bin", "ends in .safetensors"),
+    ("no/a.safetensors", "there is no such directory"),
+    ("folder.safetensors", "this is a directory"),
+    ("loop.safetensors", "this is no file"),
+  ],
+)
+def test_places_that_cannot_be_written(name, message, tmp_path):
+  (tmp_path / "folder.safetensors").mkdir()
+  os.symlink("loop.safetensors", tmp_path / "loop.safetensors")
+  with pytest.raises(export.ExportError, match=message):
+    export.write(tmp_path / name, {"a": np.ones(2)}, overwrite=True)
+
+
+def test_a_directory_is_written_whole_and_only_ours_is_replaced(tmp_path):
+  where, tensors = tmp_path / "model", {"w": np.eye(4, dtype=np.float32)}
+  leaves = {"w": Leaf((4, 4), NM(1, 4), 0)}
+  export.write_dense(where, tensors, leaves, {"a": 1})
+  names = sorted(each.name for each in where.iterdir())
+  assert names == ["config.json", "model.safetensors"]
+  assert json.loads((where / "config.json").read_text()) == {"a": 1}
+  with pytest.raises(export.ExportError, match="it exists"):
+    export.write_dense(where, tensors, leaves, {"a": 2})
+  export.write_dense(where, tensors, leaves, {"a": 2}, overwrite=True)
+  assert json.loads((where / "config.json").read_text()) == {"a": 2}
+  (where / "mine.txt").write_text("x")
+  with pytest.raises(export.ExportError, match="holds 'mine.txt' too"):
+    export.write_dense(where, tensors, leaves, {}, overwrite=True)
+  with pytest.raises(export.ExportError, match="w: the group of 4"):
+    export.write_dense(tmp_path / "b", {"w": np.ones((4, 4))}, leaves, {})
+  assert [each.name for each in tmp_path.iterdir()] == ["model"]
