@@ -12,9 +12,9 @@ Hardware:  8 accelerators of 16 GB, or fewer with --config.accumulate.
 Hours:     not measured by us.
 Expected:  published single runs of T5X-Base, GLUE score: dense 86.2; at 1:32 on
            the feed-forward SR-STE 79.4, Stepwise 80.9, FiGS (SdGf-geometric)
-           79.3; at 1:8 on it and on q and k 75.8, 80.7, 76.8. Ours is the mean
-           of the tasks' exact matches, where the score takes Matthews' or
-           Pearson's correlation or F1 for some: not the same number.
+           79.3; at 1:8 on it and on q and k 75.8, 80.7, 76.8. Ours is
+           `glue_score`, the mean of GLUE's own scores of the eight tasks, of
+           mnli on its matched split.
 
 AdamW stands in for T5's Adafactor, since recipes act on Adam's moments. All
 recipes have the same dense warm-up of 10,000 steps.

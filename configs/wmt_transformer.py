@@ -11,7 +11,7 @@ Expected:  not known: no published figure for these settings was read.
 From the paper: Adam .9/.98, 200,000 steps, learning rate .0625 / sqrt(step).
 Ours: sizes of the big Transformer (arXiv 1706.03762, table 3) on the T5 family
 (relative positions, RMS norms first), the batch, warm-up and vocabulary.
-Evaluation is loss and exact match, not BLEU.
+Evaluation is BLEU (sacrebleu) of a beam search over 4, as in the latter.
 """
 
 from figs_jax.train.config import default_config
@@ -45,6 +45,7 @@ def get_config(arg: str = "figs"):
   config.data.vocabulary = "sentencepiece:32000"
   config.data.input_length = 256
   config.data.target_length = 256
+  config.data.beams = 4
   config.data.eval_split = "validation"
   config.data.eval_batch_size = 256
   config.log_every = 100

@@ -76,6 +76,32 @@ class TextToText:
     """Of the tasks, in the order of their numbers."""
     return tuple(_task_name(builder) for builder in self.builders)
 
+  @property
+  def is_translation(self) -> bool:
+    return text_to_text.is_translation(self.builders[0])
+
+  def answers(self) -> dict[str, np.ndarray]:
+    """Task of `glue` -> its answers' ids, int32 [classes, target_length].
+
+    Raises:
+      ValueError: two answers of a task begin alike, up to the target length.
+    """
+    tables = {}
+    for name, builder in zip(self.names, self.builders):
+      labels = text_to_text.labels(builder)
+      table = np.zeros((len(labels), self.target_length), np.int32)
+      for row, label in zip(table, labels):
+        ids = self._ended(label, self.target_length)
+        row[: len(ids)] = ids
+      if len(np.unique(table, axis=0)) < len(table):
+        longest = max(len(self.vocabulary.encode(label)) for label in labels)
+        raise ValueError(
+          f"target_length={self.target_length}: cannot tell the answers of"
+          f" {name} apart; {longest + 1} holds all of them"
+        )
+      tables[name] = table
+    return tables
+
   def examples(self, split: str, *, ordered: bool) -> Tasks:
     del ordered
     several = len(self.builders) > 1

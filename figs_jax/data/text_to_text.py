@@ -36,6 +36,10 @@ _LANGUAGES = {
 }  # fmt: skip
 
 
+# Predictions of a similarity: any number of one decimal.
+_SIMILARITIES = tuple(f"{tenth / 10:.1f}" for tenth in range(51))
+
+
 class HiddenLabel(Exception):
   """An example of a split whose answers were not published."""
 
@@ -43,11 +47,26 @@ class HiddenLabel(Exception):
 def reader(builder: tfds.core.DatasetBuilder) -> Reader | None:
   """example -> (inputs, targets) of a data set; None if it is no such task."""
   features = builder.info.features
-  if isinstance(features, tfds.features.Translation):
+  if is_translation(builder):
     return _translation(list(features.languages))
   if builder.name == "glue":
     return _glue(builder.builder_config.name, features)
   return None
+
+
+def labels(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
+  """The answers that a task of `glue` knows, in the order of its classes.
+
+  Those of stsb are the similarities 0.0, 0.1, ..., 5.0, of which its own
+  answers take every other one.
+  """
+  names = getattr(builder.info.features["label"], "names", None)
+  return _SIMILARITIES if names is None else tuple(names)
+
+
+def is_translation(builder: tfds.core.DatasetBuilder) -> bool:
+  """Whether the pairs of `reader` are two languages."""
+  return isinstance(builder.info.features, tfds.features.Translation)
 
 
 def _translation(languages: list[str]) -> Reader:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -35,7 +36,8 @@ _log = logging.getLogger("figs_jax")
 class Row:
   """One run of the comparison; accuracies are in [0, 1], one per seed.
 
-  `bits_per_byte` is of span corruption only, where accuracy is per token;
+  `bits_per_byte` is of span corruption only, where accuracy is per token,
+  `glue_score` in [0, 1] of GLUE and `bleu` in [0, 100] of translations;
   `train_flops` and `train_time` are shares of the same run without masks.
   """
 
@@ -57,6 +59,18 @@ class Row:
   train_time: float
   bits_per_byte: float | None = None
   bits_per_byte_se: float | None = None
+  glue_score: float | None = None
+  glue_score_se: float | None = None
+  bleu: float | None = None
+  bleu_se: float | None = None
+
+
+# What only some tasks measure: its column, its unit, and how it is written.
+_SOME = {
+  "bits_per_byte": ("bits per byte (± s.e.)", 1.0, ".3f"),
+  "glue_score": ("GLUE score, % (± s.e.)", 100.0, ".2f"),
+  "bleu": ("BLEU (± s.e.)", 1.0, ".2f"),
+}
 
 
 def compare(
@@ -169,19 +183,16 @@ def _slug(recipe: str, pattern: str | None) -> str:
 
 
 def _percent(row: Row) -> str:
-  error = None if row.accuracy_se is None else 100 * row.accuracy_se
-  return _with_error(100 * row.accuracy, error, ".2f")
+  return _cell(row, "accuracy", 100.0, ".2f")
 
 
-def _bits(row: Row) -> str:
-  if row.bits_per_byte is None:
+def _cell(row: Row, field: str, scale: float, form: str) -> str:
+  """mean ± error of a field, in units of 1 / scale."""
+  value, error = getattr(row, field), getattr(row, f"{field}_se")
+  if value is None:
     return "–"
-  return _with_error(row.bits_per_byte, row.bits_per_byte_se, ".3f")
-
-
-def _with_error(value: float, error: float | None, form: str) -> str:
-  spread = "" if error is None else f" ± {error:{form}}"
-  return f"{value:{form}}{spread}"
+  spread = "" if error is None else f" ± {scale * error:{form}}"
+  return f"{scale * value:{form}}{spread}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -191,8 +202,11 @@ def markdown(rows: Sequence[Row]) -> str:
     "pattern": lambda row: row.pattern,
     "accuracy, % (± s.e.)": _percent,
   }
-  if any(row.bits_per_byte is not None for row in rows):
-    columns["bits per byte (± s.e.)"] = _bits
+  for field, (column, scale, form) in _SOME.items():
+    if any(getattr(row, field) is not None for row in rows):
+      columns[column] = functools.partial(
+        _cell, field=field, scale=scale, form=form
+      )
   columns |= {
     "seeds": lambda row: str(len(row.accuracies)),
     "exact N:M": lambda row: "yes" if row.exact_nm else "NO",

@@ -143,6 +143,8 @@ def _data_fields(text: bool) -> config_dict.ConfigDict:
       # Of span corruption.
       "density": 0.15,
       "mean_span": 3.0,
+      # Of tasks: how evaluation decodes; 1 is greedy.
+      "beams": 1,
     }
   shared = {
     "seed": 0,  # of order and augmentation, shared by all model seeds
@@ -206,6 +208,8 @@ def validate(config: config_dict.ConfigDict) -> None:
     _need(config[name] >= 0, name, config[name], "0 or more")
   for name in ("ema_decay", "label_smoothing"):
     _need(0 <= config[name] < 1, name, config[name], "in [0, 1)")
+  if "beams" in config.data:  # of text
+    _need(config.data.beams >= 1, "data.beams", config.data.beams, "at least 1")
   if "mixup" in config:  # of images
     _need(config.mixup >= 0, "mixup", config.mixup, "0 or more")
   _need(

@@ -18,10 +18,9 @@ import numpy as np
 from figs_jax import engine, nn
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import Leaf, flatten
-from figs_jax.train import study
+from figs_jax.train import study, tasks
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.layers import layers_of
-from figs_jax.train.measures import Measure
 from figs_jax.train.restore import restore
 from figs_jax.train.state import TrainState, finish, finished_model
 
@@ -34,7 +33,7 @@ class Evaluator:
   """
 
   def __init__(
-    self, measure: Measure, batches: Iterable[dict[str, Any]], seeds: bool
+    self, measure: tasks.Measure, batches: Iterable[dict[str, Any]], seeds: bool
   ):
     self._measure, self._batches, self._seeds = measure, batches, seeds
     self._finish = {
@@ -52,6 +51,7 @@ class Evaluator:
     for batch in self._batches:
       counts = self._count(state, params, masks, batch)
       # In double precision: float32 cannot count beyond 2**24.
+      counts = self._measure.tally(jax.device_get(counts))
       counts = jax.tree.map(lambda x: np.asarray(x, np.float64), counts)
       total = counts if total is None else jax.tree.map(np.add, total, counts)
     for name, value in self._measure.values(total):
@@ -132,9 +132,9 @@ def evaluate(
   Returns:
     A JSON-able object: accuracy (mean over seeds), accuracy_se, accuracies,
     loss, what else the task measures (bits_per_byte, bits_per_byte_se,
-    bits_per_byte_seeds), step, recipe, pattern, exact_nm, layers (path ->
-    exact), sparsity, sparsity_all_parameters, parameters, bytes_dense,
-    bytes_packed, flops, flops_dense.
+    bits_per_byte_seeds; likewise glue_score and bleu), step, recipe, pattern,
+    exact_nm, layers (path -> exact), sparsity, sparsity_all_parameters,
+    parameters, bytes_dense, bytes_packed, flops, flops_dense.
 
   Raises:
     ValueError: no such engine.

@@ -1,8 +1,10 @@
 """What an evaluation counts in a batch, and what the counts come to.
 
-A measure is a pair: `count(model, batch)` gives named sums over the valid part
-of a batch (traced), `values(sums)` yields (name, value) of the sums over a
-whole split. Every measure yields `accuracy` and `loss`.
+A measure is three functions: `count(model, batch)` gives arrays by name of the
+valid part of a batch (traced), `tally(counts)` makes of them what can be summed
+(on the host), and `values(sums)` yields (name, value) of the sums over a whole
+split. Every measure yields `accuracy` and `loss`; with a seed axis in front of
+the sums, one value per seed.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ import numpy as np
 import optax
 from flax import nnx
 
-from figs_jax.models import decode
 from figs_jax.train.losses import token_losses
 
 Sums = dict[str, Any]
 Values = Iterator[tuple[str, np.ndarray]]
+
+
+def as_counted(counts: Sums) -> Sums:
+  """The tally of a measure whose counts are sums already."""
+  return counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,8 @@ class LabelAccuracy:
       "losses": (losses * valid).sum(),
       "seen": valid.sum(),
     }
+
+  tally = staticmethod(as_counted)
 
   def values(self, sums: Sums) -> Values:
     yield from _accuracy_and_loss(sums)
@@ -74,47 +82,11 @@ class TokenLoss:
       "bytes": lengths[targets].sum(),
     }
 
+  tally = staticmethod(as_counted)
+
   def values(self, sums: Sums) -> Values:
     yield from _accuracy_and_loss(sums)
     yield "bits_per_byte", sums["losses"] / math.log(2) / sums["bytes"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ExactMatch:
-  """Share of examples whose greedily decoded targets are right to the end.
-
-  With several tasks `accuracy` is the mean of theirs, each of which is yielded
-  too, as in `accuracy/mnli`; `loss` is per target token of all.
-
-  Attributes:
-    tasks: names, in the order of their numbers.
-  """
-
-  tasks: tuple[str, ...]
-
-  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
-    valid = batch["valid"]
-    targets = jnp.where(valid[:, None], batch["targets"], 0)
-    losses, _, counted = token_losses(model(batch["inputs"], targets), targets)
-    found = decode.greedy(model, batch["inputs"], targets.shape[1])
-    hits = (found == targets).all(-1) & valid
-    of_task = batch["task"][:, None] == jnp.arange(len(self.tasks))[None]
-    return {
-      "hits": (of_task & hits[:, None]).sum(0, dtype=jnp.float32),
-      "seen": (of_task & valid[:, None]).sum(0, dtype=jnp.float32),
-      "losses": losses.sum(),
-      "tokens": counted.sum(),
-    }
-
-  def values(self, sums: Sums) -> Values:
-    there = np.flatnonzero(np.atleast_2d(sums["seen"])[0])
-    shares = sums["hits"][..., there] / sums["seen"][..., there]
-    shares = np.where(np.isfinite(sums["losses"])[..., None], shares, np.nan)
-    yield "accuracy", shares.mean(-1)
-    yield "loss", sums["losses"] / sums["tokens"]
-    if len(self.tasks) > 1:
-      for i, task in enumerate(there.tolist()):
-        yield f"accuracy/{self.tasks[task]}", shares[..., i]
 
 
 def _accuracy_and_loss(sums: Sums) -> Values:
@@ -122,6 +94,3 @@ def _accuracy_and_loss(sums: Sums) -> Values:
   finite = np.isfinite(sums["losses"])
   yield "accuracy", np.where(finite, sums["hits"] / sums["seen"], np.nan)
   yield "loss", sums["losses"] / sums["seen"]
-
-
-Measure = LabelAccuracy | TokenLoss | ExactMatch

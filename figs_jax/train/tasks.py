@@ -16,8 +16,9 @@ from ml_collections import config_dict
 from figs_jax import data, models
 from figs_jax.data import text
 from figs_jax.train.config import ConfigError, reads_text
+from figs_jax.train.decoded_measures import Bleu, GlueScore
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
-from figs_jax.train.measures import ExactMatch, LabelAccuracy, TokenLoss
+from figs_jax.train.measures import LabelAccuracy, TokenLoss
 
 # The embedding's rows are a multiple of this, as in T5 (32,100 -> 32,128).
 _ROWS = 128
@@ -118,9 +119,12 @@ class Text:
     return TeacherForcing(self.config.label_smoothing)
 
   @property
-  def measure(self) -> TokenLoss | ExactMatch:
-    if isinstance(self.texts, text.TextToText):
-      return ExactMatch(self.texts.names)
+  def measure(self) -> TokenLoss | GlueScore | Bleu:
+    texts, beams = self.texts, self.config.data.beams
+    if isinstance(texts, text.TextToText):
+      if texts.is_translation:
+        return Bleu(texts.vocabulary.decode, beams)
+      return GlueScore(texts.answers(), beams)
     lengths = self.texts.vocabulary.byte_lengths()
     rows = self.model_options["vocab"]
     return TokenLoss(np.pad(lengths, (0, rows - len(lengths))))
@@ -144,6 +148,7 @@ class Text:
     )
 
 
+Measure = LabelAccuracy | TokenLoss | GlueScore | Bleu
 Task = ImageClassification | Text
 
 

@@ -199,3 +199,18 @@ def test_names_of_near_speed_ups_do_not_meet(tmp_path, monkeypatch):
   assert len(boxes) == 5
   for one, other in itertools.combinations(boxes, 2):
     assert not one.overlaps(other)
+
+
+def test_what_some_tasks_measure_has_its_column():
+  glue = dataclasses.replace(DENSE, glue_score=0.8125, glue_score_se=0.015)
+  translation = dataclasses.replace(SPARSE, bleu=27.5)
+  head, _, first, second = markdown([glue, translation]).splitlines()
+  columns = head.split(" | ")
+  for name, cells in {
+    "GLUE score, % (± s.e.)": ("81.25 ± 1.50", "–"),
+    "BLEU (± s.e.)": ("–", "27.50"),
+  }.items():
+    place = columns.index(name)
+    found = (first.split(" | ")[place], second.split(" | ")[place])
+    assert found == cells
+  assert "GLUE" not in markdown([SPARSE]) and "BLEU" not in markdown([glue])

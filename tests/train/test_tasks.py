@@ -11,7 +11,6 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax import data, models
-from figs_jax.models import decode
 from figs_jax.train import loop
 from figs_jax.train.compare import compare, markdown
 from figs_jax.train.config import (
@@ -24,7 +23,6 @@ from figs_jax.train.evaluate import Evaluator, evaluate
 from figs_jax.train.experiment import build, learning_rate
 from figs_jax.train.log import read
 from figs_jax.train.losses import TeacherForcing, teacher_forcing
-from figs_jax.train.measures import ExactMatch
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -192,51 +190,6 @@ def test_training_learns_resumes_bit_equal_and_is_compared(
   assert "bits per byte" in head and f"| {row.bits_per_byte:.3f} |" in line
 
 
-def test_tasks_are_decoded_and_averaged(tmp_path):
-  config = default_config("dense", "t5")
-  config.variant = "custom"
-  config.model.update({"width": 8, "depth": 1, "heads": 2, "head_dim": 4})
-  config.data.update(
-    {"name": "glue", "input_length": 16, "data_dir": str(tmp_path)}
-  )
-  config.data.target_length = 4
-  experiment = build(config)
-  measure = experiment.task.measure
-  assert measure.tasks[:2] == ("cola", "sst2") and len(measure.tasks) == 8
-  state = experiment.state()
-  rng = np.random.default_rng(0)
-  inputs = rng.integers(3, 200, (12, 16)).astype(np.int32)
-  model = state.finished()
-  targets = np.asarray(decode.greedy(model, inputs, 4)).copy()
-  # Of cola 4 of 6 are right, of sst2 1 of 4; two examples are padding.
-  task = np.array([0] * 6 + [1] * 4 + [0, 1], np.int32)
-  for wrong in (0, 3, 6, 7, 8):
-    targets[wrong, 3] += 1
-  valid = np.arange(12) < 10
-  batch = {"inputs": inputs, "targets": targets, "task": task, "valid": valid}
-  found = dict(Evaluator(measure, [batch] * 2, seeds=False).run(state))
-  assert found.keys() == {
-    "accuracy", "loss", "accuracy/cola", "accuracy/sst2",
-  }  # fmt: skip
-  assert found["accuracy/cola"] == pytest.approx(4 / 6)
-  assert found["accuracy/sst2"] == pytest.approx(1 / 4)
-  assert found["accuracy"] == pytest.approx((4 / 6 + 1 / 4) / 2)
-  nats, _ = by_hand(model(inputs[:10], targets[:10]), targets[:10])
-  assert found["loss"] == pytest.approx(nats.mean(), rel=1e-4)
-
-
-def test_a_diverged_seed_matches_nothing():
-  sums = {
-    "hits": np.array([[3.0, 1.0], [2.0, 0.0]]),
-    "seen": np.array([[4.0, 2.0], [4.0, 2.0]]),
-    "losses": np.array([2.0, np.nan]),
-    "tokens": np.array([4.0, 4.0]),
-  }
-  found = dict(ExactMatch(("a", "b")).values(sums))
-  np.testing.assert_array_equal(found["accuracy"], [0.625, np.nan])
-  np.testing.assert_array_equal(found["accuracy/b"], [0.5, np.nan])
-
-
 def test_rates_are_those_of_the_table():
   config = default_config("dense")
   config.total_steps = 50
@@ -297,6 +250,7 @@ def test_the_vocabulary_is_rounded_up_as_in_t5(text_config):
     ({"family": "vit"}, r"reads images, but .* default_config\(recipe, 'vit'"),
     ({"data.name": "digits"}, "neither a 'text'"),
     ({"data.name": "glue/sst2"}, "config.data.target_length"),
+    ({"data.beams": 0}, "data.beams=0 must be at least 1"),
     ({"data.vocabulary": "byte"}, "vocabulary 'byte'"),
     ({"data.density": 1.5}, "density 1.5"),
     ({"pattern": "ff: 1:3"}, "not a multiple of m=3"),
