@@ -1,9 +1,9 @@
-"""Renews what docs/recipes.md takes from the code: pictures and tables.
+"""Renews what the pages of recipes take from the code: pictures and tables.
 
     python docs/draw_recipes.py
 
-draws docs/recipes/NAME.png for every section "## `NAME`" of docs/recipes.md and
-all of them in docs/recipes/all.png, and rewrites what stands between the
+draws docs/recipes/NAME.png for every section "## `NAME`" of docs/recipes_*.md
+and all of them in docs/recipes/all.png, and rewrites what stands between the
 markers `<!-- begin ... -->` and `<!-- end -->`: tables of options, and files
 shown as code. Every picture holds what it shows, so that a test can tell
 whether it is out of date. Needs matplotlib (`pip install 'figs_jax[plots]'`).
@@ -28,14 +28,14 @@ from figs_jax.recipes import registry
 from figs_jax.recipes.picture import draw, timeline_table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "recipes.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 PICTURES = ROOT / "docs" / "recipes"
 PATTERN, STEPS, COLUMNS = "1:8", 1000, 4
 _BLOCK = re.compile(r"(<!-- begin (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def documented(page: str) -> list[str]:
-  """The recipes that have a section, in the page's order."""
+  """The recipes that have a section, in the order of the text."""
   return re.findall(r"^## `(\w+)`", page, re.MULTILINE)
 
 
@@ -167,7 +167,7 @@ def generated(what: str) -> str:
     return options_table(name)
   if kind == "file":
     return f"```python\n{(ROOT / name).read_text().strip()}\n```\n"
-  raise ValueError(f"{PAGE.name}: cannot generate {what!r}")
+  raise ValueError(f"docs: cannot generate {what!r}")
 
 
 def renewed(page: str) -> str:
@@ -177,9 +177,12 @@ def renewed(page: str) -> str:
 
 def main() -> None:
   matplotlib.rcParams["font.family"] = "DejaVu Sans"
-  page = PAGE.read_text()
-  PAGE.write_text(renewed(page))
-  names = documented(page)
+  names = []
+  for path in PAGES:
+    page = path.read_text()
+    names += documented(page)
+    if renewed(page) != page:
+      path.write_text(renewed(page))
   PICTURES.mkdir(exist_ok=True)
   stamps = {}
   for name in names:

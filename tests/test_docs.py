@@ -1,4 +1,4 @@
-"""The documents' code runs, and docs/recipes.md says what the code says."""
+"""The documents' code runs, and the recipes' pages say what the code says."""
 
 import importlib.util
 import json
@@ -17,7 +17,10 @@ from figs_jax.recipes import registry
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGE = (DOCS / "recipes.md").read_text()
+PAGES = {path.name: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+RECIPES = "\n".join(
+  text for name, text in PAGES.items() if name.startswith("recipes")
+)
 NAMES = sorted(
   name
   for name, builder in registry._BUILDERS.items()
@@ -25,7 +28,7 @@ NAMES = sorted(
 )
 SECTIONS = {
   text.partition("\n")[0].strip("`"): text
-  for text in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
+  for text in re.split(r"^## ", RECIPES, flags=re.MULTILINE)[1:]
 }
 BLOCKS = [
   pytest.param(block, id=f"{path.name}-{number}")
@@ -78,7 +81,7 @@ def test_the_loop_serves_every_kind_of_recipe(name, capsys):
 
 
 def test_every_recipe_has_a_section_and_nothing_else_does(script):
-  assert sorted(script.documented(PAGE)) == NAMES
+  assert sorted(script.documented(RECIPES)) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,13 +123,14 @@ def _rows(section):
 
 def test_generated_parts_are_up_to_date(script):
   renew = "run python docs/draw_recipes.py"
-  assert script.renewed(PAGE) == PAGE, renew
+  for page in PAGES.values():
+    assert script.renewed(page) == page, renew
   with pytest.raises(ValueError, match="cannot generate 'nonsense'"):
     script.renewed("<!-- begin nonsense -->\n<!-- end -->")
 
 
 def test_pictures_exist_and_are_small():
-  used = set(re.findall(r"!\[.*?\]\((.+?)\)", PAGE))
+  used = set(re.findall(r"!\[.*?\]\((.+?)\)", RECIPES))
   there = {f"recipes/{path.name}" for path in DOCS.glob("recipes/*.png")}
   assert used == there == {f"recipes/{n}.png" for n in (*NAMES, "all")}
   for name in used:

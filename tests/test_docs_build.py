@@ -101,8 +101,10 @@ def test_internal_links_and_anchors_lead_somewhere(built):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
-def test_code_blocks_say_what_they_are(path):
-  fences = re.findall(r"^```(.*)$", path.read_text(), re.MULTILINE)
+def test_pages_are_short_and_their_blocks_say_what_they_are(path):
+  text = path.read_text()
+  assert len(text.splitlines()) <= 400
+  fences = re.findall(r"^```(.*)$", text, re.MULTILINE)
   assert len(fences) % 2 == 0
   assert set(fences[::2]) <= LANGUAGES
   assert set(fences[1::2]) <= {""}
