@@ -2,9 +2,13 @@
 
 Resumes by itself when the workdir holds a checkpoint. SIGTERM saves and exits
 0. Any field of the configuration can be overridden: --config.batch_size=64.
+Several processes are one run with --distributed; docs/launching.md has how
+they are started.
 """
 
 import json
+import sys
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -24,6 +28,20 @@ _WORKDIR = flags.DEFINE_string(
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "How the result is printed."
 )
+_DISTRIBUTED = flags.DEFINE_boolean(
+  "distributed",
+  False,
+  "This process is one of several, as SLURM, a TPU pod, Kubernetes or"
+  " launch/local.sh started them; set --config.mesh.data=-1 with it.",
+)
+_STOPPED_CODE = flags.DEFINE_integer(
+  "stopped_code",
+  0,
+  "Exit code after SIGTERM: another than 0 tells who started the run that it"
+  " is saved, but not finished.",
+  lower_bound=0,
+  upper_bound=255,
+)
 
 
 def main() -> None:
@@ -32,19 +50,29 @@ def main() -> None:
   if not _WORKDIR.value:
     cli.fail("--workdir is missing: name the directory of the run")
   from figs_jax.data import DataError
+  from figs_jax.train import processes
   from figs_jax.train.loop import Diverged, train
 
   try:
+    if _DISTRIBUTED.value:
+      processes.join()
     result = train(config, _WORKDIR.value)
   except (ValueError, DataError) as error:
     cli.fail(str(error))
   except Diverged as error:
     cli.fail(str(error), code=1)
+  if processes.is_first():
+    _print(result)
+  if not result["finished"]:
+    sys.exit(_STOPPED_CODE.value)
+
+
+def _print(result: dict[str, Any]) -> None:
   if _FORMAT.value == "json":
     print(json.dumps(result))
-  else:
-    for name, value in result.items():
-      print(f"{name:20} {value}")
+    return
+  for name, value in result.items():
+    print(f"{name:20} {value}")
 
 
 def recipes() -> str:

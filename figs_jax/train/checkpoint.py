@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from figs_jax.core.tree import path_str
+from figs_jax.train import processes
 
 FORMAT = "figs_jax/1"
 _log = logging.getLogger("figs_jax")
@@ -63,7 +64,8 @@ def _raw(leaf: Any) -> Any:
 
 
 def _crc32(leaf: jax.Array) -> int:
-  return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data)
+  host = np.ascontiguousarray(processes.whole(leaf))
+  return zlib.crc32(host.view(np.uint8).data)
 
 
 class Checkpointer:
@@ -204,11 +206,13 @@ class Checkpointer:
     """Moves the steps beyond `step`, which restore passed, to `damaged/`."""
     later = [found for found in self.steps() if found > step]
     aside = self.path.parent / "damaged"
-    for found in later:
+    processes.barrier("set aside: all have seen them")
+    for found in later if processes.is_first() else ():
       aside.mkdir(exist_ok=True)
       place = aside / f"{found}-{time.time_ns()}"
       (self.path / str(found)).rename(place)
       _log.warning("step %d is set aside in %s", found, place)
+    processes.barrier("set aside: they are gone")
     if later:
       self._manager().reload()
 

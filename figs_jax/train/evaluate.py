@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from figs_jax.core.tree import Leaf, flatten
 from figs_jax.train import study, tasks
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.layers import layers_of
+from figs_jax.train.mesh import batch_sharding, replicated
+from figs_jax.train.processes import global_batch
 from figs_jax.train.restore import restore
 from figs_jax.train.state import TrainState, finish, finished_model
 
@@ -33,14 +35,28 @@ class Evaluator:
   """
 
   def __init__(
-    self, measure: tasks.Measure, batches: Iterable[dict[str, Any]], seeds: bool
+    self,
+    measure: tasks.Measure,
+    batches: Iterable[dict[str, Any]],
+    seeds: bool,
+    mesh: jax.sharding.Mesh | None = None,
   ):
+    """Of `batches`, each split over a mesh if there is one.
+
+    With several processes, `batches` are this one's share of every batch.
+    """
     self._measure, self._batches, self._seeds = measure, batches, seeds
+    self._place: Callable[[Any], Any] = lambda batch: batch
+    sums = None
+    if mesh is not None:
+      self._place = functools.partial(global_batch, batch_sharding(mesh))
+      sums = replicated(mesh)
     self._finish = {
       ema: jax.jit(self._over_seeds(functools.partial(finish, ema=ema)))
       for ema in (False, True)
     }
-    self._count = jax.jit(self._over_seeds(self._count_of, 0, 0, None))
+    count = self._over_seeds(self._count_of, 0, 0, None)
+    self._count = jax.jit(count, out_shardings=sums)
 
   def run(
     self, state: TrainState, *, ema: bool = False
@@ -49,7 +65,7 @@ class Evaluator:
     params, masks = self._finish[ema](state)
     total: Any = None
     for batch in self._batches:
-      counts = self._count(state, params, masks, batch)
+      counts = self._count(state, params, masks, self._place(batch))
       # In double precision: float32 cannot count beyond 2**24.
       counts = self._measure.tally(jax.device_get(counts))
       counts = jax.tree.map(lambda x: np.asarray(x, np.float64), counts)
@@ -69,10 +85,23 @@ class Evaluator:
     )(state, *rest)
 
 
-def evaluator(experiment: Experiment) -> Evaluator:
-  """The evaluator of a configuration's test split."""
-  task = experiment.task
-  return Evaluator(task.measure, task.eval_batches(), bool(experiment.seeds))
+def evaluator(
+  experiment: Experiment, mesh: jax.sharding.Mesh | None = None
+) -> Evaluator:
+  """The evaluator of a configuration's test split, over a mesh if given.
+
+  A batch is rounded up to a multiple of the mesh's devices.
+  """
+  task, seeds = experiment.task, bool(experiment.seeds)
+  if mesh is None:
+    return Evaluator(task.measure, task.eval_batches(), seeds)
+  each = -(-experiment.config.data.eval_batch_size // mesh.size)
+  batches = task.eval_batches(
+    each * len(mesh.local_devices),
+    shard_index=jax.process_index(),
+    num_shards=jax.process_count(),
+  )
+  return Evaluator(task.measure, batches, seeds, mesh)
 
 
 def exact_nm(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, bool]:

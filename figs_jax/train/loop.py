@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
-import signal
-import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from figs_jax.train import initial, study
+from figs_jax.train import initial, processes, study
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError, completed, differences
 from figs_jax.train.evaluate import Evaluator, evaluator
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log import MetricLog
-from figs_jax.train.mesh import batch_sharding, make_mesh, state_shardings
+from figs_jax.train.mesh import (
+  batch_sharding,
+  make_mesh,
+  replicated,
+  state_shardings,
+)
 from figs_jax.train.state import TrainState, update, with_fresh_masks
 
 _log = logging.getLogger("figs_jax")
@@ -54,6 +55,9 @@ def train(
 ) -> dict[str, Any]:
   """Trains to the last step, resuming if the workdir holds a checkpoint.
 
+  After `processes.join` every process of a run calls it, all with the same
+  arguments, and gets the same result.
+
   Args:
     config: see `figs_jax.train.config.default_config`.
     workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints.
@@ -79,40 +83,51 @@ def train(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
   )
   with (
-    preemption() as stopped,  # outermost: the last save may take a while
+    # Outermost: the last save may take a while.
+    processes.preemption() as stopped,
     Checkpointer(workdir, keep=config.keep) as checkpoints,
   ):
+    _write_config(workdir, config)
     state, position = _begin(experiment, checkpoints, abstract, shardings)
-    processes = jax.process_count()
     batches = experiment.task.train_batches(
-      config.batch_size // processes,
+      config.batch_size // jax.process_count(),
       shard_index=jax.process_index(),
-      num_shards=processes,
+      num_shards=jax.process_count(),
     )
     if position is not None:
       batches.set_state(position)
     start = int(state.step)
-    _write_config(workdir, config)
     with MetricLog(
       workdir,
       start,
       total=config.total_steps,
       progress=config.progress,
-      enabled=jax.process_index() == 0,
+      enabled=processes.is_first(),
     ) as log:
       run = Run(
-        experiment, checkpoints, log, evaluator(experiment), batches, state
+        experiment,
+        checkpoints,
+        log,
+        evaluator(experiment, mesh),
+        batches,
+        state,
       )
-      step_fn = compiled_step(experiment, shardings)
+      step_fn = compiled_step(experiment, shardings, replicated(mesh))
       return _loop(run, start, step_fn, batch_sharding(mesh), stopped)
 
 
-def compiled_step(experiment: Experiment, shardings: Any):
-  """The jitted step of a configuration; the state is donated."""
+def compiled_step(experiment: Experiment, shardings: Any, metrics: Any = None):
+  """The jitted step of a configuration; the state is donated.
+
+  Args:
+    experiment: what is trained.
+    shardings: of the state.
+    metrics: sharding of the metrics; every process must hold them whole.
+  """
   fn = partial(update)  # its own object, for a compilation cache of its own
   if experiment.seeds:
     fn = partial(study.step, mode=seeds_mode(experiment.config.seeds_mode))
-  return jax.jit(fn, donate_argnums=0, out_shardings=(shardings, None))
+  return jax.jit(fn, donate_argnums=0, out_shardings=(shardings, metrics))
 
 
 def seeds_mode(mode: str) -> study.Mode:
@@ -127,15 +142,13 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
   result: dict[str, Any] = {}
   step = start
   for step in range(start + 1, config.total_steps + 1):
-    batch = jax.tree.map(
-      partial(jax.make_array_from_process_local_data, sharding),
-      next(run.batches),
-    )
+    batch = processes.global_batch(sharding, next(run.batches))
     run.state, metrics = step_fn(run.state, batch)
     run.losses.append((step, metrics["loss"]))
     if len(run.losses) > _AHEAD:
       jax.block_until_ready(run.losses[-1 - _AHEAD][1])
     last = step == config.total_steps
+    stopping = stopped(step)
     if step % config.log_every == 0 or _diagnosed(config, step) or last:
       _check_finite(run)
       run.log.write(step, _row(metrics, config, step))
@@ -144,10 +157,10 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
       _check_finite(run)
       result = _evaluate(run, step)
       _save(run, step, {"accuracy": result["eval/accuracy"]})
-    elif stopped.is_set():  # in a hurry: no evaluation
+    elif stopping:  # in a hurry: no evaluation
       _check_finite(run)
       _save(run, step, None)
-    if stopped.is_set() and not last:
+    if stopping and not last:
       _log.warning("SIGTERM: saved step %d, stopping", step)
       return {"step": step, "finished": False, **result}
   if not result:
@@ -280,19 +293,8 @@ def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
 
 def _write_config(workdir: str | Path, config) -> None:
   text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-  Path(workdir).mkdir(parents=True, exist_ok=True)
-  (Path(workdir) / "config.json").write_text(text)
-
-
-@contextlib.contextmanager
-def preemption() -> Iterator[threading.Event]:
-  """An event that SIGTERM sets; the handler of before comes back after."""
-  stopped = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield stopped
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-  try:
-    yield stopped
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  path = Path(workdir) / "config.json"
+  if processes.is_first():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+  processes.check_shared(path)

@@ -70,15 +70,19 @@ class ImageClassification:
       **shard,
     )
 
-  def eval_batches(self) -> data.EvalBatches:
+  def eval_batches(
+    self, batch_size: int | None = None, **shard: int
+  ) -> data.EvalBatches:
+    """Batches of the configuration's size, or of one shard in the given."""
     options = self.config.data
     return data.eval_batches(
       options.name,
       options.eval_split,
-      options.eval_batch_size,
+      batch_size or options.eval_batch_size,
       image_size=options.image_size,
       data_dir=options.data_dir,
       download=options.download,
+      **shard,
     )
 
 
@@ -141,10 +145,16 @@ class Text:
       **shard,
     )
 
-  def eval_batches(self) -> text.TextEvalBatches:
+  def eval_batches(
+    self, batch_size: int | None = None, **shard: int
+  ) -> text.TextEvalBatches:
+    """Batches of the configuration's size, or of one shard in the given."""
     options = self.config.data
     return text.eval_batches(
-      self.texts, options.eval_split, options.eval_batch_size
+      self.texts,
+      options.eval_split,
+      batch_size or options.eval_batch_size,
+      **shard,
     )
 
 
