@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv and installs figs_jax into it.
 # Usage: environment EXTRA, e.g. `environment test`. Does nothing when .venv
 # already holds that extra of this setup.cfg. PYTHON names the interpreter to

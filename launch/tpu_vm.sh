@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU VM, or on all workers of a pod slice: makes the slice or
+# takes the one that is there, installs this commit on every worker, trains, and
+# copies the run here. Call it again to go on with a run.
+# Usage: bash launch/tpu_vm.sh --name NAME --zone ZONE --type TYPE
+#   [--version RUNTIME] [--project PROJECT] [--spot] [--setup COMMAND]
+#   [--out DIR] [--delete] [--dry-run] [--help] FLAGS OF launch/train.py
+#   --type: of the slice, such as v5litepod-16 (four hosts).
+#   --version: its software (default tpu-ubuntu2204-base).
+#   --setup: a command that every worker runs before, such as one that mounts
+#     what they share; --workdir must lie there if there are several hosts.
+#   --out: where the run is copied to (default runs).
+#   --delete: gives the slice back at the end, whatever the end is.
+#   --dry-run: shows every command and runs none.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/commands.sh
+
+name='' zone='' type='' version=tpu-ubuntu2204-base setup='' out=runs
+where=() create=() delete=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help) usage ;;
+    --dry-run) dry_run=1 ;;
+    --delete) delete=1 ;;
+    --spot) create+=(--spot) ;;
+    --name=* | --zone=* | --type=* | --version=* | --project=* | --setup=* | \
+      --out=*)
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      continue
+      ;;
+    --name) value "$@"; name=$2; shift ;;
+    --zone) value "$@"; zone=$2; shift ;;
+    --type) value "$@"; type=$2; shift ;;
+    --version) value "$@"; version=$2; shift ;;
+    --project) value "$@"; where+=("--project=$2"); shift ;;
+    --setup) value "$@"; setup=$2; shift ;;
+    --out) value "$@"; out=$2; shift ;;
+    *) break ;;
+  esac
+  shift
+done
+[ -n "$name" ] || fail "--name is missing: what the slice is called"
+[ -n "$zone" ] || fail "--zone is missing: such as us-west4-a"
+[ -n "$type" ] || fail "--type is missing: such as v5litepod-16"
+read_flags "$@"
+command -v git >/dev/null || fail "git is not installed; it packs this commit"
+if [ -z "$dry_run" ] && ! command -v gcloud >/dev/null; then
+  fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
+fi
+where+=("--zone=$zone")
+tpu=(gcloud compute tpus tpu-vm)
+
+# on_all WORDS...: a command in figs_jax on every worker. It crosses a shell
+# there, so it is quoted once more.
+on_all() {
+  local line
+  printf -v line '%q ' "$@"
+  run "${tpu[@]}" ssh "$name" "${where[@]}" --worker=all \
+    "--command=cd figs_jax && ${line% }"
+}
+
+look=("${tpu[@]}" describe "$name" "${where[@]}" "--format=value(state)")
+
+# exists: whether the slice is there and ready; any other state is an error.
+exists() {
+  local state
+  state=$("${look[@]}") || return 1 # gcloud has said why
+  case $state in
+    READY) return 0 ;;
+    *) fail "$name is $state; wait, or delete it: ${tpu[*]} delete $name" \
+      "--zone=$zone" ;;
+  esac
+}
+
+if [ -n "$dry_run" ]; then
+  show "${look[@]}"
+fi
+if [ -n "$dry_run" ] || ! exists; then
+  run "${tpu[@]}" create "$name" "${where[@]}" "--accelerator-type=$type" \
+    "--version=$version" ${create[@]+"${create[@]}"}
+fi
+# shellcheck disable=SC2317,SC2329 # called by the trap
+end() {
+  local code=$?
+  run rm -f "$packed"
+  if [ -n "$delete" ]; then
+    run "${tpu[@]}" delete "$name" "${where[@]}" --quiet
+  fi
+  exit "$code"
+}
+packed=figs_jax-$name.tgz
+trap end EXIT
+
+if [ -z "$dry_run" ] && [ -n "$(git status --porcelain)" ]; then
+  echo "tpu_vm.sh: changes that are not committed stay here" >&2
+fi
+run git archive --format=tar.gz "--output=$packed" HEAD
+run "${tpu[@]}" scp "$packed" "$name:figs_jax.tgz" "${where[@]}" --worker=all
+run "${tpu[@]}" ssh "$name" "${where[@]}" --worker=all \
+  "--command=mkdir -p figs_jax && tar -xzf figs_jax.tgz -C figs_jax"
+# The images' own Python may be older than ours; uv brings one.
+# shellcheck disable=SC2016 # expanded on the workers
+on_all bash -ec 'python3 -m pip install --user --quiet uv
+PATH=$HOME/.local/bin:$PATH
+uv python install --quiet 3.12
+PYTHON=$(uv python find 3.12) bash launch/install.sh tpu'
+if [ -n "$setup" ]; then
+  on_all bash -ec "$setup"
+fi
+code=0
+on_all .venv/bin/python launch/train.py --distributed "${flags[@]}" ||
+  code=$?
+
+case $workdir in
+  /*) source=$workdir ;;
+  *) source=figs_jax/$workdir ;;
+esac
+run mkdir -p "$out"
+run "${tpu[@]}" scp --recurse "$name:$source" "$out" "${where[@]}" --worker=0
+exit "$code"
