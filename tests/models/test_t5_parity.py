@@ -3,31 +3,19 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from figs_jax import models, nn
 from figs_jax.core import tree
-from figs_jax.models import decode
+from figs_jax.models import decode, pretrained
+from figs_jax.models.pretrained_files import write
 from figs_jax.models.t5_stack import bucket
 
 from . import t5_oracle as oracle
 
 ATOL, COSINE = 1e-4, 0.99999
 cases = pytest.mark.parametrize("case", sorted(oracle.CASES))
-
-
-def nested(flat):
-  """The dict tree of "a/0/b" paths; digits become ints, as in NNX."""
-  out = {}
-  for path, value in flat.items():
-    *heads, last = (int(k) if k.isdigit() else k for k in path.split("/"))
-    node = out
-    for key in heads:
-      node = node.setdefault(key, {})
-    node[last] = value
-  return out
 
 
 def under(prefix, stored):
@@ -55,21 +43,17 @@ def live(case):
   return oracle.weights(model), found | oracle.decoded(model, found["inputs"])
 
 
-def loaded(case, weights, **options):
-  """(graphdef, params, masks, rest) with these weights, each used once."""
-  model = models.create("t5", "custom", **oracle.options(case), **options)
-  graphdef, params, masks, rest = nn.split(model)
-  flat = dict(oracle.ours(*item) for item in weights.items())
-  assert len(flat) == len(weights)
-  shapes = {path: leaf.shape for path, leaf in tree.flatten(params).items()}
-  assert {path: leaf.shape for path, leaf in flat.items()} == shapes
-  flat = {path: jnp.asarray(leaf) for path, leaf in flat.items()}
-  return graphdef, nested(flat), masks, rest
+def loaded(folder, case, weights):
+  """Our model with these tensors, by way of a file."""
+  write(folder / "model.safetensors", weights)
+  model = models.create("t5", "custom", **oracle.options(case))
+  return pretrained.load(model, folder)
 
 
-def compare(case, weights, expected):
+def compare(folder, case, weights, expected):
   """Logits, and the direction and length of every tensor's gradient."""
-  graphdef, params, masks, rest = loaded(case, weights)
+  model = loaded(folder, case, weights)
+  graphdef, params, masks, rest = nn.split(model)
 
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
@@ -81,21 +65,27 @@ def compare(case, weights, expected):
   with jax.default_matmul_precision("highest"):
     (_, logits), grads = slope(params)
   np.testing.assert_allclose(logits, expected["logits"], atol=ATOL, rtol=0)
-  grads, sizes = tree.flatten(grads), [w.size for w in weights.values()]
+  # The gradients are a file of the same names: they come in the same way.
+  sizes = [weight.size for weight in weights.values()]
   directions = np.split(expected["directions"], np.cumsum(sizes)[:-1])
-  triples = zip(weights.items(), directions, expected["lengths"])
-  for (name, weight), direction, length in triples:
-    direction = direction.astype(np.float64).reshape(weight.shape)
-    path, direction = oracle.ours(name, direction)
-    got = np.asarray(grads[path], np.float64)
-    norm = np.linalg.norm(got) * np.linalg.norm(direction)
-    assert (got * direction).sum() > COSINE * norm, path
-    assert abs(np.linalg.norm(got) / length - 1) < 1e-3, path
+  theirs = {
+    name: length * direction.astype(np.float32).reshape(weights[name].shape)
+    for name, direction, length in zip(
+      weights, directions, expected["lengths"], strict=True
+    )
+  }
+  theirs = nn.split(loaded(folder, case, theirs))[1]
+  theirs = tree.flatten(theirs)
+  for path, got in tree.flatten(grads).items():
+    got, want = (np.asarray(g, np.float64) for g in (got, theirs[path]))
+    lengths = np.linalg.norm(got), np.linalg.norm(want)
+    assert (got * want).sum() > COSINE * lengths[0] * lengths[1], path
+    assert abs(lengths[0] / lengths[1] - 1) < 1e-3, path
 
 
-def compare_decoding(case, weights, expected):
+def compare_decoding(folder, case, weights, expected):
   """Every token of every way of decoding."""
-  model = nn.merge(*loaded(case, weights)[:3], 0.0, {})
+  model = loaded(folder, case, weights)
   inputs, length = expected["inputs"], oracle.LENGTH
   ended = 0
   for name, (beams, penalty, early) in oracle.DECODING.items():
@@ -113,25 +103,25 @@ def compare_decoding(case, weights, expected):
 
 
 @cases
-def test_logits_and_gradients_equal_the_stored_ones(case):
+def test_logits_and_gradients_equal_the_stored_ones(tmp_path, case):
   mine = under(f"{case}/", stored())
-  compare(case, under("weight/", mine), mine)
+  compare(tmp_path, case, under("weight/", mine), mine)
 
 
 @cases
-def test_logits_and_gradients_equal_those_computed_now(case):
-  compare(case, *live(case))
+def test_logits_and_gradients_equal_those_computed_now(tmp_path, case):
+  compare(tmp_path, case, *live(case))
 
 
 @cases
-def test_decoding_equals_the_stored_one(case):
+def test_decoding_equals_the_stored_one(tmp_path, case):
   mine = under(f"{case}/", stored())
-  compare_decoding(case, under("weight/", mine), mine)
+  compare_decoding(tmp_path, case, under("weight/", mine), mine)
 
 
 @cases
-def test_decoding_equals_that_of_now(case):
-  compare_decoding(case, *live(case))
+def test_decoding_equals_that_of_now(tmp_path, case):
+  compare_decoding(tmp_path, case, *live(case))
 
 
 def our_buckets():
