@@ -10,6 +10,8 @@ bin=.venv/bin
 echo "== ruff"
 $bin/ruff format --check .
 $bin/ruff check .
+echo "== codespell"
+$bin/codespell
 echo "== pyrefly"
 $bin/pyrefly check
 echo "== pytest"

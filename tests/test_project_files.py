@@ -1,0 +1,58 @@
+"""Version, licence and pinned tools agree in every file that has them."""
+
+import configparser
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_is_of_this_version():
+  citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+  assert citation["version"] == SETUP["metadata"]["version"]
+  assert citation["license"] == SETUP["metadata"]["license"]
+  assert citation["title"] == SETUP["metadata"]["name"]
+  # What the format requires.
+  assert citation["cff-version"] == "1.2.0"
+  assert citation["message"] and citation["authors"]
+
+
+def test_the_changelog_has_this_version_and_the_newest_first():
+  version = SETUP["metadata"]["version"]
+  head, *sections = re.split(r"^## ", CHANGELOG, flags=re.MULTILINE)
+  assert "keepachangelog.com" in head
+  assert version in sections[0].split("###")[0]
+  kinds = set(re.findall(r"^### (.+)$", CHANGELOG, re.MULTILINE))
+  assert kinds <= {
+    "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security",
+  }  # fmt: skip
+
+
+def test_hooks_pin_tools_that_the_checks_also_use():
+  text = (ROOT / ".pre-commit-config.yaml").read_text()
+  (repo,) = yaml.safe_load(text)["repos"]
+  extras = "\n".join(SETUP["options.extras_require"].values())
+  for hook in repo["hooks"]:
+    (tool,) = hook["additional_dependencies"]
+    name, version = tool.split("==")
+    assert hook["entry"].split()[0] == name
+    floor = re.search(rf"^{name}>=([\d.]+)$", extras, re.MULTILINE)
+    assert floor or name == "nbstripout"
+    if floor:
+      numbers = [tuple(map(int, v.split("."))) for v in (floor[1], version)]
+      assert numbers == sorted(numbers)
+
+
+def test_what_the_guide_names_exists():
+  text = (ROOT / "CONTRIBUTING.md").read_text()
+  named = re.findall(r"`((?:tests|figs_jax|launch|docs)/[\w/.]+)`", text)
+  named += re.findall(r"\]\(([^)#:]+)\)", text)
+  named += re.findall(r"bash (launch/\w+\.sh)", text)
+  assert len(named) > 8
+  for path in named:
+    assert (ROOT / path).exists(), path
