@@ -92,6 +92,12 @@ def is_nm(
   A Boolean mask must have exactly n True per group; any other array at most n
   non-zeros, since a kept weight may be zero too. NaN is not zero.
 
+  Args:
+    array_or_mask: a Boolean mask, or weights of any other dtype.
+    pattern: `NM` or "n:m".
+    axis: the group axis, as in `nm_mask`.
+    stride: as in `nm_mask`.
+
   Raises:
     ValueError: as `nm_mask`.
 
@@ -115,6 +121,13 @@ def flip_rate(
 ) -> Float[Array, ""]:
   """The share of entries whose mask changed.
 
+  Args:
+    old: a mask.
+    new: a mask of the same shape.
+
+  Raises:
+    ValueError: the shapes differ.
+
   >>> flip_rate(jnp.array([True, False, False]), jnp.array([True, True, False]))
   Array(0.33333334, dtype=float32)
   """
@@ -124,6 +137,9 @@ def flip_rate(
 
 def density(mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
   """The share of True entries; 0 for an empty mask.
+
+  Args:
+    mask: any shape.
 
   >>> density(jnp.array([True, False, False, False]))
   Array(0.25, dtype=float32)
@@ -137,6 +153,13 @@ def kept_magnitude(
   kernel: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
 ) -> Float[Array, ""]:
   """The share of sum |w| at kept entries; 1 where there is nothing to lose.
+
+  Args:
+    kernel: weights.
+    mask: of the same shape, True = kept.
+
+  Raises:
+    ValueError: the shapes differ.
 
   >>> kept_magnitude(jnp.array([3., -1.]), jnp.array([True, False]))
   Array(0.75, dtype=float32)

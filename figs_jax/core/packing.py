@@ -144,9 +144,15 @@ def pack(
 def unpack(packed: Packed) -> Shaped[np.ndarray, "*shape"]:
   """The array that was packed, bit for bit, on the host.
 
+  Args:
+    packed: as from `pack`.
+
   Raises:
     ValueError: values or metadata are not what `pack` writes for this shape
       and pattern (a damaged or mixed-up file).
+
+  >>> unpack(pack(np.array([0., -2., 0., 5.]), "2:4", axis=0)).tolist()
+  [0.0, -2.0, 0.0, 5.0]
   """
   nm, shape, axes = packed.pattern, packed.shape, packed.axis
   values, metadata = np.asarray(packed.values), np.asarray(packed.metadata)
@@ -215,6 +221,12 @@ def pack_tree(
 
 def unpack_tree(tree: Any) -> Any:
   """The tree with every `Packed` in it unpacked.
+
+  Args:
+    tree: as from `pack_tree`; other leaves stay as they are.
+
+  Raises:
+    ValueError: as `unpack`.
 
   >>> packed = pack_tree({"k": np.eye(2)}, {"k": Leaf((2, 2), NM(1, 2))})
   >>> unpack_tree(packed)["k"].tolist()

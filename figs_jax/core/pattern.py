@@ -66,6 +66,7 @@ class NM:
 
   @property
   def is_dense(self) -> bool:
+    """Whether nothing is pruned."""
     return self.n == self.m
 
   @property

@@ -21,6 +21,9 @@ def magnitude(
 ) -> Float[Array, "*shape"]:
   """|w|, in the dtype of the weight.
 
+  Args:
+    weight: any shape and float dtype.
+
   >>> magnitude(jnp.array([-2., 1.]))
   Array([2., 1.], dtype=float32)
   """
@@ -35,6 +38,10 @@ def saliency(
 
   SNIP's connection sensitivity (arXiv 1810.02340) without its division by the
   sum, which changes no rank. float32, float64 where both are or one is.
+
+  Args:
+    weight: any shape.
+    grad: dL/dw at that weight, of the same shape.
 
   Raises:
     ValueError: the shapes differ.

@@ -67,6 +67,11 @@ def global_masks(
   None leaves stay None. Scores of different leaves should be comparable:
   magnitudes of differently scaled layers often are not.
 
+  Args:
+    scores: a tree of arrays; larger is kept.
+    density: the share of all entries that is kept, or
+    count: how many are; exactly one of the two, either may be traced.
+
   Raises:
     TypeError: as `top_mask`, or integer leaves beside others.
     ValueError: as `top_mask`, or no leaf at all.

@@ -150,14 +150,15 @@ def train_batches(
   """An endless, shuffled, augmented stream of batches.
 
   Args:
-    name: of the data set, `split`, `data_dir` and `download`: see `load`.
+    name, split, data_dir, download: as in `load`.
     batch_size: of this shard: the global batch divided by `num_shards`.
     seed: of the order and of the augmentation.
     augment: "none", "standard" or "rand-m15-n2"; see `augment.standard`.
     image_size: side of the images; None keeps the data set's, or 224 where
       its images vary.
     start: number of the first batch, as `set_state` would set it.
-    shard_index: which shard this process reads, of `num_shards`.
+    shard_index: which shard this process reads.
+    num_shards: of how many.
     threads: for decoding, where the images do not fit into memory.
     workers: processes instead of threads; 0 is none. Each opens the data set
       by itself, and none may touch a device.
@@ -221,8 +222,12 @@ def eval_batches(
 
   Args:
     batch_size: of this shard.
+    name, split, image_size, data_dir, download: as in `train_batches`.
+    shard_index, num_shards, threads: as there.
 
-  For the other arguments and errors see `train_batches`.
+  Raises:
+    DataError: see `load`.
+    ValueError: an argument is out of its range.
   """
   check_shards(batch_size, shard_index, num_shards)
   examples, _, evaluate, size = _open(

@@ -43,6 +43,7 @@ class ModelCost:
 
   @property
   def cycles(self) -> int:
+    """Of the linear layers and of attention."""
     return self.linear_cycles + self.attention_cycles
 
   @property

@@ -54,6 +54,7 @@ class Description:
     return tuple(getattr(self, field.name) for field in self.numeric())
 
   def head(self) -> str:
+    """The spec without its keys, as in "ws:32x16"."""
     raise NotImplementedError
 
   def implied(self) -> dict[str, Any]:

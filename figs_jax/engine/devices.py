@@ -86,6 +86,7 @@ class Parallel:
 
   @property
   def devices(self) -> int:
+    """How many devices that takes."""
     return self.data * self.tensor * self.pipeline
 
 

@@ -60,6 +60,9 @@ SPARSE_OVERHEAD = 176_601
 def parse(spec: str | Engine) -> Engine:
   """Reads an engine's spec; an engine is returned as it is.
 
+  Args:
+    spec: as in the module's docstring, or an engine.
+
   Raises:
     ValueError: an unknown kind, chip or key, a malformed size or value, or an
       engine that cannot be; it names the spec and the fix.

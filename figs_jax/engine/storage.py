@@ -74,6 +74,10 @@ def index_bits(n: Any, m: Any) -> Any:
 def dense_bytes(size: int, itemsize: int) -> int:
   """Bytes of a tensor of `size` values.
 
+  Args:
+    size: number of values.
+    itemsize: bytes per value.
+
   >>> dense_bytes(1024, 4)
   4096
   """
@@ -110,6 +114,9 @@ def packed_bytes(size: int, pattern: NM | str | None, itemsize: int) -> int:
 
 def flops(layers: Layers | Iterable[Mapping[str, Any]]) -> np.ndarray:
   """Inference FLOPs of each layer, count included: 2 M N K count n / m.
+
+  Args:
+    layers: `Layers`, or the rows of a table.
 
   >>> row = {"name": "ff", "M": 4, "N": 8, "K": 8, "pattern": "1:4"}
   >>> flops([row])

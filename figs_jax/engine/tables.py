@@ -74,6 +74,10 @@ def read_layers(path: str | Path) -> Layers:
   with DP in their name, which are depth-wise: `Channels` products over one
   channel each.
 
+  Args:
+    path: a CSV file with columns name, M, N, K and, if wanted, pattern and
+      count, or a topology file of SCALE-Sim.
+
   Raises:
     ValueError: what is wrong, in one line: file, row (the line's number in the
       file, from 1), column, what was got, and the fix.

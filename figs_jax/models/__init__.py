@@ -42,6 +42,9 @@ def names() -> list[str]:
 def options_of(family: str) -> dict[str, Any]:
   """The options of a family with their defaults; None where there is none.
 
+  Args:
+    family: one of `names()`.
+
   Raises:
     ValueError: an unknown family, with the nearest known one.
 

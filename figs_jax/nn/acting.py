@@ -35,6 +35,10 @@ def with_flow(model: M, flow: Flow) -> M:
 
   Works on abstract arrays (`nnx.eval_shape`) and inside a trace.
 
+  Args:
+    model: as from `sparsify`.
+    flow: gradient mode, soft kernels, pruned neural gradients.
+
   >>> from figs_jax.nn import SparseLinear
   >>> model = SparseLinear(8, 4, pattern="1:4", rngs=nnx.Rngs(0))
   >>> with_flow(model, Flow("masked")).flow.grad_mode

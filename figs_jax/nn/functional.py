@@ -115,6 +115,10 @@ def reseed(rest: Tree, key: Array) -> Tree:
 def scales(rest: Tree, masks: Any) -> Tree:
   """S-STE's scales as a tree of the masks' shape, None where there is none.
 
+  Args:
+    rest: of `split`.
+    masks: of the same `split`.
+
   >>> from figs_jax.core import Flow
   >>> from figs_jax.nn import SparseLinear, with_flow
   >>> model = SparseLinear(4, 2, pattern="1:4", rngs=nnx.Rngs(0))

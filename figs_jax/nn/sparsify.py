@@ -87,6 +87,9 @@ def masked_leaves(model: nnx.Module) -> dict[str, Leaf]:
 
   The paths are those of the parameters that `split` gives.
 
+  Args:
+    model: any NNX module, as from `sparsify`.
+
   >>> from figs_jax.nn import SparseLinear
   >>> masked_leaves(SparseLinear(8, 4, pattern="1:4", rngs=nnx.Rngs(0)))
   {'kernel': Leaf(shape=(8, 4), pattern=NM(n=1, m=4), axis=-2)}

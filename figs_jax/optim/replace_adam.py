@@ -145,6 +145,9 @@ def _reaches(thing: Any, makers: set[str], seen: tuple[Any, ...] = ()) -> bool:
 def accumulates(tx: Any) -> bool:
   """Whether `optax.MultiSteps` is somewhere in an optimizer.
 
+  Args:
+    tx: an `optax.MultiSteps` or a transformation.
+
   >>> sgd = optax.sgd(0.1)
   >>> accumulates(optax.MultiSteps(sgd, 2)), accumulates(sgd)
   (True, False)

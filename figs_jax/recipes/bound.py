@@ -44,6 +44,7 @@ class BoundLeaf:
     return len(lengths) == 1 and (many or max(lengths) <= _TRACED_M)
 
   def all_kept(self) -> Bool[Array, "*shape"]:
+    """The mask of the dense phase: all True."""
     return jnp.ones(self.leaf.shape, jnp.bool)
 
 
@@ -135,7 +136,14 @@ class BoundRecipe:
 
     The carried mask where a kernel already is in its last stage, else one
     recomputed from |w| at the target pattern. (A recipe without sparse stages
-    finishes dense: all True.) Arguments and errors as in `masks`.
+    finishes dense: all True.) Errors as in `masks`.
+
+    Args:
+      params: the weights at that step.
+      masks: those carried by the model.
+      step: how many steps were made.
+      switched: STEP's flag; other recipes ignore it.
+      seed: of the run.
     """
     step = jnp.asarray(step, jnp.int32)
     carried = self._pick(masks, "masks")
@@ -147,7 +155,12 @@ class BoundRecipe:
     return tree.map_paths(lambda mask, _: mask, params, new)
 
   def target(self, params: Any, *, seed: Any = 0) -> Any:
-    """Masks chosen from the weights alone at the target patterns."""
+    """Masks chosen from the weights alone at the target patterns.
+
+    Args:
+      params: the weights.
+      seed: of the run, for masks drawn at random.
+    """
     new = self._targets(jnp.int32(0), params, None, seed)
     return tree.map_paths(lambda mask, _: mask, params, new)
 
@@ -201,9 +214,12 @@ class BoundRecipe:
     return _with(params, self._acting(params, masks, leak, scales))
 
   def finish(self, params: Any, masks: Any, scales: Any = None) -> Any:
-    """The finished weights: exact zeros where `masks` (see `final`) prune.
+    """The finished weights: exact zeros where masks prune.
 
-    Arguments as in `effective`.
+    Args:
+      params: the weights.
+      masks: as from `final`.
+      scales: S-STE's, as from `scales`; None for other recipes.
     """
     kept = self._pick(masks, "masks")
     acting = self._acting(params, masks, 0.0, scales)

@@ -109,6 +109,7 @@ class Recipe:
 
   @property
   def total_steps(self) -> int:
+    """Optimizer steps of the whole run."""
     return self.timeline.total_steps
 
   @property
@@ -138,8 +139,11 @@ class Recipe:
   ) -> NM | Rules:
     """The pattern at a step: an `NM`, or `Rules` of them, as was given.
 
-    In the dense phase that is m:m. STEP is assumed to switch as late as it can
-    unless `switched` says otherwise.
+    In the dense phase that is m:m.
+
+    Args:
+      step: the step whose forward pass is meant.
+      switched: STEP's flag; None assumes that it switches as late as it can.
     """
     step, line = int(step), self.timeline
     flag = line.switched_by(step) if switched is None else bool(switched)
@@ -154,7 +158,12 @@ class Recipe:
     return now(self.pattern)
 
   def leak_at(self, step: Step | int, switched: Flag | None = None) -> float:
-    """D at a step, as training sees it; `switched` as in `pattern_at`."""
+    """D at a step, as training sees it.
+
+    Args:
+      step: as in `pattern_at`.
+      switched: as in `pattern_at`.
+    """
     step, line = int(step), self.timeline
     flag = line.switched_by(step) if switched is None else bool(switched)
     return float(_jitted_at(self, step, flag).leak)
@@ -259,7 +268,14 @@ class Recipe:
         )
 
   def switched(self, opt_state: Any) -> Bool[Array, "*shape"]:
-    """STEP's flag, found in an optimizer state by its type; else False."""
+    """STEP's flag, found in an optimizer state by its type; else False.
+
+    Args:
+      opt_state: of a transform that `transform` made.
+
+    Raises:
+      ValueError: it holds several of STEP's Adam.
+    """
     states = states_of(ScaleByStepAdamState, opt_state)
     if len(states) > 1:
       raise ValueError(

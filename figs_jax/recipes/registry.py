@@ -76,12 +76,19 @@ def _again(old: Callable, new: Callable) -> bool:
 
 
 def names() -> tuple[str, ...]:
-  """Every recipe that `create` knows, sorted."""
+  """Every recipe that `create` knows, sorted.
+
+  >>> "figs" in names()
+  True
+  """
   return tuple(sorted(_BUILDERS))
 
 
 def options(name: str) -> dict[str, Any]:
   """The options of a recipe with their defaults.
+
+  Args:
+    name: one of `names()`.
 
   Raises:
     ValueError: no recipe has that name.

@@ -64,7 +64,12 @@ class Timeline:
   ) -> Timeline:
     """The phases from their shares of the run, rounded to whole steps.
 
-    `refresh_every` 0 leaves masks alone within a stage.
+    Args:
+      total_steps: optimizer steps of the run.
+      dense: share of the dense phase.
+      finetune: share of the fine-tune phase.
+      refresh_every: steps between refreshes; 0 leaves masks alone within a
+        stage.
 
     Raises:
       ValueError: a share outside [0, 1], shares that add up to more than 1, a
@@ -90,7 +95,13 @@ class Timeline:
     return self.pace(stages, self.dense_end, self.finetune_start)
 
   def stage(self, stages: int, step: Step, switched: Flag = False) -> Step:
-    """The stage at a step: 0 in the dense phase, then 1..S."""
+    """The stage at a step: 0 in the dense phase, then 1..S.
+
+    Args:
+      stages: S, the length of the chain.
+      step: int32 scalar, may be traced.
+      switched: STEP's flag; other recipes ignore it.
+    """
     if self.switch is not None:
       return jnp.where(switched, stages, 0).astype(jnp.int32)
     starts = jnp.asarray(self.boundaries(stages), jnp.int32)
@@ -103,7 +114,14 @@ class Timeline:
     switched: Flag = False,
     was_switched: Flag = False,
   ) -> Bool[Array, ""]:
-    """True where masks are due, and at each new stage."""
+    """True where masks are due, and at each new stage.
+
+    Args:
+      stages: S, the length of the chain.
+      step: int32 scalar, may be traced.
+      switched: STEP's flag at this step.
+      was_switched: its flag one step before.
+    """
     due = self.due(step)
     if self.switch is not None:
       just = jnp.logical_and(switched, jnp.logical_not(was_switched))

@@ -138,6 +138,13 @@ class Checkpointer:
   ) -> None:
     """Writes a step in the background; an existing step is an error.
 
+    Args:
+      step: its number.
+      state: a tree of arrays.
+      data: the position of the data's iterator, as plain values.
+      config: of the run, for later checks.
+      metrics: what the best step is chosen by; None where none was measured.
+
     Raises:
       CheckpointError: the step exists already.
     """
@@ -172,7 +179,14 @@ class Checkpointer:
     )
 
   def meta(self, step: int | None = None) -> dict[str, Any]:
-    """The `meta` of a step (default: the newest one that can be read)."""
+    """The `meta` of a step.
+
+    Args:
+      step: None takes the newest one that can be read.
+
+    Raises:
+      CheckpointError: none (or not the one asked for) can be read.
+    """
     for candidate in self._candidates(step):
       try:
         return self._meta(candidate)

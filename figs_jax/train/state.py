@@ -133,6 +133,7 @@ class TrainState:
 
   @property
   def recipe(self) -> Recipe:
+    """What the masks of this run follow."""
     return self.bound.recipe
 
   def finished(self, *, ema: bool = False) -> nnx.Module:
@@ -239,6 +240,17 @@ def train_step(
   Returns:
     The next state and its metrics (loss, leak, stage, those of the loss, and
     `layers` on steps that diagnose).
+
+  >>> import optax
+  >>> from figs_jax import recipes
+  >>> recipe = recipes.create("ste", "2:4", total_steps=10, dense=0.0)
+  >>> dense = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+  >>> state = TrainState.create(
+  ...   nn.sparsify(dense, recipe.pattern), recipe, optax.sgd(0.1),
+  ...   loss=lambda model, x, key: (jnp.mean(model(x) ** 2), {}))
+  >>> state, metrics = train_step(state, jnp.ones((8, 4)))
+  >>> int(state.step), sorted(metrics)
+  (1, ['leak', 'loss', 'stage'])
   """
   return update(state, batch)
 
