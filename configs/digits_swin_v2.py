@@ -21,6 +21,7 @@ def get_config(arg: str = "figs"):
   config.model.heads = 2
   config.model.window = 2  # shifted in the first stage
   config.pattern = "ff: 1:8"
+  config.recipe.dense = 0.1
   config.total_steps = 600
   config.batch_size = 32
   config.optimizer.learning_rate = 5e-3
