@@ -32,9 +32,15 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def run(
-  main: Callable[[], Any], more_help: Callable[[], str] | None = None
+  main: Callable[..., Any],
+  more_help: Callable[[], str] | None = None,
+  *,
+  words: bool = False,
 ) -> None:
   """Parses the flags and runs `main()`; its ValueErrors are the user's.
+
+  With `words`, it is `main(words)`, what the command line has beside flags, as
+  in `--workdir runs/a runs/b`; else there may be none.
 
   Programs call only code whose ValueErrors speak to the user (building,
   restoring); the training loop raises its own types for everything else.
@@ -43,11 +49,11 @@ def run(
   and exits 0. The other flags are read first, wherever they stand, so that what
   a configuration file registers is listed too.
   """
-  parser = functools.partial(_parse, more_help=more_help)
+  parser = functools.partial(_parse, more_help=more_help, words=words)
 
-  def begin(_: list[str]) -> None:
+  def begin(argv: list[str]) -> None:
     try:
-      main()
+      main(*([argv[1:]] if words else []))
     except KeyboardInterrupt:
       fail("interrupted", code=130)
 
@@ -107,29 +113,31 @@ def emit(data: bytes) -> None:
     fail(f"standard output: {error.strerror}; send it elsewhere", code=1)
 
 
-def check_output(path: str, *, overwrite: bool) -> None:
+def check_output(path: str, *, overwrite: bool, flag: str = "--output") -> None:
   """Fails before any work where `save` would fail after it."""
   where = Path(os.path.realpath(path))
   try:
     if where.is_dir():
-      fail(f"--output {path}: this is a directory; name a file in it")
+      fail(f"{flag} {path}: this is a directory; name a file in it")
     # A link here leads to itself.
     if where.is_symlink() or (where.exists() and not where.is_file()):
-      fail(f"--output {path}: this is no regular file; name another")
+      fail(f"{flag} {path}: this is no regular file; name another")
     if where.exists() and not overwrite:
-      fail(f"--output {path}: the file exists; name another or add --overwrite")
+      fail(f"{flag} {path}: the file exists; name another or add --overwrite")
     if not where.parent.is_dir():
-      fail(f"--output {path}: there is no such directory; make it first")
+      fail(f"{flag} {path}: there is no such directory; make it first")
   except OSError as error:
-    fail(f"--output {path}: {error.strerror}; name another file")
+    fail(f"{flag} {path}: {error.strerror}; name another file")
 
 
-def save(path: str, data: bytes, *, overwrite: bool) -> None:
+def save(
+  path: str, data: bytes, *, overwrite: bool, flag: str = "--output"
+) -> None:
   """Writes a whole file or none; what it replaces stays until then.
 
   Where `path` is a link, what it leads to is written.
   """
-  check_output(path, overwrite=overwrite)
+  check_output(path, overwrite=overwrite, flag=flag)
   where = Path(os.path.realpath(path))
   part = where.with_name(f".part-{os.getpid()}")
   try:
@@ -137,11 +145,13 @@ def save(path: str, data: bytes, *, overwrite: bool) -> None:
     part.replace(where)
   except OSError as error:
     part.unlink(missing_ok=True)
-    fail(f"--output {path}: {error.strerror}; name another file")
+    fail(f"{flag} {path}: {error.strerror}; name another file")
 
 
 def _parse(
-  argv: list[str], more_help: Callable[[], str] | None = None
+  argv: list[str],
+  more_help: Callable[[], str] | None = None,
+  words: bool = False,
 ) -> list[str]:
   wanted = any(word in _HELP for word in argv[1:])
   argv = [word for word in argv if word not in _HELP]
@@ -151,7 +161,7 @@ def _parse(
     if more_help is not None:
       print(f"\n{more_help()}")
     sys.exit(0)
-  if len(rest) > 1:
+  if len(rest) > 1 and not words:
     fail(f"unexpected argument {rest[1]!r}; flags start with --")
   return rest
 

@@ -1,0 +1,40 @@
+"""A run once more, from its own config.json, with anything overridden.
+
+Command:   python launch/train.py --workdir runs/b \\
+             --config configs/again.py:runs/a/config.json
+Hardware:  as for that run.
+Hours:     as for that run.
+Expected:  on the same machine and versions, the same numbers.
+"""
+
+import json
+from pathlib import Path
+
+from flax import traverse_util
+
+from figs_jax.train.config import ConfigError, default_config
+
+
+def get_config(arg: str = ""):
+  """The experiment that was saved in the file `arg`."""
+  if not arg:
+    raise ConfigError(
+      "configs/again.py: name the config.json of a run, as in"
+      " configs/again.py:runs/a/config.json"
+    )
+  try:
+    saved = json.loads(Path(arg).read_text())
+    config = default_config(saved["recipe"]["name"], saved["family"])
+    fields = traverse_util.flatten_dict(saved, sep=".")
+    for name, value in fields.items():
+      # JSON knows no tuples.
+      fields[name] = tuple(value) if isinstance(value, list) else value
+    config.update_from_flattened_dict(fields)
+  except ConfigError:
+    raise
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise ConfigError(
+      f"{arg}: not the configuration of a run ({type(error).__name__}:"
+      f" {error}); name the config.json of its workdir"
+    ) from error
+  return config

@@ -1,0 +1,288 @@
+"""A run, or several, as one HTML file that needs nothing beside it.
+
+No script, no style sheet, font, picture or link from elsewhere: pictures are
+SVG inside the file. Whatever a configuration or a directory is called is text,
+never markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from figs_jax import engine, nn
+from figs_jax.train import pictures, study
+from figs_jax.train.evaluate import exact_nm, storage
+from figs_jax.train.history import History, evolution
+from figs_jax.train.state import finish
+from figs_jax.train.tradeoff import points
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff;
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem;
+  border-top: 1px solid #ddd; padding-top: 1rem; } h3 { font-size: 1.05rem; }
+table { border-collapse: collapse; margin: .6rem 0; display: block;
+  overflow-x: auto; }
+th, td { border-bottom: 1px solid #ddd; padding: .2rem .8rem .2rem 0;
+  text-align: left; vertical-align: top; } th { font-weight: 600; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; height: auto; } .note { color: #555; }
+.bad { color: #b00020; font-weight: 600; }
+pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; }
+"""
+
+
+class Sheet(NamedTuple):
+  """A table: names of the columns, rows of cells, columns that are numbers."""
+
+  columns: Sequence[str]
+  rows: Sequence[Sequence[Any]]
+  numbers: frozenset[int] = frozenset()
+
+
+def html(runs: Sequence[History], engines: Sequence[str]) -> str:
+  """The report: of several runs first how they compare, then each alone.
+
+  A picture that a run has no numbers for is replaced by the line that says how
+  to get them.
+
+  Args:
+    runs: from `history.histories`.
+    engines: specs of `figs_jax.engine.parse`.
+
+  Raises:
+    ValueError: a run without a checkpoint or evaluation, no such engine, or
+      matplotlib is missing.
+  """
+  title = ", ".join(run.label for run in runs)
+  parts = [f"<h1>{escape(title)}</h1>"]
+  if len(runs) > 1:
+    parts.append(_comparison(runs, engines))
+  parts += [_section(run, engines) for run in runs]
+  return (
+    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width">\n'
+    f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+    + "\n".join(parts)
+    + "\n</body>\n</html>\n"
+  )
+
+
+def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
+  found = points(runs, engines)
+  rows = [
+    (
+      point.recipe, point.pattern, percent(point.accuracies),
+      len(point.accuracies), point.engine, f"{point.speedup:.2f}×",
+      ", ".join(point.runs),
+    )
+    for point in found
+  ]  # fmt: skip
+  columns = (
+    "recipe", "pattern", "accuracy, % (± s.e.)", "seeds", "engine",
+    "modelled speed-up", "runs",
+  )  # fmt: skip
+  return "\n".join(
+    [
+      "<h2>Comparison</h2>",
+      _table(Sheet(columns, rows, frozenset({2, 3, 5}))),
+      _picture("accuracy against speed-up", lambda: pictures.pareto(found)),
+      _picture("training", lambda: pictures.training(runs)),
+    ]
+  )
+
+
+def _section(run: History, engines: Sequence[str]) -> str:
+  _, _, step = run.restored
+  leaves = nn.masked_leaves(run.model)
+  weights = [finish(state)[0] for state in run.states]
+  report = engine.report(run.layers, list(engines))
+  parts = [
+    f"<h2>{escape(run.label)}</h2>",
+    f'<p class="note">Recipe {escape(run.recipe)}, step {step:,} of'
+    f" {run.config['total_steps']:,}. All numbers are of the finished model:"
+    " pruned entries are exact zeros.</p>",
+    "<h3>Results</h3>",
+    _table(_results(run, storage(weights[0], leaves), report)),
+    "<h3>Curves</h3>",
+    _picture("training", lambda: pictures.training([run])),
+  ]
+  if leaves:
+    parts += [
+      _picture("mask changes", lambda: pictures.flips([run])),
+      _picture("gradient variance", lambda: pictures.variance([run])),
+      "<h3>Masks</h3>",
+      _picture("masks", lambda: pictures.masks(evolution(run))),
+      "<h3>Exactness, per layer</h3>",
+      _table(exactness(weights, leaves)),
+    ]
+  parts += [
+    "<h3>Engines</h3>",
+    _table(_engines(report)),
+    f'<p class="note">{escape(report.caption)} One image or sequence per pass.'
+    "</p>",
+    _picture("rooflines", lambda: _roofline(report)),
+    "<h3>Repeat it</h3>",
+    f"<pre>{escape(command(run))}</pre>",
+    '<p class="note">The file is in the workdir; its text is below.</p>',
+    _table(_versions(run)),
+    "<details><summary>Configuration</summary>",
+    f"<pre>{escape(json.dumps(run.config, indent=2, sort_keys=True))}</pre>",
+    "</details>",
+  ]
+  return "\n".join(parts)
+
+
+def command(run: History) -> str:
+  """What trains the run again, for a shell."""
+  saved = shlex.quote(f"configs/again.py:{run.path / 'config.json'}")
+  return (
+    f"python launch/train.py --config {saved} \\\n"
+    f"  --workdir {shlex.quote(f'{run.path}-again')}"
+  )
+
+
+def percent(values: Sequence[float]) -> str:
+  """Mean ± standard error of shares, in %.
+
+  >>> percent([0.9, 0.92]), percent([0.9])
+  ('91.00 ± 1.00', '90.00')
+  """
+  mean, error = study.mean_and_se(values)
+  spread = "" if math.isnan(error) else f" ± {100 * error:.2f}"
+  return f"{100 * mean:.2f}{spread}"
+
+
+def exactness(weights: Sequence[Any], leaves: Any) -> Sheet:
+  """Per masked kernel: shape, pattern, and whether every seed is exactly N:M.
+
+  Args:
+    weights: finished parameters, one tree per seed.
+    leaves: path -> `Leaf`.
+  """
+  checks = [exact_nm(params, leaves) for params in weights]
+  rows = [
+    (
+      path,
+      " × ".join(map(str, leaf.shape)),
+      str(leaf.pattern),
+      "yes" if all(check[path] for check in checks) else "NO",
+    )
+    for path, leaf in leaves.items()
+  ]
+  return Sheet(("kernel", "shape", "pattern", "exactly N:M"), rows)
+
+
+def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
+  accuracies = run.accuracies()
+  layers = engine.Layers.of(run.layers)
+  flops = float(engine.flops(layers).sum())
+  dense = float(engine.flops(layers.dense()).sum())
+  rows = [("test accuracy, %", percent(accuracies))]
+  if len(accuracies) > 1:
+    each = ", ".join(f"{100 * value:.2f}" for value in accuracies)
+    rows.append((f"each of {len(accuracies)} seeds, %", each))
+  for name, value in _last_evaluation(run).items():
+    rows.append((name.replace("_", " "), value))
+  rows += [
+    ("zeros in masked kernels, %", f"{100 * stored['sparsity']:.2f}"),
+    (
+      "zeros in all parameters, %",
+      f"{100 * stored['sparsity_all_parameters']:.2f}",
+    ),
+    ("parameters", f"{stored['parameters']:,}"),
+    ("bytes, packed", f"{stored['bytes_packed']:,}"),
+    ("bytes, dense", f"{stored['bytes_dense']:,}"),
+    ("FLOPs of a forward pass", f"{flops:,.0f}"),
+    ("the same, share of dense", f"{flops / dense:.3f}"),
+  ]
+  for total in report.totals:
+    rows.append(
+      (f"modelled speed-up on {total.engine}", f"{total.speedup:.2f}×")
+    )
+  return Sheet(("what", "value"), rows, frozenset({1}))
+
+
+def _last_evaluation(run: History) -> dict[str, str]:
+  """What was measured beside accuracy, mean ± standard error."""
+  rows = [row for row in run.rows if "eval/accuracy" in row]
+  found = {}
+  for name, value in rows[-1].items():
+    measure = name.removeprefix("eval/")
+    if (
+      not name.startswith("eval/")
+      or "/" in measure
+      or measure.endswith("_se")
+      or measure == "accuracy"
+    ):
+      continue
+    error = rows[-1].get(f"{name}_se", math.nan)
+    spread = "" if math.isnan(error) else f" ± {error:.4g}"
+    found[f"test {measure}"] = f"{value:.4g}{spread}"
+  return found
+
+
+def _engines(report: Any) -> Sheet:
+  columns = (
+    "engine", "pattern", "modelled speed-up", "time", "utilisation",
+    "energy, nJ", "memory traffic, bytes",
+  )  # fmt: skip
+  rows = [
+    (
+      total.engine, total.pattern, f"{total.speedup:.2f}×",
+      f"{total.cycles:,} {total.unit}", f"{total.utilisation:.3f}",
+      f"{total.energy_pj / 1000:,.1f}", f"{total.dram_bytes:,}",
+    )
+    for total in report.totals
+  ]  # fmt: skip
+  return Sheet(columns, rows, frozenset(range(2, 7)))
+
+
+def _versions(run: History) -> Sheet:
+  from figs_jax.train.checkpoint import Checkpointer
+
+  with Checkpointer(run.path, read_only=True) as checkpoints:
+    versions = checkpoints.meta()["versions"]
+  return Sheet(("trained with", "version"), list(versions.items()))
+
+
+def _roofline(report: Any) -> Any:
+  from figs_jax.engine.plots import roofline
+
+  return roofline(report)
+
+
+def _table(sheet: Sheet) -> str:
+  def line(tag: str, cells: Iterable[Any]) -> str:
+    out = []
+    for place, cell in enumerate(cells):
+      words = ["number"] if place in sheet.numbers else []
+      words += ["bad"] if cell == "NO" else []
+      attribute = f' class="{" ".join(words)}"' if words else ""
+      out.append(f"<{tag}{attribute}>{escape(str(cell))}</{tag}>")
+    return f"<tr>{''.join(out)}</tr>"
+
+  lines = [line("th", sheet.columns)]
+  lines += [line("td", row) for row in sheet.rows]
+  return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _picture(name: str, draw: Callable[[], Any]) -> str:
+  """The figure, or the line that says why there is none."""
+  pictures.figure_type()  # without matplotlib there is no report
+  try:
+    figure = draw()
+  except ValueError as error:
+    return (
+      f'<p class="note">No picture of {escape(name)}: {escape(str(error))}</p>'
+    )
+  data = base64.b64encode(pictures.image(figure, "svg")).decode()
+  return (
+    f'<p><img alt="{escape(name)}" src="data:image/svg+xml;base64,{data}"></p>'
+  )
