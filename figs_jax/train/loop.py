@@ -87,7 +87,6 @@ def train(
     processes.preemption() as stopped,
     Checkpointer(workdir, keep=config.keep) as checkpoints,
   ):
-    _write_config(workdir, config)
     state, position = _begin(experiment, checkpoints, abstract, shardings)
     batches = experiment.task.train_batches(
       config.batch_size // jax.process_count(),
@@ -97,6 +96,7 @@ def train(
     if position is not None:
       batches.set_state(position)
     start = int(state.step)
+    _write_config(workdir, config)  # not before: a refused run changes nothing
     with MetricLog(
       workdir,
       start,

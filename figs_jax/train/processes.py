@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,7 +37,9 @@ def join() -> None:
   Who the others are is read from JAX_COORDINATOR_ADDRESS (host:port of the
   first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID where they are set, and
   else, by `jax.distributed.initialize`, from what SLURM, Open MPI, Kubernetes
-  or a TPU pod says. Processes but the first log errors only.
+  or a TPU pod says. Processes but the first log errors only. From here on, an
+  exception that nobody catches ends this process at once, with code 1: others
+  would have to wait for one that waits for them.
 
   Raises:
     ValueError: nothing says who the others are, or it is no sense.
@@ -54,8 +57,20 @@ def join() -> None:
       f" start it under SLURM or on a TPU pod, or set {_ADDRESS}, {_COUNT} and"
       f" {_INDEX}"
     ) from error
+  _leave_on_error()
   if not is_first():
     logging.getLogger("figs_jax").setLevel(logging.ERROR)
+
+
+def _leave_on_error() -> None:
+  show = sys.excepthook
+
+  def hook(kind, error, trace):
+    show(kind, error, trace)
+    sys.stderr.flush()
+    os._exit(1)  # JAX's exit handler is where the waiting is done
+
+  sys.excepthook = hook
 
 
 def _given(
