@@ -82,9 +82,8 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
   (1000, 8)
   """
   found = {}
-  dialect = _dialects(model)[0]
   for path, leaf in parameters(model).items():
-    place = _place(dialect, path, tuple(leaf.shape))
+    place = place_of(model, path, tuple(leaf.shape))
     value = np.asarray(leaf[...])
     for name, layer in zip(place.names, value if place.stacked else [value]):
       found[name] = place.layout.to_theirs(layer, _heads(model))
@@ -185,6 +184,15 @@ def _leaves(
         part = number if len(parts) > 1 else None
         rows.append((theirs + their_end, re.compile(pattern), layout, part))
   return tuple(rows)
+
+
+def place_of(model: nnx.Module, path: str, shape: Size) -> Place:
+  """Where a parameter is in the files of Hugging Face.
+
+  Raises:
+    PretrainedError: a model of no known family, or no such parameter.
+  """
+  return _place(_dialects(model)[0], path, shape)
 
 
 def _place(dialect: Dialect, path: str, shape: Size) -> Place:

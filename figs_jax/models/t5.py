@@ -244,10 +244,12 @@ class T5(nnx.Module):
         there the logits of such an id are not a number.
     """
     inputs, targets = self.ids("inputs", inputs), self.ids("targets", targets)
-    if len(inputs) != len(targets):
+    # Not len(): an exported program's batch is a symbol.
+    rows, given = inputs.shape[0], targets.shape[0]
+    if rows != given:
       raise ValueError(
-        f"T5: {len(inputs)} rows of inputs and {len(targets)} of targets; give"
-        " one target to each input"
+        f"T5: {rows} rows of inputs and {given} of targets; give one target to"
+        " each input"
       )
     encoded, inputs_seen = self.encode(inputs)
     tokens = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=PAD)

@@ -232,7 +232,7 @@ class ViT(nnx.Module):
       cls = self.cls_token[...].astype(self.dtype)
       cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.width))
       x = jnp.concatenate([cls, x], axis=1)
-    x = self.dropout(x + self._positions().astype(self.dtype))
+    x = self.dropout(x + self.positions().astype(self.dtype))
     rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
     x, _ = stack.run(self.blocks, x, per_layer=rates, remat=self.remat)
     x = self.norm(x)
@@ -265,7 +265,8 @@ class ViT(nnx.Module):
       ]
     return [*rows, row("head", batch, self.num_classes, width, self.head)]
 
-  def _positions(self) -> Array:
+  def positions(self) -> Float[Array, "1 tokens width"]:
+    """What is added to the tokens, learned or not."""
     if self.pos == "learned":
       return self.pos_embed[...]
     table = sincos_positions(self.grid, self.width)
