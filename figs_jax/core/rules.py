@@ -31,8 +31,8 @@ def nearest(word: str, choices) -> str:
   """
   choices = sorted(choices)
   close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-  hint = f"did you mean {close[0]!r}? " if close else ""
-  return f"{hint}Known: {', '.join(choices) or 'none'}"
+  hint = f"did you mean {close[0]!r}? Known" if close else "known"
+  return f"{hint}: {', '.join(choices) or 'none'}"
 
 
 def word_table(**words: str) -> dict[str, str]:

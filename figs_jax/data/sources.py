@@ -222,9 +222,14 @@ def _first_line(error: BaseException) -> str:
 def _nearest(word: str, choices: Any, show: int = 40) -> str:
   """A hint for an error: the closest choices, and a few of all."""
   close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-  hint = f"did you mean {close[0]!r}? " if close else ""
+  known, near = "known", "near it"
+  if close:
+    known, near = (
+      f"did you mean {close[0]!r}? {word.capitalize()}"
+      for word in (known, near)
+    )
   listed = sorted(choices)
   if len(listed) > show:
     listed = difflib.get_close_matches(word, choices, n=show, cutoff=0.0)
-    return f"{hint}Near it: {', '.join(listed)}"
-  return f"{hint}Known: {', '.join(listed)}"
+    return f"{near}: {', '.join(listed)}"
+  return f"{known}: {', '.join(listed)}"

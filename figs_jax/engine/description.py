@@ -135,5 +135,5 @@ def nearest(word: object, choices: Iterable[str]) -> str:
   """A hint for an error message: the closest choice, then all of them."""
   choices = sorted(choices)
   close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
-  hint = f"did you mean {close[0]!r}? " if close else ""
-  return f"{hint}Known: {', '.join(choices)}"
+  hint = f"did you mean {close[0]!r}? Known" if close else "known"
+  return f"{hint}: {', '.join(choices)}"

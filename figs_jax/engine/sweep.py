@@ -260,9 +260,11 @@ class Sweep:
       chunk: how many points to evaluate at a time, about.
 
     Raises:
-      ValueError: an unknown field.
+      ValueError: an unknown field, or a chunk that is no whole number from 1.
     """
     self._walker.check(names)
+    if not isinstance(chunk, int) or chunk < 1:
+      raise ValueError(f"chunk={chunk!r}: give a whole number from 1")
     whole = () if self._rough else set(names) - self._ratios
     reduction = Columns(tuple(names), tuple(sorted(whole)), where)
     steps = chunk // (self._walker.grid.slots * self._walker.devices)

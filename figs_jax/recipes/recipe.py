@@ -192,6 +192,7 @@ class Recipe:
 
   def _bind(self, leaves: tuple[tuple[str, Leaf], ...]) -> BoundRecipe:
     bound = []
+    shortened: dict[tuple[int, NM, NM], list[str]] = {}
     for path, leaf in leaves:
       self._check_pattern(path, leaf)
       check_groups(path, leaf.shape, leaf.pattern, leaf.axis)
@@ -208,14 +209,19 @@ class Recipe:
           f" recipe {self.name!r} starts at {chain[0]}; give it a smaller k"
         )
       if chain != wanted:
-        _log.warning(
-          "%s: group axis of length %d cannot hold %s; its chain starts at %s",
-          path,
-          length,
-          wanted[0],
-          chain[0],
-        )
+        key = length, wanted[0], chain[0]
+        shortened.setdefault(key, []).append(path)
       bound.append(BoundLeaf(path, leaf, chain))
+    for (length, first, start), paths in shortened.items():
+      _log.warning(
+        "group axis of length %d cannot hold %s, so the chain starts at %s: %s",
+        length,
+        first,
+        start,
+        paths[0]
+        if len(paths) == 1
+        else f"{paths[0]} and {len(paths) - 1} more",
+      )
     return BoundRecipe(self, tuple(bound))
 
   def transform(

@@ -251,8 +251,10 @@ class Checkpointer:
   def _candidates(self, step: int | None) -> Iterator[int]:
     steps = self.steps()
     if not steps:
+      runs = sorted(self.path.parent.glob(f"*/{self.path.name}"))
+      such = f", such as {runs[0].parent}" if runs else ""
       raise CheckpointError(
-        f"{self.path}: no checkpoint here; give the --workdir of a run"
+        f"{self.path}: no checkpoint here; give the --workdir of a run{such}"
       )
     if step is None:
       yield from reversed(steps)

@@ -178,7 +178,7 @@ def test_every_key_is_read():
     ("tpu", "name the chip, as in 'tpu:v4'"),
     ("tensorcore", "name the chip, as in 'tensorcore:a100'"),
     ("tpu:v5", "unknown chip 'v5', did you mean 'v5"),
-    ("tpu:h200", "unknown chip 'h200'.*Known: v4"),
+    ("tpu:h200", "unknown chip 'h200'.*[Kk]nown: v4"),
     ("tensorcore:v5e", "unknown chip 'v5e'"),
     ("csr:h20", "unknown chip 'h20', did you mean 'h200'"),
     ("gpu:h200:sparse=true", "unknown key 'sparse'"),
@@ -187,7 +187,7 @@ def test_every_key_is_read():
     ("tpu:v5e:side=0", "side: got 0"),
     ("tpu:v5e:overhead=-1", "overhead: got -1; give integers from 0"),
     ("tpu:v5e:peak=1e3", "peak='1e3' is no whole number"),
-    ("tensorcore:h200:fallback=1", "fallback='1'.*Known: false, true"),
+    ("tensorcore:h200:fallback=1", "fallback='1'.*[Kk]nown: false, true"),
     ("csr:h200:pointer_bytes=-4", "pointer_bytes: got -4"),
   ],
 )

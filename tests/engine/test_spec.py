@@ -41,7 +41,7 @@ def test_a_bare_kind_is_the_preset_of_512_multipliers(kind):
   "spec, message",
   [
     ("wss:32x32", "unknown kind 'wss', did you mean 'ws'"),
-    ("vgeta-s-16-2", "unknown kind 'vgeta-s-16-2'.*Known: .*is, os"),
+    ("vgeta-s-16-2", "unknown kind 'vgeta-s-16-2'.*[Kk]nown: .*is, os"),
     ("", "unknown kind ''"),
     ("ws:32", "size '32' is not ROWSxCOLS.*'ws:32x16'"),
     ("ws:32x", "size '32x'"),
@@ -50,7 +50,7 @@ def test_a_bare_kind_is_the_preset_of_512_multipliers(kind):
     ("ws:4x99999999999999999999", "cols: got 9+; give integers from 1"),
     ("ws:8x8:overlp=none", "unknown key 'overlp', did you mean 'overlap'"),
     ("ws:8x8:overlap=ful", "overlap='ful', did you mean 'full'"),
-    ("ws:8x8:sparse=yes", "sparse='yes'.*Known: false, true"),
+    ("ws:8x8:sparse=yes", "sparse='yes'.*[Kk]nown: false, true"),
     ("ws:8x8:overlap", "cannot read 'overlap'; write key=value"),
     ("ws:8x8:overlap=", "cannot read 'overlap='"),
     ("ws:8x8:", "cannot read ''"),

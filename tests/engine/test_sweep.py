@@ -324,7 +324,9 @@ def test_layers_that_do_not_go_with_a_sweep_are_refused():
   for k in (0, -1, 1.5, True):
     with pytest.raises(ValueError, match="give how many points, 1 or more"):
       inspect.unwrap(Sweep.smallest)(sweep("ws", SIZES), "cycles", k)
-  with pytest.raises(ValueError, match="float16.*Known: exact, float32"):
+  with pytest.raises(ValueError, match="chunk=0: give a whole number from 1"):
+    next(sweep("ws", SIZES).chunks(["cycles"], chunk=0))
+  with pytest.raises(ValueError, match="float16.*[Kk]nown: exact, float32"):
     sweep("ws", SIZES, precision="float16")
 
 

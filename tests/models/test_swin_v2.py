@@ -216,7 +216,7 @@ def test_a_model_without_dropout_has_no_other_state():
   ("variant", "options", "message"),
   [
     ("B-w8-256", {}, "write size/window-image, as in 'B/w8-256'"),
-    ("X/w8-256", {}, "SwinV2 variant 'X/w8-256'.*Known: B, L, S, T, custom"),
+    ("X/w8-256", {}, "SwinV2 variant 'X/w8-256'.*[Kk]nown: B, L, S, T, custom"),
     ("B/w8-256to384", {}, "not the window; write 'w8to8-256to384'"),
     ("custom/4", {}, "needs width="),
     ("custom/4", {"width": 8, "depths": (1,), "heads": 2}, "needs window="),

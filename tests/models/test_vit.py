@@ -238,7 +238,7 @@ def test_a_sparse_model_equals_a_dense_one_with_zeros():
     ("S/16", {"image_size": (224, 100)}, "100 is not a multiple.*=96"),
     ("S/16", {"image_size": (1, 2, 3)}, "give one number or two"),
     ("S/16", {"heads": 5}, "5 heads do not divide width 384.*heads=4"),
-    ("S/16", {"pool": "map"}, "pool='map'.*Known: cls, gap"),
+    ("S/16", {"pool": "map"}, "pool='map'.*[Kk]nown: cls, gap"),
     ("S/16", {"pos": "learn"}, "did you mean 'learned'"),
     ("S/16", {"width": 6, "heads": 2, "pos": "sincos"}, "width that 4 divides"),
     ("S/16", {"width": None, "num_classes": 0}, "num_classes=0 is below 1"),

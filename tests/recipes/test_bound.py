@@ -102,6 +102,15 @@ def test_a_run_equals_brute_force_and_compiles_once(
   )
 
 
+def test_kernels_of_one_shape_are_said_once(caplog):
+  recipe = create("figs", "1:4", 100)
+  alike = {f"{i}/kernel": LEAVES["b/0/kernel"] for i in range(3)}
+  with caplog.at_level(logging.WARNING):
+    recipe.bind(alike)
+  (said,) = (record.getMessage() for record in caplog.records)
+  assert said.endswith(": 0/kernel and 2 more")
+
+
 def test_every_leaf_gets_the_largest_chain_that_fits(caplog):
   recipe = create("figs", "1:4", 100, dense=0.1, finetune=0.1)
   with caplog.at_level(logging.WARNING):
@@ -113,7 +122,7 @@ def test_every_leaf_gets_the_largest_chain_that_fits(caplog):
     "b/1/kernel": "1:4",  # groups of 3 * 4 = 12
   }
   said = [record.getMessage() for record in caplog.records]
-  assert [text.split(":")[0] for text in said] == ["b/0/kernel", "b/1/kernel"]
+  assert [text.split(": ")[-1] for text in said] == ["b/0/kernel", "b/1/kernel"]
   assert "length 48" in said[0] and "4:16" in said[0]
   # Each chain is spread over the same decay phase, steps 10 to 90.
   masks_at = jax.jit(bound.masks)

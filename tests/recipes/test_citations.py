@@ -76,7 +76,7 @@ def test_every_kind_of_engine_is_known():
   assert {re.split("[:-]", spec)[0] for spec in SPECS} == set(citations.ENGINES)
   with pytest.raises(ValueError) as error:
     parse("nonsense")
-  known = re.findall(r"[a-z]+", str(error.value).partition("Known: ")[2])
+  known = re.findall(r"[a-z]+", str(error.value).partition("nown: ")[2])
   assert set(known) == set(citations.ENGINES)
 
 

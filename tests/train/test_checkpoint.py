@@ -95,6 +95,10 @@ def test_missing(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint here"):
       checkpoints.restore(example_state())
   assert not (tmp_path / "no").exists()
+  save_steps(tmp_path / "runs" / "a", [1])
+  with Checkpointer(tmp_path / "runs", read_only=True) as checkpoints:
+    with pytest.raises(CheckpointError, match="such as .*/runs/a$"):
+      checkpoints.restore(example_state())
   save_steps(tmp_path, [1])
   with Checkpointer(tmp_path, read_only=True) as checkpoints:
     with pytest.raises(CheckpointError, match=r"no step 5; there are 1"):
