@@ -20,9 +20,6 @@ NO_EXAMPLE = {
   "data.find_texts",
   "data.load",
   "data.train_batches",
-  "export.check_free",
-  "export.check_suffix",
-  "export.opened",
   "export.read_program",
   "export.weights",
   "export.write",
@@ -30,16 +27,10 @@ NO_EXAMPLE = {
   "export.write_packed",
   "export.write_semi_structured",
 }
-# One argument, which the first sentence says all about.
+# Without "Args:", as their first sentence says it.
 NO_ARGS = {
   "export.cast",
-  "export.check_free",
-  "export.check_suffix",
-  "export.decompress",
-  "export.opened",
-  "export.read",
   "export.read_program",
-  "export.weights",
 }
 
 

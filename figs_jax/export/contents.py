@@ -42,6 +42,9 @@ class Weight:
 def weights(path: str | Path) -> list[Weight]:
   """What a .safetensors file stands for, in the order of its names.
 
+  Args:
+    path: of the file, as any of the writers made it.
+
   Raises:
     ExportError: a file that is damaged or contradicts itself.
   """
@@ -69,6 +72,9 @@ def weights(path: str | Path) -> list[Weight]:
 
 def read(path: str | Path) -> dict[str, Shaped[np.ndarray, "*shape"]]:
   """The arrays of a .safetensors file by name, unpacked, bit for bit.
+
+  Args:
+    path: of the file, as any of the writers made it.
 
   Raises:
     ExportError: a file that is damaged or contradicts itself, or that holds

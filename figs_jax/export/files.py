@@ -107,9 +107,23 @@ class Entry:
 def opened(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
   """The tensors of a .safetensors file by name, and its metadata.
 
+  Args:
+    path: of the file.
+
+  Returns:
+    Entries, whose arrays are read when asked for, and the header's metadata.
+
   Raises:
     ExportError: no such file, or one that is no whole safetensors file: a line
       says in what it contradicts itself.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   file = f"{folder}/a.safetensors"
+  ...   write(file, {"w": np.zeros((2, 4), np.float32)}, metadata={"by": "us"})
+  ...   entries, metadata = opened(file)
+  >>> entries["w"].shape, metadata
+  ((2, 4), {'by': 'us'})
   """
   from safetensors import SafetensorError, safe_open
 
@@ -155,8 +169,13 @@ def write(
 def check_suffix(path: str | Path) -> None:
   """Raises unless a path says that it is of a safetensors file.
 
+  Args:
+    path: need not exist.
+
   Raises:
     ExportError: it does not.
+
+  >>> check_suffix("model.safetensors")
   """
   if Path(path).suffix != SUFFIX:
     raise ExportError(f"{path}: name a file that ends in {SUFFIX}")

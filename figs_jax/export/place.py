@@ -62,10 +62,19 @@ def check_free(
   overwrite: bool = False,
   own: Collection[str] | None = None,
 ) -> None:
-  """Raises where nothing could be written; arguments as of `replacing`.
+  """Raises where nothing could be written.
+
+  Args:
+    path: of the file or directory to come.
+    overwrite: as in `replacing`.
+    own: as in `replacing`.
 
   Raises:
     ExportError: something else is there, or there is no directory for it.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   check_free(f"{folder}/new.safetensors")
   """
   where = Path(os.path.realpath(path))
   is_taken = False

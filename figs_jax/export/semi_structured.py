@@ -103,6 +103,11 @@ def decompress(
 ) -> Shaped[np.ndarray, "out inputs"]:
   """The weight that was compressed.
 
+  Args:
+    packed: the kept values.
+    meta: int16, where they were.
+    name: of the tensor, for error messages.
+
   Raises:
     ExportError: parts that do not fit one another, or metadata that names no
       two places in order.
