@@ -20,7 +20,7 @@ SCRIPTS = sorted(
   for path in [
     *REPO.glob("launch/*.sh"),
     *REPO.glob("launch/*.sbatch"),
-    REPO / ".ci" / "run",
+    *REPO.glob(".ci/*"),
   ]
 )
 TPU = ["--name=slice", "--zone=us-west4-a", "--type=v5litepod-16"]

@@ -164,11 +164,13 @@ def test_nan_stops_and_names_step_and_checkpoint(tmp_path, data_dir, every):
 def test_resuming_under_another_configuration_is_refused(tmp_path, data_dir):
   finish(start("ste", tmp_path, data_dir, total_steps=8))
   before = json.dumps(rows(tmp_path))
+  config = (tmp_path / "config.json").read_text()
   process = start("ste", tmp_path, data_dir, total_steps=16)
   output, _ = process.communicate(timeout=300)
   assert process.returncode == 2, output
   assert "another total_steps" in output.strip().splitlines()[-1]
   assert json.dumps(rows(tmp_path)) == before
+  assert (tmp_path / "config.json").read_text() == config
   finish(
     start(
       "ste",
