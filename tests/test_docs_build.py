@@ -18,8 +18,10 @@ PAGES = sorted(DOCS.rglob("*.md"))
 ROOMS = figs_jax._ROOMS
 LANGUAGES = {
   "python",  # run by test_docs.py
+  "py",  # for other libraries, not run here
   "bash",
-  "bibtex",
+  "json",
+  "yaml",
   "",  # equations and what programs print
   "{eval-rst}",
   "{toctree}",
@@ -40,11 +42,18 @@ class Page(HTMLParser):
     self.links += [attrs[k] for k in ("href", "src") if attrs.get(k)]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def test_the_pages_build_and_lead_somewhere(tmp_path):
+  """One test, since workers that share the suite would each build again."""
+  built = build(tmp_path)
+  every_public_name_is_on_the_page_of_its_room(built)
+  the_page_of_the_package_has_its_names(built)
+  internal_links_and_anchors_lead_somewhere(built)
+
+
+def build(out):
+  """The pages of HTML by path; a warning fails."""
   for library in ("sphinx", "myst_parser", "furo"):
     pytest.importorskip(library, reason="pip install 'figs_jax[docs]'")
-  out = tmp_path_factory.mktemp("docs")
   done = subprocess.run(
     [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     + ["-d", str(out / "trees"), str(DOCS), str(out / "html")],
@@ -60,7 +69,7 @@ def built(tmp_path_factory):
   }
 
 
-def test_every_public_name_is_on_the_page_of_its_room(built):
+def every_public_name_is_on_the_page_of_its_room(built):
   for room in ROOMS:
     page = built[Path(f"api/{room}.html")]
     module = importlib.import_module(f"figs_jax.{room}")
@@ -72,7 +81,7 @@ def test_every_public_name_is_on_the_page_of_its_room(built):
     assert wanted <= page.ids, sorted(wanted - page.ids)
 
 
-def test_the_page_of_the_package_has_its_names(built):
+def the_page_of_the_package_has_its_names(built):
   text = (DOCS / "api" / "figs_jax.md").read_text()
   named = set(re.findall(r"^\| `figs\.(\w+)`", text, re.MULTILINE))
   named |= set(re.findall(r":: figs_jax\.(\w+)$", text, re.MULTILINE))
@@ -83,7 +92,7 @@ def test_the_page_of_the_package_has_its_names(built):
     assert target in built[Path(f"api/{room}.html")].ids
 
 
-def test_internal_links_and_anchors_lead_somewhere(built):
+def internal_links_and_anchors_lead_somewhere(built):
   root = built.keys()
   checked = 0
   for path, page in built.items():
