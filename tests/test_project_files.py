@@ -4,6 +4,7 @@ import configparser
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -51,8 +52,16 @@ def test_hooks_pin_tools_that_the_checks_also_use():
 def test_what_the_guide_names_exists():
   text = (ROOT / "CONTRIBUTING.md").read_text()
   named = re.findall(r"`((?:tests|figs_jax|launch|docs)/[\w/.]+)`", text)
-  named += re.findall(r"\]\(([^)#:]+)\)", text)
-  named += re.findall(r"bash (launch/\w+\.sh)", text)
-  assert len(named) > 8
+  assert len(named) > 4
+  for path in named:
+    assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_and_commands_of_a_page_exist(page):
+  text = (ROOT / page).read_text()
+  named = re.findall(r"\]\(([^)#:]+)\)", text)
+  named += re.findall(r"(?:bash|python) ((?:launch|docs)/\w+\.\w+)", text)
+  assert len(named) > 4
   for path in named:
     assert (ROOT / path).exists(), path
