@@ -5,12 +5,13 @@ here knows a model or a workdir; `figs_jax.train.export` does.
 """
 
 from figs_jax.export.contents import Weight, read, weights
-from figs_jax.export.files import Entry, opened, write
+from figs_jax.export.files import SUFFIX, Entry, check_suffix, opened, write
 from figs_jax.export.patterns import Finding, survey
-from figs_jax.export.place import ExportError
-from figs_jax.export.program import read_program, write_program
+from figs_jax.export.place import ExportError, check_free
+from figs_jax.export.program import PLATFORMS, read_program, write_program
 from figs_jax.export.semi_structured import compress, decompress
 from figs_jax.export.writers import (
+  DENSE,
   cast,
   write_dense,
   write_packed,
@@ -18,11 +19,16 @@ from figs_jax.export.writers import (
 )
 
 __all__ = [
+  "DENSE",
+  "PLATFORMS",
+  "SUFFIX",
   "Entry",
   "ExportError",
   "Finding",
   "Weight",
   "cast",
+  "check_free",
+  "check_suffix",
   "compress",
   "decompress",
   "opened",

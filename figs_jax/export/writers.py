@@ -25,6 +25,7 @@ from figs_jax.export.manifest import MOST_M, PARTS, Record, written
 from figs_jax.export.place import ExportError, replacing
 
 MODEL, CONFIG = "model.safetensors", "config.json"
+DENSE = (MODEL, CONFIG)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -72,7 +73,7 @@ def write_dense(
     ExportError: a tensor that is not N:M, or a place that cannot be written.
   """
   arrays = _checked(tensors, leaves)
-  with replacing(directory, overwrite=overwrite, own=(MODEL, CONFIG)) as part:
+  with replacing(directory, overwrite=overwrite, own=DENSE) as part:
     # The format's name for [out, in] kernels, which other readers ask for.
     files.save(part / MODEL, arrays, {"format": "pt"})
     text = json.dumps(dict(config), indent=2) + "\n"

@@ -1,8 +1,10 @@
 """Files from strangers are data, and files of ours are whole or absent."""
 
+import ast
 import json
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from figs_jax.export import place
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 TWO = {"dtype": "I16", "shape": [2, 1], "data_offsets": [8, 12]}
 DATA = bytes(range(12))
+PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve"}
 
 
 def raw(header, data=DATA):
@@ -161,6 +164,22 @@ def test_a_corrupted_file_is_read_alike_or_refused(packed, data):
   for name, value in found.items():
     # Which of two names is changed is not protected by a hash; what is, is.
     assert value.tobytes() in {each.tobytes() for each in want.values()}, name
+
+
+def test_nothing_of_ours_unpickles():
+  root = Path(export.__file__).parents[2]
+  for room in ("figs_jax", "launch", "configs", "docs", "benchmarks"):
+    for path in sorted((root / room).rglob("*.py")):
+      for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+          names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+          names = [node.module or ""]
+        for name in names:
+          assert name.split(".")[0] not in PICKLES, f"{path} imports {name}"
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+          assert getattr(node.value, "value", None) is False, path
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):
