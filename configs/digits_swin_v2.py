@@ -5,8 +5,11 @@ Command:   python launch/train.py --config configs/digits_swin_v2.py:figs \\
 Hardware:  two CPU cores.
 Hours:     .01 a seed.
 Expected:  3 seeds, % of 355 images (± s.e.): dense 96.2 ± .2; at 1:8 on the
-           feed-forward figs 96.3 ± .0, mdgf_exp 96.0 ± .3, step 95.8 ± .0,
-           sr_ste 95.5 ± .3.
+           feed-forward mdgf_exp 96.4 ± .2, sr_ste 96.3 ± .2, figs 96.1 ± .4,
+           step 95.8 ± .0; more in docs/results.md.
+
+All recipes have the same dense warm-up, a tenth of the run; STEP switches by
+itself, at the earliest there.
 """
 
 from figs_jax.train.config import default_config
