@@ -141,7 +141,7 @@ def _section(run: History, engines: Sequence[str]) -> str:
 
 def command(run: History) -> str:
   """What trains the run again, for a shell."""
-  saved = shlex.quote(f"configs/again.py:{run.path / 'config.json'}")
+  saved = shlex.quote(f"launch/again.py:{run.path / 'config.json'}")
   return (
     f"python launch/train.py --config {saved} \\\n"
     f"  --workdir {shlex.quote(f'{run.path}-again')}"

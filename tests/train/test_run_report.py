@@ -155,7 +155,7 @@ def test_a_kernel_that_is_not_exact_is_seen(run):
 def test_the_command_names_the_run(page, run):
   words = shlex.split(run_report.command(run).replace("\\\n", " "))
   assert words[:2] == ["python", "launch/train.py"]
-  assert words[3] == f"configs/again.py:{run.path / 'config.json'}"
+  assert words[3] == f"launch/again.py:{run.path / 'config.json'}"
   assert words[4:] == ["--workdir", f"{run.path}-again"]
 
 

@@ -1,7 +1,7 @@
 """A run once more, from its own config.json, with anything overridden.
 
 Command:   python launch/train.py --workdir runs/b \\
-             --config configs/again.py:runs/a/config.json
+             --config launch/again.py:runs/a/config.json
 Hardware:  as for that run.
 Hours:     as for that run.
 Expected:  on the same machine and versions, the same numbers.
@@ -19,16 +19,19 @@ def get_config(arg: str = ""):
   """The experiment that was saved in the file `arg`."""
   if not arg:
     raise ConfigError(
-      "configs/again.py: name the config.json of a run, as in"
-      " configs/again.py:runs/a/config.json"
+      "launch/again.py: name the config.json of a run, as in"
+      " launch/again.py:runs/a/config.json"
     )
   try:
     saved = json.loads(Path(arg).read_text())
     config = default_config(saved["recipe"]["name"], saved["family"])
-    fields = traverse_util.flatten_dict(saved, sep=".")
+    fields = _fields(saved)
     for name, value in fields.items():
       # JSON knows no tuples.
       fields[name] = tuple(value) if isinstance(value, list) else value
+    unknown = set(fields) - set(_fields(config.to_dict()))
+    if unknown:
+      raise ValueError(f"no such field {min(unknown)!r}")
     config.update_from_flattened_dict(fields)
   except ConfigError:
     raise
@@ -38,3 +41,7 @@ def get_config(arg: str = ""):
       f" {error}); name the config.json of its workdir"
     ) from error
   return config
+
+
+def _fields(tree):
+  return traverse_util.flatten_dict(tree, sep=".")

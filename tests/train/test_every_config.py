@@ -1,0 +1,165 @@
+"""Every file in configs/: its full size as shapes, and a step when reduced.
+
+The data sets of most are not here, so the task is what it would be for them:
+sizes from the configuration, and batches of noise.
+"""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from figs_jax import data
+from figs_jax.core.masks import is_nm
+from figs_jax.core.tree import flatten
+from figs_jax.train import experiment
+from figs_jax.train.config import ConfigError, reads_text
+from figs_jax.train.state import finish, update
+from figs_jax.train.tasks import ImageClassification, Text
+
+from .test_config import CONFIGS, load
+
+pytestmark = pytest.mark.standard_promotion  # optax mixes dtypes
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+each = pytest.mark.parametrize("name", NAMES)
+# Millions of parameters: ViT-B/16 and Swin-V2-B as timm counts them, T5 1.1 as
+# google/t5-v1_1-base, the Transformer "big" of arXiv 1706.03762 (213) with this
+# vocabulary in place of 37,000.
+PUBLISHED = {
+  "imagenet_vit_b16": 86.6,
+  "imagenet_swin_v2_b": 87.9,
+  "glue_t5_base": 247.6,
+  "wmt_transformer": 208,
+}
+VOCABULARIES = {
+  "glue": 32_100,
+  "wmt14_translate/de-en": 32_000,
+  "stdlib_text": 259,
+}
+# What a step costs little with; the rest is the experiment's own.
+SMALL = {
+  "vit": {"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64},
+  "swin_v2": {"width": 32, "depths": (1, 1), "heads": 2, "window": 2},
+  "t5": {"width": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 64},
+}
+VARIANTS = {"vit": "custom/4", "swin_v2": "custom/2", "t5": "custom"}
+
+
+def task(config, vocabulary=None):
+  """The task of a configuration, without looking its data up."""
+  options = config.data
+  if not reads_text(config.family):
+    classes, channels = (10, 1) if options.name == "digits" else (1000, 3)
+    size = options.image_size
+    shape = (size, size, channels)
+    info = data.Description(options.name, classes, shape, {})
+    return ImageClassification(config, info)
+  texts = SimpleNamespace(
+    vocabulary=SimpleNamespace(size=vocabulary or VOCABULARIES[options.name]),
+    input_length=options.input_length,
+    target_length=options.target_length or options.input_length,
+  )
+  made = object.__new__(Text)  # without texts to read
+  object.__setattr__(made, "config", config)
+  object.__setattr__(made, "texts", texts)
+  return made
+
+
+def built(config, monkeypatch, **options):
+  monkeypatch.setattr(experiment, "task_of", lambda c: task(c, **options))
+  return experiment.build(config)
+
+
+@each
+def test_it_builds_at_full_size(name, monkeypatch):
+  found = built(load(name).get_config(), monkeypatch)
+  state = found.abstract_state
+  arrays = jax.tree.leaves(state)
+  assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in arrays)
+  assert state.bound.leaves and state.recipe is found.recipe
+  count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  if name in PUBLISHED:
+    assert count / 1e6 == pytest.approx(PUBLISHED[name], rel=0.02)
+  moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+  assert moments >= 2 * count  # Adam's two
+
+
+def reduced(config):
+  config.variant = VARIANTS[config.family]
+  config.model.update(SMALL[config.family])
+  config.batch_size = 4
+  config.optimizer.warmup_steps = 0  # so that the first step moves weights
+  if reads_text(config.family):
+    config.data.input_length = config.data.target_length = 8
+  else:
+    config.data.image_size = 8
+  return config
+
+
+def noise(config, options):
+  rng = np.random.default_rng(0)
+  if reads_text(config.family):
+    ids = rng.integers(1, options["vocab"], (2, 4, 8)).astype(np.int32)
+    return {"inputs": ids[0], "targets": ids[1]}
+  shape = (4, 8, 8, options["in_channels"])
+  labels = rng.integers(0, options["num_classes"], 4).astype(np.int32)
+  return {"image": rng.random(shape, np.float32), "label": labels}
+
+
+@each
+def test_it_takes_a_step_at_reduced_size(name, monkeypatch):
+  config = reduced(load(name).get_config())
+  found = built(config, monkeypatch, vocabulary=100)
+  batch = noise(config, found.task.model_options)
+
+  @jax.jit  # one program compiles faster than three
+  def step(batch):
+    before = found.state()
+    after, metrics = update(before, batch)
+    net, _ = finish(after)
+    return flatten(before.params), after, flatten(net), metrics["loss"]
+
+  old, after, net, loss = step(batch)
+  assert int(after.step) == 1 and jnp.isfinite(loss)
+  new = flatten(after.params)
+  assert all(jnp.isfinite(leaf).all() for leaf in new.values())
+  for path, leaf in after.bound.leaves.items():
+    assert (old[path] != new[path]).any()
+    assert is_nm(net[path], leaf.pattern, axis=leaf.axis)
+
+
+def test_a_run_can_be_repeated_from_its_config_json(tmp_path):
+  again = load("../launch/again")
+  for name in NAMES:
+    config = load(name).get_config()
+    config.optimizer.b1 = 0.123
+    config.allow_change = ("recipe",)
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(config.to_dict()))
+    found = again.get_config(str(path))
+    assert found.to_dict() == config.to_dict()
+    found.data.data_dir = "elsewhere"  # a field may still be overridden
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    (None, "No such file"),
+    ("{", "JSONDecodeError"),
+    ("[]", "not the configuration of a run"),
+    ('{"recipe": {"name": "ste"}}', "family"),
+    ('{"family": "vit", "recipe": {"name": "fig"}}', "did you mean 'figs'"),
+    ('{"family": "vit", "recipe": {"name": "ste"}, "sed": 1}', "sed"),
+    ('{"family": "vit", "recipe": {"name": "ste"}, "seed": "x"}', "seed"),
+  ],
+)
+def test_a_file_that_is_no_configuration(tmp_path, text, words):
+  path = tmp_path / "config.json"
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(ConfigError, match=words) as error:
+    load("../launch/again").get_config(str(path))
+  assert "\n" not in str(error.value)
