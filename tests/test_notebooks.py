@@ -1,0 +1,145 @@
+"""The notebooks run from top to bottom, and git holds them without outputs.
+
+Their code cells run one after the other in one namespace, as a kernel would run
+them, but in a plain Python process: that needs no kernel, no sockets, and the
+cells use nothing of IPython but that figures are shown. Lengths of training are
+cut by their one constant, STEPS.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="pip install nbformat")
+
+ROOT = Path(__file__).parents[1]
+PATHS = sorted((ROOT / "colabs").glob("*.ipynb"))
+NAMES = {
+  "quick_start",
+  "write_a_recipe",
+  "engine_explorer",
+  "from_dense_checkpoint",
+}
+each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def read(path):
+  return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+
+
+def code(notebook):
+  return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_four_are_there():
+  assert {path.stem for path in PATHS} == NAMES
+
+
+@each
+def test_it_is_valid_and_without_outputs(path):
+  notebook = read(path)
+  nbformat.validate(notebook)
+  assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5)
+  for cell in notebook.cells:
+    if cell.cell_type == "code":
+      assert cell.outputs == [] and cell.execution_count is None, cell.source
+  assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+
+
+@each
+def test_badge_first_then_the_installation(path):
+  first, second = read(path).cells[:2]
+  link = f"/blob/main/colabs/{path.name})"
+  assert first.source.startswith("[![Open in Colab](") and link in first.source
+  assert "pip" in second.source
+  places = {
+    place
+    for other in PATHS
+    for place in re.findall(
+      r"github(?:\.com)?/(\w+/figs_jax)", str(read(other))
+    )
+  }
+  assert len(places) == 1, places  # one repository, in badges and pip
+
+
+@each
+def test_its_lines_are_short_and_parse(path):
+  for source in code(read(path)):
+    ast.parse(source)
+    assert max(map(len, source.splitlines())) <= 80, source
+
+
+def test_the_first_cell_installs_nothing_where_figs_jax_is(monkeypatch):
+  def refuse(*_, **__):
+    raise AssertionError("it would install")
+
+  monkeypatch.setattr(subprocess, "run", refuse)
+  for path in PATHS:
+    exec(code(read(path))[0], {})
+
+
+def test_the_recipe_is_that_of_the_file():
+  """docs/recipes.md and the contract tests take colabs/own_recipe.py."""
+  text = (ROOT / "colabs" / "own_recipe.py").read_text()
+  recipe = text[text.index("import dataclasses") :].strip()
+  assert recipe in code(read(ROOT / "colabs" / "write_a_recipe.ipynb"))
+
+
+# What a notebook's last lines must have said, whatever the numbers are.
+SAID = {
+  "quick_start": ["exact N:M: True", "speed-up 1.00×", "vegeta-s-16-2"],
+  "write_a_recipe": ["cosine_leak keeps the contract", "test accuracy"],
+  "engine_explorer": ["256 designs"],
+  "from_dense_checkpoint": ["from_scratch", "from_run", "from_file"],
+}
+
+
+@pytest.mark.slow
+@each
+def test_it_runs(path, tmp_path):
+  cells = [
+    re.sub(r"^STEPS = \d+$", "STEPS = 24", source, flags=re.MULTILINE)
+    for source in code(read(path))
+  ]
+  # A cell's last expression is shown, which draws a figure.
+  program = tmp_path / "cells.py"
+  program.write_text(
+    f"cells = {cells!r}\n"
+    "import ast\n"
+    "scope = {'__name__': '__main__'}\n"
+    "for number, source in enumerate(cells):\n"
+    "  tree = ast.parse(source)\n"
+    "  last = tree.body[-1]\n"
+    "  shown = isinstance(last, ast.Expr) and tree.body.pop()\n"
+    "  exec(compile(tree, f'cell {number}', 'exec'), scope)\n"
+    "  if shown:\n"
+    "    lone = ast.Expression(shown.value)\n"
+    "    value = eval(compile(lone, f'cell {number}', 'eval'), scope)\n"
+    "    if hasattr(value, 'savefig'):\n"
+    "      value.savefig(f'{number}.png')\n"
+  )
+  done = subprocess.run(
+    [sys.executable, program],
+    cwd=tmp_path,
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "MPLBACKEND": "agg",
+      "PYTHONPATH": str(ROOT),
+      # Most of the time goes into compiling, some of it twice.
+      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    },
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  for words in SAID[path.stem]:
+    assert words in done.stdout
