@@ -47,6 +47,14 @@ def weights(path: str | Path) -> list[Weight]:
 
   Raises:
     ExportError: a file that is damaged or contradicts itself.
+
+  >>> import tempfile
+  >>> from figs_jax.export import write
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   write(f"{folder}/a.safetensors", {"w": np.zeros((2, 4), np.float32)})
+  ...   [one] = weights(f"{folder}/a.safetensors")
+  >>> one.name
+  'w'
   """
   path = Path(path)
   entries, metadata = opened(path)

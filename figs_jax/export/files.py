@@ -160,6 +160,12 @@ def write(
   Raises:
     ExportError: a path that cannot be, a dtype that the format lacks, a file
       that exists, or one that does not hold what was written.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   write(f"{folder}/a.safetensors", {"w": np.zeros(3)})
+  ...   Path(f"{folder}/a.safetensors").exists()
+  True
   """
   check_suffix(path)
   with replacing(path, overwrite=overwrite) as part:

@@ -90,8 +90,22 @@ def write_program(
 def read_program(path: str | Path) -> Callable[..., Any]:
   """The function of a file that `write_program` wrote; see the module.
 
+  Args:
+    path: of the file.
+
+  Returns:
+    Arrays -> an array, compiled on the first call.
+
   Raises:
     ExportError: no such file, or none that `jax.export` wrote.
+
+  >>> import tempfile
+  >>> x = np.ones((2, 3), np.float32)
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   file = f"{folder}/a.stablehlo"
+  ...   write_program(file, lambda x: 2 * x, [x], platforms=["cpu"])
+  ...   float(read_program(file)(x)[0, 0])
+  2.0
   """
   path = Path(path)
   if not path.is_file():

@@ -32,6 +32,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 def cast(tree: Any, dtype: str) -> dict[str, Shaped[np.ndarray, "*shape"]]:
   """The tree by path, its floating leaves rounded to nearest in this dtype.
 
+  Args:
+    tree: of arrays.
+    dtype: one of `DTYPES`.
+
   Raises:
     ExportError: another dtype than `DTYPES`, or a number beyond its range.
 
@@ -71,6 +75,14 @@ def write_dense(
 
   Raises:
     ExportError: a tensor that is not N:M, or a place that cannot be written.
+
+  >>> import os, tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   write_dense(
+  ...     f"{folder}/run", {"w": np.eye(4, dtype=np.float32)},
+  ...     {"w": Leaf((4, 4), NM(1, 4), axis=-1)}, {"width": 4})
+  ...   sorted(os.listdir(f"{folder}/run"))
+  ['config.json', 'model.safetensors']
   """
   arrays = _checked(tensors, leaves)
   with replacing(directory, overwrite=overwrite, own=DENSE) as part:
@@ -104,6 +116,14 @@ def write_packed(
   Raises:
     ExportError: a kernel that is not N:M (-0.0 counts as an entry here), a
       pattern with m beyond 1024, or a place that cannot be written.
+
+  >>> import tempfile
+  >>> kernel = np.eye(4, dtype=np.float32)
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   file = f"{folder}/a.safetensors"
+  ...   write_packed(file, {"k": kernel}, {"k": Leaf((4, 4), NM(1, 4))})
+  ...   bool((contents.read(file)["k"] == kernel).all())
+  True
   """
   arrays = _checked(tree, leaves)
   tensors, records = {}, {}
@@ -146,6 +166,14 @@ def write_semi_structured(
   Raises:
     ExportError: a kernel that is not 2:4, or not of 16 bits, none that fits, or
       a place that cannot be written.
+
+  >>> import tempfile
+  >>> weight = np.tile(np.float16([1, 0, 2, 0]), (32, 16))
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   write_semi_structured(
+  ...     f"{folder}/a.safetensors", {"w": weight},
+  ...     {"w": Leaf((32, 64), NM(2, 4), axis=-1)})
+  {}
   """
   arrays = _checked(tensors, leaves)
   parts, records, left = {}, {}, {}
