@@ -65,7 +65,9 @@ _RECIPE_FILE = flags.DEFINE_string(
 
 def main() -> None:
   cli.quiet()
-  if _VERIFY.value is not None:
+  if _VERIFY.value == "":
+    cli.fail("--verify is empty; name a file")
+  if _VERIFY.value:
     _verify(_VERIFY.value)
     return
   for flag in (_WORKDIR, _OUT, _OUT_FORMAT):
@@ -92,7 +94,7 @@ def main() -> None:
     )
   except ValueError as error:
     cli.fail(str(error))
-  print("\n".join(lines))
+  _say(*lines)
 
 
 def _verify(path: str) -> None:
@@ -106,10 +108,14 @@ def _verify(path: str) -> None:
   try:
     for found in survey(path):
       count, sparse = count + 1, sparse + bool(found.patterns)
-      print(_line(found))
+      _say(_line(found))
   except ValueError as error:
     cli.fail(str(error))
-  print(f"{count} tensors, {sparse} with a pattern")
+  _say(f"{count} tensors, {sparse} with a pattern")
+
+
+def _say(*lines: str) -> None:
+  cli.emit("".join(f"{line}\n" for line in lines).encode())
 
 
 def _line(found: Any) -> str:

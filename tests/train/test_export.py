@@ -53,7 +53,7 @@ from absl import flags
 own = ("workdir", "out", "format", "verify", "step", "seed", "ema", "dtype",
        "layout", "platforms", "overwrite", "recipe_file")
 for arguments in json.loads(sys.argv[1]):
-  out, err = io.StringIO(), io.StringIO()
+  out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
   sys.argv = ["export.py", *arguments]
   logging.getLogger("figs_jax").handlers.clear()
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -61,7 +61,7 @@ for arguments in json.loads(sys.argv[1]):
       runpy.run_path("launch/export.py", run_name="__main__")
     except SystemExit as end:
       code = end.code or 0
-  print(json.dumps([code, out.getvalue(), err.getvalue()]))
+  print(json.dumps([code, out.buffer.getvalue().decode(), err.getvalue()]))
   for name in own:
     delattr(flags.FLAGS, name)
 """
@@ -162,6 +162,7 @@ def test_mistakes_are_one_line_and_write_nothing(run, tmp_path):
     (*of_run, "packed", "--out", out, "--seed", "7"),
     (*of_run, "stablehlo", "--out", out, "--platforms", "gpu"),
     ("--verify", taken),
+    ("--verify", ""),
     ("--verify", taken, "--out", out),
   )
   for result, words in zip(
@@ -170,7 +171,8 @@ def test_mistakes_are_one_line_and_write_nothing(run, tmp_path):
       "--workdir is missing", "--out is missing", "no checkpoint here",
       "should be one of", "it exists", "ends in .safetensors",
       "is a directory (with", "dtype float32", "no step 3", "seed=7",
-      "platform 'gpu'", "no whole safetensors file", "go with --verify",
+      "platform 'gpu'", "no whole safetensors file", "--verify is empty",
+      "does not go with --verify",
     ),
     strict=True,
   ):  # fmt: skip
