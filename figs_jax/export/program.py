@@ -6,6 +6,7 @@ people whom you would let run code on your machine.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.export.place import ExportError, replacing
+from figs_jax.export.place import ExportError, line, replacing
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _MOST_BYTES = 2**31 - 1
+# Whatever a damaged file makes flatbuffers and jax raise.
+_BROKEN = (
+  ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError,
+  AssertionError, OSError, struct.error,
+)  # fmt: skip
 
 
 def write_program(
@@ -66,9 +72,7 @@ def write_program(
     program = jax.export.export(jitted, platforms=tuple(platforms))(*shapes)
     data = bytes(program.serialize())
   except ImportError as error:
-    raise ExportError(
-      f"{path}: jax.export needs flatbuffers; pip install figs_jax[stablehlo]"
-    ) from error
+    raise _needs_flatbuffers(path) from error
   if len(data) > _MOST_BYTES:
     raise ExportError(
       f"{path}: {len(data)} bytes of program, the format holds {_MOST_BYTES};"
@@ -110,4 +114,17 @@ def read_program(path: str | Path) -> Callable[..., Any]:
   path = Path(path)
   if not path.is_file():
     raise ExportError(f"{path}: there is no such file")
-  return jax.export.deserialize(bytearray(path.read_bytes())).call
+  try:
+    return jax.export.deserialize(bytearray(path.read_bytes())).call
+  except ImportError as error:
+    raise _needs_flatbuffers(path) from error
+  except _BROKEN as error:
+    raise ExportError(
+      f"{path}: no whole program of jax.export ({line(error)}); fetch it again"
+    ) from error
+
+
+def _needs_flatbuffers(path: str | Path) -> ExportError:
+  return ExportError(
+    f"{path}: jax.export needs flatbuffers; pip install figs_jax[stablehlo]"
+  )
