@@ -353,6 +353,7 @@ def _tradeoff(ax: Any, found: Sequence[Point], recipes: Sequence[str]) -> None:
       ha="center",
       fontsize=8,
       color=_INK,
+      bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
     )
     ax.axvline(places[index], color="0.8", linestyle=":", zorder=0)
   ax.margins(x=0.12, y=0.14)
