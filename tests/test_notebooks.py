@@ -33,7 +33,12 @@ def read(path):
 
 
 def code(notebook):
-  return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+  """Sources of the code cells; `%matplotlib inline` is of kernels alone."""
+  return [
+    cell.source.removeprefix("%matplotlib inline\n")
+    for cell in notebook.cells
+    if cell.cell_type == "code"
+  ]
 
 
 def test_the_four_are_there():
