@@ -25,10 +25,11 @@ def get_config(arg: str = ""):
   try:
     saved = json.loads(Path(arg).read_text())
     config = default_config(saved["recipe"]["name"], saved["family"])
-    fields = _fields(saved)
-    for name, value in fields.items():
+    fields = {
       # JSON knows no tuples.
-      fields[name] = tuple(value) if isinstance(value, list) else value
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in _fields(saved).items()
+    }
     unknown = set(fields) - set(_fields(config.to_dict()))
     if unknown:
       raise ValueError(f"no such field {min(unknown)!r}")
