@@ -152,7 +152,10 @@ def _directory(out: Path, runs: list[Any], engines: list[str]) -> None:
     if kind in _OF_EACH:
       for run in shown:
         name = "-".join((kind, *run.label.split("/")))
-        plans[out / f"{name}.png"] = kind, [run]
+        path = out / f"{name}.png"
+        if path in plans:
+          cli.fail(f"--workdir: two runs would both be {path}; rename one")
+        plans[path] = kind, [run]
     else:
       plans[out / f"{kind}.png"] = kind, shown
   page = out / "report.html"

@@ -65,6 +65,10 @@ class Record:
     cls, array: np.ndarray, layout: str = "dense", leaf: Leaf | None = None
   ) -> Record:
     """The record of an array that is stored in this layout."""
+    if array.dtype not in _WORDS:
+      raise ExportError(
+        f"dtype {array.dtype}: a safetensors file has no name for it; cast it"
+      )
     pattern, axis = None, ()
     if leaf is not None:
       pattern, axis = leaf.pattern, normalized(array.shape, leaf.axis)

@@ -46,10 +46,11 @@ def replacing(
       where.replace(old)
     part.replace(where)
   except OSError as error:
-    if old.is_dir():
-      old.replace(where)
     raise unreadable(path, error) from error
   finally:
+    # Whatever came between, Ctrl-C too: one of the two stays.
+    if old.is_dir() and not where.exists():
+      old.replace(where)
     for rest in (part, old):
       if rest.is_dir():
         shutil.rmtree(rest)

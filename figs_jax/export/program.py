@@ -49,8 +49,8 @@ def write_program(
     overwrite: replaces a file of that name.
 
   Raises:
-    ExportError: an unknown platform, a program beyond 2 GB or that computes
-      something else, or a place that cannot be written.
+    ExportError: an unknown platform or none, a program beyond 2 GB or that
+      computes something else, or a place that cannot be written.
     TypeError: from jax: a function that needs to know its batch.
 
   >>> import tempfile
@@ -60,6 +60,8 @@ def write_program(
   ...   read_program(f"{folder}/a.stablehlo")(weight[:2]).shape
   (2, 3)
   """
+  if not platforms:
+    raise ExportError(f"platforms: none given; give some of {PLATFORMS}")
   for platform in platforms:
     if platform not in (*PLATFORMS, "rocm"):
       raise ExportError(f"platform {platform!r}: give some of {PLATFORMS}")

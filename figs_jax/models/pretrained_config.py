@@ -133,6 +133,7 @@ def _swin_v2(model: SwinV2) -> dict[str, Any]:
     "qkv_bias": block.attn.q.bias is not None,
     "hidden_act": "gelu",
     "layer_norm_eps": EPSILON,
+    "drop_path_rate": float(model.drop_path),
     "image_size": _side(model.image_size),
     "patch_size": model.patch,
     "num_channels": model.in_channels,
@@ -157,6 +158,7 @@ def _t5(model: T5) -> dict[str, Any]:
     "relative_attention_max_distance": model.max_distance,
     "feed_forward_proj": "relu" if "wi" in block.mlp.names else "gated-gelu",
     "layer_norm_epsilon": 1e-6,
+    "dropout_rate": float(block.dropout.rate),
     # Whether the output is scaled hangs on this too.
     "tie_word_embeddings": model.tied,
     "pad_token_id": PAD,

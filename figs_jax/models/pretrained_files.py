@@ -169,6 +169,7 @@ def _npz(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
 _BROKEN = (
   ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error,
   NotImplementedError, RuntimeError, SyntaxError, KeyError, TypeError,
+  MemoryError,
 )  # fmt: skip
 
 

@@ -19,10 +19,11 @@ _HINT = (
 
 def _places(model: Any, tensors: Any, name: str, **stage: str) -> bool:
   """[s², s²], the row of the table for each pair of tokens of a window."""
-  side = math.isqrt(max(tensors[name].shape, default=0))
-  want = windows.offset_index(side)
   shape = tensors[name].shape
-  return shape == want.shape and np.array_equal(tensors[name].read(), want)
+  side = math.isqrt(max(shape, default=0))
+  if side < 1 or shape != (side**2, side**2):
+    return False
+  return np.array_equal(tensors[name].read(), windows.offset_index(side))
 
 
 def _offsets(model: Any, tensors: Any, name: str, s: str) -> bool:

@@ -30,9 +30,9 @@ def _bias(stack: str) -> Row:
 
 def _is_shared(model: Any, tensors: Any, name: str) -> bool:
   shared = tensors.get("shared.weight")
-  return shared is not None and np.array_equal(
-    shared.read(), tensors[name].read()
-  )
+  if shared is None or shared.shape != tensors[name].shape:
+    return False
+  return np.array_equal(shared.read(), tensors[name].read())
 
 
 _HUGGING_FACE = Dialect(

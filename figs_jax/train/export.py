@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from figs_jax import export, nn
+from figs_jax.core.diagnostics import check_nm
 from figs_jax.core.packing import Layout
 from figs_jax.core.rules import nearest
 from figs_jax.core.tree import flatten
@@ -136,6 +137,10 @@ def _stablehlo(
   platforms: Sequence[str],
   overwrite: bool,
 ) -> list[str]:
+  try:
+    check_nm(nn.split(model)[1], nn.masked_leaves(model))
+  except ValueError as error:
+    raise export.ExportError(str(error)) from error
   # The zeros are in the kernels: masks would only make the file longer.
   model = nn.sparsify(model, ".*: dense")
   model.eval()

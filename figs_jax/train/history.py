@@ -111,14 +111,27 @@ class History:
     Raises:
       ValueError: the run was not evaluated yet.
     """
+    row = self._last_evaluation()
+    each = {
+      int(name.removeprefix("eval/accuracy/seed")): value
+      for name, value in row.items()
+      if name.startswith("eval/accuracy/seed")
+    }
+    return [each[i] for i in sorted(each)] or [row["eval/accuracy"]]
+
+  @property
+  def evaluated(self) -> int:
+    """Step of the last evaluation; a run that was stopped is further on.
+
+    Raises:
+      ValueError: as of `accuracies`.
+    """
+    return self._last_evaluation()["step"]
+
+  def _last_evaluation(self) -> dict[str, Any]:
     for row in reversed(self.rows):
       if "eval/accuracy" in row:
-        each = {
-          int(name.removeprefix("eval/accuracy/seed")): value
-          for name, value in row.items()
-          if name.startswith("eval/accuracy/seed")
-        }
-        return [each[i] for i in sorted(each)] or [row["eval/accuracy"]]
+        return row
     raise ValueError(
       f"{self.path}: no evaluation yet; it comes with every checkpoint"
       " (config.checkpoint_every) and with the last step, so train on"

@@ -184,7 +184,10 @@ def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
   layers = engine.Layers.of(run.layers)
   flops = float(engine.flops(layers).sum())
   dense = float(engine.flops(layers.dense()).sum())
-  rows = [("test accuracy, %", percent(accuracies))]
+  rows = [
+    ("evaluated at step", f"{run.evaluated:,}"),
+    ("test accuracy, %", percent(accuracies)),
+  ]
   if len(accuracies) > 1:
     each = ", ".join(f"{100 * value:.2f}" for value in accuracies)
     rows.append((f"each of {len(accuracies)} seeds, %", each))

@@ -49,8 +49,9 @@ def points(runs: Sequence[History], specs: Sequence[str]) -> list[Point]:
   """Every configuration on the first engine, then on the next.
 
   Raises:
-    ValueError: a run without an evaluation or a checkpoint, the same seed of
-      one configuration twice, or no such engine.
+    ValueError: a run without an evaluation or a checkpoint, seeds of one
+      configuration that were evaluated at different steps or are there twice,
+      or no such engine.
   """
   for spec in specs:
     engine.parse(spec)
@@ -84,7 +85,7 @@ def front(found: Sequence[Point]) -> list[Point]:
   """The points of one engine that no other beats in both, by speed-up.
 
   A point is beaten by one that is at least as fast and as accurate, and better
-  in one of the two. Error bars play no part.
+  in one of the two. Error bars play no part, nor does what diverged.
 
   >>> a, b, c = (Point("ws", "figs", "1:4", s, (acc,), ())
   ...            for s, acc in [(1.0, 0.9), (2.0, 0.8), (1.5, 0.7)])
@@ -92,7 +93,8 @@ def front(found: Sequence[Point]) -> list[Point]:
   [1.0, 2.0]
   """
   best, kept = -math.inf, []
-  for point in sorted(found, key=lambda p: (-p.speedup, -p.accuracy)):
+  sound = [point for point in found if not math.isnan(point.accuracy)]
+  for point in sorted(sound, key=lambda p: (-p.speedup, -p.accuracy)):
     if point.accuracy > best:
       kept.append(point)
       best = point.accuracy
@@ -116,6 +118,12 @@ def _check_seeds(group: Sequence[History]) -> None:
           " too; leave one of them out"
         )
       taken[seed] = str(run.path)
+    if run.evaluated != group[0].evaluated:
+      raise ValueError(
+        f"{run.path}: evaluated at step {run.evaluated}, but"
+        f" {group[0].path} at {group[0].evaluated}, so they make no mean; let"
+        " both finish"
+      )
 
 
 def _pattern(found: str, run: History) -> str:

@@ -255,3 +255,31 @@ def test_a_directory_is_written_whole_and_only_ours_is_replaced(tmp_path):
   with pytest.raises(export.ExportError, match="w: the group of 4"):
     export.write_dense(tmp_path / "b", {"w": np.ones((4, 4))}, leaves, {})
   assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_leaves_the_old_directory(call, tmp_path, monkeypatch):
+  where, real, calls = tmp_path / "model", Path.replace, []
+  tensors = {"w": np.eye(4, dtype=np.float32)}
+  export.write_dense(where, tensors, {}, {"a": 1})
+
+  def replace(self, target):
+    calls.append(self)
+    if len(calls) == call:
+      raise KeyboardInterrupt
+    return real(self, target)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+      export.write_dense(where, tensors, {}, {"a": 2}, overwrite=True)
+  assert json.loads((where / "config.json").read_text()) == {"a": 1}
+  assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_kind_without_a_name_is_refused(tmp_path):
+  for kind in (np.complex64, np.dtype(">f4")):
+    with pytest.raises(export.ExportError, match="has no name for it; cast it"):
+      tensors = {"w": np.zeros((4, 4), kind)}
+      export.write_packed(tmp_path / "a.safetensors", tensors, {})
+  assert list(tmp_path.iterdir()) == []

@@ -319,6 +319,11 @@ def test_computed_buffers_are_compared_and_left_out(tmp_path):
   store(weights | broken, path)
   with pytest.raises(PretrainedError, match="position_index"):
     pretrained.load(model, path)
+  # What a header claims is compared before anything of its size is made.
+  claimed = {name: np.zeros((10**6, 0), np.int64) for name in broken}
+  store(weights | claimed, path)
+  with pytest.raises(PretrainedError, match="relative_"):
+    pretrained.load(model, path)
   store(weights | buffers(4, 4, stage=7), path)
   with pytest.raises(PretrainedError, match="layers.7"):
     pretrained.load(model, path)

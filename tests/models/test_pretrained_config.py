@@ -40,8 +40,14 @@ CASES = {
   ),
   "swin_v2": (
     "swin_v2",
-    {"mlp_ratio": 2.0, "pretrained_windows": (3, 2), "qkv_bias": False},
     {
+      "mlp_ratio": 2.0,
+      "pretrained_windows": (3, 2),
+      "qkv_bias": False,
+      "drop_path": 0.25,
+    },
+    {
+      "drop_path_rate": 0.25,
       "mlp_ratio": 2.0,
       "pretrained_window_sizes": [3, 2],
       "qkv_bias": False,
@@ -51,8 +57,12 @@ CASES = {
   ),
   "t5 gated": (
     "t5",
-    {"num_buckets": 8, "max_distance": 12, "scan": True},
-    {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    {"num_buckets": 8, "max_distance": 12, "scan": True, "dropout": 0.25},
+    {
+      "feed_forward_proj": "gated-gelu",
+      "tie_word_embeddings": False,
+      "dropout_rate": 0.25,
+    },
   ),
   "t5": (
     "t5",

@@ -225,7 +225,11 @@ def test_packed_kernels_are_as_small_as_the_engine_says(tmp_path):
 
 def test_a_kernel_that_is_not_finished_is_refused(tmp_path):
   model = nn.sparsify(families.create("vit"), "ff: 1:8")
-  for kind, name in (("packed", "a.safetensors"), ("dense", "d")):
+  for kind, name in (
+    ("packed", "a.safetensors"),
+    ("dense", "d"),
+    ("stablehlo", "a.stablehlo"),
+  ):
     with pytest.raises(
       export.ExportError,
       match=r"the group of 8 along .* starts at entry \(0, 0\)",

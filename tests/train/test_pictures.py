@@ -1,6 +1,7 @@
 """Pictures of runs: what is drawn is what the runs' own files say."""
 
 import io
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -199,6 +200,22 @@ def test_runs_that_differ_in_the_seed_are_one_point():
   assert one.speedup == report.totals[0].speedup > 1
   with pytest.raises(ValueError, match="seed 1 of this configuration"):
     points([*runs, made("d", seed=1)], ["ws"])
+
+
+def test_seeds_that_are_not_equally_far_make_no_mean():
+  late = made("b", seed=1)
+  late.rows[-1]["step"] = 8
+  message = "b: evaluated at step 8, but a at 10"
+  with pytest.raises(ValueError, match=message):
+    points([made("a"), late], ["ws"])
+
+
+def test_what_diverged_is_not_on_the_front():
+  found = [
+    Point("ws", "r", "1:4", 1.0, (accuracy,), ())
+    for accuracy in (0.7, math.nan, 0.9)
+  ]
+  assert [point.accuracy for point in front(found)] == [0.9]
 
 
 def test_a_run_without_evaluation_is_named():

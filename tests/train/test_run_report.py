@@ -118,6 +118,7 @@ def test_numbers_are_those_of_the_run(page, run):
   each = np.array(run.accuracies())
   want = f"{100 * each.mean():.2f} ± {100 * each.std(ddof=1) / 2**0.5:.2f}"
   assert cells["test accuracy, %"] == [want]
+  assert cells["evaluated at step"] == [str(run.rows[-1]["step"])]
   each = ", ".join(f"{100 * value:.2f}" for value in each)
   assert cells["each of 2 seeds, %"] == [each]
   assert cells["zeros in masked kernels, %"] == ["75.00"]
