@@ -5,6 +5,9 @@ Command:   python launch/train.py --workdir runs/b \\
 Hardware:  as for that run.
 Hours:     as for that run.
 Expected:  on the same machine and versions, the same numbers.
+
+A recipe of one's own is not known here: import the file that registers it in a
+copy of this one.
 """
 
 import json
