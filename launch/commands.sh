@@ -10,7 +10,7 @@ fail() {
   exit 2
 }
 
-# usage: the comment at the top of the script.
+# usage: the comment at the top of the script; all have changed to the checkout.
 usage() {
   local line
   while IFS= read -r line; do
@@ -19,7 +19,7 @@ usage() {
       '# '*) echo "${line#\# }" ;;
       *) exit 0 ;;
     esac
-  done <"$0"
+  done <"launch/${program:-${0##*/}}"
 }
 
 # value OPTION WORDS...: fails unless the option is followed by a word.

@@ -6,17 +6,18 @@
 #   [--version RUNTIME] [--project PROJECT] [--spot] [--setup COMMAND]
 #   [--out DIR] [--delete] [--dry-run] [--help] FLAGS OF launch/train.py
 #   --type: of the slice, such as v5litepod-16 (four hosts).
-#   --version: its software (default tpu-ubuntu2204-base).
+#   --version: its software (default: what Google names for the type).
 #   --setup: a command that every worker runs before, such as one that mounts
 #     what they share; --workdir must lie there if there are several hosts.
 #   --out: where the run is copied to (default runs).
-#   --delete: gives the slice back at the end, whatever the end is.
+#   --delete: gives the slice back at the end, whatever the end is; but not
+#     while it holds a run that could not be copied.
 #   --dry-run: shows every command and runs none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/commands.sh
 
-name='' zone='' type='' version=tpu-ubuntu2204-base setup='' out=runs
+name='' zone='' type='' version='' setup='' out=runs
 where=() create=() delete=''
 while [ $# -gt 0 ]; do
   case $1 in
@@ -43,6 +44,15 @@ done
 [ -n "$name" ] || fail "--name is missing: what the slice is called"
 [ -n "$zone" ] || fail "--zone is missing: such as us-west4-a"
 [ -n "$type" ] || fail "--type is missing: such as v5litepod-16"
+if [ -z "$version" ]; then
+  # https://cloud.google.com/tpu/docs/runtimes
+  case $type in
+    v5lite*) version=v2-alpha-tpuv5-lite ;;
+    v5p*) version=v2-alpha-tpuv5 ;;
+    v6e*) version=v2-alpha-tpuv6e ;;
+    *) version='tpu-ubuntu2204-base' ;;
+  esac
+fi
 read_flags "$@"
 command -v git >/dev/null || fail "git is not installed; it packs this commit"
 if [ -z "$dry_run" ] && ! command -v gcloud >/dev/null; then
@@ -117,5 +127,15 @@ case $workdir in
   *) source=figs_jax/$workdir ;;
 esac
 run mkdir -p "$out"
-run "${tpu[@]}" scp --recurse "$name:$source" "$out" "${where[@]}" --worker=0
+if ! run "${tpu[@]}" scp --recurse "$name:$source" "$out" "${where[@]}" \
+  --worker=0; then
+  [ "$code" != 0 ] || code=1
+  # What was refused before it began has left nothing.
+  printf -v absent '%q ' test ! -e "$source"
+  if ! "${tpu[@]}" ssh "$name" "${where[@]}" --worker=0 \
+    "--command=${absent% }"; then
+    delete=''
+    echo "tpu_vm.sh: $source could not be copied; $name is kept" >&2
+  fi
+fi
 exit "$code"

@@ -99,7 +99,14 @@ def test_bad_input_is_one_line_and_code_2(words, message):
   "script", ["install.sh", "local.sh", "slurm.sbatch", "tpu_vm.sh"]
 )
 def test_help_is_the_comment_at_the_top(script):
-  done = call(script, "--help")
+  # From another directory, with a path that leads there from this one alone.
+  done = subprocess.run(
+    ["bash", f"{REPO.name}/launch/{script}", "--help"],
+    cwd=REPO.parent,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0 and "Usage: " in done.stdout
   assert "--dry-run" in done.stdout and "set -euo" not in done.stdout
 
@@ -150,7 +157,9 @@ case $4 in
   create) echo READY >state ;;
   scp)
     case $5 in
-      --recurse) cp -r "$HOME_OF_WORKER/${6#*:}" "$REPOSITORY/$7" ;;
+      --recurse)
+        [ -z "${NO_COPY:-}" ]
+        cp -r "$HOME_OF_WORKER/${6#*:}" "$REPOSITORY/$7" ;;
       *) cp "$REPOSITORY/$5" "$HOME_OF_WORKER/${6#*:}" ;;
     esac ;;
   ssh)
@@ -163,6 +172,7 @@ esac
 PYTHON = """\
 #!/usr/bin/env bash
 printf '%s\\n' "$@" >>"$HOME_OF_WORKER/trained"
+[ "${CODE:-0}" != 2 ] || exit 2
 mkdir -p "runs/it's a run"
 echo 1 >"runs/it's a run/metrics.jsonl"
 exit ${CODE:-0}
@@ -246,6 +256,37 @@ def test_tpu_vm_is_used_again_and_its_code_is_ours(cloud):
   assert done.returncode == 75
   verbs = [words[0] for words in called()]
   assert verbs == ["describe", "scp", "ssh", "ssh", "ssh", "scp"]
+
+
+@pytest.mark.parametrize(
+  ("code", "wanted", "kept"),
+  [("0", 1, True), ("75", 75, True), ("2", 2, False)],
+)
+def test_tpu_vm_with_a_run_that_is_nowhere_else_is_kept(
+  cloud, code, wanted, kept
+):
+  _, launch, called = cloud
+  done = launch(*TPU, "--delete", *RUN, CODE=code, NO_COPY="1")
+  assert done.returncode == wanted
+  assert ("could not be copied; slice is kept" in done.stderr) == kept
+  assert ("delete" not in [words[0] for words in called()]) == kept
+
+
+@pytest.mark.parametrize(
+  ("type_", "version"),
+  [
+    ("v4-8", "tpu-ubuntu2204-base"),
+    ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+    ("v5p-8", "v2-alpha-tpuv5"),
+    ("v6e-8", "v2-alpha-tpuv6e"),
+  ],
+)
+def test_tpu_vm_takes_the_software_of_the_type(type_, version):
+  words = ["--dry-run", "--name=a", "--zone=b", f"--type={type_}", *RUN]
+  _, create, *_ = shown("tpu_vm.sh", *words)
+  assert f"--version={version}" in create
+  _, create, *_ = shown("tpu_vm.sh", "--version=own", *words)
+  assert "--version=own" in create
 
 
 def test_tpu_vm_in_another_state_is_left_alone(cloud):
