@@ -42,9 +42,12 @@ def check_heads(family: str, width: int, heads: int) -> None:
 
 
 def check_images(
-  shape: tuple[int, ...], image_size: tuple[int, int], channels: int
+  shape: tuple[Any, ...], image_size: tuple[int, int], channels: int
 ) -> None:
-  """Raises ValueError unless images of this shape are what a model takes."""
+  """Raises ValueError unless images of this shape are what a model takes.
+
+  The batch may be symbolic (`jax.export`), so it is not always an int.
+  """
   expected = (*image_size, channels)
   if shape[1:] != expected:
     raise ValueError(
