@@ -102,10 +102,9 @@ class Cluster:
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 
-  def submit(self, workdir, data_dir):
+  def submit(self, workdir, *flags, python=sys.executable, options=()):
     """The number of a job that trains in `workdir`."""
     (port,) = free_ports(1)
-    fields = FIELDS | {"data.data_dir": data_dir}
     out = self.call(
       "sbatch",
       "--parsable",
@@ -113,11 +112,12 @@ class Cluster:
       "--ntasks-per-node=1",
       "--gpus-per-node=0",
       f"--output={workdir}.log",
+      *options,
       "launch/slurm.sbatch",
-      f"--python={sys.executable}",
+      f"--python={python}",
       "--config=configs/digits_vit.py:figs",
       f"--workdir={workdir}",
-      *(f"--config.{name}={value}" for name, value in fields.items()),
+      *flags,
       # The nodes' names are known to this SLURM only.
       JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
     )
@@ -265,11 +265,50 @@ def rows(workdir):
   ]
 
 
+# Plays the program: notes its processors and, after SIGTERM, that it has saved.
+PROGRAM = """\
+#!/usr/bin/env bash
+trap 'exit 75' TERM
+echo "$SRUN_CPUS_PER_TASK" >"{}.cpus.$SLURM_PROCID"
+while :; do sleep 0.1; done
+"""
+
+
+def test_a_job_is_requeued_after_sigterm_but_not_after_scancel(
+  cluster, tmp_path
+):
+  program, run = tmp_path / "program", tmp_path / "run"
+  program.write_text(PROGRAM.format(run))
+  program.chmod(0o755)
+  number = cluster.submit(run, python=program, options=["--cpus-per-task=2"])
+
+  def started():
+    cluster.going_on(number)
+    found = sorted(tmp_path.glob("run.cpus.*"))
+    return [path.read_text() for path in found] == ["2\n", "2\n"]
+
+  until("the start", started)
+  # What a preemption with a grace time begins with.
+  cluster.call("scancel", "--batch", "--signal=TERM", number)
+  for path in tmp_path.glob("run.cpus.*"):
+    path.unlink()
+  cluster.restarted(number, 1)
+  until("the second start", started)
+  cluster.call("scancel", number)
+  until("the end", lambda: cluster.job(number)["JobState"] in ENDED)
+  output = Path(f"{run}.log")
+  until("its word", lambda: "not requeued" in output.read_text(), timeout=60)
+  job = cluster.job(number)
+  assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "1"), job
+
+
 def test_a_job_that_is_stopped_and_killed_ends_like_another(
   cluster, tmp_path, data_dir
 ):
   whole, broken = tmp_path / "whole", tmp_path / "broken"
-  numbers = [cluster.submit(path, data_dir) for path in (whole, broken)]
+  fields = FIELDS | {"data.data_dir": data_dir}
+  flags = [f"--config.{name}={value}" for name, value in fields.items()]
+  numbers = [cluster.submit(path, *flags) for path in (whole, broken)]
   number = numbers[1]
   # What SLURM sends near the time limit: all tasks save the same step.
   cluster.reaches(number, broken, 20)
