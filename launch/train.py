@@ -59,6 +59,8 @@ def main() -> None:
     result = train(config, _WORKDIR.value)
   except (ValueError, DataError) as error:
     cli.fail(str(error))
+  except processes.JoinError as error:
+    cli.fail(str(error), code=_STOPPED_CODE.value or 1)
   except Diverged as error:
     cli.fail(str(error), code=1)
   if processes.is_first():

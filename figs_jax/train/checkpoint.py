@@ -297,7 +297,7 @@ class Checkpointer:
     expected, wanted = self._meta(step)["leaves"], named_leaves(abstract)
     _compare(where, expected, wanted)
     flat, treedef = jax.tree_util.tree_flatten(abstract)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = {
       name: jax.ShapeDtypeStruct(
         leaf.shape,

@@ -70,15 +70,26 @@ def quiet() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-  # When Orbax meets a damaged file, its other reads end after their event loop
-  # and print that; the error itself reaches us as an exception.
   show = sys.excepthook
 
   def hook(kind, error, trace):
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    if not is_stray(error):
       show(kind, error, trace)
 
   sys.excepthook = hook
+
+
+def is_stray(error: BaseException) -> bool:
+  """Whether an exception that nobody caught ends nothing.
+
+  When Orbax meets a damaged file, its other reads end after their event loop
+  and hand this to `sys.excepthook`, from a thread of their own; the error
+  itself reaches us as an exception.
+
+  >>> is_stray(RuntimeError("Event loop is closed"))
+  True
+  """
+  return type(error) is RuntimeError and str(error) == "Event loop is closed"
 
 
 def config_of(flag: flags.FlagHolder) -> Any:

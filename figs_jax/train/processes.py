@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,23 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from figs_jax.train.cli import is_stray
 from figs_jax.train.config import ConfigError
 
 # Seconds that an ending process waits for the others before it gives them up.
 _SHUTDOWN = 60
+# Looks, a second apart, for another host's file: NFS remembers for up to a
+# minute that there was none.
+_LOOKS = 90
 _COUNT, _INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
+
+# What JAX's own errors begin with where a new start would meet them again.
+_OURS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+
+
+class JoinError(RuntimeError):
+  """The other processes are not there, or not yet."""
 
 
 def join() -> None:
@@ -38,11 +50,13 @@ def join() -> None:
   first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID where they are set, and
   else, by `jax.distributed.initialize`, from what SLURM, Open MPI, Kubernetes
   or a TPU pod says. Processes but the first log errors only. From here on, an
-  exception that nobody catches ends this process at once, with code 1: others
-  would have to wait for one that waits for them.
+  exception that nobody catches ends this process at once, with code 1, or 134
+  (as of an abort) where it may be that a peer died: others would have to wait
+  for one that waits for them.
 
   Raises:
     ValueError: nothing says who the others are, or it is no sense.
+    JoinError: they were not found; a later start may find them.
   """
   try:
     count, index = _given(os.environ)
@@ -51,7 +65,12 @@ def join() -> None:
       process_id=index,
       shutdown_timeout_seconds=_SHUTDOWN,
     )
-  except (ValueError, RuntimeError) as error:
+  except RuntimeError as error:
+    raise JoinError(
+      f"--distributed: the processes of this run do not find each other"
+      f" ({error}); start all of them again"
+    ) from error
+  except ValueError as error:
     raise ValueError(
       f"--distributed: the processes of this run cannot be joined ({error});"
       f" start it under SLURM or on a TPU pod, or set {_ADDRESS}, {_COUNT} and"
@@ -67,10 +86,26 @@ def _leave_on_error() -> None:
 
   def hook(kind, error, trace):
     show(kind, error, trace)
+    if is_stray(error):
+      return
     sys.stderr.flush()
-    os._exit(1)  # JAX's exit handler is where the waiting is done
+    os._exit(_exit_code(error))  # JAX's exit handler is where the waiting is
 
   sys.excepthook = hook
+
+
+def _exit_code(error: BaseException) -> int:
+  """1, or that of an abort where the error may be the death of a peer.
+
+  >>> _exit_code(jax.errors.JaxRuntimeError("UNAVAILABLE: connection reset"))
+  134
+  >>> _exit_code(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"))
+  1
+  """
+  of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  if of_jax and not str(error).startswith(_OURS):
+    return 128 + signal.SIGABRT
+  return 1
 
 
 def _given(
@@ -106,14 +141,29 @@ def check_shared(path: Path) -> None:
   """Every process must see the file that the first has written.
 
   Raises:
-    ConfigError: this one does not, so the directory is not shared.
+    ConfigError: one does not, so the directory is not shared; all raise it.
   """
   barrier(f"written {path.name}")
-  if not path.exists():
-    raise ConfigError(
-      f"{path}: process {jax.process_index()} does not see what process 0"
-      " wrote; put --workdir on a file system that all hosts share"
-    )
+  looks = 0
+  # Together, so that no one waits long for another, nor stays behind.
+  while not (seen := _everywhere(path.exists())).all():
+    looks += 1
+    if looks >= _LOOKS:
+      blind = ", ".join(map(str, np.flatnonzero(~seen)))
+      raise ConfigError(
+        f"{path}: process {blind} does not see what process 0 wrote; put"
+        " --workdir on a file system that all hosts share"
+      )
+    time.sleep(1)
+
+
+def _everywhere(here: bool) -> np.ndarray:
+  """What each process has for `here`, by process.
+
+  >>> _everywhere(True).tolist()
+  [True]
+  """
+  return np.ravel(multihost_utils.process_allgather(np.asarray(here)))
 
 
 def global_batch(sharding: Sharding, local: Any) -> Any:

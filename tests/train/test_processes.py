@@ -53,14 +53,14 @@ def call(*command, **environment):
   )
 
 
-def run(workdir, data_dir, count, **fields):
+def run(workdir, data_dir, count, recipe="figs", **fields):
   fields = FIELDS | {"data.data_dir": data_dir} | fields
   done = call(
     "bash",
     "launch/local.sh",
     f"--python={sys.executable}",
     f"--processes={count}",
-    "--config=configs/digits_vit.py:figs",
+    f"--config=configs/digits_vit.py:{recipe}",
     f"--workdir={workdir}",
     *(f"--config.{name}={value}" for name, value in fields.items()),
   )
@@ -69,10 +69,25 @@ def run(workdir, data_dir, count, **fields):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, data_dir):
+def dense(tmp_path_factory, data_dir):
+  """A run whose weights the others start from."""
+  workdir = tmp_path_factory.mktemp("dense")
+  run(
+    workdir,
+    data_dir,
+    1,
+    "dense",
+    total_steps=1,
+    **{"optimizer.warmup_steps": 0},
+  )
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, data_dir, dense):
   """(workdir, what it printed) of a run by two processes."""
   workdir = tmp_path_factory.mktemp("two")
-  return workdir, run(workdir, data_dir, 2)
+  return workdir, run(workdir, data_dir, 2, init_from=dense)
 
 
 def assert_same(workdir, other, atol=1e-5):
@@ -96,9 +111,9 @@ def assert_same(workdir, other, atol=1e-5):
 
 @pytest.mark.slow
 @pytest.mark.standard_promotion
-def test_two_processes_do_what_one_does(tmp_path, data_dir, two):
+def test_two_processes_do_what_one_does(tmp_path, data_dir, two, dense):
   workdir, done = two
-  run(tmp_path, data_dir, 1)
+  run(tmp_path, data_dir, 1, init_from=dense)
   assert_same(workdir, tmp_path)
   # One of them speaks for both.
   assert done.stdout.count("finished") == 1
@@ -106,16 +121,15 @@ def test_two_processes_do_what_one_does(tmp_path, data_dir, two):
 
 @pytest.mark.slow
 @pytest.mark.standard_promotion
-def test_two_processes_resume_on_another_mesh(tmp_path, data_dir, two):
+def test_two_processes_resume_on_another_mesh(tmp_path, data_dir, two, dense):
   """Kernels over both processes, from the step before a damaged one."""
   workdir = tmp_path / "copy"
   shutil.copytree(two[0], workdir)
   state = workdir / "checkpoints" / str(STEPS) / "state"
   for part in (p for p in state.rglob("*") if p.is_file()):
     part.write_bytes(part.read_bytes()[:10])
-  done = run(
-    workdir, data_dir, 2, **{"mesh.data": 1, "mesh.fsdp": 2, "keep": 3}
-  )
+  changed = {"mesh.data": 1, "mesh.fsdp": 2, "keep": 3, "init_from": dense}
+  done = run(workdir, data_dir, 2, **changed)
   assert done.stderr.count("trying the step before it") == 1, done.stderr
   assert done.stderr.count(f"step {STEPS} is set aside") == 1
   assert "resuming from step 12" in done.stderr
@@ -144,14 +158,84 @@ def test_every_device_of_every_process_is_used(monkeypatch):
   assert make_mesh(-1, 1).size == 8
 
 
-def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, "_LOOKS", 2)
+  monkeypatch.setattr(processes.time, "sleep", lambda _: None)
   processes.check_shared(tmp_path)
-  with pytest.raises(ConfigError, match="all hosts share"):
+  with pytest.raises(
+    ConfigError, match="process 0 does not .* all hosts share"
+  ):
     processes.check_shared(tmp_path / "config.json")
 
 
-def test_sigterm_is_asked_for_at_a_step():
+def test_a_file_that_comes_late_is_waited_for(tmp_path, monkeypatch):
+  path = tmp_path / "config.json"
+  # As if the file system had shown it only after the first look.
+  monkeypatch.setattr(processes.time, "sleep", lambda _: path.touch())
+  processes.check_shared(path)
 
+
+def test_processes_that_are_refused_by_one_are_refused_by_all(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(processes, "_LOOKS", 1)
+  monkeypatch.setattr(
+    processes.multihost_utils,
+    "process_allgather",
+    lambda seen: np.array([seen, False, seen, False]),
+  )
+  with pytest.raises(ConfigError, match="process 1, 3 does not see"):
+    processes.check_shared(tmp_path)
+
+
+ALONE = """
+import runpy, sys, jax
+
+def initialize(**_):
+  raise RuntimeError("address a:1")
+
+jax.distributed.initialize = initialize
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_peers_that_are_not_there_are_worth_a_new_start(tmp_path):
+  words = [
+    "launch/train.py",
+    "--config=configs/digits_vit.py",
+    f"--workdir={tmp_path}",
+    "--distributed",
+    "--stopped_code=75",
+  ]
+  done = call(sys.executable, "-c", ALONE, *words)
+  assert done.returncode == 75
+  (line,) = done.stderr.splitlines()
+  assert "do not find each other (address a:1); start all" in line
+
+
+@pytest.mark.parametrize(
+  ("error", "code"),
+  [
+    (RuntimeError("Event loop is closed"), None),
+    (KeyError("ours"), 1),
+    (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: ours"), 1),
+    (jax.errors.JaxRuntimeError("INTERNAL: connection closed"), 134),
+  ],
+  ids=str,
+)
+def test_what_nobody_catches_ends_the_process_unless_it_is_stray(
+  monkeypatch, error, code
+):
+  ended, shown = [], []
+  monkeypatch.setattr(processes.os, "_exit", ended.append)
+  monkeypatch.setattr(sys, "excepthook", lambda *_: shown.append(1))
+  processes._leave_on_error()
+  sys.excepthook(type(error), error, None)
+  assert ended == ([] if code is None else [code]) and shown == [1]
+
+
+def test_sigterm_is_asked_for_at_a_step():
   before = signal.getsignal(signal.SIGTERM)
   with processes.preemption() as stop:
     assert not stop(1)
