@@ -88,15 +88,22 @@ def run(
   def body(x, xs):
     slices, mine = xs
     block = nnx.merge(graphdef, slices)
+    before = jax.tree.leaves(nnx.state(block, nnx.RngState))
     x, y = _pair(getattr(block, method)(x, *shared, *mine))
-    return x, (y, nnx.state(block, nnx.RngState))
+    streams = nnx.state(block, nnx.RngState)
+    drawn = any(
+      now is not then for now, then in zip(jax.tree.leaves(streams), before)
+    )
+    # Where nothing is drawn nothing is written: jit may close over the model.
+    return x, (y, streams if drawn else None)
 
   if remat:
     # The loop itself keeps the two computations apart.
     body = jax.checkpoint(body, prevent_cse=False)
   mine = () if per_layer is None else (per_layer,)
   x, (ys, streams) = jax.lax.scan(body, x, (state, mine))
-  nnx.update(blocks, streams)
+  if streams is not None:
+    nnx.update(blocks, streams)
   return x, ys
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import errors, nnx
 
 from figs_jax import models, nn, recipes
 from figs_jax.core.masks import is_nm
@@ -123,6 +123,19 @@ def test_slices_go_in_and_results_come_out_per_layer(scan):
   want = np.cumsum(2 * np.arange(1, 4)[:, None] * np.asarray(w), axis=0)
   np.testing.assert_allclose(ys["x"], want, rtol=1e-6)
   np.testing.assert_allclose(x, want[-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_jit_may_close_over_a_model_that_draws_nothing(remat):
+  model = vit(scan=True, remat=remat, dropout=0.5)
+  images = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+  model.eval()
+  first, second = (jax.jit(lambda x: model(x))(images) for _ in range(2))
+  np.testing.assert_array_equal(first, second)
+  # One that draws must not: its next numbers would be lost.
+  model.train()
+  with pytest.raises(errors.TraceContextError, match="Cannot mutate"):
+    jax.jit(lambda x: model(x))(images)
 
 
 def test_drop_path_rises_over_scanned_blocks():
