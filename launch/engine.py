@@ -12,7 +12,6 @@ Standard output holds the table and nothing else.
 import io
 import logging
 import os
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +170,7 @@ def _tables(batches: Any, sweeps_pattern: bool) -> Any:
   if _MODEL.value:
     tables = workloads.from_model(_MODEL.value, sizes, _PATTERN.value)
   else:
-    if _RECIPE_FILE.value:
-      if not Path(_RECIPE_FILE.value).is_file():
-        cli.fail(f"--recipe_file {_RECIPE_FILE.value}: there is no such file")
-      runpy.run_path(_RECIPE_FILE.value)
+    cli.run_recipe_file(_RECIPE_FILE.value)
     tables = workloads.from_run(
       str(_WORKDIR.value),
       sizes,

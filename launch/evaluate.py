@@ -4,8 +4,6 @@ The restored model is finished to hard N:M first. Nothing is written.
 """
 
 import json
-import runpy
-from pathlib import Path
 
 from absl import flags
 
@@ -39,10 +37,7 @@ def main() -> None:
   from figs_jax.data import DataError
   from figs_jax.train.evaluate import evaluate
 
-  if _RECIPE_FILE.value:
-    if not Path(_RECIPE_FILE.value).is_file():
-      cli.fail(f"--recipe_file {_RECIPE_FILE.value}: there is no such file")
-    runpy.run_path(_RECIPE_FILE.value)
+  cli.run_recipe_file(_RECIPE_FILE.value)
 
   try:
     result = evaluate(

@@ -13,8 +13,6 @@ written is read back before it has its name, and nothing is overwritten unasked.
 """
 
 import os
-import runpy
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -73,10 +71,7 @@ def main() -> None:
   for flag in (_WORKDIR, _OUT, _OUT_FORMAT):
     if not flag.value:
       cli.fail(f"--{flag.name} is missing; see --help")
-  if _RECIPE_FILE.value:
-    if not Path(_RECIPE_FILE.value).is_file():
-      cli.fail(f"--recipe_file {_RECIPE_FILE.value}: there is no such file")
-    runpy.run_path(_RECIPE_FILE.value)
+  cli.run_recipe_file(_RECIPE_FILE.value)
   from figs_jax.train.export import export_run
 
   try:

@@ -11,7 +11,6 @@ and report.html. Nothing in a workdir is written, no data set is read.
 
 import logging
 import os
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +71,7 @@ def main(words: list[str]) -> None:
   workdirs = [*_WORKDIR.value, *words]
   if not workdirs:
     cli.fail("--workdir is missing: name the directory of a run, or several")
-  if _RECIPE_FILE.value:
-    if not Path(_RECIPE_FILE.value).is_file():
-      cli.fail(f"--recipe_file {_RECIPE_FILE.value}: there is no such file")
-    runpy.run_path(_RECIPE_FILE.value)
+  cli.run_recipe_file(_RECIPE_FILE.value)
   from figs_jax.engine import parse
   from figs_jax.train.compare import figure_type
   from figs_jax.train.history import histories

@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,15 @@ def is_stray(error: BaseException) -> bool:
   True
   """
   return type(error) is RuntimeError and str(error) == "Event loop is closed"
+
+
+def run_recipe_file(path: str | None) -> None:
+  """Runs the file of --recipe_file, if one was given; it registers a recipe."""
+  if not path:
+    return
+  if not Path(path).is_file():
+    fail(f"--recipe_file {path}: there is no such file")
+  runpy.run_path(path)
 
 
 def config_of(flag: flags.FlagHolder) -> Any:

@@ -111,7 +111,7 @@ class History:
     Raises:
       ValueError: the run was not evaluated yet.
     """
-    row = self._last_evaluation()
+    row = self.last_evaluation
     each = {
       int(name.removeprefix("eval/accuracy/seed")): value
       for name, value in row.items()
@@ -126,9 +126,15 @@ class History:
     Raises:
       ValueError: as of `accuracies`.
     """
-    return self._last_evaluation()["step"]
+    return self.last_evaluation["step"]
 
-  def _last_evaluation(self) -> dict[str, Any]:
+  @property
+  def last_evaluation(self) -> dict[str, Any]:
+    """The row of the log with it.
+
+    Raises:
+      ValueError: the run was not evaluated yet.
+    """
     for row in reversed(self.rows):
       if "eval/accuracy" in row:
         return row

@@ -191,7 +191,7 @@ def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
   if len(accuracies) > 1:
     each = ", ".join(f"{100 * value:.2f}" for value in accuracies)
     rows.append((f"each of {len(accuracies)} seeds, %", each))
-  for name, value in _last_evaluation(run).items():
+  for name, value in _beside_accuracy(run).items():
     rows.append((name.replace("_", " "), value))
   rows += [
     ("zeros in masked kernels, %", f"{100 * stored['sparsity']:.2f}"),
@@ -212,11 +212,11 @@ def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
   return Sheet(("what", "value"), rows, frozenset({1}))
 
 
-def _last_evaluation(run: History) -> dict[str, str]:
-  """What was measured beside accuracy, mean ± standard error."""
-  rows = [row for row in run.rows if "eval/accuracy" in row]
+def _beside_accuracy(run: History) -> dict[str, str]:
+  """What else the last evaluation measured, mean ± standard error."""
+  row = run.last_evaluation
   found = {}
-  for name, value in rows[-1].items():
+  for name, value in row.items():
     measure = name.removeprefix("eval/")
     if (
       not name.startswith("eval/")
@@ -225,7 +225,7 @@ def _last_evaluation(run: History) -> dict[str, str]:
       or measure == "accuracy"
     ):
       continue
-    error = rows[-1].get(f"{name}_se", math.nan)
+    error = row.get(f"{name}_se", math.nan)
     spread = "" if math.isnan(error) else f" ± {error:.4g}"
     found[f"test {measure}"] = f"{value:.4g}{spread}"
   return found
