@@ -8,6 +8,7 @@ notice flipped bits; the checks against `meta` do.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import time
@@ -79,7 +80,9 @@ class Checkpointer:
     keep: how many of the newest steps stay.
     best: name of the metric whose best step also stays (higher is better),
       None keeps no such step.
-    read_only: never writes or deletes, as evaluation wants.
+
+  Nothing is written or deleted before the first `save`, so that who only reads
+  may do so beside a run.
   """
 
   def __init__(
@@ -88,11 +91,9 @@ class Checkpointer:
     *,
     keep: int = 2,
     best: str | None = "accuracy",
-    read_only: bool = False,
   ):
     self.path = Path(workdir).resolve() / "checkpoints"
     self._keep, self._best = keep, best
-    self._read_only = read_only
     self._open: ocp.CheckpointManager | None = None
 
   def _manager(self) -> ocp.CheckpointManager:
@@ -113,9 +114,6 @@ class Checkpointer:
           # Without a best_fn Orbax does not keep metrics on disk, and a
           # reopened manager would not know the best step.
           best_fn=(lambda m: m[self._best]) if self._best else None,
-          read_only=self._read_only,
-          create=not self._read_only,
-          save_interval_steps=0 if self._read_only else 1,
         ),
         item_names=("state", "data", "meta"),
       )
@@ -203,15 +201,20 @@ class Checkpointer:
       abstract: a state of arrays or `jax.ShapeDtypeStruct`s; shardings on
         them place the result.
       step: None takes the newest good one, and says on the log what was
-        wrong with those that it passes over.
+        wrong with those that it passes over. A step that one process of
+        several cannot read is good for none of them.
 
     Raises:
       CheckpointError: none (or not the one asked for) can be restored.
     """
     for candidate in self._candidates(step):
       try:
-        state, data = self._restore(abstract, candidate)
-        return state, data, candidate
+        with _by_all():
+          items = self._read(abstract, candidate)
+        # Of arrays over several processes all must have read theirs.
+        with _by_all():
+          state = self._verified(abstract, candidate, items)
+        return state, items["data"], candidate
       except CheckpointError as error:
         self._fall_back(step, error)
     raise self._none_left()
@@ -227,8 +230,8 @@ class Checkpointer:
       (self.path / str(found)).rename(place)
       _log.warning("step %d is set aside in %s", found, place)
     processes.barrier("set aside: they are gone")
-    if later:
-      self._manager().reload()
+    if self._open is not None:
+      self._open.reload()
 
   def wait(self) -> None:
     """Returns when the saves under way are on disk."""
@@ -278,10 +281,7 @@ class Checkpointer:
   def _meta(self, step: int) -> dict[str, Any]:
     where = self.path / str(step)
     try:
-      item = self._manager().restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-      )
-      meta = item["meta"]
+      meta = _orbax(where, meta=ocp.args.JsonRestore())["meta"]
     except Exception as error:  # whatever a damaged directory makes Orbax raise
       raise CheckpointError(
         f"{where}: not a whole figs_jax checkpoint ({_first_line(error)})"
@@ -292,11 +292,15 @@ class Checkpointer:
       )
     return meta
 
-  def _restore(self, abstract: Any, step: int) -> tuple[Any, dict[str, Any]]:
+  def _read(self, abstract: Any, step: int) -> dict[str, Any]:
+    """The items of a step, which fits `abstract`, as far as they can be read.
+
+    Raises:
+      CheckpointError: this process cannot read what it should have of it.
+    """
     where = self.path / str(step)
-    expected, wanted = self._meta(step)["leaves"], named_leaves(abstract)
-    _compare(where, expected, wanted)
-    flat, treedef = jax.tree_util.tree_flatten(abstract)
+    meta, wanted = self._meta(step), named_leaves(abstract)
+    _compare(where, meta["leaves"], wanted)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = {
       name: jax.ShapeDtypeStruct(
@@ -305,31 +309,73 @@ class Checkpointer:
         # Of the leaf itself: the raw data of a key has lost it.
         sharding=getattr(old, "sharding", None) or here,
       )
-      for (name, leaf), old in zip(wanted.items(), flat)
+      for (name, leaf), old in zip(wanted.items(), jax.tree.leaves(abstract))
     }
     try:
-      items = self._manager().restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
-        ),
+      items = _orbax(
+        where,
+        state=ocp.args.StandardRestore(target),
+        data=ocp.args.JsonRestore(),
       )
     except Exception as error:  # whatever a damaged file makes Orbax raise
       time.sleep(_GRACE)
       raise CheckpointError(
         f"{where}: damaged or truncated ({_first_line(error)})"
       ) from error
-    leaves = items["state"]
-    for name, leaf in leaves.items():
-      if _crc32(leaf) != expected[name]["crc32"]:
+    return {"state": items["state"], "data": items["data"], "meta": meta}
+
+  def _verified(self, abstract: Any, step: int, items: dict[str, Any]) -> Any:
+    """The state in `items`, as `abstract` is built.
+
+    Raises:
+      CheckpointError: a leaf is not what was saved.
+    """
+    leaves, saved = items["state"], items["meta"]["leaves"]
+    # All of them first: of a leaf over several processes each asks the others.
+    found = {name: _crc32(leaf) for name, leaf in leaves.items()}
+    for name, crc32 in found.items():
+      if crc32 != saved[name]["crc32"]:
         raise CheckpointError(
-          f"{where}: {name} is damaged, its crc32 differs from the saved one"
+          f"{self.path / str(step)}: {name} is damaged, its crc32 differs from"
+          " the saved one"
         )
+    flat, treedef = jax.tree_util.tree_flatten(abstract)
     restored = [
       jax.random.wrap_key_data(leaves[name]) if _is_key(old) else leaves[name]
-      for name, old in zip(wanted, flat)
+      for name, old in zip(named_leaves(abstract), flat)
     ]
-    return jax.tree_util.tree_unflatten(treedef, restored), items["data"]
+    return jax.tree_util.tree_unflatten(treedef, restored)
+
+
+def _orbax(where: Path, **items: Any) -> Any:
+  """Items of a step as this process reads them, waiting for no other.
+
+  Orbax's manager has all processes meet after a read; one that could not read
+  would not come, and the others wait for ever.
+  """
+  me = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}
+  )
+  options = ocp.CompositeOptions(multiprocessing_options=alone)
+  handler = ocp.CompositeCheckpointHandler(composite_options=options)
+  with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+    return reader.restore(where, args=ocp.args.Composite(**items))
+
+
+@contextlib.contextmanager
+def _by_all() -> Iterator[None]:
+  """What is a CheckpointError in one process is one in all of them."""
+  error = None
+  try:
+    yield
+  except CheckpointError as mine:
+    error = mine
+  failed = processes.first_failure(None if error is None else str(error))
+  if error is not None:
+    raise error
+  if failed:
+    raise CheckpointError(failed)
 
 
 def _compare(where: Path, saved: dict[str, Any], wanted: dict[str, Any]):

@@ -128,7 +128,7 @@ def compare(
 
 def _check_resumable(where: Path, config: config_dict.ConfigDict) -> None:
   """A run that is there already must be of the same configuration."""
-  with Checkpointer(where, read_only=True) as checkpoints:
+  with Checkpointer(where) as checkpoints:
     if not checkpoints.steps():
       return
     saved = completed(checkpoints.meta()["config"])

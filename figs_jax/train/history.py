@@ -197,7 +197,7 @@ def _labels(places: Sequence[Path]) -> list[str]:
 
 def _config(path: Path) -> dict[str, Any]:
   if (path / "checkpoints").is_dir():
-    with Checkpointer(path, read_only=True) as checkpoints:
+    with Checkpointer(path) as checkpoints:
       if checkpoints.steps():
         return completed(checkpoints.meta()["config"])
   try:
@@ -338,7 +338,7 @@ def _masks(
     raise ValueError(
       f"{history.path}: no seed {seed}; this run has {count}, counted from 0"
     )
-  with Checkpointer(history.path, read_only=True) as checkpoints:
+  with Checkpointer(history.path) as checkpoints:
     for step in checkpoints.steps():
       state, _, _ = checkpoints.restore(experiment.abstract_state, step)
       masks = flatten(state.masks)

@@ -174,6 +174,7 @@ _OF_MASKS = ("recipe", "pattern", "total_steps")
 
 def _begin(experiment, checkpoints, abstract, shardings):
   """(state, data position or None): restored if there is something to."""
+  processes.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
     begin = jax.jit(experiment.state, out_shardings=shardings)
     return begin(initial.weights(experiment)), None

@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ _SHUTDOWN = 60
 # Looks, a second apart, for another host's file: NFS remembers for up to a
 # minute that there was none.
 _LOOKS = 90
+_LINE = 1000  # bytes of a failure that others hear of
 _COUNT, _INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
 
@@ -144,26 +146,75 @@ def check_shared(path: Path) -> None:
     ConfigError: one does not, so the directory is not shared; all raise it.
   """
   barrier(f"written {path.name}")
-  looks = 0
-  # Together, so that no one waits long for another, nor stays behind.
-  while not (seen := _everywhere(path.exists())).all():
-    looks += 1
-    if looks >= _LOOKS:
-      blind = ", ".join(map(str, np.flatnonzero(~seen)))
-      raise ConfigError(
-        f"{path}: process {blind} does not see what process 0 wrote; put"
-        " --workdir on a file system that all hosts share"
-      )
+  seen = _look_until(np.all, path.exists)
+  if not seen.all():
+    blind = ", ".join(map(str, np.flatnonzero(~seen)))
+    raise ConfigError(
+      f"{path}: process {blind} does not see what process 0 wrote; put"
+      " --workdir on a file system that all hosts share"
+    )
+
+
+def check_same(path: Path, listing: Callable[[], Sequence[int]]) -> None:
+  """Every process must find the same numbers in a directory.
+
+  Raises:
+    ConfigError: they do not, in all of them.
+  """
+
+  def digest() -> np.uint32:
+    return np.uint32(zlib.crc32(repr(list(listing())).encode()))
+
+  seen = _look_until(lambda found: (found == found[0]).all(), digest)
+  if other := ", ".join(map(str, np.flatnonzero(seen != seen[0]))):
+    raise ConfigError(
+      f"{path}: process {other} finds other steps there than process 0; put"
+      " --workdir on a file system that all hosts share"
+    )
+
+
+def _look_until(
+  agreed: Callable[[np.ndarray], Any], look: Callable[[], Any]
+) -> np.ndarray:
+  """What each process sees, when it is agreed or there were enough looks.
+
+  They look together, so that no one waits long for another, nor stays behind.
+  """
+  for _ in range(_LOOKS):
+    seen = _everywhere(look())
+    if agreed(seen):
+      break
     time.sleep(1)
+  return seen
 
 
-def _everywhere(here: bool) -> np.ndarray:
+def _everywhere(here: bool | np.uint32) -> np.ndarray:
   """What each process has for `here`, by process.
 
   >>> _everywhere(True).tolist()
   [True]
   """
   return np.ravel(multihost_utils.process_allgather(np.asarray(here)))
+
+
+def first_failure(mine: str | None) -> str | None:
+  """The words, and process, of the first that failed; None where none did.
+
+  Args:
+    mine: what went wrong in this process, None where nothing did.
+
+  >>> first_failure(None)
+  >>> first_failure("not a checkpoint")
+  'process 0: not a checkpoint'
+  """
+  line = np.zeros(_LINE, np.uint8)  # as long in every process
+  words = (mine or "").encode()[:_LINE]
+  line[: len(words)] = np.frombuffer(words, np.uint8)
+  lines = np.reshape(multihost_utils.process_allgather(line), (-1, _LINE))
+  for index, found in enumerate(lines):
+    if words := found.tobytes().rstrip(b"\0"):
+      return f"process {index}: {words.decode(errors='ignore')}"
+  return None
 
 
 def global_batch(sharding: Sharding, local: Any) -> Any:

@@ -32,7 +32,7 @@ def restore(
     ValueError: no such seed, or (`CheckpointError`) no such checkpoint, or a
       damaged or foreign one.
   """
-  with Checkpointer(workdir, read_only=True) as checkpoints:
+  with Checkpointer(workdir) as checkpoints:
     config = config_dict.ConfigDict(completed(checkpoints.meta(step)["config"]))
     if data_dir is not None:
       config.data.data_dir = data_dir

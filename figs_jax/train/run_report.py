@@ -250,7 +250,7 @@ def _engines(report: Any) -> Sheet:
 def _versions(run: History) -> Sheet:
   from figs_jax.train.checkpoint import Checkpointer
 
-  with Checkpointer(run.path, read_only=True) as checkpoints:
+  with Checkpointer(run.path) as checkpoints:
     versions = checkpoints.meta()["versions"]
   return Sheet(("trained with", "version"), list(versions.items()))
 

@@ -47,7 +47,7 @@ def save_steps(workdir, steps, **options):
 
 def test_round_trip_from_shapes_alone(tmp_path):
   save_steps(tmp_path, [1, 2])
-  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+  with Checkpointer(tmp_path) as checkpoints:
     state, data, step = checkpoints.restore(jax.eval_shape(example_state))
     assert checkpoints.meta()["config"] == {"lr": 0.1}
   assert (data, step) == ({"next": 2}, 2)
@@ -78,7 +78,7 @@ def test_damaged_steps_are_set_aside_not_deleted(tmp_path):
     checkpoints.save(2, example_state(5), {}, {})
   (aside,) = (tmp_path / "damaged").iterdir()
   assert (aside / "state").is_dir()
-  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+  with Checkpointer(tmp_path) as checkpoints:
     assert_same(checkpoints.restore(example_state(), 2)[0], example_state(5))
 
 
@@ -86,21 +86,21 @@ def test_an_existing_step_is_never_overwritten(tmp_path):
   save_steps(tmp_path, [1])
   with pytest.raises(CheckpointError, match="saved already"):
     save_steps(tmp_path, [1])
-  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+  with Checkpointer(tmp_path) as checkpoints:
     assert_same(checkpoints.restore(example_state())[0], example_state(1))
 
 
 def test_missing(tmp_path):
-  with Checkpointer(tmp_path / "no", read_only=True) as checkpoints:
+  with Checkpointer(tmp_path / "no") as checkpoints:
     with pytest.raises(CheckpointError, match="no checkpoint here"):
       checkpoints.restore(example_state())
   assert not (tmp_path / "no").exists()
   save_steps(tmp_path / "runs" / "a", [1])
-  with Checkpointer(tmp_path / "runs", read_only=True) as checkpoints:
+  with Checkpointer(tmp_path / "runs") as checkpoints:
     with pytest.raises(CheckpointError, match="such as .*/runs/a$"):
       checkpoints.restore(example_state())
   save_steps(tmp_path, [1])
-  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+  with Checkpointer(tmp_path) as checkpoints:
     with pytest.raises(CheckpointError, match=r"no step 5; there are 1"):
       checkpoints.restore(example_state(), 5)
 
@@ -135,7 +135,7 @@ def test_damage_falls_back_to_the_step_before(tmp_path, damage, caplog):
     (tmp_path / "checkpoints" / "7").mkdir()
   with (
     caplog.at_level(logging.WARNING, "figs_jax"),
-    Checkpointer(tmp_path, read_only=True) as checkpoints,
+    Checkpointer(tmp_path) as checkpoints,
   ):
     state, data, step = checkpoints.restore(example_state())
   expected = 2 if damage == "empty" else 1
@@ -143,7 +143,7 @@ def test_damage_falls_back_to_the_step_before(tmp_path, damage, caplog):
   assert_same(state, example_state(expected))
   assert "trying the step before it" in caplog.text
   if damage != "empty":
-    with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    with Checkpointer(tmp_path) as checkpoints:
       with pytest.raises(CheckpointError, match="damaged"):
         checkpoints.restore(example_state(), 2)
 
@@ -155,7 +155,7 @@ def test_silent_corruption_is_noticed(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(module, lambda leaf: 0)
     save_steps(tmp_path, [2])
-  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+  with Checkpointer(tmp_path) as checkpoints:
     with pytest.raises(CheckpointError, match="crc32 differs"):
       checkpoints.restore(example_state(), 2)
 
@@ -165,7 +165,7 @@ def test_foreign_checkpoint(tmp_path):
 
   with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
     manager.save(3, args=ocp.args.StandardSave({"w": jnp.ones(2)}))
-  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+  with Checkpointer(tmp_path) as checkpoints:
     with pytest.raises(CheckpointError, match="none of the steps"):
       checkpoints.restore(example_state())
     with pytest.raises(CheckpointError, match="not a whole figs_jax"):
@@ -183,7 +183,7 @@ def test_foreign_checkpoint(tmp_path):
 def test_another_architecture_is_refused(tmp_path, change, message):
   """Orbax itself would cast a wrong dtype in silence."""
   save_steps(tmp_path, [1])
-  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+  with Checkpointer(tmp_path) as checkpoints:
     with pytest.raises(CheckpointError, match=message):
       checkpoints.restore({**example_state(), **change})
 
@@ -194,7 +194,7 @@ def test_restores_onto_a_mesh(tmp_path):
     checkpoints.save(1, state, {}, {})
   place = NamedSharding(make_mesh(2, 4), PartitionSpec(None, "fsdp"))
   target = {"w": jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=place)}
-  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+  with Checkpointer(tmp_path) as checkpoints:
     restored = checkpoints.restore(target)[0]
   assert restored["w"].sharding == place
   np.testing.assert_array_equal(restored["w"], state["w"])
@@ -211,7 +211,7 @@ def test_a_checkpoint_of_eight_devices_restores_on_one_and_four(tmp_path):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=four), shapes
   )
   for target, count in ((shapes, 1), (placed, 4)):
-    with Checkpointer(tmp_path, read_only=True) as checkpoints:
+    with Checkpointer(tmp_path) as checkpoints:
       restored = checkpoints.restore(target)[0]
     assert_same(restored, example_state(3))
     for leaf in jax.tree.leaves(restored):
@@ -227,7 +227,7 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
       checkpoints.save(i, state, {}, {})
       for _ in range(5):
         state = step(state)
-  with Checkpointer(tmp_path, read_only=True) as checkpoints:
+  with Checkpointer(tmp_path) as checkpoints:
     for i in range(10):
       restored = checkpoints.restore(jax.eval_shape(lambda: state), i)[0]
       np.testing.assert_array_equal(restored["w"], np.full((512, 1024), 5 * i))
