@@ -12,19 +12,16 @@ import contextlib
 import importlib.metadata
 import logging
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from figs_jax.core.tree import path_str
 from figs_jax.train import processes
+from figs_jax.train.leaves import crc32, from_leaves, named_leaves
 
 FORMAT = "figs_jax/1"
 _log = logging.getLogger("figs_jax")
@@ -40,33 +37,6 @@ class CheckpointError(ValueError):
 
 class MismatchError(CheckpointError):
   """A whole checkpoint, but of another model or optimizer."""
-
-
-def named_leaves(state: Any) -> dict[str, Any]:
-  """Arrays of a state by dotted path; typed random keys as their raw data.
-
-  >>> sorted(named_leaves({"params": {"a": {"kernel": jnp.ones(2)}}}))
-  ['params.a.kernel']
-  """
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  return {path_str(p).replace("/", "."): _raw(leaf) for p, leaf in leaves}
-
-
-def _is_key(leaf: Any) -> bool:
-  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _raw(leaf: Any) -> Any:
-  if not _is_key(leaf):
-    return leaf
-  if isinstance(leaf, jax.ShapeDtypeStruct):
-    return jax.eval_shape(jax.random.key_data, leaf)
-  return jax.random.key_data(leaf)
-
-
-def _crc32(leaf: jax.Array) -> int:
-  host = np.ascontiguousarray(processes.whole(leaf))
-  return zlib.crc32(host.view(np.uint8).data)
 
 
 class Checkpointer:
@@ -160,7 +130,7 @@ class Checkpointer:
         name: {
           "shape": list(leaf.shape),
           "dtype": str(leaf.dtype),
-          "crc32": _crc32(leaf),
+          "crc32": crc32(leaf),
         }
         for name, leaf in leaves.items()
       },
@@ -332,19 +302,14 @@ class Checkpointer:
     """
     leaves, saved = items["state"], items["meta"]["leaves"]
     # All of them first: of a leaf over several processes each asks the others.
-    found = {name: _crc32(leaf) for name, leaf in leaves.items()}
-    for name, crc32 in found.items():
-      if crc32 != saved[name]["crc32"]:
+    found = {name: crc32(leaf) for name, leaf in leaves.items()}
+    for name, digest in found.items():
+      if digest != saved[name]["crc32"]:
         raise CheckpointError(
           f"{self.path / str(step)}: {name} is damaged, its crc32 differs from"
           " the saved one"
         )
-    flat, treedef = jax.tree_util.tree_flatten(abstract)
-    restored = [
-      jax.random.wrap_key_data(leaves[name]) if _is_key(old) else leaves[name]
-      for name, old in zip(named_leaves(abstract), flat)
-    ]
-    return jax.tree_util.tree_unflatten(treedef, restored)
+    return from_leaves(abstract, leaves)
 
 
 def _orbax(where: Path, **items: Any) -> Any:

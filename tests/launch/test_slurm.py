@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from figs_jax.train.checkpoint import named_leaves
+from figs_jax.train.leaves import named_leaves
 from figs_jax.train.log import read
 from figs_jax.train.restore import restore
 

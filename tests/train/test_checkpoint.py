@@ -151,7 +151,7 @@ def test_damage_falls_back_to_the_step_before(tmp_path, damage, caplog):
 def test_silent_corruption_is_noticed(tmp_path, monkeypatch):
   """Orbax restores a wrong value without a word; the checksum does not."""
   save_steps(tmp_path, [1])
-  module = "figs_jax.train.checkpoint._crc32"
+  module = "figs_jax.train.checkpoint.crc32"
   with monkeypatch.context() as patch:
     patch.setattr(module, lambda leaf: 0)
     save_steps(tmp_path, [2])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from figs_jax.train import processes
-from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.config import ConfigError
+from figs_jax.train.leaves import named_leaves
 from figs_jax.train.log import read
 from figs_jax.train.mesh import make_mesh
 from figs_jax.train.restore import restore

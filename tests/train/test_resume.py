@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.evaluate import evaluate, restore
+from figs_jax.train.leaves import named_leaves
 from figs_jax.train.log import read
 
 REPO = Path(__file__).parents[2]
