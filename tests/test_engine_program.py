@@ -217,7 +217,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
   cli.save(str(out), b"two", overwrite=True)
   assert out.read_bytes() == b"two"
   for path, words in (
-    (out, "the file exists"),
+    (out, "it exists"),
     (tmp_path, "is a directory"),
     (tmp_path / "no" / "a.csv", "no such directory"),
     (tmp_path / ("x" * 300), "too long"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -22,7 +23,8 @@ def replacing(
 ) -> Iterator[Path]:
   """A path to write to, which becomes `path` at the end if nothing failed.
 
-  Where `path` is a link, what it leads to is written.
+  Where `path` is a link, what it leads to is written. What is on the disk is
+  whole even if the machine stops in between.
 
   Args:
     path: of a file, or with `own` of a directory, which is made.
@@ -42,9 +44,11 @@ def replacing(
     yield part
     # Another program may have been quicker.
     check_free(path, overwrite=overwrite, own=own)
+    _to_disk(part)
     if where.is_dir():
       where.replace(old)
     part.replace(where)
+    _sync(where.parent)
   except OSError as error:
     raise unreadable(path, error) from error
   finally:
@@ -55,6 +59,24 @@ def replacing(
       if rest.is_dir():
         shutil.rmtree(rest)
       rest.unlink(missing_ok=True)
+
+
+def _to_disk(part: Path) -> None:
+  for inner in part.iterdir() if part.is_dir() else ():
+    _sync(inner)
+  _sync(part)
+
+
+def _sync(path: Path) -> None:
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  except OSError as error:
+    # A file system may know no such thing, of a directory above all.
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+      raise
+  finally:
+    os.close(handle)
 
 
 def check_free(
@@ -94,7 +116,7 @@ def check_free(
     elif where.is_symlink() or where.exists():
       # A link here leads to itself.
       if own is not None or where.is_symlink() or not where.is_file():
-        kind = "file" if own is None else "directory"
+        kind = "regular file" if own is None else "directory"
         raise ExportError(f"{path}: this is no {kind}; name another")
       is_taken = True
   except OSError as error:

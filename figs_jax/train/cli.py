@@ -20,6 +20,7 @@ import absl.logging
 from absl import app, flags
 
 from figs_jax.core.rules import nearest
+from figs_jax.export import place
 
 _EXAMPLE = "configs/digits_vit.py:figs"
 _HELP = ("--help", "-help", "-h")
@@ -136,19 +137,10 @@ def emit(data: bytes) -> None:
 
 def check_output(path: str, *, overwrite: bool, flag: str = "--output") -> None:
   """Fails before any work where `save` would fail after it."""
-  where = Path(os.path.realpath(path))
   try:
-    if where.is_dir():
-      fail(f"{flag} {path}: this is a directory; name a file in it")
-    # A link here leads to itself.
-    if where.is_symlink() or (where.exists() and not where.is_file()):
-      fail(f"{flag} {path}: this is no regular file; name another")
-    if where.exists() and not overwrite:
-      fail(f"{flag} {path}: the file exists; name another or add --overwrite")
-    if not where.parent.is_dir():
-      fail(f"{flag} {path}: there is no such directory; make it first")
-  except OSError as error:
-    fail(f"{flag} {path}: {error.strerror}; name another file")
+    place.check_free(path, overwrite=overwrite)
+  except place.ExportError as error:
+    fail(f"{flag} {error}")
 
 
 def save(
@@ -158,15 +150,11 @@ def save(
 
   Where `path` is a link, what it leads to is written.
   """
-  check_output(path, overwrite=overwrite, flag=flag)
-  where = Path(os.path.realpath(path))
-  part = where.with_name(f".part-{os.getpid()}")
   try:
-    part.write_bytes(data)
-    part.replace(where)
-  except OSError as error:
-    part.unlink(missing_ok=True)
-    fail(f"{flag} {path}: {error.strerror}; name another file")
+    with place.replacing(path, overwrite=overwrite) as part:
+      part.write_bytes(data)
+  except place.ExportError as error:
+    fail(f"{flag} {error}")
 
 
 def _parse(

@@ -228,7 +228,7 @@ def test_a_file_that_comes_out_wrong_gets_no_name(tmp_path, monkeypatch):
     ("a.bin", "ends in .safetensors"),
     ("no/a.safetensors", "there is no such directory"),
     ("folder.safetensors", "this is a directory"),
-    ("loop.safetensors", "this is no file"),
+    ("loop.safetensors", "this is no regular file"),
   ],
 )
 def test_places_that_cannot_be_written(name, message, tmp_path):

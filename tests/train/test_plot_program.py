@@ -84,7 +84,7 @@ def test_a_directory_gets_every_picture_and_the_report(runs, tmp_path):
   for path in out.glob("*.png"):
     Image.open(path).verify()
   # Never silently.
-  assert again[0] == 2 and "the file exists" in again[2], again
+  assert again[0] == 2 and "it exists" in again[2], again
   assert over[0] == 0, over[2]
   assert single[0] == 0 and (tmp_path / "a.svg").read_text().startswith("<?xml")
   assert wrong[0] == 2 and len(wrong[2].splitlines()) == 1, wrong[2]
