@@ -195,7 +195,10 @@ def _begin(experiment, checkpoints, abstract, shardings):
       out_shardings=shardings,
     )
     state = fresh(state)
-  _log.info("resuming from step %d of %s", step, checkpoints.path)
+  if step < experiment.config.total_steps:
+    _log.info("resuming from step %d of %s", step, checkpoints.path)
+  else:
+    _log.info("all %d steps are done in %s", step, checkpoints.path)
   return state, position
 
 

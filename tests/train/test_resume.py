@@ -164,6 +164,8 @@ def test_nan_stops_and_names_step_and_checkpoint(tmp_path, data_dir, every):
 def test_resuming_under_another_configuration_is_refused(tmp_path, data_dir):
   finish(start("ste", tmp_path, data_dir, total_steps=8))
   before = json.dumps(rows(tmp_path))
+  again = finish(start("ste", tmp_path, data_dir, total_steps=8))
+  assert f"all 8 steps are done in {tmp_path}" in again
   config = (tmp_path / "config.json").read_text()
   process = start("ste", tmp_path, data_dir, total_steps=16)
   output, _ = process.communicate(timeout=300)
