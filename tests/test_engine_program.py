@@ -13,8 +13,8 @@ import pytest
 from figs_jax.engine import report
 from figs_jax.engine.tables import read_layers
 from figs_jax.train import cli
+from tests.programs import assert_one_clear_line, call, environment
 
-REPO = Path(__file__).parents[1]
 COLUMNS = (
   "name,engine,M,N,K,pattern,cycles,utilisation,speedup,energy_pj,dram_bytes"
 )
@@ -31,22 +31,7 @@ def program(*arguments, before=""):
       "import runpy; runpy.run_path('launch/engine.py', run_name='__main__')"
     )
     code = ["-c", f"{before}\n{run}"]
-  return subprocess.run(
-    [sys.executable, *code, *map(str, arguments)],
-    cwd=REPO,
-    env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPO)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-
-
-def assert_one_clear_line(done, *words):
-  assert done.returncode == 2, done.stderr
-  assert done.stdout == ""
-  (line,) = done.stderr.splitlines()
-  for word in words:
-    assert word in line
+  return call(*code, *arguments)
 
 
 @pytest.fixture
@@ -143,11 +128,7 @@ def test_output_is_whole_or_ends_with_its_reader():
     done = subprocess.run(
       f"({shell}) | {reader}",
       shell=True,
-      env={
-        **os.environ,
-        "PYTHONPATH": str(REPO),
-        "PYTHONUNBUFFERED": "1",
-      },
+      env=environment(PYTHONUNBUFFERED="1"),
       capture_output=True,
       text=True,
       timeout=300,
@@ -161,7 +142,7 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
   done = subprocess.run(
     f'ulimit -f 0; {sys.executable} -c "{code}" > {tmp_path}/out',
     shell=True,
-    env={**os.environ, "PYTHONPATH": str(REPO)},
+    env=environment(),
     capture_output=True,
     text=True,
     timeout=300,
@@ -177,13 +158,7 @@ def test_an_interruption_is_one_line():
     "def main(): raise KeyboardInterrupt\n"
     "cli.run(main)"
   )
-  done = subprocess.run(
-    [sys.executable, "-c", code],
-    env={**os.environ, "PYTHONPATH": str(REPO)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  done = call("-c", code)
   assert done.returncode == 130
   assert done.stderr.splitlines() == ["-c: interrupted"]
 

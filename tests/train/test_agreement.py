@@ -1,18 +1,15 @@
 """What one of two real processes cannot read, neither restores."""
 
-import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from figs_jax.train import processes
 from figs_jax.train.config import ConfigError
-
-REPO = Path(__file__).parents[2]
+from tests.programs import REPO, environment
 
 # Steps 1 and 2 of an array over both processes, where the second process
 # finds its part of step 2 unreadable (`read`) or changed (`crc`).
@@ -65,15 +62,11 @@ def both(workdir, fault):
     subprocess.Popen(
       [sys.executable, "-c", PROCESS, workdir, fault],
       cwd=REPO,
-      env={
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "PYTHONPATH": str(REPO),
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-        "JAX_PROCESS_ID": str(index),
-      },
+      env=environment(
+        JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+        JAX_NUM_PROCESSES="2",
+        JAX_PROCESS_ID=str(index),
+      ),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,

@@ -3,10 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +18,8 @@ from figs_jax.train.experiment import build
 from figs_jax.train.export import export_model
 from figs_jax.train.restore import restore
 from tests.models import families
+from tests.programs import assert_one_clear_line, in_one_process
 
-REPO = Path(__file__).parents[2]
 pytestmark = pytest.mark.standard_promotion
 
 
@@ -45,53 +41,7 @@ def run(tmp_path_factory, tiny_config):
   return workdir
 
 
-# Runs the program once per line of arguments, in one process: each start takes
-# seconds. Prints (exit code, standard output, standard error) of each.
-DRIVER = """
-import contextlib, io, json, logging, runpy, sys
-from absl import flags
-own = ("workdir", "out", "format", "verify", "step", "seed", "ema", "dtype",
-       "layout", "platforms", "overwrite", "recipe_file")
-for arguments in json.loads(sys.argv[1]):
-  out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
-  sys.argv = ["export.py", *arguments]
-  logging.getLogger("figs_jax").handlers.clear()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    try:
-      runpy.run_path("launch/export.py", run_name="__main__")
-    except SystemExit as end:
-      code = end.code or 0
-  print(json.dumps([code, out.buffer.getvalue().decode(), err.getvalue()]))
-  for name in own:
-    delattr(flags.FLAGS, name)
-"""
-
-
-def program(*calls):
-  """(code, out, err) of each call."""
-  lines = json.dumps([[str(word) for word in call] for call in calls])
-  done = subprocess.run(
-    [sys.executable, "-c", DRIVER, lines],
-    cwd=REPO,
-    env={
-      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
-      "PYTHONPATH": str(REPO),
-    },
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def assert_one_clear_line(result, *words):
-  code, out, err = result
-  assert code == 2, err
-  assert out == ""
-  (line,) = err.splitlines()
-  for word in words:
-    assert word in line
+PROGRAM = "launch/export.py"
 
 
 @pytest.mark.slow
@@ -100,7 +50,8 @@ def test_a_run_is_handed_on_in_every_format(run, tmp_path):
   torch, hlo = tmp_path / "t.safetensors", tmp_path / "m.stablehlo"
   before = {p: p.stat().st_mtime_ns for p in sorted(run.rglob("*"))}
   of_run = ("--workdir", run, "--out")
-  results = program(
+  results = in_one_process(
+    PROGRAM,
     (*of_run, dense, "--format", "dense", "--seed", "1"),
     (*of_run, packed, "--format", "packed", "--layout", "bitmask"),
     (*of_run, torch, "--format", "torch-2:4", "--dtype", "float16"),
@@ -149,7 +100,8 @@ def test_mistakes_are_one_line_and_write_nothing(run, tmp_path):
   taken.write_text("mine")
   out = tmp_path / "a.safetensors"
   of_run = ("--workdir", run, "--format")
-  results = program(
+  results = in_one_process(
+    PROGRAM,
     (),
     (*of_run, "packed"),
     ("--workdir", tmp_path / "no", "--format", "packed", "--out", out),

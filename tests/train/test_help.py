@@ -1,15 +1,10 @@
 """`--help` of the programs: flags, recipes, and one's own recipes."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from figs_jax import recipes
+from tests.programs import call
 
-REPO = Path(__file__).parents[2]
 OWN = '''
 from figs_jax.recipes import register
 from figs_jax.train.config import default_config
@@ -30,15 +25,8 @@ def get_config(arg="mine"):
 def test_help_lists_flags_recipes_and_those_of_the_configuration(tmp_path):
   path = tmp_path / "my_config.py"
   path.write_text(OWN)
-  done = subprocess.run(
-    # The order does not matter: the configuration is read first.
-    [sys.executable, "launch/train.py", "--help", f"--config={path}:mine"],
-    cwd=REPO,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  # The order does not matter: the configuration is read first.
+  done = call("launch/train.py", "--help", f"--config={path}:mine")
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
   assert lines[0].startswith("Trains a model")

@@ -1,10 +1,5 @@
 """Runs that start from weights: of a file, or of a dense run."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +16,7 @@ from figs_jax.train.evaluate import restore
 from figs_jax.train.experiment import build
 from figs_jax.train.log import read
 from figs_jax.train.loop import train
+from tests.programs import assert_one_clear_line, call
 
 pytestmark = pytest.mark.standard_promotion
 TEXT = {"width": 16, "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 32}
@@ -186,27 +182,11 @@ def test_the_program_prints_one_line_and_exits_with_2(
 ):
   path = tmp_path / "model.safetensors"
   path.write_bytes(weights_file.read_bytes()[:-1])
-  repo = Path(__file__).parents[2]
-  done = subprocess.run(
-    [
-      sys.executable,
-      "launch/train.py",
-      "--config=configs/digits_vit.py:dense",
-      f"--workdir={tmp_path / 'run'}",
-      f"--config.data.data_dir={data_dir}",
-      f"--config.init_from={path}",
-    ],
-    cwd=repo,
-    env={
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "",
-      "PYTHONPATH": str(repo),
-    },
-    capture_output=True,
-    text=True,
-    timeout=300,
+  done = call(
+    "launch/train.py",
+    "--config=configs/digits_vit.py:dense",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data.data_dir={data_dir}",
+    f"--config.init_from={path}",
   )
-  assert done.returncode == 2, done.stderr
-  (line,) = done.stderr.strip().splitlines()
-  assert f"{path}: no whole safetensors file" in line
+  assert_one_clear_line(done, f"{path}: no whole safetensors file")

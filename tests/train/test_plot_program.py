@@ -1,56 +1,14 @@
 """launch/plot.py as a user meets it."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
 from figs_jax.train.loop import train
+from tests.programs import assert_one_clear_line, call, in_one_process
 
 pytest.importorskip("matplotlib")
-REPO = Path(__file__).parents[2]
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
-# Runs the program once per line of arguments, in one process: each start takes
-# seconds. Prints (exit code, standard output, standard error) of each.
-DRIVER = """
-import contextlib, io, json, logging, runpy, sys
-from absl import flags
-own = ("workdir", "out", "plot", "engine", "layer", "seed", "overwrite")
-for arguments in json.loads(sys.argv[1]):
-  out, err = io.StringIO(), io.StringIO()
-  sys.argv = ["plot.py", *arguments]
-  logging.getLogger("figs_jax").handlers.clear()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    try:
-      runpy.run_path("launch/plot.py", run_name="__main__")
-    except SystemExit as end:
-      code = end.code or 0
-  print(json.dumps([code, out.getvalue(), err.getvalue()]))
-  for name in (*own, "recipe_file"):
-    delattr(flags.FLAGS, name)
-"""
-
-
-def program(*calls):
-  """(code, out, err) of each call."""
-  lines = json.dumps([[str(word) for word in call] for call in calls])
-  done = subprocess.run(
-    [sys.executable, "-c", DRIVER, lines],
-    cwd=REPO,
-    env={
-      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
-      "PYTHONPATH": str(REPO),
-    },
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  return [json.loads(line) for line in done.stdout.splitlines()]
+PROGRAM = "launch/plot.py"
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +27,8 @@ def test_a_directory_gets_every_picture_and_the_report(runs, tmp_path):
   out, workdirs = tmp_path / "out", (runs / "sparse", runs / "dense")
   before = {p: p.stat().st_mtime_ns for p in sorted(runs.rglob("*"))}
   every = ("--workdir", *workdirs, "--engine", "ws:16x16", "--out", out)
-  first, again, over, single, wrong = program(
+  first, again, over, single, wrong = in_one_process(
+    PROGRAM,
     every,
     every,
     (*every, "--overwrite", "--plot", "pareto"),
@@ -124,29 +83,19 @@ def test_mistakes_are_one_clear_line(runs, tmp_path):
       ["none.py", "no such file"],
     ),
   ]
-  for (arguments, words), (code, out, err) in zip(
-    cases, program(*(arguments for arguments, _ in cases))
-  ):
-    assert code == 2 and out == "", (arguments, err)
-    assert len(err.splitlines()) == 1, (arguments, err)
-    for word in words:
-      assert word in err, (arguments, err)
+  results = in_one_process(PROGRAM, *(arguments for arguments, _ in cases))
+  for result, (_, words) in zip(results, cases, strict=True):
+    assert_one_clear_line(result, *words)
   assert not file.exists()
 
 
 def test_without_matplotlib_one_line(runs, tmp_path):
-  done = subprocess.run(
-    [
-      sys.executable, "-c",
-      "import runpy, sys; sys.modules['matplotlib'] = None\n"
-      f"sys.argv = ['plot.py', '--workdir', {str(runs / 'sparse')!r},"
-      f" '--plot=flips', '--out', {str(tmp_path / 'a.png')!r}]\n"
-      "sys.modules['matplotlib.figure'] = None\n"
-      "runpy.run_path('launch/plot.py', run_name='__main__')",
-    ],
-    cwd=REPO, capture_output=True, text=True, timeout=300,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)},
-  )  # fmt: skip
-  assert done.returncode == 2, done.stderr
-  (line,) = done.stderr.splitlines()
-  assert "pip install 'figs_jax[plots]'" in line
+  done = call(
+    "-c",
+    "import runpy, sys; sys.modules['matplotlib'] = None\n"
+    f"sys.argv = ['plot.py', '--workdir', {str(runs / 'sparse')!r},"
+    f" '--plot=flips', '--out', {str(tmp_path / 'a.png')!r}]\n"
+    "sys.modules['matplotlib.figure'] = None\n"
+    "runpy.run_path('launch/plot.py', run_name='__main__')",
+  )
+  assert_one_clear_line(done, "pip install 'figs_jax[plots]'")

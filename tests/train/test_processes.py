@@ -1,11 +1,8 @@
 """Two processes are one run: real ones, joined over gloo on this machine."""
 
-import os
 import shutil
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,8 +14,8 @@ from figs_jax.train.leaves import named_leaves
 from figs_jax.train.log import read
 from figs_jax.train.mesh import make_mesh
 from figs_jax.train.restore import restore
+from tests.programs import call
 
-REPO = Path(__file__).parents[2]
 STEPS = 24
 FIELDS = {
   "total_steps": STEPS,
@@ -34,23 +31,6 @@ FIELDS = {
   "optimizer.warmup_steps": 4,
   "progress": False,
 }
-
-
-def call(*command, **environment):
-  return subprocess.run(
-    command,
-    cwd=REPO,
-    env={
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "",
-      "PYTHONPATH": str(REPO),
-      **environment,
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
 
 
 def run(workdir, data_dir, count, recipe="figs", **fields):

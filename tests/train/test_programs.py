@@ -1,17 +1,13 @@
 """launch/train.py and launch/evaluate.py as a user meets them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from figs_jax.train.loop import train
+from tests.programs import REPO, assert_one_clear_line, call
 
-REPO = Path(__file__).parents[2]
 KEYS = {
   "accuracy",
   "step",
@@ -24,27 +20,7 @@ pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
 
 
 def program(name, *arguments):
-  return subprocess.run(
-    [sys.executable, f"launch/{name}.py", *map(str, arguments)],
-    cwd=REPO,
-    env={
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "",
-      "PYTHONPATH": str(REPO),
-    },
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-
-
-def assert_one_clear_line(done, *words):
-  assert done.returncode == 2, done.stderr
-  lines = done.stderr.strip().splitlines()
-  assert len(lines) == 1, done.stderr
-  for word in words:
-    assert word in lines[0]
+  return call(f"launch/{name}.py", *arguments)
 
 
 @pytest.fixture(scope="module")

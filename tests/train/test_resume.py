@@ -1,7 +1,6 @@
 """A run that is killed and resumed ends as if nothing had happened."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,8 +13,8 @@ import pytest
 from figs_jax.train.evaluate import evaluate, restore
 from figs_jax.train.leaves import named_leaves
 from figs_jax.train.log import read
+from tests.programs import REPO, environment
 
-REPO = Path(__file__).parents[2]
 STEPS = 80
 OVERRIDES = {
   "total_steps": STEPS,
@@ -43,16 +42,10 @@ def start(recipe, workdir, data_dir, **overrides):
     f"--workdir={workdir}",
     *(f"--config.{name}={value}" for name, value in fields.items()),
   ]
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
-    "PYTHONPATH": str(REPO),
-  }
   return subprocess.Popen(
     command,
     cwd=REPO,
-    env=environment,
+    env=environment(),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

@@ -1,0 +1,85 @@
+"""Programs as their users start them: in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).parents[1]
+
+# A start takes seconds, so many may share one. Prints (exit code, standard
+# output, standard error) of each list of words.
+_ONE_PROCESS = """
+import contextlib, io, json, logging, runpy, sys
+from absl import flags
+path, calls = json.loads(sys.argv[1])
+for words in calls:
+  out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+  sys.argv = [path, *words]
+  logging.getLogger("figs_jax").handlers.clear()
+  code = 0
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    try:
+      runpy.run_path(path, run_name="__main__")
+    except SystemExit as end:
+      code = end.code or 0
+  out.flush()
+  print(json.dumps([code, out.buffer.getvalue().decode(), err.getvalue()]))
+  for own in list(flags.FLAGS.flags_by_module_dict()[path]):
+    delattr(flags.FLAGS, own.name)
+"""
+
+
+def environment(**more):
+  """This process's variables, for one device of the CPU and this checkout."""
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",
+    "PYTHONPATH": str(REPO),
+    **more,
+  }
+
+
+def call(*command, timeout=600, **more):
+  """A command that has ended, its output as text; `more` goes to the variables.
+
+  The first word may be left to Python: a path that ends in .py, or -c.
+  """
+  if str(command[0]).endswith(".py") or command[0] == "-c":
+    command = (sys.executable, *command)
+  return subprocess.run(
+    [str(word) for word in command],
+    cwd=REPO,
+    env=environment(**more),
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+    check=False,
+  )
+
+
+def in_one_process(path, *calls):
+  """[code, output, errors] of the program at `path` with each list of words."""
+  words = [[str(word) for word in each] for each in calls]
+  done = call("-c", _ONE_PROCESS, json.dumps([path, words]))
+  assert done.returncode == 0, done.stderr
+  return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_one_clear_line(done, *words):
+  """A mistake of the user's: exit code 2 and one line with these words.
+
+  Args:
+    done: what `call` returned, or one of `in_one_process`.
+    words: that the line must have.
+  """
+  if isinstance(done, subprocess.CompletedProcess):
+    done = done.returncode, done.stdout, done.stderr
+  code, output, errors = done
+  assert code == 2, errors
+  assert output == ""
+  (line,) = errors.splitlines()
+  for word in words:
+    assert word in line
