@@ -4,9 +4,8 @@ The package is imported under jaxtyping's hook, so that beartype checks every
 annotated shape and dtype. Implicit dtype promotion is an error except in tests
 marked `standard_promotion`; implicit rank promotion is one everywhere.
 
-Most of the suite's time is compilation. So LLVM optimizes little, and programs
-are compiled once for all workers and all that they start: a cache which is new
-for every run of the suite and goes with it.
+Programs are compiled once for all workers and all that they start: in a cache
+which is new for every run of the suite and goes with it.
 """
 
 import atexit
@@ -14,12 +13,13 @@ import os
 import shutil
 import tempfile
 
+from tests.programs import QUICKLY_COMPILED
+
 os.environ["XLA_FLAGS"] = " ".join(
   (
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
+    QUICKLY_COMPILED,
   )
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -8,6 +8,11 @@ from pathlib import Path
 
 REPO = Path(__file__).parents[1]
 
+# Most of the suite's time is compilation, so LLVM optimizes little.
+QUICKLY_COMPILED = (
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
 # A start takes seconds, so many may share one. Prints (exit code, standard
 # output, standard error) of each list of words.
 _ONE_PROCESS = """
@@ -36,13 +41,13 @@ def environment(**more):
   return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": QUICKLY_COMPILED,
     "PYTHONPATH": str(REPO),
     **more,
   }
 
 
-def call(*command, timeout=600, **more):
+def call(*command, cwd=REPO, timeout=600, **more):
   """A command that has ended, its output as text; `more` goes to the variables.
 
   The first word may be left to Python: a path that ends in .py, or -c.
@@ -51,7 +56,7 @@ def call(*command, timeout=600, **more):
     command = (sys.executable, *command)
   return subprocess.run(
     [str(word) for word in command],
-    cwd=REPO,
+    cwd=cwd,
     env=environment(**more),
     capture_output=True,
     text=True,

@@ -7,13 +7,13 @@ cut by their one constant, STEPS.
 """
 
 import ast
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.programs import call
 
 nbformat = pytest.importorskip("nbformat", reason="pip install nbformat")
 
@@ -128,23 +128,7 @@ def test_it_runs(path, tmp_path):
     "    if hasattr(value, 'savefig'):\n"
     "      value.savefig(f'{number}.png')\n"
   )
-  done = subprocess.run(
-    [sys.executable, program],
-    cwd=tmp_path,
-    env={
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "MPLBACKEND": "agg",
-      "PYTHONPATH": str(ROOT),
-      # Most of the time goes into compiling, some of it twice.
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
-      "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    },
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
+  done = call(program, cwd=tmp_path, MPLBACKEND="agg")
   assert done.returncode == 0, done.stderr[-3000:]
   for words in SAID[path.stem]:
     assert words in done.stdout

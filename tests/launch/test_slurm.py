@@ -22,8 +22,8 @@ import pytest
 from figs_jax.train.leaves import named_leaves
 from figs_jax.train.log import read
 from figs_jax.train.restore import restore
+from tests.programs import REPO, environment
 
-REPO = Path(__file__).parents[2]
 CONF = Path(__file__).parent / "slurm_loopback.conf"
 STEPS = 300
 FIELDS = {
@@ -81,14 +81,9 @@ class Cluster:
 
   def __init__(self, directory):
     self.directory = directory
-    self.environment = {
-      **os.environ,
-      "PATH": PATH,
-      "SLURM_CONF": str(directory / "slurm.conf"),
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "",
-      "PYTHONPATH": str(REPO),
-    }
+    self.environment = environment(
+      PATH=PATH, SLURM_CONF=str(directory / "slurm.conf")
+    )
 
   def call(self, *command, **environment):
     done = subprocess.run(
