@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,18 @@ DTYPES = {
   "U8": np.dtype("uint8"),
   "BOOL": np.dtype("bool"),
 }
-_MOST_HEADER = 64 << 20
+_MOST_HEADER = 16 << 20
+_FIELDS = {"dtype", "shape", "data_offsets"}
+# Of other programs' files, which would have a header by chance at best.
+_OTHERS = {
+  ".bin": "a pickle",
+  ".pt": "a pickle",
+  ".pth": "a pickle",
+  ".ckpt": "a pickle",
+  ".pkl": "a pickle",
+  ".npz": "numpy's",
+  ".json": "no weights",
+}
 _MOST_RANK = 32
 
 
@@ -133,7 +145,7 @@ def opened(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
     # Every dtype, shape and offset, and that they cover the file exactly.
     with safe_open(path, framework="numpy") as file:
       metadata = dict(file.metadata() or {})
-  except (SafetensorError, OSError) as error:
+  except (SafetensorError, OSError, MemoryError) as error:
     raise damaged(path, line(error)) from error
   header.pop("__metadata__", None)
   found = {
@@ -212,8 +224,11 @@ def save(
     whole[name] = array if array.ndim == 0 else np.ascontiguousarray(array)
   try:
     save_file(whole, path, metadata=dict(metadata) if metadata else None)
-  except SafetensorError as error:
-    raise ExportError(f"{path}: cannot be written ({line(error)})") from error
+  except (SafetensorError, ValueError, TypeError) as error:
+    raise ExportError(
+      f"{path}: cannot be written ({line(error)}); is the disk full, or a name"
+      " no text?"
+    ) from error
   found, told = opened(path)
   if found.keys() != whole.keys() or told != dict(metadata or {}):
     raise ExportError(f"{path}: the file's header is not what was written")
@@ -250,8 +265,12 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
   """The header's object, and where the tensors begin."""
-  if not path.is_file():
-    raise ExportError(f"{path}: there is no such file")
+  check_readable(path)
+  if path.suffix in _OTHERS:
+    raise ExportError(
+      f"{path}: {_OTHERS[path.suffix]}, and no safetensors file; name one that"
+      f" ends in {SUFFIX}, or a directory of them"
+    )
   try:
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -274,12 +293,49 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
   return header, 8 + length
 
 
+def check_readable(path: Path) -> None:
+  """Raises where there is no regular file to read.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    ExportError: none is there, or something else is, or one may not look.
+
+  >>> check_readable(Path("nowhere"))
+  Traceback (most recent call last):
+  figs_jax.export.place.ExportError: nowhere: there is no such file
+  """
+  try:
+    kind = path.stat().st_mode
+  except FileNotFoundError as error:
+    raise ExportError(f"{path}: there is no such file") from error
+  except (OSError, ValueError) as error:
+    raise unreadable(path, error) from error
+  if not stat.S_ISREG(kind):
+    raise ExportError(f"{path}: this is no regular file; name one")
+
+
 def _entry(path: Path, name: str, entry: Any, start: int) -> Entry:
-  """What the header says of a tensor, its sums checked already."""
-  shape = tuple(entry["shape"])
+  """What the header says of a tensor, its sums checked already.
+
+  Its form is not: libraries take an array for an object.
+  """
+  if not (isinstance(entry, dict) and entry.keys() == _FIELDS):
+    raise damaged(path, f"{name[:80]!r} has not just dtype, shape and offsets")
+  kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+  numbers = [shape, offsets]
+  if not isinstance(kind, str) or not all(map(_are_sizes, numbers)):
+    raise damaged(path, f"{name[:80]!r} has another form than its library's")
   # No array has more axes or is longer, even one without entries.
   span = math.prod(max(length, 1) for length in shape)
   if not name.isprintable() or len(shape) > _MOST_RANK or span >= 2**59:
     raise damaged(path, f"a tensor {name[:80]!r} of shape {str(shape)[:80]}")
-  begin, end = entry["data_offsets"]
-  return Entry(path, name, shape, entry["dtype"], start + begin, end - begin)
+  begin, end = offsets
+  return Entry(path, name, tuple(shape), kind, start + begin, end - begin)
+
+
+def _are_sizes(numbers: Any) -> bool:
+  return isinstance(numbers, list) and all(
+    type(number) is int and number >= 0 for number in numbers
+  )

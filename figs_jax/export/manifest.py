@@ -36,7 +36,7 @@ PARTS = {
   "bitmask": (".values", ".metadata"),
   "torch-2:4": (".packed", ".meta"),
 }
-# A short file must not ask for much memory: it is unpacked m / n times as long.
+# A file is unpacked to m / n times its length, which its reader has to have.
 MOST_M = 1024
 _WORDS = {dtype: word for word, dtype in DTYPES.items()}
 _ALWAYS = {"layout", "dtype", "shape", "sha256"}
@@ -62,12 +62,17 @@ class Record:
 
   @classmethod
   def of(
-    cls, array: np.ndarray, layout: str = "dense", leaf: Leaf | None = None
+    cls,
+    name: str,
+    array: np.ndarray,
+    layout: str = "dense",
+    leaf: Leaf | None = None,
   ) -> Record:
     """The record of an array that is stored in this layout."""
     if array.dtype not in _WORDS:
       raise ExportError(
-        f"dtype {array.dtype}: a safetensors file has no name for it; cast it"
+        f"{name}: dtype {array.dtype} has no place in a safetensors file; cast"
+        " it to one that has"
       )
     pattern, axis = None, ()
     if leaf is not None:
@@ -117,7 +122,7 @@ def parsed(
   """
   try:
     whole = json.loads(metadata[KEY], object_pairs_hook=unique)
-    if not isinstance(whole, dict) or whole.get("version") != 1:
+    if not isinstance(whole, dict) or repr(whole.get("version")) != "1":
       raise ValueError("its version is not 1")
     if whole.keys() != {"version", "tensors"}:
       raise ValueError(f"it holds {sorted(whole)}")
@@ -151,7 +156,7 @@ def _record(name: str, told: Any) -> Record:
   if not isinstance(kind, str) or kind not in DTYPES:
     raise ValueError(f"{name!r} has an unknown dtype")
   if not (_are_places(shape) and len(shape) <= 32):
-    raise ValueError(f"{name!r} has the shape {str(shape)[:80]}")
+    raise ValueError(f"{name!r} has the shape {str(shape)[:80]!r}")
   if not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
     raise ValueError(f"{name!r} has no SHA-256")
   record = Record(layout, tuple(shape), DTYPES[kind], sha256)
@@ -160,6 +165,8 @@ def _record(name: str, told: Any) -> Record:
   if not (_are_places(told["axis"]) and isinstance(told["pattern"], str)):
     raise ValueError(f"{name!r} has no pattern along axes")
   axis, pattern = tuple(told["axis"]), NM.parse(told["pattern"][:32])
+  if str(pattern) != told["pattern"]:
+    raise ValueError(f"{name!r} has the pattern {told['pattern'][:32]!r}")
   if pattern.m > MOST_M:
     raise ValueError(f"{name!r} has m={pattern.m}, beyond {MOST_M}")
   Groups.of(record.shape, pattern.m, axis)
@@ -186,6 +193,10 @@ def _check_parts(
     side = "is missing" if part in wanted else "is not in it"
     raise ValueError(f"{part!r} {side}")
   for name, record in records.items():
+    for end in PARTS[record.layout][1:]:
+      rank = 1 if record.layout in ("indices", "bitmask") else 2
+      if len(entries[name + end].shape) != rank:
+        raise ValueError(f"{name + end!r} has not {rank} axes")
     values = entries[name + PARTS[record.layout][0]]
     if values.kind != _WORDS[record.dtype]:
       raise ValueError(f"{name!r} is stored as {values.kind}")

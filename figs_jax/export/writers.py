@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,7 +23,7 @@ from figs_jax.core.tree import Leaf, flatten
 from figs_jax.core.types import Shaped
 from figs_jax.export import contents, files, semi_structured
 from figs_jax.export.manifest import MOST_M, PARTS, Record, written
-from figs_jax.export.place import ExportError, replacing
+from figs_jax.export.place import ExportError, line, replacing
 
 MODEL, CONFIG = "model.safetensors", "config.json"
 DENSE = (MODEL, CONFIG)
@@ -31,6 +32,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def cast(tree: Any, dtype: str) -> dict[str, Shaped[np.ndarray, "*shape"]]:
   """The tree by path, its floating leaves rounded to nearest in this dtype.
+
+  Those of 64 bits are rounded to 32 on the way to 16.
 
   Args:
     tree: of arrays.
@@ -88,7 +91,10 @@ def write_dense(
   with replacing(directory, overwrite=overwrite, own=DENSE) as part:
     # The format's name for [out, in] kernels, which other readers ask for.
     files.save(part / MODEL, arrays, {"format": "pt"})
-    text = json.dumps(dict(config), indent=2) + "\n"
+    try:
+      text = json.dumps(dict(config), indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+      raise ExportError(f"{directory}: config: {line(error)}") from error
     (part / CONFIG).write_text(text)
     if (part / CONFIG).read_text() != text:
       raise ExportError(f"{directory}: {CONFIG} is not what was written")
@@ -130,7 +136,7 @@ def write_packed(
   for name, array in arrays.items():
     leaf = leaves.get(name)
     if leaf is None:
-      tensors[name], records[name] = array, Record.of(array)
+      tensors[name], records[name] = array, Record.of(name, array)
       continue
     nm = leaf.pattern
     if nm.m > MOST_M:
@@ -141,7 +147,7 @@ def write_packed(
       raise ExportError(str(error)) from error
     parts = (np.asarray(packed.values), np.asarray(packed.metadata))
     tensors |= {name + end: each for end, each in zip(PARTS[layout], parts)}
-    records[name] = Record.of(array, layout, leaf)
+    records[name] = Record.of(name, array, layout, leaf)
   _write(path, arrays, tensors, records, overwrite)
 
 
@@ -181,7 +187,7 @@ def write_semi_structured(
     leaf = leaves.get(name)
     why = "" if leaf is None else _unfit(array.shape, leaf)
     if leaf is None or why:
-      parts[name], records[name] = array, Record.of(array)
+      parts[name], records[name] = array, Record.of(name, array)
       left |= {name: why} if why else {}
       continue
     of_four = Leaf(array.shape, NM(2, 4), 1)
@@ -189,7 +195,7 @@ def write_semi_structured(
     packed = semi_structured.compress(array, name)
     parts |= dict(zip(_named(name), packed))
     arrays[name] = np.where(array == 0, np.zeros((), array.dtype), array)
-    records[name] = Record.of(arrays[name], "torch-2:4", of_four)
+    records[name] = Record.of(name, arrays[name], "torch-2:4", of_four)
   if not leaves.keys() - left.keys():
     some = next(iter(left.items()), ("nothing", "no tensor of it is sparse"))
     raise ExportError(
@@ -215,11 +221,14 @@ def _unfit(shape: tuple[int, ...], leaf: Leaf) -> str:
 
 
 def _arrays(tree: Any) -> dict[str, np.ndarray]:
-  return {
+  found = {
     path: np.asarray(leaf)
     for path, leaf in flatten(tree).items()
     if leaf is not None
   }
+  if len(found) < len(jax.tree.leaves(tree)):
+    raise ExportError("two leaves of the tree have one path; rename one")
+  return found
 
 
 def _checked(tree: Any, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:

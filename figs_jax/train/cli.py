@@ -29,7 +29,8 @@ _HELP = ("--help", "-help", "-h")
 def fail(message: str, code: int = 2) -> NoReturn:
   """One line on standard error, then exit."""
   name = sys.argv[0].rsplit("/", 1)[-1]
-  print(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
+  words = place.printable(" ".join(str(message).split()))
+  print(f"{name}: {words}", file=sys.stderr)
   sys.exit(code)
 
 
