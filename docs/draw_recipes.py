@@ -11,7 +11,6 @@ whether it is out of date. Needs matplotlib (`pip install 'figs_jax[plots]'`).
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import re
@@ -24,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
 from figs_jax import recipes
-from figs_jax.recipes import registry
+from figs_jax.recipes import listing, registry
 from figs_jax.recipes.picture import draw, timeline_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,51 +87,11 @@ def overview(names: list[str]) -> Figure:
   return figure
 
 
-def shared_options() -> dict[str, str]:
-  """The options of every recipe: name -> what it means."""
-  return _meanings(inspect.getdoc(recipes.create), "Options:")
-
-
-def meanings(name: str) -> dict[str, str]:
-  """A recipe's own options: name -> what its builder says of it."""
-  text = inspect.getdoc(registry.builder_of(name)) or ""
-  found = _meanings(text, "Options:")
-  if found:
-    return found
-  other = re.search(r"Options as (?:in `(\w+)`|there)", text)
-  if other is None:
-    return {}
-  source = other[1] or re.findall(r"`(\w+)`", text)[0]
-  return dict.fromkeys(meanings(source), f"as in `{source}`")
-
-
-def _meanings(text: str | None, after: str) -> dict[str, str]:
-  """Indented lines "a, b: meaning" that follow a heading, as a dict."""
-  lines = (text or "").partition(after)[2].splitlines()[1:]
-  depth = min((_depth(line) for line in lines[:1]), default=0)
-  found: dict[str, str] = {}
-  keys: list[str] = []
-  for line in lines:
-    if not line.strip() or _depth(line) < depth:
-      break
-    head = re.match(r"\s*([a-z_]+(?:, [a-z_]+)*): (.*)", line)
-    if head and _depth(line) == depth:
-      keys = head[1].split(", ")
-      found |= dict.fromkeys(keys, head[2])
-    else:
-      found |= {key: f"{found[key]} {line.strip()}" for key in keys}
-  return found
-
-
-def _depth(line: str) -> int:
-  return len(line) - len(line.lstrip())
-
-
 def options_table(name: str) -> str:
   """A recipe's options; those of every recipe only where it differs."""
-  common, said = registry.COMMON, meanings(name)
+  common, said = registry.COMMON, listing.meanings(name)
   rows = {
-    key: (default, "" if key in common else said[key])
+    key: (default, said[key])
     for key, default in recipes.options(name).items()
     if key not in common or common[key] != default
   }
@@ -141,7 +100,7 @@ def options_table(name: str) -> str:
 
 def common_table() -> str:
   """The options of every recipe."""
-  said = shared_options()
+  said = listing.listed(registry.create.__doc__)
   common = registry.COMMON.items()
   return _table({key: (default, said[key]) for key, default in common})
 
@@ -149,6 +108,8 @@ def common_table() -> str:
 def _table(rows: dict[str, tuple[Any, str]]) -> str:
   lines = ["| option | default | |", "|---|---|---|"]
   for key, (default, text) in rows.items():
+    if not text:
+      raise ValueError(f"docs: no docstring says what {key!r} means")
     text = text.rstrip(".;").replace("|", r"\|")
     lines.append(f"| `{key}` | `{default!r}` | {text} |")
   return "\n".join(lines) + "\n"

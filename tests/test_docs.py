@@ -115,6 +115,11 @@ def test_tables_of_options_are_those_of_the_code(name):
   assert options == {key: repr(default) for key, default in known.items()}
 
 
+def test_every_option_has_a_meaning():
+  for name, page in PAGES.items():
+    assert not re.findall(r"^\| `\w+` \| `.+?` \| *\|$", page, re.M), name
+
+
 def _rows(section):
   """option -> default, from the rows "| `option` | `default` | ... |"."""
   rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", section, re.MULTILINE)

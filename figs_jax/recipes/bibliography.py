@@ -281,7 +281,12 @@ _ENTRIES: dict[str, _Entry] = dict(
         "figsdeck",
         (
           ("title", "{FiGS}"),
-          ("note", "A slide deck; no published text is known"),
+          (
+            "note",
+            "Slides on the recipe and the engine of that name. No author, date"
+            " or published text is known to us; 2402.04744 is the nearest"
+            " paper",
+          ),
         ),
       ),
     ),

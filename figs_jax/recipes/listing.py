@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections import Counter
 from typing import Any
@@ -21,6 +22,64 @@ def summary(name: str) -> str:
   """
   text = inspect.getdoc(registry.builder_of(name)) or ""
   return text.partition("\n")[0]
+
+
+def meanings(name: str) -> dict[str, str]:
+  """What each option of a recipe means; "" where nothing says so.
+
+  Its builder's docstring says it, and that of `create` for the options that
+  every recipe has.
+
+  Raises:
+    ValueError: no recipe has that name.
+
+  >>> meanings("one_shot")["grad_mode"], meanings("dense")["finetune"]
+  ('`masked` or `ste`.', 'share of the steps at the end with strictly binary\
+ masks.')
+  """
+  said = listed(inspect.getdoc(registry.create)) | _own(name)
+  return {key: said.get(key, "") for key in registry.options(name)}
+
+
+def _own(name: str) -> dict[str, str]:
+  text = inspect.getdoc(registry.builder_of(name)) or ""
+  if found := listed(text):
+    return found
+  other = re.search(r"Options as (?:in `(\w+)`|there)", text)
+  if other is None:
+    return {}
+  source = other[1] or re.findall(r"`(\w+)`", text)[0]
+  return dict.fromkeys(_own(source), f"as in `{source}`")
+
+
+def listed(text: str | None, heading: str = "Options:") -> dict[str, str]:
+  """The lines "a, b: meaning" below a docstring's heading, name by name.
+
+  Args:
+    text: of a docstring; what goes on is indented deeper.
+    heading: after which the lines stand.
+
+  >>> listed("Options:\\n  a, b: one\\n    meaning.\\n  c: another.")
+  {'a': 'one meaning.', 'b': 'one meaning.', 'c': 'another.'}
+  """
+  lines = (text or "").partition(heading)[2].splitlines()[1:]
+  depth = min((_depth(line) for line in lines[:1]), default=0)
+  found: dict[str, str] = {}
+  keys: list[str] = []
+  for line in lines:
+    if not line.strip() or _depth(line) < depth:
+      break
+    head = re.match(r"\s*([a-z_]+(?:, [a-z_]+)*): (.*)", line)
+    if head and _depth(line) == depth:
+      keys = head[1].split(", ")
+      found |= dict.fromkeys(keys, head[2])
+    else:
+      found |= {key: f"{found[key]} {line.strip()}" for key in keys}
+  return found
+
+
+def _depth(line: str) -> int:
+  return len(line) - len(line.lstrip())
 
 
 def catalogue(width: int = 80) -> str:

@@ -100,10 +100,9 @@ def rigl(
 ) -> Recipe:
   """Sparse from the start, grows where gradients are large (arXiv 1911.11134).
 
-  Masks are renewed every `refresh_every` steps; 0 is 100, as in the paper, or
-  a twentieth of a shorter run.
-
   Options:
+    refresh_every: masks are renewed at multiples of this many steps; 0 is 100,
+      as in the paper, or a twentieth of a shorter run.
     share: of the kept weights, how many are dropped at step 0; it falls to 0
       along a cosine.
     until: share of all steps after which masks stay.
@@ -125,7 +124,7 @@ def set_(
 ) -> Recipe:
   """Sparse from the start, grows at random (arXiv 1707.04780).
 
-  Options as in `rigl`, and so is `refresh_every`.
+  Options as in `rigl`.
   """
   plain = _regrown(plain, "random", share, until, scope, seed)
   return replace(plain, sources=("1707.04780",))
@@ -153,7 +152,8 @@ def transposable(
   """Masks N:M along both axes, with SR-STE's decay (arXiv 2404.01847).
 
   Options:
-    decay, mode: as in `sr_ste`; `into_grad` or `decoupled`.
+    decay: as in `sr_ste`.
+    mode: as in `sr_ste`; `into_grad` or `decoupled`.
   """
   one_of(plain.name, "mode", mode, MODES)
   not_negative(plain.name, "decay", decay)
