@@ -65,6 +65,7 @@ def main() -> None:
   cli.quiet()
   if _VERIFY.value == "":
     cli.fail("--verify is empty; name a file")
+  _check_flags()
   if _VERIFY.value:
     _verify(_VERIFY.value)
     return
@@ -92,16 +93,32 @@ def main() -> None:
   _say(*lines)
 
 
+def _check_flags() -> None:
+  """Ends the program where a flag would have no effect."""
+  of_format = (_LAYOUT, "packed"), (_PLATFORMS, "stablehlo")
+  of_run = (
+    _WORKDIR, _OUT, _OUT_FORMAT, _STEP, _SEED, _EMA, _DTYPE, _OVERWRITE,
+    _RECIPE_FILE, _LAYOUT, _PLATFORMS,
+  )  # fmt: skip
+  for flag in of_run if _VERIFY.value else ():
+    if flag.present:
+      cli.fail(f"--{flag.name} does not go with --verify; leave it out")
+  for flag, only in of_format:
+    if flag.present and _OUT_FORMAT.value not in (None, only):
+      cli.fail(f"--{flag.name} goes with --format {only} only; leave it out")
+
+
 def _verify(path: str) -> None:
   """A line per tensor: dtype, shape, share of zeros, pattern of each axis."""
-  for flag in (_WORKDIR, _OUT, _OUT_FORMAT):
-    if flag.value:
-      cli.fail(f"--{flag.name} does not go with --verify; leave it out")
   from figs_jax.export import survey
+  from figs_jax.export.place import printable
 
-  count = sparse = 0
+  count, sparse, file = 0, 0, None
   try:
     for found in survey(path):
+      if found.path != file and os.path.isdir(path):
+        file = found.path
+        _say(printable(f"{file.name}:"))
       count, sparse = count + 1, sparse + bool(found.patterns)
       _say(_line(found))
   except ValueError as error:

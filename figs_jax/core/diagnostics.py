@@ -16,8 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.core.groups import Axis, normalized
-from figs_jax.core.masks import density, flip_rate, is_nm, kept_magnitude
+from figs_jax.core.groups import Axis, Groups, normalized
+from figs_jax.core.masks import density, flip_rate, kept_magnitude
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import Leaf, flatten
 from figs_jax.core.types import Array, Bool, Float, Int, Shaped
@@ -208,9 +208,10 @@ def first_bad_group(
   pattern: NM | str,
   axis: Axis = -2,
 ) -> tuple[tuple[int, ...], int] | None:
-  """The first group that breaks the pattern, or None where `is_nm` holds.
+  """The first group that breaks the pattern, or None where there is none.
 
-  Not for use under jit.
+  Not for use under jit. Denormal numbers count as they are, which `is_nm` of a
+  device may take for zeros.
 
   Returns:
     (index of the group's first entry, how many the group keeps): True entries
@@ -223,10 +224,10 @@ def first_bad_group(
   ((2, 0), 2)
   """
   pattern = NM.parse(pattern)
-  if is_nm(jnp.asarray(array_or_mask), pattern, axis):
-    return None
+  # Not on a device: XLA takes denormal numbers for zeros, and 64 bits for 32.
   array = np.asarray(array_or_mask)
   mask = array if array.dtype == bool else array != 0
+  Groups.of(array.shape, pattern.m, axis)
   axes = normalized(array.shape, axis)
   rest = [a for a in range(array.ndim) if a not in axes]
   turned = mask.transpose(*rest, *axes)
@@ -235,6 +236,8 @@ def first_bad_group(
   )
   exact = array.dtype == bool
   bad = np.argwhere(counts != pattern.n if exact else counts > pattern.n)
+  if not len(bad):
+    return None
   within = np.unravel_index(
     bad[:, -1] * pattern.m, [array.shape[a] for a in axes]
   )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +108,11 @@ def read(path: str | Path) -> dict[str, Shaped[np.ndarray, "*shape"]]:
 def _unpacked(
   path: Path, name: str, record: Record, parts: list[Entry]
 ) -> np.ndarray:
+  size = math.prod(record.shape) * record.dtype.itemsize
+  if size > _memory():
+    raise ExportError(
+      f"{path}: {name} unpacks to {size} bytes, more than this machine has"
+    )
   values, *rest = (part.read() for part in parts)
   try:
     if record.pattern is None:
@@ -117,9 +125,21 @@ def _unpacked(
       array = unpack(Packed(values, rest[0], shape, nm, axis, layout, name))
   except ValueError as error:
     raise ExportError(f"{path}: {error}") from error
+  except MemoryError as error:
+    raise ExportError(
+      f"{path}: {name} unpacks to {size} bytes, more than is free"
+    ) from error
   if digest(array) != record.sha256:
     raise ExportError(
       f"{path}: {name} is not the tensor whose SHA-256 the file holds; fetch"
       " it again"
     )
   return array
+
+
+def _memory() -> int:
+  """Bytes of this machine, where it says so."""
+  try:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  except (AttributeError, OSError, ValueError):  # not on every system
+    return sys.maxsize

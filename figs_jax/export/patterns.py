@@ -9,6 +9,7 @@ smallest m where several are. Zeros of either sign are no entries, NaN is one.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,8 @@ from figs_jax.core.groups import normalized
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Bool
 from figs_jax.export.contents import Weight, weights
-from figs_jax.export.files import DTYPES
-from figs_jax.export.place import ExportError
+from figs_jax.export.files import DTYPES, SUFFIX, check_readable, unique
+from figs_jax.export.place import ExportError, line, unreadable
 
 SIZES = (2, 4, 8, 16, 32)
 _MOST_BYTES = 16 << 20
@@ -40,6 +41,7 @@ class Finding:
     patterns: axes -> tightest pattern; those without one are left out. Several
       axes are one flattened group axis, in that order: a convolution's product.
     told: what the file itself says, where it is packed.
+    path: of the file.
   """
 
   name: str
@@ -49,6 +51,7 @@ class Finding:
   sparsity: float | None
   patterns: dict[Axes, NM]
   told: NM | None = None
+  path: Path = Path()
 
 
 def survey(path: str | Path) -> Iterator[Finding]:
@@ -60,7 +63,8 @@ def survey(path: str | Path) -> Iterator[Finding]:
     path: a .safetensors file, or a directory that holds such files.
 
   Raises:
-    ExportError: a file that is damaged or contradicts itself.
+    ExportError: a file that is damaged or contradicts itself, or a directory
+      without one that its index names.
 
   >>> import tempfile
   >>> from figs_jax.export import write
@@ -71,12 +75,49 @@ def survey(path: str | Path) -> Iterator[Finding]:
   ({(0,): '1:4', (1,): '1:4'}, 0.75)
   """
   path = Path(path)
-  files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-  if not files:
-    raise ExportError(f"{path}: this directory holds no .safetensors file")
+  try:
+    files = _files_of(path) if path.is_dir() else [path]
+  except OSError as error:
+    raise unreadable(path, error) from error
   for file in files:
     for weight in weights(file):
-      yield _finding(weight)
+      yield dataclasses.replace(_finding(weight), path=file)
+
+
+def _files_of(directory: Path) -> list[Path]:
+  """The files of a directory, all that its index names among them."""
+  names = {each.name for each in directory.iterdir()}
+  files = {name for name in names if name.endswith(SUFFIX)}
+  for index in sorted(n for n in names if n.endswith(f"{SUFFIX}.index.json")):
+    for part in _named_in(directory / index):
+      if part not in files:
+        raise ExportError(
+          f"{directory}: {index} names {part!r}, which is not there; fetch it"
+        )
+  if not files:
+    raise ExportError(f"{directory}: this directory holds no {SUFFIX} file")
+  return [directory / name for name in sorted(files)]
+
+
+def _named_in(index: Path) -> list[str]:
+  """The files that an index of parts names.
+
+  Raises:
+    ExportError: it is none.
+  """
+  check_readable(index)
+  if index.stat().st_size > _MOST_BYTES:
+    raise ExportError(f"{index}: too long for an index; fetch it again")
+  try:
+    parts = json.loads(index.read_bytes(), object_pairs_hook=unique)
+    named = set(dict(parts["weight_map"]).values())
+    if not all(isinstance(name, str) for name in named):
+      raise ValueError("its files are no names")
+    return sorted(named)
+  except (ValueError, TypeError, KeyError, RecursionError) as error:
+    raise ExportError(
+      f"{index}: no index of tensors ({line(error)}); fetch it again"
+    ) from error
 
 
 def _finding(weight: Weight) -> Finding:

@@ -1,11 +1,13 @@
 """A function with its weights as StableHLO, for any number of samples.
 
-The file is what `jax.export` serializes. It is a program: run only those of
-people whom you would let run code on your machine.
+The file is what `jax.export` serializes, which reads it too, and after that a
+SHA-256 of it. It is a program: run only those of people whom you would let run
+code on your machine.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,14 +18,17 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from figs_jax.export.files import check_readable
 from figs_jax.export.place import ExportError, line, replacing
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _MOST_BYTES = 2**31 - 1
+_MARK = b"figs_jax SHA-256 "
+_END = len(_MARK) + hashlib.sha256().digest_size
 # Whatever a damaged file makes flatbuffers and jax raise.
 _BROKEN = (
   ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError,
-  AssertionError, OSError, struct.error,
+  AssertionError, OSError, StopIteration, struct.error,
 )  # fmt: skip
 
 
@@ -65,6 +70,8 @@ def write_program(
   for platform in platforms:
     if platform not in (*PLATFORMS, "rocm"):
       raise ExportError(f"platform {platform!r}: give some of {PLATFORMS}")
+  if len(set(platforms)) < len(platforms):
+    raise ExportError(f"platforms {', '.join(platforms)}: name each once")
   (batch,) = jax.export.symbolic_shape("batch")
   shapes = [
     jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in examples
@@ -81,7 +88,7 @@ def write_program(
       " cast the weights (--dtype) or write another format"
     )
   with replacing(path, overwrite=overwrite) as part:
-    part.write_bytes(data)
+    part.write_bytes(data + _MARK + hashlib.sha256(data).digest())
     again = read_program(part)
     here = jax.default_backend()
     if not {"gpu": {"cuda", "rocm"}}.get(here, {here}) & set(platforms):
@@ -89,6 +96,10 @@ def write_program(
     want = np.asarray(jitted(*examples), np.float32)
     got = np.asarray(again(*map(jnp.asarray, examples)), np.float32)
     most = np.max(np.abs(want), initial=1e-30)
+    if not np.isfinite(want).all():
+      raise ExportError(
+        f"{path}: the function gives no finite numbers; look at its weights"
+      )
     if not np.allclose(got, want, rtol=0, atol=1e-5 * most):
       raise ExportError(f"{path}: the program does not compute what it should")
 
@@ -103,7 +114,8 @@ def read_program(path: str | Path) -> Callable[..., Any]:
     Arrays -> an array, compiled on the first call.
 
   Raises:
-    ExportError: no such file, or none that `jax.export` wrote.
+    ExportError: no such file, none that `write_program` wrote, or one that has
+      changed since.
 
   >>> import tempfile
   >>> x = np.ones((2, 3), np.float32)
@@ -114,15 +126,20 @@ def read_program(path: str | Path) -> Callable[..., Any]:
   2.0
   """
   path = Path(path)
-  if not path.is_file():
-    raise ExportError(f"{path}: there is no such file")
+  check_readable(path)
   try:
-    return jax.export.deserialize(bytearray(path.read_bytes())).call
+    data, end = (whole := path.read_bytes())[:-_END], whole[-_END:]
+    if not end.startswith(_MARK):
+      raise ValueError("no SHA-256 at its end")
+    if hashlib.sha256(data).digest() != end.removeprefix(_MARK):
+      raise ValueError("its SHA-256 is another")
+    return jax.export.deserialize(bytearray(data)).call
   except ImportError as error:
     raise _needs_flatbuffers(path) from error
   except _BROKEN as error:
     raise ExportError(
-      f"{path}: no whole program of jax.export ({line(error)}); fetch it again"
+      f"{path}: no whole program of write_program ({line(error)}); fetch it"
+      " again"
     ) from error
 
 

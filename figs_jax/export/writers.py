@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.core.diagnostics import check_nm
+from figs_jax.core.diagnostics import check_nm, first_bad_group
 from figs_jax.core.groups import normalized
 from figs_jax.core.packing import Layout, pack
 from figs_jax.core.pattern import NM
@@ -191,7 +191,10 @@ def write_semi_structured(
       left |= {name: why} if why else {}
       continue
     of_four = Leaf(array.shape, NM(2, 4), 1)
-    _checked({name: array}, {name: of_four})
+    if first_bad_group(array, of_four.pattern, 1) is not None:
+      left[name] = f"{leaf.pattern} leaves more than 2 of 4 in a row"
+      parts[name], records[name] = array, Record.of(name, array)
+      continue
     packed = semi_structured.compress(array, name)
     parts |= dict(zip(_named(name), packed))
     arrays[name] = np.where(array == 0, np.zeros((), array.dtype), array)

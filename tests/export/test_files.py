@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from figs_jax import export
 from figs_jax.core import NM, Leaf
 from figs_jax.export import place
+from tests.programs import call
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 TWO = {"dtype": "I16", "shape": [2, 1], "data_offsets": [8, 12]}
@@ -77,6 +78,11 @@ def with_a(**changes):
     with_a(shape=[1] * 60 + [2]),
     with_a(dtype="F99"),
     with_a(dtype=None),
+    with_a(dtype={"F32": None}),
+    with_a(dtype="\x1b[31mF"),
+    with_a(more=[{}, {}]),
+    raw({"a": ["F32", [2], [0, 8]], "b": TWO}),
+    raw({"\x1b[31mred": {**ONE, "data_offsets": [4, 8]}}, DATA[:8]),
     raw({"a": {"dtype": "F32", "shape": [2]}, "b": TWO}),
     raw({"a": {**ONE, "shape": [0, 2**62], "data_offsets": [0, 0]}}, b""),
   ],
@@ -279,7 +285,98 @@ def test_an_interrupt_leaves_the_old_directory(call, tmp_path, monkeypatch):
 
 def test_a_kind_without_a_name_is_refused(tmp_path):
   for kind in (np.complex64, np.dtype(">f4")):
-    with pytest.raises(export.ExportError, match="w: dtype complex64 has no place .* cast"):
+    with pytest.raises(export.ExportError, match="w: dtype .* has no place"):
       tensors = {"w": np.zeros((4, 4), kind)}
       export.write_packed(tmp_path / "a.safetensors", tensors, {})
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_handed_on_can_be_read_by_others(tmp_path):
+  """safetensors 0.8 makes files for their owner alone."""
+  new, old, mask = tmp_path / "new.safetensors", tmp_path / "old", os.umask(0)
+  try:
+    os.umask(0o027)
+    export.write(new, {"w": np.zeros(2)})
+    assert new.stat().st_mode & 0o777 == 0o640
+    new.chmod(0o664)
+    export.write(new, {"w": np.zeros(3)}, overwrite=True)
+    assert new.stat().st_mode & 0o777 == 0o664
+    export.write_dense(old, {"w": np.zeros(2)}, {}, {})
+  finally:
+    os.umask(mask)
+  assert old.stat().st_mode & 0o777 == 0o750
+  assert {each.stat().st_mode & 0o777 for each in old.iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize("path", ["n" * 300, "a\0b", "pipe", "dir"])
+@pytest.mark.parametrize(
+  "reader",
+  [
+    export.opened,
+    export.read_program,
+    lambda path: list(export.survey(path)),
+    lambda path: export.write(f"{path}.safetensors", {"w": np.zeros(2)}),
+  ],
+)
+def test_odd_names_and_kinds_are_one_clear_line(path, reader, tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  os.mkfifo(tmp_path / "pipe.safetensors")
+  (tmp_path / "dir").mkdir()
+  (tmp_path / "dir.safetensors").mkdir()
+  with pytest.raises(export.ExportError) as error:
+    reader(tmp_path / path)
+  assert "no such file" not in str(error.value)
+
+
+def test_a_long_name_is_written(tmp_path):
+  path = tmp_path / ("n" * 240 + ".safetensors")
+  export.write(path, {"w": np.zeros(2)})
+  assert os.listdir(tmp_path) == [path.name]
+
+
+def test_what_others_left_is_not_touched(tmp_path):
+  """Neither files of a run that was killed nor links that somebody laid."""
+  mine = tmp_path / "mine"
+  left = tmp_path / f".part-{os.getpid()}-a.safetensors"
+  mine.write_text("mine")
+  left.symlink_to(mine)
+  export.write(tmp_path / "a.safetensors", {"w": np.zeros(2)})
+  assert mine.read_text() == "mine" and left.is_symlink()
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path):
+  done = call(
+    "-c",
+    "import os, signal, sys, time\n"
+    "from figs_jax.export.place import replacing\n"
+    "with replacing(sys.argv[1]) as part:\n"
+    "  part.write_text('half')\n"
+    "  os.kill(os.getpid(), signal.SIGTERM)\n"
+    "  time.sleep(60)\n",
+    tmp_path / "a",
+  )
+  assert done.returncode == 143, done.stderr
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("pytorch_model.bin", "a pickle, and no safetensors file"),
+    ("model.safetensors.index.json", "no weights, and no safetensors file"),
+  ],
+)
+def test_files_of_other_programs_are_told_by_their_names(name, words, tmp_path):
+  path = tmp_path / name
+  path.write_bytes(WHOLE)
+  with pytest.raises(export.ExportError, match=words):
+    export.opened(path)
+
+
+def test_what_cannot_be_written_names_what_the_user_named(tmp_path):
+  path = tmp_path / "a.safetensors"
+  with pytest.raises(export.ExportError, match=f"{path}: cannot be written"):
+    export.write(path, {"\ud800": np.zeros(2)})
+  with pytest.raises(export.ExportError, match=f"{tmp_path / 'd'}: config: "):
+    export.write_dense(tmp_path / "d", {}, {}, {"a": float("nan")})
   assert list(tmp_path.iterdir()) == []

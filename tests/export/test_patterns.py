@@ -1,5 +1,6 @@
 """Patterns found in files, against a count group by group."""
 
+import json
 import tracemalloc
 
 import jax.numpy as jnp
@@ -79,3 +80,19 @@ def test_a_directory_is_surveyed_file_by_file(tmp_path):
   assert [each.name for each in export.survey(tmp_path)] == ["a", "b"]
   with pytest.raises(export.ExportError, match="there is no such file"):
     list(export.survey(tmp_path / "c"))
+
+
+def test_a_part_that_the_index_names_is_missed(tmp_path):
+  export.write(tmp_path / "one.safetensors", {"a": np.ones((2, 2))})
+  index = tmp_path / "model.safetensors.index.json"
+  names = {"a": "one.safetensors", "b": "two.safetensors"}
+  index.write_text(json.dumps({"weight_map": names}))
+  with pytest.raises(export.ExportError, match="names 'two.safetensors'"):
+    list(export.survey(tmp_path))
+  export.write(tmp_path / "two.safetensors", {"b": np.ones((2, 2))})
+  found = {each.name: each.path.name for each in export.survey(tmp_path)}
+  assert found == names
+  for text in ("[]", "{", '{"weight_map": {"a": 3}}', '{"weight_map": [1]}'):
+    index.write_text(text)
+    with pytest.raises(export.ExportError, match="no index of tensors"):
+      list(export.survey(tmp_path))

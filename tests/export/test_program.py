@@ -2,6 +2,8 @@
 
 import sys
 
+import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def test_any_number_of_samples(program):
     assert np.array_equal(np.asarray(got), x @ WEIGHT)
 
 
-@pytest.mark.parametrize("cut", [0, 3, 100, -50])
+@pytest.mark.parametrize("cut", [0, 3, 100, -1, -50])
 def test_a_damaged_program_is_one_clear_line(program, cut, tmp_path):
   path = tmp_path / "b.stablehlo"
   path.write_bytes(program.read_bytes()[:cut])
@@ -49,4 +51,31 @@ def test_a_program_that_computes_something_else_gets_no_name(
     )
   with pytest.raises(export.ExportError, match="platform 'gpu': give some"):
     export.write_program(tmp_path / "a", jnp.sin, [], platforms=("gpu",))
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_no_changed_byte_is_taken_for_the_program(program, tmp_path):
+  """Some of them would pass jax's reader and end the process later."""
+  whole, path = program.read_bytes(), tmp_path / "b.stablehlo"
+  for place in np.random.default_rng(0).integers(0, len(whole), 50):
+    changed = bytearray(whole)
+    changed[place] ^= 0x5A
+    path.write_bytes(changed)
+    with pytest.raises(export.ExportError, match="no whole program"):
+      export.read_program(path)
+
+
+def test_jax_alone_reads_it(program):
+  again = jax.export.deserialize(bytearray(program.read_bytes()))
+  x = np.ones((3, 2), np.float32)
+  assert np.array_equal(np.asarray(again.call(x)), x @ WEIGHT)
+
+
+def test_weights_that_are_no_numbers_are_named_as_such(tmp_path):
+  with pytest.raises(export.ExportError, match="no finite numbers; look at"):
+    export.write_program(
+      tmp_path / "a", lambda x: x * np.nan, [np.ones((2, 2), np.float32)]
+    )
+  with pytest.raises(export.ExportError, match="cpu, cpu: name each once"):
+    export.write_program(tmp_path / "a", jnp.sin, [], platforms=("cpu", "cpu"))
   assert list(tmp_path.iterdir()) == []

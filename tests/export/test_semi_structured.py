@@ -89,7 +89,11 @@ def test_a_file_holds_the_weights_in_half_and_an_eighth_more(tmp_path):
   ("value", "pattern", "message"),
   [
     (np.ones((32, 64), np.float16), "2:4", r"w: .*at entry \(0, 0\) keeps 4"),
-    (np.tile(np.float16([1, 1, 1, 0]), (32, 16)), "3:4", r"keeps 3, .*\(2:4\)"),
+    (
+      np.tile(np.float16([1, 1, 1, 0]), (32, 16)),
+      "3:4",
+      "3:4 leaves more than 2",
+    ),
     (np.zeros((32, 64), np.float32), "2:4", "w: dtype float32.*--dtype"),
     (np.zeros((16, 64), np.float16), "2:4", "no weight fits.*multiple of"),
     (np.zeros((2, 32, 64), np.float16), "2:4", "no weight fits.*no matrix"),

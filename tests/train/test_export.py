@@ -116,6 +116,9 @@ def test_mistakes_are_one_line_and_write_nothing(run, tmp_path):
     ("--verify", taken),
     ("--verify", ""),
     ("--verify", taken, "--out", out),
+    ("--verify", taken, "--dtype", "float16"),
+    (*of_run, "packed", "--out", out, "--platforms", "cpu"),
+    (*of_run, "stablehlo", "--out", out, "--layout", "bitmask"),
   )
   for result, words in zip(
     results,
@@ -124,7 +127,9 @@ def test_mistakes_are_one_line_and_write_nothing(run, tmp_path):
       "should be one of", "it exists", "ends in .safetensors",
       "is a directory (with", "dtype float32", "no step 3", "seed=7",
       "platform 'gpu'", "no whole safetensors file", "--verify is empty",
-      "does not go with --verify",
+      "--out does not go with --verify", "--dtype does not go with --verify",
+      "--platforms goes with --format stablehlo only",
+      "--layout goes with --format packed only",
     ),
     strict=True,
   ):  # fmt: skip
