@@ -4,9 +4,10 @@
 
 draws docs/recipes/NAME.png for every section "## `NAME`" of docs/recipes_*.md
 and all of them in docs/recipes/all.png, and rewrites what stands between the
-markers `<!-- begin ... -->` and `<!-- end -->`: tables of options, and files
-shown as code. Every picture holds what it shows, so that a test can tell
-whether it is out of date. Needs matplotlib (`pip install 'figs_jax[plots]'`).
+markers `<!-- begin ... -->` and `<!-- end -->`: tables of options and fields,
+and files shown as code. Every picture holds what it shows, so that a test can
+tell whether it is out of date. Needs matplotlib: `pip install
+'figs_jax[plots]'`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from PIL import Image, PngImagePlugin
 from figs_jax import recipes
 from figs_jax.recipes import listing, registry
 from figs_jax.recipes.picture import draw, timeline_table
+from figs_jax.train.config import default_config
+from figs_jax.train.fields import IMAGES, SHARED, TEXT, flat, meanings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -98,6 +101,19 @@ def options_table(name: str) -> str:
   return _table(rows) if rows else "No options of its own.\n"
 
 
+def fields_table(name: str) -> str:
+  """Fields of a configuration: shared, images, text, or model FAMILY."""
+  tables = {"shared": SHARED, "images": IMAGES, "text": TEXT}
+  if name in tables:
+    shown = list(tables[name])
+    config = default_config(family="t5" if name == "text" else "vit")
+  else:
+    config = default_config(family=name.removeprefix("model "))
+    shown = [key for key in flat(config) if key.startswith("model.")]
+  values, said = flat(config), meanings(config)
+  return _table({key: (values[key], said[key]) for key in shown}, "field")
+
+
 def common_table() -> str:
   """The options of every recipe."""
   said = listing.listed(registry.create.__doc__)
@@ -105,8 +121,8 @@ def common_table() -> str:
   return _table({key: (default, said[key]) for key, default in common})
 
 
-def _table(rows: dict[str, tuple[Any, str]]) -> str:
-  lines = ["| option | default | |", "|---|---|---|"]
+def _table(rows: dict[str, tuple[Any, str]], head: str = "option") -> str:
+  lines = [f"| {head} | default | |", "|---|---|---|"]
   for key, (default, text) in rows.items():
     if not text:
       raise ValueError(f"docs: no docstring says what {key!r} means")
@@ -126,6 +142,8 @@ def generated(what: str) -> str:
     return common_table()
   if kind == "options":
     return options_table(name)
+  if kind == "fields":
+    return fields_table(name)
   if kind == "file":
     return f"```python\n{(ROOT / name).read_text().strip()}\n```\n"
   raise ValueError(f"docs: cannot generate {what!r}")

@@ -50,13 +50,16 @@ def main() -> None:
   except (ValueError, DataError) as error:
     cli.fail(str(error))
   if _FORMAT.value == "json":
-    print(json.dumps(result))
+    cli.say(json.dumps(result))
     return
   layers = result.pop("layers")
-  for name, value in result.items():
-    print(f"{name:24} {value}")
-  for path, exact in layers.items():
-    print(f"  {'exact' if exact else 'NOT N:M':8} {path}")
+  cli.say(
+    *(f"{name:24} {value}" for name, value in result.items()),
+    *(
+      f"  {'exact' if exact else 'NOT N:M':8} {path}"
+      for path, exact in layers.items()
+    ),
+  )
 
 
 if __name__ == "__main__":

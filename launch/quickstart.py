@@ -62,7 +62,7 @@ def main() -> None:
   cli.quiet()
   check_flags()
   from figs_jax.data import DataError
-  from figs_jax.train import compare
+  from figs_jax.train import compare, looks
   from figs_jax.train.loop import Diverged
 
   start = time.monotonic()
@@ -73,14 +73,14 @@ def main() -> None:
     + [(name, f"ff: {n_m}") for n_m in _PATTERNS.value for name in sparse]
   )
   try:
-    compare.figure_type()
+    looks.figure_type()
     rows = compare.compare(get_config, runs, workdir, engine_spec=_ENGINE.value)
   except (ValueError, DataError) as error:
     cli.fail(str(error))
   except Diverged as error:
     cli.fail(str(error), code=1)
   if len(rows) < len(runs):
-    print("stopped; the same command goes on from here")
+    cli.say("stopped; the same command goes on from here")
     return
   compare.plot(rows, workdir / "report.png", "ViT on digits")
   compare.write_json(rows, workdir / "report.json")
@@ -93,10 +93,10 @@ def main() -> None:
     " training, forward and backward, over all steps.\n\n"
     f"{table}\n![accuracy against speed-up](report.png)\n"
   )
-  print(table)
-  print(
+  cli.say(
+    table,
     f"{workdir / 'report.md'} and report.png written,"
-    f" {time.monotonic() - start:.0f} s"
+    f" {time.monotonic() - start:.0f} s",
   )
 
 

@@ -8,6 +8,7 @@ they are started.
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -24,6 +25,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of the run; made if it is missing."
+)
+_RECIPE_FILE = flags.DEFINE_string(
+  "recipe_file",
+  None,
+  "Python file to run first: the one that registers a recipe of your own.",
 )
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "How the result is printed."
@@ -49,6 +55,8 @@ def main() -> None:
   config = cli.config_of(_CONFIG)
   if not _WORKDIR.value:
     cli.fail("--workdir is missing: name the directory of the run")
+  if _RECIPE_FILE.value:  # run before the configuration was read
+    config.recipe_file = str(Path(_RECIPE_FILE.value).absolute())
   from figs_jax.data import DataError
   from figs_jax.train import processes
   from figs_jax.train.loop import Diverged, train
@@ -71,17 +79,20 @@ def main() -> None:
 
 def _print(result: dict[str, Any]) -> None:
   if _FORMAT.value == "json":
-    print(json.dumps(result))
+    cli.say(json.dumps(result))
     return
-  for name, value in result.items():
-    print(f"{name:20} {value}")
+  cli.say(*(f"{name:20} {value}" for name, value in result.items()))
 
 
-def recipes() -> str:
-  from figs_jax.recipes.listing import catalogue
+def more_help() -> str:
+  """The fields, as --config has them or as every file begins; the recipes."""
+  from figs_jax.recipes import listing
+  from figs_jax.train import fields
+  from figs_jax.train.config import default_config
 
-  return catalogue()
+  config = _CONFIG.value or default_config()
+  return f"{fields.catalogue(config)}\n\n{listing.catalogue()}"
 
 
 if __name__ == "__main__":
-  cli.run(main, more_help=recipes)
+  cli.run(main, more_help=more_help)

@@ -48,8 +48,7 @@ def _own(name: str) -> dict[str, str]:
   other = re.search(r"Options as (?:in `(\w+)`|there)", text)
   if other is None:
     return {}
-  source = other[1] or re.findall(r"`(\w+)`", text)[0]
-  return dict.fromkeys(_own(source), f"as in `{source}`")
+  return _own(other[1] or re.findall(r"`(\w+)`", text)[0])
 
 
 def listed(text: str | None, heading: str = "Options:") -> dict[str, str]:

@@ -6,14 +6,15 @@ mistake of ours keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import logging
+import logging.handlers
 import os
 import re
-import runpy
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import absl.logging
@@ -26,8 +27,23 @@ _EXAMPLE = "configs/digits_vit.py:figs"
 _HELP = ("--help", "-help", "-h")
 
 
+class _Held(logging.handlers.MemoryHandler):
+  """Holds back what recipes remark until work begins, or the program ends.
+
+  A recipe remarks on a pattern while a run is still being checked, and a
+  mistake that is then found is to be the only line. What anything else says,
+  as that training begins, brings the remarks with it.
+  """
+
+  def shouldFlush(self, record: logging.LogRecord) -> bool:
+    return not record.name.startswith("figs_jax.recipes")
+
+
 def fail(message: str, code: int = 2) -> NoReturn:
   """One line on standard error, then exit."""
+  for handler in logging.getLogger("figs_jax").handlers:
+    if isinstance(handler, _Held):
+      handler.buffer.clear()
   name = sys.argv[0].rsplit("/", 1)[-1]
   words = place.printable(" ".join(str(message).split()))
   print(f"{name}: {words}", file=sys.stderr)
@@ -70,7 +86,7 @@ def quiet() -> None:
   if not logger.handlers:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
+    logger.addHandler(_Held(capacity=0, target=handler))
     logger.setLevel(logging.INFO)
     logger.propagate = False
   show = sys.excepthook
@@ -99,9 +115,12 @@ def run_recipe_file(path: str | None) -> None:
   """Runs the file of --recipe_file, if one was given; it registers a recipe."""
   if not path:
     return
-  if not Path(path).is_file():
-    fail(f"--recipe_file {path}: there is no such file")
-  runpy.run_path(path)
+  from figs_jax.train import recipe_file
+
+  try:
+    recipe_file.run(path)
+  except recipe_file.RecipeFileError as error:
+    fail(f"--recipe_file {error}")
 
 
 def config_of(flag: flags.FlagHolder) -> Any:
@@ -115,6 +134,11 @@ def config_of(flag: flags.FlagHolder) -> Any:
     first = str(error).strip().splitlines()[-1].strip()
     fail(f"--{flag.name}: no file with get_config(); {first}; try {_EXAMPLE}")
   return config
+
+
+def say(*lines: str) -> None:
+  """Lines to standard output, as `emit` writes."""
+  emit("".join(f"{line}\n" for line in lines).encode())
 
 
 def emit(data: bytes) -> None:
@@ -165,15 +189,28 @@ def _parse(
 ) -> list[str]:
   wanted = any(word in _HELP for word in argv[1:])
   argv = [word for word in argv if word not in _HELP]
+  if "config" in flags.FLAGS:
+    # Its get_config looks the recipe up.
+    run_recipe_file(_early(argv, "recipe_file"))
   rest = _read(argv)
   if wanted:
-    app.usage(shorthelp=True, writeto_stdout=True)
-    if more_help is not None:
-      print(f"\n{more_help()}")
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+      app.usage(shorthelp=True, writeto_stdout=True)
+    say(text.getvalue(), *([] if more_help is None else [more_help()]))
     sys.exit(0)
   if len(rest) > 1 and not words:
     fail(f"unexpected argument {rest[1]!r}; flags start with --")
   return rest
+
+
+def _early(argv: list[str], name: str) -> str | None:
+  """What a flag says, before all are read."""
+  alone = flags.FlagValues()
+  flags.DEFINE_string(name, None, "", flag_values=alone)
+  alone.set_gnu_getopt(True)  # wherever it stands
+  with contextlib.suppress(flags.Error):  # told when all are read
+    alone(argv, known_only=True)
+  return alone[name].value
 
 
 def _read(argv: list[str]) -> list[str]:
@@ -184,8 +221,16 @@ def _read(argv: list[str]) -> list[str]:
     fail(f"{_last_line(error)}; see --help")
   except (AttributeError, KeyError) as error:
     fail(_unknown_field(argv, error))
-  except (ValueError, TypeError, ImportError, OSError, SyntaxError) as error:
+  except (ValueError, OSError) as error:
     fail(f"the configuration cannot be read: {error}")
+  # Only the file of --config has code that runs here.
+  except Exception as error:
+    path = (_early(argv, "config") or "").partition(":")[0]
+    if not path:
+      raise
+    from figs_jax.train.recipe_file import told
+
+    fail(f"--config {told(path, error)}")
 
 
 def _last_line(error: Exception) -> str:

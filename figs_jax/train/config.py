@@ -8,6 +8,7 @@ line; `validate` refuses what no run could use, before anything is built.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from figs_jax import models, recipes
+from figs_jax.train import fields
 
 # What may differ between a run and its resumption without being asked for.
 FREE = (
@@ -23,6 +25,7 @@ FREE = (
   "mesh",
   "progress",
   "allow_change",
+  "recipe_file",
   "data.data_dir",
   "data.download",
   "data.workers",
@@ -55,6 +58,9 @@ _DERIVED = (
   "target_length",
   "param_dtype",
 )
+_OWN_RECIPE = (
+  "; one of your own is known once its file has run: give it as --recipe_file"
+)
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 
 
@@ -62,6 +68,8 @@ def default_config(
   recipe: str = "figs", family: str = "vit"
 ) -> config_dict.ConfigDict:
   """Every field, with a default where one is sensible.
+
+  `figs_jax.train.fields` says what each means.
 
   Args:
     recipe: its options become the fields of `config.recipe`.
@@ -73,53 +81,18 @@ def default_config(
   >>> default_config("sr_ste").recipe.name
   'sr_ste'
   """
-  config = config_dict.ConfigDict()
   try:
     model_options = models.options_of(family)
     recipe_options = recipes.options(recipe)
   except ValueError as error:
-    raise ConfigError(str(error)) from error
+    known = recipe in recipes.names() or family not in models.names()
+    raise ConfigError(f"{error}{'' if known else _OWN_RECIPE}") from error
+  config = fields.defaults(reads_text(family))
   config.family = family
-  config.variant = "S/16"
   config.model = _fields(
     {k: v for k, v in model_options.items() if k not in _DERIVED}
   )
-  config.pattern = "ff: 1:8"
   config.recipe = _fields({"name": recipe} | recipe_options)
-  config.total_steps = 1000
-  config.batch_size = 128
-  config.accumulate = 1
-  config.seed = 0
-  config.seeds = 0  # 0: one run; n: n seeds under one step
-  config.seeds_mode = "auto"  # vmap, map, or the one that suits the device
-  config.init_from = ""  # file of weights, or workdir of a dense run
-  config.init_head = "strict"  # "fresh": not the file's classifier
-  config.init_seed = 0  # which seed of that run, if it has several
-  config.init_resize_positions = False  # of a ViT, to another image size
-  config.optimizer = config_dict.ConfigDict(
-    {
-      "learning_rate": 1e-3,  # after the warm-up
-      "warmup_steps": 0,
-      "schedule": "cosine",
-      "b1": 0.9,
-      "b2": 0.999,
-      "eps": 1e-8,
-      "weight_decay": 0.01,
-      "clip": 1.0,  # of the global norm; 0 does not clip
-    }
-  )
-  config.ema_decay = 0.0
-  config.data = _data_fields(reads_text(family))
-  if not reads_text(family):
-    config.mixup = 0.0
-  config.label_smoothing = 0.0
-  config.log_every = 50
-  config.diagnose_every = 100
-  config.checkpoint_every = 200
-  config.keep = 2
-  config.progress = True
-  config.mesh = config_dict.ConfigDict({"data": 1, "fsdp": 1})
-  config.allow_change = ()  # fields that a resumed run may change, by name
   return config
 
 
@@ -130,32 +103,6 @@ def reads_text(family: str) -> bool:
   False
   """
   return "vocab" in models.options_of(family)
-
-
-def _data_fields(text: bool) -> config_dict.ConfigDict:
-  own = {"name": "digits", "augment": "none", "image_size": 8}
-  if text:
-    own = {
-      "name": "stdlib_text",
-      "vocabulary": "bytes",
-      "input_length": 128,
-      "target_length": config_dict.placeholder(int),
-      # Of span corruption.
-      "density": 0.15,
-      "mean_span": 3.0,
-      # Of tasks: how evaluation decodes; 1 is greedy.
-      "beams": 1,
-    }
-  shared = {
-    "seed": 0,  # of order and augmentation, shared by all model seeds
-    "data_dir": config_dict.placeholder(str),
-    "download": False,
-    "train_split": "train",
-    "eval_split": "test",
-    "workers": 0,
-    "eval_batch_size": 128,
-  }
-  return config_dict.ConfigDict(own | shared)
 
 
 def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
@@ -185,16 +132,7 @@ def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
   try:
     return recipes.create(name, config.pattern, config.total_steps, **options)
   except ValueError as error:
-    hint = ""
-    if name not in recipes.names():
-      hint = (
-        "; the recipe is the argument of the file, as in --config=FILE:figs,"
-        " and one of your own is known once the file that registers it has run"
-        " (evaluate.py: --recipe_file)"
-      )
-    raise ConfigError(
-      f"config.recipe or config.pattern: {error}{hint}"
-    ) from error
+    raise ConfigError(f"config.recipe or config.pattern: {error}") from error
 
 
 def validate(config: config_dict.ConfigDict) -> None:
@@ -258,8 +196,15 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
   (0, 'cosine')
 
   Raises:
-    ConfigError: its recipe or family is not known here.
+    ConfigError: its recipe or family is not known here. Nothing that is named
+      in a run is executed, so a recipe's file is asked for.
   """
+  recipe, file = saved["recipe"]["name"], saved.get("recipe_file")
+  if file and recipe not in recipes.names():
+    raise ConfigError(
+      f"no recipe {recipe!r} here; the run had it from {file}: add"
+      f" --recipe_file {shlex.quote(file)}"
+    )
   default = default_config(saved["recipe"]["name"], saved["family"])
   # As it is saved: without tuples.
   return _merged(json.loads(json.dumps(default.to_dict())), saved)

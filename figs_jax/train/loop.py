@@ -177,7 +177,13 @@ def _begin(experiment, checkpoints, abstract, shardings):
   processes.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
     begin = jax.jit(experiment.state, out_shardings=shardings)
-    return begin(initial.weights(experiment)), None
+    state = begin(initial.weights(experiment))
+    _log.info(
+      "training for %d steps, to %s",
+      experiment.config.total_steps,
+      checkpoints.path,
+    )
+    return state, None
   placed = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=place
