@@ -42,10 +42,11 @@ def export_run(
 
   Args:
     workdir: of the run; nothing in it is written.
-    out, format, overwrite, **options: as of `export_model`.
+    out, format, overwrite: as of `export_model`.
     step: None takes the newest good one.
     seed: of a run with several, the place of one, from 0; None takes the first.
     ema: takes the averaged weights.
+    **options: as of `export_model`.
 
   Returns:
     What was written, in lines.
