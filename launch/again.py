@@ -6,8 +6,8 @@ Hardware:  as for that run.
 Hours:     as for that run.
 Expected:  on the same machine and versions, the same numbers.
 
-A recipe of one's own is known again by its file, which is run from where it was
-unless --recipe_file has another.
+A recipe of one's own is known again by its file, given as --recipe_file:
+nothing that a run names is executed unasked.
 """
 
 import json
@@ -15,9 +15,7 @@ from pathlib import Path
 
 from flax import traverse_util
 
-from figs_jax import recipes
-from figs_jax.train import recipe_file
-from figs_jax.train.config import ConfigError, default_config
+from figs_jax.train.config import ConfigError, completed, default_config
 
 
 def get_config(arg: str = ""):
@@ -29,10 +27,8 @@ def get_config(arg: str = ""):
     )
   try:
     saved = json.loads(Path(arg).read_text())
-    recipe = saved["recipe"]["name"]
-    if recipe not in recipes.names() and saved.get("recipe_file"):
-      _register(arg, saved["recipe_file"])
-    config = default_config(recipe, saved["family"])
+    completed(saved)  # says whose file an unknown recipe is from
+    config = default_config(saved["recipe"]["name"], saved["family"])
     fields = {
       # JSON knows no tuples.
       name: tuple(value) if isinstance(value, list) else value
@@ -50,16 +46,6 @@ def get_config(arg: str = ""):
       f" {error}); name the config.json of its workdir"
     ) from error
   return config
-
-
-def _register(arg, path):
-  try:
-    recipe_file.run(path)
-  except recipe_file.RecipeFileError as error:
-    raise ConfigError(
-      f"{arg}: its recipe is from a file that cannot be run, {error}; give the"
-      " file as --recipe_file"
-    ) from error
 
 
 def _fields(tree):

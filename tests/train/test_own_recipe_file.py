@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from figs_jax.recipes import registry
+from figs_jax.train import recipe_file
 from figs_jax.train.config import ConfigError
 from tests.programs import REPO, assert_one_clear_line, call, in_one_process
 
@@ -112,15 +113,14 @@ def test_evaluate_names_the_file_and_runs_it_when_told(files):
 
 
 @pytest.mark.usefixtures("told")
-def test_a_run_is_repeated_with_its_own_recipe(files, monkeypatch, tmp_path):
+def test_a_run_is_repeated_with_its_own_recipe(files, monkeypatch):
   for table in ("_BUILDERS", "_DEFAULTS"):
     monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
   again = runpy.run_path(str(REPO / "launch" / "again.py"))["get_config"]
   saved = json.loads((files / "run" / "config.json").read_text())
-  moved = tmp_path / "config.json"
-  moved.write_text(json.dumps(saved | {"recipe_file": "gone.py"}))
-  with pytest.raises(ConfigError, match="gone.py: .*give the file as --recipe"):
-    again(str(moved))
+  with pytest.raises(ConfigError, match="own.py: add --recipe_file"):
+    again(str(files / "run" / "config.json"))
+  recipe_file.run(files / "own.py")
   config = again(str(files / "run" / "config.json"))
   assert config.recipe.name == "mine_only"
   assert config.recipe.spice == 3
