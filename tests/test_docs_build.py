@@ -25,6 +25,7 @@ LANGUAGES = {
   "",  # equations and what programs print
   "{eval-rst}",
   "{toctree}",
+  "{include} ../CHANGELOG.md",
 }
 
 
@@ -47,6 +48,7 @@ def test_the_pages_build_and_lead_somewhere(tmp_path):
   built = build(tmp_path)
   every_public_name_is_on_the_page_of_its_room(built)
   the_page_of_the_package_has_its_names(built)
+  what_users_call_beside_the_rooms_is_on_a_page(built)
   internal_links_and_anchors_lead_somewhere(built)
 
 
@@ -90,6 +92,32 @@ def the_page_of_the_package_has_its_names(built):
     room, _, last = target.removeprefix("figs_jax.").partition(".")
     assert getattr(figs_jax, name) is getattr(getattr(figs_jax, room), last)
     assert target in built[Path(f"api/{room}.html")].ids
+
+
+def what_users_call_beside_the_rooms_is_on_a_page(built):
+  """Names that pages and notebooks import from a module inside a room."""
+  text = "\n".join(
+    path.read_text().replace("\\n", "\n")
+    for path in [*PAGES, ROOT / "README.md", *ROOT.glob("colabs/*.ipynb")]
+  )
+  ids = set().union(*(page.ids for page in built.values()))
+  used = set()
+  for module, names in re.findall(
+    r"^[ \"]*from (figs_jax\.\w+\.\w+) import ([\w, ]+)", text, re.MULTILINE
+  ):
+    used |= {(module, name.strip()) for name in names.split(",")}
+  assert ("figs_jax.train.loop", "train") in used
+  lost = {
+    f"{module}.{name}"
+    for module, name in used
+    if f"{module}.{name}" not in ids
+    and name not in importlib.import_module(_room(module)).__all__
+  }
+  assert not lost, sorted(lost)
+
+
+def _room(module):
+  return module.rpartition(".")[0]
 
 
 def internal_links_and_anchors_lead_somewhere(built):

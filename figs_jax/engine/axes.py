@@ -114,7 +114,8 @@ def swept(
       sparse (`Layers.with_pattern`); "dense" takes patterns away.
     engines: with scalar fields.
     axes: of `read_axes`; all but "pattern" are fields of engines.
-    fmt, **options: of `figs_jax.engine.report`.
+    fmt: of `figs_jax.engine.report`.
+    **options: of it too.
 
   Raises:
     ValueError: as `designs` and `report`, a value of "pattern" that is none, or

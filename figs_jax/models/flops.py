@@ -5,10 +5,10 @@ the forward pass needs 2 M K N of them, the input gradient and the weight
 gradient as many each. Of each a masked kernel of n:m needs
 the share
 
-  forward          s = n/m
-  input gradient   s if masks are N:M along both axes (2102.08124), else 1
-  weight gradient  1, or n/m of the unbiased estimate that prunes the output's
-                   gradient (2203.10991)
+* forward: s = n/m
+* input gradient: s if masks are N:M along both axes (2102.08124), else 1
+* weight gradient: 1, or n/m of the unbiased estimate that prunes the output's
+  gradient (2203.10991)
 
 with s = 1 in the dense phase and while pruned weights leak, D > 0. In the
 forward pass this is total = SA + N/M FF of arXiv 2402.04744, appendix D, whose
