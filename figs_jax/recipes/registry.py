@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +71,8 @@ def register(name: str, **defaults: Any) -> Callable[[Callable], Callable]:
 
 def _again(old: Callable, new: Callable) -> bool:
   """Whether a notebook's cell or a file was merely run once more."""
-  same_file = old.__code__.co_filename == new.__code__.co_filename
+  files = (os.path.realpath(one.__code__.co_filename) for one in (old, new))
+  same_file = len(set(files)) == 1
   here = same_file or old.__module__ == new.__module__
   return here and old.__qualname__ == new.__qualname__
 

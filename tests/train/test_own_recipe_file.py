@@ -125,3 +125,15 @@ def test_a_run_is_repeated_with_its_own_recipe(files, monkeypatch):
   assert config.recipe.name == "mine_only"
   assert config.recipe.spice == 3
   assert json.loads(json.dumps(config.to_dict())) == saved
+
+
+def test_one_file_is_itself_under_another_name(files, monkeypatch):
+  """As a configuration that holds its recipe, and as --recipe_file."""
+  for table in ("_BUILDERS", "_DEFAULTS"):
+    monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+  runpy.run_path(str(files / "own.py"), run_name="config")
+  (files / "other.py").write_text(OWN)
+  with pytest.raises(ValueError, match="mine_only' is registered already"):
+    recipe_file.run(files / "other.py")
+  (files / "link.py").symlink_to(files / "own.py")
+  recipe_file.run(files / "link.py")
