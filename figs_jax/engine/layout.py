@@ -1,4 +1,4 @@
-"""A header and rows as CSV, as markdown, or in aligned columns."""
+"""Numbers as text, and tables as CSV, as markdown, or in aligned columns."""
 
 from __future__ import annotations
 
@@ -55,6 +55,15 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     ).rstrip()
     for row in cells
   )
+
+
+def times(ratio: float) -> str:
+  """A speed-up, which may be tiny, as text.
+
+  >>> times(2.149), times(1.0), times(0.000412)
+  ('2.15×', '1.00×', '0.00041×')
+  """
+  return f"{ratio:.2f}×" if ratio >= 0.1 else f"{ratio:.2g}×"
 
 
 def _texts(

@@ -8,6 +8,7 @@ from typing import Any
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.description import UNLIMITED
+from figs_jax.engine.layout import times
 from figs_jax.engine.report import Report, Row, Total, unit
 from figs_jax.engine.schedule import PARTS
 from figs_jax.engine.spec import Engine
@@ -17,6 +18,10 @@ from figs_jax.engine.storage import kept_depth
 # their pale yellow; black is left for roofs.
 _COLOURS = (
   "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#882255",
+)  # fmt: skip
+# Of layers: Tol's muted colours, none of which an engine or a run has.
+LAYERS = (
+  "#332288", "#CC6677", "#117733", "#AA4499", "#999933", "#44AA99", "#661100",
 )  # fmt: skip
 _MARKERS = "os^DvPX*<>"
 _LINES = ("-", "--", "-.", ":")
@@ -72,15 +77,17 @@ def speedup(report: Report) -> Any:
   return figure
 
 
-def roofline(report: Report) -> Any:
+def roofline(report: Report, title: str = "") -> Any:
   """The layers under the roofs of each engine, a panel per engine.
 
   Arithmetic intensity is useful FLOP per byte of memory traffic; where an
   engine's memory is unlimited there is no slope, only the roof of its
-  multipliers. An engine with 2:4 units has two roofs.
+  multipliers, and the panel says so. An engine with 2:4 units has two roofs.
+  Engines that count in one unit share the y axis.
 
   Args:
     report: of one workload.
+    title: whose layers these are; the workload's name by default.
 
   Raises:
     ValueError: matplotlib is missing, or there are too many engines.
@@ -101,9 +108,23 @@ def roofline(report: Report) -> Any:
   ]
   styles = _styles(rows[0])
   intensities = [_flops(row) / row.dram_bytes for row in report.rows]
-  span = _decades(min(intensities), max(intensities))
+  knees = [
+    peak / bandwidth
+    for engine, layers in zip(report.engines, rows)
+    if (bandwidth := _bandwidth(engine)) != UNLIMITED
+    for peak in _peaks(layers)
+  ]
+  span = _decades(min(intensities), max(intensities + knees))
   for ax, engine, layers in zip(axes, report.engines, rows):
     _panel(ax, engine, layers, styles, span)
+  for kind in {unit(engine) for engine in report.engines}:
+    alike = [ax for ax, e in zip(axes, report.engines) if unit(e) == kind]
+    ends = [end for ax in alike for end in ax.get_ylim()]
+    for ax in alike:
+      ax.set_ylim(min(ends), max(ends))
+  title = title or report.totals[0].workload
+  if title:
+    figure.suptitle(f"Rooflines: {title}".replace("$", r"\$"), fontsize=10)
   for place in range(count, len(axes)):
     axes[place].set_visible(False)
     axes[place - across].tick_params(labelbottom=True)
@@ -143,7 +164,7 @@ def breakdown(report: Report) -> Any:
     left = [a + b for a, b in zip(left, widths)]
   for place, total in zip(places, totals):
     ax.annotate(
-      f"{total.cycles:.3g} {total.unit}, {total.speedup:.2f}×",
+      f"{total.cycles:.3g} {total.unit}, {times(total.speedup)}",
       (100, place),
       xytext=(6, 0),
       textcoords="offset points",
@@ -267,7 +288,7 @@ def _styles(rows: Sequence[Row]) -> dict[tuple[Any, ...], dict[str, Any]]:
   for place, (key, names) in enumerate(kinds.items()):
     text = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     styles[key] = {
-      "color": _COLOURS[place % len(_COLOURS)],
+      "color": LAYERS[place % len(LAYERS)],
       "marker": _MARKERS[place % len(_MARKERS)],
       # Open, smaller and smaller, so that marks on one point all show.
       "markersize": max(11 - place, 5),
@@ -293,6 +314,18 @@ def _flops(row: Row) -> float:
   return 2.0 * row.M * row.N * kept_depth(row.K, n, m)
 
 
+def _peaks(rows: Sequence[Row]) -> set[float]:
+  """FLOP per cycle that layers could have had, as their utilisation tells."""
+  return {
+    float(f"{_flops(row) / row.cycles / row.utilisation:.6g}") for row in rows
+  }
+
+
+def _bandwidth(engine: Engine) -> Any:
+  """Bytes per cycle between chip and memory."""
+  return getattr(engine, "dram_bw", getattr(engine, "hbm", UNLIMITED))
+
+
 def _panel(
   ax: Any,
   engine: Engine,
@@ -302,10 +335,7 @@ def _panel(
 ) -> None:
   """One engine's roofs over a span of intensities, and a mark per layer."""
   rates = [_flops(row) / row.cycles for row in rows]
-  # Utilisation tells the peak that a layer could have had.
-  peaks = {
-    float(f"{rate / row.utilisation:.6g}") for rate, row in zip(rates, rows)
-  }
+  peaks = _peaks(rows)
   points = {_key(row): (row, rate) for row, rate in zip(rows, rates)}
   for key, (row, rate) in points.items():
     ax.plot(
@@ -313,7 +343,7 @@ def _panel(
       markerfacecolor="none", markeredgewidth=1.6, **styles[key],
     )  # fmt: skip
   low, high = span
-  bandwidth = getattr(engine, "dram_bw", getattr(engine, "hbm", UNLIMITED))
+  bandwidth = _bandwidth(engine)
   knees = {peak: min(max(peak / bandwidth, low), high) for peak in peaks}
   for peak, knee in knees.items():
     ax.plot([knee, high], [peak, peak], color="0.2", linewidth=1)
@@ -329,6 +359,11 @@ def _panel(
   ax.set_ylabel(
     f"useful FLOP per {'ns' if unit(engine) == 'ns' else 'cycle'}", fontsize=8
   )
-  ax.tick_params(labelsize=8)
+  if bandwidth == UNLIMITED:
+    ax.text(
+      0.03, 0.97, "no memory limit", transform=ax.transAxes, va="top",
+      fontsize=8, color="0.4",
+    )  # fmt: skip
+  ax.tick_params(which="both", labelsize=8)
   ax.grid(color="0.92")
   ax.set_axisbelow(True)

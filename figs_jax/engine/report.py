@@ -201,7 +201,7 @@ def report(
 
 
 def _note(table: Layers, engines: Sequence[Engine]) -> str:
-  """On whose masks swap registers stall, and who is given ideal compression."""
+  """What is assumed: stalls of swap registers, compression, calls' overhead."""
   masks = table.masks or [None] * len(table)
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
   notes = []
@@ -221,7 +221,24 @@ def _note(table: Layers, engines: Sequence[Engine]) -> str:
       f"N:M is ideally compressed on {', '.join(ideal)}; :sparse=false is the"
       " plain array."
     )
-  return " ".join(notes)
+  for engine in engines:
+    if sparse and isinstance(engine, Roofline) and engine.sparse:
+      notes.append(_charged(engine))
+  return " ".join(filter(None, notes))
+
+
+def _charged(engine: Roofline) -> str:
+  """What a call with a 2:4 operand is assumed to cost beside its work."""
+  if not engine.sparse_overhead:
+    return ""
+  said = (
+    f"{engine} adds an assumed {engine.sparse_overhead:,} ns to each sparse"
+    " call, which small layers do not earn back; :sparse_overhead=0 leaves it"
+    " out"
+  )
+  if engine.fallback:
+    return f"{said}."
+  return f"{said}, :fallback=true runs a layer dense where that is faster."
 
 
 def unit(engine: Engine) -> str:

@@ -89,6 +89,8 @@ def test_roofline_has_no_layer_above_its_roof():
     labels = [mark.get_label() for mark in marks]
     assert labels == ["qk (dense)", "fc1 (1:2)", "fc2 (1:2)"]
     top = max(roof.get_ydata().max() for roof in roofs)
+    said = [text.get_text() for text in ax.texts]
+    assert said == (["no memory limit"] if spec == "figs:16x16" else [])
     if spec.startswith(("ws", "figs")):
       assert top == pytest.approx(2 * engine.rows * engine.cols)
       assert ax.get_ylabel() == "useful FLOP per cycle"
@@ -104,6 +106,43 @@ def test_roofline_has_no_layer_above_its_roof():
     assert len(slopes) == (spec != "figs:16x16")
     for slope in slopes:
       np.testing.assert_allclose(slope, bandwidth)
+
+
+def test_roofline_shows_knees_on_axes_that_engines_share():
+  """Slope and roof meet inside every panel, at peak / bandwidth."""
+  specs = ["ws:16x16:dram_bw=8", "figs", "tpu:v5e", "tensorcore:h200"]
+  figure = roofline(report(ROWS, specs), "a_run")
+  assert figure.get_suptitle() == "Rooflines: a_run"
+  tpu, core = (parse(spec) for spec in specs[2:])
+  knees = [2 * 256 / 8, None, tpu.peak / tpu.hbm, core.peak / core.hbm]
+  for ax, knee in zip(figure.axes, knees):
+    slopes = [
+      line for line in ax.lines
+      if line.get_linestyle() != "None" and np.ptp(line.get_ydata())
+    ]  # fmt: skip
+    assert len(slopes) == (knee is not None)
+    for slope in slopes:
+      assert slope.get_xdata()[-1] == pytest.approx(knee, rel=1e-5)
+      low, high = ax.get_xlim()
+      assert low < knee < high
+    sizes = {
+      label.get_size()
+      for minor in (False, True)
+      for label in ax.yaxis.get_ticklabels(minor=minor)
+    }
+    assert sizes == {8}
+  ends = [ax.get_ylim() for ax in figure.axes]
+  assert ends[0] == ends[1] != ends[2] == ends[3]
+  assert roofline(report(ROWS, ["ws"])).get_suptitle() == ""
+  named = report(ROWS, ["ws"], workload="vit:B/16")
+  assert roofline(named).get_suptitle() == "Rooflines: vit:B/16"
+
+
+def test_a_tiny_speed_up_keeps_its_digits():
+  (total,) = report(ROWS, ["tensorcore:h200"]).totals
+  (said,) = breakdown(report(ROWS, ["tensorcore:h200"])).axes[0].texts
+  assert 0 < total.speedup < 0.005
+  assert said.get_text().endswith(f" {total.speedup:.2g}×")
 
 
 def test_pictures_can_be_written(sweep):

@@ -225,3 +225,24 @@ def test_bad_requests_are_one_line_errors():
 def test_the_functions_are_not_hidden_by_their_modules():
   for name in ("report", "cost", "parse"):
     assert callable(getattr(figs_jax.engine, name))
+
+
+@pytest.mark.parametrize(
+  ("spec", "said"),
+  [
+    ("tensorcore:a100", ("176,601 ns", ":sparse_overhead=0", ":fallback=true")),
+    ("tensorcore:a100:sparse_overhead=7", ("7 ns to each sparse call",)),
+    ("tensorcore:a100:fallback=true", ("176,601 ns", ":sparse_overhead=0")),
+    ("tensorcore:a100:sparse_overhead=0", ()),
+    ("tpu:v5e", ()),
+  ],
+)
+def test_the_caption_tells_what_a_sparse_call_is_charged(spec, said):
+  row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
+  caption = report([row], [spec]).caption
+  for words in said:
+    assert words in caption
+  assert ("assumed" in caption) == bool(said)
+  advises = "runs a layer dense" in caption
+  assert advises == (bool(said) and "fallback" not in spec)
+  assert "assumed" not in report([row | {"pattern": "dense"}], [spec]).caption
