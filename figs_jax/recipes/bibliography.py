@@ -284,8 +284,8 @@ _ENTRIES: dict[str, _Entry] = dict(
           (
             "note",
             "Slides on the recipe and the engine of that name. No author, date"
-            " or published text is known to us; 2402.04744 is the nearest"
-            " paper",
+            " or published text is known to us; the recipe is that of arXiv"
+            " 2402.04744 with another k",
           ),
         ),
       ),
