@@ -73,8 +73,8 @@ def main(words: list[str]) -> None:
     cli.fail("--workdir is missing: name the directory of a run, or several")
   cli.run_recipe_file(_RECIPE_FILE.value)
   from figs_jax.engine import parse
-  from figs_jax.train.compare import figure_type
   from figs_jax.train.history import histories
+  from figs_jax.train.looks import figure_type
 
   try:
     figure_type()  # says at once if matplotlib is missing
@@ -132,9 +132,9 @@ def _one_file(out: Path, runs: list[Any], engines: list[str]) -> None:
   kind = str(_PLOT.value)
   if kind in _OF_EACH and len(runs) > 1:
     cli.fail(f"--plot {kind} is of one run; name a directory for several")
-  from figs_jax.train.pictures import image
+  from figs_jax.train.looks import image
 
-  _save(out, image(_drawn(kind, runs, engines), out.suffix[1:]))
+  _save(out, image(_drawn(kind, runs, engines, runs), out.suffix[1:]))
 
 
 def _directory(out: Path, runs: list[Any], engines: list[str]) -> None:
@@ -161,13 +161,13 @@ def _directory(out: Path, runs: list[Any], engines: list[str]) -> None:
     cli.fail(f"--out {out}: {error.strerror}; name another directory")
   for path in [*plans, *([] if _PLOT.value else [page])]:
     _check(path)
-  from figs_jax.train.pictures import image
+  from figs_jax.train.looks import image
   from figs_jax.train.run_report import html
 
   log = logging.getLogger("figs_jax")
   for path, (kind, shown) in plans.items():
     try:
-      figure = _drawn(kind, shown, engines)
+      figure = _drawn(kind, shown, engines, runs)
     except ValueError as error:
       if _PLOT.value:
         raise
@@ -180,9 +180,13 @@ def _directory(out: Path, runs: list[Any], engines: list[str]) -> None:
     log.info("%s", page)
 
 
-def _drawn(kind: str, runs: list[Any], engines: list[str]) -> Any:
+def _drawn(
+  kind: str, runs: list[Any], engines: list[str], family: list[Any]
+) -> Any:
+  """One picture; its runs have their colours from their places in `family`."""
   from figs_jax.train import pictures
 
+  order = [run.label for run in family]
   if kind == "masks":
     from figs_jax.train.history import evolution
 
@@ -194,17 +198,17 @@ def _drawn(kind: str, runs: list[Any], engines: list[str]) -> Any:
     from figs_jax.engine.plots import roofline
 
     (run,) = runs
-    return roofline(report(run.layers, engines))
+    return roofline(report(run.layers, engines), run.label)
   if kind == "pareto":
     from figs_jax.train.tradeoff import points
 
-    return pictures.pareto(points(runs, engines))
+    return pictures.pareto(points(runs, engines), order)
   draw = {
     "flips": pictures.flips,
     "variance": pictures.variance,
     "training": pictures.training,
   }[kind]
-  return draw(runs)
+  return draw(runs, order)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from typing import Any
 from flax import nnx
 from ml_collections import config_dict
 
+from figs_jax.engine.layout import times
+from figs_jax.train import looks, scatter
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed, differences
 from figs_jax.train.cost import train_cost
@@ -121,7 +123,7 @@ def compare(
     result = shares | evaluate(where, engine_spec=engine_spec)
     names = [field.name for field in dataclasses.fields(Row)]
     row = Row(**{name: result[name] for name in names if name in result})
-    _log.info("   accuracy %s, speed-up %.2f", _percent(row), row.speedup)
+    _log.info("   accuracy %s, speed-up %s", _percent(row), times(row.speedup))
     rows.append(row)
   return rows
 
@@ -215,7 +217,7 @@ def markdown(rows: Sequence[Row]) -> str:
     ),
     "FLOPs, share of dense": lambda row: f"{row.flops / row.flops_dense:.3f}",
     "engine": lambda row: row.engine,
-    "speed-up": lambda row: f"{row.speedup:.2f}×",
+    "speed-up": lambda row: times(row.speedup),
     "training FLOPs, share": lambda row: f"{row.train_flops:.3f}",
     "training time, share": lambda row: f"{row.train_time:.3f}",
   }
@@ -230,97 +232,46 @@ def write_json(rows: Sequence[Row], path: str | Path) -> None:
   Path(path).write_text(text + "\n")
 
 
-def figure_type() -> Any:
-  """matplotlib's Figure, which `plot` draws on.
-
-  Raises:
-    ValueError: matplotlib is not installed.
-  """
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as error:
-    raise ValueError(
-      "plotting needs matplotlib: pip install 'figs_jax[plots]'"
-    ) from error
-  return Figure
-
-
 def plot(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
   """Accuracy against speed-up and against the cost of training, as a PNG.
 
-  Marks that share a place are set side by side so that their error bars can be
-  told apart; dotted lines show the true place.
+  A recipe has a colour and a mark; each mark has its pattern beside it and
+  stands at its true place, which a dotted line shows of a dense run.
 
   Raises:
     ValueError: matplotlib is not installed.
   """
-  figure = figure_type()(figsize=(9.6, 4.0), dpi=160, layout="constrained")
-  axes = figure.subplots(1, len(_PANELS), sharey=True)
-  for ax, (field, label) in zip(axes, _PANELS.items()):
-    _panel(ax, rows, field)
+  recipes = list(dict.fromkeys(row.recipe for row in rows))
+  figure = looks.figure(10.2, 4.2)
+  axes = list(figure.subplots(1, len(_PANELS), sharey=True))
+  marks = [
+    [
+      scatter.Mark(
+        x=getattr(row, field),
+        y=100 * row.accuracy,
+        error=math.nan if row.accuracy_se is None else 100 * row.accuracy_se,
+        label=row.recipe,
+        name=row.pattern,
+        place=recipes.index(row.recipe),
+      )
+      for row in rows
+    ]
+    for field in _PANELS
+  ]
+  scatter.draw(axes, marks)
+  for ax, label in zip(axes, _PANELS.values()):
     ax.set_xlabel(label)
-  _name_patterns(axes[0], rows)
+    looks.finish(ax, steps=False)
   axes[0].set_ylabel("test accuracy, % (mean ± s.e.)")
-  figure.legend(
-    *axes[0].get_legend_handles_labels(),
-    loc="outside lower center",
-    ncols=8,
-    frameon=False,
-  )
+  looks.legend(figure, axes)
   said = f"speed-up and time modelled on {rows[0].engine}, relative to dense"
-  figure.suptitle(f"{title}; {said}" if title else said, fontsize=10)
-  figure.savefig(path)
-
-
-def _name_patterns(ax, rows: Sequence[Row]) -> None:
-  """Patterns above their speed-ups; names that would meet are stacked."""
-  places: dict[float, dict[str, None]] = {}
-  for row in sorted(rows, key=lambda row: row.speedup):
-    places.setdefault(round(row.speedup, 3), {})[row.pattern] = None
-  near = 0.2 * (max(places) - min(places))
-  last, height = -math.inf, 0  # height: names below this one
-  for place, patterns in places.items():
-    height = height if place - last < near else 0
-    ax.annotate(
-      "\n".join(patterns),
-      (place, 1.0),
-      xycoords=("data", "axes fraction"),
-      xytext=(0, 3 + 11 * height),
-      textcoords="offset points",
-      ha="center",
-      fontsize=8,
-      color="0.4",
-    )
-    last, height = place, height + len(patterns)
+  looks.title(figure, f"{title}; {said}" if title else said)
+  scatter.write_names(figure, axes, marks)
+  Path(path).write_bytes(looks.image(figure, "png"))
 
 
 _PANELS = {
-  "speedup": "speed-up of inference, ×",
+  "speedup": "modelled speed-up of inference, ×",
   "train_flops": "FLOPs of training, share of dense",
   "train_time": "time of training, share of dense",
 }
-
-
-def _panel(ax, rows: Sequence[Row], field: str) -> None:
-  """One mark with its error bar per run."""
-  names = list(dict.fromkeys(row.recipe for row in rows))
-  places = [round(getattr(row, field), 3) for row in rows]
-  span = max(places) - min(places) or 1.0
-  for index, row in enumerate(rows):
-    peers = [i for i, place in enumerate(places) if place == places[index]]
-    shift = (peers.index(index) - (len(peers) - 1) / 2) * 0.045 * span
-    error = row.accuracy_se or math.nan
-    first = row is next(r for r in rows if r.recipe == row.recipe)
-    ax.errorbar(
-      places[index] + shift,
-      100 * row.accuracy,
-      yerr=100 * error,
-      fmt="o^sDvP*X"[names.index(row.recipe) % 8],
-      color=f"C{names.index(row.recipe)}",
-      capsize=3,
-      label=row.recipe if first else None,
-    )
-    ax.axvline(places[index], color="0.85", linestyle=":", zorder=0)
-  ax.margins(x=0.12)
-  ax.grid(axis="y", color="0.93")
-  ax.set_axisbelow(True)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -248,15 +249,15 @@ class Evolution(NamedTuple):
   """Masks over the checkpoints of a run; T of them, one seed.
 
   steps: of the checkpoints, int[T]. layer: path of the kernel that is shown,
-  with its pattern, `shape` and `window`: Bool[T, rows, columns], the first
-  entries of its masks, True = kept, groups down the columns. changed: by path
-  of every masked kernel, the share of its entries that differ from the
-  checkpoint before, a curve over steps[1:].
+  with its pattern at each of them ("dense" while all is kept), `shape` and
+  `window`: Bool[T, rows, columns], the first entries of its masks, True = kept,
+  groups down the columns. changed: by path of every masked kernel, the share of
+  its entries that differ from the checkpoint before, a curve over steps[1:].
   """
 
   steps: np.ndarray
   layer: str
-  pattern: str
+  patterns: tuple[str, ...]
   shape: tuple[int, int]
   window: np.ndarray
   changed: dict[str, Curve]
@@ -284,12 +285,16 @@ def evolution(
   experiment, _, _ = history.restored
   if not experiment.recipe.sparse:
     raise ValueError(f"{history.path}: a dense run has no masks")
-  steps, found, changed = [], [], {}
+  steps, patterns, found, changed = [], [], [], {}
   before: dict[str, np.ndarray] = {}
-  leaves: Mapping[str, Leaf] = experiment.abstract_state.bound.leaves
+  bound = experiment.abstract_state.bound
+  leaves: Mapping[str, Leaf] = bound.leaves
   layer, shape = _chosen(history, leaves, layer), (0, 0)
-  for step, masks in _masks(history, experiment, seed):
+  (chain,) = (each.chain for each in bound.kernels if each.path == layer)
+  for step, masks, switched in _masks(history, experiment, seed):
     steps.append(step)
+    stage = bound.recipe.timeline.stage(len(chain), jnp.asarray(step), switched)
+    patterns.append(("dense", *map(str, chain))[int(stage)])
     table = _table(masks[layer], leaves[layer])
     shape = table.shape
     found.append(table[: window[0], : window[1]])
@@ -307,7 +312,7 @@ def evolution(
   return Evolution(
     np.asarray(steps),
     layer,
-    str(leaves[layer].pattern),
+    tuple(patterns),
     shape,
     np.stack(found),
     {
@@ -331,8 +336,8 @@ def _chosen(
 
 def _masks(
   history: History, experiment: Experiment, seed: int
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-  """(step, masks by path) of every checkpoint, as training had them."""
+) -> Iterator[tuple[int, dict[str, np.ndarray], bool]]:
+  """(step, masks by path, STEP's flag) of each checkpoint, as in training."""
   count = max(len(experiment.seeds), 1)
   if not 0 <= seed < count:
     raise ValueError(
@@ -342,6 +347,7 @@ def _masks(
     for step in checkpoints.steps():
       state, _, _ = checkpoints.restore(experiment.abstract_state, step)
       masks = flatten(state.masks)
+      switched = experiment.recipe.switched(state.opt_state)
       yield (
         step,
         {
@@ -349,6 +355,7 @@ def _masks(
           for path, mask in masks.items()
           if mask is not None
         },
+        bool(switched[seed] if np.ndim(switched) else switched),
       )
 
 

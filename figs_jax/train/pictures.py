@@ -1,29 +1,23 @@
 """Pictures of runs; matplotlib is needed, and imported, only here.
 
 Each function takes what `history` and `tradeoff` compute and gives a matplotlib
-figure. Colours are Okabe and Ito's, which all kinds of vision tell apart; marks
-and lines differ too, so that grey will do.
+figure. A run's colour is that of its place in `order`, the labels of all runs
+that pictures are drawn of together; by default, of those in the picture.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from figs_jax.train.compare import figure_type
+from figs_jax.engine.plots import LAYERS
+from figs_jax.train import looks, scatter
 from figs_jax.train.history import Band, Evolution, History, band, by_kind
 from figs_jax.train.tradeoff import Point, front
 
-_COLOURS = (
-  "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255",
-)  # fmt: skip
-_MARKERS = "os^DvPX*<>"
-_LINES = ("-", "--", "-.", ":")
-_INK = "#333333"
 # An entry in two masks: pruned in both, dropped, new, kept in both. The first
 # and the last differ most in lightness, as most entries are of these.
 _STATES = {
@@ -33,19 +27,22 @@ _STATES = {
   "kept": "#22313F",
 }
 _MOST_PANELS = 6
+_OF_KINDS = "mean, band: min–max\nover layers of a kind"
+_OF_RUNS = "mean, band: min–max\nover a run's layers"
 
 
 def masks(found: Evolution, title: str = "") -> Any:
   """The entries of a kernel over checkpoints, and how many change.
 
   Above, the first entries of one kernel, groups down the columns: what is kept
-  since the panel before, new, or dropped. Below, the share of the entries that
-  differ from the checkpoint before, by kind of layer: mean over the layers, and
-  a band from the smallest to the largest.
+  since the panel before, new, or dropped, under the pattern of that step.
+  Below, the share of the entries that differ from the checkpoint before, by
+  kind of layer: mean over the layers, and a band from the smallest to the
+  largest.
   """
   panels = _spread(len(found.steps))
-  figure = _figure(max(2.0 * len(panels), 6.4), 5.0)
-  top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+  figure = looks.figure(max(2.0 * len(panels), 6.4), 5.6)
+  top, bottom = figure.subfigures(2, 1, height_ratios=(1.5, 1))
   axes = top.subplots(1, len(panels), squeeze=False)[0]
   from matplotlib.colors import ListedColormap
 
@@ -58,19 +55,24 @@ def masks(found: Evolution, title: str = "") -> Any:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_color("0.6")
-    ax.set_title(f"step {found.steps[place]:,}", fontsize=9)
+    ax.set_title(
+      f"step {found.steps[place]:,}\n{found.patterns[place]}", fontsize=9
+    )
   rows, columns = found.window.shape[1:]
-  axes[0].set_ylabel(f"{found.pattern} down the columns", fontsize=8)
+  axes[0].set_ylabel("groups down the columns", fontsize=8)
   said = (
     f"{found.layer}, {rows} × {columns} of its {found.shape[0]} ×"
     f" {found.shape[1]} entries"
   )
-  top.suptitle(_text(f"{title}: {said}" if title else said), fontsize=10)
+  looks.title(top, f"{title}: {said}" if title else said, beside=0.0)
   _state_legend(top)
   ax = bottom.subplots()
-  _draw_bands(ax, by_kind(found.changed), scale=100.0, marker="o")
+  kinds = by_kind(found.changed)
+  looks.bands(ax, kinds, _kind_looks(kinds), scale=100.0)
   ax.set_ylabel("entries changed since the\ncheckpoint before, %")
-  _finish(ax, bottom)
+  looks.finish(ax)
+  ax.set_ylim(bottom=0)
+  looks.legend(bottom, [ax], _OF_KINDS)
   return figure
 
 
@@ -89,9 +91,11 @@ def mask_states(window: np.ndarray, panels: Sequence[int]) -> np.ndarray:
   return 2 * now + before
 
 
-def flips(runs: Sequence[History]) -> Any:
+def flips(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
   """The share of mask entries that a step's update changes.
 
+  Single steps are looked at, every `diagnose_every` of them; what changes at
+  others is not here, such as the refreshes of RigL or SET between two looks.
   Of one run a band per kind of layer, of several a band per run: mean over the
   layers, from the smallest to the largest.
 
@@ -99,16 +103,22 @@ def flips(runs: Sequence[History]) -> Any:
     ValueError: a run has no diagnostics; the line says how to get them.
   """
   curves = {run.label: run.layer_curves("flip_rate") for run in runs}
-  figure = _figure(7.2, 3.6)
+  found, of, title = _bands(curves, order)
+  figure = looks.figure(7.2, 3.6)
   ax = figure.subplots()
-  _draw_bands(ax, _bands(curves), scale=100.0)
-  ax.set_ylabel("mask entries changed by a step, %")
-  _title(ax, runs)
-  _finish(ax, figure)
+  looks.bands(ax, found, of, scale=100.0)
+  ax.set_ylabel(
+    f"mask entries changed in one step, %\n({_looked_at(runs)} looked at)"
+  )
+  if len(runs) == 1:
+    looks.title(figure, runs[0].label)
+  looks.finish(ax)
+  ax.set_ylim(bottom=0)
+  looks.legend(figure, [ax], title)
   return figure
 
 
-def variance(runs: Sequence[History]) -> Any:
+def variance(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
   """Variance of the gradient over kept and over pruned entries, two panels.
 
   Zeros have no place on the logarithmic axis and are left out.
@@ -116,120 +126,123 @@ def variance(runs: Sequence[History]) -> Any:
   Raises:
     ValueError: as `flips`.
   """
-  figure = _figure(9.2, 3.6)
-  axes = figure.subplots(1, 2, sharey=True)
+  figure = looks.figure(9.2, 3.6)
+  axes = list(figure.subplots(1, 2, sharey=True))
+  title, ends = "", []
   for ax, entries in zip(axes, ("kept", "pruned")):
     curves = {
       run.label: run.layer_curves(f"grad_var_{entries}") for run in runs
     }
-    shown = _draw_bands(ax, _bands(curves), scale=1.0, positive=True)
-    ax.set_yscale("log")
+    found, of, title = _bands(curves, order)
+    shown = looks.bands(ax, found, of, positive=True)
+    ends += [value for one in found.values() for value in (*one.low, *one.high)]
     ax.set_title(f"{entries} entries", fontsize=9)
     if not shown:
       ax.text(
         0.5, 0.5, f"no gradient at {entries} entries", ha="center",
         transform=ax.transAxes, fontsize=9, color="0.4",
       )  # fmt: skip
-    _finish(ax, None)
+    looks.finish(ax)
+  sound = [end for end in ends if end > 0 and math.isfinite(end)] or [1.0]
+  for ax in axes:
+    # By hand, since matplotlib finds no limits around a single value.
+    ax.set_ylim(min(sound) / 1.5, max(sound) * 1.5)
+    ax.set_yscale("log")
   axes[0].set_ylabel("variance of the gradient")
-  handles, labels = max(
-    (ax.get_legend_handles_labels() for ax in axes), key=lambda x: len(x[0])
-  )
-  figure.legend(
-    handles, labels, loc="outside right upper", fontsize=8, frameon=False
-  )
+  looks.legend(figure, axes, title)
   if len(runs) == 1:
-    figure.suptitle(_text(runs[0].label), fontsize=10)
+    looks.title(figure, runs[0].label)
   return figure
 
 
-def training(runs: Sequence[History]) -> Any:
+def training(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
   """Loss over the steps, and accuracy with its standard error over seeds."""
-  figure = _figure(9.2, 3.6)
+  order = order or [run.label for run in runs]
+  figure = looks.figure(9.2, 3.6)
   left, right = figure.subplots(1, 2)
-  for place, run in enumerate(runs):
-    style = _style(place)
+  for run in runs:
+    place = order.index(run.label)
+    of, label = {run.label: (place, looks.RUNS)}, looks.text(run.label)
     loss = run.curve("loss")
-    left.plot(loss.steps, loss.values, label=_text(run.label), **style)
+    left.plot(
+      loss.steps, loss.values, label=label, marker=looks.marker(place),
+      markersize=3.5, markevery=looks.marked(loss.values), **looks.style(place),
+    )  # fmt: skip
     accuracy = run.curve("eval/accuracy")
     error = run.curve("eval/accuracy_se")
-    right.plot(
-      accuracy.steps,
-      100 * accuracy.values,
-      marker=_MARKERS[place % len(_MARKERS)],
-      markersize=4,
-      label=_text(run.label),
-      **style,
+    known = error.steps.tolist() == accuracy.steps.tolist()
+    spread = error.values if known else np.zeros_like(accuracy.values)
+    looks.bands(
+      right,
+      {
+        run.label: Band(
+          accuracy.steps,
+          accuracy.values,
+          accuracy.values - spread,
+          accuracy.values + spread,
+        )
+      },
+      of,
+      scale=100.0,
     )
-    if error.steps.tolist() == accuracy.steps.tolist():
-      low, high = (
-        100 * (accuracy.values + sign * error.values) for sign in (-1, 1)
-      )
-      right.fill_between(
-        accuracy.steps, low, high, color=style["color"], alpha=0.13, linewidth=0
-      )
   left.set_ylabel("training loss")
   right.set_ylabel("test accuracy, % (band: ± s.e.)")
   for ax in (left, right):
-    _finish(ax, None)
+    looks.finish(ax)
   if len(runs) == 1:
-    figure.suptitle(_text(runs[0].label), fontsize=10)
-    return figure
-  handles, labels = left.get_legend_handles_labels()
-  figure.legend(
-    handles, labels, loc="outside right upper", fontsize=8, frameon=False
-  )
+    looks.title(figure, runs[0].label)
+  else:
+    looks.legend(figure, [left])
   return figure
 
 
-def pareto(found: Sequence[Point]) -> Any:
+def pareto(found: Sequence[Point], order: Sequence[str] = ()) -> Any:
   """Accuracy against modelled speed-up, a panel per engine.
 
-  Points are means with standard errors over seeds, and their pattern above;
-  those at one speed-up are set side by side, and a dotted line shows their true
-  place. The grey line joins the points that no other beats in both.
+  Points are means with standard errors over seeds, each with its pattern
+  beside it, in the colour of its first run. The grey line joins the points that
+  no other beats in both; a dotted line is where a dense run is.
   """
   engines = list(dict.fromkeys(point.engine for point in found))
-  recipes = list(dict.fromkeys(point.recipe for point in found))
-  figure = _figure(2.2 + 3.6 * len(engines), 4.0)
-  axes = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+  firsts = list(dict.fromkeys(point.runs[0] for point in found))
+  order = order or firsts
+  figure = looks.figure(2.6 + 3.4 * len(engines), 4.2)
+  axes = list(figure.subplots(1, len(engines), sharey=True, squeeze=False)[0])
+  marks = []
   for ax, engine in zip(axes, engines):
     here = [point for point in found if point.engine == engine]
-    _tradeoff(ax, here, recipes)
+    marks.append([_mark(point, order) for point in here])
+    best = front(here)
+    if len(best) > 1:
+      ax.plot(
+        [point.speedup for point in best],
+        [100 * point.accuracy for point in best],
+        color="0.7", linewidth=1.2, zorder=1, label="Pareto front",
+      )  # fmt: skip
     ax.set_xlabel(f"modelled speed-up on {engine}, ×")
-    _finish(ax, None, steps=False)
+  scatter.draw(axes, marks)
+  for ax in axes:
+    looks.finish(ax, steps=False)
   axes[0].set_ylabel("test accuracy, % (mean ± s.e.)")
-  handles = {
-    label: handle
-    for ax in axes
-    for handle, label in zip(*ax.get_legend_handles_labels())
-  }
-  figure.legend(
-    list(handles.values()), list(handles), loc="outside right upper",
-    fontsize=8, frameon=False,
-  )  # fmt: skip
+  looks.legend(figure, axes)
+  runs = list(dict.fromkeys(run for point in found for run in point.runs))
+  looks.title(
+    figure, f"Accuracy against modelled speed-up: {looks.names(runs)}"
+  )
+  scatter.write_names(figure, axes, marks)
   return figure
 
 
-def image(figure: Any, kind: str) -> bytes:
-  """A figure as png, svg or pdf; the same bytes at every call."""
-  from matplotlib import rc_context
-
-  out = io.BytesIO()
-  date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-  with rc_context({"svg.hashsalt": "figs_jax"}):
-    figure.savefig(out, format=kind, metadata=date.get(kind))
-  return out.getvalue()
-
-
-def _text(label: str) -> str:
-  """A name as it is: matplotlib reads $ as formulas and hides a first _."""
-  plain = label.replace("$", r"\$")
-  return f" {plain}" if plain.startswith("_") else plain
-
-
-def _figure(width: float, height: float) -> Any:
-  return figure_type()(figsize=(width, height), dpi=150, layout="constrained")
+def _mark(point: Point, order: Sequence[str]) -> scatter.Mark:
+  label = looks.names(point.runs, most=2)
+  return scatter.Mark(
+    x=point.speedup,
+    y=100 * point.accuracy,
+    error=100 * point.error,
+    label=label if point.recipe in label else f"{label} ({point.recipe})",
+    name=point.pattern,
+    place=order.index(point.runs[0]),
+  )
 
 
 def _spread(count: int) -> list[int]:
@@ -238,65 +251,34 @@ def _spread(count: int) -> list[int]:
   return places.round().astype(int).tolist()
 
 
-def _bands(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Band]:
+def _bands(
+  curves: Mapping[str, Mapping[str, Any]], order: Sequence[str]
+) -> tuple[dict[str, Band], dict[str, Any], str]:
+  """Bands, their looks, and what the legend says of them."""
   if len(curves) == 1:
-    return by_kind(next(iter(curves.values())))
-  return {label: band(list(each.values())) for label, each in curves.items()}
+    kinds = by_kind(next(iter(curves.values())))
+    return kinds, _kind_looks(kinds), _OF_KINDS
+  order = order or list(curves)
+  runs = {label: band(list(each.values())) for label, each in curves.items()}
+  of = {label: (order.index(label), looks.RUNS) for label in runs}
+  return runs, of, _OF_RUNS
 
 
-def _style(place: int) -> dict[str, Any]:
-  return {
-    "color": _COLOURS[place % len(_COLOURS)],
-    "linestyle": _LINES[place % len(_LINES)],
-    "linewidth": 1.6,
-  }
+def _kind_looks(kinds: Mapping[str, Band]) -> dict[str, Any]:
+  return {kind: (place, LAYERS) for place, kind in enumerate(kinds)}
 
 
-def _draw_bands(
-  ax: Any,
-  bands: Mapping[str, Band],
-  *,
-  scale: float,
-  marker: str = "",
-  positive: bool = False,
-) -> bool:
-  """Whether there was anything to draw."""
-  shown = False
-  for place, (label, one) in enumerate(bands.items()):
-    mean, low, high = (
-      np.where(values > 0, values, np.nan) if positive else scale * values
-      for values in (one.mean, one.low, one.high)
-    )
-    if not np.isfinite(mean).any():
-      continue
-    shown = True
-    style = _style(place)
-    ax.plot(
-      one.steps, mean, label=_text(label), marker=marker, markersize=3, **style
-    )
-    ax.fill_between(
-      one.steps, low, high, color=style["color"], alpha=0.18, linewidth=0
-    )
-  return shown
+def _looked_at(runs: Sequence[History]) -> str:
+  """Which steps were diagnosed.
 
-
-def _finish(ax: Any, figure: Any, *, steps: bool = True) -> None:
-  """What all axes share; a legend beside them where a figure is given."""
-  if steps:
-    ax.set_xlabel("step", fontsize=9)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-  ax.tick_params(labelsize=8)
-  ax.yaxis.label.set_size(9)
-  ax.spines[["top", "right"]].set_visible(False)
-  ax.grid(color="0.92")
-  ax.set_axisbelow(True)
-  if figure is not None and ax.get_legend_handles_labels()[0]:
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-
-
-def _title(ax: Any, runs: Sequence[History]) -> None:
-  if len(runs) == 1:
-    ax.set_title(_text(runs[0].label), fontsize=10)
+  >>> from pathlib import Path
+  >>> _looked_at([History(Path("a"), "a", {"diagnose_every": 100}, [])])
+  'one step in 100'
+  """
+  every = sorted({run.config["diagnose_every"] for run in runs})
+  if every == [1]:
+    return "every step"
+  return f"one step in {' or '.join(f'{steps:,}' for steps in every)}"
 
 
 def _state_legend(figure: Any) -> None:
@@ -318,42 +300,3 @@ def _state_legend(figure: Any) -> None:
     fontsize=8,
     frameon=False,
   )
-
-
-def _tradeoff(ax: Any, found: Sequence[Point], recipes: Sequence[str]) -> None:
-  places = [round(point.speedup, 3) for point in found]
-  span = max(places) - min(places) or 1.0
-  best = front(found)
-  ax.plot(
-    [p.speedup for p in best], [100 * p.accuracy for p in best],
-    color="0.7", linewidth=1.2, zorder=1, label="best of both",
-  )  # fmt: skip
-  for index, point in enumerate(found):
-    peers = [i for i, place in enumerate(places) if place == places[index]]
-    shift = (peers.index(index) - (len(peers) - 1) / 2) * 0.06 * span
-    which = recipes.index(point.recipe)
-    error = 0.0 if math.isnan(point.error) else 100 * point.error
-    ax.errorbar(
-      places[index] + shift,
-      100 * point.accuracy,
-      yerr=error or None,
-      fmt=_MARKERS[which % len(_MARKERS)],
-      color=_COLOURS[which % len(_COLOURS)],
-      markersize=6,
-      capsize=3,
-      label=_text(point.recipe),
-      zorder=3,
-    )
-    ax.annotate(
-      _text(point.pattern),
-      (places[index] + shift, 100 * point.accuracy + error),
-      xytext=(0, 6),
-      textcoords="offset points",
-      rotation=90,
-      ha="center",
-      fontsize=8,
-      color=_INK,
-      bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
-    )
-    ax.axvline(places[index], color="0.8", linestyle=":", zorder=0)
-  ax.margins(x=0.12, y=0.14)

@@ -16,7 +16,8 @@ from html import escape
 from typing import Any, NamedTuple
 
 from figs_jax import engine, nn
-from figs_jax.train import pictures, study
+from figs_jax.engine.layout import times
+from figs_jax.train import looks, pictures, study
 from figs_jax.train.evaluate import exact_nm, storage
 from figs_jax.train.history import History, evolution
 from figs_jax.train.state import finish
@@ -60,11 +61,19 @@ def html(runs: Sequence[History], engines: Sequence[str]) -> str:
     ValueError: a run without a checkpoint or evaluation, no such engine, or
       matplotlib is missing.
   """
-  title = ", ".join(run.label for run in runs)
-  parts = [f"<h1>{escape(title)}</h1>"]
-  if len(runs) > 1:
-    parts.append(_comparison(runs, engines))
-  parts += [_section(run, engines) for run in runs]
+  order = [run.label for run in runs]
+  if len(runs) == 1:
+    title = f"Run {order[0]}"
+    parts = [_section(runs[0], engines, order, 2)]
+  else:
+    title = f"Runs {', '.join(order)}"
+    parts = [_comparison(runs, engines)]
+    for run in runs:
+      parts += [
+        f"<h2>{escape(run.label)}</h2>",
+        _section(run, engines, order, 3),
+      ]
+  parts.insert(0, f"<h1>{escape(title)}</h1>")
   return (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width">\n'
@@ -79,7 +88,7 @@ def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
   rows = [
     (
       point.recipe, point.pattern, percent(point.accuracies),
-      len(point.accuracies), point.engine, f"{point.speedup:.2f}×",
+      len(point.accuracies), point.engine, times(point.speedup),
       ", ".join(point.runs),
     )
     for point in found
@@ -88,47 +97,85 @@ def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
     "recipe", "pattern", "accuracy, % (± s.e.)", "seeds", "engine",
     "modelled speed-up", "runs",
   )  # fmt: skip
+  order = [run.label for run in runs]
+  facts = [(run.label, *_facts(run).values()) for run in runs]
+  of = ", ".join(order)
   return "\n".join(
     [
+      _table(Sheet(("run", *_facts(runs[0])), facts)),
       "<h2>Comparison</h2>",
       _table(Sheet(columns, rows, frozenset({2, 3, 5}))),
-      _picture("accuracy against speed-up", lambda: pictures.pareto(found)),
-      _picture("training", lambda: pictures.training(runs)),
+      _picture(
+        f"accuracy against speed-up of {of}",
+        lambda: pictures.pareto(found, order),
+      ),
+      _picture(f"training of {of}", lambda: pictures.training(runs, order)),
     ]
   )
 
 
-def _section(run: History, engines: Sequence[str]) -> str:
+def _facts(run: History) -> dict[str, str]:
+  """What was trained, by word."""
+  config = run.config
+  first, count = config["seed"], max(config["seeds"], 1)
+  seeds = f"{first} to {first + count - 1}" if count > 1 else str(first)
+  return {
+    "model": f"{config['family']} {config['variant']}",
+    "data set": config["data"]["name"],
+    "recipe": run.recipe,
+    "pattern": "dense" if run.recipe == "dense" else str(config["pattern"]),
+    "seeds": f"{count} ({seeds})" if count > 1 else seeds,
+  }
+
+
+def _section(
+  run: History, engines: Sequence[str], order: Sequence[str], level: int
+) -> str:
+  """One run, with headings of this level; `order` gives colours."""
+
+  def heading(words: str) -> str:
+    return f"<h{level}>{words}</h{level}>"
+
   _, _, step = run.restored
   leaves = nn.masked_leaves(run.model)
   weights = [finish(state)[0] for state in run.states]
   report = engine.report(run.layers, list(engines))
   parts = [
-    f"<h2>{escape(run.label)}</h2>",
-    f'<p class="note">Recipe {escape(run.recipe)}, step {step:,} of'
+    _table(Sheet(("what", "trained"), list(_facts(run).items()))),
+    f'<p class="note">Step {step:,} of'
     f" {run.config['total_steps']:,}. All numbers are of the finished model:"
     " pruned entries are exact zeros.</p>",
-    "<h3>Results</h3>",
+    heading("Results"),
     _table(_results(run, storage(weights[0], leaves), report)),
-    "<h3>Curves</h3>",
-    _picture("training", lambda: pictures.training([run])),
+    heading("Curves"),
+    _picture(
+      f"training of {run.label}", lambda: pictures.training([run], order)
+    ),
   ]
   if leaves:
     parts += [
-      _picture("mask changes", lambda: pictures.flips([run])),
-      _picture("gradient variance", lambda: pictures.variance([run])),
-      "<h3>Masks</h3>",
-      _picture("masks", lambda: pictures.masks(evolution(run))),
-      "<h3>Exactness, per layer</h3>",
+      _picture(f"mask changes of {run.label}", lambda: pictures.flips([run])),
+      '<p class="note">Mask changes are those of single steps; what changes'
+      " between two that were looked at, such as a refresh of RigL's or SET's"
+      " masks, is seen only in the picture of the masks.</p>",
+      _picture(
+        f"gradient variance of {run.label}", lambda: pictures.variance([run])
+      ),
+      heading("Masks"),
+      _picture(
+        f"masks of {run.label}",
+        lambda: pictures.masks(evolution(run), run.label),
+      ),
+      heading("Exactness, per layer"),
       _table(exactness(weights, leaves)),
     ]
   parts += [
-    "<h3>Engines</h3>",
+    heading("Engines"),
     _table(_engines(report)),
     f'<p class="note">{escape(report.caption)} One image or sequence per pass.'
     "</p>",
-    _picture("rooflines", lambda: _roofline(report)),
-    "<h3>Repeat it</h3>",
+    _picture(f"rooflines of {run.label}", lambda: _roofline(report, run.label)),
+    heading("Repeat it"),
     f"<pre>{escape(command(run))}</pre>",
     '<p class="note">The file is in the workdir; its text is below.</p>',
     _table(_versions(run)),
@@ -206,9 +253,7 @@ def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
     ("the same, share of dense", f"{flops / dense:.3f}"),
   ]
   for total in report.totals:
-    rows.append(
-      (f"modelled speed-up on {total.engine}", f"{total.speedup:.2f}×")
-    )
+    rows.append((f"modelled speed-up on {total.engine}", times(total.speedup)))
   return Sheet(("what", "value"), rows, frozenset({1}))
 
 
@@ -238,7 +283,7 @@ def _engines(report: Any) -> Sheet:
   )  # fmt: skip
   rows = [
     (
-      total.engine, total.pattern, f"{total.speedup:.2f}×",
+      total.engine, total.pattern, times(total.speedup),
       f"{total.cycles:,} {total.unit}", f"{total.utilisation:.3f}",
       f"{total.energy_pj / 1000:,.1f}", f"{total.dram_bytes:,}",
     )
@@ -255,10 +300,10 @@ def _versions(run: History) -> Sheet:
   return Sheet(("trained with", "version"), list(versions.items()))
 
 
-def _roofline(report: Any) -> Any:
+def _roofline(report: Any, title: str) -> Any:
   from figs_jax.engine.plots import roofline
 
-  return roofline(report)
+  return roofline(report, title)
 
 
 def _table(sheet: Sheet) -> str:
@@ -278,14 +323,14 @@ def _table(sheet: Sheet) -> str:
 
 def _picture(name: str, draw: Callable[[], Any]) -> str:
   """The figure, or the line that says why there is none."""
-  pictures.figure_type()  # without matplotlib there is no report
+  looks.figure_type()  # without matplotlib there is no report
   try:
     figure = draw()
   except ValueError as error:
     return (
       f'<p class="note">No picture of {escape(name)}: {escape(str(error))}</p>'
     )
-  data = base64.b64encode(pictures.image(figure, "svg")).decode()
+  data = base64.b64encode(looks.image(figure, "svg")).decode()
   return (
     f'<p><img alt="{escape(name)}" src="data:image/svg+xml;base64,{data}"></p>'
   )

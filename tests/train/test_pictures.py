@@ -1,23 +1,18 @@
 """Pictures of runs: what is drawn is what the runs' own files say."""
 
 import io
-import math
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from figs_jax import engine
 from figs_jax.core.pattern import NM
-from figs_jax.train import history, pictures, study
+from figs_jax.train import history, looks, pictures, study
 from figs_jax.train.history import Curve, History
 from figs_jax.train.loop import train
 from figs_jax.train.restore import restore
-from figs_jax.train.tradeoff import Point, front, points
+from figs_jax.train.tradeoff import points
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.standard_promotion  # optax mixes dtypes
@@ -49,6 +44,24 @@ def bare(tmp_path_factory, tiny_config):
 
 
 @pytest.fixture(scope="module")
+def evolved(request, tmp_path_factory, tiny_config):
+  """(run, chain of fc1): one that changes its pattern, saved as it goes."""
+  workdir = tmp_path_factory.mktemp(request.param)
+  config = tiny_config(
+    request.param, total_steps=16, checkpoint_every=1, keep=16,
+    diagnose_every=0, log_every=16,
+  )  # fmt: skip
+  if request.param == "figs":
+    config.recipe.dense = 0.2
+    chain = ("8:32", "4:16", "2:8", "1:4")
+  else:
+    config.seeds = 2
+    chain = ("1:4",)
+  train(config, workdir)
+  return history.histories([workdir])[0], chain
+
+
+@pytest.fixture(scope="module")
 def saved_masks(sparse):
   """[steps][seed][path], restored one by one."""
   found = []
@@ -73,7 +86,8 @@ def test_masks_over_checkpoints_are_those_of_the_checkpoints(
 ):
   found = history.evolution(sparse, FC2, seed=seed, window=(8, 5))
   assert found.steps.tolist() == list(range(1, STEPS + 1))
-  assert (found.layer, found.pattern, found.shape) == (FC2, "1:4", (64, 32))
+  assert (found.layer, found.shape) == (FC2, (64, 32))
+  assert found.patterns == ("1:4",) * STEPS
   for place, masks in enumerate(saved_masks):
     np.testing.assert_array_equal(found.window[place], masks[seed][FC2][:8, :5])
   for path in (FC1, FC2):
@@ -165,83 +179,6 @@ def test_labels_tell_runs_apart(tmp_path):
   assert history._labels(places)[:2] == ["a/run", "b/run"]
 
 
-# A history without files, for what needs none.
-
-
-def made(label, recipe="figs", seed=0, accuracies=(0.5,), speed=1, **config):
-  base = {"recipe": {"name": recipe}, "seed": seed, "seeds": 0}
-  base |= {"pattern": "ff: 1:4", "total_steps": 10, "diagnose_every": 0}
-  row = {"step": 10, "loss": 1.0, "eval/accuracy": float(np.mean(accuracies))}
-  if len(accuracies) > 1:
-    base["seeds"] = len(accuracies)
-    row |= {f"eval/accuracy/seed{i}": a for i, a in enumerate(accuracies)}
-    row["eval/accuracy_se"] = 0.1
-  found = History(
-    Path(label), label, base | config, [{"step": 4, "loss": 2.0}, row]
-  )
-  found.__dict__["layers"] = [
-    {"name": "fc", "M": 64, "N": 64, "K": 64, "pattern": f"1:{2**speed}"}
-  ]
-  return found
-
-
-def test_runs_that_differ_in_the_seed_are_one_point():
-  runs = [
-    made("a", seed=0, accuracies=(0.5, 0.7)),
-    made("b", seed=2, accuracies=(0.9,)),
-    made("c", seed=0, accuracies=(0.4,), total_steps=20),
-  ]
-  one, other = points(runs, ["ws:16x16"])
-  assert one.accuracies == (0.5, 0.7, 0.9) and one.runs == ("a", "b")
-  assert one.accuracy == pytest.approx(0.7)
-  assert one.error == pytest.approx(np.std([0.5, 0.7, 0.9], ddof=1) / 3**0.5)
-  assert other.runs == ("c",) and np.isnan(other.error)
-  report = engine.report(runs[0].layers, ["ws:16x16"])
-  assert one.speedup == report.totals[0].speedup > 1
-  with pytest.raises(ValueError, match="seed 1 of this configuration"):
-    points([*runs, made("d", seed=1)], ["ws"])
-
-
-def test_seeds_that_are_not_equally_far_make_no_mean():
-  late = made("b", seed=1)
-  late.rows[-1]["step"] = 8
-  message = "b: evaluated at step 8, but a at 10"
-  with pytest.raises(ValueError, match=message):
-    points([made("a"), late], ["ws"])
-
-
-def test_what_diverged_is_not_on_the_front():
-  found = [
-    Point("ws", "r", "1:4", 1.0, (accuracy,), ())
-    for accuracy in (0.7, math.nan, 0.9)
-  ]
-  assert [point.accuracy for point in front(found)] == [0.9]
-
-
-def test_a_run_without_evaluation_is_named():
-  run = made("a")
-  run.rows.pop()
-  with pytest.raises(ValueError, match="a: no evaluation yet"):
-    points([run], ["ws"])
-
-
-@settings(deadline=None)
-@given(
-  st.lists(
-    st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=8
-  )
-)
-def test_the_front_is_what_none_beats(pairs):
-  found = [Point("ws", "r", "1:4", float(x), (y / 6,), ()) for x, y in pairs]
-  want = {
-    (a, b)
-    for a, b in pairs
-    if not any((c >= a and d > b) or (c > a and d >= b) for c, d in pairs)
-  }
-  got = [(p.speedup, round(6 * p.accuracy)) for p in front(found)]
-  assert sorted(want) == got
-
-
 def test_panels_show_what_changed_since_the_panel_before():
   rng = np.random.default_rng(1)
   window = rng.random((5, 4, 3)) < 0.5
@@ -258,8 +195,10 @@ def test_the_picture_of_masks(sparse):
   figure = pictures.masks(found, "run")
   *panels, below = figure.subfigs[0].axes + figure.subfigs[1].axes
   assert [ax.get_title() for ax in panels] == [
-    f"step {step}" for step in found.steps
+    f"step {step}\n1:4" for step in found.steps
   ]
+  assert figure.subfigs[0].get_suptitle().startswith(f"run: {FC1}, 8 × 8 of")
+  assert "band: min–max" in figure.subfigs[1].legends[0].get_title().get_text()
   states = pictures.mask_states(found.window, range(STEPS))
   for ax, want in zip(panels, states):
     np.testing.assert_array_equal(ax.images[0].get_array(), want)
@@ -303,52 +242,6 @@ def test_variance_leaves_zeros_out(sparse):
   assert not pruned.lines and "no gradient" in pruned.texts[0].get_text()
 
 
-def test_pareto_draws_means_and_errors():
-  runs = [
-    made("a", accuracies=(0.5, 0.7), speed=1),
-    made("b", recipe="step", accuracies=(0.8,), speed=1),
-    made("c", accuracies=(0.3, 0.5), speed=3, pattern="ff: 1:8"),
-  ]
-  found = points(runs, ["ws:16x16", "figs"])
-  left, right = pictures.pareto(found).axes
-  for ax, spec in ((left, "ws:16x16"), (right, "figs")):
-    here = [point for point in found if point.engine == spec]
-    assert spec in ax.get_xlabel()
-    for bars, point in zip(ax.containers, here):
-      line, _, spreads = bars
-      assert line.get_ydata()[0] == pytest.approx(100 * point.accuracy)
-      if spreads:
-        (low, high) = spreads[0].get_segments()[0][:, 1]
-        assert (high - low) / 2 == pytest.approx(100 * point.error)
-      else:
-        assert np.isnan(point.error)
-    texts = [text.get_text() for text in ax.texts]
-    assert texts == ["1:2", "1:2", "1:8"]
-  # Two at one speed-up stand side by side around it.
-  first, second = (bars[0].get_xdata()[0] for bars in left.containers[:2])
-  assert first < found[0].speedup < second
-
-
-@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
-def test_files_parse_and_repeat(kind):
-  runs = [made("a", accuracies=(0.5, 0.7)), made("b", recipe="step")]
-  once, again = (
-    pictures.image(pictures.training(runs), kind) for _ in range(2)
-  )
-  assert once == again
-  if kind == "png":
-    Image.open(io.BytesIO(once)).verify()
-  elif kind == "svg":
-    assert ET.fromstring(once).tag.endswith("svg")
-  else:
-    assert once.startswith(b"%PDF") and once.rstrip().endswith(b"%%EOF")
-
-
-def test_many_lines_keep_their_looks_apart():
-  styles = [tuple(pictures._style(i).values()) for i in range(28)]
-  assert len(set(styles)) == 28
-
-
 def test_a_real_run_is_a_point(sparse):
   (point,) = points([sparse], ["ws:16x16"])
   last = [row for row in sparse.rows if "eval/accuracy" in row][-1]
@@ -358,3 +251,94 @@ def test_a_real_run_is_a_point(sparse):
   assert point.error == pytest.approx(last["eval/accuracy_se"])
   assert (point.recipe, point.pattern) == ("sr_ste", "1:4")
   assert point.speedup > 1
+
+
+@pytest.mark.parametrize("evolved", ["figs", "step"], indirect=True)
+def test_each_panel_names_the_pattern_of_its_own_step(evolved):
+  """Found again in the masks: the closest pattern that all groups keep."""
+  run, chain = evolved
+  found = history.evolution(run, FC1, window=(32, 64))
+
+  def fits(mask, pattern):
+    kept = mask.reshape(-1, pattern.m, mask.shape[1]).sum(1)
+    return (kept == pattern.n).all()
+
+  want = []
+  for mask in found.window:
+    fitting = [str(p) for p in map(NM.parse, chain) if fits(mask, p)]
+    want.append("dense" if mask.all() else fitting[-1])
+  assert list(found.patterns) == want
+  assert len(set(want)) == len(chain) + 1  # one pattern after the other
+  top = pictures.masks(found).subfigs[0]
+  titles = [ax.get_title().split("\n") for ax in top.axes]
+  shown = dict(zip((f"step {step}" for step in found.steps), want))
+  assert len(titles) == 6
+  for step, pattern in titles:
+    assert pattern == shown[step]
+
+
+def lone(label="lone", steps=(150,), every=100):
+  """A run that was diagnosed at few steps."""
+  names = ("flip_rate", "grad_var_kept", "grad_var_pruned")
+  rows = [
+    {"step": step, "loss": 1.0, "eval/accuracy": 0.5}
+    | {f"layers/{p}/{n}": 0.1 for p in (FC1, FC2) for n in names}
+    for step in steps
+  ]
+  config = {"recipe": {"name": "ste"}, "diagnose_every": every}
+  return History(Path(label), label, config, rows)
+
+
+@pytest.mark.parametrize(
+  "draw", [pictures.flips, pictures.variance, pictures.training]
+)
+@pytest.mark.parametrize("steps", [(150,), (1, 150)])
+def test_single_steps_are_seen(draw, steps):
+  figure = draw([lone(steps=steps)])
+  pixels = np.asarray(Image.open(io.BytesIO(looks.image(figure, "png"))))
+  for ax in figure.axes:
+    box = ax.get_window_extent()
+    rows = slice(len(pixels) - int(box.y1), len(pixels) - int(box.y0))
+    seen = pixels[rows, int(box.x0) : int(box.x1), :3]
+    (colour, *_) = (line.get_color() for line in ax.lines[::-1])
+    want = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    assert (seen == want).all(-1).sum() > 20  # more than a corner of a line
+    low, high = ax.get_xlim()
+    assert low == 0 and high >= 150
+
+
+def test_a_long_curve_has_marks_only_where_it_has_no_line():
+  values = np.ones(60)
+  assert looks.marked(values) == []
+  values[[10, 12]] = np.nan
+  assert looks.marked(values) == [11]
+
+
+@pytest.mark.parametrize(
+  ("every", "said"),
+  [
+    ((100,), "one step in 100 looked at"),
+    ((4, 1000), "one step in 4 or 1,000 looked at"),
+    ((1,), "every step looked at"),
+  ],
+)
+def test_flips_tell_which_steps_were_looked_at(every, said):
+  runs = [lone(str(steps), every=steps) for steps in every]
+  (ax,) = pictures.flips(runs).axes
+  assert ax.get_ylabel() == f"mask entries changed in one step, %\n({said})"
+  assert ax.get_ylim()[0] == 0
+
+
+def test_bands_and_ticks_say_what_they_are():
+  for runs, words in (
+    ([lone()], "layers of a kind"), ([lone(), lone("b")], "a run's layers"),
+  ):  # fmt: skip
+    for draw in (pictures.flips, pictures.variance):
+      figure = draw(runs)
+      title = figure.legends[0].get_title().get_text()
+      assert "band: min–max" in title and words in title
+      assert (figure.get_suptitle() == "lone") == (len(runs) == 1)
+  for ax in figure.axes:
+    for minor in (False, True):
+      for label in ax.yaxis.get_ticklabels(minor=minor):
+        assert label.get_size() == 8

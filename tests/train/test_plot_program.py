@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from figs_jax.train import looks
 from figs_jax.train.loop import train
 from tests.programs import assert_one_clear_line, call, in_one_process
 
@@ -13,12 +14,13 @@ PROGRAM = "launch/plot.py"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_config):
-  """A sparse run that has everything, and a dense one."""
+  """Two sparse runs that have everything, and a dense one."""
   base = tmp_path_factory.mktemp("runs")
-  train(
-    tiny_config("ste", total_steps=4, checkpoint_every=2, diagnose_every=1),
-    base / "sparse",
-  )
+  for recipe, name in (("ste", "sparse"), ("sr_ste", "other")):
+    train(
+      tiny_config(recipe, total_steps=4, checkpoint_every=2, diagnose_every=1),
+      base / name,
+    )
   train(tiny_config("dense", total_steps=2), base / "dense")
   return base
 
@@ -50,6 +52,22 @@ def test_a_directory_gets_every_picture_and_the_report(runs, tmp_path):
   assert "a dense run has no masks" in wrong[2]
   assert not (tmp_path / "b.svg").exists()
   assert before == {p: p.stat().st_mtime_ns for p in sorted(runs.rglob("*"))}
+
+
+def test_colours_are_those_of_all_runs_of_the_call(runs, tmp_path):
+  """A dense run that comes first has its colour, though flips leave it out."""
+  (done,) = in_one_process(
+    PROGRAM,
+    ("--workdir", *(runs / name for name in ("dense", "sparse", "other")),
+     "--engine=ws", "--out", tmp_path / "out"),
+  )  # fmt: skip
+  assert done[0] == 0, done[2]
+  for name, first in (("training", 0), ("pareto", 0), ("flips", 1)):
+    with Image.open(tmp_path / "out" / f"{name}.png") as picture:
+      seen = {colour for _, colour in picture.getcolors(1 << 20)}
+    for place in range(4):
+      rgb = tuple(int(looks.RUNS[place][i : i + 2], 16) for i in (1, 3, 5))
+      assert ((*rgb, 255) in seen) == (first <= place < 3), (name, place)
 
 
 def test_mistakes_are_one_clear_line(runs, tmp_path):

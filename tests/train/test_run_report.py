@@ -4,6 +4,7 @@ import base64
 import re
 import shlex
 import xml.etree.ElementTree as ET
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -30,6 +31,7 @@ class Page(HTMLParser):
   def __init__(self, text):
     super().__init__()
     self.tags, self.rows, self.words, self.open = [], [], [], []
+    self.source = text
     self.feed(text)
     self.close()
     assert not self.open, "a tag is left open"
@@ -86,16 +88,16 @@ def test_nothing_comes_from_outside(page):
       "content",
       "class",
     } | ({"src", "alt"} if tag == "img" else set())
-  style = "".join(re.findall(r"<style>(.*?)</style>", page.rawdata, re.DOTALL))
+  style = "".join(re.findall(r"<style>(.*?)</style>", page.source, re.DOTALL))
   assert "url(" not in style and "@import" not in style
 
 
-def test_pictures_are_whole_and_inert(page):
+def test_pictures_are_whole_and_inert(page, run):
   images = [attributes for tag, attributes in page.tags if tag == "img"]
   names = [image["alt"] for image in images]
-  assert names == [
-    "training", "mask changes", "gradient variance", "masks", "rooflines",
-  ]  # fmt: skip
+  kinds = ("training", "mask changes", "gradient variance", "masks",
+           "rooflines")  # fmt: skip
+  assert names == [f"{kind} of {run.label}" for kind in kinds]
   for image in images:
     start, data = image["src"].split(",", 1)
     assert start == "data:image/svg+xml;base64"
@@ -110,7 +112,8 @@ def test_pictures_are_whole_and_inert(page):
 
 def test_hostile_names_are_text(page, run):
   assert page.text.count("<script>alert('1')</script>") >= 1
-  assert "onerror=b" in page.text and run.label in page.words
+  assert "onerror=b" in page.text
+  assert f"Run {run.label}" in page.words
 
 
 def test_numbers_are_those_of_the_run(page, run):
@@ -129,6 +132,29 @@ def test_numbers_are_those_of_the_run(page, run):
   import jax
 
   assert cells["jax"] == [jax.__version__]
+
+
+def test_the_first_lines_say_what_was_trained(page, run):
+  assert [tag for tag, _ in page.tags if tag in ("h1", "h2", "h3")] == [
+    "h1", *6 * ["h2"],
+  ]  # fmt: skip
+  assert page.words.count(f"Run {run.label}") == 2  # title and heading
+  assert page.rows[:6] == [
+    ["what", "trained"], ["model", "vit custom/4"], ["data set", "digits"],
+    ["recipe", "ste"], ["pattern", "ff: 1:4"], ["seeds", "2 (0 to 1)"],
+  ]  # fmt: skip
+  assert "changes are those of single steps" in page.text
+
+
+def test_tiny_speed_ups_keep_their_digits_and_their_reason(run):
+  spec = "tensorcore:h200"
+  page = Page(run_report.html([run], [spec]))
+  (total,) = engine.report(run.layers, [spec]).totals
+  assert 0 < total.speedup < 0.005
+  cells = {row[0]: row[1:] for row in page.rows}
+  assert cells[f"modelled speed-up on {spec}"] == [f"{total.speedup:.2g}×"]
+  assert cells[spec][1] == f"{total.speedup:.2g}×"
+  assert ":sparse_overhead=0" in page.text and "0.00×" not in page.text
 
 
 def test_exactness_per_layer(page, run):
@@ -163,7 +189,14 @@ def test_the_command_names_the_run(page, run):
 def test_several_runs_are_compared(run):
   other = History(run.path, "other", run.config | {"total_steps": 7}, run.rows)
   page = Page(run_report.html([run, other], ["ws:16x16"]))
-  assert page.words[[w.strip() for w in page.words].index("Comparison")]
+  heads = re.findall("<h2>(.*?)</h2>", page.source)
+  assert list(map(unescape, heads)) == ["Comparison", run.label, "other"]
+  assert f"Runs {run.label}, other" in page.words
+  facts = page.rows[:3]
+  assert facts[0] == ["run", "model", "data set", "recipe", "pattern", "seeds"]
+  assert facts[2] == [
+    "other", "vit custom/4", "digits", "ste", "ff: 1:4", "2 (0 to 1)",
+  ]  # fmt: skip
   rows = [row for row in page.rows if row[-1] in (run.label, "other")]
   assert len(rows) == 2 and rows[0][:3] == ["ste", "1:4", rows[1][2]]
 
