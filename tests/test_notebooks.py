@@ -95,6 +95,35 @@ def test_the_recipe_is_that_of_the_file():
   assert recipe in code(read(ROOT / "colabs" / "write_a_recipe.ipynb"))
 
 
+def words(name):
+  """What its cells of text say, without line breaks."""
+  cells = read(ROOT / "colabs" / f"{name}.ipynb").cells
+  text = " ".join(c.source for c in cells if c.cell_type == "markdown")
+  return " ".join(text.split())
+
+
+def test_the_limits_of_looking_at_single_steps_are_told():
+  said = words("quick_start")
+  assert "one in `config.diagnose_every`" in said
+  assert "not looked at" in said and "`rigl` and `set`" in said
+
+
+def test_engines_without_a_knee_are_named_where_knees_are_read():
+  from figs_jax import engine
+
+  (cell,) = [
+    source
+    for source in code(read(ROOT / "colabs" / "engine_explorer.ipynb"))
+    if "plots.roofline" in source
+  ]
+  specs = re.findall(r'"([a-z]+:\w+)"', cell)
+  assert len(specs) == 3
+  for spec in specs:
+    limited = hasattr(engine.parse(spec), "hbm")
+    told = f"`{spec}` has no memory limit" in words("engine_explorer")
+    assert told != limited
+
+
 # What a notebook's last lines must have said, whatever the numbers are.
 SAID = {
   "quick_start": ["exact N:M: True", "speed-up 1.00×", "vegeta-s-16-2"],

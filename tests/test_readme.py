@@ -1,11 +1,13 @@
 """The README's code runs as it stands."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
@@ -34,3 +36,18 @@ def test_the_loop_example_is_short():
   (block,) = [b for b in BLOCKS if "def loss" in b]
   lines = [line for line in block.splitlines() if line.strip()]
   assert len(lines) - 8 <= 25  # beside the user's own model class
+
+
+def test_the_run_of_the_commands_has_masks_to_be_drawn():
+  """launch/plot.py shows six checkpoints, the first to the last of the run."""
+  (command,) = re.findall(
+    r"launch/train.py --config (\S+):figs (.*?)\npython", README.read_text(),
+    re.DOTALL,
+  )  # fmt: skip
+  path, options = command
+  config = runpy.run_path(str(ROOT / path))["get_config"]("figs")
+  keep, every = (
+    int(re.search(rf"--config\.{name}=(\d+)", options)[1])
+    for name in ("keep", "checkpoint_every")
+  )
+  assert keep * every >= config.total_steps >= 6 * every
