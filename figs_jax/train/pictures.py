@@ -41,8 +41,12 @@ def masks(found: Evolution, title: str = "") -> Any:
   largest.
   """
   panels = _spread(len(found.steps))
-  figure = looks.figure(max(2.0 * len(panels), 6.4), 5.6)
-  top, bottom = figure.subfigures(2, 1, height_ratios=(1.5, 1))
+  rows, columns = found.window.shape[1:]
+  width = max(2.0 * len(panels), 6.4)
+  panel = min(0.93 * width / len(panels) * rows / columns, 3.2)
+  heights = 1.2 + panel, 2.3
+  figure = looks.figure(width, sum(heights))
+  top, bottom = figure.subfigures(2, 1, height_ratios=heights)
   axes = top.subplots(1, len(panels), squeeze=False)[0]
   from matplotlib.colors import ListedColormap
 
@@ -58,7 +62,6 @@ def masks(found: Evolution, title: str = "") -> Any:
     ax.set_title(
       f"step {found.steps[place]:,}\n{found.patterns[place]}", fontsize=9
     )
-  rows, columns = found.window.shape[1:]
   axes[0].set_ylabel("groups down the columns", fontsize=8)
   said = (
     f"{found.layer}, {rows} × {columns} of its {found.shape[0]} ×"
@@ -113,6 +116,8 @@ def flips(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
   if len(runs) == 1:
     looks.title(figure, runs[0].label)
   looks.finish(ax)
+  if any(run.config["diagnose_every"] > 1 for run in runs):
+    ax.set_xlabel("step (changes at those not looked at are unseen)")
   ax.set_ylim(bottom=0)
   looks.legend(figure, [ax], title)
   return figure

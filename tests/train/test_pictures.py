@@ -326,6 +326,7 @@ def test_flips_tell_which_steps_were_looked_at(every, said):
   runs = [lone(str(steps), every=steps) for steps in every]
   (ax,) = pictures.flips(runs).axes
   assert ax.get_ylabel() == f"mask entries changed in one step, %\n({said})"
+  assert ("unseen" in ax.get_xlabel()) == (every != (1,))
   assert ax.get_ylim()[0] == 0
 
 
