@@ -90,7 +90,7 @@ def main() -> None:
     )
   except ValueError as error:
     cli.fail(str(error))
-  _say(*lines)
+  cli.say(*lines)
 
 
 def _check_flags() -> None:
@@ -118,16 +118,12 @@ def _verify(path: str) -> None:
     for found in survey(path):
       if found.path != file and os.path.isdir(path):
         file = found.path
-        _say(printable(f"{file.name}:"))
+        cli.say(printable(f"{file.name}:"))
       count, sparse = count + 1, sparse + bool(found.patterns)
-      _say(_line(found))
+      cli.say(_line(found))
   except ValueError as error:
     cli.fail(str(error))
-  _say(f"{count} tensors, {sparse} with a pattern")
-
-
-def _say(*lines: str) -> None:
-  cli.emit("".join(f"{line}\n" for line in lines).encode())
+  cli.say(f"{count} tensors, {sparse} with a pattern")
 
 
 def _line(found: Any) -> str:
