@@ -188,11 +188,14 @@ def _section(
 
 def command(run: History) -> str:
   """What trains the run again, for a shell."""
-  saved = shlex.quote(f"launch/again.py:{run.path / 'config.json'}")
-  return (
-    f"python launch/train.py --config {saved} \\\n"
-    f"  --workdir {shlex.quote(f'{run.path}-again')}"
-  )
+  words = {
+    "config": f"launch/again.py:{run.path / 'config.json'}",
+    # A run of an older version has no such field.
+    "recipe_file": run.config.get("recipe_file", ""),
+    "workdir": f"{run.path}-again",
+  }
+  flags = [f"--{k} {shlex.quote(v)}" for k, v in words.items() if v]
+  return "python launch/train.py " + " \\\n  ".join(flags)
 
 
 def percent(values: Sequence[float]) -> str:

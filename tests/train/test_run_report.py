@@ -184,6 +184,9 @@ def test_the_command_names_the_run(page, run):
   assert words[:2] == ["python", "launch/train.py"]
   assert words[3] == f"launch/again.py:{run.path / 'config.json'}"
   assert words[4:] == ["--workdir", f"{run.path}-again"]
+  own = run.config | {"recipe_file": "my own.py"}
+  told = run_report.command(History(run.path, "own", own, run.rows))
+  assert "\n  --recipe_file 'my own.py' \\\n" in told
 
 
 def test_several_runs_are_compared(run):
