@@ -54,9 +54,7 @@ def draw(axes: Sequence[Any], marks: Sequence[Sequence[Mark]]) -> None:
     _draw(ax, here)
     ax.set_xlim(*limits([1.0, *(mark.x for mark in here)], least=0.2))
     ax.set_ylim(*limits(heights, least=1.0))
-    for axis, ticks in ((ax.xaxis, 6), (ax.yaxis, 8)):
-      axis.get_major_locator().set_params(nbins=ticks)
-      axis.get_major_formatter().set_useOffset(False)
+    ax.xaxis.get_major_locator().set_params(nbins=6)
 
 
 def limits(values: Iterable[float], least: float) -> tuple[float, float]:
