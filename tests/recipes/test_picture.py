@@ -29,7 +29,9 @@ def test_table_is_what_the_recipe_says_at_every_step(name):
   for i in range(24):
     pattern = recipe.pattern_at(i)
     assert (table.n[0, i], table.m[0, i]) == (pattern.n, pattern.m)
-    assert table.leak[i] == recipe.leak_at(i)
+    # Of all steps at once XLA may round the last bit otherwise.
+    want = pytest.approx(recipe.leak_at(i), rel=2**-22, abs=0)
+    assert table.leak[i] == want
     moment = recipe.at(i, recipe.timeline.switched_by(i))
     assert table.refresh[i] == bool(moment.refresh)
     assert (table.phase[i] == "dense") == (int(moment.stage) == 0)
