@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
       " launch/again.py:runs/a/config.json"
     )
   try:
-    saved = json.loads(Path(arg).read_text())
+    saved = dict(json.loads(Path(arg).read_text()))
     completed(saved)  # says whose file an unknown recipe is from
     config = default_config(saved["recipe"]["name"], saved["family"])
     fields = {
