@@ -54,9 +54,10 @@ if [ -z "$version" ]; then
   esac
 fi
 read_flags "$@"
-command -v git >/dev/null || fail "git is not installed; it packs this commit"
-if [ -z "$dry_run" ] && ! command -v gcloud >/dev/null; then
-  fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
+if [ -z "$dry_run" ]; then # which only shows what it would call
+  command -v git >/dev/null || fail "git is not installed; it packs this commit"
+  command -v gcloud >/dev/null ||
+    fail "gcloud is missing; see https://cloud.google.com/sdk/docs/install"
 fi
 where+=("--zone=$zone")
 tpu=(gcloud compute tpus tpu-vm)
