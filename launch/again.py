@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flax import traverse_util
 
-from figs_jax.train.config import ConfigError, completed, default_config
+from figs_jax.train.config import ConfigError, default_of
 
 
 def get_config(arg: str = ""):
@@ -27,8 +27,7 @@ def get_config(arg: str = ""):
     )
   try:
     saved = dict(json.loads(Path(arg).read_text()))
-    completed(saved)  # says whose file an unknown recipe is from
-    config = default_config(saved["recipe"]["name"], saved["family"])
+    config = default_of(saved)
     fields = {
       # JSON knows no tuples.
       name: tuple(value) if isinstance(value, list) else value

@@ -73,8 +73,8 @@ def main(words: list[str]) -> None:
     cli.fail("--workdir is missing: name the directory of a run, or several")
   cli.run_recipe_file(_RECIPE_FILE.value)
   from figs_jax.engine import parse
+  from figs_jax.engine.plots import figure_type
   from figs_jax.train.history import histories
-  from figs_jax.train.looks import figure_type
 
   try:
     figure_type()  # says at once if matplotlib is missing

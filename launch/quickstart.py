@@ -62,7 +62,8 @@ def main() -> None:
   cli.quiet()
   check_flags()
   from figs_jax.data import DataError
-  from figs_jax.train import compare, looks
+  from figs_jax.engine.plots import figure_type
+  from figs_jax.train import compare
   from figs_jax.train.loop import Diverged
 
   start = time.monotonic()
@@ -73,7 +74,7 @@ def main() -> None:
     + [(name, f"ff: {n_m}") for n_m in _PATTERNS.value for name in sparse]
   )
   try:
-    looks.figure_type()
+    figure_type()
     rows = compare.compare(get_config, runs, workdir, engine_spec=_ENGINE.value)
   except (ValueError, DataError) as error:
     cli.fail(str(error))

@@ -189,15 +189,33 @@ PLOTS: dict[str, Callable[[Report], Any]] = {
 }
 
 
-def _figure(width: float, height: float, down: int = 0, across: int = 0) -> Any:
-  """A figure and its axes: one, or a flat list of down x across."""
+def figure_type() -> Any:
+  """matplotlib's Figure.
+
+  Raises:
+    ValueError: matplotlib is not installed.
+  """
   try:
     from matplotlib.figure import Figure
   except ImportError as error:
     raise ValueError(
       "plotting needs matplotlib: pip install 'figs_jax[plots]'"
     ) from error
-  figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+  return Figure
+
+
+def empty_figure(width: float, height: float) -> Any:
+  """A figure without axes, so many inches wide and high.
+
+  Raises:
+    ValueError: as `figure_type`.
+  """
+  return figure_type()(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _figure(width: float, height: float, down: int = 0, across: int = 0) -> Any:
+  """A figure and its axes: one, or a flat list of down x across."""
+  figure = empty_figure(width, height)
   if not down:
     return figure, figure.subplots()
   axes = figure.subplots(down, across, squeeze=False, sharex=True)

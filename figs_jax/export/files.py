@@ -325,7 +325,7 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> Entry:
     raise damaged(path, f"{name[:80]!r} has not just dtype, shape and offsets")
   kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
   numbers = [shape, offsets]
-  if not isinstance(kind, str) or not all(map(_are_sizes, numbers)):
+  if not isinstance(kind, str) or not all(map(are_sizes, numbers)):
     raise damaged(path, f"{name[:80]!r} has another form than its library's")
   # No array has more axes or is longer, even one without entries.
   span = math.prod(max(length, 1) for length in shape)
@@ -335,7 +335,12 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> Entry:
   return Entry(path, name, tuple(shape), kind, start + begin, end - begin)
 
 
-def _are_sizes(numbers: Any) -> bool:
+def are_sizes(numbers: Any) -> bool:
+  """Whether something from JSON is a list of whole numbers, none below 0.
+
+  >>> are_sizes([2, 0]), are_sizes([True]), are_sizes("2")
+  (True, False, False)
+  """
   return isinstance(numbers, list) and all(
     type(number) is int and number >= 0 for number in numbers
   )

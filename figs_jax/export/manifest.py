@@ -26,7 +26,7 @@ from figs_jax.core.groups import Groups, axis_length, normalized
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import Leaf
 from figs_jax.core.types import Shaped
-from figs_jax.export.files import DTYPES, Entry, unique
+from figs_jax.export.files import DTYPES, Entry, are_sizes, unique
 from figs_jax.export.place import ExportError, line
 
 KEY = "figs_jax"
@@ -174,9 +174,7 @@ def _record(name: str, told: Any) -> Record:
 
 
 def _are_places(numbers: Any) -> bool:
-  return isinstance(numbers, list) and all(
-    type(number) is int and 0 <= number < 2**59 for number in numbers
-  )
+  return are_sizes(numbers) and max(numbers, default=0) < 2**59
 
 
 def _check_parts(

@@ -88,7 +88,8 @@ def write_program(
       " cast the weights (--dtype) or write another format"
     )
   with replacing(path, overwrite=overwrite) as part:
-    part.write_bytes(data + _MARK + hashlib.sha256(data).digest())
+    with part.open("wb") as file:
+      file.writelines((data, _MARK, hashlib.sha256(data).digest()))
     again = read_program(part)
     here = jax.default_backend()
     if not {"gpu": {"cuda", "rocm"}}.get(here, {here}) & set(platforms):
@@ -128,12 +129,14 @@ def read_program(path: str | Path) -> Callable[..., Any]:
   path = Path(path)
   check_readable(path)
   try:
-    data, end = (whole := path.read_bytes())[:-_END], whole[-_END:]
+    data = bytearray(path.read_bytes())  # up to 2 GB, as deserialize wants it
+    end = bytes(data[-_END:])
+    del data[-_END:]
     if not end.startswith(_MARK):
       raise ValueError("no SHA-256 at its end")
     if hashlib.sha256(data).digest() != end.removeprefix(_MARK):
       raise ValueError("its SHA-256 is another")
-    return jax.export.deserialize(bytearray(data)).call
+    return jax.export.deserialize(data).call
   except ImportError as error:
     raise _needs_flatbuffers(path) from error
   except _BROKEN as error:

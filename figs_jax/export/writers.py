@@ -28,6 +28,7 @@ from figs_jax.export.place import ExportError, line, replacing
 MODEL, CONFIG = "model.safetensors", "config.json"
 DENSE = (MODEL, CONFIG)
 DTYPES = ("float32", "bfloat16", "float16")
+_OF_FOUR = NM(2, 4)
 
 
 def cast(tree: Any, dtype: str) -> dict[str, Shaped[np.ndarray, "*shape"]]:
@@ -185,19 +186,15 @@ def write_semi_structured(
   parts, records, left = {}, {}, {}
   for name, array in arrays.items():
     leaf = leaves.get(name)
-    why = "" if leaf is None else _unfit(array.shape, leaf)
+    why = "" if leaf is None else _unfit(array, leaf)
     if leaf is None or why:
       parts[name], records[name] = array, Record.of(name, array)
       left |= {name: why} if why else {}
       continue
-    of_four = Leaf(array.shape, NM(2, 4), 1)
-    if first_bad_group(array, of_four.pattern, 1) is not None:
-      left[name] = f"{leaf.pattern} leaves more than 2 of 4 in a row"
-      parts[name], records[name] = array, Record.of(name, array)
-      continue
     packed = semi_structured.compress(array, name)
     parts |= dict(zip(_named(name), packed))
     arrays[name] = np.where(array == 0, np.zeros((), array.dtype), array)
+    of_four = Leaf(array.shape, _OF_FOUR, 1)
     records[name] = Record.of(name, arrays[name], "torch-2:4", of_four)
   if not leaves.keys() - left.keys():
     some = next(iter(left.items()), ("nothing", "no tensor of it is sparse"))
@@ -213,13 +210,18 @@ def _named(name: str) -> list[str]:
   return [name + end for end in PARTS["torch-2:4"]]
 
 
-def _unfit(shape: tuple[int, ...], leaf: Leaf) -> str:
+def _unfit(array: np.ndarray, leaf: Leaf) -> str:
   """Why the layout cannot hold a weight; empty where it can."""
+  shape = array.shape
   if len(shape) != 2 or normalized(shape, leaf.axis) != (1,):
     return "no matrix with its groups along the inputs"
   if not semi_structured.fits(shape):
     rows, columns = semi_structured.ROWS, semi_structured.COLUMNS
     return f"{list(shape)} is not a multiple of [{rows}, {columns}]"
+  # Of 2:4 itself that was looked at already.
+  is_other = leaf.pattern != _OF_FOUR
+  if is_other and first_bad_group(array, _OF_FOUR, 1) is not None:
+    return f"{leaf.pattern} leaves more than 2 of 4 in a row"
   return ""
 
 

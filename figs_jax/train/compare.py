@@ -23,6 +23,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax.engine.layout import times
+from figs_jax.engine.plots import empty_figure
 from figs_jax.train import looks, scatter
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed, differences
@@ -242,7 +243,7 @@ def plot(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
     ValueError: matplotlib is not installed.
   """
   recipes = list(dict.fromkeys(row.recipe for row in rows))
-  figure = looks.figure(10.2, 4.2)
+  figure = empty_figure(10.2, 4.2)
   axes = list(figure.subplots(1, len(_PANELS), sharey=True))
   marks = [
     [

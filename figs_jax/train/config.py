@@ -188,6 +188,25 @@ def _need(holds: bool, name: str, value: Any, wanted: str) -> None:
     )
 
 
+def default_of(saved: Mapping[str, Any]) -> config_dict.ConfigDict:
+  """`default_config` of the recipe and family of a run's saved configuration.
+
+  Raises:
+    ConfigError: its recipe or family is not known here. Nothing that is named
+      in a run is executed, so a recipe's file is asked for.
+
+  >>> default_of({"family": "vit", "recipe": {"name": "ste"}}).recipe.name
+  'ste'
+  """
+  recipe, file = saved["recipe"]["name"], saved.get("recipe_file")
+  if file and recipe not in recipes.names():
+    raise ConfigError(
+      f"no recipe {recipe!r} here; the run had it from {file}: add"
+      f" --recipe_file {shlex.quote(file)}"
+    )
+  return default_config(recipe, saved["family"])
+
+
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
   """A run's saved configuration; fields that are newer have their default.
 
@@ -196,16 +215,9 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
   (0, 'cosine')
 
   Raises:
-    ConfigError: its recipe or family is not known here. Nothing that is named
-      in a run is executed, so a recipe's file is asked for.
+    ConfigError: as `default_of`.
   """
-  recipe, file = saved["recipe"]["name"], saved.get("recipe_file")
-  if file and recipe not in recipes.names():
-    raise ConfigError(
-      f"no recipe {recipe!r} here; the run had it from {file}: add"
-      f" --recipe_file {shlex.quote(file)}"
-    )
-  default = default_config(saved["recipe"]["name"], saved["family"])
+  default = default_of(saved)
   # As it is saved: without tuples.
   return _merged(json.loads(json.dumps(default.to_dict())), saved)
 

@@ -26,26 +26,6 @@ _LINES = ("-", "--", "-.", ":")
 _FEW = 25  # points of a curve that each get a mark
 
 
-def figure_type() -> Any:
-  """matplotlib's Figure.
-
-  Raises:
-    ValueError: matplotlib is not installed.
-  """
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as error:
-    raise ValueError(
-      "plotting needs matplotlib: pip install 'figs_jax[plots]'"
-    ) from error
-  return Figure
-
-
-def figure(width: float, height: float) -> Any:
-  """An empty figure, inches wide and high."""
-  return figure_type()(figsize=(width, height), dpi=150, layout="constrained")
-
-
 def image(drawn: Any, kind: str) -> bytes:
   """A figure as png, svg or pdf; the same bytes at every call."""
   from matplotlib import rc_context

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from figs_jax.engine.plots import LAYERS
+from figs_jax.engine.plots import LAYERS, empty_figure
 from figs_jax.train import looks, scatter
 from figs_jax.train.history import Band, Evolution, History, band, by_kind
 from figs_jax.train.tradeoff import Point, front
@@ -45,7 +45,7 @@ def masks(found: Evolution, title: str = "") -> Any:
   width = max(2.0 * len(panels), 6.4)
   panel = min(0.93 * width / len(panels) * rows / columns, 3.2)
   heights = 1.2 + panel, 2.3
-  figure = looks.figure(width, sum(heights))
+  figure = empty_figure(width, sum(heights))
   top, bottom = figure.subfigures(2, 1, height_ratios=heights)
   axes = top.subplots(1, len(panels), squeeze=False)[0]
   from matplotlib.colors import ListedColormap
@@ -107,7 +107,7 @@ def flips(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
   """
   curves = {run.label: run.layer_curves("flip_rate") for run in runs}
   found, of, title = _bands(curves, order)
-  figure = looks.figure(7.2, 3.6)
+  figure = empty_figure(7.2, 3.6)
   ax = figure.subplots()
   looks.bands(ax, found, of, scale=100.0)
   ax.set_ylabel(
@@ -131,7 +131,7 @@ def variance(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
   Raises:
     ValueError: as `flips`.
   """
-  figure = looks.figure(9.2, 3.6)
+  figure = empty_figure(9.2, 3.6)
   axes = list(figure.subplots(1, 2, sharey=True))
   title, ends = "", []
   for ax, entries in zip(axes, ("kept", "pruned")):
@@ -163,7 +163,7 @@ def variance(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
 def training(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
   """Loss over the steps, and accuracy with its standard error over seeds."""
   order = order or [run.label for run in runs]
-  figure = looks.figure(9.2, 3.6)
+  figure = empty_figure(9.2, 3.6)
   left, right = figure.subplots(1, 2)
   for run in runs:
     place = order.index(run.label)
@@ -211,7 +211,7 @@ def pareto(found: Sequence[Point], order: Sequence[str] = ()) -> Any:
   engines = list(dict.fromkeys(point.engine for point in found))
   firsts = list(dict.fromkeys(point.runs[0] for point in found))
   order = order or firsts
-  figure = looks.figure(2.6 + 3.4 * len(engines), 4.2)
+  figure = empty_figure(2.6 + 3.4 * len(engines), 4.2)
   axes = list(figure.subplots(1, len(engines), sharey=True, squeeze=False)[0])
   marks = []
   for ax, engine in zip(axes, engines):

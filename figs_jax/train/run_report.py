@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from figs_jax import engine, nn
 from figs_jax.engine.layout import times
+from figs_jax.engine.plots import figure_type, roofline
 from figs_jax.train import looks, pictures, study
 from figs_jax.train.evaluate import exact_nm, storage
 from figs_jax.train.history import History, evolution
@@ -174,7 +175,7 @@ def _section(
     _table(_engines(report)),
     f'<p class="note">{escape(report.caption)} One image or sequence per pass.'
     "</p>",
-    _picture(f"rooflines of {run.label}", lambda: _roofline(report, run.label)),
+    _picture(f"rooflines of {run.label}", lambda: roofline(report, run.label)),
     heading("Repeat it"),
     f"<pre>{escape(command(run))}</pre>",
     '<p class="note">The file is in the workdir; its text is below.</p>',
@@ -303,12 +304,6 @@ def _versions(run: History) -> Sheet:
   return Sheet(("trained with", "version"), list(versions.items()))
 
 
-def _roofline(report: Any, title: str) -> Any:
-  from figs_jax.engine.plots import roofline
-
-  return roofline(report, title)
-
-
 def _table(sheet: Sheet) -> str:
   def line(tag: str, cells: Iterable[Any]) -> str:
     out = []
@@ -326,7 +321,7 @@ def _table(sheet: Sheet) -> str:
 
 def _picture(name: str, draw: Callable[[], Any]) -> str:
   """The figure, or the line that says why there is none."""
-  looks.figure_type()  # without matplotlib there is no report
+  figure_type()  # without matplotlib there is no report
   try:
     figure = draw()
   except ValueError as error:

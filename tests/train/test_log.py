@@ -5,10 +5,8 @@ import math
 import os
 import signal
 import struct
-import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +17,7 @@ from tensorboardX.proto import event_pb2
 
 from figs_jax.train import log as log_module
 from figs_jax.train.log import MetricLog, read
-
-ROOT = Path(log_module.__file__).parents[2]
+from tests.programs import call
 
 
 def timeless(rows):
@@ -163,11 +160,7 @@ def test_every_written_row_survives_a_kill(tmp_path):
       log.write(step, {"loss": 0.1 * step})
     os.kill(os.getpid(), signal.SIGKILL)
     """
-  run = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    timeout=100,
-  )
+  run = call("-c", textwrap.dedent(code), tmp_path)
   assert run.returncode == -signal.SIGKILL
   assert [row["step"] for row in read(tmp_path)] == [1, 2, 3, 4, 5]
 

@@ -1,14 +1,11 @@
 """launch/quickstart.py: mistakes cost seconds, never a training run."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).parents[2]
+from tests.programs import call
+
 # Every mistake in one process; training, if it began, would be stopped.
 DRIVER = """
 import json, runpy, sys
@@ -57,14 +54,7 @@ def told(tmp_path_factory):
     for word in MISTAKES
   ]
   cases.append([f"--workdir={where / 'runs'}", "--recipes=dense,figs,figs"])
-  done = subprocess.run(
-    [sys.executable, "-c", DRIVER, json.dumps(cases)],
-    cwd=REPO,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPO)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  done = call("-c", DRIVER, json.dumps(cases))
   assert done.returncode == 0, done.stderr
   said = done.stderr.replace(str(where / "file"), "FILE")
   ends = said.split("end of it: ")

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from figs_jax.engine.plots import empty_figure
 from figs_jax.train import looks, scatter
 from figs_jax.train.scatter import Mark
 
@@ -25,7 +26,7 @@ MARKS = [
 
 
 def drawn(marks, panels=1):
-  figure = looks.figure(2.6 + 3.0 * panels, 4.2)
+  figure = empty_figure(2.6 + 3.0 * panels, 4.2)
   axes = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
   scatter.draw(axes, [marks] * panels)
   for ax in axes:
