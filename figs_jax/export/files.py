@@ -41,6 +41,7 @@ DTYPES = {
   "BOOL": np.dtype("bool"),
 }
 _MOST_HEADER = 16 << 20
+_MOST_INDEX = 64 << 20
 _FIELDS = {"dtype", "shape", "data_offsets"}
 # Of other programs' files, which would have a header by chance at best.
 _OTHERS = {
@@ -261,6 +262,38 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
       raise ValueError(f"the name {name[:80]!r} is there twice")
     found[name] = value
   return found
+
+
+def weight_map(index: Path) -> dict[str, str]:
+  """Tensor -> file, as the index of a model in several files has it.
+
+  Args:
+    index: path of the JSON, whose `weight_map` it is.
+
+  Raises:
+    ExportError: no such file, or none that is an index.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   index = Path(folder, "model.safetensors.index.json")
+  ...   _ = index.write_text('{"weight_map": {"w": "part.safetensors"}}')
+  ...   weight_map(index)
+  {'w': 'part.safetensors'}
+  """
+  check_readable(index)
+  if index.stat().st_size > _MOST_INDEX:
+    raise ExportError(f"{index}: too long for an index of tensors")
+  try:
+    found = json.loads(index.read_bytes(), object_pairs_hook=unique)
+    places = dict(found["weight_map"])
+    if not all(isinstance(name, str) for name in places.values()):
+      raise ValueError("its files are no names")
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise ExportError(
+      f"{index}: no index of tensors, with a weight_map of them to files"
+      f" ({line(error)})"
+    ) from error
+  return places
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

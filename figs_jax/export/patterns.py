@@ -9,7 +9,6 @@ smallest m where several are. Zeros of either sign are no entries, NaN is one.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,8 @@ from figs_jax.core.groups import normalized
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Bool
 from figs_jax.export.contents import Weight, weights
-from figs_jax.export.files import DTYPES, SUFFIX, check_readable, unique
-from figs_jax.export.place import ExportError, line, unreadable
+from figs_jax.export.files import DTYPES, SUFFIX, weight_map
+from figs_jax.export.place import ExportError, unreadable
 
 SIZES = (2, 4, 8, 16, 32)
 _MOST_BYTES = 16 << 20
@@ -89,7 +88,7 @@ def _files_of(directory: Path) -> list[Path]:
   names = {each.name for each in directory.iterdir()}
   files = {name for name in names if name.endswith(SUFFIX)}
   for index in sorted(n for n in names if n.endswith(f"{SUFFIX}.index.json")):
-    for part in _named_in(directory / index):
+    for part in sorted(set(weight_map(directory / index).values())):
       if part not in files:
         raise ExportError(
           f"{directory}: {index} names {part!r}, which is not there; fetch it"
@@ -97,27 +96,6 @@ def _files_of(directory: Path) -> list[Path]:
   if not files:
     raise ExportError(f"{directory}: this directory holds no {SUFFIX} file")
   return [directory / name for name in sorted(files)]
-
-
-def _named_in(index: Path) -> list[str]:
-  """The files that an index of parts names.
-
-  Raises:
-    ExportError: it is none.
-  """
-  check_readable(index)
-  if index.stat().st_size > _MOST_BYTES:
-    raise ExportError(f"{index}: too long for an index; fetch it again")
-  try:
-    parts = json.loads(index.read_bytes(), object_pairs_hook=unique)
-    named = set(dict(parts["weight_map"]).values())
-    if not all(isinstance(name, str) for name in named):
-      raise ValueError("its files are no names")
-    return sorted(named)
-  except (ValueError, TypeError, KeyError, RecursionError) as error:
-    raise ExportError(
-      f"{index}: no index of tensors ({line(error)}); fetch it again"
-    ) from error
 
 
 def _finding(weight: Weight) -> Finding:

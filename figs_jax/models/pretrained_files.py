@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import zipfile
 import zlib
@@ -25,7 +24,6 @@ from figs_jax.export import files
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_MOST_INDEX_BYTES = 64 << 20
 _KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32")
 _DTYPES = {files.DTYPES[kind] for kind in _KINDS}
 
@@ -116,19 +114,13 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _sharded(path: Path) -> dict[str, Tensor]:
   """The tensors of several files, each where the index says."""
-  if path.stat().st_size > _MOST_INDEX_BYTES:
-    raise PretrainedError(f"{path}: too long for an index of weights")
   try:
-    index = json.loads(path.read_text())
-    places = dict(index["weight_map"])
-    names = set(places.values())
-    # A name, not a path that leads elsewhere.
-    wrong = [name for name in names if Path(name).name != name]
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
-    raise PretrainedError(
-      f"{path}: no index of weights, with a weight_map of tensors to files"
-      f" ({files.line(error)})"
-    ) from error
+    places = files.weight_map(path)
+  except files.ExportError as error:
+    raise PretrainedError(str(error)) from error
+  names = set(places.values())
+  # A name, not a path that leads elsewhere.
+  wrong = [name for name in names if Path(name).name != name]
   if wrong:
     raise PretrainedError(
       f"{path}: {wrong[0]!r} is no file beside the index, as its parts must be"
