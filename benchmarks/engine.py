@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.engine import Layers, cost, parse
-from figs_jax.engine.sweep import Sweep, sweep
+from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.whole import Doubles
 
 TARGET = 20e6

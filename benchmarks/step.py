@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from figs_jax import models, nn, recipes
-from figs_jax.core.flow import flow
+from figs_jax.core._flow import flow
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.rules import Rules
 from figs_jax.core.tree import flatten

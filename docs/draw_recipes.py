@@ -27,7 +27,7 @@ from figs_jax import recipes
 from figs_jax.recipes import listing, registry
 from figs_jax.recipes.picture import draw, timeline_table
 from figs_jax.train.config import default_config
-from figs_jax.train.fields import IMAGES, SHARED, TEXT, flat, meanings
+from figs_jax.train.schema import IMAGES, SHARED, TEXT, flat, meanings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

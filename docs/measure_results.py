@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from figs_jax.train import cli
+from figs_jax import cli
 
 _CONFIG = flags.DEFINE_string("config", None, "File with get_config(recipe).")
 _RECIPES = flags.DEFINE_list(
@@ -31,8 +31,8 @@ def main() -> None:
       cli.fail(f"--{flag.name} is missing")
   if not os.path.isfile(str(_CONFIG.value)):
     cli.fail(f"--config {_CONFIG.value}: there is no such file")
+  from figs_jax.analysis import compare
   from figs_jax.data import DataError
-  from figs_jax.train import compare
   from figs_jax.train.loop import Diverged
 
   get_config = runpy.run_path(str(_CONFIG.value))["get_config"]

@@ -25,15 +25,16 @@ from typing import NamedTuple
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine import Energy, cost, flat, latency, parse, roofline, vegeta
-from figs_jax.engine.ports import (
+from figs_jax.engine import Energy, cost, parse, roofline, vegeta
+from figs_jax.engine.roofline import amdahl, intensity
+from figs_jax.engine.simulator._simulate import simulate
+from figs_jax.engine.spec import Systolic, Vegeta
+from figs_jax.engine.studies import calibration, flat
+from figs_jax.engine.studies.bandwidth import (
   iso_bandwidth_speedup,
   ledger,
   utilisation_bound,
 )
-from figs_jax.engine.roofline import amdahl, intensity
-from figs_jax.engine.simulate import simulate
-from figs_jax.engine.spec import Systolic, Vegeta
 from figs_jax.engine.systolic import counts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -400,7 +401,7 @@ def tpu_latencies() -> list[Claim]:
     table = table_of(f"tpu_gemm_{name}.csv")
     M, N, K = integers(table, "dim_m", "dim_n", "dim_k")
     measured = table["fusion_avg"]
-    cycles = latency.systolic_cycles(M, N, K)
+    cycles = calibration.systolic_cycles(M, N, K)
     claims.append(
       rows_equal(
         f"{text}: the file's systolic cycles, 128 x 128",
@@ -409,11 +410,15 @@ def tpu_latencies() -> list[Claim]:
       )
     )
     fits = (
-      ("call + FLOPs + bytes in + bytes out", latency.fit_latency, [M, N, K]),
-      ("a line through systolic cycles", latency.fit_cycles, [cycles]),
+      (
+        "call + FLOPs + bytes in + bytes out",
+        calibration.fit_latency,
+        [M, N, K],
+      ),
+      ("a line through systolic cycles", calibration.fit_cycles, [cycles]),
     )
     for (what, fit, columns), expected in zip(fits, published[name]):
-      errors = latency.cross_validated(fit, columns, measured)
+      errors = calibration.cross_validated(fit, columns, measured)
       mape = f"{100 * errors.mean():.1f} %"
       claims.append(
         Claim(f"{text}: MAPE of {what}", f"{expected} %", mape, "", PREDICTION)

@@ -20,7 +20,7 @@ from absl import flags
 # The closed forms are small: no accelerator is taken for them unasked.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from figs_jax.train import cli
+from figs_jax import cli
 
 _LAYERS = flags.DEFINE_string(
   "layers",
@@ -102,7 +102,7 @@ def main() -> None:
   cli.quiet()
   _check_flags()
   from figs_jax.engine import Energy, parse
-  from figs_jax.engine.axes import read_axes, swept
+  from figs_jax.engine.sweeps.text import read_axes, swept
 
   try:
     axes = read_axes(_SWEEP.value)
@@ -158,7 +158,7 @@ def _check_flags() -> None:
 
 def _tables(batches: Any, sweeps_pattern: bool) -> Any:
   """label -> layers, of the source that was given."""
-  from figs_jax.train import workloads
+  from figs_jax.cli import workloads
 
   if _LAYERS.value:
     if batches or _BATCH.value:
@@ -200,8 +200,8 @@ def _picture(made: Any, axes: Any) -> bytes:
 
 
 def grammar() -> str:
-  from figs_jax.engine import axes
-  from figs_jax.engine import grammar as specs
+  from figs_jax.engine import spec_text as specs
+  from figs_jax.engine.sweeps import text as axes
 
   return f"ENGINES\n{specs.__doc__}\nSWEEPS\n{axes.__doc__}"
 

@@ -7,7 +7,7 @@ import json
 
 from absl import flags
 
-from figs_jax.train import cli
+from figs_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _STEP = flags.DEFINE_integer(
@@ -35,7 +35,7 @@ def main() -> None:
   if not _WORKDIR.value:
     cli.fail("--workdir is missing: name the directory of a run")
   from figs_jax.data import DataError
-  from figs_jax.train.evaluate import evaluate
+  from figs_jax.train._evaluate import evaluate
 
   cli.run_recipe_file(_RECIPE_FILE.value)
 

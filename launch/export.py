@@ -20,7 +20,7 @@ from absl import flags
 # Only the weights are moved: no accelerator is taken for that unasked.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from figs_jax.train import cli
+from figs_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _OUT = flags.DEFINE_string(
@@ -73,7 +73,7 @@ def main() -> None:
     if not flag.value:
       cli.fail(f"--{flag.name} is missing; see --help")
   cli.run_recipe_file(_RECIPE_FILE.value)
-  from figs_jax.train.export import export_run
+  from figs_jax.cli.export import export_run
 
   try:
     lines = export_run(
@@ -111,7 +111,7 @@ def _check_flags() -> None:
 def _verify(path: str) -> None:
   """A line per tensor: dtype, shape, share of zeros, pattern of each axis."""
   from figs_jax.export import survey
-  from figs_jax.export.place import printable
+  from figs_jax.export.atomic_write import printable
 
   count, sparse, file = 0, 0, None
   try:

@@ -19,7 +19,7 @@ from absl import flags
 # Pictures are small: no accelerator is taken for them unasked.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from figs_jax.train import cli
+from figs_jax import cli
 
 _KINDS = ("masks", "flips", "variance", "training", "pareto", "roofline")
 _OF_EACH = ("masks", "roofline")  # a picture per run; the others hold them all
@@ -72,9 +72,9 @@ def main(words: list[str]) -> None:
   if not workdirs:
     cli.fail("--workdir is missing: name the directory of a run, or several")
   cli.run_recipe_file(_RECIPE_FILE.value)
+  from figs_jax.analysis.history import histories
   from figs_jax.engine import parse
   from figs_jax.engine.plots import figure_type
-  from figs_jax.train.history import histories
 
   try:
     figure_type()  # says at once if matplotlib is missing
@@ -125,14 +125,14 @@ def _save(path: Path, data: bytes) -> None:
 
 def _one_file(out: Path, runs: list[Any], engines: list[str]) -> None:
   if out.suffix == ".html":
-    from figs_jax.train.run_report import html
+    from figs_jax.analysis.html_report import html
 
     _save(out, html(runs, engines).encode())
     return
   kind = str(_PLOT.value)
   if kind in _OF_EACH and len(runs) > 1:
     cli.fail(f"--plot {kind} is of one run; name a directory for several")
-  from figs_jax.train.looks import image
+  from figs_jax.analysis.plot_style import image
 
   _save(out, image(_drawn(kind, runs, engines, runs), out.suffix[1:]))
 
@@ -161,8 +161,8 @@ def _directory(out: Path, runs: list[Any], engines: list[str]) -> None:
     cli.fail(f"--out {out}: {error.strerror}; name another directory")
   for path in [*plans, *([] if _PLOT.value else [page])]:
     _check(path)
-  from figs_jax.train.looks import image
-  from figs_jax.train.run_report import html
+  from figs_jax.analysis.html_report import html
+  from figs_jax.analysis.plot_style import image
 
   log = logging.getLogger("figs_jax")
   for path, (kind, shown) in plans.items():
@@ -184,15 +184,15 @@ def _drawn(
   kind: str, runs: list[Any], engines: list[str], family: list[Any]
 ) -> Any:
   """One picture; its runs have their colours from their places in `family`."""
-  from figs_jax.train import pictures
+  from figs_jax.analysis import plots
 
   order = [run.label for run in family]
   if kind == "masks":
-    from figs_jax.train.history import evolution
+    from figs_jax.analysis.history import evolution
 
     (run,) = runs
     found = evolution(run, _LAYER.value, seed=_SEED.value)
-    return pictures.masks(found, run.label)
+    return plots.masks(found, run.label)
   if kind == "roofline":
     from figs_jax.engine import report
     from figs_jax.engine.plots import roofline
@@ -200,13 +200,13 @@ def _drawn(
     (run,) = runs
     return roofline(report(run.layers, engines), run.label)
   if kind == "pareto":
-    from figs_jax.train.tradeoff import points
+    from figs_jax.analysis.pareto import points
 
-    return pictures.pareto(points(runs, engines), order)
+    return plots.pareto(points(runs, engines), order)
   draw = {
-    "flips": pictures.flips,
-    "variance": pictures.variance,
-    "training": pictures.training,
+    "flips": plots.flips,
+    "variance": plots.variance,
+    "training": plots.training,
   }[kind]
   return draw(runs, order)
 

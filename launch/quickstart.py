@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from figs_jax.train import cli
+from figs_jax import cli
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", "runs/quickstart", "Where runs and the report go."
@@ -61,9 +61,9 @@ def check_flags() -> None:
 def main() -> None:
   cli.quiet()
   check_flags()
+  from figs_jax.analysis import compare
   from figs_jax.data import DataError
   from figs_jax.engine.plots import figure_type
-  from figs_jax.train import compare
   from figs_jax.train.loop import Diverged
 
   start = time.monotonic()

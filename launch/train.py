@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from figs_jax.train import cli
+from figs_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -58,20 +58,20 @@ def main() -> None:
   if _RECIPE_FILE.value:  # run before the configuration was read
     config.recipe_file = str(Path(_RECIPE_FILE.value).absolute())
   from figs_jax.data import DataError
-  from figs_jax.train import processes
+  from figs_jax.train import distributed
   from figs_jax.train.loop import Diverged, train
 
   try:
     if _DISTRIBUTED.value:
-      processes.join()
+      distributed.join()
     result = train(config, _WORKDIR.value)
   except (ValueError, DataError) as error:
     cli.fail(str(error))
-  except processes.JoinError as error:
+  except distributed.JoinError as error:
     cli.fail(str(error), code=_STOPPED_CODE.value or 1)
   except Diverged as error:
     cli.fail(str(error), code=1)
-  if processes.is_first():
+  if distributed.is_first():
     _print(result)
   if not result["finished"]:
     sys.exit(_STOPPED_CODE.value)
@@ -87,11 +87,11 @@ def _print(result: dict[str, Any]) -> None:
 def more_help() -> str:
   """The fields, as --config has them or as every file begins; the recipes."""
   from figs_jax.recipes import listing
-  from figs_jax.train import fields
+  from figs_jax.train import schema
   from figs_jax.train.config import default_config
 
   config = _CONFIG.value or default_config()
-  return f"{fields.catalogue(config)}\n\n{listing.catalogue()}"
+  return f"{schema.catalogue(config)}\n\n{listing.catalogue()}"
 
 
 if __name__ == "__main__":

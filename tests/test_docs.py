@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from figs_jax import recipes
-from figs_jax.core.flow import GRAD_MODES
+from figs_jax.core._flow import GRAD_MODES
 from figs_jax.core.masks import is_nm
 from figs_jax.recipes import registry
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from figs_jax import cli
 from figs_jax.engine import report
-from figs_jax.engine.tables import read_layers
-from figs_jax.train import cli
+from figs_jax.engine.layer_csv import read_layers
 from tests.programs import assert_one_clear_line, call, environment
 
 COLUMNS = (

@@ -10,6 +10,9 @@ import pytest
 import figs_jax
 
 ROOT = Path(figs_jax.__file__).parent
+_BELOW_TRAIN = {
+  "core", "data", "engine", "export", "models", "nn", "optim", "recipes",
+}  # fmt: skip
 ROOMS = {
   "core": set(),
   "engine": {"core.pattern"},
@@ -19,16 +22,9 @@ ROOMS = {
   "recipes": {"core", "optim"},
   "nn": {"core"},
   "models": {"core", "export", "nn", "optim", "recipes"},
-  "train": {
-    "core",
-    "data",
-    "engine",
-    "export",
-    "models",
-    "nn",
-    "optim",
-    "recipes",
-  },
+  "train": _BELOW_TRAIN,
+  "analysis": {*_BELOW_TRAIN, "train"},
+  "cli": {*_BELOW_TRAIN, "train", "analysis"},
 }
 
 

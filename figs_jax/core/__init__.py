@@ -6,7 +6,8 @@ the backward pass see of the others, `Rules` which kernel gets which pattern,
 `pack` what is left to store.
 """
 
-from figs_jax.core.flow import Flow, flow
+from figs_jax.core._flow import Flow, flow
+from figs_jax.core._mvue import mvue
 from figs_jax.core.masks import (
   density,
   flip_rate,
@@ -14,7 +15,6 @@ from figs_jax.core.masks import (
   kept_magnitude,
   nm_mask,
 )
-from figs_jax.core.mvue import mvue
 from figs_jax.core.packing import Packed, pack, pack_tree, unpack, unpack_tree
 from figs_jax.core.pattern import NM
 from figs_jax.core.regrow import regrow_mask

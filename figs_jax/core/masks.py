@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from figs_jax.core import select
+from figs_jax.core import top_n
 from figs_jax.core.groups import Axis, Groups
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Bool, Float, Int, Shaped
@@ -174,15 +174,15 @@ def kept_magnitude(
 def _mask(
   scores: Array, groups: Groups, n: int | Array, inside: Array | None
 ) -> Array:
-  compare = select.compares(scores.dtype, n, groups.m)
+  compare = top_n.compares(scores.dtype, n, groups.m)
   # Ordered before the split: after it XLA no longer vectorizes 16-bit floats.
-  keys = select.ordered(lax.stop_gradient(scores))
+  keys = top_n.ordered(lax.stop_gradient(scores))
   if isinstance(n, int) and n == groups.m:
     return jnp.ones(scores.shape, bool) if inside is None else inside
   if inside is not None:
     keys = jnp.where(inside, keys, jnp.iinfo(keys.dtype).min)
     inside = groups.split(inside)
-  choose = select.by_comparison if compare else select.by_threshold
+  choose = top_n.by_comparison if compare else top_n.by_threshold
   return groups.join(choose(groups.split(keys), n, groups.axis, inside))
 
 

@@ -38,7 +38,7 @@ import numpy as np
 from jax import lax
 
 from figs_jax.core.pattern import NM
-from figs_jax.core.select import by_threshold, ordered
+from figs_jax.core.top_n import by_threshold, ordered
 from figs_jax.core.types import Array, Bool, Float
 
 # The most masks of one block that are enumerated: 120 are possible at 1:5.

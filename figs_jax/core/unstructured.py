@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from figs_jax.core.select import (
+from figs_jax.core.top_n import (
   count_reached,
   flip_top,
   largest_reached,

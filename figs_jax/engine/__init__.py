@@ -5,35 +5,39 @@ along K; an engine is a hardware description. One pure function turns both into
 cycles, accesses and bytes. Every number here is modelled, none is measured.
 """
 
-from figs_jax.engine.amdahl import ModelCost, model_cost
-from figs_jax.engine.attention import Attention, Memory, attention_cost
-from figs_jax.engine.cluster import estimate
-from figs_jax.engine.cost import Cost, cost
-from figs_jax.engine.devices import Cluster, Parallel
+from figs_jax.engine._cost import Cost, cost
+from figs_jax.engine._report import Report, Total, report
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import checkpoint_stall_factor, stall_factor
-from figs_jax.engine.grammar import parse
-from figs_jax.engine.latency import LatencyModel, cross_validated, fit_latency
-from figs_jax.engine.ports import (
-  iso_bandwidth_speedup,
-  ledger,
-  utilisation_bound,
-)
-from figs_jax.engine.report import Report, Total, report
-from figs_jax.engine.roofline import calibrated_overhead
-from figs_jax.engine.simulate import Simulation, simulate
-from figs_jax.engine.spec import Csr, Engine, Figs, Roofline, Systolic, Vegeta
-from figs_jax.engine.storage import (
+from figs_jax.engine.flops import (
   dense_bytes,
   flops,
   packed_bytes,
   train_flops,
 )
-from figs_jax.engine.sweep import Sweep, sweep
-from figs_jax.engine.tables import read_layers
+from figs_jax.engine.layer_csv import read_layers
+from figs_jax.engine.layers import Layers
+from figs_jax.engine.roofline import calibrated_overhead
+from figs_jax.engine.simulator._simulate import Simulation, simulate
+from figs_jax.engine.spec import Csr, Engine, Figs, Roofline, Systolic, Vegeta
+from figs_jax.engine.spec_text import parse
+from figs_jax.engine.studies.attention import Attention, Memory, attention_cost
+from figs_jax.engine.studies.bandwidth import (
+  iso_bandwidth_speedup,
+  ledger,
+  utilisation_bound,
+)
+from figs_jax.engine.studies.calibration import (
+  LatencyModel,
+  cross_validated,
+  fit_latency,
+)
+from figs_jax.engine.studies.cluster import estimate
+from figs_jax.engine.studies.devices import Cluster, Parallel
+from figs_jax.engine.studies.whole_model import ModelCost, model_cost
+from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.training import TrainCost, step_cost, train_cost
 from figs_jax.engine.vegeta import unstructured_speedup
-from figs_jax.engine.workload import Layers
 
 __all__ = [
   "Attention",

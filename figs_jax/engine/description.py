@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from figs_jax.engine.exact import is_traced
+from figs_jax.engine.int64 import is_traced
 
 MAX_SIDE = 2**31 - 1
 UNLIMITED = MAX_SIDE  # of a bandwidth, or of a tile: no bound

@@ -15,7 +15,7 @@ it needs n PEs and s = floor(B / n) outputs share a column of PEs:
   fill = 1 + (R / B - 1) + (C - 1)(1 + sigma)
   II   = max(1, kappa, ceil(R / bw_in), ceil(C beta s / bw_out))
 
-put through `figs_jax.engine.schedule`. B is the layer's m, at most alpha + 1,
+put through `figs_jax.engine.timing`. B is the layer's m, at most alpha + 1,
 or `block`; a dense layer runs in blocks of one row. Rows that do not make up a
 block idle, and so do those of an output's share that floor(B / n) leaves over
 (3:8 packs 2 outputs in 6 of 8 rows): both show in the utilisation.
@@ -32,7 +32,7 @@ worst mask that fills all columns (`occupancy.worst_exchange`).
 
 A vector takes the ports' time of a full one even where a last fold uses only a
 part of the array. Counting starts with the first load, the first vector waiting
-at the array. `figs_jax.engine.simulate` clocks such an array.
+at the array. `figs_jax.engine.simulator._simulate` clocks such an array.
 """
 
 from __future__ import annotations
@@ -43,17 +43,7 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.description import limits_of
-from figs_jax.engine.exact import (
-  LayerError,
-  Size,
-  ceil_div,
-  exact,
-  is_traced,
-  larger,
-  smaller,
-)
-from figs_jax.engine.occupancy import (
+from figs_jax.engine.blocks import (
   Masks,
   check_shared,
   exchanges,
@@ -62,15 +52,25 @@ from figs_jax.engine.occupancy import (
   worst,
   worst_exchange,
 )
-from figs_jax.engine.schedule import PARTS, bounded, once, schedule, streams
-from figs_jax.engine.spec import Figs
-from figs_jax.engine.storage import (
+from figs_jax.engine.description import limits_of
+from figs_jax.engine.flops import (
   check_itemsize,
   check_pattern,
   index_bits,
   kept_depth,
 )
-from figs_jax.engine.workload import LIMITS, Layers
+from figs_jax.engine.int64 import (
+  LayerError,
+  Size,
+  ceil_div,
+  exact,
+  is_traced,
+  larger,
+  smaller,
+)
+from figs_jax.engine.layers import LIMITS, Layers
+from figs_jax.engine.spec import Figs
+from figs_jax.engine.timing import PARTS, bounded, once, schedule, streams
 
 
 def counts(

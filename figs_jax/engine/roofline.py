@@ -19,18 +19,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from figs_jax.engine.blocks import Masks, fit
 from figs_jax.engine.description import limits_of
-from figs_jax.engine.exact import Size, ceil_div, exact, larger, smaller
-from figs_jax.engine.occupancy import Masks, fit
-from figs_jax.engine.schedule import bounded
-from figs_jax.engine.spec import Csr, Roofline
-from figs_jax.engine.storage import (
+from figs_jax.engine.flops import (
   check_itemsize,
   check_pattern,
   index_bits,
   kept_depth,
 )
-from figs_jax.engine.workload import LIMITS
+from figs_jax.engine.int64 import Size, ceil_div, exact, larger, smaller
+from figs_jax.engine.layers import LIMITS
+from figs_jax.engine.spec import Csr, Roofline
+from figs_jax.engine.timing import bounded
 
 _KEPT, BLOCK = 2, 4  # of tensor cores
 
@@ -59,7 +59,7 @@ def counts(
     ValueError: as `systolic.counts`, or neither 4 divides m nor m divides 4
       (engines with sparse tensor cores).
 
-  >>> from figs_jax.engine.grammar import parse
+  >>> from figs_jax.engine.spec_text import parse
   >>> bound = parse("tensorcore:h200:sparse_overhead=0")
   >>> [int(counts(8192, 8192, 8192, bound, n, 4)["cycles"]) for n in (4, 2)]
   [1111741, 555871]
@@ -156,7 +156,7 @@ def calibrated_overhead(
   Raises:
     ValueError: the ratio is above what the engine could reach.
 
-  >>> from figs_jax.engine.grammar import parse
+  >>> from figs_jax.engine.spec_text import parse
   >>> cube = (4096, 4096, 4096)
   >>> calibrated_overhead(1.11, *cube, parse("tensorcore:a100"))
   176601
@@ -200,7 +200,7 @@ def csr_counts(
   activation rows are its dense columns. The bytes are those of `intensity`,
   whose `value_bytes` count, not `itemsize`; a pattern of any m will do.
 
-  >>> from figs_jax.engine.grammar import parse
+  >>> from figs_jax.engine.spec_text import parse
   >>> found = csr_counts(64, 256, 1024, parse("csr:h200"), 1, 8)
   >>> int(found["flops"]), int(found["dram_bytes"])
   (4194304, 8717312)

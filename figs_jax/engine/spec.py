@@ -22,7 +22,7 @@ from figs_jax.engine.description import (
   sides_of,
   text_of,
 )
-from figs_jax.engine.exact import array_dataclass, is_traced
+from figs_jax.engine.int64 import array_dataclass, is_traced
 
 DATAFLOWS = ("ws", "os", "is")
 OVERLAPS = ("none", "weights", "full")
@@ -216,10 +216,10 @@ class Figs(Description):
 
 
 class Chip(Description):
-  """A description whose head names a chip of `figs_jax.engine.grammar`."""
+  """A description whose head names a chip of `figs_jax.engine.spec_text`."""
 
   def implied(self) -> dict[str, Any]:
-    from figs_jax.engine.grammar import parse
+    from figs_jax.engine.spec_text import parse
 
     names = super().implied()
     try:

@@ -9,7 +9,7 @@ it per fold:
 
   F = ceil(down / R) ceil(across / C), fill = R + C - 2
 
-folds, put through `figs_jax.engine.schedule`: F (WL + T + R + C - 2) cycles
+folds, put through `figs_jax.engine.timing`: F (WL + T + R + C - 2) cycles
 where nothing overlaps. A vector that enters takes R values ("os": R + C); one
 that leaves, C. The R C sums of an "os" fold leave a row at a time.
 
@@ -24,18 +24,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from figs_jax.engine.blocks import Masks
 from figs_jax.engine.description import limits_of
-from figs_jax.engine.exact import Size, ceil_div, exact, smaller
-from figs_jax.engine.occupancy import Masks
-from figs_jax.engine.schedule import bounded, schedule
-from figs_jax.engine.spec import Systolic
-from figs_jax.engine.storage import (
+from figs_jax.engine.flops import (
   check_itemsize,
   check_pattern,
   index_bits,
   kept_depth,
 )
-from figs_jax.engine.workload import LIMITS
+from figs_jax.engine.int64 import Size, ceil_div, exact, smaller
+from figs_jax.engine.layers import LIMITS
+from figs_jax.engine.spec import Systolic
+from figs_jax.engine.timing import bounded, schedule
 
 
 def counts(

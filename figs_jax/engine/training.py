@@ -29,12 +29,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine.cost import AT_45_NM, Cost, cost
+from figs_jax.engine._cost import AT_45_NM, Cost, cost
 from figs_jax.engine.energy import Energy
-from figs_jax.engine.grammar import parse
+from figs_jax.engine.flops import kept_depth
+from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Csr, Engine, Roofline
-from figs_jax.engine.storage import kept_depth
-from figs_jax.engine.workload import Layers
+from figs_jax.engine.spec_text import parse
 
 
 class Phase(NamedTuple):

@@ -13,7 +13,7 @@ are the cycles that the authors' RTL reports. A GEMM is
 
   F = ceil(K / K_eff) ceil(N / M_c)
 
-such folds for each tile of M, put through `figs_jax.engine.schedule`. Its
+such folds for each tile of M, put through `figs_jax.engine.timing`. Its
 "full" starts a tile every II = max(WL, T) cycles, as if tiles never waited for
 each other. Those that add to the same output do: with d outputs worked on in
 turn, II = max(WL, T, mode / d), which is the paper's max(16, mode / d) at
@@ -27,18 +27,18 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from figs_jax.engine.blocks import Masks, fit
 from figs_jax.engine.description import limits_of
-from figs_jax.engine.exact import Size, ceil_div, exact, larger, smaller
-from figs_jax.engine.occupancy import Masks, fit
-from figs_jax.engine.schedule import bounded, schedule
-from figs_jax.engine.spec import VEGETA_BLOCK, Vegeta
-from figs_jax.engine.storage import (
+from figs_jax.engine.flops import (
   check_itemsize,
   check_pattern,
   index_bits,
   kept_depth,
 )
-from figs_jax.engine.workload import LIMITS
+from figs_jax.engine.int64 import Size, ceil_div, exact, larger, smaller
+from figs_jax.engine.layers import LIMITS
+from figs_jax.engine.spec import VEGETA_BLOCK, Vegeta
+from figs_jax.engine.timing import bounded, schedule
 
 # Of an SPMM tile: rows of A and columns of B, and the contraction at 4:4.
 _TILE, _TILE_DEPTH = 16, 32

@@ -1,15 +1,15 @@
 """Finished weights for others: checked files of plain arrays.
 
 Trees of arrays in, files out, each read back before it gets its name. Nothing
-here knows a model or a workdir; `figs_jax.train.export` does.
+here knows a model or a workdir; `figs_jax.cli.export` does.
 """
 
-from figs_jax.export.contents import Weight, read, weights
+from figs_jax.export._survey import Finding, survey
+from figs_jax.export.atomic_write import ExportError, check_free
 from figs_jax.export.files import SUFFIX, Entry, check_suffix, opened, write
-from figs_jax.export.patterns import Finding, survey
-from figs_jax.export.place import ExportError, check_free
-from figs_jax.export.program import PLATFORMS, read_program, write_program
+from figs_jax.export.reader import Weight, read, weights
 from figs_jax.export.semi_structured import compress, decompress
+from figs_jax.export.stablehlo import PLATFORMS, read_program, write_program
 from figs_jax.export.writers import (
   DENSE,
   cast,

@@ -20,7 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.core.types import Shaped
-from figs_jax.export.place import ExportError, line, replacing, unreadable
+from figs_jax.export.atomic_write import (
+  ExportError,
+  line,
+  replacing,
+  unreadable,
+)
 
 SUFFIX = ".safetensors"
 DTYPES = {
@@ -337,7 +342,7 @@ def check_readable(path: Path) -> None:
 
   >>> check_readable(Path("nowhere"))
   Traceback (most recent call last):
-  figs_jax.export.place.ExportError: nowhere: there is no such file
+  figs_jax.export.atomic_write.ExportError: nowhere: there is no such file
   """
   try:
     kind = path.stat().st_mode

@@ -26,8 +26,8 @@ from figs_jax.core.groups import Groups, axis_length, normalized
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import Leaf
 from figs_jax.core.types import Shaped
+from figs_jax.export.atomic_write import ExportError, line
 from figs_jax.export.files import DTYPES, Entry, are_sizes, unique
-from figs_jax.export.place import ExportError, line
 
 KEY = "figs_jax"
 PARTS = {

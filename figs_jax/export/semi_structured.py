@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from figs_jax.core.types import Shaped
-from figs_jax.export.place import ExportError
+from figs_jax.export.atomic_write import ExportError
 
 ROWS, COLUMNS = 32, 64
 # Bit j of the key: whether entry j of the group is used. The value: the four

@@ -21,9 +21,9 @@ from figs_jax.core.packing import Layout, pack
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import Leaf, flatten
 from figs_jax.core.types import Shaped
-from figs_jax.export import contents, files, semi_structured
+from figs_jax.export import files, reader, semi_structured
+from figs_jax.export.atomic_write import ExportError, line, replacing
 from figs_jax.export.manifest import MOST_M, PARTS, Record, written
-from figs_jax.export.place import ExportError, line, replacing
 
 MODEL, CONFIG = "model.safetensors", "config.json"
 DENSE = (MODEL, CONFIG)
@@ -259,6 +259,6 @@ def _write(
   files.check_suffix(path)
   with replacing(path, overwrite=overwrite) as part:
     files.save(part, tensors, written(records))
-    for weight in contents.weights(part):
+    for weight in reader.weights(part):
       if weight.read().tobytes() != arrays[weight.name].tobytes():
         raise ExportError(f"{path}: {weight.name} is not what was written")

@@ -22,7 +22,7 @@ from figs_jax import nn
 from figs_jax.core.pattern import NM
 from figs_jax.models import layers_of
 from figs_jax.recipes import BoundLeaf, Recipe
-from figs_jax.recipes.leak import Hard
+from figs_jax.recipes.leak_schedule import Hard
 
 
 class Phase(NamedTuple):

@@ -1,8 +1,8 @@
 """Flax NNX layers that carry masks, and `sparsify` for any NNX model."""
 
-from figs_jax.nn.acting import with_flow
+from figs_jax.nn._sparsify import masked_leaves, sparsify
+from figs_jax.nn._with_flow import with_flow
 from figs_jax.nn.attention import Attention
-from figs_jax.nn.functional import merge, reseed, scales, split
 from figs_jax.nn.layers import (
   Masked,
   SparseConv,
@@ -10,7 +10,7 @@ from figs_jax.nn.layers import (
   SparseLinear,
   SparseLinearGeneral,
 )
-from figs_jax.nn.sparsify import masked_leaves, sparsify
+from figs_jax.nn.split_merge import merge, reseed, scales, split
 from figs_jax.nn.variables import Leak, Mask, Scale
 
 __all__ = [

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from figs_jax.core.flow import GradMode
+from figs_jax.core._flow import GradMode
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import nearest
 from figs_jax.core.types import Array, Bool, Float

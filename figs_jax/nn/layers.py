@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from figs_jax.core.flow import Flow, GradMode, flow
+from figs_jax.core._flow import Flow, GradMode, flow
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import check_groups
 from figs_jax.core.soft import s_ste
 from figs_jax.core.types import Array, Bool, Float
-from figs_jax.nn.layout import (
+from figs_jax.nn.kernel_axes import (
   Axis,
   contraction_axis,
   einsum_axis,

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from figs_jax.core.mvue import mvue
+from figs_jax.core._mvue import mvue
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Float
 

@@ -3,10 +3,10 @@
 They work on any pytree of parameters, with or without this package's layers.
 """
 
-from figs_jax.optim.decay_pruned import DecayPrunedState, decay_pruned
-from figs_jax.optim.gradient_flow import GradientFlowState, gradient_flow
-from figs_jax.optim.mask_moments import MaskMomentsState, mask_moments
-from figs_jax.optim.mask_updates import MaskUpdatesState, mask_updates
+from figs_jax.optim._decay_pruned import DecayPrunedState, decay_pruned
+from figs_jax.optim._gradient_flow import GradientFlowState, gradient_flow
+from figs_jax.optim._mask_moments import MaskMomentsState, mask_moments
+from figs_jax.optim._mask_updates import MaskUpdatesState, mask_updates
 from figs_jax.optim.replace_adam import accumulates, replace_adam
 from figs_jax.optim.step_adam import (
   ScaleByStepAdamState,

@@ -6,7 +6,7 @@ step; `names()` and `options(name)` list what there is, `register` adds yours.
 
 from figs_jax.recipes import catalog as _catalog
 from figs_jax.recipes import pruning as _pruning
-from figs_jax.recipes.bound import BoundLeaf, BoundRecipe
+from figs_jax.recipes.bound_recipe import BoundLeaf, BoundRecipe
 from figs_jax.recipes.citations import cite
 from figs_jax.recipes.recipe import Moment, Recipe
 from figs_jax.recipes.registry import create, names, options, register

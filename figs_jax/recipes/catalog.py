@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from figs_jax.optim.decay_pruned import MODES
-from figs_jax.recipes import leak
-from figs_jax.recipes.chain import Chain, Geometric, Halving, Never, Stepwise
+from figs_jax.optim._decay_pruned import MODES
+from figs_jax.recipes import leak_schedule
 from figs_jax.recipes.checks import (
   not_negative,
   one_of,
@@ -19,10 +18,17 @@ from figs_jax.recipes.checks import (
   with_grad_mode,
 )
 from figs_jax.recipes.criterion import Magnitude
-from figs_jax.recipes.needs import PrunedDecay, Ramp, StepAdam
-from figs_jax.recipes.pace import Fixed
+from figs_jax.recipes.optimizer_requirements import PrunedDecay, Ramp, StepAdam
+from figs_jax.recipes.pattern_schedule import (
+  Chain,
+  Geometric,
+  Halving,
+  Never,
+  Stepwise,
+)
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.registry import register
+from figs_jax.recipes.stage_schedule import Fixed
 from figs_jax.recipes.timeline import Switch, check_fraction
 
 PLACEMENTS = (*MODES, "backward")
@@ -109,7 +115,7 @@ def mask_decay(
     grad_mode: `damped` or `ste`.
   """
   plain = with_grad_mode(plain, grad_mode, ("damped", "ste"))
-  stairs = leak.staircase(plain.timeline, omega, freq)
+  stairs = leak_schedule.staircase(plain.timeline, omega, freq)
   return replace(plain, leak=stairs, sources=("2209.07617",))
 
 
@@ -147,7 +153,7 @@ def mdgf_linear(
     grad_mode: `ste` or `damped`.
   """
   plain = with_grad_mode(plain, grad_mode, ("ste", "damped"))
-  decay = leak.linear(plain.timeline, beta, zero_at)
+  decay = leak_schedule.linear(plain.timeline, beta, zero_at)
   return replace(plain, leak=decay, sources=(_PAPER,))
 
 
@@ -168,7 +174,7 @@ def mdgf_exp(
     grad_mode: `ste` or `damped`.
   """
   plain = with_grad_mode(plain, grad_mode, ("ste", "damped"))
-  decay = leak.exponential(plain.timeline, beta, zero_at)
+  decay = leak_schedule.exponential(plain.timeline, beta, zero_at)
   return replace(plain, leak=decay, sources=(_PAPER,))
 
 
@@ -231,7 +237,10 @@ def mdgf_sdgf(
   """
   plain = with_grad_mode(plain, grad_mode, ("ste", "damped", "masked"))
   chains: dict[str, Chain] = {"geometric": Geometric(k), "stepwise": Stepwise()}
-  leaks = {"exponential": leak.exponential, "linear": leak.linear}
+  leaks = {
+    "exponential": leak_schedule.exponential,
+    "linear": leak_schedule.linear,
+  }
   one_of(plain.name, "structure", structure, chains)
   one_of(plain.name, "decay", decay, leaks)
   falling = leaks[decay](plain.timeline, None, zero_at)

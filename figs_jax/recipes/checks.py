@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from figs_jax.core.flow import GradMode
+from figs_jax.core._flow import GradMode
 from figs_jax.core.rules import nearest
 from figs_jax.recipes.criterion import Criterion, Magnitude
 from figs_jax.recipes.recipe import Recipe

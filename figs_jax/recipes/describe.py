@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from figs_jax.recipes.pace import Once
+from figs_jax.recipes.stage_schedule import Once
 
 if TYPE_CHECKING:
   from figs_jax.recipes.recipe import Recipe

@@ -16,7 +16,7 @@ import numpy as np
 
 from figs_jax.core.pattern import NM
 from figs_jax.recipes.criterion import Regrow
-from figs_jax.recipes.needs import PrunedDecay
+from figs_jax.recipes.optimizer_requirements import PrunedDecay
 from figs_jax.recipes.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from figs_jax.core.regrow import SCOPES
-from figs_jax.optim.decay_pruned import MODES
-from figs_jax.recipes.chain import Countdown
+from figs_jax.optim._decay_pruned import MODES
 from figs_jax.recipes.checks import (
   not_negative,
   one_of,
@@ -24,10 +23,15 @@ from figs_jax.recipes.criterion import (
   Regrow,
   Saliency,
 )
-from figs_jax.recipes.needs import MaskedMoments, MaskedUpdates, PrunedDecay
-from figs_jax.recipes.pace import Cubic, Every, Once
+from figs_jax.recipes.optimizer_requirements import (
+  MaskedMoments,
+  MaskedUpdates,
+  PrunedDecay,
+)
+from figs_jax.recipes.pattern_schedule import Countdown
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.registry import register
+from figs_jax.recipes.stage_schedule import Cubic, Every, Once
 from figs_jax.recipes.timeline import check_fraction
 
 _CRITERIA: dict[str, Criterion] = {

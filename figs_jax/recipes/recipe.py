@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from figs_jax.core.flow import Flow, GradMode
+from figs_jax.core._flow import Flow, GradMode
 from figs_jax.core.groups import axis_length
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, check_groups
@@ -27,8 +27,7 @@ from figs_jax.core.tree import Leaf
 from figs_jax.core.types import Array, Bool
 from figs_jax.optim import ScaleByStepAdamState
 from figs_jax.recipes.bibliography import bibtex
-from figs_jax.recipes.bound import BoundLeaf, BoundRecipe
-from figs_jax.recipes.chain import Chain, Direct
+from figs_jax.recipes.bound_recipe import BoundLeaf, BoundRecipe
 from figs_jax.recipes.criterion import (
   Criterion,
   Magnitude,
@@ -37,9 +36,10 @@ from figs_jax.recipes.criterion import (
   remembers,
 )
 from figs_jax.recipes.describe import described
-from figs_jax.recipes.leak import Hard, Leak
-from figs_jax.recipes.needs import Need, states_of
-from figs_jax.recipes.pace import Once
+from figs_jax.recipes.leak_schedule import Hard, Leak
+from figs_jax.recipes.optimizer_requirements import Need, states_of
+from figs_jax.recipes.pattern_schedule import Chain, Direct
+from figs_jax.recipes.stage_schedule import Once
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from figs_jax.core.flow import Flow
+from figs_jax.core._flow import Flow
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, nearest
 from figs_jax.recipes.criterion import Transposable

@@ -17,7 +17,7 @@ import operator
 import jax.numpy as jnp
 
 from figs_jax.core.types import Array, Bool, Int
-from figs_jax.recipes.pace import Due, Equal, Every, Once, Pace
+from figs_jax.recipes.stage_schedule import Due, Equal, Every, Once, Pace
 
 Step = Int[Array, ""]
 Flag = Bool[Array, ""] | bool

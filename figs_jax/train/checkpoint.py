@@ -20,7 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from figs_jax.train import processes
+from figs_jax.train import distributed
 from figs_jax.train.leaves import crc32, from_leaves, named_leaves
 
 FORMAT = "figs_jax/1"
@@ -193,13 +193,13 @@ class Checkpointer:
     """Moves the steps beyond `step`, which restore passed, to `damaged/`."""
     later = [found for found in self.steps() if found > step]
     aside = self.path.parent / "damaged"
-    processes.barrier("set aside: all have seen them")
-    for found in later if processes.is_first() else ():
+    distributed.barrier("set aside: all have seen them")
+    for found in later if distributed.is_first() else ():
       aside.mkdir(exist_ok=True)
       place = aside / f"{found}-{time.time_ns()}"
       (self.path / str(found)).rename(place)
       _log.warning("step %d is set aside in %s", found, place)
-    processes.barrier("set aside: they are gone")
+    distributed.barrier("set aside: they are gone")
     if self._open is not None:
       self._open.reload()
 
@@ -336,7 +336,7 @@ def _by_all() -> Iterator[None]:
     yield
   except CheckpointError as mine:
     error = mine
-  failed = processes.first_failure(None if error is None else str(error))
+  failed = distributed.first_failure(None if error is None else str(error))
   if error is not None:
     raise error
   if failed:

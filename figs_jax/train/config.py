@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from figs_jax import models, recipes
-from figs_jax.train import fields
+from figs_jax.train import schema as fields
 
 # What may differ between a run and its resumption without being asked for.
 FREE = (
@@ -69,7 +69,7 @@ def default_config(
 ) -> config_dict.ConfigDict:
   """Every field, with a default where one is sensible.
 
-  `figs_jax.train.fields` says what each means.
+  `figs_jax.train.schema` says what each means.
 
   Args:
     recipe: its options become the fields of `config.recipe`.

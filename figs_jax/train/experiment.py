@@ -15,7 +15,7 @@ from ml_collections import config_dict
 from figs_jax import models, nn, recipes
 from figs_jax.core.types import Array
 from figs_jax.models import pretrained
-from figs_jax.train import study
+from figs_jax.train import seeds as study
 from figs_jax.train.config import given, recipe_of, validate
 from figs_jax.train.state import TrainState
 from figs_jax.train.tasks import Task, task_of

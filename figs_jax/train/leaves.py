@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.core.tree import path_str
-from figs_jax.train import processes
+from figs_jax.train import distributed
 
 
 def named_leaves(state: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def from_leaves(like: Any, leaves: dict[str, Any]) -> Any:
 
 def crc32(leaf: jax.Array) -> int:
   """Of all of an array; where processes share it, each must ask."""
-  host = np.ascontiguousarray(processes.whole(leaf))
+  host = np.ascontiguousarray(distributed.whole(leaf))
   return zlib.crc32(host.view(np.uint8).data)
 
 

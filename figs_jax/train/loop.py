@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from figs_jax.train import initial, processes, study
+from figs_jax.train import distributed, seeds
+from figs_jax.train import workdir as initial
+from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError, completed, differences
-from figs_jax.train.evaluate import Evaluator, evaluator
 from figs_jax.train.experiment import Experiment, build
-from figs_jax.train.log import MetricLog
-from figs_jax.train.mesh import (
+from figs_jax.train.log_writer import MetricLog
+from figs_jax.train.sharding import (
   batch_sharding,
   make_mesh,
   replicated,
@@ -84,7 +85,7 @@ def train(
   )
   with (
     # Outermost: the last save may take a while.
-    processes.preemption() as stopped,
+    distributed.preemption() as stopped,
     Checkpointer(workdir, keep=config.keep) as checkpoints,
   ):
     state, position = _begin(experiment, checkpoints, abstract, shardings)
@@ -102,7 +103,7 @@ def train(
       start,
       total=config.total_steps,
       progress=config.progress,
-      enabled=processes.is_first(),
+      enabled=distributed.is_first(),
     ) as log:
       run = Run(
         experiment,
@@ -126,11 +127,11 @@ def compiled_step(experiment: Experiment, shardings: Any, metrics: Any = None):
   """
   fn = partial(update)  # its own object, for a compilation cache of its own
   if experiment.seeds:
-    fn = partial(study.step, mode=seeds_mode(experiment.config.seeds_mode))
+    fn = partial(seeds.step, mode=seeds_mode(experiment.config.seeds_mode))
   return jax.jit(fn, donate_argnums=0, out_shardings=(shardings, metrics))
 
 
-def seeds_mode(mode: str) -> study.Mode:
+def seeds_mode(mode: str) -> seeds.Mode:
   """`auto` as the mode that benchmarks/seeds.py found faster."""
   if mode == "auto":
     return "map" if jax.default_backend() == "cpu" else "vmap"
@@ -142,7 +143,7 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
   result: dict[str, Any] = {}
   step = start
   for step in range(start + 1, config.total_steps + 1):
-    batch = processes.global_batch(sharding, next(run.batches))
+    batch = distributed.global_batch(sharding, next(run.batches))
     run.state, metrics = step_fn(run.state, batch)
     run.losses.append((step, metrics["loss"]))
     if len(run.losses) > _AHEAD:
@@ -174,7 +175,7 @@ _OF_MASKS = ("recipe", "pattern", "total_steps")
 
 def _begin(experiment, checkpoints, abstract, shardings):
   """(state, data position or None): restored if there is something to."""
-  processes.check_same(checkpoints.path, checkpoints.steps)
+  distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
     begin = jax.jit(experiment.state, out_shardings=shardings)
     state = begin(initial.weights(experiment))
@@ -197,7 +198,7 @@ def _begin(experiment, checkpoints, abstract, shardings):
   checkpoints.set_aside_after(step)
   if any(name.split(".")[0] in _OF_MASKS for name in changed):
     fresh = jax.jit(
-      study.with_fresh_masks if experiment.seeds else with_fresh_masks,
+      seeds.with_fresh_masks if experiment.seeds else with_fresh_masks,
       out_shardings=shardings,
     )
     state = fresh(state)
@@ -278,7 +279,7 @@ def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
     if prefix == "eval_ema" and run.state.ema is None:
       continue
     for name, value in run.evaluator.run(run.state, ema=prefix != "eval"):
-      mean, error = study.mean_and_se(np.atleast_1d(value).tolist())
+      mean, error = seeds.mean_and_se(np.atleast_1d(value).tolist())
       row[f"{prefix}/{name}"] = mean
       if isinstance(value, list):
         row[f"{prefix}/{name}_se"] = error
@@ -304,7 +305,7 @@ def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
 def _write_config(workdir: str | Path, config) -> None:
   text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
   path = Path(workdir) / "config.json"
-  if processes.is_first():
+  if distributed.is_first():
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-  processes.check_shared(path)
+  distributed.check_shared(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import config_dict
 
-from figs_jax.train import study
+from figs_jax.train import seeds
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed
 from figs_jax.train.experiment import Experiment, build
@@ -40,7 +40,7 @@ def restore(
     _check_seed(workdir, experiment, seed)
     state, _, step = checkpoints.restore(experiment.abstract_state, step)
   if seed is not None:
-    state = study.take(state, seed)
+    state = seeds.take(state, seed)
   return experiment, state, step
 
 

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 
 from figs_jax import nn
-from figs_jax.core.flow import Flow
+from figs_jax.core._flow import Flow
 from figs_jax.core.types import Array
 from figs_jax.recipes import BoundRecipe, Recipe
 from figs_jax.train import diagnostics

@@ -16,9 +16,9 @@ from ml_collections import config_dict
 from figs_jax import data, models
 from figs_jax.data import text
 from figs_jax.train.config import ConfigError, reads_text
-from figs_jax.train.decoded_measures import Bleu, GlueScore
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
-from figs_jax.train.measures import LabelAccuracy, TokenLoss
+from figs_jax.train.metrics import LabelAccuracy, TokenLoss
+from figs_jax.train.text_scores import Bleu, GlueScore
 
 # The embedding's rows are a multiple of this, as in T5 (32,100 -> 32,128).
 _ROWS = 128

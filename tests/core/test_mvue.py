@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax.core import NM, is_nm
-from figs_jax.core.mvue import mvue, mvue_probabilities
+from figs_jax.core._mvue import mvue, mvue_probabilities
 
 PATTERNS = ("1:2", "2:4", "1:4", "3:4", "3:7", "1:16", "5:8", "8:32")
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from figs_jax.train.compare import compare, markdown
+from figs_jax.analysis.compare import compare, markdown
+from figs_jax.train._evaluate import evaluate
 from figs_jax.train.config import default_config
-from figs_jax.train.evaluate import evaluate
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax.engine import Cost, Layers, cost, parse
-from figs_jax.engine.schedule import PARTS
+from figs_jax.engine.timing import PARTS
 
 ENGINES = [
   "ws:8x4",

@@ -23,17 +23,17 @@ from figs_jax.engine import (
   systolic,
   vegeta,
 )
+from figs_jax.engine.blocks import exchanges, worst_exchange
 from figs_jax.engine.description import UNLIMITED
 from figs_jax.engine.figs import checkpoint_stall_factor, counts, stall_factor
-from figs_jax.engine.occupancy import exchanges, worst_exchange
-from figs_jax.engine.ports import (
+from figs_jax.engine.spec import EXCHANGES, OVERLAPS
+from figs_jax.engine.studies.bandwidth import (
   iso_bandwidth_speedup,
   ledger,
   port_values,
   utilisation_bound,
 )
-from figs_jax.engine.schedule import PARTS
-from figs_jax.engine.spec import EXCHANGES, OVERLAPS
+from figs_jax.engine.timing import PARTS
 
 laws = settings(deadline=None, max_examples=40)
 sizes = st.integers(1, 40)

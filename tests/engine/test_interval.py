@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from figs_jax.engine import parse
-from figs_jax.engine.cost import evaluate
-from figs_jax.engine.exact import INT64_MAX, ceil_div, exact, larger, smaller
+from figs_jax.engine._cost import evaluate
+from figs_jax.engine.int64 import INT64_MAX, ceil_div, exact, larger, smaller
 from figs_jax.engine.interval import Interval, Watched
 from figs_jax.engine.whole import Doubles, Longs, fastest
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from figs_jax.engine import Report, parse, plots, report
-from figs_jax.engine.axes import read_axes, swept
+from figs_jax.engine.layers import Layers
 from figs_jax.engine.plots import breakdown, roofline, speedup
-from figs_jax.engine.schedule import PARTS
-from figs_jax.engine.workload import Layers
+from figs_jax.engine.sweeps.text import read_axes, swept
+from figs_jax.engine.timing import PARTS
 
 pytest.importorskip("matplotlib")
 

@@ -18,9 +18,9 @@ from figs_jax.engine import (
   parse,
   report,
 )
+from figs_jax.engine._report import Row
 from figs_jax.engine.figs import checkpoint_stall_factor
-from figs_jax.engine.report import Row
-from figs_jax.engine.schedule import PARTS
+from figs_jax.engine.timing import PARTS
 
 
 def vit_base(pattern=None, tokens=196):

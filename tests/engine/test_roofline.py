@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine import Csr, Roofline, cost, parse
-from figs_jax.engine.grammar import CHIPS, GPUS, SPARSE_OVERHEAD, TPUS
 from figs_jax.engine.roofline import (
   amdahl,
   calibrated_overhead,
@@ -20,7 +19,8 @@ from figs_jax.engine.roofline import (
   csr_counts,
   intensity,
 )
-from figs_jax.engine.schedule import PARTS
+from figs_jax.engine.spec_text import CHIPS, GPUS, SPARSE_OVERHEAD, TPUS
+from figs_jax.engine.timing import PARTS
 
 laws = settings(deadline=None, max_examples=50)
 sizes = st.integers(1, 2**17)

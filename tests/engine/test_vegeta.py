@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from figs_jax.core.pattern import NM
 from figs_jax.engine import Vegeta, parse
 from figs_jax.engine.description import UNLIMITED
-from figs_jax.engine.schedule import PARTS
 from figs_jax.engine.spec import OVERLAPS
+from figs_jax.engine.timing import PARTS
 from figs_jax.engine.vegeta import (
   counts,
   covered_rows,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from figs_jax import export
 from figs_jax.core import NM, Leaf
-from figs_jax.export import place
+from figs_jax.export import atomic_write
 from tests.programs import call
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -208,7 +208,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
   path = tmp_path / "a.safetensors"
   with pytest.raises(export.ExportError, match="it exists"):
-    with place.replacing(path) as part:
+    with atomic_write.replacing(path) as part:
       part.write_text("ours")
       path.write_text("theirs")
   assert path.read_text() == "theirs"
@@ -348,7 +348,7 @@ def test_sigterm_leaves_nothing_half_written(tmp_path):
   done = call(
     "-c",
     "import os, signal, sys, time\n"
-    "from figs_jax.export.place import replacing\n"
+    "from figs_jax.export.atomic_write import replacing\n"
     "with replacing(sys.argv[1]) as part:\n"
     "  part.write_text('half')\n"
     "  os.kill(os.getpid(), signal.SIGTERM)\n"

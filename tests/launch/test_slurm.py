@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from figs_jax.train.leaves import named_leaves
-from figs_jax.train.log import read
+from figs_jax.train.log_writer import read
 from figs_jax.train.restore import restore
 from tests.programs import REPO, environment
 

@@ -10,7 +10,7 @@ from figs_jax import models, nn, recipes
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.models.phases import phases_of
-from figs_jax.recipes.pace import Cubic
+from figs_jax.recipes.stage_schedule import Cubic
 
 STEPS = 90
 RULES = Rules.parse("ff: 1:8, qk: 2:4")

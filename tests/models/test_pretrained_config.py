@@ -12,7 +12,7 @@ from flax import nnx
 from figs_jax import export, models, nn
 from figs_jax.core import tree
 from figs_jax.models.pretrained import PretrainedError
-from figs_jax.models.pretrained_config import for_transformers
+from figs_jax.models.pretrained.config import for_transformers
 
 from . import families
 

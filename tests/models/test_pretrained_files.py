@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from figs_jax.models import pretrained
 from figs_jax.models.pretrained import PretrainedError
-from figs_jax.models.pretrained_files import opened
+from figs_jax.models.pretrained.files import opened
 
 from .families import create
 

@@ -11,7 +11,7 @@ from figs_jax import models, nn, recipes
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import flatten
 from figs_jax.models import stack
-from figs_jax.train.layers import layers_of
+from figs_jax.train.run_rows import layers_of
 from figs_jax.train.state import TrainState, train_step
 
 RULES = "ff: 1:4, qk: 2:4"

@@ -9,7 +9,7 @@ import pytest
 from figs_jax import models, nn
 from figs_jax.core import tree
 from figs_jax.models import decode, pretrained
-from figs_jax.models.pretrained_files import write
+from figs_jax.models.pretrained.files import write
 from figs_jax.models.t5_stack import bucket
 
 from . import t5_oracle as oracle

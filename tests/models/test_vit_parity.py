@@ -12,7 +12,7 @@ from flax import nnx
 from figs_jax import models, nn
 from figs_jax.core import tree
 from figs_jax.models import pretrained
-from figs_jax.models.pretrained_files import write
+from figs_jax.models.pretrained.files import write
 
 from . import vit_oracle as oracle
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax import nn
+from figs_jax.nn.kernel_axes import einsum_axis, token_axes
 from figs_jax.nn.layers import sparse_type
-from figs_jax.nn.layout import einsum_axis, token_axes
 
 
 def brute_mask(kernel, n, m, axes):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from figs_jax.core.flow import flow
+from figs_jax.core._flow import flow
 from figs_jax.optim import (
   DecayPrunedState,
   decay_pruned,

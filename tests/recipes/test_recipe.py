@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from figs_jax.core.flow import Flow
+from figs_jax.core._flow import Flow
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.recipes import create, names, options, register

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax.recipes import Switch, Timeline
-from figs_jax.recipes.pace import Every
+from figs_jax.recipes.stage_schedule import Every
 
 STEP = jnp.int32
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from figs_jax.train import processes
+from figs_jax.train import distributed
 from figs_jax.train.config import ConfigError
 from tests.programs import REPO, environment
 
@@ -105,19 +105,19 @@ def test_processes_agree_on_the_step_they_restore(tmp_path, fault, step, words):
 def test_another_list_of_steps_is_waited_for_and_then_refused(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(processes, "_LOOKS", 3)
-  monkeypatch.setattr(processes.time, "sleep", lambda _: None)
+  monkeypatch.setattr(distributed, "_LOOKS", 3)
+  monkeypatch.setattr(distributed.time, "sleep", lambda _: None)
   looks = []
 
   def other(mine):
     looks.append(mine)
     return np.array([mine, mine, mine if len(looks) == late else mine + 1])
 
-  monkeypatch.setattr(processes.multihost_utils, "process_allgather", other)
+  monkeypatch.setattr(distributed.multihost_utils, "process_allgather", other)
   late = 2
-  processes.check_same(tmp_path, lambda: [1, 2])
+  distributed.check_same(tmp_path, lambda: [1, 2])
   assert len(looks) == 2
   late = 9
   with pytest.raises(ConfigError, match="process 2 finds other steps"):
-    processes.check_same(tmp_path, lambda: [1, 2])
+    distributed.check_same(tmp_path, lambda: [1, 2])
   assert len(looks) == 5

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from figs_jax.train.checkpoint import Checkpointer, CheckpointError
-from figs_jax.train.mesh import make_mesh
+from figs_jax.train.sharding import make_mesh
 
 
 def example_state(value=1.0):

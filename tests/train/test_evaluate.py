@@ -11,15 +11,15 @@ import pytest
 from figs_jax import nn
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import Leaf
-from figs_jax.train import study
-from figs_jax.train.evaluate import (
+from figs_jax.train import seeds
+from figs_jax.train._evaluate import (
   Evaluator,
   evaluate,
   exact_nm,
   storage,
 )
 from figs_jax.train.experiment import build
-from figs_jax.train.measures import LabelAccuracy
+from figs_jax.train.metrics import LabelAccuracy
 from figs_jax.train.state import finish
 
 pytestmark = pytest.mark.standard_promotion
@@ -69,9 +69,9 @@ def test_seeds_and_a_diverged_one(tiny_config):
   accuracy = found["accuracy"]
   assert math.isnan(accuracy[1])
   for i in (0, 2):
-    expected, _ = by_hand(study.take(state, i).finished(), batches())
+    expected, _ = by_hand(seeds.take(state, i).finished(), batches())
     assert accuracy[i] == pytest.approx(expected, abs=1e-6)
-  mean, _ = study.mean_and_se(accuracy)
+  mean, _ = seeds.mean_and_se(accuracy)
   assert mean == pytest.approx((accuracy[0] + accuracy[2]) / 2)
 
 

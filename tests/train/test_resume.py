@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from figs_jax.train.evaluate import evaluate, restore
+from figs_jax.train._evaluate import evaluate, restore
 from figs_jax.train.leaves import named_leaves
-from figs_jax.train.log import read
+from figs_jax.train.log_writer import read
 from tests.programs import REPO, environment
 
 STEPS = 80

@@ -11,17 +11,17 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax import data, models
+from figs_jax.analysis.compare import compare, markdown
 from figs_jax.train import loop
-from figs_jax.train.compare import compare, markdown
+from figs_jax.train._evaluate import Evaluator, evaluate
 from figs_jax.train.config import (
   ConfigError,
   completed,
   default_config,
   differences,
 )
-from figs_jax.train.evaluate import Evaluator, evaluate
 from figs_jax.train.experiment import build, learning_rate
-from figs_jax.train.log import read
+from figs_jax.train.log_writer import read
 from figs_jax.train.losses import TeacherForcing, teacher_forcing
 
 pytestmark = pytest.mark.standard_promotion

@@ -6,7 +6,7 @@ import pytest
 import figs_jax
 from figs_jax import engine
 from figs_jax.engine.figs import checkpoint_stall_factor
-from figs_jax.engine.simulate import simulate
+from figs_jax.engine.simulator._simulate import simulate
 from figs_jax.train.loop import train
 from figs_jax.train.restore import restore
 

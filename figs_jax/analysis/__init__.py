@@ -1,0 +1,1 @@
+"""Reads training runs: history, comparisons, pictures and reports."""

@@ -1,0 +1,333 @@
+"""A run, or several, as one HTML file that needs nothing beside it.
+
+No script, no style sheet, font, picture or link from elsewhere: pictures are
+SVG inside the file. Whatever a configuration or a directory is called is text,
+never markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from figs_jax import engine, nn
+from figs_jax.analysis import plot_style, plots
+from figs_jax.analysis.history import History, evolution
+from figs_jax.analysis.pareto import points
+from figs_jax.engine.layout import times
+from figs_jax.engine.plots import figure_type, roofline
+from figs_jax.train import seeds as study
+from figs_jax.train._evaluate import exact_nm, storage
+from figs_jax.train.state import finish
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff;
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem;
+  border-top: 1px solid #ddd; padding-top: 1rem; } h3 { font-size: 1.05rem; }
+table { border-collapse: collapse; margin: .6rem 0; display: block;
+  overflow-x: auto; }
+th, td { border-bottom: 1px solid #ddd; padding: .2rem .8rem .2rem 0;
+  text-align: left; vertical-align: top; } th { font-weight: 600; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; height: auto; } .note { color: #555; }
+.bad { color: #b00020; font-weight: 600; }
+pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; }
+"""
+
+
+class Sheet(NamedTuple):
+  """A table: names of the columns, rows of cells, columns that are numbers."""
+
+  columns: Sequence[str]
+  rows: Sequence[Sequence[Any]]
+  numbers: frozenset[int] = frozenset()
+
+
+def html(runs: Sequence[History], engines: Sequence[str]) -> str:
+  """The report: of several runs first how they compare, then each alone.
+
+  A picture that a run has no numbers for is replaced by the line that says how
+  to get them.
+
+  Args:
+    runs: from `history.histories`.
+    engines: specs of `figs_jax.engine.parse`.
+
+  Raises:
+    ValueError: a run without a checkpoint or evaluation, no such engine, or
+      matplotlib is missing.
+  """
+  order = [run.label for run in runs]
+  if len(runs) == 1:
+    title = f"Run {order[0]}"
+    parts = [_section(runs[0], engines, order, 2)]
+  else:
+    title = f"Runs {', '.join(order)}"
+    parts = [_comparison(runs, engines)]
+    for run in runs:
+      parts += [
+        f"<h2>{escape(run.label)}</h2>",
+        _section(run, engines, order, 3),
+      ]
+  parts.insert(0, f"<h1>{escape(title)}</h1>")
+  return (
+    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width">\n'
+    f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+    + "\n".join(parts)
+    + "\n</body>\n</html>\n"
+  )
+
+
+def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
+  found = points(runs, engines)
+  rows = [
+    (
+      point.recipe, point.pattern, percent(point.accuracies),
+      len(point.accuracies), point.engine, times(point.speedup),
+      ", ".join(point.runs),
+    )
+    for point in found
+  ]  # fmt: skip
+  columns = (
+    "recipe", "pattern", "accuracy, % (± s.e.)", "seeds", "engine",
+    "modelled speed-up", "runs",
+  )  # fmt: skip
+  order = [run.label for run in runs]
+  facts = [(run.label, *_facts(run).values()) for run in runs]
+  of = ", ".join(order)
+  return "\n".join(
+    [
+      _table(Sheet(("run", *_facts(runs[0])), facts)),
+      "<h2>Comparison</h2>",
+      _table(Sheet(columns, rows, frozenset({2, 3, 5}))),
+      _picture(
+        f"accuracy against speed-up of {of}",
+        lambda: plots.pareto(found, order),
+      ),
+      _picture(f"training of {of}", lambda: plots.training(runs, order)),
+    ]
+  )
+
+
+def _facts(run: History) -> dict[str, str]:
+  """What was trained, by word."""
+  config = run.config
+  first, count = config["seed"], max(config["seeds"], 1)
+  seeds = f"{first} to {first + count - 1}" if count > 1 else str(first)
+  return {
+    "model": f"{config['family']} {config['variant']}",
+    "data set": config["data"]["name"],
+    "recipe": run.recipe,
+    "pattern": "dense" if run.recipe == "dense" else str(config["pattern"]),
+    "seeds": f"{count} ({seeds})" if count > 1 else seeds,
+  }
+
+
+def _section(
+  run: History, engines: Sequence[str], order: Sequence[str], level: int
+) -> str:
+  """One run, with headings of this level; `order` gives colours."""
+
+  def heading(words: str) -> str:
+    return f"<h{level}>{words}</h{level}>"
+
+  _, _, step = run.restored
+  leaves = nn.masked_leaves(run.model)
+  weights = [finish(state)[0] for state in run.states]
+  report = engine.report(run.layers, list(engines))
+  parts = [
+    _table(Sheet(("what", "trained"), list(_facts(run).items()))),
+    f'<p class="note">Step {step:,} of'
+    f" {run.config['total_steps']:,}. All numbers are of the finished model:"
+    " pruned entries are exact zeros.</p>",
+    heading("Results"),
+    _table(_results(run, storage(weights[0], leaves), report)),
+    heading("Curves"),
+    _picture(f"training of {run.label}", lambda: plots.training([run], order)),
+  ]
+  if leaves:
+    parts += [
+      _picture(f"mask changes of {run.label}", lambda: plots.flips([run])),
+      '<p class="note">Mask changes are those of single steps; what changes'
+      " between two that were looked at, such as a refresh of RigL's or SET's"
+      " masks, is seen only in the picture of the masks.</p>",
+      _picture(
+        f"gradient variance of {run.label}", lambda: plots.variance([run])
+      ),
+      heading("Masks"),
+      _picture(
+        f"masks of {run.label}",
+        lambda: plots.masks(evolution(run), run.label),
+      ),
+      heading("Exactness, per layer"),
+      _table(exactness(weights, leaves)),
+    ]
+  parts += [
+    heading("Engines"),
+    _table(_engines(report)),
+    f'<p class="note">{escape(report.caption)} One image or sequence per pass.'
+    "</p>",
+    _picture(f"rooflines of {run.label}", lambda: roofline(report, run.label)),
+    heading("Repeat it"),
+    f"<pre>{escape(command(run))}</pre>",
+    '<p class="note">The file is in the workdir; its text is below.</p>',
+    _table(_versions(run)),
+    "<details><summary>Configuration</summary>",
+    f"<pre>{escape(json.dumps(run.config, indent=2, sort_keys=True))}</pre>",
+    "</details>",
+  ]
+  return "\n".join(parts)
+
+
+def command(run: History) -> str:
+  """What trains the run again, for a shell."""
+  words = {
+    "config": f"launch/again.py:{run.path / 'config.json'}",
+    # A run of an older version has no such field.
+    "recipe_file": run.config.get("recipe_file", ""),
+    "workdir": f"{run.path}-again",
+  }
+  flags = [f"--{k} {shlex.quote(v)}" for k, v in words.items() if v]
+  return "python launch/train.py " + " \\\n  ".join(flags)
+
+
+def percent(values: Sequence[float]) -> str:
+  """Mean ± standard error of shares, in %.
+
+  >>> percent([0.9, 0.92]), percent([0.9])
+  ('91.00 ± 1.00', '90.00')
+  """
+  mean, error = study.mean_and_se(values)
+  spread = "" if math.isnan(error) else f" ± {100 * error:.2f}"
+  return f"{100 * mean:.2f}{spread}"
+
+
+def exactness(weights: Sequence[Any], leaves: Any) -> Sheet:
+  """Per masked kernel: shape, pattern, and whether every seed is exactly N:M.
+
+  Args:
+    weights: finished parameters, one tree per seed.
+    leaves: path -> `Leaf`.
+  """
+  checks = [exact_nm(params, leaves) for params in weights]
+  rows = [
+    (
+      path,
+      " × ".join(map(str, leaf.shape)),
+      str(leaf.pattern),
+      "yes" if all(check[path] for check in checks) else "NO",
+    )
+    for path, leaf in leaves.items()
+  ]
+  return Sheet(("kernel", "shape", "pattern", "exactly N:M"), rows)
+
+
+def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
+  accuracies = run.accuracies()
+  layers = engine.Layers.of(run.layers)
+  flops = float(engine.flops(layers).sum())
+  dense = float(engine.flops(layers.dense()).sum())
+  rows = [
+    ("evaluated at step", f"{run.evaluated:,}"),
+    ("test accuracy, %", percent(accuracies)),
+  ]
+  if len(accuracies) > 1:
+    each = ", ".join(f"{100 * value:.2f}" for value in accuracies)
+    rows.append((f"each of {len(accuracies)} seeds, %", each))
+  for name, value in _beside_accuracy(run).items():
+    rows.append((name.replace("_", " "), value))
+  rows += [
+    ("zeros in masked kernels, %", f"{100 * stored['sparsity']:.2f}"),
+    (
+      "zeros in all parameters, %",
+      f"{100 * stored['sparsity_all_parameters']:.2f}",
+    ),
+    ("parameters", f"{stored['parameters']:,}"),
+    ("bytes, packed", f"{stored['bytes_packed']:,}"),
+    ("bytes, dense", f"{stored['bytes_dense']:,}"),
+    ("FLOPs of a forward pass", f"{flops:,.0f}"),
+    ("the same, share of dense", f"{flops / dense:.3f}"),
+  ]
+  for total in report.totals:
+    rows.append((f"modelled speed-up on {total.engine}", times(total.speedup)))
+  return Sheet(("what", "value"), rows, frozenset({1}))
+
+
+def _beside_accuracy(run: History) -> dict[str, str]:
+  """What else the last evaluation measured, mean ± standard error."""
+  row = run.last_evaluation
+  found = {}
+  for name, value in row.items():
+    measure = name.removeprefix("eval/")
+    if (
+      not name.startswith("eval/")
+      or "/" in measure
+      or measure.endswith("_se")
+      or measure == "accuracy"
+    ):
+      continue
+    error = row.get(f"{name}_se", math.nan)
+    spread = "" if math.isnan(error) else f" ± {error:.4g}"
+    found[f"test {measure}"] = f"{value:.4g}{spread}"
+  return found
+
+
+def _engines(report: Any) -> Sheet:
+  columns = (
+    "engine", "pattern", "modelled speed-up", "time", "utilisation",
+    "energy, nJ", "memory traffic, bytes",
+  )  # fmt: skip
+  rows = [
+    (
+      total.engine, total.pattern, times(total.speedup),
+      f"{total.cycles:,} {total.unit}", f"{total.utilisation:.3f}",
+      f"{total.energy_pj / 1000:,.1f}", f"{total.dram_bytes:,}",
+    )
+    for total in report.totals
+  ]  # fmt: skip
+  return Sheet(columns, rows, frozenset(range(2, 7)))
+
+
+def _versions(run: History) -> Sheet:
+  from figs_jax.train.checkpoint import Checkpointer
+
+  with Checkpointer(run.path) as checkpoints:
+    versions = checkpoints.meta()["versions"]
+  return Sheet(("trained with", "version"), list(versions.items()))
+
+
+def _table(sheet: Sheet) -> str:
+  def line(tag: str, cells: Iterable[Any]) -> str:
+    out = []
+    for place, cell in enumerate(cells):
+      words = ["number"] if place in sheet.numbers else []
+      words += ["bad"] if cell == "NO" else []
+      attribute = f' class="{" ".join(words)}"' if words else ""
+      out.append(f"<{tag}{attribute}>{escape(str(cell))}</{tag}>")
+    return f"<tr>{''.join(out)}</tr>"
+
+  lines = [line("th", sheet.columns)]
+  lines += [line("td", row) for row in sheet.rows]
+  return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _picture(name: str, draw: Callable[[], Any]) -> str:
+  """The figure, or the line that says why there is none."""
+  figure_type()  # without matplotlib there is no report
+  try:
+    figure = draw()
+  except ValueError as error:
+    return (
+      f'<p class="note">No picture of {escape(name)}: {escape(str(error))}</p>'
+    )
+  data = base64.b64encode(plot_style.image(figure, "svg")).decode()
+  return (
+    f'<p><img alt="{escape(name)}" src="data:image/svg+xml;base64,{data}"></p>'
+  )

@@ -1,0 +1,25 @@
+"""What the programs in launch/ share: flags, workloads, export of a run."""
+
+from figs_jax.cli.flags import (
+  check_output,
+  config_of,
+  emit,
+  fail,
+  quiet,
+  run,
+  run_recipe_file,
+  save,
+  say,
+)
+
+__all__ = [
+  "check_output",
+  "config_of",
+  "emit",
+  "fail",
+  "quiet",
+  "run",
+  "run_recipe_file",
+  "save",
+  "say",
+]

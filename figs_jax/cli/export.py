@@ -1,0 +1,200 @@
+"""A run's finished model, handed on in a format that others read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from figs_jax import export, nn
+from figs_jax.core.diagnostics import check_nm
+from figs_jax.core.packing import Layout
+from figs_jax.core.rules import nearest
+from figs_jax.core.tree import flatten
+from figs_jax.models import T5
+from figs_jax.models.pretrained.config import (
+  for_transformers,
+  published_leaves,
+)
+from figs_jax.models.pretrained.matching import parameters, published
+from figs_jax.train.run_rows import finished_model
+
+FORMATS = ("dense", "packed", "torch-2:4", "stablehlo")
+
+
+def export_run(
+  workdir: str | Path,
+  out: str | Path,
+  format: str,
+  *,
+  step: int | None = None,
+  seed: int | None = None,
+  ema: bool = False,
+  overwrite: bool = False,
+  **options: Any,
+) -> list[str]:
+  """Writes the finished model of a run; `export_model` says what.
+
+  Args:
+    workdir: of the run; nothing in it is written.
+    out, format, overwrite: as of `export_model`.
+    step: None takes the newest good one.
+    seed: of a run with several, the place of one, from 0; None takes the first.
+    ema: takes the averaged weights.
+    **options: as of `export_model`.
+
+  Returns:
+    What was written, in lines.
+
+  Raises:
+    ValueError: as `export_model`, or (`CheckpointError`) no such checkpoint.
+  """
+  _check(out, format, overwrite)
+  model = finished_model(workdir, step=step, seed=seed, ema=ema)
+  return export_model(model, out, format, overwrite=overwrite, **options)
+
+
+def export_model(
+  model: nnx.Module,
+  out: str | Path,
+  format: str,
+  *,
+  dtype: str | None = None,
+  layout: Layout = "indices",
+  platforms: Sequence[str] = export.PLATFORMS,
+  overwrite: bool = False,
+) -> list[str]:
+  """Writes a finished model (`TrainState.finished`) for others.
+
+  Args:
+    model: a ViT, Swin-V2 or T5 whose masked kernels are exactly N:M.
+    out: a directory for "dense", else a file; .safetensors but for "stablehlo".
+    format: "dense", with zeros, as `transformers` loads it; "packed", kept
+      values and their places, under our own paths; "torch-2:4", PyTorch's
+      CUTLASS layout; "stablehlo", the forward pass (a T5's with teacher
+      forcing) with its weights inside, for any batch.
+    dtype: casts the weights: float32, bfloat16 or float16.
+    layout: of packed: "indices" or "bitmask".
+    platforms: of stablehlo: where it may run.
+    overwrite: replaces what is there.
+
+  Returns:
+    What was written, in lines.
+
+  Raises:
+    ValueError: (`ExportError`, `PretrainedError`) an unknown format, a kernel
+      that is not N:M, a model that the format cannot express, or a place that
+      cannot be written.
+
+  >>> import tempfile
+  >>> from figs_jax import models
+  >>> sizes = {"width": 8, "depth": 1, "heads": 2, "image_size": 4}
+  >>> model = models.create("vit", "custom/2", num_classes=3, **sizes)
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   lines = export_model(model, f"{folder}/a.safetensors", "packed")
+  >>> lines[0]
+  '24 tensors, 0 of them N:M'
+  """
+  _check(out, format, overwrite)
+  if format == "stablehlo":
+    return _stablehlo(model, Path(out), dtype, platforms, overwrite)
+  config: dict[str, Any] = {}
+  if format == "packed":
+    tensors: Any = flatten(nn.split(model)[1])
+    leaves = nn.masked_leaves(model)
+  elif format == "dense":
+    found = for_transformers(model)
+    tensors, leaves, config = found.tensors, found.leaves, found.config
+  else:
+    tensors, leaves = published(model), published_leaves(model)
+  if dtype is not None:
+    tensors = export.cast(tensors, dtype)
+  lines = [f"{len(tensors)} tensors, {len(leaves)} of them N:M"]
+  if format == "packed":
+    export.write_packed(
+      out, tensors, leaves, layout=layout, overwrite=overwrite
+    )
+  elif format == "dense":
+    config |= {} if dtype is None else {"dtype": dtype}
+    export.write_dense(out, tensors, leaves, config, overwrite=overwrite)
+  else:
+    left = export.write_semi_structured(
+      out, tensors, leaves, overwrite=overwrite
+    )
+    lines += [f"kept dense: {name}: {why}" for name, why in left.items()]
+  whole = sum(np.asarray(each).nbytes for each in tensors.values())
+  return [*lines, f"{whole} bytes of weights", *_sums(Path(out))]
+
+
+def _stablehlo(
+  model: nnx.Module,
+  out: Path,
+  dtype: str | None,
+  platforms: Sequence[str],
+  overwrite: bool,
+) -> list[str]:
+  try:
+    check_nm(nn.split(model)[1], nn.masked_leaves(model))
+  except ValueError as error:
+    raise export.ExportError(str(error)) from error
+  # The zeros are in the kernels: masks would only make the file longer.
+  model = nn.sparsify(model, ".*: dense")
+  model.eval()
+  if dtype is not None:
+    leaves = parameters(model)
+    for path, value in export.cast(nn.split(model)[1], dtype).items():
+      leaves[path].set_value(jnp.asarray(value))
+  graph, state = nnx.split(model)
+
+  def forward(*inputs: Any) -> Any:
+    return nnx.merge(graph, state)(*inputs)
+
+  examples = _examples(model)
+  export.write_program(
+    out, forward, examples, platforms=platforms, overwrite=overwrite
+  )
+  inputs = ", ".join(
+    f"{x.dtype} [batch, {', '.join(map(str, x.shape[1:]))}]" for x in examples
+  )
+  return [f"{inputs} -> float32 logits; {', '.join(platforms)}", *_sums(out)]
+
+
+def _examples(model: Any) -> list[np.ndarray]:
+  """Two samples of a model's inputs."""
+  rng = np.random.default_rng(0)
+  if isinstance(model, T5):
+    lengths = (model.input_length, model.target_length)
+    return [rng.integers(0, model.vocab, (2, n), np.int32) for n in lengths]
+  shape = (2, *model.image_size, model.in_channels)
+  return [rng.standard_normal(shape, np.float32)]
+
+
+def _check(out: str | Path, format: str, overwrite: bool) -> None:
+  """Raises before the work of restoring and casting."""
+  if format not in FORMATS:
+    raise export.ExportError(f"format {format!r}: {nearest(format, FORMATS)}")
+  is_directory = format == "dense"
+  if is_directory and Path(out).suffix == export.SUFFIX:
+    raise export.ExportError(
+      f"{out}: the format dense is a directory (with"
+      f" {' and '.join(export.DENSE)}); name that"
+    )
+  own = export.DENSE if is_directory else None
+  export.check_free(out, overwrite=overwrite, own=own)
+  if format in ("packed", "torch-2:4"):
+    export.check_suffix(out)
+
+
+def _sums(out: Path) -> list[str]:
+  """What `sha256sum` and `du -b` would print of the files."""
+  lines = []
+  for path in sorted(out.iterdir()) if out.is_dir() else [out]:
+    with path.open("rb") as file:
+      digest = hashlib.file_digest(file, "sha256").hexdigest()
+    lines.append(f"{path}: {path.stat().st_size} bytes, SHA-256 {digest}")
+  return lines

@@ -1,0 +1,180 @@
+"""Layers to put through an engine: of a file, of a model by name, of a run.
+
+Each function takes batches and gives label -> table, and imports what it needs
+only when called: a table from a file needs neither Flax nor Orbax.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from figs_jax.core.pattern import NM
+from figs_jax.core.rules import Rules
+from figs_jax.engine import Layers, read_layers
+
+Tables = dict[str, Layers]
+
+
+def from_file(path: str | Path, pattern: str | None = None) -> Tables:
+  """The layers of a table (`figs_jax.engine.read_layers`), labelled by file.
+
+  Args:
+    path: of the CSV file.
+    pattern: one n:m replaces the pattern of the sparse layers, or of all if
+      none is sparse; rules as in "fc1: 1:8, .*_proj: 2:4" name layers, or
+      match the whole of their names, and leave all others dense.
+
+  Raises:
+    ValueError: a bad table or pattern, a rule that no layer follows.
+  """
+  table = read_layers(path)
+  label = Path(path).name
+  if pattern is None:
+    return {label: table}
+  single = _single(pattern)
+  if single is not None:
+    return {label: table.with_pattern(single)}
+  sizes = zip(table.names, table.K.tolist(), table.N.tolist())
+  kernels: dict[str, Any] = {name: ((k, n), -2) for name, k, n in sizes}
+  names = {name: re.escape(name) for name in table.names}
+  leaves = Rules.parse(pattern).resolve(kernels, names)
+  rows = [
+    {"name": name, "M": m, "N": n, "K": k, "count": count}
+    | ({"pattern": leaves[name].pattern} if name in leaves else {})
+    for name, m, n, k, count in zip(
+      table.names, *(x.tolist() for x in (table.M, table.N, table.K)),
+      table.count.tolist(),
+    )
+  ]  # fmt: skip
+  return {label: Layers.of(rows)}
+
+
+def from_model(
+  spec: str, batches: Sequence[int], pattern: str | None = None
+) -> Tables:
+  """The layers of a model by name, without its weights.
+
+  Args:
+    spec: "family:variant" and options, as in "vit:B/16:image_size=384".
+    batches: images (or sequences) per pass.
+    pattern: rules as in "ff: 1:8", or one n:m for every kernel; None is dense.
+
+  Raises:
+    ValueError: an unknown family, variant or option, one that is given twice,
+      or a pattern that does not fit.
+
+  >>> tables = from_model("vit:Ti/16", [1, 8], "ff: 1:8")
+  >>> [(label, int(table.M[0])) for label, table in tables.items()]
+  [('vit:Ti/16, batch 1', 196), ('vit:Ti/16, batch 8', 1568)]
+  """
+  from flax import nnx
+
+  from figs_jax import models, nn
+  from figs_jax.train.run_rows import layers_of
+
+  family, _, rest = spec.partition(":")
+  variant, *options = rest.split(":")
+  if not variant:
+    raise ValueError(
+      f"model {spec!r}: write family:variant, as in 'vit:B/16'; known families:"
+      f" {', '.join(models.names())}"
+    )
+  given: dict[str, Any] = {}
+  for option in options:
+    name, value = _option(spec, option)
+    if name in given:
+      raise ValueError(f"model {spec!r}: {name} is given twice; keep one")
+    given[name] = value
+  try:
+    model = nnx.eval_shape(lambda: models.create(family, variant, **given))
+  except TypeError as error:
+    reason = str(error).splitlines()[0]
+    raise ValueError(
+      f"model {spec!r}: the value of an option is of the wrong type ({reason})"
+    ) from error
+  if pattern is not None:
+    model = nn.sparsify(model, pattern)
+  return {
+    f"{spec}, batch {batch}": Layers.of(layers_of(model, batch))
+    for batch in batches
+  }
+
+
+def from_run(
+  workdir: str | Path,
+  batches: Sequence[int],
+  pattern: str | None = None,
+  **options: Any,
+) -> Tables:
+  """The layers of a run, with its real masks.
+
+  Args:
+    workdir: of the run.
+    batches: images (or sequences) per pass.
+    pattern: n:m in place of the trained pattern of the sparse layers, whose
+      masks are then unknown.
+    **options: step, seed, ema and data_dir, as of `figs_jax.layers_of`.
+
+  Raises:
+    ValueError: a pattern that is not n:m, or as `figs_jax.layers_of`.
+  """
+  from figs_jax.train.run_rows import finished_model, layers_of
+
+  single = None if pattern is None else _single(pattern)
+  if pattern is not None and single is None:
+    raise ValueError(
+      f"pattern {pattern!r}: a run has its own rules; give n:m to replace its"
+      " pattern"
+    )
+  model = finished_model(workdir, **options)
+  tables = {}
+  for batch in batches:
+    table = Layers.of(layers_of(model, batch))
+    if single is not None:
+      require_sparse(table, str(workdir))
+      table = table.with_pattern(single)
+    tables[f"{workdir}, batch {batch}"] = table
+  return tables
+
+
+def require_sparse(table: Layers, label: str) -> None:
+  """Refuses to give a pattern to a model none of whose layers is sparse.
+
+  Raises:
+    ValueError: the model is dense, attention's products among its layers.
+  """
+  if (table.n == table.m).all():
+    raise ValueError(
+      f"{label}: the model is dense, so no layer would take the pattern; say"
+      " which are sparse with rules, as in 'ff: 1:8'"
+    )
+
+
+def _single(pattern: str) -> NM | None:
+  """The pattern, if the text is one and no rules."""
+  try:
+    return NM.parse(pattern)
+  except ValueError:
+    if re.fullmatch(r"[\d\s:]*", pattern):
+      raise
+    return None
+
+
+def _option(spec: str, text: str) -> tuple[str, Any]:
+  name, equals, value = text.partition("=")
+  if not equals or not value:
+    raise ValueError(
+      f"model {spec!r}: cannot read {text!r}; write option=value, as in"
+      " 'vit:B/16:image_size=384'"
+    )
+  if value in ("true", "false"):
+    return name, value == "true"
+  for kind in (int, float):
+    try:
+      return name, kind(value)
+    except ValueError:
+      continue
+  return name, value

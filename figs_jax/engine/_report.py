@@ -1,0 +1,379 @@
+"""Tables of what each layer, and the whole model, costs on each engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from figs_jax.engine._cost import AT_45_NM, Cost, cost
+from figs_jax.engine.description import nearest
+from figs_jax.engine.energy import Energy
+from figs_jax.engine.layers import Layers
+from figs_jax.engine.layout import aligned, csv_text, markdown
+from figs_jax.engine.spec import Csr, Engine, Roofline, Systolic
+from figs_jax.engine.spec_text import parse
+from figs_jax.engine.timing import PARTS
+
+FORMATS = ("table", "csv", "json", "md")
+DENSE = "the same engine running the dense model"
+_SUMMED = ("cycles", "dram_bytes", *PARTS)
+
+
+class Row(NamedTuple):
+  """One layer on one engine: one of its instances, however many there are."""
+
+  name: str
+  engine: str
+  M: int
+  N: int
+  K: int
+  pattern: str
+  cycles: int
+  utilisation: float
+  speedup: float
+  energy_pj: float
+  dram_bytes: int
+
+
+class Total(NamedTuple):
+  """The whole model on one engine: every instance of every layer (Amdahl).
+
+  Attributes:
+    workload: which layers, if the report says so.
+    engine: the engine.
+    pattern: of the sparse layers; "dense" without any, "mixed" if several.
+    unit: what cycles are: "cycles", or "ns" of a roofline.
+    cycles: the sum.
+    baseline_cycles: the sum of what `speedup` compares with.
+    speedup: baseline_cycles / cycles.
+    utilisation: useful MACs / (cycles x multipliers).
+    energy_pj: the sum.
+    dram_bytes: the sum.
+    stall_factor: how much longer swapping makes vectors stream, 1 without;
+      `figs_jax.engine.figs.checkpoint_stall_factor`.
+    parts: the parts of cycles by name, which add up to them.
+  """
+
+  workload: str
+  engine: str
+  pattern: str
+  unit: str
+  cycles: int
+  baseline_cycles: int
+  speedup: float
+  utilisation: float
+  energy_pj: float
+  dram_bytes: int
+  stall_factor: float
+  parts: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Rows per layer and engine, totals per engine; its str() is the table.
+
+  Attributes:
+    rows: every layer on the first engine, then on the next.
+    totals: one per engine, in the same order.
+    engines: what ran them, beside `totals`.
+    baseline: what the speed-ups are over, in words.
+    note: what else a reader must know, sentences or nothing.
+    fmt: one of `FORMATS`; "csv" holds the rows alone.
+  """
+
+  rows: tuple[Row, ...]
+  totals: tuple[Total, ...]
+  engines: tuple[Engine, ...]
+  baseline: str
+  note: str = ""
+  fmt: str = "table"
+
+  def __post_init__(self):
+    if self.fmt not in FORMATS:
+      raise ValueError(f"report fmt {self.fmt!r}: {nearest(self.fmt, FORMATS)}")
+
+  @classmethod
+  def joined(cls, reports: Sequence[Report]) -> Report:
+    """Several workloads' reports as one."""
+    return dataclasses.replace(
+      reports[0],
+      rows=tuple(row for each in reports for row in each.rows),
+      totals=tuple(total for each in reports for total in each.totals),
+      engines=tuple(engine for each in reports for engine in each.engines),
+    )
+
+  @property
+  def caption(self) -> str:
+    """What the numbers are, and are not."""
+    return (
+      "Modelled cycles (ns on rooflines), not measured. Speed-up is over"
+      f" {self.baseline}.{self.note and ' '}{self.note}"
+    )
+
+  def __str__(self) -> str:
+    if self.fmt == "csv":
+      return csv_text(Row._fields, self.rows)
+    if self.fmt == "json":
+      return json.dumps(
+        {
+          "caption": self.caption,
+          "totals": [total._asdict() for total in self.totals],
+          "rows": [row._asdict() for row in self.rows],
+        },
+        indent=1,
+      )
+    draw = markdown if self.fmt == "md" else aligned
+    tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
+    tables.append(draw(Row._fields, self.rows))
+    return "\n\n".join((self.caption, *tables))
+
+
+def report(
+  layers: Layers | Iterable[Mapping[str, Any]],
+  engines: Sequence[Engine | str],
+  fmt: str = "table",
+  *,
+  baseline: Engine | str | None = None,
+  itemsize: int = 2,
+  energy: Energy = AT_45_NM,
+  workload: str = "",
+) -> Report:
+  """Costs the layers on each engine, beside a baseline.
+
+  Rows are of one instance of a layer; totals weigh them by their count. Designs
+  that differ in numbers only are computed together.
+
+  Args:
+    layers: a table, or its rows; all of the model's GEMMs, so that the total is
+      the model's and not only its sparse part's.
+    engines: engines or specs, with scalar sides.
+    fmt: "table", "md", "csv" (the rows alone) or "json".
+    baseline: an engine whose cycles on the same layers, patterns included,
+      the speed-ups are over; to compare with dense execution, name one that
+      does not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
+      `gpu:h200`). By default each engine is compared with itself running the
+      layers dense.
+    itemsize: bytes per value, of every operand off chip.
+    energy: picojoules per operation.
+    workload: what the layers are, for the totals.
+
+  Raises:
+    ValueError: no engines, a bad row, spec or fmt, a baseline in another unit,
+      or a result past int64.
+
+  >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
+  >>> made = report([row], ["ws:32x32"], fmt="csv")
+  >>> print(str(made).partition(",energy_pj")[0])
+  name,engine,M,N,K,pattern,cycles,utilisation,speedup
+  >>> made.totals[0].speedup
+  2.0
+  """
+  table = Layers.of(layers)
+  machines = [parse(engine) for engine in engines]
+  if not machines:
+    raise ValueError(
+      "report: no engines; give at least one, as in ['ws:32x16']"
+    )
+  options = {"itemsize": itemsize, "energy": energy}
+  costs = _costs(table, machines, options)
+  if baseline is None:
+    words, over = DENSE, _costs(table.dense(), machines, options)
+  else:
+    other = parse(baseline)
+    _check_units(machines, other)
+    words = f"{other} running the same layers"
+    over = _costs(table, [other], options) * len(machines)
+  rows, totals = [], []
+  patterns = [table.pattern(i) for i in range(len(table))]
+  for engine, found, base in zip(machines, costs, over):
+    rows += _rows(table, patterns, engine, found.cost, base.cost)
+    totals.append(_total(workload, patterns, engine, found, base))
+  return Report(
+    *(tuple(rows), tuple(totals), tuple(machines)),
+    baseline=words,
+    note=_note(table, machines),
+    fmt=fmt,
+  )
+
+
+def _note(table: Layers, engines: Sequence[Engine]) -> str:
+  """What is assumed: stalls of swap registers, compression, calls' overhead."""
+  masks = table.masks or [None] * len(table)
+  sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
+  notes = []
+  if any(getattr(engine, "exchange", "") == "swap" for engine in engines):
+    known = sum(mask is not None for mask in sparse)
+    notes.append(
+      f"Swap registers stall as the real masks make them in {known} of"
+      f" {len(sparse)} sparse layers, else as the worst mask would."
+    )
+  ideal = {
+    engine.dataflow: None
+    for engine in engines
+    if sparse and isinstance(engine, Systolic) and engine.sparse
+  }
+  if ideal:
+    notes.append(
+      f"N:M is ideally compressed on {', '.join(ideal)}; :sparse=false is the"
+      " plain array."
+    )
+  for engine in engines:
+    if sparse and isinstance(engine, Roofline) and engine.sparse:
+      notes.append(_charged(engine))
+  return " ".join(filter(None, notes))
+
+
+def _charged(engine: Roofline) -> str:
+  """What a call with a 2:4 operand is assumed to cost beside its work."""
+  if not engine.sparse_overhead:
+    return ""
+  said = (
+    f"{engine} adds an assumed {engine.sparse_overhead:,} ns to each sparse"
+    " call, which small layers do not earn back; :sparse_overhead=0 leaves it"
+    " out"
+  )
+  if engine.fallback:
+    return f"{said}."
+  return f"{said}, :fallback=true runs a layer dense where that is faster."
+
+
+def unit(engine: Engine) -> str:
+  """What the engine's cycles are: "cycles", or "ns" of a roofline."""
+  return "ns" if isinstance(engine, (Roofline, Csr)) else "cycles"
+
+
+def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
+  for engine in engines:
+    if unit(engine) != unit(baseline):
+      raise ValueError(
+        f"baseline {baseline} counts {unit(baseline)} and {engine}"
+        f" {unit(engine)}: no clock is known; choose a baseline of its kind"
+      )
+
+
+class _Priced(NamedTuple):
+  """A table on one engine: the cost per layer, and sums weighed by count."""
+
+  cost: Cost
+  sums: dict[str, int]
+
+
+def _costs(
+  table: Layers, engines: Sequence[Engine], options: dict[str, Any]
+) -> list[_Priced]:
+  """The cost on each engine; those of one kind in one call."""
+  groups: dict[Any, list[int]] = {}
+  for place, engine in enumerate(engines):
+    if any(map(np.ndim, engine.leaves)):
+      raise ValueError(
+        f"report: engine {engine} has an array of values; report designs singly"
+      )
+    groups.setdefault(_kind(engine), []).append(place)
+  found: dict[int, _Priced] = {}
+  for places in groups.values():
+    several = [engines[place] for place in places]
+    found |= zip(places, _together(table, several, options))
+  return [found[place] for place in range(len(engines))]
+
+
+def _kind(engine: Engine) -> tuple[Any, ...]:
+  """What engines must share to be computed together: all but numbers."""
+  numbers = {field.name for field in engine.numeric()}
+  fields = (field.name for field in dataclasses.fields(engine))
+  names = set(fields) - numbers - {"name", "chip"}
+  return type(engine), *(getattr(engine, name) for name in sorted(names))
+
+
+def _together(
+  table: Layers, engines: Sequence[Engine], options: dict[str, Any]
+) -> list[_Priced]:
+  first = engines[0]
+  columns: dict[str, Any] = {
+    field.name: np.array([[getattr(each, field.name)] for each in engines])
+    for field in first.numeric()
+  }
+  all_at_once = dataclasses.replace(first, name="all", **columns)
+  try:
+    whole = cost(table, all_at_once, **options)
+    sums = {name: whole.total(name).tolist() for name in _SUMMED}
+  except ValueError:
+    # Again one by one, so that the error names its engine.
+    for engine in engines:
+      try:
+        alone = cost(table, engine, **options)
+        _ = [alone.total(name) for name in _SUMMED]
+      except ValueError as error:
+        raise ValueError(f"engine {engine}: {error}") from error
+    raise
+  names = [field.name for field in dataclasses.fields(Cost)]
+  fields = {name: getattr(whole, name) for name in names if name != "count"}
+  return [
+    _Priced(
+      Cost(**{k: v[place] for k, v in fields.items()}, count=whole.count),
+      {name: column[place] for name, column in sums.items()},
+    )
+    for place in range(len(engines))
+  ]
+
+
+def _rows(table, patterns, engine, found, base) -> list[Row]:
+  columns = (
+    table.names,
+    [str(engine)] * len(table),
+    *(size.tolist() for size in (table.M, table.N, table.K)),
+    patterns,
+    found.cycles.tolist(),
+    found.utilisation.tolist(),
+    (base.cycles / found.cycles).tolist(),
+    found.energy_pj.tolist(),
+    found.dram_bytes.tolist(),
+  )
+  return [Row(*row) for row in zip(*columns)]
+
+
+def _total(workload, patterns, engine, found, base) -> Total:
+  cycles, baseline = found.sums["cycles"], base.sums["cycles"]
+  sparse = {pattern for pattern in patterns if pattern != "dense"}
+  cost, count = found.cost, found.cost.count
+  return Total(
+    workload=workload,
+    engine=str(engine),
+    pattern="mixed" if len(sparse) > 1 else min(sparse, default="dense"),
+    unit=unit(engine),
+    cycles=cycles,
+    baseline_cycles=baseline,
+    speedup=baseline / cycles,
+    utilisation=float((cost.utilisation * cost.cycles * count).sum()) / cycles,
+    energy_pj=float((cost.energy_pj * count).sum()),
+    dram_bytes=found.sums["dram_bytes"],
+    stall_factor=1 + found.sums["stall_exchange"] / found.sums["compute"],
+    parts={part: found.sums[part] for part in PARTS},
+  )
+
+
+def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
+  """Header and rows of the totals, without their parts."""
+  names = [name for name in Total._fields if name != "parts"]
+  if not any(total.workload for total in totals):
+    names.remove("workload")
+  if all(total.stall_factor == 1 for total in totals):
+    names.remove("stall_factor")
+  return names, [[getattr(total, name) for name in names] for total in totals]
+
+
+def _parts(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
+  """Header and rows of the shares of cycles, of parts that occur."""
+  parts = [part for part in PARTS if any(total.parts[part] for total in totals)]
+  rows = [
+    [
+      total.engine,
+      total.pattern,
+      *(total.parts[part] / total.cycles for part in parts),
+    ]
+    for total in totals
+  ]
+  return ["share of cycles", "pattern", *parts], rows

@@ -1,0 +1,209 @@
+"""Patterns that an engine does not have, in terms of the blocks that it has.
+
+An engine of block B runs n:m if B divides m, and then the largest count that a
+B-block holds decides: the real one where the mask is known, else the worst,
+min(n, B). It also runs n:m if m divides B, as n B / m of every B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from figs_jax.engine.int64 import (
+  LayerError,
+  ceil_div,
+  is_traced,
+  larger,
+  smaller,
+  traceable,
+)
+
+Masks = Sequence[np.ndarray | None]
+
+
+def fit(
+  n: Any,
+  m: Any,
+  block: Any,
+  masks: Masks | None = None,
+) -> Any:
+  """How many of each block an engine must run; all of them if n = m.
+
+  Args:
+    n: kept of every m along K; the layers are the last axis.
+    m: group length.
+    block: B, rows of the engine's blocks; broadcasts.
+    masks: the layers' masks, Bool (K, N), or None for a layer without.
+
+  Raises:
+    LayerError: neither B divides m nor m divides B. Traced patterns go
+      unchecked, and masks are of no use to them.
+
+  >>> int(fit(1, 2, 4)), int(fit(1, 16, 4)), int(fit(6, 8, 4))
+  (2, 1, 4)
+  """
+  if is_traced(n, m, block):
+    return worst(*traceable(n, m, block))
+  n, m, block = np.broadcast_arrays(n, m, block)
+  _check(n, m, block)
+  found = worst(n, m, block)
+  if masks is None or all(mask is None for mask in masks):
+    return found
+  found = found.copy()
+  for layer, mask in enumerate(masks):
+    if mask is None:
+      continue
+    for size in np.unique(block[..., layer]).tolist():
+      here = (block[..., layer] == size) & (n < m)[..., layer]
+      # A block runs one weight at least, were it a zero.
+      found[..., layer][here] = max(block_counts(mask, size).max(), 1)
+  return found
+
+
+def worst(n: Any, m: Any, block: Any) -> Any:
+  """The largest count of a block under n:m, in whichever numbers these are.
+
+  n B / m where m divides B, min(n, B) where B divides m.
+
+  >>> int(worst(2, 4, 8)), int(worst(3, 16, 8)), int(worst(4, 4, 1))
+  (4, 3, 1)
+  """
+  return larger(n * block // m, smaller(n, block))
+
+
+def block_counts(mask: np.ndarray, block: int) -> np.ndarray:
+  """Kept entries per block of rows, (ceil(K / block), N); the last is padded.
+
+  >>> block_counts(np.eye(4, dtype=bool), 2).tolist()
+  [[1, 1, 0, 0], [0, 0, 1, 1]]
+  """
+  K, N = mask.shape
+  padded = np.zeros((ceil_div(K, block) * block, N), bool)
+  padded[:K] = mask
+  return padded.reshape(-1, block, N).sum(1)
+
+
+def worst_exchange(run: Any, block: Any, lanes: Any) -> Any:
+  """kappa of the worst mask: cycles of swapping that its blocks may need.
+
+  In a cycle, a block of B registers shows each of its values to one PE. There
+  are s = floor(B / n) slots of n PEs in a block, and `lanes` MACs in a PE with
+  masks of their own. An index that all outputs keep has at most
+  min(n, B - n + 1) places among the n of an output, so it is wanted by
+  s min(n, lanes, B - n + 1) PEs; and a PE wants min(lanes, B - n + 1) values.
+
+  Args:
+    run: n, the MACs of an output in a block.
+    block: B.
+    lanes: masks of a PE, beta / mask_group.
+
+  >>> [int(worst_exchange(1, 4, 1)), int(worst_exchange(2, 4, 4))]
+  [4, 4]
+  """
+  places = larger(block - run + 1, 1)
+  wanted = block // run * smaller(smaller(run, lanes), places)
+  return larger(wanted, smaller(lanes, places))
+
+
+def exchanges(
+  mask: np.ndarray,
+  *,
+  block: int,
+  run: int,
+  rows: int,
+  cols: int,
+  beta: int,
+  mask_group: int,
+) -> np.ndarray:
+  """kappa of each fold of a weight on swap registers, (down, across) of them.
+
+  Outputs take their places in order, so that s beta neighbours share a column,
+  beta of them a PE. Within a block an output's kept indices take its PEs from
+  the top down. Then an index wanted by d PEs takes d cycles to show, and a PE
+  that wants d indices as many; by Koenig's theorem the largest of all these d
+  suffices for the block. The array is in lock step: the largest of a fold's
+  blocks is the fold's.
+
+  Args:
+    mask: Bool (K, N).
+    block: B.
+    run: n, MACs of an output in a block; no block of the mask holds more.
+    rows: R of the array.
+    cols: C of the array.
+    beta: MACs of a PE.
+    mask_group: outputs that share a mask, 1 or beta; see `check_shared`.
+
+  >>> sizes = {"block": 2, "run": 1, "rows": 4, "cols": 1}
+  >>> mask = np.array([[1, 1], [0, 0], [0, 1], [1, 0]], bool)
+  >>> exchanges(mask, **sizes, beta=1, mask_group=1).tolist()
+  [[2]]
+  """
+  used, packed = rows // block * block, block // run
+  lanes = beta // mask_group
+  if mask_group > 1:
+    mask = mask[:, ::mask_group]
+  K, N = mask.shape
+  down, across = ceil_div(K, used), ceil_div(N, cols * packed * lanes)
+  padded = np.zeros((down * used, across * cols * packed * lanes), bool)
+  padded[:K, :N] = mask
+  kept = padded.reshape(down, used // block, block, across, cols, packed, lanes)
+  if lanes == 1:
+    return np.maximum(kept.sum((5, 6)).max((1, 2, 4)), 1)
+  place = kept.cumsum(2) - 1
+  shown, wants = 0, 1
+  for pe in range(run):
+    edges = (kept & (place == pe)).any(-1)
+    shown = shown + edges.sum(-1)
+    wants = np.maximum(wants, edges.sum(2).max((1, 3, 4)))
+  return np.maximum(np.max(shown, (1, 2, 4)), wants)
+
+
+def check_shared(mask: np.ndarray, group: int) -> None:
+  """Refuses a mask that neighbouring outputs do not share.
+
+  Args:
+    mask: Bool (K, N).
+    group: neighbours of which each has the mask of the first.
+
+  Raises:
+    ValueError: one has another.
+
+  >>> check_shared(np.eye(2, dtype=bool), 2)
+  Traceback (most recent call last):
+  ValueError: mask_group=2: output 1 has another mask than output 0; ...
+  """
+  first = mask[:, ::group].repeat(group, 1)[:, : mask.shape[1]]
+  differs = (mask != first).any(0)
+  if differs.any():
+    at = int(differs.argmax())
+    raise ValueError(
+      f"mask_group={group}: output {at} has another mask than output"
+      f" {at // group * group}; share masks among {group} neighbouring outputs"
+      " or set mask_group=1"
+    )
+
+
+def fits(n: Any, m: Any, block: Any) -> Any:
+  """Whether an engine of block B runs n:m: B divides m, m divides B, or n = m.
+
+  >>> fits(1, np.array([2, 3, 4, 6, 8]), 4).tolist()
+  [True, False, True, False, True]
+  """
+  n, m, block = (np.asarray(x) for x in (n, m, block))
+  return np.asarray((n == m) | (m % block == 0) | (block % m == 0))
+
+
+def _check(n, m, block) -> None:
+  bad = ~fits(n, m, block)
+  if not bad.any():
+    return
+  at = tuple(np.argwhere(bad)[0])
+  size = int(block[at])
+  raise LayerError(
+    f"pattern {n[at]}:{m[at]} does not fit the engine's blocks of {size};"
+    f" choose m = {size} times a whole number, or a divisor of {size}",
+    int(at[-1]) if at else 0,
+  )

@@ -1,0 +1,314 @@
+"""Layer tables from CSV files: our own, and SCALE-Sim's topologies.
+
+The header tells the kinds apart, and which column is which:
+
+  name,M,N,K[,pattern][,count]
+  Layer,M,N,K,[Sparsity,]
+  Layer name,IFMAP Height,IFMAP Width,Filter Height,Filter Width,Channels,
+    Num Filter,Strides,[Sparsity,]
+
+A convolution becomes the product of its patches, as in SCALE-Sim:
+
+  M = ceil((IH - FH + s) / s) ceil((IW - FW + s) / s)
+  K = FH FW C,  N = filters
+
+A file is read line by line, and no more of a line than a table could need: junk
+of any size is refused at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from figs_jax.core.pattern import NM
+from figs_jax.engine.description import nearest
+from figs_jax.engine.int64 import ceil_div
+from figs_jax.engine.layers import LIMITS, Layers
+
+_LONGEST = 2**16  # characters of a line
+_SHOWN = 40  # characters of a cell in an error message
+_DENSE = "dense"
+# column -> how headers call it: lower case, blanks for underscores.
+_HEADERS = {
+  "name": ("name", "layer", "layer name"),
+  "M": ("m",),
+  "N": ("n",),
+  "K": ("k",),
+  "IFMAP Height": ("ifmap height",),
+  "IFMAP Width": ("ifmap width",),
+  "Filter Height": ("filter height",),
+  "Filter Width": ("filter width",),
+  "Channels": ("channels",),
+  "Num Filter": ("num filter", "num filters"),
+  "Strides": ("strides", "stride"),
+  "Stride Height": ("stride height",),
+  "Stride Width": ("stride width",),
+  "pattern": ("pattern", "sparsity"),
+  "count": ("count", "batch", "batch size"),
+}
+_COLUMN_OF = {text: name for name, texts in _HEADERS.items() for text in texts}
+_GEMM = ("name", "M", "N", "K")
+_CONV = (
+  "name", "IFMAP Height", "IFMAP Width", "Filter Height", "Filter Width",
+  "Channels", "Num Filter",
+)  # fmt: skip
+_STRIDES = ("Strides", "Stride Height", "Stride Width")
+_OPTIONAL = ("pattern", "count")
+_FIX = (
+  "name the columns in the first row, separated by commas, as in"
+  " name,M,N,K,pattern,count"
+)
+
+
+def read_layers(path: str | Path) -> Layers:
+  """Reads a table of layers; a blank pattern is dense, a missing count 1.
+
+  Columns may stand in any order; blank lines are passed over. Of SCALE-Sim's
+  topologies these habits are understood: trailing commas, comments that begin
+  with # after the last column, a pattern (n:m) or a count there without a
+  header, `Stride Height` and `Stride Width` in place of `Strides`, and layers
+  with DP in their name, which are depth-wise: `Channels` products over one
+  channel each.
+
+  Args:
+    path: a CSV file with columns name, M, N, K and, if wanted, pattern and
+      count, or a topology file of SCALE-Sim.
+
+  Raises:
+    ValueError: what is wrong, in one line: file, row (the line's number in the
+      file, from 1), column, what was got, and the fix.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   path = Path(place, "net.csv")
+  ...   _ = path.write_text("Layer,M,N,K,Sparsity,\\nff,196,3072,768,1:8,\\n")
+  ...   read_layers(path).pattern(0)
+  '1:8'
+  """
+  try:
+    with open(
+      path, encoding="utf-8-sig", errors="surrogateescape", newline=None
+    ) as file:
+      return Layers.of(_read(str(path), file))
+  except OSError as error:
+    reason = error.strerror or type(error).__name__
+    raise ValueError(
+      f"{path}: {reason[0].lower()}{reason[1:]}; give the path of a CSV file"
+      " with columns name,M,N,K"
+    ) from error
+
+
+def _read(path: str, file: TextIO) -> list[dict[str, Any]]:
+  records = _records(path, file)
+  number, header = next(records, (0, []))
+  if not header:
+    raise ValueError(f"{path}: the file is empty; {_FIX}")
+  columns = _columns(f"{path}, row {number}", header)
+  # SCALE-Sim reads by position and forgives; a row of ours has every cell.
+  strict = header[columns.index("name")].lower() == "name"
+  rows = [
+    _row(f"{path}, row {number}", columns, cells, strict)
+    for number, cells in records
+  ]
+  if not rows:
+    raise ValueError(f"{path}: no row below the header; add one per layer")
+  return rows
+
+
+def _records(path: str, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+  """(line number, stripped cells) of every row that is not blank."""
+  reader = csv.reader(_lines(path, file), skipinitialspace=True)
+  number = 1
+  while True:
+    try:
+      cells = next(reader, None)
+    except csv.Error as error:
+      raise ValueError(
+        f"{path}, row {number}: no CSV ({error}); close every quote"
+      ) from error
+    if cells is None:
+      return
+    cells = [cell.strip() for cell in cells]
+    if any(cells):
+      yield number, cells
+    number = reader.line_num + 1
+
+
+def _lines(path: str, file: TextIO) -> Iterator[str]:
+  """The lines; of one that is too long the beginning, then the error."""
+  number = 0
+  while line := file.readline(_LONGEST):
+    number += 1
+    bad = re.search(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]", line)
+    if bad:
+      raise ValueError(
+        f"{path}, row {number}, character {bad.start() + 1}: got"
+        f" {_byte(bad[0])}, which is no text; save the table as CSV in UTF-8"
+      )
+    yield line
+    if len(line) == _LONGEST and not line.endswith("\n"):
+      raise ValueError(
+        f"{path}, row {number}: longer than {_LONGEST} characters; {_FIX}"
+      )
+
+
+def _byte(character: str) -> str:
+  """The undecodable byte, or the control character, as a number."""
+  return f"byte 0x{ord(character) & 0xFF:02x}"
+
+
+def _columns(where: str, header: list[str]) -> list[str]:
+  """The header's columns by our names."""
+  while not header[-1]:
+    header.pop()
+  found: list[str] = []
+  for number, cell in enumerate(header, 1):
+    here = f"{where}, column {number}"
+    text = " ".join(cell.lower().replace("_", " ").split())
+    column = _COLUMN_OF.get(text)
+    if column is None:
+      known = nearest(cell[:_SHOWN], (*_GEMM, *_OPTIONAL))
+      raise ValueError(f"{here}: unknown column {_got(cell)}, {known}; {_FIX}")
+    if column in found:
+      raise ValueError(f"{here}: column {_got(cell)} is given twice; keep one")
+    found.append(column)
+  convolution = any(column in found for column in (*_CONV[1:], *_STRIDES))
+  needed = _CONV if convolution else _GEMM
+  if convolution and not set(_STRIDES[1:]) <= set(found):
+    needed = (*needed, "Strides")
+  for column in needed:
+    if column not in found:
+      raise ValueError(
+        f"{where}: column {column!r} is missing; a table of"
+        f" {'convolutions' if convolution else 'products'} needs"
+        f" {', '.join(needed)}"
+      )
+  strange = set(found) - {*needed, *_OPTIONAL}
+  strange -= set(_STRIDES) if convolution else set()
+  if strange:
+    raise ValueError(
+      f"{where}: column {min(strange)!r} does not belong to a convolution;"
+      " remove it"
+    )
+  return found
+
+
+def _row(
+  where: str, columns: list[str], cells: list[str], strict: bool
+) -> dict[str, Any]:
+  """One layer as a row of `Layers`."""
+  row = _cells(where, columns, cells, strict)
+  name = row["name"]
+  if not name:
+    raise ValueError(f"{where}, column 'name': got ''; name the layer")
+  if "M" in row:
+    size = {column: _size(where, column, row[column]) for column in _GEMM[1:]}
+    times = 1
+  else:
+    size, times = _product(where, row)
+  pattern = _pattern(where, row.get("pattern", ""))
+  count = times * _size(where, "count", row.get("count") or "1")
+  _check_limits(where, size | {"count": count})
+  return {"name": name, "pattern": pattern, "count": count} | size
+
+
+def _cells(
+  where: str, columns: list[str], cells: list[str], strict: bool
+) -> dict[str, str]:
+  """Column -> cell, or the error that finds a cell too few or too many."""
+  row = dict(zip(columns, cells))
+  extra = [cell for cell in cells[len(columns) :] if cell]
+  if not strict:
+    extra = [cell for cell in extra if not cell.startswith("#")]
+    if len(extra) == 1:
+      says_pattern = ":" in extra[0] or extra[0] == _DENSE
+      column = "pattern" if says_pattern else "count"
+      if column not in columns:
+        row[column] = extra.pop()
+  if extra:
+    number = cells.index(extra[0], len(columns)) + 1
+    raise ValueError(
+      f"{where}, column {number}: got {_got(extra[0])} beyond the"
+      f" {len(columns)} columns of the header; remove it, or quote a name that"
+      " holds a comma"
+    )
+  for number, column in enumerate(columns[len(cells) :], len(cells) + 1):
+    if strict or column not in _OPTIONAL:
+      raise ValueError(
+        f"{where}, column {number} ({column!r}): the row ends after"
+        f" {len(cells)} of {len(columns)} cells; fill it up"
+      )
+  return row
+
+
+def _product(where: str, row: dict[str, str]) -> tuple[dict[str, int], int]:
+  """M, N, K of a convolution, and how many such products it is."""
+  size = {
+    name: _size(where, name, cell)
+    for name, cell in row.items()
+    if name not in ("name", *_OPTIONAL)
+  }
+  places = 1
+  for side in ("Height", "Width"):
+    length, taps = size[f"IFMAP {side}"], size[f"Filter {side}"]
+    stride = size.get(f"Stride {side}", size.get("Strides", 1))
+    if taps > length:
+      raise ValueError(
+        f"{where}, column 'Filter {side}': got {taps}, above the IFMAP {side}"
+        f" {length}; SCALE-Sim pads nothing: add the padding to IFMAP {side}"
+      )
+    places *= ceil_div(length - taps + stride, stride)
+  depthwise = "DP" in row["name"]
+  channels = size["Channels"]
+  taps = size["Filter Height"] * size["Filter Width"]
+  depth = taps * (1 if depthwise else channels)
+  product = {"M": places, "N": size["Num Filter"], "K": depth}
+  return product, channels if depthwise else 1
+
+
+def _check_limits(where: str, sizes: dict[str, int]) -> None:
+  for name, value in sizes.items():
+    if value > LIMITS[name][1]:
+      raise ValueError(
+        f"{where}: the layer has {name} = {value}, above {LIMITS[name][1]};"
+        " split it"
+      )
+
+
+def _pattern(where: str, text: str) -> NM | None:
+  if text in ("", _DENSE):
+    return None
+  try:
+    # NM's own errors grow with the text, and int() refuses 4300 digits.
+    pattern = NM.parse(text if len(text) <= _SHOWN else "")
+  except ValueError as error:
+    raise ValueError(
+      f"{where}, column 'pattern': got {_got(text)}; write n:m with"
+      " 1 <= n <= m, as in 1:8, or dense"
+    ) from error
+  if pattern.m > LIMITS["m"][1]:
+    raise ValueError(
+      f"{where}, column 'pattern': got {_got(text)}; give m up to"
+      f" {LIMITS['m'][1]}"
+    )
+  return pattern
+
+
+def _size(where: str, column: str, text: str) -> int:
+  limit = LIMITS.get(column, LIMITS["count"])[1]
+  legal = text.isascii() and text.isdigit() and len(text) <= _SHOWN
+  if not legal or not 1 <= int(text) <= limit:
+    raise ValueError(
+      f"{where}, column {column!r}: got {_got(text)}; give an integer from 1 to"
+      f" {limit}"
+    )
+  return int(text)
+
+
+def _got(text: str) -> str:
+  """A cell for an error message, on one line and not too long."""
+  return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

@@ -1,0 +1,1 @@
+"""Cycle-level simulators of the arrays, which check the closed forms."""

@@ -1,0 +1,1 @@
+"""Questions beyond one GEMM: attention, whole models, clusters, calibration."""

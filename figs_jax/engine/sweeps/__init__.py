@@ -1,0 +1,1 @@
+"""Sweeps over designs, sizes and patterns, evaluated and reduced on devices."""

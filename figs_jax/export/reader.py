@@ -1,0 +1,145 @@
+"""The tensors that a file stands for, packed or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from figs_jax.core.packing import Packed, unpack
+from figs_jax.core.tree import Leaf
+from figs_jax.core.types import Shaped
+from figs_jax.export.atomic_write import ExportError
+from figs_jax.export.files import Entry, opened
+from figs_jax.export.manifest import KEY, PARTS, Record, digest, parsed
+from figs_jax.export.semi_structured import decompress
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+  """A tensor as it was before it was packed; nothing of it is in memory.
+
+  Attributes:
+    name, shape: of the tensor.
+    kind: its dtype, in the words of safetensors.
+    stored: bytes in the file.
+    read: gives the array, its hash checked where the file has one.
+    leaf: pattern and axis as the file says, where it is packed.
+    rows: (begin, end) gives a part of axis 0, where the file has no hash.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  kind: str
+  stored: int
+  read: Callable[[], np.ndarray]
+  leaf: Leaf | None = None
+  rows: Callable[[int, int], np.ndarray] | None = None
+
+
+def weights(path: str | Path) -> list[Weight]:
+  """What a .safetensors file stands for, in the order of its names.
+
+  Args:
+    path: of the file, as any of the writers made it.
+
+  Raises:
+    ExportError: a file that is damaged or contradicts itself.
+
+  >>> import tempfile
+  >>> from figs_jax.export import write
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   write(f"{folder}/a.safetensors", {"w": np.zeros((2, 4), np.float32)})
+  ...   [one] = weights(f"{folder}/a.safetensors")
+  >>> one.name
+  'w'
+  """
+  path = Path(path)
+  entries, metadata = opened(path)
+  if KEY not in metadata:
+    return [
+      Weight(name, e.shape, e.kind, e.nbytes, e.read, rows=e.rows)
+      for name, e in sorted(entries.items())
+    ]
+  found = []
+  for name, record in sorted(parsed(path, metadata, entries).items()):
+    parts = [entries[name + end] for end in PARTS[record.layout]]
+    leaf = None
+    if record.pattern is not None:
+      leaf = Leaf(record.shape, record.pattern, record.axis)
+
+    def read(name=name, record=record, parts=parts) -> np.ndarray:
+      return _unpacked(path, name, record, parts)
+
+    stored = sum(part.nbytes for part in parts)
+    found.append(Weight(name, record.shape, parts[0].kind, stored, read, leaf))
+  return found
+
+
+def read(path: str | Path) -> dict[str, Shaped[np.ndarray, "*shape"]]:
+  """The arrays of a .safetensors file by name, unpacked, bit for bit.
+
+  Args:
+    path: of the file, as any of the writers made it.
+
+  Raises:
+    ExportError: a file that is damaged or contradicts itself, or that holds
+      something else than its hashes say.
+
+  >>> import tempfile
+  >>> from figs_jax.core.pattern import NM
+  >>> from figs_jax.export import write_packed
+  >>> kernel = np.eye(4, dtype=np.float32)
+  >>> leaves = {"kernel": Leaf((4, 4), NM(1, 4))}
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   file = f"{folder}/a.safetensors"
+  ...   write_packed(file, {"kernel": kernel}, leaves)
+  ...   bool((read(file)["kernel"] == kernel).all())
+  True
+  """
+  return {weight.name: weight.read() for weight in weights(path)}
+
+
+def _unpacked(
+  path: Path, name: str, record: Record, parts: list[Entry]
+) -> np.ndarray:
+  size = math.prod(record.shape) * record.dtype.itemsize
+  if size > _memory():
+    raise ExportError(
+      f"{path}: {name} unpacks to {size} bytes, more than this machine has"
+    )
+  values, *rest = (part.read() for part in parts)
+  try:
+    if record.pattern is None:
+      array = values
+    elif record.layout == "torch-2:4":
+      array = decompress(values, rest[0], name)
+    else:
+      layout = "bitmask" if record.layout == "bitmask" else "indices"
+      shape, nm, axis = record.shape, record.pattern, record.axis
+      array = unpack(Packed(values, rest[0], shape, nm, axis, layout, name))
+  except ValueError as error:
+    raise ExportError(f"{path}: {error}") from error
+  except MemoryError as error:
+    raise ExportError(
+      f"{path}: {name} unpacks to {size} bytes, more than is free"
+    ) from error
+  if digest(array) != record.sha256:
+    raise ExportError(
+      f"{path}: {name} is not the tensor whose SHA-256 the file holds; fetch"
+      " it again"
+    )
+  return array
+
+
+def _memory() -> int:
+  """Bytes of this machine, where it says so."""
+  try:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  except (AttributeError, OSError, ValueError):  # not on every system
+    return sys.maxsize

@@ -1,0 +1,399 @@
+"""Which tensor of a file is which parameter of a model, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from figs_jax.models.pretrained import swin_v2, t5, vit
+from figs_jax.models.pretrained.files import PretrainedError, Tensor
+from figs_jax.models.pretrained.names import KINDS, Dialect, Layout, Size
+
+# By the name of the model's class; the first dialect is the one written.
+TABLES: dict[str, tuple[Dialect, ...]] = {
+  "SwinV2": swin_v2.DIALECTS,
+  "T5": t5.DIALECTS,
+  "ViT": vit.DIALECTS,
+}
+_HEAD = ("head/kernel", "head/bias")
+_POSITIONS = "pos_embed"
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a parameter is in a file.
+
+  Attributes:
+    names: the tensor's, or for a stacked parameter each block's in order.
+    layout: of each.
+    stacked: whether axis 0 of the parameter is that of the blocks.
+    part: 0, 1 or 2: which third of the tensor; None for all of it.
+  """
+
+  names: tuple[str, ...]
+  layout: Layout
+  stacked: bool
+  part: int | None
+
+  def shape(self, ours: Size, heads: int) -> Size:
+    """Of one tensor, where the parameter has this shape."""
+    first, *rest = self.layout.of(ours[1:] if self.stacked else ours, heads)
+    return (first if self.part is None else 3 * first, *rest)
+
+  def array(self, tensors: Mapping[str, Tensor], ours: Size) -> np.ndarray:
+    """The parameter."""
+    one = ours[1:] if self.stacked else ours
+    layers = []
+    for name in self.names:
+      value = tensors[name].read()
+      if self.part is not None:
+        value = np.split(value, 3)[self.part]
+      layers.append(self.layout.to_ours(value, one))
+    return np.stack(layers) if self.stacked else layers[0]
+
+
+def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
+  """The model's own parameters, by path."""
+  return {
+    "/".join(map(str, path)): node
+    for path, node in nnx.iter_graph(model)
+    if isinstance(node, nnx.Param)
+  }
+
+
+def published(model: nnx.Module) -> dict[str, np.ndarray]:
+  """Every parameter under the name and in the layout of Hugging Face files.
+
+  Raises:
+    PretrainedError: a model of no known family.
+
+  >>> from figs_jax import models
+  >>> model = models.create(
+  ...   "vit", "custom/2", width=8, depth=1, heads=2, image_size=4)
+  >>> published(model)["classifier.weight"].shape
+  (1000, 8)
+  """
+  found = {}
+  for path, leaf in parameters(model).items():
+    place = place_of(model, path, tuple(leaf.shape))
+    value = np.asarray(leaf[...])
+    for name, layer in zip(place.names, value if place.stacked else [value]):
+      found[name] = place.layout.to_theirs(layer, _heads(model))
+  return found
+
+
+def matched(
+  model: nnx.Module,
+  tensors: Mapping[str, Tensor],
+  *,
+  head: str = "strict",
+  resize_positions: bool = False,
+  where: str,
+) -> dict[str, np.ndarray]:
+  """The model's parameters by path, of named tensors.
+
+  Args:
+    model: may be abstract.
+    tensors: of `opened`, or of another model's `published`.
+    head, resize_positions: as of `pretrained.load`.
+    where: the tensors are from, for messages.
+
+  Raises:
+    PretrainedError: as `pretrained.load`.
+  """
+  if head not in ("strict", "fresh"):
+    raise PretrainedError(f"head={head!r}: give 'strict' or 'fresh'")
+  tensors = _without_training_state(tensors)
+  dialect = _spoken(model, tensors, where)
+  places = {
+    path: _place(dialect, path, tuple(leaf.shape))
+    for path, leaf in parameters(model).items()
+    if head == "strict" or path not in _HEAD
+  }
+  if head == "fresh":
+    tensors = {
+      name: tensor
+      for name, tensor in tensors.items()
+      if not _of_head(dialect, name)
+    }
+  _check_names(model, dialect, places, tensors, where)
+  found = {}
+  leaves = parameters(model)
+  for path in sorted(places, key=_HEAD.__contains__):  # the head last
+    place, leaf = places[path], leaves[path]
+    shape = tuple(leaf.shape)
+    if path == _POSITIONS:
+      stored = tensors[place.names[0]]
+      of_class = dialect.class_position
+      value = _positions(model, stored, of_class, resize_positions, where)
+    else:
+      _check_shapes(model, place, path, shape, tensors, where)
+      value = place.array(tensors, shape)
+    # Whatever the file holds, the model computes in its own dtypes.
+    found[path] = value.astype(leaf.dtype)
+  return found
+
+
+def _heads(model: Any) -> int:
+  return getattr(model, "heads", 1)
+
+
+def _dialects(model: nnx.Module) -> tuple[Dialect, ...]:
+  name = type(model).__name__
+  if name not in TABLES:
+    raise PretrainedError(
+      f"{name}: no published weights are known for it, only for"
+      f" {', '.join(TABLES)}"
+    )
+  return TABLES[name]
+
+
+def _without_training_state(
+  tensors: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+  """The tensors below `params/`, as big_vision keeps them beside the rest."""
+  below = {
+    name.removeprefix("params/"): tensor
+    for name, tensor in tensors.items()
+    if name.startswith("params/")
+  }
+  return below or dict(tensors)
+
+
+@functools.cache
+def _leaves(
+  dialect: Dialect,
+) -> tuple[tuple[str, re.Pattern[str], Layout, int | None], ...]:
+  """(their name, our path as an expression, layout, third) of every tensor."""
+  rows = []
+  for kind, theirs, paths in dialect.rows:
+    parts = (paths,) if isinstance(paths, str) else paths
+    for number, ours in enumerate(parts):
+      for their_end, our_end, layout in KINDS[kind]:
+        pattern = re.escape(ours + our_end)
+        pattern = pattern.replace(r"/\{i\}", r"(?:/(?P<i>\d+))?")
+        pattern = pattern.replace(r"\{s\}", r"(?P<s>\d+)")
+        part = number if len(parts) > 1 else None
+        rows.append((theirs + their_end, re.compile(pattern), layout, part))
+  return tuple(rows)
+
+
+def place_of(model: nnx.Module, path: str, shape: Size) -> Place:
+  """Where a parameter is in the files of Hugging Face.
+
+  Raises:
+    PretrainedError: a model of no known family, or no such parameter.
+  """
+  return _place(_dialects(model)[0], path, shape)
+
+
+def _place(dialect: Dialect, path: str, shape: Size) -> Place:
+  for theirs, ours, layout, part in _leaves(dialect):
+    match = ours.fullmatch(path)
+    if match is None:
+      continue
+    found = match.groupdict()
+    stage = int(found.get("s") or 0)
+    stacked = "i" in found and found["i"] is None
+    blocks = range(shape[0]) if stacked else [found.get("i")]
+    names = tuple(
+      theirs.format(**{"i": i, "s": stage, "s+1": stage + 1}) for i in blocks
+    )
+    return Place(names, layout, stacked, part)
+  raise PretrainedError(
+    f"{path}: files of {dialect.name} have no name for this parameter"
+  )
+
+
+def _known(dialect: Dialect) -> re.Pattern[str]:
+  """Every name of the dialect."""
+  names = [
+    re.sub(r"\\{(i|s|s\\\+1)\\}", r"\\d+", re.escape(theirs))
+    for theirs, *_ in _leaves(dialect)
+  ]
+  return re.compile("|".join(names))
+
+
+def _spoken(
+  model: nnx.Module, tensors: Mapping[str, Tensor], where: str
+) -> Dialect:
+  """The dialect that most names of a file belong to."""
+  own = _dialects(model)
+  family, dialect, count = max(
+    (
+      (family, dialect, sum(map(bool, map(_known(dialect).fullmatch, tensors))))
+      for family, dialects in TABLES.items()
+      for dialect in dialects
+    ),
+    key=lambda found: found[2],
+  )
+  if not count:
+    some = ", ".join(sorted(tensors)[:3]) or "nothing"
+    raise PretrainedError(
+      f"{where}: none of its tensors is one of a {type(model).__name__}; it"
+      f" holds {some}"
+    )
+  if dialect in own:
+    wanted = {
+      each: {
+        name
+        for path, leaf in parameters(model).items()
+        for name in _place(each, path, tuple(leaf.shape)).names
+      }
+      for each in own
+    }
+    return max(own, key=lambda each: len(wanted[each] & tensors.keys()))
+  raise PretrainedError(
+    f"{where}: the weights of a {family}, but the model is a"
+    f" {type(model).__name__}"
+  )
+
+
+def _of_head(dialect: Dialect, name: str) -> bool:
+  """Whether a tensor belongs to one task, and not to the body."""
+  names = {
+    theirs
+    for theirs, ours, *_ in _leaves(dialect)
+    if any(ours.fullmatch(path) for path in _HEAD)
+  }
+  return name in names or bool(re.fullmatch(dialect.heads, name))
+
+
+def _check_names(
+  model: nnx.Module,
+  dialect: Dialect,
+  places: Mapping[str, Place],
+  tensors: Mapping[str, Tensor],
+  where: str,
+) -> None:
+  """Raises at the first tensor that is missing, or that has no place."""
+  places_of = {n: path for path, place in places.items() for n in place.names}
+  for name in sorted(tensors.keys() - places_of.keys()):
+    _check_extra(model, dialect, tensors, name, where)
+  for name, path in places_of.items():
+    if name not in tensors:
+      raise PretrainedError(
+        f"{where}: {name} is missing, which {path} of the"
+        f" {type(model).__name__} is filled with{_fix(path)}"
+      )
+
+
+def _fix(path: str) -> str:
+  if path in _HEAD:
+    return "; head='fresh' keeps the model's own"
+  if path == "shared/embedding":
+    return "; set vocab= to the file's vocabulary, and use that one"
+  return ""
+
+
+def _check_extra(
+  model: nnx.Module,
+  dialect: Dialect,
+  tensors: Mapping[str, Tensor],
+  name: str,
+  where: str,
+) -> None:
+  """Raises unless a tensor that is no parameter repeats something known."""
+  for pattern, why in dialect.refused:
+    if re.fullmatch(pattern, name):
+      raise PretrainedError(f"{where}: {name} belongs to {why}")
+  for pattern, check in dialect.duplicates:
+    match = re.fullmatch(pattern, name)
+    if match is None:
+      continue
+    if check and not check(model, tensors, name, **match.groupdict()):
+      raise PretrainedError(
+        f"{where}: {name} is not what this {type(model).__name__} has in its"
+        f" place: {dialect.hint}"
+      )
+    return
+  hint = "; head='fresh' leaves it out" if _of_head(dialect, name) else ""
+  raise PretrainedError(
+    f"{where}: {name} {list(tensors[name].shape)} has no place in this"
+    f" {type(model).__name__}: other sizes or options would have one{hint}"
+  )
+
+
+def _check_shapes(
+  model: nnx.Module,
+  place: Place,
+  path: str,
+  shape: Size,
+  tensors: Mapping[str, Tensor],
+  where: str,
+) -> None:
+  want = place.shape(shape, _heads(model))
+  for name in place.names:
+    got = tensors[name]
+    if got.dtype.name not in _FLOATS:
+      raise PretrainedError(
+        f"{where}: {name} has dtype {got.dtype}; weights are floating numbers"
+      )
+    if got.shape != want:
+      raise PretrainedError(
+        f"{where}: {name} has shape {list(got.shape)}, but {path}"
+        f" {list(shape)} needs {list(want)}{_fix(path)}"
+      )
+
+
+def _positions(
+  model: Any, stored: Tensor, of_class: bool, resize: bool, where: str
+) -> np.ndarray:
+  """[1, tokens, width] for the model's grid.
+
+  Files that add positions before the class token have none for it (`of_class`
+  says that this one always has); then it is zero.
+  """
+  height, width = model.grid
+  extra = model.tokens - height * width
+  if len(stored.shape) != 3 or stored.shape[::2] != (1, model.width):
+    raise PretrainedError(
+      f"{where}: position embeddings of shape {list(stored.shape)}, but"
+      f" {_POSITIONS} needs {[1, model.tokens, model.width]}"
+    )
+  count = stored.shape[1]
+  if count == model.tokens:
+    return stored.read()
+  without = count == height * width or math.isqrt(count) ** 2 == count
+  kept = extra if of_class or not without else 0
+  grid, side = count - kept, math.isqrt(count - kept)
+  if grid != height * width and not (resize and side**2 == grid):
+    raise PretrainedError(
+      f"{where}: positions of {count} tokens, but the model has"
+      f" {model.tokens}: image_size / patch is {height} x {width}; set"
+      " image_size to that of the file, or resize_positions=True for a square"
+      " grid"
+    )
+  table = stored.read()
+  first = np.zeros((extra, model.width), table.dtype)
+  first[:kept] = table[0, :kept]
+  rest = table[0, kept:]
+  if grid != height * width:
+    rest = resized(rest.reshape(side, side, -1), (height, width))
+  return np.concatenate([first, rest.reshape(-1, model.width)])[None]
+
+
+def resized(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+  """Linear interpolation of [height, width, channels] to another grid.
+
+  The corners stay where they are, as in the reference implementation.
+
+  >>> resized(np.array([[[0.0], [2.0]]]), (1, 3))[0, :, 0].tolist()
+  [0.0, 1.0, 2.0]
+  """
+  for axis, size in enumerate(grid):
+    at = np.linspace(0, table.shape[axis] - 1, size)
+    low = np.floor(at).astype(int)
+    high = np.minimum(low + 1, table.shape[axis] - 1)
+    share = np.expand_dims(at - low, tuple({0, 1, 2} - {axis}))
+    below, above = (np.take(table, i, axis=axis) for i in (low, high))
+    table = below * (1 - share) + above * share
+  return table

@@ -1,0 +1,173 @@
+"""From any Flax NNX model to the same model with N:M kernels.
+
+Candidates are the kernels of `nnx.Linear`, `LinearGeneral`, `Einsum` and
+`Conv` (hence of `MultiHeadAttention`) and of their subclasses, wherever they
+are nested. Not candidates: `nnx.Embed` (its rows are looked up, not
+contracted), LoRA's factors, `ConvTranspose`, normalisation layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+from flax import nnx
+
+from figs_jax.core._flow import Flow, GradMode
+from figs_jax.core.pattern import NM
+from figs_jax.core.rules import Rules
+from figs_jax.core.tree import Leaf
+from figs_jax.nn.kernel_axes import DENSE_TYPES, contraction_axis
+from figs_jax.nn.kernel_names import foreign_words
+from figs_jax.nn.layers import Masked, set_pattern, sparse_type
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def sparsify(
+  model: M, rules: Rules | NM | str, grad_mode: GradMode = "ste"
+) -> M:
+  """The model with masks where the rules say so; the input is untouched.
+
+  The new model has its own variables, which share the arrays of the old ones.
+  The rules describe the whole model: a kernel that none of them names is
+  dense afterwards, also if it was masked before. Works on abstract arrays
+  (`nnx.eval_shape`) and inside a trace.
+
+  Args:
+    model: any NNX module.
+    rules: `Rules`, their text ("head: dense, ff: 1:8"), or one pattern (an
+      `NM` or "1:8") for every candidate. Words are those of the model's class
+      attribute `words`; a class without one gets a table of common names
+      (see `figs_jax.nn.kernel_names`).
+    grad_mode: what pruned entries get in the backward pass; `with_flow` sets
+      the rest of the flow.
+
+  Returns:
+    The same kind of model. Masks start as the N:M mask of |kernel|.
+
+  Raises:
+    ValueError: an unknown word or mode, a dead rule, a group axis whose
+      length m does not divide, or a model without candidates.
+
+  >>> import jax.numpy as jnp
+  >>> attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+  >>> sparse = sparsify(attention, "o: 1:8, qk: 2:4")
+  >>> sorted(masked_leaves(sparse))
+  ['key/kernel', 'out/kernel', 'query/kernel']
+  """
+  Flow(grad_mode)  # refuses an unknown mode before any work
+  model = nnx.clone(model)
+  layers = _candidates(model)
+  if not layers:
+    raise ValueError(
+      f"{type(model).__name__} has no kernel that can be masked: it holds no"
+      f" {', '.join(kind.__name__ for kind in DENSE_TYPES)}"
+    )
+  kernels = {
+    path: (tuple(group[0].kernel.shape), _axis(group[0]))
+    for path, group in layers.items()
+  }
+  leaves = _rules(rules).resolve(kernels, _words(model, layers))
+  for path, group in layers.items():
+    shared = None
+    for layer in group:
+      pattern = leaves[path].pattern if path in leaves else None
+      if pattern is None and not isinstance(layer, Masked):
+        continue
+      _become_sparse(layer)
+      set_pattern(layer, pattern, grad_mode, shared, path)
+      if pattern is not None:
+        shared = (layer.kernel_mask, layer.leak)
+  return model
+
+
+def masked_leaves(model: nnx.Module) -> dict[str, Leaf]:
+  """Path -> shape, pattern and group axis of every masked kernel.
+
+  The paths are those of the parameters that `split` gives.
+
+  Args:
+    model: any NNX module, as from `sparsify`.
+
+  >>> from figs_jax.nn import SparseLinear
+  >>> masked_leaves(SparseLinear(8, 4, pattern="1:4", rngs=nnx.Rngs(0)))
+  {'kernel': Leaf(shape=(8, 4), pattern=NM(n=1, m=4), axis=-2)}
+  """
+  return {
+    path: Leaf(tuple(layer.kernel.shape), layer.pattern, layer.group_axis)
+    for path, (layer, *_) in _candidates(model).items()
+    if isinstance(layer, Masked)
+    and layer.pattern is not None
+    and layer.group_axis is not None
+  }
+
+
+def _rules(rules: Rules | NM | str) -> Rules:
+  """One pattern means that pattern for every candidate."""
+  if isinstance(rules, str):
+    try:
+      rules = NM.parse(rules)
+    except ValueError:
+      return Rules.parse(rules)
+  return Rules(((".*", rules),)) if isinstance(rules, NM) else rules
+
+
+def _axis(layer: nnx.Module) -> Any:
+  axis = layer.group_axis if isinstance(layer, Masked) else None
+  return contraction_axis(layer) if axis is None else axis
+
+
+def _candidates(model: nnx.Module) -> dict[str, list[Any]]:
+  """Kernel path -> the layers that hold this kernel (several when tied).
+
+  Raises:
+    ValueError: tied layers disagree on the group axis, or the kernel's first
+      place is not in a layer.
+  """
+  places, layers = {}, []
+  for path, node in nnx.iter_graph(model):
+    if isinstance(node, nnx.Param):
+      places[id(node)] = path
+    elif isinstance(node, DENSE_TYPES) and _axis(node) is not None:
+      layers.append((path, node))
+  found: dict[str, list[Any]] = {}
+  for path, layer in layers:
+    place = places[id(layer.kernel)]
+    name = "/".join(map(str, place))
+    group = found.setdefault(name, [])
+    if not group and place != (*path, "kernel"):
+      raise ValueError(
+        f"{'/'.join(map(str, path))}/kernel is first found at {name}, outside"
+        " of a layer; store it in the layer alone"
+      )
+    if group and _axis(group[0]) != _axis(layer):
+      raise ValueError(
+        f"{name} is shared by layers that contract axes {_axis(group[0])} and"
+        f" {_axis(layer)}: one mask cannot serve both; untie them"
+      )
+    group.append(layer)
+  return found
+
+
+def _words(model: nnx.Module, layers: Mapping[str, list[Any]]) -> Any:
+  words = getattr(type(model), "words", None)
+  if isinstance(words, Mapping):
+    return words
+  convolutions = [
+    path for path, group in layers.items() if isinstance(group[0], nnx.Conv)
+  ]
+  return foreign_words(convolutions)
+
+
+def _become_sparse(layer: nnx.Module) -> None:
+  """Turns a layer of our own copy into its masked twin, in place.
+
+  Changing the class keeps every container, and every place where the layer is
+  shared, as it is.
+  """
+  if isinstance(layer, Masked):
+    return
+  object.__setattr__(layer, "__class__", sparse_type(type(layer)))
+  layer = cast(Masked, layer)
+  layer.group_axis = None

@@ -1,0 +1,374 @@
+"""A recipe bound to the kernels of one model: the masks of a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from figs_jax.core import tree
+from figs_jax.core._flow import flow
+from figs_jax.core.pattern import NM
+from figs_jax.core.soft import kernel_scale, s_ste
+from figs_jax.core.tree import Leaf
+from figs_jax.core.types import Array, Bool
+from figs_jax.recipes.criterion import View, needs_grad, takes_count
+from figs_jax.recipes.stage_schedule import Every
+from figs_jax.recipes.timeline import Flag, Step, Timeline
+
+# Where only n changes, one kernel with a traced n can serve all stages. Up to
+# this group length that costs nothing; wider groups are selected faster under a
+# static n, but a branch for each stage multiplies what is to be compiled (at
+# 1:128 stepwise 8 s against .6 s per kernel).
+_TRACED_M = 16
+_BRANCHES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundLeaf:
+  """One masked kernel with its chain; the dense stage 0 is not listed."""
+
+  path: str
+  leaf: Leaf
+  chain: tuple[NM, ...]
+
+  @property
+  def traced(self) -> bool:
+    """True where one kernel with a traced n should serve all stages."""
+    lengths = {self.leaf.pattern.m, *(stage.m for stage in self.chain)}
+    many = len(self.chain) > _BRANCHES
+    return len(lengths) == 1 and (many or max(lengths) <= _TRACED_M)
+
+  def all_kept(self) -> Bool[Array, "*shape"]:
+    """The mask of the dense phase: all True."""
+    return jnp.ones(self.leaf.shape, jnp.bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundRecipe:
+  """What `Recipe.bind` makes: masks as a function of step and parameters.
+
+  Invariants: static and hashable; every kernel has its own chain, spread over
+  the same decay phase; at every refresh a mask keeps exactly n of m at that
+  kernel's stage (a nested criterion keeps at most n).
+  """
+
+  recipe: Any  # a Recipe, whose module imports this one
+  kernels: tuple[BoundLeaf, ...]
+
+  @property
+  def leaves(self) -> dict[str, Leaf]:
+    """path -> `Leaf` of every masked kernel."""
+    return {kernel.path: kernel.leaf for kernel in self.kernels}
+
+  def masks(
+    self,
+    step: Step | int,
+    params: Any,
+    masks: Any = None,
+    switched: Flag = False,
+    was_switched: Flag = False,
+    *,
+    grads: Any = None,
+    seed: Any = 0,
+  ) -> Any:
+    """The masks for the forward pass of `step`.
+
+    Call it at every step: a mask is recomputed when the timeline says it is
+    due, when its kernel enters a new stage, and when STEP has just switched;
+    otherwise the given one is carried on. Works under jit, scan and vmap, with
+    one compilation for a whole run; under vmap keep `step` unbatched, so that
+    what is not due is not computed.
+
+    Args:
+      step: int32 scalar; it may be traced.
+      params: the parameter tree.
+      masks: those of the step before; None computes all of them afresh.
+      switched: STEP's flag (`recipe.switched(opt_state)`).
+      was_switched: the flag of the step before. Left False after the switch,
+        masks are recomputed at every step.
+      grads: the gradients of the step before, shaped like `params`, for the
+        criteria that look at them.
+      seed: of the run, an integer scalar: runs of another seed draw other
+        random numbers, for the criteria that draw any.
+
+    Returns:
+      A tree like `params`: Boolean masks, None at dense leaves.
+
+    Raises:
+      ValueError: a masked kernel is missing or has another shape, or the
+        criterion needs `grads` to renew masks and there are none.
+    """
+    step = jnp.asarray(step, jnp.int32)
+    carried = None if masks is None else self._pick(masks, "masks")
+    seen = self._views(step, params, carried, grads, seed)
+    timeline: Timeline = self.recipe.timeline
+    new: dict[str, Array] = {}
+    for stages, group in self._by_stages().items():
+      stage = timeline.stage(stages, step, switched)
+      if carried is None or timeline.due == Every(1):
+        new |= self._computed(group, stage, seen)
+        continue
+      new |= lax.cond(
+        timeline.refresh(stages, step, switched, was_switched),
+        lambda old, group=group, stage=stage: self._computed(
+          group, stage, seen
+        ),
+        lambda old: old,
+        {kernel.path: carried[kernel.path] for kernel in group},
+      )
+    return tree.map_paths(lambda mask, _: mask, params, new)
+
+  def final(
+    self,
+    params: Any,
+    masks: Any,
+    step: Step | int,
+    switched: Flag = False,
+    *,
+    seed: Any = 0,
+  ) -> Any:
+    """The hard target masks of a finished model at `step`.
+
+    The carried mask where a kernel already is in its last stage, else one
+    recomputed from |w| at the target pattern. (A recipe without sparse stages
+    finishes dense: all True.) Errors as in `masks`.
+
+    Args:
+      params: the weights at that step.
+      masks: those carried by the model.
+      step: how many steps were made.
+      switched: STEP's flag; other recipes ignore it.
+      seed: of the run.
+    """
+    step = jnp.asarray(step, jnp.int32)
+    carried = self._pick(masks, "masks")
+    new = self._targets(step, params, carried, seed)
+    for kernel in self.kernels:
+      path, stages = kernel.path, len(kernel.chain)
+      arrived = self.recipe.timeline.stage(stages, step, switched) == stages
+      new[path] = jnp.where(arrived, carried[path], new[path])
+    return tree.map_paths(lambda mask, _: mask, params, new)
+
+  def target(self, params: Any, *, seed: Any = 0) -> Any:
+    """Masks chosen from the weights alone at the target patterns.
+
+    Args:
+      params: the weights.
+      seed: of the run, for masks drawn at random.
+    """
+    new = self._targets(jnp.int32(0), params, None, seed)
+    return tree.map_paths(lambda mask, _: mask, params, new)
+
+  def scales(self, params: Any) -> Any:
+    """S-STE's scale of every masked kernel, to be taken once, at the start.
+
+    None where the recipe needs none: give the result to `effective` and
+    `finish` in any case.
+    """
+    if not self.recipe.flow.soft:
+      return None
+    weights = self._pick(params, "params")
+    scales = {
+      path: kernel_scale(weights[path], leaf.pattern, leaf.axis)
+      for path, leaf in self.leaves.items()
+    }
+    return tree.map_paths(lambda scale, _: scale, params, scales)
+
+  def effective(
+    self, params: Any, masks: Any, leak: Any = 0.0, scales: Any = None
+  ) -> Any:
+    """The parameters that the forward pass sees, with the recipe's gradient.
+
+    What our layers do, for a model that has none of them: differentiate
+    `loss(bound.effective(params, masks, leak))`.
+
+    Args:
+      params, masks: trees as in `masks`.
+      leak: D, `recipe.at(step).leak`.
+      scales: `bound.scales(initial params)`; only S-STE looks at them.
+
+    Raises:
+      ValueError: the recipe has `mvue`, which acts inside of a layer's product
+        and cannot be had this way; or as `masks`.
+
+    >>> from figs_jax.recipes import create
+    >>> leaves = {"w": tree.Leaf((4,), NM(1, 2), 0)}
+    >>> bound = create("ste", "1:2", 10).bind(leaves)
+    >>> params = {"w": jnp.arange(4.0), "b": jnp.ones(1)}
+    >>> bound.effective(params, bound.masks(5, params))["w"]
+    Array([0., 1., 0., 3.], dtype=float32)
+    """
+    mvue = self.recipe.flow.mvue
+    if mvue is not None:
+      raise ValueError(
+        f"recipe {self.recipe.name!r} prunes the gradient of a layer's output"
+        f" (mvue={str(mvue)!r}), which needs the layers of figs_jax.nn;"
+        " create it without mvue, or call figs_jax.core._mvue in your backward"
+        " pass"
+      )
+    return _with(params, self._acting(params, masks, leak, scales))
+
+  def finish(self, params: Any, masks: Any, scales: Any = None) -> Any:
+    """The finished weights: exact zeros where masks prune.
+
+    Args:
+      params: the weights.
+      masks: as from `final`.
+      scales: S-STE's, as from `scales`; None for other recipes.
+    """
+    kept = self._pick(masks, "masks")
+    acting = self._acting(params, masks, 0.0, scales)
+    # Once more, since 0 times a scale that is not finite is no 0.
+    new = {
+      path: jnp.where(kept[path], w, jnp.zeros((), w.dtype))
+      for path, w in acting.items()
+    }
+    return _with(params, new)
+
+  def _acting(
+    self, params: Any, masks: Any, leak: Any, scales: Any
+  ) -> dict[str, Array]:
+    """The weights that act in the forward pass, by path."""
+    weights, kept = self._pick(params, "params"), self._pick(masks, "masks")
+    act, new = self.recipe.flow, {}
+    sizes = self._pick_scales(scales) if act.soft else {}
+    for path, leaf in self.leaves.items():
+      w, m = weights[path], kept[path]
+      if act.soft:
+        new[path] = _soft(w, m, sizes[path], leaf, leak)
+      else:
+        new[path] = flow(w, m, leak, act.grad_mode, act.decay)
+    return new
+
+  def _targets(
+    self,
+    step: Step,
+    params: Any,
+    carried: Mapping[str, Array] | None,
+    seed: Any,
+  ) -> dict[str, Array]:
+    """Masks at the target patterns, by path."""
+    views = self._views(step, params, carried, None, seed, final=True)
+    return {k.path: self._mask(k, views, len(k.chain)) for k in self.kernels}
+
+  def _views(
+    self,
+    step: Step,
+    params: Any,
+    carried: Mapping[str, Array] | None,
+    grads: Any,
+    seed: Any,
+    final: bool = False,
+  ) -> dict[str, View]:
+    """What the criterion sees of each kernel."""
+    weights = self._pick(params, "params")
+    slopes: Mapping[str, Array] = {}
+    if needs_grad(self.recipe.criterion) and carried is not None and not final:
+      if grads is None:
+        raise ValueError(
+          f"recipe {self.recipe.name!r} chooses masks by gradients: call"
+          " bound.masks(..., grads=grads)"
+        )
+      slopes = self._pick(grads, "grads")
+    carried = carried or {}
+    return {
+      path: View(path, step, w, carried.get(path), slopes.get(path), seed)
+      for path, w in weights.items()
+    }
+
+  def _mask(
+    self,
+    kernel: BoundLeaf,
+    views: Mapping[str, View],
+    stage: int,
+    n: Array | None = None,
+  ) -> Array:
+    """A kernel's mask at one of its stages; with n, at a traced count."""
+    if not stage:
+      return kernel.all_kept()
+    pattern = kernel.leaf.pattern if n is not None else kernel.chain[stage - 1]
+    view, axis = views[kernel.path], kernel.leaf.axis
+    return self.recipe.criterion(view, pattern, axis, n)
+
+  def _computed(
+    self,
+    group: tuple[BoundLeaf, ...],
+    stage: Step,
+    views: Mapping[str, View],
+  ) -> dict[str, Array]:
+    """Masks of kernels with equally many stages, at a (traced) stage."""
+    stages = len(group[0].chain)
+    if not stages:
+      return {k.path: k.all_kept() for k in group}
+
+    new = {}
+    counted = takes_count(self.recipe.criterion)
+    for k in group:
+      if k.traced and counted:
+        counts = [k.leaf.pattern.m, *(nm.n for nm in k.chain)]
+        n = jnp.asarray(counts, jnp.int32)[stage]
+        new[k.path] = self._mask(k, views, stages, n)
+    rest = [k for k in group if k.path not in new]
+    if not rest:
+      return new
+
+    def at(i: int) -> dict[str, Array]:
+      return {k.path: self._mask(k, views, i) for k in rest}
+
+    branches = [lambda i=i: at(i) for i in range(stages + 1)]
+    return new | lax.switch(stage, branches)
+
+  def _by_stages(self) -> dict[int, tuple[BoundLeaf, ...]]:
+    """Kernels that change stage together: those with equally many stages."""
+    return {
+      count: tuple(k for k in self.kernels if len(k.chain) == count)
+      for count in sorted({len(k.chain) for k in self.kernels})
+    }
+
+  def _pick(self, whole: Any, what: str) -> dict[str, Array]:
+    """The masked kernels' leaves of a tree, by path, their shapes checked."""
+    found = tree.flatten(whole)
+    for path, leaf in self.leaves.items():
+      got = None if found.get(path) is None else jnp.shape(found[path])
+      if got != leaf.shape:
+        raise ValueError(
+          f"{what} at {path}: the recipe is bound to a kernel of shape"
+          f" {leaf.shape}, got {got or 'nothing'}; bind it to this model's"
+          " masked leaves, and vmap over a leading seed axis"
+        )
+    return {path: jnp.asarray(found[path]) for path in self.leaves}
+
+  def _pick_scales(self, scales: Any) -> dict[str, Array]:
+    found = tree.flatten(scales)
+    for path in self.leaves:
+      if found.get(path) is None:
+        raise ValueError(
+          f"recipe {self.recipe.name!r} rescales {path}: give scales="
+          "bound.scales(params), taken at the start of the run"
+        )
+    return {path: found[path] for path in self.leaves}
+
+
+def _soft(w: Array, m: Array, scale: Array, leaf: Leaf, leak: Any) -> Array:
+  """S-STE's weight; a stack of kernels has a stack of scales."""
+
+  def one(w, m, scale):
+    return s_ste(w, m, scale, leaf.pattern, leaf.axis, leak)
+
+  for _ in range(jnp.ndim(scale)):
+    one = jax.vmap(one)
+  return one(w, m, scale)
+
+
+def _with(params: Any, new: Mapping[str, Array]) -> Any:
+  """The tree with the leaves at these paths replaced; None stays."""
+
+  def one(path, leaf):
+    return new.get(tree.path_str(path), leaf)
+
+  return jax.tree_util.tree_map_with_path(one, params)

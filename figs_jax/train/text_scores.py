@@ -1,0 +1,287 @@
+"""Measures of what a model writes: GLUE's own scores, and BLEU.
+
+Both decode every example, greedily or by beam search, and count how many are
+right to the end; see `figs_jax.train.metrics` for what a measure is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from figs_jax.core.types import Array
+from figs_jax.models import decode
+from figs_jax.train.losses import token_losses
+from figs_jax.train.metrics import Sums, Values, as_counted
+
+# The scores of GLUE's tasks (Wang et al., arXiv 1804.07461, table 1).
+_SCORES = {
+  "cola": ("matthews",),
+  "mrpc": ("f1", "accuracy"),
+  "qqp": ("f1", "accuracy"),
+  "stsb": ("pearson", "spearman"),
+}
+_BLEU_ORDERS = 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GlueScore:
+  """GLUE's score of each task, and `glue_score`, their mean.
+
+  A score is in [-1, 1]: Matthews' correlation of cola; F1 of the second class
+  and accuracy of mrpc and qqp; Pearson's and Spearman's correlation of stsb;
+  accuracy of the others. A task with two counts with their mean. `accuracy` is
+  the mean over tasks of exact matches, and `loss` per target token of all.
+
+  What is none of a task's answers is of no class, as in T5's evaluation: it is
+  wrong, and -1 as a similarity. A correlation with what is all the same is 0.
+
+  Attributes:
+    answers: task -> ids of its answers, int32 [classes, target_length].
+    beams: of the beam search; 1 decodes greedily.
+  """
+
+  answers: dict[str, np.ndarray]
+  beams: int = 1
+
+  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+    found = _decoded(model, batch, self.beams)
+    tasks, valid = len(self.answers), batch["valid"]
+    most = max(map(len, self.answers.values()))
+    confusion = jnp.zeros((tasks, most + 1, most), jnp.float32)
+    for number, table in enumerate(self.answers.values()):
+      asked = valid & (batch["task"] == number)
+      # Which answer, or `most` if it is none of them.
+      given = _class_of(found, table, most)
+      wanted = _class_of(batch["targets"], table, most)
+      pair = confusion.at[number, given, wanted]
+      confusion = pair.add(asked.astype(jnp.float32), mode="drop")
+    return {
+      **_matches(model, batch, found, tasks),
+      "confusion": confusion,
+    }
+
+  tally = staticmethod(as_counted)
+
+  def values(self, sums: Sums) -> Values:
+    """Yields accuracy, loss, glue_score, SCORE/TASK and accuracy/TASK."""
+    tasks = tuple(self.answers)
+    yield from _match_values(sums, tasks)
+    there = [tasks[i] for i in _seen(sums)]
+    confusion, finite = sums["confusion"], np.isfinite(sums["losses"])
+    means = []
+    for name in there:
+      number, classes = tasks.index(name), len(self.answers[name])
+      counts = confusion[..., number, :, :classes]
+      scores = {}
+      for score in _SCORES.get(name, ("accuracy",)):
+        flat = [_SCORE[score](table) for table in _tables(counts)]
+        value = np.reshape(flat, counts.shape[:-2])
+        scores[score] = np.where(finite, value, np.nan)
+        if score != "accuracy":
+          yield f"{score}/{name}", scores[score]
+      means.append(np.mean(list(scores.values()), axis=0))
+    yield "glue_score", np.mean(means, axis=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bleu:
+  """Corpus BLEU of translations, as sacrebleu computes it, in [0, 100].
+
+  On detokenized text, with sacrebleu's default tokens (13a), case and
+  smoothing; the end of a target that did not fit into its length is missing
+  from the reference too. `accuracy` is of exact matches, `loss` per target
+  token.
+
+  Attributes:
+    decode: ids up to the end -> text.
+    beams: of the beam search, at length penalty 1; 1 decodes greedily.
+  """
+
+  decode: Callable[[np.ndarray], str]
+  beams: int = 1
+
+  def __post_init__(self):
+    _sacrebleu()
+
+  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+    found = _decoded(model, batch, self.beams)
+    return {
+      **_matches(model, batch, found, 1),
+      "found": found,
+      "wanted": batch["targets"],
+      "valid": batch["valid"],
+    }
+
+  def tally(self, counts: Sums) -> Sums:
+    """n-gram counts in the place of the texts."""
+    counts = dict(counts)
+    found, wanted, valid = (
+      np.asarray(counts.pop(name)) for name in ("found", "wanted", "valid")
+    )
+    lead = found.shape[:-2]
+    flat = found.reshape(-1, *found.shape[-2:])
+    wanted = np.broadcast_to(wanted, found.shape).reshape(flat.shape)
+    valid = np.broadcast_to(valid, found.shape[:-1]).reshape(flat.shape[:-1])
+    grams = [
+      self._grams(seed[there], right[there])
+      for seed, right, there in zip(flat, wanted, valid)
+    ]
+    return counts | {"grams": np.reshape(grams, (*lead, -1))}
+
+  def _grams(self, found: np.ndarray, wanted: np.ndarray) -> list[int]:
+    """Right n-grams, n-grams, and both lengths in words."""
+    texts, right = map(self._texts, (found, wanted))
+    if not texts:
+      return [0] * (2 * _BLEU_ORDERS + 2)
+    score = _sacrebleu().corpus_bleu(texts, [right])
+    return [*score.counts, *score.totals, score.sys_len, score.ref_len]
+
+  def _texts(self, rows: np.ndarray) -> list[str]:
+    return [self.decode(row) for row in rows]
+
+  def values(self, sums: Sums) -> Values:
+    yield from _match_values(sums, ("",))
+    grams, finite = sums["grams"], np.isfinite(sums["losses"])
+    flat = [_bleu_of(row) for row in grams.reshape(-1, grams.shape[-1])]
+    yield "bleu", np.where(finite, np.reshape(flat, grams.shape[:-1]), np.nan)
+
+
+def _decoded(model: Any, batch: dict[str, Any], beams: int) -> Array:
+  """ids [batch, target_length], 0 after the end."""
+  length = batch["targets"].shape[1]
+  if beams == 1:
+    return decode.greedy(model, batch["inputs"], length)
+  return decode.beam_search(model, batch["inputs"], beams, length)[0]
+
+
+def _matches(
+  model: Any, batch: dict[str, Any], found: Array, tasks: int
+) -> Sums:
+  """Examples that are right to the end, per task, and the loss of all."""
+  valid = batch["valid"]
+  targets = jnp.where(valid[:, None], batch["targets"], 0)
+  losses, _, counted = token_losses(model(batch["inputs"], targets), targets)
+  hits = (found == targets).all(-1) & valid
+  of_task = batch["task"][:, None] == jnp.arange(tasks)[None]
+  return {
+    "hits": (of_task & hits[:, None]).sum(0, dtype=jnp.float32),
+    "seen": (of_task & valid[:, None]).sum(0, dtype=jnp.float32),
+    "losses": losses.sum(),
+    "tokens": counted.sum(),
+  }
+
+
+def _match_values(sums: Sums, tasks: tuple[str, ...]) -> Values:
+  """accuracy, loss, and the accuracy of each task that was seen."""
+  there = _seen(sums)
+  shares = sums["hits"][..., there] / sums["seen"][..., there]
+  shares = np.where(np.isfinite(sums["losses"])[..., None], shares, np.nan)
+  yield "accuracy", shares.mean(-1)
+  yield "loss", sums["losses"] / sums["tokens"]
+  if len(tasks) > 1:
+    for i, task in enumerate(there):
+      yield f"accuracy/{tasks[task]}", shares[..., i]
+
+
+def _seen(sums: Sums) -> list[int]:
+  """Numbers of the tasks with examples; every seed has the same."""
+  return np.flatnonzero(np.atleast_2d(sums["seen"])[0]).tolist()
+
+
+def _class_of(ids: Array, table: np.ndarray, none: int) -> Array:
+  """The row of the table that each row of ids is; `none` without one."""
+  same = (ids[:, None] == jnp.asarray(table)[None]).all(-1)
+  return jnp.where(same.any(1), jnp.argmax(same, 1), none)
+
+
+def _tables(counts: np.ndarray) -> np.ndarray:
+  """[seeds, given, wanted], with or without a seed axis before."""
+  return counts.reshape(-1, *counts.shape[-2:]).astype(np.int64)
+
+
+def _pairs(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(wanted, given) class of every example; -1 is none."""
+  given, wanted = np.nonzero(table)
+  times = table[given, wanted]
+  given = np.where(given == len(table) - 1, -1, given)
+  return np.repeat(wanted, times), np.repeat(given, times)
+
+
+# sklearn.metrics and scipy.stats take a second to import.
+
+
+def _matthews(table: np.ndarray) -> float:
+  from sklearn.metrics import matthews_corrcoef
+
+  return float(matthews_corrcoef(*_pairs(table)))
+
+
+def _f1(table: np.ndarray) -> float:
+  from sklearn.metrics import f1_score
+
+  wanted, given = _pairs(table)
+  return float(f1_score(wanted == 1, given == 1, zero_division=0))
+
+
+def _accuracy(table: np.ndarray) -> float:
+  return float(np.trace(table) / table.sum())
+
+
+def _pearson(table: np.ndarray) -> float:
+  from scipy.stats import pearsonr
+
+  return _correlation(table, pearsonr)
+
+
+def _spearman(table: np.ndarray) -> float:
+  from scipy.stats import spearmanr
+
+  return _correlation(table, spearmanr)
+
+
+def _correlation(table: np.ndarray, of: Callable[..., Any]) -> float:
+  wanted, given = _pairs(table)
+  # Similarities are a tenth of their class, but none is -1.
+  given = np.where(given < 0, -10, given)
+  if wanted.min() == wanted.max() or given.min() == given.max():
+    return 0.0
+  return float(of(wanted, given).statistic)
+
+
+_SCORE = {
+  "matthews": _matthews,
+  "f1": _f1,
+  "accuracy": _accuracy,
+  "pearson": _pearson,
+  "spearman": _spearman,
+}
+
+
+def _bleu_of(grams: np.ndarray) -> float:
+  right, total, lengths = np.split(
+    grams.astype(np.int64), [_BLEU_ORDERS, 2 * _BLEU_ORDERS]
+  )
+  compute = _sacrebleu().BLEU.compute_bleu
+  counts = right.tolist(), total.tolist(), *lengths.tolist()
+  return compute(*counts, smooth_method="exp").score
+
+
+def _sacrebleu() -> Any:
+  """The module.
+
+  Raises:
+    ValueError: it is not installed.
+  """
+  try:
+    import sacrebleu
+  except ImportError as error:
+    raise ValueError(
+      "translations are scored by sacrebleu: pip install 'figs_jax[text]'"
+    ) from error
+  return sacrebleu

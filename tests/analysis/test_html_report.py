@@ -1,0 +1,217 @@
+"""The report is one file that asks nothing of anybody, and says the truth."""
+
+import base64
+import re
+import shlex
+import xml.etree.ElementTree as ET
+from html import unescape
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from figs_jax import engine, nn
+from figs_jax.analysis import html_report
+from figs_jax.analysis.history import History, histories
+from figs_jax.core.masks import is_nm
+from figs_jax.train.loop import train
+
+pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.standard_promotion  # optax mixes dtypes
+TAGS = (
+  "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p",
+  "table", "tr", "th", "td", "img", "pre", "details", "summary",
+)  # fmt: skip
+EVIL = "<script>alert('1')</script><img src=http://x.test/a onerror=b>&\"'$_"
+
+
+class Page(HTMLParser):
+  """Tags, their attributes, cells of the tables, and all text."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.rows, self.words, self.open = [], [], [], []
+    self.source = text
+    self.feed(text)
+    self.close()
+    assert not self.open, "a tag is left open"
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    if tag not in ("meta", "img"):
+      self.open.append(tag)
+    if tag == "tr":
+      self.rows.append([])
+    if tag in ("td", "th"):
+      self.rows[-1].append("")
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.words.append(data)
+    if self.open and self.open[-1] in ("td", "th"):
+      self.rows[-1][-1] += data
+
+  @property
+  def text(self):
+    return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_config):
+  workdir = tmp_path_factory.mktemp("run") / EVIL.replace("/", "|")
+  config = tiny_config(
+    "ste", seeds=2, total_steps=6, checkpoint_every=3, diagnose_every=2
+  )
+  train(config, workdir)
+  return histories([workdir])[0]
+
+
+@pytest.fixture(scope="module")
+def page(run):
+  # A configuration is a stranger's text as well.
+  hostile = dict(run.config, note=EVIL)
+  lone = History(run.path, run.label, hostile, run.rows)
+  return Page(html_report.html([lone], ["ws:16x16", "figs"]))
+
+
+def test_nothing_comes_from_outside(page):
+  """No tag that loads or runs, and every source inside the file."""
+  assert {tag for tag, _ in page.tags} <= set(TAGS)
+  for tag, attributes in page.tags:
+    assert not any(name.startswith("on") for name in attributes)
+    assert set(attributes) <= {
+      "lang",
+      "charset",
+      "name",
+      "content",
+      "class",
+    } | ({"src", "alt"} if tag == "img" else set())
+  style = "".join(re.findall(r"<style>(.*?)</style>", page.source, re.DOTALL))
+  assert "url(" not in style and "@import" not in style
+
+
+def test_pictures_are_whole_and_inert(page, run):
+  images = [attributes for tag, attributes in page.tags if tag == "img"]
+  names = [image["alt"] for image in images]
+  kinds = ("training", "mask changes", "gradient variance", "masks",
+           "rooflines")  # fmt: skip
+  assert names == [f"{kind} of {run.label}" for kind in kinds]
+  for image in images:
+    start, data = image["src"].split(",", 1)
+    assert start == "data:image/svg+xml;base64"
+    root = ET.fromstring(base64.b64decode(data))
+    assert root.tag.endswith("svg")
+    for node in root.iter():
+      assert not node.tag.endswith("script")
+      for name, value in node.attrib.items():
+        if name.endswith("href"):
+          assert value.startswith(("#", "data:")), value
+
+
+def test_hostile_names_are_text(page, run):
+  assert page.text.count("<script>alert('1')</script>") >= 1
+  assert "onerror=b" in page.text
+  assert f"Run {run.label}" in page.words
+
+
+def test_numbers_are_those_of_the_run(page, run):
+  cells = {row[0]: row[1:] for row in page.rows}
+  each = np.array(run.accuracies())
+  want = f"{100 * each.mean():.2f} ± {100 * each.std(ddof=1) / 2**0.5:.2f}"
+  assert cells["test accuracy, %"] == [want]
+  assert cells["evaluated at step"] == [str(run.rows[-1]["step"])]
+  each = ", ".join(f"{100 * value:.2f}" for value in each)
+  assert cells["each of 2 seeds, %"] == [each]
+  assert cells["zeros in masked kernels, %"] == ["75.00"]
+  for total in engine.report(run.layers, ["ws:16x16", "figs"]).totals:
+    row = cells[total.engine]
+    assert row[1] == f"{total.speedup:.2f}×"
+    assert row[2] == f"{total.cycles:,} {total.unit}"
+  import jax
+
+  assert cells["jax"] == [jax.__version__]
+
+
+def test_the_first_lines_say_what_was_trained(page, run):
+  assert [tag for tag, _ in page.tags if tag in ("h1", "h2", "h3")] == [
+    "h1", *6 * ["h2"],
+  ]  # fmt: skip
+  assert page.words.count(f"Run {run.label}") == 2  # title and heading
+  assert page.rows[:6] == [
+    ["what", "trained"], ["model", "vit custom/4"], ["data set", "digits"],
+    ["recipe", "ste"], ["pattern", "ff: 1:4"], ["seeds", "2 (0 to 1)"],
+  ]  # fmt: skip
+  assert "changes are those of single steps" in page.text
+
+
+def test_tiny_speed_ups_keep_their_digits_and_their_reason(run):
+  spec = "tensorcore:h200"
+  page = Page(html_report.html([run], [spec]))
+  (total,) = engine.report(run.layers, [spec]).totals
+  assert 0 < total.speedup < 0.005
+  cells = {row[0]: row[1:] for row in page.rows}
+  assert cells[f"modelled speed-up on {spec}"] == [f"{total.speedup:.2g}×"]
+  assert cells[spec][1] == f"{total.speedup:.2g}×"
+  assert ":sparse_overhead=0" in page.text and "0.00×" not in page.text
+
+
+def test_exactness_per_layer(page, run):
+  found = {row[0]: row[1:] for row in page.rows}
+  rows = {name: row for name, row in found.items() if name.endswith("kernel")}
+  assert rows.pop("kernel") == ["shape", "pattern", "exactly N:M"]
+  assert rows == {
+    "blocks/0/mlp/fc1/kernel": ["32 × 64", "1:4", "yes"],
+    "blocks/0/mlp/fc2/kernel": ["64 × 32", "1:4", "yes"],
+  }
+
+
+def test_a_kernel_that_is_not_exact_is_seen(run):
+  leaves = nn.masked_leaves(run.model)
+  good = nn.split(run.model)[1]
+  fc1 = np.array(good["blocks"][0]["mlp"]["fc1"]["kernel"])
+  fc1[:4, 0] = 1.0
+  assert not is_nm(fc1, "1:4")
+  bad = {"blocks": {0: {"mlp": {"fc1": {"kernel": fc1}}}}}
+  bad["blocks"][0]["mlp"]["fc2"] = good["blocks"][0]["mlp"]["fc2"]
+  sheet = html_report.exactness([good, bad], leaves)
+  assert [row[-1] for row in sheet.rows] == ["NO", "yes"]
+
+
+def test_the_command_names_the_run(page, run):
+  words = shlex.split(html_report.command(run).replace("\\\n", " "))
+  assert words[:2] == ["python", "launch/train.py"]
+  assert words[3] == f"launch/again.py:{run.path / 'config.json'}"
+  assert words[4:] == ["--workdir", f"{run.path}-again"]
+  own = run.config | {"recipe_file": "my own.py"}
+  told = html_report.command(History(run.path, "own", own, run.rows))
+  assert "\n  --recipe_file 'my own.py' \\\n" in told
+
+
+def test_several_runs_are_compared(run):
+  other = History(run.path, "other", run.config | {"total_steps": 7}, run.rows)
+  page = Page(html_report.html([run, other], ["ws:16x16"]))
+  heads = re.findall("<h2>(.*?)</h2>", page.source)
+  assert list(map(unescape, heads)) == ["Comparison", run.label, "other"]
+  assert f"Runs {run.label}, other" in page.words
+  facts = page.rows[:3]
+  assert facts[0] == ["run", "model", "data set", "recipe", "pattern", "seeds"]
+  assert facts[2] == [
+    "other", "vit custom/4", "digits", "ste", "ff: 1:4", "2 (0 to 1)",
+  ]  # fmt: skip
+  rows = [row for row in page.rows if row[-1] in (run.label, "other")]
+  assert len(rows) == 2 and rows[0][:3] == ["ste", "1:4", rows[1][2]]
+
+
+def test_a_missing_curve_leaves_its_reason(run):
+  rows = [
+    {k: v for k, v in row.items() if not k.startswith("layers/")}
+    for row in run.rows
+  ]
+  config = run.config | {"diagnose_every": 0}
+  page = Page(
+    html_report.html([History(run.path, "bare", config, rows)], ["ws:16x16"])
+  )
+  assert "No picture of mask changes" in page.text
+  assert "--config.diagnose_every=10" in page.text

@@ -1,0 +1,98 @@
+"""Patterns found in files, against a count group by group."""
+
+import json
+import tracemalloc
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from figs_jax import export
+from figs_jax.core import NM
+from figs_jax.export import _survey as module
+
+
+def tightest(array, axes):
+  """Every group looked at alone."""
+  rest = [a for a in range(array.ndim) if a not in axes]
+  lines = np.asarray(array, np.float32).transpose(*rest, *axes)
+  lines = lines.reshape(-1, np.prod([array.shape[a] for a in axes]))
+  best = None
+  for m in module.SIZES:
+    if lines.shape[1] % m:
+      continue
+    n = max(
+      sum(bool(x != 0) for x in line[i : i + m])
+      for line in lines
+      for i in range(0, len(line), m)
+    )
+    if n < m and (best is None or max(n, 1) / m < best.density):
+      best = NM(max(n, 1), m)
+  return best
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("shape", [(64, 12), (40, 8, 6), (4, 6, 2, 4), (3, 5)])
+def test_the_tightest_pattern_of_every_axis(
+  shape, dtype, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(module, "_MOST_BYTES", 1)  # parts of 32 rows
+  rng = np.random.default_rng(len(shape))
+  array = (rng.random(shape) < 0.15) * rng.choice([-2.0, 2.0, np.nan], shape)
+  array[rng.random(shape) < 0.2] = -0.0
+  array = array.astype(jnp.dtype(dtype))
+  path = tmp_path / "a.safetensors"
+  export.write(path, {"w": array, "b": np.ones(3), "i": np.eye(2, dtype=int)})
+  found = {each.name: each for each in export.survey(path)}
+  axes = [(a,) for a in range(len(shape))]
+  axes += [(2, 3, 1)] if len(shape) == 4 else []
+  want = {a: tightest(array, a) for a in axes}
+  want = {a: nm for a, nm in want.items() if nm is not None}
+  assert found["w"].patterns == want
+  zeros = np.asarray(array, np.float32) == 0
+  assert found["w"].sparsity == pytest.approx(zeros.mean())
+  assert found["b"].sparsity is found["i"].sparsity is None
+
+
+def test_a_large_file_is_read_in_small_parts(tmp_path, monkeypatch):
+  monkeypatch.setattr(module, "_MOST_BYTES", 1 << 20)
+  array = np.zeros((1 << 16, 128), np.float32)
+  array[:, ::8] = 1
+  path = tmp_path / "a.safetensors"
+  export.write(path, {"w": array})
+  del array
+  tracemalloc.start()
+  try:
+    [found] = export.survey(path)
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  assert found.patterns == {(1,): NM(1, 8)}
+  assert path.stat().st_size > 32 << 20
+  assert peak < 6 << 20
+
+
+def test_a_directory_is_surveyed_file_by_file(tmp_path):
+  with pytest.raises(export.ExportError, match="holds no .safetensors"):
+    list(export.survey(tmp_path))
+  for name in "ab":
+    export.write(tmp_path / f"{name}.safetensors", {name: np.ones((2, 2))})
+  assert [each.name for each in export.survey(tmp_path)] == ["a", "b"]
+  with pytest.raises(export.ExportError, match="there is no such file"):
+    list(export.survey(tmp_path / "c"))
+
+
+def test_a_part_that_the_index_names_is_missed(tmp_path):
+  export.write(tmp_path / "one.safetensors", {"a": np.ones((2, 2))})
+  index = tmp_path / "model.safetensors.index.json"
+  names = {"a": "one.safetensors", "b": "two.safetensors"}
+  index.write_text(json.dumps({"weight_map": names}))
+  with pytest.raises(export.ExportError, match="names 'two.safetensors'"):
+    list(export.survey(tmp_path))
+  export.write(tmp_path / "two.safetensors", {"b": np.ones((2, 2))})
+  found = {each.name: each.path.name for each in export.survey(tmp_path)}
+  assert found == names
+  for text in ("[]", "{", '{"weight_map": {"a": 3}}', '{"weight_map": [1]}'):
+    index.write_text(text)
+    with pytest.raises(export.ExportError, match="no index of tensors"):
+      list(export.survey(tmp_path))

@@ -1,0 +1,96 @@
+"""Many seeds under one step: each as if it had run alone."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import figs_jax as figs
+from figs_jax import recipes
+from figs_jax.train import seeds
+from figs_jax.train.state import TrainState, update
+
+pytestmark = pytest.mark.standard_promotion
+SEEDS = [3, 5, 11]
+
+
+class Net(nnx.Module):
+  def __init__(self, rngs):
+    self.hidden = nnx.Linear(8, 16, rngs=rngs)
+    self.drop = nnx.Dropout(0.1, rngs=rngs)
+    self.out = nnx.Linear(16, 3, rngs=rngs)
+
+  def __call__(self, x):
+    return self.out(self.drop(nnx.relu(self.hidden(x))))
+
+
+def maker(name):
+  recipe = recipes.create(name, "1:4", total_steps=30)
+
+  def make(seed):
+    model = Net(nnx.Rngs(jax.random.key(seed)))
+    if recipe.sparse:
+      model = figs.sparsify(model, recipe.pattern)
+    tx = recipe.transform(optax.adamw(1e-2))
+    return TrainState.create(model, recipe, tx, seed=seed, diagnose_every=10)
+
+  return make
+
+
+def batch_of(i):
+  key = jax.random.key(100 + i)
+  image = jax.random.normal(key, (12, 8))
+  return {"image": image, "label": jnp.arange(12) % 3}
+
+
+@pytest.mark.parametrize("mode", ["vmap", "map"])
+@pytest.mark.parametrize("name", ["sr_ste", "figs", "mdgf_exp", "step"])
+def test_each_seed_equals_its_single_run(name, mode):
+  make = maker(name)
+  state = seeds.create(make, SEEDS)
+  assert state.step.shape == ()
+  many = jax.jit(lambda s, b: seeds.step(s, b, mode=mode), donate_argnums=0)
+  single = jax.jit(update, donate_argnums=0)
+  lone = [make(seed) for seed in SEEDS]
+  for i in range(30):
+    state, metrics = many(state, batch_of(i))
+    for k in range(len(SEEDS)):
+      lone[k], own = single(lone[k], batch_of(i))
+      np.testing.assert_allclose(metrics["loss"][k], own["loss"], rtol=2e-3)
+  assert many._cache_size() == 1
+  assert int(state.step) == 30
+  for k in range(len(SEEDS)):
+    taken = seeds.take(state, k)
+    assert jax.tree.structure(taken.params) == jax.tree.structure(
+      lone[k].params
+    )
+    same = [
+      np.mean(np.asarray(a) == np.asarray(b))
+      for a, b in zip(
+        jax.tree.leaves(taken.masks), jax.tree.leaves(lone[k].masks)
+      )
+    ]
+    assert min(same) > 0.95
+    for a, b in zip(
+      jax.tree.leaves(taken.params), jax.tree.leaves(lone[k].params)
+    ):
+      np.testing.assert_allclose(a, b, atol=5e-3)
+
+
+def test_branches_stay_branches():
+  """The step is not batched, so the refresh's cond is not a select."""
+  state = seeds.create(maker("figs"), SEEDS)
+  text = str(jax.make_jaxpr(seeds.step)(state, batch_of(0)))
+  assert " cond[" in text
+
+
+def test_mean_and_error():
+  mean, error = seeds.mean_and_se([0.9, 0.94, 0.92, math.nan])
+  assert mean == pytest.approx(0.92)
+  assert error == pytest.approx(np.std([0.9, 0.94, 0.92], ddof=1) / 3**0.5)
+  assert math.isnan(seeds.mean_and_se([math.nan])[0])
+  assert math.isnan(seeds.mean_and_se([1.0])[1])

@@ -1,0 +1,104 @@
+"""Eight devices give what one gives, and groups never straddle them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from figs_jax.core.pattern import NM
+from figs_jax.core.tree import Leaf
+from figs_jax.train.experiment import build
+from figs_jax.train.loop import compiled_step
+from figs_jax.train.sharding import batch_sharding, make_mesh, state_shardings
+
+pytestmark = pytest.mark.standard_promotion
+
+
+def losses(config, steps=20):
+  experiment = build(config)
+  mesh = make_mesh(**config.mesh.to_dict())
+  abstract = experiment.abstract_state
+  shardings = state_shardings(
+    abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
+  )
+  state = jax.jit(experiment.state, out_shardings=shardings)()
+  step = compiled_step(experiment, shardings)
+  out = []
+  for i in range(steps):
+    key = jax.random.key(i)
+    image = np.asarray(jax.random.normal(key, (16, 8, 8, 1)))
+    batch = {"image": image, "label": np.arange(16, dtype=np.int32) % 10}
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    state, metrics = step(state, batch)
+    out.append(np.asarray(metrics["loss"]))
+  assert step._cache_size() == 1
+  return np.stack(out), state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4), (1, 8)])
+def test_eight_devices_give_the_same_losses(tiny_config, data, fsdp):
+  base = {"total_steps": 24, "optimizer.learning_rate": 1e-3}
+  one, _ = losses(tiny_config("figs", **base))
+  eight, state = losses(
+    tiny_config("figs", **base, **{"mesh.data": data, "mesh.fsdp": fsdp})
+  )
+  np.testing.assert_allclose(eight, one, atol=1e-5)
+  kernel = state.params["blocks"][0]["mlp"]["fc1"]["kernel"]
+  assert len(kernel.sharding.device_set) == 8
+  expected = kernel.shape[1] // fsdp
+  assert kernel.addressable_shards[0].data.shape == (32, expected)
+
+
+@pytest.mark.slow
+def test_seeds_on_a_mesh(tiny_config):
+  base = {"total_steps": 24, "seeds": 2, "seeds_mode": "vmap"}
+  one, _ = losses(tiny_config("figs", **base), steps=6)
+  many, _ = losses(
+    tiny_config("figs", **base, **{"mesh.data": 2, "mesh.fsdp": 2}), steps=6
+  )
+  assert one.shape == (6, 2)
+  np.testing.assert_allclose(many, one, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_accumulation_divides_the_work_of_each_device(tiny_config):
+  base = {"total_steps": 24, "accumulate": 2, "recipe.dense": 0.0}
+  one, _ = losses(tiny_config("ste", **base), steps=3)
+  two, _ = losses(tiny_config("ste", **base, **{"mesh.data": 2}), steps=3)
+  np.testing.assert_allclose(two, one, atol=1e-5)
+
+
+def test_micro_batches_take_their_part_of_every_device():
+  mesh = make_mesh(4, 1)
+  batch = jax.device_put(jnp.arange(16.0), batch_sharding(mesh))
+  micro = jax.jit(lambda x: x.reshape(-1, 2).swapaxes(0, 1))(batch)
+  assert {s.data.shape for s in micro.addressable_shards} == {(2, 2)}
+
+
+def test_kernels_are_split_beside_their_groups():
+  mesh = make_mesh(1, 4)
+  state = {
+    "params": {
+      "fc": {"kernel": jnp.zeros((64, 8)), "bias": jnp.zeros(8)},
+      "out": {"kernel": jnp.zeros((4, 16, 8))},
+      "odd": {"kernel": jnp.zeros((7, 9))},
+    }
+  }
+  leaves = {
+    "fc/kernel": Leaf((64, 8), NM(1, 4), -2),
+    "out/kernel": Leaf((4, 16, 8), NM(1, 4), (-3, -2)),
+  }
+  found = state_shardings(state, mesh, leaves)["params"]
+  assert found["fc"]["kernel"].spec == PartitionSpec(None, "fsdp")
+  assert found["out"]["kernel"].spec == PartitionSpec(None, None, "fsdp")
+  assert found["fc"]["bias"].spec == PartitionSpec()
+  assert found["odd"]["kernel"].spec == PartitionSpec()
+
+
+def test_mesh_sizes():
+  assert dict(make_mesh(-1, 2).shape) == {"data": 4, "fsdp": 2}
+  for data, fsdp in [(16, 1), (0, 1), (-1, -1), (-2, 1), (-1, 9)]:
+    with pytest.raises(ValueError, match="mesh data="):
+      make_mesh(data, fsdp)

@@ -1,0 +1,312 @@
+"""GLUE's scores and BLEU against the formulas and against the texts."""
+
+import builtins
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sacrebleu
+from flax import nnx
+
+from figs_jax.data.vocabulary import byte_vocabulary
+from figs_jax.models import decode
+from figs_jax.train import text_scores
+from figs_jax.train._evaluate import Evaluator
+from figs_jax.train.config import default_config
+from figs_jax.train.experiment import build
+from figs_jax.train.text_scores import Bleu, GlueScore
+
+pytestmark = pytest.mark.standard_promotion
+
+LABELS = {
+  "cola": ("unacceptable", "acceptable"),
+  "mrpc": ("not_equivalent", "equivalent"),
+  "stsb": tuple(f"{i / 10:.1f}" for i in range(51)),
+  "mnli": ("entailment", "neutral", "contradiction"),
+}
+LENGTH = 16
+
+
+def ids_of(texts, length=LENGTH):
+  vocabulary = byte_vocabulary()
+  rows = np.zeros((len(texts), length), np.int32)
+  for row, text in zip(rows, texts):
+    ids = [*vocabulary.encode(text), 1][:length]
+    row[: len(ids)] = ids
+  return rows
+
+
+ANSWERS = {task: ids_of(labels) for task, labels in LABELS.items()}
+
+
+@pytest.fixture
+def says(monkeypatch):
+  """The stand-in for decoding: a batch brings what the model says of it."""
+  monkeypatch.setattr(
+    text_scores, "_decoded", lambda model, batch, beams: batch["said"]
+  )
+
+
+class Silent(nnx.Module):
+  """What says nothing of itself; `says` speaks for it."""
+
+  def __call__(self, inputs, targets):
+    return jnp.zeros((*targets.shape, 300))
+
+
+def counted(measure, batch):
+  return measure.count(Silent(), batch)
+
+
+def tallied(measure, batches):
+  """The sums of batches, as an evaluation makes them."""
+  count = jax.jit(lambda batch: counted(measure, batch))
+  sums = [measure.tally(jax.device_get(count(batch))) for batch in batches]
+  return jax.tree.map(
+    lambda *leaves: np.sum(leaves, axis=0, dtype=float), *sums
+  )
+
+
+def measured(measure, batches):
+  return {k: float(v) for k, v in measure.values(tallied(measure, batches))}
+
+
+def batches_of(examples, size=7):
+  """Batches of (task number, said, wanted), the last one padded."""
+  for at in range(0, len(examples), size):
+    some = list(examples[at : at + size])
+    padding = size - len(some)
+    valid = np.arange(size) < len(some)
+    some += [(0, "acceptable", "acceptable")] * padding
+    number, said, wanted = zip(*some)
+    yield {
+      "inputs": np.ones((size, 4), np.int32),
+      "targets": ids_of(wanted),
+      "said": ids_of(said),
+      "task": np.array(number, np.int32),
+      "valid": valid,
+    }
+
+
+def test_scores_are_the_formulas_on_the_texts(says):
+  rng = np.random.default_rng(3)
+  examples = []
+  for number, (task, labels) in enumerate(LABELS.items()):
+    some = labels[::2] if task == "stsb" else labels
+    for _ in range(40):
+      wanted = rng.choice(some)
+      said = wanted if rng.random() < 0.5 else rng.choice(labels)
+      # A text that is no answer, now and then; mrpc's is none of mnli's.
+      said = "equivalent" if rng.random() < 0.1 else said
+      examples.append((number, str(said), str(wanted)))
+  order = rng.permutation(len(examples))
+  found = measured(GlueScore(ANSWERS), batches_of([examples[i] for i in order]))
+
+  def classes(task):
+    number, labels = list(LABELS).index(task), list(LABELS[task])
+    rows = [(s, w) for n, s, w in examples if n == number]
+    index = [[labels.index(x) if x in labels else -1 for x in r] for r in rows]
+    return np.array(index, float).T
+
+  said, wanted = classes("cola")
+  # Of several classes (Gorodkin 2004), since -1 is a third one.
+  right, total = (said == wanted).sum(), len(said)
+  kinds = (-1, 0, 1)
+  p = np.array([(said == k).sum() for k in kinds], float)
+  t = np.array([(wanted == k).sum() for k in kinds], float)
+  matthews = (right * total - p @ t) / np.sqrt(
+    (total**2 - p @ p) * (total**2 - t @ t)
+  )
+  assert found["matthews/cola"] == pytest.approx(matthews)
+
+  said, wanted = classes("mrpc")
+  both = ((said == 1) & (wanted == 1)).sum()
+  f1 = 2 * both / ((said == 1).sum() + (wanted == 1).sum())
+  assert found["f1/mrpc"] == pytest.approx(f1)
+  assert found["accuracy/mrpc"] == pytest.approx((said == wanted).mean())
+
+  said, wanted = classes("stsb")
+  assert (said == -1).any()
+  said = np.where(said == -1, -10, said) / 10
+  pearson = np.corrcoef(said, wanted)[0, 1]
+
+  def ranks(x):
+    return np.array([((x < v).sum() + (x <= v).sum() + 1) / 2 for v in x])
+
+  spearman = np.corrcoef(ranks(said), ranks(wanted))[0, 1]
+  assert found["pearson/stsb"] == pytest.approx(pearson)
+  assert found["spearman/stsb"] == pytest.approx(spearman)
+
+  said, wanted = classes("mnli")
+  accuracy = (said == wanted).mean()
+  assert found["accuracy/mnli"] == pytest.approx(accuracy)
+  each = [
+    matthews,
+    (f1 + found["accuracy/mrpc"]) / 2,
+    (pearson + spearman) / 2,
+    accuracy,
+  ]
+  assert found["glue_score"] == pytest.approx(np.mean(each))
+
+
+def test_a_task_without_examples_does_not_count(says):
+  examples = [(3, "neutral", "neutral"), (3, "neutral", "entailment")]
+  found = measured(GlueScore(ANSWERS), batches_of(examples))
+  assert found["glue_score"] == found["accuracy/mnli"] == 0.5
+  assert not [name for name in found if "cola" in name]
+
+
+def test_a_correlation_with_a_constant_is_zero(says):
+  examples = [
+    *[(2, "3.0", wanted) for wanted in ("1.0", "3.0", "5.0")],
+    *[(0, "acceptable", wanted) for wanted in LABELS["cola"]],
+  ]
+  found = measured(GlueScore(ANSWERS), batches_of(examples))
+  assert found["pearson/stsb"] == found["spearman/stsb"] == 0
+  assert found["matthews/cola"] == found["glue_score"] == 0
+  assert found["accuracy/stsb"] == pytest.approx(1 / 3)
+
+
+SAID = [
+  "the cat sat on the mat .",
+  "a dog , which barks !",
+  "",
+  "It is 3.5 metres long, no?",
+  "nothing in common here",
+]
+WANTED = [
+  "the cat is on the mat .",
+  "a dog, which barks!",
+  "empty",
+  "It is 3.5 meters long, isn't it?",
+  "something else over there",
+]
+
+
+# The last two have no four words in a row in common: they are smoothed.
+@pytest.mark.parametrize("first", [0, 3])
+def test_bleu_is_that_of_all_texts_at_once(says, first):
+  length = 40
+  batches = []
+  for at in range(first, 6, 2):
+    said, wanted = SAID[at : at + 2], WANTED[at : at + 2]
+    padding = [""] * (2 - len(said))
+    batches.append(
+      {
+        "inputs": np.ones((2, 4), np.int32),
+        "targets": ids_of(wanted + padding, length),
+        "said": ids_of(said + padding, length),
+        "task": np.zeros(2, np.int32),
+        "valid": np.arange(2) < len(said),
+      }
+    )
+  found = measured(Bleu(byte_vocabulary().decode), batches)
+  expected = sacrebleu.corpus_bleu(SAID[first:], [WANTED[first:]]).score
+  assert found["bleu"] == pytest.approx(expected) and 3 < expected < 60
+  assert found["accuracy"] == 0
+
+
+def test_seeds_are_scored_one_by_one(says):
+  """A seed axis in front: of the counts, not of the batch."""
+  said = np.stack([ids_of(SAID, 40), ids_of(WANTED, 40)])
+  targets, valid = ids_of(WANTED, 40), np.ones(5, bool)
+  measure = Bleu(byte_vocabulary().decode)
+
+  def count(said):
+    return counted(
+      measure,
+      {
+        "inputs": np.ones((5, 4), np.int32),
+        "targets": targets,
+        "said": said,
+        "task": np.zeros(5, np.int32),
+        "valid": valid,
+      },
+    )
+
+  sums = measure.tally(jax.device_get(jax.vmap(count)(said)))
+  found = dict(measure.values(sums))
+  expected = sacrebleu.corpus_bleu(SAID, [WANTED]).score
+  np.testing.assert_allclose(found["bleu"], [expected, 100])
+  np.testing.assert_allclose(found["accuracy"], [0, 1])
+  sums["losses"] = np.array([np.nan, 1.0])
+  found = dict(measure.values(sums))
+  np.testing.assert_array_equal(np.isnan(found["bleu"]), [True, False])
+
+
+def test_a_diverged_seed_has_no_score(says):
+  (batch,) = batches_of([(3, "neutral", "neutral")] * 3)
+  measure = GlueScore(ANSWERS)
+  sums = jax.tree.map(lambda x: np.stack([x, x]), tallied(measure, [batch]))
+  sums["losses"] = np.array([2.0, np.nan])
+  found = dict(measure.values(sums))
+  for name in ("accuracy", "glue_score", "accuracy/mnli"):
+    np.testing.assert_array_equal(found[name], [1.0, np.nan])
+
+
+@pytest.fixture
+def small():
+  config = default_config("dense", "t5")
+  config.variant = "custom"
+  config.model.update({"width": 8, "depth": 1, "heads": 2, "head_dim": 4})
+  config.data.update({"name": "glue", "input_length": 16})
+  config.data.target_length = 4
+  return config
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_tasks_are_decoded_by_the_model(small, tmp_path, beams):
+  small.data.data_dir = str(tmp_path)
+  small.data.beams = beams
+  experiment = build(small)
+  measure = experiment.task.measure
+  assert list(measure.answers)[:2] == ["cola", "sst2"]
+  assert len(measure.answers) == 8 and measure.beams == beams
+  state = experiment.state()
+  rng = np.random.default_rng(0)
+  inputs = rng.integers(3, 200, (12, 16)).astype(np.int32)
+  model = state.finished()
+  said = decode.greedy(model, inputs, 4)
+  if beams > 1:
+    said = decode.beam_search(model, inputs, beams, 4)[0]
+  targets = np.asarray(said).copy()
+  # Of cola 4 of 6 are right, of sst2 1 of 4; two examples are padding.
+  task = np.array([0] * 6 + [1] * 4 + [0, 1], np.int32)
+  for wrong in (0, 3, 6, 7, 8):
+    targets[wrong, 3] += 1
+  valid = np.arange(12) < 10
+  batch = {"inputs": inputs, "targets": targets, "task": task, "valid": valid}
+  # Answers are what is asked for here, so that all of it is of a class.
+  answers = dict.fromkeys(measure.answers, np.unique(targets, axis=0))
+  measure = dataclasses.replace(measure, answers=answers)
+  found = dict(Evaluator(measure, [batch] * 2, seeds=False).run(state))
+  assert found.keys() == {
+    "accuracy", "loss", "accuracy/cola", "accuracy/sst2", "matthews/cola",
+    "glue_score",
+  }  # fmt: skip
+  assert found["accuracy/cola"] == pytest.approx(4 / 6)
+  assert found["accuracy/sst2"] == pytest.approx(1 / 4)
+  assert found["accuracy"] == pytest.approx((4 / 6 + 1 / 4) / 2)
+
+
+def test_answers_that_are_cut_to_the_same_are_refused(small, tmp_path):
+  small.data.data_dir = str(tmp_path)
+  small.data.target_length = 3
+  message = "target_length=3: cannot tell the answers of stsb apart; 4 holds"
+  with pytest.raises(ValueError, match=message):
+    _ = build(small).task.measure
+
+
+def test_translations_need_sacrebleu(monkeypatch):
+  real = builtins.__import__
+
+  def without(name, *args, **kwargs):
+    if name == "sacrebleu":
+      raise ImportError(name)
+    return real(name, *args, **kwargs)
+
+  monkeypatch.setattr(builtins, "__import__", without)
+  with pytest.raises(ValueError, match=r"pip install 'figs_jax\[text\]'"):
+    Bleu(byte_vocabulary().decode)

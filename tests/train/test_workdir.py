@@ -1,0 +1,193 @@
+"""Runs that start from weights: of a file, or of a dense run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from figs_jax import models, nn
+from figs_jax.core import tree
+from figs_jax.core.masks import nm_mask
+from figs_jax.models import pretrained
+from figs_jax.train import seeds
+from figs_jax.train import workdir as initial
+from figs_jax.train._evaluate import restore
+from figs_jax.train.config import default_config
+from figs_jax.train.experiment import build
+from figs_jax.train.log_writer import read
+from figs_jax.train.loop import train
+from tests.programs import assert_one_clear_line, call
+
+pytestmark = pytest.mark.standard_promotion
+TEXT = {"width": 16, "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 32}
+STILL = {
+  "total_steps": 1,
+  "optimizer.learning_rate": 0.0,
+  "checkpoint_every": 1,
+  "diagnose_every": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def dense_run(tmp_path_factory, tiny_config):
+  """(workdir, accuracy, its model) of a short dense run."""
+  workdir = tmp_path_factory.mktemp("dense")
+  result = train(tiny_config("dense", total_steps=20), workdir)
+  return workdir, result["eval/accuracy"], restore(workdir)[1].finished()
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory, dense_run):
+  path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+  pretrained.save(dense_run[2], path)
+  return path
+
+
+def start(tiny_config, path, recipe="dense", **overrides):
+  return tiny_config(recipe, init_from=str(path), **(STILL | overrides))
+
+
+@pytest.mark.parametrize(
+  "overrides",
+  [
+    {},
+    {"model.scan": True, "seeds": 2},
+    {"mesh.data": 2, "mesh.fsdp": 2, "model.remat": True},
+  ],
+)
+def test_a_run_begins_at_exactly_the_accuracy_of_the_dense_one(
+  dense_run, tiny_config, tmp_path, overrides
+):
+  workdir, accuracy, model = dense_run
+  config = start(tiny_config, workdir, **overrides)
+  # Nothing is learnt: the evaluation is of the first weights.
+  result = train(config, tmp_path)
+  assert result["eval/accuracy"] == accuracy
+  state = restore(tmp_path)[1]
+  states = [state]
+  if config.seeds:
+    states = [seeds.take(state, i) for i in range(config.seeds)]
+  for each in states:
+    got, want = map(pretrained.published, (each.finished(), model))
+    for name, value in want.items():
+      assert np.array_equal(got[name], value), name
+
+
+def test_a_file_and_its_run_give_the_same_weights(
+  dense_run, weights_file, tiny_config
+):
+  a, b = (
+    initial.weights(build(start(tiny_config, path)))
+    for path in (dense_run[0], weights_file)
+  )
+  assert a.keys() == b.keys()
+  for path, value in a.items():
+    assert np.array_equal(value, b[path]), path
+
+
+def test_masks_are_those_of_the_loaded_weights(weights_file, tiny_config):
+  experiment = build(start(tiny_config, weights_file, "ste"))
+  weights = initial.weights(experiment)
+  state = jax.jit(experiment.state)(weights)
+  masks = tree.flatten(state.masks)
+  leaves = nn.masked_leaves(experiment.model(0))
+  assert leaves
+  for path, leaf in leaves.items():
+    want = nm_mask(jnp.abs(weights[path]), leaf.pattern, leaf.axis)
+    assert jnp.array_equal(masks[path], want), path
+
+
+def test_a_fresh_head_differs_by_seed_and_nothing_else_does(
+  weights_file, tiny_config
+):
+  config = start(tiny_config, weights_file, seeds=2, init_head="fresh")
+  experiment = build(config)
+  state = jax.jit(experiment.state)(initial.weights(experiment))
+  for path, leaf in tree.flatten(state.params).items():
+    same = bool((leaf[0] == leaf[1]).all())
+    assert same == (path != "head/kernel"), path
+
+
+def test_resumption_does_not_read_the_file_and_a_sparse_run_is_none(
+  weights_file, tiny_config, tmp_path
+):
+  copy = tmp_path / "copy.safetensors"
+  copy.write_bytes(weights_file.read_bytes())
+  config = start(tiny_config, copy, "figs", total_steps=2)
+  first = tmp_path / "whole"
+  train(config, first)
+  config.allow_change = ("total_steps",)
+  copy.unlink()
+  config.total_steps = 3
+  assert train(config, first)["step"] == 3
+  assert {row["step"] for row in read(first)} >= {2, 3}
+  with pytest.raises(ValueError, match="this run is sparse, under 'figs'"):
+    initial.weights(build(start(tiny_config, first)))
+
+
+def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
+  train(tiny_config("dense", seeds=2, total_steps=2), tmp_path)
+  config = start(tiny_config, tmp_path, init_seed=1)
+  weights = initial.weights(build(config))
+  state = restore(tmp_path)[1]
+  for path, leaf in tree.flatten(state.params).items():
+    assert np.array_equal(weights[path], leaf[1]), path
+  assert not np.array_equal(
+    weights["head/kernel"], state.params["head"]["kernel"][0]
+  )
+  config.init_seed = 2
+  with pytest.raises(ValueError, match="seed=2, but this run has 2"):
+    initial.weights(build(config))
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("truncated", "no whole safetensors file.*fetch it again"),
+    ("missing tensor", "vit.layernorm.bias is missing"),
+    ("other classes", "classifier.*needs.*head='fresh'"),
+    ("other family", "the weights of a ViT, but the model is a T5"),
+    ("other vocabulary", r"shared.weight has shape \[50, 16\].*vocab="),
+    ("absent", "there is no such file or directory"),
+  ],
+)
+def test_weights_that_do_not_fit_are_one_clear_line(
+  name, message, weights_file, tiny_config, tmp_path
+):
+  path = tmp_path / "model.safetensors"
+  weights = load_file(weights_file)
+  if name == "truncated":
+    path.write_bytes(weights_file.read_bytes()[:-1])
+  elif name == "missing tensor":
+    del weights["vit.layernorm.bias"]
+  elif name == "other classes":
+    weights["classifier.weight"] = np.ones((7, 32), np.float32)
+  elif name == "other vocabulary":
+    text = models.create("t5", "custom", vocab=50, **TEXT)
+    weights = pretrained.published(text)
+  if name not in ("truncated", "absent"):
+    save_file(weights, path)
+  config = start(tiny_config, path)
+  if name in ("other family", "other vocabulary"):
+    config = default_config("dense", "t5")
+    config.variant, config.init_from = "custom", str(path)
+    config.model.update(TEXT)
+  with pytest.raises(ValueError, match=message) as error:
+    initial.weights(build(config))
+  assert "\n" not in str(error.value)
+
+
+def test_the_program_prints_one_line_and_exits_with_2(
+  weights_file, data_dir, tmp_path
+):
+  path = tmp_path / "model.safetensors"
+  path.write_bytes(weights_file.read_bytes()[:-1])
+  done = call(
+    "launch/train.py",
+    "--config=configs/digits_vit.py:dense",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data.data_dir={data_dir}",
+    f"--config.init_from={path}",
+  )
+  assert_one_clear_line(done, f"{path}: no whole safetensors file")
