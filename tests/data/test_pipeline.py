@@ -288,7 +288,7 @@ def test_evaluation_can_be_repeated(request, name, split, size, root):
 def test_hidden_labels_are_an_error():
   hidden = [{"image": np.zeros((2, 2, 1), np.uint8), "label": -1}] * 2
   for limit in (0, 1000):
-    with pytest.raises(data.DataError, match="label -1.*hides its labels"):
+    with pytest.raises(data.DataError, match="label -1.*are hidden"):
       Examples(hidden, (2, 2, 1), limit)[np.arange(2)]
 
 
@@ -305,7 +305,7 @@ def test_examples_travel_to_worker_processes(digits_dir):
   ("options", "message"),
   [
     ({"augment": "rand"}, "rand-m15-n2"),
-    ({"augment": "flip"}, "choose 'none', 'standard'"),
+    ({"augment": "flip"}, "expected 'none', 'standard'"),
     ({"shard_index": 2, "num_shards": 2}, "shard_index=2"),
     ({"start": -1}, "start=-1"),
     ({"seed": -1}, "seed=-1"),

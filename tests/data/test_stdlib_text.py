@@ -88,5 +88,7 @@ def test_importing_reads_no_document():
 
 
 def test_an_image_task_refuses_it(text_dir):
-  with pytest.raises(data.DataError, match="stdlib_text.*no 'image'"):
+  with pytest.raises(
+    data.DataError, match="stdlib_text.*expected features 'image'"
+  ):
     data.describe("stdlib_text", data_dir=text_dir)

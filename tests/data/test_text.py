@@ -315,7 +315,7 @@ def test_hidden_labels_are_an_error(mocked):
     "glue/sst2", input_length=9, target_length=9, data_dir=mocked
   )
   hidden = [{"sentence": b"a", "label": -1, "idx": 0}]
-  with pytest.raises(data.DataError, match="hides its labels.*'validation'"):
+  with pytest.raises(data.DataError, match="are hidden.*'validation'"):
     text.Tasks(texts.builders, [hidden])[0]
 
 
@@ -339,24 +339,29 @@ def test_pieces_are_trained_on_the_train_split_once(text_dir, monkeypatch):
   ("name", "options", "error", "message"),
   [
     ("stdlib_txt", {}, data.DataError, "did you mean 'stdlib_text'"),
-    ("cifar10", {}, data.DataError, "'cifar10' has neither a 'text' nor"),
-    ("glue/sst2", {}, ValueError, "target_length must be given"),
+    ("cifar10", {}, data.DataError, "'cifar10': expected a 'text' feature"),
+    ("glue/sst2", {}, ValueError, "needs a target_length"),
     ("glue/sst3", {"target_length": 4}, data.DataError, "sst3"),
-    ("glue/sst2", {"target_length": 1}, ValueError, "at least 2"),
-    ("stdlib_text", {"target_length": 9}, ValueError, "is 14; leave it out"),
-    ("stdlib_text", {"mean_span": 0.1}, ValueError, "mean span 0.1"),
+    ("glue/sst2", {"target_length": 1}, ValueError, "of 2 or more"),
+    ("stdlib_text", {"target_length": 9}, ValueError, "derives 14"),
+    (
+      "stdlib_text",
+      {"mean_span": 0.1},
+      ValueError,
+      "mean span of 1 or more, got 0.1",
+    ),
     (
       "stdlib_text",
       {"input_length": 2000, "mean_span": 1.0},
       ValueError,
-      "spans, but the vocabulary has 125",
+      "sentinels, but the vocabulary has 125",
     ),
     ("stdlib_text", {"vocabulary": "byte"}, ValueError, "'byte': No such"),
     (
       "stdlib_text",
       {"vocabulary": "sentencepiece:many"},
       ValueError,
-      "write 'bytes', 'sentencepiece:1024' or the path",
+      "expected 'bytes', 'sentencepiece:SIZE'",
     ),
   ],
 )
@@ -389,6 +394,6 @@ def test_a_missing_set_is_one_error(tmp_path, no_network):
     target_length=9,
     data_dir=str(tmp_path),
   )
-  with pytest.raises(data.DataError, match="not prepared: looked in") as error:
+  with pytest.raises(data.DataError, match="is not prepared in") as error:
     text.train_batches(texts, "train", 2, seed=0)
   assert "\n" not in str(error.value)
