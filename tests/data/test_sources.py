@@ -30,14 +30,17 @@ def test_descriptions_need_no_images(digits_dir, metadata_dir, no_network):
   assert data.describe("digits", data_dir=digits_dir) == data.Description(
     "digits", 10, (8, 8, 1), {"train": 1442, "test": 355}
   )
-  found = data.describe("imagenet2012", data_dir=metadata_dir)
-  assert (found.num_classes, found.image_shape) == (1000, (None, None, 3))
-  assert found.splits == {"train": 60, "validation": 20, "test": 20}
+  described = data.describe("imagenet2012", data_dir=metadata_dir)
+  assert (described.num_classes, described.image_shape) == (
+    1000,
+    (None, None, 3),
+  )
+  assert described.splits == {"train": 60, "validation": 20, "test": 20}
 
 
 def test_an_unprepared_set_can_be_described(tmp_path, no_network):
-  found = data.describe("cifar10", data_dir=str(tmp_path))
-  assert found == data.Description("cifar10", 10, (32, 32, 3), {})
+  described = data.describe("cifar10", data_dir=str(tmp_path))
+  assert described == data.Description("cifar10", 10, (32, 32, 3), {})
 
 
 def test_mocked_sets_go_through_the_same_path(mocked, no_network):
