@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from figs_jax.core.groups import axis_length
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 
 _RULE = re.compile(
   r"\s*(?P<key>\S+?)\s*:\s*(?P<value>dense|\d+\s*:\s*\d+)\s*(?:,|$)"
@@ -119,8 +119,8 @@ class Rules:
     self,
     kernels: Mapping[str, tuple[tuple[int, ...], int | tuple[int, ...]]],
     words: Words,
-  ) -> dict[str, Leaf]:
-    """Applies the rules: path -> `Leaf` for every kernel that gets a pattern.
+  ) -> dict[str, MaskedKernel]:
+    """Applies the rules: path -> `MaskedKernel` where a pattern is given.
 
     Args:
       kernels: path -> (shape, group axis) of every kernel that may be masked.
@@ -139,7 +139,7 @@ class Rules:
           wins[i] += 1
           if pattern is not None and not pattern.is_dense:
             check_groups(path, shape, pattern, axis)
-            leaves[path] = Leaf(tuple(shape), pattern, axis)
+            leaves[path] = MaskedKernel(tuple(shape), pattern, axis)
           break
     for won, regex, (key, _) in zip(wins, regexes, self.rules):
       if not won:

@@ -16,7 +16,7 @@ from flax import nnx
 from figs_jax.core._flow import Flow, GradMode
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.nn.kernel_axes import DENSE_TYPES, contraction_axis
 from figs_jax.nn.kernel_names import foreign_words
 from figs_jax.nn.layers import Masked, set_pattern, sparse_type
@@ -82,7 +82,7 @@ def sparsify(
   return model
 
 
-def masked_leaves(model: nnx.Module) -> dict[str, Leaf]:
+def masked_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
   """Path -> shape, pattern and group axis of every masked kernel.
 
   The paths are those of the parameters that `split` gives.
@@ -92,10 +92,12 @@ def masked_leaves(model: nnx.Module) -> dict[str, Leaf]:
 
   >>> from figs_jax.nn import SparseLinear
   >>> masked_leaves(SparseLinear(8, 4, pattern="1:4", rngs=nnx.Rngs(0)))
-  {'kernel': Leaf(shape=(8, 4), pattern=NM(n=1, m=4), axis=-2)}
+  {'kernel': MaskedKernel(shape=(8, 4), pattern=NM(n=1, m=4), axis=-2)}
   """
   return {
-    path: Leaf(tuple(layer.kernel.shape), layer.pattern, layer.group_axis)
+    path: MaskedKernel(
+      tuple(layer.kernel.shape), layer.pattern, layer.group_axis
+    )
     for path, (layer, *_) in _candidates(model).items()
     if isinstance(layer, Masked)
     and layer.pattern is not None

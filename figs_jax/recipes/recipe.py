@@ -23,7 +23,7 @@ from figs_jax.core.groups import axis_length
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, check_groups
 from figs_jax.core.transposable import WIDEST
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
 from figs_jax.optim import ScaleByStepAdamState
 from figs_jax.recipes.bibliography import bibtex
@@ -175,14 +175,14 @@ class Recipe:
     """
     return described(self)
 
-  def bind(self, leaves: Mapping[str, Leaf]) -> BoundRecipe:
+  def bind(self, leaves: Mapping[str, MaskedKernel]) -> BoundRecipe:
     """The recipe for the kernels of one model.
 
     Every leaf gets its own chain, as long as its group axis can hold; a chain
     that had to be shortened is reported through `logging`, once per leaf.
 
     Args:
-      leaves: path -> `Leaf` of every masked kernel.
+      leaves: path -> `MaskedKernel` of every masked kernel.
 
     Raises:
       ValueError: a leaf's pattern is not (among) the recipe's, or its m does
@@ -190,7 +190,7 @@ class Recipe:
     """
     return _bind(self, tuple(sorted(leaves.items())))
 
-  def _bind(self, leaves: tuple[tuple[str, Leaf], ...]) -> BoundRecipe:
+  def _bind(self, leaves: tuple[tuple[str, MaskedKernel], ...]) -> BoundRecipe:
     bound = []
     shortened: dict[tuple[int, NM, NM], list[str]] = {}
     for path, leaf in leaves:
@@ -304,7 +304,7 @@ class Recipe:
     lengths = {len(self.chain(nm, None)) for nm in self.targets}
     return tuple(sorted(lengths)) or (0,)
 
-  def _check_pattern(self, path: str, leaf: Leaf) -> None:
+  def _check_pattern(self, path: str, leaf: MaskedKernel) -> None:
     if leaf.pattern not in self.targets:
       known = ", ".join(str(nm) for nm in self.targets) or "dense only"
       raise ValueError(

@@ -16,7 +16,7 @@ import figs_jax
 from figs_jax import recipes
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 
 from .compiling import compiled
 from .containers import CONTAINERS, SIZES, Net, Plain
@@ -162,7 +162,7 @@ def _seen(run, step, params, masks, opt_state, scales=None):
 
 
 def leaf_of(shape, nm, axis):
-  return Leaf(shape if axis == -2 else shape[::-1], NM(*nm), axis)
+  return MaskedKernel(shape if axis == -2 else shape[::-1], NM(*nm), axis)
 
 
 def run_of(row, kind, **unknown):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from figs_jax.core import NM, Leaf, Rules
+from figs_jax.core import NM, MaskedKernel, Rules
 from figs_jax.core.rules import check_groups, nearest, word_table
 
 WORDS = word_table(
@@ -49,7 +49,7 @@ def test_the_first_match_wins():
 
 def test_a_leaf_states_shape_pattern_and_axis():
   leaf = resolve(".*/attn/out/kernel: 2:4")["blocks/1/attn/out/kernel"]
-  assert leaf == Leaf((4, 4, 16), NM(2, 4), (0, 1))
+  assert leaf == MaskedKernel((4, 4, 16), NM(2, 4), (0, 1))
 
 
 def test_what_no_rule_names_and_n_of_m_stay_dense():

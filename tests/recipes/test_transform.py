@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.optim import DecayPrunedState, decay_pruned, step_adamw
 from figs_jax.recipes import create, names
 
 PARAMS = {"w": jnp.linspace(-1, 1, 16).reshape(8, 2), "b": jnp.ones(2)}
-LEAVES = {"w": Leaf((8, 2), NM(1, 4), 0)}
+LEAVES = {"w": MaskedKernel((8, 2), NM(1, 4), 0)}
 
 
 def train(tx, recipe, steps=20, noise=0.5):
