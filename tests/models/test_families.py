@@ -140,9 +140,9 @@ def stacked(tree, listed):
 @each
 def test_a_rule_that_matches_nothing_is_one_clear_error(family):
   model = create(family)
-  with pytest.raises(ValueError, match="rule 'fff': no such word"):
+  with pytest.raises(ValueError, match="Rule 'fff': unknown word"):
     nn.sparsify(model, "fff: 1:4")
-  with pytest.raises(ValueError, match="matches no kernel.*nearest path"):
+  with pytest.raises(ValueError, match="matches no kernel.*Nearest path"):
     nn.sparsify(model, "nowhere/.*/kernel: 1:4")
 
 
