@@ -48,11 +48,8 @@ def recipe_of(row):
 
 def optimizer(recipe):
   """Adam behind a clip, which must not see what a recipe adds."""
-  return recipe.transform(
-    optax.adam(RATE, B1, B2, EPS),
-    before=optax.clip_by_global_norm(CLIP),
-    learning_rate=RATE,
-  )
+  clip = optax.clip_by_global_norm(CLIP)
+  return recipe.adamw(RATE, B1, B2, EPS, weight_decay=0.0, before=clip)
 
 
 class Functional:

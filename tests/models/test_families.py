@@ -5,7 +5,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
@@ -154,9 +153,8 @@ def test_every_recipe_takes_three_steps_and_ends_with_exact_masks(family, name):
   tiny = TINY[family]
   recipe = recipes.create(name, tiny.rules, STEPS, dense=0.0)
   model = create(family, scan=True, **tiny.noise, **tiny.fewer)
-  if recipe.sparse:
-    model = nn.sparsify(model, recipe.pattern)
-  tx = recipe.transform(optax.adamw(1e-2))
+  model = nn.sparsify(model, recipe)
+  tx = recipe.adamw(1e-2)
   state = TrainState.create(model, recipe, tx, loss=tiny.loss)
   first = flatten(state.params)
   traces = []
