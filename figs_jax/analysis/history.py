@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from figs_jax.core.groups import normalized
-from figs_jax.core.tree import Leaf, flatten
+from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.train import seeds
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed
@@ -288,7 +288,7 @@ def evolution(
   steps, patterns, found, changed = [], [], [], {}
   before: dict[str, np.ndarray] = {}
   bound = experiment.abstract_state.bound
-  leaves: Mapping[str, Leaf] = bound.leaves
+  leaves: Mapping[str, MaskedKernel] = bound.leaves
   layer, shape = _chosen(history, leaves, layer), (0, 0)
   (chain,) = (each.chain for each in bound.kernels if each.path == layer)
   for step, masks, switched in _masks(history, experiment, seed):
@@ -322,7 +322,7 @@ def evolution(
 
 
 def _chosen(
-  history: History, leaves: Mapping[str, Leaf], layer: str | None
+  history: History, leaves: Mapping[str, MaskedKernel], layer: str | None
 ) -> str:
   if layer is None:
     return next(iter(leaves))
@@ -359,7 +359,7 @@ def _masks(
       )
 
 
-def _table(mask: np.ndarray, leaf: Leaf) -> np.ndarray:
+def _table(mask: np.ndarray, leaf: MaskedKernel) -> np.ndarray:
   """A mask as a matrix whose groups run down the columns."""
   axes = normalized(mask.shape, leaf.axis)
   rest = [axis for axis in range(mask.ndim) if axis not in axes]

@@ -214,7 +214,7 @@ def exactness(weights: Sequence[Any], leaves: Any) -> Sheet:
 
   Args:
     weights: finished parameters, one tree per seed.
-    leaves: path -> `Leaf`.
+    leaves: path -> `MaskedKernel`.
   """
   checks = [exact_nm(params, leaves) for params in weights]
   rows = [
