@@ -91,11 +91,7 @@ _STEP = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer(
   "seed", None, "Of a --workdir with seeds, the place of one; 0 by default."
 )
-_RECIPE_FILE = flags.DEFINE_string(
-  "recipe_file",
-  None,
-  "Python file to run first: the one that registers a recipe of your own.",
-)
+_RECIPE_FILE = cli.define_user_file("recipe")
 
 
 def main() -> None:
@@ -170,7 +166,7 @@ def _tables(batches: Any, sweeps_pattern: bool) -> Any:
   if _MODEL.value:
     tables = workloads.from_model(_MODEL.value, sizes, _PATTERN.value)
   else:
-    cli.run_recipe_file(_RECIPE_FILE.value)
+    cli.run_user_file(_RECIPE_FILE)
     tables = workloads.from_run(
       str(_WORKDIR.value),
       sizes,
