@@ -27,7 +27,7 @@ _LINES = ("-", "--", "-.", ":")
 _FEW = 25  # the most points of a curve that all get a marker
 _LEADER = 13.0  # points; texts further from their marker have a leader line
 _GAP = 1.0  # points between texts
-_BAR, _CAP, _NESTED = 1.2, 2.0, 1.8  # points; see _draw_marks
+_NESTED = 1.4  # points that a marker and bar grow by per mark drawn on them
 
 
 def image_bytes(figure: Any, kind: str) -> bytes:
@@ -245,7 +245,7 @@ def limits(values: Iterable[float], least: float) -> tuple[float, float]:
 
 
 def _draw_marks(ax: Any, marks: Sequence[Mark]) -> None:
-  """Marks that share an x are nested: the later, the smaller and thinner.
+  """Nests overlapping marks: the later, the smaller and thinner.
 
   Markers are open and every bar runs through the centre of its own marker, so
   nothing is hidden and nothing is moved.
@@ -254,7 +254,7 @@ def _draw_marks(ax: Any, marks: Sequence[Mark]) -> None:
 
   ax.axvline(1.0, color="0.8", linestyle=":", zorder=0)
   for index, mark in enumerate(marks):
-    extra = _NESTED * _later_at_same_x(marks, index)
+    extra = _NESTED * sum(_overlap(mark, other) for other in marks[index + 1 :])
     colour = line_style(mark.index)["color"]
     ax.plot(
       mark.x, mark.y, linestyle="", marker=marker(mark.index),
@@ -263,19 +263,19 @@ def _draw_marks(ax: Any, marks: Sequence[Mark]) -> None:
     )  # fmt: skip
     if math.isnan(mark.error):
       continue
-    _, caps, (bar,) = ax.errorbar(
+    _, _, (bar,) = ax.errorbar(
       mark.x, mark.y, yerr=mark.error, fmt="none", ecolor=colour,
-      capsize=_CAP + extra, elinewidth=_BAR + extra, zorder=2,
+      capsize=2 + extra, elinewidth=1.2 + extra, zorder=2,
     )  # fmt: skip
-    edge = withStroke(linewidth=_BAR + extra + 1, foreground="white")
-    for artist in (bar, *caps) if extra else ():
-      artist.set_path_effects([edge])
+    edge = withStroke(linewidth=1.7 + extra, foreground="white")
+    bar.set_path_effects([edge])
 
 
-def _later_at_same_x(marks: Sequence[Mark], index: int) -> int:
-  """Number of later marks that share the x of a mark."""
-  later = marks[index + 1 :]
-  return sum(abs(mark.x - marks[index].x) < 1e-3 for mark in later)
+def _overlap(mark: Mark, other: Mark) -> bool:
+  """Whether two marks have the same x, and error bars that overlap."""
+  (low, high), (other_low, other_high) = mark.ends, other.ends
+  same_x = abs(mark.x - other.x) < 1e-3
+  return same_x and low <= other_high and other_low <= high
 
 
 class _Box(NamedTuple):

@@ -69,7 +69,7 @@ def test_every_marker_and_bar_is_at_its_true_position():
 def test_bars_at_one_position_all_show():
   """Each is thinner than those below it, so that none is hidden."""
   peers = [Mark(2.0, 90.0, 0.5, str(i), "1:4", i) for i in range(4)]
-  alone = Mark(3.0, 90.0, 0.5, "alone", "1:4", 4)
+  alone = Mark(2.0, 88.0, 0.5, "alone", "1:4", 4)
   figure, (ax,) = drawn([*peers, alone])
   *nested, last = (float(bar[2][0].get_linewidth()[0]) for bar in ax.containers)
   assert nested == sorted(nested, reverse=True) and len(set(nested)) == 4
@@ -77,11 +77,10 @@ def test_bars_at_one_position_all_show():
   sizes = [line.get_markersize() for line in open_markers(ax)]
   assert sizes[:4] == sorted(sizes[:4], reverse=True)
   assert len(set(sizes[:4])) == 4 and sizes[4] == sizes[3]
-  image = Image.open(io.BytesIO(plot_style.image_bytes(figure, "png")))
-  pixels = np.asarray(image.convert("RGB"))
-  figure.draw_without_rendering()
-  x, y = ax.transData.transform((2.0, 90.3)).round().astype(int)
-  row = pixels[len(pixels) - y, x - 20 : x + 21].tolist()
+  figure.savefig(out := io.BytesIO(), dpi=4 * figure.dpi)
+  pixels = np.asarray(Image.open(out).convert("RGB"))
+  x, y = (4 * ax.transData.transform((2.0, 90.45))).round().astype(int)
+  row = pixels[len(pixels) - y, x - 30 : x + 31].tolist()
   for peer in peers:
     colour = plot_style.RUNS[peer.index]
     assert [int(colour[i : i + 2], 16) for i in (1, 3, 5)] in row
