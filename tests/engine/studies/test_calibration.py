@@ -20,7 +20,7 @@ from figs_jax.engine.studies.calibration import (
   systolic_cycles,
 )
 
-DATA = pathlib.Path(__file__).parent / "data"
+DATA = pathlib.Path(__file__).parents[1] / "data"
 # Largest size of a range -> rows, and the MAPE in percent that the model and
 # the line through cycles should have on it, out of sample.
 RANGES = {
