@@ -24,7 +24,7 @@ from figs_jax.core.pattern import NM
 from figs_jax.engine.blocks import block_counts
 from figs_jax.engine.description import UNLIMITED
 from figs_jax.engine.simulator import figs, vegeta
-from figs_jax.engine.simulator.array import run
+from figs_jax.engine.simulator.array import clock
 from figs_jax.engine.spec import Engine, Figs, Vegeta
 from figs_jax.engine.spec_text import parse
 
@@ -88,18 +88,18 @@ def simulate(
   x, w = np.asarray(x), np.asarray(w)
   if x.ndim != 2 or w.ndim != 2 or x.shape[1:] != w.shape[:1]:
     raise ValueError(
-      f"simulate: Expected x (M, K) and w (K, N), got {x.shape} and {w.shape}"
+      f"simulate: expected x (M, K) and w (K, N), got {x.shape} and {w.shape}"
     )
   kinds = {x.dtype.kind, w.dtype.kind}
   if not kinds <= set("biuf"):
     raise ValueError(
-      f"simulate: Expected integers or floats, got {x.dtype} and {w.dtype}"
+      f"simulate: expected integers or floats, got {x.dtype} and {w.dtype}"
     )
   x, w = (a.astype(np.float64 if "f" in kinds else np.int64) for a in (x, w))
   nm = NM(1, 1) if pattern in (None, "dense") else NM.parse(pattern)
   kept = _kept(w, nm, mask)
   program = _PROGRAMS[type(array)](x, w, kept, array, nm)
-  out, counts = run(program)
+  out, counts = clock(program)
   # Columns hold the results of neighbouring outputs.
   (M, _), N = x.shape, w.shape[1]
   per_column = program.results // out.shape[2]
@@ -114,7 +114,7 @@ def _kept(w: np.ndarray, nm: NM, mask: np.ndarray | None) -> np.ndarray:
   kept = w != 0 if mask is None else np.asarray(mask)
   if kept.dtype != np.bool_ or kept.shape != w.shape:
     raise ValueError(
-      f"mask: Expected bool (K, N) = {w.shape}, got {kept.dtype} {kept.shape}"
+      f"mask: expected bool (K, N) = {w.shape}, got {kept.dtype} {kept.shape}"
     )
   if (w[~kept] != 0).any():
     raise ValueError(
@@ -134,10 +134,10 @@ def _kept(w: np.ndarray, nm: NM, mask: np.ndarray | None) -> np.ndarray:
 def _clockable(engine: Engine) -> Any:
   """The engine, if it can be clocked."""
   if type(engine) not in _PROGRAMS:
-    raise ValueError(f"simulate: Expected a FIGS or VEGETA array, got {engine}")
+    raise ValueError(f"simulate: expected a FIGS or VEGETA array, got {engine}")
   if any(np.ndim(leaf) for leaf in engine.leaves):
     raise ValueError(
-      f"simulate: Expected a single design, got several in {engine}; clock one"
+      f"simulate: expected a single design, got several in {engine}; clock one"
       " at a time"
     )
   if engine.dram_bw != UNLIMITED:

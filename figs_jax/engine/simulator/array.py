@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class Program(NamedTuple):
+class ArrayProgram(NamedTuple):
   """Everything an array needs to run a GEMM: its shape, tables and operands.
 
   D blocks, C columns, R input registers, P MACs per column, Q sums per column
@@ -90,7 +90,7 @@ class _Order(NamedTuple):
   unit: Any  # the first of these rows
 
 
-def run(p: Program) -> tuple[np.ndarray, dict[str, int]]:
+def clock(p: ArrayProgram) -> tuple[np.ndarray, dict[str, int]]:
   """Clocks the array until its last result has left.
 
   Args:
@@ -122,9 +122,10 @@ def run(p: Program) -> tuple[np.ndarray, dict[str, int]]:
   shadow, active, products = np.zeros((3, P, C), p.x.dtype)
   partial, sums = np.zeros((2, Q, C), p.x.dtype)
   out = np.zeros((len(p.output), M, C, p.bottom.size), p.x.dtype)
-  filter_reads = ofmap_writes = ifmap_reads = cycle = 0
+  ifmap_reads = filter_reads = ofmap_writes = cycle = 0
 
-  for cycle, (order, buffer, ifmap_reads) in enumerate(_corner(p, length)):
+  for cycle, (order, buffer, reads) in enumerate(_corner(p, length)):
+    ifmap_reads += reads
     orders[cycle % length], line[cycle % length] = order, buffer
 
     def arriving(late, now=cycle):
@@ -181,7 +182,7 @@ def run(p: Program) -> tuple[np.ndarray, dict[str, int]]:
 
 
 def _corner(
-  p: Program, length: int
+  p: ArrayProgram, length: int
 ) -> Iterator[tuple[_Order, np.ndarray, int]]:
   """Gives an order per cycle until the last result has left.
 
@@ -190,7 +191,7 @@ def _corner(
     length: Cycles from an order until its results have left every column.
 
   Yields:
-    The order, the input vector that enters with it, and the words read so far.
+    The order, the input vector that enters with it, and the words read.
   """
   full, folds = p.overlap == "full", len(p.vectors)
   vectors, after, kappa = (x.tolist() for x in (p.vectors, p.after, p.kappa))
@@ -257,6 +258,7 @@ def _corner(
       entering,
       reads,
     )
+    reads = 0
     ends.appendleft(over and last)
     held = 0 if over or not busy else held + 1
     vector += over

@@ -17,7 +17,7 @@ import numpy as np
 from figs_jax.core.pattern import NM
 from figs_jax.engine.figs import packing
 from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.simulator.array import Program, extended
+from figs_jax.engine.simulator.array import ArrayProgram, extended
 from figs_jax.engine.spec import Figs
 
 
@@ -37,7 +37,7 @@ class _Shape(NamedTuple):
 
 def program_of(
   x: np.ndarray, w: np.ndarray, mask: np.ndarray, engine: Figs, pattern: NM
-) -> Program:
+) -> ArrayProgram:
   """Writes the program of x @ w.
 
   Args:
@@ -58,7 +58,7 @@ def program_of(
   parts = extended(x, M, down * D * block).reshape(M, down, D * block)
   real = extended(np.ones(K, bool), down * D * block).reshape(down, -1)
   output = extended(np.ones(N, bool), across * C * s * beta)
-  return Program(
+  return ArrayProgram(
     overlap=engine.overlap,
     blocks=D,
     hop=1 + int(engine.sigma),
@@ -91,8 +91,8 @@ def program_of(
 def _places(a: _Shape) -> dict[str, np.ndarray]:
   """The block, sum and row of weights of each register and MAC.
 
-  MAC p is lane p % beta of the PE in row p // beta. Of the R beta sums, D s beta
-  are used: block by block, slot by slot.
+  MAC p is lane p % beta of the PE in row p // beta. Of the R beta sums,
+  D s beta are used: block by block, slot by slot.
   """
   row, mac = np.arange(a.R), np.arange(a.R * a.beta)
   place, width = mac // a.beta, a.s * a.beta

@@ -1,11 +1,12 @@
 """Programs of VEGETA's array: where weights lie, and the order of folds.
 
-A row of K_c multipliers holds one weight of each of M_c outputs; beta rows make
-a row of PEs. Of every block of 4, an S engine runs h = 1 or 2 weights in h rows,
-each of which is fed the 4 values of the block for a multiplexer to choose from;
-fuller blocks run dense, as everything does on a D engine. PEs register their
-inputs and their products, and control takes a cycle before the first input and
-one after the last result: hence a tile takes WL + mode + 2 cycles.
+A row of multipliers (K_c of them) holds one weight of each of M_c outputs; beta
+rows make a row of PEs. Of every block of 4, an S engine runs h = 1 or 2 weights
+in h rows, each of which is fed the 4 values of the block for a multiplexer to
+choose from; fuller blocks run dense, as everything does on a D engine. PEs
+register their inputs and their products, and control takes a cycle before the
+first input and one after the last result, so that a tile takes WL + mode + 2
+cycles.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from figs_jax.core.pattern import NM
 from figs_jax.engine.blocks import fit
 from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.simulator.array import Program, extended
+from figs_jax.engine.simulator.array import ArrayProgram, extended
 from figs_jax.engine.spec import VEGETA_BLOCK, Vegeta
 
 
@@ -44,7 +45,7 @@ class _Shape(NamedTuple):
 
 def program_of(
   x: np.ndarray, w: np.ndarray, mask: np.ndarray, engine: Vegeta, pattern: NM
-) -> Program:
+) -> ArrayProgram:
   """Writes the program of x @ w.
 
   Args:
@@ -63,7 +64,7 @@ def program_of(
   shape = _Shape(R, C, alpha, beta, lanes, block, held, down, across)
   folds = _folds(M, down, across, engine)
   output = extended(np.ones(N, bool), across * cols)
-  return Program(
+  return ArrayProgram(
     overlap=engine.overlap,
     blocks=R // beta,
     hop=1,

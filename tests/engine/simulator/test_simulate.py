@@ -221,9 +221,9 @@ def test_floats_and_masks_that_are_not_given():
 @pytest.mark.parametrize(
   "engine, pattern, change, why",
   [
-    ("ws:8x8", "1:4", {}, "Expected a FIGS or VEGETA array, got ws:8x8"),
+    ("ws:8x8", "1:4", {}, "expected a FIGS or VEGETA array, got ws:8x8"),
     ("figs:8x2:dram_bw=4", "1:4", {}, "bounds the memory"),
-    (Figs(np.array([8, 16]), 2), "1:4", {}, "Expected a single design"),
+    (Figs(np.array([8, 16]), 2), "1:4", {}, "expected a single design"),
     ("figs:8x2", "1:4", {"x": np.ones((3, 5), int)}, r"x \(M, K\) and w \(K"),
     ("figs:8x2", "1:4", {"x": np.ones((3, 8), complex)}, "integers or floats"),
     ("figs:8x2", "1:4", {"mask": np.ones((8, 3), int)}, r"bool \(K, N\)"),
