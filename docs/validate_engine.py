@@ -29,7 +29,8 @@ from figs_jax.engine import Energy, cost, parse, roofline, vegeta
 from figs_jax.engine.roofline import amdahl, intensity
 from figs_jax.engine.simulator._simulate import simulate
 from figs_jax.engine.spec import Systolic, Vegeta
-from figs_jax.engine.studies import calibration, flat
+from figs_jax.engine.studies import calibration
+from figs_jax.engine.studies.attention import flat_claims, flat_ideal
 from figs_jax.engine.studies.bandwidth import (
   iso_bandwidth_speedup,
   ledger,
@@ -453,7 +454,7 @@ def energies() -> list[Claim]:
 
 def attention() -> list[Claim]:
   claims = []
-  for found in flat.claims():
+  for found in flat_claims():
     what = f"FLAT, {found.platform}, baseline ends at the {found.baseline}"
     low, high = found.ideal
     claims.append(between(f"{what}: ideal machine", found.published, low, high))
@@ -463,7 +464,7 @@ def attention() -> list[Claim]:
   stated = between(
     "FLAT, edge: ideal machine at 1 GHz and 50 GB/s",
     1.94,
-    *flat.ideal(32 * 32, 50),
+    *flat_ideal(32 * 32, 50),
   )
   return [stated, *claims]
 

@@ -23,6 +23,9 @@ class Description:
   HEAD: ClassVar[tuple[str, ...]] = ()
   # Numeric fields that may be 0; the others start at 1.
   FROM_ZERO: ClassVar[tuple[str, ...]] = ()
+  # Unit of its cycles, and whether it is an array of multipliers.
+  unit: ClassVar[str] = "cycles"
+  is_array: ClassVar[bool] = True
 
   def __post_init__(self):
     kind = type(self).__name__

@@ -218,6 +218,9 @@ class Figs(Description):
 class Chip(Description):
   """A description whose head names a chip of `figs_jax.engine.spec_text`."""
 
+  unit = "ns"
+  is_array = False
+
   def implied(self) -> dict[str, Any]:
     from figs_jax.engine.spec_text import parse
 

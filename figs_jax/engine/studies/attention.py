@@ -1,22 +1,31 @@
 """Attention's two products, one after the other or fused as in FLAT.
 
 softmax(Q K') V with L queries, S keys and head dimension D makes L S logits per
-head. Unfused, an operator finishes before the next begins, and logits that do
-not fit on chip go off chip: written, read for the softmax, written, read (4
-passes; 2 where the softmax happens on the way). FLAT (arXiv 2107.06419) works
-on tiles of r rows of Q instead; a tile's logits, r S of them, never leave the
-chip:
+head. Unfused, an operator finishes before the next one begins, and logits that
+do not fit on chip cross the pins in 4 passes: written and read for the softmax,
+written and read again (2 if the softmax happens on the way). FLAT (arXiv
+2107.06419) works on tiles of r rows of Q, whose logits never leave the chip:
 
-  bytes on chip      b (r S + 2 r D + 2 D)        K and V pass by, row by row
-                  or b (r S + 2 r D + 2 S D)      K and V stay for all tiles
-  bytes off chip     b (2 L D + ceil(L / r) 2 S D),  or b (2 L D + 2 S D)
-  cycles             max(compute + softmax, DRAM bytes / BW, SRAM bytes / BW)
+  bytes on chip   b (r S + 2 r D + 2 D)      K and V pass by, row by row     (1)
+                  b (r S + 2 r D + 2 S D)    K and V stay for all tiles      (2)
+  bytes off chip  b (2 L D + ceil(L / r) 2 S D)                   with (1)   (3)
+                  b (2 L D + 2 S D)                               with (2)   (4)
+  cycles          max(compute + softmax, DRAM bytes / BW, SRAM bytes / BW)   (5)
 
-where an unfused operator takes such a maximum of its own, or the sum of both
-where nothing overlaps. Compute is what the
-engine needs for its products of r rows each. The softmax waits for its rows and
-the products wait for it. Where not even the asked tile fits, the fused form
-falls back to the unfused one and says so.
+An unfused operator takes such a maximum of its own; where memory is not hidden,
+maxima become sums. Compute is what the engine needs for products of r rows. The
+softmax waits for its rows, and the products wait for the softmax. Where a tile
+does not fit, attention runs unfused, and `AttentionCost.fused` says so.
+
+FLAT publishes means of 1.94x at the edge and 1.76x in the cloud over
+accelerators without its dataflow, but neither the sequence lengths behind them
+nor how its baseline overlaps memory with compute. Its platforms and models are
+public in the artefact of FuseMax (arXiv 2406.10491, MIT licence), which
+recomputed FLAT: 940 MHz, 16-bit values, batch 64, an edge array of 32 x 32 with
+512 KiB and 50 GiB/s, a cloud array of 256 x 256 with 32 MiB and 400 GiB/s. The
+bandwidths on chip, 1 and 8 TB/s, are those commonly quoted. With these, an
+ideal machine brackets the edge figure but not the cloud figure, and the mean of
+this model reaches neither (`flat_claims`).
 """
 
 from __future__ import annotations
@@ -39,23 +48,21 @@ from figs_jax.engine.int64 import (
   larger,
   smaller,
 )
-from figs_jax.engine.spec import Csr, Engine, Roofline
+from figs_jax.engine.spec import Engine, Systolic
 from figs_jax.engine.spec_text import parse
 
-UNFUSED = ("head", "operator")
-OVERLAPS = ("full", "none")
 _SIZE = (1, 2**31 - 1)
 
 
 @array_dataclass()
 @dataclasses.dataclass(frozen=True)
-class Attention:
-  """softmax(Q K') V of batch x heads; integers or integer arrays.
+class AttentionShape:
+  """Sizes of softmax(Q K') V for batch x heads; integers or integer arrays.
 
   Raises:
-    ValueError: a size out of range.
+    ValueError: If a size is out of range.
 
-  >>> Attention(1, 12, 197, 197, 64).keys
+  >>> AttentionShape(1, 12, 197, 197, 64).keys
   197
   """
 
@@ -73,23 +80,24 @@ class Attention:
 @array_dataclass("unfused", "overlap")
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """What surrounds the array; integers or integer arrays.
+  """Memory around an array; integers or integer arrays.
 
   Attributes:
-    buffer: bytes on chip.
-    dram_bw: bytes per cycle off chip.
-    sram_bw: bytes per cycle between buffer and array.
-    tile_rows: rows r of a fused tile. 0 takes all that fit: beside K and V
-      where those fill at most half of the buffer, else with K and V passing by.
-    lanes: logits whose softmax is done per cycle; 0 leaves the softmax out.
-    logit_passes: how often unfused logits cross the pins, 4 or 2.
-    unfused: when the next operator begins: after the operator of one "head"
-      (so that one head's logits may stay on chip), or of them all ("operator").
-    overlap: "full" hides memory behind compute (double buffers, whose bytes are
-      not counted); "none" adds it.
+    buffer: Bytes on chip.
+    dram_bw: Bytes per cycle off chip.
+    sram_bw: Bytes per cycle between buffer and array.
+    tile_rows: Rows r of a fused tile. 0 takes as many as fit: beside K and V if
+      these fill at most half of the buffer, else with K and V passing by.
+    lanes: Logits whose softmax is done per cycle. 0 leaves the softmax out.
+    logit_passes: Number of times that unfused logits cross the pins, 2 to 4.
+    unfused: When the next operator begins: after the operator of one "head", so
+      that its logits may stay on chip, or of all heads ("operator").
+    overlap: "full" hides memory behind compute, with double buffers whose bytes
+      are not counted; "none" adds it.
 
   Raises:
-    ValueError: an unknown `unfused` or `overlap`, or a number out of range.
+    ValueError: If `unfused` or `overlap` is unknown, or a number is out of
+      range.
   """
 
   buffer: Any
@@ -101,6 +109,10 @@ class Memory:
   unfused: str = "head"
   overlap: str = "full"
 
+  CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+    "unfused": ("head", "operator"),
+    "overlap": ("full", "none"),
+  }
   LIMITS: ClassVar[dict[str, tuple[int, int]]] = {
     "buffer": (1, 2**53),
     "dram_bw": _SIZE,
@@ -111,29 +123,31 @@ class Memory:
   }
 
   def __post_init__(self):
-    for name, legal in (("unfused", UNFUSED), ("overlap", OVERLAPS)):
-      got = getattr(self, name)
-      if got not in legal:
-        raise ValueError(f"Memory {name}={got!r}: {nearest(got, legal)}")
+    for name, legal in self.CHOICES.items():
+      value = getattr(self, name)
+      if value not in legal:
+        raise ValueError(
+          f"Memory: unknown {name} {value!r}, {nearest(value, legal)}"
+        )
     _check_whole(self, self.LIMITS)
 
 
 @array_dataclass()
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionCost:
-  """What attention costs, all heads of the batch; int64 but for the energy.
+  """What attention costs, all heads of the batch; int64 except for the energy.
 
   Attributes:
-    cycles: compute + softmax + stall.
-    compute: cycles of the engine for both products.
-    softmax: cycles of the softmax.
-    stall: waiting for memory, on chip or off.
-    dram_bytes: to and from memory.
-    sram_bytes: between the buffer and the array, and of the softmax.
-    tile_rows: rows of a tile; all queries where nothing is fused.
-    fused: 1 where tiles are fused, else 0.
-    resident: 1 where K and V of a head are read once, else 0.
-    energy_pj: float64.
+    cycles: The sum of compute, softmax and stall.
+    compute: Cycles of the engine for both products.
+    softmax: Cycles of the softmax.
+    stall: Cycles of waiting for memory, on chip or off.
+    dram_bytes: Bytes to and from memory.
+    sram_bytes: Bytes between buffer and array, and of the softmax.
+    tile_rows: Rows of a tile; all queries if nothing is fused.
+    fused: 1 if tiles are fused, else 0.
+    resident: 1 if K and V of a head are read once, else 0.
+    energy_pj: Energy in picojoules, float64.
   """
 
   cycles: Any
@@ -149,27 +163,28 @@ class AttentionCost:
 
 
 def attention_cost(
-  attention: Attention,
+  attention: AttentionShape,
   engine: Engine | str,
   memory: Memory,
   fused: bool = True,
   itemsize: int = 2,
   energy: Energy = AT_45_NM,
 ) -> AttentionCost:
-  """What attention costs on an array; everything broadcasts, jits and vmaps.
+  """What attention costs on an array; arguments broadcast, jit and vmap.
 
   Args:
-    attention: sizes.
-    engine: an array, or its spec; its own `dram_bw` is not looked at.
-    memory: buffer and bandwidths.
-    fused: whether to fuse.
-    itemsize: bytes per value, b.
-    energy: picojoules per operation.
+    attention: Sizes.
+    engine: Array, or its spec; its own `dram_bw` is ignored.
+    memory: Buffer and bandwidths.
+    fused: Whether to fuse.
+    itemsize: Bytes per value, b.
+    energy: Picojoules per operation.
 
   Raises:
-    ValueError: a roofline, a bad itemsize, or a result past int64.
+    ValueError: If the engine is a roofline, `itemsize` is invalid, or a result
+      does not fit int64.
 
-  >>> short = Attention(1, 12, 512, 512, 64)
+  >>> short = AttentionShape(1, 12, 512, 512, 64)
   >>> chip = Memory(buffer=2**19, dram_bw=57)
   >>> array = "os:32x32:overlap=full"
   >>> both = [attention_cost(short, array, chip, f) for f in (False, True)]
@@ -177,26 +192,22 @@ def attention_cost(
   ([28311552, 3145728], 307)
   """
   engine = parse(engine)
-  if isinstance(engine, Roofline | Csr):
-    raise ValueError(
-      f"attention_cost: {engine} is no array; give one, as in 'ws:128x128'"
-    )
+  check_array(engine)
   check_itemsize(itemsize)
-  sizes = attention.queries, attention.keys, attention.head_dim
+  L, S, D = sizes = attention.queries, attention.keys, attention.head_dim
   plan = _exact_plan(
-    *(*sizes, memory.buffer, memory.tile_rows), fused=fused, itemsize=itemsize
+    *sizes, memory.buffer, memory.tile_rows, fused=fused, itemsize=itemsize
   )
-  L, S, D = sizes
   rows, tail = plan["rows"], plan["tail"]
-  asked = [(rows, S, D), (rows, D, S), (tail, S, D), (tail, D, S)]
-  found = [evaluate(*sides, 1, 1, engine, itemsize) for sides in asked]
-  cycles = [c["cycles"] - c["stall_dram"] for c in found]
+  products = [(rows, S, D), (rows, D, S), (tail, S, D), (tail, D, S)]
+  each = [evaluate(*sides, 1, 1, engine, itemsize) for sides in products]
+  cycles = [c["cycles"] - c["stall_dram"] for c in each]
   words = [
-    c["ifmap_reads"] + c["filter_reads"] + c["ofmap_writes"] for c in found
+    c["ifmap_reads"] + c["filter_reads"] + c["ofmap_writes"] for c in each
   ]
   flags = [plan[name] for name in ("whole", "last", "fits", "resident")]
-  done = _exact_total(
-    *(attention.batch, attention.heads, L, S, D, *flags, *cycles, *words),
+  total = _exact_total(
+    *(attention.batch, attention.heads, *sizes, *flags, *cycles, *words),
     *(memory.buffer, memory.dram_bw, memory.sram_bw, memory.lanes),
     memory.logit_passes,
     itemsize=itemsize,
@@ -205,11 +216,20 @@ def attention_cost(
     energy=energy,
   )
   return AttentionCost(
-    **done,
-    tile_rows=rows,
-    fused=plan["fits"],
-    resident=plan["resident"],
+    **total, tile_rows=rows, fused=plan["fits"], resident=plan["resident"]
   )
+
+
+def check_array(engine: Engine) -> None:
+  """Refuses a roofline, which has neither ports nor a buffer.
+
+  Raises:
+    ValueError: If the engine is not an array.
+  """
+  if not engine.is_array:
+    raise ValueError(
+      f"engine: expected an array, as in 'ws:128x128', got {engine}"
+    )
 
 
 def _check_whole(owner: Any, limits: Mapping[str, tuple[int, int]]) -> None:
@@ -226,8 +246,8 @@ def _check_whole(owner: Any, limits: Mapping[str, tuple[int, int]]) -> None:
     elif array.ndim:
       got = f"{array.dtype} of shape {array.shape}"
     raise ValueError(
-      f"{type(owner).__name__} {name}={got}: give integers from {least} to"
-      f" {most}"
+      f"{type(owner).__name__} {name}: expected integers from {least} to"
+      f" {most}, got {got}"
     )
 
 
@@ -237,10 +257,10 @@ def _at_least(a: Any, b: Any) -> Any:
 
 
 def _plan(L, S, D, buffer, tile_rows, *, fused, itemsize):
-  """How many rows a tile has, and what stays on chip."""
+  """The rows of a tile, and what stays on chip."""
   row = itemsize * (S + 2 * D)
-  beside = larger((buffer - itemsize * 2 * S * D) // row, 0)
-  passing = larger((buffer - itemsize * 2 * D) // row, 0)
+  passing = larger((buffer - itemsize * 2 * D) // row, 0)  # (1)
+  beside = larger((buffer - itemsize * 2 * S * D) // row, 0)  # (2)
   half = _at_least(buffer, 2 * itemsize * 2 * S * D)
   most = half * beside + (1 - half) * passing
   given = smaller(tile_rows, 1)
@@ -251,7 +271,7 @@ def _plan(L, S, D, buffer, tile_rows, *, fused, itemsize):
   return {
     "rows": rows,
     "whole": L // rows,
-    # A product without rows has no cost: it is weighed by `last`.
+    # A product needs a row; `last` decides whether it counts.
     "tail": larger(tail, 1),
     "last": smaller(tail, 1),
     "fits": fits,
@@ -276,20 +296,19 @@ def _total(
   logits = many * itemsize * L * S
   softmax = smaller(lanes, 1) * ceil_div(many * L * S, larger(lanes, 1))
   ends, sides = many * itemsize * L * D, many * itemsize * S * D
-  # Fused: Q in, the output out, K and V once or for every tile.
   tiles = whole + last
-  tiled = 2 * ends + 2 * sides * (resident + (1 - resident) * tiles)
+  tiled = 2 * ends + 2 * sides * (resident + (1 - resident) * tiles)  # (3), (4)
   # Unfused: the logits stay if they fit beside K and V.
   alive = L * S * (many if live == "operator" else 1)
   holds = _at_least(buffer, itemsize * (alive + 2 * S * D))
   crossing = (1 - holds) * logits
-  # Else each operator keeps its K or V, or as many rows of Q as fit.
+  # Otherwise each operator keeps its K or V, or as many rows of Q as fit.
   kept = larger(holds, _at_least(buffer, itemsize * (S + 2) * D))
   blocks = ceil_div(L, larger(buffer // (itemsize * D) - 2, 1))
   product = ends + sides * (kept + (1 - kept) * blocks) + crossing
   apart = (2 * product, crossing * (passes - 2))
 
-  def bound(cycles, dram, on_chip):
+  def bound(cycles, dram, on_chip):  # (5)
     moved = larger(ceil_div(dram, dram_bw), ceil_div(on_chip, sram_bw))
     return larger(cycles, moved) if overlap == "full" else cycles + moved
 
@@ -326,3 +345,107 @@ _exact_total = exact(
   | {"passes": Memory.LIMITS["logit_passes"], "whole": _SIZE},
   least=0,
 )
+
+# FLAT's platforms: array, memory and published speed-up. Bytes per cycle at
+# 940 MHz, rounded to whole bytes (by less than 0.3 %).
+_PLATFORMS = {
+  "edge": (
+    Systolic("os", 32, 32, "full"),
+    Memory(buffer=512 * 2**10, dram_bw=57, sram_bw=1064),
+    1.94,
+  ),
+  "cloud": (
+    Systolic("os", 256, 256, "full"),
+    Memory(buffer=32 * 2**20, dram_bw=457, sram_bw=8511),
+    1.76,
+  ),
+}
+# Heads and head dimensions of BERT, TrXL, T5 and XLM.
+_HEADS = np.array([(12, 64), (16, 64), (8, 64), (16, 128)]).T[:, :, None]
+_BATCH, _LENGTHS = 64, 512 << np.arange(8)  # 512 to 64K
+
+
+@dataclasses.dataclass(frozen=True)
+class FlatClaim:
+  """A speed-up that FLAT publishes, beside this model's.
+
+  Pairs are over a baseline that hides memory behind compute, and over one that
+  hides nothing. Means are geometric.
+
+  Attributes:
+    platform: "edge" or "cloud".
+    baseline: When an unfused operator ends, as in `Memory.unfused`.
+    published: Speed-up of FLAT over its baseline.
+    ideal: Result of `flat_ideal` on this platform.
+    mean: Means of this model over all models and lengths.
+    extremes: The least of the first kind and the greatest of the second.
+  """
+
+  platform: str
+  baseline: str
+  published: float
+  ideal: tuple[float, float]
+  mean: tuple[float, float]
+  extremes: tuple[float, float]
+
+  @property
+  def status(self) -> str:
+    """Whether the ideal machine brackets the published mean."""
+    low, high = self.ideal
+    return "bracket" if low <= self.published <= high else "not reproduced"
+
+
+def flat_ideal(
+  multipliers: int, dram_bw: int, dim: int = 64, passes: int = 4
+) -> tuple[float, float]:
+  """Speed-up by fusion if products fill the array and only logits move.
+
+  A logit costs c = 2 dim / multipliers cycles of compute and m = 2 passes /
+  dram_bw of memory, at 16 bits: max(1, m / c) over a baseline that overlaps
+  both, 1 + m / c over one that does not.
+
+  >>> [round(x, 2) for x in flat_ideal(32 * 32, 50)]  # edge: 1 GHz, 50 GB/s
+  [1.28, 2.28]
+  """
+  ratio = passes * multipliers / (dram_bw * dim)
+  return max(1.0, ratio), 1 + ratio
+
+
+def flat_claims() -> tuple[FlatClaim, ...]:
+  """FLAT's claims beside this model's, over models and lengths.
+
+  The faster of fused and unfused counts as FLAT: tiles of few rows do not fill
+  the array, and FLAT's own search falls back there too.
+
+  >>> [(c.platform, c.status) for c in flat_claims() if c.baseline == "head"]
+  [('edge', 'bracket'), ('cloud', 'not reproduced')]
+  """
+  heads, dims = _HEADS
+  shape = AttentionShape(_BATCH, heads, _LENGTHS, _LENGTHS, dims)
+  claims = []
+  for platform, (array, memory, published) in _PLATFORMS.items():
+    fused = attention_cost(shape, array, memory).cycles
+    for baseline in Memory.CHOICES["unfused"]:
+      hidden = dataclasses.replace(memory, unfused=baseline)
+      serial = dataclasses.replace(hidden, overlap="none")
+      apart, slow = (
+        attention_cost(shape, array, chip, False).cycles
+        for chip in (hidden, serial)
+      )
+      best = np.minimum(fused, apart)
+      low, high = apart / best, slow / best
+      claims.append(
+        FlatClaim(
+          platform,
+          baseline,
+          published,
+          ideal=flat_ideal(array.rows * array.cols, memory.dram_bw),
+          mean=(_mean(low), _mean(high)),
+          extremes=(float(low.min()), float(high.max())),
+        )
+      )
+  return tuple(claims)
+
+
+def _mean(x: np.ndarray) -> float:
+  return float(np.exp(np.log(x).mean()))

@@ -206,17 +206,21 @@ def test_what_the_fits_say_of_the_machine():
 def test_bad_measurements_are_refused_in_one_line():
   M = np.array([8, 16, 32, 64, 128])
   with pytest.raises(
-    ValueError, match=r"measured\[1\] = 0.0; give times above"
+    ValueError, match=r"expected times above 0, got measured\[1\] = 0.0"
   ):
     fit_latency(M, M, M, [1.0, 0.0, 1.0, 1.0, 1.0])
   with pytest.raises(ValueError, match=r"measured\[2\] = nan"):
     fit_cycles(M, [1.0, 1.0, np.nan, 1.0, 1.0])
-  with pytest.raises(ValueError, match="3 calls.* give at least 4 calls"):
+  with pytest.raises(ValueError, match="at least 4 calls .* got 3 calls"):
     fit_latency(M[:3], M[:3], M[:3], np.ones(3))
-  with pytest.raises(ValueError, match=r"5 calls, measured of shape \(4,\)"):
+  with pytest.raises(
+    ValueError, match=r"got 5 calls and times of shape \(4,\)"
+  ):
     fit_cycles(M, np.ones(4))
   for folds in (1, 6):
-    with pytest.raises(ValueError, match=f"folds={folds}: give 2 to 5"):
+    with pytest.raises(
+      ValueError, match=f"folds: expected 2 to 5.* got {folds}"
+    ):
       cross_validated(fit_cycles, [M], np.ones(5), folds)
 
 
