@@ -236,7 +236,7 @@ def run_cost(
     energy: Picojoules per operation.
 
   Raises:
-    ValueError: If there are no phases or one has no steps, and as `step_cost`.
+    ValueError: If phases are missing or without steps, and as `step_cost`.
 
   >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
   >>> run = run_cost([(10, [row], False), (90, [row])], "ws:32x32")

@@ -263,5 +263,7 @@ def test_what_is_no_file(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero")
 def test_an_endless_file_is_refused():
-  with pytest.raises(ValueError, match="row 1, character 1: got byte 0x00"):
+  with pytest.raises(
+    ValueError, match="row 1, character 1: expected text, got byte 0x00"
+  ):
     read_layers("/dev/zero")

@@ -88,13 +88,11 @@ def test_a_step_is_its_three_products(M, N, groups, count, forward, back, mvue):
     {"name": "dx", "M": M, "N": K, "K": N, "pattern": nm if back else None},
     {"name": "dw", "M": K, "N": N, "K": M, "pattern": mvue},
   ]
-  for part, single in zip(PARTS, singles, strict=True):
-    alone = cost([single], "ws:8x8")
-    assert getattr(got.cycles, part) == count * int(alone.cycles[0])
-    assert getattr(got.dram_bytes, part) == count * int(alone.dram_bytes[0])
-    np.testing.assert_allclose(
-      getattr(got.energy_pj, part), count * alone.energy_pj[0], rtol=1e-12
-    )
+  alone = cost(singles, "ws:8x8")
+  assert got.cycles._fields == PARTS
+  assert list(got.cycles) == [count * int(c) for c in alone.cycles]
+  assert list(got.dram_bytes) == [count * int(b) for b in alone.dram_bytes]
+  np.testing.assert_allclose(got.energy_pj, count * alone.energy_pj, rtol=1e-12)
 
 
 def test_only_masked_rows_get_a_pruned_weight_gradient():

@@ -194,29 +194,32 @@ def attention_cost(
   engine = parse(engine)
   check_array(engine)
   check_itemsize(itemsize)
-  L, S, D = sizes = attention.queries, attention.keys, attention.head_dim
+  L, S, D = attention.queries, attention.keys, attention.head_dim
   plan = _exact_plan(
-    *sizes, memory.buffer, memory.tile_rows, fused=fused, itemsize=itemsize
+    *(L, S, D, memory.buffer, memory.tile_rows), fused=fused, itemsize=itemsize
   )
-  rows, tail = plan["rows"], plan["tail"]
-  products = [(rows, S, D), (rows, D, S), (tail, S, D), (tail, D, S)]
-  each = [evaluate(*sides, 1, 1, engine, itemsize) for sides in products]
-  cycles = [c["cycles"] - c["stall_dram"] for c in each]
-  words = [
-    c["ifmap_reads"] + c["filter_reads"] + c["ofmap_writes"] for c in each
-  ]
-  flags = [plan[name] for name in ("whole", "last", "fits", "resident")]
+
+  def product(rows: Any, N: Any, K: Any) -> _Product:
+    parts = evaluate(rows, N, K, 1, 1, engine, itemsize)
+    return _Product(
+      parts["cycles"] - parts["stall_dram"],
+      parts["ifmap_reads"] + parts["filter_reads"] + parts["ofmap_writes"],
+    )
+
   total = _exact_total(
-    *(attention.batch, attention.heads, *sizes, *flags, *cycles, *words),
-    *(memory.buffer, memory.dram_bw, memory.sram_bw, memory.lanes),
-    memory.logit_passes,
+    attention,
+    memory,
+    _Plan(**plan),
+    *(product(plan["rows"], S, D), product(plan["rows"], D, S)),
+    *(product(plan["tail"], S, D), product(plan["tail"], D, S)),
     itemsize=itemsize,
-    live=memory.unfused,
-    overlap=memory.overlap,
     energy=energy,
   )
   return AttentionCost(
-    **total, tile_rows=rows, fused=plan["fits"], resident=plan["resident"]
+    **total,
+    tile_rows=plan["rows"],
+    fused=plan["fits"],
+    resident=plan["resident"],
   )
 
 
@@ -256,8 +259,33 @@ def _at_least(a: Any, b: Any) -> Any:
   return smaller(larger(a - b + 1, 0), 1)
 
 
-def _plan(L, S, D, buffer, tile_rows, *, fused, itemsize):
-  """The rows of a tile, and what stays on chip."""
+@array_dataclass()
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """The tiles of a head's queries, and what stays on chip."""
+
+  rows: Any  # of a whole tile
+  whole: Any  # number of whole tiles
+  tail: Any  # rows of a last tile, at least 1: a product needs a row
+  last: Any  # whether there is one
+  fits: Any  # whether tiles are fused
+  resident: Any  # whether K and V stay for all tiles
+
+
+@array_dataclass()
+@dataclasses.dataclass(frozen=True)
+class _Product:
+  """A product of a tile on the engine."""
+
+  cycles: Any
+  words: Any  # moved on chip
+
+
+def _plan(
+  L: Any, S: Any, D: Any, buffer: Any, tile_rows: Any, *, fused: bool,
+  itemsize: int,
+) -> dict[str, Any]:  # fmt: skip
+  """The fields of `_Plan`."""
   row = itemsize * (S + 2 * D)
   passing = larger((buffer - itemsize * 2 * D) // row, 0)  # (1)
   beside = larger((buffer - itemsize * 2 * S * D) // row, 0)  # (2)
@@ -267,59 +295,68 @@ def _plan(L, S, D, buffer, tile_rows, *, fused, itemsize):
   rows = smaller(given * tile_rows + (1 - given) * most, L)
   fits = int(fused) * _at_least(passing, rows) * smaller(rows, 1)
   rows = fits * rows + (1 - fits) * L
-  tail = L % rows
   return {
     "rows": rows,
     "whole": L // rows,
-    # A product needs a row; `last` decides whether it counts.
-    "tail": larger(tail, 1),
-    "last": smaller(tail, 1),
+    "tail": larger(L % rows, 1),
+    "last": smaller(L % rows, 1),
     "fits": fits,
     "resident": fits * _at_least(beside, rows),
   }
 
 
 def _total(
-  batch, heads, L, S, D, whole, last, fits, resident, qk, av, qk_tail, av_tail,
-  qk_words, av_words, qk_tail_words, av_tail_words, buffer, dram_bw, sram_bw,
-  lanes, passes, *, itemsize, live, overlap, energy,
-):  # fmt: skip
-  many = batch * heads
-  compute = [
-    many * (whole * rows + last * rest)
-    for rows, rest in ((qk, qk_tail), (av, av_tail))
-  ]
-  sram = [
-    many * itemsize * (whole * rows + last * rest)
-    for rows, rest in ((qk_words, qk_tail_words), (av_words, av_tail_words))
-  ]
+  shape: AttentionShape,
+  memory: Memory,
+  plan: _Plan,
+  qk: _Product,
+  av: _Product,
+  qk_tail: _Product,
+  av_tail: _Product,
+  *,
+  itemsize: int,
+  energy: Energy,
+) -> dict[str, Any]:
+  L, S, D = shape.queries, shape.keys, shape.head_dim
+  many = shape.batch * shape.heads
   logits = many * itemsize * L * S
-  softmax = smaller(lanes, 1) * ceil_div(many * L * S, larger(lanes, 1))
   ends, sides = many * itemsize * L * D, many * itemsize * S * D
-  tiles = whole + last
-  tiled = 2 * ends + 2 * sides * (resident + (1 - resident) * tiles)  # (3), (4)
+  compute, sram = [], []
+  for tile, tail in ((qk, qk_tail), (av, av_tail)):
+    cycles = plan.whole * tile.cycles + plan.last * tail.cycles
+    words = plan.whole * tile.words + plan.last * tail.words
+    compute.append(many * cycles)
+    sram.append(many * itemsize * words)
+  softmax = ceil_div(many * L * S, larger(memory.lanes, 1))
+  softmax = smaller(memory.lanes, 1) * softmax
+  # Fused: Q in, the output out, K and V once or for every tile, (3) and (4).
+  tiles = plan.resident + (1 - plan.resident) * (plan.whole + plan.last)
+  tiled = 2 * ends + 2 * sides * tiles
   # Unfused: the logits stay if they fit beside K and V.
-  alive = L * S * (many if live == "operator" else 1)
-  holds = _at_least(buffer, itemsize * (alive + 2 * S * D))
+  alive = L * S * (many if memory.unfused == "operator" else 1)
+  holds = _at_least(memory.buffer, itemsize * (alive + 2 * S * D))
   crossing = (1 - holds) * logits
   # Otherwise each operator keeps its K or V, or as many rows of Q as fit.
-  kept = larger(holds, _at_least(buffer, itemsize * (S + 2) * D))
-  blocks = ceil_div(L, larger(buffer // (itemsize * D) - 2, 1))
+  kept = larger(holds, _at_least(memory.buffer, itemsize * (S + 2) * D))
+  blocks = ceil_div(L, larger(memory.buffer // (itemsize * D) - 2, 1))
   product = ends + sides * (kept + (1 - kept) * blocks) + crossing
-  apart = (2 * product, crossing * (passes - 2))
+  between = crossing * (memory.logit_passes - 2)
 
   def bound(cycles, dram, on_chip):  # (5)
-    moved = larger(ceil_div(dram, dram_bw), ceil_div(on_chip, sram_bw))
-    return larger(cycles, moved) if overlap == "full" else cycles + moved
+    moved = larger(
+      ceil_div(dram, memory.dram_bw), ceil_div(on_chip, memory.sram_bw)
+    )
+    is_hidden = memory.overlap == "full"
+    return larger(cycles, moved) if is_hidden else cycles + moved
 
   together = bound(sum(compute) + softmax, tiled, sum(sram) + 2 * logits)
   in_turn = (
     bound(compute[0], product, sram[0])
-    + bound(softmax, apart[1], 2 * logits)
+    + bound(softmax, between, 2 * logits)
     + bound(compute[1], product, sram[1])
   )
-  cycles = fits * together + (1 - fits) * in_turn
-  dram_bytes = fits * tiled + (1 - fits) * sum(apart)
+  cycles = plan.fits * together + (1 - plan.fits) * in_turn
+  dram_bytes = plan.fits * tiled + (1 - plan.fits) * (2 * product + between)
   sram_bytes = sum(sram) + 2 * logits
   return {
     "cycles": cycles,
@@ -334,17 +371,17 @@ def _total(
   }
 
 
-_SIDES = dict.fromkeys(("L", "S", "D", "batch", "heads"), _SIZE)
-_FLAGS = dict.fromkeys(("last", "fits", "resident"), (0, 1))
-_exact_plan = exact(_plan, _SIDES | Memory.LIMITS)
-_exact_total = exact(
-  _total,
-  _SIDES
-  | _FLAGS
-  | Memory.LIMITS
-  | {"passes": Memory.LIMITS["logit_passes"], "whole": _SIZE},
-  least=0,
+_SIZES = dict.fromkeys(
+  (
+    *("batch", "heads", "queries", "keys", "head_dim", "L", "S", "D"),
+    *("rows", "whole", "tail"),
+  ),
+  _SIZE,
 )
+_FLAGS = dict.fromkeys(("last", "fits", "resident"), (0, 1))
+_LIMITS = _SIZES | _FLAGS | Memory.LIMITS
+_exact_plan = exact(_plan, _LIMITS)
+_exact_total = exact(_total, _LIMITS, least=0)
 
 # FLAT's platforms: array, memory and published speed-up. Bytes per cycle at
 # 940 MHz, rounded to whole bytes (by less than 0.3 %).

@@ -303,7 +303,8 @@ def estimate_all(
     overlap: Whether to hide the exchange of gradients, as in `Parallel`.
 
   Raises:
-    ValueError: If there is no way at all; the message gives the last reason.
+    ValueError: If no way fits the model and the batch; the message gives the
+      last reason.
   """
   ways, why = [], ""
   for data, tensor, pipeline in factors(cluster.devices):

@@ -189,12 +189,12 @@ def test_fusing_saves_the_logits_traffic_and_no_compute():
 def test_energy_is_counted_operations():
   a = AttentionShape(1, 2, 8, 8, 4)
   energy = Energy(1.0, 0.5, 0.25, 2.0)
-  got = attention_cost(a, "ws:4x4", Memory(10**6), energy=energy)
+  got = attention_cost(a, ARRAY, Memory(10**6), energy=energy)
   macs = 2 * 2 * 8 * 8 * 4
   wanted = macs * 1.5 + int(got.sram_bytes) * 0.25 + int(got.dram_bytes) * 2.0
   np.testing.assert_allclose(got.energy_pj, wanted, rtol=1e-12)
   products = [
-    cost([{"name": "", "M": 8, "N": n, "K": k}], "ws:4x4")
+    cost([{"name": "", "M": 8, "N": n, "K": k}], ARRAY)
     for n, k in ((8, 4), (4, 8))
   ]
   words = sum(
@@ -205,10 +205,10 @@ def test_energy_is_counted_operations():
 
 def test_the_slowest_of_compute_pins_and_buffer_decides():
   a = AttentionShape(1, 4, 64, 64, 16)
-  free = attention_cost(a, "ws:8x8", Memory(10**6))
+  free = attention_cost(a, ARRAY, Memory(10**6))
   assert free.stall == 0
   for name, field in (("dram_bw", "dram_bytes"), ("sram_bw", "sram_bytes")):
-    slow = attention_cost(a, "ws:8x8", Memory(10**6, **{name: 1}))
+    slow = attention_cost(a, ARRAY, Memory(10**6, **{name: 1}))
     assert slow.cycles == max(int(free.cycles), int(getattr(slow, field)))
 
 
@@ -218,7 +218,7 @@ def test_arrays_broadcast_and_run_under_jit_and_vmap():
 
   def run(heads, length):
     a = AttentionShape(2, heads, length, length, 32)
-    got = attention_cost(a, "figs:16x8", memory)
+    got = attention_cost(a, ARRAY, memory)
     return got.cycles, got.dram_bytes, got.fused
 
   whole = run(heads, length)
@@ -238,15 +238,15 @@ def test_arrays_broadcast_and_run_under_jit_and_vmap():
 
 
 def test_flat_claims():
-  found = {(c.platform, c.baseline): c for c in flat_claims()}
-  edge, cloud = found["edge", "head"], found["cloud", "operator"]
+  by_name = {(c.platform, c.baseline): c for c in flat_claims()}
+  edge, cloud = by_name["edge", "head"], by_name["cloud", "operator"]
   # Published 1.94 and 1.76.
   np.testing.assert_allclose(edge.ideal, (1.123, 2.123), atol=1e-3)
   assert edge.ideal[0] < edge.published < edge.ideal[1]
   assert edge.status == "bracket"
   assert cloud.ideal[0] > 8 > cloud.published
   assert cloud.status == "not reproduced"
-  for claim in found.values():
+  for claim in by_name.values():
     assert 1 <= claim.extremes[0] <= claim.mean[0] < claim.mean[1]
     assert claim.mean[1] <= claim.extremes[1]
 
@@ -281,13 +281,14 @@ def vit(tokens, pattern="1:8"):
 
 def test_the_whole_model_is_its_layers_and_its_attention():
   memory = Memory(2**19, 57, lanes=16)
-  rows = vit(1024)
+  rows, array = vit(1024), "os:32x32:overlap=full"
+  linear, dense = (
+    cost(table[1:2], f"{array}:dram_bw=57") for table in (rows, vit(1024, None))
+  )
   for fused in (False, True):
-    got = model_cost(rows, "vegeta", memory, fused)
-    array = "vegeta:dram_bw=57"
-    linear, dense = cost(rows[1:2], array), cost(vit(1024, None)[1:2], array)
+    got = model_cost(rows, array, memory, fused)
     a = attention_cost(
-      AttentionShape(1, 12, 1024, 1024, 64), "vegeta", memory, fused
+      AttentionShape(1, 12, 1024, 1024, 64), array, memory, fused
     )
     assert got.attention_cycles == a.cycles
     assert got.linear_cycles == linear.cycles[0]
@@ -298,7 +299,7 @@ def test_the_whole_model_is_its_layers_and_its_attention():
     )
     assert 1 < got.speedup < dense.cycles[0] / linear.cycles[0]
   # What attention saves, the sparse layers gain by.
-  array, memory = "os:32x32:overlap=full", Memory(2**19, 57, tile_rows=64)
+  memory = Memory(2**19, 57, tile_rows=64)
   speedups = [model_cost(rows, array, memory, f).speedup for f in (False, True)]
   assert speedups[0] < speedups[1]
 

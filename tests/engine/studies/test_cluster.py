@@ -35,11 +35,11 @@ def rows(batch, pattern=None):
   tokens = batch * TOKENS
   heads = {"M": TOKENS, "count": batch * HEADS}
   square = {"M": tokens, "N": WIDTH, "K": WIDTH}
-  found = [{"name": "patch_embed", **square}]
+  table = [{"name": "patch_embed", **square}]
   for i in range(BLOCKS):
     b = f"blocks/{i}"
-    found += [{"name": f"{b}/attn/{part}", **square} for part in "qkv"]
-    found += [
+    table += [{"name": f"{b}/attn/{part}", **square} for part in "qkv"]
+    table += [
       {"name": f"{b}/attn/qk", "N": TOKENS, "K": WIDTH // HEADS, **heads},
       {"name": f"{b}/attn/av", "N": WIDTH // HEADS, "K": TOKENS, **heads},
       {"name": f"{b}/attn/o", **square},
@@ -48,7 +48,7 @@ def rows(batch, pattern=None):
       {"name": f"{b}/mlp/fc2", "M": tokens, "N": WIDTH, "K": 4 * WIDTH,
        "pattern": pattern},
     ]  # fmt: skip
-  return [*found, {"name": "head", "M": batch, "N": 16, "K": WIDTH}]
+  return [*table, {"name": "head", "M": batch, "N": 16, "K": WIDTH}]
 
 
 def phase_at(batch):
@@ -140,9 +140,9 @@ def test_one_device_computes_and_does_not_talk():
   assert fast.ns == alone / 2
   phase = TrainingPhase(1, rows(8, "2:4"), False, False, "2:4")
   pruned = estimate(lambda _: phase, "ws:16x16", Cluster(1), Parallel(), 8)
-  found = step_cost(rows(8, "2:4"), "ws:16x16", forward=False,
+  alone = step_cost(rows(8, "2:4"), "ws:16x16", forward=False,
                     weight_gradient="2:4")  # fmt: skip
-  assert pruned.ns == found.cycles.total
+  assert pruned.ns == alone.cycles.total
 
 
 def test_replicas_split_the_batch_and_exchange_all_gradients():
@@ -252,15 +252,15 @@ def test_memory_is_counted_and_what_does_not_fit_is_flagged():
 
 def test_the_sweep_tries_every_way_and_puts_the_best_first():
   cluster = Cluster(8, per_node=4)
-  found = estimate_all(phase_at, "ws:16x16", cluster, 32, microbatches=(1, 4))
-  ways = {(e.parallel.data, e.parallel.tensor, e.parallel.pipeline)
-          for e in found}  # fmt: skip
-  assert ways == {w for w in factors(8) if w[2] <= BLOCKS}
-  assert all(e.fits for e in found)
-  assert [e.ns for e in found] == sorted(e.ns for e in found)
+  ways = estimate_all(phase_at, "ws:16x16", cluster, 32, microbatches=(1, 4))
+  used = {(e.parallel.data, e.parallel.tensor, e.parallel.pipeline)
+          for e in ways}  # fmt: skip
+  assert used == {w for w in factors(8) if w[2] <= BLOCKS}
+  assert all(e.fits for e in ways)
+  assert [e.ns for e in ways] == sorted(e.ns for e in ways)
   alone = estimate(phase_at, "ws:16x16", Cluster(1), Parallel(), 32)
-  assert alone.ns / 8 < found[0].ns
-  tight = dataclasses.replace(cluster, memory=found[0].memory - 1)
+  assert alone.ns / 8 < ways[0].ns
+  tight = dataclasses.replace(cluster, memory=ways[0].memory - 1)
   again = estimate_all(phase_at, "ws:16x16", tight, 32, microbatches=(1, 4))
   flags = [e.fits for e in again]
   assert flags == sorted(flags, reverse=True) and not all(flags)
