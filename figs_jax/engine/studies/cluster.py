@@ -305,6 +305,12 @@ def estimate_all(
   Raises:
     ValueError: If no way fits the model and the batch; the message gives the
       last reason.
+
+  >>> sides = {"M": 8, "N": 8, "K": 8}
+  >>> rows = [{"name": f"blocks/{i}/ff", **sides} for i in (0, 1)]
+  >>> ways = estimate_all(lambda batch: (1, rows), "ws", Cluster(2), 2)
+  >>> len(ways), ways[0].parallel.pipeline
+  (4, 1)
   """
   ways, why = [], ""
   for data, tensor, pipeline in factors(cluster.devices):
