@@ -31,9 +31,8 @@ import numpy as np
 from figs_jax.core.pattern import NM
 from figs_jax.engine._cost import AT_45_NM, Cost, cost
 from figs_jax.engine.energy import Energy
-from figs_jax.engine.flops import kept_depth
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Engine
+from figs_jax.engine.spec import Engine, Gemm
 from figs_jax.engine.spec_text import parse
 
 
@@ -292,7 +291,7 @@ def _cost_of(
   layers = cost(table, engine, itemsize, energy)
   # In Python's integers: a product of sizes may pass int64.
   columns = (table.M, table.N, table.K, table.n, table.m)
-  M, N, K, n, m = (column.astype(object) for column in columns)
+  gemm = Gemm(*(column.astype(object) for column in columns))
 
   def per_product(values: np.ndarray) -> PerProduct:
     each = np.asarray(values).astype(object) * layers.count.astype(object)
@@ -300,7 +299,7 @@ def _cost_of(
 
   return StepCost(
     cycles=per_product(layers.cycles),
-    flops=per_product(2 * M * N * kept_depth(K, n, m)),
+    flops=per_product(2 * gemm.M * gemm.N * gemm.kept),
     dram_bytes=per_product(layers.dram_bytes),
     energy_pj=per_product(layers.energy_pj),
     layers=layers,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from figs_jax.engine import Cost, Layers, Systolic, cost, parse
 from figs_jax.engine.int64 import array_dataclass, ceil_div, exact, is_traced
 from figs_jax.engine.interval import Interval
-from figs_jax.engine.systolic import counts
+from tests.engine.counting import counts
 
 ROWS = [
   {"name": "qkv", "M": 196, "N": 768, "K": 768, "count": 3},

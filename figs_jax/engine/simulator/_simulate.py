@@ -4,7 +4,7 @@
 their mask, and clocks the array (`figs_jax.engine.simulator.array`). The closed
 forms of `figs_jax.engine.figs` and `figs_jax.engine.vegeta` must give the same
 cycles and words. Both take the length of blocks and the weights run per block
-from the same functions (`figs.packing`, `blocks.fit`), but share nothing about
+from the same functions (`Figs.packing`, `blocks.fit`), but share nothing about
 folds, streams and waits.
 
 The FIGS array is a reconstruction from the FiGS slides, of which only alpha,
@@ -22,11 +22,12 @@ import numpy as np
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.blocks import block_counts
-from figs_jax.engine.description import UNLIMITED
+from figs_jax.engine.figs import Figs
 from figs_jax.engine.simulator import figs, vegeta
 from figs_jax.engine.simulator.array import clock
-from figs_jax.engine.spec import Engine, Figs, Vegeta
+from figs_jax.engine.spec import UNLIMITED, Engine
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.vegeta import Vegeta
 
 # Each maps (x, w, mask, engine, pattern) to the program of x @ w.
 _PROGRAMS: dict[type, Any] = {
@@ -77,7 +78,7 @@ def simulate(
     ValueError: If the engine is of another kind, describes several designs or
       bounds the memory, shapes do not match, a group keeps more than the
       pattern allows, `w` is not zero outside the mask, or the engine cannot run
-      the pattern (see `figs.counts` and `vegeta.counts`).
+      the pattern (see their `counts`).
 
   >>> x, w = np.arange(12).reshape(3, 4), np.array([[0, 2], [1, 0]] * 2)
   >>> result = simulate(x, w, "figs:4x1", "1:2")

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine.figs import packing
+from figs_jax.engine.figs import Figs
 from figs_jax.engine.int64 import ceil_div
 from figs_jax.engine.simulator.array import ArrayProgram, extended
-from figs_jax.engine.spec import Figs
 
 
 class _Shape(NamedTuple):
@@ -47,7 +46,7 @@ def program_of(
     engine: FIGS array of a single design.
     pattern: Pattern that the mask obeys.
   """
-  packed = packing(pattern.n, pattern.m, engine, [mask])
+  packed = engine.packing(pattern.n, pattern.m, [mask])
   block, run = (int(value[0]) for value in packed)
   R, C, beta = int(engine.rows), int(engine.cols), int(engine.beta)
   D, s = R // block, block // run

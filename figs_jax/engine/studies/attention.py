@@ -31,25 +31,29 @@ this model reaches neither (`flat_claims`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from figs_jax.engine._cost import AT_45_NM, evaluate
-from figs_jax.engine.description import UNLIMITED, nearest
 from figs_jax.engine.energy import Energy, picojoules
-from figs_jax.engine.flops import check_itemsize
 from figs_jax.engine.int64 import (
   array_dataclass,
   ceil_div,
   exact,
-  is_traced,
   larger,
   smaller,
 )
-from figs_jax.engine.spec import Engine, Systolic
+from figs_jax.engine.spec import (
+  UNLIMITED,
+  Engine,
+  Gemm,
+  check_integers,
+  check_itemsize,
+  nearest,
+)
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.systolic import Systolic
 
 _SIZE = (1, 2**31 - 1)
 
@@ -73,8 +77,9 @@ class AttentionShape:
   head_dim: Any
 
   def __post_init__(self):
-    names = (field.name for field in dataclasses.fields(self))
-    _check_whole(self, dict.fromkeys(names, _SIZE))
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      check_integers(f"AttentionShape {field.name}", value, *_SIZE)
 
 
 @array_dataclass("unfused", "overlap")
@@ -129,7 +134,8 @@ class Memory:
         raise ValueError(
           f"Memory: unknown {name} {value!r}, {nearest(value, legal)}"
         )
-    _check_whole(self, self.LIMITS)
+    for name, limits in self.LIMITS.items():
+      check_integers(f"Memory {name}", getattr(self, name), *limits)
 
 
 @array_dataclass()
@@ -200,7 +206,7 @@ def attention_cost(
   )
 
   def product(rows: Any, N: Any, K: Any) -> _Product:
-    parts = evaluate(rows, N, K, 1, 1, engine, itemsize)
+    parts = evaluate(Gemm(rows, N, K), engine, itemsize)
     return _Product(
       parts["cycles"] - parts["stall_dram"],
       parts["ifmap_reads"] + parts["filter_reads"] + parts["ofmap_writes"],
@@ -232,25 +238,6 @@ def check_array(engine: Engine) -> None:
   if not engine.is_array:
     raise ValueError(
       f"engine: expected an array, as in 'ws:128x128', got {engine}"
-    )
-
-
-def _check_whole(owner: Any, limits: Mapping[str, tuple[int, int]]) -> None:
-  """Raises ValueError for a field that holds no integers within its limits."""
-  for name, (least, most) in limits.items():
-    value = getattr(owner, name)
-    if is_traced(value):
-      continue
-    array, got = np.asarray(value), repr(value)
-    if array.dtype.kind in "iu" and array.size:
-      if least <= array.min() and array.max() <= most:
-        continue
-      got = array.min() if array.min() < least else array.max()
-    elif array.ndim:
-      got = f"{array.dtype} of shape {array.shape}"
-    raise ValueError(
-      f"{type(owner).__name__} {name}: expected integers from {least} to"
-      f" {most}, got {got}"
     )
 
 

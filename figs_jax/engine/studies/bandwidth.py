@@ -12,16 +12,12 @@ so that a sparse engine has to take more inputs (VEGETA) or hold more outputs
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.blocks import fit
-from figs_jax.engine.figs import packing
-from figs_jax.engine.spec import VEGETA_BLOCK, Figs, Vegeta
-from figs_jax.engine.vegeta import held_of
+from figs_jax.engine.spec import Engine
 
 
 def utilisation_bound(
@@ -47,61 +43,8 @@ def utilisation_bound(
   return np.minimum(1.0, work / np.asarray(multipliers))
 
 
-def port_values(
-  engine: Figs | Vegeta, n: ArrayLike = 1, m: ArrayLike = 1
-) -> dict[str, Any]:
-  """Values that cross sufficiently wide ports for each vector.
-
-  VEGETA's wires carry 4 values to each row of multipliers whatever the pattern;
-  rows that share them count them once.
-
-  Args:
-    engine: FIGS or VEGETA array.
-    n: Weights kept of every m along K.
-    m: Length of a group.
-
-  Returns:
-    `inputs`, distinct activations, and `outputs`, partial sums.
-
-  Raises:
-    ValueError: If the engine is of another kind or cannot run the pattern.
-
-  >>> from figs_jax.engine.spec_text import parse
-  >>> for spec in ("figs:32x16", "vegeta-s-16-2"):
-  ...   values = port_values(parse(spec), 1, 4)
-  ...   print(spec, int(values["inputs"]), int(values["outputs"]))
-  figs:32x16 32 64
-  vegeta-s-16-2 128 16
-  """
-  if type(engine) not in _PORTS:
-    raise ValueError(f"expected a FIGS or VEGETA array, got {engine}")
-  inputs, outputs = _PORTS[type(engine)](engine, n, m)
-  return {"inputs": inputs, "outputs": outputs}
-
-
-def _figs_ports(engine: Figs, n: ArrayLike, m: ArrayLike) -> tuple[Any, Any]:
-  block, run = packing(n, m, engine)
-  outputs = engine.cols * engine.beta * (block // run)
-  return engine.rows // block * block, outputs
-
-
-def _vegeta_ports(
-  engine: Vegeta, n: ArrayLike, m: ArrayLike
-) -> tuple[Any, Any]:
-  run = fit(n, m, VEGETA_BLOCK) if engine.sparse else VEGETA_BLOCK
-  rows = np.asarray(engine.rows)
-  inputs = np.maximum(rows, rows // held_of(run, rows) * VEGETA_BLOCK)
-  return inputs, np.asarray(engine.cols)
-
-
-_PORTS: dict[type, Callable[..., tuple[Any, Any]]] = {
-  Figs: _figs_ports,
-  Vegeta: _vegeta_ports,
-}
-
-
 def ledger(
-  engine: Figs | Vegeta,
+  engine: Engine,
   n: ArrayLike = 1,
   m: ArrayLike = 1,
   in_bytes: int = 2,
@@ -128,7 +71,7 @@ def ledger(
   >>> [int(x) for x in ledger(parse("figs:32x16"), 1, 2).values()]
   [64, 128]
   """
-  values = port_values(engine, n, m)
+  values = engine.port_values(n, m)
   return {
     "inputs": in_bytes * values["inputs"],
     "outputs": out_bytes * values["outputs"],

@@ -89,7 +89,7 @@ def model_cost(
   """
   table, array = Layers.of(layers), parse(engine)
   check_array(array)
-  array = dataclasses.replace(array, dram_bw=memory.dram_bw)
+  array = dataclasses.replace(array, **{"dram_bw": memory.dram_bw})
   qk, av = _pairs(table)
   rest = np.setdiff1d(np.arange(len(table)), qk + av)
   linear = dense = attention = dram_bytes = 0
