@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax import data, models
-from figs_jax.analysis.compare import compare, markdown
+from figs_jax.analysis._compare import compare, markdown
 from figs_jax.train import loop
 from figs_jax.train._evaluate import Evaluator, evaluate
 from figs_jax.train.config import (
