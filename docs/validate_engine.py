@@ -571,7 +571,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], list[Claim]]]] = {
     attention,
   ),
   "Published and not reproduced": (
-    "`engine.cluster` estimates a step on many devices after COMET (arXiv"
+    "`engine.estimate` models a step on many devices after COMET (arXiv"
     " 2211.16648), without the settings behind its figures. Serving nested"
     " sub-networks whose common part stays on chip (SUSHI) is not modelled.",
     not_reproduced,

@@ -90,7 +90,8 @@ def model_cost(
     raise ValueError(
       f"model_cost: {array} is no array; give one, as in 'ws:128x128'"
     )
-  array = dataclasses.replace(array, **{"dram_bw": memory.dram_bw})
+  bandwidth: dict[str, Any] = {"dram_bw": memory.dram_bw}
+  array = dataclasses.replace(array, **bandwidth)
   pairs = _pairs(table)
   used = {index for pair in pairs for index in pair}
   rest = [index for index in range(len(table)) if index not in used]
