@@ -116,7 +116,7 @@ def test_it_goes_through_sweep_training_and_attention():
   cycles = engine.cost([row], "vector:8x4:latency=0").cycles
   assert (best["rows"], best["latency"], best["cycles"]) == (8, 0, cycles)
   assert engine.step_cost(ROWS, "vector").cycles.total > 0
-  attention = engine.Attention(1, 2, 16, 16, 8)
+  attention = engine.AttentionShape(1, 2, 16, 16, 8)
   memory = engine.Memory(buffer=2**12)
   assert engine.attention_cost(attention, "vector", memory).cycles > 0
 
