@@ -87,8 +87,8 @@ class Systolic(Engine):
     if not (sparse and self.sparse):
       return ""
     return (
-      f"N:M is ideally compressed on {self.dataflow}; :sparse=false is the"
-      " plain array."
+      "N:M is ideally compressed on systolic arrays; :sparse=false is the plain"
+      " array."
     )
 
   def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
