@@ -372,7 +372,7 @@ def _finish(M, N, K, sides, parts, mask_group, dram_bw, itemsize):
   # Ratios that cannot pass 1, so that rounding cannot lift their product, which
   # is M N kept / (cycles R C beta).
   utilisation = kept / (down * (used // size) * run) * (N / (across * slots))
-  utilisation *= run * (size // run) / size * (used / rows)
+  utilisation = utilisation * (run * (size // run) / size * (used / rows))
   return parts | {
     "utilisation": utilisation * (down * across * M / parts["cycles"]),
     "ifmap_reads": across * M * K,

@@ -153,7 +153,7 @@ def _tiled(
   if overlap == "full":
     interval = larger(enter, leave)
     waits = _waits(across * tiles, T * interval, load, hops, interleave)
-    waits += _waits(
+    waits = waits + _waits(
       across * smaller(rest, 1), rest * interval, load, hops, interleave
     )
     parts["fill"] = parts["fill"] + (down - 1) * waits
