@@ -430,7 +430,8 @@ def _finish(gemm, array, packed, parts, itemsize):
   # Ratios that cannot pass 1, so that rounding cannot lift their product, which
   # is M N kept / (cycles R C beta).
   utilisation = kept / (down * (used // block) * run) * (N / (across * slots))
-  utilisation *= run * (block // run) / block * (used / array.rows)
+  packing = run * (block // run) / block * (used / array.rows)
+  utilisation = utilisation * packing
   return parts | {
     "utilisation": utilisation * (down * across * M / parts["cycles"]),
     "ifmap_reads": across * M * K,
