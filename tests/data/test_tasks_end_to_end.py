@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from figs_jax.analysis.compare import compare, markdown
+from figs_jax.analysis._compare import compare, markdown
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.config import default_config
 

@@ -22,7 +22,7 @@ from figs_jax.engine.int64 import (
   exact,
   is_traced,
 )
-from figs_jax.engine.systolic import counts
+from tests.engine.counting import counts
 
 ROWS = [
   {"name": "qkv", "M": 196, "N": 768, "K": 768, "count": 3},

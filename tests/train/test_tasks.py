@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax import data, models
-from figs_jax.analysis.compare import compare, markdown
+from figs_jax.analysis._compare import compare, markdown
 from figs_jax.train import loop
 from figs_jax.train._evaluate import Evaluator, evaluate
 from figs_jax.train.config import (
@@ -248,7 +248,7 @@ def test_the_vocabulary_is_rounded_up_as_in_t5(text_config):
   [
     ({"optimizer.schedule": "cosin"}, "optimizer.schedule='cosin' must be in"),
     ({"family": "vit"}, r"reads images, but .* default_config\(recipe, 'vit'"),
-    ({"data.name": "digits"}, "neither a 'text'"),
+    ({"data.name": "digits"}, "expected a 'text'"),
     ({"data.name": "glue/sst2"}, "config.data.target_length"),
     ({"data.beams": 0}, "data.beams=0 must be at least 1"),
     ({"data.vocabulary": "byte"}, "vocabulary 'byte'"),
