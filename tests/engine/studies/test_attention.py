@@ -324,7 +324,7 @@ def test_bad_requests():
     ValueError, match="AttentionShape keys: expected integers .*, got 0"
   ):
     dataclasses.replace(a, keys=0)
-  with pytest.raises(ValueError, match="itemsize=0: give"):
+  with pytest.raises(ValueError, match="itemsize: expected .*, got 0"):
     attention_cost(a, "ws", Memory(100), itemsize=0)
   for name in Memory.LIMITS:
     for wrong in (-1, 2.5, math.nan, "8", None, np.array([8, -1]), [0.5]):
