@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from figs_jax.engine.int64 import INT64_MAX
-from figs_jax.engine.interval import Interval
+from figs_jax.engine.int64 import INT64_MAX, Interval
 from figs_jax.engine.sweeps.points import MEANS, Points
 
 _MOST = 2000  # boxes that are looked into
