@@ -8,8 +8,8 @@ Expected:  3 seeds, % of 355 images (± s.e.): dense 96.2 ± .2; at 1:8 on the
            feed-forward mdgf_exp 96.4 ± .2, sr_ste 96.3 ± .2, figs 96.1 ± .4,
            step 95.8 ± .0; more in docs/results.md.
 
-All recipes have the same dense warm-up, a tenth of the run; STEP switches by
-itself, at the earliest there.
+All recipes share a dense warm-up of a tenth of the run; STEP switches by
+itself, not before its end.
 """
 
 from figs_jax.train.config import default_config
