@@ -140,6 +140,20 @@ def from_run(
   return tables
 
 
+def all_sparse(tables: Tables) -> Tables:
+  """The tables ready for a sweep of patterns: sparse layers, or all if none is.
+
+  >>> rows = [{"name": "ff", "M": 8, "N": 8, "K": 8}]
+  >>> all_sparse({"it": Layers.of(rows)})["it"].m.tolist()
+  [2]
+  """
+  return {
+    # Any pattern will do; the sweep replaces it.
+    label: table if (table.n < table.m).any() else table.with_pattern("1:2")
+    for label, table in tables.items()
+  }
+
+
 def require_sparse(table: Layers, label: str) -> None:
   """Refuses to give a pattern to a model none of whose layers is sparse.
 

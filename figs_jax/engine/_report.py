@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,13 +15,15 @@ from figs_jax.engine._cost import AT_45_NM, Cost, cost
 from figs_jax.engine.description import nearest
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.layout import aligned, csv_text, markdown
 from figs_jax.engine.spec import Csr, Engine, Roofline, Systolic
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.sweeps.axes import designs
 from figs_jax.engine.timing import PARTS
 
 FORMATS = ("table", "csv", "json", "md")
 DENSE = "the same engine running the dense model"
+# What a report of a sweep can hold.
+_DESIGNS, _ROWS = 100_000, 2_000_000
 _SUMMED = ("cycles", "dram_bytes", *PARTS)
 
 
@@ -200,6 +204,58 @@ def report(
   )
 
 
+def swept(
+  workloads: Mapping[str, Layers],
+  engines: Sequence[Engine],
+  axes: Mapping[str, Sequence[Any]],
+  fmt: str = "table",
+  **options: Any,
+) -> Report:
+  """The report of every workload with every pattern on every design.
+
+  Args:
+    workloads: Label -> layers, which the axis "pattern" changes where they are
+      sparse (`Layers.with_pattern`); "dense" takes patterns away.
+    engines: Engines with scalar fields.
+    axes: Axes as `figs_jax.engine.sweeps.text.read_axes` gives them; all but
+      "pattern" are fields of engines.
+    fmt: Format of the report.
+    **options: Further arguments of `report`.
+
+  Raises:
+    ValueError: If an axis or an engine is bad (`report`), a value of "pattern"
+      is not a pattern, or the table would have too many rows.
+
+  >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64}]
+  >>> axes = {"pattern": ["dense", "1:2"]}
+  >>> made = swept({"": Layers.of(rows)}, [parse("ws:8x8")], axes)
+  >>> [total.pattern for total in made.totals]
+  ['dense', '1:2']
+  """
+  axes = dict(axes)
+  patterns = axes.pop("pattern", (None,))
+  rows = sum(map(len, workloads.values())) * len(patterns)
+  machines = designs(engines, axes, min(_DESIGNS, _ROWS // rows))
+  return Report.joined(
+    [
+      report(_with(table, pattern), machines, fmt, workload=label, **options)
+      for label, table in workloads.items()
+      for pattern in patterns
+    ]
+  )
+
+
+def _with(table: Layers, pattern: Any) -> Layers:
+  if pattern is None:
+    return table
+  if pattern == "dense":
+    return table.dense()
+  try:
+    return table.with_pattern(pattern)
+  except ValueError as error:
+    raise ValueError(f"sweep axis 'pattern': {error}") from error
+
+
 def _note(table: Layers, engines: Sequence[Engine]) -> str:
   """What is assumed: stalls of swap registers, compression, calls' overhead."""
   masks = table.masks or [None] * len(table)
@@ -377,3 +433,104 @@ def _parts(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
     for total in totals
   ]
   return ["share of cycles", "pattern", *parts], rows
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """Comma-separated values; fractions with nine digits.
+
+  >>> print(csv_text(["name", "share"], [["a, b", 1 / 3]]))
+  name,share
+  "a, b",0.333333333
+  """
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator="\n")
+  writer.writerow(header)
+  writer.writerows(
+    [f"{x:.9g}" if isinstance(x, float) else x for x in row] for row in rows
+  )
+  return out.getvalue().rstrip("\n")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A table for a page.
+
+  >>> print(markdown(["name", "share"], [["a", 0.5]]))
+  | name | share |
+  | --- | --- |
+  | a | 0.500 |
+  """
+  cells = [[x.replace("|", "\\|") for x in row] for row in _texts(header, rows)]
+  cells.insert(1, ["---"] * len(header))
+  return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A table for a terminal: text to the left, numbers to the right.
+
+  >>> print(aligned(["name", "size"], [["a", 5], ["bb", 50]]))
+  name  size
+  a        5
+  bb      50
+  """
+  cells = _texts(header, rows)
+  widths = [max(map(len, column)) for column in zip(*cells)]
+  left = [isinstance(x, str) for x in (rows[0] if rows else header)]
+  return "\n".join(
+    "  ".join(
+      x.ljust(w) if to_left else x.rjust(w)
+      for x, w, to_left in zip(row, widths, left)
+    ).rstrip()
+    for row in cells
+  )
+
+
+def columns_text(columns: Mapping[str, Any], caption: str, fmt: str) -> str:
+  """Columns as one of `FORMATS`, with a caption but in CSV.
+
+  Args:
+    columns: Arrays of equal length by name; -1 stands for nothing.
+    caption: What the numbers are.
+    fmt: Format of the text.
+
+  >>> print(columns_text({"a": np.array([1, -1])}, "Two rows.", "table"))
+  Two rows.
+  <BLANKLINE>
+  a
+  1
+  -
+  """
+  lists = [np.asarray(x).tolist() for x in columns.values()]
+  rows = [[None if x == -1 else x for x in row] for row in zip(*lists)]
+  if fmt == "json":
+    points = [dict(zip(columns, row)) for row in rows]
+    return json.dumps({"caption": caption, "points": points}, indent=1)
+  if fmt == "csv":
+    return csv_text(list(columns), rows)
+  draw = markdown if fmt == "md" else aligned
+  return f"{caption}\n\n{draw(list(columns), rows)}"
+
+
+def times(ratio: float) -> str:
+  """A speed-up, which may be tiny, as text.
+
+  >>> times(2.149), times(1.0), times(0.000412)
+  ('2.15×', '1.00×', '0.00041×')
+  """
+  return f"{ratio:.2f}×" if ratio >= 0.1 else f"{ratio:.2g}×"
+
+
+def _texts(
+  header: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> list[list[str]]:
+  return [list(header), *([_text(x) for x in row] for row in rows)]
+
+
+def _text(value: Any) -> str:
+  """Three decimals, or a few digits where a number is large or tiny."""
+  if value is None:
+    return "-"
+  if not isinstance(value, float):
+    return str(value)
+  if value and value < 0.001:
+    return f"{value:.2g}"
+  return f"{value:.3f}" if value < 1000 else f"{value:.4g}"

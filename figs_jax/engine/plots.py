@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine._report import Report, Row, Total, unit
+from figs_jax.engine._report import Report, Row, Total, times, unit
 from figs_jax.engine.description import UNLIMITED
 from figs_jax.engine.flops import kept_depth
-from figs_jax.engine.layout import times
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.timing import PARTS
 

@@ -9,7 +9,7 @@ import pytest
 from figs_jax.core.pattern import NM
 from figs_jax.engine import cost, parse
 from figs_jax.engine.sweeps._sweep import sweep
-from figs_jax.engine.sweeps.points import read_axis
+from figs_jax.engine.sweeps.axes import as_axes, read_axis
 
 SIZE = {"M": [4], "N": [8], "K": [24]}
 

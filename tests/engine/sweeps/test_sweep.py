@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from figs_jax.core.pattern import NM
 from figs_jax.engine import Layers, cost, parse
 from figs_jax.engine.sweeps._sweep import FLOAT32_ERROR, Sweep, sweep
-from figs_jax.engine.sweeps.grid import Grid
+from figs_jax.engine.sweeps.device import Grid
 
 GEMM = {"M": [196, 7], "N": [3072, 100], "K": [768, 40]}
 PATTERNS = ["dense", "1:2", "1:8"]
