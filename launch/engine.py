@@ -84,8 +84,8 @@ _POINTS = flags.DEFINE_string(
 _WHERE = flags.DEFINE_string(
   "where",
   None,
-  "Conditions on points, as in 'rows*cols<=1024; utilisation>0.5', for --pareto,"
-  " --smallest and --points.",
+  "Conditions on the points of --pareto, --smallest or --points, as in"
+  " 'rows*cols<=1024; utilisation>0.5'.",
 )
 _BASELINE = flags.DEFINE_string(
   "baseline",

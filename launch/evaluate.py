@@ -20,11 +20,7 @@ _ENGINE = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Where the data is now, if not where training found it."
 )
-_RECIPE_FILE = flags.DEFINE_string(
-  "recipe_file",
-  None,
-  "Python file to run first: the one that registers a recipe of your own.",
-)
+_RECIPE_FILE = cli.define_user_file("recipe")
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "How the result is printed."
 )
@@ -37,7 +33,7 @@ def main() -> None:
   from figs_jax.data import DataError
   from figs_jax.train._evaluate import evaluate
 
-  cli.run_recipe_file(_RECIPE_FILE.value)
+  cli.run_user_file(_RECIPE_FILE)
 
   try:
     result = evaluate(

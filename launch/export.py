@@ -54,11 +54,7 @@ _PLATFORMS = flags.DEFINE_list(
   "platforms", ["cpu", "cuda", "tpu"], "Of --format stablehlo."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out.")
-_RECIPE_FILE = flags.DEFINE_string(
-  "recipe_file",
-  None,
-  "Python file to run first: the one that registers a recipe of your own.",
-)
+_RECIPE_FILE = cli.define_user_file("recipe")
 
 
 def main() -> None:
@@ -72,7 +68,7 @@ def main() -> None:
   for flag in (_WORKDIR, _OUT, _OUT_FORMAT):
     if not flag.value:
       cli.fail(f"--{flag.name} is missing; see --help")
-  cli.run_recipe_file(_RECIPE_FILE.value)
+  cli.run_user_file(_RECIPE_FILE)
   from figs_jax.cli.export import export_run
 
   try:

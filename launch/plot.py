@@ -56,11 +56,7 @@ _SEED = flags.DEFINE_integer(
   "seed", 0, "Of runs with seeds, the place of the one that masks shows."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files of --out.")
-_RECIPE_FILE = flags.DEFINE_string(
-  "recipe_file",
-  None,
-  "Python file to run first: the one that registers a recipe of your own.",
-)
+_RECIPE_FILE = cli.define_user_file("recipe")
 
 
 def main(words: list[str]) -> None:
@@ -71,7 +67,7 @@ def main(words: list[str]) -> None:
   workdirs = [*_WORKDIR.value, *words]
   if not workdirs:
     cli.fail("--workdir is missing: name the directory of a run, or several")
-  cli.run_recipe_file(_RECIPE_FILE.value)
+  cli.run_user_file(_RECIPE_FILE)
   from figs_jax.analysis.history import histories
   from figs_jax.engine import parse
   from figs_jax.engine.plots import figure_type

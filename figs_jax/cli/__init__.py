@@ -3,11 +3,12 @@
 from figs_jax.cli.flags import (
   check_output,
   config_of,
+  define_user_file,
   emit,
   fail,
   quiet,
   run,
-  run_recipe_file,
+  run_user_file,
   save,
   say,
 )
@@ -15,11 +16,12 @@ from figs_jax.cli.flags import (
 __all__ = [
   "check_output",
   "config_of",
+  "define_user_file",
   "emit",
   "fail",
   "quiet",
   "run",
-  "run_recipe_file",
+  "run_user_file",
   "save",
   "say",
 ]

@@ -13,7 +13,9 @@ import logging
 import logging.handlers
 import os
 import re
+import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -22,10 +24,10 @@ from absl import app, flags
 
 from figs_jax.core.rules import nearest
 from figs_jax.export import atomic_write
-from figs_jax.train.distributed import is_stray
 
 _EXAMPLE = "configs/digits_vit.py:figs"
 _HELP = ("--help", "-help", "-h")
+flags.disclaim_key_flags()  # a flag defined here belongs to the program
 
 
 class _Held(logging.handlers.MemoryHandler):
@@ -93,22 +95,40 @@ def quiet() -> None:
   show = sys.excepthook
 
   def hook(kind, error, trace):
+    from figs_jax.train.distributed import is_stray
+
     if not is_stray(error):
       show(kind, error, trace)
 
   sys.excepthook = hook
 
 
-def run_recipe_file(path: str | None) -> None:
-  """Runs the file of --recipe_file, if one was given; it registers a recipe."""
+def define_user_file(noun: str) -> flags.FlagHolder[str | None]:
+  """Defines `--{noun}_file`: a Python file that registers a `noun`."""
+  article = "an" if noun[0] in "aeiou" else "a"
+  return flags.DEFINE_string(
+    f"{noun}_file",
+    None,
+    f"Python file to run first, which registers {article} {noun} of your own.",
+  )
+
+
+def run_user_file(flag: flags.FlagHolder[str | None] | flags.Flag) -> None:
+  """Runs the Python file that a flag names, if it names one.
+
+  What the file registers (a recipe, an engine) is known from then on. If the
+  file is missing or raises, the program ends with the line that failed.
+  """
+  path = flag.value
   if not path:
     return
-  from figs_jax.cli import recipe_file
-
+  if not os.path.isfile(path):
+    fail(f"--{flag.name} {path}: there is no such file")
   try:
-    recipe_file.run(path)
-  except recipe_file.RecipeFileError as error:
-    fail(f"--recipe_file {error}")
+    runpy.run_path(path)
+  # Whatever is wrong, it is wrong in the user's file.
+  except Exception as error:
+    fail(f"--{flag.name} {_located(path, error)}")
 
 
 def config_of(flag: flags.FlagHolder) -> Any:
@@ -179,7 +199,7 @@ def _parse(
   argv = [word for word in argv if word not in _HELP]
   if "config" in flags.FLAGS:
     # Its get_config looks the recipe up.
-    run_recipe_file(_early(argv, "recipe_file"))
+    run_user_file(_early(argv, "recipe_file"))
   rest = _read(argv)
   if wanted:
     with contextlib.redirect_stdout(io.StringIO()) as text:
@@ -191,14 +211,14 @@ def _parse(
   return rest
 
 
-def _early(argv: list[str], name: str) -> str | None:
-  """What a flag says, before all are read."""
+def _early(argv: list[str], name: str) -> flags.Flag:
+  """A flag with its value, before all flags are read."""
   alone = flags.FlagValues()
   flags.DEFINE_string(name, None, "", flag_values=alone)
-  alone.set_gnu_getopt(True)  # wherever it stands
-  with contextlib.suppress(flags.Error):  # told when all are read
+  alone.set_gnu_getopt(True)  # wherever the flag stands
+  with contextlib.suppress(flags.Error):  # reported when all flags are read
     alone(argv, known_only=True)
-  return alone[name].value
+  return alone[name]
 
 
 def _read(argv: list[str]) -> list[str]:
@@ -213,12 +233,29 @@ def _read(argv: list[str]) -> list[str]:
     fail(f"the configuration cannot be read: {error}")
   # Only the file of --config has code that runs here.
   except Exception as error:
-    path = (_early(argv, "config") or "").partition(":")[0]
+    path = (_early(argv, "config").value or "").partition(":")[0]
     if not path:
       raise
-    from figs_jax.cli.recipe_file import told
+    fail(f"--config {_located(path, error)}")
 
-    fail(f"--config {told(path, error)}")
+
+def _located(path: str, error: Exception) -> str:
+  """The line of a file that raised an error, and the error.
+
+  >>> try:
+  ...   compile("a = = b", "mine.py", "exec")
+  ... except SyntaxError as error:
+  ...   print(_located("mine.py", error))
+  mine.py, line 1: SyntaxError: invalid syntax
+  """
+  if isinstance(error, SyntaxError) and error.filename == path:
+    line, reason = error.lineno, error.msg
+  else:
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((f.lineno for f in frames[::-1] if f.filename == path), None)
+    reason = str(error)
+  where = path if line is None else f"{path}, line {line}"
+  return f"{where}: {type(error).__name__}: {reason}"
 
 
 def _last_line(error: Exception) -> str:
