@@ -156,17 +156,18 @@ def main() -> None:
   if _SWEEP.value:
     sizes = {"batch": batches} | axes
     each = ", ".join(f"{name} {len(x):,}" for name, x in sizes.items() if x)
-    log(f"Swept {count:,} points on {len(engines)} engines: {each}.")
+    log(f"Swept {count:,} points ({each}; engines {len(engines)}).")
   if _FORMAT.value in ("csv", "png") or not data:
     log(caption)
 
 
 def _reported(tables, engines, axes, options) -> tuple[bytes, str, int]:
   """The report of every layer on every design, its caption, and the designs."""
-  from figs_jax.engine._report import swept
+  from figs_jax.engine import report
 
   fmt = "csv" if _FORMAT.value == "png" else _FORMAT.value
-  made = swept(tables, engines, axes, fmt, baseline=_BASELINE.value, **options)
+  options |= {"axes": axes or None, "baseline": _BASELINE.value}
+  made = report(tables, engines, fmt, **options)
   if _FORMAT.value == "png":
     return _picture(made, axes), made.caption, len(made.totals)
   return f"{made}\n".encode(), made.caption, len(made.totals)

@@ -17,7 +17,12 @@ from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Csr, Engine, Roofline, Systolic
 from figs_jax.engine.spec_text import parse
-from figs_jax.engine.sweeps.axes import designs
+from figs_jax.engine.sweeps.axes import (
+  Axes,
+  as_axes,
+  designs,
+  workloads_of,
+)
 from figs_jax.engine.timing import PARTS
 
 FORMATS = ("table", "csv", "json", "md")
@@ -137,10 +142,11 @@ class Report:
 
 
 def report(
-  layers: Layers | Iterable[Mapping[str, Any]],
+  layers: Layers | Iterable[Mapping[str, Any]] | Mapping[str, Layers],
   engines: Sequence[Engine | str],
   fmt: str = "table",
   *,
+  axes: Axes | str | None = None,
   baseline: Engine | str | None = None,
   itemsize: int = 2,
   energy: Energy = AT_45_NM,
@@ -152,22 +158,27 @@ def report(
   that differ in numbers only are computed together.
 
   Args:
-    layers: a table, or its rows; all of the model's GEMMs, so that the total is
-      the model's and not only its sparse part's.
-    engines: engines or specs, with scalar sides.
+    layers: Table, or its rows, or a table for each of several workloads by
+      label. All of the model's GEMMs, so that the total is the model's and not
+      only its sparse part's.
+    engines: Engines or specs, with scalar fields.
     fmt: "table", "md", "csv" (the rows alone) or "json".
-    baseline: an engine whose cycles on the same layers, patterns included,
-      the speed-ups are over; to compare with dense execution, name one that
-      does not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
+    axes: Axes of a sweep, as in "pattern=1:2,1:4,...,1:128; rows=8,16": every
+      pattern, of the layers that are sparse (`Layers.with_pattern`), on every
+      design (`figs_jax.engine.sweep` selects from more of them).
+    baseline: Engine whose cycles on the same layers, patterns included, the
+      speed-ups are over; to compare with dense execution, name one that does
+      not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
       `gpu:h200`). By default each engine is compared with itself running the
       layers dense.
-    itemsize: bytes per value, of every operand off chip.
-    energy: picojoules per operation.
-    workload: what the layers are, for the totals.
+    itemsize: Bytes per value, of every operand off chip.
+    energy: Picojoules per operation.
+    workload: Label of the layers in the totals.
 
   Raises:
-    ValueError: no engines, a bad row, spec or fmt, a baseline in another unit,
-      or a result past int64.
+    ValueError: If there are no engines or too many designs; a row, spec, axis
+      or fmt is bad; the baseline counts in another unit; or a result does not
+      fit int64.
 
   >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
   >>> made = report([row], ["ws:32x32"], fmt="csv")
@@ -175,14 +186,39 @@ def report(
   name,engine,M,N,K,pattern,cycles,utilisation,speedup
   >>> made.totals[0].speedup
   2.0
+  >>> swept = report([row], ["ws"], axes="pattern=1:2,1:4; rows=16,32")
+  >>> [(total.pattern, total.engine) for total in swept.totals][1:3]
+  [('1:2', 'ws:32x16'), ('1:4', 'ws:16x16')]
   """
-  table = Layers.of(layers)
+  tables = workloads_of(layers, workload)
   machines = [parse(engine) for engine in engines]
   if not machines:
     raise ValueError(
       "report: no engines; give at least one, as in ['ws:32x16']"
     )
+  varied = {} if axes is None else dict(as_axes(axes))
+  patterns = varied.pop("pattern", (None,))
+  if varied:
+    rows = sum(map(len, tables.values())) * len(patterns)
+    machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
   options = {"itemsize": itemsize, "energy": energy}
+  return Report.joined(
+    [
+      _report(_with(table, pattern), machines, fmt, baseline, options, label)
+      for label, table in tables.items()
+      for pattern in patterns
+    ]
+  )
+
+
+def _report(
+  table: Layers,
+  machines: Sequence[Engine],
+  fmt: str,
+  baseline: Engine | str | None,
+  options: dict[str, Any],
+  workload: str,
+) -> Report:
   costs = _costs(table, machines, options)
   if baseline is None:
     words, over = DENSE, _costs(table.dense(), machines, options)
@@ -193,55 +229,14 @@ def report(
     over = _costs(table, [other], options) * len(machines)
   rows, totals = [], []
   patterns = [table.pattern(i) for i in range(len(table))]
-  for engine, found, base in zip(machines, costs, over):
-    rows += _rows(table, patterns, engine, found.cost, base.cost)
-    totals.append(_total(workload, patterns, engine, found, base))
+  for engine, priced, base in zip(machines, costs, over):
+    rows += _rows(table, patterns, engine, priced.cost, base.cost)
+    totals.append(_total(workload, patterns, engine, priced, base))
   return Report(
     *(tuple(rows), tuple(totals), tuple(machines)),
     baseline=words,
     note=_note(table, machines),
     fmt=fmt,
-  )
-
-
-def swept(
-  workloads: Mapping[str, Layers],
-  engines: Sequence[Engine],
-  axes: Mapping[str, Sequence[Any]],
-  fmt: str = "table",
-  **options: Any,
-) -> Report:
-  """The report of every workload with every pattern on every design.
-
-  Args:
-    workloads: Label -> layers, which the axis "pattern" changes where they are
-      sparse (`Layers.with_pattern`); "dense" takes patterns away.
-    engines: Engines with scalar fields.
-    axes: Axes as `figs_jax.engine.sweeps.text.read_axes` gives them; all but
-      "pattern" are fields of engines.
-    fmt: Format of the report.
-    **options: Further arguments of `report`.
-
-  Raises:
-    ValueError: If an axis or an engine is bad (`report`), a value of "pattern"
-      is not a pattern, or the table would have too many rows.
-
-  >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64}]
-  >>> axes = {"pattern": ["dense", "1:2"]}
-  >>> made = swept({"": Layers.of(rows)}, [parse("ws:8x8")], axes)
-  >>> [total.pattern for total in made.totals]
-  ['dense', '1:2']
-  """
-  axes = dict(axes)
-  patterns = axes.pop("pattern", (None,))
-  rows = sum(map(len, workloads.values())) * len(patterns)
-  machines = designs(engines, axes, min(_DESIGNS, _ROWS // rows))
-  return Report.joined(
-    [
-      report(_with(table, pattern), machines, fmt, workload=label, **options)
-      for label, table in workloads.items()
-      for pattern in patterns
-    ]
   )
 
 

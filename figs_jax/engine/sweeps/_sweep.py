@@ -36,6 +36,7 @@ from figs_jax.engine.sweeps.axes import (
   design,
   own_axes,
   parts_of,
+  workloads_of,
 )
 from figs_jax.engine.sweeps.device import Walker
 from figs_jax.engine.sweeps.points import Machine, Points, overflow_check
@@ -47,6 +48,8 @@ from figs_jax.engine.sweeps.reductions import (
   Undominated,
   Where,
   allowed,
+  condition_names,
+  quantity_names,
   value,
   worst,
 )
@@ -105,7 +108,7 @@ def sweep(
   16
   >>> best = made.smallest("cycles", where="cols<64")
   >>> [best[name].tolist() for name in ("pattern", "design", "cycles")]
-  [['1:8'], ['figs:32x48'], [50952]]
+  [['1:8'], ['figs:32x48'], [53568]]
   """
   several = not isinstance(engine, str | Engine)
   engines = [parse(one) for one in (engine if several else [engine])]
@@ -115,15 +118,9 @@ def sweep(
       f"sweep precision={precision!r}: {nearest(precision, kinds)}"
     )
   _check_engines(engines)
-  workloads: Mapping[str, Any] = {"": layers}
-  if isinstance(layers, Mapping) and all(
-    isinstance(table, Layers) for table in layers.values()
-  ):
-    workloads = layers
-  tables = {
-    label: table if table is None else Layers.of(table)
-    for label, table in workloads.items()
-  }
+  tables: dict[str, Any] = {"": None}
+  if layers is not None:
+    tables = workloads_of(layers)
   parts = []
   fixed = () if layers is None else SIZES
   devices = jax.local_devices() if devices is None else devices
@@ -170,7 +167,8 @@ class Sweep:
   Attributes:
     axes: Names of the axes' columns; a pattern is "n" and "m".
     results: Names of the fields that are evaluated.
-    fields: Names that a quantity or a condition can use, axes then results.
+    fields: Axes, then results. A quantity or condition may also name any number
+      of the engine.
   """
 
   def __init__(
@@ -194,7 +192,7 @@ class Sweep:
       }
       shared.append(set(bounds))
     columns = dict.fromkeys(
-      itertools.chain(*(part.points.axes for part in self._parts))
+      itertools.chain(*(part.points.varied for part in self._parts))
     )
     self.axes = tuple(columns)
     self.results = tuple(sorted(set.intersection(*shared)))
@@ -220,6 +218,7 @@ class Sweep:
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
       raise ValueError(f"sweep k={k!r}: expected an integer from 1")
+    self._check((*quantity_names(by), *condition_names(where)))
     picks = [_smallest(part, by, k, where, steps) for part in self._parts]
     values = np.concatenate([values for _, values in picks])
     order = np.argsort(values, kind="stable")[:k]
@@ -242,6 +241,8 @@ class Sweep:
     Raises:
       ValueError: If a field is unknown.
     """
+    self._check((*quantity_names(x), *quantity_names(y)))
+    self._check(condition_names(where))
     fronts = [_front(part, x, y, where, steps) for part in self._parts]
     xs, ys = (np.concatenate([front[i] for front in fronts]) for i in (1, 2))
     order = _undominated(np.arange(len(xs)), xs, ys)
@@ -291,7 +292,7 @@ class Sweep:
     Raises:
       ValueError: If a field is unknown, or chunk is not an integer from 1.
     """
-    self._check(names)
+    self._check((*names, *condition_names(where)), self.columns)
     if not isinstance(chunk, int) or chunk < 1:
       raise ValueError(f"chunk={chunk!r}: expected an integer from 1")
     for part in self._parts:
@@ -337,7 +338,7 @@ class Sweep:
     path, count = pathlib.Path(path), 0
     if isinstance(names, str) or not len(names):
       raise ValueError(f"sweep fields {names!r}: give a list of names")
-    self._check(names)
+    self._check((*names, *condition_names(where)), self.columns)
     writers = {".csv": _write_csv, ".npz": _write_npz}
     if path.suffix not in writers:
       raise ValueError(f"sweep file {str(path)!r}: end it in .csv or .npz")
@@ -366,10 +367,13 @@ class Sweep:
     pattern = ("pattern",) if "m" in self.axes else ()
     return (*labels, *pattern, *self.fields)
 
-  def _check(self, names: Iterable[str]) -> None:
+  def _check(self, names: Iterable[Any], more: Iterable[str] = ()) -> None:
+    """Raises ValueError for a name that not all engines have."""
+    shared = [set(part.walker.fields) for part in self._parts]
+    known = set.intersection(*shared) | set(more)
     for name in names:
-      if name not in self.columns:
-        raise ValueError(f"sweep field {name!r}: {nearest(name, self.columns)}")
+      if isinstance(name, str) and name not in known:
+        raise ValueError(f"sweep field {name!r}: {nearest(name, known)}")
 
   def _columns(
     self, numbers: Sequence[np.ndarray], order: np.ndarray
@@ -532,7 +536,7 @@ def _specs(
   """The spec of the engine at each point."""
   engine = part.points.machine.engine
   numeric = [field.name for field in engine.numeric()]
-  names = [name for name in part.points.axes if name in numeric]
+  names = [name for name in part.points.varied if name in numeric]
   known: dict[tuple[int, ...], str] = {}
   rows = list(zip(*(fields[name].astype(int).tolist() for name in names)))
   for row in set(rows):

@@ -17,7 +17,7 @@ import numpy as np
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.description import limits_of, nearest
-from figs_jax.engine.layers import LIMITS
+from figs_jax.engine.layers import LIMITS, Layers
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import field_value
 from figs_jax.engine.sweeps.text import read_axes, read_values
@@ -96,6 +96,19 @@ def as_axes(axes: Axes | str | Iterable[str]) -> dict[str, Sequence[Any]]:
     if not len(values):
       raise ValueError(f"sweep axis {name!r}: no values; give at least one")
   return found
+
+
+def workloads_of(
+  layers: Layers | Iterable[Mapping[str, Any]] | Mapping[str, Layers],
+  label: str = "",
+) -> dict[str, Layers]:
+  """Label -> table, from one table, its rows, or tables by label."""
+  tables: Any = layers
+  if not isinstance(layers, Mapping) or not all(
+    isinstance(table, Layers) for table in layers.values()
+  ):
+    tables = {label: layers}
+  return {name: Layers.of(table) for name, table in tables.items()}
 
 
 def read_axis(
@@ -220,8 +233,8 @@ def designs(
   if count > most:
     raise ValueError(
       f"sweep: {count:,} designs are more than the {most:,} that a report of"
-      " these layers can list; give fewer values, or select from all of them"
-      " with --pareto, --smallest or --points"
+      " these layers can list; give fewer values, or select from all of them by"
+      " engine.sweep (--pareto, --smallest, --points)"
     )
   return [
     design(engine, dict(zip(mine, point)))

@@ -68,7 +68,9 @@ class Points:
   Attributes:
     machine: What is evaluated at each point.
     sizes: Lengths of the axes.
-    axes: Columns of the axes, as open tables without layers.
+    axes: Columns of the axes and of the engine's other numbers, as open tables
+      without layers.
+    varied: Names of the axes' columns.
     values: What the machine takes, and `count`, as open tables, layers last.
     possible: Open masks without layers; a point is possible where all hold. It
       is impossible where its engine cannot be, or cannot run a layer's pattern.
@@ -78,6 +80,7 @@ class Points:
   machine: Machine
   sizes: tuple[int, ...]
   axes: dict[str, np.ndarray]
+  varied: tuple[str, ...]
   values: dict[str, np.ndarray]
   possible: tuple[np.ndarray, ...]
   layers: int
@@ -106,10 +109,13 @@ class Points:
         columns[part] = column.reshape(shape)
     # Without any axis there is one point, on an axis of its own.
     one = np.ones([1] * (len(axes) or 1) + [1], np.int64)
-    values = dict.fromkeys(("n", "m", "count"), one) | {
-      field.name: one * getattr(engine, field.name)
+    numbers = {
+      field.name: one[..., 0] * getattr(engine, field.name)
       for field in engine.numeric()
+      if field.name not in columns
     }
+    varied, columns = tuple(columns), columns | numbers
+    values = dict.fromkeys(("n", "m", "count"), one)
     values |= {name: column[..., None] for name, column in columns.items()}
     if layers is not None:
       values |= _of_layers(layers, values, "m" in columns)
@@ -121,7 +127,7 @@ class Points:
     masks = _possible(machine.design(values), values["n"], values["m"])
     sizes = tuple(len(given) for given in axes.values()) or (1,)
     count = 0 if layers is None else values["count"].shape[-1]
-    points = cls(machine, sizes, columns, values, masks, count)
+    points = cls(machine, sizes, columns, varied, values, masks, count)
     points._refuse_barren(list(axes))
     return points
 
@@ -136,7 +142,7 @@ class Points:
     return table[tuple(here)]
 
   def labels(self, number: np.ndarray) -> dict[str, np.ndarray]:
-    """The values of the axes at points."""
+    """The values of the axes, and the engine's other numbers, at points."""
     return {name: self.pick(x, number) for name, x in self.axes.items()}
 
   def allowed(self, number: np.ndarray) -> np.ndarray:
@@ -194,7 +200,7 @@ class Points:
       dataclasses.replace(engine)  # checks it
       self.machine(here)
     except ValueError as error:
-      if not self.axes:
+      if not self.varied:
         raise ValueError(f"sweep {self.machine.engine}: {error}") from error
       own = parts_of(name.replace("pattern", "n,m"))
       raise ValueError(
@@ -205,7 +211,9 @@ class Points:
   def text(self, number: np.ndarray, names: Sequence[str] = ()) -> str:
     """One point as text: its axes, or some of their columns."""
     labels = self.labels(number)
-    return ", ".join(f"{name}={labels[name][0]}" for name in names or labels)
+    return ", ".join(
+      f"{name}={labels[name][0]}" for name in names or self.varied
+    )
 
 
 def _of_layers(
