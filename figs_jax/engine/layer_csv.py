@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine.description import nearest
 from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.layers import LIMITS, Layers
+from figs_jax.engine.layers import Layers
+from figs_jax.engine.spec import LIMITS, nearest
 
 _LONGEST = 2**16  # characters of a line
 _SHOWN = 40  # characters of a cell in an error message

@@ -30,10 +30,10 @@ import numpy as np
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine._cost import AT_45_NM, Cost, cost
+from figs_jax.engine.blocks import kept_depth
 from figs_jax.engine.energy import Energy
-from figs_jax.engine.flops import kept_depth
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Csr, Engine, Roofline
+from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
 
 
@@ -269,7 +269,7 @@ def nanoseconds(
   """The time of an engine's cycles; arguments as of `TrainCost.seconds`."""
   if not isinstance(clock_ghz, Real) or not 0 < clock_ghz < float("inf"):
     raise ValueError(f"clock_ghz={clock_ghz!r}: give a positive number")
-  if isinstance(engine, Roofline | Csr) and clock_ghz != 1:
+  if engine.unit == "ns" and clock_ghz != 1:
     raise ValueError(
       f"clock_ghz={clock_ghz!r}: {engine} counts nanoseconds; leave it at 1"
     )

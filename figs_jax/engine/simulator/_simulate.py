@@ -21,13 +21,13 @@ import numpy as np
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.blocks import block_counts, fit
-from figs_jax.engine.description import UNLIMITED
-from figs_jax.engine.figs import packing
+from figs_jax.engine.figs import Figs
 from figs_jax.engine.simulator.array import run
 from figs_jax.engine.simulator.figs import figs_program
 from figs_jax.engine.simulator.vegeta import vegeta_program
-from figs_jax.engine.spec import VEGETA_BLOCK, Engine, Figs, Vegeta
+from figs_jax.engine.spec import UNLIMITED, Engine
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.vegeta import BLOCK, Vegeta
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def simulate(
   nm = NM(1, 1) if pattern in (None, "dense") else NM.parse(pattern)
   kept = _kept(w, nm, mask)
   if isinstance(array, Figs):
-    block, held = packing(nm.n, nm.m, array, [kept])
+    block, held = array.packing(nm.n, nm.m, [kept])
     program = figs_program(x, w, kept, array, int(block[0]), int(held[0]))
   else:
     program = vegeta_program(x, w, kept, array, _held(nm, kept, array))
@@ -105,10 +105,10 @@ def simulate(
 def _held(nm: NM, kept: np.ndarray, engine: Vegeta) -> int:
   """How many weights of a block of 4 run: 1, 2 or all."""
   if not engine.sparse:
-    return VEGETA_BLOCK
+    return BLOCK
   n, m = np.array([nm.n]), np.array([nm.m])
-  held = int(fit(n, m, VEGETA_BLOCK, [kept])[0])
-  return held if held < 3 else VEGETA_BLOCK
+  held = int(fit(n, m, BLOCK, [kept])[0])
+  return held if held < 3 else BLOCK
 
 
 def _kept(w: np.ndarray, nm: NM, mask: np.ndarray | None) -> np.ndarray:

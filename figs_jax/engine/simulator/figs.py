@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from figs_jax.engine.figs import Figs
 from figs_jax.engine.int64 import ceil_div
 from figs_jax.engine.simulator.program import Program, extended
-from figs_jax.engine.spec import OVERLAPS, Figs
+from figs_jax.engine.spec import OVERLAPS
 
 
 class _Shape(NamedTuple):

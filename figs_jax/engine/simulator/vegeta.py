@@ -16,7 +16,8 @@ import numpy as np
 
 from figs_jax.engine.int64 import ceil_div
 from figs_jax.engine.simulator.program import Program, extended
-from figs_jax.engine.spec import OVERLAPS, VEGETA_BLOCK, Vegeta
+from figs_jax.engine.spec import OVERLAPS
+from figs_jax.engine.vegeta import BLOCK, Vegeta
 
 
 class _Shape(NamedTuple):
@@ -65,10 +66,10 @@ def vegeta_program(
   R, cols = int(engine.rows), int(engine.cols)
   alpha, beta = int(engine.alpha), int(engine.beta)
   (M, K), N = x.shape, w.shape[1]
-  sparse = held < VEGETA_BLOCK and held <= R
-  block, held = (VEGETA_BLOCK, held) if sparse else (1, 1)
+  sparse = held < BLOCK and held <= R
+  block, held = (BLOCK, held) if sparse else (1, 1)
   down, across = ceil_div(K, R // held * block), ceil_div(N, cols)
-  lanes, C = VEGETA_BLOCK if engine.sparse else 1, cols // alpha
+  lanes, C = BLOCK if engine.sparse else 1, cols // alpha
   shape = _Shape(R, C, alpha, beta, lanes, block, held, down, across)
   folds = _folds(M, down, across, engine)
   register = np.arange(R * lanes)[:, None]

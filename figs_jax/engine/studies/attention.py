@@ -28,9 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from figs_jax.engine._cost import AT_45_NM, evaluate
-from figs_jax.engine.description import UNLIMITED, nearest
 from figs_jax.engine.energy import Energy, picojoules
-from figs_jax.engine.flops import check_itemsize
 from figs_jax.engine.int64 import (
   array_dataclass,
   ceil_div,
@@ -39,7 +37,13 @@ from figs_jax.engine.int64 import (
   larger,
   smaller,
 )
-from figs_jax.engine.spec import Csr, Engine, Roofline
+from figs_jax.engine.spec import (
+  UNLIMITED,
+  Engine,
+  Gemm,
+  check_itemsize,
+  nearest,
+)
 from figs_jax.engine.spec_text import parse
 
 UNFUSED = ("head", "operator")
@@ -177,7 +181,7 @@ def attention_cost(
   ([28311552, 3145728], 307)
   """
   engine = parse(engine)
-  if isinstance(engine, Roofline | Csr):
+  if not engine.is_array:
     raise ValueError(
       f"attention_cost: {engine} is no array; give one, as in 'ws:128x128'"
     )
@@ -189,7 +193,7 @@ def attention_cost(
   L, S, D = sizes
   rows, tail = plan["rows"], plan["tail"]
   asked = [(rows, S, D), (rows, D, S), (tail, S, D), (tail, D, S)]
-  found = [evaluate(*sides, 1, 1, engine, itemsize) for sides in asked]
+  found = [evaluate(Gemm(*sides), engine, itemsize) for sides in asked]
   cycles = [c["cycles"] - c["stall_dram"] for c in found]
   words = [
     c["ifmap_reads"] + c["filter_reads"] + c["ofmap_writes"] for c in found

@@ -17,10 +17,7 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.blocks import fit
-from figs_jax.engine.figs import packing
-from figs_jax.engine.spec import VEGETA_BLOCK, Figs, Vegeta
-from figs_jax.engine.vegeta import held_of
+from figs_jax.engine.spec import Engine
 
 
 def utilisation_bound(
@@ -46,46 +43,8 @@ def utilisation_bound(
   return np.minimum(1.0, work / np.asarray(multipliers))
 
 
-def port_values(
-  engine: Figs | Vegeta, n: ArrayLike = 1, m: ArrayLike = 1
-) -> dict[str, Any]:
-  """Values that cross the ports for each vector, if those are wide enough.
-
-  Args:
-    engine: a FIGS or a VEGETA array.
-    n: weights kept of every m along K.
-    m: group length.
-
-  Returns:
-    `inputs`, distinct activations, and `outputs`, partial sums. VEGETA's wires
-    carry 4 values to each row of multipliers whatever the pattern; where two or
-    four rows share them they are counted once.
-
-  Raises:
-    ValueError: the engine cannot run the pattern.
-
-  >>> from figs_jax.engine.spec_text import parse
-  >>> for spec in ("figs:32x16", "vegeta-s-16-2"):
-  ...   found = port_values(parse(spec), 1, 4)
-  ...   print(spec, int(found["inputs"]), int(found["outputs"]))
-  figs:32x16 32 64
-  vegeta-s-16-2 128 16
-  """
-  if isinstance(engine, Figs):
-    block, run = packing(n, m, engine)
-    inputs = engine.rows // block * block
-    return {
-      "inputs": inputs,
-      "outputs": engine.cols * engine.beta * (block // run),
-    }
-  run = fit(n, m, VEGETA_BLOCK) if engine.sparse else VEGETA_BLOCK
-  rows = np.asarray(engine.rows)
-  inputs = np.maximum(rows, rows // held_of(run, rows) * VEGETA_BLOCK)
-  return {"inputs": inputs, "outputs": np.asarray(engine.cols)}
-
-
 def ledger(
-  engine: Figs | Vegeta,
+  engine: Engine,
   n: ArrayLike = 1,
   m: ArrayLike = 1,
   in_bytes: int = 2,
@@ -112,7 +71,7 @@ def ledger(
   >>> [int(x) for x in ledger(parse("figs:32x16"), 1, 2).values()]
   [64, 128]
   """
-  values = port_values(engine, n, m)
+  values = engine.port_values(n, m)
   return {
     "inputs": in_bytes * values["inputs"],
     "outputs": out_bytes * values["outputs"],

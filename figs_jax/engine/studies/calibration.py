@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.spec import Systolic
-from figs_jax.engine.systolic import counts
+from figs_jax.engine.spec import Gemm
+from figs_jax.engine.systolic import Systolic
 
 # What M, N and K are padded to: 8 rows stream past 128 x 128 weights. The bytes
 # are those of the operands themselves: padded ones predict short calls worse.
@@ -164,10 +164,10 @@ def systolic_cycles(M: Any, N: Any, K: Any, side: int = 128) -> Any:
   >>> int(systolic_cycles(112, 128, 48)), int(systolic_cycles(128, 112, 48))
   (494, 494)
   """
-  M, N, K = np.asarray(M), np.asarray(N), np.asarray(K)
+  gemm = Gemm(np.asarray(M), np.asarray(N), np.asarray(K))
   return np.minimum(
-    counts(M, N, K, Systolic("ws", side, side))["cycles"],
-    counts(M, N, K, Systolic("is", side, side))["cycles"],
+    Systolic("ws", side, side).counts(gemm)["cycles"],
+    Systolic("is", side, side).counts(gemm)["cycles"],
   )
 
 

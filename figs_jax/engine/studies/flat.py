@@ -18,8 +18,8 @@ import dataclasses
 
 import numpy as np
 
-from figs_jax.engine.spec import Systolic
 from figs_jax.engine.studies.attention import Attention, Memory, attention_cost
+from figs_jax.engine.systolic import Systolic
 
 # Bytes per cycle of 940 MHz, rounded to whole bytes (by less than 0.3 %).
 EDGE = Memory(buffer=512 * 2**10, dram_bw=57, sram_bw=1064)

@@ -16,7 +16,7 @@ import numpy as np
 
 from figs_jax.engine._cost import cost
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Csr, Engine, Roofline
+from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.studies.attention import Attention, Memory, attention_cost
 
@@ -86,11 +86,11 @@ def model_cost(
   """
   table = Layers.of(layers)
   array = parse(engine)
-  if isinstance(array, Roofline | Csr):
+  if not array.is_array:
     raise ValueError(
       f"model_cost: {array} is no array; give one, as in 'ws:128x128'"
     )
-  array = dataclasses.replace(array, dram_bw=memory.dram_bw)
+  array = dataclasses.replace(array, **{"dram_bw": memory.dram_bw})
   pairs = _pairs(table)
   used = {index for pair in pairs for index in pair}
   rest = [index for index in range(len(table)) if index not in used]

@@ -23,11 +23,9 @@ import jax
 import numpy as np
 
 from figs_jax.engine._cost import AT_45_NM
-from figs_jax.engine._report import unit
-from figs_jax.engine.description import nearest
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Engine
+from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.sweeps.axes import (
   SIZES,
@@ -403,10 +401,10 @@ def _check_engines(engines: Sequence[Engine]) -> None:
         raise ValueError(
           f"sweep: {field.name} of {engine} is an array; give it as an axis"
         )
-    if unit(engine) != unit(engines[0]):
+    if engine.unit != engines[0].unit:
       raise ValueError(
-        f"sweep: {engines[0]} counts {unit(engines[0])} and {engine}"
-        f" {unit(engine)}, and no clock is known; sweep them apart"
+        f"sweep: {engines[0]} counts {engines[0].unit} and {engine}"
+        f" {engine.unit}, and no clock is known; sweep them apart"
       )
 
 

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine.description import limits_of, nearest
-from figs_jax.engine.layers import LIMITS, Layers
-from figs_jax.engine.spec import Engine
+from figs_jax.engine.layers import Layers
+from figs_jax.engine.spec import LIMITS, Engine, nearest
 from figs_jax.engine.spec_text import field_value
 from figs_jax.engine.sweeps.text import read_axes, read_values
 
@@ -131,7 +130,7 @@ def read_axis(
       if np.ndim(row) != 1 or len(row) != len(names):
         raise ValueError(f"sweep axis {name!r}: got {row!r}; give {name} each")
     columns = list(zip(*values))
-  limits = limits_of(type(engine))
+  limits = engine.limits()
   found: dict[str, np.ndarray] = {}
   for part, column in zip(names, columns):
     if part in AXES:

@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from figs_jax.engine import figs, roofline
 from figs_jax.engine._cost import evaluate
-from figs_jax.engine.blocks import fits
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.int64 import INT64_MAX
 from figs_jax.engine.interval import Interval
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import VEGETA_BLOCK, Engine, Figs, Roofline, Vegeta
+from figs_jax.engine.spec import Engine, Gemm
 from figs_jax.engine.sweeps.axes import SIZES, parts_of, read_axis
 
 GEMM = (*SIZES, "n", "m")
@@ -49,9 +47,8 @@ class Machine:
     Args:
       values: M, N, K, n, m and every numeric field of the engine.
     """
-    M, N, K, n, m = (values[name] for name in GEMM)
-    options = self.design(values), self.itemsize, self.energy
-    return evaluate(M, N, K, n, m, *options)
+    gemm = Gemm(*(values[name] for name in GEMM))
+    return evaluate(gemm, self.design(values), self.itemsize, self.energy)
 
   def design(self, values: Mapping[str, Any]) -> Engine:
     """The engine with these fields, unchecked: designs may be impossible."""
@@ -249,15 +246,11 @@ def _of_layers(
 
 
 def _possible(design: Engine, n: Any, m: Any) -> tuple[np.ndarray, ...]:
-  found = [np.asarray(bad) == 0 for bad, _ in design.faults()]
-  if isinstance(design, Figs):
-    found.append(figs.runs(n, m, design))
-  elif isinstance(design, Vegeta) and design.sparse:
-    found.append(fits(n, m, VEGETA_BLOCK))
-  elif isinstance(design, Roofline) and design.sparse:
-    found.append(fits(n, m, roofline.BLOCK))
+  """Masks of the points whose engine can be, and runs the layers' patterns."""
+  masks = [np.asarray(bad) == 0 for bad, _ in design.invalid()]
+  masks.append(design.runs(n, m))
   rank = np.ndim(n)
-  masks = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in found)
+  masks = [x.reshape((1,) * (rank - x.ndim) + x.shape) for x in masks]
   return tuple(mask.all(-1) for mask in masks if not mask.all())
 
 

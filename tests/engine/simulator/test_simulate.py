@@ -13,9 +13,9 @@ from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.transposable import transposable_nm_mask
 from figs_jax.engine import Figs, Vegeta, figs, parse, vegeta
-from figs_jax.engine.description import UNLIMITED
+from figs_jax.engine.figs import EXCHANGES
 from figs_jax.engine.simulator._simulate import simulate
-from figs_jax.engine.spec import EXCHANGES, OVERLAPS
+from figs_jax.engine.spec import OVERLAPS, UNLIMITED
 
 laws = settings(deadline=None, max_examples=30)
 COUNTED = ("cycles", "ifmap_reads", "filter_reads", "ofmap_writes")
