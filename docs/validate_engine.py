@@ -37,7 +37,8 @@ from figs_jax.engine import (
 )
 from figs_jax.engine.csr import intensity
 from figs_jax.engine.roofline import amdahl
-from figs_jax.engine.studies import calibration, flat
+from figs_jax.engine.studies import calibration
+from figs_jax.engine.studies.attention import flat_claims, flat_ideal
 from figs_jax.engine.studies.bandwidth import (
   iso_bandwidth_speedup,
   ledger,
@@ -461,7 +462,7 @@ def energies() -> list[Claim]:
 
 def attention() -> list[Claim]:
   claims = []
-  for claim in flat.claims():
+  for claim in flat_claims():
     what = f"FLAT, {claim.platform}, baseline ends at the {claim.baseline}"
     low, high = claim.ideal
     claims.append(between(f"{what}: ideal machine", claim.published, low, high))
@@ -471,7 +472,7 @@ def attention() -> list[Claim]:
   stated = between(
     "FLAT, edge: ideal machine at 1 GHz and 50 GB/s",
     1.94,
-    *flat.ideal(32 * 32, 50),
+    *flat_ideal(32 * 32, 50),
   )
   return [stated, *claims]
 
@@ -571,7 +572,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], list[Claim]]]] = {
     attention,
   ),
   "Published and not reproduced": (
-    "`engine.cluster` estimates a step on many devices after COMET (arXiv"
+    "`engine.estimate` models a step on many devices after COMET (arXiv"
     " 2211.16648), without the settings behind its figures. Serving nested"
     " sub-networks whose common part stays on chip (SUSHI) is not modelled.",
     not_reproduced,

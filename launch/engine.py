@@ -150,7 +150,7 @@ def main() -> None:
   except ValueError as error:
     cli.fail(str(error))
   if data and _OUT.value:
-    cli.save(_OUT.value, data, overwrite=_OVERWRITE.value, flag="--out")
+    cli.write_output(_OUT.value, data, overwrite=_OVERWRITE.value)
   elif data:
     cli.emit(data)
   if _SWEEP.value:
@@ -237,7 +237,7 @@ def _check_flags() -> None:
     cli.fail("--format png: add --out FILE.png")
   if not _OUT.value:
     return
-  cli.check_output(_OUT.value, overwrite=_OVERWRITE.value, flag="--out")
+  cli.check_output(_OUT.value, overwrite=_OVERWRITE.value)
   source = _LAYERS.value
   if source and Path(source).resolve() == Path(_OUT.value).resolve():
     cli.fail(f"--out {_OUT.value} is the table of --layers; name another")

@@ -1,4 +1,4 @@
-"""What the programs in launch/ share: flags, workloads, export of a run."""
+"""Code that the programs in launch/ share: flags, workloads and export."""
 
 from figs_jax.cli.flags import (
   check_output,
@@ -9,8 +9,8 @@ from figs_jax.cli.flags import (
   quiet,
   run,
   run_user_file,
-  save,
   say,
+  write_output,
 )
 
 __all__ = [
@@ -22,6 +22,6 @@ __all__ = [
   "quiet",
   "run",
   "run_user_file",
-  "save",
   "say",
+  "write_output",
 ]

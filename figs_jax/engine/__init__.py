@@ -22,32 +22,56 @@ from figs_jax.engine.roofline import Roofline, calibrated_overhead
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm
 from figs_jax.engine.spec_text import parse, register
-from figs_jax.engine.studies.attention import Attention, Memory, attention_cost
+from figs_jax.engine.studies.attention import (
+  AttentionCost,
+  AttentionShape,
+  Memory,
+  attention_cost,
+)
 from figs_jax.engine.studies.bandwidth import (
   iso_bandwidth_speedup,
   ledger,
   utilisation_bound,
 )
 from figs_jax.engine.studies.calibration import (
+  CycleModel,
   LatencyModel,
   cross_validated,
+  fit_cycles,
   fit_latency,
 )
-from figs_jax.engine.studies.cluster import estimate
-from figs_jax.engine.studies.devices import Cluster, Parallel
+from figs_jax.engine.studies.cluster import (
+  BytesPerValue,
+  Cluster,
+  Estimate,
+  Parallel,
+  estimate,
+  estimate_all,
+  train_seconds,
+)
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
-from figs_jax.engine.training import TrainCost, step_cost, train_cost
+from figs_jax.engine.training import (
+  RunCost,
+  StepCost,
+  TrainingPhase,
+  run_cost,
+  step_cost,
+)
 from figs_jax.engine.vegeta import Vegeta, unstructured_speedup
 
 __all__ = [
-  "Attention",
+  "AttentionCost",
+  "AttentionShape",
+  "BytesPerValue",
   "Cluster",
   "Cost",
   "Csr",
+  "CycleModel",
   "Energy",
   "Engine",
+  "Estimate",
   "Figs",
   "Gemm",
   "LatencyModel",
@@ -57,11 +81,13 @@ __all__ = [
   "Parallel",
   "Report",
   "Roofline",
+  "RunCost",
   "Simulation",
+  "StepCost",
   "Sweep",
   "Systolic",
   "Total",
-  "TrainCost",
+  "TrainingPhase",
   "Vegeta",
   "attention_cost",
   "calibrated_overhead",
@@ -70,6 +96,8 @@ __all__ = [
   "cross_validated",
   "dense_bytes",
   "estimate",
+  "estimate_all",
+  "fit_cycles",
   "fit_latency",
   "flops",
   "iso_bandwidth_speedup",
@@ -80,12 +108,13 @@ __all__ = [
   "read_layers",
   "register",
   "report",
+  "run_cost",
   "simulate",
   "stall_factor",
   "step_cost",
   "step_flops",
   "sweep",
-  "train_cost",
+  "train_seconds",
   "unstructured_speedup",
   "utilisation_bound",
 ]
