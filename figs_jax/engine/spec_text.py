@@ -62,7 +62,7 @@ def register(cls: _E) -> _E:
 
 def _again(old: type, new: type) -> bool:
   """Whether a notebook's cell or a file was merely run once more."""
-  codes = (inspect.unwrap(cls.counts).__code__ for cls in (old, new))
+  codes = (inspect.unwrap(cls.formula).__code__ for cls in (old, new))
   same_file = len({os.path.realpath(code.co_filename) for code in codes}) == 1
   here = same_file or old.__module__ == new.__module__
   return here and old.__qualname__ == new.__qualname__

@@ -89,7 +89,8 @@ def model_cost(
   """
   table, array = Layers.of(layers), parse(engine)
   check_array(array)
-  array = dataclasses.replace(array, **{"dram_bw": memory.dram_bw})
+  bandwidth: dict[str, Any] = {"dram_bw": memory.dram_bw}
+  array = dataclasses.replace(array, **bandwidth)
   qk, av = _pairs(table)
   rest = np.setdiff1d(np.arange(len(table)), qk + av)
   linear = dense = attention = dram_bytes = 0
