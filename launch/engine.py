@@ -177,7 +177,6 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   """Some points of a sweep as a table, or all of them in a file."""
   from figs_jax.engine import sweep
   from figs_jax.engine._report import columns_text
-  from figs_jax.engine.sweeps.reductions import value
 
   caption = "Modelled cycles (ns on rooflines), not measured."
   if any(table.masks is not None for table in tables.values()):
@@ -209,10 +208,10 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   caption += f" {len(found['design']):,} {what}, of {len(designs):,}"
   caption += f" where {where}." if where else "."
   # Without the engine, which the design tells, and other results.
-  labels = [x for x in designs.columns if x not in ("engine", *designs.results)]
+  hidden = ("engine", "n", "m", *designs.results)
+  labels = [name for name in designs.columns if name not in hidden]
   names = dict.fromkeys(("design", *labels, *quantities, *_SHOWN))
-  columns = {x: found[x] if x in found else value(x, found) for x in names}
-  text = columns_text(columns, caption, _FORMAT.value)
+  text = columns_text({x: found[x] for x in names}, caption, _FORMAT.value)
   return f"{text}\n".encode(), caption, len(designs)
 
 

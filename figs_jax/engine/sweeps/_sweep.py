@@ -150,9 +150,10 @@ class _Part(NamedTuple):
 class Sweep:
   """Products of axes, evaluated where it is asked; made by `sweep`.
 
-  Results are columns, NumPy arrays by name: the axes (-1 where an engine lacks
-  one), then fields. A `by` is a quantity to be small and a `where` conditions,
-  both as text ("cycles", "-utilisation", "rows*cols"; "rows*cols<=1024; m<=8")
+  Results are columns, NumPy arrays by name: the spec of the `design`, the axes
+  (-1 where an engine lacks one), the fields, and products that were
+  asked for. A `by` is a quantity to be small and a `where` conditions, both as
+  text ("cycles", "-utilisation", "rows*cols"; "rows*cols<=1024; m<=8")
   or as functions. Functions take a mapping from names to floating arrays
   (float64, exact up to 2^53), are compiled with the sweep, and must be pure.
 
@@ -220,7 +221,8 @@ class Sweep:
     picks = [_smallest(part, by, k, where, steps) for part in self._parts]
     values = np.concatenate([values for _, values in picks])
     order = np.argsort(values, kind="stable")[:k]
-    return self._columns([numbers for numbers, _ in picks], order)
+    columns = self._columns([numbers for numbers, _ in picks], order)
+    return columns | _asked({by: values[order]}, columns)
 
   def pareto(
     self, x: By, y: By, *, where: Where = None, steps: int = _STEPS // 16
@@ -244,7 +246,8 @@ class Sweep:
     fronts = [_front(part, x, y, where, steps) for part in self._parts]
     xs, ys = (np.concatenate([front[i] for front in fronts]) for i in (1, 2))
     order = _undominated(np.arange(len(xs)), xs, ys)
-    return self._columns([numbers for numbers, _, _ in fronts], order)
+    columns = self._columns([numbers for numbers, _, _ in fronts], order)
+    return columns | _asked({x: xs[order], y: ys[order]}, columns)
 
   def summary(
     self, by: By, *, where: Where = None, steps: int = _STEPS
@@ -377,16 +380,26 @@ class Sweep:
     self, numbers: Sequence[np.ndarray], order: np.ndarray
   ) -> dict[str, np.ndarray]:
     """Columns of the points of each part, all of them put in an order."""
-    names = [name for name in self.columns if name not in ("n", "m")]
     each = []
     for part, number in zip(self._parts, numbers):
       fields = _at(part, number)
-      columns = _labelled(part, fields, names)
+      columns = _labelled(part, fields, self.columns)
       each.append({"design": _specs(part, fields, len(number))} | columns)
     return {
       name: np.concatenate([columns[name] for columns in each])[order]
-      for name in ("design", *names)
+      for name in ("design", *self.columns)
     }
+
+
+def _asked(
+  values: Mapping[By, np.ndarray], columns: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """The quantities as text that are not columns already."""
+  return {
+    by: x
+    for by, x in values.items()
+    if isinstance(by, str) and by not in columns
+  }
 
 
 _UNDERLYING = {"pattern": ("n", "m")}
