@@ -43,8 +43,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.engine import Layers, cost, parse
+from figs_jax.engine.int64 import Doubles
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
-from figs_jax.engine.whole import Doubles
 
 TARGET = 20e6
 SIDES = {"rows": range(16, 16 * 17, 16), "cols": range(16, 16 * 17, 16)}

@@ -426,7 +426,9 @@ def _finish(gemm, array, packed, parts, itemsize):
   # Ratios that cannot pass 1, so that rounding cannot lift their product, which
   # is M N kept / (cycles R C beta).
   utilisation = kept / (down * (used // block) * run) * (N / (across * slots))
-  utilisation *= run * (block // run) / block * (used / array.rows)
+  utilisation = utilisation * (
+    run * (block // run) / block * (used / array.rows)
+  )
   return parts | {
     "utilisation": utilisation * (down * across * M / parts["cycles"]),
     "ifmap_reads": across * M * K,

@@ -201,7 +201,7 @@ def _tiled(M, down, across, array):
   if array.overlap == "full":
     interval = larger(enter, leave)
     waits = _waits(across * tiles, T * interval, load, hops, array.interleave)
-    waits += _waits(
+    waits = waits + _waits(
       *(across * smaller(rest, 1), rest * interval, load, hops),
       array.interleave,
     )

@@ -24,6 +24,7 @@ import numpy as np
 
 from figs_jax.engine._cost import AT_45_NM
 from figs_jax.engine.energy import Energy
+from figs_jax.engine.int64 import Singles, fastest
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.spec_text import parse
@@ -51,7 +52,6 @@ from figs_jax.engine.sweeps.reductions import (
   value,
   worst,
 )
-from figs_jax.engine.whole import Singles, fastest
 
 # Relative error of a float32 sweep of GEMMs, for sizes up to 2^22; each further
 # layer of a sum adds 2^-24.

@@ -25,10 +25,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from figs_jax.engine.int64 import Longs, Singles, Whole
 from figs_jax.engine.spec import nearest
 from figs_jax.engine.sweeps.points import MEANS, Machine, Points
 from figs_jax.engine.sweeps.reductions import Reduction
-from figs_jax.engine.whole import Longs, Singles, Whole
 
 # Points of a block: its vectors stay in a core's cache, and a loop over them is
 # long enough for several cores to share.

@@ -20,8 +20,7 @@ import numpy as np
 
 from figs_jax.engine._cost import evaluate
 from figs_jax.engine.energy import Energy
-from figs_jax.engine.int64 import INT64_MAX
-from figs_jax.engine.interval import Interval
+from figs_jax.engine.int64 import INT64_MAX, Interval
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine, Gemm
 from figs_jax.engine.sweeps.axes import SIZES, parts_of, read_axis
@@ -151,26 +150,26 @@ class Points:
 
   def at(self, number: np.ndarray) -> dict[str, np.ndarray]:
     """All fields of one or more possible points, exactly, and their axes."""
-    # Powers of two, so that few lengths are ever compiled.
-    length = max(1 << (len(number) - 1).bit_length(), 256)
-    padded = np.resize(number, length)
-    values = {name: self.pick(x, padded) for name, x in self.values.items()}
-    found = self.machine(values)
-    found = {
-      name: np.broadcast_to(x, (length, max(self.layers, 1)))[: len(number)]
-      for name, x in found.items()
+    values = {name: self.pick(x, number) for name, x in self.values.items()}
+    shape = len(number), max(self.layers, 1)
+    results = {
+      name: np.broadcast_to(x, shape)
+      for name, x in self.machine(values).items()
     }
-    return self._total(found, values["count"]) | self.labels(number)
+    return self._total(results, values["count"]) | self.labels(number)
 
-  def _total(self, found, count) -> dict[str, np.ndarray]:
+  def _total(
+    self, results: Mapping[str, np.ndarray], count: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Sums over the layers, or means weighted by the cycles."""
     if not self.layers:
-      return {name: x[:, 0] for name, x in found.items()}
-    time = count[:1] * found["cycles"] / 1
+      return {name: x[:, 0] for name, x in results.items()}
+    time = count[:1] * results["cycles"] / 1
     return {
       name: (x * time).sum(1) / time.sum(1)
       if name in MEANS
       else (x * count[:1]).sum(1)
-      for name, x in found.items()
+      for name, x in results.items()
     }
 
   def _refuse_barren(self, names: list[str]) -> None:
