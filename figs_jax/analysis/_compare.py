@@ -22,7 +22,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax.analysis import plot_style
-from figs_jax.engine.layout import times
+from figs_jax.engine._report import times
 from figs_jax.engine.plots import empty_figure
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import Checkpointer
