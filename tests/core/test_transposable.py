@@ -269,7 +269,7 @@ def test_dense_empty_and_wide():
   assert transposable_nm_mask(jnp.ones((0, 4)), "2:4").shape == (0, 4)
   scores = jax.random.normal(jax.random.key(0), (64, 64))
   assert_valid(transposable_nm_mask(scores, "3:32"), NM(3, 32))
-  with pytest.raises(ValueError, match="3:64 along two axes"):
+  with pytest.raises(ValueError, match="along two axes, got 3:64"):
     transposable_nm_mask(scores, "3:64")
   with jax.enable_x64(True):
     wide = 1 + 1e-12 * np.random.default_rng(0).normal(size=(4, 8))
@@ -291,8 +291,8 @@ def test_a_mask_along_one_axis_keeps_no_less():
   [
     ((6, 4), 0, 1, r"axis 0 of shape \(6, 4\) has length 6, .* m=4; choose"),
     ((4, 6), 0, 1, r"other 1 of shape \(4, 6\) has length 6"),
-    ((8, 8), 0, -2, "axis 0 and other -2 .* name one axis twice"),
-    ((8, 8), (0, 1), 1, "name one axis twice"),
+    ((8, 8), 0, -2, "axis 0 and other -2 .* share an axis"),
+    ((8, 8), (0, 1), 1, "share an axis"),
     ((8,), -2, -1, r"axis -2 of shape \(8,\)"),
     ((8, 8), 0, 2, "within -2..1"),
   ],
@@ -304,5 +304,5 @@ def test_bad_axes_are_named(shape, axis, other, message):
 
 def test_scores_without_an_order():
   for scores in (jnp.ones((4, 4)) > 0, jnp.ones((4, 4), jnp.complex64)):
-    with pytest.raises(TypeError, match="no sum to maximise"):
+    with pytest.raises(TypeError, match="Expected real scores"):
       transposable_nm_mask(scores, "2:4")
