@@ -208,7 +208,7 @@ class BoundRecipe:
       raise ValueError(
         f"recipe {self.recipe.name!r} prunes the gradient of a layer's output"
         f" (mvue={str(mvue)!r}), which needs the layers of figs_jax.nn;"
-        " create it without mvue, or call figs_jax.core._mvue in your backward"
+        " create it without mvue, or call figs_jax.core.mvue in your backward"
         " pass"
       )
     return _with(params, self._acting(params, masks, leak, scales))

@@ -18,7 +18,7 @@ from figs_jax.core.packing import (
   unpack,
   unpack_tree,
 )
-from figs_jax.engine.flops import packed_bytes
+from figs_jax.engine import packed_bytes
 
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 NUMPY = "float64 float32 float16 bool complex64"
