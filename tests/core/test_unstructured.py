@@ -69,8 +69,8 @@ def test_a_tree_has_one_threshold(count, seed):
   b, c = planted(rng, (17,), jnp.bfloat16), planted(rng, (5,), jnp.float16)
   masks = global_masks({"a": a, "b": {"b": b, "x": None}, "c": c}, count=count)
   assert masks["b"]["x"] is None
-  found = [masks["a"], masks["b"]["b"], masks["c"]]
-  for mask, expected in zip(found, brute([a, b, c], count)):
+  leaves = [masks["a"], masks["b"]["b"], masks["c"]]
+  for mask, expected in zip(leaves, brute([a, b, c], count)):
     np.testing.assert_array_equal(mask, expected)
 
 
@@ -137,7 +137,7 @@ def test_shards_exchange_counts_and_not_scores(kind):
     mask = step(placed)
   assert mask.sharding.is_equivalent_to(placed.sharding, 2)
   np.testing.assert_array_equal(mask, expected)
-  moved = [found[0] for found in re.findall(COLLECTIVE, text)]
+  moved = [match[0] for match in re.findall(COLLECTIVE, text)]
   assert moved
   for shapes in moved:  # nothing larger than one count per row of a shard
     for dims in re.findall(r"\[([0-9,]*)\]", shapes):
