@@ -290,11 +290,13 @@ def evolution(
   bound = experiment.abstract_state.bound
   leaves: Mapping[str, Leaf] = bound.leaves
   layer, shape = _chosen(history, leaves, layer), (0, 0)
-  (chain,) = (each.chain for each in bound.kernels if each.path == layer)
+  (stages,) = (each.stages for each in bound.kernels if each.path == layer)
   for step, masks, switched in _masks(history, experiment, seed):
     steps.append(step)
-    stage = bound.recipe.timeline.stage(len(chain), jnp.asarray(step), switched)
-    patterns.append(("dense", *map(str, chain))[int(stage)])
+    stage = bound.recipe.timeline.stage(
+      len(stages), jnp.asarray(step), switched
+    )
+    patterns.append(("dense", *map(str, stages))[int(stage)])
     table = _table(masks[layer], leaves[layer])
     shape = table.shape
     found.append(table[: window[0], : window[1]])

@@ -105,12 +105,12 @@ def phases_of(
 
 def _pattern(kernel: BoundLeaf, stage: int) -> NM:
   m = kernel.leaf.pattern.m
-  return kernel.chain[stage - 1] if stage else NM(m, m)
+  return kernel.stages[stage - 1] if stage else NM(m, m)
 
 
 def _starts(recipe: Recipe, kernel: BoundLeaf) -> tuple[int, ...]:
-  """The first step of each stage of a kernel's chain."""
-  line, stages = recipe.timeline, len(kernel.chain)
+  """The first step of each of a kernel's stages."""
+  line, stages = recipe.timeline, len(kernel.stages)
   if not stages:
     return ()
   if line.switch is None:
@@ -119,7 +119,7 @@ def _starts(recipe: Recipe, kernel: BoundLeaf) -> tuple[int, ...]:
 
 
 def _begin(recipe: Recipe) -> int:
-  """The first step of the longest chain's first stage; before it D is 1."""
+  """The first step at which any kernel is masked; before it D is 1."""
   line, stages = recipe.timeline, max(recipe.lengths)
   if not stages:
     return line.total_steps
