@@ -23,8 +23,8 @@ _PATTERNS = flags.DEFINE_list(
 _RECIPES = flags.DEFINE_list(
   "recipes", ["sr_ste", "mdgf_exp", "figs", "step"], "Recipes beside dense."
 )
-_ENGINE = flags.DEFINE_string(
-  "engine", "ws:16x16", "Engine of the speed-up, as in figs:32x16."
+_ENGINES = flags.DEFINE_string(
+  "engines", "ws:16x16", "Engine of the speed-up, as in figs:32x16."
 )
 
 
@@ -48,7 +48,7 @@ def check_flags() -> None:
   for flag, check in (
     (_RECIPES, recipes.options),
     (_PATTERNS, core.NM.parse),
-    (_ENGINE, engine.parse),
+    (_ENGINES, engine.parse),
   ):
     values = flag.value if isinstance(flag.value, list) else [flag.value]
     for value in values:
@@ -61,7 +61,7 @@ def check_flags() -> None:
 def main() -> None:
   cli.quiet()
   check_flags()
-  from figs_jax.analysis import compare
+  from figs_jax import analysis
   from figs_jax.data import DataError
   from figs_jax.engine.plots import figure_type
   from figs_jax.train.loop import Diverged
@@ -75,7 +75,9 @@ def main() -> None:
   )
   try:
     figure_type()
-    rows = compare.compare(get_config, runs, workdir, engine_spec=_ENGINE.value)
+    rows = analysis.compare(
+      get_config, runs, workdir, engine_spec=_ENGINES.value
+    )
   except (ValueError, DataError) as error:
     cli.fail(str(error))
   except Diverged as error:
@@ -83,14 +85,14 @@ def main() -> None:
   if len(rows) < len(runs):
     cli.say("stopped; the same command goes on from here")
     return
-  compare.plot(rows, workdir / "report.png", "ViT on digits")
-  compare.write_json(rows, workdir / "report.json")
-  table = compare.markdown(rows)
+  analysis.plot_comparison(rows, workdir / "report.png", "ViT on digits")
+  analysis.write_json(rows, workdir / "report.json")
+  table = analysis.comparison_table(rows)
   (workdir / "report.md").write_text(
     "# figs_jax quickstart\n\n"
     f"A ViT on scikit-learn's digits, {_STEPS.value} steps,"
     f" {_SEEDS.value} seeds. The speed-up is modelled, over the whole forward"
-    f" pass of one image on the engine {_ENGINE.value}; so is the time of"
+    f" pass of one image on the engine {_ENGINES.value}; so is the time of"
     " training, forward and backward, over all steps.\n\n"
     f"{table}\n![accuracy against speed-up](report.png)\n"
   )

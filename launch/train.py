@@ -26,11 +26,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of the run; made if it is missing."
 )
-_RECIPE_FILE = flags.DEFINE_string(
-  "recipe_file",
-  None,
-  "Python file to run first: the one that registers a recipe of your own.",
-)
+_RECIPE_FILE = cli.define_user_file("recipe")
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "How the result is printed."
 )

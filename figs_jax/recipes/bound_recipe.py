@@ -14,7 +14,7 @@ from figs_jax.core import tree
 from figs_jax.core._flow import flow
 from figs_jax.core.pattern import NM
 from figs_jax.core.soft import kernel_scale, s_ste
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
 from figs_jax.recipes.criterion import KernelState, needs_grad, takes_count
 from figs_jax.recipes.stage_schedule import Every
@@ -39,7 +39,7 @@ class BoundLeaf:
   """
 
   path: str
-  leaf: Leaf
+  leaf: MaskedKernel
   stages: tuple[NM, ...]
 
   @property
@@ -71,8 +71,8 @@ class BoundRecipe:
   kernels: tuple[BoundLeaf, ...]
 
   @property
-  def leaves(self) -> dict[str, Leaf]:
-    """path -> `Leaf` of every masked kernel."""
+  def leaves(self) -> dict[str, MaskedKernel]:
+    """path -> `MaskedKernel` of every masked kernel."""
     return {kernel.path: kernel.leaf for kernel in self.kernels}
 
   def masks(
@@ -212,7 +212,7 @@ class BoundRecipe:
         or if a masked kernel is missing or has another shape.
 
     >>> from figs_jax.recipes import create
-    >>> leaves = {"w": tree.Leaf((4,), NM(1, 2), 0)}
+    >>> leaves = {"w": tree.MaskedKernel((4,), NM(1, 2), 0)}
     >>> bound = create("ste", "1:2", 10).bind(leaves)
     >>> params = {"w": jnp.arange(4.0), "b": jnp.ones(1)}
     >>> bound.effective(params, bound.masks(5, params))["w"]
@@ -370,7 +370,9 @@ class BoundRecipe:
     return {path: by_path[path] for path in self.leaves}
 
 
-def _soft(w: Array, m: Array, scale: Array, leaf: Leaf, leak: Any) -> Array:
+def _soft(
+  w: Array, m: Array, scale: Array, leaf: MaskedKernel, leak: Any
+) -> Array:
   """S-STE's weight; a stack of kernels has a stack of scales."""
 
   def one(w, m, scale):

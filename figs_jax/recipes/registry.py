@@ -111,10 +111,10 @@ def plain_recipe(
   Raises:
     ValueError: If a value is out of range or the pattern cannot be read.
   """
-  target = _pattern(pattern)
+  rules = Rules.parse(pattern)
   line = Timeline.of_fractions(total_steps, dense, finetune, refresh_every)
   pruned = NM.parse(mvue) if mvue else None
-  recipe = Recipe(name, target, line, flow=Flow(mvue=pruned))
+  recipe = Recipe(name, rules.single or rules, line, flow=Flow(mvue=pruned))
   if transposable:
     return dataclasses.replace(recipe, criterion=Transposable())
   return recipe
@@ -309,12 +309,12 @@ def _published(
       if value is not known[key].default:
         annotation = known[key].annotation
         given[key] = check_type(f"{name}: {key}", annotation, value)
-    target = _pattern(given["pattern"])
+    rules = Rules.parse(given["pattern"])
     shared = {
       key: given.get(key, option.default) for key, option in common.items()
     }
     try:
-      plain = plain_recipe(name, target, given["total_steps"], **shared)
+      plain = plain_recipe(name, rules, given["total_steps"], **shared)
       made = builder(plain, **{k: given[k] for k in own if k in given})
     except ValueError as error:
       raise ValueError(f"{name}: {error}") from error
@@ -397,13 +397,3 @@ def _same_source(old: Callable, new: Callable) -> bool:
   same_file = len(set(files)) == 1
   here = same_file or old.__module__ == new.__module__
   return here and old.__qualname__ == new.__qualname__
-
-
-def _pattern(pattern: NM | Rules | str) -> NM | Rules:
-  if isinstance(pattern, Rules):
-    return pattern
-  if isinstance(pattern, str) and any(
-    c not in "0123456789: \t\n" for c in pattern
-  ):
-    return Rules.parse(pattern)
-  return NM.parse(pattern)

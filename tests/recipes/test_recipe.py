@@ -210,8 +210,8 @@ def test_describe_shows_the_range_of_the_leak():
     (("ste", "1:4", 10), {"refreshevery": 2}, "did you mean 'refresh_every'"),
     (("ste", "1:4", 10), {"k": 2}, "ste: unknown option 'k'"),
     (("figs", "1:4", 10), {"k": 3}, "power of two"),
-    (("figs", "1:", 10), {}, "no N:M pattern"),
-    (("figs", "ff 1:4", 10), {}, "cannot read"),
+    (("figs", "1:", 10), {}, "Invalid N:M pattern"),
+    (("figs", "ff 1:4", 10), {}, "Invalid rules"),
     (("ste", "1:4", 0), {}, "ste: total_steps: expected .*, got 0"),
     (
       ("figs", "1:4", 10),

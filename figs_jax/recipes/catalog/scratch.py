@@ -47,7 +47,7 @@ def sr_ste(
     decay: λ of the term λ * not m * w.
     mode: Place of the term: `into_grad` adds it to the gradient before Adam's
       moments; `decoupled` subtracts lr * λ * not m * w from the weights, like
-      AdamW's decay, and needs `recipe.transform(tx, learning_rate=...)`;
+      AdamW's decay (`recipe.transform` then needs `learning_rate`);
       `backward` adds it inside the backward pass, before any clipping or
       unscaling.
   """
