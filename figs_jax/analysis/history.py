@@ -290,15 +290,17 @@ def mask_evolution(
     raise ValueError(
       f"{history.path}: no masked kernel {layer!r}; known: {', '.join(leaves)}"
     )
-  (chain,) = (each.chain for each in bound.kernels if each.path == layer)
+  (stages,) = (each.stages for each in bound.kernels if each.path == layer)
   steps, patterns, windows = [], [], []
   changed: dict[str, list[float]] = {}
   before: dict[str, np.ndarray] = {}
   shape = (0, 0)
   for step, masks, switched in _saved_masks(history, experiment, seed):
     steps.append(step)
-    stage = bound.recipe.timeline.stage(len(chain), jnp.asarray(step), switched)
-    patterns.append(("dense", *map(str, chain))[int(stage)])
+    stage = bound.recipe.timeline.stage(
+      len(stages), jnp.asarray(step), switched
+    )
+    patterns.append(("dense", *map(str, stages))[int(stage)])
     table = _table(masks[layer], leaves[layer])
     shape = table.shape
     windows.append(table[: window[0], : window[1]])

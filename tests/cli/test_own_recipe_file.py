@@ -120,8 +120,7 @@ def test_evaluate_names_the_file_and_runs_it_when_told(files):
 
 @pytest.mark.usefixtures("told")
 def test_a_run_is_repeated_with_its_own_recipe(files, monkeypatch):
-  for table in ("_BUILDERS", "_DEFAULTS"):
-    monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+  monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
   again = runpy.run_path(str(REPO / "launch" / "again.py"))["get_config"]
   saved = json.loads((files / "run" / "config.json").read_text())
   with pytest.raises(ConfigError, match="own.py: add --recipe_file"):
@@ -135,8 +134,7 @@ def test_a_run_is_repeated_with_its_own_recipe(files, monkeypatch):
 
 def test_one_file_is_itself_under_another_name(files, monkeypatch, capsys):
   """As a configuration that holds its recipe, and as --recipe_file."""
-  for table in ("_BUILDERS", "_DEFAULTS"):
-    monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+  monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
   runpy.run_path(str(files / "own.py"), run_name="config")
   (files / "other.py").write_text(OWN)
   with pytest.raises(SystemExit):
