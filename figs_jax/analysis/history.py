@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from figs_jax.core.groups import normalized
-from figs_jax.core.tree import Leaf, flatten
+from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.train import seeds
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed
@@ -284,7 +284,7 @@ def mask_evolution(
   if not experiment.recipe.sparse:
     raise ValueError(f"{history.path}: a dense run has no masks")
   bound = experiment.abstract_state.bound
-  leaves: Mapping[str, Leaf] = bound.leaves
+  leaves: Mapping[str, MaskedKernel] = bound.leaves
   layer = next(iter(leaves)) if layer is None else layer
   if layer not in leaves:
     raise ValueError(
@@ -346,7 +346,7 @@ def _saved_masks(
       yield step, masks, bool(switched[seed] if np.ndim(switched) else switched)
 
 
-def _table(mask: np.ndarray, leaf: Leaf) -> np.ndarray:
+def _table(mask: np.ndarray, leaf: MaskedKernel) -> np.ndarray:
   """A mask as a matrix with groups along the columns."""
   axes = normalized(mask.shape, leaf.axis)
   rest = [axis for axis in range(mask.ndim) if axis not in axes]

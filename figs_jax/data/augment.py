@@ -39,17 +39,17 @@ def standard(
   | other, of fixed shape | pad size/8, random crop          | as it is      |
   | sizes that vary       | random resized crop, flip        | central crop  |
 
-  "As it is" is resized where another `size` is asked for.
+  Images "as it is" are still resized if their side differs from `size`.
 
   Args:
-    name: of the data set.
-    image_shape: (height, width, channels), None where it varies.
-    size: side of the images that come out.
-    augment: "none" (train sees what eval sees), "standard" (the table), or
-      "rand-m15-n2" and the like (the table, then RandAugment).
+    name: Name of the data set.
+    image_shape: Shape (height, width, channels); None where it varies.
+    size: Side of the resulting images in pixels.
+    augment: "none" (the same preprocessing as for evaluation), "standard" (the
+      table), or RandAugment after the table, as in "rand-m15-n2".
 
   Raises:
-    ValueError: `augment` is none of these.
+    ValueError: If `augment` has another value.
   """
   height, width, _ = image_shape
   if height is None or width is None:
@@ -58,7 +58,7 @@ def standard(
   else:
     evaluate = partial(resize, size=size)
     pad = {"digits": 1, "cifar10": 4, "cifar100": 4}.get(name, height // 8)
-    # A mirrored digit or letter is another or none: flip known photos only.
+    # Mirroring changes the meaning of digits and letters: flip photos only.
     flip = name in ("cifar10", "cifar100")
     train = partial(shift_crop, size=size, pad=pad, flip=flip)
   if augment == "none":
@@ -67,15 +67,15 @@ def standard(
     return train, evaluate
   if not augment.startswith("rand"):
     raise ValueError(
-      f"augment={augment!r}: choose 'none', 'standard' or RandAugment as in"
-      " 'rand-m15-n2'"
+      f"Unknown augment={augment!r}: expected 'none', 'standard' or RandAugment"
+      " as in 'rand-m15-n2'"
     )
   extra = RandAugment.parse(augment)
   return partial(_then_each, first=train, second=extra), evaluate
 
 
 def is_vectorised(augment: Augment, image_shape, size: int) -> bool:
-  """Whether a batch costs a few array operations, no loop over PIL images."""
+  """Whether a batch takes a few array operations instead of a PIL loop."""
   fn = augment.func if isinstance(augment, partial) else augment
   same = tuple(image_shape[:2]) == (size, size)
   return same and fn in (shift_crop, resize)
@@ -89,7 +89,9 @@ def shift_crop(
   pad: int,
   flip: bool = False,
 ) -> np.ndarray:
-  """Moves by up to `pad` pixels on black, mirrors half if `flip`, resizes.
+  """Shifts each image by up to `pad` pixels over black, then resizes it.
+
+  With `flip`, half of the images are mirrored.
 
   >>> images = np.full((2, 3, 3, 1), 7, np.uint8)
   >>> shift_crop(images, np.random.default_rng(0), size=3, pad=0)[0, ..., 0]
@@ -119,11 +121,11 @@ def random_resized_crop(
   area: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-  """Inception's crop (Szegedy et al. 2015, arXiv:1409.4842), mirrored half.
+  """Inception's crop (Szegedy et al. 2015, arXiv:1409.4842) and random mirror.
 
-  A box of a random share of the area (uniform) and a random width/height
-  ratio (log-uniform), drawn again until it fits, at most ten times; then the
-  largest central box with a legal ratio.
+  Draws a box with a uniform share of the area and a log-uniform width/height
+  ratio until it fits into the image, at most ten times, and falls back to the
+  largest central box whose ratio is allowed.
   """
   out = []
   for image in images:
@@ -155,10 +157,10 @@ def _random_box(height, width, rng, area, ratio):
 def central_crop(
   images: Images, rng: np.random.Generator, *, size: int
 ) -> np.ndarray:
-  """The central square of 0.875 times the short side, resized.
+  """Crops the central square of 0.875 times the short side and resizes it.
 
-  As resizing the short side to size / 0.875 and keeping the centre, in one
-  step.
+  Equivalent to resizing the short side to size / 0.875 and cropping the
+  center, in one step.
   """
   out = []
   for image in images:
@@ -174,7 +176,7 @@ def central_crop(
 def resize(
   images: Images, rng: np.random.Generator, *, size: int
 ) -> np.ndarray:
-  """To size x size, whatever the aspect; images of that size stay bit-equal."""
+  """Resizes to size x size; images of that size are returned unchanged."""
   out = []
   if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
     return images

@@ -1,9 +1,9 @@
-"""Data sets made from what is installed: prepared on first use, safely.
+"""Data sets made from installed packages, prepared safely on first use.
 
-Each caller builds in a directory of its own and renames the result into place,
-so a kill at any moment leaves either nothing or a whole data set, and of two
-processes at once one wins and the other uses the winner's. A damaged or
-half-written copy is replaced: nothing in it is the user's own.
+Each caller builds in its own directory and renames the result into place, so
+that a killed process leaves either nothing or a complete data set. If two
+processes prepare at once, one wins and the other uses its result. A damaged or
+incomplete copy is replaced, since it holds no data of the user's own.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _STALE_SECONDS = 3600.0
 
 
 def prepare(kind: _Builder, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
-  """Prepares a data set below `data_dir`, unless a sound copy is there.
+  """Prepares a data set below `data_dir` unless an intact copy exists.
 
   Args:
-    kind: the builder's class.
-    data_dir: a local directory; made if missing.
+    kind: Class of the builder.
+    data_dir: Local directory; created if it does not exist.
 
   Returns:
-    The builder of a prepared data set.
+    The builder of the prepared data set.
 
   Raises:
-    ValueError: `data_dir` is a remote address.
-    OSError: the directory cannot be written.
+    ValueError: If `data_dir` is a remote address.
+    OSError: If the directory cannot be written.
   """
   if "://" in data_dir:
     raise ValueError(
-      f"{kind.name}: data_dir {data_dir!r} is remote, and {kind.name} is"
-      " prepared on the fly; give it a local directory"
+      f"{kind.name}: data_dir {data_dir!r} is remote; {kind.name} is prepared"
+      " on first use and needs a local directory"
     )
   builder = kind(data_dir=data_dir)
   if _is_sound(builder):
@@ -60,7 +60,7 @@ def prepare(kind: _Builder, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
 
 
 def _is_sound(builder: tfds.core.GeneratorBasedBuilder) -> bool:
-  """Whether every record is there and passes array_record's own checksums."""
+  """Whether all records exist and pass array_record's checksums."""
   if not (builder.data_path.exists() and builder.is_prepared()):
     return False
   try:
@@ -68,7 +68,7 @@ def _is_sound(builder: tfds.core.GeneratorBasedBuilder) -> bool:
       raw = builder.as_data_source(split).data_source
       if len(raw.__getitems__(range(len(raw)))) != info.num_examples:
         return False
-  except Exception:  # Whatever a damaged file raises, the cure is the same.
+  except Exception:  # Whatever a damaged file raises, it is prepared again.
     return False
   return True
 
@@ -94,7 +94,7 @@ def _move_into_place(
 
 
 def _remove_stale(data_dir: str, prefix: str) -> None:
-  """Removes what killed preparations left behind, when old enough."""
+  """Removes old leftovers of killed preparations."""
   with contextlib.suppress(FileNotFoundError):
     for entry in os.scandir(data_dir):
       if entry.name.startswith(prefix):
@@ -105,7 +105,7 @@ def _remove_stale(data_dir: str, prefix: str) -> None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-  """Hides tfds's progress bars and its praise; errors still raise."""
+  """Hides the progress bars and messages of tfds; errors still raise."""
   with (
     contextlib.redirect_stdout(io.StringIO()),
     contextlib.redirect_stderr(io.StringIO()),

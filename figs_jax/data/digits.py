@@ -1,10 +1,11 @@
 """scikit-learn's bundled digits as a tensorflow-datasets builder.
 
 1,797 grey 8x8 images of handwritten digits by 13 people, in the order of
-writing. Every fifth image of each digit is the test split: fixed, balanced, and
-comparable with the shuffled splits that others report, since the same hands are
-on both sides. (It is easier than holding out the last fifth of all images,
-mostly of other people: there one nearest neighbour reaches 95.5 %.)
+writing. Every fifth image of each digit belongs to the test split, which is
+fixed, balanced and comparable with the shuffled splits that others report,
+since the same writers occur in both splits. (Holding out the last fifth of all
+images, mostly of other writers, is harder: one nearest neighbour reaches 95.5 %
+there.)
 
 Nothing is downloaded; preparing takes under a second.
 """
@@ -31,7 +32,7 @@ every fifth image of each digit, in the original order of writers.
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """The builder; `prepare` is the safe way to run it."""
+  """The builder of the data set; call `prepare` to run it safely."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "First release."}
@@ -48,7 +49,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         }
       ),
       supervised_keys=("image", "label"),
-      # The order is the point of the split; training shuffles by itself.
+      # The split depends on the order; training shuffles by itself.
       disable_shuffling=True,
     )
 
@@ -79,11 +80,11 @@ def is_test(labels: np.ndarray) -> np.ndarray:
   [5, 9]
   """
   seen = np.zeros(labels.max() + 1, np.int64)
-  found = np.zeros(len(labels), bool)
+  held_out = np.zeros(len(labels), bool)
   for i, label in enumerate(labels):
     seen[label] += 1
-    found[i] = seen[label] % 5 == 0
-  return found
+    held_out[i] = seen[label] % 5 == 0
+  return held_out
 
 
 def prepare(data_dir: str) -> tfds.core.GeneratorBasedBuilder:

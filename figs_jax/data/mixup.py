@@ -1,8 +1,7 @@
-"""Mixup and CutMix, pure functions for use inside the train step.
+"""Mixup and CutMix, pure functions for use inside the training step.
 
-Both blend each example with its neighbour in the batch, which is a random one
-since batches are shuffled. One share is drawn per batch; with share s the
-labels become s * labels + (1 - s) * neighbour's labels.
+Both blend each example with its neighbour in the shuffled batch. One share s is
+drawn per batch; the labels become s * labels + (1 - s) * neighbour's labels.
 """
 
 from __future__ import annotations
@@ -17,20 +16,22 @@ def mixup(
 ) -> tuple[Array, Array]:
   """Blends pixels (Zhang et al. 2018, arXiv:1710.09412, eq. 1).
 
-  The larger share goes to the example itself: Beta(alpha, alpha) is symmetric,
-  so this only says which of a pair is called the first.
+  The example itself always gets the larger share; since Beta(alpha, alpha) is
+  symmetric, this only fixes the order of each pair.
 
   Args:
-    key: a JAX random key.
-    images: float [batch, ...].
-    labels_onehot: float [batch, classes], rows of mass 1.
-    alpha: of the Beta distribution, a Python number; 0 changes nothing.
+    key: Random key.
+    images: Images, float [batch, ...].
+    labels_onehot: Label distributions, float [batch, classes], with rows that
+      sum to 1.
+    alpha: Parameter of the Beta distribution, a Python number; 0 disables
+      mixup.
 
   Returns:
     (images, labels) of the shapes and dtypes given.
 
   Raises:
-    ValueError: `alpha` is negative.
+    ValueError: If `alpha` is negative.
 
   >>> images, labels = jnp.ones((4, 2, 2, 1)), jax.nn.one_hot(jnp.arange(4), 4)
   >>> mixed, soft = mixup(jax.random.key(0), images, labels, alpha=0.5)
@@ -56,13 +57,13 @@ def cutmix(
     key: a JAX random key.
     images: float [batch, height, width, channels].
     labels_onehot: float [batch, classes], rows of mass 1.
-    alpha: of the Beta distribution, a Python number; 0 changes nothing.
+    alpha: Parameter of the Beta distribution, a Python number; 0 disables it.
 
   Returns:
     (images, labels) of the shapes and dtypes given.
 
   Raises:
-    ValueError: `alpha` is negative.
+    ValueError: If `alpha` is negative.
 
   >>> images, labels = jnp.ones((4, 2, 2, 1)), jax.nn.one_hot(jnp.arange(4), 4)
   >>> mixed, soft = cutmix(jax.random.key(0), images, labels, alpha=1.0)

@@ -15,22 +15,22 @@ from figs_jax.data.vocabulary import (
   train_pieces,
 )
 
-# Enough to find the pieces of a language; more only takes longer.
+# Enough to learn the pieces of a language; more only takes longer.
 _TRAIN_BYTES = 10 * 2**20
 
 
 def vocabulary_of(
   name: str, builders: Sequence[tfds.core.DatasetBuilder], root: str
 ) -> Vocabulary:
-  """The vocabulary of that name for data sets, trained on first use.
+  """Opens a vocabulary by name; trains it on first use.
 
   Args:
     name: "bytes", "sentencepiece:SIZE", or the path of a sentencepiece model.
-    builders: whose train splits pieces are found in.
-    root: where trained models are kept, under sentencepiece/.
+    builders: Data sets whose training splits the pieces are learned from.
+    root: Directory that keeps trained models, below sentencepiece/.
 
   Raises:
-    ValueError: no such name.
+    ValueError: If the name has another form or the model cannot be read.
   """
   if name == "bytes":
     return byte_vocabulary()
@@ -39,8 +39,8 @@ def vocabulary_of(
     return piece_vocabulary(name)
   if not (size.isdecimal() and 0 < len(size) < 8):
     raise ValueError(
-      f"vocabulary {name!r}: write 'bytes', 'sentencepiece:1024' or the path of"
-      " a sentencepiece model"
+      f"Unknown vocabulary {name!r}: expected 'bytes', 'sentencepiece:SIZE' as"
+      " in 'sentencepiece:1024', or the path of a sentencepiece model"
     )
   builder = builders[0]
   parts = [builder.name, *_parts_of(builder), size]
@@ -59,7 +59,7 @@ def _parts_of(builder: tfds.core.DatasetBuilder) -> list[str]:
 def _train_texts(
   builders: Sequence[tfds.core.DatasetBuilder],
 ) -> Iterator[str]:
-  """The beginning of the train splits, an equal share of each."""
+  """Texts from the start of each training split, in equal shares."""
   for builder in builders:
     left = _TRAIN_BYTES // len(builders)
     source = sources.source_of(builder, "train")

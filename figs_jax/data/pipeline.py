@@ -1,8 +1,8 @@
-"""Batches for training and evaluation, deterministic and resumable.
+"""Image batches for training and evaluation, deterministic and resumable.
 
-Batches are dicts of numpy arrays: `image` float32 [batch, size, size, c] in
-[-1, 1], that is pixel / 127.5 - 1 for every data set, and `label` int32
-[batch]; evaluation adds `valid` bool [batch].
+Batches are dicts of NumPy arrays: `image` float32 [batch, size, size, c] in
+[-1, 1] (pixel / 127.5 - 1) and `label` int32 [batch]; evaluation adds `valid`
+bool [batch].
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _THREADS = 16
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare(grain.transforms.RandomMap):
-  """Example numbers -> a batch. Number -1 stands for padding."""
+  """Turns example numbers into a batch; the number -1 stands for padding."""
 
   examples: Examples
   augment: augment_lib.Augment
@@ -55,7 +55,7 @@ class _Prepare(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class _Spread:
-  """One shard's chunks at the places that they have among those of all."""
+  """The chunks of one shard, at their indices among those of all shards."""
 
   chunks: Any
   num_shards: int
@@ -73,7 +73,7 @@ def _concatenate(batches: Sequence[Batch]) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class _Pipeline:
-  """(augmentation, examples) as grain iterators over chunks of numbers."""
+  """Builds grain iterators over chunks of example numbers."""
 
   examples: Examples
   augment: augment_lib.Augment
@@ -100,10 +100,10 @@ class _Pipeline:
     shard_index: int = 0,
     num_shards: int = 1,
   ) -> grain.DatasetIterator:
-    """Batches from number `start` on; `chunks` are arrays of `self.chunk`.
+    """Iterates over batches from number `start` on.
 
-    What is drawn for a chunk follows from its place among those of all shards,
-    so that no two shards draw the same.
+    The random numbers of a chunk depend on its index among the chunks of all
+    shards, so that no two shards draw the same ones.
     """
     per_batch = self.batch_size // self.chunk
     dataset = (
@@ -113,14 +113,14 @@ class _Pipeline:
     )[shard_index::num_shards][start * per_batch :]
     if self.workers:
       parse_flags()
-      # Batched before the split over workers, so that the order stays.
+      # Batching before the split over workers keeps the order.
       if per_batch > 1:
         dataset = dataset.batch(per_batch, batch_fn=_concatenate)
       one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
       options = grain.MultiprocessingOptions(num_workers=self.workers)
       return iter(dataset.to_iter_dataset(one).mp_prefetch(options))
     if self.vectorised:
-      # Faster than handing a finished batch from one thread to another.
+      # Faster than passing finished batches between threads.
       inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
       return iter(dataset.to_iter_dataset(inline))
     ahead = grain.ReadOptions(
@@ -150,27 +150,32 @@ def train_batches(
   """An endless, shuffled, augmented stream of batches.
 
   Args:
-    name, split, data_dir, download: as in `load`.
-    batch_size: of this shard: the global batch divided by `num_shards`.
-    seed: of the order and of the augmentation.
+    name: Data set, see `load`.
+    split: Split, see `load`.
+    batch_size: Batch size of this shard: the global batch size divided by
+      `num_shards`.
+    seed: Seed of the order and of the augmentation.
     augment: "none", "standard" or "rand-m15-n2"; see `augment.standard`.
-    image_size: side of the images; None keeps the data set's, or 224 where
-      its images vary.
-    start: number of the first batch, as `set_state` would set it.
-    shard_index: which shard this process reads.
-    num_shards: of how many.
-    threads: for decoding, where the images do not fit into memory.
-    workers: processes instead of threads; 0 is none. Each opens the data set
-      by itself, and none may touch a device.
+    image_size: Side of the images. Defaults to the data set's, or to 224 if its
+      images vary in size.
+    start: Number of the first batch, as `set_state` would set it.
+    shard_index: Index of the shard that this process reads.
+    num_shards: Number of shards.
+    data_dir: Directory of the data sets, see `load`.
+    download: Whether to download and prepare a missing data set, see `load`.
+    threads: Number of decoding threads if the images do not fit into memory.
+    workers: Number of worker processes that replace the threads if it is above
+      0. Each opens the data set by itself; none may touch a device.
 
   Raises:
-    DataError: see `load`.
-    ValueError: an argument is out of its range.
+    DataError: If the data cannot be read, see `load`.
+    ValueError: If an argument is out of range.
   """
   check_shards(batch_size, shard_index, num_shards)
   if start < 0 or workers < 0 or seed < 0:
     raise ValueError(
-      f"start={start}, workers={workers}, seed={seed}: must be 0 or more"
+      "Expected start, workers and seed of 0 or more, got"
+      f" start={start}, workers={workers}, seed={seed}"
     )
   examples, train, _, size = _open(
     name, split, image_size, augment, data_dir, download
@@ -186,10 +191,10 @@ def train_batches(
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
-  """One pass over a split, as often as wanted; see `eval_batches`.
+  """A re-iterable pass over a split; see `eval_batches`.
 
   Attributes:
-    num_examples: of the split, over all shards.
+    num_examples: Number of examples in the split, over all shards.
   """
 
   num_examples: int
@@ -215,19 +220,25 @@ def eval_batches(
   download: bool = False,
   threads: int = _THREADS,
 ) -> EvalBatches:
-  """The whole split in order, in batches of one shape.
+  """Reads a whole split in order, in batches of one shape.
 
-  What is missing to full batches, and to equally many batches per shard, is
-  padded with zeros and has `valid` False, so that one compilation serves all.
+  Incomplete batches, and shards with fewer batches, are padded with zeros and
+  `valid` False, so that one compilation serves all batches.
 
   Args:
-    batch_size: of this shard.
-    name, split, image_size, data_dir, download: as in `train_batches`.
-    shard_index, num_shards, threads: as there.
+    name: Data set, see `load`.
+    split: Split, see `load`.
+    batch_size: Batch size of this shard.
+    image_size: Side of the images, see `train_batches`.
+    shard_index: Index of the shard that this process reads.
+    num_shards: Number of shards.
+    data_dir: Directory of the data sets, see `load`.
+    download: Whether to download and prepare a missing data set, see `load`.
+    threads: Number of decoding threads if the images do not fit into memory.
 
   Raises:
-    DataError: see `load`.
-    ValueError: an argument is out of its range.
+    DataError: If the data cannot be read, see `load`.
+    ValueError: If an argument is out of range.
   """
   check_shards(batch_size, shard_index, num_shards)
   examples, _, evaluate, size = _open(
@@ -243,7 +254,7 @@ def eval_batches(
 
 
 def _open(name, split, image_size, augment, data_dir, download):
-  """(examples, train augmentation, eval preprocessing, size)."""
+  """Opens a split: (examples, train and eval preprocessing, image side)."""
   builder = sources.find(name, data_dir=data_dir, download=download)
   shape = sources.describe_builder(builder).image_shape
   fixed = shape[0] if shape[0] == shape[1] else None

@@ -1,9 +1,9 @@
 """RandAugment on PIL images (Cubuk et al. 2020, arXiv:1909.13719).
 
-`rand-m15-n2`: two operations per image, each drawn uniformly, at magnitude 15
-on a scale where 10 was the original maximum. Operations and strengths are those
-of the TPU code that the JAX vision models were trained with: every operation
-always applies, magnitude is not clipped at 10, cut-out belongs to the set.
+`rand-m15-n2` applies two uniformly drawn operations per image at magnitude 15,
+on a scale whose original maximum is 10. Operations and strengths are those of
+the TPU code that trained the JAX vision models: every operation always applies,
+the magnitude is not clipped at 10, and cutout is one of the operations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-# Beyond a border or under a cut-out: middle grey, as in the TPU code.
+# Fill beyond borders and under cutouts: middle grey, as in the TPU code.
 _GREY = 128
 _Rng = np.random.Generator
 _Op = Callable[[Image.Image, float, _Rng], Image.Image]
@@ -41,7 +41,7 @@ def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
 
 
 def _enhance(kind: Any) -> _Op:
-  # 1 leaves the image as it is: level 5 of 10 is the neutral strength.
+  # A factor of 1 (level 5 of 10) leaves the image unchanged.
   return lambda image, level, rng: kind(image).enhance(0.1 + 1.8 * level)
 
 
@@ -57,8 +57,8 @@ def _shear_y(image: Image.Image, level: float, rng: _Rng) -> Image.Image:
   return _affine(image, (1.0, 0.0, 0.0, 0.3 * level * _sign(rng), 1.0, 0.0))
 
 
-# The TPU code moves by 100 pixels and cuts 40 each way on images of 224; as
-# shares of the side they mean the same on images of another size.
+# The TPU code shifts by 100 pixels and cuts 40 each way at a side of 224; here
+# they are shares of the side, so that other image sizes behave alike.
 def _translate_x(image: Image.Image, level: float, rng: _Rng) -> Image.Image:
   shift = 100 / 224 * image.width * level * _sign(rng)
   return _affine(image, (1.0, 0.0, shift, 0.0, 1.0, 0.0))
@@ -85,12 +85,12 @@ def _cutout(image: Image.Image, level: float, rng: _Rng) -> Image.Image:
 
 
 def _posterize(image: Image.Image, level: float, rng: _Rng) -> Image.Image:
-  # Stronger keeps more bits: so in the original, and in what was published.
+  # Higher levels keep more bits, as in the original code.
   return ImageOps.posterize(image, min(max(int(4 * level), 1), 8))
 
 
 def _solarize(image: Image.Image, level: float, rng: _Rng) -> Image.Image:
-  # From level 10 on the threshold is above white, and nothing happens.
+  # From level 10 on the threshold exceeds white and the image is unchanged.
   return ImageOps.solarize(image, min(int(256 * level), 256))
 
 
@@ -125,11 +125,12 @@ _NAMES = tuple(OPERATIONS)
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-  """`layers` random operations at one magnitude, on a grey or RGB image.
+  """Applies `layers` random operations to a grey or RGB image.
 
   Attributes:
-    magnitude: 10 is the paper's maximum; more is allowed.
-    layers: operations per image.
+    magnitude: Strength of the operations; 10 is the paper's maximum, larger
+      values are allowed.
+    layers: Number of operations per image.
 
   >>> RandAugment.parse("rand-m15-n2")
   RandAugment(magnitude=15.0, layers=2)
@@ -143,18 +144,18 @@ class RandAugment:
     """Reads "rand-m<magnitude>-n<layers>".
 
     Raises:
-      ValueError: the text is something else.
+      ValueError: If the text has another form.
     """
     match = re.fullmatch(r"rand-m(\d+(?:\.\d+)?)-n(\d+)", text)
     if match is None:
       raise ValueError(
-        f"augmentation {text!r}: write 'rand-m<magnitude>-n<layers>', as in"
-        " 'rand-m15-n2'"
+        f"Invalid augmentation {text!r}: expected"
+        " 'rand-m<magnitude>-n<layers>', as in 'rand-m15-n2'"
       )
     return cls(float(match[1]), int(match[2]))
 
   def __call__(self, image: Image.Image, rng: _Rng) -> Image.Image:
-    """A new image of the same size and mode."""
+    """Returns a new image of the same size and mode."""
     for choice in rng.integers(len(_NAMES), size=self.layers):
       image = OPERATIONS[_NAMES[choice]](image, self.magnitude / 10, rng)
     return image

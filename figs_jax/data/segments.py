@@ -1,9 +1,9 @@
-"""Documents as segments of one length.
+"""Splits documents into segments of one length.
 
-A split that fits into memory is encoded once and cut exactly: its documents
-one after the other, each with its end, in pieces. A larger one stays on disk:
-example i is document i, from a random place of it if it is long, filled up with
-the documents that follow it if it is short.
+A split that fits into memory is encoded once: its documents, each with its end
+token, are concatenated and cut into segments. A larger split stays on disk:
+example i is a random part of document i if that is long, or document i and the
+documents that follow it if it is short.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MOST_BYTES = 2**26
 
 
 class Segments(Sequence):
-  """Segments of int32 ids, by number.
+  """A sequence of segments of int32 ids.
 
   Attributes:
-    cached: whether all of them are in memory.
+    cached: Whether all segments are in memory.
   """
 
   def __init__(self, length: int, cached: bool):
@@ -33,12 +33,12 @@ class Segments(Sequence):
 
 
 class PackedSegments(Segments):
-  """Exact pieces of one long array.
+  """Segments cut from one long array.
 
   Args:
-    ids: of all documents, int32, each with its end.
-    length: of a segment.
-    whole: keeps a shorter last piece (of two ids at least).
+    ids: Ids of all documents, int32, each document with its end token.
+    length: Length of a segment.
+    whole: Whether to keep a shorter last segment (of at least two ids).
 
   >>> [x.tolist() for x in PackedSegments(np.arange(8), 3, whole=True)]
   [[0, 1, 2], [3, 4, 5], [6, 7]]
@@ -49,7 +49,7 @@ class PackedSegments(Segments):
   def __init__(self, ids: np.ndarray, length: int, *, whole: bool):
     super().__init__(length, cached=True)
     full, rest = divmod(len(ids), length)
-    # Without any full one, the short one is better than none.
+    # A split without a full segment keeps its short one.
     keeps_rest = rest >= 2 and (whole or not full)
     self._ids, self._count = ids, full + keeps_rest
 
@@ -63,9 +63,9 @@ class PackedSegments(Segments):
 
 
 class StreamedSegments(Segments):
-  """One example for each document, read when asked for.
+  """One example per document, read on access.
 
-  A long document is given whole: whoever trains on it draws a place.
+  A long document is returned whole; training draws a part of it.
   """
 
   def __init__(self, source: Sequence[Any], length: int, encode: Encode):
@@ -98,14 +98,15 @@ def segments_of(
   most_documents: int = _MOST_DOCUMENTS,
   most_bytes: int = _MOST_BYTES,
 ) -> Segments:
-  """The segments of a split's `text`.
+  """Splits the `text` of all examples into segments.
 
   Args:
-    source: examples with a `text`.
-    length: of a segment.
-    encode: text -> ids.
-    whole: keeps a shorter last segment, for evaluation.
-    most_documents, most_bytes: a larger split stays on disk.
+    source: Examples with a `text` field.
+    length: Length of a segment.
+    encode: Function from a text to its ids.
+    whole: Whether to keep a shorter last segment, for evaluation.
+    most_documents: Largest number of documents that is held in memory.
+    most_bytes: Largest size of the texts that is held in memory.
   """
   streamed = StreamedSegments(source, length, encode)
   if len(source) > most_documents:

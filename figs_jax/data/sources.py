@@ -1,8 +1,7 @@
-"""From a name to prepared examples, or to one clear error.
+"""Finds prepared data sets by name.
 
-`digits` and `stdlib_text` prepare themselves. Everything else is looked up in
-the user's data directory, and the network stays untouched unless
-`download=True`.
+`digits` and `stdlib_text` are prepared on first use. All others are looked up
+in the user's data directory; the network is used only with `download=True`.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ import tensorflow_datasets as tfds
 from figs_jax.data import digits, stdlib_text
 
 _BUNDLED = {"digits": digits.prepare, "stdlib_text": stdlib_text.prepare}
-# Without TensorFlow, tfds knows c4 and translations only once these are there.
+# Without TensorFlow, tfds finds c4 and translations only after these imports.
 _REGISTERING = ("text", "translate")
 
 
 class DataError(Exception):
-  """The data cannot be had as asked; one line says where and what to do."""
+  """Raised if data cannot be read; the message names the place and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-  """What is known of an image set without reading an image.
+  """Metadata of an image data set.
 
   Attributes:
-    name: as tfds knows it.
-    num_classes: labels are 0..num_classes-1.
-    image_shape: (height, width, channels); None where it varies.
-    splits: split -> number of examples; empty while not prepared.
+    name: Name of the data set in tfds.
+    num_classes: Number of classes; labels are 0..num_classes-1.
+    image_shape: Shape (height, width, channels); None where it varies.
+    splits: Number of examples by split; empty if the set is not prepared.
   """
 
   name: str
@@ -48,14 +47,14 @@ class Description:
 
 
 def describe(name: str, *, data_dir: str | None = None) -> Description:
-  """Facts about an image set. Prepares `digits`; reads no image.
+  """Describes an image data set without reading images; prepares `digits`.
 
   Args:
-    name: of a tfds image classification set, as in `load`.
-    data_dir: as in `load`.
+    name: Name of a tfds image classification set, see `load`.
+    data_dir: Directory of the data sets, see `load`.
 
   Raises:
-    DataError: an unknown name, or a set without images and labels.
+    DataError: If the name is unknown or the set lacks images or labels.
 
   >>> describe("cifar10").num_classes, describe("cifar10").image_shape
   (10, (32, 32, 3))
@@ -64,14 +63,14 @@ def describe(name: str, *, data_dir: str | None = None) -> Description:
 
 
 def describe_builder(builder: tfds.core.DatasetBuilder) -> Description:
-  """The same of a builder, as `find` gives it."""
+  """Describes the image data set of a builder from `find`."""
   features = builder.info.features
   is_dict = isinstance(features, tfds.features.FeaturesDict)
   names = sorted(features.keys()) if is_dict else []
   if "image" not in names or "label" not in names:
     raise DataError(
-      f"data set {builder.name!r} has no 'image' and 'label' (it has"
-      f" {', '.join(names) or 'no named features'}); choose an image"
+      f"Data set {builder.name!r}: expected features 'image' and 'label', got"
+      f" {', '.join(names) or 'no named features'}; choose an image"
       " classification set"
     )
   splits = {k: v.num_examples for k, v in builder.info.splits.items()}
@@ -90,34 +89,35 @@ def load(
   data_dir: str | None = None,
   download: bool = False,
 ) -> Sequence[Any]:
-  """A split as random-access examples {"image": uint8 [h, w, c], "label"}.
+  """Opens a split with random access to its examples.
 
   Args:
-    name: "digits", or any data set of tfds, as "name[/config][:version]".
-    split: "train", "test", "validation", ..., or a slice, "train[:90%]".
-    data_dir: where data sets are prepared; None is $TFDS_DATA_DIR, or else
-      ~/tensorflow_datasets.
-    download: whether to download and prepare what is not there.
+    name: "digits", or any data set of tfds as "name[/config][:version]".
+    split: "train", "test", "validation", ..., or a slice such as "train[:90%]".
+    data_dir: Directory of the prepared data sets. Defaults to $TFDS_DATA_DIR,
+      or else to ~/tensorflow_datasets.
+    download: Whether to download and prepare a missing data set.
 
   Returns:
-    A tfds data source: `len(source)`, `source[i]`.
+    A tfds data source of `len(source)` examples; `source[i]` is a dict, with
+    "image" uint8 [h, w, c] and "label" for images.
 
   Raises:
-    DataError: unknown name or split, not prepared, not in a format with
-      random access, or damaged.
+    DataError: If the name or split is unknown, or the data set is not prepared,
+      not stored in a format with random access, or damaged.
   """
   builder = find(name, data_dir=data_dir, download=download)
   return source_of(builder, split)
 
 
 def source_of(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Any]:
-  """A split of a builder that `find` found; for the rest see `load`."""
+  """Opens a split of a builder from `find`; see `load`."""
   _check_prepared(builder)
   known = builder.info.splits
   for part in re.findall(r"(?:^|\+)\s*(\w+)", split):
     if known and part not in known:
       raise DataError(
-        f"data set {builder.name!r} has no split {part!r};"
+        f"Data set {builder.name!r}: unknown split {part!r};"
         f" {_nearest(part, known)}"
       )
   try:
@@ -138,7 +138,7 @@ def source_of(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Any]:
   if not length:
     raise DataError(f"data set {builder.name!r}: split {split!r} is empty")
   try:
-    source[0]  # Files are opened late: better here than in a thread later.
+    source[0]  # Files are opened lazily: fail here, not in a thread.
   except Exception as error:  # array_record, tfds and PIL raise many kinds.
     raise DataError(
       f"data set {builder.name!r} at {builder.data_dir}: damaged files"
@@ -150,7 +150,7 @@ def source_of(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Any]:
 def find(
   name: str, *, data_dir: str | None = None, download: bool = False
 ) -> tfds.core.DatasetBuilder:
-  """The builder of a data set; see `load` for arguments and errors."""
+  """Finds the builder of a data set; see `load` for arguments and errors."""
   root = root_of(data_dir)
   if name in _BUNDLED:
     try:
@@ -162,7 +162,7 @@ def find(
       ) from error
   builder = _builder(name, root)
   if download and not os.path.exists(builder.data_dir):
-    # stdout belongs to the programs' results.
+    # Standard output is reserved for the programs' results.
     with contextlib.redirect_stdout(sys.stderr):
       builder.download_and_prepare(file_format="array_record")
     # Metadata is read at construction, so a new builder sees the new files.
@@ -181,7 +181,7 @@ def _builder(name: str, root: str) -> tfds.core.DatasetBuilder:
     known = [*_BUNDLED, *tfds.list_builders(with_community_datasets=False)]
     base = re.split("[/:]", name)[0]
     raise DataError(
-      f"unknown data set {name!r}; {_nearest(base, known, show=8)}"
+      f"Unknown data set {name!r}; {_nearest(base, known, show=8)}"
     ) from None
   except Exception as error:  # tfds raises many kinds, on many lines.
     raise DataError(f"data set {name!r}: {_first_line(error)}") from error
@@ -191,26 +191,26 @@ def _check_prepared(builder: tfds.core.DatasetBuilder) -> None:
   path = builder.data_path
   if not path.exists():
     raise DataError(
-      f"data set {builder.name!r} is not prepared: looked in {path}; give the"
-      " directory that has it with --config.data.data_dir, or prepare it"
-      " there with --config.data.download=True"
+      f"Data set {builder.name!r} is not prepared in {path}; set"
+      " --config.data.data_dir to the directory that holds it, or prepare it"
+      " with --config.data.download=True"
     )
   if not builder.is_prepared():
     raise DataError(
-      f"data set {builder.name!r} at {path} is incomplete: delete this"
-      " directory and prepare it again, with --config.data.download=True"
+      f"Data set {builder.name!r} at {path} is incomplete; delete this"
+      " directory and prepare it again with --config.data.download=True"
     )
 
 
 def root_of(data_dir: str | None) -> str:
-  """Where data sets are: what is given, or tfds's own default."""
+  """The directory of the data sets: `data_dir`, or the default of tfds."""
   if data_dir is None:
     data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   return os.path.expanduser(os.fspath(data_dir))
 
 
 def as_text(value: str | bytes) -> str:
-  """A text feature's value, which tfds reads as bytes and its mock as text."""
+  """Decodes a text feature; tfds reads bytes, its mock gives text."""
   return value if isinstance(value, str) else value.decode()
 
 
@@ -220,7 +220,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _nearest(word: str, choices: Any, show: int = 40) -> str:
-  """A hint for an error: the closest choices, and a few of all."""
+  """A hint for an error message: the closest choice, then known ones."""
   close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
   known, near = "known", "near it"
   if close:

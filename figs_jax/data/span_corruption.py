@@ -1,14 +1,14 @@
 """Span corruption, T5's pre-training task (Raffel et al., arXiv 1910.10683).
 
-Random spans of a segment are taken out; a sentinel stands in each one's place.
-The targets are the sentinels, each followed by its span:
+Each of several random spans of a segment is replaced by a sentinel. The targets
+are the sentinels, each followed by its span:
 
   segment  The cat sat on the mat .
   inputs   The <0> sat on <1> . <end>
   targets  <0> cat <1> the mat <end>
 
-Number and total length of the spans follow from the segment's length alone, so
-that all shapes are static; only the places are drawn.
+The number and the total length of the spans depend on the segment's length
+only, so that all shapes are static; only the positions are random.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from figs_jax.data.vocabulary import EOS, Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption:
-  """How much is taken out, of segments as long as fits into the inputs.
+  """Span corruption of segments as long as fits into the inputs.
 
   Attributes:
-    input_length: tokens of a corrupted segment, sentinels and end included.
-    density: share of a segment's tokens that is taken out.
-    mean_span: tokens per span, on average.
+    input_length: Number of tokens of a corrupted segment, including sentinels
+      and the end token.
+    density: Share of a segment's tokens to replace.
+    mean_span: Average number of tokens per span.
 
   Raises:
-    ValueError: a value out of its range.
+    ValueError: If a value is out of range.
 
   >>> corruption = SpanCorruption(512)  # of T5's own configuration
   >>> corruption.segment_length, corruption.target_length
@@ -44,17 +45,17 @@ class SpanCorruption:
 
   def __post_init__(self):
     if not 0 < self.density < 1:
-      raise ValueError(f"noise density {self.density}: must be in (0, 1)")
+      raise ValueError(f"Expected noise density in (0, 1), got {self.density}")
     if self.mean_span < 1:
-      raise ValueError(f"mean span {self.mean_span}: must be at least 1")
+      raise ValueError(f"Expected mean span of 1 or more, got {self.mean_span}")
     if self.input_length < 3:
       raise ValueError(
-        f"input length {self.input_length}: at least 3, for a token, a"
-        " sentinel and the end"
+        "Expected input length of 3 or more (a token, a sentinel and the end),"
+        f" got {self.input_length}"
       )
 
   def counts(self, length: int) -> tuple[int, int]:
-    """(tokens taken out, spans) of a segment of at least 2 tokens.
+    """(replaced tokens, spans) of a segment of at least 2 tokens.
 
     >>> SpanCorruption(512).counts(100)
     (15, 5)
@@ -65,7 +66,7 @@ class SpanCorruption:
 
   @functools.cached_property
   def segment_length(self) -> int:
-    """Tokens of the longest segment whose inputs fit."""
+    """Length of the longest segment whose inputs fit."""
     length = 2
     while self._corrupted(length + 1) <= self.input_length:
       length += 1
@@ -73,12 +74,12 @@ class SpanCorruption:
 
   @functools.cached_property
   def target_length(self) -> int:
-    """Tokens of the targets of a whole segment, the end included."""
+    """Length of the targets of a whole segment, including the end token."""
     return sum(self.counts(self.segment_length)) + 1
 
   @functools.cached_property
   def spans(self) -> int:
-    """Spans of a whole segment; so many sentinels are needed."""
+    """Number of spans, and hence of sentinels, of a whole segment."""
     return self.counts(self.segment_length)[1]
 
   def _corrupted(self, length: int) -> int:
@@ -88,15 +89,15 @@ class SpanCorruption:
   def __call__(
     self, segment: np.ndarray, rng: np.random.Generator, vocabulary: Vocabulary
   ) -> tuple[np.ndarray, np.ndarray]:
-    """(inputs, targets) of a segment, int32, each with its end, unpadded.
+    """Corrupts a segment: int32 (inputs, targets), unpadded, each with its end.
 
-    Every way of placing the spans is equally likely; a segment begins with
-    what stays and ends with a span, as in T5.
+    Every placement of the spans is equally likely; a segment begins with kept
+    tokens and ends with a span, as in T5.
 
     Args:
-      segment: int32 ids, 2 to `segment_length` of them.
-      rng: draws the places.
-      vocabulary: for the sentinels.
+      segment: 2 to `segment_length` int32 ids.
+      rng: Generator that draws the positions.
+      vocabulary: Vocabulary that provides the sentinels.
 
     >>> from figs_jax.data.vocabulary import byte_vocabulary
     >>> vocabulary, rng = byte_vocabulary(), np.random.default_rng(0)

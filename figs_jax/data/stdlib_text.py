@@ -1,13 +1,13 @@
-"""Text that every Python carries, as a tensorflow-datasets builder.
+"""Text from the Python installation, as a tensorflow-datasets builder.
 
-The topics of `help()` (English and reStructuredText) and the modules at the top
+The topics of `help()` (English and reStructuredText) and the top-level modules
 of the standard library (Python): some 250 documents, 5 MB. Nothing is
 downloaded; preparing takes about a second.
 
-The text belongs to the Python that runs, so its version and a digest of the
-documents are in the configuration's name, as in "py3.11.7_1a2b3c4d": caches of
-two installations never mix, and a result is of the text that it names. A
-document of the same name is in the same split everywhere.
+The text depends on the running Python, so the name of the configuration holds
+its version and a digest of the documents, as in "py3.11.7_1a2b3c4d". Caches of
+two installations never mix, and results name the text they belong to. A
+document name is in the same split for every installation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OF_THE_MACHINE = "_sysconfigdata"
 
 
 class StdlibText(tfds.core.GeneratorBasedBuilder):
-  """The builder; `prepare` is the safe way to run it.
+  """The builder of the data set; call `prepare` to run it safely.
 
   Its one configuration is that of the running Python, made on first use.
   """
@@ -69,22 +69,22 @@ class StdlibText(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(
     self, split: str
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    found = [name for name in documents() if split_of(name) == split]
-    for i, name in enumerate(found):
+    names = [name for name in documents() if split_of(name) == split]
+    for i, name in enumerate(names):
       yield i, {"name": name, "text": documents()[name]}
 
 
 @functools.cache
 def documents() -> dict[str, str]:
-  """Name -> text, in the order of names; what is not text is left out."""
+  """All non-empty documents by name, in the order of their names."""
   from pydoc_data.topics import topics
 
-  found = {f"topics/{name}": text for name, text in topics.items()}
+  texts = {f"topics/{name}": text for name, text in topics.items()}
   for path in Path(sysconfig.get_path("stdlib")).glob("*.py"):
     if not path.name.startswith(_OF_THE_MACHINE):
       with tokenize.open(path) as file:  # in the encoding that it declares
-        found[path.name] = file.read()
-  return {name: found[name] for name in sorted(found) if found[name].strip()}
+        texts[path.name] = file.read()
+  return {name: texts[name] for name in sorted(texts) if texts[name].strip()}
 
 
 @functools.cache

@@ -1,12 +1,12 @@
-"""What is read, in which order and how far: examples, order, position.
+"""The training stream: examples, their order, and a position that resumes.
 
 Training reads an endless stream of examples: epoch e is the e-th permutation
-of a seed, and shard s of S takes positions s, s + S, ... of that stream. So a
-global batch holds the same examples however many processes share it, every
-example comes once per epoch, and a position in the stream is one integer.
+of a seed, and shard s of S takes positions s, s + S, ... of that stream. A
+global batch therefore holds the same examples for any number of processes,
+every example occurs once per epoch, and a position is one integer.
 
-Images of one small shape are decoded once, kept as uint8 and augmented a whole
-batch at a time; others are decoded and augmented one by one in threads.
+Small images of one shape are decoded once, kept as uint8 and augmented in whole
+batches; others are decoded and augmented one by one in threads.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from figs_jax.data import sources
 from figs_jax.data.augment import Images
 
 Batch = dict[str, np.ndarray]
-# Decoded sets up to this many bytes stay in memory: cifar10 is 154 MB.
+# Decoded sets of up to this many bytes stay in memory; cifar10 has 154 MB.
 _CACHE_BYTES = 256 * 2**20
 _OF_EVALUATION = ("valid", "task")
 
 
 class Examples:
-  """A split as (images, labels) by index arrays; decodes once what is small.
+  """Images and labels of a split by index; caches decoded small sets.
 
   Attributes:
-    shape: (height, width, channels), None where it varies.
-    cached: whether decoded images stay in memory.
+    shape: Shape (height, width, channels); None where it varies.
+    cached: Whether decoded images stay in memory.
   """
 
   def __init__(
@@ -62,10 +62,8 @@ class Examples:
 
   def __getitem__(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
     if not self.cached:
-      found = [self._read(i) for i in indices]
-      return [image for image, _ in found], np.array(
-        [label for _, label in found], np.int32
-      )
+      images, labels = zip(*(self._read(i) for i in indices))
+      return list(images), np.array(labels, np.int32)
     # Threads may decode the same image twice; they write the same bytes.
     for i in indices[~self._seen[indices]]:
       self._images[i], self._labels[i] = self._read(i)
@@ -77,15 +75,15 @@ class Examples:
     label = int(example["label"])
     if label < 0:
       raise sources.DataError(
-        f"{self._source!r}: example {index} has label {label}, so this split"
-        " hides its labels; choose another, such as 'validation'"
+        f"{self._source!r}: example {index} has label {label}; the labels of"
+        " this split are hidden; choose another split, such as 'validation'"
       )
     return example["image"], label
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-  """The stream of example numbers of one shard, `chunk` at a time.
+  """The example numbers of one shard's stream, `chunk` at a time.
 
   >>> order = Order(num_examples=5, chunk=2, seed=0)
   >>> sorted(np.concatenate([order[i] for i in range(5)]).tolist())
@@ -117,7 +115,7 @@ class Order:
     )
 
 
-# Two epochs are alive at a boundary; prefetching threads may look ahead.
+# Two epochs are in use at a boundary; prefetching threads may look ahead.
 @functools.lru_cache(maxsize=4)
 def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
   rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
@@ -125,12 +123,11 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class TrainBatches(grain.DatasetIterator):
-  """An endless iterator of batches whose state is the number handed out.
+  """An endless iterator of batches; its state is the number of the next one.
 
-  `get_state()` is {"next_batch": k}; it fits JSON and
-  `grain.checkpoint.CheckpointSave`. Setting it makes the next batch the k-th of
-  the stream, bit-equal, whatever was read before and with any number of
-  threads or workers.
+  `get_state()` returns {"next_batch": k}, which JSON and
+  `grain.checkpoint.CheckpointSave` can store. After `set_state` the next batch
+  is the k-th of the stream, bit for bit, with any number of threads or workers.
   """
 
   def __init__(
@@ -145,7 +142,7 @@ class TrainBatches(grain.DatasetIterator):
   def __next__(self) -> Batch:
     batch = next(self._running())
     self._next_batch += 1
-    # What says how to evaluate would only be copied to the device.
+    # Fields for evaluation are not copied to the device.
     return {k: v for k, v in batch.items() if k not in _OF_EVALUATION}
 
   def get_state(self) -> dict[str, Any]:
@@ -155,28 +152,28 @@ class TrainBatches(grain.DatasetIterator):
     """Moves to a saved position.
 
     Raises:
-      ValueError: the state is not one of `get_state`.
+      ValueError: If the state did not come from `get_state`.
     """
     position = state.get("next_batch")
     if not isinstance(position, int) or position < 0:
       raise ValueError(
-        f"data position {state!r}: expected {{'next_batch': 0 or more}}"
+        f"Expected a data position {{'next_batch': 0 or more}}, got {state!r}"
       )
     self._drop()
     self._next_batch = position
 
   def start_prefetch(self) -> None:
-    """Starts the threads before the first batch is asked for."""
+    """Starts the threads before the first batch is requested."""
     self._running().start_prefetch()
 
   def close(self) -> None:
-    """Stops threads and workers; the iterator can go on afterwards."""
+    """Stops threads and workers; the iterator can continue afterwards."""
     self._drop()
 
   def _running(self) -> Any:
     if self._inner is None:
       self._inner = self._make(self._next_batch)
-      # Also when the program ends: workers must stop before modules vanish.
+      # At exit too: workers must stop before the interpreter unloads modules.
       self._stop = weakref.finalize(self, self._inner.close)
     return self._inner
 
@@ -187,7 +184,7 @@ class TrainBatches(grain.DatasetIterator):
 
 
 def parse_flags() -> None:
-  """grain's worker processes read absl flags, which a library never parses."""
+  """Marks absl flags as parsed, since grain's worker processes read them."""
   from absl import flags
 
   if not flags.FLAGS.is_parsed():
@@ -195,10 +192,10 @@ def parse_flags() -> None:
 
 
 def check_shards(batch_size: int, shard_index: int, num_shards: int) -> None:
-  """Raises ValueError if there is no such shard, or no batch."""
+  """Raises ValueError if the batch size or the shard is out of range."""
   if batch_size < 1 or not 0 <= shard_index < num_shards:
     raise ValueError(
-      f"batch_size={batch_size}, shard_index={shard_index},"
-      f" num_shards={num_shards}: need batch_size >= 1 and"
-      " 0 <= shard_index < num_shards"
+      "Expected batch_size >= 1 and 0 <= shard_index < num_shards, got"
+      f" batch_size={batch_size}, shard_index={shard_index},"
+      f" num_shards={num_shards}"
     )

@@ -1,11 +1,11 @@
-"""Batches of text for an encoder and a decoder, deterministic and resumable.
+"""Text batches for an encoder and a decoder, deterministic and resumable.
 
-Batches are dicts of numpy arrays: `inputs` int32 [batch, input_length] and
+Batches are dicts of NumPy arrays: `inputs` int32 [batch, input_length] and
 `targets` int32 [batch, target_length], each ended by 1 and padded with 0;
 evaluation adds `valid` bool [batch] and `task` int32 [batch].
 
-A data set with a `text` feature (`stdlib_text`, `c4`, ...) gives span
-corruption, `glue` and translations give their task's own texts.
+Data sets with a `text` feature (`stdlib_text`, `c4`, ...) are used for span
+corruption; `glue` and translations provide inputs and targets of their own.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Denoising:
 
 @dataclasses.dataclass(frozen=True)
 class TextToText:
-  """A task, or several one after the other, as text in and text out."""
+  """One or several concatenated tasks as text-to-text pairs."""
 
   builders: tuple[tfds.core.DatasetBuilder, ...]
   vocabulary: Vocabulary
@@ -73,7 +73,7 @@ class TextToText:
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of the tasks, in the order of their numbers."""
+    """Names of the tasks, in the order of their numbers."""
     return tuple(_task_name(builder) for builder in self.builders)
 
   @property
@@ -81,10 +81,10 @@ class TextToText:
     return text_to_text.is_translation(self.builders[0])
 
   def answers(self) -> dict[str, np.ndarray]:
-    """Task of `glue` -> its answers' ids, int32 [classes, target_length].
+    """Ids of all answers by `glue` task, int32 [classes, target_length].
 
     Raises:
-      ValueError: two answers of a task begin alike, up to the target length.
+      ValueError: If two answers of a task agree up to the target length.
     """
     tables = {}
     for name, builder in zip(self.names, self.builders):
@@ -96,8 +96,8 @@ class TextToText:
       if len(np.unique(table, axis=0)) < len(table):
         longest = max(len(self.vocabulary.encode(label)) for label in labels)
         raise ValueError(
-          f"target_length={self.target_length}: cannot tell the answers of"
-          f" {name} apart; {longest + 1} holds all of them"
+          f"target_length={self.target_length} cannot distinguish the answers"
+          f" of {name}; set it to {longest + 1}"
         )
       tables[name] = table
     return tables
@@ -125,7 +125,7 @@ class TextToText:
     )
 
   def _ended(self, text: str, length: int) -> np.ndarray:
-    """The first ids of a text that leave room for the end, and the end."""
+    """Encodes a text, truncated to leave room for the end token."""
     ids = self.vocabulary.encode(text)[: length - 1]
     return np.append(ids, np.int32(EOS))
 
@@ -134,7 +134,7 @@ Texts = Denoising | TextToText
 
 
 class Tasks(Sequence):
-  """(inputs, targets, number of the task) of several data sets in a row."""
+  """Concatenated examples (inputs, targets, task number) of several tasks."""
 
   def __init__(
     self,
@@ -158,8 +158,8 @@ class Tasks(Sequence):
       return *read(example), task
     except text_to_text.HiddenLabel:
       raise sources.DataError(
-        f"{self._parts[task]!r}: example {index} has no label, so this split"
-        " hides its labels; choose another, such as 'validation'"
+        f"{self._parts[task]!r}: example {index} has no label; the labels of"
+        " this split are hidden; choose another split, such as 'validation'"
       ) from None
 
 
@@ -174,25 +174,27 @@ def find_texts(
   data_dir: str | None = None,
   download: bool = False,
 ) -> Texts:
-  """What a data set of text is to be trained on.
+  """Finds a text data set and the task it is used for.
 
   Args:
     name: "stdlib_text", "glue" (all tasks), "glue/sst2",
-      "wmt14_translate/de-en", "c4", or any other with a `text` feature.
-    vocabulary: "bytes"; "sentencepiece:1024" trains so many pieces on the
-      train split, once, and keeps them below data_dir; anything else is the
-      path of a sentencepiece model.
-    input_length: tokens of the inputs, the end included.
-    target_length: of the targets; it follows from the others under span
-      corruption.
-    density, mean_span: of span corruption.
-    data_dir, download: as in `figs_jax.data.load`.
+      "wmt14_translate/de-en", "c4", or any data set with a `text` feature.
+    vocabulary: "bytes", the path of a sentencepiece model, or
+      "sentencepiece:SIZE", which trains SIZE pieces on the training split once
+      and keeps them below the data directory.
+    input_length: Number of input tokens, including the end token.
+    target_length: Number of target tokens, including the end token; derived
+      from the other arguments for span corruption.
+    density: Share of tokens to replace in span corruption.
+    mean_span: Average number of tokens per span in span corruption.
+    data_dir: Directory of the data sets, see `figs_jax.data.load`.
+    download: Whether to download and prepare a missing data set.
 
   Raises:
-    DataError: see `figs_jax.data.load`; or a data set without text.
-    ValueError: lengths or a vocabulary that do not fit.
+    DataError: If the data set has no text or as in `figs_jax.data.load`.
+    ValueError: If the lengths or the vocabulary do not fit.
   """
-  # "glue" alone is several, which tfds would read as its first.
+  # "glue" stands for all tasks, but tfds would read its first one.
   parts = [f"glue/{task}" for task in text_to_text.GLUE]
   builders = tuple(
     sources.find(part, data_dir=data_dir, download=download)
@@ -202,36 +204,36 @@ def find_texts(
   is_task = text_to_text.reader(builder) is not None
   if not is_task and not _has_text(builder):
     raise sources.DataError(
-      f"data set {builder.name!r} has neither a 'text' nor is it a task known"
-      " here; choose stdlib_text, c4, glue or a translation such as"
+      f"Data set {builder.name!r}: expected a 'text' feature or a supported"
+      " task; choose stdlib_text, c4, glue or a translation such as"
       " wmt14_translate/de-en"
     )
   if is_task and target_length is None:
     raise ValueError(
-      f"data set {name!r} is a task, so target_length must be given:"
+      f"Data set {name!r} needs a target_length; set"
       " --config.data.target_length"
     )
   if is_task and min(input_length, target_length or 0) < 2:
     raise ValueError(
-      f"input_length={input_length}, target_length={target_length}: at least"
-      " 2, for a token and the end"
+      "Expected input_length and target_length of 2 or more (a token and the"
+      f" end), got {input_length} and {target_length}"
     )
-  found = vocabulary_of(vocabulary, builders, sources.root_of(data_dir))
+  codec = vocabulary_of(vocabulary, builders, sources.root_of(data_dir))
   if is_task:
-    return TextToText(builders, found, input_length, target_length or 0)
+    return TextToText(builders, codec, input_length, target_length or 0)
   corruption = SpanCorruption(input_length, density, mean_span)
   if target_length not in (None, corruption.target_length):
     raise ValueError(
-      f"target_length={target_length}: under span corruption it follows from"
-      f" the others and is {corruption.target_length}; leave it out"
+      f"target_length={target_length}: span corruption derives"
+      f" {corruption.target_length} from the other options; leave it out"
     )
-  if corruption.spans > found.sentinels:
+  if corruption.spans > codec.sentinels:
     raise ValueError(
-      f"input_length={input_length}: {corruption.spans} spans, but the"
-      f" vocabulary has {found.sentinels} sentinels; shorten the inputs or"
-      " lengthen mean_span"
+      f"input_length={input_length} needs {corruption.spans} sentinels, but the"
+      f" vocabulary has {codec.sentinels}; shorten the inputs or increase"
+      " mean_span"
     )
-  return Denoising(builder, found, corruption)
+  return Denoising(builder, codec, corruption)
 
 
 def train_batches(
@@ -254,7 +256,8 @@ def train_batches(
   check_shards(batch_size, shard_index, num_shards)
   if start < 0 or workers < 0 or seed < 0:
     raise ValueError(
-      f"start={start}, workers={workers}, seed={seed}: must be 0 or more"
+      "Expected start, workers and seed of 0 or more, got"
+      f" start={start}, workers={workers}, seed={seed}"
     )
   examples = texts.examples(split, ordered=False)
   prepare = _Prepare(texts, examples)
@@ -280,10 +283,10 @@ def train_batches(
 
 @dataclasses.dataclass(frozen=True)
 class TextEvalBatches:
-  """One pass over a split, as often as wanted; see `eval_batches`.
+  """A re-iterable pass over a split; see `eval_batches`.
 
   Attributes:
-    num_examples: of the split, over all shards.
+    num_examples: Number of examples in the split, over all shards.
   """
 
   num_examples: int
@@ -306,10 +309,10 @@ def eval_batches(
   num_shards: int = 1,
   threads: int = _THREADS,
 ) -> TextEvalBatches:
-  """The whole split in order, in batches of one shape; the same every time.
+  """Reads a whole split in order, in batches of one shape.
 
-  What is missing to full batches, and to equally many per shard, is padded
-  with zeros and has `valid` False.
+  Incomplete batches, and shards with fewer batches, are padded with zeros and
+  `valid` False. Every pass gives the same batches.
   """
   check_shards(batch_size, shard_index, num_shards)
   examples = texts.examples(split, ordered=True)
@@ -330,7 +333,7 @@ def eval_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare(grain.transforms.RandomMap):
-  """The number of an example -> arrays; -1 stands for padding."""
+  """Turns the number of an example into arrays; -1 stands for padding."""
 
   texts: Texts
   examples: Sequence[Any]
@@ -353,7 +356,7 @@ class _Prepare(grain.transforms.RandomMap):
 
 
 def _read(stream: Any, examples: Any, threads: int) -> Any:
-  # Where nothing is read from disk, handing over costs more than it gains.
+  # If nothing is read from disk, passing data between threads does not pay.
   count = 0 if examples.cached else threads
   options = grain.ReadOptions(
     num_threads=count, prefetch_buffer_size=16 * count
@@ -373,7 +376,7 @@ def _task_name(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def _split_of(builder: Any, split: str, several: bool) -> str:
-  """mnli has two validation splits; in a mixture its matched one counts."""
+  """The split of a builder; mixtures use the matched validation of mnli."""
   if several and _task_name(builder) == "mnli":
     return split.replace("validation", "validation_matched")
   return split

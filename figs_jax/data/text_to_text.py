@@ -1,8 +1,8 @@
-"""Supervised tasks as text in, text out, worded as for T5.
+"""Supervised tasks as text-to-text pairs, worded as for T5.
 
-From Raffel et al. (arXiv 1910.10683, appendix D): the task's name or wish
-first, then every field under its name; the answer is a label's name, a number,
-or the translation.
+After Raffel et al. (arXiv 1910.10683, appendix D): the inputs are the task's
+name or instruction, then every field after its name; the target is the name of
+a label, a number, or the translation.
 
 | data set        | inputs                                 | targets   |
 |-----------------|----------------------------------------|-----------|
@@ -11,8 +11,8 @@ or the translation.
 | glue/stsb       | stsb sentence1: ... sentence2: ...     | 3.8       |
 | wmt14_translate | translate English to German: Good day. | Guten Tag.|
 
-`glue` alone is all eight tasks that count in its score, in proportion to their
-sizes (that is, one after the other, then shuffled).
+`glue` without a task mixes the eight tasks of its score in proportion to their
+sizes (concatenated, then shuffled).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from figs_jax.data.sources import as_text
 Texts = tuple[str, str]
 Reader = Callable[[Mapping[str, Any]], Texts]
 
-# Without wnli and ax, which the published averages leave out.
+# Without wnli and ax, which published averages leave out.
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 _LANGUAGES = {
   "cs": "Czech", "de": "German", "en": "English", "es": "Spanish",
@@ -36,16 +36,16 @@ _LANGUAGES = {
 }  # fmt: skip
 
 
-# Predictions of a similarity: any number of one decimal.
+# Valid predictions of a similarity: any number with one decimal.
 _SIMILARITIES = tuple(f"{tenth / 10:.1f}" for tenth in range(51))
 
 
 class HiddenLabel(Exception):
-  """An example of a split whose answers were not published."""
+  """Raised for an example of a split whose labels are not published."""
 
 
 def reader(builder: tfds.core.DatasetBuilder) -> Reader | None:
-  """example -> (inputs, targets) of a data set; None if it is no such task."""
+  """The function from an example to (inputs, targets); None for other sets."""
   features = builder.info.features
   if is_translation(builder):
     return _translation(list(features.languages))
@@ -55,22 +55,22 @@ def reader(builder: tfds.core.DatasetBuilder) -> Reader | None:
 
 
 def labels(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
-  """The answers that a task of `glue` knows, in the order of its classes.
+  """The possible targets of a `glue` task, in the order of its classes.
 
-  Those of stsb are the similarities 0.0, 0.1, ..., 5.0, of which its own
-  answers take every other one.
+  stsb has the similarities 0.0, 0.1, ..., 5.0; its own targets are the even
+  ones, 0.0, 0.2, ..., 5.0.
   """
   names = getattr(builder.info.features["label"], "names", None)
   return _SIMILARITIES if names is None else tuple(names)
 
 
 def is_translation(builder: tfds.core.DatasetBuilder) -> bool:
-  """Whether the pairs of `reader` are two languages."""
+  """Whether the data set is a translation."""
   return isinstance(builder.info.features, tfds.features.Translation)
 
 
 def _translation(languages: list[str]) -> Reader:
-  """From English if it is one of the two, else from the first."""
+  """Translates from English if it is one of the languages, else the first."""
   source = "en" if "en" in languages else languages[0]
   (target,) = (language for language in languages if language != source)
   names = [_LANGUAGES.get(code, code) for code in (source, target)]
@@ -94,7 +94,7 @@ def _glue(task: str, features: Any) -> Reader:
     if label < 0:
       raise HiddenLabel
     if labels is None:
-      # Similarities from 0 to 5, as 21 classes: to the nearest fifth.
+      # Round similarities to the nearest 0.2, as T5 does.
       return " ".join(words), f"{round(float(label) * 5) / 5:.1f}"
     return " ".join(words), labels[int(label)]
 

@@ -1,7 +1,7 @@
-"""Text to ids and back: bytes, or sentencepiece.
+"""Vocabularies of bytes or sentencepiece pieces.
 
-Ids are T5's in both: 0 pads, 1 ends, 2 is unknown, then the pieces, then the
-sentinels of span corruption, the first sentinel being the last id.
+Ids follow T5: 0 is padding, 1 the end, 2 unknown, then the pieces, then the
+sentinels of span corruption, of which the first has the last id.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class SentencePiece:
   """A sentencepiece model whose ids 0, 1, 2 are pad, end, unknown.
 
   Args:
-    proto: the bytes of a `.model` file.
+    proto: Contents of a `.model` file.
 
   Raises:
-    ValueError: sentencepiece is not installed, the bytes are no such model, or
-      its special ids are others.
+    ValueError: If sentencepiece is not installed, `proto` is not a valid model,
+      or the model has other special ids.
   """
 
   def __init__(self, proto: bytes):
@@ -64,8 +64,8 @@ class SentencePiece:
     special = processor.pad_id(), processor.eos_id(), processor.unk_id()
     if special != (PAD, EOS, UNK):
       raise ValueError(
-        f"its pad, end and unknown are {special}, not (0, 1, 2); train it with"
-        " pad_id=0, eos_id=1, unk_id=2, as T5's was"
+        f"expected pad, end and unknown ids (0, 1, 2), got {special}; train it"
+        " with pad_id=0, eos_id=1, unk_id=2, as for T5"
       )
     self.size: int = processor.GetPieceSize()
 
@@ -88,11 +88,11 @@ class SentencePiece:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-  """A codec and the sentinels behind its ids.
+  """A codec and the sentinels that follow its ids.
 
   Attributes:
-    codec: `Bytes()`, or a `SentencePiece`.
-    sentinels: how many ids mark spans that were taken out.
+    codec: `Bytes()` or a `SentencePiece`.
+    sentinels: Number of ids that stand for replaced spans.
 
   >>> vocabulary = Vocabulary(Bytes(), sentinels=2)
   >>> vocabulary.encode("né").tolist(), vocabulary.size
@@ -106,26 +106,26 @@ class Vocabulary:
 
   @property
   def size(self) -> int:
-    """Ids are 0..size-1."""
+    """Number of ids, which are 0..size-1."""
     return self.codec.size + self.sentinels
 
   def sentinel(self, index: int) -> int:
-    """The id of a sentinel, counted from 0 downwards from the last id."""
+    """The id of a sentinel; sentinel 0 has the last id, 1 the one before."""
     if not 0 <= index < self.sentinels:
       raise ValueError(
-        f"sentinel {index}: this vocabulary has {self.sentinels}; shorten the"
+        f"Expected a sentinel below {self.sentinels}, got {index}; shorten the"
         " inputs or lengthen the spans"
       )
     return self.size - 1 - index
 
   def encode(self, text: str) -> np.ndarray:
-    """int32 ids of a text, no end."""
+    """Encodes a text as int32 ids, without an end token."""
     return self.codec.encode(text)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of ids up to the first end, without padding.
+    """Decodes ids up to the first end token, skipping padding.
 
-    Sentinels are written "<extra_id_0>", bytes that are no UTF-8 "\\ufffd".
+    Sentinels become "<extra_id_0>" etc., invalid UTF-8 becomes "\\ufffd".
     """
     parts: list[str] = []
     run: list[int] = []
@@ -144,7 +144,7 @@ class Vocabulary:
     return "".join(parts)
 
   def byte_lengths(self) -> np.ndarray:
-    """int32 [size]: bytes of raw text that an id stands for, 0 for special."""
+    """Number of raw text bytes of each id, int32 [size]; 0 for special ids."""
     tail = np.zeros(self.sentinels, np.int32)
     return np.concatenate([self.codec.byte_lengths(), tail])
 
@@ -159,10 +159,10 @@ def byte_vocabulary() -> Vocabulary:
 
 
 def piece_vocabulary(path: str) -> Vocabulary:
-  """A sentencepiece model from a file, with T5's 100 sentinels.
+  """Reads a sentencepiece model from a file and adds T5's 100 sentinels.
 
   Raises:
-    ValueError: see `SentencePiece`; or there is no such file.
+    ValueError: If the file cannot be read or as in `SentencePiece`.
   """
   try:
     with open(path, "rb") as file:
@@ -173,19 +173,20 @@ def piece_vocabulary(path: str) -> Vocabulary:
 
 
 def train_pieces(texts: Iterable[str], size: int, path: str) -> None:
-  """Trains a unigram sentencepiece model and writes it, unless it is there.
+  """Trains a unigram sentencepiece model unless its file exists.
 
-  Nothing is normalised and unknown characters fall back to bytes, so decoding
-  gives back the text (but for U+2581, sentencepiece's own sign for a space,
-  which becomes one).
+  Text is not normalized and unknown characters fall back to bytes, so that
+  decoding restores the text (except U+2581, sentencepiece's sign for a space,
+  which becomes a space).
 
   Args:
-    texts: of the training split.
-    size: pieces, the special ids among them.
-    path: of the `.model` file; a whole one or none appears there.
+    texts: Texts of the training split.
+    size: Number of pieces, including special ids.
+    path: Path of the `.model` file, which is written atomically.
 
   Raises:
-    ValueError: sentencepiece is not installed, or cannot find so many pieces.
+    ValueError: If sentencepiece is not installed or cannot learn that many
+      pieces.
   """
   if os.path.exists(path):
     return
@@ -233,7 +234,7 @@ def _sentencepiece() -> Any:
     import sentencepiece
   except ImportError as error:
     raise ValueError(
-      "sentencepiece is not installed: pip install 'figs_jax[text]', or use"
+      "sentencepiece is not installed: run pip install 'figs_jax[text]', or use"
       " the vocabulary 'bytes'"
     ) from error
   return sentencepiece

@@ -1,4 +1,4 @@
-"""Model families by name, and the matrix products they are made of."""
+"""Model families by name, and the matrix products that they consist of."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def names() -> list[str]:
 
 
 def options_of(family: str) -> dict[str, Any]:
-  """The options of a family with their defaults; None where there is none.
+  """The options of a family with their defaults (None for required ones).
 
   Args:
-    family: one of `names()`.
+    family: One of `names()`.
 
   Raises:
-    ValueError: an unknown family, with the nearest known one.
+    ValueError: If the family is unknown; the nearest known one is suggested.
 
   >>> options_of("vit")["pool"]
   'cls'
   """
   if family not in FAMILIES:
-    raise ValueError(f"family {family!r}: {nearest(family, FAMILIES)}")
+    raise ValueError(f"Unknown family {family!r}: {nearest(family, FAMILIES)}")
   signature = inspect.signature(FAMILIES[family].__init__)
   return {
     name: None if parameter.default is parameter.empty else parameter.default
@@ -64,17 +64,17 @@ def options_of(family: str) -> dict[str, Any]:
 def create(
   family: str, variant: str, *, rngs: nnx.Rngs | None = None, **options: Any
 ) -> Any:
-  """A dense model of a family; `figs_jax.sparsify` gives it masks.
+  """Creates a dense model; `figs_jax.sparsify` adds masks to it.
 
   Args:
-    family: one of `names()`.
-    variant: size and patch, as in "S/16"; see the family's `from_variant`.
-    rngs: default `nnx.Rngs(0)`.
-    **options: those of the family's constructor.
+    family: One of `names()`.
+    variant: Size and patch, as in "S/16"; see the family's `from_variant`.
+    rngs: Random streams. Defaults to `nnx.Rngs(0)`.
+    **options: Keyword arguments of the family's constructor.
 
   Raises:
-    ValueError: an unknown family, variant or option, each with the nearest
-      known one, or options that do not fit together.
+    ValueError: If the family, variant or an option is unknown (the nearest
+      known one is suggested), or the options do not fit together.
 
   >>> model = create("vit", "Ti/4", depth=1, image_size=8, num_classes=10)
   >>> model.depth, model.width
@@ -84,7 +84,7 @@ def create(
   for option in options:
     if option not in known:
       raise ValueError(
-        f"{family} has no option {option!r}: {nearest(option, known)}"
+        f"Unknown option {option!r} of {family}: {nearest(option, known)}"
       )
   return FAMILIES[family].from_variant(
     variant, rngs=rngs or nnx.Rngs(0), **options
@@ -92,29 +92,30 @@ def create(
 
 
 def layers_of(model: nnx.Module, batch: int = 1) -> list[dict[str, Any]]:
-  """Every matrix product of one forward pass, for the engine.
+  """Lists the matrix products of one forward pass, for the engine.
 
   Args:
-    model: of one of our families, sparse or not, abstract or not.
-    batch: images (or sequences) per pass.
+    model: Model of one of our families, sparse or dense, possibly abstract.
+    batch: Number of images (or sequences) per pass.
 
   Returns:
-    Rows {"name", "M", "N", "K", "pattern", "count"}: `count` products
-    (M x K)(K x N) whose K x N operand is the weight, N:M along K; pattern is
-    its `NM`, or None. They are what `figs_jax.engine.Layers` is built from.
+    Rows {"name", "M", "N", "K", "pattern", "count"} for `figs_jax.engine`:
+    `count` products (M x K)(K x N) whose K x N operand is the weight, N:M along
+    K. The pattern is an `NM`, or None for dense kernels.
 
   Raises:
-    ValueError: a batch below 1, or a model of another origin.
+    ValueError: If the batch is below 1 or the model has another origin.
 
   >>> model = create("vit", "Ti/4", depth=1, image_size=8, num_classes=10)
   >>> [row["name"] for row in layers_of(model)][:3]
   ['patch_embed', 'blocks/0/attn/q', 'blocks/0/attn/k']
   """
   if batch < 1:
-    raise ValueError(f"batch={batch}: give the number of images, at least 1")
+    raise ValueError(f"Expected a batch of 1 or more, got batch={batch}")
   if not isinstance(model, tuple(FAMILIES.values())):
     raise ValueError(
-      f"{type(model).__name__} is none of our families ({', '.join(names())}):"
-      " write its rows (name, M, N, K, pattern, count) for the engine yourself"
+      f"Expected a model of our families ({', '.join(names())}), got"
+      f" {type(model).__name__}; write its rows (name, M, N, K, pattern, count)"
+      " for the engine yourself"
     )
   return model.gemms(batch)

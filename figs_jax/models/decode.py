@@ -1,12 +1,12 @@
-"""Sequences from an encoder-decoder: greedily, or by beam search.
+"""Greedy decoding and beam search with an encoder-decoder.
 
-The encoder and the keys and values it gives run once; each step computes one
-token per row beside a cache of the earlier ones. Shapes are static and the
-loop is in the compiled program, which ends early when every row has.
+The encoder and its keys and values are computed once; each step computes one
+token per row from a cache of the earlier ones. Shapes are static and the loop
+is part of the compiled program, which ends early when all rows have ended.
 
-A model says how: `start(inputs, max_length, beams)` gives a cache whose rows
-`take` reorders, and `step(cache, tokens, place)` the next logits. `ids` checks
-what it is given.
+A model provides `ids`, which checks the inputs, `start(inputs, max_length,
+beams)`, which gives a cache whose rows `take` reorders, and `step(cache,
+tokens, place)`, which gives the next logits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flax import nnx
 from figs_jax.core.types import Array, Float, Int
 
 PAD, EOS = 0, 1
-# Below any sum of log-probabilities, and finite: it may be divided.
+# Below any sum of log-probabilities, but finite, so that it can be divided.
 _NEVER = -1e9
 
 
@@ -31,18 +31,19 @@ def greedy(
   inputs: Int[Array | np.ndarray, "batch inputs"],
   max_length: int,
 ) -> Int[Array, "batch max_length"]:
-  """The most likely next token, again and again.
+  """Decodes greedily: each step takes the most likely next token.
 
   Args:
-    model: as this module says, for instance `models.T5`; dropout is off.
-    inputs: ids, 0 is padding.
-    max_length: most tokens, the end (id 1) included.
+    model: Model with the methods named above, such as `models.T5`; dropout is
+      disabled.
+    inputs: Ids, padded with 0.
+    max_length: Largest number of tokens, including the end (id 1).
 
   Returns:
-    ids without the starting one; after the end they are 0.
+    Ids without the start token, padded with 0 after the end.
 
   Raises:
-    ValueError: a length below 1, or inputs that the model refuses.
+    ValueError: If the length is below 1 or the inputs are invalid.
 
   >>> from figs_jax import models
   >>> sizes = {"width": 8, "depth": 1, "heads": 2, "vocab": 16}
@@ -63,32 +64,33 @@ def beam_search(
   length_penalty: float = 1.0,
   early_stopping: bool | str = False,
 ) -> tuple[Int[Array, "batch max_length"], Float[Array, " batch"]]:
-  """The best sequence found by following several at once.
+  """Decodes by beam search.
 
-  The score of a sequence is the sum of its tokens' log-probabilities over its
-  length ** length_penalty, the end counted. A sequence that ends is kept if it
-  is among the `beams` best continuations of its step; so is one that is cut at
-  `max_length`.
-
-  When a row of the batch stops follows the Hugging Face `generate`:
-    False: `beams` sequences have ended, and the best one running, at its
-      present length, would not beat the worst of them. With a length penalty
-      above 0 a longer one still could.
-    True: `beams` sequences have ended.
-    "never": as False, but with the length that would score best, so that no
-      better sequence is missed among those followed.
+  The score of a sequence is the sum of its tokens' log-probabilities divided by
+  its length (including the end) to the power of `length_penalty`. A sequence
+  that ends, or is cut at `max_length`, is kept if it is among the `beams` best
+  continuations of its step.
 
   Args:
-    model, inputs, max_length: as of `greedy`.
-    beams: how many sequences are followed.
-    length_penalty: above 0 favours long sequences, below 0 short ones.
-    early_stopping: False, True or "never".
+    model: Model, see `greedy`.
+    inputs: Ids, padded with 0.
+    beams: Number of sequences to follow.
+    max_length: Largest number of tokens, including the end (id 1).
+    length_penalty: Exponent of the length; above 0 it favors long sequences,
+      below 0 short ones.
+    early_stopping: When a row of the batch stops, as in Hugging Face's
+      `generate`. True: once `beams` sequences have ended. False: once, in
+      addition, the best running sequence at its present length would not beat
+      the worst of them; with a length penalty above 0 a longer one still could.
+      "never": as False, but for the length with the best possible score, so
+      that no better sequence is missed among those followed.
 
   Returns:
-    (ids as of `greedy`, scores).
+    (ids as in `greedy`, scores).
 
   Raises:
-    ValueError: as `greedy`; beams below 1; another early_stopping.
+    ValueError: If beams is below 1, early_stopping is invalid, or as in
+      `greedy`.
 
   >>> from figs_jax import models
   >>> sizes = {"width": 8, "depth": 1, "heads": 2, "vocab": 16}
@@ -100,10 +102,14 @@ def beam_search(
   _at_least_one(beams=beams, max_length=max_length)
   if early_stopping not in (False, True, "never"):
     raise ValueError(
-      f"early_stopping={early_stopping!r}: give False, True or 'never'"
+      "Expected early_stopping of False, True or 'never', got"
+      f" {early_stopping!r}"
     )
   if model.vocab < 2:
-    raise ValueError("beam search needs a vocabulary of at least 2 ids")
+    raise ValueError(
+      "Expected a vocabulary of 2 or more ids for beam search, got"
+      f" {model.vocab}"
+    )
   inputs = model.ids("inputs", inputs)
   penalty = jnp.float32(length_penalty)
   return _beam_search(
@@ -138,7 +144,7 @@ def _greedy(graphdef, state, inputs, length):
 
 
 class _Beams(NamedTuple):
-  """Running and ended sequences, best first; open: may a row still improve."""
+  """Running and ended sequences, best first; `open` rows may still improve."""
 
   place: Array
   tokens: Array
@@ -170,7 +176,7 @@ def _beam_search(graphdef, state, inputs, penalty, beams, length, early):
     vocab = logits.shape[-1]
     scores = jax.nn.log_softmax(logits).reshape(batch, beams, vocab)
     scores = (scores + s.scores[..., None]).reshape(batch, -1)
-    # An end per sequence at most: as many as there are beams do not end.
+    # Each sequence has at most one end, so at least `beams` do not end.
     scores, index = jax.lax.top_k(scores, 2 * beams)
     parent, token = index // vocab, index % vocab
     tokens = _pick(s.tokens, parent).at[:, :, place].set(token)
@@ -201,7 +207,7 @@ def _beam_search(graphdef, state, inputs, penalty, beams, length, early):
       cache=cache.take(rows.reshape(-1)),
     )
 
-  # All beams start alike: only the first one counts.
+  # All beams start equal, so only the first one counts.
   first = jnp.where(jnp.arange(beams) == 0, 0.0, _NEVER)
   blank = jnp.full((batch, beams, length), PAD, jnp.int32)
   start = _Beams(
@@ -214,8 +220,8 @@ def _beam_search(graphdef, state, inputs, penalty, beams, length, early):
     open=jnp.ones(batch, bool),
     cache=_merge(graphdef, state).start(inputs, length, beams),
   )
-  found = jax.lax.while_loop(going, step, start)
-  return found.ended_tokens[:, 0], found.ended_scores[:, 0]
+  last = jax.lax.while_loop(going, step, start)
+  return last.ended_tokens[:, 0], last.ended_scores[:, 0]
 
 
 def _pick(x: Array, index: Int[Array, "batch chosen"]) -> Array:
@@ -231,11 +237,11 @@ def _evaluating(model: nnx.Module) -> tuple[Any, Any]:
 
 
 def _merge(graphdef: Any, state: Any) -> Any:
-  """A model of the trace that it is called in, a loop's body for instance."""
+  """Merges a model inside the current trace, such as a loop's body."""
   return nnx.merge(graphdef, state, copy=True)
 
 
 def _at_least_one(**numbers: int) -> None:
   for name, number in numbers.items():
     if number < 1:
-      raise ValueError(f"{name}={number} is below 1")
+      raise ValueError(f"Expected {name} of 1 or more, got {number}")

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block, and the small parts it is made of."""
+"""The pre-norm transformer block and its parts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _VIT_INIT = {
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-  """What every part of a model shares, and the parts made from it."""
+  """Dtypes and random streams that all parts of a model share."""
 
   dtype: Any
   param_dtype: Any
   rngs: nnx.Rngs
 
   def dropout(self, rate: float) -> nnx.Dropout:
-    # No stream where nothing is drawn: the state stays free of idle keys.
+    # Without a stream if nothing is drawn: the state holds no idle keys.
     return nnx.Dropout(rate, rngs=self.rngs if rate else None)
 
   def drop_path(self, most: float) -> DropPath:
@@ -39,7 +39,7 @@ class Parts:
     return nnx.LayerNorm(
       width,
       epsilon=epsilon,
-      # The fast form, E[x²] - E[x]², loses digits where the mean is large.
+      # The fast form, E[x²] - E[x]², loses digits for large means.
       use_fast_variance=False,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
@@ -61,8 +61,8 @@ class DropPath(nnx.Module):
   """Stochastic depth (arXiv 1603.09382): one draw per sample.
 
   Args:
-    most: no call has a higher rate; 0 never draws.
-    rngs: stream `dropout`; None where nothing is drawn.
+    most: Largest rate of any call; 0 disables the layer.
+    rngs: Random stream `dropout`; None if nothing is drawn.
   """
 
   def __init__(self, most: float, *, rngs: nnx.Rngs | None):
@@ -73,7 +73,7 @@ class DropPath(nnx.Module):
   def __call__(
     self, x: Float[Array, "batch tokens width"], rate: Any
   ) -> Float[Array, "batch tokens width"]:
-    """x / (1 - rate) or 0 for each sample; rate may be traced, below 1."""
+    """x / (1 - rate) or 0 for each sample; rate is below 1, possibly traced."""
     if not self.most or self.deterministic:
       return x
     assert self.rngs is not None
@@ -148,6 +148,6 @@ class Block(nnx.Module):
   def __call__(
     self, x: Float[Array, "batch tokens width"], rate: Any = 0.0
   ) -> Float[Array, "batch tokens width"]:
-    """The block with its stochastic depth at this rate."""
+    """Applies the block with stochastic depth at this rate."""
     x = x + self.drop_path1(self.dropout(self.attn(self.norm1(x))), rate)
     return x + self.drop_path2(self.mlp(self.norm2(x)), rate)

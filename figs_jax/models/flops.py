@@ -1,19 +1,18 @@
-"""The arithmetic that a whole training run costs under a recipe, exactly.
+"""Exact FLOPs of a forward pass and of a training run under a recipe.
 
-One multiplication and one addition are two FLOPs. Of a product (M x K)(K x N)
-the forward pass needs 2 M K N of them, the input gradient and the weight
-gradient as many each. Of each a masked kernel of n:m needs
-the share
+A multiplication and an addition are two FLOPs. A product (M x K)(K x N) takes
+2 M K N of them in the forward pass, and as many for the input gradient and for
+the weight gradient. A kernel masked to n:m takes these shares of them:
 
 * forward: s = n/m
 * input gradient: s if masks are N:M along both axes (2102.08124), else 1
 * weight gradient: 1, or n/m of the unbiased estimate that prunes the output's
   gradient (2203.10991)
 
-with s = 1 in the dense phase and while pruned weights leak, D > 0. In the
-forward pass this is total = SA + N/M FF of arXiv 2402.04744, appendix D, whose
-tables count two FLOPs per multiplication and in SA the projections q, k, v, o
-with both attention products, but neither patches nor head; the paper prints no
+with s = 1 in the dense phase and while pruned weights leak (D > 0). The forward
+pass agrees with total = SA + N/M FF of arXiv 2402.04744, appendix D, whose
+tables count two FLOPs per multiplication; its SA has the projections q, k, v, o
+and both attention products, but neither patches nor head. The paper prints no
 formula for training.
 """
 
@@ -31,7 +30,7 @@ from figs_jax.recipes import Recipe
 
 
 class TrainFlops(NamedTuple):
-  """FLOPs of a run, Python integers; `dense` is the total without any mask."""
+  """FLOPs of a run as Python integers; `dense` is the total without masks."""
 
   forward: int
   input_gradient: int
@@ -49,10 +48,10 @@ class TrainFlops(NamedTuple):
 
 
 def forward_flops(rows: Iterable[Mapping[str, Any]]) -> int:
-  """FLOPs of one forward pass in which every pattern is exploited.
+  """FLOPs of one forward pass that exploits every pattern.
 
   Args:
-    rows: of `figs_jax.models.layers_of`.
+    rows: Rows of `figs_jax.models.layers_of`.
 
   >>> row = {"name": "ff", "M": 2, "N": 3, "K": 8, "count": 1}
   >>> forward_flops([row | {"pattern": NM(1, 4)}, row | {"pattern": None}])
@@ -69,24 +68,24 @@ def train_flops(
   steps: int | None = None,
   switched_at: int | None = None,
 ) -> TrainFlops:
-  """FLOPs of a training run: of all matrix products, forward and backward.
+  """FLOPs of all matrix products of a training run, forward and backward.
 
-  Counted phase by phase (`figs_jax.models.phases`), not step by step. Not
-  counted: what is no product of matrices (norms, softmax, the masks
-  themselves, the optimizer), and the forward pass that rematerialisation
-  repeats. The input gradient of the first
-  layer is counted like any other.
+  Sums over the phases of the run (`figs_jax.models.phases`). Norms, softmax,
+  mask updates, the optimizer and the forward pass that rematerialization
+  repeats are not counted. The input gradient of the first layer is counted like
+  any other.
 
   Args:
-    model: of one of our families, sparsified as for training; abstract will do.
-    recipe: decides when which kernel is sparse.
-    batch: images (or sequences) per optimizer step.
-    steps: only the first so many; default all.
-    switched_at: STEP's first masked step; default the last possible.
+    model: Model of one of our families, sparsified as for training, possibly
+      abstract.
+    recipe: Recipe that decides which kernels are sparse at which step.
+    batch: Number of images (or sequences) per optimizer step.
+    steps: Number of first steps to count. Defaults to all steps.
+    switched_at: STEP's first masked step. Defaults to the last possible one.
 
   Raises:
-    ValueError: `steps` or `switched_at` is out of range, or as `layers_of` and
-      `recipe.bind`.
+    ValueError: If `steps` or `switched_at` is out of range, or as in
+      `layers_of` and `recipe.bind`.
 
   >>> from figs_jax import models, nn, recipes
   >>> sizes = {"depth": 1, "image_size": 8, "num_classes": 10}
@@ -114,13 +113,13 @@ def train_flops(
 
 
 def _product(row: Mapping[str, Any], pattern: NM | None) -> int:
-  """2 M K N, with n of every m along K."""
+  """2 M K N, with n of every m kept along K."""
   k = row["K"] if pattern is None else row["K"] // pattern.m * pattern.n
   return 2 * row["M"] * row["N"] * k * row["count"]
 
 
 def _weight_gradient(row: Mapping[str, Any], mvue: NM | None) -> int:
-  """2 M K N, with n of every m along M, at most n of a last part."""
+  """2 M K N, with n of every m kept along M (at most n of a last group)."""
   kept = row["M"]
   if mvue is not None:
     kept = kept // mvue.m * mvue.n + min(kept % mvue.m, mvue.n)

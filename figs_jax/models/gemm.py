@@ -1,4 +1,4 @@
-"""One matrix product as a row for `figs_jax.models.layers_of`."""
+"""A matrix product as a row of `figs_jax.models.layers_of`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 def row(
   name: str, m: int, n: int, k: int, layer: Any = None, count: int = 1
 ) -> dict[str, Any]:
-  """`count` products (M x K)(K x N).
+  """A row of `count` products (M x K)(K x N).
 
   Args:
-    name: path of the kernel without "/kernel", or of a product of activations.
-    m, n, k: sizes.
-    layer: whose kernel is the K x N operand and gives the pattern; None for a
-      product of activations.
-    count: how many such products.
+    name: Path of the kernel without "/kernel", or name of a product of
+      activations.
+    m: Rows of the activations.
+    n: Columns of the weight.
+    k: Length of the contraction.
+    layer: Layer whose kernel is the K x N operand and has the pattern. None for
+      a product of activations.
+    count: Number of such products.
 
   >>> row("head", 2, 10, 64)["K"]
   64

@@ -26,13 +26,17 @@ from figs_jax.recipes.leak_schedule import Hard
 
 
 class Phase(NamedTuple):
-  """Steps of equal arithmetic, plain enough for `figs_jax.engine.training`.
+  """Steps of equal arithmetic, as plain data for `figs_jax.engine.training`.
 
-  steps: how many. layers: rows of `figs_jax.models.layers_of` with the patterns
-  of the phase: m:m is a masked kernel in its dense stage, None one without a
-  mask. forward: whether the forward pass is sparse (no leak). input_gradient:
-  whether that product is, by masks that are N:M along both axes.
-  weight_gradient: the pattern of its pruned operand in masked layers, or None.
+  Attributes:
+    steps: Number of steps.
+    layers: Rows of `figs_jax.models.layers_of` with the patterns of the phase:
+      m:m for a masked kernel in its dense stage, None for one without a mask.
+    forward: Whether the forward pass is sparse (no leak).
+    input_gradient: Whether the input gradient is sparse, by masks that are N:M
+      along both axes.
+    weight_gradient: Pattern of the pruned operand of the weight gradient in
+      masked layers, or None.
   """
 
   steps: int
@@ -50,21 +54,22 @@ def phases_of(
   steps: int | None = None,
   switched_at: int | None = None,
 ) -> tuple[Phase, ...]:
-  """The phases of a run, in order; their steps sum to `steps`.
+  """Splits a run into phases, in order; their steps sum to `steps`.
 
-  While a leak comes and goes within a stage, the steps with it are one phase
-  and those without it the next.
+  If a stage has steps with and without a leak, those with it form one phase and
+  those without it the next.
 
   Args:
-    model: of one of our families, sparsified as for training; abstract will do.
-    recipe: decides when which kernel is sparse.
-    batch: images (or sequences) per optimizer step.
-    steps: only the first so many; default all.
-    switched_at: STEP's first masked step; default the last possible.
+    model: Model of one of our families, sparsified as for training, possibly
+      abstract.
+    recipe: Recipe that decides which kernels are sparse at which step.
+    batch: Number of images (or sequences) per optimizer step.
+    steps: Number of first steps to split. Defaults to all steps.
+    switched_at: STEP's first masked step. Defaults to the last possible one.
 
   Raises:
-    ValueError: `steps` or `switched_at` is out of range, or as `layers_of` and
-      `recipe.bind`.
+    ValueError: If `steps` or `switched_at` is out of range, or as in
+      `layers_of` and `recipe.bind`.
 
   >>> from figs_jax import models, recipes
   >>> sizes = {"depth": 1, "image_size": 8, "num_classes": 10}
@@ -77,18 +82,22 @@ def phases_of(
   if steps is None:
     steps = line.total_steps
   if not 0 <= steps <= line.total_steps:
-    raise ValueError(f"steps={steps}: give 0 to total_steps={line.total_steps}")
+    raise ValueError(
+      f"Expected steps from 0 to total_steps={line.total_steps}, got {steps}"
+    )
   recipe = _switching(recipe, switched_at)
   bound = recipe.bind(nn.masked_leaves(model))
   rows = layers_of(model, batch)
   kernels = {k.path.removesuffix("/kernel"): k for k in bound.kernels}
-  strange = kernels.keys() - {row["name"] for row in rows}
-  if strange:
-    raise ValueError(f"no matrix product is known for {min(strange)}/kernel")
+  unknown = kernels.keys() - {row["name"] for row in rows}
+  if unknown:
+    raise ValueError(
+      f"No row of the model has the kernel {min(unknown)}/kernel"
+    )
   starts = {name: _starts(recipe, k) for name, k in kernels.items()}
   begin = _begin(recipe)
   cuts = {0, steps, begin, *itertools.chain(*starts.values())}
-  found = []
+  phases = []
   for first, end in itertools.pairwise(sorted(c for c in cuts if c <= steps)):
     now = {
       name: _pattern(kernel, sum(s <= first for s in starts[name]))
@@ -99,8 +108,8 @@ def phases_of(
     for count, sparse in ((end - first - hard, False), (hard, True)):
       if count:
         inputs = sparse and recipe.transposable
-        found.append(Phase(count, layers, sparse, inputs, recipe.flow.mvue))
-  return tuple(found)
+        phases.append(Phase(count, layers, sparse, inputs, recipe.flow.mvue))
+  return tuple(phases)
 
 
 def _pattern(kernel: BoundLeaf, stage: int) -> NM:
@@ -119,7 +128,7 @@ def _starts(recipe: Recipe, kernel: BoundLeaf) -> tuple[int, ...]:
 
 
 def _begin(recipe: Recipe) -> int:
-  """The first step of the longest chain's first stage; before it D is 1."""
+  """The first step of the first stage of any kernel; before it D is 1."""
   line, stages = recipe.timeline, max(recipe.lengths)
   if not stages:
     return line.total_steps
@@ -129,18 +138,19 @@ def _begin(recipe: Recipe) -> int:
 
 
 def _switching(recipe: Recipe, at: int | None) -> Recipe:
-  """The recipe whose switch, if it has one, comes at a known step."""
+  """The recipe with its switch, if it has one, fixed to a step."""
   line = recipe.timeline
   if at is None:
     return recipe
   if line.switch is None:
     raise ValueError(
-      f"switched_at={at}: recipe {recipe.name!r} has no switch; leave it out"
+      f"switched_at={at}: recipe {recipe.name!r} never switches; leave it out"
     )
   first, last = line.switch.t_min + 1, line.switch.t_max + 1
   if not first <= at <= last:
     raise ValueError(
-      f"switched_at={at}: the first masked step lies in {first}..{last}"
+      f"Expected switched_at in {first}..{last}, the range of the first masked"
+      f" step, got {at}"
     )
   switch = dataclasses.replace(line.switch, t_max=at - 1)
   line = dataclasses.replace(line, switch=switch)
@@ -148,21 +158,21 @@ def _switching(recipe: Recipe, at: int | None) -> Recipe:
 
 
 def _hard_steps(recipe: Recipe, first: int, end: int) -> int:
-  """How many sparse steps of [first, end) have D = 0."""
+  """Number of sparse steps in [first, end) with D = 0."""
   cut = recipe.timeline.finetune_start
   after = max(end - max(first, cut), 0)  # D is 0 from the cut on
   return after + _without_leak(recipe, first, min(end, cut))
 
 
 def _without_leak(recipe: Recipe, first: int, end: int) -> int:
-  """How many steps of [first, end), before fine-tuning, have D = 0."""
+  """Number of steps in [first, end), before fine-tuning, with D = 0."""
   leak = recipe.leak
   if first >= end or leak == Hard():
     return max(end - first, 0)
   over = getattr(leak, "end", None)
   if isinstance(over, int):
     return max(end - max(first, over), 0)
-  # A leak of one's own that does not say where it ends: ask it.
+  # A user's leak without an `end`: evaluate it at every step.
   count, chunk = 0, 2**20
   ask = jax.jit(jax.vmap(leak))
   for at in range(first, end, chunk):

@@ -10,8 +10,8 @@ def sincos_positions(
 ) -> np.ndarray:
   """Fixed positions [rows * columns, width] (arXiv 2205.01580).
 
-  In the form of its authors' code, big_vision: the four quarters are sin and
-  cos of the column, then of the row, at width / 4 frequencies
+  As in the authors' code, big_vision: the four quarters are the sine and cosine
+  of the column, then of the row, at width / 4 frequencies
   temperature^(-i / (width / 4 - 1)).
 
   >>> sincos_positions((2, 3), 8).shape

@@ -1,9 +1,9 @@
-"""Blocks of one kind in a row: a list of them, or one that is scanned.
+"""A sequence of equal blocks: a list of them, or one scanned block.
 
-A list is compiled block by block. Scanned blocks are a single module whose
-variables have a leading axis of depth, so that a deep model compiles about as
-fast as a shallow one; masks and leaks are stacked with their kernels, and the
-paths lack the number (`blocks/mlp/fc1/kernel`).
+A list is compiled block by block. Scanned blocks are one module whose variables
+have a leading depth axis, so that a deep model compiles about as fast as a
+shallow one; masks and leaks are stacked like their kernels, and paths have no
+block number (`blocks/mlp/fc1/kernel`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def build(
   scan: bool,
   rngs: nnx.Rngs,
 ) -> Blocks:
-  """As many blocks as `depth` says, each with random numbers of its own.
+  """Builds `depth` blocks, each with its own random numbers.
 
   Args:
-    make: builds one block; all blocks have the same structure.
-    depth: how many.
-    scan: one stacked block instead of a list.
-    rngs: every stream that `make` reads.
+    make: Function that builds one block; all blocks have the same structure.
+    depth: Number of blocks.
+    scan: Whether to build one stacked block instead of a list.
+    rngs: Random streams that `make` reads.
 
   >>> def make(rngs):
   ...   return nnx.Linear(3, 3, rngs=rngs)
@@ -61,20 +61,20 @@ def run(
   remat: bool = False,
   method: str = "__call__",
 ) -> tuple[Array, Any]:
-  """One block after the other: x = block(x, *shared), as `build` made them.
+  """Applies the blocks in order: x = block(x, *shared).
 
   Args:
-    blocks: of `build`.
-    x: what passes through; a block keeps its shape and dtype.
-    *shared: the same for every block.
-    per_layer: a pytree of arrays with a leading axis of depth; a block gets its
-      slice as the last argument. None gives no such argument.
-    remat: recompute each block in the backward pass instead of storing it.
-    method: of the blocks, called instead of the block itself.
+    blocks: Blocks from `build`.
+    x: Input of the first block; blocks keep its shape and dtype.
+    *shared: Further arguments, equal for all blocks.
+    per_layer: Pytree of arrays with a leading depth axis, whose slice is the
+      last argument of each block. None passes no such argument.
+    remat: Whether to recompute each block in the backward pass.
+    method: Name of the method to call instead of the block itself.
 
   Returns:
-    (x, ys): where blocks return (x, y), ys has their y on a leading axis of
-    depth; else it is None.
+    (x, ys): If blocks return (x, y), ys stacks their y along a leading depth
+    axis; else it is None.
 
   >>> blocks = build(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4, scan=True,
   ...                rngs=nnx.Rngs(0))
@@ -94,11 +94,11 @@ def run(
     drawn = any(
       now is not then for now, then in zip(jax.tree.leaves(streams), before)
     )
-    # Where nothing is drawn nothing is written: jit may close over the model.
+    # Write streams only if they were used, so that jit may close over a model.
     return x, (y, streams if drawn else None)
 
   if remat:
-    # The loop itself keeps the two computations apart.
+    # The loop itself prevents common subexpression elimination.
     body = jax.checkpoint(body, prevent_cse=False)
   mine = () if per_layer is None else (per_layer,)
   x, (ys, streams) = jax.lax.scan(body, x, (state, mine))
@@ -108,7 +108,7 @@ def run(
 
 
 def named(name: str, blocks: Blocks) -> list[tuple[str, Any, int]]:
-  """(path, block, how many it stands for) of the blocks stored at `name`.
+  """(path, block, number of stacked blocks) of the blocks stored at `name`.
 
   >>> blocks = build(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4, scan=True,
   ...                rngs=nnx.Rngs(0))

@@ -1,18 +1,18 @@
 """Swin transformer V2 (Liu et al., arXiv 2111.09883).
 
-A pyramid of windows: norms after the branches, cosine attention with a learned
-temperature, a position bias computed from log-spaced offsets, windows shifted
-in every second block. LayerNorm epsilon 1e-5, exact gelu.
+A pyramid of windowed attention: norms after the branches, cosine attention with
+a learned temperature, a position bias computed from log-spaced offsets, and
+shifted windows in every second block. LayerNorm epsilon 1e-5, exact gelu.
 
-A window is clipped to the resolution and then not shifted. Images that the
-patch does not divide, maps that the window does not divide and odd maps before
-merging are padded with zeros at bottom and right, and padding is attended to,
-as in the Hugging Face implementation; there, as here, the resolution that
-clips a window is rounded down, and its height decides.
+A window larger than the map is clipped to it and not shifted. Images, maps and
+odd maps before merging that patch or window do not divide are padded with zeros
+at the bottom and right, and padding is attended to, as in the Hugging Face
+implementation. As there, the resolution that clips a window is rounded down and
+its height decides.
 
-Initialisation follows the authors' code (microsoft/Swin-Transformer): truncated
-normal .02, biases zero, temperature 1/10, and the scale of every branch's norm
-zero. The patch kernel is LeCun-normal: a norm follows it.
+Initialization follows the authors' code (microsoft/Swin-Transformer): truncated
+normal .02, biases zero, temperature 1/10, and zero scales in the norms after
+the branches. The patch kernel is LeCun-normal, since a norm follows it.
 """
 
 from __future__ import annotations
@@ -51,34 +51,35 @@ _BLOCK = r"stages/\d+/blocks/(?:\d+/)?"
 
 
 class SwinV2(nnx.Module):
-  """Images to logits.
+  """A Swin transformer V2 from images to logits.
 
   Args:
-    patch: side of a square patch.
-    width: channels of the first stage; they double with every other.
-    depths: number of blocks of each stage.
-    heads: of the first stage, a divisor of width; they double likewise.
-    window: side of a window, in tokens.
-    pretrained_windows: per stage, the side of the window that the position
-      bias was trained with; 0, or None for all, where it is this one.
-    mlp_ratio: width of the feed-forward layers, in widths of their stage.
-    num_classes: length of the logits.
-    image_size: side of a square image, or (height, width).
-    in_channels: of the images.
-    dropout: after the patches, each attention block and each feed-forward
-      layer.
-    attention_dropout: on the attention weights.
-    drop_path: stochastic depth; the rate rises linearly from 0 at the first
-      block to this at the last.
-    scan: the blocks of a stage as one scanned block (`models.stack`).
-    remat: recompute each block in the backward pass instead of storing it.
-    qkv_bias: whether q and v have biases; k has none.
-    dtype: of the computation, as in "bfloat16". Logits are float32.
-    param_dtype: of the parameters.
-    rngs: streams `params` and, with any dropout, `dropout`.
+    patch: Side of a square patch.
+    width: Number of channels of the first stage; doubles at every stage.
+    depths: Number of blocks of each stage.
+    heads: Number of heads of the first stage, a divisor of width; doubles at
+      every stage.
+    window: Side of a window in tokens.
+    pretrained_windows: Side of the window that the position bias of each stage
+      was trained with; 0, or None for all stages, stands for `window`.
+    mlp_ratio: Width of the feed-forward layers over the width of their stage.
+    num_classes: Number of logits.
+    image_size: Side of a square image, or (height, width).
+    in_channels: Number of image channels.
+    dropout: Dropout rate after the patches, each attention block and each
+      feed-forward layer.
+    attention_dropout: Dropout rate of the attention weights.
+    drop_path: Rate of stochastic depth at the last block; it rises linearly
+      from 0 at the first one.
+    scan: Whether to scan over the stacked blocks of a stage (`models.stack`).
+    remat: Whether to recompute each block in the backward pass.
+    qkv_bias: Whether q and v have biases; k never has one.
+    dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
+    param_dtype: Dtype of the parameters.
+    rngs: Random streams `params` and, with any dropout, `dropout`.
 
   Raises:
-    ValueError: sizes that do not fit one another, or an image too small for
+    ValueError: If the sizes do not fit together or the image is too small for
       the last stage.
   """
 
@@ -163,19 +164,19 @@ class SwinV2(nnx.Module):
   def from_variant(
     cls, variant: str, *, rngs: nnx.Rngs, **options: Any
   ) -> SwinV2:
-    """A published size, window and image, or "custom/4" with that patch.
+    """Creates a published variant, or "custom/4" with a patch of 4.
 
     Args:
-      variant: "B/w8-256" is size B (T, S, B or L), windows of 8, images of 256.
+      variant: Size (T, S, B or L), window and image size, as in "B/w8-256".
         "B/w12to24-384" (or "B/w12to24-192to384") has windows of 24 and the
-        position bias of windows of 12 on images of 192. "custom" leaves width,
-        depths, heads and window to the options; with a published one they
-        override it, unless None.
-      rngs: as in the constructor.
-      **options: of the constructor.
+        position bias of windows of 12 on images of 192. "custom" takes width,
+        depths, heads and window from the options; with a published variant,
+        options that are not None override it.
+      rngs: Random streams, see the constructor.
+      **options: Keyword arguments of the constructor.
 
     Raises:
-      ValueError: an unknown variant, or a custom one that lacks its sizes.
+      ValueError: If the variant is unknown or a custom one lacks its sizes.
 
     >>> sizes = {"width": 8, "depths": (1, 1), "heads": 2, "window": 2}
     >>> model = SwinV2.from_variant(
@@ -195,17 +196,17 @@ class SwinV2(nnx.Module):
 
   @property
   def grid(self) -> tuple[int, int]:
-    """Patches along height and width, of the padded image."""
+    """Number of patches along height and width of the padded image."""
     height, width = self.image_size
     return -(-height // self.patch), -(-width // self.patch)
 
   def __call__(
     self, images: Float[Array | np.ndarray, "batch height width channels"]
   ) -> Float[Array, "batch classes"]:
-    """Logits, float32.
+    """Computes float32 logits.
 
     Raises:
-      ValueError: the images are not of `image_size` and `in_channels`.
+      ValueError: If the images do not have `image_size` and `in_channels`.
     """
     check_images(images.shape, self.image_size, self.in_channels)
     pads = [(0, windows.padding(n, self.patch)) for n in self.image_size]
@@ -235,7 +236,7 @@ class SwinV2(nnx.Module):
 
   def _shape(self, index: int) -> Shape:
     height, width = self.grid
-    # Rounded down, unlike the map itself, as in the reference.
+    # Rounded down, unlike the map itself, as in the reference code.
     resolution = (self.image_size[0] // self.patch) >> index
     window = min(self.window, resolution)
     channels = self.width << index
@@ -256,8 +257,8 @@ class SwinV2(nnx.Module):
     )
     if not self.depths or min(self.depths) < 1:
       raise ValueError(
-        f"SwinV2: depths={self.depths}: give each stage at least one block, as"
-        " in depths=(2, 2, 6, 2)"
+        "SwinV2: expected at least one block per stage, as in"
+        f" depths=(2, 2, 6, 2), got depths={self.depths}"
       )
     check_heads("SwinV2", self.width, self.heads)
     pretrained = self.pretrained_windows
@@ -265,8 +266,8 @@ class SwinV2(nnx.Module):
       side < 0 or side == 1 for side in pretrained
     ):
       raise ValueError(
-        f"SwinV2: pretrained_windows={pretrained}: give one number to each of"
-        f" the {len(self.depths)} stages, 0 or at least 2"
+        "SwinV2: expected pretrained_windows with one number for each of"
+        f" {len(self.depths)} stages, 0 or at least 2, got {pretrained}"
       )
     if int(self.mlp_ratio * self.width) < 1:
       raise ValueError(
@@ -275,21 +276,21 @@ class SwinV2(nnx.Module):
     least = self.patch << (len(self.depths) - 1)
     if min(self.image_size) < least:
       raise ValueError(
-        f"SwinV2: image_size={self.image_size} leaves nothing for the last of"
-        f" {len(self.depths)} stages behind patches of {self.patch}; use at"
-        f" least image_size={least}, a smaller patch or fewer depths"
+        f"SwinV2: image_size={self.image_size} is too small for"
+        f" {len(self.depths)} stages and patches of {self.patch}; set"
+        f" image_size={least} or more, a smaller patch or fewer depths"
       )
 
 
 def _sizes_of(variant: str) -> dict[str, Any]:
-  """What the name of a variant says."""
+  """The sizes that the name of a variant stands for."""
   if re.fullmatch(r"custom/\d+", variant):
     return {"patch": int(variant.removeprefix("custom/"))}
   match = _VARIANT.fullmatch(variant)
   if match is None or match[1] not in SIZES:
     raise ValueError(
-      f"SwinV2 variant {variant!r}: write size/window-image, as in 'B/w8-256',"
-      f" 'B/w12to24-384' or 'custom/4';"
+      f"Unknown SwinV2 variant {variant!r}: expected size/window-image, as in"
+      " 'B/w8-256', 'B/w12to24-384' or 'custom/4';"
       f" {nearest(variant.partition('/')[0], [*SIZES, 'custom'])}"
     )
   first, image = int(match[2]), int(match[4])
@@ -302,7 +303,7 @@ def _sizes_of(variant: str) -> dict[str, Any]:
     return sizes
   if match[3] is None:
     raise ValueError(
-      f"SwinV2 variant {variant!r}: the image changes but not the window; write"
+      f"SwinV2 variant {variant!r} changes the image size only; write"
       f" 'w{first}to{first}-{image}to{match[5]}'"
     )
   # As published: windows of 12 were trained on images of 192.

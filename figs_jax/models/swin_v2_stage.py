@@ -1,4 +1,4 @@
-"""What a Swin-V2 stage is made of: window attention, blocks, patch merging."""
+"""The parts of a Swin-V2 stage: window attention, blocks, patch merging."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ INIT = {"kernel_init": nnx.initializers.truncated_normal(0.02)}
 EPSILON = 1e-5
 _HIDDEN = 512
 _LOG_MOST = math.log(100.0)
-# Far below any logit of a trained model. The authors' code adds -100, the
-# Hugging Face one the same twice; they differ where a temperature nears 1/100.
+# Far below any logit of a trained model. The authors' code adds -100, Hugging
+# Face's adds it twice; they differ if a temperature approaches 1/100.
 _APART = -200.0
 
 
@@ -29,12 +29,16 @@ _APART = -200.0
 class Shape:
   """Sizes of a stage.
 
-  Args:
-    height, width: of the feature map.
-    channels, heads, hidden: widths of attention and feed-forward layers.
-    window: side; clipped to the resolution.
-    shift: of every second block.
-    pretrained: the window that the position bias was trained with, 0 for this.
+  Attributes:
+    height: Height of the feature map.
+    width: Width of the feature map.
+    channels: Number of channels.
+    heads: Number of attention heads.
+    hidden: Width of the feed-forward layers.
+    window: Side of a window, clipped to the resolution.
+    shift: Shift of every second block.
+    pretrained: Side of the window that the position bias was trained with; 0
+      stands for `window`.
   """
 
   height: int
@@ -62,7 +66,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-  """Of dropout: after projections, on attention weights, of whole branches."""
+  """Dropout rates after projections, of attention weights, of branches."""
 
   dropout: float
   attention: float
@@ -72,7 +76,7 @@ class Rates:
 class PositionBias(nnx.Module):
   """16 sigmoid(fc2(relu(fc1(log offset)))): one bias per head and offset.
 
-  In float32 whatever the model's dtype: it is small and its input a logarithm.
+  Computed in float32 for any model dtype: it is small, its input a logarithm.
   """
 
   def __init__(self, parts: Parts, shape: Shape):
@@ -82,7 +86,7 @@ class PositionBias(nnx.Module):
     self.window, self.pretrained = shape.window, shape.pretrained
 
   def __call__(self) -> Float[Array, "heads tokens tokens"]:
-    """The bias of every pair of tokens of a window."""
+    """The bias of all pairs of tokens in a window."""
     offsets = jnp.asarray(windows.log_offsets(self.window, self.pretrained))
     table = 16 * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(offsets))))
     return table[windows.offset_index(self.window)].transpose(2, 0, 1)
@@ -114,8 +118,8 @@ class WindowAttention(nnx.Module):
     """Attention within each window.
 
     Args:
-      x: the tokens of every window.
-      apart: pairs that must not see one another; None if all may.
+      x: Tokens of all windows.
+      apart: Pairs that must not attend to each other; None allows all.
     """
     q, k = (_unit(self._heads(part(x))) for part in (self.q, self.k))
     v = self._heads(self.v(x))
@@ -154,7 +158,7 @@ class Block(nnx.Module):
   def __call__(
     self, x: Float[Array, "batch tokens channels"], place: tuple[Any, Any]
   ) -> Float[Array, "batch tokens channels"]:
-    """The block; its place is (rate of stochastic depth, 1 if shifted)."""
+    """Applies the block; place is (stochastic depth rate, 1 if shifted)."""
     rate, odd = place
     attended = self.dropout(self._attend(x, self.shape.shift * odd))
     x = x + self.drop_path1(self.norm1(attended), rate)
@@ -163,13 +167,13 @@ class Block(nnx.Module):
   def _attend(
     self, x: Float[Array, "batch tokens channels"], shift: Any
   ) -> Float[Array, "batch tokens channels"]:
-    """Windows of the padded map, rolled up and left by the shift."""
+    """Attention in windows of the padded map, rolled up and left by shift."""
     shape, side = self.shape, self.shape.window
     height, width = shape.padded
     grid = x.reshape(x.shape[0], shape.height, shape.width, -1)
     missing = (height - shape.height, width - shape.width)
     grid = jnp.pad(grid, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
-    # A shift known to be 0 costs nothing; under a scan it is traced.
+    # A static shift of 0 costs nothing; under a scan it is traced.
     still = not shape.shift or not isinstance(shift, Array) and not shift
     if not still:
       grid = _rolled(grid, -shift)
@@ -182,7 +186,7 @@ class Block(nnx.Module):
 
 
 class PatchMerging(nnx.Module):
-  """Each 2 x 2 of C channels becomes one token of 2 C; odd maps are padded."""
+  """Merges 2 x 2 tokens of C channels into one of 2 C; odd maps are padded."""
 
   def __init__(self, parts: Parts, shape: Shape):
     self.shape = shape
@@ -207,16 +211,16 @@ class PatchMerging(nnx.Module):
 
 
 class Stage(nnx.Module):
-  """Blocks at one resolution, every second one shifted; then a merging.
+  """Blocks at one resolution, every second one shifted, then patch merging.
 
   Args:
-    parts: shared by the model.
-    shape: sizes.
-    depth: number of blocks.
-    merge: whether patch merging follows.
-    qkv_bias: whether q and v have biases.
-    rates: of dropout.
-    scan: as of `models.stack`.
+    parts: Dtypes and random streams of the model.
+    shape: Sizes.
+    depth: Number of blocks.
+    merge: Whether patch merging follows.
+    qkv_bias: Whether q and v have biases.
+    rates: Dropout rates.
+    scan: Whether to scan over stacked blocks (`models.stack`).
   """
 
   def __init__(
@@ -246,13 +250,13 @@ class Stage(nnx.Module):
     rates: np.ndarray,
     remat: bool,
   ) -> Float[Array, "batch merged wide"]:
-    """The stage; rates are the blocks' of stochastic depth."""
+    """Applies the stage; rates are those of stochastic depth per block."""
     odd = np.arange(len(rates), dtype=np.int32) % 2
     x, _ = stack.run(self.blocks, x, per_layer=(rates, odd), remat=remat)
     return x if self.merge is None else self.merge(x)
 
   def gemms(self, name: str, batch: int) -> list[dict[str, Any]]:
-    """Rows as of `figs_jax.models.layers_of`, the stage stored at `name`."""
+    """Rows of `figs_jax.models.layers_of` for the stage stored at `name`."""
     shape, width = self.shape, self.shape.channels
     tokens, side = shape.height * shape.width, shape.window
     inside, seen = side**2, math.prod(shape.padded)  # per window; per image
@@ -275,7 +279,7 @@ class Stage(nnx.Module):
       first, second = f"{path}/attn/cpb/fc1", f"{path}/attn/cpb/fc2"
       fc1, fc2 = block.mlp.fc1, block.mlp.fc2
       rows += [
-        # Once per pass, whatever the batch.
+        # Computed once per pass, for any batch size.
         row(first, offsets, _HIDDEN, 2, cpb.fc1, count),
         row(second, offsets, shape.heads, _HIDDEN, cpb.fc2, count),
         row(f"{path}/attn/qk", inside, inside, depth, None, many),
@@ -292,7 +296,7 @@ class Stage(nnx.Module):
 
 
 def _branch_norm(parts: Parts, width: int) -> nnx.LayerNorm:
-  """Its scale starts at 0, as in the authors' code: a block is x at first."""
+  """A norm with zero scale, as in the authors' code: a new block returns x."""
   norm = parts.norm(width, EPSILON)
   norm.scale = nnx.Param(jnp.zeros((width,), parts.param_dtype))
   return norm
@@ -301,15 +305,15 @@ def _branch_norm(parts: Parts, width: int) -> nnx.LayerNorm:
 def _rolled(
   x: Float[Array, "batch height width channels"], shift: Any
 ) -> Float[Array, "batch height width channels"]:
-  """Every place moves down and right by the shift, around the edges."""
+  """Rolls the map down and right by the shift."""
   return jnp.roll(jnp.roll(x, shift, 1), shift, 2)
 
 
 def _unit(x: Float[Array, "*lead depth"]) -> Float[Array, "*lead depth"]:
-  """x / |x|, in float32; 0 stays 0, as the keys of padding are.
+  """x / |x| in float32; 0, such as the keys of padding, stays 0.
 
-  Its slope at 0 is set to 1: the reference's 1e12 is lost in the padding
-  anyway, but would drown the rest of a pruned gradient.
+  The slope at 0 is set to 1: the reference code has 1e12, which only padding
+  would see, but which would dominate a pruned gradient.
   """
   wide = x.astype(jnp.float32)
   square = jnp.sum(wide**2, axis=-1, keepdims=True)

@@ -1,19 +1,19 @@
 """T5, an encoder-decoder transformer (Raffel et al., arXiv 1910.10683).
 
-Pre-norm with RMS norms, no biases, relative positions as learned biases of the
-attention logits, and no scale on them. Version 1.0 has relu and a head that is
-the embedding, scaled; version 1.1 a gated gelu and a head of its own.
+Pre-norm with RMS norms and without biases; relative positions are learned
+biases of the attention logits, which are not scaled. Version 1.0 has relu and a
+head tied to the scaled embedding, version 1.1 a gated gelu and an untied head.
 
-Ids are those of the T5 vocabularies: 0 pads and starts the decoder, 1 ends a
+Ids follow the T5 vocabularies: 0 is padding and starts the decoder, 1 ends a
 sequence.
 
-Initialisation follows Mesh TensorFlow: normal with deviation fan_in^-1/2, the
-query's (fan_in head_dim)^-1/2, which stands for the scale, embeddings 1. The
-Hugging Face implementation gives an untied head deviation 1; it is fan_in^-1/2
-here, as in Mesh TensorFlow, so that the first logits are near 1.
+Initialization follows Mesh TensorFlow: normal with deviation fan_in^-1/2 for
+kernels, (fan_in head_dim)^-1/2 for the query, which includes the scale, and 1
+for embeddings. Hugging Face's code has deviation 1 for an untied head; here it
+is fan_in^-1/2, as in Mesh TensorFlow, so that the first logits are near 1.
 
-In bfloat16, norms, attention logits with their softmax, position biases and
-the logits are float32.
+Norms, attention logits with their softmax, position biases and the logits are
+float32 for any dtype.
 """
 
 from __future__ import annotations
@@ -72,12 +72,15 @@ _BLOCK = r"(?:en|de)coder/blocks/(?:\d+/)?"
 
 
 class Cache(NamedTuple):
-  """What decoding keeps between steps.
+  """The state of decoding between steps.
 
-  past: keys and values of the tokens so far, [depth, rows, tokens, heads,
-    head_dim] each. memory: those of the inputs, [depth, batch, inputs, heads,
-    head_dim]. inputs_seen: [batch, 1, 1, inputs]. bias: of the positions, [1,
-    heads, tokens, tokens].
+  Attributes:
+    past: Keys and values of the tokens so far, each [depth, rows, tokens,
+      heads, head_dim].
+    memory: Keys and values of the inputs, each [depth, batch, inputs, heads,
+      head_dim].
+    inputs_seen: Mask of the inputs, [batch, 1, 1, inputs].
+    bias: Position bias, [1, heads, tokens, tokens].
   """
 
   past: tuple[Array, Array]
@@ -86,36 +89,40 @@ class Cache(NamedTuple):
   bias: Array
 
   def take(self, rows: Int[Array, " rows"]) -> Cache:
-    """The cache with these rows; beams of one sequence may change places."""
+    """Selects rows of the cache, as when the beams of a sequence change."""
     keys, values = self.past
     return self._replace(past=(keys[:, rows], values[:, rows]))
 
 
 class T5(nnx.Module):
-  """Token ids to logits, with teacher forcing; `models.decode` generates.
+  """T5 from token ids to logits with teacher forcing.
+
+  `figs_jax.models.decode` generates sequences.
 
   Args:
-    width: of the residual stream.
-    depth: blocks of the encoder.
-    decoder_depth: blocks of the decoder; default depth.
-    heads, head_dim: of every attention; their product may differ from width.
-    mlp_dim: width of the feed-forward layers; default 4 * width.
-    gated: gelu(x wi_0) * (x wi_1) instead of relu(x wi).
-    tied: the head is the embedding, its input scaled by width^-1/2.
-    vocab: number of ids.
-    num_buckets, max_distance: of the relative positions.
-    dropout: after the embeddings, on attention weights, in the feed-forward
-      layer, after every branch and after the last norm.
-    input_length, target_length: what `gemms` assumes; a call takes any.
-    scan: one scanned block per stack instead of a list of them
-      (`models.stack`).
-    remat: recompute each block in the backward pass instead of storing it.
-    dtype: of the computation, as in "bfloat16". Logits are float32.
-    param_dtype: of the parameters.
-    rngs: streams `params` and, with dropout, `dropout`.
+    width: Width of the tokens.
+    depth: Number of encoder blocks.
+    decoder_depth: Number of decoder blocks. Defaults to depth.
+    heads: Number of heads of every attention.
+    head_dim: Width of a head; heads * head_dim may differ from width.
+    mlp_dim: Width of the feed-forward layers. Defaults to 4 * width.
+    gated: Whether to use gelu(x wi_0) * (x wi_1) instead of relu(x wi).
+    tied: Whether the head is the embedding, its input scaled by width^-1/2.
+    vocab: Number of ids.
+    num_buckets: Number of buckets of relative positions.
+    max_distance: Distance from which on all offsets share a bucket.
+    dropout: Dropout rate after the embeddings, of attention weights, in the
+      feed-forward layers, after every branch and after the final norms.
+    input_length: Length of the inputs that `gemms` assumes.
+    target_length: Length of the targets that `gemms` assumes.
+    scan: Whether to scan over one stacked block per stack (`models.stack`).
+    remat: Whether to recompute each block in the backward pass.
+    dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
+    param_dtype: Dtype of the parameters.
+    rngs: Random streams `params` and, with dropout, `dropout`.
 
   Raises:
-    ValueError: a size below 1, or too few buckets for the distance.
+    ValueError: If a size is below 1 or the buckets do not fit the distance.
   """
 
   words: ClassVar[dict[str, str]] = word_table(
@@ -196,18 +203,18 @@ class T5(nnx.Module):
 
   @classmethod
   def from_variant(cls, variant: str, *, rngs: nnx.Rngs, **options: Any) -> T5:
-    """A published size ("base", "v1_1-xl"), or "custom".
+    """Creates a published size ("base", "v1_1-xl") or "custom".
 
     Args:
-      variant: "small", "base", "large", "3b", "11b" of version 1.0, "v1_1-"
-        and "small", "base", "large", "xl", "xxl" of version 1.1. "custom"
-        leaves width, depth and heads to the options; with a published size
-        they override it, unless None.
-      rngs: as in the constructor.
-      **options: of the constructor.
+      variant: "small", "base", "large", "3b" or "11b" for version 1.0, "v1_1-"
+        followed by "small", "base", "large", "xl" or "xxl" for version 1.1.
+        "custom" takes width, depth and heads from the options; with a published
+        size, options that are not None override it.
+      rngs: Random streams, see the constructor.
+      **options: Keyword arguments of the constructor.
 
     Raises:
-      ValueError: an unknown variant, or a custom one that lacks its sizes.
+      ValueError: If the variant is unknown or a custom one lacks its sizes.
 
     >>> sizes = {"width": 8, "depth": 1, "heads": 2, "vocab": 16}
     >>> model = T5.from_variant("custom", rngs=nnx.Rngs(0), **sizes)
@@ -216,7 +223,9 @@ class T5(nnx.Module):
     (1, 3, 16)
     """
     if variant not in SIZES:
-      raise ValueError(f"T5 variant {variant!r}: {nearest(variant, SIZES)}")
+      raise ValueError(
+        f"Unknown T5 variant {variant!r}: {nearest(variant, SIZES)}"
+      )
     given = {name: v for name, v in options.items() if v is not None}
     sizes = {**SIZES[variant], **given}
     for name in ("width", "depth", "heads"):
@@ -232,24 +241,24 @@ class T5(nnx.Module):
     inputs: Int[Array | np.ndarray, "rows inputs"],
     targets: Int[Array | np.ndarray, "batch targets"],
   ) -> Float[Array, "batch targets vocab"]:
-    """Logits of each target token given those before it; float32.
+    """Computes float32 logits of each target token given those before it.
 
     Args:
-      inputs: ids, a row per target; 0 is padding and not attended to.
-      targets: ids; the decoder sees them shifted right, a 0 in front.
+      inputs: Ids, a row per target; 0 is padding and not attended to.
+      targets: Ids; the decoder sees them shifted right after a 0.
 
     Raises:
-      ValueError: ids that are no integers [batch, length], batches that differ,
-        or ids out of the vocabulary. Inside a trace their values are unknown:
-        there the logits of such an id are not a number.
+      ValueError: If ids are not integers [batch, length], the batches differ,
+        or ids lie outside the vocabulary. Values are not checked inside a
+        trace, where the logits of such an id are NaN.
     """
     inputs, targets = self.ids("inputs", inputs), self.ids("targets", targets)
     # Not len(): an exported program's batch is a symbol.
     rows, given = inputs.shape[0], targets.shape[0]
     if rows != given:
       raise ValueError(
-        f"T5: {rows} rows of inputs and {given} of targets; give one target to"
-        " each input"
+        f"T5: expected one target per input, got {rows} rows of inputs and"
+        f" {given} of targets"
       )
     encoded, inputs_seen = self.encode(inputs)
     tokens = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=PAD)
@@ -265,27 +274,27 @@ class T5(nnx.Module):
     return self._logits(x)
 
   def ids(self, name: str, ids: Any) -> Int[Array, "batch length"]:
-    """The ids, if they are integers [batch, length] of the vocabulary.
+    """Checks that ids are integers [batch, length] of the vocabulary.
 
     Args:
-      name: what they are called in an error.
-      ids: their values are checked where they are known, outside of a trace.
+      name: Name of the ids in error messages.
+      ids: Ids, whose values are checked outside of a trace only.
 
     Raises:
-      ValueError: they are not.
+      ValueError: If the shape, the dtype or a value is invalid.
     """
     if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
       raise ValueError(
-        f"T5: {name} of shape {ids.shape} and dtype {ids.dtype}; give integer"
-        " ids [batch, length]"
+        f"T5: expected {name} of integer ids [batch, length], got shape"
+        f" {ids.shape} and dtype {ids.dtype}"
       )
     if not isinstance(ids, jax.core.Tracer) and ids.size:
       least, most = int(ids.min()), int(ids.max())
       if least < 0 or most >= self.vocab:
         wrong = least if least < 0 else most
         raise ValueError(
-          f"T5: {name} hold the id {wrong}, the vocabulary has 0 to"
-          f" {self.vocab - 1}; use the vocabulary of the model, or set vocab="
+          f"T5: expected {name} with ids from 0 to {self.vocab - 1}, got"
+          f" {wrong}; use the vocabulary of the model, or set vocab="
         )
     return jnp.asarray(ids)
 
@@ -294,7 +303,7 @@ class T5(nnx.Module):
   ) -> tuple[
     Float[Array, "batch inputs width"], Bool[Array, "batch 1 1 inputs"]
   ]:
-    """The encoder's output, and which of its places may be attended to."""
+    """The encoder's output and the mask of its tokens."""
     inputs = self.ids("inputs", inputs)
     seen = (inputs != PAD)[:, None, None]
     return self.encoder(self._embed(inputs), seen, remat=self.remat), seen
@@ -305,7 +314,7 @@ class T5(nnx.Module):
     max_length: int,
     beams: int = 1,
   ) -> Cache:
-    """What `step` needs, the encoder's part done; rows are batch * beams."""
+    """Runs the encoder; creates the cache of `step` for batch * beams rows."""
     encoded, inputs_seen = self.encode(inputs)
     _, memory = stack.run(self.decoder.blocks, encoded, method="remember")
     rows = len(inputs) * beams
@@ -317,12 +326,12 @@ class T5(nnx.Module):
   def step(
     self, cache: Cache, tokens: Int[Array, " rows"], place: Int[Array, ""]
   ) -> tuple[Float[Array, "rows vocab"], Cache]:
-    """The next token's logits, after these tokens at that place.
+    """Computes the next token's logits.
 
     Args:
-      cache: of `start`, then of the step before.
-      tokens: one per row; at place 0 it is the id that pads.
-      place: 0, 1, ... below `max_length`.
+      cache: Cache from `start` or the previous step.
+      tokens: Current token of each row; padding at place 0.
+      place: Position of the tokens, from 0 to `max_length` - 1.
     """
     bias = jax.lax.dynamic_slice_in_dim(cache.bias, place, 1, axis=2)
     seen = (jnp.arange(bias.shape[-1]) <= place)[None, None, None]
@@ -381,7 +390,6 @@ class T5(nnx.Module):
     # The encoder has half of the buckets for each side, half of them exact.
     if self.num_buckets < 4 or self.max_distance <= self.num_buckets // 2:
       raise ValueError(
-        f"T5: num_buckets={self.num_buckets} and"
-        f" max_distance={self.max_distance}: give at least 4 buckets, and a"
-        " distance beyond half of them"
+        "T5: expected at least 4 buckets and a distance above half of them, got"
+        f" num_buckets={self.num_buckets} and max_distance={self.max_distance}"
       )

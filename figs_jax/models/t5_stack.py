@@ -1,4 +1,4 @@
-"""What T5 is made of: norms, position bias, attention, feed-forward, stacks."""
+"""The parts of T5: norms, position bias, attention, feed-forward, stacks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ from figs_jax.models.gemm import row
 class Shape:
   """Sizes and options of both stacks.
 
-  Args:
-    width, heads, head_dim, mlp_dim: heads * head_dim may differ from width.
-    gated: gelu(x wi_0) * (x wi_1) instead of relu(x wi) before wo.
-    num_buckets, max_distance: of the relative positions.
-    dropout: after embeddings, norms at the end, attention weights, the hidden
-      layer of the feed-forward and every branch.
-    scan: as of `models.stack`.
+  Attributes:
+    width: Width of the tokens.
+    heads: Number of heads.
+    head_dim: Width of a head; heads * head_dim may differ from width.
+    mlp_dim: Width of the feed-forward layers.
+    gated: Whether wo follows gelu(x wi_0) * (x wi_1) instead of relu(x wi).
+    num_buckets: Number of buckets of relative positions.
+    max_distance: Distance from which on all offsets share a bucket.
+    dropout: Dropout rate after embeddings, final norms, attention weights, the
+      hidden feed-forward layer and every branch.
+    scan: Whether to scan over stacked blocks (`models.stack`).
   """
 
   width: int
@@ -42,7 +46,7 @@ class Shape:
 
 
 def normal(fan_in: int) -> dict[str, nnx.Initializer]:
-  """A kernel with deviation fan_in^-1/2."""
+  """Initializer of a kernel with deviation fan_in^-1/2."""
   return {"kernel_init": nnx.initializers.normal(fan_in**-0.5)}
 
 
@@ -55,9 +59,9 @@ def bucket(
 ) -> Int[np.ndarray, "*shape"]:
   """The bucket of each offset (key position minus query position).
 
-  Near offsets have buckets of their own, far ones share logarithmic ranges,
-  and all beyond `max_distance` one. Bidirectional: half of the buckets are for
-  keys that follow; else those share bucket 0 with the query's own position.
+  Small offsets have their own buckets, larger ones share logarithmic ranges,
+  and all beyond `max_distance` share one. If bidirectional, half of the buckets
+  are for keys after the query; else those share bucket 0 with the query.
 
   >>> bucket(np.array([0, -1, 5, -500]), bidirectional=True, num_buckets=32,
   ...        max_distance=128).tolist()
@@ -71,7 +75,7 @@ def bucket(
   else:
     distance = np.maximum(-offset, 0)
   exact = num_buckets // 2
-  # In float32: at the edges of a range the reference rounds in it.
+  # In float32, like the reference code, which rounds at the edges of ranges.
   ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
   share = np.log(ratio) / np.float32(math.log(max_distance / exact))
   far = exact + (share * np.float32(num_buckets - exact)).astype(offset.dtype)
@@ -95,7 +99,7 @@ class RMSNorm(nnx.Module):
 
 
 class PositionBias(nnx.Module):
-  """A learned number per bucket and head, the same in all blocks of a stack."""
+  """A learned bias per bucket and head, shared by all blocks of a stack."""
 
   def __init__(self, parts: Parts, shape: Shape, bidirectional: bool):
     init = nnx.initializers.normal(shape.width**-0.5)
@@ -106,7 +110,7 @@ class PositionBias(nnx.Module):
     self.bidirectional = bidirectional
 
   def __call__(self, length: int) -> Float[Array, "1 heads length length"]:
-    """The bias of every query and key; float32."""
+    """The float32 bias of all pairs of query and key."""
     place = np.arange(length)
     table = self.embedding[...].astype(jnp.float32)
     buckets = bucket(
@@ -119,7 +123,7 @@ class PositionBias(nnx.Module):
 
 
 class T5Attention(nnx.Module):
-  """softmax(q kᵀ + bias) v: no scale (it is in q's kernel), no bias terms."""
+  """softmax(q kᵀ + bias) v, without biases; q's kernel holds the scale."""
 
   def __init__(self, parts: Parts, shape: Shape):
     width, inner = shape.width, shape.heads * shape.head_dim
@@ -138,7 +142,7 @@ class T5Attention(nnx.Module):
     Float[Array, "batch keys heads depth"],
     Float[Array, "batch keys heads depth"],
   ]:
-    """What queries attend to."""
+    """Keys and values of x."""
     return self._heads(self.k(x)), self._heads(self.v(x))
 
   def __call__(
@@ -149,7 +153,7 @@ class T5Attention(nnx.Module):
     seen: Bool[Array, "#batch 1 #queries keys"],
     bias: Float[Array, "1 heads queries keys"] | None = None,
   ) -> Float[Array, "batch queries width"]:
-    """Attention of x to the keys that are seen."""
+    """Attention from x to the visible keys."""
     logits = jnp.einsum(
       "bqhd,bkhd->bhqk",
       self._heads(self.q(x)),
@@ -158,7 +162,7 @@ class T5Attention(nnx.Module):
     )
     if bias is not None:
       logits = logits + bias
-    # Finite: a row that sees nothing stays a number.
+    # Finite, so that a row without visible keys does not become NaN.
     logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
     weights = self.dropout(jax.nn.softmax(logits, axis=-1))
     out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(values.dtype), values)
@@ -172,7 +176,7 @@ class T5Attention(nnx.Module):
   def gemms(
     self, name: str, batch: int, queries: int, keys: int, count: int
   ) -> list[dict[str, Any]]:
-    """Rows as of `figs_jax.models.layers_of`."""
+    """Rows of `figs_jax.models.layers_of`."""
     width, inner = self.q.in_features, self.q.out_features
     depth, many = inner // self.heads, batch * self.heads * count
     return [
@@ -203,7 +207,7 @@ class T5MLP(nnx.Module):
     return self.wo(self.dropout(hidden))
 
   def gemms(self, name: str, rows: int, count: int) -> list[dict[str, Any]]:
-    """Rows as of `figs_jax.models.layers_of`."""
+    """Rows of `figs_jax.models.layers_of`."""
     hidden, width = self.wo.in_features, self.wo.out_features
     first = [
       row(f"{name}/{wi}", rows, hidden, width, getattr(self, wi), count)
@@ -234,7 +238,7 @@ class EncoderBlock(nnx.Module):
 
 
 class DecoderBlock(nnx.Module):
-  """An encoder block with attention to the encoder's output in its middle."""
+  """An encoder block with cross-attention to the encoder's output."""
 
   def __init__(self, parts: Parts, shape: Shape):
     self.attn_norm = RMSNorm(parts, shape.width)
@@ -253,7 +257,7 @@ class DecoderBlock(nnx.Module):
     encoded: Float[Array, "batch inputs width"],
     inputs_seen: Bool[Array, "batch 1 1 inputs"],
   ) -> Float[Array, "batch tokens width"]:
-    """All tokens at once."""
+    """Applies the block to all tokens at once."""
     h = self.attn_norm(x)
     x = x + self.dropout(self.attn(h, *self.attn.keys_values(h), seen, bias))
     memory = self.cross.keys_values(encoded)
@@ -262,7 +266,7 @@ class DecoderBlock(nnx.Module):
   def remember(
     self, encoded: Float[Array, "batch inputs width"]
   ) -> tuple[Array, tuple[Array, Array]]:
-    """(encoded, its keys and values), which all steps share."""
+    """(encoded, its keys and values), shared by all steps."""
     return encoded, self.cross.keys_values(encoded)
 
   def step(
@@ -274,19 +278,20 @@ class DecoderBlock(nnx.Module):
     inputs_seen: Bool[Array, "batch 1 1 inputs"],
     cache: tuple[tuple[Array, Array], tuple[Array, Array]],
   ) -> tuple[Float[Array, "rows 1 width"], tuple[Array, Array]]:
-    """One token more, at that place.
+    """Applies the block to the next token.
 
     Args:
-      x: of as many rows as the batch has, or a multiple: beams side by side.
-      place: its position, where its key and value go.
-      seen: the positions up to it.
-      bias: its row of the position bias.
-      inputs_seen: as for the whole.
+      x: The token of every row; rows are the batch, or a multiple of it with
+        the beams of a sequence side by side.
+      place: Position of the token, where its key and value are stored.
+      seen: Mask of the positions up to `place`.
+      bias: Row of the position bias.
+      inputs_seen: Mask of the inputs.
       cache: (keys, values) of the tokens [rows, tokens, heads, depth] and of
         the inputs [batch, inputs, heads, depth].
 
     Returns:
-      x, and the keys and values of the tokens with this one's.
+      x, and the updated keys and values of the tokens.
     """
     (keys, values), memory = cache
     h = self.attn_norm(x)
@@ -294,7 +299,7 @@ class DecoderBlock(nnx.Module):
     keys = jax.lax.dynamic_update_slice_in_dim(keys, key, place, axis=1)
     values = jax.lax.dynamic_update_slice_in_dim(values, value, place, axis=1)
     x = x + self.attn(h, keys, values, seen, bias)
-    # The beams of one sequence are queries to the same inputs.
+    # The beams of a sequence attend to the same inputs.
     beside = x.reshape(memory[0].shape[0], -1, x.shape[-1])
     x = self._rest(beside, *memory, inputs_seen).reshape(x.shape)
     return x, (keys, values)
@@ -306,12 +311,12 @@ class DecoderBlock(nnx.Module):
 
 
 class Stack(nnx.Module):
-  """Blocks of one kind with their position bias, a dropout around them.
+  """Blocks of one kind with their position bias, between two dropouts.
 
   Args:
-    parts: shared by the model.
-    shape: sizes.
-    depth: number of blocks.
+    parts: Dtypes and random streams of the model.
+    shape: Sizes.
+    depth: Number of blocks.
     kind: `EncoderBlock` (bidirectional) or `DecoderBlock`.
   """
 
@@ -338,7 +343,7 @@ class Stack(nnx.Module):
     *memory: Array,
     remat: bool,
   ) -> Float[Array, "batch tokens width"]:
-    """The normed output; `memory` is what a decoder block takes besides."""
+    """The normalized output; `memory` has a decoder block's further inputs."""
     bias = self.position_bias(x.shape[1])
     x = self.dropout(x)
     x, _ = stack.run(self.blocks, x, seen, bias, *memory, remat=remat)

@@ -1,15 +1,15 @@
 """Vision transformer (Dosovitskiy et al., arXiv 2010.11929).
 
-Pre-norm. By default LayerNorm epsilon 1e-6, as in the authors' code, and exact
-gelu, as in timm and Hugging Face; options give the authors' tanh approximation
-and the epsilon 1e-12 of Hugging Face.
+Pre-norm. The defaults are LayerNorm epsilon 1e-6, as in the authors' code, and
+exact gelu, as in timm and Hugging Face; options provide the authors' tanh
+approximation and the epsilon 1e-12 of Hugging Face.
 
-Initialisation follows the authors' code (google-research/vision_transformer):
+Initialization follows the authors' code (google-research/vision_transformer):
 Glorot-uniform attention and feed-forward kernels, feed-forward biases normal
 with deviation 1e-6, positions normal .02, class token and other biases zero,
 the patch kernel LeCun-normal. The head departs from it: truncated normal .02
-as in DeiT (arXiv 2012.12877), because a zero head keeps every gradient below
-it at zero on the first step.
+as in DeiT (arXiv 2012.12877), because a zero head would keep all gradients
+below it at zero in the first step.
 """
 
 from __future__ import annotations
@@ -53,35 +53,37 @@ _CHOICES = {
 
 
 class ViT(nnx.Module):
-  """Images to logits.
+  """A vision transformer from images to logits.
 
   Args:
-    patch: side of a square patch, or (height, width).
-    width, depth, heads: of the transformer; heads divides width.
-    mlp_dim: width of the feed-forward layers; default 4 * width.
-    num_classes: length of the logits.
-    image_size: side of a square image, or (height, width); a multiple of the
+    patch: Side of a square patch, or (height, width).
+    width: Width of the tokens.
+    depth: Number of blocks.
+    heads: Number of attention heads; divides width.
+    mlp_dim: Width of the feed-forward layers. Defaults to 4 * width.
+    num_classes: Number of logits.
+    image_size: Side of a square image, or (height, width); a multiple of the
       patch.
-    in_channels: of the images.
+    in_channels: Number of image channels.
     pool: "cls" reads a class token, "gap" averages all tokens.
     pos: "learned", or "sincos" (fixed, two-dimensional).
-    dropout: after the positions, each attention block and each feed-forward
-      layer.
-    attention_dropout: on the attention weights.
-    drop_path: stochastic depth; the rate rises linearly from 0 at the first
-      block to this at the last.
-    scan: one scanned block instead of a list of them (`models.stack`), so that
-      the time to compile hardly grows with depth.
-    remat: recompute each block in the backward pass instead of storing it.
-    qkv_bias: whether q, k and v have biases.
-    norm_epsilon: of every LayerNorm.
+    dropout: Dropout rate after the positions, each attention block and each
+      feed-forward layer.
+    attention_dropout: Dropout rate of the attention weights.
+    drop_path: Rate of stochastic depth at the last block; it rises linearly
+      from 0 at the first one.
+    scan: Whether to scan over one stacked block (`models.stack`), so that the
+      compile time hardly grows with depth.
+    remat: Whether to recompute each block in the backward pass.
+    qkv_bias: Whether q, k and v have biases.
+    norm_epsilon: Epsilon of every LayerNorm.
     gelu: "exact", or "tanh" for its approximation.
-    dtype: of the computation, as in "bfloat16". Logits are float32.
-    param_dtype: of the parameters.
-    rngs: streams `params` and, with any dropout, `dropout`.
+    dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
+    param_dtype: Dtype of the parameters.
+    rngs: Random streams `params` and, with any dropout, `dropout`.
 
   Raises:
-    ValueError: sizes that do not divide one another, or an unknown option.
+    ValueError: If sizes do not divide one another or an option is unknown.
   """
 
   words: ClassVar[dict[str, str]] = word_table(
@@ -136,7 +138,7 @@ class ViT(nnx.Module):
       self.patch,
       strides=self.patch,
       padding="VALID",
-      # The stride is the kernel, so this is one product over whole patches.
+      # Stride equals kernel size: one product over flattened patches.
       group_axis=(-4, -3, -2),
       dtype=self.dtype,
       param_dtype=param_dtype,
@@ -174,16 +176,16 @@ class ViT(nnx.Module):
 
   @classmethod
   def from_variant(cls, variant: str, *, rngs: nnx.Rngs, **options: Any) -> ViT:
-    """A published size ("S/16": Ti, S, B, L or H / patch), or "custom/4".
+    """Creates a published size (Ti, S, B, L or H, as in "S/16") or "custom/4".
 
     Args:
-      variant: size and patch. "custom" leaves width, depth and heads to the
-        options; with a published size they override it, unless None.
-      rngs: as in the constructor.
-      **options: of the constructor.
+      variant: Size and patch. "custom" takes width, depth and heads from the
+        options; with a published size, options that are not None override it.
+      rngs: Random streams, see the constructor.
+      **options: Keyword arguments of the constructor.
 
     Raises:
-      ValueError: an unknown size, or a custom one that lacks its sizes.
+      ValueError: If the size is unknown or a custom one lacks its sizes.
 
     >>> sizes = {"width": 8, "depth": 1, "heads": 2, "image_size": 4}
     >>> ViT.from_variant("custom/2", rngs=nnx.Rngs(0), **sizes).tokens
@@ -192,7 +194,7 @@ class ViT(nnx.Module):
     match = re.fullmatch(r"(\w+)/(\d+)", variant)
     if match is None or match[1] not in SIZES:
       raise ValueError(
-        f"ViT variant {variant!r}: write size/patch, as in 'S/16';"
+        f"Unknown ViT variant {variant!r}: expected size/patch, as in 'S/16';"
         f" {nearest(variant.partition('/')[0], SIZES)}"
       )
     size, patch = SIZES[match[1]], int(match[2])
@@ -208,22 +210,22 @@ class ViT(nnx.Module):
 
   @property
   def grid(self) -> tuple[int, int]:
-    """Patches along height and width."""
+    """Number of patches along height and width."""
     (h, w), (ph, pw) = self.image_size, self.patch
     return h // ph, w // pw
 
   @property
   def tokens(self) -> int:
-    """Tokens per image, the class token included."""
+    """Number of tokens per image, including the class token."""
     return self.grid[0] * self.grid[1] + (self.pool == "cls")
 
   def __call__(
     self, images: Float[Array | np.ndarray, "batch height width channels"]
   ) -> Float[Array, "batch classes"]:
-    """Logits, float32.
+    """Computes float32 logits.
 
     Raises:
-      ValueError: the images are not of `image_size` and `in_channels`.
+      ValueError: If the images do not have `image_size` and `in_channels`.
     """
     check_images(images.shape, self.image_size, self.in_channels)
     x = self.patch_embed(jnp.asarray(images, self.dtype))
@@ -266,7 +268,7 @@ class ViT(nnx.Module):
     return [*rows, row("head", batch, self.num_classes, width, self.head)]
 
   def positions(self) -> Float[Array, "1 tokens width"]:
-    """What is added to the tokens, learned or not."""
+    """The position embeddings, learned or fixed."""
     if self.pos == "learned":
       return self.pos_embed[...]
     table = sincos_positions(self.grid, self.width)
@@ -280,16 +282,18 @@ class ViT(nnx.Module):
       if patch < 1 or length < 1 or length % patch:
         nearby = max(1, round(length / max(patch, 1))) * patch
         raise ValueError(
-          f"ViT: image size {length} is not a multiple of patch {patch}; use"
+          f"ViT: image size {length} is not a multiple of patch {patch}; set"
           f" image_size={nearby} or another patch"
         )
     check_heads("ViT", self.width, self.heads)
     for name, known in _CHOICES.items():
       value = getattr(self, name)
       if value not in known:
-        raise ValueError(f"ViT: {name}={value!r}: {nearest(value, known)}")
+        raise ValueError(
+          f"ViT: unknown {name}={value!r}: {nearest(value, known)}"
+        )
     if self.pos == "sincos" and self.width % 4:
       raise ValueError(
-        f"ViT: pos='sincos' needs a width that 4 divides, not {self.width};"
-        " use pos='learned'"
+        "ViT: expected a multiple of 4 as width for pos='sincos', got"
+        f" {self.width}; change it or set pos='learned'"
       )

@@ -1,4 +1,4 @@
-"""Square windows over a feature map, their shift, and places within one."""
+"""Square windows over a feature map, their shift, and offsets within one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from figs_jax.core.types import Array, Bool, Float
 
 
 def padding(length: int, side: int) -> int:
-  """How much is missing to the next multiple of the side.
+  """The padding that extends a length to a multiple of the side.
 
   >>> padding(5, 4), padding(8, 4)
   (3, 0)
@@ -23,7 +23,7 @@ def padding(length: int, side: int) -> int:
 def split(
   x: Float[Array, "batch height width channels"], side: int
 ) -> Float[Array, "batch windows tokens channels"]:
-  """A map as its windows, row by row; the side divides height and width.
+  """Splits a map into windows, row by row; the side divides both lengths.
 
   >>> x = jnp.arange(8.0).reshape(1, 2, 4, 1)
   >>> split(x, 2)[0, :, :, 0].tolist()
@@ -41,7 +41,7 @@ def join(
   height: int,
   width: int,
 ) -> Float[Array, "batch height width channels"]:
-  """The map of these windows: the inverse of `split`.
+  """Joins windows into a map: the inverse of `split`.
 
   >>> x = jnp.arange(8.0).reshape(1, 2, 4, 1)
   >>> bool((join(split(x, 2), 2, 2, 4) == x).all())
@@ -55,13 +55,14 @@ def join(
 def apart(
   height: int, width: int, side: int, shift: Any
 ) -> Bool[Array, "windows tokens tokens"]:
-  """True for two tokens of a window that a cyclic shift alone has joined.
+  """True for pairs of tokens that share a window only due to a cyclic shift.
 
   Args:
-    height, width: of the map; the side divides them.
-    side: of a window.
-    shift: by how much the map was rolled up and left; 0 parts nothing. It may
-      be traced.
+    height: Height of the map, a multiple of the side.
+    width: Width of the map, a multiple of the side.
+    side: Side of a window.
+    shift: Distance by which the map was rolled up and left, possibly traced; 0
+      separates no tokens.
 
   >>> apart(4, 2, 2, 0).any(), apart(4, 2, 2, 1).sum(axis=(1, 2)).tolist()
   (Array(False, dtype=bool), [8, 12])
@@ -80,16 +81,16 @@ def apart(
 
 
 def log_offsets(side: int, pretrained: int = 0) -> np.ndarray:
-  """Every offset within a window, on the signed logarithmic scale.
+  """All offsets within a window on a signed logarithmic scale.
 
   sign(x) log2(1 + |x|) / log2(8) for x = 8 offset / (pretrained - 1), equations
-  4 and 5 of arXiv 2111.09883 normalised as in the authors' code: a window of
+  4 and 5 of arXiv 2111.09883 normalized as in the authors' code: a window of
   the pretrained side spans [-log8(9), log8(9)].
 
   Args:
-    side: of the window.
-    pretrained: side of the window that the weights were trained with; 0 for
-      the same.
+    side: Side of the window.
+    pretrained: Side of the window that the weights were trained with; 0 stands
+      for `side`.
 
   Returns:
     float32 [(2 side - 1)², 2], rows first.

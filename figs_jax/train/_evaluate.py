@@ -17,7 +17,7 @@ import numpy as np
 
 from figs_jax import engine, nn
 from figs_jax.core.masks import is_nm
-from figs_jax.core.tree import Leaf, flatten
+from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.train import seeds as study
 from figs_jax.train import tasks
 from figs_jax.train.distributed import global_batch
@@ -105,7 +105,9 @@ def evaluator(
   return Evaluator(task.measure, batches, seeds, mesh)
 
 
-def exact_nm(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, bool]:
+def exact_nm(
+  params: Any, leaves: Mapping[str, MaskedKernel]
+) -> dict[str, bool]:
   """Per masked kernel: at most n non-zeros in every group of m."""
   flat = flatten(params)
   return {
@@ -114,7 +116,7 @@ def exact_nm(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, bool]:
   }
 
 
-def storage(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+def storage(params: Any, leaves: Mapping[str, MaskedKernel]) -> dict[str, Any]:
   """Sparsity (over masked kernels and over all) and bytes of a finished model.
 
   `bytes_packed` counts kept values plus ceil(log2 m) index bits each for

@@ -5,8 +5,7 @@ from __future__ import annotations
 from flax import nnx
 
 from figs_jax.engine.spec import Engine
-from figs_jax.engine.training import TrainCost
-from figs_jax.engine.training import train_cost as cost_of_phases
+from figs_jax.engine.training import RunCost, run_cost
 from figs_jax.models.phases import phases_of
 from figs_jax.recipes import Recipe
 
@@ -20,7 +19,7 @@ def train_cost(
   steps: int | None = None,
   switched_at: int | None = None,
   itemsize: int = 2,
-) -> TrainCost:
+) -> RunCost:
   """The whole run, phase by phase, beside the same run without masks.
 
   The dense phase and all steps with a leak run dense; a stage of the chain runs
@@ -38,7 +37,7 @@ def train_cost(
 
   Raises:
     ValueError: as `figs_jax.models.phases.phases_of` and
-      `figs_jax.engine.train_cost`.
+      `figs_jax.engine.run_cost`.
 
   >>> import figs_jax as figs
   >>> sizes = {"depth": 1, "image_size": 8, "num_classes": 10}
@@ -52,4 +51,4 @@ def train_cost(
   phases = phases_of(
     model, recipe, batch=batch, steps=steps, switched_at=switched_at
   )
-  return cost_of_phases(phases, engine, itemsize=itemsize)
+  return run_cost(phases, engine, itemsize=itemsize)

@@ -146,17 +146,16 @@ def optimizer(
 ) -> optax.GradientTransformation:
   """Clip, then what the recipe adds, then AdamW (no decay of vectors)."""
   options = config.optimizer
-  schedule = learning_rate(config)
-  adamw = optax.adamw(
-    schedule,
+  clip = optax.clip_by_global_norm(options.clip) if options.clip else None
+  return recipe.adamw(
+    learning_rate(config),
     b1=options.b1,
     b2=options.b2,
     eps=options.eps,
     weight_decay=options.weight_decay,
     mask=decayed,
+    before=clip,
   )
-  clip = optax.clip_by_global_norm(options.clip) if options.clip else None
-  return recipe.transform(adamw, before=clip, learning_rate=schedule)
 
 
 # By name: in a scanned model a vector of every block is one matrix.

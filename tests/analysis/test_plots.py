@@ -116,7 +116,7 @@ def test_logged_flips_are_those_between_checkpoints(sparse, saved_masks):
 def test_other_axes_are_turned():
   """Groups along the first and last axis of three come first, flattened."""
   mask = np.arange(2 * 3 * 4).reshape(2, 3, 4) % 5 == 0
-  leaf = history.Leaf((2, 3, 4), NM(1, 2), axis=(0, 2))
+  leaf = history.MaskedKernel((2, 3, 4), NM(1, 2), axis=(0, 2))
   table = history._table(mask, leaf)
   want = [[mask[i, j, k] for j in range(3)] for i in range(2) for k in range(4)]
   assert table.tolist() == want

@@ -40,8 +40,8 @@ def test_shift_crop_is_one_of_the_shifts(seed, pad, channels):
   images = random_images(seed, channels=channels)
   out = augment.shift_crop(images, np.random.default_rng(seed), size=8, pad=pad)
   assert out.dtype == np.uint8
-  for image, found in zip(images, out):
-    assert is_among(found, shifts(image, pad))
+  for image, shifted in zip(images, out):
+    assert is_among(shifted, shifts(image, pad))
 
 
 def test_shift_crop_reaches_every_shift_and_mirrors_half():
@@ -52,7 +52,7 @@ def test_shift_crop_reaches_every_shift_and_mirrors_half():
   plain = shifts(image, 1)
   mirrored = [x[:, ::-1] for x in plain]
   counts = [
-    sum(np.array_equal(found, c) for found in out) for c in plain + mirrored
+    sum(np.array_equal(cropped, c) for cropped in out) for c in plain + mirrored
   ]
   assert sum(counts) == 2000
   assert min(counts) > 60, "18 outcomes, 111 of each expected"
@@ -63,8 +63,8 @@ def test_digits_are_shifted_but_never_mirrored():
   train, _ = augment.standard("digits", (8, 8, 1), 8, "standard")
   rng = np.random.default_rng(0)
   candidates = shifts(image, 1)
-  for found in train([image] * 200, rng):
-    assert is_among(found, candidates)
+  for cropped in train([image] * 200, rng):
+    assert is_among(cropped, candidates)
 
 
 @few
@@ -131,8 +131,8 @@ def test_central_crop_is_resize_then_crop(height, width):
   )
   left, top = (resized.width - 224) // 2, (resized.height - 224) // 2
   wanted = np.asarray(resized.crop((left, top, left + 224, top + 224)))
-  (found,) = augment.central_crop([image], np.random.default_rng(0), size=224)
-  assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 3
+  (cropped,) = augment.central_crop([image], np.random.default_rng(0), size=224)
+  assert np.abs(cropped.astype(int) - wanted.astype(int)).max() <= 3
 
 
 def test_images_of_the_right_size_stay_bit_equal():
@@ -149,8 +149,8 @@ def test_images_of_the_right_size_stay_bit_equal():
 def test_other_sets_of_fixed_shape_are_not_mirrored():
   image = random_images(3, height=16, width=16)[0]
   train, _ = augment.standard("mnist", (16, 16, 1), 16, "standard")
-  for found in train([image] * 50, np.random.default_rng(0)):
-    assert is_among(found, shifts(image, 2))
+  for shifted in train([image] * 50, np.random.default_rng(0)):
+    assert is_among(shifted, shifts(image, 2))
 
 
 def test_none_trains_on_what_evaluation_sees():
@@ -209,14 +209,14 @@ def test_geometry_moves_by_the_share_that_it_says():
   pixels = np.zeros((224, 224, 1), np.uint8)
   pixels[112, 112] = 255
   image = augment._to_pil(pixels)
-  found = {
+  shifts_seen = {
     int(np.argwhere(np.asarray(out) == 255)[0][1]) - 112
     for out in (
       OPERATIONS["translate_x"](image, 0.5, np.random.default_rng(seed))
       for seed in range(8)
     )
   }
-  assert found == {-50, 50}, "100 pixels at level 10, either way"
+  assert shifts_seen == {-50, 50}, "100 pixels at level 10, either way"
   cut = np.asarray(OPERATIONS["cutout"](image, 1.0, np.random.default_rng(1)))
   assert 0 < (cut == 128).sum() <= 80 * 80
 

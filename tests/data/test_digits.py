@@ -42,7 +42,7 @@ def test_stored_pixels_invert_to_those_of_scikit_learn(digits_dir):
   )
   assert not (images % digits.PIXEL_SCALE).any()
   np.testing.assert_array_equal(
-    np.concatenate([found for _, found in parts]), labels
+    np.concatenate([image for _, image in parts]), labels
   )
 
 
@@ -105,10 +105,10 @@ def test_a_damaged_copy_is_replaced(tmp_path, digits_dir, pattern, damage):
   damage(victim)
   digits.prepare(str(tmp_path))
   for split in ("train", "test"):
-    for found, wanted in zip(
+    for restored, wanted in zip(
       read_all(tmp_path, split), read_all(digits_dir, split)
     ):
-      np.testing.assert_array_equal(found, wanted)
+      np.testing.assert_array_equal(restored, wanted)
   assert [p.name for p in tmp_path.iterdir()] == ["digits"]
 
 

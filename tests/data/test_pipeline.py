@@ -20,9 +20,9 @@ def take(batches, count):
   return list(itertools.islice(batches, count))
 
 
-def assert_equal(found, wanted):
-  assert len(found) == len(wanted)
-  for a, b in zip(found, wanted):
+def assert_equal(got, wanted):
+  assert len(got) == len(wanted)
+  for a, b in zip(got, wanted):
     assert a.keys() == b.keys()
     for key in a:
       assert a[key].dtype == b[key].dtype
@@ -252,7 +252,7 @@ def test_evaluation_is_one_padded_pass(digits_dir, num_shards):
     for i in range(num_shards)
   ]
   assert len({len(shard) for shard in shards}) == 1
-  found = []
+  by_shard = []
   for shard in shards:
     batches = list(shard)
     assert shard.num_examples == 355
@@ -262,11 +262,11 @@ def test_evaluation_is_one_padded_pass(digits_dir, num_shards):
       assert batch["valid"].dtype == bool
       assert not batch["image"][~batch["valid"]].any()
       assert not batch["label"][~batch["valid"]].any()
-    found.append(
+    by_shard.append(
       np.concatenate([b["label"][b["valid"]] for b in batches]).tolist()
     )
-  assert sum(map(len, found)) == 355
-  interleaved = itertools.zip_longest(*found)
+  assert sum(map(len, by_shard)) == 355
+  interleaved = itertools.zip_longest(*by_shard)
   assert [x for row in interleaved for x in row if x is not None] == wanted
 
 
@@ -288,7 +288,7 @@ def test_evaluation_can_be_repeated(request, name, split, size, root):
 def test_hidden_labels_are_an_error():
   hidden = [{"image": np.zeros((2, 2, 1), np.uint8), "label": -1}] * 2
   for limit in (0, 1000):
-    with pytest.raises(data.DataError, match="label -1.*hides its labels"):
+    with pytest.raises(data.DataError, match="label -1.*are hidden"):
       Examples(hidden, (2, 2, 1), limit)[np.arange(2)]
 
 
@@ -305,7 +305,7 @@ def test_examples_travel_to_worker_processes(digits_dir):
   ("options", "message"),
   [
     ({"augment": "rand"}, "rand-m15-n2"),
-    ({"augment": "flip"}, "choose 'none', 'standard'"),
+    ({"augment": "flip"}, "expected 'none', 'standard'"),
     ({"shard_index": 2, "num_shards": 2}, "shard_index=2"),
     ({"start": -1}, "start=-1"),
     ({"seed": -1}, "seed=-1"),

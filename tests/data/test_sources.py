@@ -30,14 +30,17 @@ def test_descriptions_need_no_images(digits_dir, metadata_dir, no_network):
   assert data.describe("digits", data_dir=digits_dir) == data.Description(
     "digits", 10, (8, 8, 1), {"train": 1442, "test": 355}
   )
-  found = data.describe("imagenet2012", data_dir=metadata_dir)
-  assert (found.num_classes, found.image_shape) == (1000, (None, None, 3))
-  assert found.splits == {"train": 60, "validation": 20, "test": 20}
+  described = data.describe("imagenet2012", data_dir=metadata_dir)
+  assert (described.num_classes, described.image_shape) == (
+    1000,
+    (None, None, 3),
+  )
+  assert described.splits == {"train": 60, "validation": 20, "test": 20}
 
 
 def test_an_unprepared_set_can_be_described(tmp_path, no_network):
-  found = data.describe("cifar10", data_dir=str(tmp_path))
-  assert found == data.Description("cifar10", 10, (32, 32, 3), {})
+  described = data.describe("cifar10", data_dir=str(tmp_path))
+  assert described == data.Description("cifar10", 10, (32, 32, 3), {})
 
 
 def test_mocked_sets_go_through_the_same_path(mocked, no_network):
@@ -66,8 +69,8 @@ def test_a_missing_set_is_one_error_at_once(tmp_path, no_network, name):
     ("digit", "train", ["did you mean 'digits'?"]),
     ("not a name!", "train", ["not a name!"]),
     ("cifar10:99.0.0", "train", ["99.0.0"]),
-    ("digits", "tests", ["no split 'tests'", "did you mean 'test'?"]),
-    ("digits", "train+val", ["no split 'val'", "test, train"]),
+    ("digits", "tests", ["unknown split 'tests'", "did you mean 'test'?"]),
+    ("digits", "train+val", ["unknown split 'val'", "test, train"]),
     ("digits", "train[:", ["train[:", "train[:90%]"]),
     ("digits", "train[:0%]", ["train[:0%]"]),
   ],
@@ -81,7 +84,7 @@ def test_mistakes_are_named(digits_dir, no_network, name, split, parts):
 
 
 def test_a_set_without_images_is_refused(tmp_path):
-  with pytest.raises(data.DataError, match="lm1b.*no 'image'.*it has text"):
+  with pytest.raises(data.DataError, match="lm1b.*features 'image'.*got text"):
     data.describe("lm1b", data_dir=str(tmp_path))
 
 
@@ -90,7 +93,7 @@ def test_a_half_prepared_set_is_an_error(tmp_path, write_metadata):
   (info,) = tmp_path.glob("cifar10/*/dataset_info.json")
   info.unlink()
   for download in (False, True):
-    with pytest.raises(data.DataError, match="incomplete: delete"):
+    with pytest.raises(data.DataError, match="incomplete; delete"):
       data.load("cifar10", "train", data_dir=str(tmp_path), download=download)
 
 

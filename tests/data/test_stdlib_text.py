@@ -26,14 +26,14 @@ def test_every_document_is_in_one_split_unchanged(text_dir, no_network):
   parts = [read_all(text_dir, split) for split in SPLITS]
   names = [name for part in parts for name in part]
   assert len(names) == len(set(names))
-  found = {name: text for part in parts for name, text in part.items()}
+  texts = {name: text for part in parts for name, text in part.items()}
   topics = {f"topics/{k}": v for k, v in pydoc_data.topics.topics.items()}
-  assert topics.items() <= found.items()
+  assert topics.items() <= texts.items()
   for path in Path(sysconfig.get_path("stdlib")).glob("*.py"):
     if not path.name.startswith("_sysconfigdata"):
       # All of them are UTF-8 but for a few that say so.
-      assert found.pop(path.name) == path.read_text(encoding="utf-8")
-  assert found == topics
+      assert texts.pop(path.name) == path.read_text(encoding="utf-8")
+  assert texts == topics
 
 
 def test_sizes_of_the_splits(text_dir):
@@ -57,12 +57,12 @@ def test_a_document_stays_in_its_split():
 
 
 def test_the_directory_names_the_python_and_the_text(text_dir):
-  (found,) = Path(text_dir, "stdlib_text").iterdir()
-  version, digest = found.name.split("_")
+  (config,) = Path(text_dir, "stdlib_text").iterdir()
+  version, digest = config.name.split("_")
   assert version == f"py{platform.python_version()}"
   joined = "".join(f"{k}\0{v}\0" for k, v in stdlib_text.documents().items())
   assert digest == hashlib.sha256(joined.encode()).hexdigest()[:8]
-  assert [path.name for path in found.iterdir()] == ["1.0.0"]
+  assert [path.name for path in config.iterdir()] == ["1.0.0"]
 
 
 def test_another_text_is_another_data_set(text_dir, monkeypatch):
@@ -88,5 +88,5 @@ def test_importing_reads_no_document():
 
 
 def test_an_image_task_refuses_it(text_dir):
-  with pytest.raises(data.DataError, match="stdlib_text.*no 'image'"):
+  with pytest.raises(data.DataError, match="stdlib_text.*features 'image'"):
     data.describe("stdlib_text", data_dir=text_dir)

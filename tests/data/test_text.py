@@ -32,9 +32,9 @@ def take(batches, count):
   return list(itertools.islice(batches, count))
 
 
-def assert_equal(found, wanted):
-  assert len(found) == len(wanted)
-  for a, b in zip(found, wanted):
+def assert_equal(got, wanted):
+  assert len(got) == len(wanted)
+  for a, b in zip(got, wanted):
     assert a.keys() == b.keys()
     for key in a:
       assert a[key].dtype == b[key].dtype
@@ -136,8 +136,8 @@ def test_an_epoch_of_packed_segments_is_every_segment_once(text_dir):
   batches = text.train_batches(texts, split, size, seed=0)
   first, second = next(batches), next(batches)
   for batch in (first, second):
-    found = sorted(tuple(restored(texts, x)) for x in rows(batch))
-    assert found == wanted
+    originals = sorted(tuple(restored(texts, x)) for x in rows(batch))
+    assert originals == wanted
   assert not np.array_equal(first["inputs"], second["inputs"])
   # Nothing between the segments is lost but a rest at the end.
   source = data.load("stdlib_text", split, data_dir=text_dir)
@@ -178,7 +178,7 @@ def test_evaluation_covers_every_byte_once(denoising, text_dir, num_shards):
     for i in range(num_shards)
   ]
   assert len({len(shard) for shard in shards}) == 1
-  found = []
+  by_shard = []
   for shard in shards:
     batches = list(shard)
     assert len(batches) == len(shard)
@@ -190,11 +190,11 @@ def test_evaluation_covers_every_byte_once(denoising, text_dir, num_shards):
       assert not batch["inputs"][~batch["valid"]].any()
       assert not batch["targets"][~batch["valid"]].any()
       mine += list(itertools.compress(rows(batch), batch["valid"]))
-    found.append(mine)
+    by_shard.append(mine)
     assert_equal(list(shard), batches)
   in_order = [
     restored(denoising, row)
-    for group in itertools.zip_longest(*found)
+    for group in itertools.zip_longest(*by_shard)
     for row in group
     if row is not None
   ]
@@ -202,9 +202,9 @@ def test_evaluation_covers_every_byte_once(denoising, text_dir, num_shards):
   source = data.load("stdlib_text", split, data_dir=text_dir)
   encode = byte_vocabulary().encode
   wanted = np.concatenate([[*encode(x["text"].decode()), EOS] for x in source])
-  found = np.concatenate(in_order)
-  assert 0 <= len(wanted) - len(found) < 2  # one token cannot be corrupted
-  np.testing.assert_array_equal(found, wanted[: len(found)])
+  got = np.concatenate(in_order)
+  assert 0 <= len(wanted) - len(got) < 2  # one token cannot be corrupted
+  np.testing.assert_array_equal(got, wanted[: len(got)])
 
 
 def test_large_splits_stay_on_disk(text_dir):
@@ -228,11 +228,11 @@ def test_places_in_long_documents_are_drawn(streamed, monkeypatch):
   starts = set()
   for seed in range(40):
     row = streamed.pair(document, np.random.default_rng(seed))[:2]
-    found = restored(streamed, row)
+    ids = restored(streamed, row)
     # Values repeat after 256, so that only the place within 256 is known.
-    wanted = np.resize(document[(found[0] - 3) :], length)
-    assert found[:100] == wanted[:100].tolist()
-    starts.add(found[0])
+    wanted = np.resize(document[(ids[0] - 3) :], length)
+    assert ids[:100] == wanted[:100].tolist()
+    starts.add(ids[0])
   assert len(starts) > 20
 
 
@@ -315,48 +315,53 @@ def test_hidden_labels_are_an_error(mocked):
     "glue/sst2", input_length=9, target_length=9, data_dir=mocked
   )
   hidden = [{"sentence": b"a", "label": -1, "idx": 0}]
-  with pytest.raises(data.DataError, match="hides its labels.*'validation'"):
+  with pytest.raises(data.DataError, match="are hidden.*'validation'"):
     text.Tasks(texts.builders, [hidden])[0]
 
 
 def test_pieces_are_trained_on_the_train_split_once(text_dir, monkeypatch):
   monkeypatch.setattr(own_vocabulary, "_TRAIN_BYTES", 20_000)
   options = {"input_length": 64, "data_dir": text_dir}
-  found = text.find_texts(
+  texts = text.find_texts(
     "stdlib_text", vocabulary="sentencepiece:400", **options
   )
-  assert found.vocabulary.size == 500
+  assert texts.vocabulary.size == 500
   monkeypatch.setattr(own_vocabulary, "train_pieces", None)
   again = text.find_texts(
     "stdlib_text", vocabulary="sentencepiece:400", **options
   )
   batch = next(text.train_batches(again, "train", 4, seed=0))
-  assert batch["inputs"].max() == found.vocabulary.sentinel(0) == 499
-  pickle.dumps(found.vocabulary)
+  assert batch["inputs"].max() == texts.vocabulary.sentinel(0) == 499
+  pickle.dumps(texts.vocabulary)
 
 
 @pytest.mark.parametrize(
   ("name", "options", "error", "message"),
   [
     ("stdlib_txt", {}, data.DataError, "did you mean 'stdlib_text'"),
-    ("cifar10", {}, data.DataError, "'cifar10' has neither a 'text' nor"),
-    ("glue/sst2", {}, ValueError, "target_length must be given"),
+    ("cifar10", {}, data.DataError, "'cifar10': expected a 'text' feature"),
+    ("glue/sst2", {}, ValueError, "needs a target_length"),
     ("glue/sst3", {"target_length": 4}, data.DataError, "sst3"),
-    ("glue/sst2", {"target_length": 1}, ValueError, "at least 2"),
-    ("stdlib_text", {"target_length": 9}, ValueError, "is 14; leave it out"),
-    ("stdlib_text", {"mean_span": 0.1}, ValueError, "mean span 0.1"),
+    ("glue/sst2", {"target_length": 1}, ValueError, "of 2 or more"),
+    ("stdlib_text", {"target_length": 9}, ValueError, "derives 14"),
+    (
+      "stdlib_text",
+      {"mean_span": 0.1},
+      ValueError,
+      "mean span of 1 or more, got 0.1",
+    ),
     (
       "stdlib_text",
       {"input_length": 2000, "mean_span": 1.0},
       ValueError,
-      "spans, but the vocabulary has 125",
+      "sentinels, but the vocabulary has 125",
     ),
     ("stdlib_text", {"vocabulary": "byte"}, ValueError, "'byte': No such"),
     (
       "stdlib_text",
       {"vocabulary": "sentencepiece:many"},
       ValueError,
-      "write 'bytes', 'sentencepiece:1024' or the path",
+      "expected 'bytes', 'sentencepiece:SIZE'",
     ),
   ],
 )
@@ -389,6 +394,6 @@ def test_a_missing_set_is_one_error(tmp_path, no_network):
     target_length=9,
     data_dir=str(tmp_path),
   )
-  with pytest.raises(data.DataError, match="not prepared: looked in") as error:
+  with pytest.raises(data.DataError, match="is not prepared in") as error:
     text.train_batches(texts, "train", 2, seed=0)
   assert "\n" not in str(error.value)

@@ -193,9 +193,9 @@ def test_the_cache_changes_nothing(scan):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"beams": 0}, "beams=0 is below 1"),
-    ({"max_length": 0}, "max_length=0 is below 1"),
-    ({"early_stopping": "always"}, "give False, True or 'never'"),
+    ({"beams": 0}, "beams of 1 or more, got 0"),
+    ({"max_length": 0}, "max_length of 1 or more, got 0"),
+    ({"early_stopping": "always"}, "of False, True or 'never', got 'always'"),
   ],
 )
 def test_errors_say_what_and_the_fix(options, message):
@@ -207,5 +207,5 @@ def test_errors_say_what_and_the_fix(options, message):
 def test_ids_are_checked_before_the_search():
   sizes = {"width": 4, "depth": 1, "heads": 1, "vocab": 8}
   model = nnx.eval_shape(lambda: models.create("t5", "custom", **sizes))
-  with pytest.raises(ValueError, match="hold the id 8, the vocabulary has"):
+  with pytest.raises(ValueError, match="with ids from 0 to 7, got 8"):
     decode.greedy(model, np.array([[8, 1]]), 3)

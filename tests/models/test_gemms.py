@@ -72,5 +72,5 @@ def test_products_grow_with_the_batch():
 def test_errors():
   with pytest.raises(ValueError, match="batch=0"):
     models.layers_of(abstract("Ti/16"), 0)
-  with pytest.raises(ValueError, match="Linear is none of our families"):
+  with pytest.raises(ValueError, match="of our families .* got Linear"):
     models.layers_of(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))

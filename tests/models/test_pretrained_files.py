@@ -128,10 +128,13 @@ def test_attention_pooling_and_other_heads_are_refused(model, tmp_path):
 @pytest.mark.parametrize(
   ("name", "message"),
   [
-    ("absent.safetensors", "there is no such file"),
+    ("absent.safetensors", "file or directory not found"),
     ("weights.bin", "pickles could run code"),
-    ("folder", "holds neither model.safetensors nor"),
-    ("empty.safetensors", "none of its tensors is one of a ViT"),
+    (
+      "folder",
+      "expected model.safetensors.index.json or|expected model.safetensors or",
+    ),
+    ("empty.safetensors", "expected tensors of a ViT"),
   ],
 )
 def test_paths_that_hold_no_weights(model, name, message, tmp_path):
@@ -146,6 +149,8 @@ def test_weights_are_written_whole_or_not_at_all(model, tmp_path):
   for name in ("model.bin", "absent/model.safetensors"):
     with pytest.raises(PretrainedError, match=name):
       pretrained.save(model, tmp_path / name)
-  with pytest.raises(PretrainedError, match="Linear: no published weights"):
+  with pytest.raises(
+    PretrainedError, match="weights are supported for .* Linear"
+  ):
     pretrained.save(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), tmp_path / "x")
   assert list(tmp_path.iterdir()) == []

@@ -215,19 +215,23 @@ def test_a_model_without_dropout_has_no_other_state():
 @pytest.mark.parametrize(
   ("variant", "options", "message"),
   [
-    ("B-w8-256", {}, "write size/window-image, as in 'B/w8-256'"),
+    ("B-w8-256", {}, "expected size/window-image, as in 'B/w8-256'"),
     ("X/w8-256", {}, "SwinV2 variant 'X/w8-256'.*[Kk]nown: B, L, S, T, custom"),
-    ("B/w8-256to384", {}, "not the window; write 'w8to8-256to384'"),
+    ("B/w8-256to384", {}, "image size only; write 'w8to8-256to384'"),
     ("custom/4", {}, "needs width="),
     ("custom/4", {"width": 8, "depths": (1,), "heads": 2}, "needs window="),
     ("T/w8-256", {"heads": 5}, "5 heads do not divide width 96.*heads=4"),
-    ("T/w8-256", {"depths": (2, 0)}, r"depths=\(2, 0\).*at least one block"),
+    (
+      "T/w8-256",
+      {"depths": (2, 0)},
+      r"at least one block.*got depths=\(2, 0\)",
+    ),
     ("T/w8-256", {"depths": ()}, "at least one block"),
-    ("T/w8-256", {"image_size": 31}, "use at least image_size=32"),
-    ("T/w8-256", {"image_size": (1, 2, 3)}, "give one number or two"),
-    ("T/w8-256", {"window": 0}, "window=0 is below 1"),
-    ("T/w8-256", {"num_classes": 0}, "num_classes=0 is below 1"),
-    ("T/w8-256", {"pretrained_windows": (8, 8)}, "each of the 4 stages"),
+    ("T/w8-256", {"image_size": 31}, "set image_size=32 or more"),
+    ("T/w8-256", {"image_size": (1, 2, 3)}, "one or two numbers"),
+    ("T/w8-256", {"window": 0}, "window of 1 or more, got 0"),
+    ("T/w8-256", {"num_classes": 0}, "num_classes of 1 or more, got 0"),
+    ("T/w8-256", {"pretrained_windows": (8, 8)}, "each of 4 stages"),
     ("T/w8-256", {"pretrained_windows": (1, 1, 1, 1)}, "0 or at least 2"),
     ("T/w8-256", {"mlp_ratio": 0.0}, "no feed-forward width"),
     ("T/w8-256", {"windows": 8}, "did you mean 'window'"),
@@ -239,5 +243,7 @@ def test_errors_say_what_and_the_fix(variant, options, message):
 
 
 def test_images_of_another_size_are_refused():
-  with pytest.raises(ValueError, match=r"takes \[batch, 13, 11, 3\]"):
+  with pytest.raises(
+    ValueError, match=r"Expected images of shape \[batch, 13, 11, 3\]"
+  ):
     create("swin_v2")(images((12, 12)))

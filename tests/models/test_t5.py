@@ -207,9 +207,13 @@ def test_rules_reach_both_attentions_and_leave_the_embedding():
   [
     ("v1_1-smal", {}, "T5 variant 'v1_1-smal': did you mean 'v1_1-small'"),
     ("custom", {"width": 8}, "needs depth=; or use a published size"),
-    ("small", {"heads": 0}, "heads=0 is below 1"),
-    ("small", {"num_buckets": 2}, "give at least 4 buckets"),
-    ("small", {"max_distance": 16}, "a distance beyond half of them"),
+    ("small", {"heads": 0}, "heads of 1 or more, got 0"),
+    ("small", {"num_buckets": 2}, "at least 4 buckets.*num_buckets=2"),
+    (
+      "small",
+      {"max_distance": 16},
+      "distance above half of them.*max_distance=16",
+    ),
     ("small", {"droput": 0.1}, "did you mean 'dropout'"),
   ],
 )
@@ -225,9 +229,9 @@ def test_errors_say_what_and_the_fix(variant, options, message):
     (
       INPUTS,
       TARGETS + 20,
-      "targets hold the id 28, the vocabulary has 0 to 23",
+      "targets with ids from 0 to 23, got 28",
     ),
-    (-INPUTS, TARGETS, "inputs hold the id -9"),
+    (-INPUTS, TARGETS, "inputs with ids .* got -9"),
   ],
 )
 def test_wrong_ids_are_one_clear_error(inputs, targets, message):

@@ -231,18 +231,26 @@ def test_a_sparse_model_equals_a_dense_one_with_zeros():
 @pytest.mark.parametrize(
   ("variant", "options", "message"),
   [
-    ("S16", {}, "write size/patch.*did you mean 'S'"),
+    ("S16", {}, "expected size/patch.*did you mean 'S'"),
     ("X/16", {}, "ViT variant 'X/16'"),
     ("custom/4", {}, "needs width="),
     ("S/16", {"image_size": 225}, "225 is not a multiple of patch 16.*=224"),
     ("S/16", {"image_size": (224, 100)}, "100 is not a multiple.*=96"),
-    ("S/16", {"image_size": (1, 2, 3)}, "give one number or two"),
+    ("S/16", {"image_size": (1, 2, 3)}, "one or two numbers"),
     ("S/16", {"heads": 5}, "5 heads do not divide width 384.*heads=4"),
     ("S/16", {"pool": "map"}, "pool='map'.*[Kk]nown: cls, gap"),
     ("S/16", {"pos": "learn"}, "did you mean 'learned'"),
-    ("S/16", {"width": 6, "heads": 2, "pos": "sincos"}, "width that 4 divides"),
-    ("S/16", {"width": None, "num_classes": 0}, "num_classes=0 is below 1"),
-    ("S/16", {"drop_rate": 0.1}, "no option 'drop_rate'"),
+    (
+      "S/16",
+      {"width": 6, "heads": 2, "pos": "sincos"},
+      "multiple of 4 as width.*got 6",
+    ),
+    (
+      "S/16",
+      {"width": None, "num_classes": 0},
+      "num_classes of 1 or more, got 0",
+    ),
+    ("S/16", {"drop_rate": 0.1}, "option 'drop_rate'"),
     ("S/16", {"dropouts": 0.1}, "did you mean 'dropout'"),
   ],
 )
@@ -254,5 +262,7 @@ def test_errors_say_what_and_the_fix(variant, options, message):
 def test_unknown_family_and_wrong_images():
   with pytest.raises(ValueError, match="did you mean 'vit'"):
     models.create("vitt", "S/16")
-  with pytest.raises(ValueError, match=r"takes \[batch, 8, 8, 3\]"):
+  with pytest.raises(
+    ValueError, match=r"Expected images of shape \[batch, 8, 8, 3\]"
+  ):
     tiny()(images(size=12))

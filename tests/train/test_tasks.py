@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax import data, models
-from figs_jax.analysis.compare import compare, markdown
+from figs_jax.analysis import compare, comparison_table
 from figs_jax.train import loop
 from figs_jax.train._evaluate import Evaluator, evaluate
 from figs_jax.train.config import (
@@ -186,7 +186,7 @@ def test_training_learns_resumes_bit_equal_and_is_compared(
   assert measured["bits_per_byte_seeds"] == [measured["bits_per_byte"]]
   json.dumps(measured)
   assert row.speedup > 1
-  head, _, line = markdown([row]).splitlines()
+  head, _, line = comparison_table([row]).splitlines()
   assert "bits per byte" in head and f"| {row.bits_per_byte:.3f} |" in line
 
 
@@ -248,7 +248,7 @@ def test_the_vocabulary_is_rounded_up_as_in_t5(text_config):
   [
     ({"optimizer.schedule": "cosin"}, "optimizer.schedule='cosin' must be in"),
     ({"family": "vit"}, r"reads images, but .* default_config\(recipe, 'vit'"),
-    ({"data.name": "digits"}, "neither a 'text'"),
+    ({"data.name": "digits"}, "expected a 'text'"),
     ({"data.name": "glue/sst2"}, "config.data.target_length"),
     ({"data.beams": 0}, "data.beams=0 must be at least 1"),
     ({"data.vocabulary": "byte"}, "vocabulary 'byte'"),

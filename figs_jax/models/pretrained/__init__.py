@@ -1,14 +1,14 @@
-"""Published weights into our models, and our models' weights out.
+"""Loads published weights into our models and saves our models' weights.
 
 `load` is strict: every tensor of the file is used once and every parameter is
-filled, or a line says which one is not. Weights are cast to the dtype of the
-model's parameters. What files call the parameters is in the tables of
-`pretrained_vit`, `pretrained_swin_v2` and `pretrained_t5`; `save` writes the
-names of Hugging Face files. Nothing is downloaded and nothing is unpickled.
+filled, or an error names the one that is not. Weights are cast to the dtype of
+the model's parameters. The tables in `vit`, `swin_v2` and `t5` hold the names
+of the parameters in files; `save` writes the names of Hugging Face files.
+Nothing is downloaded and nothing is unpickled.
 
-Not read from a file are the options of the model: of a ViT `norm_epsilon`
-(1e-12 in Hugging Face files, 1e-6 in the others) and `gelu` ("tanh" in .npz
-files), of a Swin-V2 `pretrained_windows`, of a T5 `gated` and `tied`.
+Files do not hold the options of a model: `norm_epsilon` (1e-12 in Hugging Face
+files, 1e-6 in the others) and `gelu` ("tanh" in .npz files) of a ViT,
+`pretrained_windows` of a Swin-V2, `gated` and `tied` of a T5.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ def load(
   head: str = "strict",
   resize_positions: bool = False,
 ) -> M:
-  """The same model with the weights of a file; the input is untouched.
+  """Returns the model with the weights of a file; the input is unchanged.
 
-  Masks become the N:M masks of the loaded |kernel|, as `sparsify` takes them.
+  Masks become the N:M masks of the loaded |kernel|, as in `sparsify`.
 
   Args:
-    model: a ViT, Swin-V2 or T5, sparse or not, scanned or not. Parameters may
-      be abstract (`nnx.eval_shape`), but for those of a fresh head.
-    path: a .safetensors file, its .json index, a directory with either, or an
+    model: A ViT, Swin-V2 or T5, sparse or dense, scanned or not. Parameters may
+      be abstract (`nnx.eval_shape`), except those of a fresh head.
+    path: A .safetensors file, its .json index, a directory with either, or an
       .npz file of big_vision or vision_transformer.
-    head: "fresh" keeps the model's own classifier, whatever the file's is.
-    resize_positions: a ViT's positions may be of another square grid, and are
-      then interpolated linearly from corner to corner (arXiv 2010.11929).
+    head: "strict", or "fresh" to keep the model's own classifier.
+    resize_positions: Whether to interpolate a ViT's positions linearly from
+      another square grid, corner to corner (arXiv 2010.11929).
 
   Raises:
-    PretrainedError: a file that is damaged, of another family, or that does
-      not fit; it says which tensor, and the fix.
+    PretrainedError: If the file is damaged, of another family, or does not fit;
+      the message names the tensor and the fix.
 
   >>> import tempfile
   >>> from figs_jax import models
@@ -92,11 +92,11 @@ def load(
 def save(model: nnx.Module, path: str | Path) -> None:
   """Writes a .safetensors file with the names of Hugging Face.
 
-  Kernels are written as they are stored: those of `finished()` have their
-  zeros, those in training their pruned entries too. Dtypes are kept.
+  Kernels are written as stored: with zeros after `finished()`, with all their
+  entries during training. Dtypes are kept.
 
   Raises:
-    PretrainedError: a model of no known family, or a path that cannot be.
+    PretrainedError: If the model's family is unknown or the path is invalid.
   """
   write(path, published(model))
 
@@ -108,7 +108,7 @@ def read(
   head: str = "strict",
   resize_positions: bool = False,
 ) -> dict[str, np.ndarray]:
-  """`load` without the model: parameters by our path; see `fill`."""
+  """Reads the parameters by our paths, as for `load`; see `fill`."""
   with opened(path) as tensors:
     return matched(
       model,
@@ -120,9 +120,9 @@ def read(
 
 
 def fill(model: M, weights: Mapping[str, Any]) -> M:
-  """The same model with these parameters, by path; others stay as they are.
+  """Returns the model with these parameters, by path; others are kept.
 
-  Masks are taken anew from the kernels. Works inside a trace.
+  Masks are recomputed from the kernels. Works inside a trace.
   """
   model = nnx.clone(model)
   leaves = parameters(model)

@@ -1,7 +1,7 @@
-"""A model for `transformers`: its weights by name, and its config.json.
+"""A model for `transformers`: its weights by name and its config.json.
 
-What that library cannot express is refused: it would load without a word and
-compute something else.
+Options that the library cannot express are refused: it would load the model
+silently and compute something else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from figs_jax import nn
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.models import stack
 from figs_jax.models.pretrained.files import PretrainedError
 from figs_jax.models.pretrained.matching import TABLES, place_of, published
@@ -26,80 +26,81 @@ from figs_jax.models.vit import ViT
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-  """What `from_pretrained` loads, and what is N:M in it.
+  """The contents of a model directory for `from_pretrained`.
 
   Attributes:
-    tensors: by the library's names, in its layout.
-    leaves: pattern and group axes of those that are sparse, by the same names.
-    config: of config.json.
+    tensors: Weights by the library's names, in its layout.
+    leaves: Pattern and group axes of the sparse weights, by the same names.
+    config: Contents of config.json.
   """
 
   tensors: dict[str, np.ndarray]
-  leaves: dict[str, Leaf]
+  leaves: dict[str, MaskedKernel]
   config: dict[str, Any]
 
 
 def for_transformers(model: nnx.Module) -> Published:
-  """The model as `transformers` has it.
+  """Converts a model to the names and layouts of `transformers`.
 
-  Kernels are as they are stored: those of `finished()` have their zeros.
+  Kernels are taken as stored; after `finished()` they have their zeros.
 
   Args:
-    model: a ViT, Swin-V2 or T5, sparse or not, scanned or not.
+    model: A ViT, Swin-V2 or T5, sparse or dense, scanned or not.
 
   Raises:
-    PretrainedError: a model of another family, or one with an option that the
-      library lacks; it says which.
+    PretrainedError: If the model has another family or an option that the
+      library lacks, which the message names.
 
   >>> from figs_jax import models
   >>> model = models.create(
   ...   "vit", "custom/2", width=8, depth=1, heads=2, image_size=4)
-  >>> found = for_transformers(nn.sparsify(model, "ff: 1:8"))
-  >>> found.config["architectures"], found.config["hidden_size"]
+  >>> converted = for_transformers(nn.sparsify(model, "ff: 1:8"))
+  >>> converted.config["architectures"], converted.config["hidden_size"]
   (['ViTForImageClassification'], 8)
-  >>> found.leaves["vit.encoder.layer.0.intermediate.dense.weight"]
-  Leaf(shape=(32, 8), pattern=NM(n=1, m=8), axis=(1,))
+  >>> converted.leaves["vit.encoder.layer.0.intermediate.dense.weight"]
+  MaskedKernel(shape=(32, 8), pattern=NM(n=1, m=8), axis=(1,))
   """
   name = type(model).__name__
   if name not in _CONFIGS:
     raise PretrainedError(
-      f"{name}: transformers has no such model, only {', '.join(TABLES)}"
+      f"Expected a model that transformers has ({', '.join(TABLES)}), got"
+      f" {name}"
     )
   config = _CONFIGS[name](model)
   tensors = published(model)
   if isinstance(model, ViT) and model.pos == "sincos":
-    # A table that the library would learn.
+    # transformers has learned positions only: store the fixed table as such.
     table = np.asarray(model.positions(), tensors["classifier.weight"].dtype)
     tensors["vit.embeddings.position_embeddings"] = table
   config["dtype"] = next(iter(tensors.values())).dtype.name
   return Published(tensors, published_leaves(model), config)
 
 
-def published_leaves(model: nnx.Module) -> dict[str, Leaf]:
+def published_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
   """Shape, pattern and group axes of the sparse tensors of `published`.
 
   Raises:
-    PretrainedError: a model of no known family.
+    PretrainedError: If the model's family is unknown.
   """
-  found = {}
+  leaves = {}
   for path, leaf in nn.masked_leaves(model).items():
     place = place_of(model, path, leaf.shape)
     ours = leaf.shape[1:] if place.stacked else leaf.shape
     axes = (leaf.axis,) if isinstance(leaf.axis, int) else leaf.axis
     order = place.layout.order or tuple(range(len(ours)))
-    # From the end, so that a stacked kernel's axes are those of one block.
+    # Counted from the end: a stacked kernel's axes are those of one block.
     turned = tuple(order.index(a % len(ours)) for a in axes)
     shape = place.layout.of(ours, 1)
     for name in place.names:
-      found[name] = Leaf(shape, leaf.pattern, turned)
-  return found
+      leaves[name] = MaskedKernel(shape, leaf.pattern, turned)
+  return leaves
 
 
 def _vit(model: ViT) -> dict[str, Any]:
   if model.pool != "cls":
     raise PretrainedError(
-      f"ViT: pool={model.pool!r}, but ViTForImageClassification reads a class"
-      " token; train with pool='cls', or export another format"
+      "ViTForImageClassification reads a class token: expected pool='cls', got"
+      f" pool={model.pool!r}; train with pool='cls' or export another format"
     )
   ((_, block, _), *_) = stack.named("blocks", model.blocks)
   return {
@@ -159,7 +160,7 @@ def _t5(model: T5) -> dict[str, Any]:
     "feed_forward_proj": "relu" if "wi" in block.mlp.names else "gated-gelu",
     "layer_norm_epsilon": 1e-6,
     "dropout_rate": float(block.dropout.rate),
-    # Whether the output is scaled hangs on this too.
+    # The library also scales the output depending on this.
     "tie_word_embeddings": model.tied,
     "pad_token_id": PAD,
     "eos_token_id": EOS,
@@ -180,7 +181,7 @@ def _side(sides: tuple[int, int]) -> int | list[int]:
 
 
 def _labels(count: int) -> dict[str, Any]:
-  """How many classes there are is told by their names."""
+  """The names of the classes; transformers takes their number from them."""
   names = [f"LABEL_{i}" for i in range(count)]
   return {
     "id2label": {str(i): name for i, name in enumerate(names)},

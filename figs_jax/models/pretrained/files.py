@@ -1,8 +1,8 @@
-"""Files of weights: named tensors, checked before one is read.
+"""Weight files: named tensors, checked before any of them is read.
 
-A file from a stranger is data. Sizes, dtypes and places in the file are
-compared with one another and with the file's length before memory is
-allocated, and nothing is ever unpickled.
+Files are untrusted. Sizes, dtypes and offsets are checked against each other
+and against the file's length before memory is allocated, and nothing is ever
+unpickled.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _DTYPES = {files.DTYPES[kind] for kind in _KINDS}
 
 
 class PretrainedError(ValueError):
-  """Weights that cannot be read, or that do not fit the model."""
+  """Raised for weights that cannot be read or do not fit the model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """An entry of a file: shape and dtype are known, `read()` gives the array."""
+  """An entry of a file: its shape and dtype; `read()` returns the array."""
 
   shape: tuple[int, ...]
   dtype: Any
@@ -43,16 +43,16 @@ class Tensor:
 
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[dict[str, Tensor]]:
-  """The tensors of a file or directory by name, readable inside the context.
+  """Opens the tensors of a file or directory by name, inside a context.
 
   Args:
-    path: a .safetensors file; the .json index of several; a directory with
-      `model.safetensors` or `model.safetensors.index.json`, as published
-      models have; or an .npz file.
+    path: A .safetensors file, the .json index of several, an .npz file, or a
+      directory with `model.safetensors` or `model.safetensors.index.json`, as
+      published models have.
 
   Raises:
-    PretrainedError: no such file, one of another kind, or one that is
-      truncated or contradicts itself.
+    PretrainedError: If the file is missing, of another kind, truncated or
+      inconsistent.
   """
   with contextlib.ExitStack() as stack:
     place = _place(Path(path))
@@ -65,34 +65,35 @@ def opened(path: str | Path) -> Iterator[dict[str, Tensor]]:
 
 
 def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes a .safetensors file, whole or not at all, over what is there.
+  """Writes a .safetensors file atomically; replaces an existing one.
 
   Raises:
-    PretrainedError: another suffix, no such directory, or no room.
+    PretrainedError: If the suffix is wrong, or the directory is missing or
+      full.
   """
   try:
-    # The format's name for [out, in] kernels, which other readers ask for.
+    # The format's name for [out, in] kernels, which other readers expect.
     files.write(path, tensors, metadata={"format": "pt"}, overwrite=True)
   except files.ExportError as error:
     raise PretrainedError(str(error)) from error
 
 
 def _place(path: Path) -> Path:
-  """The file to begin with."""
+  """The file that a path stands for."""
   if path.is_dir():
     for name in (_INDEX, _SINGLE):
       if (path / name).is_file():
         return path / name
     raise PretrainedError(
-      f"{path}: this directory holds neither {_SINGLE} nor {_INDEX}; name the"
-      " file itself"
+      f"{path}: expected {_SINGLE} or {_INDEX} in this directory; give the path"
+      " of the file itself"
     )
   if not path.is_file():
-    raise PretrainedError(f"{path}: there is no such file or directory")
+    raise PretrainedError(f"{path}: file or directory not found")
   if path.suffix not in (".safetensors", ".npz", ".json"):
     raise PretrainedError(
-      f"{path}: only .safetensors, its .json index and .npz are read; files"
-      " that hold pickles could run code, convert them with their own library"
+      f"{path}: expected .safetensors, its .json index or .npz; other files may"
+      " hold pickles, which can run code: convert them with their own library"
     )
   return path
 
@@ -102,18 +103,19 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     entries, _ = files.opened(path)
   except files.ExportError as error:
     raise PretrainedError(str(error)) from error
-  found = {}
+  tensors = {}
   for name, entry in entries.items():
     if entry.kind not in _KINDS:
       raise PretrainedError(
-        f"{path}: {name} has dtype {entry.kind}; known are {', '.join(_KINDS)}"
+        f"{path}: {name} has dtype {entry.kind}; expected one of"
+        f" {', '.join(_KINDS)}"
       )
-    found[name] = Tensor(entry.shape, entry.dtype, entry.read)
-  return found
+    tensors[name] = Tensor(entry.shape, entry.dtype, entry.read)
+  return tensors
 
 
 def _sharded(path: Path) -> dict[str, Tensor]:
-  """The tensors of several files, each where the index says."""
+  """The tensors of several files, as listed in their index."""
   try:
     places = files.weight_map(path)
   except files.ExportError as error:
@@ -123,12 +125,12 @@ def _sharded(path: Path) -> dict[str, Tensor]:
   wrong = [name for name in names if Path(name).name != name]
   if wrong:
     raise PretrainedError(
-      f"{path}: {wrong[0]!r} is no file beside the index, as its parts must be"
+      f"{path}: expected parts beside the index, got the path {wrong[0]!r}"
     )
   for name in sorted(names):
     if not (path.parent / name).is_file():
       raise PretrainedError(f"{path}: its part {name} is missing")
-  found: dict[str, Tensor] = {}
+  tensors: dict[str, Tensor] = {}
   for name in sorted(names):
     part = _safetensors(path.parent / name)
     here = {tensor for tensor, file in places.items() if file == name}
@@ -137,27 +139,27 @@ def _sharded(path: Path) -> dict[str, Tensor]:
       raise PretrainedError(
         f"{path.parent / name}: {side} {tensor}, unlike the index {path.name}"
       )
-    found |= part
-  return found
+    tensors |= part
+  return tensors
 
 
 def _npz(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
   try:
     archive = stack.enter_context(zipfile.ZipFile(path))
-    found = {}
+    tensors = {}
     for info in archive.infolist():
       name = info.filename.removesuffix(".npy")
-      if name in found or not info.filename.endswith(".npy"):
-        raise ValueError(f"{info.filename} is there twice, or is no array")
+      if name in tensors or not info.filename.endswith(".npy"):
+        raise ValueError(f"{info.filename} is a duplicate or not an array")
       shape, dtype = _header(archive, info)
       read = functools.partial(_array, path, archive, info, dtype)
-      found[name] = Tensor(shape, dtype, read)
+      tensors[name] = Tensor(shape, dtype, read)
   except _BROKEN as error:
-    raise _no_npz(path, error) from error
-  return found
+    raise _invalid_npz(path, error) from error
+  return tensors
 
 
-# Whatever a damaged archive makes zipfile and numpy raise.
+# Errors that zipfile and numpy raise for damaged archives.
 _BROKEN = (
   ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error,
   NotImplementedError, RuntimeError, SyntaxError, KeyError, TypeError,
@@ -168,7 +170,7 @@ _BROKEN = (
 def _header(
   archive: zipfile.ZipFile, info: zipfile.ZipInfo
 ) -> tuple[tuple[int, ...], np.dtype]:
-  """Shape and dtype of a member, which its length has to bear out."""
+  """Shape and dtype of a member, checked against its length."""
   with archive.open(info) as file:
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
@@ -180,7 +182,7 @@ def _header(
     shape, _, dtype = header
     size = info.file_size - file.tell()
   if dtype == np.dtype("V2"):
-    dtype = jnp.dtype("bfloat16")  # as numpy stores what it does not know
+    dtype = jnp.dtype("bfloat16")  # which numpy stores as void bytes
   if dtype not in _DTYPES:
     raise ValueError(f"{info.filename} has dtype {dtype}")
   if math.prod(shape) * dtype.itemsize != size:
@@ -195,12 +197,12 @@ def _array(
     with archive.open(info) as file:
       array = np.lib.format.read_array(file, allow_pickle=False)
   except _BROKEN as error:
-    raise _no_npz(path, error) from error
+    raise _invalid_npz(path, error) from error
   return array.view(dtype)
 
 
-def _no_npz(path: Path, error: Exception) -> PretrainedError:
+def _invalid_npz(path: Path, error: Exception) -> PretrainedError:
   return PretrainedError(
-    f"{path}: no whole .npz file of weights ({files.line(error)}); fetch it"
+    f"{path}: damaged .npz file of weights ({files.line(error)}); download it"
     " again"
   )

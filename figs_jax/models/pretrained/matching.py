@@ -1,4 +1,4 @@
-"""Which tensor of a file is which parameter of a model, and back."""
+"""Matches the tensors of a file with the parameters of a model, both ways."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from figs_jax.models.pretrained import swin_v2, t5, vit
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.names import KINDS, Dialect, Layout, Size
 
-# By the name of the model's class; the first dialect is the one written.
+# By the name of the model's class; files are written in the first dialect.
 TABLES: dict[str, tuple[Dialect, ...]] = {
   "SwinV2": swin_v2.DIALECTS,
   "T5": t5.DIALECTS,
@@ -29,13 +29,13 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where a parameter is in a file.
+  """The tensors of a file that hold a parameter.
 
   Attributes:
-    names: the tensor's, or for a stacked parameter each block's in order.
-    layout: of each.
-    stacked: whether axis 0 of the parameter is that of the blocks.
-    part: 0, 1 or 2: which third of the tensor; None for all of it.
+    names: Name of the tensor, or of each block's tensor for a stacked one.
+    layout: Layout of each tensor.
+    stacked: Whether axis 0 of the parameter is that of the blocks.
+    part: Index of the third of the tensor; None for all of it.
   """
 
   names: tuple[str, ...]
@@ -44,12 +44,12 @@ class Place:
   part: int | None
 
   def shape(self, ours: Size, heads: int) -> Size:
-    """Of one tensor, where the parameter has this shape."""
+    """The shape of one tensor for a parameter of this shape."""
     first, *rest = self.layout.of(ours[1:] if self.stacked else ours, heads)
     return (first if self.part is None else 3 * first, *rest)
 
   def array(self, tensors: Mapping[str, Tensor], ours: Size) -> np.ndarray:
-    """The parameter."""
+    """Reads the parameter."""
     one = ours[1:] if self.stacked else ours
     layers = []
     for name in self.names:
@@ -73,7 +73,7 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
   """Every parameter under the name and in the layout of Hugging Face files.
 
   Raises:
-    PretrainedError: a model of no known family.
+    PretrainedError: If the model's family is unknown.
 
   >>> from figs_jax import models
   >>> model = models.create(
@@ -81,13 +81,13 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
   >>> published(model)["classifier.weight"].shape
   (1000, 8)
   """
-  found = {}
+  tensors = {}
   for path, leaf in parameters(model).items():
     place = place_of(model, path, tuple(leaf.shape))
     value = np.asarray(leaf[...])
     for name, layer in zip(place.names, value if place.stacked else [value]):
-      found[name] = place.layout.to_theirs(layer, _heads(model))
-  return found
+      tensors[name] = place.layout.to_theirs(layer, _heads(model))
+  return tensors
 
 
 def matched(
@@ -98,19 +98,20 @@ def matched(
   resize_positions: bool = False,
   where: str,
 ) -> dict[str, np.ndarray]:
-  """The model's parameters by path, of named tensors.
+  """The model's parameters by path, from named tensors.
 
   Args:
-    model: may be abstract.
-    tensors: of `opened`, or of another model's `published`.
-    head, resize_positions: as of `pretrained.load`.
-    where: the tensors are from, for messages.
+    model: Model, possibly abstract.
+    tensors: Tensors from `opened`, or from another model's `published`.
+    head: "strict" or "fresh", see `pretrained.load`.
+    resize_positions: Whether to interpolate positions, see `pretrained.load`.
+    where: Source of the tensors, for error messages.
 
   Raises:
-    PretrainedError: as `pretrained.load`.
+    PretrainedError: If the tensors do not fit, see `pretrained.load`.
   """
   if head not in ("strict", "fresh"):
-    raise PretrainedError(f"head={head!r}: give 'strict' or 'fresh'")
+    raise PretrainedError(f"Expected head of 'strict' or 'fresh', got {head!r}")
   tensors = _without_training_state(tensors)
   dialect = _spoken(model, tensors, where)
   places = {
@@ -125,7 +126,7 @@ def matched(
       if not _of_head(dialect, name)
     }
   _check_names(model, dialect, places, tensors, where)
-  found = {}
+  weights = {}
   leaves = parameters(model)
   for path in sorted(places, key=_HEAD.__contains__):  # the head last
     place, leaf = places[path], leaves[path]
@@ -137,9 +138,9 @@ def matched(
     else:
       _check_shapes(model, place, path, shape, tensors, where)
       value = place.array(tensors, shape)
-    # Whatever the file holds, the model computes in its own dtypes.
-    found[path] = value.astype(leaf.dtype)
-  return found
+    # The model keeps its own dtypes.
+    weights[path] = value.astype(leaf.dtype)
+  return weights
 
 
 def _heads(model: Any) -> int:
@@ -150,8 +151,8 @@ def _dialects(model: nnx.Module) -> tuple[Dialect, ...]:
   name = type(model).__name__
   if name not in TABLES:
     raise PretrainedError(
-      f"{name}: no published weights are known for it, only for"
-      f" {', '.join(TABLES)}"
+      f"Published weights are supported for {', '.join(TABLES)}, got a model of"
+      f" class {name}"
     )
   return TABLES[name]
 
@@ -159,7 +160,7 @@ def _dialects(model: nnx.Module) -> tuple[Dialect, ...]:
 def _without_training_state(
   tensors: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-  """The tensors below `params/`, as big_vision keeps them beside the rest."""
+  """The tensors below `params/`, where big_vision files have the weights."""
   below = {
     name.removeprefix("params/"): tensor
     for name, tensor in tensors.items()
@@ -172,7 +173,7 @@ def _without_training_state(
 def _leaves(
   dialect: Dialect,
 ) -> tuple[tuple[str, re.Pattern[str], Layout, int | None], ...]:
-  """(their name, our path as an expression, layout, third) of every tensor."""
+  """(their name, our path as a regex, layout, third) of every tensor."""
   rows = []
   for kind, theirs, paths in dialect.rows:
     parts = (paths,) if isinstance(paths, str) else paths
@@ -187,10 +188,10 @@ def _leaves(
 
 
 def place_of(model: nnx.Module, path: str, shape: Size) -> Place:
-  """Where a parameter is in the files of Hugging Face.
+  """The place of a parameter in Hugging Face files.
 
   Raises:
-    PretrainedError: a model of no known family, or no such parameter.
+    PretrainedError: If the model's family or the parameter is unknown.
   """
   return _place(_dialects(model)[0], path, shape)
 
@@ -200,21 +201,19 @@ def _place(dialect: Dialect, path: str, shape: Size) -> Place:
     match = ours.fullmatch(path)
     if match is None:
       continue
-    found = match.groupdict()
-    stage = int(found.get("s") or 0)
-    stacked = "i" in found and found["i"] is None
-    blocks = range(shape[0]) if stacked else [found.get("i")]
+    numbers = match.groupdict()
+    stage = int(numbers.get("s") or 0)
+    stacked = "i" in numbers and numbers["i"] is None
+    blocks = range(shape[0]) if stacked else [numbers.get("i")]
     names = tuple(
       theirs.format(**{"i": i, "s": stage, "s+1": stage + 1}) for i in blocks
     )
     return Place(names, layout, stacked, part)
-  raise PretrainedError(
-    f"{path}: files of {dialect.name} have no name for this parameter"
-  )
+  raise PretrainedError(f"{path}: unknown parameter in files of {dialect.name}")
 
 
 def _known(dialect: Dialect) -> re.Pattern[str]:
-  """Every name of the dialect."""
+  """A regex of all names in the dialect."""
   names = [
     re.sub(r"\\{(i|s|s\\\+1)\\}", r"\\d+", re.escape(theirs))
     for theirs, *_ in _leaves(dialect)
@@ -225,7 +224,7 @@ def _known(dialect: Dialect) -> re.Pattern[str]:
 def _spoken(
   model: nnx.Module, tensors: Mapping[str, Tensor], where: str
 ) -> Dialect:
-  """The dialect that most names of a file belong to."""
+  """The dialect that most names of a file match."""
   own = _dialects(model)
   family, dialect, count = max(
     (
@@ -233,13 +232,12 @@ def _spoken(
       for family, dialects in TABLES.items()
       for dialect in dialects
     ),
-    key=lambda found: found[2],
+    key=lambda candidate: candidate[2],
   )
   if not count:
     some = ", ".join(sorted(tensors)[:3]) or "nothing"
     raise PretrainedError(
-      f"{where}: none of its tensors is one of a {type(model).__name__}; it"
-      f" holds {some}"
+      f"{where}: expected tensors of a {type(model).__name__}, got {some}"
     )
   if dialect in own:
     wanted = {
@@ -252,13 +250,13 @@ def _spoken(
     }
     return max(own, key=lambda each: len(wanted[each] & tensors.keys()))
   raise PretrainedError(
-    f"{where}: the weights of a {family}, but the model is a"
-    f" {type(model).__name__}"
+    f"{where}: expected weights of a {type(model).__name__}, got those of a"
+    f" {family}"
   )
 
 
 def _of_head(dialect: Dialect, name: str) -> bool:
-  """Whether a tensor belongs to one task, and not to the body."""
+  """Whether a tensor belongs to a task's head instead of the body."""
   names = {
     theirs
     for theirs, ours, *_ in _leaves(dialect)
@@ -274,23 +272,23 @@ def _check_names(
   tensors: Mapping[str, Tensor],
   where: str,
 ) -> None:
-  """Raises at the first tensor that is missing, or that has no place."""
+  """Raises PretrainedError at the first missing or unexpected tensor."""
   places_of = {n: path for path, place in places.items() for n in place.names}
   for name in sorted(tensors.keys() - places_of.keys()):
     _check_extra(model, dialect, tensors, name, where)
   for name, path in places_of.items():
     if name not in tensors:
       raise PretrainedError(
-        f"{where}: {name} is missing, which {path} of the"
-        f" {type(model).__name__} is filled with{_fix(path)}"
+        f"{where}: {name} is missing, which holds {path} of the"
+        f" {type(model).__name__}{_fix(path)}"
       )
 
 
 def _fix(path: str) -> str:
   if path in _HEAD:
-    return "; head='fresh' keeps the model's own"
+    return "; head='fresh' keeps the model's own head"
   if path == "shared/embedding":
-    return "; set vocab= to the file's vocabulary, and use that one"
+    return "; set vocab= to the size of the file's vocabulary, and use that one"
   return ""
 
 
@@ -301,7 +299,7 @@ def _check_extra(
   name: str,
   where: str,
 ) -> None:
-  """Raises unless a tensor that is no parameter repeats something known."""
+  """Raises PretrainedError unless a further tensor is a known duplicate."""
   for pattern, why in dialect.refused:
     if re.fullmatch(pattern, name):
       raise PretrainedError(f"{where}: {name} belongs to {why}")
@@ -311,14 +309,15 @@ def _check_extra(
       continue
     if check and not check(model, tensors, name, **match.groupdict()):
       raise PretrainedError(
-        f"{where}: {name} is not what this {type(model).__name__} has in its"
-        f" place: {dialect.hint}"
+        f"{where}: unexpected value of {name} for this {type(model).__name__}:"
+        f" {dialect.hint}"
       )
     return
-  hint = "; head='fresh' leaves it out" if _of_head(dialect, name) else ""
+  hint = "; head='fresh' ignores it" if _of_head(dialect, name) else ""
   raise PretrainedError(
-    f"{where}: {name} {list(tensors[name].shape)} has no place in this"
-    f" {type(model).__name__}: other sizes or options would have one{hint}"
+    f"{where}: unexpected tensor {name} {list(tensors[name].shape)}: this"
+    f" {type(model).__name__} has no such parameter; check its sizes and"
+    f" options{hint}"
   )
 
 
@@ -335,7 +334,8 @@ def _check_shapes(
     got = tensors[name]
     if got.dtype.name not in _FLOATS:
       raise PretrainedError(
-        f"{where}: {name} has dtype {got.dtype}; weights are floating numbers"
+        f"{where}: expected floating-point weights, got {name} of dtype"
+        f" {got.dtype}"
       )
     if got.shape != want:
       raise PretrainedError(
@@ -347,17 +347,18 @@ def _check_shapes(
 def _positions(
   model: Any, stored: Tensor, of_class: bool, resize: bool, where: str
 ) -> np.ndarray:
-  """[1, tokens, width] for the model's grid.
+  """Position embeddings [1, tokens, width] for the model's grid.
 
-  Files that add positions before the class token have none for it (`of_class`
-  says that this one always has); then it is zero.
+  Files that add positions before the class token have none for it, which is
+  then zero. `of_class` marks dialects that always have one.
   """
   height, width = model.grid
   extra = model.tokens - height * width
   if len(stored.shape) != 3 or stored.shape[::2] != (1, model.width):
     raise PretrainedError(
-      f"{where}: position embeddings of shape {list(stored.shape)}, but"
-      f" {_POSITIONS} needs {[1, model.tokens, model.width]}"
+      f"{where}: expected position embeddings of shape"
+      f" {[1, model.tokens, model.width]} for {_POSITIONS}, got"
+      f" {list(stored.shape)}"
     )
   count = stored.shape[1]
   if count == model.tokens:
@@ -367,10 +368,9 @@ def _positions(
   grid, side = count - kept, math.isqrt(count - kept)
   if grid != height * width and not (resize and side**2 == grid):
     raise PretrainedError(
-      f"{where}: positions of {count} tokens, but the model has"
-      f" {model.tokens}: image_size / patch is {height} x {width}; set"
-      " image_size to that of the file, or resize_positions=True for a square"
-      " grid"
+      f"{where}: expected positions of {model.tokens} tokens (a grid of"
+      f" {height} x {width}), got {count}; set image_size to that of the file,"
+      " or resize_positions=True for a square grid"
     )
   table = stored.read()
   first = np.zeros((extra, model.width), table.dtype)
@@ -382,9 +382,9 @@ def _positions(
 
 
 def resized(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-  """Linear interpolation of [height, width, channels] to another grid.
+  """Interpolates [height, width, channels] linearly to another grid.
 
-  The corners stay where they are, as in the reference implementation.
+  Corners are aligned, as in the reference implementation.
 
   >>> resized(np.array([[[0.0], [2.0]]]), (1, 3))[0, :, 0].tolist()
   [0.0, 1.0, 2.0]

@@ -1,9 +1,9 @@
-"""How a table says what published files call our parameters.
+"""The form of the tables that map names in published files to our parameters.
 
-A row is (kind, theirs, ours). The kind says which tensors the layer has and
-how they lie in the file; `{i}` is the number of a block, `{s}` that of a
-stage. Our path may lack `/{i}`: scanned blocks are stacked along axis 0. The
-tables are in `pretrained_vit`, `pretrained_swin_v2` and `pretrained_t5`.
+A row is (kind, theirs, ours). The kind determines the tensors of the layer and
+their layout in the file; `{i}` is the number of a block, `{s}` that of a stage.
+Our path may lack `/{i}`, since scanned blocks are stacked along axis 0. The
+tables are in `vit`, `swin_v2` and `t5`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SPLIT_FIRST = Layout(
   shape=lambda shape, heads: (heads, shape[0] // heads, *shape[1:])
 )
 
-# Per kind: (end of their name, end of our path, layout).
+# Kind -> (suffix of their name, suffix of our path, layout) per tensor.
 KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
   "plain": (("", "", SAME),),
   "column": (("", "", _COLUMN),),
@@ -60,7 +60,7 @@ KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
   "conv": ((".weight", "/kernel", _OIHW), (".bias", "/bias", SAME)),
   "norm": ((".weight", "/scale", SAME), (".bias", "/bias", SAME)),
   "embed": ((".weight", "/embedding", SAME),),
-  # As Flax stores them, heads apart in attention.
+  # As Flax stores them, with a separate axis of heads in attention.
   "flax": (("/kernel", "/kernel", SAME), ("/bias", "/bias", SAME)),
   "flax_norm": (("/scale", "/scale", SAME), ("/bias", "/bias", SAME)),
   "flax_qkv": (
@@ -69,27 +69,25 @@ KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
   ),
   "flax_out": (("/kernel", "/kernel", _SPLIT_FIRST), ("/bias", "/bias", SAME)),
 }
-# One tensor for q, k and v: theirs end to end along axis 0.
+# One tensor for q, k and v, concatenated along axis 0.
 KINDS["fused"] = KINDS["dense"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-  """One way to name the parameters of a family.
+  """One naming scheme for the parameters of a family.
 
   Attributes:
-    name: of whoever uses it.
-    rows: as the module says.
-    duplicates: (their name as a regular expression, check): tensors that are
-      no parameters, but repeat one or are computed. The check (model, tensors,
-      name, **groups) says whether it is what it must be; None where no code
-      reads it.
-    heads: their names (a regular expression) beside the classifier that belong
-      to one task, left out with a fresh head.
-    refused: (their name as a regular expression, what it belongs to that the
-      model lacks).
-    hint: what to do where a check fails.
-    class_position: whether a class token always has a position embedding.
+    name: Name of the library that uses the scheme.
+    rows: Rows of the table, see above.
+    duplicates: Pairs (regular expression of names, check) for tensors that are
+      not parameters, but repeat or follow from one. The check (model, tensors,
+      name, **groups) returns whether the value is right; None accepts any.
+    heads: Regular expression of names beside the classifier that belong to one
+      task and are ignored with a fresh head.
+    refused: Pairs (regular expression of names, part that the model lacks).
+    hint: Fix to suggest if a check fails.
+    class_position: Whether a class token always has a position embedding.
   """
 
   name: str
@@ -101,7 +99,7 @@ class Dialect:
   class_position: bool = True
 
   def bare(self, prefix: str) -> Dialect:
-    """The same without a prefix, as a model without its head is saved."""
+    """The scheme without a prefix, as in files of models without a head."""
     return dataclasses.replace(
       self,
       name=f"{self.name}, without {prefix}",
@@ -113,7 +111,7 @@ class Dialect:
 
 
 def under(theirs: str, ours: str, *rows: Row) -> tuple[Row, ...]:
-  """Rows with a common beginning of both names.
+  """Rows with a common prefix of both names.
 
   >>> under("layer.{i}.", "blocks/{i}/", ("norm", "ln", "norm1"))
   (('norm', 'layer.{i}.ln', 'blocks/{i}/norm1'),)

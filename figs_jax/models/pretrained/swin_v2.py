@@ -1,4 +1,4 @@
-"""What published files call the parameters of a Swin-V2."""
+"""Names of Swin-V2's parameters in published files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from figs_jax.models import windows
 from figs_jax.models.pretrained.names import Dialect, under
 
 _HINT = (
-  "windows of another side: set window= to the file's, or where it was trained"
-  " with another pretrained_windows="
+  "the windows have another size; set window= to the file's, or"
+  " pretrained_windows= to those it was trained with"
 )
 
 
 def _places(model: Any, tensors: Any, name: str, **stage: str) -> bool:
-  """[s², s²], the row of the table for each pair of tokens of a window."""
+  """Checks [s², s²], the row of the table for each pair of tokens."""
   shape = tensors[name].shape
   side = math.isqrt(max(shape, default=0))
   if side < 1 or shape != (side**2, side**2):
@@ -27,7 +27,7 @@ def _places(model: Any, tensors: Any, name: str, **stage: str) -> bool:
 
 
 def _offsets(model: Any, tensors: Any, name: str, s: str) -> bool:
-  """[1, 2s-1, 2s-1, 2], on the scale of this model's position bias."""
+  """Checks [1, 2s-1, 2s-1, 2], the offsets on the scale of this model."""
   tensor = tensors[name]
   side = (max(tensor.shape, default=0) + 1) // 2
   if tensor.shape != (1, 2 * side - 1, 2 * side - 1, 2):
@@ -102,7 +102,7 @@ def _original(name: str, merge: str, head: str) -> Dialect:
       *under(
         "layers.{s}.blocks.{i}.",
         "stages/{s}/blocks/{i}/",
-        # Before the fused kernel: the key has no bias.
+        # Listed before the fused kernel, since the key has no bias.
         ("plain", "attn.q_bias", "attn/q/bias"),
         ("plain", "attn.v_bias", "attn/v/bias"),
         ("fused", "attn.qkv", ("attn/q", "attn/k", "attn/v")),
@@ -133,7 +133,7 @@ def _original(name: str, merge: str, head: str) -> Dialect:
         r"layers\.(?P<s>\d+)\.blocks\.\d+\.attn\.relative_coords_table",
         _offsets,
       ),
-      # Which windows a shift joins: a function of the image's size alone.
+      # A function of the image size only.
       (r"layers\.\d+\.blocks\.\d+\.attn_mask", None),
     ),
     hint=_HINT,

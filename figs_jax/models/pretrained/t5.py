@@ -1,4 +1,4 @@
-"""What published files call the parameters of a T5."""
+"""Names of T5's parameters in published files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _mlp(theirs: str) -> tuple[Row, ...]:
 
 
 def _bias(stack: str) -> Row:
-  """One table per stack, which its first block holds."""
+  """The table of a stack, which files store in its first block."""
   name = "block.0.layer.0.SelfAttention.relative_attention_bias"
   return "embed", f"{stack}.{name}", f"{stack}/position_bias"
 
@@ -65,16 +65,16 @@ _HUGGING_FACE = Dialect(
   ),
   duplicates=(
     (r"(?:en|de)coder\.embed_tokens\.weight", _is_shared),
-    # Of a tied model; else it is a parameter.
+    # Only in tied models; otherwise it is a parameter.
     (r"lm_head\.weight", _is_shared),
-    # In the first published files; no position bias crosses the stacks.
+    # In the first published files; cross-attention has no position bias.
     (
       r"decoder\.block\.0\.layer\.1\.EncDecAttention"
       r"\.relative_attention_bias\.weight",
       None,
     ),
   ),
-  hint="it is no copy of shared.weight; for a head of its own set tied=False",
+  hint="it differs from shared.weight; set tied=False for an untied head",
 )
 
 DIALECTS = (_HUGGING_FACE,)

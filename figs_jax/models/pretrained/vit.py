@@ -1,4 +1,4 @@
-"""What published files call the parameters of a ViT."""
+"""Names of ViT's parameters in published files."""
 
 from __future__ import annotations
 
