@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from ml_collections import config_dict
@@ -125,7 +126,7 @@ def compare(
       nothing is trained or written.
     Diverged: If a run diverges.
   """
-  plans: dict[Path, tuple[config_dict.ConfigDict, dict[str, float]]] = {}
+  plans: dict[Path, tuple[config_dict.ConfigDict, dict[str, Any]]] = {}
   for recipe, pattern in runs:
     config = copy.deepcopy(get_config(recipe))
     config.pattern = pattern or config.pattern

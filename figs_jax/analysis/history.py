@@ -163,8 +163,7 @@ def histories(workdirs: Sequence[str | Path]) -> list[History]:
   """Reads runs, each with a label of its own.
 
   Raises:
-    ValueError: If there is no workdir, a workdir is given twice or holds no
-      run.
+    ValueError: If no workdir is given, or one of them twice or without a run.
   """
   paths = [Path(workdir) for workdir in workdirs]
   if not paths:

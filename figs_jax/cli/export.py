@@ -54,8 +54,8 @@ def export_run(
     A description of the written files, in lines.
 
   Raises:
-    ValueError: If `export_model` raises, or (`CheckpointError`) there is no
-      such checkpoint.
+    ValueError: If `export_model` raises, or (`CheckpointError`) the checkpoint
+      does not exist.
   """
   _check(out, format, overwrite)
   model = finished_model(workdir, step=step, seed=seed, ema=ema)
