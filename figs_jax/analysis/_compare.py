@@ -113,7 +113,8 @@ def compare(
   for recipe, pattern in runs:
     config = copy.deepcopy(get_config(recipe))
     config.pattern = pattern or config.pattern
-    path = Path(workdir) / _slug(recipe, pattern)
+    words = re.findall(r"\w+", f"{recipe} {pattern or ''}")
+    path = Path(workdir) / "-".join(words)
     if path in plans:
       raise ValueError(f"runs: {path.name} is given twice; name each run once")
     plans[path] = config, training_shares(config, engine_spec)
@@ -182,10 +183,6 @@ def training_shares(
   model = nnx.eval_shape(lambda: experiment.model(config.seed))
   run = train_cost(model, experiment.recipe, engine_spec, config.batch_size)
   return {"train_flops": run.share("flops"), "train_time": run.share("cycles")}
-
-
-def _slug(recipe: str, pattern: str | None) -> str:
-  return "-".join(re.findall(r"\w+", f"{recipe} {pattern or ''}"))
 
 
 def _percent(row: ComparisonRow) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,15 @@ _LINES = ("-", "--", "-.", ":")
 _FEW = 25  # the most points of a curve that all get a marker
 _LEADER = 13.0  # points; texts further from their marker have a leader line
 _GAP = 1.0  # points between texts
+# Of a text from its marker in points, the best first.
+_OFFSETS = [
+  (
+    radius * math.cos(math.radians(angle)),
+    radius * math.sin(math.radians(angle)),
+  )
+  for radius in (8, 12, 18, 25, 33, 42, 52)
+  for angle in (0, 180, 35, -35, 145, -145, 90, -90, 65, -65, 115, -115)
+]
 _NESTED = 1.4  # points that a marker and bar grow by per mark drawn on them
 
 
@@ -324,7 +333,7 @@ def _annotate(ax: Any, marks: Sequence[Mark]) -> None:
     size = probe.get_window_extent().size
     probe.remove()
     best, box, least = (8.0, 0.0), inside, math.inf
-    for offset in _offsets():
+    for offset in _OFFSETS:
       shift = np.where(np.abs(offset) < 1, 0.5, np.less(offset, 0))
       start = ax.transData.transform(centre) + np.multiply(offset, unit)
       tried = np.concatenate([start - shift * size, start + (1 - shift) * size])
@@ -346,14 +355,6 @@ def _annotate(ax: Any, marks: Sequence[Mark]) -> None:
       arrowprops=leader if math.hypot(*best) > _LEADER else None,
     )  # fmt: skip
     annotation.set_in_layout(False)
-
-
-def _offsets() -> Iterator[tuple[float, float]]:
-  """Offsets of a text from its marker in points, the best first."""
-  for radius in (8, 12, 18, 25, 33, 42, 52):
-    for angle in (0, 180, 35, -35, 145, -145, 90, -90, 65, -65, 115, -115):
-      turn = math.radians(angle)
-      yield radius * math.cos(turn), radius * math.sin(turn)
 
 
 def _shared(box: Any, others: Any) -> float:

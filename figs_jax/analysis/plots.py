@@ -46,7 +46,9 @@ def plot_masks(evolution: MaskEvolution, title: str = "") -> Any:
   Below, the share of entries that differ from the checkpoint before, by kind of
   layer: the mean over the layers, and a band from the smallest to the largest.
   """
-  panels = _evenly_spaced(len(evolution.steps))
+  count = len(evolution.steps)
+  panels = np.linspace(0, count - 1, min(count, _MOST_PANELS)).round()
+  panels = panels.astype(int).tolist()
   rows, columns = evolution.window.shape[1:]
   width = max(2.0 * len(panels), 6.4)
   panel = min(0.93 * width / len(panels) * rows / columns, 3.2)
@@ -232,12 +234,6 @@ def _mark(point: ParetoPoint, order: Sequence[str]) -> plot_style.Mark:
   )
 
 
-def _evenly_spaced(count: int) -> list[int]:
-  """At most `_MOST_PANELS` indices from the first to the last."""
-  indices = np.linspace(0, count - 1, min(count, _MOST_PANELS))
-  return indices.round().astype(int).tolist()
-
-
 def _bands(
   curves: Mapping[str, Mapping[str, Any]], order: Sequence[str]
 ) -> tuple[dict[str, Band], dict[str, Any], str]:
@@ -276,15 +272,12 @@ def _add_state_legend(figure: Any) -> None:
     "kept": "kept", "new": "new since the previous panel",
     "dropped": "dropped since then", "pruned": "pruned",
   }  # fmt: skip
+  style = {"edgecolor": "0.6", "linewidth": 0.5}
+  patches = [
+    Patch(facecolor=_STATES[state], label=label, **style)
+    for state, label in labels.items()
+  ]
   figure.legend(
-    handles=[
-      Patch(
-        facecolor=_STATES[state], edgecolor="0.6", linewidth=0.5, label=label
-      )
-      for state, label in labels.items()
-    ],
-    loc="outside lower center",
-    ncols=4,
-    fontsize=8,
+    handles=patches, loc="outside lower center", ncols=4, fontsize=8,
     frameon=False,
-  )
+  )  # fmt: skip
