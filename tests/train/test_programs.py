@@ -34,7 +34,7 @@ def test_evaluate_prints_one_json_object(finished_run):
   before = sorted(finished_run.rglob("*"))
   done = program(
     "evaluate", "--workdir", finished_run, "--format", "json",
-    "--engine", "ws:8x8",
+    "--engines", "ws:8x8",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   result = json.loads(done.stdout)
