@@ -8,7 +8,7 @@ Data:      glue/cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte prepared by
            tensorflow-datasets in --config.data.data_dir; T5's own sentencepiece
            model and published weights of t5-v1_1-base as files. Without
            --config.init_from it starts from random weights.
-Hardware:  8 accelerators of 16 GB, or fewer with --config.accumulate.
+Hardware:  8 accelerators of 16 GB, or fewer with --config.grad_accum_steps.
 Hours:     not measured by us.
 Expected:  published single runs of T5X-Base, GLUE score: dense 86.2; at 1:32 on
            the feed-forward SR-STE 79.4, Stepwise 80.9, FiGS (SdGf-geometric)

@@ -5,7 +5,7 @@ Command:   python launch/train.py --config configs/imagenet_swin_v2_b.py:figs \\
 Data:      imagenet2012 prepared by tensorflow-datasets in
            --config.data.data_dir (downloading it is up to its licence).
 Hardware:  not run by us. The global batch of 1024 wants 16 accelerators of
-           32 GB or more; on fewer, raise --config.accumulate or set
+           32 GB or more; on fewer, raise --config.grad_accum_steps or set
            --config.model.remat=True.
 Hours:     not measured by us.
 Expected:  published single runs of SwinV2-Base on the feed-forward, top-1 %

@@ -5,7 +5,7 @@ Command:   python launch/train.py --config configs/imagenet_vit_b16.py:figs \\
 Data:      imagenet2012 prepared by tensorflow-datasets in
            --config.data.data_dir (downloading it is up to its licence).
 Hardware:  the global batch of 4096 wants about 32 accelerators of 32 GB; on
-           fewer, raise --config.accumulate.
+           fewer, raise --config.grad_accum_steps.
 Hours:     not measured by us.
 Expected:  published single runs of ViT-Base, 1:8 on the feed-forward: SR-STE
            77.87, MdGf-exp 78.01, FiGS (SdGf-geometric) 78.18; dense 76.39

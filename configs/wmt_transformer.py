@@ -4,7 +4,7 @@ Command:   python launch/train.py --config configs/wmt_transformer.py:figs \\
              --workdir runs/wmt_transformer --config.mesh.data=-1
 Data:      wmt14_translate/de-en prepared by tensorflow-datasets in
            --config.data.data_dir; the vocabulary is trained on its beginning.
-Hardware:  8 accelerators of 16 GB, or fewer with --config.accumulate.
+Hardware:  8 accelerators of 16 GB, or fewer with --config.grad_accum_steps.
 Hours:     not measured by us.
 Expected:  not known: no published figure for these settings was read.
 

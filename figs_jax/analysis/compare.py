@@ -28,7 +28,7 @@ from figs_jax.engine.plots import empty_figure
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed, differences
-from figs_jax.train.cost import train_cost
+from figs_jax.train.run_rows import train_cost
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import train
 

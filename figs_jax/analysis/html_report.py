@@ -1,8 +1,7 @@
-"""A run, or several, as one HTML file that needs nothing beside it.
+"""A report of one or several runs as one self-contained HTML file.
 
-No script, no style sheet, font, picture or link from elsewhere: pictures are
-SVG inside the file. Whatever a configuration or a directory is called is text,
-never markup.
+The file has no scripts and loads nothing: plots are embedded as SVG. All names
+and configurations are escaped.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from typing import Any, NamedTuple
 
 from figs_jax import engine, nn
 from figs_jax.analysis import plot_style, plots
-from figs_jax.analysis.history import History, evolution
-from figs_jax.analysis.pareto import points
+from figs_jax.analysis.history import History, mask_evolution
+from figs_jax.analysis.pareto import pareto_points
 from figs_jax.engine.layout import times
 from figs_jax.engine.plots import figure_type, roofline
-from figs_jax.train import seeds as study
+from figs_jax.train import seeds
 from figs_jax.train._evaluate import exact_nm, storage
 from figs_jax.train.state import finish
 
@@ -42,26 +41,25 @@ pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; }
 
 
 class Sheet(NamedTuple):
-  """A table: names of the columns, rows of cells, columns that are numbers."""
+  """A table; `numbers` has the indices of its numeric columns."""
 
   columns: Sequence[str]
   rows: Sequence[Sequence[Any]]
   numbers: frozenset[int] = frozenset()
 
 
-def html(runs: Sequence[History], engines: Sequence[str]) -> str:
-  """The report: of several runs first how they compare, then each alone.
+def report_html(runs: Sequence[History], engines: Sequence[str]) -> str:
+  """The report: a comparison if there are several runs, then each run.
 
-  A picture that a run has no numbers for is replaced by the line that says how
-  to get them.
+  Where a run lacks the data of a plot, the report says how to get them.
 
   Args:
-    runs: from `history.histories`.
-    engines: specs of `figs_jax.engine.parse`.
+    runs: Runs from `histories`.
+    engines: Specs for `figs_jax.engine.parse`.
 
   Raises:
-    ValueError: a run without a checkpoint or evaluation, no such engine, or
-      matplotlib is missing.
+    ValueError: If a run has no checkpoint or evaluation, an engine is unknown,
+      or matplotlib is not installed.
   """
   order = [run.label for run in runs]
   if len(runs) == 1:
@@ -86,14 +84,14 @@ def html(runs: Sequence[History], engines: Sequence[str]) -> str:
 
 
 def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
-  found = points(runs, engines)
+  points = pareto_points(runs, engines)
   rows = [
     (
       point.recipe, point.pattern, percent(point.accuracies),
       len(point.accuracies), point.engine, times(point.speedup),
       ", ".join(point.runs),
     )
-    for point in found
+    for point in points
   ]  # fmt: skip
   columns = (
     "recipe", "pattern", "accuracy, % (± s.e.)", "seeds", "engine",
@@ -101,72 +99,73 @@ def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
   )  # fmt: skip
   order = [run.label for run in runs]
   facts = [(run.label, *_facts(run).values()) for run in runs]
-  of = ", ".join(order)
+  labels = ", ".join(order)
   return "\n".join(
     [
       _table(Sheet(("run", *_facts(runs[0])), facts)),
       "<h2>Comparison</h2>",
       _table(Sheet(columns, rows, frozenset({2, 3, 5}))),
-      _picture(
-        f"accuracy against speed-up of {of}",
-        lambda: plots.pareto(found, order),
+      _plot(
+        f"accuracy against speed-up of {labels}",
+        lambda: plots.plot_pareto(points, order),
       ),
-      _picture(f"training of {of}", lambda: plots.training(runs, order)),
+      _plot(f"training of {labels}", lambda: plots.plot_training(runs, order)),
     ]
   )
 
 
 def _facts(run: History) -> dict[str, str]:
-  """What was trained, by word."""
+  """Model, data set, recipe, pattern and seeds of a run."""
   config = run.config
   first, count = config["seed"], max(config["seeds"], 1)
-  seeds = f"{first} to {first + count - 1}" if count > 1 else str(first)
+  listed = f"{first} to {first + count - 1}"
   return {
     "model": f"{config['family']} {config['variant']}",
     "data set": config["data"]["name"],
     "recipe": run.recipe,
     "pattern": "dense" if run.recipe == "dense" else str(config["pattern"]),
-    "seeds": f"{count} ({seeds})" if count > 1 else seeds,
+    "seeds": f"{count} ({listed})" if count > 1 else str(first),
   }
 
 
 def _section(
   run: History, engines: Sequence[str], order: Sequence[str], level: int
 ) -> str:
-  """One run, with headings of this level; `order` gives colours."""
+  """One run, under headings of a level; `order` gives the colours."""
 
-  def heading(words: str) -> str:
-    return f"<h{level}>{words}</h{level}>"
+  def heading(title: str) -> str:
+    return f"<h{level}>{title}</h{level}>"
 
   _, _, step = run.restored
-  leaves = nn.masked_leaves(run.model)
+  label, leaves = run.label, nn.masked_leaves(run.model)
   weights = [finish(state)[0] for state in run.states]
   report = engine.report(run.layers, list(engines))
   parts = [
-    _table(Sheet(("what", "trained"), list(_facts(run).items()))),
+    _table(Sheet(("field", "value"), list(_facts(run).items()))),
     f'<p class="note">Step {step:,} of'
-    f" {run.config['total_steps']:,}. All numbers are of the finished model:"
-    " pruned entries are exact zeros.</p>",
+    f" {run.config['total_steps']:,}. All numbers are those of the finished"
+    " model: pruned entries are exact zeros.</p>",
     heading("Results"),
     _table(_results(run, storage(weights[0], leaves), report)),
     heading("Curves"),
-    _picture(f"training of {run.label}", lambda: plots.training([run], order)),
+    _plot(f"training of {label}", lambda: plots.plot_training([run], order)),
   ]
   if leaves:
     parts += [
-      _picture(f"mask changes of {run.label}", lambda: plots.flips([run])),
-      '<p class="note">Mask changes are those of single steps; what changes'
-      " between two that were looked at, such as a refresh of RigL's or SET's"
-      " masks, is seen only in the picture of the masks.</p>",
-      _picture(
-        f"gradient variance of {run.label}", lambda: plots.variance([run])
+      _plot(f"mask changes of {label}", lambda: plots.plot_mask_changes([run])),
+      '<p class="note">Mask changes are those of single measured steps. What'
+      " changes between them, such as a refresh of RigL's or SET's masks, is"
+      " seen only in the plot of the masks.</p>",
+      _plot(
+        f"gradient variance of {label}",
+        lambda: plots.plot_gradient_variance([run]),
       ),
       heading("Masks"),
-      _picture(
-        f"masks of {run.label}",
-        lambda: plots.masks(evolution(run), run.label),
+      _plot(
+        f"masks of {label}",
+        lambda: plots.plot_masks(mask_evolution(run), label),
       ),
-      heading("Exactness, per layer"),
+      heading("Exactness of each layer"),
       _table(exactness(weights, leaves)),
     ]
   parts += [
@@ -174,10 +173,10 @@ def _section(
     _table(_engines(report)),
     f'<p class="note">{escape(report.caption)} One image or sequence per pass.'
     "</p>",
-    _picture(f"rooflines of {run.label}", lambda: roofline(report, run.label)),
-    heading("Repeat it"),
+    _plot(f"rooflines of {label}", lambda: roofline(report, label)),
+    heading("Reproduce"),
     f"<pre>{escape(command(run))}</pre>",
-    '<p class="note">The file is in the workdir; its text is below.</p>',
+    '<p class="note">The workdir holds the file; its content is below.</p>',
     _table(_versions(run)),
     "<details><summary>Configuration</summary>",
     f"<pre>{escape(json.dumps(run.config, indent=2, sort_keys=True))}</pre>",
@@ -187,14 +186,14 @@ def _section(
 
 
 def command(run: History) -> str:
-  """What trains the run again, for a shell."""
-  words = {
+  """The shell command that trains the run again."""
+  values = {
     "config": f"launch/again.py:{run.path / 'config.json'}",
-    # A run of an older version has no such field.
+    # Older versions had no such field.
     "recipe_file": run.config.get("recipe_file", ""),
     "workdir": f"{run.path}-again",
   }
-  flags = [f"--{k} {shlex.quote(v)}" for k, v in words.items() if v]
+  flags = [f"--{k} {shlex.quote(v)}" for k, v in values.items() if v]
   return "python launch/train.py " + " \\\n  ".join(flags)
 
 
@@ -204,17 +203,17 @@ def percent(values: Sequence[float]) -> str:
   >>> percent([0.9, 0.92]), percent([0.9])
   ('91.00 ± 1.00', '90.00')
   """
-  mean, error = study.mean_and_se(values)
+  mean, error = seeds.mean_and_se(values)
   spread = "" if math.isnan(error) else f" ± {100 * error:.2f}"
   return f"{100 * mean:.2f}{spread}"
 
 
 def exactness(weights: Sequence[Any], leaves: Any) -> Sheet:
-  """Per masked kernel: shape, pattern, and whether every seed is exactly N:M.
+  """Shape and pattern of masked kernels, and whether all seeds are exactly N:M.
 
   Args:
-    weights: finished parameters, one tree per seed.
-    leaves: path -> `Leaf`.
+    weights: Finished parameters, one tree per seed.
+    leaves: Masked kernels by path.
   """
   checks = [exact_nm(params, leaves) for params in weights]
   rows = [
@@ -230,20 +229,19 @@ def exactness(weights: Sequence[Any], leaves: Any) -> Sheet:
 
 
 def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
-  accuracies = run.accuracies()
+  accuracies = run.accuracies
   layers = engine.Layers.of(run.layers)
   flops = float(engine.flops(layers).sum())
   dense = float(engine.flops(layers.dense()).sum())
   rows = [
-    ("evaluated at step", f"{run.evaluated:,}"),
+    ("evaluated at step", f"{run.evaluated_step:,}"),
     ("test accuracy, %", percent(accuracies)),
   ]
   if len(accuracies) > 1:
     each = ", ".join(f"{100 * value:.2f}" for value in accuracies)
     rows.append((f"each of {len(accuracies)} seeds, %", each))
-  for name, value in _beside_accuracy(run).items():
-    rows.append((name.replace("_", " "), value))
   rows += [
+    *_other_measures(run),
     ("zeros in masked kernels, %", f"{100 * stored['sparsity']:.2f}"),
     (
       "zeros in all parameters, %",
@@ -260,23 +258,18 @@ def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
   return Sheet(("what", "value"), rows, frozenset({1}))
 
 
-def _beside_accuracy(run: History) -> dict[str, str]:
-  """What else the last evaluation measured, mean ± standard error."""
+def _other_measures(run: History) -> list[tuple[str, str]]:
+  """The measures of the last evaluation but accuracy, mean ± standard error."""
   row = run.last_evaluation
-  found = {}
+  rows = []
   for name, value in row.items():
-    measure = name.removeprefix("eval/")
-    if (
-      not name.startswith("eval/")
-      or "/" in measure
-      or measure.endswith("_se")
-      or measure == "accuracy"
-    ):
-      continue
-    error = row.get(f"{name}_se", math.nan)
-    spread = "" if math.isnan(error) else f" ± {error:.4g}"
-    found[f"test {measure}"] = f"{value:.4g}{spread}"
-  return found
+    prefix, _, measure = name.partition("/")
+    is_mean = "/" not in measure and not measure.endswith("_se")
+    if prefix == "eval" and is_mean and measure != "accuracy":
+      error = row.get(f"{name}_se", math.nan)
+      spread = "" if math.isnan(error) else f" ± {error:.4g}"
+      rows.append((f"test {measure}".replace("_", " "), f"{value:.4g}{spread}"))
+  return rows
 
 
 def _engines(report: Any) -> Sheet:
@@ -306,10 +299,10 @@ def _versions(run: History) -> Sheet:
 def _table(sheet: Sheet) -> str:
   def line(tag: str, cells: Iterable[Any]) -> str:
     out = []
-    for place, cell in enumerate(cells):
-      words = ["number"] if place in sheet.numbers else []
-      words += ["bad"] if cell == "NO" else []
-      attribute = f' class="{" ".join(words)}"' if words else ""
+    for column, cell in enumerate(cells):
+      classes = ["number"] if column in sheet.numbers else []
+      classes += ["bad"] if cell == "NO" else []
+      attribute = f' class="{" ".join(classes)}"' if classes else ""
       out.append(f"<{tag}{attribute}>{escape(str(cell))}</{tag}>")
     return f"<tr>{''.join(out)}</tr>"
 
@@ -318,16 +311,14 @@ def _table(sheet: Sheet) -> str:
   return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
-def _picture(name: str, draw: Callable[[], Any]) -> str:
-  """The figure, or the line that says why there is none."""
-  figure_type()  # without matplotlib there is no report
+def _plot(name: str, draw: Callable[[], Any]) -> str:
+  """A figure, or the reason why there is none."""
+  figure_type()  # raises if matplotlib is not installed
   try:
     figure = draw()
   except ValueError as error:
-    return (
-      f'<p class="note">No picture of {escape(name)}: {escape(str(error))}</p>'
-    )
-  data = base64.b64encode(plot_style.image(figure, "svg")).decode()
+    return f'<p class="note">No plot of {escape(f"{name}: {error}")}</p>'
+  data = base64.b64encode(plot_style.image_bytes(figure, "svg")).decode()
   return (
     f'<p><img alt="{escape(name)}" src="data:image/svg+xml;base64,{data}"></p>'
   )

@@ -11,9 +11,9 @@ from figs_jax.analysis import history, plot_style, plots
 from figs_jax.analysis.history import Curve, History
 from figs_jax.analysis.pareto import points
 from figs_jax.core.pattern import NM
-from figs_jax.train import seeds as study
+from figs_jax.train import seeds
 from figs_jax.train.loop import train
-from figs_jax.train.restore import restore
+from figs_jax.train.workdir import restore
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.standard_promotion  # optax mixes dtypes
@@ -68,14 +68,14 @@ def saved_masks(sparse):
   found = []
   for step in range(1, STEPS + 1):
     _, state, _ = restore(sparse.path, step)
-    seeds = [study.take(state, i).masks for i in range(2)]
+    each = [seeds.take(state, i).masks for i in range(2)]
     found.append(
       [
         {
           path: np.asarray(masks["blocks"][0]["mlp"][name]["kernel"])
           for path, name in ((FC1, "fc1"), (FC2, "fc2"))
         }
-        for masks in seeds
+        for masks in each
       ]
     )
   return found

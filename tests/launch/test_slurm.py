@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from figs_jax.train.leaves import named_leaves
+from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.log_writer import read
-from figs_jax.train.restore import restore
+from figs_jax.train.workdir import restore
 from tests.programs import REPO, environment
 
 CONF = Path(__file__).parent / "slurm_loopback.conf"
