@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from figs_jax import engine, nn
+from figs_jax import nn
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import Leaf, flatten
 from figs_jax.train import seeds, tasks
 from figs_jax.train.distributed import global_batch
 from figs_jax.train.experiment import Experiment
-from figs_jax.train.run_rows import layers_of
 from figs_jax.train.sharding import batch_sharding, replicated
 from figs_jax.train.state import TrainState, finish, finished_model
 from figs_jax.train.workdir import restore
@@ -123,6 +122,8 @@ def storage(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, Any]:
     params: Parameters of a finished model.
     leaves: Masked leaves by path.
   """
+  from figs_jax import engine
+
   dense = packed = total = zeros = masked = 0
   for path, leaf in flatten(params).items():
     size, itemsize = math.prod(leaf.shape), leaf.dtype.itemsize
@@ -173,6 +174,10 @@ def evaluate(
     ValueError: If the engine is unknown.
     CheckpointError: If the checkpoint is missing, damaged or foreign.
   """
+  # Training needs neither.
+  from figs_jax import engine
+  from figs_jax.train.run_rows import layers_of
+
   if engine_spec is not None:
     engine.parse(engine_spec)
   experiment, state, step = restore(workdir, step, data_dir=data_dir)

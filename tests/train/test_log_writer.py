@@ -101,8 +101,8 @@ def test_a_resumed_run_has_the_rows_of_an_unbroken_one(tmp_path, saved):
   write_steps(tmp_path / "broken", 1, 7)
   write_steps(tmp_path / "broken", saved + 1, 10)
   wanted = timeless(read(tmp_path / "whole"))
-  events = timeless(read(tmp_path / "broken"))
-  assert events == (wanted if saved <= 7 else wanted[:7])
+  rows = timeless(read(tmp_path / "broken"))
+  assert rows == (wanted if saved <= 7 else wanted[:7])
 
 
 def test_time_lies_below_its_prefix(tmp_path):
@@ -182,15 +182,15 @@ def test_tensorboard_sees_the_same_numbers(tmp_path):
   write_steps(tmp_path, 1, 3)
   with MetricLog(tmp_path, 2, progress=False) as log:
     log.write(3, {"loss": 0.25, "bad": math.nan})
-  events = [
+  scalars = [
     (event.step, value.tag, value.simple_value)
     for event in events(tmp_path)
     for value in event.summary.value
     if not value.tag.startswith("time/")
   ]
-  assert (1, "loss", 1.0) in events
-  assert (3, "count", 3.0) in events
-  assert (3, "loss", 0.25) in events
+  assert (1, "loss", 1.0) in scalars
+  assert (3, "count", 3.0) in scalars
+  assert (3, "loss", 0.25) in scalars
   assert "tensorflow" not in sys.modules
   restarts = [
     event.step

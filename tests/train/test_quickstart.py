@@ -33,7 +33,7 @@ MISTAKES = {
   "--recipes=figs,,step": "--recipes: no recipe ''",
   "--patterns=1:8,ff": "--patterns: 'ff' is no N:M pattern: write 'n:m'",
   "--patterns=1:7": "axis -2 has length 64, not a multiple of m=7",
-  "--patterns=": "--patterns is empty: name at least one",
+  "--patterns=": "--patterns is empty: give at least one",
   "--engine=wss:8x8": "--engine: engine 'wss:8x8': unknown kind 'wss', did you",
   "--engine=ws:8": "--engine: engine 'ws:8': size '8' is not ROWSxCOLS",
   "--steps=9": "--steps=9: 9 is not integer >= 10",
@@ -79,7 +79,7 @@ def test_without_a_mistake_training_begins_and_can_be_stopped(outcomes):
   where, printed, ends = outcomes
   text, code = ends["none"]
   assert text.splitlines()[-1] == "training dense"
-  assert printed == "stopped; the same command goes on from here\n"
+  assert printed == "stopped; run the same command to resume\n"
   assert code == "0"
   assert sorted(path.name for path in (where / "runs").iterdir()) == [
     "dense", "figs-ff-1-16",
