@@ -183,11 +183,12 @@ def _look_until(
 
   All processes look together, so that none waits long or falls behind.
   """
-  for _ in range(_LOOKS):
-    seen = _everywhere(look())
+  seen = _everywhere(look())
+  for _ in range(_LOOKS - 1):
     if agreed(seen):
       break
     time.sleep(1)
+    seen = _everywhere(look())
   return seen
 
 

@@ -22,7 +22,9 @@ from figs_jax.train.tasks import Task, task_of
 
 # The program that makes the first state runs once, and on a CPU compiling it
 # takes far longer than running it.
-_QUICKLY_COMPILED = {"cpu": {"xla_backend_optimization_level": 1}}
+_QUICKLY_COMPILED: dict[str, dict[str, bool | str]] = {
+  "cpu": {"xla_backend_optimization_level": "1"}
+}
 
 
 @dataclasses.dataclass(frozen=True)

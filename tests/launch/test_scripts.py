@@ -63,14 +63,23 @@ def test_shellcheck_has_nothing_to_say(script):
   ("words", "message"),
   [
     (["local.sh"], "--workdir is missing"),
-    (["local.sh", "--processes", "0", *RUN], "--processes: expected 1 or more, got '0'"),
-    (["local.sh", "--processes=", *RUN], "--processes: expected 1 or more, got ''"),
+    (
+      ["local.sh", "--processes", "0", *RUN],
+      "expected 1 or more, got '0'",
+    ),
+    (
+      ["local.sh", "--processes=", *RUN],
+      "expected 1 or more, got ''",
+    ),
     (["local.sh", "--extra"], "--extra needs a value"),
     (["local.sh", "--python=no/python", *RUN], "program not found"),
     (["install.sh", "gpu"], "expected an extra of setup.cfg"),
     (["install.sh", "--gpu"], "unknown option --gpu"),
     (["slurm.sbatch", *RUN], "not a SLURM job"),
-    (["slurm.sbatch", "--restarts=many", *RUN], "--restarts: expected a number, got 'many'"),
+    (
+      ["slurm.sbatch", "--restarts=many", *RUN],
+      "expected a number, got 'many'",
+    ),
     (["slurm.sbatch", "--dry_run"], "--workdir is missing"),
     (["tpu_vm.sh", *RUN], "--name is missing"),
     (["tpu_vm.sh", "--name=a", *RUN], "--zone is missing"),
