@@ -22,7 +22,7 @@ from figs_jax import models, nn, recipes
 
 def build(args: argparse.Namespace, recipe: recipes.Recipe):
   """(init of one seed, step of one seed), both traceable."""
-  tx = recipe.transform(optax.adamw(1e-3))
+  tx = recipe.adamw(1e-3)
   options = {
     "width": args.width,
     "depth": args.depth,
@@ -37,7 +37,7 @@ def build(args: argparse.Namespace, recipe: recipes.Recipe):
     model = models.create(
       "vit", "custom/2", rngs=nnx.Rngs(jax.random.key(seed)), **options
     )
-    return nn.sparsify(model, recipe.pattern)
+    return nn.sparsify(model, recipe)
 
   abstract = nnx.eval_shape(lambda: make(0))
   bound = recipe.bind(nn.masked_leaves(abstract))

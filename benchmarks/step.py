@@ -60,14 +60,12 @@ class Run:
 
 
 def build(args: argparse.Namespace, name: str) -> Run:
-  rules = Rules.parse(args.pattern)
   options = {"refresh_every": 10} | OPTIONS.get(name, {})
-  recipe = recipes.create(name, rules, TOTAL, **options)
+  recipe = recipes.create(name, args.pattern, TOTAL, **options)
   model = models.create("vit", args.variant, image_size=args.image_size)
-  if recipe.sparse:
-    model = nn.with_flow(nn.sparsify(model, rules), recipe.flow)
+  model = nn.sparsify(model, recipe)
   bound = recipe.bind(nn.masked_leaves(model))
-  tx = recipe.transform(optax.adamw(1e-3), learning_rate=1e-3)
+  tx = recipe.adamw(1e-3)
   graphdef, params, _, rest = nn.split(model)
 
   def step(carry, images, labels):

@@ -28,7 +28,7 @@ napoleon_custom_sections = [("Options", "params_style")]
 
 
 def plain_text(app, what, name, obj, options, lines):
-  """Lets a docstring's |w| and `Leaf`s mean what they say, in RST too."""
+  """Escapes a docstring's |w| and `names` that RST would read as markup."""
   del app, what, name, obj, options
   for number, line in enumerate(lines):
     if not line.lstrip().startswith((">>>", "...")):

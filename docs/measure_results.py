@@ -20,7 +20,7 @@ _RECIPES = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each recipe.", 1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
-_ENGINE = flags.DEFINE_string("engine", "ws:16x16", "Engine of the speed-up.")
+_ENGINES = flags.DEFINE_string("engines", "ws:16x16", "Engine of the speed-up.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is.")
 
 
@@ -30,8 +30,8 @@ def main() -> None:
     if not flag.value:
       cli.fail(f"--{flag.name} is missing")
   if not os.path.isfile(str(_CONFIG.value)):
-    cli.fail(f"--config {_CONFIG.value}: there is no such file")
-  from figs_jax.analysis import compare
+    cli.fail(f"--config {_CONFIG.value}: no such file")
+  from figs_jax import analysis
   from figs_jax.data import DataError
   from figs_jax.train.loop import Diverged
 
@@ -46,7 +46,9 @@ def main() -> None:
   workdir = Path(str(_WORKDIR.value))
   runs = [(recipe, None) for recipe in _RECIPES.value]
   try:
-    rows = compare.compare(with_seeds, runs, workdir, engine_spec=_ENGINE.value)
+    rows = analysis.compare(
+      with_seeds, runs, workdir, engine_spec=_ENGINES.value
+    )
   except (ValueError, DataError) as error:
     cli.fail(str(error))
   except Diverged as error:
@@ -54,8 +56,8 @@ def main() -> None:
   if len(rows) < len(runs):
     print("stopped; the same command goes on from here")
     return
-  compare.write_json(rows, workdir / "results.json")
-  print(compare.markdown(rows))
+  analysis.write_json(rows, workdir / "results.json")
+  print(analysis.comparison_table(rows))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@
 Every row holds a published, measured or stated value, what the model gives for
 it now, the error, and how strong the claim is:
 
-  prediction      no parameter of the model was set from the value; one that
-                  public facts only bound, and not between the bounds, missed
+  prediction      no parameter of the model was set from the value; if public
+                  facts only bound the value, and it lies outside, "missed"
   calibration     one was, so that agreement shows nothing
   bracket         public facts only bound it, and it lies between the bounds
   reconstruction  the engine itself is rebuilt from partial statements
-  not reproduced  published, and the model gives nothing for it
+  not reproduced  published, and the model gives no value for it
 
 A test runs this and compares the page, so that it cannot fall behind the code.
 """
@@ -25,17 +25,25 @@ from typing import NamedTuple
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine import Energy, cost, parse, roofline, vegeta
-from figs_jax.engine.roofline import amdahl, intensity
-from figs_jax.engine.simulator._simulate import simulate
-from figs_jax.engine.spec import Systolic, Vegeta
-from figs_jax.engine.studies import calibration, flat
+from figs_jax.engine import (
+  Energy,
+  Gemm,
+  Systolic,
+  Vegeta,
+  cost,
+  parse,
+  simulate,
+  vegeta,
+)
+from figs_jax.engine.csr import intensity
+from figs_jax.engine.roofline import amdahl
+from figs_jax.engine.studies import calibration
+from figs_jax.engine.studies.attention import flat_claims, flat_ideal
 from figs_jax.engine.studies.bandwidth import (
   iso_bandwidth_speedup,
   ledger,
   utilisation_bound,
 )
-from figs_jax.engine.systolic import counts
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "engine" / "data"
@@ -70,19 +78,19 @@ def integers(table: dict[str, np.ndarray], *keys: str) -> list[np.ndarray]:
 
 
 def number(value: float) -> str:
-  """Four significant digits."""
+  """A number to four significant digits."""
   return f"{value:.4g}"
 
 
 def against(what: str, published: float, model: float, kind: str) -> Claim:
-  """A number with its relative error."""
+  """A published number beside the model's, with the relative error."""
   percent = round(100 * (model / published - 1), 1) + 0.0  # no minus zero
   error = f"{percent:+.1f} %"
   return Claim(what, number(published), number(model), error, kind)
 
 
 def rows_equal(what: str, measured: np.ndarray, model: np.ndarray) -> Claim:
-  """A column of whole numbers that should be met exactly."""
+  """A column of integers that should be met exactly."""
   measured, model = np.broadcast_arrays(measured, model)
   wrong = int((measured != model).sum())
   met = f"{measured.size - wrong} of {measured.size} equal"
@@ -90,7 +98,7 @@ def rows_equal(what: str, measured: np.ndarray, model: np.ndarray) -> Claim:
 
 
 def between(what: str, published: float, low: float, high: float) -> Claim:
-  """A number that public facts only bound: a bracket where they do hold it."""
+  """A number that public facts only bound: a bracket if it lies inside."""
   inside = low <= published <= high
   error, kind = ("inside", BRACKET) if inside else ("missed", PREDICTION)
   model = f"{number(low)} to {number(high)}"
@@ -107,7 +115,7 @@ def systolic_arrays() -> list[Claim]:
   for dataflow in ("ws", "is", "os"):
     here = {k: v[table["dataflow"] == dataflow] for k, v in table.items()}
     M, N, K, R, C = integers(here, "M", "N", "K", "R", "C")
-    got = counts(M, N, K, Systolic(dataflow, R, C))
+    got = Systolic(dataflow, R, C).counts(Gemm(M, N, K))
     cycles = f"{dataflow}: cycles - 1"
     claims.append(rows_equal(cycles, here["cycles_total"], got["cycles"] - 1))
     for ours, theirs in (
@@ -128,7 +136,7 @@ def sparse_systolic_arrays() -> list[Claim]:
   M, N, K, R, C = integers(table, "M", "N", "K", "R", "C")
   patterns = [NM.parse(str(text)) for text in table["NM"]]
   n, m = (np.array([getattr(p, f) for p in patterns]) for f in ("n", "m"))
-  got = counts(M, N, K, Systolic("ws", R, C), n, m)
+  got = Systolic("ws", R, C).counts(Gemm(M, N, K, n, m))
   return [
     rows_equal("ws: cycles - 1", table["cycles_total"], got["cycles"] - 1),
     rows_equal(
@@ -158,7 +166,7 @@ def vegeta_paper() -> list[Claim]:
     "vegeta-s-2-2": 41, "vegeta-s-4-2": 37, "vegeta-s-8-2": 35,
     "vegeta-s-16-2": 34,
   }  # fmt: skip
-  found = [int(vegeta.tile_cycles(parse(spec), 16)["mode"]) for spec in modes]
+  counted = [int(vegeta.tile_cycles(parse(spec), 16)["mode"]) for spec in modes]
   tiles = [
     {"name": f"{n}:4", "M": 16, "N": 16, "K": 128 // n, "pattern": NM(n, 4)}
     for n in (4, 2, 1)
@@ -169,7 +177,7 @@ def vegeta_paper() -> list[Claim]:
     rows_equal(
       "cycles of a tile in 7 engines of 512 multipliers, T = 16",
       np.array(list(modes.values())),
-      np.array(found),
+      np.array(counted),
     ),
     rows_equal(
       "useful MACs of an SPMM tile at 4:4, 2:4 and 1:4: 8192",
@@ -230,11 +238,11 @@ def clocked(family: str) -> list[Claim]:
     group = getattr(parse(spec), "mask_group", 1)
     mask = random.random((K // nm.m, nm.m, N // group)).argsort(1) < nm.n
     w *= mask.reshape(K, -1).repeat(group, 1)
-    found = simulate(x, w, spec, nm)
+    run = simulate(x, w, spec, nm)
     row = {"name": spec, "M": M, "N": N, "K": K, "pattern": nm, "mask": w != 0}
     forms.append(int(cost([row], spec).cycles[0]))
-    cycles.append(found.cycles)
-    right += bool((found.product == x @ w).all())
+    cycles.append(run.cycles)
+    right += bool((run.product == x @ w).all())
     total += 1
   same = rows_equal(
     "cycles of a clocked array, of the closed form",
@@ -301,7 +309,7 @@ BOUNDED = (
 
 
 def bounds() -> list[Claim]:
-  """What long streams reach of the bound of their ports."""
+  """The share of their ports' bound that long streams reach."""
   claims = []
   for spec, pattern, inputs, outputs in BOUNDED:
     nm = NM.parse(pattern)
@@ -315,7 +323,7 @@ def bounds() -> list[Claim]:
 
 
 def trained(tokens: int, spec: str) -> float:
-  """How much faster 2:4 makes a step of both linears of ViT-L's MLP.
+  """Speed-up of a training step of both linears of ViT-L's MLP by 2:4.
 
   Forward and the gradient of the inputs run sparse, that of the weights dense.
   """
@@ -327,15 +335,16 @@ def trained(tokens: int, spec: str) -> float:
       for gemm in ((tokens, N, K, n), (tokens, K, N, n), (K, N, tokens, 4))
     ]
     M, N, K, n_ = np.array(products).T
-    found = roofline.counts(M, N, K, engine, n_, 4)
-    times.append(float(found["cycles"].sum()))
+    counts = engine.counts(Gemm(M, N, K, n_, 4))
+    times.append(float(counts["cycles"].sum()))
   return times[0] / times[1]
 
 
 def tensor_cores() -> list[Claim]:
   def ratio(M, N, K, itemsize=2, spec="tensorcore:a100"):
-    found = roofline.counts(M, N, K, parse(spec), np.array([4, 2]), 4, itemsize)
-    return float(found["cycles"][0] / found["cycles"][1])
+    gemm = Gemm(M, N, K, np.array([4, 2]), 4)
+    dense, sparse = parse(spec).counts(gemm, itemsize)["cycles"]
+    return float(dense / sparse)
 
   tokens = (2048, 25_216)  # 10 to 128 images of 197
   called = "tensorcore:a100"
@@ -453,17 +462,17 @@ def energies() -> list[Claim]:
 
 def attention() -> list[Claim]:
   claims = []
-  for found in flat.claims():
-    what = f"FLAT, {found.platform}, baseline ends at the {found.baseline}"
-    low, high = found.ideal
-    claims.append(between(f"{what}: ideal machine", found.published, low, high))
-    low, high = found.mean
-    mean = between(f"{what}: our model", found.published, low, high)
+  for claim in flat_claims():
+    what = f"FLAT, {claim.platform}, baseline ends at the {claim.baseline}"
+    low, high = claim.ideal
+    claims.append(between(f"{what}: ideal machine", claim.published, low, high))
+    low, high = claim.mean
+    mean = between(f"{what}: our model", claim.published, low, high)
     claims.append(mean._replace(kind=PREDICTION))
   stated = between(
     "FLAT, edge: ideal machine at 1 GHz and 50 GB/s",
     1.94,
-    *flat.ideal(32 * 32, 50),
+    *flat_ideal(32 * 32, 50),
   )
   return [stated, *claims]
 
@@ -478,7 +487,7 @@ def not_reproduced() -> list[Claim]:
   return [Claim(what, value, "", "", NOT_REPRODUCED) for what, value in rows]
 
 
-# heading -> (what stands above the table, its rows).
+# heading -> the text above its table, and the rows.
 SECTIONS: dict[str, tuple[str, Callable[[], list[Claim]]]] = {
   "Systolic arrays": (
     "SCALE-Sim 3.0.0 ran 150 layers. It counts one cycle less than the closed"
@@ -563,7 +572,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], list[Claim]]]] = {
     attention,
   ),
   "Published and not reproduced": (
-    "`engine.cluster` estimates a step on many devices after COMET (arXiv"
+    "`engine.estimate` models a step on many devices after COMET (arXiv"
     " 2211.16648), without the settings behind its figures. Serving nested"
     " sub-networks whose common part stays on chip (SUSHI) is not modelled.",
     not_reproduced,

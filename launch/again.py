@@ -1,13 +1,13 @@
-"""A run once more, from its own config.json, with anything overridden.
+"""Repeats a run from its config.json; any field can be overridden.
 
 Command:   python launch/train.py --workdir runs/b \\
              --config launch/again.py:runs/a/config.json
 Hardware:  as for that run.
 Hours:     as for that run.
-Expected:  on the same machine and versions, the same numbers.
+Expected:  the same numbers, on the same machine and versions.
 
-A recipe of one's own is known again by its file, given as --recipe_file:
-nothing that a run names is executed unasked.
+If the run used a recipe of your own, give its file as --recipe_file: no file
+that a run names is executed without being asked for.
 """
 
 import json
@@ -19,7 +19,7 @@ from figs_jax.train.config import ConfigError, default_of
 
 
 def get_config(arg: str = ""):
-  """The experiment that was saved in the file `arg`."""
+  """The configuration saved in the file `arg`."""
   if not arg:
     raise ConfigError(
       "launch/again.py: name the config.json of a run, as in"
@@ -29,20 +29,20 @@ def get_config(arg: str = ""):
     saved = dict(json.loads(Path(arg).read_text()))
     config = default_of(saved)
     fields = {
-      # JSON knows no tuples.
+      # JSON has no tuples.
       name: tuple(value) if isinstance(value, list) else value
       for name, value in _fields(saved).items()
     }
     unknown = set(fields) - set(_fields(config.to_dict()))
     if unknown:
-      raise ValueError(f"no such field {min(unknown)!r}")
+      raise ValueError(f"unknown field {min(unknown)!r}")
     config.update_from_flattened_dict(fields)
   except ConfigError:
     raise
   except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise ConfigError(
-      f"{arg}: not the configuration of a run ({type(error).__name__}:"
-      f" {error}); name the config.json of its workdir"
+      f"{arg}: expected the config.json of a run's workdir"
+      f" ({type(error).__name__}: {error})"
     ) from error
   return config
 

@@ -4,7 +4,7 @@
   python launch/engine.py --model vit:B/16 --batch 8 --pattern "ff: 1:8"
   python launch/engine.py --workdir RUN --baseline ws:32x16:sparse=false
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines figs,ws
-    --sweep "pattern=1:2,1:4,...,1:128; rows=32,64" --format png --output a.png
+    --sweep "pattern=1:2,1:4,...,1:128; rows=32,64" --format png --out a.png
 
 Standard output holds the table and nothing else.
 """
@@ -72,10 +72,10 @@ _PLOT = flags.DEFINE_enum(
   "Picture of --format png; by default speedup if patterns are swept, else"
   " breakdown.",
 )
-_OUTPUT = flags.DEFINE_string(
-  "output", None, "File to write in place of standard output."
+_OUT = flags.DEFINE_string(
+  "out", None, "File to write in place of standard output."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --output.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out.")
 _ITEMSIZE = flags.DEFINE_integer(
   "itemsize", 2, "Bytes per value.", lower_bound=1, upper_bound=64
 )
@@ -91,11 +91,7 @@ _STEP = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer(
   "seed", None, "Of a --workdir with seeds, the place of one; 0 by default."
 )
-_RECIPE_FILE = flags.DEFINE_string(
-  "recipe_file",
-  None,
-  "Python file to run first: the one that registers a recipe of your own.",
-)
+_RECIPE_FILE = cli.define_user_file("recipe")
 
 
 def main() -> None:
@@ -121,8 +117,8 @@ def main() -> None:
     data = _picture(made, axes) if is_picture else f"{made}\n".encode()
   except ValueError as error:
     cli.fail(str(error))
-  if _OUTPUT.value:
-    cli.save(_OUTPUT.value, data, overwrite=_OVERWRITE.value)
+  if _OUT.value:
+    cli.write_output(_OUT.value, data, overwrite=_OVERWRITE.value)
   else:
     cli.emit(data)
   if _FORMAT.value in ("csv", "png"):
@@ -130,7 +126,7 @@ def main() -> None:
 
 
 def _check_flags() -> None:
-  for flag in (_ENERGY, _OUTPUT, _RECIPE_FILE):
+  for flag in (_ENERGY, _OUT, _RECIPE_FILE):
     if flag.value == "":
       cli.fail(f"--{flag.name} is empty; give it a value or leave it out")
   if not all(text.strip(" ;") for text in _SWEEP.value):
@@ -146,14 +142,14 @@ def _check_flags() -> None:
       cli.fail(f"--{flag.name} is of --workdir; leave it out")
   if _PLOT.value and _FORMAT.value != "png":
     cli.fail("--plot is of --format png; add it")
-  if _FORMAT.value == "png" and not _OUTPUT.value:
-    cli.fail("--format png: add --output FILE.png")
-  if not _OUTPUT.value:
+  if _FORMAT.value == "png" and not _OUT.value:
+    cli.fail("--format png: add --out FILE.png")
+  if not _OUT.value:
     return
-  cli.check_output(_OUTPUT.value, overwrite=_OVERWRITE.value)
+  cli.check_output(_OUT.value, overwrite=_OVERWRITE.value)
   source = _LAYERS.value
-  if source and Path(source).resolve() == Path(_OUTPUT.value).resolve():
-    cli.fail(f"--output {_OUTPUT.value} is the table of --layers; name another")
+  if source and Path(source).resolve() == Path(_OUT.value).resolve():
+    cli.fail(f"--out {_OUT.value} is the table of --layers; name another")
 
 
 def _tables(batches: Any, sweeps_pattern: bool) -> Any:
@@ -170,7 +166,7 @@ def _tables(batches: Any, sweeps_pattern: bool) -> Any:
   if _MODEL.value:
     tables = workloads.from_model(_MODEL.value, sizes, _PATTERN.value)
   else:
-    cli.run_recipe_file(_RECIPE_FILE.value)
+    cli.run_user_file(_RECIPE_FILE)
     tables = workloads.from_run(
       str(_WORKDIR.value),
       sizes,

@@ -1,6 +1,6 @@
 """Evaluates a checkpoint: `python launch/evaluate.py --workdir D [--step N]`.
 
-The restored model is finished to hard N:M first. Nothing is written.
+The model is finished to exact N:M first. Nothing is written.
 """
 
 import json
@@ -11,22 +11,20 @@ from figs_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _STEP = flags.DEFINE_integer(
-  "step", None, "Step to restore; the newest good one by default."
+  "step", None, "Step to restore. Defaults to the newest valid one."
 )
-_EMA = flags.DEFINE_bool("ema", False, "Evaluate the averaged weights.")
-_ENGINE = flags.DEFINE_string(
-  "engine", None, "Also report the speed-up on this engine, as in ws:32x32."
+_EMA = flags.DEFINE_bool(
+  "ema", False, "Whether to evaluate the averaged weights."
+)
+_ENGINES = flags.DEFINE_string(
+  "engines", None, "Spec of an engine to report the speed-up on, like ws:32x32."
 )
 _DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Where the data is now, if not where training found it."
+  "data_dir", None, "Directory of the data, if it was moved after training."
 )
-_RECIPE_FILE = flags.DEFINE_string(
-  "recipe_file",
-  None,
-  "Python file to run first: the one that registers a recipe of your own.",
-)
+_RECIPE_FILE = cli.define_user_file("recipe")
 _FORMAT = flags.DEFINE_enum(
-  "format", "text", ["text", "json"], "How the result is printed."
+  "format", "text", ["text", "json"], "Format of the printed result."
 )
 
 
@@ -37,14 +35,14 @@ def main() -> None:
   from figs_jax.data import DataError
   from figs_jax.train._evaluate import evaluate
 
-  cli.run_recipe_file(_RECIPE_FILE.value)
+  cli.run_user_file(_RECIPE_FILE)
 
   try:
     result = evaluate(
       _WORKDIR.value,
       step=_STEP.value,
       ema=_EMA.value,
-      engine_spec=_ENGINE.value,
+      engine_spec=_ENGINES.value,
       data_dir=_DATA_DIR.value,
     )
   except (ValueError, DataError) as error:

@@ -1,4 +1,4 @@
-"""Hands a run's finished model on: to transformers, PyTorch, or any compiler.
+"""Exports the finished model of a run for transformers, PyTorch or a compiler.
 
   python launch/export.py --workdir RUN --out DIR --format dense
   python launch/export.py --workdir RUN --out F.safetensors --format packed
@@ -7,9 +7,9 @@
   python launch/export.py --workdir RUN --out F.stablehlo --format stablehlo
   python launch/export.py --verify F.safetensors
 
-The model is finished to hard N:M first, and refused if a kernel is not. What is
-written is read back before it has its name, and nothing is overwritten unasked.
---verify tells the pattern of every tensor of any safetensors file.
+The model is finished to exact N:M first, and refused if a kernel is not N:M.
+Files are read back before they get their name, and are not overwritten without
+--overwrite. --verify prints the pattern of every tensor in safetensors files.
 """
 
 import os
@@ -17,48 +17,49 @@ from typing import Any
 
 from absl import flags
 
-# Only the weights are moved: no accelerator is taken for that unasked.
+# Weights are only copied: do not occupy an accelerator unless asked to.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from figs_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _OUT = flags.DEFINE_string(
-  "out", None, "File to write; of the format dense, a directory to make."
+  "out", None, "File to write; for --format dense, a directory to make."
 )
 _OUT_FORMAT = flags.DEFINE_enum(
   "format",
   None,
   ["dense", "packed", "torch-2:4", "stablehlo"],
   "dense: model.safetensors and config.json for transformers, with zeros."
-  " packed: kept values and their places. torch-2:4: PyTorch's CUTLASS layout."
-  " stablehlo: the forward pass with its weights, for any batch.",
+  " packed: kept values and their indices. torch-2:4: PyTorch's CUTLASS layout."
+  " stablehlo: the forward pass with its weights, for any batch size.",
 )
 _VERIFY = flags.DEFINE_string(
-  "verify", None, "Any .safetensors file, or directory of them, to look at."
+  "verify", None, "A .safetensors file, or a directory of them, to survey."
 )
 _STEP = flags.DEFINE_integer(
-  "step", None, "Step to restore; the newest good one by default."
+  "step", None, "Step to restore. Defaults to the newest valid one."
 )
 _SEED = flags.DEFINE_integer(
-  "seed", None, "Of a run with seeds, the place of one; 0 by default."
+  "seed", None, "Index of the seed, in a run with several. Defaults to 0."
 )
-_EMA = flags.DEFINE_bool("ema", False, "Export the averaged weights.")
+_EMA = flags.DEFINE_bool(
+  "ema", False, "Whether to export the averaged weights."
+)
 _DTYPE = flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16", "float16"], "Casts the weights."
+  "dtype",
+  None,
+  ["float32", "bfloat16", "float16"],
+  "Type of the written weights.",
 )
 _LAYOUT = flags.DEFINE_enum(
-  "layout", "indices", ["indices", "bitmask"], "Of --format packed."
+  "layout", "indices", ["indices", "bitmask"], "Layout of --format packed."
 )
 _PLATFORMS = flags.DEFINE_list(
-  "platforms", ["cpu", "cuda", "tpu"], "Of --format stablehlo."
+  "platforms", ["cpu", "cuda", "tpu"], "Platforms of --format stablehlo."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out.")
-_RECIPE_FILE = flags.DEFINE_string(
-  "recipe_file",
-  None,
-  "Python file to run first: the one that registers a recipe of your own.",
-)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether to replace --out.")
+_RECIPE_FILE = cli.define_user_file("recipe")
 
 
 def main() -> None:
@@ -72,7 +73,7 @@ def main() -> None:
   for flag in (_WORKDIR, _OUT, _OUT_FORMAT):
     if not flag.value:
       cli.fail(f"--{flag.name} is missing; see --help")
-  cli.run_recipe_file(_RECIPE_FILE.value)
+  cli.run_user_file(_RECIPE_FILE)
   from figs_jax.cli.export import export_run
 
   try:
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 def _check_flags() -> None:
-  """Ends the program where a flag would have no effect."""
+  """Fails if a flag would have no effect."""
   of_format = (_LAYOUT, "packed"), (_PLATFORMS, "stablehlo")
   of_run = (
     _WORKDIR, _OUT, _OUT_FORMAT, _STEP, _SEED, _EMA, _DTYPE, _OVERWRITE,
@@ -109,33 +110,33 @@ def _check_flags() -> None:
 
 
 def _verify(path: str) -> None:
-  """A line per tensor: dtype, shape, share of zeros, pattern of each axis."""
+  """Prints dtype, shape, share of zeros and patterns of each tensor."""
   from figs_jax.export import survey
   from figs_jax.export.atomic_write import printable
 
   count, sparse, file = 0, 0, None
   try:
-    for found in survey(path):
-      if found.path != file and os.path.isdir(path):
-        file = found.path
+    for tensor in survey(path):
+      if tensor.path != file and os.path.isdir(path):
+        file = tensor.path
         cli.say(printable(f"{file.name}:"))
-      count, sparse = count + 1, sparse + bool(found.patterns)
-      cli.say(_line(found))
+      count, sparse = count + 1, sparse + bool(tensor.patterns)
+      cli.say(_line(tensor))
   except ValueError as error:
     cli.fail(str(error))
   cli.say(f"{count} tensors, {sparse} with a pattern")
 
 
-def _line(found: Any) -> str:
-  shape = ",".join(map(str, found.shape))
-  words = [f"{found.name} {found.kind}[{shape}]"]
-  if found.sparsity is not None:
-    words.append(f"zeros {found.sparsity:.4f}")
-  for axes, pattern in found.patterns.items():
-    words.append(f"axis {','.join(map(str, axes))}: {pattern}")
-  if found.told is not None:
-    words.append(f"stored as {found.told} in {found.stored} bytes")
-  return "  ".join(words)
+def _line(tensor: Any) -> str:
+  shape = ",".join(map(str, tensor.shape))
+  parts = [f"{tensor.name} {tensor.kind}[{shape}]"]
+  if tensor.sparsity is not None:
+    parts.append(f"zeros {tensor.sparsity:.4f}")
+  for axes, pattern in tensor.patterns.items():
+    parts.append(f"axis {','.join(map(str, axes))}: {pattern}")
+  if tensor.told is not None:
+    parts.append(f"stored as {tensor.told} in {tensor.stored} bytes")
+  return "  ".join(parts)
 
 
 if __name__ == "__main__":

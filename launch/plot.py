@@ -1,12 +1,12 @@
-"""Pictures of runs, and a report of them as one HTML file.
+"""Plots runs, and reports them as one HTML file.
 
-  python launch/plot.py --workdir runs/a --out pictures/
+  python launch/plot.py --workdir runs/a --out plots/
   python launch/plot.py --workdir runs/a runs/b runs/c --plot pareto
-    --engine ws:32x16,figs --out pareto.png
+    --engines ws:32x16,figs --out pareto.png
   python launch/plot.py --workdir runs/a --out report.html
 
-Of a directory, every picture that the runs have numbers for is written to it,
-and report.html. Nothing in a workdir is written, no data set is read.
+A directory gets report.html and every plot that the runs have the data for.
+Nothing is written to a workdir, and no data set is read.
 """
 
 import logging
@@ -16,14 +16,14 @@ from typing import Any
 
 from absl import flags
 
-# Pictures are small: no accelerator is taken for them unasked.
+# Plots are cheap: do not occupy an accelerator unless asked to.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from figs_jax import cli
 
 _KINDS = ("masks", "flips", "variance", "training", "pareto", "roofline")
-_OF_EACH = ("masks", "roofline")  # a picture per run; the others hold them all
-_OF_MASKS = ("masks", "flips", "variance")  # which a dense run has not
+_PER_RUN = ("masks", "roofline")  # the other plots show all runs
+_OF_MASKS = ("masks", "flips", "variance")  # not for dense runs
 _SUFFIXES = (".png", ".svg", ".pdf", ".html")
 
 _WORKDIR = flags.DEFINE_multi_string(
@@ -32,53 +32,52 @@ _WORKDIR = flags.DEFINE_multi_string(
 _OUT = flags.DEFINE_string(
   "out",
   None,
-  "A directory, made if it is missing; or a file: .png, .svg or .pdf of one"
-  " --plot, .html of the report.",
+  "Directory, made if it is missing, or a file: .png, .svg or .pdf for one"
+  " --plot, .html for the report.",
 )
 _PLOT = flags.DEFINE_enum(
   "plot",
   None,
   _KINDS,
-  "masks: entries of a kernel over checkpoints; flips, variance: of masks and"
-  " gradients over steps; training: loss and accuracy; pareto: accuracy against"
-  " speed-up; roofline: the layers on each engine. All by default.",
+  "masks: entries of a kernel over checkpoints; flips: mask changes over steps;"
+  " variance: variance of gradients over steps; training: loss and accuracy;"
+  " pareto: accuracy against speed-up; roofline: layers on each engine. All"
+  " by default.",
 )
-_ENGINE = flags.DEFINE_string(
-  "engine",
+_ENGINES = flags.DEFINE_string(
+  "engines",
   "ws:32x16,vegeta-s-16-2,figs",
-  "Specs of engines, separated by commas, of pareto, roofline and the report;"
+  "Engines of pareto, roofline and the report, separated by commas;"
   " launch/engine.py --help explains them.",
 )
 _LAYER = flags.DEFINE_string(
-  "layer", None, "Path of the kernel that masks shows; the first by default."
+  "layer", None, "Path of the kernel of masks. Defaults to the first."
 )
 _SEED = flags.DEFINE_integer(
-  "seed", 0, "Of runs with seeds, the place of the one that masks shows."
+  "seed", 0, "Index of the seed of masks, in runs with several."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files of --out.")
-_RECIPE_FILE = flags.DEFINE_string(
-  "recipe_file",
-  None,
-  "Python file to run first: the one that registers a recipe of your own.",
+_OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "Whether to replace existing files."
 )
+_RECIPE_FILE = cli.define_user_file("recipe")
 
 
 def main(words: list[str]) -> None:
   cli.quiet()
   out = _checked_out()
   if words and not _WORKDIR.value:
-    cli.fail(f"unexpected argument {words[0]!r}; runs follow --workdir")
+    cli.fail(f"Unexpected argument {words[0]!r}; list runs after --workdir")
   workdirs = [*_WORKDIR.value, *words]
   if not workdirs:
-    cli.fail("--workdir is missing: name the directory of a run, or several")
-  cli.run_recipe_file(_RECIPE_FILE.value)
+    cli.fail("--workdir is missing: name the directories of one or more runs")
+  cli.run_user_file(_RECIPE_FILE)
   from figs_jax.analysis.history import histories
   from figs_jax.engine import parse
   from figs_jax.engine.plots import figure_type
 
   try:
-    figure_type()  # says at once if matplotlib is missing
-    engines = _ENGINE.value.split(",")
+    figure_type()  # fails early without matplotlib
+    engines = _ENGINES.value.split(",")
     for spec in engines:
       parse(spec)
     runs = histories(workdirs)
@@ -96,15 +95,15 @@ def _checked_out() -> Path:
   out = Path(_OUT.value)
   if _is_directory(out):
     if out.exists() and not out.is_dir():
-      cli.fail(f"--out {out}: this is a file; name a directory, or a .png")
+      cli.fail(f"--out {out}: expected a directory or a .png, got a file")
     return out
   if out.suffix not in _SUFFIXES:
-    cli.fail(f"--out {out}: the ending must be {', '.join(_SUFFIXES)}")
+    cli.fail(f"--out {out}: expected a file ending in {', '.join(_SUFFIXES)}")
   if out.suffix == ".html" and _PLOT.value:
-    cli.fail(f"--plot {_PLOT.value} is a picture; end --out with .png")
+    cli.fail(f"--plot {_PLOT.value} is one plot; end --out with .png")
   if out.suffix != ".html" and not _PLOT.value:
     cli.fail(
-      f"--out {out}: a file holds one picture; add --plot, one of"
+      f"--out {out}: a file holds one plot; add --plot, one of"
       f" {', '.join(_KINDS)}, or name a directory"
     )
   _check(out)
@@ -116,41 +115,41 @@ def _is_directory(out: Path) -> bool:
 
 
 def _check(path: Path) -> None:
-  cli.check_output(str(path), overwrite=_OVERWRITE.value, flag="--out")
+  cli.check_output(str(path), overwrite=_OVERWRITE.value)
 
 
 def _save(path: Path, data: bytes) -> None:
-  cli.save(str(path), data, overwrite=_OVERWRITE.value, flag="--out")
+  cli.write_output(str(path), data, overwrite=_OVERWRITE.value)
 
 
 def _one_file(out: Path, runs: list[Any], engines: list[str]) -> None:
   if out.suffix == ".html":
-    from figs_jax.analysis.html_report import html
+    from figs_jax.analysis import report_html
 
-    _save(out, html(runs, engines).encode())
+    _save(out, report_html(runs, engines).encode())
     return
   kind = str(_PLOT.value)
-  if kind in _OF_EACH and len(runs) > 1:
-    cli.fail(f"--plot {kind} is of one run; name a directory for several")
-  from figs_jax.analysis.plot_style import image
+  if kind in _PER_RUN and len(runs) > 1:
+    cli.fail(f"--plot {kind} shows one run; name a directory for several")
+  from figs_jax.analysis.plot_style import image_bytes
 
-  _save(out, image(_drawn(kind, runs, engines, runs), out.suffix[1:]))
+  _save(out, image_bytes(_figure(kind, runs, engines, runs), out.suffix[1:]))
 
 
 def _directory(out: Path, runs: list[Any], engines: list[str]) -> None:
-  """All files are checked before anything is drawn."""
+  """Checks all files before the first plot."""
   kinds = [_PLOT.value] if _PLOT.value else list(_KINDS)
   plans: dict[Path, tuple[str, list[Any]]] = {}
   for kind in kinds:
     shown = runs
     if kind in _OF_MASKS and not _PLOT.value:
       shown = [run for run in runs if run.recipe != "dense"] or runs
-    if kind in _OF_EACH:
+    if kind in _PER_RUN:
       for run in shown:
         name = "-".join((kind, *run.label.split("/")))
         path = out / f"{name}.png"
         if path in plans:
-          cli.fail(f"--workdir: two runs would both be {path}; rename one")
+          cli.fail(f"--workdir: two runs would write {path}; rename one")
         plans[path] = kind, [run]
     else:
       plans[out / f"{kind}.png"] = kind, shown
@@ -161,38 +160,36 @@ def _directory(out: Path, runs: list[Any], engines: list[str]) -> None:
     cli.fail(f"--out {out}: {error.strerror}; name another directory")
   for path in [*plans, *([] if _PLOT.value else [page])]:
     _check(path)
-  from figs_jax.analysis.html_report import html
-  from figs_jax.analysis.plot_style import image
+  from figs_jax.analysis import report_html
+  from figs_jax.analysis.plot_style import image_bytes
 
   log = logging.getLogger("figs_jax")
   for path, (kind, shown) in plans.items():
     try:
-      figure = _drawn(kind, shown, engines, runs)
+      figure = _figure(kind, shown, engines, runs)
     except ValueError as error:
       if _PLOT.value:
         raise
       log.warning("no %s: %s", path.name, error)
       continue
-    _save(path, image(figure, "png"))
+    _save(path, image_bytes(figure, "png"))
     log.info("%s", path)
   if not _PLOT.value:
-    _save(page, html(runs, engines).encode())
+    _save(page, report_html(runs, engines).encode())
     log.info("%s", page)
 
 
-def _drawn(
+def _figure(
   kind: str, runs: list[Any], engines: list[str], family: list[Any]
 ) -> Any:
-  """One picture; its runs have their colours from their places in `family`."""
-  from figs_jax.analysis import plots
+  """One plot; the colour of a run is that of its index in `family`."""
+  from figs_jax import analysis
 
   order = [run.label for run in family]
   if kind == "masks":
-    from figs_jax.analysis.history import evolution
-
     (run,) = runs
-    found = evolution(run, _LAYER.value, seed=_SEED.value)
-    return plots.masks(found, run.label)
+    masks = analysis.mask_evolution(run, _LAYER.value, seed=_SEED.value)
+    return analysis.plot_masks(masks, run.label)
   if kind == "roofline":
     from figs_jax.engine import report
     from figs_jax.engine.plots import roofline
@@ -200,15 +197,14 @@ def _drawn(
     (run,) = runs
     return roofline(report(run.layers, engines), run.label)
   if kind == "pareto":
-    from figs_jax.analysis.pareto import points
-
-    return plots.pareto(points(runs, engines), order)
-  draw = {
-    "flips": plots.flips,
-    "variance": plots.variance,
-    "training": plots.training,
+    points = analysis.pareto_points(runs, engines)
+    return analysis.plot_pareto(points, order)
+  plot = {
+    "flips": analysis.plot_mask_changes,
+    "variance": analysis.plot_gradient_variance,
+    "training": analysis.plot_training,
   }[kind]
-  return draw(runs, order)
+  return plot(runs, order)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ _RECIPES = flags.DEFINE_list(
   ["sr_ste", "mdgf_exp", "figs", "step"],
   "Recipes to compare with dense.",
 )
-_ENGINE = flags.DEFINE_string(
-  "engine", "ws:16x16", "Engine of the speed-up, such as figs:32x16."
+_ENGINES = flags.DEFINE_string(
+  "engines", "ws:16x16", "Engine of the speed-up, such as figs:32x16."
 )
 
 
@@ -50,7 +50,7 @@ def check_flags() -> None:
   for flag, check in (
     (_RECIPES, recipes.options),
     (_PATTERNS, core.NM.parse),
-    (_ENGINE, engine.parse),
+    (_ENGINES, engine.parse),
   ):
     values = flag.value if isinstance(flag.value, list) else [flag.value]
     for value in values:
@@ -63,7 +63,7 @@ def check_flags() -> None:
 def main() -> None:
   cli.quiet()
   check_flags()
-  from figs_jax.analysis import compare
+  from figs_jax import analysis
   from figs_jax.data import DataError
   from figs_jax.engine.plots import figure_type
   from figs_jax.train.loop import Diverged
@@ -77,7 +77,9 @@ def main() -> None:
   )
   try:
     figure_type()
-    rows = compare.compare(get_config, runs, workdir, engine_spec=_ENGINE.value)
+    rows = analysis.compare(
+      get_config, runs, workdir, engine_spec=_ENGINES.value
+    )
   except (ValueError, DataError) as error:
     cli.fail(str(error))
   except Diverged as error:
@@ -85,14 +87,14 @@ def main() -> None:
   if len(rows) < len(runs):
     cli.say("stopped; run the same command to resume")
     return
-  compare.plot(rows, workdir / "report.png", "ViT on digits")
-  compare.write_json(rows, workdir / "report.json")
-  table = compare.markdown(rows)
+  analysis.plot_comparison(rows, workdir / "report.png", "ViT on digits")
+  analysis.write_json(rows, workdir / "report.json")
+  table = analysis.comparison_table(rows)
   (workdir / "report.md").write_text(
     "# figs_jax quickstart\n\n"
     f"A ViT on scikit-learn's digits, {_STEPS.value} steps,"
     f" {_SEEDS.value} seeds. The speed-up is modelled for the forward pass of"
-    f" one image on the engine {_ENGINE.value}. Training time is modelled"
+    f" one image on the engine {_ENGINES.value}. Training time is modelled"
     " for the forward and backward passes of all steps.\n\n"
     f"{table}\n![accuracy against speed-up](report.png)\n"
   )

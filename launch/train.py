@@ -26,11 +26,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of the run; created if it does not exist."
 )
-_RECIPE_FILE = flags.DEFINE_string(
-  "recipe_file",
-  None,
-  "Python file that registers a recipe of your own; it is run first.",
-)
+_RECIPE_FILE = cli.define_user_file("recipe")
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "Format of the printed result."
 )

@@ -65,7 +65,7 @@ def test_a_sweep_over_a_model_into_a_file(tmp_path):
     "--model", "vit:Ti/16:depth=1", "--pattern", "ff: 1:2", "--engines",
     "ws:8x8,figs", "--sweep", "pattern=1:2,...,1:8; batch=1,2", "--sweep",
     "alpha=3,7", "--itemsize", 1, "--energy", "int8", "--format", "json",
-    "--baseline", "ws:8x8:sparse=false", "--output", out,
+    "--baseline", "ws:8x8:sparse=false", "--out", out,
   )  # fmt: skip
   done = program(*flags)
   assert done.returncode == 0, done.stderr
@@ -89,7 +89,7 @@ def test_a_picture(table, tmp_path):
   out.write_text("old")
   done = program(
     "--layers", table, "--sweep", "pattern=1:2,1:4", "--format", "png",
-    "--output", out, "--overwrite",
+    "--out", out, "--overwrite",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert out.read_bytes().startswith(b"\x89PNG")
@@ -169,17 +169,17 @@ def test_only_files_are_replaced_and_links_lead_to_them(tmp_path, capsys):
   loop.symlink_to("loop")
   for path in (pipe, loop):
     with pytest.raises(SystemExit) as caught:
-      cli.save(str(path), b"one", overwrite=True)
+      cli.write_output(str(path), b"one", overwrite=True)
     assert caught.value.code == 2
     assert "no regular file" in capsys.readouterr().err
   assert pipe.is_fifo() and loop.is_symlink()
   link.symlink_to("file")
-  cli.save(str(link), b"two", overwrite=False)
-  cli.save(str(link), b"three", overwrite=True)
+  cli.write_output(str(link), b"two", overwrite=False)
+  cli.write_output(str(link), b"three", overwrite=True)
   assert link.is_symlink() and (tmp_path / "file").read_bytes() == b"three"
 
 
-@pytest.mark.parametrize("flag", ["--energy", "--output", "--sweep"])
+@pytest.mark.parametrize("flag", ["--energy", "--out", "--sweep"])
 def test_an_empty_flag_is_refused(table, flag):
   done = program("--layers", table, f"{flag}=")
   assert_one_clear_line(done, f"{flag} is empty")
@@ -187,9 +187,9 @@ def test_an_empty_flag_is_refused(table, flag):
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
   out = tmp_path / "a.csv"
-  cli.save(str(out), b"one", overwrite=False)
+  cli.write_output(str(out), b"one", overwrite=False)
   assert out.read_bytes() == b"one"
-  cli.save(str(out), b"two", overwrite=True)
+  cli.write_output(str(out), b"two", overwrite=True)
   assert out.read_bytes() == b"two"
   for path, words in (
     (out, "it exists"),
@@ -198,12 +198,12 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
     (tmp_path / ("x" * 300), "too long"),
   ):
     with pytest.raises(SystemExit) as caught:
-      cli.save(str(path), b"three", overwrite=False)
+      cli.write_output(str(path), b"three", overwrite=False)
     assert caught.value.code == 2
     assert words in capsys.readouterr().err
   # A disk that fails in the middle.
   monkeypatch.setattr(Path, "replace", lambda *_: os.stat(tmp_path / "no"))
   with pytest.raises(SystemExit):
-    cli.save(str(out), b"four", overwrite=True)
+    cli.write_output(str(out), b"four", overwrite=True)
   assert out.read_bytes() == b"two"
   assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]

@@ -255,7 +255,7 @@ def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
   ]
   for total in report.totals:
     rows.append((f"modelled speed-up on {total.engine}", times(total.speedup)))
-  return Sheet(("what", "value"), rows, frozenset({1}))
+  return Sheet(("measure", "value"), rows, frozenset({1}))
 
 
 def _other_measures(run: History) -> list[tuple[str, str]]:

@@ -1,11 +1,10 @@
-"""Accuracy against speed-up: runs as points, and the best of them."""
+"""Accuracy against speed-up: runs as points, and their Pareto front."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from figs_jax import engine
 from figs_jax.analysis.history import History
@@ -14,17 +13,18 @@ from figs_jax.train.config import differences
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
-  """A configuration on an engine; runs that differ in the seed are one.
+class ParetoPoint:
+  """A configuration on an engine; runs that differ in the seed are one point.
 
   Attributes:
-    engine: its spec.
-    recipe: by name.
-    pattern: of the sparse layers, "dense" without any; the rules if several.
-    speedup: of one image's whole forward pass, over the same engine running the
-      dense model; with the masks of the first run's first seed.
-    accuracies: in [0, 1], one per seed.
-    runs: labels of the runs.
+    engine: Spec of the engine.
+    recipe: Name of the recipe.
+    pattern: Pattern of the sparse layers: "dense" if there are none, the rules
+      if there are several.
+    speedup: Speed-up of one image's forward pass over the dense model on the
+      same engine, with the masks of the first run's first seed.
+    accuracies: Accuracies in [0, 1], one per seed.
+    runs: Labels of the runs.
   """
 
   engine: str
@@ -41,70 +41,70 @@ class Point:
 
   @property
   def error(self) -> float:
-    """Standard error of that mean; NaN of fewer than two seeds."""
+    """Standard error of the mean, NaN for fewer than two seeds."""
     return seeds.mean_and_se(self.accuracies)[1]
 
 
-def points(runs: Sequence[History], specs: Sequence[str]) -> list[Point]:
+def pareto_points(
+  runs: Sequence[History], specs: Sequence[str]
+) -> list[ParetoPoint]:
   """Every configuration on the first engine, then on the next.
 
   Raises:
-    ValueError: a run without an evaluation or a checkpoint, seeds of one
-      configuration that were evaluated at different steps or are there twice,
-      or no such engine.
+    ValueError: If a run has no evaluation or checkpoint, the seeds of a
+      configuration were evaluated at different steps, a seed occurs twice, or
+      an engine is unknown.
   """
   for spec in specs:
     engine.parse(spec)
   groups: list[list[History]] = []
   for run in runs:
     for group in groups:
-      if not _apart(group[0], run):
+      if _differ_in_seed_only(group[0], run):
         group.append(run)
         break
     else:
       groups.append([run])
   for group in groups:
     _check_seeds(group)
-  found = [(group, engine.report(group[0].layers, list(specs)))
-           for group in groups]  # fmt: skip
+  reports = [engine.report(group[0].layers, list(specs)) for group in groups]
   return [
-    Point(
+    ParetoPoint(
       engine=spec,
       recipe=group[0].recipe,
-      pattern=_pattern(report.totals[place].pattern, group[0]),
-      speedup=report.totals[place].speedup,
-      accuracies=tuple(a for run in group for a in run.accuracies()),
+      pattern=_pattern(report.totals[index].pattern, group[0]),
+      speedup=report.totals[index].speedup,
+      accuracies=tuple(a for run in group for a in run.accuracies),
       runs=tuple(run.label for run in group),
     )
-    for place, spec in enumerate(specs)
-    for group, report in found
+    for index, spec in enumerate(specs)
+    for group, report in zip(groups, reports)
   ]
 
 
-def front(found: Sequence[Point]) -> list[Point]:
-  """The points of one engine that no other beats in both, by speed-up.
+def pareto_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
+  """The points of one engine that no other dominates, by speed-up.
 
-  A point is beaten by one that is at least as fast and as accurate, and better
-  in one of the two. Error bars play no part, nor does what diverged.
+  A point is dominated by one that is at least as fast and as accurate, and
+  better in one of the two. Errors and diverged runs play no part.
 
-  >>> a, b, c = (Point("ws", "figs", "1:4", s, (acc,), ())
-  ...            for s, acc in [(1.0, 0.9), (2.0, 0.8), (1.5, 0.7)])
-  >>> [point.speedup for point in front([c, b, a])]
+  >>> a, b, c = (ParetoPoint("ws", "figs", "1:4", speedup, (accuracy,), ())
+  ...            for speedup, accuracy in [(1.0, 0.9), (2.0, 0.8), (1.5, 0.7)])
+  >>> [point.speedup for point in pareto_front([c, b, a])]
   [1.0, 2.0]
   """
-  best, kept = -math.inf, []
-  sound = [point for point in found if not math.isnan(point.accuracy)]
-  for point in sorted(sound, key=lambda p: (-p.speedup, -p.accuracy)):
+  best, front = -math.inf, []
+  finite = [point for point in points if not math.isnan(point.accuracy)]
+  for point in sorted(finite, key=lambda p: (-p.speedup, -p.accuracy)):
     if point.accuracy > best:
-      kept.append(point)
+      front.append(point)
       best = point.accuracy
-  return kept[::-1]
+  return front[::-1]
 
 
-def _apart(a: History, b: History) -> bool:
-  """Whether they differ in more than the seed."""
+def _differ_in_seed_only(a: History, b: History) -> bool:
   free = {"seed", "seeds", "seeds_mode", "diagnose_every", "checkpoint_every"}
-  return any(name not in free for name in differences(a.config, b.config))
+  return free.issuperset(differences(a.config, b.config))
 
 
 def _check_seeds(group: Sequence[History]) -> None:
@@ -118,14 +118,13 @@ def _check_seeds(group: Sequence[History]) -> None:
           " too; leave one of them out"
         )
       taken[seed] = str(run.path)
-    if run.evaluated != group[0].evaluated:
+    if run.evaluated_step != group[0].evaluated_step:
       raise ValueError(
-        f"{run.path}: evaluated at step {run.evaluated}, but"
-        f" {group[0].path} at {group[0].evaluated}, so they make no mean; let"
-        " both finish"
+        f"{run.path}: evaluated at step {run.evaluated_step}, but"
+        f" {group[0].path} at {group[0].evaluated_step}; a mean needs equal"
+        " steps, so let both finish"
       )
 
 
-def _pattern(found: str, run: History) -> str:
-  rules: Any = run.config["pattern"]
-  return str(rules) if found == "mixed" else found
+def _pattern(reported: str, run: History) -> str:
+  return str(run.config["pattern"]) if reported == "mixed" else reported

@@ -1,25 +1,27 @@
-"""What the programs in launch/ share: flags, workloads, export of a run."""
+"""Code that the programs in launch/ share: flags, workloads and export."""
 
 from figs_jax.cli.flags import (
   check_output,
   config_of,
+  define_user_file,
   emit,
   fail,
   quiet,
   run,
-  run_recipe_file,
-  save,
+  run_user_file,
   say,
+  write_output,
 )
 
 __all__ = [
   "check_output",
   "config_of",
+  "define_user_file",
   "emit",
   "fail",
   "quiet",
   "run",
-  "run_recipe_file",
-  "save",
+  "run_user_file",
   "say",
+  "write_output",
 ]

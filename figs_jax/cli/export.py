@@ -1,4 +1,4 @@
-"""A run's finished model, handed on in a format that others read."""
+"""Export of a finished model in the formats of other libraries."""
 
 from __future__ import annotations
 
@@ -38,21 +38,24 @@ def export_run(
   overwrite: bool = False,
   **options: Any,
 ) -> list[str]:
-  """Writes the finished model of a run; `export_model` says what.
+  """Writes the finished model of a run; see `export_model`.
 
   Args:
-    workdir: of the run; nothing in it is written.
-    out, format, overwrite: as of `export_model`.
-    step: None takes the newest good one.
-    seed: of a run with several, the place of one, from 0; None takes the first.
-    ema: takes the averaged weights.
-    **options: as of `export_model`.
+    workdir: Directory of the run. Nothing is written to it.
+    out: File or directory to write.
+    format: Name of the format.
+    step: Step of the checkpoint. Defaults to the newest valid one.
+    seed: Index of the seed, in a run with several. Defaults to the first.
+    ema: Whether to export the averaged weights.
+    overwrite: Whether to replace `out`.
+    **options: Further arguments of `export_model`.
 
   Returns:
-    What was written, in lines.
+    A description of the written files, in lines.
 
   Raises:
-    ValueError: as `export_model`, or (`CheckpointError`) no such checkpoint.
+    ValueError: If `export_model` raises, or (`CheckpointError`) there is no
+      such checkpoint.
   """
   _check(out, format, overwrite)
   model = finished_model(workdir, step=step, seed=seed, ema=ema)
@@ -69,27 +72,29 @@ def export_model(
   platforms: Sequence[str] = export.PLATFORMS,
   overwrite: bool = False,
 ) -> list[str]:
-  """Writes a finished model (`TrainState.finished`) for others.
+  """Writes a finished model (`TrainState.finished`).
 
   Args:
-    model: a ViT, Swin-V2 or T5 whose masked kernels are exactly N:M.
-    out: a directory for "dense", else a file; .safetensors but for "stablehlo".
-    format: "dense", with zeros, as `transformers` loads it; "packed", kept
-      values and their places, under our own paths; "torch-2:4", PyTorch's
-      CUTLASS layout; "stablehlo", the forward pass (a T5's with teacher
-      forcing) with its weights inside, for any batch.
-    dtype: casts the weights: float32, bfloat16 or float16.
-    layout: of packed: "indices" or "bitmask".
-    platforms: of stablehlo: where it may run.
-    overwrite: replaces what is there.
+    model: A ViT, Swin-V2 or T5 whose masked kernels are exactly N:M.
+    out: Directory for "dense", any file for "stablehlo", else a .safetensors
+      file.
+    format: "dense" is a checkpoint of `transformers`, with zeros; "packed" has
+      kept values and their indices under figs_jax's own paths; "torch-2:4" has
+      PyTorch's CUTLASS layout; "stablehlo" is the forward pass with its
+      weights, for any batch size (for T5, with teacher forcing).
+    dtype: Type of the written weights: float32, bfloat16 or float16. Defaults
+      to their own.
+    layout: Layout of "packed": "indices" or "bitmask".
+    platforms: Platforms that "stablehlo" can run on.
+    overwrite: Whether to replace `out`.
 
   Returns:
-    What was written, in lines.
+    A description of the written files, in lines.
 
   Raises:
-    ValueError: (`ExportError`, `PretrainedError`) an unknown format, a kernel
-      that is not N:M, a model that the format cannot express, or a place that
-      cannot be written.
+    ValueError: If (`ExportError`, `PretrainedError`) the format is unknown, a
+      kernel is not N:M, the format cannot express the model, or `out` cannot be
+      written.
 
   >>> import tempfile
   >>> from figs_jax import models
@@ -108,8 +113,9 @@ def export_model(
     tensors: Any = flatten(nn.split(model)[1])
     leaves = nn.masked_leaves(model)
   elif format == "dense":
-    found = for_transformers(model)
-    tensors, leaves, config = found.tensors, found.leaves, found.config
+    checkpoint = for_transformers(model)
+    tensors, leaves = checkpoint.tensors, checkpoint.leaves
+    config = checkpoint.config
   else:
     tensors, leaves = published(model), published_leaves(model)
   if dtype is not None:
@@ -123,12 +129,12 @@ def export_model(
     config |= {} if dtype is None else {"dtype": dtype}
     export.write_dense(out, tensors, leaves, config, overwrite=overwrite)
   else:
-    left = export.write_semi_structured(
+    kept_dense = export.write_semi_structured(
       out, tensors, leaves, overwrite=overwrite
     )
-    lines += [f"kept dense: {name}: {why}" for name, why in left.items()]
-  whole = sum(np.asarray(each).nbytes for each in tensors.values())
-  return [*lines, f"{whole} bytes of weights", *_sums(Path(out))]
+    lines += [f"kept dense: {name}: {why}" for name, why in kept_dense.items()]
+  size = sum(np.asarray(each).nbytes for each in tensors.values())
+  return [*lines, f"{size} bytes of weights", *_checksums(Path(out))]
 
 
 def _stablehlo(
@@ -142,7 +148,7 @@ def _stablehlo(
     check_nm(nn.split(model)[1], nn.masked_leaves(model))
   except ValueError as error:
     raise export.ExportError(str(error)) from error
-  # The zeros are in the kernels: masks would only make the file longer.
+  # The kernels already have the zeros of their masks.
   model = nn.sparsify(model, ".*: dense")
   model.eval()
   if dtype is not None:
@@ -161,11 +167,12 @@ def _stablehlo(
   inputs = ", ".join(
     f"{x.dtype} [batch, {', '.join(map(str, x.shape[1:]))}]" for x in examples
   )
-  return [f"{inputs} -> float32 logits; {', '.join(platforms)}", *_sums(out)]
+  signature = f"{inputs} -> float32 logits; {', '.join(platforms)}"
+  return [signature, *_checksums(out)]
 
 
 def _examples(model: Any) -> list[np.ndarray]:
-  """Two samples of a model's inputs."""
+  """Inputs of a model, with two samples."""
   rng = np.random.default_rng(0)
   if isinstance(model, T5):
     lengths = (model.input_length, model.target_length)
@@ -175,14 +182,16 @@ def _examples(model: Any) -> list[np.ndarray]:
 
 
 def _check(out: str | Path, format: str, overwrite: bool) -> None:
-  """Raises before the work of restoring and casting."""
+  """Raises early, before the model is restored."""
   if format not in FORMATS:
-    raise export.ExportError(f"format {format!r}: {nearest(format, FORMATS)}")
+    raise export.ExportError(
+      f"Unknown format {format!r}; {nearest(format, FORMATS)}"
+    )
   is_directory = format == "dense"
   if is_directory and Path(out).suffix == export.SUFFIX:
     raise export.ExportError(
-      f"{out}: the format dense is a directory (with"
-      f" {' and '.join(export.DENSE)}); name that"
+      f"{out}: expected a directory, since the format dense is"
+      f" {' and '.join(export.DENSE)}"
     )
   own = export.DENSE if is_directory else None
   export.check_free(out, overwrite=overwrite, own=own)
@@ -190,8 +199,8 @@ def _check(out: str | Path, format: str, overwrite: bool) -> None:
     export.check_suffix(out)
 
 
-def _sums(out: Path) -> list[str]:
-  """What `sha256sum` and `du -b` would print of the files."""
+def _checksums(out: Path) -> list[str]:
+  """Size and SHA-256 of each file."""
   lines = []
   for path in sorted(out.iterdir()) if out.is_dir() else [out]:
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Flags to one call: what every program in launch/ shares.
+"""Command line handling that the programs in launch/ share.
 
-A mistake of the user's ends in one line on standard error and exit code 2; a
-mistake of ours keeps its traceback.
+An error of the user ends in one line on standard error and exit code 2; a bug
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import logging
 import logging.handlers
 import os
 import re
+import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -22,18 +24,17 @@ from absl import app, flags
 
 from figs_jax.core.rules import nearest
 from figs_jax.export import atomic_write
-from figs_jax.train.distributed import is_stray
 
 _EXAMPLE = "configs/digits_vit.py:figs"
 _HELP = ("--help", "-help", "-h")
+flags.disclaim_key_flags()  # a flag defined here belongs to the program
 
 
-class _Held(logging.handlers.MemoryHandler):
-  """Holds back what recipes remark until work begins, or the program ends.
+class _DelayedRemarks(logging.handlers.MemoryHandler):
+  """Delays the log records of recipes until another logger has a record.
 
-  A recipe remarks on a pattern while a run is still being checked, and a
-  mistake that is then found is to be the only line. What anything else says,
-  as that training begins, brings the remarks with it.
+  A recipe remarks on a pattern while a run is still being checked. If the check
+  then fails, its error is the only line.
   """
 
   def shouldFlush(self, record: logging.LogRecord) -> bool:
@@ -41,13 +42,13 @@ class _Held(logging.handlers.MemoryHandler):
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-  """One line on standard error, then exit."""
+  """Prints one line to standard error and exits."""
   for handler in logging.getLogger("figs_jax").handlers:
-    if isinstance(handler, _Held):
+    if isinstance(handler, _DelayedRemarks):
       handler.buffer.clear()
   name = sys.argv[0].rsplit("/", 1)[-1]
-  words = atomic_write.printable(" ".join(str(message).split()))
-  print(f"{name}: {words}", file=sys.stderr)
+  line = atomic_write.printable(" ".join(str(message).split()))
+  print(f"{name}: {line}", file=sys.stderr)
   sys.exit(code)
 
 
@@ -57,17 +58,17 @@ def run(
   *,
   words: bool = False,
 ) -> None:
-  """Parses the flags and runs `main()`; its ValueErrors are the user's.
+  """Parses the flags and runs the program.
 
-  With `words`, it is `main(words)`, what the command line has beside flags, as
-  in `--workdir runs/a runs/b`; else there may be none.
+  `--help` prints the docstring of the program, its flags and `more_help()`. The
+  other flags are parsed first, so that help lists the recipes that files
+  register.
 
-  Programs call only code whose ValueErrors speak to the user (building,
-  restoring); the training loop raises its own types for everything else.
-
-  `--help` prints the program's docstring, its flags and what `more_help` gives,
-  and exits 0. The other flags are read first, wherever they stand, so that what
-  a configuration file registers is listed too.
+  Args:
+    main: The program. Takes the list of words if `words`, else nothing.
+    more_help: Returns text to print after the flags.
+    words: Whether the command line may have words beside flags, as in
+      `--workdir runs/a runs/b`.
   """
   parser = functools.partial(_parse, more_help=more_help, words=words)
 
@@ -81,38 +82,56 @@ def run(
 
 
 def quiet() -> None:
-  """Our own messages on standard error; the libraries' only from ERROR on."""
+  """Logs figs_jax to standard error, and other libraries from ERROR on."""
   absl.logging.set_verbosity(absl.logging.ERROR)
   logger = logging.getLogger("figs_jax")
   if not logger.handlers:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(_Held(capacity=0, target=handler))
+    logger.addHandler(_DelayedRemarks(capacity=0, target=handler))
     logger.setLevel(logging.INFO)
     logger.propagate = False
   show = sys.excepthook
 
   def hook(kind, error, trace):
+    from figs_jax.train.distributed import is_stray
+
     if not is_stray(error):
       show(kind, error, trace)
 
   sys.excepthook = hook
 
 
-def run_recipe_file(path: str | None) -> None:
-  """Runs the file of --recipe_file, if one was given; it registers a recipe."""
+def define_user_file(noun: str) -> flags.FlagHolder[str | None]:
+  """Defines `--{noun}_file`: a Python file that registers a `noun`."""
+  article = "an" if noun[0] in "aeiou" else "a"
+  return flags.DEFINE_string(
+    f"{noun}_file",
+    None,
+    f"Python file to run first, which registers {article} {noun} of your own.",
+  )
+
+
+def run_user_file(flag: flags.FlagHolder[str | None] | flags.Flag) -> None:
+  """Runs the Python file that a flag names, if it names one.
+
+  Recipes or engines that the file registers are known afterwards. If the file
+  is missing or raises, the program fails and names the line.
+  """
+  path = flag.value
   if not path:
     return
-  from figs_jax.cli import recipe_file
-
+  if not os.path.isfile(path):
+    fail(f"--{flag.name} {path}: no such file")
   try:
-    recipe_file.run(path)
-  except recipe_file.RecipeFileError as error:
-    fail(f"--recipe_file {error}")
+    runpy.run_path(path)
+  # Whatever it raises is an error of the user's file.
+  except Exception as error:
+    fail(f"--{flag.name} {_located(path, error)}")
 
 
 def config_of(flag: flags.FlagHolder) -> Any:
-  """The configuration of a config-file flag, or one line and exit code 2."""
+  """The configuration of a config-file flag; fails if there is none."""
   try:
     config = flag.value
     if config is None:
@@ -125,49 +144,41 @@ def config_of(flag: flags.FlagHolder) -> Any:
 
 
 def say(*lines: str) -> None:
-  """Lines to standard output, as `emit` writes."""
+  """Writes lines to standard output."""
   emit("".join(f"{line}\n" for line in lines).encode())
 
 
 def emit(data: bytes) -> None:
-  """Data to standard output; where it cannot be written, the program ends.
-
-  Without a word where its reader has left.
-  """
+  """Writes data to standard output; exits silently if its reader has closed."""
   left = memoryview(data)
   try:
     while left:
-      # A part only, where Python runs unbuffered.
+      # Unbuffered output may be written in parts.
       left = left[sys.stdout.buffer.write(left) :]
     sys.stdout.flush()
   except OSError as error:
-    # Nothing is left to flush when the interpreter ends.
+    # The interpreter flushes standard output once more when it exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
       sys.exit(1)
     fail(f"standard output: {error.strerror}; send it elsewhere", code=1)
 
 
-def check_output(path: str, *, overwrite: bool, flag: str = "--output") -> None:
-  """Fails before any work where `save` would fail after it."""
+def check_output(path: str, *, overwrite: bool) -> None:
+  """Fails early if `write_output` would fail for the path of --out."""
   try:
     atomic_write.check_free(path, overwrite=overwrite)
   except atomic_write.ExportError as error:
-    fail(f"{flag} {error}")
+    fail(f"--out {error}")
 
 
-def save(
-  path: str, data: bytes, *, overwrite: bool, flag: str = "--output"
-) -> None:
-  """Writes a whole file or none; what it replaces stays until then.
-
-  Where `path` is a link, what it leads to is written.
-  """
+def write_output(path: str, data: bytes, *, overwrite: bool) -> None:
+  """Writes the file of --out atomically, or the target of a symbolic link."""
   try:
     with atomic_write.replacing(path, overwrite=overwrite) as part:
       part.write_bytes(data)
   except atomic_write.ExportError as error:
-    fail(f"{flag} {error}")
+    fail(f"--out {error}")
 
 
 def _parse(
@@ -175,34 +186,34 @@ def _parse(
   more_help: Callable[[], str] | None = None,
   words: bool = False,
 ) -> list[str]:
-  wanted = any(word in _HELP for word in argv[1:])
+  asks_for_help = any(word in _HELP for word in argv[1:])
   argv = [word for word in argv if word not in _HELP]
   if "config" in flags.FLAGS:
-    # Its get_config looks the recipe up.
-    run_recipe_file(_early(argv, "recipe_file"))
+    # The configuration looks its recipe up.
+    run_user_file(_early(argv, "recipe_file"))
   rest = _read(argv)
-  if wanted:
+  if asks_for_help:
     with contextlib.redirect_stdout(io.StringIO()) as text:
       app.usage(shorthelp=True, writeto_stdout=True)
     say(text.getvalue(), *([] if more_help is None else [more_help()]))
     sys.exit(0)
   if len(rest) > 1 and not words:
-    fail(f"unexpected argument {rest[1]!r}; flags start with --")
+    fail(f"Unexpected argument {rest[1]!r}; flags start with --")
   return rest
 
 
-def _early(argv: list[str], name: str) -> str | None:
-  """What a flag says, before all are read."""
+def _early(argv: list[str], name: str) -> flags.Flag:
+  """A flag with its value, before all flags are read."""
   alone = flags.FlagValues()
   flags.DEFINE_string(name, None, "", flag_values=alone)
-  alone.set_gnu_getopt(True)  # wherever it stands
-  with contextlib.suppress(flags.Error):  # told when all are read
+  alone.set_gnu_getopt(True)  # wherever the flag stands
+  with contextlib.suppress(flags.Error):  # reported when all flags are read
     alone(argv, known_only=True)
-  return alone[name].value
+  return alone[name]
 
 
 def _read(argv: list[str]) -> list[str]:
-  """Sets the flags; returns what is none. A mistake ends the program."""
+  """Sets the flags and returns all other words; fails on a wrong flag."""
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
@@ -210,19 +221,36 @@ def _read(argv: list[str]) -> list[str]:
   except (AttributeError, KeyError) as error:
     fail(_unknown_field(argv, error))
   except (ValueError, OSError) as error:
-    fail(f"the configuration cannot be read: {error}")
-  # Only the file of --config has code that runs here.
+    fail(f"The configuration cannot be read: {error}")
+  # Only the file of --config can raise anything else.
   except Exception as error:
-    path = (_early(argv, "config") or "").partition(":")[0]
+    path = (_early(argv, "config").value or "").partition(":")[0]
     if not path:
       raise
-    from figs_jax.cli.recipe_file import told
+    fail(f"--config {_located(path, error)}")
 
-    fail(f"--config {told(path, error)}")
+
+def _located(path: str, error: Exception) -> str:
+  """The line of a file that raised an error, and the error.
+
+  >>> try:
+  ...   compile("a = = b", "mine.py", "exec")
+  ... except SyntaxError as error:
+  ...   print(_located("mine.py", error))
+  mine.py, line 1: SyntaxError: invalid syntax
+  """
+  if isinstance(error, SyntaxError) and error.filename == path:
+    line, reason = error.lineno, error.msg
+  else:
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((f.lineno for f in frames[::-1] if f.filename == path), None)
+    reason = str(error)
+  where = path if line is None else f"{path}, line {line}"
+  return f"{where}: {type(error).__name__}: {reason}"
 
 
 def _last_line(error: Exception) -> str:
-  """What went wrong, without the traceback that a flag's error may hold."""
+  """The message of a flag's error, without the traceback it may contain."""
   text = str(error)
   if "Traceback" not in text:
     return text
@@ -232,14 +260,14 @@ def _last_line(error: Exception) -> str:
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
-  """Which --config.FIELD does not exist, and the nearest that does."""
+  """Names the --config.FIELD that does not exist, and the nearest that does."""
   known = _known_fields()
   given = re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE)
   for name in given:
     field = name.removeprefix("config.")
     if field not in known:
-      return f"--{name}: no such field; {nearest(field, known)}"
-  return f"the configuration refuses a field: {error}"
+      return f"--{name}: unknown field; {nearest(field, known)}"
+  return f"The configuration refuses a field: {error}"
 
 
 def _known_fields() -> list[str]:
@@ -259,8 +287,8 @@ def _known_fields() -> list[str]:
     config = flags.FLAGS["config"].value
   except KeyError:
     config = None
-  # While a flag is read, the file's own configuration is not to be had.
-  several = [default_config(family=family) for family in models.names()]
-  for one in several if config is None else [config]:
-    walk(one, "")
+  # No configuration is available while its flag is parsed.
+  defaults = [default_config(family=family) for family in models.names()]
+  for tree in defaults if config is None else [config]:
+    walk(tree, "")
   return list(fields)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.engine import Layers, read_layers
 
@@ -34,13 +33,13 @@ def from_file(path: str | Path, pattern: str | None = None) -> Tables:
   label = Path(path).name
   if pattern is None:
     return {label: table}
-  single = _single(pattern)
-  if single is not None:
-    return {label: table.with_pattern(single)}
+  rules = Rules.parse(pattern)
+  if rules.single is not None:
+    return {label: table.with_pattern(rules.single)}
   sizes = zip(table.names, table.K.tolist(), table.N.tolist())
   kernels: dict[str, Any] = {name: ((k, n), -2) for name, k, n in sizes}
   names = {name: re.escape(name) for name in table.names}
-  leaves = Rules.parse(pattern).resolve(kernels, names)
+  leaves = rules.resolve(kernels, names)
   rows = [
     {"name": name, "M": m, "N": n, "K": k, "count": count}
     | ({"pattern": leaves[name].pattern} if name in leaves else {})
@@ -124,7 +123,7 @@ def from_run(
   from figs_jax.train.run_rows import layers_of
   from figs_jax.train.workdir import finished_model
 
-  single = None if pattern is None else _single(pattern)
+  single = None if pattern is None else Rules.parse(pattern).single
   if pattern is not None and single is None:
     raise ValueError(
       f"pattern {pattern!r}: a run has its own rules; give n:m to replace its"
@@ -152,16 +151,6 @@ def require_sparse(table: Layers, label: str) -> None:
       f"{label}: the model is dense, so no layer would take the pattern; say"
       " which are sparse with rules, as in 'ff: 1:8'"
     )
-
-
-def _single(pattern: str) -> NM | None:
-  """The pattern, if the text is one and no rules."""
-  try:
-    return NM.parse(pattern)
-  except ValueError:
-    if re.fullmatch(r"[\d\s:]*", pattern):
-      raise
-    return None
 
 
 def _option(spec: str, text: str) -> tuple[str, Any]:

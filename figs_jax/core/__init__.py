@@ -22,13 +22,13 @@ from figs_jax.core.rules import Rules
 from figs_jax.core.scores import activation, magnitude, saliency
 from figs_jax.core.soft import s_ste, soft_scale, soft_threshold
 from figs_jax.core.transposable import transposable_nm_mask
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.unstructured import global_masks, top_mask
 
 __all__ = [
   "NM",
   "Flow",
-  "Leaf",
+  "MaskedKernel",
   "Packed",
   "Rules",
   "activation",

@@ -19,7 +19,7 @@ import numpy as np
 from figs_jax.core.groups import Axis, Groups, normalized
 from figs_jax.core.masks import density, flip_rate, kept_magnitude
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf, flatten
+from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.core.types import Array, Bool, Float, Int, Shaped
 
 __all__ = [
@@ -249,20 +249,20 @@ def first_bad_group(
   return where, int(counts[tuple(bad[first])])
 
 
-def check_nm(tree_or_masks: Any, leaves: Mapping[str, Leaf]) -> None:
+def check_nm(tree_or_masks: Any, leaves: Mapping[str, MaskedKernel]) -> None:
   """Raises unless every listed leaf is exactly N:M. Not for use under jit.
 
   Boolean leaves must keep exactly n in every group, others at most n non-zeros.
 
   Args:
     tree_or_masks: parameters or masks, nested or by path.
-    leaves: path -> `Leaf` of every masked kernel.
+    leaves: path -> `MaskedKernel` of every masked kernel.
 
   Raises:
     ValueError: a leaf is missing, has another shape, or breaks its pattern; one
       line names the leaf, its first bad group, what it keeps and what it may.
 
-  >>> leaves = {"kernel": Leaf((4, 1), NM(1, 2))}
+  >>> leaves = {"kernel": MaskedKernel((4, 1), NM(1, 2))}
   >>> check_nm({"kernel": jnp.array([[0.], [1.], [2.], [3.]])}, leaves)
   Traceback (most recent call last):
   ...

@@ -35,7 +35,7 @@ from figs_jax.core.diagnostics import first_bad_group
 from figs_jax.core.groups import Axis, Groups, axis_length, normalized
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import nearest
-from figs_jax.core.tree import Leaf, flatten, path_str
+from figs_jax.core.tree import MaskedKernel, flatten, path_str
 from figs_jax.core.types import Array, Shaped
 
 Layout = Literal["indices", "bitmask"]
@@ -180,20 +180,20 @@ def unpack(packed: Packed) -> Shaped[np.ndarray, "*shape"]:
 
 
 def pack_tree(
-  tree: Any, leaves: Mapping[str, Leaf], *, layout: Layout = "indices"
+  tree: Any, leaves: Mapping[str, MaskedKernel], *, layout: Layout = "indices"
 ) -> Any:
   """The tree with a `Packed` for every listed leaf, the others as they are.
 
   Args:
     tree: parameters, finished.
-    leaves: path -> `Leaf`, as from `masked_leaves`.
+    leaves: path -> `MaskedKernel`, as from `masked_leaves`.
     layout: as in `pack`.
 
   Raises:
     ValueError: a leaf is missing or has another shape, or as `pack`; the line
       names the leaf.
 
-  >>> leaves = {"kernel": Leaf((2, 1), NM(1, 2))}
+  >>> leaves = {"kernel": MaskedKernel((2, 1), NM(1, 2))}
   >>> tree = {"kernel": np.array([[0.], [3.]]), "bias": np.zeros(1)}
   >>> packed = pack_tree(tree, leaves)
   >>> packed["kernel"].values.tolist(), packed["bias"].tolist()
@@ -228,7 +228,8 @@ def unpack_tree(tree: Any) -> Any:
   Raises:
     ValueError: as `unpack`.
 
-  >>> packed = pack_tree({"k": np.eye(2)}, {"k": Leaf((2, 2), NM(1, 2))})
+  >>> leaves = {"k": MaskedKernel((2, 2), NM(1, 2))}
+  >>> packed = pack_tree({"k": np.eye(2)}, leaves)
   >>> unpack_tree(packed)["k"].tolist()
   [[1.0, 0.0], [0.0, 1.0]]
   """

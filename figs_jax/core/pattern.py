@@ -23,7 +23,7 @@ class NM:
   ('2:4', 2)
 
   Raises:
-    ValueError: unless 1 <= n <= m, both integers.
+    ValueError: If n and m are not integers with 1 <= n <= m.
   """
 
   n: int
@@ -37,8 +37,8 @@ class NM:
     flags = isinstance(self.n, bool) or isinstance(self.m, bool)
     if n is None or m is None or flags or not 1 <= n <= m:
       raise ValueError(
-        f"NM({self.n!r}, {self.m!r}): n and m must be integers with"
-        " 1 <= n <= m (n kept of every m), as in NM(1, 8); n = m is dense"
+        f"Invalid N:M pattern NM({self.n!r}, {self.m!r}): expected integers"
+        " with 1 <= n <= m (n = m is dense), for example NM(2, 4)."
       )
     object.__setattr__(self, "n", n)
     object.__setattr__(self, "m", m)
@@ -48,16 +48,18 @@ class NM:
     """Reads "n:m"; an `NM` is returned as it is.
 
     Raises:
-      ValueError: the text is not two integers with 1 <= n <= m.
+      ValueError: If the text is not two integers with 1 <= n <= m.
     """
     if isinstance(text, cls):
       return text
     match = _TEXT.fullmatch(text) if isinstance(text, str) else None
+    invalid = f"Invalid N:M pattern {text!r}: expected"
     if match is None:
-      raise ValueError(
-        f"{text!r} is no N:M pattern: write 'n:m' with 1 <= n <= m, as in '1:8'"
-      )
-    return cls(int(match[1]), int(match[2]))
+      raise ValueError(f"{invalid} 'n:m', for example '2:4'.")
+    n, m = int(match[1]), int(match[2])
+    if not 1 <= n <= m:
+      raise ValueError(f"{invalid} 1 <= n <= m, for example '2:4'.")
+    return cls(n, m)
 
   @property
   def density(self) -> float:

@@ -1,8 +1,9 @@
 """Which pattern each kernel gets: ordered rules, the first match wins.
 
 A rule is a key and a pattern (or `dense`). The key is a word of the model
-family (`ff`, `qk`, ...) or a regular expression that must match the whole path
-of a kernel, as in `blocks/\\d+/mlp/.*`. Kernels that no rule names stay dense.
+family (`ff`, `qk`, ...), `*` for every kernel, or a regular expression that
+must match the whole path of a kernel, as in `blocks/\\d+/mlp/.*`. A kernel that
+no rule matches stays dense.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Callable, Mapping
 
 from figs_jax.core.groups import axis_length
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 
 _RULE = re.compile(
   r"\s*(?P<key>\S+?)\s*:\s*(?P<value>dense|\d+\s*:\s*\d+)\s*(?:,|$)"
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
+_SINGLE = re.compile(r"[\d\s:]*")  # one pattern, or an attempt at one
+EVERY = "*"
 Words = Mapping[str, str]
 
 
@@ -50,7 +53,7 @@ def word_table(**words: str) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """Ordered (key, pattern or None for dense).
+  """Ordered pairs (key, pattern), where the pattern None means dense.
 
   >>> rules = Rules.parse("head: dense, ff: 1:8")
   >>> rules.rules
@@ -63,51 +66,73 @@ class Rules:
 
   def __post_init__(self):
     if not self.rules:
-      raise ValueError("Rules are empty: write at least one, as in 'ff: 1:8'")
+      raise ValueError("Expected at least one rule, for example 'ff: 1:8'.")
     object.__setattr__(self, "rules", tuple(self.rules))
     for key, pattern in self.rules:
       if pattern is not None and not isinstance(pattern, NM):
         raise ValueError(
-          f"rule {key!r}: {pattern!r} is no pattern; give NM(n, m) or None for"
-          " dense, or read text with Rules.parse('ff: 1:8')"
+          f"Rule {key!r}: expected NM(n, m), or None for dense, got"
+          f" {pattern!r}; Rules.parse('ff: 1:8') reads text."
         )
-      if not _WORD.fullmatch(key):
+      if key != EVERY and not _WORD.fullmatch(key):
         try:
           re.compile(key)
         except re.error as error:
           raise ValueError(
-            f"rule {key!r} is no regular expression: {error}"
+            f"Rule {key!r}: invalid regular expression: {error}."
           ) from error
 
   @classmethod
-  def parse(cls, text: str | Rules) -> Rules:
-    """Reads "key: n:m, key: dense, ...".
+  def parse(cls, text: str | NM | Rules) -> Rules:
+    """Reads "key: n:m, key: dense, ..." or one pattern for every kernel.
+
+    Args:
+      text: Rules such as "head: dense, ff: 1:8", or one pattern such as "1:8"
+        or NM(1, 8), which stands for "*: 1:8". `Rules` are returned unchanged.
 
     Raises:
-      ValueError: the text is no such list, a pattern is illegal, or a key is
-        not a regular expression.
+      ValueError: If the text is malformed, a pattern does not satisfy
+        1 <= n <= m, or a key is not a regular expression.
+
+    >>> Rules.parse("1:8") == Rules.parse("*: 1:8") == Rules.parse(NM(1, 8))
+    True
     """
     if isinstance(text, cls):
       return text
-    if not isinstance(text, str):
-      raise ValueError(f"rules {text!r}: give text such as 'ff: 1:8'")
-    found, at = [], 0
+    if not isinstance(text, (str, NM)):
+      raise ValueError(
+        "Expected rules as text such as 'ff: 1:8', an NM or Rules, got"
+        f" {text!r}."
+      )
+    if isinstance(text, NM) or _SINGLE.fullmatch(text):
+      return cls(((EVERY, NM.parse(text)),))
+    rules, at = [], 0
     while at < len(text.rstrip().rstrip(",")):
       match = _RULE.match(text, at)
       if match is None:
         raise ValueError(
-          f"rules {text!r}: cannot read {text[at:].strip()!r}; write"
-          " 'key: n:m' or 'key: dense', separated by commas, as in"
-          " 'head: dense, ff: 1:8'"
+          f"Invalid rules {text!r}: expected 'key: n:m' or 'key: dense',"
+          " separated by commas, for example 'head: dense, ff: 1:8', got"
+          f" {text[at:].strip()!r}."
         )
       key, value = match["key"], match["value"]
       try:
         pattern = None if value == "dense" else NM.parse(value)
       except ValueError as error:
-        raise ValueError(f"rule {key!r}: {error}") from error
-      found.append((key, pattern))
+        raise ValueError(f"Rule {key!r}: {error}") from error
+      rules.append((key, pattern))
       at = match.end()
-    return cls(tuple(found))
+    return cls(tuple(rules))
+
+  @property
+  def single(self) -> NM | None:
+    """The pattern, if the rules are one pattern for every kernel.
+
+    >>> Rules.parse("1:8").single, Rules.parse("ff: 1:8").single
+    (NM(n=1, m=8), None)
+    """
+    (key, pattern), *others = self.rules
+    return pattern if key == EVERY and not others else None
 
   def map(self, fn: Callable[[NM], NM]) -> Rules:
     """The same rules with every pattern replaced by `fn(pattern)`."""
@@ -119,16 +144,16 @@ class Rules:
     self,
     kernels: Mapping[str, tuple[tuple[int, ...], int | tuple[int, ...]]],
     words: Words,
-  ) -> dict[str, Leaf]:
-    """Applies the rules: path -> `Leaf` for every kernel that gets a pattern.
+  ) -> dict[str, MaskedKernel]:
+    """Applies the rules: path -> `MaskedKernel`, dense kernels left out.
 
     Args:
-      kernels: path -> (shape, group axis) of every kernel that may be masked.
-      words: the family's word table.
+      kernels: Path -> (shape, group axis) of every kernel that may be masked.
+      words: Word -> path regex, the word table of the model family.
 
     Raises:
-      ValueError: an unknown word, a rule that wins nowhere, or a group axis
-        whose length m does not divide.
+      ValueError: If a word is unknown, a rule wins nowhere, or m does not
+        divide the length of a group axis.
     """
     regexes = [re.compile(self._regex(key, words)) for key, _ in self.rules]
     wins = [0] * len(self.rules)
@@ -139,7 +164,7 @@ class Rules:
           wins[i] += 1
           if pattern is not None and not pattern.is_dense:
             check_groups(path, shape, pattern, axis)
-            leaves[path] = Leaf(tuple(shape), pattern, axis)
+            leaves[path] = MaskedKernel(tuple(shape), pattern, axis)
           break
     for won, regex, (key, _) in zip(wins, regexes, self.rules):
       if not won:
@@ -147,28 +172,32 @@ class Rules:
     return leaves
 
   def _regex(self, key: str, words: Words) -> str:
+    if key == EVERY:
+      return ".*"
     if not _WORD.fullmatch(key):
       return key
     if key not in words:
       raise ValueError(
-        f"rule {key!r}: no such word for this model, "
-        f"{nearest(key, words)}; or write a path regex such as '.*/{key}/.*'"
+        f"Rule {key!r}: unknown word for this model, {nearest(key, words)}; a"
+        f" regex of the whole path is also possible, as in '.*/{key}/.*'."
       )
     return words[key]
 
   def _dead(self, key: str, regex: re.Pattern, kernels: Mapping) -> str:
     if any(regex.fullmatch(path) for path in kernels):
       return (
-        f"rule {key!r} is dead: earlier rules win every kernel it matches;"
-        " move it forward or delete it"
+        f"Rule {key!r} is dead: earlier rules win every kernel it matches."
+        " Move it forward or delete it."
       )
     close = difflib.get_close_matches(key, kernels, n=1, cutoff=0.0)
     return (
-      f"rule {key!r} matches no kernel (the whole path must match); the"
-      f" nearest path is {close[0] if close else 'none'!r}"
+      f"Rule {key!r} matches no kernel (the whole path must match). Nearest"
+      f" path: {close[0] if close else 'none'!r}."
     )
 
   def __str__(self) -> str:
+    if self.single is not None:
+      return str(self.single)
     return ", ".join(
       f"{key}: {'dense' if nm is None else nm}" for key, nm in self.rules
     )
@@ -177,11 +206,11 @@ class Rules:
 def check_groups(
   path: str, shape: tuple[int, ...], pattern: NM, axis: int | tuple[int, ...]
 ) -> None:
-  """Raises ValueError unless m divides the (flattened) group axis."""
+  """Raises a ValueError unless m divides the (flattened) group axis."""
   length = axis_length(shape, axis)
   if length % pattern.m:
     raise ValueError(
       f"{path}: axis {axis} has length {length}, not a multiple of"
-      f" m={pattern.m}; choose an m that divides it or exclude it with"
-      f" '{path}: dense' before the rule"
+      f" m={pattern.m}; choose an m that divides it, or exclude the kernel with"
+      f" '{path}: dense' before the rule."
     )

@@ -16,7 +16,7 @@ from figs_jax.core.pattern import NM
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class MaskedKernel:
   """What is static about one masked kernel: shape, pattern, group axis."""
 
   shape: tuple[int, ...]

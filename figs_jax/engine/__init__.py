@@ -1,52 +1,79 @@
 """What an N:M pattern buys on a matrix engine: closed forms over plain tables.
 
 A layer is a GEMM, (M x K) times (K x N), whose K x N weight may be N:M sparse
-along K; an engine is a hardware description. One pure function turns both into
-cycles, accesses and bytes. Every number here is modelled, none is measured.
+along K; an engine is a description of hardware. One pure function turns both
+into cycles, accesses and bytes. Every number is modelled, none is measured.
 """
 
 from figs_jax.engine._cost import Cost, cost
 from figs_jax.engine._report import Report, Total, report
+from figs_jax.engine.csr import Csr
 from figs_jax.engine.energy import Energy
-from figs_jax.engine.figs import checkpoint_stall_factor, stall_factor
-from figs_jax.engine.flops import (
+from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
+from figs_jax.engine.layer_csv import read_layers
+from figs_jax.engine.layers import (
+  Layers,
   dense_bytes,
   flops,
   packed_bytes,
-  train_flops,
+  step_flops,
 )
-from figs_jax.engine.layer_csv import read_layers
-from figs_jax.engine.layers import Layers
-from figs_jax.engine.roofline import calibrated_overhead
+from figs_jax.engine.roofline import Roofline, calibrated_overhead
 from figs_jax.engine.simulator._simulate import Simulation, simulate
-from figs_jax.engine.spec import Csr, Engine, Figs, Roofline, Systolic, Vegeta
-from figs_jax.engine.spec_text import parse
-from figs_jax.engine.studies.attention import Attention, Memory, attention_cost
+from figs_jax.engine.spec import Engine, Gemm
+from figs_jax.engine.spec_text import parse, register
+from figs_jax.engine.studies.attention import (
+  AttentionCost,
+  AttentionShape,
+  Memory,
+  attention_cost,
+)
 from figs_jax.engine.studies.bandwidth import (
   iso_bandwidth_speedup,
   ledger,
   utilisation_bound,
 )
 from figs_jax.engine.studies.calibration import (
+  CycleModel,
   LatencyModel,
   cross_validated,
+  fit_cycles,
   fit_latency,
 )
-from figs_jax.engine.studies.cluster import estimate
-from figs_jax.engine.studies.devices import Cluster, Parallel
+from figs_jax.engine.studies.cluster import (
+  BytesPerValue,
+  Cluster,
+  Estimate,
+  Parallel,
+  estimate,
+  estimate_all,
+  train_seconds,
+)
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
-from figs_jax.engine.training import TrainCost, step_cost, train_cost
-from figs_jax.engine.vegeta import unstructured_speedup
+from figs_jax.engine.systolic import Systolic
+from figs_jax.engine.training import (
+  RunCost,
+  StepCost,
+  TrainingPhase,
+  run_cost,
+  step_cost,
+)
+from figs_jax.engine.vegeta import Vegeta, unstructured_speedup
 
 __all__ = [
-  "Attention",
+  "AttentionCost",
+  "AttentionShape",
+  "BytesPerValue",
   "Cluster",
   "Cost",
   "Csr",
+  "CycleModel",
   "Energy",
   "Engine",
+  "Estimate",
   "Figs",
+  "Gemm",
   "LatencyModel",
   "Layers",
   "Memory",
@@ -54,11 +81,13 @@ __all__ = [
   "Parallel",
   "Report",
   "Roofline",
+  "RunCost",
   "Simulation",
+  "StepCost",
   "Sweep",
   "Systolic",
   "Total",
-  "TrainCost",
+  "TrainingPhase",
   "Vegeta",
   "attention_cost",
   "calibrated_overhead",
@@ -67,6 +96,8 @@ __all__ = [
   "cross_validated",
   "dense_bytes",
   "estimate",
+  "estimate_all",
+  "fit_cycles",
   "fit_latency",
   "flops",
   "iso_bandwidth_speedup",
@@ -75,13 +106,15 @@ __all__ = [
   "packed_bytes",
   "parse",
   "read_layers",
+  "register",
   "report",
+  "run_cost",
   "simulate",
   "stall_factor",
   "step_cost",
+  "step_flops",
   "sweep",
-  "train_cost",
-  "train_flops",
+  "train_seconds",
   "unstructured_speedup",
   "utilisation_bound",
 ]

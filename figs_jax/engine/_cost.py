@@ -9,24 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.engine import figs, roofline, systolic, vegeta
 from figs_jax.engine.blocks import Masks
 from figs_jax.engine.energy import Energy, picojoules
-from figs_jax.engine.flops import kept_depth
 from figs_jax.engine.int64 import LayerError, array_dataclass, exact, is_traced
-from figs_jax.engine.layers import LIMITS, Layers
-from figs_jax.engine.spec import Csr, Engine, Figs, Roofline, Systolic, Vegeta
+from figs_jax.engine.layers import Layers
+from figs_jax.engine.spec import LIMITS, Engine, Gemm, check_itemsize
 from figs_jax.engine.spec_text import parse
 
 AT_45_NM = Energy()
-# Each maps (M, N, K, engine, n, m, itemsize, masks) to named results.
-_COUNTS: dict[type, Any] = {
-  Systolic: systolic.counts,
-  Vegeta: vegeta.counts,
-  Figs: figs.counts,
-  Roofline: roofline.counts,
-  Csr: roofline.csr_counts,
-}
 
 
 @array_dataclass()
@@ -38,25 +28,25 @@ class Cost:
   from `compute` to `stall_dram` add up to `cycles`.
 
   Attributes:
-    cycles: int64; nanoseconds of a roofline.
-    compute: cycles in which vectors stream, or arithmetic bounds a roofline.
-    fill: filling and draining, or what a roofline's call costs.
-    stall_weights: loading of the stationary operand that nothing hides.
-    stall_exchange: waiting for swap registers.
-    stall_in: waiting for the input ports.
-    stall_out: waiting for the output ports.
-    stall_dram: waiting for the memory.
-    utilisation: useful MACs / (cycles x multipliers), float64 in (0, 1]; the n
+    cycles: Cycles, or nanoseconds on a roofline; int64.
+    compute: Cycles in which vectors stream, or arithmetic bounds a roofline.
+    fill: Cycles of filling and draining, or the overhead of a roofline's call.
+    stall_weights: Loading of the stationary operand that nothing hides.
+    stall_exchange: Waiting for swap registers.
+    stall_input: Waiting for the input ports.
+    stall_output: Waiting for the output ports.
+    stall_dram: Waiting for the memory.
+    utilisation: Useful MACs / (cycles x multipliers), float64 in (0, 1]; the n
       of m that a pattern stores are useful, whatever their values.
-    ifmap_reads: activation words read on chip.
-    filter_reads: weight words read on chip.
-    ofmap_writes: words written on chip, partial sums included.
-    metadata_bytes: ceil(log2 m) bits for each kept weight, in bytes; of CSR its
-      indices and row pointers.
-    dram_bytes: every operand moved once (compulsory traffic), with metadata; of
-      CSR what each of its rows gathers, see `roofline.csr_counts`.
-    energy_pj: float64.
-    count: how often the model runs the layer.
+    ifmap_reads: Activation words read on chip.
+    filter_reads: Weight words read on chip.
+    ofmap_writes: Words written on chip, partial sums included.
+    metadata_bytes: Indices of the kept weights, ceil(log2 m) bits each, in
+      bytes; on CSR its indices and row pointers.
+    dram_bytes: Every operand moved once (compulsory traffic), with metadata; on
+      CSR what each of its rows gathers, see `figs_jax.engine.csr`.
+    energy_pj: Picojoules, float64.
+    count: Number of instances that the model runs.
   """
 
   cycles: Any
@@ -64,8 +54,8 @@ class Cost:
   fill: Any
   stall_weights: Any
   stall_exchange: Any
-  stall_in: Any
-  stall_out: Any
+  stall_input: Any
+  stall_output: Any
   stall_dram: Any
   utilisation: Any
   ifmap_reads: Any
@@ -80,7 +70,7 @@ class Cost:
     """Sum of count x a field over the layers: int64, or float64 picojoules.
 
     Raises:
-      ValueError: the sum does not fit int64.
+      ValueError: If the sum does not fit int64.
     """
     value = getattr(self, field)
     if field == "energy_pj":
@@ -101,33 +91,35 @@ def cost(
   overflow goes unchecked.
 
   Args:
-    layers: a table, or its rows.
-    engine: an engine, or its spec.
-    itemsize: bytes per value, of every operand off chip.
-    energy: picojoules per operation.
+    layers: A table, or its rows.
+    engine: An engine, or its spec.
+    itemsize: Bytes per value of every operand off chip.
+    energy: Picojoules per operation.
 
   Raises:
-    ValueError: a bad row or spec, a pattern that the engine cannot run, or a
-      result past int64.
+    ValueError: If a row or the spec cannot be read, the engine cannot run a
+      pattern, or a result does not fit int64.
 
   >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
   >>> cost([row], "ws:32x32").cycles
   array([316])
   """
   table, engine = Layers.of(layers), parse(engine)
-  gemms = table.M, table.N, table.K, table.n, table.m
-  if table.masks is not None and is_traced(*gemms, *engine.leaves):
+  gemm = table.gemm
+  if table.masks is not None and is_traced(
+    *vars(gemm).values(), *engine.leaves
+  ):
     raise ValueError(
       "cost: masks are read on the host and these sizes are traced; close over"
       " the layers, or pass dataclasses.replace(layers, masks=None)"
     )
   try:
-    found = evaluate(*gemms, engine, itemsize, energy, table.masks)
+    results = evaluate(gemm, engine, itemsize, energy, table.masks)
   except LayerError as error:
     name = table.names[error.layer % len(table)]
     raise ValueError(f"layer {name!r}: {error}") from error
   names = {field.name for field in dataclasses.fields(Cost)} - {"count"}
-  values = {name: found[name] for name in names}
+  values = {name: results[name] for name in names}
   shape = np.broadcast_shapes(*(np.shape(x) for x in values.values()))
   broadcast = (
     jnp.broadcast_to if is_traced(*values.values()) else np.broadcast_to
@@ -137,11 +129,7 @@ def cost(
 
 
 def evaluate(
-  M: Any,
-  N: Any,
-  K: Any,
-  n: Any,
-  m: Any,
+  gemm: Gemm,
   engine: Engine,
   itemsize: int = 2,
   energy: Energy = AT_45_NM,
@@ -151,22 +139,28 @@ def evaluate(
 
   What an engine counts beyond the fields of `Cost` is there too.
 
-  >>> found = evaluate(8, 8, 8, 1, 4, parse("ws"))
-  >>> int(found["cycles"]), float(found["mapping_efficiency"])
+  >>> counts = evaluate(Gemm(8, 8, 8, 1, 4), parse("ws"))
+  >>> int(counts["cycles"]), float(counts["mapping_efficiency"])
   (86, 0.03125)
   """
-  count = _COUNTS[type(engine)]
-  found = count(M, N, K, engine, n, m, itemsize, masks)
+  check_itemsize(itemsize)
+  counts = engine.counts(gemm, itemsize, masks)
   names = ("ifmap_reads", "filter_reads", "ofmap_writes", "dram_bytes")
-  moved = [found[name] for name in names]
-  options = {"energy": energy, "itemsize": itemsize}
-  return found | _energy(M, N, K, n, m, *moved, **options)
+  moved = (counts[name] for name in names)
+  return counts | _energy(gemm, *moved, energy=energy, itemsize=itemsize)
 
 
 def _picojoules(
-  M, N, K, n, m, ifmap, weights, ofmap, dram_bytes, *, energy, itemsize
-):
-  macs = M * N / 1 * (kept_depth(K, n, m) / 1)
+  gemm: Gemm,
+  ifmap: Any,
+  weights: Any,
+  ofmap: Any,
+  dram_bytes: Any,
+  *,
+  energy: Energy,
+  itemsize: int,
+) -> dict[str, Any]:
+  macs = gemm.M * gemm.N / 1 * (gemm.kept / 1)
   words = ifmap / 1 + weights / 1 + ofmap / 1
   options = {"energy": energy, "itemsize": itemsize}
   return {"energy_pj": picojoules(macs, words, dram_bytes, **options)}

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.engine._cost import AT_45_NM, Cost, cost
-from figs_jax.engine.description import nearest
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.layout import aligned, csv_text, markdown
-from figs_jax.engine.spec import Csr, Engine, Roofline, Systolic
+from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.timing import PARTS
 
@@ -201,57 +200,20 @@ def report(
 
 
 def _note(table: Layers, engines: Sequence[Engine]) -> str:
-  """What is assumed: stalls of swap registers, compression, calls' overhead."""
+  """What the engines assume of these layers, in sentences."""
   masks = table.masks or [None] * len(table)
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
-  notes = []
-  if any(getattr(engine, "exchange", "") == "swap" for engine in engines):
-    known = sum(mask is not None for mask in sparse)
-    notes.append(
-      f"Swap registers stall as the real masks make them in {known} of"
-      f" {len(sparse)} sparse layers, else as the worst mask would."
-    )
-  ideal = {
-    engine.dataflow: None
-    for engine in engines
-    if sparse and isinstance(engine, Systolic) and engine.sparse
-  }
-  if ideal:
-    notes.append(
-      f"N:M is ideally compressed on {', '.join(ideal)}; :sparse=false is the"
-      " plain array."
-    )
-  for engine in engines:
-    if sparse and isinstance(engine, Roofline) and engine.sparse:
-      notes.append(_charged(engine))
+  known = sum(mask is not None for mask in sparse)
+  notes = dict.fromkeys(engine.note(len(sparse), known) for engine in engines)
   return " ".join(filter(None, notes))
-
-
-def _charged(engine: Roofline) -> str:
-  """What a call with a 2:4 operand is assumed to cost beside its work."""
-  if not engine.sparse_overhead:
-    return ""
-  said = (
-    f"{engine} adds an assumed {engine.sparse_overhead:,} ns to each sparse"
-    " call, which small layers do not earn back; :sparse_overhead=0 leaves it"
-    " out"
-  )
-  if engine.fallback:
-    return f"{said}."
-  return f"{said}, :fallback=true runs a layer dense where that is faster."
-
-
-def unit(engine: Engine) -> str:
-  """What the engine's cycles are: "cycles", or "ns" of a roofline."""
-  return "ns" if isinstance(engine, (Roofline, Csr)) else "cycles"
 
 
 def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
   for engine in engines:
-    if unit(engine) != unit(baseline):
+    if engine.unit != baseline.unit:
       raise ValueError(
-        f"baseline {baseline} counts {unit(baseline)} and {engine}"
-        f" {unit(engine)}: no clock is known; choose a baseline of its kind"
+        f"baseline {baseline} counts {baseline.unit} and {engine}"
+        f" {engine.unit}: no clock is known; choose a baseline of its kind"
       )
 
 
@@ -284,7 +246,7 @@ def _kind(engine: Engine) -> tuple[Any, ...]:
   """What engines must share to be computed together: all but numbers."""
   numbers = {field.name for field in engine.numeric()}
   fields = (field.name for field in dataclasses.fields(engine))
-  names = set(fields) - numbers - {"name", "chip"}
+  names = set(fields) - numbers - set(engine.LABELS)
   return type(engine), *(getattr(engine, name) for name in sorted(names))
 
 
@@ -343,7 +305,7 @@ def _total(workload, patterns, engine, found, base) -> Total:
     workload=workload,
     engine=str(engine),
     pattern="mixed" if len(sparse) > 1 else min(sparse, default="dense"),
-    unit=unit(engine),
+    unit=engine.unit,
     cycles=cycles,
     baseline_cycles=baseline,
     speedup=baseline / cycles,

@@ -1,7 +1,7 @@
-"""Patterns that an engine does not have, in terms of the blocks that it has.
+"""What n:m keeps of a contraction, and of the blocks that an engine has.
 
-An engine of block B runs n:m if B divides m, and then the largest count that a
-B-block holds decides: the real one where the mask is known, else the worst,
+An engine with blocks of B runs n:m if B divides m. The largest count of any
+block then decides: the real one where the mask is known, else the worst case,
 min(n, B). It also runs n:m if m divides B, as n B / m of every B.
 """
 
@@ -21,7 +21,30 @@ from figs_jax.engine.int64 import (
   traceable,
 )
 
+# The real mask of each layer, Bool (K, N), or None where it is not known.
 Masks = Sequence[np.ndarray | None]
+
+
+def kept_depth(K: Any, n: Any, m: Any) -> Any:
+  """Weights kept along K: n of each whole group, at most n of a last part."""
+  return K // m * n + smaller(K % m, n)
+
+
+def index_bits(n: Any, m: Any) -> Any:
+  """ceil(log2 m) bits per kept weight; 0 if all are kept.
+
+  >>> int(index_bits(2, 4)), int(index_bits(1, 5)), int(index_bits(4, 4))
+  (2, 3, 0)
+  """
+  # The bit length of m - 1, by halves. Booleans do not add up with integers
+  # under strict promotion, hence the minima.
+  left, bits = m - 1, 0
+  for half in (16, 8, 4, 2, 1):
+    high = left // 2**half
+    is_longer = smaller(high, 1)
+    bits = bits + half * is_longer
+    left = high + left % 2**half * (1 - is_longer)
+  return (bits + left) * smaller(m - n, 1)
 
 
 def fit(
@@ -30,17 +53,17 @@ def fit(
   block: Any,
   masks: Masks | None = None,
 ) -> Any:
-  """How many of each block an engine must run; all of them if n = m.
+  """How many weights of each block an engine must run; all of them if n = m.
 
   Args:
-    n: kept of every m along K; the layers are the last axis.
-    m: group length.
-    block: B, rows of the engine's blocks; broadcasts.
-    masks: the layers' masks, Bool (K, N), or None for a layer without.
+    n: Weights kept of every m along K; the layers are the last axis.
+    m: Length of a group.
+    block: Rows B of the engine's blocks; broadcasts.
+    masks: The layers' real masks.
 
   Raises:
-    LayerError: neither B divides m nor m divides B. Traced patterns go
-      unchecked, and masks are of no use to them.
+    LayerError: If neither B divides m nor m divides B. Traced patterns go
+      unchecked, and masks are ignored for them.
 
   >>> int(fit(1, 2, 4)), int(fit(1, 16, 4)), int(fit(6, 8, 4))
   (2, 1, 4)
@@ -49,22 +72,22 @@ def fit(
     return worst(*traceable(n, m, block))
   n, m, block = np.broadcast_arrays(n, m, block)
   _check(n, m, block)
-  found = worst(n, m, block)
+  run = worst(n, m, block)
   if masks is None or all(mask is None for mask in masks):
-    return found
-  found = found.copy()
+    return run
+  run = run.copy()
   for layer, mask in enumerate(masks):
     if mask is None:
       continue
     for size in np.unique(block[..., layer]).tolist():
       here = (block[..., layer] == size) & (n < m)[..., layer]
-      # A block runs one weight at least, were it a zero.
-      found[..., layer][here] = max(block_counts(mask, size).max(), 1)
-  return found
+      # A block runs at least one weight, even if it is a zero.
+      run[..., layer][here] = max(block_counts(mask, size).max(), 1)
+  return run
 
 
 def worst(n: Any, m: Any, block: Any) -> Any:
-  """The largest count of a block under n:m, in whichever numbers these are.
+  """The largest count of a block under n:m, in numbers of any kind.
 
   n B / m where m divides B, min(n, B) where B divides m.
 
@@ -75,7 +98,7 @@ def worst(n: Any, m: Any, block: Any) -> Any:
 
 
 def block_counts(mask: np.ndarray, block: int) -> np.ndarray:
-  """Kept entries per block of rows, (ceil(K / block), N); the last is padded.
+  """Kept entries per block of rows, (ceil(K / block), N), the last one padded.
 
   >>> block_counts(np.eye(4, dtype=bool), 2).tolist()
   [[1, 1, 0, 0], [0, 0, 1, 1]]
@@ -87,18 +110,18 @@ def block_counts(mask: np.ndarray, block: int) -> np.ndarray:
 
 
 def worst_exchange(run: Any, block: Any, lanes: Any) -> Any:
-  """kappa of the worst mask: cycles of swapping that its blocks may need.
+  """kappa of the worst mask: the most cycles of swapping that blocks may need.
 
-  In a cycle, a block of B registers shows each of its values to one PE. There
-  are s = floor(B / n) slots of n PEs in a block, and `lanes` MACs in a PE with
-  masks of their own. An index that all outputs keep has at most
-  min(n, B - n + 1) places among the n of an output, so it is wanted by
-  s min(n, lanes, B - n + 1) PEs; and a PE wants min(lanes, B - n + 1) values.
+  In a cycle, a block of B registers shows each of its values to one PE. A block
+  has s = floor(B / n) slots of n PEs, and a PE has `lanes` MACs with masks of
+  their own. An index that all outputs keep has at most min(n, B - n + 1) places
+  among the n of an output, so that s min(n, lanes, B - n + 1) PEs want it; and
+  a PE wants min(lanes, B - n + 1) values.
 
   Args:
-    run: n, the MACs of an output in a block.
-    block: B.
-    lanes: masks of a PE, beta / mask_group.
+    run: MACs of an output in a block, n.
+    block: Rows of a block, B.
+    lanes: Masks of a PE, beta / mask_group.
 
   >>> [int(worst_exchange(1, 4, 1)), int(worst_exchange(2, 4, 4))]
   [4, 4]
@@ -118,23 +141,23 @@ def exchanges(
   beta: int,
   mask_group: int,
 ) -> np.ndarray:
-  """kappa of each fold of a weight on swap registers, (down, across) of them.
+  """kappa of each fold of a weight on swap registers, (down, across).
 
-  Outputs take their places in order, so that s beta neighbours share a column,
-  beta of them a PE. Within a block an output's kept indices take its PEs from
-  the top down. Then an index wanted by d PEs takes d cycles to show, and a PE
-  that wants d indices as many; by Koenig's theorem the largest of all these d
-  suffices for the block. The array is in lock step: the largest of a fold's
-  blocks is the fold's.
+  Outputs take their places in order, so that s beta neighbours share a column
+  and beta of them a PE. Within a block, an output's kept indices take its PEs
+  from the top down. An index that d PEs want takes d cycles to show, and so
+  does a PE that wants d indices; by Koenig's theorem the largest of all these d
+  suffices for the block. The array runs in lock step: the largest kappa of a
+  fold's blocks is the fold's.
 
   Args:
     mask: Bool (K, N).
-    block: B.
-    run: n, MACs of an output in a block; no block of the mask holds more.
-    rows: R of the array.
-    cols: C of the array.
+    block: Rows of a block, B.
+    run: MACs of an output in a block, n; the most that a block keeps.
+    rows: Rows of the array, R.
+    cols: Columns of the array, C.
     beta: MACs of a PE.
-    mask_group: outputs that share a mask, 1 or beta; see `check_shared`.
+    mask_group: Outputs that share a mask, 1 or beta; see `check_shared`.
 
   >>> sizes = {"block": 2, "run": 1, "rows": 4, "cols": 1}
   >>> mask = np.array([[1, 1], [0, 0], [0, 1], [1, 0]], bool)
@@ -166,10 +189,10 @@ def check_shared(mask: np.ndarray, group: int) -> None:
 
   Args:
     mask: Bool (K, N).
-    group: neighbours of which each has the mask of the first.
+    group: Number of neighbours that must have the mask of the first.
 
   Raises:
-    ValueError: one has another.
+    ValueError: If one has another mask.
 
   >>> check_shared(np.eye(2, dtype=bool), 2)
   Traceback (most recent call last):
@@ -187,7 +210,7 @@ def check_shared(mask: np.ndarray, group: int) -> None:
 
 
 def fits(n: Any, m: Any, block: Any) -> Any:
-  """Whether an engine of block B runs n:m: B divides m, m divides B, or n = m.
+  """Whether blocks of B run n:m: B divides m, m divides B, or n = m.
 
   >>> fits(1, np.array([2, 3, 4, 6, 8]), 4).tolist()
   [True, False, True, False, True]
@@ -204,6 +227,6 @@ def _check(n, m, block) -> None:
   size = int(block[at])
   raise LayerError(
     f"pattern {n[at]}:{m[at]} does not fit the engine's blocks of {size};"
-    f" choose m = {size} times a whole number, or a divisor of {size}",
+    f" choose m = {size} times an integer, or a divisor of {size}",
     int(at[-1]) if at else 0,
   )

@@ -2,7 +2,7 @@
 
   E = MACs (add + mult) + SRAM bytes e_S + DRAM bytes e_D
 
-Only useful multiplications count: an idle or padded multiplier is taken to be
+Only useful multiplications count: idle and padded multipliers are assumed to be
 gated. Leakage and clocks are left out.
 """
 
@@ -21,16 +21,16 @@ class Energy:
   bits; 10 pJ per 64 bits of an 8 KB SRAM, 640 pJ per 32 bits of DRAM.
 
   Attributes:
-    mult: one multiplication.
-    add: one addition.
-    sram_byte: one byte to or from on-chip memory.
-    dram_byte: one byte to or from off-chip memory.
+    mult: One multiplication.
+    add: One addition.
+    sram_byte: One byte to or from on-chip memory.
+    dram_byte: One byte to or from off-chip memory.
+
+  Raises:
+    ValueError: If a value is negative or not a number.
 
   >>> Energy.of("int8").add
   0.1
-
-  Raises:
-    ValueError: a value is negative or no number.
   """
 
   mult: float = 1.1
@@ -43,18 +43,20 @@ class Energy:
       value = getattr(self, field.name)
       if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
         raise ValueError(
-          f"Energy {field.name}={value!r}: give picojoules, 0 or more"
+          f"Energy {field.name}: expected picojoules, 0 or more, got {value!r}"
         )
 
   @classmethod
   def of(cls, dtype: str) -> Energy:
-    """The table's operations for a type of operands.
+    """The operations on operands of a type, from the table.
 
     Raises:
-      ValueError: a type that the table lacks.
+      ValueError: If the table lacks the type.
     """
     if dtype not in _MACS:
-      raise ValueError(f"Energy of {dtype!r}: give one of {sorted(_MACS)}")
+      raise ValueError(
+        f"Energy of {dtype!r}: expected one of {', '.join(sorted(_MACS))}"
+      )
     mult, add = _MACS[dtype]
     return cls(mult, add)
 
@@ -63,7 +65,8 @@ class Energy:
     """Reads "int8", "mult=2,add=1", or both, the type first.
 
     Raises:
-      ValueError: an unknown type or operation, or a value that is no number.
+      ValueError: If a type or an operation is unknown, or a value is not a
+        number.
 
     >>> Energy.parse("int8,dram_byte=100").dram_byte
     100.0
@@ -76,14 +79,14 @@ class Energy:
       name, _, value = (word.strip() for word in part.partition("="))
       if name not in known:
         raise ValueError(
-          f"Energy of {part!r}: give operation=picojoules, the operation one of"
-          f" {sorted(known)}"
+          f"Energy {part!r}: expected operation=picojoules, the operation one"
+          f" of {', '.join(sorted(known))}"
         )
       try:
         values[name] = float(value)
       except ValueError:
         raise ValueError(
-          f"Energy {part!r}: {value!r} is no number; give picojoules"
+          f"Energy {part!r}: expected picojoules, got {value!r}"
         ) from None
     return dataclasses.replace(base, **values)
 
@@ -96,12 +99,14 @@ def picojoules(
   energy: Energy,
   itemsize: int,
 ) -> Any:
-  """float64 energy of counted operations, as above.
+  """Energy of counted operations, float64.
 
   Args:
-    macs: useful multiplications.
-    words: read and written on chip, of `itemsize` bytes.
-    dram_bytes: to and from memory.
+    macs: Useful multiplications.
+    words: Words of `itemsize` bytes read and written on chip.
+    dram_bytes: Bytes to and from memory.
+    energy: Picojoules per operation.
+    itemsize: Bytes per word.
 
   >>> round(picojoules(100, 10, 8, energy=Energy(), itemsize=2), 6)
   1505.0
@@ -114,7 +119,7 @@ def picojoules(
   )
 
 
-# type -> picojoules of a product and of the addition to its sum.
+# type -> picojoules of a product and of its addition to a sum.
 _MACS = {
   "int8": (0.2, 0.1),
   "float16": (1.1, 0.4),

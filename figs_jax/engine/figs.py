@@ -10,13 +10,13 @@ R rows of swap registers hold the contraction in blocks of B rows; C columns of
 PEs take one value per row per cycle. Of every block an output keeps n, so that
 it needs n PEs and s = floor(B / n) outputs share a column of PEs:
 
-  F    = ceil(K / R) ceil(N / (C beta s))             R rounded down to B
-  WL   = ceil(R / w)
-  fill = 1 + (R / B - 1) + (C - 1)(1 + sigma)
-  II   = max(1, kappa, ceil(R / bw_in), ceil(C beta s / bw_out))
+  F    = ceil(K / R) ceil(N / (C beta s))             R rounded down to B   (1)
+  WL   = ceil(R / w)                                                        (2)
+  fill = 1 + (R / B - 1) + (C - 1)(1 + sigma)                               (3)
+  II   = max(1, kappa, ceil(R / bw_in), ceil(C beta s / bw_out))            (4)
 
-put through `figs_jax.engine.timing`. B is the layer's m, at most alpha + 1,
-or `block`; a dense layer runs in blocks of one row. Rows that do not make up a
+put through `figs_jax.engine.timing`. B is the layer's m, at most alpha + 1, or
+`block`; a dense layer runs in blocks of one row. Rows that do not make up a
 block idle, and so do those of an output's share that floor(B / n) leaves over
 (3:8 packs 2 outputs in 6 of 8 rows): both show in the utilisation.
 
@@ -27,17 +27,17 @@ beta outputs of a PE share a mask, so that all its MACs want the same value and
 kappa is the largest number of outputs of a column that keep one index; 1 means
 that each has its own, and a PE must also be shown all that its MACs want.
 Known masks give each fold its kappa, the largest of its blocks as the array is
-in lock step (`occupancy.exchanges`); without them all folds take that of the
-worst mask that fills all columns (`occupancy.worst_exchange`).
+in lock step (`blocks.exchanges`); without them all folds take that of the worst
+mask that fills all columns (`blocks.worst_exchange`).
 
 A vector takes the ports' time of a full one even where a last fold uses only a
 part of the array. Counting starts with the first load, the first vector waiting
-at the array. `figs_jax.engine.simulator._simulate` clocks such an array.
+at the array. `figs_jax.engine.simulator` clocks such an array.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,86 +49,211 @@ from figs_jax.engine.blocks import (
   exchanges,
   fit,
   fits,
+  index_bits,
+  kept_depth,
   worst,
   worst_exchange,
 )
-from figs_jax.engine.description import limits_of
-from figs_jax.engine.flops import (
-  check_itemsize,
-  check_pattern,
-  index_bits,
-  kept_depth,
-)
 from figs_jax.engine.int64 import (
   LayerError,
-  Size,
   ceil_div,
   exact,
   is_traced,
   larger,
   smaller,
 )
-from figs_jax.engine.layers import LIMITS, Layers
-from figs_jax.engine.spec import Figs
-from figs_jax.engine.timing import PARTS, bounded, once, schedule, streams
+from figs_jax.engine.layers import Layers
+from figs_jax.engine.spec import (
+  LIMITS,
+  OVERLAPS,
+  UNLIMITED,
+  Engine,
+  Gemm,
+  text_of,
+)
+from figs_jax.engine.timing import PARTS, Fold, bounded, once, schedule, streams
+
+EXCHANGES = ("mux", "swap")
 
 
-def counts(
-  M: Size,
-  N: Size,
-  K: Size,
-  engine: Figs,
-  n: Size = 1,
-  m: Size = 1,
-  itemsize: int = 2,
-  masks: Masks | None = None,
-) -> dict[str, Any]:
-  """What one GEMM costs; see `figs_jax.engine.systolic.counts`.
+class Figs(Engine):
+  """The FIGS array: swap registers that exchange values within a block.
 
-  A column of the weight is read once, and a value of the activations once per
-  fold of outputs. An index is stored once for `mask_group` outputs.
+  A reconstruction from the FiGS slides, which state alpha, beta, the swap
+  registers and their aim; the rest is ours. A column of the weight is read
+  once, a value of the activations once per fold of outputs, and an index is
+  stored once for `mask_group` outputs.
 
-  Args:
-    M: rows of the activations.
-    N: columns of the weight.
-    K: the contraction.
-    engine: the array.
-    n: weights kept of every m along K; n = m is dense.
-    m: group length.
-    itemsize: bytes per value, of every operand off chip.
-    masks: the real mask, Bool (K, N), of each layer of the last axis, or None.
-      It decides what a block holds where m is longer than B, and how long
-      swapping takes. Without any, both are the worst that n:m allows.
+  Attributes:
+    rows: Rows R of swap registers; one value enters each of them per cycle.
+    cols: Columns C of PEs.
+    alpha: Further swap registers that a register exchanges with vertically, so
+      that blocks hold at most alpha + 1 rows.
+    beta: MACs of a PE, each with a partial sum of its own.
+    block: Rows B of a block; 0 takes them from the layer's pattern.
+    exchange: "mux", any value to any MAC of its block; "swap", a permutation of
+      the block's values per cycle, which stalls where a value is wanted twice.
+    mask_group: Outputs that share a selected operand, hence a mask: 1 or beta.
+    sigma: Extra cycles of a hop from one column to the next.
+    load: Rows of weights loaded per cycle, w.
+    overlap: Work hidden behind the streaming of another fold, as in `Systolic`.
+    bw_in: Values that may enter per cycle; a full array takes R.
+    bw_out: Partial sums that may leave per cycle.
+    dram_bw: Bytes per cycle between chip and memory.
 
   Raises:
-    ValueError: as `systolic.counts`, or a block that is longer than the rows,
-      does not go with m, is no power of two where registers swap, or (with
-      masks) is not shared as `mask_group` says. Traced values go unchecked,
-      and with traced sizes of array or layer masks are of no use.
+    ValueError: If block is above alpha + 1, does not divide rows, or is not a
+      power of two where exchange is "swap"; if mask_group is neither 1 nor
+      beta; or if a number is out of range.
 
-  >>> array = Figs(32, 16, overlap="full")
-  >>> [int(counts(512, 512, 512, array, 1, m)["cycles"]) for m in (1, 2, 8)]
-  [262223, 131135, 32819]
-  >>> float(counts(512, 512, 512, Figs(32, 16), 3, 8)["utilisation"]) < 0.75
-  True
+  >>> array = Figs(32, 16, alpha=3, overlap="full")
+  >>> str(array)
+  'figs:32x16:alpha=3:overlap=full'
+  >>> [int(array.counts(Gemm(512, 512, 512, 1, m))["cycles"]) for m in (1, 4)]
+  [262223, 65606]
   """
-  options = {"exchange": engine.exchange, "overlap": engine.overlap}
-  check_pattern(n, m)
-  check_itemsize(itemsize)
-  block, run = None, 0  # the worst
-  sides = engine.rows, engine.alpha, engine.block, engine.mask_group
-  if not is_traced(n, m, *sides):
-    block, run = packing(n, m, engine, masks)
-  sizes = (M, N, K, n, m, run, *engine.leaves)
-  swaps = masks is not None and engine.exchange == "swap"
-  if block is None or not swaps or is_traced(N, K, engine.cols, engine.beta):
-    return _exact_counts(*sizes, **options, itemsize=itemsize)
-  parts = _exact_unlike(
-    *_kinds(N, K, block, run, engine, masks), *sizes, overlap=engine.overlap
-  )
-  return _exact_known(
-    *(parts[name] for name in PARTS[:-1]), *sizes, itemsize=itemsize
-  )
+
+  rows: Any = 32
+  cols: Any = 16
+  alpha: Any = 7
+  beta: Any = 1
+  block: Any = 0
+  exchange: str = "mux"
+  mask_group: Any = 1
+  sigma: Any = 0
+  load: Any = 1
+  overlap: str = "none"
+  bw_in: Any = UNLIMITED
+  bw_out: Any = UNLIMITED
+  dram_bw: Any = UNLIMITED
+
+  KINDS = ("figs",)
+  CHOICES = {"overlap": OVERLAPS, "exchange": EXCHANGES}
+  FROM_ZERO = ("alpha", "block", "sigma")
+
+  def invalid(self) -> Iterator[tuple[Any, str]]:
+    values = (self.rows, self.alpha, self.block, self.mask_group, self.beta)
+    if is_traced(*values):
+      return
+    rows, alpha, block, group, beta = map(np.asarray, values)
+    given = np.maximum(block, 1)
+    yield (
+      block > alpha + 1,
+      f"block={block}, alpha={alpha}: a block spans at most alpha + 1 rows; set"
+      f" alpha={int(given.max()) - 1} or a smaller block",
+    )
+    yield (
+      rows % given,
+      f"rows={rows} is not a multiple of block={block}; set"
+      f" rows={text_of(-(-rows // given) * given)}",
+    )
+    # A network that swaps registers 1, 2, 4, ... apart.
+    wide = np.where(block == 0, alpha + 1, block)
+    yield (
+      (wide & (wide - 1)) * (self.exchange == "swap"),
+      f"exchange='swap': expected blocks of a power of two, got {text_of(wide)}"
+      " rows; set block= (or alpha + 1) to 2, 4, 8, ... or exchange='mux'",
+    )
+    yield (
+      (group != 1) & (group != beta),
+      f"mask_group={group}: expected 1, or the beta={beta} outputs of a PE",
+    )
+
+  def runs(self, n: Any, m: Any) -> np.ndarray:
+    """Whether the designs run patterns n:m; all three broadcast.
+
+    >>> Figs(4, 4, alpha=7).runs(1, np.array([4, 6, 8])).tolist()
+    [True, False, False]
+    """
+    n, m, rows = (np.asarray(x) for x in (n, m, self.rows))
+    block = _block(n, m, np.asarray(self.alpha), np.asarray(self.block))
+    possible = fits(n, m, block)
+    for bad, _ in self._misfits(block, rows):
+      possible = possible & (bad == 0)
+    return np.asarray(possible)
+
+  def note(self, sparse: int, known: int) -> str:
+    if self.exchange != "swap":
+      return ""
+    return (
+      f"Swap registers stall as the real masks make them in {known} of {sparse}"
+      " sparse layers, else as the worst mask would."
+    )
+
+  def counts(
+    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
+  ) -> dict[str, Any]:
+    """What a GEMM costs; see `Engine.counts`.
+
+    Masks decide what a block holds where m is longer than B, and how long
+    swapping takes. Without them, both are the worst that n:m allows. They are
+    ignored where sizes of the array or the layers are traced.
+
+    Raises:
+      ValueError: As `Engine.counts`; or if a block is longer than the rows,
+        does not go with m, is not a power of two where registers swap, or (with
+        masks) is not shared as `mask_group` says. Traced values go unchecked.
+    """
+    block, run = None, 0  # the worst
+    sides = self.rows, self.alpha, self.block, self.mask_group
+    if not is_traced(gemm.n, gemm.m, *sides):
+      block, run = self.packing(gemm.n, gemm.m, masks)
+    traced = is_traced(gemm.N, gemm.K, self.cols, self.beta)
+    if masks is None or self.exchange != "swap" or block is None or traced:
+      return _exact_counts(gemm, self, run, itemsize=itemsize)
+    kinds = _kinds(gemm, block, run, self, masks)
+    parts = _exact_unlike(*kinds, gemm, self, run)
+    known = (parts[name] for name in PARTS[:-1])
+    return _exact_known(*known, gemm, self, run, itemsize=itemsize)
+
+  def packing(
+    self, n: Any, m: Any, masks: Masks | None = None
+  ) -> tuple[Any, Any]:
+    """B, and the weights of each block that run, per design and layer.
+
+    Args:
+      n: Weights kept of every m along K; n = m is dense.
+      m: Length of a group.
+      masks: Real masks of the layers of the last axis.
+
+    Raises:
+      ValueError: As `counts`.
+
+    >>> [int(x) for x in Figs(32, 16, alpha=7).packing(3, 16)]
+    [8, 3]
+    """
+    n, m, rows = (np.asarray(x) for x in (n, m, self.rows))
+    if masks is not None:
+      n, m, _ = np.broadcast_arrays(n, m, np.empty(len(masks)))
+    block = _block(n, m, np.asarray(self.alpha), np.asarray(self.block))
+    values = {"n": n, "m": m, "block": block, "rows": rows}
+    for bad, why in self._misfits(block, rows):
+      _refuse(bad, why, values)
+    for layer, mask in enumerate(masks or ()):
+      if mask is not None and (n < m)[..., layer].any():
+        for group in np.unique(self.mask_group).tolist():
+          check_shared(mask, group)
+    return block, fit(n, m, block, masks)
+
+  def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
+    block, run = self.packing(n, m)
+    return {
+      "inputs": self.rows // block * block,
+      "outputs": self.cols * self.beta * (block // run),
+    }
+
+  def _misfits(self, block: Any, rows: Any) -> Iterator[tuple[Any, str]]:
+    """Where a pattern's block does not go with the array, and why."""
+    yield (
+      block > rows,
+      "is longer than rows={rows}; set rows={block} or a smaller alpha",
+    )
+    if self.exchange == "swap":
+      yield (
+        block & (block - 1),
+        "is not a power of two, which exchange='swap' needs; use a pattern with"
+        " m = 2, 4, 8, ... or exchange='mux'",
+      )
 
 
 def stall_factor(
@@ -139,17 +264,17 @@ def stall_factor(
 ) -> np.ndarray:
   """How much longer real masks stream on swap registers: mean kappa of a fold.
 
-  The share of a checkpoint, each layer streamed for its tokens, is 1 +
-  stall_exchange / compute of its totals; see `checkpoint_stall_factor`.
+  For a checkpoint, in which each layer streams its own tokens, use
+  `checkpoint_stall_factor`.
 
   Args:
-    masks: Bool (K, N) of each layer.
-    engine: the array; 1 for all masks where multiplexers exchange.
-    n: weights kept of every m, of each layer or of all.
-    m: group length.
+    masks: Mask of each layer, Bool (K, N).
+    engine: The array; the factor is 1 where multiplexers exchange.
+    n: Weights kept of every m, in each layer or in all.
+    m: Length of a group.
 
   Returns:
-    Per layer, at least 1 and at most B.
+    Factor of each layer, from 1 to B.
 
   >>> mask = np.tile(np.eye(4, dtype=bool), (8, 16))
   >>> array = Figs(32, 16, alpha=3, exchange="swap")
@@ -160,20 +285,21 @@ def stall_factor(
   """
   K, N = np.array([mask.shape for mask in masks]).T
   n, m = (np.broadcast_to(x, K.shape) for x in (n, m))
-  parts = counts(1, N, K, engine, n, m, masks=masks)
+  parts = engine.counts(Gemm(1, N, K, n, m), masks=masks)
   return 1 + parts["stall_exchange"] / parts["compute"]
 
 
 def checkpoint_stall_factor(layers: Layers, engine: Figs) -> float:
   """How much longer a checkpoint's masks stream on swap registers, in all.
 
-  Cycles in which vectors stream, those of swapping included, over those of the
-  same folds without a stall; every layer counts for its tokens and its count.
-  A layer whose mask is not known is charged the worst.
+  Cycles in which vectors stream, swapping included, over those of the same
+  folds without a stall: 1 + stall_exchange / compute of the totals. Every layer
+  counts for its tokens and its count. A layer whose mask is not known is
+  charged the worst.
 
   Args:
-    layers: a table, best with its real masks.
-    engine: the array.
+    layers: A table, best with its real masks.
+    engine: The array.
 
   >>> row = {"name": "ff", "M": 8, "N": 64, "K": 32, "pattern": "1:4"}
   >>> mask = np.tile(np.eye(4, dtype=bool), (8, 16))
@@ -181,72 +307,12 @@ def checkpoint_stall_factor(layers: Layers, engine: Figs) -> float:
   >>> checkpoint_stall_factor(table, Figs(32, 16, alpha=3, exchange="swap"))
   2.5
   """
-  sizes = layers.M, layers.N, layers.K
-  parts = counts(*sizes, engine, layers.n, layers.m, masks=layers.masks)
+  parts = engine.counts(layers.gemm, masks=layers.masks)
   stream, stall = (
     float((parts[name] / 1 * layers.count).sum())
     for name in ("compute", "stall_exchange")
   )
   return 1 + stall / stream
-
-
-def packing(
-  n: Any, m: Any, engine: Figs, masks: Masks | None = None
-) -> tuple[Any, Any]:
-  """B and what it runs of them, for each design and layer.
-
-  Args:
-    n: weights kept of every m along K; n = m is dense.
-    m: group length.
-    engine: the array.
-    masks: as of `counts`.
-
-  Raises:
-    ValueError: as `counts`.
-
-  >>> [int(x) for x in packing(3, 16, Figs(32, 16, alpha=7))]
-  [8, 3]
-  """
-  n, m, rows = (np.asarray(x) for x in (n, m, engine.rows))
-  if masks is not None:
-    n, m, _ = np.broadcast_arrays(n, m, np.empty(len(masks)))
-  block = _block(n, m, np.asarray(engine.alpha), np.asarray(engine.block))
-  values = {"n": n, "m": m, "block": block, "rows": rows}
-  for bad, why in _misfits(block, rows, engine.exchange):
-    _refuse(bad, why, values)
-  for layer, mask in enumerate(masks or ()):
-    if mask is not None and (n < m)[..., layer].any():
-      for group in np.unique(engine.mask_group).tolist():
-        check_shared(mask, group)
-  return block, fit(n, m, block, masks)
-
-
-def runs(n: Any, m: Any, engine: Figs) -> np.ndarray:
-  """Whether designs run patterns; both may be arrays that broadcast.
-
-  >>> runs(1, np.array([4, 6, 8]), Figs(4, 4, alpha=7)).tolist()
-  [True, False, False]
-  """
-  n, m, rows = (np.asarray(x) for x in (n, m, engine.rows))
-  block = _block(n, m, np.asarray(engine.alpha), np.asarray(engine.block))
-  found = fits(n, m, block)
-  for bad, _ in _misfits(block, rows, engine.exchange):
-    found = found & (bad == 0)
-  return np.asarray(found)
-
-
-def _misfits(block, rows, exchange):
-  """Where a pattern's block does not go with the array, and why."""
-  yield (
-    block > rows,
-    "is longer than rows={rows}; set rows={block} or a smaller alpha",
-  )
-  if exchange == "swap":
-    yield (
-      block & (block - 1),
-      "is no power of two, which exchange='swap' needs; use a pattern with"
-      " m = 2, 4, 8, ... or exchange='mux'",
-    )
 
 
 def _refuse(bad: Any, why: str, values: dict[str, Any]) -> None:
@@ -265,17 +331,17 @@ def _block(n, m, alpha, block):
   return given * block + (1 - given) * own
 
 
-def _kinds(N, K, block, run, engine, masks):
+def _kinds(gemm, block, run, array, masks):
   """Kinds of folds on a leading axis: their number, their kappa; the last's."""
-  lanes = np.asarray(engine.beta) // np.asarray(engine.mask_group)
-  sides = run, block, engine.rows, engine.cols, engine.beta, engine.mask_group
+  lanes = np.asarray(array.beta) // np.asarray(array.mask_group)
+  sides = run, block, array.rows, array.cols, array.beta, array.mask_group
   *fields, unknown, N, K = np.broadcast_arrays(
-    *sides, worst_exchange(run, block, lanes), N, K
+    *sides, worst_exchange(run, block, lanes), gemm.N, gemm.K
   )
   most = int(fields[1].max())
   shape = fields[0].shape
   share, last = np.zeros((most, *shape), np.int64), np.ones(shape, np.int64)
-  found: dict[Any, Any] = {}
+  seen: dict[Any, Any] = {}
   names = "run", "block", "rows", "cols", "beta", "mask_group"
   for at in np.ndindex(shape):
     mask, sizes = masks[at[-1]], tuple(int(field[at]) for field in fields)
@@ -286,61 +352,70 @@ def _kinds(N, K, block, run, engine, masks):
       share[(unknown[at] - 1, *at)], last[at] = down * across, unknown[at]
       continue
     key = (at[-1], sizes)
-    if key not in found:
-      found[key] = exchanges(mask, **dict(zip(names, sizes)))
-    kappa = found[key]
+    if key not in seen:
+      seen[key] = exchanges(mask, **dict(zip(names, sizes)))
+    kappa = seen[key]
     share[(slice(None), *at)] = np.bincount(kappa.ravel() - 1, minlength=most)
     last[at] = kappa[-1, -1]
   kinds = np.arange(1, most + 1).reshape(-1, *[1] * len(shape))
   return share, kinds, last
 
 
-def _array(n, m, run, rows, cols, alpha, beta, block):
-  """B, n, the rows in use, and the outputs that the array holds."""
-  size = larger(_block(n, m, alpha, block), 1)
-  # Nothing known: the worst.
-  run = run + (1 - smaller(run, 1)) * worst(n, m, size)
-  run = larger(smaller(run, size), 1)
-  used = larger(rows // size * size, 1)
-  return size, run, used, cols * beta * larger(size // run, 1)
+class _Packed:
+  """How a pattern lies in the array.
 
+  Attributes:
+    block: Rows of a block, B.
+    run: MACs of an output in a block, n.
+    used: Rows in use, R.
+    slots: Outputs that the array holds, C beta s.
+  """
 
-def _timing(used, size, slots, cols, sigma, load, bw_in, bw_out):
-  """WL and fill, and the ports' cycles per vector."""
-  fill = used // size + (cols - 1) * (1 + sigma)
-  ports = {
-    "ports_in": ceil_div(used, bw_in),
-    "ports_out": ceil_div(slots, bw_out),
-  }
-  return ceil_div(used, load), fill, ports
+  def __init__(self, gemm, array, run):
+    n, m = gemm.n, gemm.m
+    self.block = larger(_block(n, m, array.alpha, array.block), 1)
+    # 0: nothing is known, so that the worst runs.
+    run = run + (1 - smaller(run, 1)) * worst(n, m, self.block)
+    self.run = larger(smaller(run, self.block), 1)
+    self.used = larger(array.rows // self.block * self.block, 1)
+    outputs = larger(self.block // self.run, 1)
+    self.slots = array.cols * array.beta * outputs
+
+  def fold(self, M, array, kappa):
+    """The fold of M vectors: (2), (3), and what (4) is made of."""
+    used, block = self.used, self.block
+    return Fold(
+      M,
+      load=ceil_div(used, array.load),
+      fill=used // block + (array.cols - 1) * (1 + array.sigma),
+      overlap=array.overlap,
+      exchange=kappa,
+      enter=ceil_div(used, array.bw_in),
+      leave=ceil_div(self.slots, array.bw_out),
+    )
 
 
 def _counts(
-  M, N, K, n, m, run, rows, cols, alpha, beta, block, mask_group, sigma, load,
-  bw_in, bw_out, dram_bw, *, exchange, overlap, itemsize,
-):  # fmt: skip
+  gemm: Gemm, array: Figs, run: Any, *, itemsize: int
+) -> dict[str, Any]:
   """Folds that are all alike."""
-  sides = n, m, run, rows, cols, alpha, beta, block
-  size, run, used, slots = _array(*sides)
-  WL, fill, ports = _timing(used, size, slots, cols, sigma, load, bw_in, bw_out)
-  kappa = 1
-  if exchange == "swap":
-    kappa = worst_exchange(run, size, ceil_div(beta, mask_group))
-  folds = ceil_div(K, used) * ceil_div(N, slots)
-  parts = schedule(folds, M, WL, fill, overlap, exchange=kappa, **ports)
-  return _finish(M, N, K, sides, parts, mask_group, dram_bw, itemsize)
+  packed, kappa = _Packed(gemm, array, run), 1
+  if array.exchange == "swap":
+    lanes = ceil_div(array.beta, array.mask_group)
+    kappa = worst_exchange(packed.run, packed.block, lanes)
+  folds = ceil_div(gemm.K, packed.used) * ceil_div(gemm.N, packed.slots)  # (1)
+  parts = schedule(folds, packed.fold(gemm.M, array, kappa))
+  return _finish(gemm, array, packed, parts, itemsize)
 
 
 def _unlike(
-  share, kinds, last, M, N, K, n, m, run, rows, cols, alpha, beta, block,
-  mask_group, sigma, load, bw_in, bw_out, dram_bw, *, overlap,
-):  # fmt: skip
+  share: Any, kinds: Any, last: Any, gemm: Gemm, array: Figs, run: Any
+) -> dict[str, Any]:
   """The parts of folds of which `share` take each kappa of `kinds`."""
-  size, run, used, slots = _array(n, m, run, rows, cols, alpha, beta, block)
-  WL, fill, ports = _timing(used, size, slots, cols, sigma, load, bw_in, bw_out)
-  parts = streams(share, M, WL, fill, overlap, exchange=kinds, **ports)
-  start = once(M, WL, fill, overlap, exchange=last, **ports)
-  # Of an axis of one, as no kind of folds tells these apart.
+  packed = _Packed(gemm, array, run)
+  parts = streams(share, packed.fold(gemm.M, array, kinds))
+  start = once(packed.fold(gemm.M, array, last))
+  # Their leading axis is 1, as no kind of folds tells these apart.
   start = {name: value.sum(0) for name, value in start.items()}
   return {
     name: value.sum(0) + start.get(name, 0) for name, value in parts.items()
@@ -348,31 +423,38 @@ def _unlike(
 
 
 def _known(
-  compute, fill, stall_weights, stall_exchange, stall_in, stall_out,
-  M, N, K, n, m, run, rows, cols, alpha, beta, block, mask_group, sigma, load,
-  bw_in, bw_out, dram_bw, *, itemsize,
-):  # fmt: skip
-  stalls = stall_weights, stall_exchange, stall_in, stall_out
+  compute: Any,
+  fill: Any,
+  stall_weights: Any,
+  stall_exchange: Any,
+  stall_input: Any,
+  stall_output: Any,
+  gemm: Gemm,
+  array: Figs,
+  run: Any,
+  *,
+  itemsize: int,
+) -> dict[str, Any]:
+  stalls = stall_weights, stall_exchange, stall_input, stall_output
   parts = dict(zip(PARTS, (compute, fill, *stalls)))
-  sides = n, m, run, rows, cols, alpha, beta, block
-  return _finish(M, N, K, sides, parts, mask_group, dram_bw, itemsize)
+  return _finish(gemm, array, _Packed(gemm, array, run), parts, itemsize)
 
 
-def _finish(M, N, K, sides, parts, mask_group, dram_bw, itemsize):
-  n, m, _, rows, cols, _, beta, _ = sides
-  size, run, used, slots = _array(*sides)
+def _finish(gemm, array, packed, parts, itemsize):
+  M, N, K = gemm.M, gemm.N, gemm.K
+  block, run, used, slots = packed.block, packed.run, packed.used, packed.slots
   down, across = ceil_div(K, used), ceil_div(N, slots)
-  stored = kept_depth(K, n, m)
-  indices = stored * ceil_div(N, mask_group)
-  metadata = ceil_div(indices * index_bits(n, m), 8)
+  stored = gemm.kept
+  indices = stored * ceil_div(N, array.mask_group)
+  metadata = ceil_div(indices * index_bits(gemm.n, gemm.m), 8)
   dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
-  parts = bounded(parts, dram_bytes, dram_bw)
+  parts = bounded(parts, dram_bytes, array.dram_bw)
   # A mask may hold less than its pattern allows.
-  kept = smaller(stored, kept_depth(K, run, size))
+  kept = smaller(stored, kept_depth(K, run, block))
   # Ratios that cannot pass 1, so that rounding cannot lift their product, which
   # is M N kept / (cycles R C beta).
-  utilisation = kept / (down * (used // size) * run) * (N / (across * slots))
-  utilisation *= run * (size // run) / size * (used / rows)
+  utilisation = kept / (down * (used // block) * run) * (N / (across * slots))
+  utilisation *= run * (block // run) / block * (used / array.rows)
   return parts | {
     "utilisation": utilisation * (down * across * M / parts["cycles"]),
     "ifmap_reads": across * M * K,
@@ -383,9 +465,8 @@ def _finish(M, N, K, sides, parts, mask_group, dram_bw, itemsize):
   }
 
 
-_SIZES = LIMITS | limits_of(Figs) | {"run": (0, LIMITS["n"][1])}
+_SIZES = LIMITS | Figs.limits() | {"run": (0, LIMITS["n"][1])}
+_COUNT = (0, 2**63 - 1)
 _exact_counts = exact(_counts, _SIZES)
-_exact_unlike = exact(
-  _unlike, _SIZES | {"share": (0, 2**63 - 1)}, elementwise=False
-)
-_exact_known = exact(_known, _SIZES | dict.fromkeys(PARTS, (0, 2**63 - 1)))
+_exact_unlike = exact(_unlike, _SIZES | {"share": _COUNT}, elementwise=False)
+_exact_known = exact(_known, _SIZES | dict.fromkeys(PARTS, _COUNT))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +29,8 @@ INT64_MAX = 2**63 - 1
 _SURE = 2.0**60
 # Elements of a result that are computed at a time.
 _CHUNK = 2**16
-Options = tuple[tuple[str, Any], ...]
+# The structures of a formula's arguments, and its options.
+Options = tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]
 # What a size of a formula may be.
 Size = ArrayLike | Number
 
@@ -41,32 +43,82 @@ class LayerError(ValueError):
     self.layer = layer
 
 
-def array_dataclass(*static: str) -> Callable[[type], type]:
-  """Registers a dataclass as a pytree whose `static` fields are metadata.
+# Of an `array_dataclass`: its leaves, static fields and labels.
+_FIELDS: dict[type, tuple[tuple[str, ...], ...]] = {}
+
+
+def array_dataclass(
+  *static: str, labels: tuple[str, ...] = ()
+) -> Callable[[type], type]:
+  """Registers a dataclass as a pytree of its fields.
 
   Unflattening skips `__init__`: a JAX transform may put anything in a leaf, so
   only what a caller constructs is validated.
+
+  Args:
+    *static: Fields that are metadata of the pytree, not leaves.
+    labels: Further metadata that no formula reads, such as a name: `exact`
+      leaves them out of what it caches, and gives a formula an empty text.
   """
 
   def register(cls: type) -> type:
-    data = [f.name for f in dataclasses.fields(cls) if f.name not in static]
+    metadata = (*static, *labels)
+    data = tuple(
+      f.name for f in dataclasses.fields(cls) if f.name not in metadata
+    )
+    _FIELDS[cls] = data, static, labels
 
     def flatten(obj):
       pairs = [
         (jax.tree_util.GetAttrKey(name), getattr(obj, name)) for name in data
       ]
-      return pairs, tuple(getattr(obj, name) for name in static)
+      return pairs, tuple(getattr(obj, name) for name in metadata)
 
-    def unflatten(metadata, children):
-      obj = object.__new__(cls)
-      for name, value in (*zip(static, metadata), *zip(data, children)):
-        object.__setattr__(obj, name, value)
-      return obj
+    def unflatten(values, children):
+      return _build(cls, zip(metadata, values), zip(data, children))
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     return cls
 
   return register
+
+
+def _build(cls: type, *fields: Iterable[tuple[str, Any]]) -> Any:
+  obj = object.__new__(cls)
+  for name, value in itertools.chain(*fields):
+    object.__setattr__(obj, name, value)
+  return obj
+
+
+def _flatten(name: str, value: Any) -> tuple[Any, list[tuple[str, Any]]]:
+  """The structure of an argument, None for a size, and its named leaves."""
+  cls = type(value)
+  if cls not in _FIELDS:
+    return None, [(name, value)]
+  data, static, _ = _FIELDS[cls]
+  inner, leaves = [], []
+  for field in data:
+    structure, own = _flatten(field, getattr(value, field))
+    inner.append(structure)
+    leaves += own
+  return (
+    cls, tuple(getattr(value, field) for field in static), tuple(inner)
+  ), leaves  # fmt: skip
+
+
+def _unflatten(structure: Any, leaves: Iterator[Any]) -> Any:
+  """The argument of a structure, from the next leaves."""
+  if structure is None:
+    return next(leaves)
+  cls, metadata, inner = structure
+  data, static, labels = _FIELDS[cls]
+  children = [_unflatten(x, leaves) for x in inner]
+  return _build(
+    cls,
+    zip(static, metadata),
+    zip(labels, ("",) * len(labels)),
+    zip(data, children),
+  )
 
 
 def is_traced(*values: Any) -> bool:
@@ -107,10 +159,11 @@ def _extreme(op: Any, a: Any, b: Any) -> Any:
 class exact:
   """A formula over integers, lifted to exact, broadcasting int64.
 
-  The formula maps positional sizes and keyword-only static options to named
-  results. It uses operators, `ceil_div`, `smaller` and `larger` only, so that
-  the same lines run on bounds and in Python's integers (does it fit?) and,
-  under jit, in the fastest numbers that are exact within the bounds
+  The formula maps positional arguments, each a size or an `array_dataclass`
+  of sizes, and keyword-only static options to named results. It uses
+  operators, `ceil_div`, `smaller` and `larger` only, so that the same lines run
+  on bounds and in Python's integers (does it fit?) and, under jit, in the
+  fastest numbers that are exact within the bounds
   (`figs_jax.engine.whole`).
 
   Concrete sizes give NumPy arrays, because operations on an int64 `jax.Array`
@@ -119,7 +172,8 @@ class exact:
 
   Args:
     formula: the formula.
-    limits: the least and the largest legal value by size.
+    limits: Least and largest legal value of each size, by the name of its
+      parameter or field.
     least: the least legal value of a size without limits.
     elementwise: whether the formula is, so that bounds of its sizes bound its
       results. One that also sums along axes is not.
@@ -144,26 +198,31 @@ class exact:
     elementwise: bool = True,
   ):
     self.formula, self.elementwise = formula, elementwise
-    limits = limits or {}
-    self._legal = {
-      p.name: limits.get(p.name, (least, INT64_MAX))
+    self._limits, self._legal = limits or {}, (least, INT64_MAX)
+    self._names = [
+      p.name
       for p in inspect.signature(formula).parameters.values()
       if p.kind is not p.KEYWORD_ONLY
-    }
+    ]
     self._compiled = jax.jit(self._run, static_argnums=(0, 1))
     self._bounds = functools.lru_cache(maxsize=1024)(self._bound)
 
-  def __call__(self, *sizes: Any, **options: Any) -> dict[str, Any]:
-    if any(isinstance(size, Number) for size in sizes):
-      return self.formula(*sizes, **options)
+  def __call__(self, *args: Any, **options: Any) -> dict[str, Any]:
+    flat = [_flatten(*pair) for pair in zip(self._names, args, strict=True)]
+    structures = tuple(structure for structure, _ in flat)
+    sizes = [leaf for _, leaves in flat for leaf in leaves]
+    if any(isinstance(size, Number) for _, size in sizes):
+      return self.formula(*args, **options)
     checked = [
-      size if is_traced(size) else _host(name, size, *legal)
-      for (name, legal), size in zip(self._legal.items(), sizes, strict=True)
+      size
+      if is_traced(size)
+      else _host(name, size, *self._limits.get(name, self._legal))
+      for name, size in sizes
     ]
     rank = max(size.ndim for size in checked)
     # Leading axes of one: rank promotion may be an error in the caller.
     aligned = [x.reshape((1,) * (rank - x.ndim) + x.shape) for x in checked]
-    static = tuple(sorted(options.items()))
+    static = structures, tuple(sorted(options.items()))
     if is_traced(*aligned) or not all(x.size for x in aligned):
       out = self._compute(None, static, aligned)
       return out if is_traced(*aligned) else jax.device_get(out)
@@ -212,11 +271,19 @@ class exact:
   ) -> dict[str, Any]:
     """The formula on int64 arrays, computed in numbers of a kind."""
     numbers = [x if kind is None else kind(x) for x in sizes]
-    found = self.formula(*numbers, **dict(options))
+    found = self._evaluate(options, numbers)
     return {
       name: x.x.astype(jnp.int64) if isinstance(x, Whole) else x
       for name, x in found.items()
     }
+
+  def _evaluate(
+    self, options: Options, numbers: Iterable[Any]
+  ) -> dict[str, Any]:
+    structures, keywords = options
+    leaves = iter(numbers)
+    args = [_unflatten(structure, leaves) for structure in structures]
+    return self.formula(*args, **dict(keywords))
 
   def _kind(
     self, sizes: list[np.ndarray], options: Options
@@ -226,7 +293,10 @@ class exact:
     Raises:
       ValueError: something does not fit int64.
     """
-    formula = functools.partial(self.formula, **dict(options))
+
+    def formula(*numbers):
+      return self._evaluate(options, numbers)
+
     if not self.elementwise:
       _largest(formula, sizes, elementwise=False)
       return None
@@ -242,7 +312,7 @@ class exact:
   def _bound(self, ranges: Any, options: Options) -> list[Interval]:
     """Of each result, where sizes vary freely within ranges."""
     sizes = [Interval.of(x) for x in ranges]
-    found = self.formula(*sizes, **dict(options))
+    found = self._evaluate(options, sizes)
     return [Interval.of(x) for x in found.values()]
 
 

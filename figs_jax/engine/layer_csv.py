@@ -1,19 +1,20 @@
-"""Layer tables from CSV files: our own, and SCALE-Sim's topologies.
+"""Layer tables from CSV files: plain tables, and SCALE-Sim's topologies.
 
-The header tells the kinds apart, and which column is which:
+The header says which kind a file is and what its columns are:
 
   name,M,N,K[,pattern][,count]
   Layer,M,N,K,[Sparsity,]
   Layer name,IFMAP Height,IFMAP Width,Filter Height,Filter Width,Channels,
     Num Filter,Strides,[Sparsity,]
 
-A convolution becomes the product of its patches, as in SCALE-Sim:
+A convolution becomes the product of its patches with the filters, as in
+SCALE-Sim:
 
   M = ceil((IH - FH + s) / s) ceil((IW - FW + s) / s)
   K = FH FW C,  N = filters
 
-A file is read line by line, and no more of a line than a table could need: junk
-of any size is refused at once.
+A file is read line by line, and no more of a line than a table could need, so
+that junk of any size is refused at once.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine.description import nearest
 from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.layers import LIMITS, Layers
+from figs_jax.engine.layers import Layers
+from figs_jax.engine.spec import LIMITS, nearest
 
 _LONGEST = 2**16  # characters of a line
 _SHOWN = 40  # characters of a cell in an error message
 _DENSE = "dense"
-# column -> how headers call it: lower case, blanks for underscores.
+# Column -> its names in headers, in lower case with blanks for underscores.
 _HEADERS = {
   "name": ("name", "layer", "layer name"),
   "M": ("m",),
@@ -65,26 +66,25 @@ _FIX = (
 
 
 def read_layers(path: str | Path) -> Layers:
-  """Reads a table of layers; a blank pattern is dense, a missing count 1.
+  """Reads a table of layers; a blank pattern is dense, a missing count is 1.
 
-  Columns may stand in any order; blank lines are passed over. Of SCALE-Sim's
-  topologies these habits are understood: trailing commas, comments that begin
-  with # after the last column, a pattern (n:m) or a count there without a
-  header, `Stride Height` and `Stride Width` in place of `Strides`, and layers
-  with DP in their name, which are depth-wise: `Channels` products over one
-  channel each.
+  Columns may come in any order, and blank lines are skipped. SCALE-Sim's habits
+  are understood: trailing commas, comments after the last column that begin
+  with #, a pattern (n:m) or a count there without a header, `Stride Height` and
+  `Stride Width` in place of `Strides`, and layers with DP in their name, which
+  are depth-wise: `Channels` products over one channel each.
 
   Args:
-    path: a CSV file with columns name, M, N, K and, if wanted, pattern and
-      count, or a topology file of SCALE-Sim.
+    path: CSV file with columns name, M, N, K and optionally pattern and count,
+      or topology file of SCALE-Sim.
 
   Raises:
-    ValueError: what is wrong, in one line: file, row (the line's number in the
-      file, from 1), column, what was got, and the fix.
+    ValueError: If the file cannot be read. The message is one line with the
+      file, row (the number of the line, from 1), column, value and fix.
 
   >>> import tempfile
-  >>> with tempfile.TemporaryDirectory() as place:
-  ...   path = Path(place, "net.csv")
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = Path(folder, "net.csv")
   ...   _ = path.write_text("Layer,M,N,K,Sparsity,\\nff,196,3072,768,1:8,\\n")
   ...   read_layers(path).pattern(0)
   '1:8'
@@ -108,7 +108,7 @@ def _read(path: str, file: TextIO) -> list[dict[str, Any]]:
   if not header:
     raise ValueError(f"{path}: the file is empty; {_FIX}")
   columns = _columns(f"{path}, row {number}", header)
-  # SCALE-Sim reads by position and forgives; a row of ours has every cell.
+  # SCALE-Sim's rows may omit cells or add some; those of plain tables may not.
   strict = header[columns.index("name")].lower() == "name"
   rows = [
     _row(f"{path}, row {number}", columns, cells, strict)
@@ -128,7 +128,7 @@ def _records(path: str, file: TextIO) -> Iterator[tuple[int, list[str]]]:
       cells = next(reader, None)
     except csv.Error as error:
       raise ValueError(
-        f"{path}, row {number}: no CSV ({error}); close every quote"
+        f"{path}, row {number}: invalid CSV ({error}); close every quote"
       ) from error
     if cells is None:
       return
@@ -139,15 +139,15 @@ def _records(path: str, file: TextIO) -> Iterator[tuple[int, list[str]]]:
 
 
 def _lines(path: str, file: TextIO) -> Iterator[str]:
-  """The lines; of one that is too long the beginning, then the error."""
+  """The lines; the beginning of one that is too long precedes the error."""
   number = 0
   while line := file.readline(_LONGEST):
     number += 1
     bad = re.search(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]", line)
     if bad:
       raise ValueError(
-        f"{path}, row {number}, character {bad.start() + 1}: got"
-        f" {_byte(bad[0])}, which is no text; save the table as CSV in UTF-8"
+        f"{path}, row {number}, character {bad.start() + 1}: expected text, got"
+        f" byte 0x{ord(bad[0]) & 0xFF:02x}; save the table as CSV in UTF-8"
       )
     yield line
     if len(line) == _LONGEST and not line.endswith("\n"):
@@ -156,16 +156,11 @@ def _lines(path: str, file: TextIO) -> Iterator[str]:
       )
 
 
-def _byte(character: str) -> str:
-  """The undecodable byte, or the control character, as a number."""
-  return f"byte 0x{ord(character) & 0xFF:02x}"
-
-
 def _columns(where: str, header: list[str]) -> list[str]:
-  """The header's columns by our names."""
+  """The names of the header's columns."""
   while not header[-1]:
     header.pop()
-  found: list[str] = []
+  columns: list[str] = []
   for number, cell in enumerate(header, 1):
     here = f"{where}, column {number}"
     text = " ".join(cell.lower().replace("_", " ").split())
@@ -173,28 +168,27 @@ def _columns(where: str, header: list[str]) -> list[str]:
     if column is None:
       known = nearest(cell[:_SHOWN], (*_GEMM, *_OPTIONAL))
       raise ValueError(f"{here}: unknown column {_got(cell)}, {known}; {_FIX}")
-    if column in found:
+    if column in columns:
       raise ValueError(f"{here}: column {_got(cell)} is given twice; keep one")
-    found.append(column)
-  convolution = any(column in found for column in (*_CONV[1:], *_STRIDES))
+    columns.append(column)
+  convolution = not {*_CONV[1:], *_STRIDES}.isdisjoint(columns)
   needed = _CONV if convolution else _GEMM
-  if convolution and not set(_STRIDES[1:]) <= set(found):
+  if convolution and not set(_STRIDES[1:]) <= set(columns):
     needed = (*needed, "Strides")
   for column in needed:
-    if column not in found:
+    if column not in columns:
       raise ValueError(
         f"{where}: column {column!r} is missing; a table of"
         f" {'convolutions' if convolution else 'products'} needs"
         f" {', '.join(needed)}"
       )
-  strange = set(found) - {*needed, *_OPTIONAL}
-  strange -= set(_STRIDES) if convolution else set()
-  if strange:
+  extra = set(columns) - {*needed, *_OPTIONAL, *_STRIDES}
+  if extra:
     raise ValueError(
-      f"{where}: column {min(strange)!r} does not belong to a convolution;"
-      " remove it"
+      f"{where}: column {min(extra)!r} does not belong to a convolution; remove"
+      " it"
     )
-  return found
+  return columns
 
 
 def _row(
@@ -212,14 +206,20 @@ def _row(
     size, times = _product(where, row)
   pattern = _pattern(where, row.get("pattern", ""))
   count = times * _size(where, "count", row.get("count") or "1")
-  _check_limits(where, size | {"count": count})
-  return {"name": name, "pattern": pattern, "count": count} | size
+  row = size | {"count": count}
+  for column, value in row.items():
+    if value > LIMITS[column][1]:
+      raise ValueError(
+        f"{where}: the layer has {column} = {value}, above {LIMITS[column][1]};"
+        " split it"
+      )
+  return {"name": name, "pattern": pattern} | row
 
 
 def _cells(
   where: str, columns: list[str], cells: list[str], strict: bool
 ) -> dict[str, str]:
-  """Column -> cell, or the error that finds a cell too few or too many."""
+  """Column -> cell; raises ValueError for a cell too few or too many."""
   row = dict(zip(columns, cells))
   extra = [cell for cell in cells[len(columns) :] if cell]
   if not strict:
@@ -240,13 +240,13 @@ def _cells(
     if strict or column not in _OPTIONAL:
       raise ValueError(
         f"{where}, column {number} ({column!r}): the row ends after"
-        f" {len(cells)} of {len(columns)} cells; fill it up"
+        f" {len(cells)} of {len(columns)} cells; complete it"
       )
   return row
 
 
 def _product(where: str, row: dict[str, str]) -> tuple[dict[str, int], int]:
-  """M, N, K of a convolution, and how many such products it is."""
+  """M, N, K of a convolution, and the number of such products."""
   size = {
     name: _size(where, name, cell)
     for name, cell in row.items()
@@ -258,8 +258,9 @@ def _product(where: str, row: dict[str, str]) -> tuple[dict[str, int], int]:
     stride = size.get(f"Stride {side}", size.get("Strides", 1))
     if taps > length:
       raise ValueError(
-        f"{where}, column 'Filter {side}': got {taps}, above the IFMAP {side}"
-        f" {length}; SCALE-Sim pads nothing: add the padding to IFMAP {side}"
+        f"{where}, column 'Filter {side}': expected at most the IFMAP {side}"
+        f" {length}, got {taps}; add the padding to IFMAP {side}, as SCALE-Sim"
+        " adds none"
       )
     places *= ceil_div(length - taps + stride, stride)
   depthwise = "DP" in row["name"]
@@ -270,15 +271,6 @@ def _product(where: str, row: dict[str, str]) -> tuple[dict[str, int], int]:
   return product, channels if depthwise else 1
 
 
-def _check_limits(where: str, sizes: dict[str, int]) -> None:
-  for name, value in sizes.items():
-    if value > LIMITS[name][1]:
-      raise ValueError(
-        f"{where}: the layer has {name} = {value}, above {LIMITS[name][1]};"
-        " split it"
-      )
-
-
 def _pattern(where: str, text: str) -> NM | None:
   if text in ("", _DENSE):
     return None
@@ -287,13 +279,13 @@ def _pattern(where: str, text: str) -> NM | None:
     pattern = NM.parse(text if len(text) <= _SHOWN else "")
   except ValueError as error:
     raise ValueError(
-      f"{where}, column 'pattern': got {_got(text)}; write n:m with"
-      " 1 <= n <= m, as in 1:8, or dense"
+      f"{where}, column 'pattern': expected dense, or n:m with 1 <= n <= m as"
+      f" in 1:8, got {_got(text)}"
     ) from error
   if pattern.m > LIMITS["m"][1]:
     raise ValueError(
-      f"{where}, column 'pattern': got {_got(text)}; give m up to"
-      f" {LIMITS['m'][1]}"
+      f"{where}, column 'pattern': expected m up to {LIMITS['m'][1]}, got"
+      f" {_got(text)}"
     )
   return pattern
 
@@ -303,12 +295,12 @@ def _size(where: str, column: str, text: str) -> int:
   legal = text.isascii() and text.isdigit() and len(text) <= _SHOWN
   if not legal or not 1 <= int(text) <= limit:
     raise ValueError(
-      f"{where}, column {column!r}: got {_got(text)}; give an integer from 1 to"
-      f" {limit}"
+      f"{where}, column {column!r}: expected an integer from 1 to {limit}, got"
+      f" {_got(text)}"
     )
   return int(text)
 
 
 def _got(text: str) -> str:
-  """A cell for an error message, on one line and not too long."""
+  """A cell as an error shows it, on one line and not too long."""
   return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

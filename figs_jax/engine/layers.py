@@ -1,4 +1,9 @@
-"""Layers as columns: one row per GEMM, ready for jit, vmap and broadcasting."""
+"""Layers as columns, one row per GEMM, and what they compute and weigh.
+
+A GEMM takes 2 M N K FLOPs times the density of its weight, so that a model
+takes total = SA + (n / m) FF (arXiv 2402.04744, appendix D). A kept weight is
+stored with ceil(log2 m) index bits.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,9 @@ import numpy as np
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.blocks import block_counts
-from figs_jax.engine.description import nearest
-from figs_jax.engine.int64 import array_dataclass, is_traced
+from figs_jax.engine.int64 import array_dataclass, ceil_div, is_traced
+from figs_jax.engine.spec import LIMITS, Gemm, nearest
 
-# Sizes stay exact in float64, patterns and counts in int32.
-LIMITS = {
-  **dict.fromkeys(("M", "N", "K"), (1, 2**53)),
-  **dict.fromkeys(("n", "m", "count"), (1, 2**31 - 1)),
-}
 _COLUMNS = ("name", "M", "N", "K", "pattern", "count", "mask")
 
 
@@ -28,14 +28,15 @@ class Layers:
   """A table of GEMMs, (M x K) times (K x N): columns of int64, one per layer.
 
   Attributes:
-    names: the layers' names.
-    M: rows of the activations (tokens, summed over the batch).
-    N: columns of the weight (outputs).
-    K: the contraction, along which N:M groups lie.
-    n: weights kept of every m; n = m is dense.
-    m: group length.
-    count: how many such GEMMs the model runs.
-    masks: the layers' real masks, Bool (K, N) or None each; None without any.
+    names: Names of the layers.
+    M: Rows of the activations (tokens, summed over the batch).
+    N: Columns of the weight (outputs).
+    K: Lengths of the contraction, along which N:M groups lie.
+    n: Weights kept of every m; n = m is dense.
+    m: Lengths of the groups.
+    count: Number of such GEMMs that the model runs.
+    masks: Real masks, Bool (K, N), or None for a layer without; None if no
+      layer has one.
 
   >>> row = {"name": "ff", "M": 196, "N": 3072, "K": 768, "pattern": "1:8"}
   >>> Layers.of([row]).m.tolist()
@@ -59,15 +60,15 @@ class Layers:
       array = np.asarray(column)
       if array.dtype.kind not in "iu" or array.ndim == 0:
         raise ValueError(
-          f"Layers {name}: got {array.dtype} of shape {array.shape}; give"
-          " integers, one per layer"
+          f"Layers {name}: expected integers, one per layer, got"
+          f" {array.dtype} of shape {array.shape}"
         )
       object.__setattr__(self, name, array.astype(np.int64, copy=False))
     lengths = {np.shape(getattr(self, name))[-1] for name in columns}
     if lengths - {1, len(self)} or max(lengths) != len(self):
       raise ValueError(
-        f"Layers: {len(self)} names beside columns of {sorted(lengths)}; give"
-        " one entry per name"
+        f"Layers: expected one entry per name, got {len(self)} names and"
+        f" columns of {sorted(lengths)}"
       )
 
   @classmethod
@@ -77,13 +78,13 @@ class Layers:
     """Builds the table from rows {name, M, N, K, pattern=None, count=1}.
 
     A pattern is an `NM`, "n:m", or None (or "dense"). A row may hold the real
-    `mask` of its weight, Bool (K, N). Columns of equal length do as well, under
-    the same names, where `name` may be left out. A table is returned as it is.
+    `mask` of its weight, Bool (K, N). A mapping of columns of equal length is
+    read in the same way; its `name` is optional. A table is returned as it is.
 
     Raises:
-      ValueError: no rows, a missing or unknown column, a size that is not a
-        positive integer, an illegal pattern, or a mask of another shape; it
-        names the row and column.
+      ValueError: If there are no rows, a column is missing or unknown, a size
+        is not a positive integer, a pattern is illegal, or a mask has another
+        shape. The message names the row and column.
     """
     if isinstance(rows, Layers):
       return rows
@@ -91,14 +92,19 @@ class Layers:
       rows = _rows_of_columns(cast(Mapping[str, Any], rows))
     table = [_read_row(index, row) for index, row in enumerate(rows)]
     if not table:
-      raise ValueError("layers: no rows; give at least one {name, M, N, K}")
+      raise ValueError("layers: expected {name, M, N, K} rows, got no rows")
     names, M, N, K, n, m, count, masks = zip(*table)
     sizes = [np.array(column, np.int64) for column in (M, N, K, n, m, count)]
     known = any(mask is not None for mask in masks)
     return cls(names, *sizes, masks=masks if known else None)
 
+  @property
+  def gemm(self) -> Gemm:
+    """Sizes and patterns of all layers."""
+    return Gemm(self.M, self.N, self.K, self.n, self.m)
+
   def pattern(self, index: int) -> str:
-    """The pattern of one layer as text, "dense" where all is kept."""
+    """The pattern of one layer as text, "dense" if all is kept."""
     n, m = int(self.n[index]), int(self.m[index])
     return "dense" if n == m else f"{n}:{m}"
 
@@ -108,9 +114,9 @@ class Layers:
     return dataclasses.replace(self, n=ones, m=ones, masks=None)
 
   def with_pattern(self, pattern: NM | str) -> Layers:
-    """The layers with this pattern wherever one is sparse, or all if none is.
+    """The layers with another pattern where they are sparse, or all if none is.
 
-    A mask is kept only where the pattern stays as it was.
+    A mask is kept only where the pattern stays the same.
 
     >>> rows = [{"name": x, "M": 8, "N": 8, "K": 8} for x in ("qk", "ff")]
     >>> rows[1]["pattern"] = "2:4"
@@ -133,7 +139,7 @@ class Layers:
 
 
 def _rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Rows from columns; names are numbers if there are none."""
+  """Rows from columns; without names they are numbered."""
   lists: dict[str, list[Any]] = {
     name: list(x) if isinstance(x, list | tuple) else np.atleast_1d(x).tolist()
     for name, x in columns.items()
@@ -141,7 +147,7 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
   lengths = {len(values) for values in lists.values()}
   if len(lengths) > 1:
     raise ValueError(
-      f"layers: columns of lengths {sorted(lengths)}; give them one length"
+      f"layers: expected columns of one length, got {sorted(lengths)}"
     )
   count = max(lengths, default=0)
   lists = {"name": [str(i) for i in range(count)]} | lists
@@ -152,8 +158,8 @@ def _read_row(index: int, row: Any) -> tuple[Any, ...]:
   """(name, M, N, K, n, m, count, mask) of a row, or the error that names it."""
   if not isinstance(row, Mapping):
     raise ValueError(
-      f"layers row {index}: got {type(row).__name__}; give a mapping of name,"
-      " M, N and K"
+      f"layers row {index}: expected a mapping of name, M, N and K, got"
+      f" {type(row).__name__}"
     )
   where = f"layers row {index} {row.get('name', '?')!r}"
   for column in row:
@@ -185,14 +191,14 @@ def _read_row(index: int, row: Any) -> tuple[Any, ...]:
     shape = sizes["K"], sizes["N"]
     if mask.shape != shape or mask.dtype != np.bool_:
       raise ValueError(
-        f"{where}, column 'mask': got {mask.dtype} {mask.shape}; give bool"
-        f" (K, N) = {shape}"
+        f"{where}, column 'mask': expected bool (K, N) = {shape}, got"
+        f" {mask.dtype} {mask.shape}"
       )
     most = int(block_counts(mask, min(pattern.m, sizes["K"])).max())
     if most > pattern.n:
       raise ValueError(
-        f"{where}, column 'mask': a group keeps {most}, pattern {pattern} at"
-        f" most {pattern.n}; give the mask of that pattern"
+        f"{where}, column 'mask': expected at most {pattern.n} of a group"
+        f" (pattern {pattern}), got {most}"
       )
   names = str(row["name"]), *gemm, pattern.n, pattern.m
   return *names, sizes["count"], mask
@@ -205,7 +211,86 @@ def _read_size(where: str, column: str, value: Any) -> int:
     size = 0
   if isinstance(value, bool) or not 1 <= size <= LIMITS[column][1]:
     raise ValueError(
-      f"{where}, column {column!r}: got {value!r}; give an integer from 1 to"
-      f" {LIMITS[column][1]}"
+      f"{where}, column {column!r}: expected an integer from 1 to"
+      f" {LIMITS[column][1]}, got {value!r}"
     )
   return size
+
+
+def flops(layers: Layers | Iterable[Mapping[str, Any]]) -> np.ndarray:
+  """Inference FLOPs of each layer, count included: 2 M N K count n / m.
+
+  Args:
+    layers: A table, or its rows.
+
+  >>> row = {"name": "ff", "M": 4, "N": 8, "K": 8, "pattern": "1:4"}
+  >>> flops([row])
+  array([128.])
+  """
+  layers = Layers.of(layers)
+  return _dense_flops(layers) * (layers.n / layers.m)
+
+
+def step_flops(
+  layers: Layers | Iterable[Mapping[str, Any]], leak_positive: bool = False
+) -> np.ndarray:
+  """FLOPs of one training step of each layer, count included.
+
+  The forward pass takes the density s of the weight, or 1 while pruned entries
+  still leak through. The input gradient takes 1, as it needs the transposed
+  mask, whose groups lie across; so does the weight gradient, which is dense.
+
+  Args:
+    layers: A table, or its rows.
+    leak_positive: Whether the leak D is above 0.
+
+  >>> row = {"name": "ff", "M": 4, "N": 8, "K": 8, "pattern": "1:4"}
+  >>> step_flops([row]), step_flops([row], leak_positive=True)
+  (array([1152.]), array([1536.]))
+  """
+  layers = Layers.of(layers)
+  forward = 1.0 if leak_positive else layers.n / layers.m
+  return _dense_flops(layers) * (forward + 1.0 + 1.0)
+
+
+def _dense_flops(layers: Layers) -> np.ndarray:
+  # In float64 throughout: a product of sizes may pass int64.
+  columns = (layers.M, layers.N, layers.K, layers.count)
+  return 2.0 * np.prod([np.asarray(c, np.float64) for c in columns], axis=0)
+
+
+def dense_bytes(size: int, itemsize: int) -> int:
+  """Bytes of a tensor of `size` values.
+
+  >>> dense_bytes(1024, 4)
+  4096
+  """
+  return size * itemsize
+
+
+def packed_bytes(size: int, pattern: NM | str | None, itemsize: int) -> int:
+  """Bytes of a packed tensor: its kept values, then their indices.
+
+  The indices of a tensor are rounded up to whole bytes together.
+
+  Args:
+    size: Number of weights, kept or not.
+    pattern: Pattern of the tensor; None is dense.
+    itemsize: Bytes per value.
+
+  Raises:
+    ValueError: If m does not divide size.
+
+  >>> packed_bytes(1024, "2:4", 2), packed_bytes(1024, None, 2)
+  (1152, 2048)
+  """
+  nm = NM(1, 1) if pattern is None else NM.parse(pattern)
+  if nm.is_dense:
+    return dense_bytes(size, itemsize)
+  if size % nm.m:
+    raise ValueError(
+      f"packed_bytes: size {size} is not a multiple of m={nm.m}; pass"
+      " pattern=None for a dense tensor"
+    )
+  kept = size // nm.m * nm.n
+  return dense_bytes(kept, itemsize) + ceil_div(kept * nm.metadata_bits, 8)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine._report import Report, Row, Total, unit
-from figs_jax.engine.description import UNLIMITED
-from figs_jax.engine.flops import kept_depth
+from figs_jax.engine._report import Report, Row, Total
+from figs_jax.engine.blocks import kept_depth
 from figs_jax.engine.layout import times
-from figs_jax.engine.spec import Engine
+from figs_jax.engine.spec import UNLIMITED, Engine
 from figs_jax.engine.timing import PARTS
 
 # Okabe and Ito's colours, which all kinds of vision tell apart, with wine for
@@ -111,14 +110,14 @@ def roofline(report: Report, title: str = "") -> Any:
   knees = [
     peak / bandwidth
     for engine, layers in zip(report.engines, rows)
-    if (bandwidth := _bandwidth(engine)) != UNLIMITED
+    if (bandwidth := engine.memory_bandwidth) != UNLIMITED
     for peak in _peaks(layers)
   ]
   span = _decades(min(intensities), max(intensities + knees))
   for ax, engine, layers in zip(axes, report.engines, rows):
     _panel(ax, engine, layers, styles, span)
-  for kind in {unit(engine) for engine in report.engines}:
-    alike = [ax for ax, e in zip(axes, report.engines) if unit(e) == kind]
+  for kind in {engine.unit for engine in report.engines}:
+    alike = [ax for ax, e in zip(axes, report.engines) if e.unit == kind]
     ends = [end for ax in alike for end in ax.get_ylim()]
     for ax in alike:
       ax.set_ylim(min(ends), max(ends))
@@ -339,11 +338,6 @@ def _peaks(rows: Sequence[Row]) -> set[float]:
   }
 
 
-def _bandwidth(engine: Engine) -> Any:
-  """Bytes per cycle between chip and memory."""
-  return getattr(engine, "dram_bw", getattr(engine, "hbm", UNLIMITED))
-
-
 def _panel(
   ax: Any,
   engine: Engine,
@@ -361,7 +355,7 @@ def _panel(
       markerfacecolor="none", markeredgewidth=1.6, **styles[key],
     )  # fmt: skip
   low, high = span
-  bandwidth = _bandwidth(engine)
+  bandwidth = engine.memory_bandwidth
   knees = {peak: min(max(peak / bandwidth, low), high) for peak in peaks}
   for peak, knee in knees.items():
     ax.plot([knee, high], [peak, peak], color="0.2", linewidth=1)
@@ -375,7 +369,7 @@ def _panel(
   ax.set_ylim(*_decades(min(rates), max(peaks)))
   ax.set_title(str(engine), fontsize=9)
   ax.set_ylabel(
-    f"useful FLOP per {'ns' if unit(engine) == 'ns' else 'cycle'}", fontsize=8
+    f"useful FLOP per {'ns' if engine.unit == 'ns' else 'cycle'}", fontsize=8
   )
   if bandwidth == UNLIMITED:
     ax.text(

@@ -1,12 +1,12 @@
 """Processors known by peak and memory alone; cycles are nanoseconds.
 
-  t = overhead + max(2 M N K / peak, bytes / bandwidth)
+  t = overhead + max(2 M N K / peak, bytes / bandwidth)                     (1)
 
 with M, N and K padded to the side of the matrix unit and every operand moved
 once. Most calls take longer, for all that a kernel loses. It is a model and no
 strict bound: a kernel may pad less, or find an operand in a cache. A FLOP per
 nanosecond is a GFLOP/s and a byte per nanosecond a GB/s, so that the formulas
-stay whole numbers.
+stay in integers.
 
 Tensor cores multiply 2 of every 4 weights, twice the dense rate, and read
 those and their indices, 2 bits each. What a call of a sparse operand costs on
@@ -19,106 +19,180 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from figs_jax.engine.blocks import Masks, fit
-from figs_jax.engine.description import limits_of
-from figs_jax.engine.flops import (
+import numpy as np
+
+from figs_jax.engine.blocks import Masks, fit, fits, index_bits
+from figs_jax.engine.chips import SPARSE_OVERHEAD, chip_of
+from figs_jax.engine.int64 import ceil_div, exact, larger, smaller
+from figs_jax.engine.spec import (
+  LIMITS,
+  Engine,
+  Gemm,
   check_itemsize,
-  check_pattern,
-  index_bits,
-  kept_depth,
+  is_default,
 )
-from figs_jax.engine.int64 import Size, ceil_div, exact, larger, smaller
-from figs_jax.engine.layers import LIMITS
-from figs_jax.engine.spec import Csr, Roofline
-from figs_jax.engine.timing import bounded
+from figs_jax.engine.timing import PARTS, bounded
 
 _KEPT, BLOCK = 2, 4  # of tensor cores
 
 
-def counts(
-  M: Size,
-  N: Size,
-  K: Size,
-  engine: Roofline,
-  n: Size = 1,
-  m: Size = 1,
-  itemsize: int = 2,
-  masks: Masks | None = None,
-) -> dict[str, Any]:
-  """What one GEMM costs; see `figs_jax.engine.systolic.counts`.
+class Processor(Engine):
+  """Base class of the engines whose specs name a chip.
+
+  Their cycles are nanoseconds. The fields `peak` and `hbm`, and what else a
+  subclass reads from the chip, default to the chip's values.
+  """
+
+  LABELS = ("name", "chip")
+  unit = "ns"
+  is_array = False
+
+  @classmethod
+  def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
+    chip = chip_of(kind, size)
+    return {"chip": size, "peak": chip.peak, "hbm": chip.hbm}
+
+  def defaults(self) -> dict[str, Any]:
+    values = super().defaults()
+    try:
+      preset = self.read_prefix(*self.prefix().split(":", 1))
+    except ValueError:  # a chip of the caller's own
+      return values
+    return values | {k: v for k, v in preset.items() if k in values}
+
+
+class Roofline(Processor):
+  """A processor whose calls take (1).
 
   A layer is sparse to the engine if no block of 4 keeps more than 2. Operands
   of one byte run at `int8` times the peak, all others at the peak itself.
-  Nothing is said of on-chip accesses, which are 0.
 
-  Returns:
-    As `systolic.counts`, in nanoseconds, and int64 `flops`: those that run,
-    padding included.
+  Attributes:
+    kind: "tpu", "gpu", or "tensorcore", which runs 2:4 operands at twice the
+      peak.
+    chip: Name of the chip.
+    peak: Dense GFLOP/s (FLOP per ns) of 16-bit operands.
+    hbm: GB/s (bytes per ns) of its memory.
+    side: Side of its matrix unit; M, N and K are padded to multiples of it.
+    int8: Rate of operands of one byte, as a multiple of the peak.
+    overhead: Nanoseconds of every call.
+    sparse_overhead: Further nanoseconds of every call with a 2:4 operand.
+    fallback: Whether a layer runs dense where that is faster, as a runtime that
+      has both kernels would choose.
 
-  Raises:
-    ValueError: as `systolic.counts`, or neither 4 divides m nor m divides 4
-      (engines with sparse tensor cores).
-
-  >>> from figs_jax.engine.spec_text import parse
-  >>> bound = parse("tensorcore:h200:sparse_overhead=0")
-  >>> [int(counts(8192, 8192, 8192, bound, n, 4)["cycles"]) for n in (4, 2)]
+  >>> chip = Roofline("tensorcore", "mine", peak=989_000, hbm=4800)
+  >>> cubes = (Gemm(8192, 8192, 8192, n, 4) for n in (4, 2))
+  >>> [int(chip.counts(cube)["cycles"]) for cube in cubes]
   [1111741, 555871]
   """
-  check_pattern(n, m)
-  check_itemsize(itemsize)
-  run = fit(n, m, BLOCK, masks) if engine.sparse else BLOCK
-  return _exact_counts(
-    *(M, N, K, n, m, run, *engine.leaves),
-    fallback=engine.fallback,
-    itemsize=itemsize,
-  )
+
+  kind: str
+  chip: str
+  peak: Any
+  hbm: Any
+  side: Any = 1
+  int8: Any = 1
+  overhead: Any = 0
+  sparse_overhead: Any = 0
+  fallback: bool = False
+
+  KINDS = ("tpu", "gpu", "tensorcore")
+  PREFIX = ("kind", "chip")
+  CHOICES = {"kind": KINDS}
+  FROM_ZERO = ("overhead", "sparse_overhead")
+
+  @property
+  def memory_bandwidth(self) -> Any:
+    return self.hbm
+
+  @property
+  def sparse(self) -> bool:
+    """Whether it has units for 2:4."""
+    return self.kind == "tensorcore"
+
+  @classmethod
+  def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
+    chip = chip_of(kind, size)
+    fields = {"kind": kind, "side": chip.side, "int8": chip.int8}
+    if kind == "tensorcore":
+      fields["sparse_overhead"] = SPARSE_OVERHEAD
+    return fields | super().read_prefix(kind, size)
+
+  def prefix(self) -> str:
+    return f"{self.kind}:{self.chip}"
+
+  def runs(self, n: Any, m: Any) -> np.ndarray:
+    return fits(n, m, BLOCK) if self.sparse else super().runs(n, m)
+
+  def note(self, sparse: int, known: int) -> str:
+    if not (sparse and self.sparse) or is_default(self.sparse_overhead, 0):
+      return ""
+    note = (
+      f"{self} adds an assumed {self.sparse_overhead:,} ns to each sparse call,"
+      " which small layers do not earn back; :sparse_overhead=0 leaves it out"
+    )
+    if self.fallback:
+      return f"{note}."
+    return f"{note}, :fallback=true runs a layer dense where that is faster."
+
+  def counts(
+    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
+  ) -> dict[str, Any]:
+    """What a GEMM costs, in nanoseconds; see `Engine.counts`.
+
+    On-chip accesses are not modelled and 0.
+
+    Returns:
+      Also int64 `flops`, those that run, padding included.
+
+    Raises:
+      ValueError: As `Engine.counts`; or if neither 4 divides m nor m divides 4
+        (tensor cores).
+    """
+    run = fit(gemm.n, gemm.m, BLOCK, masks) if self.sparse else BLOCK
+    return _exact_counts(gemm, self, run, itemsize=itemsize)
 
 
 def _counts(
-  M, N, K, n, m, run, peak, hbm, side, int8, overhead, sparse_overhead,
-  *, fallback, itemsize,
-):  # fmt: skip
-  rate = peak * int8 if itemsize == 1 else peak
-  machine = (rate, hbm, side, overhead, sparse_overhead)
-  # 1 where no block keeps more than 2 of its 4, 0 elsewhere.
+  gemm: Gemm, chip: Roofline, run: Any, *, itemsize: int
+) -> dict[str, Any]:
+  M, N, side = gemm.M, gemm.N, chip.side
+  rate = chip.peak * chip.int8 if itemsize == 1 else chip.peak
+  # 1 where no block keeps more than 2 of its 4, else 0.
   sparse = smaller(larger(_KEPT + 1 - run, 0), 1)
-  if fallback:
+  if chip.fallback:
     dense, fast = (
-      _call(M, N, K, which, *machine, itemsize=itemsize)["cycles"]
-      for which in (0, 1)
+      _call(gemm, chip, rate, which, itemsize)["cycles"] for which in (0, 1)
     )
     sparse = sparse * smaller(larger(dense - fast, 0), 1)
-  found = _call(M, N, K, sparse, *machine, itemsize=itemsize)
-  depth = found.pop("depth")
-  kept = smaller(kept_depth(K, n, m), depth)
+  call = _call(gemm, chip, rate, sparse, itemsize)
+  depth = call.pop("depth")
+  kept = smaller(gemm.kept, depth)
   # Ratios that cannot pass 1; the fourth could by rounding alone.
   useful = M / (ceil_div(M, side) * side) * (N / (ceil_div(N, side) * side))
-  busy = smaller(found["flops"] / found["compute"] * (1 / rate), 1.0)
+  busy = smaller(call["flops"] / call["compute"] * (1 / rate), 1.0)
   useful = useful * (kept / depth) * busy
-  return found | {
-    "utilisation": useful * (found["compute"] / found["cycles"]),
-    "ifmap_reads": 0 * M,
-    "filter_reads": 0 * M,
-    "ofmap_writes": 0 * M,
+  return call | {
+    "utilisation": useful * (call["compute"] / call["cycles"]),
+    **no_accesses(M),
   }
 
 
-def _call(
-  M, N, K, sparse, rate, hbm, side, overhead, sparse_overhead, *, itemsize
-):
-  """One call's parts and bytes; `sparse` is 1 for a 2:4 operand, else 0."""
-  padded = [ceil_div(size, side) * side for size in (M, N, K)]
+def _call(gemm, chip, rate, sparse, itemsize):
+  """The parts and bytes of one call (1); `sparse` is 1 for 2:4, else 0."""
+  M, N, K = gemm.M, gemm.N, gemm.K
+  padded = [ceil_div(size, chip.side) * chip.side for size in (M, N, K)]
   depth = padded[2] + sparse * (_halved(padded[2]) - padded[2])
   stored = K + sparse * (_halved(K) - K)
   flops = 2 * padded[0] * padded[1] * depth
   bits = sparse * index_bits(_KEPT, BLOCK)
   metadata = ceil_div(stored * N * bits, 8)
   dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
-  parts = bounded(_only(ceil_div(flops, rate)), dram_bytes, hbm)
-  call = overhead + sparse * sparse_overhead
+  parts = bounded(arithmetic(ceil_div(flops, rate)), dram_bytes, chip.hbm)
+  overhead = chip.overhead + sparse * chip.sparse_overhead
   return parts | {
-    "fill": parts["fill"] + call,
-    "cycles": parts["cycles"] + call,
+    "fill": parts["fill"] + overhead,
+    "cycles": parts["cycles"] + overhead,
     "flops": flops,
     "depth": depth,
     "metadata_bytes": metadata,
@@ -131,10 +205,18 @@ def _halved(depth):
   return ceil_div(depth, BLOCK) * _KEPT
 
 
-def _only(compute):
+def arithmetic(compute: Any) -> dict[str, Any]:
   """The parts of a schedule in which nothing but arithmetic takes time."""
-  names = ("fill", "stall_weights", "stall_exchange", "stall_in", "stall_out")
-  return {"compute": compute} | dict.fromkeys(names, 0 * compute)
+  return {"compute": compute} | dict.fromkeys(PARTS[1:-1], 0 * compute)
+
+
+def no_accesses(size: Any) -> dict[str, Any]:
+  """On-chip accesses of a processor, which are not modelled."""
+  names = ("ifmap_reads", "filter_reads", "ofmap_writes")
+  return dict.fromkeys(names, 0 * size)
+
+
+_exact_counts = exact(_counts, LIMITS | Roofline.limits() | {"run": (0, BLOCK)})
 
 
 def calibrated_overhead(
@@ -143,27 +225,28 @@ def calibrated_overhead(
   """The `sparse_overhead` that makes 2:4 `ratio` times as fast as dense.
 
   Args:
-    ratio: measured time of the dense call / time of the 2:4 call.
-    M: rows of the activations.
-    N: columns of the weight.
-    K: the contraction.
-    engine: tensor cores; their own sparse_overhead does not count.
-    itemsize: bytes per value.
+    ratio: Measured time of the dense call / time of the 2:4 call.
+    M: Rows of the activations.
+    N: Columns of the weight.
+    K: Length of the contraction.
+    engine: Tensor cores; their own `sparse_overhead` is ignored.
+    itemsize: Bytes per value.
 
   Returns:
     Nanoseconds, rounded.
 
   Raises:
-    ValueError: the ratio is above what the engine could reach.
+    ValueError: If the ratio is above what the engine could reach.
 
-  >>> from figs_jax.engine.spec_text import parse
+  >>> from figs_jax.engine import parse
   >>> cube = (4096, 4096, 4096)
   >>> calibrated_overhead(1.11, *cube, parse("tensorcore:a100"))
   176601
   """
+  check_itemsize(itemsize)
   bound = dataclasses.replace(engine, sparse_overhead=0, fallback=False)
   dense, sparse = (
-    int(counts(M, N, K, bound, n, BLOCK, itemsize)["cycles"])
+    int(bound.counts(Gemm(M, N, K, n, BLOCK), itemsize)["cycles"])
     for n in (BLOCK, _KEPT)
   )
   overhead = round(dense / ratio) - sparse
@@ -182,89 +265,3 @@ def amdahl(fraction: Any, gain: Any) -> Any:
   1.56
   """
   return 1 / (1 - fraction + fraction / gain)
-
-
-def csr_counts(
-  M: Size,
-  N: Size,
-  K: Size,
-  engine: Csr,
-  n: Size = 1,
-  m: Size = 1,
-  itemsize: int = 2,
-  masks: Masks | None = None,
-) -> dict[str, Any]:
-  """What one GEMM costs in CSR; see `figs_jax.engine.systolic.counts`.
-
-  The N rows of the CSR matrix are the outputs, mu kept weights each; the M
-  activation rows are its dense columns. The bytes are those of `intensity`,
-  whose `value_bytes` count, not `itemsize`; a pattern of any m will do.
-
-  >>> from figs_jax.engine.spec_text import parse
-  >>> found = csr_counts(64, 256, 1024, parse("csr:h200"), 1, 8)
-  >>> int(found["flops"]), int(found["dram_bytes"])
-  (4194304, 8717312)
-  """
-  check_pattern(n, m)
-  check_itemsize(itemsize)
-  return _csr_exact(M, N, K, n, m, *engine.leaves, reuse=engine.reuse)
-
-
-def _csr_counts(
-  M, N, K, n, m, peak, hbm, value_bytes, index_bytes, pointer_bytes, *, reuse
-):
-  kept = kept_depth(K, n, m)
-  metadata = N * (index_bytes * kept + pointer_bytes)
-  matrix = N * value_bytes * kept + metadata
-  dram_bytes = (1 if reuse else M) * matrix + M * N * value_bytes * (kept + 1)
-  flops = 2 * M * N * kept
-  parts = bounded(_only(ceil_div(flops, peak)), dram_bytes, hbm)
-  return parts | {
-    "flops": flops,
-    # At most 1, but for rounding.
-    "utilisation": smaller(flops / parts["cycles"] * (1 / peak), 1.0),
-    "ifmap_reads": 0 * M,
-    "filter_reads": 0 * M,
-    "ofmap_writes": 0 * M,
-    "metadata_bytes": metadata,
-    "dram_bytes": dram_bytes,
-  }
-
-
-def intensity(
-  kept: Any,
-  columns: Any = 1,
-  value_bytes: Any = 4,
-  index_bytes: Any = 4,
-  pointer_bytes: Any = 4,
-) -> Any:
-  """FLOPs per byte of sparse (CSR) times dense, the sparse row kept.
-
-    2 mu n / ((B_T + B_I) mu + B_T n (mu + 1) + delta)
-
-  A row of mu values is read once while n dense columns stream: each gives mu
-  values and takes one result. At n = 1 nothing is used twice, and the
-  intensity tends to 2 / (2 B_T + B_I) for long rows, 1/6 at 4 bytes each.
-
-  Args:
-    kept: mu, non-zeros per row.
-    columns: n, dense columns that stream past a row.
-    value_bytes: B_T.
-    index_bytes: B_I.
-    pointer_bytes: delta, of the row pointer, per row.
-
-  >>> round(intensity(100_000), 3)
-  0.167
-  >>> round(intensity(100, columns=10_000), 3)
-  0.495
-  """
-  moved = (value_bytes + index_bytes) * kept + pointer_bytes
-  return (
-    2 * kept * columns / (moved + value_bytes * columns * (kept + 1))
-  )  # fmt: skip
-
-
-_exact_counts = exact(
-  _counts, LIMITS | limits_of(Roofline) | {"run": (0, BLOCK)}
-)
-_csr_exact = exact(_csr_counts, LIMITS | limits_of(Csr))

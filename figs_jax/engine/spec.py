@@ -1,314 +1,340 @@
-"""Engines as frozen, validated descriptions: names and numbers, no formulas.
+"""What a kind of engine is, and the product of matrices that it runs.
 
-A numeric field may be an integer array, which describes many designs at once;
-fields broadcast against each other and against the layers. Bandwidths count
-per cycle: values at the ports of the array, bytes at the memory's.
-`figs_jax.engine.parse` reads engines from text, as in `ws:32x32:overlap=none`.
+Each kind is a subclass of `Engine` in a file of its own, which holds all that
+is particular to it: fields, text, checks and the closed form of its counts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import difflib
+import typing
+from collections.abc import Iterable, Iterator
+from numbers import Integral
+from typing import Any, ClassVar
 
 import numpy as np
 
-from figs_jax.engine.description import (
-  UNLIMITED,
-  Description,
-  indivisible,
-  is_default,
-  sides_of,
-  text_of,
-)
+from figs_jax.engine.blocks import Masks, kept_depth
 from figs_jax.engine.int64 import array_dataclass, is_traced
 
-DATAFLOWS = ("ws", "os", "is")
+MAX_SIDE = 2**31 - 1
+UNLIMITED = MAX_SIDE  # a bandwidth, or the length of a tile, without a bound
 OVERLAPS = ("none", "weights", "full")
-EXCHANGES = ("mux", "swap")
-VEGETA_BLOCK = 4
+# Sizes stay exact in float64, patterns and counts in int32.
+LIMITS = {
+  **dict.fromkeys(("M", "N", "K"), (1, 2**53)),
+  **dict.fromkeys(("n", "m", "count"), (1, 2**31 - 1)),
+}
 
 
-@array_dataclass("dataflow", "overlap", "sparse", "name")
+@array_dataclass()
 @dataclasses.dataclass(frozen=True)
-class Systolic(Description):
-  """A systolic array of rows x cols multipliers, one result each per cycle.
+class Gemm:
+  """A product (M x K) times (K x N) whose weight, K x N, is n:m along K.
 
   Attributes:
-    dataflow: what stays in the array: "ws" weights (K down the rows, N across),
-      "is" inputs (K down, M across), "os" outputs (M down, N across).
-    rows: rows R; an integer array describes many designs at once.
-    cols: columns C; broadcasts against rows and against the layers.
-    overlap: what hides behind the streaming of another fold: "none"; "weights",
-      the loading of the stationary operand; "full", filling and draining too.
-    sparse: whether N:M weights are stored and run compressed. If not, a sparse
-      layer runs dense, and only its kept weights count as useful.
-    bw_in: values that may enter per cycle; a full array takes R ("os": R + C).
-    bw_out: values that may leave per cycle; a full array gives C.
-    dram_bw: bytes per cycle between chip and memory.
-    name: how tables call it; by default its spec.
-
-  >>> str(Systolic("ws", 32, 16, overlap="full"))
-  'ws:32x16:overlap=full'
+    M: Rows of the activations (tokens, summed over the batch).
+    N: Columns of the weight (outputs).
+    K: Length of the contraction, along which the groups lie.
+    n: Weights kept of every m; n = m is dense.
+    m: Length of a group.
 
   Raises:
-    ValueError: an unknown dataflow or overlap, or a number out of range.
+    ValueError: If n is above m. Traced patterns go unchecked.
+
+  >>> int(Gemm(M=196, N=3072, K=770, n=1, m=4).kept)
+  193
   """
 
-  dataflow: str
-  rows: Any
-  cols: Any
-  overlap: str = "none"
-  sparse: bool = True
-  bw_in: Any = UNLIMITED
-  bw_out: Any = UNLIMITED
-  dram_bw: Any = UNLIMITED
-  name: str = ""
+  M: Any
+  N: Any
+  K: Any
+  n: Any = 1
+  m: Any = 1
 
-  CHOICES = {"dataflow": DATAFLOWS, "overlap": OVERLAPS}
-  HEAD = ("dataflow", "rows", "cols")
-
-  def head(self) -> str:
-    return f"{self.dataflow}:{sides_of(self)}"
-
-
-@array_dataclass("sparse", "overlap", "name")
-@dataclasses.dataclass(frozen=True)
-class Vegeta(Description):
-  """VEGETA (HPCA'23, arXiv 2302.08687): PEs of alpha PUs of beta MACs.
-
-  Attributes:
-    sparse: an S engine, with a 4:1 multiplexer before each multiplier, or a
-      dense D engine.
-    alpha: PUs that share the inputs of a PE.
-    beta: MACs that reduce into one output.
-    rows: multipliers along the contraction, K_c; rows / beta rows of PEs.
-    cols: multipliers along the outputs, M_c; cols / alpha columns of PEs.
-    overlap: as of `Systolic`.
-    tile: rows of activations that stream through a tile of weights.
-    interleave: output tiles worked on in turn, d, where overlap is "full"; a
-      tile waits for the last sums of its output to leave. 0: sums are
-      forwarded, and no tile waits for another.
-    bw_in: values that may enter per cycle; a full S engine takes 4 rows.
-    bw_out: values that may leave per cycle; a full array gives cols.
-    dram_bw: bytes per cycle between chip and memory.
-    name: how tables call it; by default its spec.
-
-  >>> str(Vegeta(True, 16, 2))
-  'vegeta-s-16-2'
-
-  Raises:
-    ValueError: beta does not divide rows or alpha cols, or a number is out of
-      range.
-  """
-
-  sparse: bool
-  alpha: Any
-  beta: Any
-  rows: Any = 32
-  cols: Any = 16
-  overlap: str = "none"
-  tile: Any = UNLIMITED
-  interleave: Any = 0
-  bw_in: Any = UNLIMITED
-  bw_out: Any = UNLIMITED
-  dram_bw: Any = UNLIMITED
-  name: str = ""
-
-  CHOICES = {"overlap": OVERLAPS}
-  HEAD = ("sparse", "alpha", "beta", "rows", "cols")
-  FROM_ZERO = ("interleave",)
-
-  def head(self) -> str:
-    kind = "s" if self.sparse else "d"
-    head = f"vegeta-{kind}-{text_of(self.alpha)}-{text_of(self.beta)}"
-    is_preset = is_default(self.rows, 32) and is_default(self.cols, 16)
-    return head if is_preset else f"{head}:{sides_of(self)}"
-
-  def faults(self) -> Iterator[tuple[Any, str]]:
-    yield indivisible("rows", self.rows, "beta", self.beta)
-    yield indivisible("cols", self.cols, "alpha", self.alpha)
-
-
-@array_dataclass("exchange", "overlap", "name")
-@dataclasses.dataclass(frozen=True)
-class Figs(Description):
-  """The FIGS array: swap registers that exchange values within a block.
-
-  A reconstruction from the FiGS slides, which state alpha, beta, the swap
-  registers and their aim; the rest is ours.
-
-  Attributes:
-    rows: rows R of swap registers; one value enters each of them per cycle.
-    cols: columns C of PEs.
-    alpha: further swap registers that a register exchanges with vertically, so
-      that blocks hold at most alpha + 1 rows.
-    beta: MACs of a PE, each with a partial sum of its own.
-    block: rows M of a block; 0 takes it from the layer's pattern.
-    exchange: "mux", any value to any MAC of its block; "swap", a permutation of
-      the block's values per cycle, which stalls where a value is wanted twice.
-    mask_group: outputs that share a selected operand, hence a mask: 1 or beta.
-    sigma: extra cycles of a hop from one column to the next.
-    load: rows of weights loaded per cycle, w.
-    overlap: as of `Systolic`.
-    bw_in: values that may enter per cycle; a full array takes R.
-    bw_out: partial sums that may leave per cycle.
-    dram_bw: bytes per cycle between chip and memory.
-    name: how tables call it; by default its spec.
-
-  >>> str(Figs(32, 16, alpha=3))
-  'figs:32x16:alpha=3'
-
-  Raises:
-    ValueError: block is above alpha + 1, does not divide rows, or is no power
-      of two where exchange is "swap"; mask_group is neither 1 nor beta; or a
-      number is out of range.
-  """
-
-  rows: Any = 32
-  cols: Any = 16
-  alpha: Any = 7
-  beta: Any = 1
-  block: Any = 0
-  exchange: str = "mux"
-  mask_group: Any = 1
-  sigma: Any = 0
-  load: Any = 1
-  overlap: str = "none"
-  bw_in: Any = UNLIMITED
-  bw_out: Any = UNLIMITED
-  dram_bw: Any = UNLIMITED
-  name: str = ""
-
-  CHOICES = {"overlap": OVERLAPS, "exchange": EXCHANGES}
-  HEAD = ("rows", "cols")
-  FROM_ZERO = ("alpha", "block", "sigma")
-
-  def head(self) -> str:
-    return f"figs:{sides_of(self)}"
-
-  def faults(self) -> Iterator[tuple[Any, str]]:
-    values = (self.rows, self.alpha, self.block, self.mask_group, self.beta)
-    if is_traced(*values):
-      return
-    rows, alpha, block, group, beta = map(np.asarray, values)
-    given = np.maximum(block, 1)
-    # A network that swaps registers 1, 2, 4, ... apart.
-    wide = np.where(block == 0, alpha + 1, block)
-    bad = [
-      block > alpha + 1,
-      rows % given,
-      (wide & (wide - 1)) * (self.exchange == "swap"),
-      (group != 1) & (group != beta),
-    ]
-    why = [
-      f"Figs block={block}, alpha={alpha}: a block spans at most"
-      f" alpha + 1 rows; set alpha={int(given.max()) - 1} or a smaller block",
-      f"Figs rows={rows} is not a multiple of block={block}; set"
-      f" rows={text_of(-(-rows // given) * given)}",
-      f"Figs exchange='swap': a block of {text_of(wide)} rows is no power of"
-      " two; set block= (or alpha + 1) to 2, 4, 8, ... or exchange='mux'",
-      f"Figs mask_group={group}: a mask is shared by 1 output or by"
-      f" the beta={beta} of a PE",
-    ]
-    yield from zip(bad, why)
-
-
-class Chip(Description):
-  """A description whose head names a chip of `figs_jax.engine.spec_text`."""
-
-  def implied(self) -> dict[str, Any]:
-    from figs_jax.engine.spec_text import parse
-
-    names = super().implied()
-    try:
-      preset = parse(self.head())
-    except ValueError:  # A chip of the caller's own.
-      return names
-    return {name: getattr(preset, name) for name in names}
-
-
-@array_dataclass("kind", "chip", "fallback", "name")
-@dataclasses.dataclass(frozen=True)
-class Roofline(Chip):
-  """A processor known by its peak and its memory; its cycles are nanoseconds.
-
-  Attributes:
-    kind: how specs call it: "tpu", "gpu", or "tensorcore", where 2:4 operands
-      run at twice the peak.
-    chip: its generation.
-    peak: dense GFLOP/s (FLOP per ns) of 16-bit operands.
-    hbm: GB/s (bytes per ns) of its memory.
-    side: M, N and K are padded to multiples of the side of its matrix unit.
-    int8: operands of one byte run at this many times the peak.
-    overhead: ns of every call.
-    sparse_overhead: further ns of every call with a 2:4 operand.
-    fallback: whether a layer runs dense where that is faster, as a runtime that
-      has both kernels would choose.
-    name: how tables call it; by default its spec.
-
-  Raises:
-    ValueError: a number is out of range.
-  """
-
-  kind: str
-  chip: str
-  peak: Any
-  hbm: Any
-  side: Any = 1
-  int8: Any = 1
-  overhead: Any = 0
-  sparse_overhead: Any = 0
-  fallback: bool = False
-  name: str = ""
-
-  CHOICES = {"kind": ("tpu", "gpu", "tensorcore")}
-  HEAD = ("kind", "chip")
-  FROM_ZERO = ("overhead", "sparse_overhead")
+  def __post_init__(self):
+    n, m = self.n, self.m
+    if not is_traced(n, m) and np.any(np.asarray(n) > np.asarray(m)):
+      raise ValueError(f"pattern n={n}, m={m}: expected n <= m")
 
   @property
-  def sparse(self) -> bool:
-    """Whether it has a mode for 2:4."""
-    return self.kind == "tensorcore"
-
-  def head(self) -> str:
-    return f"{self.kind}:{self.chip}"
+  def kept(self) -> Any:
+    """Weights kept along K, at most n of a last part."""
+    return kept_depth(self.K, self.n, self.m)
 
 
-@array_dataclass("chip", "reuse", "name")
+@typing.dataclass_transform(frozen_default=True)
 @dataclasses.dataclass(frozen=True)
-class Csr(Chip):
-  """Sparse times dense in CSR, bound by arithmetic intensity; in nanoseconds.
+class Engine:
+  """Base class of all kinds of engines.
+
+  A subclass is made a frozen dataclass and a JAX pytree; it takes no decorator
+  but `figs_jax.engine.register`, which lets `figs_jax.engine.parse` read it.
+  Fields of type `str` or `bool` are static. All others hold an integer, or an
+  integer array that describes many designs at once and broadcasts against the
+  other fields and the layers. Bandwidths count per cycle: values at the ports
+  of an array, bytes at its memory.
+
+  A subclass declares its fields, `KINDS` and `counts`. What it overrides of the
+  rest says how it differs from a clocked array of rows x cols multipliers that
+  runs every pattern.
 
   Attributes:
-    chip: whose peak and memory these are.
-    peak: GFLOP/s (FLOP per ns).
-    hbm: GB/s (bytes per ns).
-    value_bytes: B_T, bytes per value.
-    index_bytes: B_I, bytes per column index.
-    pointer_bytes: delta, bytes of row pointer per row.
-    reuse: whether the sparse operand is kept while dense columns stream; if
-      not, it is read again for each of them.
-    name: how tables call it; by default its spec.
+    KINDS: First words of its specs. One that ends in a dash stands for all
+      words that begin with it.
+    PREFIX: Fields that a spec gives before its keys.
+    CHOICES: Legal values of fields of type `str`.
+    FROM_ZERO: Numeric fields that may be 0; the others start at 1.
+    LABELS: Static fields that do not change any count.
+    unit: Unit of its cycles, "cycles" or "ns".
+    is_array: Whether it is a clocked array of multipliers whose field `dram_bw`
+      bounds the memory, as opposed to the roofline of a processor.
+    name: Name in tables. Defaults to the spec.
 
   Raises:
-    ValueError: a number is out of range.
+    ValueError: If a choice is unknown, a number is out of range, or fields do
+      not go together.
   """
 
-  chip: str
-  peak: Any
-  hbm: Any
-  value_bytes: Any = 4
-  index_bytes: Any = 4
-  pointer_bytes: Any = 4
-  reuse: bool = True
-  name: str = ""
+  name: str = dataclasses.field(default="", kw_only=True)
 
-  HEAD = ("chip",)
+  KINDS: ClassVar[tuple[str, ...]] = ()
+  PREFIX: ClassVar[tuple[str, ...]] = ("rows", "cols")
+  CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
+  FROM_ZERO: ClassVar[tuple[str, ...]] = ()
+  LABELS: ClassVar[tuple[str, ...]] = ("name",)
+  unit: ClassVar[str] = "cycles"
+  is_array: ClassVar[bool] = True
 
-  def head(self) -> str:
-    return f"csr:{self.chip}"
+  def __init_subclass__(cls):
+    dataclasses.dataclass(frozen=True)(cls)
+    numeric = cls.numeric()
+    static = [f.name for f in dataclasses.fields(cls) if f not in numeric]
+    static = [name for name in static if name not in cls.LABELS]
+    array_dataclass(*static, labels=cls.LABELS)(cls)
+
+  def __post_init__(self):
+    kind = type(self).__name__
+    for field, legal in self.CHOICES.items():
+      value = getattr(self, field)
+      if value not in legal:
+        raise ValueError(
+          f"{kind}: unknown {field} {value!r}, {nearest(value, legal)}"
+        )
+    for field, (least, most) in self.limits().items():
+      check_integers(field, getattr(self, field), least, most)
+    for where, why in self.invalid():
+      if np.any(where):
+        raise ValueError(f"{kind} {why}")
+    if not self.name:
+      object.__setattr__(self, "name", self.spec())
+
+  def counts(
+    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
+  ) -> dict[str, Any]:
+    """What a GEMM costs; sizes, patterns and numeric fields broadcast.
+
+    A pure function: it runs under jit and vmap, where sizes are traced and
+    overflow goes unchecked. Concrete sizes give NumPy arrays.
+
+    Args:
+      gemm: Sizes and pattern.
+      itemsize: Bytes per value of every operand off chip.
+      masks: Real masks, Bool (K, N) or None, of the layers of the last axis.
+
+    Returns:
+      int64: `cycles` and the parts of `timing.PARTS`, which add up to them;
+      `ifmap_reads`, `filter_reads` and `ofmap_writes`, in words moved on chip;
+      `metadata_bytes`; `dram_bytes`, every operand moved once.
+      float64: `utilisation`, the share of multiplier cycles spent on kept
+      weights. A kind may add results of its own.
+
+    Raises:
+      ValueError: If the engine cannot run the pattern, a size is below 1, or a
+        result does not fit int64.
+    """
+    raise NotImplementedError
+
+  def invalid(self) -> Iterator[tuple[Any, str]]:
+    """Where fields do not go together, and why; traced ones go unchecked."""
+    yield from ()
+
+  def runs(self, n: Any, m: Any) -> np.ndarray:
+    """Whether the designs run patterns n:m; all three broadcast."""
+    del m
+    return np.ones(np.shape(n), bool)
+
+  def note(self, sparse: int, known: int) -> str:
+    """What a report must say about the engine's assumptions, or "".
+
+    Args:
+      sparse: Number of sparse layers.
+      known: Number of those whose real mask is known.
+    """
+    del sparse, known
+    return ""
+
+  def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
+    """Values that cross the ports for each vector, if those are wide enough.
+
+    Returns:
+      `inputs`, distinct activations, and `outputs`, partial sums.
+
+    Raises:
+      ValueError: If the engine cannot run the pattern n:m, or its kind has no
+        model of ports.
+    """
+    raise ValueError(f"{self}: expected an engine with ports: FIGS or VEGETA")
+
+  @property
+  def memory_bandwidth(self) -> Any:
+    """Bytes per cycle between chip and memory, or `UNLIMITED`."""
+    return getattr(self, "dram_bw", UNLIMITED)
+
+  @classmethod
+  def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
+    """Fields from the start of a spec.
+
+    Args:
+      kind: First word, as in "ws".
+      size: Second word, as in "32x16", or None, which leaves the fields at
+        their defaults.
+
+    Raises:
+      ValueError: If the words cannot be read.
+    """
+    del cls
+    if size is None:
+      return {}
+    rows, times, cols = size.partition("x")
+    if not (times and rows.isdecimal() and cols.isdecimal()):
+      raise ValueError(
+        f"expected a size ROWSxCOLS, as in '{kind}:32x16', got {size!r}"
+      )
+    return {"rows": int(rows), "cols": int(cols)}
+
+  def prefix(self) -> str:
+    """The spec without its keys, as in "ws:32x16"."""
+    return f"{self.KINDS[0]}:{self.sides()}"
+
+  def sides(self) -> str:
+    """The size of an array, as in "32x16"."""
+    return "x".join(text_of(getattr(self, side)) for side in ("rows", "cols"))
+
+  def defaults(self) -> dict[str, Any]:
+    """Values of the other fields where a spec is no more than the prefix.
+
+    `dataclasses.MISSING` where a spec must give the value.
+    """
+    return {
+      field.name: field.default
+      for field in dataclasses.fields(self)
+      if field.name not in (*self.PREFIX, "name")
+    }
+
+  def spec(self) -> str:
+    """The text that `parse` reads back; arrays are written as a star."""
+    keys = [
+      f":{name}={text_of(getattr(self, name))}"
+      for name, default in self.defaults().items()
+      if not is_default(getattr(self, name), default)
+    ]
+    return self.prefix() + "".join(keys)
+
+  @classmethod
+  def numeric(cls) -> tuple[dataclasses.Field, ...]:
+    """The fields that hold integers or integer arrays."""
+    static = ("str", "bool", str, bool)
+    return tuple(f for f in dataclasses.fields(cls) if f.type not in static)
+
+  @classmethod
+  def limits(cls) -> dict[str, tuple[int, int]]:
+    """Least and largest legal value of each numeric field."""
+    return {
+      field.name: (0 if field.name in cls.FROM_ZERO else 1, MAX_SIDE)
+      for field in cls.numeric()
+    }
+
+  @property
+  def leaves(self) -> tuple[Any, ...]:
+    """Values of the numeric fields, in their order."""
+    return tuple(getattr(self, field.name) for field in self.numeric())
+
+  def __str__(self) -> str:
+    return self.name
 
 
-Engine = Systolic | Vegeta | Figs | Roofline | Csr
+def check_itemsize(itemsize: Any) -> None:
+  """Refuses a number of bytes per value that is not a positive integer.
+
+  Raises:
+    ValueError: If it is not.
+
+  >>> check_itemsize(0.5)
+  Traceback (most recent call last):
+  ValueError: itemsize: expected bytes per value, an integer from 1, got 0.5
+  """
+  whole = isinstance(itemsize, Integral) and not isinstance(itemsize, bool)
+  if not whole or itemsize < 1:
+    raise ValueError(
+      f"itemsize: expected bytes per value, an integer from 1, got {itemsize!r}"
+    )
+
+
+def check_integers(field: str, value: Any, least: int, most: int) -> None:
+  """Refuses a value that is not made of integers within limits.
+
+  Raises:
+    ValueError: If it is not. Traced values go unchecked.
+
+  >>> check_integers("rows", np.array([8, 0]), 1, 99)
+  Traceback (most recent call last):
+  ValueError: rows: expected integers from 1 to 99, got 0
+  """
+  if is_traced(value):
+    return
+  array = np.asarray(value)
+  got = value
+  if array.dtype.kind in "iu" and array.size:
+    if least <= array.min() and array.max() <= most:
+      return
+    got = array.min() if array.min() < least else array.max()
+  elif array.ndim:
+    got = f"{array.dtype} of shape {array.shape}"
+  raise ValueError(
+    f"{field}: expected integers from {least} to {most}, got {got}"
+  )
+
+
+def indivisible(
+  engine: Engine, name: str, divisor: str
+) -> Iterator[tuple[Any, str]]:
+  """Where a field is not a multiple of another, for `Engine.invalid`."""
+  value, unit = getattr(engine, name), getattr(engine, divisor)
+  if not is_traced(value, unit):
+    yield (
+      np.asarray(value) % np.asarray(unit),
+      f"{name}={text_of(value)} is not a multiple of {divisor}={text_of(unit)};"
+      f" choose {name} = {divisor} times an integer",
+    )
+
+
+def is_default(value: Any, default: Any) -> bool:
+  """Whether a field holds its default; an array never does."""
+  return not is_traced(value) and np.ndim(value) == 0 and value == default
+
+
+def text_of(value: Any) -> str:
+  """A field's value as specs write it; an array as a star."""
+  if isinstance(value, bool):
+    return "true" if value else "false"
+  return "*" if is_traced(value) or np.ndim(value) else str(value)
+
+
+def nearest(word: object, choices: Iterable[str]) -> str:
+  """A hint for an error message: the closest choice, then all of them."""
+  choices = sorted(choices)
+  close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
+  hint = f"did you mean {close[0]!r}? Known" if close else "known"
+  return f"{hint}: {', '.join(choices)}"

@@ -15,57 +15,73 @@ which is figs:32x16:alpha=7:beta=1.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import os
 import re
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from figs_jax.engine.description import nearest
-from figs_jax.engine.spec import (
-  DATAFLOWS,
-  Csr,
-  Engine,
-  Figs,
-  Roofline,
-  Systolic,
-  Vegeta,
-)
+from figs_jax.engine.csr import Csr
+from figs_jax.engine.figs import Figs
+from figs_jax.engine.roofline import Roofline
+from figs_jax.engine.spec import Engine, nearest
+from figs_jax.engine.systolic import Systolic
+from figs_jax.engine.vegeta import Vegeta
 
-_SHAPE = re.compile(r"(\d+)x(\d+)")
-_VEGETA = re.compile(r"vegeta-([ds])-(\d+)-(\d+)")
-_PRESET = "32x16"
+# First word of a spec -> the class that reads it.
+_CLASSES: dict[str, type[Engine]] = {}
+_E = TypeVar("_E", bound=type[Engine])
 
-# chip -> dense 16-bit GFLOP/s, GB/s, side of the matrix unit, and how many
-# times the peak 8-bit operands run at.
-TPUS = {
-  "v4": (275_000, 1230, 128, 1),
-  "v5e": (197_000, 820, 128, 2),
-  "v5p": (459_000, 2460, 128, 2),
-  "v6e": (920_000, 1640, 256, 2),
-  "v7x": (2_310_000, 7400, 256, 2),
-}
-# The side is that of one tensor core instruction; kernels pad to larger tiles.
-GPUS = {
-  "a100": (312_000, 2039, 16, 2),
-  "h100": (989_000, 3350, 16, 2),
-  "h200": (989_000, 4800, 16, 2),
-}
-# kind -> the chips it knows.
-CHIPS = {"tpu": TPUS, "gpu": GPUS, "tensorcore": GPUS, "csr": GPUS | TPUS}
-# ns of a 2:4 call before it computes, on any GPU: calibrated on one published
-# ratio, 1.11 at 4096^3 in 16 bits on an A100, measured from PyTorch
-# (`figs_jax.engine.roofline.calibrated_overhead`).
-SPARSE_OVERHEAD = 176_601
+
+def register(cls: _E) -> _E:
+  """Class decorator that lets `parse` read a kind of engine.
+
+  Args:
+    cls: A subclass of `figs_jax.engine.Engine`.
+
+  Raises:
+    ValueError: If it has no `KINDS`, or another class has one of them.
+
+  >>> from typing import Any
+  >>> @register
+  ... class Example(Engine):
+  ...   rows: Any = 32
+  ...   cols: Any = 16
+  ...   KINDS = ("example",)
+  >>> parse("example:8x4").cols
+  4
+  >>> _ = _CLASSES.pop("example")  # so that the example leaves no trace
+  """
+  if not cls.KINDS:
+    raise ValueError(f"engine {cls.__name__}: expected KINDS, as in ('toy',)")
+  for kind in cls.KINDS:
+    if kind in _CLASSES and not _again(_CLASSES[kind], cls):
+      raise ValueError(f"engine {kind!r} is registered already; rename yours")
+    _CLASSES[kind] = cls
+  return cls
+
+
+def _again(old: type, new: type) -> bool:
+  """Whether a notebook's cell or a file was merely run once more."""
+  codes = (inspect.unwrap(cls.counts).__code__ for cls in (old, new))
+  same_file = len({os.path.realpath(code.co_filename) for code in codes}) == 1
+  here = same_file or old.__module__ == new.__module__
+  return here and old.__qualname__ == new.__qualname__
+
+
+for _cls in (Systolic, Vegeta, Figs, Roofline, Csr):
+  register(_cls)
 
 
 def parse(spec: str | Engine) -> Engine:
   """Reads an engine's spec; an engine is returned as it is.
 
   Args:
-    spec: as in the module's docstring, or an engine.
+    spec: Text as in the module's docstring, or an engine.
 
   Raises:
-    ValueError: an unknown kind, chip or key, a malformed size or value, or an
-      engine that cannot be; it names the spec and the fix.
+    ValueError: If the kind, chip or a key is unknown, a size or value is
+      malformed, or there can be no such engine. The message names the spec and
+      the fix.
 
   >>> parse("os:16x64").cols
   64
@@ -78,86 +94,33 @@ def parse(spec: str | Engine) -> Engine:
     return spec
   if not isinstance(spec, str):
     raise ValueError(
-      f"engine: got {type(spec).__name__}; give one spec, as in 'ws:32x32', or"
-      " an engine"
+      "engine: expected one spec, as in 'ws:32x32', or an engine, got"
+      f" {type(spec).__name__}"
     )
   kind, *parts = spec.strip().split(":")
-  family = "vegeta" if kind.startswith("vegeta") else kind
-  if family not in _READERS:
+  family = kind if kind in _CLASSES else kind.partition("-")[0] + "-"
+  if family not in _CLASSES:
+    known = [name for name in _CLASSES if not name.endswith("-")]
     raise ValueError(
-      f"engine {spec!r}: unknown kind {kind!r}, {nearest(kind, _READERS)}"
+      f"engine {spec!r}: unknown kind {kind!r}, {nearest(kind, known)}"
     )
-  cls, read = _READERS[family]
+  cls = _CLASSES[family]
   size = parts.pop(0) if parts and "=" not in parts[0] else None
   try:
     options = _options(cls, parts)
-    fields: dict[str, Any] = {"name": spec.strip()} | read(kind, size)
+    fields = {"name": spec.strip()} | cls.read_prefix(kind, size)
     return cls(**(fields | options))
   except ValueError as error:
     raise ValueError(f"engine {spec!r}: {error}") from error
 
 
-def _systolic(kind: str, size: str | None) -> dict[str, Any]:
-  return {"dataflow": kind} | _sides(kind, size)
-
-
-def _figs(kind: str, size: str | None) -> dict[str, Any]:
-  return _sides(kind, size)
-
-
-def _vegeta(kind: str, size: str | None) -> dict[str, Any]:
-  match = _VEGETA.fullmatch("vegeta-s-16-2" if kind == "vegeta" else kind)
-  if match is None:
-    raise ValueError(
-      f"{kind!r} is not vegeta-d-ALPHA-BETA or vegeta-s-ALPHA-BETA; write it as"
-      " in 'vegeta-s-16-2'"
-    )
-  letter, alpha, beta = match.groups()
-  shape = {"alpha": int(alpha), "beta": int(beta)}
-  return {"sparse": letter == "s"} | shape | _sides(kind, size)
-
-
-def _chip(kind: str, size: str | None) -> dict[str, Any]:
-  chips = CHIPS[kind]
-  if size is None:
-    raise ValueError(
-      f"name the chip, as in '{kind}:{min(chips)}'; {nearest('', chips)}"
-    )
-  if size not in chips:
-    raise ValueError(f"unknown chip {size!r}, {nearest(size, chips)}")
-  peak, hbm, side, int8 = chips[size]
-  found: dict[str, Any] = {"chip": size, "peak": peak, "hbm": hbm}
-  if kind == "csr":
-    return found
-  if kind == "tensorcore":
-    found["sparse_overhead"] = SPARSE_OVERHEAD
-  return found | {"kind": kind, "side": side, "int8": int8}
-
-
-def _sides(kind: str, size: str | None) -> dict[str, int]:
-  match = _SHAPE.fullmatch(_PRESET if size is None else size)
-  if match is None:
-    raise ValueError(
-      f"size {size!r} is not ROWSxCOLS; write it as in '{kind}:{_PRESET}'"
-    )
-  return {"rows": int(match[1]), "cols": int(match[2])}
-
-
-_READERS: dict[str, tuple[Any, Callable[..., dict[str, Any]]]] = {
-  **dict.fromkeys(DATAFLOWS, (Systolic, _systolic)),
-  "vegeta": (Vegeta, _vegeta),
-  "figs": (Figs, _figs),
-  **dict.fromkeys(("tpu", "gpu", "tensorcore"), (Roofline, _chip)),
-  "csr": (Csr, _chip),
-}
-
-
-def _options(cls: Any, parts: list[str]) -> dict[str, Any]:
+def _options(cls: type[Engine], parts: list[str]) -> dict[str, Any]:
   """The values of key=value parts, of the type of the field they name."""
-  fields = {f.name: f for f in dataclasses.fields(cls)}
-  legal = {n for n, f in fields.items() if f.default is not dataclasses.MISSING}
-  legal -= {"sparse"} if cls is Vegeta else set()
-  legal |= {"peak", "hbm"} if cls in (Roofline, Csr) else set()
+  fields = {
+    field.name: field
+    for field in dataclasses.fields(cls)
+    if field.name not in cls.PREFIX or field.default is not dataclasses.MISSING
+  }
   options: dict[str, Any] = {}
   for part in parts:
     key, equals, text = part.partition("=")
@@ -165,33 +128,33 @@ def _options(cls: Any, parts: list[str]) -> dict[str, Any]:
       raise ValueError(
         f"cannot read {part!r}; write key=value, as in 'ws:32x16:overlap=none'"
       )
-    if key not in legal:
-      raise ValueError(f"unknown key {key!r}, {nearest(key, legal)}")
+    if key not in fields:
+      raise ValueError(f"unknown key {key!r}, {nearest(key, fields)}")
     if key in options:
       raise ValueError(f"{key!r} is given twice; keep one")
     options[key] = field_value(cls, fields[key], text)
   return options
 
 
-def field_value(cls: Any, field: dataclasses.Field, text: str) -> Any:
+def field_value(cls: type[Engine], field: dataclasses.Field, text: str) -> Any:
   """A field's value from text, of the field's type.
 
   Raises:
-    ValueError: no such choice, or no whole number.
+    ValueError: If the text is not one of the choices, or not an integer.
 
-  >>> field_value(Figs, dataclasses.fields(Figs)[0], "64")
+  >>> field_value(Figs, Figs.numeric()[0], "64")
   64
   """
   key = field.name
   choices = cls.CHOICES.get(key)
-  if field.type == "bool":
+  if field.type in ("bool", bool):
     choices = ("true", "false")
   if choices and text not in choices:
-    raise ValueError(f"{key}={text!r}, {nearest(text, choices)}")
-  if field.type == "bool":
+    raise ValueError(f"unknown {key}={text!r}, {nearest(text, choices)}")
+  if field.type in ("bool", bool):
     return text == "true"
-  if field.type != "Any":
+  if field not in cls.numeric():
     return text
   if not re.fullmatch(r"-?\d+", text):
-    raise ValueError(f"{key}={text!r} is no whole number; write {key}=1")
+    raise ValueError(f"{key}={text!r}: expected an integer, as in {key}=1")
   return int(text)

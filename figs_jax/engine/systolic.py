@@ -7,110 +7,117 @@ it per fold:
   is  K down, M across, T = N        WL = R cycles load the inputs
   os  M down, N across, T = K        WL = 0
 
-  F = ceil(down / R) ceil(across / C), fill = R + C - 2
+  F = ceil(down / R) ceil(across / C), fill = R + C - 2                     (1)
 
 folds, put through `figs_jax.engine.timing`: F (WL + T + R + C - 2) cycles
 where nothing overlaps. A vector that enters takes R values ("os": R + C); one
 that leaves, C. The R C sums of an "os" fold leave a row at a time.
 
 With overlap "none" these are the cycles of SCALE-Sim v2 and v3 (which report
-one less), and so are the on-chip accesses, but for its os outputs, to which it
-adds F (R + C). An N:M weight is compressed layer-wise, K becoming
-ceil(K / m) n. That agrees with SCALE-Sim v3 for ws; for is and os it is the
-same formula, with nothing to compare it to.
+one less). So are the on-chip accesses, except for its os outputs, to which it
+adds F (R + C). An N:M weight is compressed layer-wise:
+
+  K becomes ceil(K / m) n                                                   (2)
+
+This agrees with SCALE-Sim v3 for ws; for is and os it is the same formula, with
+nothing to compare it to.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from figs_jax.engine.blocks import Masks
-from figs_jax.engine.description import limits_of
-from figs_jax.engine.flops import (
-  check_itemsize,
-  check_pattern,
-  index_bits,
-  kept_depth,
-)
-from figs_jax.engine.int64 import Size, ceil_div, exact, smaller
-from figs_jax.engine.layers import LIMITS
-from figs_jax.engine.spec import Systolic
-from figs_jax.engine.timing import bounded, schedule
+from figs_jax.engine.blocks import Masks, index_bits
+from figs_jax.engine.int64 import ceil_div, exact, smaller
+from figs_jax.engine.spec import LIMITS, OVERLAPS, UNLIMITED, Engine, Gemm
+from figs_jax.engine.timing import Fold, bounded, schedule
+
+DATAFLOWS = ("ws", "os", "is")
 
 
-def counts(
-  M: Size,
-  N: Size,
-  K: Size,
-  engine: Systolic,
-  n: Size = 1,
-  m: Size = 1,
-  itemsize: int = 2,
-  masks: Masks | None = None,
-) -> dict[str, Any]:
-  """What one GEMM costs; sizes, patterns and the engine's sides broadcast.
+class Systolic(Engine):
+  """A systolic array of rows x cols multipliers, one result each per cycle.
 
-  Args:
-    M: rows of the activations.
-    N: columns of the weight.
-    K: the contraction.
-    engine: the array.
-    n: weights kept of every m along K; n = m is dense.
-    m: group length.
-    itemsize: bytes per value, of every operand off chip.
-    masks: the layers' real masks; an array that compresses whole groups needs
-      none of them.
-
-  Returns:
-    int64: `cycles` and the parts of `schedule.PARTS`, which add up to them;
-    `ifmap_reads`, `filter_reads` and `ofmap_writes`, in words moved on chip;
-    `metadata_bytes`; `dram_bytes`, every operand moved once.
-    float64: `mapping_efficiency`, the share of multipliers that a fold
-    occupies, averaged over the folds; `utilisation`, MACs / (cycles R C), where
-    only the MACs of kept weights count. Concrete sizes give NumPy arrays.
-
-  Raises:
-    ValueError: a size below 1, n > m, or a result past int64. Values under
-      jit are not known and go unchecked.
+  Attributes:
+    dataflow: Operand that stays in the array: "ws" weights (K down the rows, N
+      across), "is" inputs (K down, M across), "os" outputs (M down, N across).
+    rows: Rows R.
+    cols: Columns C.
+    overlap: Work hidden behind the streaming of another fold: "none";
+      "weights", the loading of the stationary operand; "full", filling and
+      draining too.
+    sparse: Whether N:M weights are stored and run compressed. If not, a sparse
+      layer runs dense, and only its kept weights count as useful.
+    bw_in: Values that may enter per cycle; a full array takes R ("os": R + C).
+    bw_out: Values that may leave per cycle; a full array gives C.
+    dram_bw: Bytes per cycle between chip and memory.
 
   >>> array = Systolic("ws", 32, 32)
-  >>> int(counts(64, 64, 64, array)["cycles"])
-  632
-  >>> int(counts(64, 64, 64, array, n=2, m=4)["cycles"])
-  316
+  >>> str(array), str(Systolic("ws", 32, 16, overlap="full"))
+  ('ws:32x32', 'ws:32x16:overlap=full')
+  >>> [int(array.counts(Gemm(64, 64, 64, 2, m))["cycles"]) for m in (2, 4)]
+  [632, 316]
   """
-  check_pattern(n, m)
-  check_itemsize(itemsize)
-  return _exact_counts(
-    *(M, N, K, n, m, *engine.leaves),
-    dataflow=engine.dataflow,
-    overlap=engine.overlap,
-    sparse=engine.sparse,
-    itemsize=itemsize,
-  )
+
+  dataflow: str
+  rows: Any
+  cols: Any
+  overlap: str = "none"
+  sparse: bool = True
+  bw_in: Any = UNLIMITED
+  bw_out: Any = UNLIMITED
+  dram_bw: Any = UNLIMITED
+
+  KINDS = DATAFLOWS
+  PREFIX = ("dataflow", "rows", "cols")
+  CHOICES = {"dataflow": DATAFLOWS, "overlap": OVERLAPS}
+
+  @classmethod
+  def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
+    size = "32x16" if size is None else size
+    return {"dataflow": kind} | super().read_prefix(kind, size)
+
+  def prefix(self) -> str:
+    return f"{self.dataflow}:{self.sides()}"
+
+  def note(self, sparse: int, known: int) -> str:
+    if not (sparse and self.sparse):
+      return ""
+    return (
+      f"N:M is ideally compressed on {self.dataflow}; :sparse=false is the"
+      " plain array."
+    )
+
+  def counts(
+    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
+  ) -> dict[str, Any]:
+    """What a GEMM costs; see `Engine.counts`.
+
+    An array that compresses whole groups reads no masks.
+
+    Returns:
+      Also float64 `mapping_efficiency`, the share of multipliers that a fold
+      occupies, averaged over the folds.
+    """
+    return _exact_counts(gemm, self, itemsize=itemsize)
 
 
-def _counts(
-  M, N, K, n, m, rows, cols, bw_in, bw_out, dram_bw,
-  *, dataflow, overlap, sparse, itemsize,
-):  # fmt: skip
-  kept = kept_depth(K, n, m)
+def _counts(gemm: Gemm, array: Systolic, *, itemsize: int) -> dict[str, Any]:
+  M, N, K, n, m = gemm.M, gemm.N, gemm.K, gemm.n, gemm.m
+  rows, cols, dataflow = array.rows, array.cols, array.dataflow
+  kept = gemm.kept
   depth, stored, read = K, K, K
-  if sparse:
-    # Never above K, as ceil(K / m) n can be where m does not divide K.
+  if array.sparse:
+    # (2), but never above K, which ceil(K / m) n can be if m does not divide K.
     depth, stored = smaller(K, ceil_div(K, m) * n), kept
     # As SCALE-Sim counts: kept m / n activations, rounded up in a last part.
     read = K // m * m + ceil_div(smaller(K % m, n) * m, n)
   down, across, T = _mapped(dataflow, M, N, depth)
   down_folds, across_folds = ceil_div(down, rows), ceil_div(across, cols)
   folds = down_folds * across_folds
-  metadata = ceil_div(int(sparse) * stored * N * index_bits(n, m), 8)
+  metadata = ceil_div(int(array.sparse) * stored * N * index_bits(n, m), 8)
   dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
-  parts = bounded(
-    _parts(folds, T, rows, cols, bw_in, bw_out, dataflow, overlap),
-    dram_bytes,
-    dram_bw,
-  )
+  parts = bounded(_parts(folds, T, array), dram_bytes, array.dram_bw)
   # Ratios that cannot pass 1, so that rounding cannot lift their product.
   used_down, used_across, used_T = _mapped(dataflow, M, N, stored)
   mapping = (
@@ -133,22 +140,23 @@ def _counts(
 
 
 def _mapped(dataflow, M, N, K):
-  """What lies down the rows, what across the columns, and the stream."""
+  """The sizes down the rows, across the columns, and of the stream."""
   return {"ws": (K, N, M), "is": (K, M, N), "os": (M, N, K)}[dataflow]
 
 
-def _parts(folds, T, rows, cols, bw_in, bw_out, dataflow, overlap):
+def _parts(folds, T, array):
+  """The cycles of F folds (1), by part."""
+  rows, cols, overlap = array.rows, array.cols, array.overlap
   fill = rows + cols - 2
-  leave = ceil_div(cols, bw_out)
-  if dataflow != "os":
-    enter = ceil_div(rows, bw_in)
-    return schedule(
-      folds, T, rows, fill, overlap, ports_in=enter, ports_out=leave
-    )
-  enter = ceil_div(rows + cols, bw_in)
-  parts = schedule(folds, T, 0, fill, overlap, ports_in=enter)
+  leave = ceil_div(cols, array.bw_out)
+  if array.dataflow != "os":
+    enter = ceil_div(rows, array.bw_in)
+    fold = Fold(T, rows, fill, overlap, enter=enter, leave=leave)
+    return schedule(folds, fold)
+  enter = ceil_div(rows + cols, array.bw_in)
+  parts = schedule(folds, Fold(T, 0, fill, overlap, enter=enter))
   # `fill` holds one cycle for each row of sums; the rest is waiting.
-  return parts | {"stall_out": folds * rows * (leave - 1)}
+  return parts | {"stall_output": folds * rows * (leave - 1)}
 
 
-_exact_counts = exact(_counts, LIMITS | limits_of(Systolic))
+_exact_counts = exact(_counts, LIMITS | Systolic.limits())

@@ -17,7 +17,7 @@ T < WL) it exceeds "none".
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from figs_jax.engine.int64 import ceil_div, larger
 
@@ -27,112 +27,91 @@ PARTS = (
   "fill",
   "stall_weights",
   "stall_exchange",
-  "stall_in",
-  "stall_out",
+  "stall_input",
+  "stall_output",
   "stall_dram",
 )
 
 
-def schedule(
-  folds: Any,
-  T: Any,
-  load: Any,
-  fill: Any,
-  overlap: str,
-  *,
-  exchange: Any = 1,
-  ports_in: Any = 1,
-  ports_out: Any = 1,
-) -> dict[str, Any]:
-  """The parts of the cycles of an array, but for the memory's bound.
+class Fold(NamedTuple):
+  """What one fold does.
 
-  Args:
-    folds: F.
-    T: vectors streamed per fold.
-    load: WL.
-    fill: cycles from a fold's last vector to its last result.
+  Attributes:
+    T: Vectors that stream through.
+    load: Cycles that load the stationary operand, WL.
+    fill: Cycles from the last vector to its last result.
     overlap: "none", "weights" or "full".
-    exchange: cycles a vector's exchange takes, kappa of the FIGS array.
-    ports_in: cycles in which a vector enters.
-    ports_out: cycles in which a vector's results leave.
+    exchange: Cycles of a vector's exchange, kappa of the FIGS array.
+    enter: Cycles in which a vector enters.
+    leave: Cycles in which a vector's results leave.
+  """
 
-  >>> parts = schedule(2, 10, 4, 3, "none", ports_in=2)
-  >>> [int(parts[name]) for name in ("compute", "stall_in", "stall_weights")]
+  T: Any
+  load: Any
+  fill: Any
+  overlap: str
+  exchange: Any = 1
+  enter: Any = 1
+  leave: Any = 1
+
+  @property
+  def interval(self) -> Any:
+    """Cycles from one vector to the next, II."""
+    return larger(larger(self.exchange, self.enter), self.leave)
+
+  @property
+  def wait(self) -> Any:
+    """What remains of the load when the array is free for the next fold."""
+    drained = self.fill if self.overlap == "weights" else 0
+    return larger(self.load - self.interval * self.T - drained, 0)
+
+
+def schedule(folds: Any, fold: Fold) -> dict[str, Any]:
+  """The parts of the cycles of F equal folds, without the memory's bound.
+
+  >>> parts = schedule(2, Fold(10, load=4, fill=3, overlap="none", enter=2))
+  >>> [int(parts[x]) for x in ("compute", "stall_input", "stall_weights")]
   [20, 20, 8]
   """
-  sizes = T, load, fill, overlap
-  slow = {"exchange": exchange, "ports_in": ports_in, "ports_out": ports_out}
-  parts = streams(folds, *sizes, **slow)
-  for name, value in once(*sizes, **slow).items():
+  parts = streams(folds, fold)
+  for name, value in once(fold).items():
     parts[name] = parts[name] + value
   return parts
 
 
-def streams(
-  folds: Any,
-  T: Any,
-  load: Any,
-  fill: Any,
-  overlap: str,
-  *,
-  exchange: Any = 1,
-  ports_in: Any = 1,
-  ports_out: Any = 1,
-) -> dict[str, Any]:
-  """The parts that are proportional to F, of folds that are all alike.
+def streams(folds: Any, fold: Fold) -> dict[str, Any]:
+  """The parts that are proportional to the number F of equal folds.
 
-  The parts of unlike folds add up to those of an array, with `once` of the last
-  fold. Arguments are those of `schedule`.
+  Those of unlike folds add up to those of an array, with `once` of the last.
 
-  >>> unlike = [streams(1, 10, 4, 3, "full", exchange=k) for k in (1, 3)]
-  >>> [int(part["stall_exchange"]) for part in unlike]
+  >>> unlike = [streams(1, Fold(10, 4, 3, "full", exchange=k)) for k in (1, 3)]
+  >>> [int(parts["stall_exchange"]) for parts in unlike]
   [0, 20]
   """
-  fed = larger(exchange, ports_in)
-  interval = larger(fed, ports_out)
-  stream = folds * T
-  if overlap == "none":
-    waits = folds * load
-  else:
-    waits = folds * _wait(interval * T, load, fill, overlap)
+  stream = folds * fold.T
+  fed = larger(fold.exchange, fold.enter)
+  serial = fold.overlap == "none"
   return {
     "compute": stream,
-    "fill": (0 if overlap == "full" else 1) * folds * fill,
-    "stall_weights": waits,
-    "stall_exchange": stream * (exchange - 1),
-    "stall_in": stream * (fed - exchange),
-    "stall_out": stream * (interval - fed),
+    "fill": (0 if fold.overlap == "full" else 1) * folds * fold.fill,
+    "stall_weights": folds * (fold.load if serial else fold.wait),
+    "stall_exchange": stream * (fold.exchange - 1),
+    "stall_input": stream * (fed - fold.exchange),
+    "stall_output": stream * (larger(fed, fold.leave) - fed),
   }
 
 
-def once(
-  T: Any,
-  load: Any,
-  fill: Any,
-  overlap: str,
-  *,
-  exchange: Any = 1,
-  ports_in: Any = 1,
-  ports_out: Any = 1,
-) -> dict[str, Any]:
-  """The parts that are charged once, for the first load and the last fold.
+def once(last: Fold) -> dict[str, Any]:
+  """The parts that are charged once: the first load, and the last fold's.
 
-  Arguments are those of `schedule`, of the last fold.
-
-  >>> once(10, 4, 3, "full")
+  >>> once(Fold(10, load=4, fill=3, overlap="full"))
   {'stall_weights': 4, 'fill': 3}
   """
-  if overlap == "none":
+  if last.overlap == "none":
     return {}
-  if overlap == "full":
-    return {"stall_weights": load, "fill": fill}
-  interval = larger(larger(exchange, ports_in), ports_out)
-  return {"stall_weights": load - _wait(interval * T, load, fill, overlap)}
-
-
-def _wait(stream: Any, load: Any, fill: Any, overlap: str) -> Any:
-  """What remains of the load when the array is free for the next fold."""
-  return larger(load - stream - (fill if overlap == "weights" else 0), 0)
+  if last.overlap == "full":
+    return {"stall_weights": last.load, "fill": last.fill}
+  return {"stall_weights": last.load - last.wait}
 
 
 def bounded(

@@ -1,6 +1,6 @@
 """What training costs on an engine: one step, and a run of several phases.
 
-A layer's step is three products, of which masks make some sparse:
+A layer's step is three products, some of which masks make sparse:
 
   forward          Y  = X W      (M x K)(K x N)   W is N:M along K
   input gradient   dX = dY W'    (M x N)(N x K)   W is N:M along N too, if masks
@@ -11,11 +11,11 @@ A layer's step is three products, of which masks make some sparse:
 
 All run on the same engine one after the other, each with its right operand in
 the weight's place. Both operands of attention's products are activations; each
-of them takes a product in the backward pass too. The first layer's input
-gradient counts like any other. What is no product of matrices is left out:
-norms, softmax, the choice of masks, the packing of operands, the optimizer.
-Real masks are not looked at, since they change from step to step: a pattern
-that the engine lacks costs its worst case.
+takes one product in the backward pass. The first layer's input gradient is
+counted. Only products of matrices are: not norms, softmax, the choice of masks,
+the packing of operands or the optimizer. Masks change from step to step, so
+real ones are ignored: a pattern that the engine has to emulate costs its worst
+case.
 """
 
 from __future__ import annotations
@@ -31,20 +31,23 @@ import numpy as np
 from figs_jax.core.pattern import NM
 from figs_jax.engine._cost import AT_45_NM, Cost, cost
 from figs_jax.engine.energy import Energy
-from figs_jax.engine.flops import kept_depth
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Csr, Engine, Roofline
+from figs_jax.engine.spec import Engine, Gemm
 from figs_jax.engine.spec_text import parse
 
 
-class Phase(NamedTuple):
+class TrainingPhase(NamedTuple):
   """Steps of equal arithmetic.
 
-  steps: how many. layers: a table or its rows; one with m > 1 is a masked
-  kernel, m:m one in a dense stage. forward: whether the forward pass runs
-  sparse; not while pruned weights leak. input_gradient: whether that product
-  does. weight_gradient: the pattern, along M, of its pruned operand in masked
-  layers; None runs it dense.
+  Attributes:
+    steps: Number of steps.
+    layers: Table of layers or its rows. A row with m > 1 is a masked kernel, in
+      a dense stage if its pattern is m:m.
+    forward: Whether the forward pass runs sparse; not while pruned weights
+      leak.
+    input_gradient: Whether the input gradient runs sparse.
+    weight_gradient: Pattern along M of the pruned operand of masked layers.
+      None runs the weight gradient dense.
   """
 
   steps: int
@@ -53,9 +56,15 @@ class Phase(NamedTuple):
   input_gradient: bool = False
   weight_gradient: NM | str | None = None
 
+  @property
+  def sparsity(self) -> dict[str, Any]:
+    """The fields that are also arguments of `step_cost`."""
+    names = PerProduct._fields
+    return {name: getattr(self, name) for name in names}
 
-class Parts(NamedTuple):
-  """A number for each of the three products."""
+
+class PerProduct(NamedTuple):
+  """One number for each of the three products."""
 
   forward: Any
   input_gradient: Any
@@ -63,37 +72,40 @@ class Parts(NamedTuple):
 
   @property
   def total(self) -> Any:
+    """The sum of the three."""
     return self.forward + self.input_gradient + self.weight_gradient
 
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-  """What one step costs, summed over the layers; exact integers, but energy.
+  """What one step costs by product, summed over the layers.
+
+  Integers are exact, also beyond int64.
 
   Attributes:
-    cycles: by product; nanoseconds of a roofline.
-    flops: by product, of kept values.
-    dram_bytes: by product, every operand moved once.
-    energy_pj: by product, floats.
-    layers: the cost of each product of each layer, (3 layers,).
+    cycles: Cycles, or nanoseconds of a roofline.
+    flops: Arithmetic on kept values.
+    dram_bytes: Bytes moved if every operand moves once.
+    energy_pj: Energy in picojoules, as floats.
+    layers: Cost of each product of each layer, (3 layers,).
   """
 
-  cycles: Parts
-  flops: Parts
-  dram_bytes: Parts
-  energy_pj: Parts
+  cycles: PerProduct
+  flops: PerProduct
+  dram_bytes: PerProduct
+  energy_pj: PerProduct
   layers: Cost
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainCost:
+class RunCost:
   """What a run costs.
 
   Attributes:
-    engine: on which.
-    steps: of each phase.
-    phases: the cost of one step of each phase.
-    dense: the same without any pattern.
+    engine: Engine of the run.
+    steps: Number of steps of each phase.
+    phases: Cost of one step of each phase.
+    dense: The same without any pattern.
   """
 
   engine: Engine
@@ -110,13 +122,13 @@ class TrainCost:
     return self.total(field) / self._sum(self.dense, field)
 
   def seconds(self, clock_ghz: float | int = 1.0) -> float:
-    """The time of the run.
+    """The duration of the run.
 
     Args:
-      clock_ghz: of an array; a roofline counts nanoseconds and has none.
+      clock_ghz: Clock of an array; 1 for a roofline, which counts nanoseconds.
 
     Raises:
-      ValueError: a clock that is not positive, or one for a roofline.
+      ValueError: If the clock is not positive, or a roofline is given one.
     """
     return nanoseconds(self.total("cycles"), self.engine, clock_ghz) / 1e9
 
@@ -135,24 +147,24 @@ def step_cost(
   itemsize: int = 2,
   energy: Energy = AT_45_NM,
 ) -> StepCost:
-  """What one training step costs; arguments as of `Phase`.
+  """What one training step costs.
 
   Args:
-    layers: a table, or its rows.
-    engine: an engine with scalar sides, or its spec.
-    forward: whether the forward pass runs sparse.
-    input_gradient: whether the input gradient does.
-    weight_gradient: the pattern of the weight gradient's pruned operand.
-    itemsize: bytes per value off chip.
-    energy: picojoules per operation.
+    layers: Table of layers, or its rows.
+    engine: Engine with scalar sides, or its spec.
+    forward: Whether the forward pass runs sparse.
+    input_gradient: Whether the input gradient runs sparse.
+    weight_gradient: Pattern of the weight gradient's pruned operand.
+    itemsize: Bytes per value off chip.
+    energy: Picojoules per operation.
 
   Raises:
-    ValueError: a bad row or spec, a pattern that the engine cannot run, or a
-      result past int64.
+    ValueError: If a row or spec is invalid, the engine cannot run a pattern, or
+      a result does not fit int64.
 
   >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
   >>> step_cost([row], "ws:32x32").cycles
-  Parts(forward=316, input_gradient=632, weight_gradient=632)
+  PerProduct(forward=316, input_gradient=632, weight_gradient=632)
   """
   table = products(
     layers,
@@ -172,7 +184,7 @@ def products(
 ) -> Layers:
   """The three products of each layer: all forward ones, then the others.
 
-  Arguments as of `step_cost`.
+  The arguments are those of `step_cost`.
 
   >>> row = {"name": "ff", "M": 2, "N": 4, "K": 8, "pattern": "1:8"}
   >>> table = products([row])
@@ -182,96 +194,93 @@ def products(
   ([2, 2, 8], [4, 8, 4], [8, 4, 2])
   """
   table = Layers.of(layers)
-  ones = np.ones(len(table), np.int64)
+  own, dense = (table.n, table.m), (table.dense().n, table.dense().m)
   masked = table.m > 1
-  of_dy = NM(1, 1) if weight_gradient is None else NM.parse(weight_gradient)
-  patterns = [
-    (table.n, table.m) if forward else (ones, ones),
-    (table.n, table.m) if input_gradient else (ones, ones),
-    (np.where(masked, of_dy.n, 1), np.where(masked, of_dy.m, 1)),
-  ]
+  nm = NM(1, 1) if weight_gradient is None else NM.parse(weight_gradient)
+  n, m = zip(
+    own if forward else dense,
+    own if input_gradient else dense,
+    (np.where(masked, nm.n, 1), np.where(masked, nm.m, 1)),
+  )
   names = [
-    table.names,
-    *(
-      tuple(f"{name}/{product}" for name in table.names)
-      for product in Parts._fields[1:]
-    ),
+    name + suffix
+    for suffix in ("", "/input_gradient", "/weight_gradient")
+    for name in table.names
   ]
   M, N, K = table.M, table.N, table.K
   return Layers(
-    sum(names, ()),
+    tuple(names),
     M=np.concatenate([M, M, K]),
     N=np.concatenate([N, K, N]),
     K=np.concatenate([K, N, M]),
-    n=np.concatenate([n for n, _ in patterns]),
-    m=np.concatenate([m for _, m in patterns]),
+    n=np.concatenate(n),
+    m=np.concatenate(m),
     count=np.tile(table.count, 3),
   )
 
 
-def train_cost(
+def run_cost(
   phases: Iterable[Any],
   engine: Engine | str,
   *,
   itemsize: int = 2,
   energy: Energy = AT_45_NM,
-) -> TrainCost:
-  """What a run of several phases costs, beside the same run dense.
+) -> RunCost:
+  """What a run of several phases costs, beside the same run without patterns.
 
   Args:
-    phases: `Phase`s, or tuples of the same fields.
-    engine: an engine with scalar sides, or its spec.
-    itemsize: bytes per value off chip.
-    energy: picojoules per operation.
+    phases: `TrainingPhase`s, or tuples of the same fields.
+    engine: Engine with scalar sides, or its spec.
+    itemsize: Bytes per value off chip.
+    energy: Picojoules per operation.
 
   Raises:
-    ValueError: no phases, one without steps, or as `step_cost`.
+    ValueError: If phases are missing or without steps, and as `step_cost`.
 
   >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
-  >>> run = train_cost([(10, [row], False), (90, [row])], "ws:32x32")
+  >>> run = run_cost([(10, [row], False), (90, [row])], "ws:32x32")
   >>> run.total("cycles"), round(run.share("flops"), 2)
   (161160, 0.85)
   """
   engine = parse(engine)
-  run: list[Phase] = [Phase(*phase) for phase in phases]
+  run = [TrainingPhase(*phase) for phase in phases]
   if not run:
-    raise ValueError("train_cost: no phases; give at least one (steps, layers)")
+    raise ValueError("run_cost: expected at least one phase (steps, layers)")
+  steps = tuple(operator.index(phase.steps) for phase in run)
+  for index, count in enumerate(steps):
+    if count < 1:
+      raise ValueError(
+        f"run_cost: expected at least one step in phase {index}, got {count}"
+      )
   known: dict[bytes, StepCost] = {}
 
-  def cost_of(phase: Phase) -> StepCost:
-    table = products(
-      phase.layers,
-      forward=phase.forward,
-      input_gradient=phase.input_gradient,
-      weight_gradient=phase.weight_gradient,
-    )
+  def cost_of(table: Layers) -> StepCost:
     columns = (table.M, table.N, table.K, table.n, table.m, table.count)
     key = np.stack(columns).tobytes()
     if key not in known:
       known[key] = _cost_of(table, engine, itemsize, energy)
     return known[key]
 
-  steps = tuple(operator.index(phase.steps) for phase in run)
-  if min(steps) < 1:
-    at = steps.index(min(steps))
-    raise ValueError(f"train_cost: phase {at} has {steps[at]} steps; give >= 1")
-  dense = [
-    Phase(phase.steps, Layers.of(phase.layers).dense(), False) for phase in run
-  ]
-  return TrainCost(
-    engine, steps, tuple(map(cost_of, run)), tuple(map(cost_of, dense))
+  return RunCost(
+    engine,
+    steps,
+    tuple(cost_of(products(p.layers, **p.sparsity)) for p in run),
+    tuple(cost_of(products(Layers.of(p.layers).dense())) for p in run),
   )
 
 
 def nanoseconds(
   cycles: Any, engine: Engine, clock_ghz: float | int = 1.0
 ) -> Any:
-  """The time of an engine's cycles; arguments as of `TrainCost.seconds`."""
+  """The duration of an engine's cycles; see `RunCost.seconds`."""
   if not isinstance(clock_ghz, Real) or not 0 < clock_ghz < float("inf"):
-    raise ValueError(f"clock_ghz={clock_ghz!r}: give a positive number")
-  if isinstance(engine, Roofline | Csr) and clock_ghz != 1:
     raise ValueError(
-      f"clock_ghz={clock_ghz!r}: {engine} counts nanoseconds; leave it at 1"
+      f"clock_ghz: expected a positive number, got {clock_ghz!r}"
+    )
+  if engine.unit == "ns" and clock_ghz != 1:
+    raise ValueError(
+      f"clock_ghz: expected 1, as {engine} counts nanoseconds, got"
+      f" {clock_ghz!r}"
     )
   return cycles / clock_ghz
 
@@ -279,20 +288,19 @@ def nanoseconds(
 def _cost_of(
   table: Layers, engine: Engine, itemsize: int, energy: Energy
 ) -> StepCost:
-  found = cost(table, engine, itemsize, energy)
+  layers = cost(table, engine, itemsize, energy)
   # In Python's integers: a product of sizes may pass int64.
   columns = (table.M, table.N, table.K, table.n, table.m)
-  M, N, K, n, m = (column.astype(object) for column in columns)
+  gemm = Gemm(*(column.astype(object) for column in columns))
+
+  def per_product(values: np.ndarray) -> PerProduct:
+    each = np.asarray(values).astype(object) * layers.count.astype(object)
+    return PerProduct(*(sum(part.tolist()) for part in np.split(each, 3)))
+
   return StepCost(
-    cycles=_parts(found.cycles, found.count),
-    flops=_parts(2 * M * N * kept_depth(K, n, m), found.count),
-    dram_bytes=_parts(found.dram_bytes, found.count),
-    energy_pj=_parts(found.energy_pj, found.count),
-    layers=found,
+    cycles=per_product(layers.cycles),
+    flops=per_product(2 * gemm.M * gemm.N * gemm.kept),
+    dram_bytes=per_product(layers.dram_bytes),
+    energy_pj=per_product(layers.energy_pj),
+    layers=layers,
   )
-
-
-def _parts(values: np.ndarray, count: np.ndarray) -> Parts:
-  """Sums of count x value over the layers, in Python's numbers."""
-  each = np.asarray(values).astype(object) * np.asarray(count).astype(object)
-  return Parts(*(sum(part.tolist()) for part in np.split(each, 3)))

@@ -3,110 +3,176 @@
 K_c x M_c multipliers, in PEs of alpha PUs of beta MACs, hold weights with the
 contraction down the rows. An S engine runs 1, 2 or 4 of every 4 weights, so
 that K_c rows hold K_eff = K_c {4, 2, 1} of the contraction; a D engine runs
-every layer dense. Of a tile of T activation rows,
+every layer dense. For a tile of T activation rows,
 
-  WL   = K_c / beta                           loading its weights
-  mode = K_c / beta + T + M_c / alpha + 1     first row in to last result out
-  WL + mode + 2                               alone, nothing overlapped
+  WL   = K_c / beta                           loading its weights           (1)
+  mode = K_c / beta + T + M_c / alpha + 1     first row in, last result out (2)
+  WL + mode + 2                               alone, nothing overlapped     (3)
 
 are the cycles that the authors' RTL reports. A GEMM is
 
-  F = ceil(K / K_eff) ceil(N / M_c)
+  F = ceil(K / K_eff) ceil(N / M_c)                                         (4)
 
-such folds for each tile of M, put through `figs_jax.engine.timing`. Its
-"full" starts a tile every II = max(WL, T) cycles, as if tiles never waited for
-each other. Those that add to the same output do: with d outputs worked on in
-turn, II = max(WL, T, mode / d), which is the paper's max(16, mode / d) at
-T = WL = 16. `interleave` is d; see `_waits` for the exact sum.
+such folds for each tile of M, put through `figs_jax.engine.timing`. Its "full"
+starts a tile every II = max(WL, T) cycles, as if tiles never waited for each
+other. Those that add to the same output do wait: with d outputs in turn,
+
+  II = max(WL, T, mode / d)                                                 (5)
+
+which is the paper's max(16, mode / d) at T = WL = 16. `interleave` is d; see
+`_waits` for the exact sum.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.blocks import Masks, fit
-from figs_jax.engine.description import limits_of
-from figs_jax.engine.flops import (
-  check_itemsize,
-  check_pattern,
-  index_bits,
-  kept_depth,
+from figs_jax.engine.blocks import Masks, fit, fits, index_bits, kept_depth
+from figs_jax.engine.int64 import ceil_div, exact, larger, smaller
+from figs_jax.engine.spec import (
+  LIMITS,
+  OVERLAPS,
+  UNLIMITED,
+  Engine,
+  Gemm,
+  indivisible,
+  is_default,
+  text_of,
 )
-from figs_jax.engine.int64 import Size, ceil_div, exact, larger, smaller
-from figs_jax.engine.layers import LIMITS
-from figs_jax.engine.spec import VEGETA_BLOCK, Vegeta
-from figs_jax.engine.timing import bounded, schedule
+from figs_jax.engine.timing import Fold, bounded, schedule
 
-# Of an SPMM tile: rows of A and columns of B, and the contraction at 4:4.
+BLOCK = 4
+# An SPMM tile: rows of A and columns of B, and the contraction at 4:4.
 _TILE, _TILE_DEPTH = 16, 32
-# The dense tile's speed-up, published: what the CPU's front end leaves.
+# Published speed-up of the dense tile: what the CPU's front end leaves.
 DENSE_TILE_SPEEDUP = 1.09
 
 
-def counts(
-  M: Size,
-  N: Size,
-  K: Size,
-  engine: Vegeta,
-  n: Size = 1,
-  m: Size = 1,
-  itemsize: int = 2,
-  masks: Masks | None = None,
-) -> dict[str, Any]:
-  """What one GEMM costs; see `figs_jax.engine.systolic.counts`.
+class Vegeta(Engine):
+  """VEGETA: PEs of alpha PUs of beta MACs each.
 
-  An S engine runs n:m as the fullest block of 4 demands, 3 as 4, and stores
+  An S engine runs n:m as its fullest block of 4 demands, 3 as 4, and stores
   that many of every 4 with 2 bits each. Its rows of PEs take 4 beta values per
   cycle whatever the pattern, so 4 K_c in all; a D engine takes K_c.
 
+  Attributes:
+    sparse: Whether it is an S engine, with a 4:1 multiplexer before each
+      multiplier, or a dense D engine.
+    alpha: PUs that share the inputs of a PE.
+    beta: MACs that reduce into one output.
+    rows: Multipliers along the contraction, K_c; rows / beta rows of PEs.
+    cols: Multipliers along the outputs, M_c; cols / alpha columns of PEs.
+    overlap: Work hidden behind the streaming of another tile, as in `Systolic`.
+    tile: Rows of activations that stream through a tile of weights.
+    interleave: Output tiles worked on in turn, d, if overlap is "full"; a tile
+      waits for the last sums of its output to leave. 0 forwards sums, so that
+      no tile waits for another.
+    bw_in: Values that may enter per cycle; a full S engine takes 4 rows.
+    bw_out: Values that may leave per cycle; a full array gives cols.
+    dram_bw: Bytes per cycle between chip and memory.
+
   Raises:
-    ValueError: as `systolic.counts`, or neither 4 divides m nor m divides 4 (S
-      engines).
+    ValueError: If beta does not divide rows, alpha does not divide cols, or a
+      number is out of range.
 
   >>> engine = Vegeta(True, 16, 2, overlap="full")
-  >>> [int(counts(512, 64, 1024, engine, n, 4)["cycles"]) for n in (4, 2, 1)]
-  [65572, 32804, 16420]
+  >>> str(engine)
+  'vegeta-s-16-2:overlap=full'
+  >>> [int(engine.counts(Gemm(512, 64, 1024, n, 4))["cycles"]) for n in (4, 1)]
+  [65572, 16420]
   """
-  check_pattern(n, m)
-  check_itemsize(itemsize)
-  run = fit(n, m, VEGETA_BLOCK, masks) if engine.sparse else VEGETA_BLOCK
-  return _exact_counts(
-    *(M, N, K, n, m, run, *engine.leaves),
-    sparse=engine.sparse,
-    overlap=engine.overlap,
-    itemsize=itemsize,
-  )
+
+  sparse: bool
+  alpha: Any
+  beta: Any
+  rows: Any = 32
+  cols: Any = 16
+  overlap: str = "none"
+  tile: Any = UNLIMITED
+  interleave: Any = 0
+  bw_in: Any = UNLIMITED
+  bw_out: Any = UNLIMITED
+  dram_bw: Any = UNLIMITED
+
+  KINDS = ("vegeta", "vegeta-")
+  PREFIX = ("sparse", "alpha", "beta", "rows", "cols")
+  CHOICES = {"overlap": OVERLAPS}
+  FROM_ZERO = ("interleave",)
+
+  @classmethod
+  def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
+    word = "vegeta-s-16-2" if kind == "vegeta" else kind
+    match = re.fullmatch(r"vegeta-([ds])-(\d+)-(\d+)", word)
+    if match is None:
+      raise ValueError(
+        "expected vegeta-d-ALPHA-BETA or vegeta-s-ALPHA-BETA, as in"
+        f" 'vegeta-s-16-2', got {kind!r}"
+      )
+    letter, alpha, beta = match.groups()
+    shape = {"sparse": letter == "s", "alpha": int(alpha), "beta": int(beta)}
+    return shape | super().read_prefix(kind, size)
+
+  def prefix(self) -> str:
+    letter = "s" if self.sparse else "d"
+    prefix = f"vegeta-{letter}-{text_of(self.alpha)}-{text_of(self.beta)}"
+    is_preset = is_default(self.rows, 32) and is_default(self.cols, 16)
+    return prefix if is_preset else f"{prefix}:{self.sides()}"
+
+  def invalid(self) -> Iterator[tuple[Any, str]]:
+    yield from indivisible(self, "rows", "beta")
+    yield from indivisible(self, "cols", "alpha")
+
+  def runs(self, n: Any, m: Any) -> np.ndarray:
+    return fits(n, m, BLOCK) if self.sparse else super().runs(n, m)
+
+  def counts(
+    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
+  ) -> dict[str, Any]:
+    """What a GEMM costs; see `Engine.counts`.
+
+    Raises:
+      ValueError: As `Engine.counts`; or if neither 4 divides m nor m divides 4
+        (S engines).
+    """
+    run = fit(gemm.n, gemm.m, BLOCK, masks) if self.sparse else BLOCK
+    return _exact_counts(gemm, self, run, itemsize=itemsize)
+
+  def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
+    """See `Engine.port_values`.
+
+    The wires carry 4 values to each row of multipliers whatever the pattern;
+    values that two or four rows share count once.
+    """
+    run = fit(n, m, BLOCK) if self.sparse else BLOCK
+    rows = np.asarray(self.rows)
+    inputs = np.maximum(rows, rows // held_of(run, rows) * BLOCK)
+    return {"inputs": inputs, "outputs": np.asarray(self.cols)}
 
 
 def _counts(
-  M, N, K, n, m, run, alpha, beta, rows, cols, tile, interleave, bw_in, bw_out,
-  dram_bw, *, sparse, overlap, itemsize,
-):  # fmt: skip
+  gemm: Gemm, array: Vegeta, run: Any, *, itemsize: int
+) -> dict[str, Any]:
+  M, N, K, rows, cols = gemm.M, gemm.N, gemm.K, array.rows, array.cols
   held = held_of(run, rows)
-  depth = larger(rows, rows // held * VEGETA_BLOCK)
-  down, across = ceil_div(K, depth), ceil_div(N, cols)
-  stored = kept_depth(K, held, VEGETA_BLOCK)
-  bits = index_bits(held, VEGETA_BLOCK)
-  metadata = ceil_div(stored * N * bits, 8)
+  depth = larger(rows, rows // held * BLOCK)  # K_eff
+  down, across = ceil_div(K, depth), ceil_div(N, cols)  # (4)
+  stored = kept_depth(K, held, BLOCK)
+  metadata = ceil_div(stored * N * index_bits(held, BLOCK), 8)
   dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
-  enter = ceil_div(rows * (VEGETA_BLOCK if sparse else 1), bw_in)
-  leave = ceil_div(cols, bw_out)
-  parts = _tiled(
-    *(M, down, across, tile, interleave),
-    *(rows // beta, cols // alpha, overlap, enter, leave),
-  )
-  parts = bounded(parts, dram_bytes, dram_bw)
+  parts = bounded(_tiled(M, down, across, array), dram_bytes, array.dram_bw)
   # A mask may hold less than its pattern allows.
-  kept = smaller(kept_depth(K, n, m), kept_depth(K, _lanes(run), VEGETA_BLOCK))
+  kept = smaller(gemm.kept, kept_depth(K, _lanes(run), BLOCK))
   # Ratios that cannot pass 1, so that rounding cannot lift their product.
   utilisation = kept / (down * rows) * (N / (across * cols))
   return parts | {
     "utilisation": utilisation * (down * across * M / parts["cycles"]),
     "ifmap_reads": across * M * K,
-    "filter_reads": ceil_div(M, tile) * stored * N,
+    "filter_reads": ceil_div(M, array.tile) * stored * N,
     "ofmap_writes": down * M * N,
     "metadata_bytes": metadata,
     "dram_bytes": dram_bytes,
@@ -114,13 +180,13 @@ def _counts(
 
 
 def held_of(run: Any, rows: Any) -> Any:
-  """How many weights of each block of 4 take rows: 1, 2, or 4, which is dense.
+  """Weights of each block of 4 that take rows: 1, 2, or 4, which is dense.
 
-  A single row has no place for a block's two, so that it runs them dense.
+  A single row cannot hold two weights of a block, so that it runs them dense.
 
   Args:
-    run: the most that a block keeps; 3 run as 4, and 0 as 1.
-    rows: K_c.
+    run: The most that a block keeps; 3 run as 4, and 0 as 1.
+    rows: Rows of the array, K_c.
 
   >>> [int(held_of(run, 32)) for run in (0, 1, 2, 3, 4)]
   [1, 1, 2, 4, 4]
@@ -129,32 +195,37 @@ def held_of(run: Any, rows: Any) -> Any:
   """
   held = _lanes(run)
   fits = smaller(rows // held, 1)
-  return fits * held + (1 - fits) * VEGETA_BLOCK
+  return fits * held + (1 - fits) * BLOCK
 
 
 def _lanes(run):
-  return VEGETA_BLOCK // (VEGETA_BLOCK // larger(run, 1))
+  return BLOCK // (BLOCK // larger(run, 1))
 
 
-def _tiled(
-  M, down, across, tile, interleave, load, hops, overlap, enter, leave
-):
+def _tiled(M, down, across, array):
   """The parts of the cycles of the whole tiles of M and of what remains."""
-  T = smaller(tile, M)
+  load, hops = array.rows // array.beta, array.cols // array.alpha
+  enter = ceil_div(array.rows * (BLOCK if array.sparse else 1), array.bw_in)
+  leave = ceil_div(array.cols, array.bw_out)
+
+  def fold(T):  # WL + T + fill is (3)
+    fill = load + hops + 3
+    return Fold(T, load, fill, array.overlap, enter=enter, leave=leave)
+
+  T = smaller(array.tile, M)
   tiles, rest = M // T, M % T
-  fill = load + hops + 3
-  ports = {"ports_in": enter, "ports_out": leave}
   folds = down * across
-  whole = schedule(folds * tiles, T, load, fill, overlap, **ports)
-  last = schedule(folds * smaller(rest, 1), rest, load, fill, overlap, **ports)
-  # What a schedule charges even without a fold, hence twice.
-  once = schedule(0 * folds, T, load, fill, overlap, **ports)
+  whole = schedule(folds * tiles, fold(T))
+  last = schedule(folds * smaller(rest, 1), fold(rest))
+  # What `schedule` charges even without a fold, hence twice.
+  once = schedule(0 * folds, fold(T))
   parts = {name: whole[name] + last[name] - once[name] for name in whole}
-  if overlap == "full":
+  if array.overlap == "full":
     interval = larger(enter, leave)
-    waits = _waits(across * tiles, T * interval, load, hops, interleave)
+    waits = _waits(across * tiles, T * interval, load, hops, array.interleave)
     waits += _waits(
-      across * smaller(rest, 1), rest * interval, load, hops, interleave
+      *(across * smaller(rest, 1), rest * interval, load, hops),
+      array.interleave,
     )
     parts["fill"] = parts["fill"] + (down - 1) * waits
   return parts
@@ -165,14 +236,15 @@ def _waits(outputs, stream, load, hops, interleave):
 
   The outputs are worked on in groups of d, each group through all of K before
   the next. A tile starts max(WL, stream) cycles after its predecessor, and not
-  before the same output's last sums have left, mode cycles after they started.
+  before the same output's last sums have left, mode (2) cycles after they
+  started.
 
   Args:
-    outputs: output tiles of this length.
-    stream: cycles in which a tile streams, T if the ports keep up.
-    load: WL.
+    outputs: Output tiles of this length.
+    stream: Cycles in which a tile streams, T if the ports keep up.
+    load: WL (1).
     hops: M_c / alpha.
-    interleave: d; 0 where sums are forwarded and nothing waits.
+    interleave: d; 0 if sums are forwarded and nothing waits.
   """
   group = larger(smaller(interleave, outputs), 1)
   mode, step = load + stream + hops + 1, larger(load, stream)
@@ -182,34 +254,30 @@ def _waits(outputs, stream, load, hops, interleave):
   return smaller(interleave, 1) * (whole + last)
 
 
-_exact_counts = exact(
-  _counts, LIMITS | limits_of(Vegeta) | {"run": (0, VEGETA_BLOCK)}
-)
+_exact_counts = exact(_counts, LIMITS | Vegeta.limits() | {"run": (0, BLOCK)})
 
 
 def tile_cycles(engine: Vegeta, T: ArrayLike = _TILE) -> dict[str, Any]:
-  """Cycles of one tile of T activation rows, where its ports keep up.
+  """Cycles of one tile of T activation rows, if its ports keep up.
 
   Returns:
-    int64 `load` (WL), `mode`, and `alone` = WL + mode + 2; float64 `interval`,
-    the II of tiles in a pipeline: max(WL, T), and with d = `interleave` outputs
-    in turn max(WL, T, mode / d).
+    int64 `load`, `mode` and `alone`, (1) to (3); float64 `interval` (5), the
+    cycles from tile to tile in a pipeline, max(WL, T) if `interleave` is 0.
 
-  >>> found = tile_cycles(Vegeta(True, 2, 2, interleave=2))
-  >>> [int(found[name]) for name in ("load", "mode", "alone")]
+  >>> cycles = tile_cycles(Vegeta(True, 2, 2, interleave=2))
+  >>> [int(cycles[name]) for name in ("load", "mode", "alone")]
   [16, 41, 59]
-  >>> float(found["interval"])
+  >>> float(cycles["interval"])
   20.5
   """
-  names = ("alpha", "beta", "rows", "cols", "interleave")
-  return _exact_tile(T, *(getattr(engine, name) for name in names))
+  return _exact_tile(T, engine)
 
 
-def _tile_cycles(T, alpha, beta, rows, cols, interleave):
-  load = rows // beta
-  mode = load + T + cols // alpha + 1
-  outputs = larger(interleave, 1)
-  bound = smaller(interleave, 1) / 1 * (mode / outputs)
+def _tile_cycles(T: Any, array: Vegeta) -> dict[str, Any]:
+  load = array.rows // array.beta
+  mode = load + T + array.cols // array.alpha + 1
+  outputs = larger(array.interleave, 1)
+  bound = smaller(array.interleave, 1) / 1 * (mode / outputs)
   return {
     "load": load,
     "mode": mode,
@@ -218,18 +286,18 @@ def _tile_cycles(T, alpha, beta, rows, cols, interleave):
   }
 
 
-_exact_tile = exact(_tile_cycles, {"T": LIMITS["M"]} | limits_of(Vegeta))
+_exact_tile = exact(_tile_cycles, {"T": LIMITS["M"]} | Vegeta.limits())
 
 
 def covered_rows(density: Any, n: int, blocks: int = 16) -> Any:
   """Chance that no block of a random row holds more than n of its 4 weights.
 
-  F(n) = (sum over i <= n of C(4, i) p^i (1 - p)^(4 - i))^blocks
+  F(n) = (sum over i <= n of C(4, i) p^i (1 - p)^(4 - i))^blocks            (6)
 
   Args:
-    density: p, the chance of a weight to be kept, independently.
-    n: kept of every 4.
-    blocks: blocks of 4 in the row of a tile; VEGETA's tiles are 64 wide.
+    density: Chance p of a weight to be kept, independently of the others.
+    n: Weights kept of every 4.
+    blocks: Blocks of 4 in the row of a tile; VEGETA's tiles are 64 wide.
 
   >>> float(covered_rows(0.5, 4))
   1.0
@@ -247,15 +315,15 @@ def unstructured_speedup(density: Any, blocks: int = 16) -> Any:
   """Speed-up of a random unstructured weight, each row run as its own N:4.
 
   A row costs N / 4 of a dense one, N in {1, 2, 4} the least that covers all of
-  its blocks:
+  its blocks. With F of (6) this gives
 
     1 / (F(1) / 4 + (F(2) - F(1)) / 2 + 1 - F(2))
 
   which is 2.36 and 3.28 at densities .10 and .05 in the paper.
 
   Args:
-    density: as in `covered_rows`.
-    blocks: as in `covered_rows`.
+    density: Chance of a weight to be kept, as in `covered_rows`.
+    blocks: Blocks of 4 in the row of a tile.
 
   >>> unstructured_speedup(np.array([0.10, 0.05])).round(3).tolist()
   [2.364, 3.285]
@@ -270,16 +338,16 @@ def spmm_lines(n: int, line: int = 64, itemsize: int = 2) -> int:
   A is 16 x 32 values of n:4, B (32 * 4 / n) x 16; C stays in its register.
 
   Args:
-    n: 1, 2 or 4 of every 4.
-    line: bytes of a cache line.
-    itemsize: bytes per value.
+    n: Weights kept of every 4: 1, 2 or 4.
+    line: Bytes of a cache line.
+    itemsize: Bytes per value.
 
   >>> [spmm_lines(n) for n in (4, 2, 1)]
   [32, 50, 82]
   """
   values = _TILE * _TILE_DEPTH
-  bits = int(index_bits(n, VEGETA_BLOCK))
-  columns = _TILE_DEPTH * VEGETA_BLOCK // n * _TILE
+  bits = int(index_bits(n, BLOCK))
+  columns = _TILE_DEPTH * BLOCK // n * _TILE
   sizes = (values * itemsize, ceil_div(values * bits, 8), columns * itemsize)
   return sum(ceil_div(size, line) for size in sizes)
 
@@ -289,20 +357,20 @@ def spmm_speedup(
 ) -> tuple[float, float]:
   """The bracket of an SPMM tile's speed-up over the paper's dense engine.
 
-  The upper end is bound by compute, `dense` 4 / n. The lower one also loads one
-  line per CPU cycle, and no faster than that: a tile computes for 16 cycles of
+  The upper end is bound by compute, `dense` 4 / n. At the lower end the tile
+  also loads its lines, one per CPU cycle, while it computes for 16 cycles of
   the engine. The published 1.09 (4:4) is the calibration `dense`; 2.20 (2:4) is
   predicted, as both ends agree; 3.74 (1:4) lies in the bracket and is not
   predicted.
 
   Args:
-    n: 1, 2 or 4 of every 4.
-    dense: the measured speed-up at 4:4.
+    n: Weights kept of every 4: 1, 2 or 4.
+    dense: Measured speed-up at 4:4.
     clock: CPU cycles per cycle of the engine.
 
   >>> [tuple(round(x, 2) for x in spmm_speedup(n)) for n in (4, 2, 1)]
   [(1.09, 1.09), (2.18, 2.18), (3.4, 4.36)]
   """
-  compute = dense * VEGETA_BLOCK / n
+  compute = dense * BLOCK / n
   starved = max(1.0, spmm_lines(n) / (_TILE * clock))
   return compute / starved, compute

@@ -24,7 +24,7 @@ import numpy as np
 
 from figs_jax.core.groups import Groups, axis_length, normalized
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Shaped
 from figs_jax.export.atomic_write import ExportError, line
 from figs_jax.export.files import DTYPES, Entry, are_sizes, unique
@@ -66,7 +66,7 @@ class Record:
     name: str,
     array: np.ndarray,
     layout: str = "dense",
-    leaf: Leaf | None = None,
+    leaf: MaskedKernel | None = None,
   ) -> Record:
     """The record of an array that is stored in this layout."""
     if array.dtype not in _WORDS:

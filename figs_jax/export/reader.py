@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from figs_jax.core.packing import Packed, unpack
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Shaped
 from figs_jax.export.atomic_write import ExportError
 from figs_jax.export.files import Entry, opened
@@ -38,7 +38,7 @@ class Weight:
   kind: str
   stored: int
   read: Callable[[], np.ndarray]
-  leaf: Leaf | None = None
+  leaf: MaskedKernel | None = None
   rows: Callable[[int, int], np.ndarray] | None = None
 
 
@@ -71,7 +71,7 @@ def weights(path: str | Path) -> list[Weight]:
     parts = [entries[name + end] for end in PARTS[record.layout]]
     leaf = None
     if record.pattern is not None:
-      leaf = Leaf(record.shape, record.pattern, record.axis)
+      leaf = MaskedKernel(record.shape, record.pattern, record.axis)
 
     def read(name=name, record=record, parts=parts) -> np.ndarray:
       return _unpacked(path, name, record, parts)
@@ -95,7 +95,7 @@ def read(path: str | Path) -> dict[str, Shaped[np.ndarray, "*shape"]]:
   >>> from figs_jax.core.pattern import NM
   >>> from figs_jax.export import write_packed
   >>> kernel = np.eye(4, dtype=np.float32)
-  >>> leaves = {"kernel": Leaf((4, 4), NM(1, 4))}
+  >>> leaves = {"kernel": MaskedKernel((4, 4), NM(1, 4))}
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   file = f"{folder}/a.safetensors"
   ...   write_packed(file, {"kernel": kernel}, leaves)

@@ -19,7 +19,7 @@ from figs_jax.core.diagnostics import check_nm, first_bad_group
 from figs_jax.core.groups import normalized
 from figs_jax.core.packing import Layout, pack
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf, flatten
+from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.core.types import Shaped
 from figs_jax.export import files, reader, semi_structured
 from figs_jax.export.atomic_write import ExportError, line, replacing
@@ -63,7 +63,7 @@ def cast(tree: Any, dtype: str) -> dict[str, Shaped[np.ndarray, "*shape"]]:
 def write_dense(
   directory: str | Path,
   tensors: Any,
-  leaves: Mapping[str, Leaf],
+  leaves: Mapping[str, MaskedKernel],
   config: Mapping[str, Any],
   *,
   overwrite: bool = False,
@@ -84,7 +84,7 @@ def write_dense(
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   write_dense(
   ...     f"{folder}/run", {"w": np.eye(4, dtype=np.float32)},
-  ...     {"w": Leaf((4, 4), NM(1, 4), axis=-1)}, {"width": 4})
+  ...     {"w": MaskedKernel((4, 4), NM(1, 4), axis=-1)}, {"width": 4})
   ...   sorted(os.listdir(f"{folder}/run"))
   ['config.json', 'model.safetensors']
   """
@@ -104,7 +104,7 @@ def write_dense(
 def write_packed(
   path: str | Path,
   tree: Any,
-  leaves: Mapping[str, Leaf],
+  leaves: Mapping[str, MaskedKernel],
   *,
   layout: Layout = "indices",
   overwrite: bool = False,
@@ -116,7 +116,7 @@ def write_packed(
   Args:
     path: a .safetensors file.
     tree: finished parameters.
-    leaves: path -> `Leaf` of every masked kernel, as of `nn.masked_leaves`.
+    leaves: Path -> `MaskedKernel`, as from `nn.masked_leaves`.
     layout: "indices" or "bitmask", see `core.packing`.
     overwrite: replaces a file of that name.
 
@@ -128,7 +128,7 @@ def write_packed(
   >>> kernel = np.eye(4, dtype=np.float32)
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   file = f"{folder}/a.safetensors"
-  ...   write_packed(file, {"k": kernel}, {"k": Leaf((4, 4), NM(1, 4))})
+  ...   write_packed(file, {"k": kernel}, {"k": MaskedKernel((4, 4), NM(1, 4))})
   ...   bool((contents.read(file)["k"] == kernel).all())
   True
   """
@@ -155,7 +155,7 @@ def write_packed(
 def write_semi_structured(
   path: str | Path,
   tensors: Any,
-  leaves: Mapping[str, Leaf],
+  leaves: Mapping[str, MaskedKernel],
   *,
   overwrite: bool = False,
 ) -> dict[str, str]:
@@ -179,7 +179,7 @@ def write_semi_structured(
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   write_semi_structured(
   ...     f"{folder}/a.safetensors", {"w": weight},
-  ...     {"w": Leaf((32, 64), NM(2, 4), axis=-1)})
+  ...     {"w": MaskedKernel((32, 64), NM(2, 4), axis=-1)})
   {}
   """
   arrays = _checked(tensors, leaves)
@@ -194,7 +194,7 @@ def write_semi_structured(
     packed = semi_structured.compress(array, name)
     parts |= dict(zip(_named(name), packed))
     arrays[name] = np.where(array == 0, np.zeros((), array.dtype), array)
-    of_four = Leaf(array.shape, _OF_FOUR, 1)
+    of_four = MaskedKernel(array.shape, _OF_FOUR, 1)
     records[name] = Record.of(name, arrays[name], "torch-2:4", of_four)
   if not leaves.keys() - left.keys():
     some = next(iter(left.items()), ("nothing", "no tensor of it is sparse"))
@@ -210,7 +210,7 @@ def _named(name: str) -> list[str]:
   return [name + end for end in PARTS["torch-2:4"]]
 
 
-def _unfit(array: np.ndarray, leaf: Leaf) -> str:
+def _unfit(array: np.ndarray, leaf: MaskedKernel) -> str:
   """Why the layout cannot hold a weight; empty where it can."""
   shape = array.shape
   if len(shape) != 2 or normalized(shape, leaf.axis) != (1,):
@@ -236,7 +236,9 @@ def _arrays(tree: Any) -> dict[str, np.ndarray]:
   return found
 
 
-def _checked(tree: Any, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
+def _checked(
+  tree: Any, leaves: Mapping[str, MaskedKernel]
+) -> dict[str, np.ndarray]:
   """The arrays by path, if those listed are N:M."""
   arrays = _arrays(tree)
   try:

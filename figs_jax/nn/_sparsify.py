@@ -9,14 +9,15 @@ contracted), LoRA's factors, `ConvTranspose`, normalisation layers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from flax import nnx
 
 from figs_jax.core._flow import Flow, GradMode
 from figs_jax.core.pattern import NM
-from figs_jax.core.rules import Rules
-from figs_jax.core.tree import Leaf
+from figs_jax.core.rules import EVERY, Rules
+from figs_jax.core.tree import MaskedKernel
+from figs_jax.nn._with_flow import with_flow
 from figs_jax.nn.kernel_axes import DENSE_TYPES, contraction_axis
 from figs_jax.nn.kernel_names import foreign_words
 from figs_jax.nn.layers import Masked, set_pattern, sparse_type
@@ -24,51 +25,77 @@ from figs_jax.nn.layers import Masked, set_pattern, sparse_type
 M = TypeVar("M", bound=nnx.Module)
 
 
-def sparsify(
-  model: M, rules: Rules | NM | str, grad_mode: GradMode = "ste"
-) -> M:
-  """The model with masks where the rules say so; the input is untouched.
+@runtime_checkable
+class RecipeLike(Protocol):
+  """What `sparsify` reads of a recipe (`figs_jax.recipes.Recipe` has it)."""
 
-  The new model has its own variables, which share the arrays of the old ones.
-  The rules describe the whole model: a kernel that none of them names is
-  dense afterwards, also if it was masked before. Works on abstract arrays
-  (`nnx.eval_shape`) and inside a trace.
+  @property
+  def pattern(self) -> NM | Rules:
+    """The target pattern."""
+    ...
+
+  @property
+  def flow(self) -> Flow:
+    """How masked kernels act."""
+    ...
+
+  @property
+  def sparse(self) -> bool:
+    """False for a recipe that never masks anything."""
+    ...
+
+
+def sparsify(
+  model: M,
+  rules: Rules | NM | str | RecipeLike,
+  grad_mode: GradMode | None = None,
+) -> M:
+  """Returns the model with masks where the rules ask for them.
+
+  The input stays as it is; the new model has its own variables, which share the
+  arrays of the old ones. The rules describe the whole model: a kernel that no
+  rule matches is dense afterwards, even if it was masked before. Works on
+  abstract arrays (`nnx.eval_shape`) and inside a trace.
 
   Args:
-    model: any NNX module.
-    rules: `Rules`, their text ("head: dense, ff: 1:8"), or one pattern (an
-      `NM` or "1:8") for every candidate. Words are those of the model's class
-      attribute `words`; a class without one gets a table of common names
-      (see `figs_jax.nn.kernel_names`).
-    grad_mode: what pruned entries get in the backward pass; `with_flow` sets
-      the rest of the flow.
+    model: Any NNX module.
+    rules: A recipe, `Rules`, their text ("head: dense, ff: 1:8"), or one
+      pattern (an `NM` or "1:8") for every candidate. Words are looked up in the
+      class attribute `words` of the model; a class without one gets a table of
+      common names (see `figs_jax.nn.kernel_names`). A recipe also sets the
+      flow, and one that never masks (`dense`) leaves every kernel dense.
+    grad_mode: Gradient of the pruned entries, "ste" by default. Not allowed
+      beside a recipe. `with_flow` sets the rest of the flow.
 
   Returns:
     The same kind of model. Masks start as the N:M mask of |kernel|.
 
   Raises:
-    ValueError: an unknown word or mode, a dead rule, a group axis whose
-      length m does not divide, or a model without candidates.
+    ValueError: If a word or mode is unknown, a rule is dead, m does not divide
+      the length of a group axis, the model has no candidates, or `grad_mode`
+      is given beside a recipe.
 
-  >>> import jax.numpy as jnp
   >>> attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
   >>> sparse = sparsify(attention, "o: 1:8, qk: 2:4")
   >>> sorted(masked_leaves(sparse))
   ['key/kernel', 'out/kernel', 'query/kernel']
   """
+  if isinstance(rules, RecipeLike):
+    return _follow(model, rules, grad_mode)
+  grad_mode = grad_mode or "ste"
   Flow(grad_mode)  # refuses an unknown mode before any work
   model = nnx.clone(model)
   layers = _candidates(model)
   if not layers:
     raise ValueError(
-      f"{type(model).__name__} has no kernel that can be masked: it holds no"
-      f" {', '.join(kind.__name__ for kind in DENSE_TYPES)}"
+      f"{type(model).__name__} has no kernel that can be masked: expected a"
+      f" layer among {', '.join(kind.__name__ for kind in DENSE_TYPES)}."
     )
   kernels = {
     path: (tuple(group[0].kernel.shape), _axis(group[0]))
     for path, group in layers.items()
   }
-  leaves = _rules(rules).resolve(kernels, _words(model, layers))
+  leaves = Rules.parse(rules).resolve(kernels, _words(model, layers))
   for path, group in layers.items():
     shared = None
     for layer in group:
@@ -82,7 +109,7 @@ def sparsify(
   return model
 
 
-def masked_leaves(model: nnx.Module) -> dict[str, Leaf]:
+def masked_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
   """Path -> shape, pattern and group axis of every masked kernel.
 
   The paths are those of the parameters that `split` gives.
@@ -92,10 +119,12 @@ def masked_leaves(model: nnx.Module) -> dict[str, Leaf]:
 
   >>> from figs_jax.nn import SparseLinear
   >>> masked_leaves(SparseLinear(8, 4, pattern="1:4", rngs=nnx.Rngs(0)))
-  {'kernel': Leaf(shape=(8, 4), pattern=NM(n=1, m=4), axis=-2)}
+  {'kernel': MaskedKernel(shape=(8, 4), pattern=NM(n=1, m=4), axis=-2)}
   """
   return {
-    path: Leaf(tuple(layer.kernel.shape), layer.pattern, layer.group_axis)
+    path: MaskedKernel(
+      tuple(layer.kernel.shape), layer.pattern, layer.group_axis
+    )
     for path, (layer, *_) in _candidates(model).items()
     if isinstance(layer, Masked)
     and layer.pattern is not None
@@ -103,14 +132,16 @@ def masked_leaves(model: nnx.Module) -> dict[str, Leaf]:
   }
 
 
-def _rules(rules: Rules | NM | str) -> Rules:
-  """One pattern means that pattern for every candidate."""
-  if isinstance(rules, str):
-    try:
-      rules = NM.parse(rules)
-    except ValueError:
-      return Rules.parse(rules)
-  return Rules(((".*", rules),)) if isinstance(rules, NM) else rules
+def _follow(model: M, recipe: RecipeLike, grad_mode: GradMode | None) -> M:
+  """The model with the pattern and the flow of a recipe."""
+  if grad_mode is not None:
+    raise ValueError(
+      f"Expected a recipe or grad_mode={grad_mode!r}, got both: the recipe sets"
+      f" the gradient mode {recipe.flow.grad_mode!r}."
+    )
+  if not recipe.sparse:
+    return sparsify(model, Rules(((EVERY, None),)))
+  return with_flow(sparsify(model, recipe.pattern), recipe.flow)
 
 
 def _axis(layer: nnx.Module) -> Any:

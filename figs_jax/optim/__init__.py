@@ -7,7 +7,6 @@ from figs_jax.optim._decay_pruned import DecayPrunedState, decay_pruned
 from figs_jax.optim._gradient_flow import GradientFlowState, gradient_flow
 from figs_jax.optim._mask_moments import MaskMomentsState, mask_moments
 from figs_jax.optim._mask_updates import MaskUpdatesState, mask_updates
-from figs_jax.optim.replace_adam import accumulates, replace_adam
 from figs_jax.optim.step_adam import (
   ScaleByStepAdamState,
   scale_by_step_adam,
@@ -20,12 +19,10 @@ __all__ = [
   "MaskMomentsState",
   "MaskUpdatesState",
   "ScaleByStepAdamState",
-  "accumulates",
   "decay_pruned",
   "gradient_flow",
   "mask_moments",
   "mask_updates",
-  "replace_adam",
   "scale_by_step_adam",
   "step_adamw",
 ]

@@ -219,8 +219,8 @@ def step_adamw(
       `t_max`, `window` and `b2` into `static_args`.
 
   Returns:
-    chain(scale_by_step_adam, add_decayed_weights, scale_by_learning_rate), the
-    object that `recipe.transform(optax.adamw(...))` makes of the recipe `step`.
+    chain(scale_by_step_adam, add_decayed_weights, scale_by_learning_rate), as
+    `recipe.adamw(...)` of the recipe `step` does.
 
   Raises:
     TypeError, ValueError: see `scale_by_step_adam`.

@@ -5,14 +5,13 @@ step; `names()` and `options(name)` list what there is, `register` adds yours.
 """
 
 from figs_jax.recipes import catalog as _catalog
-from figs_jax.recipes import pruning as _pruning
 from figs_jax.recipes.bound_recipe import BoundLeaf, BoundRecipe
 from figs_jax.recipes.citations import cite
 from figs_jax.recipes.recipe import Moment, Recipe
 from figs_jax.recipes.registry import create, names, options, register
 from figs_jax.recipes.timeline import Switch, Timeline
 
-del _catalog, _pruning  # imported for their registrations
+del _catalog  # imported for its registrations
 
 __all__ = [
   "BoundLeaf",

@@ -14,7 +14,7 @@ from figs_jax.core import tree
 from figs_jax.core._flow import flow
 from figs_jax.core.pattern import NM
 from figs_jax.core.soft import kernel_scale, s_ste
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
 from figs_jax.recipes.criterion import View, needs_grad, takes_count
 from figs_jax.recipes.stage_schedule import Every
@@ -33,7 +33,7 @@ class BoundLeaf:
   """One masked kernel with its chain; the dense stage 0 is not listed."""
 
   path: str
-  leaf: Leaf
+  leaf: MaskedKernel
   chain: tuple[NM, ...]
 
   @property
@@ -61,8 +61,8 @@ class BoundRecipe:
   kernels: tuple[BoundLeaf, ...]
 
   @property
-  def leaves(self) -> dict[str, Leaf]:
-    """path -> `Leaf` of every masked kernel."""
+  def leaves(self) -> dict[str, MaskedKernel]:
+    """path -> `MaskedKernel` of every masked kernel."""
     return {kernel.path: kernel.leaf for kernel in self.kernels}
 
   def masks(
@@ -197,7 +197,7 @@ class BoundRecipe:
         and cannot be had this way; or as `masks`.
 
     >>> from figs_jax.recipes import create
-    >>> leaves = {"w": tree.Leaf((4,), NM(1, 2), 0)}
+    >>> leaves = {"w": tree.MaskedKernel((4,), NM(1, 2), 0)}
     >>> bound = create("ste", "1:2", 10).bind(leaves)
     >>> params = {"w": jnp.arange(4.0), "b": jnp.ones(1)}
     >>> bound.effective(params, bound.masks(5, params))["w"]
@@ -208,7 +208,7 @@ class BoundRecipe:
       raise ValueError(
         f"recipe {self.recipe.name!r} prunes the gradient of a layer's output"
         f" (mvue={str(mvue)!r}), which needs the layers of figs_jax.nn;"
-        " create it without mvue, or call figs_jax.core._mvue in your backward"
+        " create it without mvue, or call figs_jax.core.mvue in your backward"
         " pass"
       )
     return _with(params, self._acting(params, masks, leak, scales))
@@ -354,7 +354,9 @@ class BoundRecipe:
     return {path: found[path] for path in self.leaves}
 
 
-def _soft(w: Array, m: Array, scale: Array, leaf: Leaf, leak: Any) -> Array:
+def _soft(
+  w: Array, m: Array, scale: Array, leaf: MaskedKernel, leak: Any
+) -> Array:
   """S-STE's weight; a stack of kernels has a stack of scales."""
 
   def one(w, m, scale):

@@ -7,6 +7,7 @@ need met, and `state`, the type of optimizer state that shows it was.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -18,12 +19,14 @@ from figs_jax.optim import (
   MaskMomentsState,
   MaskUpdatesState,
   ScaleByStepAdamState,
-  accumulates,
   decay_pruned,
   mask_moments,
   mask_updates,
-  replace_adam,
+  scale_by_step_adam,
 )
+
+# Params of no model: what most optimizers' init can be tried on.
+_PROBE = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
 
 
 @runtime_checkable
@@ -61,12 +64,7 @@ class PrunedDecay:
     if self.mode == "into_grad":
       term = decay_pruned(self.weight, self.mode, self.schedule)
       return optax.chain(term, tx)
-    if accumulates(tx):
-      raise ValueError(
-        "the decoupled decay of pruned weights would act at every micro-step of"
-        " optax.MultiSteps: put that around the result, as in optax.MultiSteps("
-        "recipe.transform(tx, learning_rate=...), k)"
-      )
+    tx = _checked(tx, self._check_accumulation)
     if learning_rate is None:
       raise ValueError(
         "the decoupled decay of pruned weights is scaled by the learning rate,"
@@ -82,6 +80,15 @@ class PrunedDecay:
       return -1 * jnp.asarray(factor * rate)
 
     return optax.chain(tx, decay_pruned(self.weight, self.mode, schedule))
+
+  @staticmethod
+  def _check_accumulation(opt_state: Any) -> None:
+    if states_of(optax.MultiStepsState, opt_state):
+      raise ValueError(
+        "The decoupled decay of pruned weights would act at every micro-step of"
+        " optax.MultiSteps: put that around the result, as in optax.MultiSteps("
+        "recipe.transform(tx, learning_rate=...), k)."
+      )
 
   def __str__(self) -> str:
     rising = ""
@@ -151,13 +158,63 @@ class StepAdam:
 
   options: tuple[tuple[str, Any], ...]
 
+  def scale_by_adam(
+    self, *moments: Any, mu_dtype: Any = None
+  ) -> optax.GradientTransformation:
+    """Takes the place of `optax.scale_by_adam` and its arguments."""
+    options = dict(self.options)
+    return scale_by_step_adam(*moments, mu_dtype=mu_dtype, **options)
+
   def compose(self, tx, learning_rate):
-    """`tx` with its scale_by_adam replaced."""
+    """`tx`, which must have STEP's Adam already."""
     del learning_rate
-    return replace_adam(tx, **dict(self.options))
+    return _checked(tx, self._check_adam)
+
+  def _check_adam(self, opt_state: Any) -> None:
+    if states_of(self.state, opt_state):
+      return
+    if states_of(optax.FactoredState, opt_state):
+      raise ValueError(
+        "STEP cannot freeze Adafactor's second moment: it is factored into row"
+        " and column means, so neither |v_t - v_{t-1}| nor a frozen v* exists"
+        " per coordinate. Use recipe.adamw(learning_rate, mu_dtype=jnp.bfloat16"
+        ") or another recipe."
+      )
+    options = dict(self.options)
+    raise ValueError(
+      "STEP needs scale_by_step_adam in the optimizer, got one without: use"
+      " recipe.adamw(learning_rate, ...) or figs_jax.optim.step_adamw("
+      f"learning_rate, t_min={options['t_min']}, t_max={options['t_max']}, ...)"
+      ", or in a chain recipe.scale_by_adam(...) in place of"
+      " optax.scale_by_adam."
+    )
 
   def __str__(self) -> str:
     return "STEP's Adam, its second moment frozen at the switch"
+
+
+def _checked(
+  tx: optax.GradientTransformation, check: Callable[[Any], None]
+) -> optax.GradientTransformationExtraArgs:
+  """`tx` with an init that passes the new state to `check`.
+
+  `check` raises ValueError. Where `tx` can be initialized for any params, that
+  happens here and now; else (labels of `optax.partition`, say) on init.
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def init(params: Any) -> Any:
+    opt_state = tx.init(params)
+    check(opt_state)
+    return opt_state
+
+  try:
+    opt_state = jax.eval_shape(tx.init, _PROBE)
+  except Exception:
+    pass
+  else:
+    check(opt_state)
+  return optax.GradientTransformationExtraArgs(init, tx.update)
 
 
 def states_of(kind: type, opt_state: Any) -> list[Any]:

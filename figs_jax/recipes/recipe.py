@@ -23,9 +23,10 @@ from figs_jax.core.groups import axis_length
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, check_groups
 from figs_jax.core.transposable import WIDEST
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
 from figs_jax.optim import ScaleByStepAdamState
+from figs_jax.optim.masked import Scalar
 from figs_jax.recipes.bibliography import bibtex
 from figs_jax.recipes.bound_recipe import BoundLeaf, BoundRecipe
 from figs_jax.recipes.criterion import (
@@ -37,7 +38,7 @@ from figs_jax.recipes.criterion import (
 )
 from figs_jax.recipes.describe import described
 from figs_jax.recipes.leak_schedule import Hard, Leak
-from figs_jax.recipes.optimizer_requirements import Need, states_of
+from figs_jax.recipes.optimizer_requirements import Need, StepAdam, states_of
 from figs_jax.recipes.pattern_schedule import Chain, Direct
 from figs_jax.recipes.stage_schedule import Once
 from figs_jax.recipes.timeline import Flag, Step, Timeline
@@ -175,14 +176,14 @@ class Recipe:
     """
     return described(self)
 
-  def bind(self, leaves: Mapping[str, Leaf]) -> BoundRecipe:
+  def bind(self, leaves: Mapping[str, MaskedKernel]) -> BoundRecipe:
     """The recipe for the kernels of one model.
 
     Every leaf gets its own chain, as long as its group axis can hold; a chain
     that had to be shortened is reported through `logging`, once per leaf.
 
     Args:
-      leaves: path -> `Leaf` of every masked kernel.
+      leaves: path -> `MaskedKernel` of every masked kernel.
 
     Raises:
       ValueError: a leaf's pattern is not (among) the recipe's, or its m does
@@ -190,7 +191,7 @@ class Recipe:
     """
     return _bind(self, tuple(sorted(leaves.items())))
 
-  def _bind(self, leaves: tuple[tuple[str, Leaf], ...]) -> BoundRecipe:
+  def _bind(self, leaves: tuple[tuple[str, MaskedKernel], ...]) -> BoundRecipe:
     bound = []
     shortened: dict[tuple[int, NM, NM], list[str]] = {}
     for path, leaf in leaves:
@@ -224,6 +225,62 @@ class Recipe:
       )
     return BoundRecipe(self, tuple(bound))
 
+  def adamw(
+    self,
+    learning_rate: optax.ScalarOrSchedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: Scalar | optax.Schedule = 1e-4,
+    mask: Any = None,
+    *,
+    before: optax.GradientTransformation | None = None,
+  ) -> optax.GradientTransformationExtraArgs:
+    """`optax.adamw` with what the recipe needs, STEP's Adam included.
+
+    Args:
+      learning_rate: Number or schedule.
+      b1, b2, eps, eps_root, mu_dtype, weight_decay: As in `optax.adamw`.
+      mask: Tree of Booleans, or a function of the params that gives one: which
+        leaves are decayed, as in `optax.adamw`. This is not an N:M mask.
+      before: Transform in front, such as clipping, which must not see the term
+        that SR-STE adds to the gradient.
+
+    >>> from figs_jax.recipes import create
+    >>> tx = create("step", "2:4", 100).adamw(1e-3)
+    >>> type(tx.init({})[0]).__name__
+    'ScaleByStepAdamState'
+    """
+    tx = optax.chain(
+      self.scale_by_adam(b1, b2, eps, eps_root, mu_dtype),
+      optax.add_decayed_weights(weight_decay, mask),
+      optax.scale_by_learning_rate(learning_rate),
+    )
+    return self.transform(tx, before=before, learning_rate=learning_rate)
+
+  def scale_by_adam(
+    self,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: Any = None,
+  ) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, or the one that the recipe puts in its place.
+
+    Use it in a chain of your own and pass the chain to `transform`.
+
+    Args:
+      b1, b2, eps, eps_root, mu_dtype: As in `optax.scale_by_adam`.
+    """
+    make = optax.scale_by_adam
+    for need in self.needs:
+      if isinstance(need, StepAdam):
+        make = need.scale_by_adam
+    return make(b1, b2, eps, eps_root, mu_dtype=mu_dtype)
+
   def transform(
     self,
     tx: optax.GradientTransformation,
@@ -231,16 +288,20 @@ class Recipe:
     before: optax.GradientTransformation | None = None,
     learning_rate: optax.ScalarOrSchedule | None = None,
   ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with what the recipe needs: chain(before, needs, tx).
+    """An optimizer of your own with what the recipe needs.
+
+    The order is chain(before, needs, tx). For AdamW use `adamw`.
 
     Args:
-      tx: any optimizer; for STEP one with a plain `scale_by_adam` in a chain.
-      before: what comes first, such as clipping: it must not see the term that
-        SR-STE adds to the gradient.
-      learning_rate: that of `tx`, needed by `sr_ste` with mode `decoupled`.
+      tx: Any optimizer; for STEP one with `scale_by_adam` of this recipe.
+      before: Transform in front, such as clipping, which must not see the term
+        that SR-STE adds to the gradient.
+      learning_rate: Learning rate of `tx`, required for `sr_ste` with mode
+        `decoupled`.
 
     Raises:
-      ValueError: `tx` cannot take what the recipe needs; the fix is named.
+      ValueError: If `tx` does not fit what the recipe needs. Where that depends
+        on the params, `init` of the result raises it.
     """
     for need in self.needs:
       tx = need.compose(tx, learning_rate)
@@ -269,8 +330,9 @@ class Recipe:
     for need in self.needs:
       if not states_of(need.state, opt_state):
         raise ValueError(
-          f"recipe {self.name!r} needs {need.name} in its optimizer, and the"
-          " optimizer state has none: build it with tx = recipe.transform(tx)"
+          f"Recipe {self.name!r} needs {need.name} in its optimizer, and the"
+          " optimizer state has none: build it with recipe.adamw(learning_rate)"
+          " or recipe.transform(tx)."
         )
 
   def switched(self, opt_state: Any) -> Bool[Array, "*shape"]:
@@ -304,7 +366,7 @@ class Recipe:
     lengths = {len(self.chain(nm, None)) for nm in self.targets}
     return tuple(sorted(lengths)) or (0,)
 
-  def _check_pattern(self, path: str, leaf: Leaf) -> None:
+  def _check_pattern(self, path: str, leaf: MaskedKernel) -> None:
     if leaf.pattern not in self.targets:
       known = ", ".join(str(nm) for nm in self.targets) or "dense only"
       raise ValueError(

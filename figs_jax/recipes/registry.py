@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -165,7 +164,9 @@ def create(
     total_steps, common["dense"], common["finetune"], common["refresh_every"]
   )
   mvue = NM.parse(common["mvue"]) if common["mvue"] else None
-  plain = Recipe(name, _pattern(pattern), line, flow=Flow(mvue=mvue))
+  rules = Rules.parse(pattern)
+  target = rules.single or rules
+  plain = Recipe(name, target, line, flow=Flow(mvue=mvue))
   if common["transposable"]:
     plain = dataclasses.replace(plain, criterion=Transposable())
   return builder(plain, **given)
@@ -180,11 +181,3 @@ def builder_of(name: str) -> Callable[..., Recipe]:
   if name not in _BUILDERS:
     raise ValueError(f"no recipe {name!r}, {nearest(str(name), _BUILDERS)}")
   return _BUILDERS[name]
-
-
-def _pattern(pattern: NM | Rules | str) -> NM | Rules:
-  if isinstance(pattern, Rules):
-    return pattern
-  if isinstance(pattern, str) and re.search(r"[^\d\s:]", pattern):
-    return Rules.parse(pattern)
-  return NM.parse(pattern)

@@ -17,7 +17,7 @@ import numpy as np
 
 from figs_jax import nn
 from figs_jax.core.masks import is_nm
-from figs_jax.core.tree import Leaf, flatten
+from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.train import seeds, tasks
 from figs_jax.train.distributed import global_batch
 from figs_jax.train.experiment import Experiment
@@ -103,7 +103,9 @@ def evaluator(
   return Evaluator(task.measure, batches, has_seeds, mesh)
 
 
-def exact_nm(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, bool]:
+def exact_nm(
+  params: Any, leaves: Mapping[str, MaskedKernel]
+) -> dict[str, bool]:
   """Whether each masked kernel has at most n non-zeros per group of m."""
   flat = flatten(params)
   return {
@@ -112,7 +114,7 @@ def exact_nm(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, bool]:
   }
 
 
-def storage(params: Any, leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+def storage(params: Any, leaves: Mapping[str, MaskedKernel]) -> dict[str, Any]:
   """Sparsity of the masked kernels and of all parameters, and bytes.
 
   `bytes_packed` counts the kept values of masked kernels with ceil(log2 m)

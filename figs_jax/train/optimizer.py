@@ -59,17 +59,16 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Clipping, then the recipe's own transforms, then AdamW."""
   options = config.optimizer
-  schedule = learning_rate(config)
-  adamw = optax.adamw(
-    schedule,
+  clip = optax.clip_by_global_norm(options.clip) if options.clip else None
+  return recipe.adamw(
+    learning_rate(config),
     b1=options.b1,
     b2=options.b2,
     eps=options.eps,
     weight_decay=options.weight_decay,
     mask=decayed,
+    before=clip,
   )
-  clip = optax.clip_by_global_norm(options.clip) if options.clip else None
-  return recipe.transform(adamw, before=clip, learning_rate=schedule)
 
 
 def decayed(params: Any) -> Any:

@@ -13,8 +13,7 @@ from flax import nnx
 from figs_jax import models, nn
 from figs_jax.core.tree import flatten
 from figs_jax.engine.spec import Engine
-from figs_jax.engine.training import TrainCost
-from figs_jax.engine.training import train_cost as cost_of_phases
+from figs_jax.engine.training import RunCost, run_cost
 from figs_jax.models.phases import phases_of
 from figs_jax.recipes import Recipe
 
@@ -87,7 +86,7 @@ def train_cost(
   steps: int | None = None,
   switched_at: int | None = None,
   itemsize: int = 2,
-) -> TrainCost:
+) -> RunCost:
   """Modelled cost of a whole training run, beside the same run without masks.
 
   The dense phase and all steps with a leak run dense, each stage runs at its
@@ -106,7 +105,7 @@ def train_cost(
 
   Raises:
     ValueError: If `figs_jax.models.phases.phases_of` or
-      `figs_jax.engine.train_cost` raises it.
+      `figs_jax.engine.run_cost` raises it.
 
   >>> import figs_jax as figs
   >>> sizes = {"depth": 1, "image_size": 8, "num_classes": 10}
@@ -120,7 +119,7 @@ def train_cost(
   phases = phases_of(
     model, recipe, batch=batch, steps=steps, switched_at=switched_at
   )
-  return cost_of_phases(phases, engine, itemsize=itemsize)
+  return run_cost(phases, engine, itemsize=itemsize)
 
 
 def _rows(model: nnx.Module, batch: int) -> list[dict[str, Any]]:

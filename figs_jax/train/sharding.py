@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from figs_jax.core.tree import Leaf, path_str
+from figs_jax.core.tree import MaskedKernel, path_str
 
 
 def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
@@ -67,7 +67,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(
-  state: Any, mesh: Mesh, leaves: Mapping[str, Leaf], seeds: bool = False
+  state: Any,
+  mesh: Mesh,
+  leaves: Mapping[str, MaskedKernel],
+  seeds: bool = False,
 ) -> Any:
   """One `NamedSharding` per leaf of a (possibly abstract) state.
 

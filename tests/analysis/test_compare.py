@@ -1,9 +1,10 @@
-"""The comparison of recipes: its rows, its table, its picture."""
+"""The comparison of recipes: its rows, its table and its plot."""
 
 import dataclasses
 import functools
 import json
 import re
+import shutil
 import struct
 
 import pytest
@@ -11,18 +12,19 @@ from flax import nnx
 
 import figs_jax
 from figs_jax.analysis import plot_style
-from figs_jax.analysis.compare import (
-  Row,
+from figs_jax.analysis._compare import (
+  ComparisonRow,
   compare,
-  markdown,
-  plot,
+  comparison_table,
+  plot_comparison,
   training_shares,
   write_json,
 )
+from figs_jax.analysis.history import histories
 from figs_jax.train.experiment import build
 
 pytestmark = pytest.mark.standard_promotion
-DENSE = Row(
+DENSE = ComparisonRow(
   recipe="dense",
   pattern="dense",
   step=10,
@@ -49,15 +51,15 @@ SPARSE = dataclasses.replace(
 @pytest.mark.parametrize("recipe", ["dense", "figs", "mdgf_exp", "step"])
 def test_training_shares_are_those_of_the_run(tiny_config, recipe):
   config = tiny_config(recipe)
-  found = training_shares(config, "ws:8x8")
+  shares = training_shares(config, "ws:8x8")
   experiment = build(config)
   model = nnx.eval_shape(lambda: experiment.model(0))
   wanted = figs_jax.train_flops(model, experiment.recipe, batch=16)
-  assert found["train_flops"] == wanted.share
+  assert shares["train_flops"] == wanted.share
   if recipe == "dense":
-    assert found["train_time"] == 1
+    assert shares["train_time"] == 1
   else:
-    assert found["train_flops"] < found["train_time"] < 1
+    assert shares["train_flops"] < shares["train_time"] < 1
 
 
 def get(tiny_config):
@@ -65,22 +67,22 @@ def get(tiny_config):
 
 
 @pytest.mark.parametrize(
-  ("run", "engine_spec", "said"),
+  ("run", "engine_spec", "message"),
   [
     (("figss", None), "ws:8x8", "no recipe 'figss', did you mean 'figs'"),
     (("figs", "ff: 1:7"), "ws:8x8", "not a multiple of m=7"),
     (("figs", "fff: 1:4"), "ws:8x8", "fff"),
     (("figs", None), "wss:8x8", "unknown kind 'wss', did you mean 'ws'"),
-    (("dense", None), "ws:8x8", "dense is there twice"),
+    (("dense", None), "ws:8x8", "dense is given twice"),
   ],
 )
-def test_a_mistake_is_told_before_anything_is_trained(
-  run, engine_spec, said, tiny_config, tmp_path, monkeypatch
+def test_errors_are_raised_before_anything_is_trained(
+  run, engine_spec, message, tiny_config, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(
-    "figs_jax.analysis.compare.train", lambda *_: pytest.fail()
+    "figs_jax.analysis._compare.train", lambda *_: pytest.fail()
   )
-  with pytest.raises(ValueError, match=re.escape(said)):
+  with pytest.raises(ValueError, match=re.escape(message)):
     compare(
       get(tiny_config), [("dense", None), run], tmp_path / "runs",
       engine_spec=engine_spec,
@@ -92,7 +94,7 @@ def test_directories_are_made_before_anything_is_trained(
   tiny_config, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(
-    "figs_jax.analysis.compare.train", lambda *_: pytest.fail()
+    "figs_jax.analysis._compare.train", lambda *_: pytest.fail()
   )
   (tmp_path / "figs").write_text("in the way")
   runs = [("dense", None), ("figs", None)]
@@ -104,11 +106,11 @@ def test_every_run_has_its_own_pattern(tiny_config, tmp_path, monkeypatch):
   shared = tiny_config("figs")
   seen = []
   monkeypatch.setattr(
-    "figs_jax.analysis.compare.train",
+    "figs_jax.analysis._compare.train",
     lambda config, _: seen.append(config.pattern) or {"finished": True},
   )
   monkeypatch.setattr(
-    "figs_jax.analysis.compare.evaluate",
+    "figs_jax.analysis._compare.evaluate",
     lambda *_, engine_spec: dataclasses.asdict(SPARSE),
   )
   runs = [("figs", "ff: 1:4"), ("figs", "ff: 1:8")]
@@ -123,34 +125,37 @@ def test_sigterm_ends_the_comparison(tiny_config, tmp_path, monkeypatch):
     seen.append(where.name)
     return {"step": 3, "finished": False}
 
-  monkeypatch.setattr("figs_jax.analysis.compare.train", stopped)
+  monkeypatch.setattr("figs_jax.analysis._compare.train", stopped)
   runs = [("dense", None), ("figs", "ff: 1:4")]
   assert not compare(get(tiny_config), runs, tmp_path, engine_spec="ws:8x8")
   assert seen == ["dense"]
 
 
-@pytest.mark.slow
 def test_a_trained_run_has_its_cost_beside_its_accuracy(
-  tiny_config, tmp_path, monkeypatch
+  short_workdir, tiny_config, tmp_path, monkeypatch
 ):
-  runs = [("figs", "ff: 1:4")]
-  (row,) = compare(get(tiny_config), runs, tmp_path, engine_spec="ws:8x8")
-  shares = training_shares(tiny_config("figs", total_steps=10), "ws:8x8")
+  def config_of(recipe, **options):
+    options = {"total_steps": 2, "checkpoint_every": 2, "seed": 1} | options
+    return tiny_config(recipe, keep=1, diagnose_every=1, **options)
+
+  shutil.copytree(short_workdir, tmp_path / "ste-ff-1-4")
+  log = (tmp_path / "ste-ff-1-4" / "metrics.jsonl").read_text()
+  runs = [("ste", "ff: 1:4")]
+  (row,) = compare(config_of, runs, tmp_path, engine_spec="ws:8x8")
+  # A finished run is not trained again.
+  assert (tmp_path / "ste-ff-1-4" / "metrics.jsonl").read_text() == log
+  (history,) = histories([short_workdir])
+  assert row.accuracies == pytest.approx(history.accuracies)
+  shares = training_shares(config_of("ste"), "ws:8x8")
   assert {name: getattr(row, name) for name in shares} == shares
-  assert row.speedup > 1 and 0 <= row.accuracy <= 1 and row.step == 10
-  # The same again trains nothing; another run is refused, unless by name.
-  assert compare(get(tiny_config), runs, tmp_path, engine_spec="ws:8x8") == [
-    row
-  ]
+  assert row.speedup > 1 and row.step == 2
+  # Another configuration is refused, unless it is allowed by name.
   monkeypatch.setattr(
-    "figs_jax.analysis.compare.train", lambda *_: pytest.fail()
+    "figs_jax.analysis._compare.train", lambda *_: pytest.fail()
   )
   runs = [("dense", None), *runs]
-
-  def longer(recipe, **options):
-    return tiny_config(recipe, total_steps=11, **options)
-
-  with pytest.raises(ValueError, match=r"figs-ff-1-4: .* total_steps; use"):
+  longer = functools.partial(config_of, total_steps=3)
+  with pytest.raises(ValueError, match=r"ste-ff-1-4: .* total_steps; use"):
     compare(longer, runs, tmp_path, engine_spec="ws:8x8")
   allowed = functools.partial(longer, allow_change=("total_steps",))
   with pytest.raises(pytest.fail.Exception):  # training would begin
@@ -158,40 +163,40 @@ def test_a_trained_run_has_its_cost_beside_its_accuracy(
 
 
 def test_the_table_has_a_cell_for_every_column():
-  head, rule, *body = markdown([DENSE, SPARSE]).splitlines()
+  head, rule, *body = comparison_table([DENSE, SPARSE]).splitlines()
   assert len({line.count("|") for line in (head, rule, *body)}) == 1
   columns = [cell.strip() for cell in head.split("|")]
   cells = [cell.strip() for cell in body[1].split("|")]
-  found = dict(zip(columns, cells, strict=True))
-  assert found["training FLOPs, share"] == "0.750"
-  assert found["training time, share"] == "0.812"
-  assert found["speed-up"] == "2.50×"
+  cell = dict(zip(columns, cells, strict=True))
+  assert cell["training FLOPs, share"] == "0.750"
+  assert cell["training time, share"] == "0.812"
+  assert cell["speed-up"] == "2.50×"
   tiny = dataclasses.replace(SPARSE, speedup=0.000412)
-  assert "| 0.00041× |" in markdown([tiny])
-  assert found["FLOPs, share of dense"] == "0.250"
+  assert "| 0.00041× |" in comparison_table([tiny])
+  assert cell["FLOPs, share of dense"] == "0.250"
 
 
 def test_rows_are_written_whole(tmp_path):
   write_json([DENSE, SPARSE], tmp_path / "rows.json")
   read = json.loads((tmp_path / "rows.json").read_text())
-  assert [Row(**row) for row in read] == [DENSE, SPARSE]
+  assert [ComparisonRow(**row) for row in read] == [DENSE, SPARSE]
 
 
 @pytest.mark.parametrize("rows", [[DENSE], [DENSE, SPARSE], [SPARSE] * 3])
 def test_pictures_of_few_and_of_equal_runs(rows, tmp_path):
   pytest.importorskip("matplotlib")
-  plot(rows, tmp_path / "report.png", "title")
+  plot_comparison(rows, tmp_path / "report.png", "title")
   header = (tmp_path / "report.png").read_bytes()[:24]
   assert header.startswith(b"\x89PNG")
   width, height = struct.unpack(">II", header[16:])
   assert width > 2 * height > 1000
 
 
-def test_each_panel_tells_places_and_patterns(tmp_path, monkeypatch):
+def test_each_panel_has_positions_and_patterns(tmp_path, monkeypatch):
   pytest.importorskip("matplotlib")
-  figures, image = [], plot_style.image
+  figures, image = [], plot_style.image_bytes
   monkeypatch.setattr(
-    plot_style, "image", lambda *a: figures.append(a[0]) or image(*a)
+    plot_style, "image_bytes", lambda *a: figures.append(a[0]) or image(*a)
   )
   several = [
     dataclasses.replace(
@@ -202,12 +207,12 @@ def test_each_panel_tells_places_and_patterns(tmp_path, monkeypatch):
     for pattern, speedup in (("1:4", 1.9), ("1:8", 2.3), ("1:16", 2.3001))
   ]  # fmt: skip
   rows = [DENSE, *several]
-  plot(rows, tmp_path / "report.png", "title")
+  plot_comparison(rows, tmp_path / "report.png", "title")
   axes = figures[0].axes
   for ax, field in zip(
     axes, ("speedup", "train_flops", "train_time"), strict=True
   ):
-    marks = [line for line in ax.lines if line.get_markersize() >= 7]
+    marks = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
     assert [tuple(mark.get_xydata()[0]) for mark in marks] == [
       (getattr(row, field), 100 * row.accuracy) for row in rows
     ]
@@ -222,13 +227,15 @@ def test_each_panel_tells_places_and_patterns(tmp_path, monkeypatch):
 def test_what_some_tasks_measure_has_its_column():
   glue = dataclasses.replace(DENSE, glue_score=0.8125, glue_score_se=0.015)
   translation = dataclasses.replace(SPARSE, bleu=27.5)
-  head, _, first, second = markdown([glue, translation]).splitlines()
+  head, _, first, second = comparison_table([glue, translation]).splitlines()
   columns = head.split(" | ")
   for name, cells in {
     "GLUE score, % (± s.e.)": ("81.25 ± 1.50", "–"),
     "BLEU (± s.e.)": ("–", "27.50"),
   }.items():
-    place = columns.index(name)
-    found = (first.split(" | ")[place], second.split(" | ")[place])
-    assert found == cells
-  assert "GLUE" not in markdown([SPARSE]) and "BLEU" not in markdown([glue])
+    column = columns.index(name)
+    assert first.split(" | ")[column] == cells[0]
+    assert second.split(" | ")[column] == cells[1]
+  assert "GLUE" not in comparison_table(
+    [SPARSE]
+  ) and "BLEU" not in comparison_table([glue])

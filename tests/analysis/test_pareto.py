@@ -1,4 +1,4 @@
-"""Accuracy against speed-up, and pictures of what has no files."""
+"""Accuracy against speed-up, and plots of histories without files."""
 
 import io
 import math
@@ -12,18 +12,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from figs_jax import engine
-from figs_jax.analysis import plot_style
-from figs_jax.analysis import plots as pictures
+from figs_jax.analysis import plot_style, plots
 from figs_jax.analysis.history import History
-from figs_jax.analysis.pareto import Point, front, points
-from figs_jax.engine import plots
+from figs_jax.analysis.pareto import ParetoPoint, pareto_front, pareto_points
+from figs_jax.engine.plots import LAYERS
 
 pytest.importorskip("matplotlib")
 
-# A history without files, for what needs none.
-
 
 def made(label, recipe="figs", seed=0, accuracies=(0.5,), speed=1, **config):
+  """A history without files."""
   base = {"recipe": {"name": recipe}, "seed": seed, "seeds": 0}
   base |= {"pattern": "ff: 1:4", "total_steps": 10, "diagnose_every": 0}
   row = {"step": 10, "loss": 1.0, "eval/accuracy": float(np.mean(accuracies))}
@@ -31,13 +29,12 @@ def made(label, recipe="figs", seed=0, accuracies=(0.5,), speed=1, **config):
     base["seeds"] = len(accuracies)
     row |= {f"eval/accuracy/seed{i}": a for i, a in enumerate(accuracies)}
     row["eval/accuracy_se"] = 0.1
-  found = History(
-    Path(label), label, base | config, [{"step": 4, "loss": 2.0}, row]
-  )
-  found.__dict__["layers"] = [
+  rows = [{"step": 4, "loss": 2.0}, row]
+  history = History(Path(label), label, base | config, rows)
+  history.__dict__["layers"] = [
     {"name": "fc", "M": 64, "N": 64, "K": 64, "pattern": f"1:{2**speed}"}
   ]
-  return found
+  return history
 
 
 def test_runs_that_differ_in_the_seed_are_one_point():
@@ -46,7 +43,7 @@ def test_runs_that_differ_in_the_seed_are_one_point():
     made("b", seed=2, accuracies=(0.9,)),
     made("c", seed=0, accuracies=(0.4,), total_steps=20),
   ]
-  one, other = points(runs, ["ws:16x16"])
+  one, other = pareto_points(runs, ["ws:16x16"])
   assert one.accuracies == (0.5, 0.7, 0.9) and one.runs == ("a", "b")
   assert one.accuracy == pytest.approx(0.7)
   assert one.error == pytest.approx(np.std([0.5, 0.7, 0.9], ddof=1) / 3**0.5)
@@ -54,7 +51,7 @@ def test_runs_that_differ_in_the_seed_are_one_point():
   report = engine.report(runs[0].layers, ["ws:16x16"])
   assert one.speedup == report.totals[0].speedup > 1
   with pytest.raises(ValueError, match="seed 1 of this configuration"):
-    points([*runs, made("d", seed=1)], ["ws"])
+    pareto_points([*runs, made("d", seed=1)], ["ws"])
 
 
 def test_seeds_that_are_not_equally_far_make_no_mean():
@@ -62,22 +59,22 @@ def test_seeds_that_are_not_equally_far_make_no_mean():
   late.rows[-1]["step"] = 8
   message = "b: evaluated at step 8, but a at 10"
   with pytest.raises(ValueError, match=message):
-    points([made("a"), late], ["ws"])
+    pareto_points([made("a"), late], ["ws"])
 
 
 def test_what_diverged_is_not_on_the_front():
-  found = [
-    Point("ws", "r", "1:4", 1.0, (accuracy,), ())
+  points = [
+    ParetoPoint("ws", "r", "1:4", 1.0, (accuracy,), ())
     for accuracy in (0.7, math.nan, 0.9)
   ]
-  assert [point.accuracy for point in front(found)] == [0.9]
+  assert [point.accuracy for point in pareto_front(points)] == [0.9]
 
 
 def test_a_run_without_evaluation_is_named():
   run = made("a")
   run.rows.pop()
   with pytest.raises(ValueError, match="a: no evaluation yet"):
-    points([run], ["ws"])
+    pareto_points([run], ["ws"])
 
 
 @settings(deadline=None)
@@ -87,13 +84,15 @@ def test_a_run_without_evaluation_is_named():
   )
 )
 def test_the_front_is_what_none_beats(pairs):
-  found = [Point("ws", "r", "1:4", float(x), (y / 6,), ()) for x, y in pairs]
+  points = [
+    ParetoPoint("ws", "r", "1:4", float(x), (y / 6,), ()) for x, y in pairs
+  ]
   want = {
     (a, b)
     for a, b in pairs
     if not any((c >= a and d > b) or (c > a and d >= b) for c, d in pairs)
   }
-  got = [(p.speedup, round(6 * p.accuracy)) for p in front(found)]
+  got = [(p.speedup, round(6 * p.accuracy)) for p in pareto_front(points)]
   assert sorted(want) == got
 
 
@@ -103,10 +102,10 @@ def test_pareto_draws_means_and_errors():
     made("b", recipe="step", accuracies=(0.8,), speed=1),
     made("c", accuracies=(0.3, 0.5), speed=3, pattern="ff: 1:8"),
   ]
-  found = points(runs, ["ws:16x16", "figs"])
-  left, right = pictures.pareto(found).axes
+  points = pareto_points(runs, ["ws:16x16", "figs"])
+  left, right = plots.plot_pareto(points).axes
   for ax, spec in ((left, "ws:16x16"), (right, "figs")):
-    here = [point for point in found if point.engine == spec]
+    here = [point for point in points if point.engine == spec]
     assert spec in ax.get_xlabel()
     known = [point for point in here if not np.isnan(point.error)]
     assert 0 < len(known) < len(here)
@@ -116,25 +115,27 @@ def test_pareto_draws_means_and_errors():
       assert (high + low) / 2 == pytest.approx(100 * point.accuracy)
     texts = [text.get_text() for text in ax.texts]
     assert texts == ["1:2", "1:2", "1:8"]
-    marks = [line for line in ax.lines if line.get_markersize() >= 7]
+    marks = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
     places = [tuple(mark.get_xydata()[0]) for mark in marks]
     assert places == [(point.speedup, 100 * point.accuracy) for point in here]
     # The front goes from mark to mark.
     (line,) = (line for line in ax.lines if line.get_label() == "Pareto front")
     corners = [tuple(corner) for corner in line.get_xydata()]
     assert set(corners) <= set(places)
-    assert corners == [(p.speedup, 100 * p.accuracy) for p in front(here)]
+    assert corners == [
+      (p.speedup, 100 * p.accuracy) for p in pareto_front(here)
+    ]
   title = "Accuracy against modelled speed-up: a, b, c"
   assert left.figure.get_suptitle() == title
 
 
 def test_no_front_without_two_points():
-  figure = pictures.pareto(points([made("a")], ["ws:16x16"]))
+  figure = plots.plot_pareto(pareto_points([made("a")], ["ws:16x16"]))
   (legend,) = figure.legends
   assert [text.get_text() for text in legend.get_texts()] == ["a (figs)"]
 
 
-def test_a_colour_is_a_run_in_all_pictures():
+def test_a_run_has_one_colour_in_all_plots():
   """Whoever is left out of one, and whichever seeds are one point."""
   runs = [
     made("dense", recipe="dense"), made("a", seed=1), made("b", recipe="ste"),
@@ -147,11 +148,11 @@ def test_a_colour_is_a_run_in_all_pictures():
       run.rows[0][f"layers/fc/kernel/grad_var_{entries}"] = 0.2
   masked = runs[1:]
   figures = [
-    pictures.training(runs, order),
-    pictures.training([runs[2]], order),
-    pictures.flips(masked, order),
-    pictures.variance(masked[1:], order),
-    pictures.pareto(points(masked, ["ws:16x16"]), order),
+    plots.plot_training(runs, order),
+    plots.plot_training([runs[2]], order),
+    plots.plot_mask_changes(masked, order),
+    plots.plot_gradient_variance(masked[1:], order),
+    plots.plot_pareto(pareto_points(masked, ["ws:16x16"]), order),
   ]
   want = {label: plot_style.RUNS[place] for place, label in enumerate(order)}
   want |= {"a, a2 (figs)": want["a"], "b (ste)": want["b"]}
@@ -166,14 +167,14 @@ def test_a_colour_is_a_run_in_all_pictures():
         if line.get_linestyle() == "None":
           colour = line.get_markeredgecolor()
         assert colour == want[name], (name, ax.get_ylabel())
-  assert not set(plot_style.RUNS) & set(plots.LAYERS)
+  assert not set(plot_style.RUNS) & set(LAYERS)
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_files_parse_and_repeat(kind):
   runs = [made("a", accuracies=(0.5, 0.7)), made("b", recipe="step")]
   once, again = (
-    plot_style.image(pictures.training(runs), kind) for _ in range(2)
+    plot_style.image_bytes(plots.plot_training(runs), kind) for _ in range(2)
   )
   assert once == again
   if kind == "png":
@@ -184,6 +185,6 @@ def test_files_parse_and_repeat(kind):
     assert once.startswith(b"%PDF") and once.rstrip().endswith(b"%%EOF")
 
 
-def test_many_lines_keep_their_looks_apart():
-  styles = [tuple(plot_style.style(i).values()) for i in range(28)]
+def test_many_lines_have_different_styles():
+  styles = [tuple(plot_style.line_style(i).values()) for i in range(28)]
   assert len(set(styles)) == 28

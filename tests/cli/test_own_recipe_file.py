@@ -6,8 +6,9 @@ import shlex
 import sys
 
 import pytest
+from absl import flags
 
-from figs_jax.cli import recipe_file
+from figs_jax import cli
 from figs_jax.recipes import registry
 from figs_jax.train.config import ConfigError
 from tests.programs import REPO, assert_one_clear_line, call, in_one_process
@@ -49,6 +50,11 @@ def files(tmp_path_factory, data_dir):
   text = CONFIG.replace("DATA_DIR", repr(data_dir))
   (where / "config.py").write_text(text)
   return where
+
+
+def run_recipe_file(path):
+  parser = flags.ArgumentParser()
+  cli.run_user_file(flags.Flag(parser, None, "recipe_file", str(path), ""))
 
 
 @pytest.fixture(scope="module")
@@ -120,20 +126,23 @@ def test_a_run_is_repeated_with_its_own_recipe(files, monkeypatch):
   saved = json.loads((files / "run" / "config.json").read_text())
   with pytest.raises(ConfigError, match="own.py: add --recipe_file"):
     again(str(files / "run" / "config.json"))
-  recipe_file.run(files / "own.py")
+  run_recipe_file(files / "own.py")
   config = again(str(files / "run" / "config.json"))
   assert config.recipe.name == "mine_only"
   assert config.recipe.spice == 3
   assert json.loads(json.dumps(config.to_dict())) == saved
 
 
-def test_one_file_is_itself_under_another_name(files, monkeypatch):
+def test_one_file_is_itself_under_another_name(files, monkeypatch, capsys):
   """As a configuration that holds its recipe, and as --recipe_file."""
   for table in ("_BUILDERS", "_DEFAULTS"):
     monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
   runpy.run_path(str(files / "own.py"), run_name="config")
   (files / "other.py").write_text(OWN)
-  with pytest.raises(ValueError, match="mine_only' is registered already"):
-    recipe_file.run(files / "other.py")
+  with pytest.raises(SystemExit):
+    run_recipe_file(files / "other.py")
+  error = capsys.readouterr().err
+  assert f"--recipe_file {files / 'other.py'}, line 5: ValueError" in error
+  assert "mine_only' is registered already" in error
   (files / "link.py").symlink_to(files / "own.py")
-  recipe_file.run(files / "link.py")
+  run_recipe_file(files / "link.py")

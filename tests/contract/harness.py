@@ -16,7 +16,7 @@ import figs_jax
 from figs_jax import recipes
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 
 from .compiling import compiled
 from .containers import CONTAINERS, SIZES, Net, Plain
@@ -48,11 +48,8 @@ def recipe_of(row):
 
 def optimizer(recipe):
   """Adam behind a clip, which must not see what a recipe adds."""
-  return recipe.transform(
-    optax.adam(RATE, B1, B2, EPS),
-    before=optax.clip_by_global_norm(CLIP),
-    learning_rate=RATE,
-  )
+  clip = optax.clip_by_global_norm(CLIP)
+  return recipe.adamw(RATE, B1, B2, EPS, weight_decay=0.0, before=clip)
 
 
 class Functional:
@@ -162,7 +159,7 @@ def _seen(run, step, params, masks, opt_state, scales=None):
 
 
 def leaf_of(shape, nm, axis):
-  return Leaf(shape if axis == -2 else shape[::-1], NM(*nm), axis)
+  return MaskedKernel(shape if axis == -2 else shape[::-1], NM(*nm), axis)
 
 
 def run_of(row, kind, **unknown):

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from figs_jax.core import diagnostics as d
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 
 LAW = settings(deadline=None, max_examples=40)
 SHAPE = (6, 4)
@@ -274,7 +274,10 @@ def test_first_bad_group_against_every_group(axis, pattern, exact, seed):
 
 
 def test_check_nm_names_leaf_group_count_and_expectation():
-  leaves = {"a/kernel": Leaf((8, 2), NM(1, 4)), "b": Leaf((4, 4), NM(2, 4), -1)}
+  leaves = {
+    "a/kernel": MaskedKernel((8, 2), NM(1, 4)),
+    "b": MaskedKernel((4, 4), NM(2, 4), -1),
+  }
   rng = np.random.default_rng(0)
   weights = {
     "a": {"kernel": rng.normal(size=(8, 2)).astype(np.float32), "bias": None},
@@ -302,7 +305,7 @@ def test_check_nm_names_leaf_group_count_and_expectation():
 
 
 def test_check_nm_takes_nan_and_zero_as_is_nm_does():
-  leaves = {"w": Leaf((4,), NM(2, 4), 0)}
+  leaves = {"w": MaskedKernel((4,), NM(2, 4), 0)}
   d.check_nm({"w": jnp.zeros(4, jnp.bfloat16)}, leaves)
   d.check_nm({"w": jnp.array([jnp.nan, 0, 0, 1])}, leaves)
   with pytest.raises(ValueError, match="keeps 3"):

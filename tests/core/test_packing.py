@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from figs_jax.core import NM, Leaf, nm_mask
+from figs_jax.core import NM, MaskedKernel, nm_mask
 from figs_jax.core.packing import (
   LAYOUTS,
   Packed,
@@ -18,7 +18,7 @@ from figs_jax.core.packing import (
   unpack,
   unpack_tree,
 )
-from figs_jax.engine.flops import packed_bytes
+from figs_jax.engine import packed_bytes
 
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 NUMPY = "float64 float32 float16 bool complex64"
@@ -209,8 +209,8 @@ def tree_and_leaves():
   )
   tree = {"a": [{"kernel": kernel, "bias": np.ones(4)}, None], "conv": conv}
   leaves = {
-    "a/0/kernel": Leaf((2, 8, 4), NM(1, 4)),
-    "conv": Leaf((2, 2, 3, 5), NM(2, 4), (-4, -3, -2)),
+    "a/0/kernel": MaskedKernel((2, 8, 4), NM(1, 4)),
+    "conv": MaskedKernel((2, 2, 3, 5), NM(2, 4), (-4, -3, -2)),
   }
   return tree, leaves
 
@@ -230,7 +230,7 @@ def test_trees(layout):
   with pytest.raises(ValueError, match="a/kernel: no such array, did you mean"):
     pack_tree(tree, {"a/kernel": leaves["conv"]})
   with pytest.raises(ValueError, match=r"conv: shape .*, expected \(8, 4\)"):
-    pack_tree(tree, {"conv": Leaf((8, 4), NM(1, 4))})
+    pack_tree(tree, {"conv": MaskedKernel((8, 4), NM(1, 4))})
   tree["conv"] = random_bits(
     np.random.default_rng(1), (2, 2, 3, 5), np.dtype(np.float32)
   )

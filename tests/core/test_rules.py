@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from figs_jax.core import NM, Leaf, Rules
+from figs_jax.core import NM, MaskedKernel, Rules
 from figs_jax.core.rules import check_groups, nearest, word_table
 
 WORDS = word_table(
@@ -49,7 +49,7 @@ def test_the_first_match_wins():
 
 def test_a_leaf_states_shape_pattern_and_axis():
   leaf = resolve(".*/attn/out/kernel: 2:4")["blocks/1/attn/out/kernel"]
-  assert leaf == Leaf((4, 4, 16), NM(2, 4), (0, 1))
+  assert leaf == MaskedKernel((4, 4, 16), NM(2, 4), (0, 1))
 
 
 def test_what_no_rule_names_and_n_of_m_stay_dense():
@@ -70,7 +70,9 @@ def test_keys_may_hold_the_signs_of_the_grammar():
   assert rules.rules == ((r"(?:a|b)/\d{1,2}/.*", NM(2, 4)), ("ff", None))
 
 
-keys = st.sampled_from(["ff", "q", ".*", r"a/\d+/b", "x{1,2}", "(?:p|q)/k"])
+keys = st.sampled_from(
+  ["ff", "q", ".*", "*", r"a/\d+/b", "x{1,2}", "(?:p|q)/k"]
+)
 values = st.none() | st.integers(1, 64).map(lambda n: NM(n, 64))
 
 
@@ -90,18 +92,21 @@ def test_map_leaves_dense_alone():
 @pytest.mark.parametrize(
   "text, message",
   [
-    ("", "empty"),
-    (" , ", "cannot read|empty"),
-    ("ff", "cannot read 'ff'"),
-    ("ff: 1:", "cannot read"),
+    ("", "Invalid N:M pattern ''"),
+    ("8", "Invalid N:M pattern '8': expected 'n:m', for example '2:4'"),
+    ("9:8", "Invalid N:M pattern '9:8': expected 1 <= n <= m"),
+    (",", "at least one rule"),
+    (" , ", "Invalid rules ' , '.* got ','"),
+    ("ff", "Invalid rules 'ff': expected 'key: n:m' or .* got 'ff'"),
+    ("ff: 1:", "got 'ff: 1:'"),
     ("ff: none", "'key: dense'"),
-    ("ff 1:8, qk: 1:4", "cannot read 'ff 1:8"),
-    ("ff: 1:8 qk: 1:4", "cannot read"),
-    ("qk: 1:4, ff: 1:8 head: dense", "cannot read 'ff: 1:8 head"),
-    ("ff: 1:8,, qk: 1:4", "cannot read"),
-    ("ff: 9:8", r"rule 'ff': NM\(9, 8\).*1 <= n <= m"),
+    ("ff 1:8, qk: 1:4", "got 'ff 1:8"),
+    ("ff: 1:8 qk: 1:4", "got 'ff: 1:8 qk"),
+    ("qk: 1:4, ff: 1:8 head: dense", "got 'ff: 1:8 head"),
+    ("ff: 1:8,, qk: 1:4", "got ', qk"),
+    ("ff: 9:8", "Rule 'ff': Invalid N:M pattern '9:8': expected 1 <= n <= m"),
     ("ff: 0:4", "1 <= n <= m"),
-    ("a/(b: 1:4", r"rule 'a/\(b' is no regular expression"),
+    ("a/(b: 1:4", r"Rule 'a/\(b': invalid regular expression"),
   ],
 )
 def test_text_that_cannot_be_read(text, message):
@@ -110,8 +115,32 @@ def test_text_that_cannot_be_read(text, message):
 
 
 def test_a_pattern_that_is_none(unchecked):
-  with pytest.raises(ValueError, match="rule 'ff': '1:8' is no pattern"):
+  with pytest.raises(ValueError, match="Rule 'ff': expected NM.* got '1:8'"):
     Rules((("ff", "1:8"),))
+
+
+@pytest.mark.parametrize("given", [None, 8, ("ff", "1:8")])
+def test_rules_of_another_type(given, unchecked):
+  with pytest.raises(ValueError, match="Expected rules as text"):
+    Rules.parse(given)
+
+
+@given(st.integers(1, 64))
+def test_one_pattern_means_every_kernel(n):
+  pattern = NM(n, 64)
+  rules = Rules.parse(pattern)
+  assert rules.single == pattern and str(rules) == str(pattern)
+  assert rules == Rules.parse(str(pattern)) == Rules.parse(f" *: {pattern},")
+  assert rules.map(lambda nm: NM(nm.n, 128)).single == NM(n, 128)
+  for text in (f".*: {pattern}", f"*: {pattern}, ff: 1:8", "*: dense"):
+    assert Rules.parse(text).single is None
+
+
+def test_the_key_of_every_kernel():
+  assert patterns("1:2") == dict.fromkeys(KERNELS, "1:2")
+  assert patterns("ff: dense, *: 1:2") == patterns("ff: dense, .*: 1:2")
+  with pytest.raises(ValueError, match="Rule 'ff' is dead"):
+    resolve("*: 1:2, ff: 1:8")
 
 
 @pytest.mark.parametrize(
@@ -119,13 +148,13 @@ def test_a_pattern_that_is_none(unchecked):
   [
     (
       "fff: 1:8",
-      "rule 'fff': no such word.*did you mean 'ff'.*[Kk]nown: ff, h",
+      "Rule 'fff': unknown word.*did you mean 'ff'.*[Kk]nown: ff, h",
     ),
-    ("qkv: 1:8, zebra: 2:4", "rule 'zebra': no such word.*'.*/zebra/.*'"),
+    ("qkv: 1:8, zebra: 2:4", "Rule 'zebra': unknown word.*'.*/zebra/.*'"),
     ("mlp/fc1/kernel: 1:8", "matches no kernel .*'blocks/./mlp/fc1/kernel'"),
-    ("v: 1:8", "rule 'v' matches no kernel"),
-    (".*: 1:2, ff: 1:8", "rule 'ff' is dead: earlier rules win"),
-    ("ff: 1:8, ff: 1:4", "rule 'ff' is dead"),
+    ("v: 1:8", "Rule 'v' matches no kernel"),
+    (".*: 1:2, ff: 1:8", "Rule 'ff' is dead: earlier rules win"),
+    ("ff: 1:8, ff: 1:4", "Rule 'ff' is dead"),
     (
       "ff: 1:8, head: dense, .*out/kernel: 1:3",
       "blocks/0/attn/out/kernel: axis .0, 1. has length 16, .*m=3; choose",
@@ -139,7 +168,7 @@ def test_rules_that_do_not_fit_the_model(text, message):
 
 
 def test_no_kernels_at_all():
-  with pytest.raises(ValueError, match="nearest path is 'none'"):
+  with pytest.raises(ValueError, match="Nearest path: 'none'"):
     Rules.parse("ff: 1:8").resolve({}, WORDS)
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf, flatten, map_masked, map_paths
+from figs_jax.core.tree import MaskedKernel, flatten, map_masked, map_paths
 
 PARAMS = {"blocks": {0: {"kernel": 2.0, "bias": 3.0}, 1: {"kernel": 5.0}}}
 MASKS = {"blocks": {0: {"kernel": 10.0, "bias": None}, 1: {"kernel": None}}}
@@ -40,7 +40,7 @@ def test_trees_that_do_not_line_up_are_refused():
 
 
 def test_map_paths_makes_a_mask_tree():
-  leaf = Leaf((1,), NM(1, 4))
+  leaf = MaskedKernel((1,), NM(1, 4))
   out = map_paths(
     lambda leaf, x: (leaf.pattern.m, x), PARAMS, {"blocks/1/kernel": leaf}
   )

@@ -145,7 +145,7 @@ def test_an_overflow_is_refused_and_never_wrapped(spec):
     ("tensorcore:a100", "2:5", "pattern 2:5 does not fit .*blocks of 4"),
     ("figs:alpha=3", "1:6", "pattern 1:6 does not fit .*blocks of 4"),
     ("figs:4x4", "1:8", "block of 8 rows is longer than rows=4; set rows=8"),
-    ("figs:exchange=swap", "1:6", "no power of two.*exchange='mux'"),
+    ("figs:exchange=swap", "1:6", "not a power of two.*exchange='mux'"),
   ],
 )
 def test_a_pattern_that_does_not_fit_names_its_layer(spec, pattern, message):

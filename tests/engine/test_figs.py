@@ -18,22 +18,22 @@ from figs_jax.engine import (
   Systolic,
   Vegeta,
   cost,
-  figs,
   parse,
-  systolic,
-  vegeta,
 )
 from figs_jax.engine.blocks import exchanges, worst_exchange
-from figs_jax.engine.description import UNLIMITED
-from figs_jax.engine.figs import checkpoint_stall_factor, counts, stall_factor
-from figs_jax.engine.spec import EXCHANGES, OVERLAPS
+from figs_jax.engine.figs import (
+  EXCHANGES,
+  checkpoint_stall_factor,
+  stall_factor,
+)
+from figs_jax.engine.spec import OVERLAPS, UNLIMITED
 from figs_jax.engine.studies.bandwidth import (
   iso_bandwidth_speedup,
   ledger,
-  port_values,
   utilisation_bound,
 )
 from figs_jax.engine.timing import PARTS
+from tests.engine.counting import counts
 
 laws = settings(deadline=None, max_examples=40)
 sizes = st.integers(1, 40)
@@ -248,7 +248,7 @@ def test_the_published_preset_by_hand():
   "fields, pattern, why",
   [
     ({"rows": 4}, "1:8", "block of 8 rows is longer than rows=4; set rows=8"),
-    ({"alpha": 7, "exchange": "swap"}, "1:6", "no power of two"),
+    ({"alpha": 7, "exchange": "swap"}, "1:6", "is not a power of two"),
     ({"alpha": 7}, "1:12", "does not fit the engine's blocks of 8"),
     ({"block": 4}, "1:6", "does not fit the engine's blocks of 4"),
     ({"alpha": 3}, "5:4", "keep n of every m"),
@@ -283,7 +283,7 @@ def test_no_weight_stationary_array_passes_its_bound(
   M, N, K, design, overlap, pattern
 ):  # fmt: skip
   engine, nm = built(design)
-  values = port_values(engine, nm.n, nm.m)
+  values = engine.port_values(nm.n, nm.m)
   inputs = min(int(values["inputs"]), engine.bw_in)
   outputs, P = int(values["outputs"]), engine.rows * engine.cols * engine.beta
   bound = utilisation_bound(inputs, outputs, _density(engine, nm), P)
@@ -292,19 +292,19 @@ def test_no_weight_stationary_array_passes_its_bound(
   n, m = pattern
   for sparse in (True, False):
     other = Vegeta(sparse, 2, 2, 8, 6, overlap=overlap, bw_in=engine.bw_in)
-    values = port_values(other, n, m)
+    values = other.port_values(n, m)
     inputs, outputs = (int(values[name]) for name in ("inputs", "outputs"))
     bound = utilisation_bound(inputs, outputs, n / m, 8 * 6)
     held = {"n": n, "m": m}
-    assert vegeta.counts(M, N, K, other, **held)["utilisation"] <= bound + 1e-12
+    assert counts(M, N, K, other, **held)["utilisation"] <= bound + 1e-12
   plain = Systolic("ws", 5, 3, overlap=overlap)
-  got = systolic.counts(M, N, K, plain)["utilisation"]
+  got = counts(M, N, K, plain)["utilisation"]
   assert got <= utilisation_bound(5, 3, 1, 15)
 
 
 def _density(engine, nm):
   """What blocks run, which is not below n / m."""
-  block, run = figs.packing(nm.n, nm.m, engine)
+  block, run = engine.packing(nm.n, nm.m)
   return int(run) / int(block)
 
 
@@ -312,7 +312,7 @@ def test_the_bound_is_reached_by_long_streams():
   # A port of 16 values feeds half of 32 rows.
   for engine, n, m in [(Figs(32, 16, overlap="full", bw_in=16), 1, 8),
                        (Figs(32, 16, overlap="full"), 3, 8)]:  # fmt: skip
-    values = port_values(engine, n, m)
+    values = engine.port_values(n, m)
     inputs = min(int(values["inputs"]), engine.bw_in)
     bound = utilisation_bound(inputs, int(values["outputs"]), n / m, 512)
     got = counts(10**7, 512, 512, engine, n, m)["utilisation"]
@@ -340,8 +340,8 @@ def test_where_the_published_speedups_can_come_from():
   for m in (2, 4):
     # 4 / m rows share a value, which the port carries to each of them.
     theirs = Vegeta(True, 16, 2, bw_in=32 * 4 // m, tile=T)
-    slow = vegeta.counts(**layer, m=m, engine=theirs)
-    assert slow["stall_in"] == (m - 1) * slow["compute"]
+    slow = counts(**layer, m=m, engine=theirs)
+    assert slow["stall_input"] == (m - 1) * slow["compute"]
     fast = counts(**layer, m=m, engine=Figs(32, 16, overlap="full"))
     ratio = slow["cycles"] / fast["cycles"]
     np.testing.assert_allclose(ratio, m + o / T, rtol=1e-3)

@@ -14,9 +14,10 @@ from figs_jax.engine import (
   dense_bytes,
   flops,
   packed_bytes,
-  train_flops,
+  step_flops,
 )
-from figs_jax.engine.flops import check_itemsize, index_bits
+from figs_jax.engine.blocks import index_bits
+from figs_jax.engine.spec import check_itemsize
 
 # GFLOPs, arXiv 2402.04744, appendix D: patterns on the feed-forward layers.
 PUBLISHED = {
@@ -66,7 +67,7 @@ def test_training_flops_count_the_products_of_a_step(leak):
     ((K, M), np.ones((M, N))),  # dw = x^T dy
   )
   row = {"name": "a", "M": M, "N": N, "K": K, "pattern": "3:8", "count": 2}
-  assert train_flops([row], leak_positive=leak).tolist() == [2 * 2 * step]
+  assert step_flops([row], leak_positive=leak).tolist() == [2 * 2 * step]
 
 
 def test_flops_do_not_wrap():
@@ -121,7 +122,7 @@ def test_the_engine_moves_the_packed_weight():
 )
 def test_an_itemsize_is_a_whole_number_of_bytes(itemsize):
   with pytest.raises(
-    ValueError, match=f"itemsize=.*{itemsize}.*: give the byte"
+    ValueError, match=f"itemsize: expected bytes .*got .*{itemsize}"
   ):
     check_itemsize(itemsize)
 
@@ -134,6 +135,8 @@ def test_every_engine_refuses_values_without_bytes(spec):
   check_itemsize(np.int64(1))
   assert cost([row], spec, itemsize=1).cycles[0] > 0
   for itemsize in (0, -1):
-    with pytest.raises(ValueError, match=f"itemsize={itemsize}: give") as error:
+    with pytest.raises(
+      ValueError, match=f"itemsize: .*got {itemsize}$"
+    ) as error:
       cost([row], spec, itemsize=itemsize)
     assert "\n" not in str(error.value)

@@ -1,9 +1,11 @@
 """Exactness: int64 scoped to the call, refused past it, under any transform."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax.engine import Cost, Layers, Systolic, cost, parse
-from figs_jax.engine.systolic import counts
+from figs_jax.engine.int64 import array_dataclass, ceil_div, exact, is_traced
+from figs_jax.engine.interval import Interval
+from tests.engine.counting import counts
 
 ROWS = [
   {"name": "qkv", "M": 196, "N": 768, "K": 768, "count": 3},
@@ -198,3 +202,76 @@ def test_engine_imports_without_a_device_or_config():
   assert got == ws(65536, 65536, 65536, 8, 8)
   ours = ("figs_jax.engine", "figs_jax.core")
   assert all(room.startswith(ours) for room in rooms)
+
+
+@array_dataclass()
+@dataclasses.dataclass(frozen=True)
+class Gemm:
+  M: Any
+  K: Any
+
+
+@array_dataclass("doubled", labels=("name",))
+@dataclasses.dataclass(frozen=True)
+class Toy:
+  rows: Any
+  gemm: Gemm = Gemm(1, 1)
+  doubled: bool = False
+  name: str = "toy"
+
+  def __post_init__(self):
+    if not is_traced(self.rows):
+      assert isinstance(self.rows, int | np.ndarray)
+
+
+seen = []
+
+
+@functools.partial(exact, limits={"rows": (1, 99), "n": (0, 7), "M": (1, 9)})
+def toy_counts(gemm, toy, n, *, itemsize):
+  seen.append((toy.name, toy.doubled))
+  folds = ceil_div(gemm.K, toy.rows) * (2 if toy.doubled else 1)
+  return {
+    "cycles": folds * gemm.M + n,
+    "inner": toy.gemm.M,
+    "bytes": itemsize * n,
+  }
+
+
+def test_a_formula_takes_dataclasses_beside_sizes():
+  rows = np.array([[2], [3]])
+  gemm, toy = Gemm(np.array([4, 5, 6]), 7), Toy(rows, Gemm(1, 2), True)
+  got = toy_counts(gemm, toy, 1, itemsize=3)
+  want = -(-7 // rows) * 2 * np.array([4, 5, 6]) + 1
+  np.testing.assert_array_equal(got["cycles"], want)
+  assert int(got["inner"].max()) == 1 and int(got["bytes"].max()) == 3
+  traced = jax.jit(lambda g, t: toy_counts(g, t, 1, itemsize=3))(gemm, toy)
+  np.testing.assert_array_equal(traced["cycles"], want)
+  bound = toy_counts(Gemm(Interval.of(4), 7), toy, 1, itemsize=3)
+  assert isinstance(bound["cycles"], Interval)
+
+
+@pytest.mark.parametrize(
+  ("args", "field"),
+  [
+    ((Gemm(4, 7), Toy(100), 1), "rows"),
+    ((Gemm(10, 7), Toy(3), 1), "M"),
+    ((Gemm(4, 0), Toy(3), 1), "K"),
+    ((Gemm(4, 7), Toy(3, Gemm(10, 1)), 1), "M"),
+    ((Gemm(4, 7), Toy(3), 8), "n"),
+  ],
+)
+def test_a_field_is_checked_by_its_name(args, field):
+  with pytest.raises(ValueError, match=f"^{field}: got"):
+    toy_counts(*args, itemsize=1)
+
+
+def test_a_label_makes_nothing_anew_and_static_fields_do():
+  args = Gemm(4, 7), Toy(3, name="first"), 1
+  toy_counts(*args, itemsize=1)
+  seen.clear()
+  toy_counts(Gemm(4, 7), Toy(3, name="second"), 1, itemsize=1)
+  bounded = len(seen)
+  assert all(name == "" for name, _ in seen)
+  toy_counts(Gemm(4, 7), Toy(3, doubled=True), 1, itemsize=1)
+  assert len(seen) > 2 * bounded and seen[-1] == ("", True)

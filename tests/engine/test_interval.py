@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from figs_jax.engine import parse
+from figs_jax.engine import Gemm, parse
 from figs_jax.engine._cost import evaluate
 from figs_jax.engine.int64 import INT64_MAX, ceil_div, exact, larger, smaller
 from figs_jax.engine.interval import Interval, Watched
@@ -59,7 +59,7 @@ def test_bounds_enclose_every_result_and_all_on_the_way(
       return number(rows if name == "rows" else np.array([value], object))
 
     sizes = [number(x) for x in (M, N, K, n, m)]
-    return evaluate(*sizes, with_leaves(engine, leaf))
+    return evaluate(Gemm(*sizes), with_leaves(engine, leaf))
 
   bounds, points = run(Interval.of), run(Watched)
   assert bounds.keys() == points.keys()
@@ -163,12 +163,12 @@ def test_all_kinds_agree_with_python_integers(spec, scale):
   M = M * scale + rng.integers(0, 7, size)
   m = 2 ** rng.integers(0, 5, size)
   n = np.maximum(m // 2, 1)
-  got = evaluate(M, N, K, n, m, parse(spec))
+  got = evaluate(Gemm(M, N, K, n, m), parse(spec))
   big = with_leaves(
     parse(spec), lambda name, value: Watched(np.array([value], object))
   )
   sizes = (Watched(x.astype(object)) for x in (M, N, K, n, m))
-  want = evaluate(*sizes, big)
+  want = evaluate(Gemm(*sizes), big)
   for name, value in want.items():
     if value.whole:
       np.testing.assert_array_equal(got[name], value.x.astype(np.int64))

@@ -151,8 +151,8 @@ def test_convolutions_are_products_of_patches(table):
   assert rows(table(text)) == [("Conv1", 55 * 55, 96, 11 * 11 * 3, "dense", 1)]
   sizes = [(9, 7, 3, 2, 5, 8, 2), (5, 8, 5, 3, 1, 1, 3), (6, 6, 1, 1, 7, 4, 4)]
   lines = (",".join(map(str, ("c", *size, "2:4", ""))) for size in sizes)
-  found = rows(table("\n".join((f"{CONV} Sparsity,", *lines))))
-  for (ih, iw, fh, fw, c, filters, s), row in zip(sizes, found):
+  table_rows = rows(table("\n".join((f"{CONV} Sparsity,", *lines))))
+  for (ih, iw, fh, fw, c, filters, s), row in zip(sizes, table_rows):
     m = patches(ih, fh, s) * patches(iw, fw, s)
     assert row == ("c", m, filters, fh * fw * c, "2:4", 1)
 
@@ -207,7 +207,7 @@ CASES = {
   "no pattern": (f"{GOOD}x,1,1,1,8,\n", "row 3, column 'pattern'", "got '8'"),
   "bad pattern": (f"{GOOD}x,1,1,1,9:8,\n", "row 3, column 'pattern'", "'9:8'"),
   "wide m": (f"{GOOD}x,1,1,1,1:{2**31},\n", "'pattern'", "up to 2147483647"),
-  "padded": (f"{GOOD}x,1,1,1,1:8{' ' * 99}9,\n", "'pattern'", "write n:m"),
+  "padded": (f"{GOOD}x,1,1,1,1:8{' ' * 99}9,\n", "'pattern'", "n:m with"),
   "no name": (f"{GOOD} ,1,1,1,,\n", "row 3, column 'name'", "name the layer"),
   "short": (f"{GOOD}x,1,1,1\n", "row 3, column 5 ('pattern')", "4 of 6"),
   "short topology": ("Layer,M,N,K,\nx,1,1,\n", "row 2, column 'K'", "got ''"),
@@ -263,5 +263,7 @@ def test_what_is_no_file(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero")
 def test_an_endless_file_is_refused():
-  with pytest.raises(ValueError, match="row 1, character 1: got byte 0x00"):
+  with pytest.raises(
+    ValueError, match="row 1, character 1: expected text, got byte 0x00"
+  ):
     read_layers("/dev/zero")

@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine.spec import DATAFLOWS, OVERLAPS, Systolic
-from figs_jax.engine.systolic import counts
+from figs_jax.engine.spec import OVERLAPS
+from figs_jax.engine.systolic import DATAFLOWS, Systolic
+from tests.engine.counting import counts
 
 DATA = pathlib.Path(__file__).parent / "data"
 sizes = st.integers(1, 40)

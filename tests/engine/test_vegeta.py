@@ -17,17 +17,16 @@ from hypothesis import strategies as st
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine import Vegeta, parse
-from figs_jax.engine.description import UNLIMITED
-from figs_jax.engine.spec import OVERLAPS
+from figs_jax.engine.spec import OVERLAPS, UNLIMITED
 from figs_jax.engine.timing import PARTS
 from figs_jax.engine.vegeta import (
-  counts,
   covered_rows,
   spmm_lines,
   spmm_speedup,
   tile_cycles,
   unstructured_speedup,
 )
+from tests.engine.counting import counts
 
 DATA = pathlib.Path(__file__).parent / "data"
 laws = settings(deadline=None, max_examples=80)
@@ -270,13 +269,13 @@ def test_ports_and_memory_bound_the_engine():
   # 16 rows of PEs take 4 beta = 8 values each, in every mode.
   for n in (1, 2, 4):
     wide = counts(64, 16, 128, parse("vegeta-s-1-2:bw_in=128"), n, 4)
-    assert wide["stall_in"] == 0
+    assert wide["stall_input"] == 0
     half = counts(64, 16, 128, parse("vegeta-s-1-2:bw_in=127"), n, 4)
-    assert half["stall_in"] == half["compute"]
-  assert counts(64, 16, 32, parse("vegeta-d-1-2:bw_in=32"))["stall_in"] == 0
-  assert counts(64, 16, 32, parse("vegeta-d-1-2:bw_in=31"))["stall_in"] == 64
+    assert half["stall_input"] == half["compute"]
+  assert counts(64, 16, 32, parse("vegeta-d-1-2:bw_in=32"))["stall_input"] == 0
+  assert counts(64, 16, 32, parse("vegeta-d-1-2:bw_in=31"))["stall_input"] == 64
   slow = counts(64, 16, 128, parse("vegeta-s-1-2:bw_out=4"), 1, 4)
-  assert slow["cycles"] - free["cycles"] == slow["stall_out"] == 64 * 3
+  assert slow["cycles"] - free["cycles"] == slow["stall_output"] == 64 * 3
   starved = counts(64, 16, 128, parse("vegeta-s-1-2:dram_bw=1"), 1, 4)
   assert starved["cycles"] == free["dram_bytes"]
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax import export
-from figs_jax.core import NM, Leaf
+from figs_jax.core import NM, MaskedKernel
 from figs_jax.export import atomic_write
 from tests.programs import call
 
@@ -134,7 +134,7 @@ def packed(tmp_path_factory):
   path = tmp_path_factory.mktemp("packed") / "a.safetensors"
   kernel = np.zeros((8, 4), np.float32)
   kernel[::4] = np.arange(8).reshape(2, 4) + 1
-  leaf = Leaf(kernel.shape, NM(1, 4), 0)
+  leaf = MaskedKernel(kernel.shape, NM(1, 4), 0)
   tree = {"kernel": kernel, "bias": np.ones(3, np.float32)}
   export.write_packed(path, tree, {"kernel": leaf})
   return path
@@ -246,7 +246,7 @@ def test_places_that_cannot_be_written(name, message, tmp_path):
 
 def test_a_directory_is_written_whole_and_only_ours_is_replaced(tmp_path):
   where, tensors = tmp_path / "model", {"w": np.eye(4, dtype=np.float32)}
-  leaves = {"w": Leaf((4, 4), NM(1, 4), 0)}
+  leaves = {"w": MaskedKernel((4, 4), NM(1, 4), 0)}
   export.write_dense(where, tensors, leaves, {"a": 1})
   names = sorted(each.name for each in where.iterdir())
   assert names == ["config.json", "model.safetensors"]

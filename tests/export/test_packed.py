@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from figs_jax import engine, export
-from figs_jax.core import NM, Leaf
+from figs_jax.core import NM, MaskedKernel
 from figs_jax.core.groups import normalized
 from figs_jax.core.packing import LAYOUTS
 
@@ -61,7 +61,7 @@ def test_what_is_written_is_read(case, layout, tmp_path_factory):
   array = finished(seed, shape, axis, pattern, dtype)
   path = tmp_path_factory.mktemp("packed") / "a.safetensors"
   tree = {"a": {"kernel": array}, "b": np.float32(3)}
-  leaves = {"a/kernel": Leaf(array.shape, pattern, axis)}
+  leaves = {"a/kernel": MaskedKernel(array.shape, pattern, axis)}
   export.write_packed(path, tree, leaves, layout=layout)
   found = export.read(path)
   assert found.keys() == {"a/kernel", "b"}
@@ -81,7 +81,7 @@ def test_the_bitmask_is_what_the_documentation_says(tmp_path):
   """Decoded by hand, from another reader's view of the file."""
   array = finished(0, (16, 3), 0, NM(3, 8), "bfloat16")
   path = tmp_path / "a.safetensors"
-  leaf = Leaf(array.shape, NM(3, 8), 0)
+  leaf = MaskedKernel(array.shape, NM(3, 8), 0)
   export.write_packed(path, {"w": array}, {"w": leaf}, layout="bitmask")
   held = load_file(path)
   assert held.keys() == {"w.values", "w.metadata"}
@@ -108,7 +108,7 @@ def test_the_bitmask_is_what_the_documentation_says(tmp_path):
 def test_a_kernel_that_is_not_nm_is_refused(array, pattern, message, tmp_path):
   if array.dtype != complex:
     array = array.astype(np.float32)
-  leaf = {"a/w": Leaf(array.shape, NM.parse(pattern), 0)}
+  leaf = {"a/w": MaskedKernel(array.shape, NM.parse(pattern), 0)}
   with pytest.raises(export.ExportError, match=message):
     export.write_packed(tmp_path / "a.safetensors", {"a": {"w": array}}, leaf)
   with pytest.raises(export.ExportError, match="a/w: expected an array"):
@@ -120,7 +120,7 @@ def test_names_that_collide_are_refused(tmp_path):
   tree = {"w": np.zeros((2, 1)), "w.values": np.zeros(1)}
   with pytest.raises(export.ExportError, match="would have one name"):
     export.write_packed(
-      tmp_path / "a.safetensors", tree, {"w": Leaf((2, 1), NM(1, 2))}
+      tmp_path / "a.safetensors", tree, {"w": MaskedKernel((2, 1), NM(1, 2))}
     )
 
 
@@ -137,7 +137,7 @@ def test_a_tensor_is_not_lost_under_another_of_its_path(tmp_path):
 def test_no_entry_is_too_small_to_count(value, dtype, tmp_path):
   """A device would take denormals for zeros, and 64 bits for 32."""
   dense = np.full((4, 4), value).astype(jnp.dtype(dtype))
-  leaf = {"w": Leaf((4, 4), NM(1, 4), 0)}
+  leaf = {"w": MaskedKernel((4, 4), NM(1, 4), 0)}
   with pytest.raises(export.ExportError, match="w: .* keeps 4, expected"):
     export.write_dense(tmp_path / "a", {"w": dense}, leaf, {})
 
@@ -153,7 +153,7 @@ def test_a_matrix_of_places_is_refused(written, tmp_path):
 
 def test_a_small_file_cannot_fill_the_memory(tmp_path, monkeypatch):
   path = tmp_path / "a.safetensors"
-  leaf = {"w": Leaf((1024, 64), NM(1, 1024), 0)}
+  leaf = {"w": MaskedKernel((1024, 64), NM(1, 1024), 0)}
   export.write_packed(path, {"w": np.zeros((1024, 64), np.float32)}, leaf)
   module = sys.modules[export.read.__module__]
   monkeypatch.setattr(module, "_memory", lambda: 2**18 - 1)
@@ -185,7 +185,7 @@ def test_casting_rounds_to_nearest_and_never_to_infinity():
 def written(tmp_path_factory):
   path = tmp_path_factory.mktemp("whole") / "a.safetensors"
   array = finished(0, (8, 2), 0, NM(1, 4), "float32")
-  leaf = Leaf(array.shape, NM(1, 4), 0)
+  leaf = MaskedKernel(array.shape, NM(1, 4), 0)
   export.write_packed(path, {"w": array, "b": np.ones(2)}, {"w": leaf})
   return path
 

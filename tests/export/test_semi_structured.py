@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from figs_jax import engine, export
-from figs_jax.core import NM, Leaf
+from figs_jax.core import NM, MaskedKernel
 
 from . import semi_structured_oracle as oracle
 
@@ -48,7 +48,7 @@ def test_torch_takes_up_what_a_file_holds(tmp_path):
   from torch.sparse import SparseSemiStructuredTensorCUTLASS as Cutlass
 
   weight = oracle.weight(3, (32, 128)).astype(np.float16)
-  leaf = Leaf(weight.shape, NM(2, 4), -1)
+  leaf = MaskedKernel(weight.shape, NM(2, 4), -1)
   path = tmp_path / "a.safetensors"
   export.write_semi_structured(path, {"x.weight": weight}, {"x.weight": leaf})
   held = load_file(path)
@@ -70,8 +70,8 @@ def test_a_file_holds_the_weights_in_half_and_an_eighth_more(tmp_path):
   odd[:, ::2] = 0
   tensors = {"a.weight": a, "odd.weight": odd, "a.bias": bias}
   leaves = {
-    "a.weight": Leaf(a.shape, NM(2, 4), -1),
-    "odd.weight": Leaf(odd.shape, NM(2, 4), 1),
+    "a.weight": MaskedKernel(a.shape, NM(2, 4), -1),
+    "odd.weight": MaskedKernel(odd.shape, NM(2, 4), 1),
   }
   path = tmp_path / "a.safetensors"
   left = export.write_semi_structured(path, tensors, leaves)
@@ -100,7 +100,7 @@ def test_a_file_holds_the_weights_in_half_and_an_eighth_more(tmp_path):
   ],
 )
 def test_what_the_layout_cannot_hold(value, pattern, message, tmp_path):
-  leaf = Leaf(value.shape, NM.parse(pattern), -1)
+  leaf = MaskedKernel(value.shape, NM.parse(pattern), -1)
   with pytest.raises(export.ExportError, match=message):
     export.write_semi_structured(
       tmp_path / "a.safetensors", {"w": value}, {"w": leaf}

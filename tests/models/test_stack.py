@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import errors, nnx
 
@@ -157,7 +156,7 @@ def test_recipes_train_scanned_blocks(name):
   recipe = recipes.create(name, pattern, total_steps=3)
   model = vit(2, pattern if recipe.sparse else None, scan=True, dropout=0.1)
   with jax.numpy_dtype_promotion("standard"):
-    tx = recipe.transform(optax.adamw(1e-3))
+    tx = recipe.adamw(1e-3)
     state = TrainState.create(model, recipe, tx)
     batch = {"image": images(4), "label": jnp.arange(4)}
     for _ in range(3):

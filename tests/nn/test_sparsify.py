@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from figs_jax import nn
+from figs_jax import nn, recipes
 from figs_jax.core import tree
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
@@ -152,6 +152,26 @@ def test_first_match_wins_and_unnamed_kernels_stay_dense():
   assert type(model.conv) is nn.SparseConv
 
 
+def test_a_recipe_gives_pattern_and_flow():
+  recipe = recipes.create("s_ste", "qk: 2:4, head: 1:8", 10, mvue="1:2")
+  model = nn.sparsify(everything(), recipe)
+  by_hand = nn.sparsify(everything(), "qk: 2:4, head: 1:8")
+  by_hand = nn.with_flow(by_hand, recipe.flow)
+  assert nn.masked_leaves(model) == nn.masked_leaves(by_hand)
+  assert model.head.flow == recipe.flow
+  assert nn.split(model)[0] == nn.split(by_hand)[0]
+  assert model.head.scale[...] == by_hand.head.scale[...] > 1
+  with pytest.raises(ValueError, match="grad_mode='masked', got both"):
+    nn.sparsify(everything(), recipe, "masked")
+
+
+def test_a_recipe_that_never_masks_leaves_every_kernel_dense():
+  recipe = recipes.create("dense", "head: 1:4", 10)
+  assert nn.masked_leaves(nn.sparsify(everything(), recipe)) == {}
+  sparse = nn.sparsify(everything(), "head: 1:4")
+  assert nn.masked_leaves(nn.sparsify(sparse, recipe)) == {}
+
+
 @pytest.mark.parametrize("transform", [nnx.eval_shape, jax.eval_shape])
 def test_sparsify_works_on_shapes(transform):
   def build():
@@ -221,14 +241,14 @@ def test_a_tied_kernel_with_two_axes_or_no_home_is_refused():
 @pytest.mark.parametrize(
   ("rules", "message"),
   [
-    ("qkvv: 1:4", "no such word for this model, did you mean 'qkv'"),
-    ("heads/.*: 1:4", "matches no kernel.*nearest path is 'head/kernel'"),
-    (".*: 1:4, head: 1:8", "rule 'head' is dead: earlier rules win"),
+    ("qkvv: 1:4", "unknown word for this model, did you mean 'qkv'"),
+    ("heads/.*: 1:4", "matches no kernel.*Nearest path: 'head/kernel'"),
+    (".*: 1:4, head: 1:8", "Rule 'head' is dead: earlier rules win"),
     ("head: 1:16", "head/kernel: axis -3 has length 8, not a multiple of m=16"),
     ("head: 3:2", "1 <= n <= m"),
-    ("head", "cannot read 'head'"),
-    ("embed: 1:4", "rule 'embed' matches no kernel"),
-    ("[: 1:4", "no regular expression"),
+    ("head", "Invalid rules 'head'"),
+    ("embed: 1:4", "Rule 'embed' matches no kernel"),
+    ("[: 1:4", "invalid regular expression"),
   ],
 )
 def test_rule_errors(rules, message):

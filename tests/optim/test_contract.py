@@ -11,7 +11,6 @@ from figs_jax.optim import (
   gradient_flow,
   mask_moments,
   mask_updates,
-  replace_adam,
   step_adamw,
 )
 
@@ -191,7 +190,6 @@ def test_gradient_accumulation_counts_optimizer_steps(make):
     optax.chain(optax.adam(0.05), mask_updates()),
     optax.chain(optax.adam(0.05), mask_updates(clear=True)),
     step_adamw(0.05, b2=0.9, t_min=20, t_max=100, weight_decay=0.0),
-    replace_adam(optax.adam(0.05), t_min=20, t_max=100),
   ],
 )
 def test_reaches_the_optimum_of_a_masked_problem(tx):

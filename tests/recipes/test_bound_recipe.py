@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf, flatten
+from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.recipes import create
 
 TOTAL = 60
 LEAVES = {
-  "a/kernel": Leaf((64, 3), NM(1, 4), 0),
-  "b/0/kernel": Leaf((2, 48), NM(1, 4), -1),
-  "b/1/kernel": Leaf((3, 4, 6), NM(1, 4), (0, 1)),
+  "a/kernel": MaskedKernel((64, 3), NM(1, 4), 0),
+  "b/0/kernel": MaskedKernel((2, 48), NM(1, 4), -1),
+  "b/1/kernel": MaskedKernel((3, 4, 6), NM(1, 4), (0, 1)),
 }
-WIDE = {"a/kernel": Leaf((64, 3), NM(1, 32), 0)}
+WIDE = {"a/kernel": MaskedKernel((64, 3), NM(1, 32), 0)}
 RECIPES = (
   "dense", "ste", "mdgf_exp", "sdgf_stepwise", "figs", "step",
 )  # fmt: skip
@@ -244,7 +244,7 @@ def test_nested_never_lets_a_weight_return():
 
 def test_bfloat16_and_sorted_paths():
   recipe = create("ste", "1:4", TOTAL)
-  leaves = {"w": Leaf((8, 2), NM(1, 4), 0)}
+  leaves = {"w": MaskedKernel((8, 2), NM(1, 4), 0)}
   w = jnp.arange(16, dtype=jnp.bfloat16).reshape(8, 2)
   mask = recipe.bind(leaves).masks(TOTAL, {"w": w})["w"]
   np.testing.assert_array_equal(
@@ -253,14 +253,14 @@ def test_bfloat16_and_sorted_paths():
 
 
 def test_binding_checks_the_model():
-  leaf = Leaf((8, 2), NM(1, 4), 0)
+  leaf = MaskedKernel((8, 2), NM(1, 4), 0)
   recipe = create("ste", "1:8", TOTAL)
   with pytest.raises(ValueError, match="w: the model masks it 1:4.*1:8"):
     recipe.bind({"w": leaf})
   with pytest.raises(ValueError, match="masks it 1:4.*1:8, 2:4"):
     create("ste", "ff: 1:8, qk: 2:4", TOTAL).bind({"w": leaf})
   with pytest.raises(ValueError, match="not a multiple of m=8"):
-    recipe.bind({"w": Leaf((12, 2), NM(1, 8), 0)})
+    recipe.bind({"w": MaskedKernel((12, 2), NM(1, 8), 0)})
   bound = create("ste", "1:4", TOTAL).bind({"w": leaf})
   assert hash(bound) == hash(create("ste", "1:4", TOTAL).bind({"w": leaf}))
   assert bound.leaves == {"w": leaf}
@@ -280,7 +280,7 @@ def w_ones():
 
 
 def test_what_cannot_be_had_is_refused():
-  leaves = {"w": Leaf((128, 64), NM(1, 8), -2)}
+  leaves = {"w": MaskedKernel((128, 64), NM(1, 8), -2)}
   wide = create("figs", "1:8", TOTAL, transposable=True)
   with pytest.raises(ValueError, match="w: .* starts at 8:64; .* smaller k"):
     wide.bind(leaves)

@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.optim import DecayPrunedState, decay_pruned, step_adamw
 from figs_jax.recipes import create, names
 
 PARAMS = {"w": jnp.linspace(-1, 1, 16).reshape(8, 2), "b": jnp.ones(2)}
-LEAVES = {"w": Leaf((8, 2), NM(1, 4), 0)}
+LEAVES = {"w": MaskedKernel((8, 2), NM(1, 4), 0)}
 
 
 def train(tx, recipe, steps=20, noise=0.5):
@@ -54,8 +54,12 @@ def same(a, b):
 @pytest.mark.parametrize("name", ["dense", "ste", "mdgf_exp", "figs"])
 def test_most_recipes_need_nothing(name):
   recipe = create(name, "1:4", 20)
-  tx = recipe.transform(optax.adamw(1e-2))
+  tx = recipe.adamw(1e-2)
   history = train(tx, recipe)
+  same(
+    [h[0] for h in history],
+    [h[0] for h in train(recipe.transform(optax.adamw(1e-2)), recipe)],
+  )
   plain = train(optax.with_extra_args_support(optax.adamw(1e-2)), recipe)
   same([h[0] for h in history], [h[0] for h in plain])
   recipe.check(tx.init(PARAMS))
@@ -66,11 +70,13 @@ def test_most_recipes_need_nothing(name):
 def test_sr_ste_into_grad_comes_after_clipping_and_before_the_moments():
   recipe = create("sr_ste", "1:4", 20, decay=0.1)
   clip = optax.clip_by_global_norm(0.1)
-  tx = recipe.transform(optax.adamw(1e-2), before=clip)
   by_hand = optax.chain(clip, decay_pruned(0.1), optax.adamw(1e-2))
-  same(
-    [h[0] for h in train(tx, recipe)], [h[0] for h in train(by_hand, recipe)]
-  )
+  wanted = [h[0] for h in train(by_hand, recipe)]
+  for tx in (
+    recipe.transform(optax.adamw(1e-2), before=clip),
+    recipe.adamw(1e-2, before=clip),
+  ):
+    same([h[0] for h in train(tx, recipe)], wanted)
   recipe.check(tx.init(PARAMS))
   recipe.check(by_hand.init(PARAMS))
   recipe.check(optax.MultiSteps(tx, 2).init(PARAMS))
@@ -87,7 +93,12 @@ def test_sr_ste_decoupled_around_a_closed_optimizer(rate):
     decay_pruned(0.1, "decoupled"),
     optax.scale_by_learning_rate(rate),
   )
-  for ours, theirs in zip(train(tx, recipe), train(by_hand, recipe)):
+  history = train(tx, recipe)
+  same(
+    [h[0] for h in history],
+    [h[0] for h in train(recipe.adamw(rate), recipe)],
+  )
+  for ours, theirs in zip(history, train(by_hand, recipe)):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
       ours[0],
@@ -113,15 +124,121 @@ def test_the_decay_pulls_pruned_weights_to_zero_and_no_others():
 
 
 @pytest.mark.standard_promotion
-def test_step_takes_an_ordinary_adamw():
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"b1": 0.8, "b2": 0.9, "eps": 1e-5, "eps_root": 1e-6}
+    | {"weight_decay": 0.1, "mask": {"w": True, "b": False}}
+    | {"mu_dtype": jnp.bfloat16},
+  ],
+)
+def test_adamw_of_step_is_step_adamw(options):
   recipe = create("step", "1:4", 20)
-  tx = recipe.transform(optax.adamw(1e-2, b2=0.9))
-  by_hand = step_adamw(1e-2, b2=0.9, t_min=2, t_max=10)
-  same(
-    [h[0] for h in train(tx, recipe)], [h[0] for h in train(by_hand, recipe)]
+  by_hand = step_adamw(1e-2, t_min=2, t_max=10, **options)
+  wanted = [h[0] for h in train(by_hand, recipe)]
+  same([h[0] for h in train(recipe.adamw(1e-2, **options), recipe)], wanted)
+  # A user's own chain, recognised by the state of its Adam.
+  same([h[0] for h in train(recipe.transform(by_hand), recipe)], wanted)
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("clip", [False, True])
+def test_phase_one_of_step_is_the_plain_optimizer(clip):
+  recipe = create("step", "1:4", 20)
+  options = {"mask": {"w": True, "b": False}}
+  rate = optax.cosine_decay_schedule(1e-2, 20)
+  before = optax.clip_by_global_norm(0.5) if clip else None
+  switched = train(recipe.adamw(rate, before=before, **options), recipe)
+  plain = optax.adamw(rate, **options)
+  plain = train(optax.chain(before, plain) if clip else plain, recipe)
+  # Fused with what is in front, the same sums may round differently.
+  agree = np.testing.assert_allclose if clip else np.testing.assert_array_equal
+  for step in range(11):  # T_max = 10: update 11 sets the flag
+    jax.tree.map(agree, switched[step][0], plain[step][0])
+  assert np.any(switched[11][0]["w"] != plain[11][0]["w"])
+
+
+def test_step_in_an_optimizer_of_ones_own():
+  recipe = create("step", "1:4", 20)
+  adam = recipe.scale_by_adam(b2=0.9)
+  lamb = optax.chain(adam, optax.scale_by_trust_ratio(), optax.scale(-1e-3))
+  labels = {"w": "sparse", "b": "dense"}
+  parts = {"sparse": recipe.adamw(1e-3), "dense": optax.adafactor(1e-3)}
+  for tx in (
+    adam,
+    lamb,
+    optax.chain(optax.chain(optax.chain(lamb))),
+    optax.masked(lamb, True),
+    optax.MultiSteps(lamb, 2).gradient_transformation(),
+    optax.apply_if_finite(lamb, 3),
+    optax.partition(parts, labels),
+  ):
+    recipe.check(recipe.transform(tx).init(PARAMS))
+  assert isinstance(
+    create("figs", "1:4", 20).scale_by_adam().init(PARAMS),
+    optax.ScaleByAdamState,
   )
-  with pytest.raises(ValueError, match="step_adamw"):
-    recipe.transform(optax.sgd(1e-2))
+
+
+@pytest.mark.parametrize(
+  "tx",
+  [
+    optax.sgd(1e-3),
+    optax.adamw(1e-3),
+    optax.nadamw(1e-3),
+    optax.lion(1e-3),
+    optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
+    optax.masked(optax.adamw(1e-3), True),
+    optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation(),
+    optax.GradientTransformation(lambda p: (), lambda u, s, p=None: (u, s)),
+  ],
+)
+def test_step_refuses_another_optimizer_with_the_fix(tx):
+  recipe = create("step", "1:4", 20)
+  with pytest.raises(ValueError, match="needs scale_by_step_adam") as error:
+    recipe.transform(tx)
+  message = str(error.value)
+  for fix in (
+    "recipe.adamw(learning_rate, ...)",
+    "figs_jax.optim.step_adamw(learning_rate, t_min=2, t_max=10, ...)",
+    "recipe.scale_by_adam(...)",
+  ):
+    assert fix in message
+  assert "\n" not in message
+
+
+def test_what_depends_on_the_params_is_refused_on_init():
+  recipe = create("step", "1:4", 20)
+  parts = {"a": optax.adam(1e-3), "b": optax.sgd(1e-3)}
+  tx = recipe.transform(optax.partition(parts, {"w": "a", "b": "b"}))
+  with pytest.raises(ValueError, match="needs scale_by_step_adam"):
+    tx.init(PARAMS)
+  recipe = create("sr_ste", "1:4", 20, mode="decoupled")
+  parts["a"] = optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation()
+  tx = optax.partition(parts, {"w": "a", "b": "b"})
+  tx = recipe.transform(tx, learning_rate=1e-3)
+  with pytest.raises(ValueError, match="every micro-step"):
+    tx.init(PARAMS)
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize(
+  "tx",
+  [
+    optax.adafactor(1e-3),
+    optax.chain(optax.clip(1.0), optax.adafactor(1e-3, factored=False)),
+    optax.chain(optax.scale_by_factored_rms(), optax.scale_by_adam()),
+    optax.inject_hyperparams(optax.adafactor)(learning_rate=1e-3),
+    optax.masked(optax.adafactor(1e-3), True),
+    optax.MultiSteps(optax.adafactor(1e-3), 2).gradient_transformation(),
+    optax.apply_if_finite(optax.adafactor(1e-3), 3),
+  ],
+)
+def test_step_refuses_adafactor_with_the_reason(tx):
+  with pytest.raises(ValueError, match="factored into row") as error:
+    create("step", "1:4", 20).transform(tx).init(PARAMS)
+  assert "recipe.adamw" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.standard_promotion
@@ -129,7 +246,7 @@ def test_step_takes_an_ordinary_adamw():
 def test_steps_masks_follow_the_flag_in_the_next_forward_pass(threshold):
   """Even between refreshes; then they wait for the next refresh."""
   recipe = create("step", "1:4", 20, threshold=threshold, refresh_every=9)
-  tx = recipe.transform(optax.adamw(1e-2))
+  tx = recipe.adamw(1e-2)
   history = train(tx, recipe)
   last = 2 if threshold else 10  # T_min = 2, T_max = 10
   flags = [h[3] for h in history]
@@ -168,10 +285,10 @@ def test_two_flags_are_one_too_many():
     recipe.switched(optax.chain(adam, adam).init(PARAMS))
 
 
-def test_every_recipe_transforms_adamw():
+def test_every_recipe_has_an_adamw():
   for name in names():
     recipe = create(name, "1:4", 20)
-    recipe.check(recipe.transform(optax.adamw(1e-3)).init(PARAMS))
+    recipe.check(recipe.adamw(1e-3).init(PARAMS))
 
 
 def test_decoupled_decay_stays_outside_of_accumulation():

@@ -74,7 +74,7 @@ def test_the_paper_hyper_parameters_for_text():
     ("data.name", "digitz", "digits"),
     ("pattern", "fff: 1:4", "did you mean 'ff'"),
     ("pattern", "ff: 1:5", "not a multiple of m=5"),
-    ("pattern", "ff 1:4", "cannot read"),
+    ("pattern", "ff 1:4", "Invalid rules"),
     ("recipe.dense", 1.5, "dense"),
     ("family", "vitt", "vit"),
     ("pattern", "1:5", "not a multiple of m=5"),

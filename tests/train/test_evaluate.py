@@ -10,7 +10,7 @@ import pytest
 
 from figs_jax import nn
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.train import seeds
 from figs_jax.train._evaluate import (
   Evaluator,
@@ -80,7 +80,7 @@ def test_seeds_and_a_diverged_one(tiny_config):
 
 
 def test_exactness_names_the_kernel_that_is_not():
-  leaves = {"a/kernel": Leaf((4, 2), NM(1, 4), -2)}
+  leaves = {"a/kernel": MaskedKernel((4, 2), NM(1, 4), -2)}
   good = {"a": {"kernel": jnp.eye(4, 2)}}
   bad = {"a": {"kernel": jnp.ones((4, 2))}}
   assert exact_nm(good, leaves) == {"a/kernel": True}
@@ -88,7 +88,7 @@ def test_exactness_names_the_kernel_that_is_not():
 
 
 def test_storage_by_hand():
-  leaves = {"a/kernel": Leaf((16, 4), NM(1, 8), -2)}
+  leaves = {"a/kernel": MaskedKernel((16, 4), NM(1, 8), -2)}
   kernel = jnp.zeros((16, 4)).at[0].set(1.0).at[8].set(1.0)
   params = {"a": {"kernel": kernel, "bias": jnp.ones(4)}}
   sizes = storage(params, leaves)

@@ -31,7 +31,7 @@ for arguments in json.loads(sys.argv[1]):
 MISTAKES = {
   "--recipes=figs,figss": "--recipes: no recipe 'figss', did you mean 'figs'?",
   "--recipes=figs,,step": "--recipes: no recipe ''",
-  "--patterns=1:8,ff": "--patterns: 'ff' is no N:M pattern: write 'n:m'",
+  "--patterns=1:8,ff": "--patterns: Invalid N:M pattern 'ff': expected 'n:m'",
   "--patterns=1:7": "axis -2 has length 64, not a multiple of m=7",
   "--patterns=": "--patterns is empty: give at least one",
   "--engine=wss:8x8": "--engine: engine 'wss:8x8': unknown kind 'wss', did you",

@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
@@ -33,9 +32,8 @@ def maker(name):
 
   def make(seed):
     model = Net(nnx.Rngs(jax.random.key(seed)))
-    if recipe.sparse:
-      model = figs.sparsify(model, recipe.pattern)
-    tx = recipe.transform(optax.adamw(1e-2))
+    model = figs.sparsify(model, recipe)
+    tx = recipe.adamw(1e-2)
     return TrainState.create(model, recipe, tx, seed=seed, diagnose_every=10)
 
   return make

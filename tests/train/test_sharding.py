@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import compiled_step
 from figs_jax.train.sharding import batch_sharding, make_mesh, state_shardings
@@ -97,8 +97,8 @@ def test_kernels_are_split_beside_their_groups():
     }
   }
   leaves = {
-    "fc/kernel": Leaf((64, 8), NM(1, 4), -2),
-    "out/kernel": Leaf((4, 16, 8), NM(1, 4), (-3, -2)),
+    "fc/kernel": MaskedKernel((64, 8), NM(1, 4), -2),
+    "out/kernel": MaskedKernel((4, 16, 8), NM(1, 4), (-3, -2)),
   }
   placed = state_shardings(state, mesh, leaves)["params"]
   assert placed["fc"]["kernel"].spec == PartitionSpec(None, "fsdp")

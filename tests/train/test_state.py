@@ -42,9 +42,8 @@ def make(recipe="figs", tx=None, model=None, dense=0.05, **options):
   pattern = special.get(recipe, "1:4")
   recipe = recipes.create(recipe, pattern, total_steps=STEPS, dense=dense)
   model = Net(nnx.Rngs(0)) if model is None else model
-  if recipe.sparse:
-    model = figs.sparsify(model, recipe.pattern)
-  tx = recipe.transform(tx or optax.adamw(1e-2))
+  model = figs.sparsify(model, recipe)
+  tx = recipe.transform(tx) if tx else recipe.adamw(1e-2)
   return TrainState.create(model, recipe, tx, **options)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax import data, models
-from figs_jax.analysis.compare import compare, markdown
+from figs_jax.analysis import compare, comparison_table
 from figs_jax.train import loop
 from figs_jax.train._evaluate import Evaluator, evaluate
 from figs_jax.train.config import (
@@ -187,7 +187,7 @@ def test_training_learns_resumes_bit_equal_and_is_compared(
   assert measured["bits_per_byte_seeds"] == [measured["bits_per_byte"]]
   json.dumps(measured)
   assert row.speedup > 1
-  head, _, line = markdown([row]).splitlines()
+  head, _, line = comparison_table([row]).splitlines()
   assert "bits per byte" in head and f"| {row.bits_per_byte:.3f} |" in line
 
 

@@ -1,323 +1,276 @@
-"""A weight-stationary array of blocks, clocked: registers, and what moves.
+"""A weight-stationary array of blocks, clocked register by register.
 
 An array has D blocks of input registers down and C columns of MACs across. In
 every cycle
 
-  the loader      sends weights towards the shadow registers of the MACs,
-  a buffer        collects the next input vector, `bw_in` values per cycle,
-  the corner      holds a vector until the next may take its place: its values
-                  have been exchanged, the next one is in the buffer, and the
-                  results before have left `bw_out` at a time; the first of a
-                  fold waits for its weights
-  orders, inputs  and weights reach block d of column c d + c hop cycles later,
-  MACs            multiply what their block's registers show,
+  the loader      sends weights towards the shadow registers of the MACs;
+  a buffer        collects the next input vector, `bw_in` values per cycle;
+  the corner      holds a vector until the next one may take its place: its
+                  values have been exchanged, the next vector is in the buffer,
+                  and the previous results have left at `bw_out` per cycle; the
+                  first vector of a fold also waits for its weights;
+  orders, inputs  and weights reach block d of column c d + c hop cycles later;
+  MACs            multiply what the registers of their block show;
   sums            move down one block as their vector makes room, and leave
-                  below the last one.
+                  below the last block.
 
-All of these are registers that one `lax.scan` over cycles updates. But for the
-rule below nothing here knows a closed form: how long a GEMM takes is when its
-last result has left.
-`figs_jax.engine.simulator._simulate` writes programs for it.
-
-Where loads and streams overlap fully, the last vector of all waits for a load
-that no fold follows, as the closed forms charge it.
+Except for the rule below, no closed form is used here: a GEMM takes as long as
+its last result needs to leave. Where loads and streams overlap fully, the very
+last vector waits for a load that no fold follows, as the closed forms charge.
 """
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax import lax
-
-from figs_jax.engine.simulator.program import Program, padded, power_of_two
-
-_CHUNK = 256  # cycles per call, so that one compilation serves every length
-# Fields of the order that travels with a vector.
-_LIVE, _FOLD, _VECTOR, _HELD, _OVER, _ENDED, _LOADS, _UNIT, _LOADING = range(9)
+import numpy as np
 
 
-class State(NamedTuple):
-  """All registers of the array, its outputs, and what has been counted.
+class ArrayProgram(NamedTuple):
+  """Everything an array needs to run a GEMM: its shape, tables and operands.
 
-  Attributes:
-    cycles: cycles so far.
-    fold: the fold in place, or the next one.
-    vector: the vector in place.
-    held: cycles that it has been there.
-    busy: whether there is one.
-    waited: cycles of control so far.
-    opened: folds that have begun to stream.
-    loads: folds whose weights have been loaded.
-    unit: rows loaded of the next one.
-    left: folds whose results have all left.
-    drained: folds that control has closed.
-    next_fold: the fold of the vector in the buffer.
-    next_vector: that vector.
-    filled: values of it that are there.
-    credit: results that have left since the last vector moved on.
-    buffer: (R,) the next vector.
-    skew: (delays, R) vectors on their way to lower blocks.
-    line: (delays, R) values on their way to further columns.
-    orders: (delays, 9) what the corner has ordered in the cycles before.
-    values: (R, C) input registers.
-    shadow: (P, C) the next weights.
-    active: (P, C) the weights.
-    products: (P, C) behind the multipliers.
-    partial: (Q, C) sums of the vector in place.
-    sums: (Q, C) sums that move down.
-    out: (outputs, M, C, S) results.
-    ifmap_reads: words read.
-    filter_reads: words read.
-    ofmap_writes: words written.
+  D blocks, C columns, R input registers, P MACs per column, Q sums per column
+  (over all blocks), S results per column; F folds, W distinct weights.
   """
 
-  cycles: Any
+  overlap: str  # "none", "weights" or "full"
+  blocks: int  # D
+  hop: int  # cycles from one column to the next
+  edge: int  # cycles in registers before the first column
+  stage: int  # cycles in a register behind each multiplier, 0 or 1
+  begin: int  # cycles of control before an empty array streams
+  finish: int  # cycles of control after the last result
+  units: int  # rows of weights in a fold
+  width: int  # rows of weights loaded per cycle
+  inputs: int  # values of a vector, padding included
+  bw_in: int  # values that enter per cycle
+  results: int  # sums of a vector that leave the array
+  bw_out: int  # sums that leave per cycle
+  # Per fold, (F,).
+  vectors: np.ndarray  # number of vectors
+  first: np.ndarray  # first row of the activations
+  down: np.ndarray  # part of the contraction
+  across: np.ndarray  # part of the outputs
+  weight: np.ndarray  # index among the W weights
+  after: np.ndarray  # folds that must have left before this one starts
+  kappa: np.ndarray  # cycles that the exchange of a vector takes
+  # Operands and what each MAC does with them.
+  x: np.ndarray  # (parts, M, R) activations as they enter the registers
+  real: np.ndarray  # (parts, R) registers whose value is a read, not padding
+  weights: np.ndarray  # (W, P, C)
+  stored: np.ndarray  # (W, P, C) weights that are reads, not padding
+  reads: np.ndarray  # (W, P, C) the register that a MAC reads
+  # (W, P, C) the cycle of the exchange in which it reads; None: the first.
+  when: np.ndarray | None
+  # (W, kappa, R, C) the register whose value each takes; None: its own.
+  swaps: np.ndarray | None
+  # Places in a column.
+  row_block: np.ndarray  # (R,) block of a register
+  mac_block: np.ndarray  # (P,) block of a MAC
+  mac_sum: np.ndarray  # (P,) sum that a MAC adds to
+  mac_unit: np.ndarray  # (P,) row of weights that holds a MAC's weight
+  sum_block: np.ndarray  # (Q,) block of a sum
+  sum_above: np.ndarray  # (Q,) sum of the block above that it adds to, or -1
+  bottom: np.ndarray  # (S,) sums that leave
+  output: np.ndarray  # (outputs, C, S) results that are outputs, not padding
+
+
+class _Order(NamedTuple):
+  """What travels with a vector; each field is a number, or an array of them."""
+
+  live: Any  # a vector is in place
   fold: Any
-  vector: Any
-  held: Any
-  busy: Any
-  waited: Any
-  opened: Any
-  loads: Any
-  unit: Any
-  left: Any
-  drained: Any
-  next_fold: Any
-  next_vector: Any
-  filled: Any
-  credit: Any
-  buffer: Any
-  skew: Any
-  line: Any
-  orders: Any
-  values: Any
-  shadow: Any
-  active: Any
-  products: Any
-  partial: Any
-  sums: Any
-  out: Any
-  ifmap_reads: Any
-  filter_reads: Any
-  ofmap_writes: Any
+  vector: Any  # its index within the fold
+  held: Any  # cycles that it has been in place
+  over: Any  # it makes room at the end of this cycle
+  loading: Any  # rows of weights are on their way
+  target: Any  # the fold they belong to
+  unit: Any  # the first of these rows
 
 
-def run(program: Program) -> State:
+def clock(p: ArrayProgram) -> tuple[np.ndarray, dict[str, int]]:
   """Clocks the array until its last result has left.
 
   Args:
-    program: NumPy arrays; integers, but for the data.
+    p: Program of a GEMM whose operands share a dtype, int64 or float64.
 
   Returns:
-    The last state, on the host. Data are int64 or float64.
+    The results, (outputs, M, C, S), and `cycles`, `ifmap_reads`,
+    `filter_reads` and `ofmap_writes`.
   """
-  program = padded(program)
-  with jax.enable_x64(True):
-    program = jax.tree.map(jnp.asarray, program)
-    state = _initial(program)
-    while int(state.drained) < int(program.folds):
-      state = _cycles(program, state)
-    return jax.device_get(state)
-
-
-@jax.jit
-def _cycles(program: Program, state: State) -> State:
-  def step(state, _):
-    return _clock(program, state), None
-
-  return lax.scan(step, state, None, length=_CHUNK)[0]
-
-
-def _initial(p: Program) -> State:
   P, C = p.weights.shape[1:]
-  R, Q = p.row_block.size, p.sum_block.size
-  reach = int(p.edge + p.stage + p.blocks + (C - 1) * p.hop + p.finish)
-  delays = power_of_two(reach + 1)
+  Q, M = p.sum_block.size, p.x.shape[1]
+  column, row = np.arange(C), np.arange(p.row_block.size)[:, None]
+  mac = np.arange(P)[:, None]
+  # Cycles after which an order arrives.
+  at_rows, at_macs, at_sums = (
+    p.edge + late + block[:, None] + p.hop * column
+    for late, block in (
+      (0, p.row_block), (0, p.mac_block), (p.stage, p.sum_block)
+    )
+  )  # fmt: skip
+  at_bottom = p.edge + p.stage + p.blocks + p.hop * column
+  add_to = (p.mac_sum[:, None] * C + column).ravel()
 
-  def zeros(*shape):
-    return jnp.zeros(shape, p.x.dtype)
+  # Delay lines, written in a circle.
+  length = int(at_bottom[-1]) + 1
+  orders = np.zeros((length, len(_Order._fields)), np.int64)
+  line = np.zeros((length, row.size), p.x.dtype)
+  values = np.zeros((row.size, C), p.x.dtype)
+  shadow, active, products = np.zeros((3, P, C), p.x.dtype)
+  partial, sums = np.zeros((2, Q, C), p.x.dtype)
+  out = np.zeros((len(p.output), M, C, p.bottom.size), p.x.dtype)
+  ifmap_reads = filter_reads = ofmap_writes = cycle = 0
 
-  scalars = (jnp.zeros((), jnp.int64) for _ in State._fields)
-  state = State(*scalars)
-  return state._replace(
-    busy=jnp.zeros((), bool),
-    filled=p.inputs,
-    buffer=p.x[p.down[0], p.first[0]],
-    ifmap_reads=p.real[p.down[0]].sum(),
-    skew=zeros(delays, R),
-    line=zeros(delays, R),
-    orders=jnp.zeros((delays, 9), jnp.int64),
-    values=zeros(R, C),
-    shadow=zeros(P, C),
-    active=zeros(P, C),
-    products=zeros(P, C),
-    partial=zeros(Q, C),
-    sums=zeros(Q, C),
-    out=zeros(len(p.output), p.x.shape[1], C, p.bottom.size),
-  )
+  for cycle, (order, buffer, reads) in enumerate(_corner(p, length)):
+    ifmap_reads += reads
+    orders[cycle % length], line[cycle % length] = order, buffer
 
+    def arriving(late, now=cycle):
+      return _Order(*np.moveaxis(orders[(now - late) % length], -1, 0))
 
-def _clock(p: Program, s: State) -> State:
-  """One cycle."""
-  running = (s.drained < p.folds).astype(jnp.int64)
-  s = s._replace(cycles=s.cycles + running)
-  s, fresh = _take(p, s)
-  skew = _shifted(s.skew, s.buffer)
-  s = _decide(p, _fetch(p, s, fresh), fresh)
-  s = _move_inputs(p, s._replace(skew=skew))
-  s, products = _multiply(p, s)
-  return _add(p, _leave(p, s), products)
+    # Registers take new values, or exchange those that they hold.
+    here = arriving(at_rows)
+    fresh = (here.live > 0) & (here.held == 0)
+    values = np.where(fresh, line[(cycle - at_rows) % length, row], values)
+    if p.swaps is not None:
+      step = np.minimum(here.held, p.swaps.shape[1] - 1)
+      source = p.swaps[p.weight[here.fold], step, row, column]
+      swaps = (here.live > 0) & (here.held < p.kappa[here.fold])
+      values = values[np.where(swaps, source, row), column]
 
+    # MACs take the loaded weights with the first vector, and multiply.
+    here = arriving(at_macs)
+    live = here.live > 0
+    opens = live & (here.held == 0) & (here.vector == 0)
+    active = np.where(opens, shadow, active)
+    at = p.weight[here.fold], mac, column
+    due = live & (here.held == (0 if p.when is None else p.when[at]))
+    before = products
+    products = np.where(due, active * values[p.reads[at], column], 0)
 
-def _take(p: Program, s: State) -> tuple[State, Any]:
-  """Whether block 0 of column 0 takes the vector in the buffer."""
-  full = p.overlap == 2
-  ready = ~s.busy & (s.fold < p.folds) & (s.loads > s.fold)
-  ready &= (s.filled >= p.inputs) & (s.left >= p.after[s.fold])
-  ready &= full | (s.drained >= s.fold)
-  # Control takes its cycles where the array was empty.
-  begins = ready & ((full & (s.fold > 0)) | (s.waited >= p.begin))
-  busy = s.busy | begins
-  fresh = busy & (s.held == 0)
-  return s._replace(
-    busy=busy,
-    waited=jnp.where(ready & ~begins, s.waited + 1, 0),
-    opened=jnp.where(fresh & (s.vector == 0), s.fold + 1, s.opened),
-  ), fresh
+    # Weights for the next fold enter.
+    ahead = p.mac_unit[:, None] - here.unit
+    enters = (here.loading > 0) & (ahead >= 0) & (ahead < p.width)
+    at = p.weight[here.target], mac, column
+    shadow = np.where(enters, p.weights[at], shadow)
+    filter_reads += int((enters & p.stored[at]).sum())
 
+    # Sums at the bottom leave.
+    here = arriving(at_bottom)
+    over, across = here.over > 0, p.across[here.fold]
+    leaving = np.where(over[:, None], sums[p.bottom].T, 0)
+    out[across, p.first[here.fold] + here.vector, column] += leaving
+    ofmap_writes += int((over[:, None] & p.output[across, column]).sum())
 
-def _fetch(p: Program, s: State, fresh: Any) -> State:
-  """Values of the next vector enter the buffer."""
-  vector = s.next_vector + fresh.astype(jnp.int64)
-  wraps = vector >= p.vectors[s.next_fold]
-  vector = jnp.where(wraps, 0, vector)
-  fold = s.next_fold + wraps.astype(jnp.int64)
-  start = jnp.where(fresh, 0, s.filled)
-  filled = jnp.minimum(start + p.bw_in, p.inputs)
-  row = jnp.arange(p.row_block.size)
-  enters = (row >= start) & (row < filled)
-  values = p.x[p.down[fold], p.first[fold] + vector]
-  reads = enters & p.real[p.down[fold]] & (fold < p.folds)
-  return s._replace(
-    next_fold=fold,
-    next_vector=vector,
-    filled=filled,
-    buffer=jnp.where(enters, values, s.buffer),
-    ifmap_reads=s.ifmap_reads + reads.sum(),
-  )
+    # The others grow, and move down where their vector makes room.
+    here = arriving(at_sums)
+    added = np.zeros(Q * C, p.x.dtype)
+    np.add.at(added, add_to, (before if p.stage else products).ravel())
+    partial = np.where(here.held == 0, 0, partial) + added.reshape(Q, C)
+    above = np.where(p.sum_above[:, None] < 0, 0, sums[p.sum_above])
+    sums = np.where(here.over > 0, above + partial, sums)
 
-
-def _decide(p: Program, s: State, fresh: Any) -> State:
-  """Loads weights, and lets the vector in place go if the next may follow."""
-  full = p.overlap == 2
-  free = jnp.where(p.overlap == 0, s.drained, s.opened) >= s.loads
-  loading = free & (s.loads < p.folds + full.astype(jnp.int64))
-  unit = jnp.where(loading, s.unit + p.width, s.unit)
-  loaded = unit >= p.units
-  loads = s.loads + loaded.astype(jnp.int64)
-  credit = jnp.where(fresh, 0, s.credit) + p.bw_out
-  credit = jnp.minimum(credit, p.results)
-  over = s.busy & (s.held + 1 >= p.kappa[s.fold])
-  over &= (s.filled >= p.inputs) & (credit >= p.results)
-  last = s.vector + 1 >= p.vectors[s.fold]
-  # After the last fold, the load that the closed forms charge.
-  over &= ~(full & last & (s.fold + 1 >= p.folds) & (loads <= p.folds))
-  ended = over & last
-  order = (s.busy, s.fold, s.vector, s.held, over, ended, s.loads, s.unit)
-  order = jnp.stack([jnp.asarray(x, jnp.int64) for x in (*order, loading)])
-  return s._replace(
-    fold=s.fold + ended.astype(jnp.int64),
-    vector=jnp.where(ended, 0, s.vector + over.astype(jnp.int64)),
-    held=jnp.where(over | ~s.busy, 0, s.held + 1),
-    busy=s.busy & ~ended,
-    loads=loads,
-    unit=jnp.where(loaded, 0, unit),
-    credit=credit,
-    orders=_shifted(s.orders, order),
-  )
+  return out, {
+    "cycles": cycle + 1,
+    "ifmap_reads": ifmap_reads,
+    "filter_reads": filter_reads,
+    "ofmap_writes": ofmap_writes,
+  }
 
 
-def _local(p: Program, s: State, late: Any, block: Any) -> Any:
-  """The orders that arrive at blocks, (blocks, C, 9), so many cycles late."""
-  column = jnp.arange(s.values.shape[1])
-  return s.orders[p.edge + late + block[:, None] + column[None] * p.hop]
+def _corner(
+  p: ArrayProgram, length: int
+) -> Iterator[tuple[_Order, np.ndarray, int]]:
+  """Gives an order per cycle until the last result has left.
+
+  Args:
+    p: Program of the array.
+    length: Cycles from an order until its results have left every column.
+
+  Yields:
+    The order, the input vector that enters with it, and the words read.
+  """
+  full, folds = p.overlap == "full", len(p.vectors)
+  vectors, after, kappa = (x.tolist() for x in (p.vectors, p.after, p.kappa))
+  fold = vector = held = waited = credit = 0  # of the vector in place
+  busy = False
+  opened = left = drained = 0  # folds that stream, have left, were closed
+  loads = unit = 0  # folds whose weights are loaded, rows of the next one
+  next_fold = next_vector = 0  # the vector in the buffer
+  filled, buffer = p.inputs, p.x[p.down[0], p.first[0]].copy()
+  reads = int(p.real[p.down[0]].sum())
+  ends = collections.deque([False] * (length + p.finish), length + p.finish)
+
+  while drained < folds:
+    # Block 0 of column 0 takes the vector in the buffer.
+    ready = (
+      not busy
+      and fold < min(loads, folds)
+      and filled >= p.inputs
+      and left >= after[fold]
+      and (full or drained >= fold)
+    )
+    # Control takes its cycles where the array was empty.
+    begins = ready and ((full and fold > 0) or waited >= p.begin)
+    waited = waited + 1 if ready and not begins else 0
+    busy = busy or begins
+    fresh = busy and held == 0
+    if fresh and vector == 0:
+      opened = fold + 1
+    entering = buffer.copy()
+
+    # Values of the next vector enter the buffer.
+    if fresh:
+      filled, credit, next_vector = 0, 0, next_vector + 1
+      if next_vector >= vectors[next_fold]:
+        next_fold, next_vector = next_fold + 1, 0
+    part = slice(filled, min(filled + p.bw_in, p.inputs))
+    filled = part.stop
+    if next_fold < folds:
+      down = p.down[next_fold]
+      buffer[part] = p.x[down, p.first[next_fold] + next_vector, part]
+      reads += int(p.real[down, part].sum())
+
+    # The loader works on the next fold.
+    free = (drained if p.overlap == "none" else opened) >= loads
+    loading = free and loads < folds + full
+    load = loading and loads < folds, min(loads, folds - 1), unit
+    unit += p.width * loading
+    if unit >= p.units:
+      loads, unit = loads + 1, 0
+
+    # The vector in place makes room if the next one may follow.
+    credit = min(credit + p.bw_out, p.results)
+    over = (
+      busy
+      and held + 1 >= kappa[fold]
+      and filled >= p.inputs
+      and credit >= p.results
+    )
+    last = busy and vector + 1 >= vectors[fold]
+    # The closed forms charge a load after the last fold.
+    over = over and not (full and last and fold + 1 == folds >= loads)
+    yield (
+      _Order(busy, min(fold, folds - 1), vector, held, over, *load),
+      entering,
+      reads,
+    )
+    reads = 0
+    ends.appendleft(over and last)
+    held = 0 if over or not busy else held + 1
+    vector += over
+    if ends[0]:
+      fold, vector, busy = fold + 1, 0, False
+    left, drained = left + ends[length - 1], drained + ends[-1]
 
 
-def _move_inputs(p: Program, s: State) -> State:
-  """Values hop on; registers take new ones, or exchange what they hold."""
-  rows, column = jnp.arange(p.row_block.size), jnp.arange(s.values.shape[1])
-  entering = s.skew[p.edge + p.row_block, rows]
-  line = _shifted(s.line, entering)
-  arriving = line[column[None] * p.hop, rows[:, None]]
-  order = _local(p, s, 0, p.row_block)
-  live, held = order[..., _LIVE] > 0, order[..., _HELD]
-  values = jnp.where(live & (held == 0), arriving, s.values)
-  weight = p.weight[order[..., _FOLD]]
-  step = jnp.minimum(held, p.swaps.shape[1] - 1)
-  source = p.swaps[weight, step, rows[:, None], column[None]]
-  swapped = live & (held < p.kappa[order[..., _FOLD]])
-  source = jnp.where(swapped, source, rows[:, None])
-  values = jnp.take_along_axis(values, source, axis=0)
-  return s._replace(line=line, values=values)
+def extended(x: np.ndarray, *shape: int) -> np.ndarray:
+  """An array padded with zeros at the end of each axis, up to a shape.
 
-
-def _multiply(p: Program, s: State) -> tuple[State, Any]:
-  """What MACs multiply; the products that reach the adders."""
-  order = _local(p, s, 0, p.mac_block)
-  live, held = order[..., _LIVE] > 0, order[..., _HELD]
-  opens = live & (held == 0) & (order[..., _VECTOR] == 0)
-  active = jnp.where(opens, s.shadow, s.active)
-  mac = jnp.arange(p.mac_block.size)[:, None]
-  column = jnp.arange(s.values.shape[1])[None]
-  at = p.weight[order[..., _FOLD]], mac, column
-  operand = jnp.take_along_axis(s.values, p.reads[at], axis=0)
-  products = active * operand
-  products = jnp.where(live & (p.when[at] == held), products, 0)
-
-  row, first = p.mac_unit[:, None], order[..., _UNIT]
-  enters = (order[..., _LOADING] > 0) & (row >= first) & (row < first + p.width)
-  enters &= order[..., _LOADS] < p.folds
-  at = p.weight[order[..., _LOADS]], mac, column
-  return s._replace(
-    active=active,
-    shadow=jnp.where(enters, p.weights[at], s.shadow),
-    products=products,
-    filter_reads=s.filter_reads + (enters & p.stored[at]).sum(),
-  ), jnp.where(p.stage > 0, s.products, products)
-
-
-def _leave(p: Program, s: State) -> State:
-  """Sums that have reached the bottom leave."""
-  bottom = p.stage + p.blocks
-  order = _local(p, s, bottom, jnp.zeros((1,), jnp.int64))[0]
-  over, fold = order[..., _OVER] > 0, order[..., _FOLD]
-  across, row = p.across[fold], p.first[fold] + order[..., _VECTOR]
-  column = jnp.arange(s.values.shape[1])
-  values = jnp.where(over[:, None], s.sums[p.bottom].T, 0)
-  reach = p.edge + bottom + (s.values.shape[1] - 1) * p.hop
-  return s._replace(
-    out=s.out.at[across, row, column].add(values),
-    ofmap_writes=s.ofmap_writes
-    + (over[:, None] & p.output[across, column]).sum(),
-    left=s.left + s.orders[reach, _ENDED],
-    drained=s.drained + s.orders[reach + p.finish, _ENDED],
-  )
-
-
-def _add(p: Program, s: State, products: Any) -> State:
-  """Sums grow, and move down where their vector makes room."""
-  order = _local(p, s, p.stage, p.sum_block)
-  kept = jnp.where(order[..., _HELD] == 0, 0, s.partial)
-  partial = kept + jax.ops.segment_sum(
-    products, p.mac_sum, num_segments=p.sum_block.size
-  )
-  above = jnp.where(p.sum_above[:, None] < 0, 0, s.sums[p.sum_above])
-  sums = jnp.where(order[..., _OVER] > 0, above + partial, s.sums)
-  return s._replace(partial=partial, sums=sums)
-
-
-def _shifted(line: Any, value: Any) -> Any:
-  """A delay line one cycle later; entry i is what entered i cycles ago."""
-  return jnp.concatenate([value[None], line[:-1]])
+  >>> extended(np.ones((1, 2), int), 2, 3).tolist()
+  [[1, 1, 0], [0, 0, 0]]
+  """
+  return np.pad(x, [(0, to - size) for size, to in zip(x.shape, shape)])

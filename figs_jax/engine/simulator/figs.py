@@ -1,11 +1,11 @@
-"""What a FIGS array is told to run a GEMM: where weights, indices, swaps go.
+"""Programs of the FIGS array: where weights lie, and when registers swap.
 
-Outputs take their places in order, as `occupancy.exchanges` says: s beta
-neighbours share a column, beta of them the PEs of one slot. Within a block an
-output's kept indices take the slot's n PEs from the top down. Where registers
-swap, the wants of a block are a bipartite graph from PEs to values. Every cycle
-shows a matching of it, and as many matchings as its largest degree hold all of
-it (Koenig).
+Outputs take their places in order, as `blocks.exchanges` describes: s beta
+neighbours share a column, beta of them the PEs of one slot. Within a block, the
+kept indices of an output take the n PEs of its slot from the top down. Where
+registers swap, the values that PEs want form a bipartite graph. Every cycle
+shows a matching of it, and as many matchings as its largest degree cover it
+(Koenig's theorem).
 """
 
 from __future__ import annotations
@@ -14,55 +14,40 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from figs_jax.core.pattern import NM
+from figs_jax.engine.figs import Figs
 from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.simulator.program import Program, extended
-from figs_jax.engine.spec import OVERLAPS, Figs
+from figs_jax.engine.simulator.array import ArrayProgram, extended
 
 
 class _Shape(NamedTuple):
-  """How a weight lies in the array.
+  """How a weight lies in the array."""
 
-  Attributes:
-    R: rows of registers.
-    C: columns of PEs.
-    beta: MACs of a PE.
-    block: B, rows of a block.
-    run: n, PEs of an output in a block.
-    D: blocks.
-    s: slots of a column.
-    down: folds along the contraction.
-    across: folds along the outputs.
-  """
-
-  R: int
-  C: int
-  beta: int
-  block: int
-  run: int
-  D: int
-  s: int
-  down: int
-  across: int
+  R: int  # rows of registers
+  C: int  # columns of PEs
+  beta: int  # MACs of a PE
+  block: int  # B, rows of a block
+  run: int  # n, PEs of an output in a block
+  D: int  # blocks
+  s: int  # slots of a column
+  down: int  # folds along the contraction
+  across: int  # folds along the outputs
 
 
-def figs_program(
-  x: np.ndarray,
-  w: np.ndarray,
-  mask: np.ndarray,
-  engine: Figs,
-  block: int,
-  run: int,
-) -> Program:
-  """The program of x @ w.
+def program_of(
+  x: np.ndarray, w: np.ndarray, mask: np.ndarray, engine: Figs, pattern: NM
+) -> ArrayProgram:
+  """Writes the program of x @ w.
 
   Args:
-    x: (M, K).
-    w: (K, N), zero where the mask is not set.
-    mask: Bool (K, N).
-    engine: the array, of one design.
-    block: B, rows of a block.
-    run: n, MACs of an output in a block; no block of the mask holds more.
+    x: Activations, (M, K).
+    w: Weights, (K, N), zero outside the mask.
+    mask: Kept weights, Bool (K, N).
+    engine: FIGS array of a single design.
+    pattern: Pattern that the mask obeys.
   """
+  packed = engine.packing(pattern.n, pattern.m, [mask])
+  block, run = (int(value[0]) for value in packed)
   R, C, beta = int(engine.rows), int(engine.cols), int(engine.beta)
   D, s = R // block, block // run
   (M, K), N = x.shape, w.shape[1]
@@ -72,21 +57,20 @@ def figs_program(
   parts = extended(x, M, down * D * block).reshape(M, down, D * block)
   real = extended(np.ones(K, bool), down * D * block).reshape(down, -1)
   output = extended(np.ones(N, bool), across * C * s * beta)
-  return Program(
-    overlap=OVERLAPS.index(engine.overlap),
+  return ArrayProgram(
+    overlap=engine.overlap,
     blocks=D,
-    hop=1 + engine.sigma,
+    hop=1 + int(engine.sigma),
     edge=0,
     stage=0,
     begin=0,
     finish=0,
     units=D * block,
-    width=engine.load,
+    width=int(engine.load),
     inputs=D * block,
-    bw_in=engine.bw_in,
+    bw_in=int(engine.bw_in),
     results=C * s * beta,
-    bw_out=engine.bw_out,
-    folds=fold.size,
+    bw_out=int(engine.bw_out),
     vectors=np.full_like(fold, M),
     first=0 * fold,
     down=fold % down,
@@ -104,10 +88,10 @@ def figs_program(
 
 
 def _places(a: _Shape) -> dict[str, np.ndarray]:
-  """Which block, sum and row of weights each register and MAC belongs to.
+  """The block, sum and row of weights of each register and MAC.
 
-  MAC p is lane p % beta of the PE in row p // beta. There are R beta sums too,
-  of which D s beta are used: slot by slot of block by block.
+  MAC p is lane p % beta of the PE in row p // beta. Of the R beta sums,
+  D s beta are used: block by block, slot by slot.
   """
   row, mac = np.arange(a.R), np.arange(a.R * a.beta)
   place, width = mac // a.beta, a.s * a.beta
@@ -127,7 +111,7 @@ def _places(a: _Shape) -> dict[str, np.ndarray]:
 def _weights(
   w: np.ndarray, mask: np.ndarray, a: _Shape, exchange: str
 ) -> dict[str, Any]:
-  """The kept weights at their MACs, and how each comes to its value."""
+  """The kept weights at their MACs, and how each MAC gets its value."""
   shape = a.down, a.D, a.block, a.across, a.C, a.s, a.beta
   sides = a.down * a.D * a.block, a.across * a.C * a.s * a.beta
   kept, values = (extended(x, *sides).reshape(shape) for x in (mask, w))
@@ -146,28 +130,23 @@ def _weights(
   kept, values, index = at_macs(kept), at_macs(values), at_macs(index)
   own = np.arange(a.R * a.beta)[:, None] // a.beta
   wanted = np.where(kept, own // a.block * a.block + index, own)
-  found = {"weights": values * kept, "stored": kept}
+  table = {"weights": values * kept, "stored": kept}
   if exchange == "swap":
     reads = np.broadcast_to(own, kept.shape)
-    return found | {"reads": reads} | _exchange(wanted, kept, a)
-  folds, still = len(kept), np.arange(a.R)[:, None]
-  return found | {
-    "reads": wanted,
-    "when": np.zeros_like(wanted),
-    "swaps": np.broadcast_to(still, (folds, 1, a.R, a.C)),
-    "kappa": np.ones(folds, int),
-  }
+    return table | {"reads": reads} | _exchange(wanted, kept, a)
+  once = np.ones(len(kept), int)
+  return table | {"reads": wanted, "when": None, "swaps": None, "kappa": once}
 
 
 def _exchange(
   wanted: np.ndarray, kept: np.ndarray, a: _Shape
 ) -> dict[str, np.ndarray]:
-  """When each MAC multiplies, and what registers swap before it does.
+  """When each MAC multiplies, and which registers swap before it does.
 
   Args:
-    wanted: (F, P, C), the row whose value each MAC multiplies.
-    kept: Bool (F, P, C), whether it holds a weight.
-    a: the array.
+    wanted: Row whose value each MAC multiplies, (F, P, C).
+    kept: MACs that hold a weight, Bool (F, P, C).
+    a: Shape of the array.
   """
   folds, macs, _ = wanted.shape
   when = np.zeros((folds, macs, a.C), int)
@@ -185,7 +164,7 @@ def _exchange(
     for step, partial in enumerate(steps):
       when[f, here[partial[edges[:, 0]] == edges[:, 1]], c] = step
       source = _permutation(partial)
-      # From where in the block, as it stands after the swaps before.
+      # Places in the block as it stands after the previous swaps.
       swaps[f, step, start : start + a.block, c] = (
         start + np.argsort(shown)[source]
       )
@@ -194,27 +173,27 @@ def _exchange(
 
 
 def _permutation(partial: np.ndarray) -> np.ndarray:
-  """A matching, -1 where a PE wants nothing, with the rest shown to these."""
+  """Completes a matching: PEs with -1 are shown the remaining values."""
   full = partial.copy()
-  rest = np.setdiff1d(np.arange(full.size), partial)
-  full[full < 0] = rest
+  full[full < 0] = np.setdiff1d(np.arange(full.size), partial)
   return full
 
 
 def matchings(edges: np.ndarray, size: int) -> list[np.ndarray]:
   """Splits a bipartite graph into as few matchings as its largest degree.
 
-  Edge by edge takes a matching that is free at its PE. Where the value has an
-  edge in it, that edge and all that follow by turns between this matching and
-  one that is free at the value change sides; they never lead back to the PE.
+  Each edge takes a matching that is free at its PE. If the value already has an
+  edge in that matching, this edge and those that alternate with it between this
+  matching and one that is free at the value trade matchings; such a path never
+  leads back to the PE.
 
   Args:
-    edges: (edges, 2), pairs of a PE and the value it wants; repeated pairs
-      count once.
-    size: PEs, and values.
+    edges: Pairs of a PE and the value it wants, (edges, 2); duplicates count
+      once.
+    size: Number of PEs, and of values.
 
   Returns:
-    Matchings: for each PE its value, or -1.
+    Matchings, each with the value of every PE, or -1.
 
   >>> wants = np.array([[0, 1], [1, 1], [1, 0]])
   >>> [match.tolist() for match in matchings(wants, 2)]
@@ -222,7 +201,7 @@ def matchings(edges: np.ndarray, size: int) -> list[np.ndarray]:
   """
   ends = np.unique(edges, axis=0) + [0, size]
   colours = np.bincount(ends.ravel(), minlength=1).max()
-  # Across each end's edge of each colour, PEs before values.
+  # The other end of each end's edge of each colour; PEs come before values.
   across = np.full((2 * size, colours), -1)
   for pe, value in ends:
     free, wish = across[pe].argmin(), across[value].argmin()

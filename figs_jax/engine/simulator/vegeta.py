@@ -1,11 +1,12 @@
-"""What VEGETA's array is told to run a GEMM.
+"""Programs of VEGETA's array: where weights lie, and the order of folds.
 
-A row of K_c holds one weight of each of M_c outputs; beta rows are a row of
-PEs. Of every block of 4 an S engine runs h = 1 or 2 weights in h rows, each of
-which is fed the 4 values of the block for a multiplexer to choose from; what
-needs more runs dense, as everything does on a D engine. PEs register their
-inputs and their products, and control takes a cycle before the first input and
-one after the last result: that is why a tile takes WL + mode + 2 cycles.
+A row of multipliers (K_c of them) holds one weight of each of M_c outputs; beta
+rows make a row of PEs. Of every block of 4, an S engine runs h = 1 or 2 weights
+in h rows, each of which is fed the 4 values of the block for a multiplexer to
+choose from; fuller blocks run dense, as everything does on a D engine. PEs
+register their inputs and their products, and control takes a cycle before the
+first input and one after the last result, so that a tile takes WL + mode + 2
+cycles.
 """
 
 from __future__ import annotations
@@ -14,35 +15,27 @@ from typing import NamedTuple
 
 import numpy as np
 
+from figs_jax.core.pattern import NM
+from figs_jax.engine.blocks import fit
 from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.simulator.program import Program, extended
-from figs_jax.engine.spec import OVERLAPS, VEGETA_BLOCK, Vegeta
+from figs_jax.engine.simulator.array import ArrayProgram, extended
+from figs_jax.engine.vegeta import BLOCK, Vegeta
 
 
 class _Shape(NamedTuple):
-  """How a weight lies in the array.
+  """How a weight lies in the array."""
 
-  Attributes:
-    R: rows of multipliers, K_c.
-    C: columns of PEs, M_c / alpha.
-    alpha: PUs of a PE.
-    beta: rows of a PE.
-    lanes: values that a row is fed.
-    block: rows of the weight that share rows of the array: 4, or 1 if dense.
-    held: h, the rows of the array that they share.
-    down: folds along the contraction.
-    across: folds along the outputs.
-  """
-
-  R: int
-  C: int
-  alpha: int
-  beta: int
-  lanes: int
-  block: int
-  held: int
-  down: int
-  across: int
+  R: int  # rows of multipliers, K_c
+  C: int  # columns of PEs, M_c / alpha
+  alpha: int  # PUs of a PE
+  beta: int  # rows of a PE
+  lanes: int  # values that a row is fed
+  block: (
+    int  # rows of the weight that share rows of the array: 4, or 1 if dense
+  )
+  held: int  # h, the rows of the array that they share
+  down: int  # folds along the contraction
+  across: int  # folds along the outputs
 
   @property
   def groups(self) -> int:
@@ -50,32 +43,29 @@ class _Shape(NamedTuple):
     return self.R // self.held
 
 
-def vegeta_program(
-  x: np.ndarray, w: np.ndarray, mask: np.ndarray, engine: Vegeta, held: int
-) -> Program:
-  """The program of x @ w.
+def program_of(
+  x: np.ndarray, w: np.ndarray, mask: np.ndarray, engine: Vegeta, pattern: NM
+) -> ArrayProgram:
+  """Writes the program of x @ w.
 
   Args:
-    x: (M, K).
-    w: (K, N), zero where the mask is not set.
-    mask: Bool (K, N).
-    engine: the array, of one design.
-    held: weights of a block of 4 that run; no block of the mask holds more.
+    x: Activations, (M, K).
+    w: Weights, (K, N), zero outside the mask.
+    mask: Kept weights, Bool (K, N).
+    engine: VEGETA array of a single design.
+    pattern: Pattern that the mask obeys.
   """
   R, cols = int(engine.rows), int(engine.cols)
   alpha, beta = int(engine.alpha), int(engine.beta)
   (M, K), N = x.shape, w.shape[1]
-  sparse = held < VEGETA_BLOCK and held <= R
-  block, held = (VEGETA_BLOCK, held) if sparse else (1, 1)
+  block, held = _packing(mask, engine, pattern)
   down, across = ceil_div(K, R // held * block), ceil_div(N, cols)
-  lanes, C = VEGETA_BLOCK if engine.sparse else 1, cols // alpha
+  lanes, C = BLOCK if engine.sparse else 1, cols // alpha
   shape = _Shape(R, C, alpha, beta, lanes, block, held, down, across)
   folds = _folds(M, down, across, engine)
-  register = np.arange(R * lanes)[:, None]
-  weights = across * down
   output = extended(np.ones(N, bool), across * cols)
-  return Program(
-    overlap=OVERLAPS.index(engine.overlap),
+  return ArrayProgram(
+    overlap=engine.overlap,
     blocks=R // beta,
     hop=1,
     edge=1,
@@ -85,13 +75,13 @@ def vegeta_program(
     units=R // beta,
     width=1,
     inputs=R * lanes,
-    bw_in=engine.bw_in,
+    bw_in=int(engine.bw_in),
     results=cols,
-    bw_out=engine.bw_out,
+    bw_out=int(engine.bw_out),
     **folds,
-    kappa=np.ones(folds["folds"], int),
-    when=np.zeros((weights, R * alpha, C), int),
-    swaps=np.broadcast_to(register, (weights, 1, R * lanes, C)),
+    kappa=np.ones_like(folds["vectors"]),
+    when=None,
+    swaps=None,
     output=output.reshape(across, C, alpha),
     **_places(shape),
     **_inputs(x, shape),
@@ -99,10 +89,20 @@ def vegeta_program(
   )
 
 
-def _places(a: _Shape) -> dict[str, np.ndarray]:
-  """Which row of PEs and sum each register and multiplier belongs to.
+def _packing(mask: np.ndarray, engine: Vegeta, pattern: NM) -> tuple[int, int]:
+  """Rows of the weight in a block, and the rows of the array they take."""
+  if engine.sparse:
+    n, m = np.array([pattern.n]), np.array([pattern.m])
+    held = int(fit(n, m, BLOCK, [mask])[0])
+    if held < 3 and held <= int(engine.rows):
+      return BLOCK, held
+  return 1, 1  # dense
 
-  Multiplier p is that of PU p % alpha in row p // alpha.
+
+def _places(a: _Shape) -> dict[str, np.ndarray]:
+  """The row of PEs and the sum of each register and multiplier.
+
+  Multiplier p belongs to PU p % alpha in row p // alpha.
   """
   mac, total = np.arange(a.R * a.alpha), np.arange(a.R // a.beta * a.alpha)
   pe = mac // a.alpha // a.beta
@@ -124,7 +124,7 @@ def _first(a: _Shape) -> np.ndarray:
 
 
 def _inputs(x: np.ndarray, a: _Shape) -> dict[str, np.ndarray]:
-  """What each row is fed; its block's first row alone counts as read."""
+  """The values each row is fed; only those of a block's first row are reads."""
   M, K = x.shape
   row, lane = np.arange(a.R)[:, None], np.arange(a.lanes)
   source = _first(a)[:, :, None] + lane
@@ -166,15 +166,14 @@ def _weights(
 
 def _folds(
   M: int, down: int, across: int, engine: Vegeta
-) -> dict[str, np.ndarray | int]:
+) -> dict[str, np.ndarray]:
   """The order of folds: groups of outputs, each through all of K.
 
-  An output is a tile of activation rows of M_c columns; whole tiles come first.
-  With `interleave` d there are d outputs in a group, and a fold waits until its
-  output's last sums have left; with 0 they are forwarded.
+  An output is a tile of activation rows by M_c columns; whole tiles come first.
+  With `interleave` d, a group has d outputs, and a fold waits until the last
+  sums of its output have left; with 0, sums are forwarded.
   """
-  tile, d = int(engine.tile), int(engine.interleave)
-  tile = min(tile, M)
+  tile, d = min(int(engine.tile), M), int(engine.interleave)
   starts = [(t, min(tile, M - t)) for t in range(0, M, tile)]
   outputs = [(*part, c) for part in starts for c in range(across)]
   whole = M // tile * across
@@ -187,8 +186,8 @@ def _folds(
   for group in groups:
     for k in range(down):
       for first, vectors, c in group:
-        # As many folds must have left as there were up to the same output's.
+        # All folds up to the previous one of the same output must have left.
         after = len(rows) - len(group) + 1 if k and d else 0
         rows.append((vectors, first, k, c, c * down + k, after))
   names = "vectors", "first", "down", "across", "weight", "after"
-  return {"folds": len(rows)} | dict(zip(names, np.array(rows).T))
+  return dict(zip(names, np.array(rows).T))

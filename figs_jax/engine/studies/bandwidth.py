@@ -1,13 +1,13 @@
 """What crosses the ports of an array, and how fast it can be at best.
 
-A weight-stationary array that takes I values per cycle and holds O outputs
-does, per cycle, at most I O (n / m) MACs of an n:m weight: each output needs n
+A weight-stationary array that takes I values per cycle and holds O outputs does
+at most I O (n / m) MACs of an n:m weight per cycle, since each output needs n
 of every m inputs. With P multipliers its utilisation is at most
 
-  min(1, I O (n / m) / P)
+  min(1, I O (n / m) / P)                                                    (1)
 
 so that a sparse engine has to take more inputs (VEGETA) or hold more outputs
-(FIGS). Which of the two moves is what `ledger` shows.
+(FIGS). `ledger` shows the cost of each.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.blocks import fit
-from figs_jax.engine.figs import packing
-from figs_jax.engine.spec import VEGETA_BLOCK, Figs, Vegeta
-from figs_jax.engine.vegeta import held_of
+from figs_jax.engine.spec import Engine
 
 
 def utilisation_bound(
@@ -29,13 +26,13 @@ def utilisation_bound(
   density: ArrayLike,
   multipliers: ArrayLike,
 ) -> Any:
-  """The bound above.
+  """The bound (1).
 
   Args:
-    inputs: I, values that enter per cycle.
-    outputs: O, outputs whose weights the array holds.
-    density: n / m.
-    multipliers: P.
+    inputs: Values that enter per cycle, I.
+    outputs: Outputs whose weights the array holds, O.
+    density: Share of weights kept, n / m.
+    multipliers: Number of multipliers, P.
 
   >>> float(utilisation_bound(32, 16, 0.25, 512))  # a dense array, 1:4 weights
   0.25
@@ -46,73 +43,35 @@ def utilisation_bound(
   return np.minimum(1.0, work / np.asarray(multipliers))
 
 
-def port_values(
-  engine: Figs | Vegeta, n: ArrayLike = 1, m: ArrayLike = 1
-) -> dict[str, Any]:
-  """Values that cross the ports for each vector, if those are wide enough.
-
-  Args:
-    engine: a FIGS or a VEGETA array.
-    n: weights kept of every m along K.
-    m: group length.
-
-  Returns:
-    `inputs`, distinct activations, and `outputs`, partial sums. VEGETA's wires
-    carry 4 values to each row of multipliers whatever the pattern; where two or
-    four rows share them they are counted once.
-
-  Raises:
-    ValueError: the engine cannot run the pattern.
-
-  >>> from figs_jax.engine.spec_text import parse
-  >>> for spec in ("figs:32x16", "vegeta-s-16-2"):
-  ...   found = port_values(parse(spec), 1, 4)
-  ...   print(spec, int(found["inputs"]), int(found["outputs"]))
-  figs:32x16 32 64
-  vegeta-s-16-2 128 16
-  """
-  if isinstance(engine, Figs):
-    block, run = packing(n, m, engine)
-    inputs = engine.rows // block * block
-    return {
-      "inputs": inputs,
-      "outputs": engine.cols * engine.beta * (block // run),
-    }
-  run = fit(n, m, VEGETA_BLOCK) if engine.sparse else VEGETA_BLOCK
-  rows = np.asarray(engine.rows)
-  inputs = np.maximum(rows, rows // held_of(run, rows) * VEGETA_BLOCK)
-  return {"inputs": inputs, "outputs": np.asarray(engine.cols)}
-
-
 def ledger(
-  engine: Figs | Vegeta,
+  engine: Engine,
   n: ArrayLike = 1,
   m: ArrayLike = 1,
   in_bytes: int = 2,
   out_bytes: int = 4,
 ) -> dict[str, Any]:
-  """Bytes that cross the ports per cycle, if those are wide enough.
+  """Bytes per cycle that cross sufficiently wide ports.
 
   A sparse FIGS array needs the inputs of a dense one and writes m / n times its
-  partial sums; VEGETA the other way round. At 32 x 16 with bf16 in and fp32
-  out, 1:2 and 1:4: 64 and 64 against 128 and 256 B in, 128 and 256 against 64
-  and 64 B out. So the cost moves; it does not go away.
+  partial sums; VEGETA does the opposite. At 32 x 16 with bf16 in and fp32 out,
+  1:2 and 1:4 take 64 and 64 B in on FIGS against 128 and 256 on VEGETA, and 128
+  and 256 B out against 64 and 64. The cost moves, but does not vanish.
 
   Args:
-    engine: a FIGS or a VEGETA array.
-    n: weights kept of every m along K.
-    m: group length.
-    in_bytes: bytes of an activation.
-    out_bytes: bytes of a partial sum.
+    engine: FIGS or VEGETA array.
+    n: Weights kept of every m along K.
+    m: Length of a group.
+    in_bytes: Bytes of an activation.
+    out_bytes: Bytes of a partial sum.
 
   Raises:
-    ValueError: the engine cannot run the pattern.
+    ValueError: If the engine is of another kind or cannot run the pattern.
 
   >>> from figs_jax.engine.spec_text import parse
   >>> [int(x) for x in ledger(parse("figs:32x16"), 1, 2).values()]
   [64, 128]
   """
-  values = port_values(engine, n, m)
+  values = engine.port_values(n, m)
   return {
     "inputs": in_bytes * values["inputs"],
     "outputs": out_bytes * values["outputs"],
@@ -122,22 +81,22 @@ def ledger(
 def iso_bandwidth_speedup(
   n: ArrayLike, m: ArrayLike, exposed: ArrayLike = 0.40
 ) -> Any:
-  """An overlapped FIGS array over a baseline with as wide an input port.
+  """Speed-up of an overlapped FIGS array at a baseline's input bandwidth.
 
-  A sparse array that holds one output per column takes m / n vectors' worth of
-  inputs for what FIGS does with one, hence m / n cycles per vector through the
-  same port. If it also waits o cycles for each fold of T vectors (its load,
-  filling and draining), and FIGS hides them, the ratio is m / n + o / T.
+  A sparse array that holds one output per column needs the inputs of m / n
+  vectors where FIGS needs one, hence m / n cycles per vector through the same
+  port. If it also waits o cycles for each fold of T vectors (its load, filling
+  and draining), which FIGS hides, the ratio is m / n + o / T.
 
   The FiGS slides claim up to 2.4 at 1:2 and 4.4 at 1:4, over engines and at
-  settings that they do not give. o / T = .40 fits both: one parameter that we
-  chose for two points. It is no prediction of either. If both overlap, the
-  ratios are 2 and 4.
+  settings that they do not give. o / T = .40 fits both: one parameter chosen
+  for two points, which predicts neither. If both arrays overlap, the ratios are
+  2 and 4.
 
   Args:
-    n: weights kept of every m along K.
-    m: group length.
-    exposed: o / T of the baseline.
+    n: Weights kept of every m along K.
+    m: Length of a group.
+    exposed: Share of waiting in the baseline, o / T.
 
   >>> iso_bandwidth_speedup(1, np.array([2, 4])).tolist()
   [2.4, 4.4]

@@ -1,16 +1,16 @@
-"""Latencies that a machine measured, fitted: what a roofline leaves out.
+"""Latencies measured on a machine, fitted: what a roofline leaves out.
 
-  t = t0 + 2 M N K / P + (bytes of A and B) / B + (bytes of the output) / B_o
+  t = t0 + 2 M N K / P + (bytes of A, B) / B + (bytes of the output) / B_o   (1)
 
-with M, N and K of the second term padded to the matrix unit, so that a call, an
-FLOP and a byte in or out each cost something that is never negative. Beside it
-stands a line through cycles of a systolic array,
+with M, N and K of the second term padded to the matrix unit: a call, an FLOP
+and a byte in or out each have a cost that is never negative. Beside it stands a
+line through the cycles of a systolic array,
 
-  t = t0 + cycles / f
+  t = t0 + cycles / f                                                        (2)
 
 Both minimise the sum of squared relative errors, so that short calls count as
-much as long ones; both are judged by `cross_validated`, on calls that the fit
-has not seen. Times are in microseconds. NumPy only, and deterministic.
+much as long ones. `cross_validated` judges both on calls that the fit has not
+seen. Times are in microseconds. Everything is NumPy, and deterministic.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from typing import Any
 import numpy as np
 
 from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.spec import Systolic
-from figs_jax.engine.systolic import counts
+from figs_jax.engine.spec import Gemm
+from figs_jax.engine.systolic import Systolic
 
-# What M, N and K are padded to: 8 rows stream past 128 x 128 weights. The bytes
-# are those of the operands themselves: padded ones predict short calls worse.
+# Sides to which M, N and K are padded: 8 rows stream past 128 x 128 weights.
+# Bytes are those of the unpadded operands, which predict short calls better.
 TPU_PADS = (8, 128, 128)
 
 
 @dataclasses.dataclass(frozen=True)
 class LatencyModel:
-  """A GEMM's latency from its size alone; see `fit_latency`.
+  """The latency (1) of a GEMM from its size alone; see `fit_latency`.
 
   Attributes:
-    overhead: t0, microseconds of any call.
-    per_flop: 1 / P, microseconds per FLOP, padding included.
-    per_byte_in: 1 / B, microseconds per byte of A and B.
-    per_byte_out: 1 / B_o, microseconds per byte of the output.
-    itemsize: bytes per value.
-    pads: what M, N and K are padded to where FLOPs are counted.
+    overhead: Microseconds of any call, t0.
+    per_flop: Microseconds per FLOP, padding included, 1 / P.
+    per_byte_in: Microseconds per byte of A and B, 1 / B.
+    per_byte_out: Microseconds per byte of the output, 1 / B_o.
+    itemsize: Bytes per value.
+    pads: Sides to which M, N and K are padded when FLOPs are counted.
 
   >>> model = LatencyModel(1.0, 1e-8, 1e-6, 2e-6)
   >>> round(float(model.predict(128, 128, 128)), 4)
@@ -65,27 +65,27 @@ class LatencyModel:
 
   @property
   def tflops(self) -> float:
-    """P in TFLOP/s; infinite where FLOPs are fitted as free."""
+    """P in TFLOP/s; infinite if FLOPs are fitted as free."""
     return _rate(self.per_flop, 1e-6)
 
   @property
   def gbytes_in(self) -> float:
-    """B in GB/s; infinite where reading operands is fitted as free."""
+    """B in GB/s; infinite if reading operands is fitted as free."""
     return _rate(self.per_byte_in, 1e-3)
 
   @property
   def gbytes_out(self) -> float:
-    """B_o in GB/s; infinite where writing results is fitted as free."""
+    """B_o in GB/s; infinite if writing results is fitted as free."""
     return _rate(self.per_byte_out, 1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
 class CycleModel:
-  """A line through cycles; see `fit_cycles`.
+  """The line (2) through cycles; see `fit_cycles`.
 
   Attributes:
-    overhead: t0, microseconds; a line may put it below 0.
-    per_cycle: microseconds per cycle.
+    overhead: Microseconds of any call, t0; a line may put it below 0.
+    per_cycle: Microseconds per cycle, 1 / f.
 
   >>> float(CycleModel(1.0, 0.5).predict(4))
   3.0
@@ -95,7 +95,7 @@ class CycleModel:
   per_cycle: float
 
   def predict(self, cycles: Any) -> Any:
-    """Microseconds of so many cycles."""
+    """Microseconds of a number of cycles."""
     return self.overhead + self.per_cycle * np.asarray(cycles, np.float64)
 
 
@@ -107,24 +107,24 @@ def fit_latency(
   itemsize: int = 2,
   pads: tuple[int, int, int] = TPU_PADS,
 ) -> LatencyModel:
-  """The model whose costs, none of them negative, fit measured GEMMs best.
+  """The non-negative costs of (1) that fit measured GEMMs best.
 
   Args:
-    M: rows of the activations, (calls,).
-    N: columns of the weight, (calls,).
-    K: the contraction, (calls,).
-    measured: microseconds, (calls,).
-    itemsize: bytes per value.
-    pads: what M, N and K are padded to where FLOPs are counted.
+    M: Rows of the activations, (calls,).
+    N: Columns of the weight, (calls,).
+    K: Length of the contraction, (calls,).
+    measured: Microseconds, (calls,).
+    itemsize: Bytes per value.
+    pads: Sides to which M, N and K are padded when FLOPs are counted.
 
   Raises:
-    ValueError: fewer than four calls, columns of different lengths, or a time
-      that is not positive.
+    ValueError: If there are fewer than four calls, columns have different
+      lengths, or a time is not positive.
 
   >>> true = LatencyModel(1.0, 1e-8, 1e-6, 2e-6)
   >>> M, N, K = np.array([[128, 512, 256, 1024], [8, 64, 256, 128], [64] * 4])
-  >>> found = fit_latency(M, N, K, true.predict(M, N, K))
-  >>> round(found.tflops), round(found.gbytes_out)
+  >>> model = fit_latency(M, N, K, true.predict(M, N, K))
+  >>> round(model.tflops), round(model.gbytes_out)
   (100, 500)
   """
   terms = _terms(M, N, K, itemsize, pads)
@@ -137,15 +137,15 @@ def fit_latency(
 
 
 def fit_cycles(cycles: Any, measured: Any) -> CycleModel:
-  """The line through cycles that fits measured latencies best.
+  """The line (2) through cycles that fits measured latencies best.
 
   Args:
-    cycles: of each call, (calls,).
-    measured: microseconds, (calls,).
+    cycles: Cycles of each call, (calls,).
+    measured: Microseconds, (calls,).
 
   Raises:
-    ValueError: fewer than two calls, columns of different lengths, or a time
-      that is not positive.
+    ValueError: If there are fewer than two calls, columns have different
+      lengths, or a time is not positive.
 
   >>> round(float(fit_cycles([0, 2], [1.0, 2.0]).predict(4)), 6)
   3.0
@@ -164,10 +164,10 @@ def systolic_cycles(M: Any, N: Any, K: Any, side: int = 128) -> Any:
   >>> int(systolic_cycles(112, 128, 48)), int(systolic_cycles(128, 112, 48))
   (494, 494)
   """
-  M, N, K = np.asarray(M), np.asarray(N), np.asarray(K)
+  gemm = Gemm(np.asarray(M), np.asarray(N), np.asarray(K))
   return np.minimum(
-    counts(M, N, K, Systolic("ws", side, side))["cycles"],
-    counts(M, N, K, Systolic("is", side, side))["cycles"],
+    Systolic("ws", side, side).counts(gemm)["cycles"],
+    Systolic("is", side, side).counts(gemm)["cycles"],
   )
 
 
@@ -180,22 +180,22 @@ def cross_validated(
 ) -> np.ndarray:
   """Relative errors of calls by fits that have not seen them.
 
-  The calls are shuffled by the seed and dealt into folds; each fold is
-  predicted by a fit of all others. The mean of the result, times 100, is the
-  cross-validated MAPE.
+  The calls are shuffled and dealt into folds; each fold is predicted by a fit
+  of all others. The mean of the result, times 100, is the cross-validated MAPE.
 
   Args:
-    fit: `(*columns, measured)` -> a model whose `predict` takes the columns.
-    columns: what the model predicts from, (calls,) each.
-    measured: microseconds, (calls,).
-    folds: parts of the calls; at most as many as there are.
-    seed: of the shuffle.
+    fit: Function from (*columns, measured) to a model whose `predict` takes the
+      columns.
+    columns: Predictors, (calls,) each.
+    measured: Microseconds, (calls,).
+    folds: Number of parts, at most the number of calls.
+    seed: Seed of the shuffle.
 
   Returns:
     |predicted / measured - 1| of each call, in the order given.
 
   Raises:
-    ValueError: folds below 2 or above the number of calls; what `fit` raises.
+    ValueError: If `folds` is below 2 or above the number of calls, or as `fit`.
 
   >>> cycles = np.arange(10, 30)
   >>> errors = cross_validated(fit_cycles, [cycles], 3.0 + 0.1 * cycles)
@@ -206,7 +206,9 @@ def cross_validated(
   measured = np.asarray(measured, np.float64)
   calls = len(measured)
   if not 2 <= folds <= calls:
-    raise ValueError(f"folds={folds}: give 2 to {calls}, the number of calls")
+    raise ValueError(
+      f"folds: expected 2 to {calls}, the number of calls, got {folds}"
+    )
   order = np.random.default_rng(seed).permutation(calls)
   errors = np.empty(calls)
   for fold in range(folds):
@@ -228,45 +230,46 @@ def _terms(M: Any, N: Any, K: Any, itemsize: int, pads: Any) -> np.ndarray:
 
 
 def _relative(terms: np.ndarray, measured: Any) -> np.ndarray:
-  """Terms per measured time, which a fit should add up to 1."""
+  """Terms per measured time; weighted by costs they should add up to 1."""
   measured = np.asarray(measured, np.float64)
   calls, least = terms.shape
   if measured.shape != (calls,) or calls < least:
     raise ValueError(
-      f"fit: {calls} calls, measured of shape {measured.shape}; give at least"
-      f" {least} calls and one time for each"
+      f"fit: expected at least {least} calls and one time for each, got"
+      f" {calls} calls and times of shape {measured.shape}"
     )
   bad = np.flatnonzero(~(measured > 0))
   if len(bad):
     raise ValueError(
-      f"fit: measured[{bad[0]}] = {measured[bad[0]]}; give times above 0"
+      f"fit: expected times above 0, got measured[{bad[0]}] ="
+      f" {measured[bad[0]]}"
     )
   return terms / measured[:, None]
 
 
 def _least_squares(terms: np.ndarray) -> np.ndarray:
-  """The x that brings terms @ x closest to 1."""
+  """The x for which terms @ x comes closest to 1."""
   # Columns differ by 10 orders of magnitude.
   scale = np.abs(terms).max(0)
-  found, *_ = np.linalg.lstsq(terms / scale, np.ones(len(terms)), rcond=None)
-  return found / scale
+  costs, *_ = np.linalg.lstsq(terms / scale, np.ones(len(terms)), rcond=None)
+  return costs / scale
 
 
 def _non_negative(terms: np.ndarray) -> np.ndarray:
-  """`_least_squares` over x >= 0: the best of all sets of terms.
+  """`_least_squares` over x >= 0.
 
-  Where some x are 0, the others solve the problem without those terms. There
-  are few sets, so all of them are tried.
+  Where some x are 0, the others solve the problem without those terms; there
+  are few sets of terms, so all of them are tried.
   """
   count = terms.shape[1]
   best, least = np.zeros(count), float(len(terms))
   for size in range(1, count + 1):
     for chosen in itertools.combinations(range(count), size):
-      found = _least_squares(terms[:, chosen])
-      misfit = np.square(terms[:, chosen] @ found - 1).sum()
-      if found.min() >= 0 and misfit < least:
+      costs = _least_squares(terms[:, chosen])
+      misfit = np.square(terms[:, chosen] @ costs - 1).sum()
+      if costs.min() >= 0 and misfit < least:
         best, least = np.zeros(count), misfit
-        best[list(chosen)] = found
+        best[list(chosen)] = costs
   return best
 
 

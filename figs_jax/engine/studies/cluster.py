@@ -1,28 +1,37 @@
 """A training step on many devices: data, tensor and pipeline parallel.
 
-An estimate in the spirit of COMET (arXiv 2211.16648), from compute, links and
+An estimate in the spirit of COMET (arXiv 2211.16648) from compute, links and
 memory. A step on d x t x p devices with u microbatches takes
 
-  GPipe's schedule   sum_s F_s + (u - 1) max_s F_s, then the same of B_s, links
-                     between stages being stages of their own; for equal stages
-                     and free links the bubble is (p - 1) / (u + p - 1)
-  + gradients        a ring over d devices: 2 (d - 1) steps of bytes / d each
-  F_s and B_s        the products of a stage on the engine, split in t, and per
-                     block two all-reduces of activations each (Megatron,
-                     1909.08053)
+  sum_s F_s + (u - 1) max_s F_s, then the same of B_s,                       (1)
 
-Links and groups are those of `figs_jax.engine.studies.devices`. Not modelled:
-congestion, the optimizer's time, sequence parallelism, sharded optimizer
-states, embeddings and biases. COMET's published figures (up to 7.7x between its
-clusters, 1.4x from more memory, of models with up to 1T parameters) depend on
-settings that its abstract does not give; none of them is reproduced here.
+GPipe's schedule, where links between stages count as stages, plus a ring that
+adds up gradients over d devices,
+
+  2 (d - 1) steps of bytes / d each.                                         (2)
+
+F_s and B_s are the products of a stage on the engine, split in t, and per block
+two all-reduces of activations each (Megatron, 1909.08053): q, k, v and fc1 are
+split by outputs, o and fc2 by their contraction, attention's products by heads;
+other rows are repeated. For equal stages and free links, the bubble in (1) is
+(p - 1) / (u + p - 1).
+
+Devices of a group are neighbours: tensor first, then data, then pipeline. A
+group that does not fit into a node is as slow as the link between nodes. Not
+modelled: congestion, the optimizer's time, sequence parallelism, sharded
+optimizer states, embeddings and biases. COMET's published figures (up to 7.7x
+between its clusters, 1.4x from more memory, for models with up to 1T
+parameters) depend on settings that its abstract does not give; none of them is
+reproduced here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -30,19 +39,129 @@ import numpy as np
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
-from figs_jax.engine.studies.devices import Bytes, Cluster, Parallel
-from figs_jax.engine.studies.sharding import (
-  activations_of,
-  axes_of,
-  makespan,
-  ring_ns,
-  split,
-  stages_of,
-  weights_of,
-)
-from figs_jax.engine.training import Phase, StepCost, nanoseconds, step_cost
+from figs_jax.engine.training import TrainingPhase, nanoseconds, step_cost
 
-MIXED = Bytes()
+# What tensor parallelism splits, by the end of a row's name: its outputs, its
+# contraction (whose partial sums are added up), or its heads.
+_SPLITS = {
+  "N": ("q", "k", "v", "fc1"),
+  "K": ("o", "fc2"),
+  "count": ("qk", "av"),
+}
+
+
+def _check(owner: Any, kind: type, *names: str, zero: bool = False) -> None:
+  """Raises ValueError for a field that is not a positive number of a kind."""
+  for name in names:
+    value = getattr(owner, name)
+    legal = isinstance(value, kind) and not isinstance(value, bool)
+    if legal and (0 < float(value) < float("inf") or zero and value == 0):
+      continue
+    what = "an integer" if kind is Integral else "a number"
+    raise ValueError(
+      f"{type(owner).__name__} {name}: expected {what}"
+      f" {'from 0' if zero else 'above 0'}, got {value!r}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+  """Devices, links and memory.
+
+  Attributes:
+    devices: Number of devices.
+    per_node: Devices of a node.
+    intra: GB/s (bytes per ns) of a device's link within its node.
+    inter: GB/s of its link to other nodes.
+    intra_latency: Nanoseconds of a message within a node.
+    inter_latency: Nanoseconds of a message between nodes.
+    memory: Bytes of a device.
+
+  Raises:
+    ValueError: If a size or rate is not positive, or a latency is negative.
+
+  >>> Cluster(16, per_node=8).link(16) == Cluster(16, per_node=8).link(2)
+  False
+  """
+
+  devices: int
+  per_node: int = 8
+  intra: float | int = 300
+  inter: float | int = 25
+  intra_latency: float | int = 1000
+  inter_latency: float | int = 5000
+  memory: int = 80 * 10**9
+
+  def __post_init__(self):
+    _check(self, Integral, "devices", "per_node")
+    _check(self, Real, "intra", "inter", "memory")
+    _check(self, Real, "intra_latency", "inter_latency", zero=True)
+
+  def link(self, span: int) -> tuple[float, float]:
+    """(GB/s, ns) of the slowest link among `span` neighbouring devices."""
+    if span <= self.per_node:
+      return float(self.intra), float(self.intra_latency)
+    return float(self.inter), float(self.inter_latency)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """How a step is spread: data x tensor x pipeline devices.
+
+  Attributes:
+    data: Replicas, each with its share of the batch.
+    tensor: Devices that share every block.
+    pipeline: Stages of whole blocks.
+    microbatches: Parts of a replica's batch, one after the other.
+    overlap: Whether the exchange of gradients hides behind the backward pass of
+      the last microbatch.
+
+  Raises:
+    ValueError: If a number is not a positive integer, or `overlap` not a bool.
+  """
+
+  data: int = 1
+  tensor: int = 1
+  pipeline: int = 1
+  microbatches: int = 1
+  overlap: bool = False
+
+  def __post_init__(self):
+    _check(self, Integral, "data", "tensor", "pipeline", "microbatches")
+    if not isinstance(self.overlap, bool):
+      raise ValueError(
+        f"Parallel overlap: expected True or False, got {self.overlap!r}"
+      )
+
+  @property
+  def devices(self) -> int:
+    """Number of devices."""
+    return self.data * self.tensor * self.pipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class BytesPerValue:
+  """Bytes that a device keeps per value: 16-bit training with Adam.
+
+  Attributes:
+    value: Bytes of a weight or an activation in use.
+    gradient: Bytes of a gradient.
+    states: Bytes of a weight's optimizer state: a 32-bit copy and two moments.
+
+  Raises:
+    ValueError: If a number is not an integer from 1 (`states`: from 0).
+  """
+
+  value: int = 2
+  gradient: int = 2
+  states: int = 12
+
+  def __post_init__(self):
+    _check(self, Integral, "value", "gradient")
+    _check(self, Integral, "states", zero=True)
+
+
+_MIXED = BytesPerValue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +169,15 @@ class Estimate:
   """A training step on a cluster; times in ns.
 
   Attributes:
-    parallel: how it is spread.
-    ns: of the step: pipeline and exposed gradients.
-    pipeline_ns: of the schedule, with tensor exchange and sends.
-    compute_ns: the slowest stage's own compute, all microbatches.
-    tensor_ns: its all-reduces of activations, all microbatches.
-    gradients_ns: of the exchange of gradients, hidden or not.
-    bubble: share of `pipeline_ns` in which the slowest stage waits.
-    memory: bytes of the fullest device.
-    fits: whether that is what a device has.
+    parallel: How the step is spread.
+    ns: Duration of the step: pipeline and exposed gradients.
+    pipeline_ns: Duration of the schedule, with tensor exchange and sends.
+    compute_ns: The slowest stage's own compute, all microbatches.
+    tensor_ns: The slowest stage's all-reduces of activations, all microbatches.
+    gradients_ns: Duration of the exchange of gradients, hidden or not.
+    bubble: Share of `pipeline_ns` in which the slowest stage waits.
+    memory: Bytes of the fullest device.
+    fits: Whether a device has that much memory.
   """
 
   parallel: Parallel
@@ -80,25 +199,25 @@ def estimate(
   batch: int,
   *,
   clock_ghz: float | int = 1.0,
-  sizes: Bytes = MIXED,
+  sizes: BytesPerValue = _MIXED,
 ) -> Estimate:
   """The time and memory of one training step.
 
   Args:
-    phase_at: batch -> the step as a `figs_jax.engine.training.Phase`; called
-      with the size of one microbatch. Rows come in the model's order; `blocks/
-      I/...` belong to block I, what comes before to the first block, what comes
-      after to the last.
-    engine: of each device; scalar sides.
-    cluster: devices and links.
-    parallel: how to use them.
-    batch: of the whole cluster, per step.
-    clock_ghz: of an array; a roofline has none.
-    sizes: bytes per value.
+    phase_at: Function from the size of a microbatch to the step, as a
+      `figs_jax.engine.training.TrainingPhase` or a tuple of its fields. Rows
+      come in the model's order; `blocks/I/...` belong to block I, previous rows
+      to the first block, later ones to the last.
+    engine: Engine of each device, with scalar sides.
+    cluster: Devices and links.
+    parallel: How to use them.
+    batch: Batch of the whole cluster, per step.
+    clock_ghz: Clock of an array; 1 for a roofline.
+    sizes: Bytes per value.
 
   Raises:
-    ValueError: the numbers of devices differ, the batch does not divide, more
-      stages than blocks, or a size that `tensor` does not divide.
+    ValueError: If the numbers of devices differ, the batch does not divide,
+      there are more stages than blocks, or `tensor` does not divide a size.
 
   >>> def phase_at(batch):
   ...   size = {"M": 196 * batch, "N": 768, "K": 768}
@@ -114,59 +233,55 @@ def estimate(
       f"{parallel} uses {parallel.devices} devices, the cluster has"
       f" {cluster.devices}; make data x tensor x pipeline equal to it"
     )
-  parts = parallel.data * parallel.microbatches
+  count = parallel.microbatches
+  parts = parallel.data * count
   if batch < 1 or batch % parts:
     raise ValueError(
-      f"batch={batch} does not divide into data x microbatches = {parts};"
-      f" give a multiple of {parts}"
+      f"batch: expected a multiple of data x microbatches = {parts}, got"
+      f" {batch}"
     )
-  phase = Phase(*phase_at(batch // parts))
+  phase = TrainingPhase(*phase_at(batch // parts))
   table = Layers.of(phase.layers)
   stages = stages_of(table.names, parallel.pipeline)
-  local = split(table, parallel.tensor)
-  cost = step_cost(
-    local,
-    engine,
-    forward=phase.forward,
-    input_gradient=phase.input_gradient,
-    weight_gradient=phase.weight_gradient,
-    itemsize=sizes.value,
-  )
-  ns = _ns_of_rows(cost, engine, clock_ghz)
-  exchange = _exchanged(local, cluster, parallel.tensor, sizes.value)
-  forward = _sums(ns[0] + exchange, stages)
-  backward = _sums(ns[1] + ns[2] + exchange, stages)
-  hops = _hops(local, stages, cluster, parallel, sizes.value)
-  count = parallel.microbatches
-  pipeline = makespan(forward, hops, count) + makespan(backward, hops, count)
-  weights = _sums(weights_of(local), stages)
-  reduce = max(
-    ring_ns(
-      int(w) * sizes.gradient, parallel.data, *_data_link(cluster, parallel)
-    )
-    for w in weights
+  local = shard(table, parallel.tensor)
+  cost = step_cost(local, engine, **phase.sparsity, itemsize=sizes.value).layers
+  cycles = cost.cycles.astype(float) * cost.count
+  ns = np.split(nanoseconds(cycles, engine, clock_ghz), 3)
+  exchange = _exchanges(local, cluster, parallel.tensor, sizes.value)
+
+  def per_stage(values: np.ndarray) -> np.ndarray:
+    return np.bincount(stages, np.asarray(values, float))
+
+  forward = per_stage(ns[0] + exchange)
+  backward = per_stage(ns[1] + ns[2] + exchange)
+  sends = _sends(local, stages, cluster, parallel, sizes.value)
+  pipeline = makespan(forward, sends, count) + makespan(backward, sends, count)
+  weights = per_stage(_weights(local))
+  link = cluster.link(parallel.tensor * parallel.data)
+  gradients = max(
+    ring_ns(int(w) * sizes.gradient, parallel.data, *link) for w in weights
   )
   slowest = int(np.argmax(forward + backward))
   hidden = backward[slowest] if parallel.overlap else 0.0
   busy = float(forward[slowest] + backward[slowest]) * count
-  tensor = float(_sums(2 * exchange, stages)[slowest]) * count
-  live = _sums(activations_of(local), stages) * count * sizes.value
+  tensor = float(per_stage(2 * exchange)[slowest]) * count
+  live = per_stage(_activations(local)) * count * sizes.value
   kept = weights * (sizes.value + sizes.gradient + sizes.states)
   memory = int((live + kept).max())
   return Estimate(
     parallel,
-    ns=float(pipeline + max(reduce - hidden, 0.0)),
+    ns=float(pipeline + max(gradients - hidden, 0.0)),
     pipeline_ns=float(pipeline),
     compute_ns=busy - tensor,
     tensor_ns=tensor,
-    gradients_ns=float(reduce),
+    gradients_ns=float(gradients),
     bubble=float(max(1 - busy / pipeline, 0.0)),
     memory=memory,
     fits=memory <= cluster.memory,
   )
 
 
-def sweep(
+def estimate_all(
   phase_at: Callable[[int], Any],
   engine: Engine | str,
   cluster: Cluster,
@@ -175,7 +290,7 @@ def sweep(
   microbatches: Iterable[int] = (1, 2, 4, 8, 16, 32),
   overlap: bool = False,
   clock_ghz: float | int = 1.0,
-  sizes: Bytes = MIXED,
+  sizes: BytesPerValue = _MIXED,
 ) -> tuple[Estimate, ...]:
   """Every way to use the devices, the fastest that fits first.
 
@@ -183,30 +298,32 @@ def sweep(
   fit into memory come last.
 
   Args:
-    phase_at, engine, cluster, batch, clock_ghz, sizes: as of `estimate`.
-    microbatches: numbers to try where there is a pipeline, else 1.
-    overlap: as of `Parallel`.
+    phase_at, engine, cluster, batch, clock_ghz, sizes: Arguments of `estimate`.
+    microbatches: Numbers of microbatches to try if there is a pipeline.
+    overlap: Whether to hide the exchange of gradients, as in `Parallel`.
 
   Raises:
-    ValueError: no way at all; it ends in the last reason.
+    ValueError: If no way fits the model and the batch; the message gives the
+      last reason.
+
+  >>> sides = {"M": 8, "N": 8, "K": 8}
+  >>> rows = [{"name": f"blocks/{i}/ff", **sides} for i in (0, 1)]
+  >>> ways = estimate_all(lambda batch: (1, rows), "ws", Cluster(2), 2)
+  >>> len(ways), ways[0].parallel.pipeline
+  (4, 1)
   """
-  found, why = [], ""
+  ways, why = [], ""
   for data, tensor, pipeline in factors(cluster.devices):
     for count in microbatches if pipeline > 1 else (1,):
       way = Parallel(data, tensor, pipeline, count, overlap)
+      asked = phase_at, engine, cluster, way, batch
       try:
-        each = estimate(
-          *(phase_at, engine, cluster, way, batch),
-          clock_ghz=clock_ghz,
-          sizes=sizes,
-        )
+        ways.append(estimate(*asked, clock_ghz=clock_ghz, sizes=sizes))
       except ValueError as error:
         why = str(error)
-        continue
-      found.append(each)
-  if not found:
-    raise ValueError(f"sweep: no way to use {cluster.devices} devices; {why}")
-  return tuple(sorted(found, key=lambda each: (not each.fits, each.ns)))
+  if not ways:
+    raise ValueError(f"no way to use {cluster.devices} devices; {why}")
+  return tuple(sorted(ways, key=lambda each: (not each.fits, each.ns)))
 
 
 def train_seconds(
@@ -217,14 +334,14 @@ def train_seconds(
   batch: int,
   *,
   clock_ghz: float | int = 1.0,
-  sizes: Bytes = MIXED,
+  sizes: BytesPerValue = _MIXED,
 ) -> float:
-  """The time of a whole run, phase by phase.
+  """The duration of a whole run, phase by phase.
 
   Args:
-    phases_at: batch -> phases, as of `figs_jax.models.phases.phases_of`; called
-      with the size of one microbatch.
-    engine, cluster, parallel, batch, clock_ghz, sizes: as of `estimate`.
+    phases_at: Function from the size of a microbatch to the phases, as from
+      `figs_jax.models.phases.phases_of`.
+    engine, cluster, parallel, batch, clock_ghz, sizes: Arguments of `estimate`.
 
   >>> rows = [{"name": "blocks/0/ff", "M": 8, "N": 8, "K": 8}]
   >>> phases = [(10, rows), (90, rows)]
@@ -242,7 +359,7 @@ def train_seconds(
       clock_ghz=clock_ghz,
       sizes=sizes,
     )
-    total += Phase(*phase).steps * each.ns
+    total += TrainingPhase(*phase).steps * each.ns
   return total / 1e9
 
 
@@ -260,44 +377,112 @@ def factors(devices: int) -> list[tuple[int, int, int]]:
   ]
 
 
-def _sums(values: np.ndarray, stages: np.ndarray) -> np.ndarray:
-  return np.bincount(stages, np.asarray(values, float))
+def makespan(stages: np.ndarray, sends: np.ndarray, count: int) -> float:
+  """When `count` microbatches have passed all stages and sends, half of (1).
+
+  Each stage and each send takes one microbatch at a time.
+
+  >>> makespan(np.array([2.0, 3.0]), np.array([1.0]), 4)
+  15.0
+  """
+  times = np.concatenate([stages, sends])
+  return float(times.sum() + (count - 1) * times.max())
 
 
-def _ns_of_rows(cost: StepCost, engine: Engine, clock_ghz) -> np.ndarray:
-  """(3, rows): ns of each product of each row, all its instances."""
-  cycles = cost.layers.cycles.astype(float) * cost.layers.count
-  return np.stack(np.split(nanoseconds(cycles, engine, clock_ghz), 3))
+def ring_ns(size: Any, devices: int, gbps: float, latency: float) -> Any:
+  """A ring all-reduce of `size` bytes, (2).
+
+  >>> ring_ns(800, 4, 2.0, 10.0)
+  660.0
+  """
+  return 2 * (devices - 1) * (size / devices / gbps + latency)
 
 
-def _exchanged(table, cluster, tensor, itemsize) -> np.ndarray:
+def shard(layers: Layers, tensor: int) -> Layers:
+  """One device's part of each row under tensor parallelism.
+
+  Raises:
+    ValueError: If `tensor` does not divide a size, or cuts groups.
+
+  >>> row = {"name": "mlp/fc1", "M": 8, "N": 32, "K": 16}
+  >>> shard(Layers.of([row]), 4).N.tolist()
+  [8]
+  """
+  columns = {name: getattr(layers, name).copy() for name in _SPLITS}
+  for i, name in enumerate(layers.names):
+    axis = _axis(name)
+    if axis is None:
+      continue
+    size = int(columns[axis][i])
+    whole = tensor * (int(layers.m[i]) if axis == "K" else 1)
+    if tensor > 1 and size % whole:
+      raise ValueError(
+        f"layer {name!r}: {axis}={size} does not divide among tensor={tensor}"
+        f" devices; give a divisor of {size // (whole // tensor)}"
+      )
+    columns[axis][i] = size // tensor
+  return dataclasses.replace(layers, masks=None, **columns)
+
+
+def stages_of(names: tuple[str, ...], stages: int) -> np.ndarray:
+  """The stage of each row: whole blocks, the first stages taking one more."""
+  blocks = [re.match(r"(.*blocks/\d+)/", name) for name in names]
+  order = list(dict.fromkeys(b[1] for b in blocks if b)) or [""]
+  if stages > len(order):
+    raise ValueError(
+      f"pipeline={stages} stages, but the model has {len(order)} blocks; give"
+      f" at most {len(order)}"
+    )
+  owner = np.sort(np.arange(len(order)) % stages)
+  place, at = [], 0
+  for match in blocks:
+    at = order.index(match[1]) if match else at  # rows after a block join it
+    place.append(at)
+  return owner[np.array(place)]
+
+
+def _axis(name: str) -> str | None:
+  """What tensor parallelism splits of a row; None repeats it."""
+  last = name.rpartition("/")[2]
+  return next((axis for axis, ends in _SPLITS.items() if last in ends), None)
+
+
+def _weights(table: Layers) -> np.ndarray:
+  """Weights of each row; attention's products have none."""
+  owns = [_axis(name) != "count" for name in table.names]
+  return table.K.astype(float) * table.N * table.count * owns
+
+
+def _activations(table: Layers) -> np.ndarray:
+  """Values that the backward pass of each row needs."""
+  M, N, K = (getattr(table, name).astype(float) for name in "MNK")
+  both = [_axis(name) == "count" for name in table.names]
+  return (M * K + both * (K * N)) * table.count
+
+
+def _exchanges(
+  table: Layers, cluster: Cluster, tensor: int, itemsize: int
+) -> np.ndarray:
   """ns of adding up the partial sums of each row that is split along K.
 
   Megatron adds up as many bytes in the backward pass, before each such pair.
   """
   link = cluster.link(tensor)
   sizes = table.M.astype(float) * table.N * table.count * itemsize
-  return np.array(
-    [
-      ring_ns(size, tensor, *link) if "K" in axes_of(name) else 0.0
-      for name, size in zip(table.names, sizes)
-    ]
-  )
+  is_split = np.array([_axis(name) == "K" for name in table.names])
+  return np.where(is_split, ring_ns(sizes, tensor, *link), 0.0)
 
 
-def _hops(table, stages, cluster, parallel, itemsize) -> np.ndarray:
-  """ns of sending a microbatch's activations to the next stage."""
-  if parallel.pipeline == 1:
-    return np.zeros(0)
+def _sends(
+  table: Layers,
+  stages: np.ndarray,
+  cluster: Cluster,
+  parallel: Parallel,
+  itemsize: int,
+) -> np.ndarray:
+  """ns of sending a microbatch's activations to each next stage."""
   gbps, latency = cluster.link(cluster.devices)
-  hops = []
-  for stage in range(parallel.pipeline - 1):
-    # The stage's last row ends its block; tensor devices send a share each.
-    row = int(np.flatnonzero(stages == stage)[-1])
-    size = int(table.M[row]) * int(table.N[row]) * int(table.count[row])
-    hops.append(size * itemsize / parallel.tensor / gbps + latency)
-  return np.array(hops)
-
-
-def _data_link(cluster: Cluster, parallel: Parallel) -> tuple[float, float]:
-  return cluster.link(parallel.tensor * parallel.data)
+  # The stage's last row ends its block; tensor devices send a share each.
+  last = [np.flatnonzero(stages == s)[-1] for s in range(parallel.pipeline - 1)]
+  sizes = (table.M.astype(float) * table.N * table.count)[np.array(last, int)]
+  return sizes * itemsize / parallel.tensor / gbps + latency

@@ -1,9 +1,9 @@
 """A whole model's forward pass, attention included, fused or not.
 
-The gain of a sparse layer is diluted by all that stays dense (Amdahl). Rows
-named `.../qk` and `.../av` are attention's products, `count` of them, one per
-head and image; together they run as `figs_jax.engine.studies.attention` has it.
-All other rows run as `figs_jax.engine._cost` has it, on the same memory.
+What stays dense dilutes the gain of a sparse layer (Amdahl's law). Rows named
+`.../qk` and `.../av` are attention's products, `count` of them, one per head
+and image; together they run as in `figs_jax.engine.studies.attention`. All
+other rows run as in `figs_jax.engine.cost`, on the same memory.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import numpy as np
 
 from figs_jax.engine._cost import cost
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Csr, Engine, Roofline
+from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
-from figs_jax.engine.studies.attention import Attention, Memory, attention_cost
-
-PRODUCTS = ("qk", "av")
+from figs_jax.engine.studies.attention import (
+  AttentionShape,
+  Memory,
+  attention_cost,
+  check_array,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +31,11 @@ class ModelCost:
   """What a forward pass costs, beside the same pass without patterns.
 
   Attributes:
-    linear_cycles: of all rows but attention's products.
-    attention_cycles: of attention's products and softmax.
-    dense_cycles: of the whole pass without patterns.
-    dram_bytes: of the whole pass.
-    energy_pj: of the whole pass.
+    linear_cycles: Cycles of all rows except attention's products.
+    attention_cycles: Cycles of attention's products and softmax.
+    dense_cycles: Cycles of the whole pass without patterns.
+    dram_bytes: Bytes to and from memory.
+    energy_pj: Energy in picojoules.
   """
 
   linear_cycles: int
@@ -43,12 +46,12 @@ class ModelCost:
 
   @property
   def cycles(self) -> int:
-    """Of the linear layers and of attention."""
+    """Cycles of the whole pass."""
     return self.linear_cycles + self.attention_cycles
 
   @property
   def speedup(self) -> float:
-    """Over the dense pass with the same attention."""
+    """Speed-up over the dense pass with the same attention."""
     return self.dense_cycles / self.cycles
 
 
@@ -62,16 +65,16 @@ def model_cost(
   """What a whole forward pass costs on an array.
 
   Args:
-    layers: a table or its rows, as of `figs_jax.layers_of`.
-    engine: an array with scalar sides, or its spec; `memory` gives its
-      bandwidth off chip.
-    memory: buffer and bandwidths, scalars.
-    fused: whether attention is fused.
-    itemsize: bytes per value.
+    layers: Table of layers or its rows, as from `figs_jax.layers_of`.
+    engine: Array with scalar sides, or its spec; `memory` gives its bandwidth
+      off chip.
+    memory: Buffer and bandwidths, scalars.
+    fused: Whether attention is fused.
+    itemsize: Bytes per value.
 
   Raises:
-    ValueError: a product of attention without its partner or of another size,
-      or as `cost` and `attention_cost`.
+    ValueError: If a product of attention has no partner or one of another size,
+      and as `cost` and `attention_cost`.
 
   >>> head = {"M": 196, "count": 12}
   >>> rows = [
@@ -84,70 +87,59 @@ def model_cost(
   >>> both[0].attention_cycles > both[1].attention_cycles
   True
   """
-  table = Layers.of(layers)
-  array = parse(engine)
-  if isinstance(array, Roofline | Csr):
-    raise ValueError(
-      f"model_cost: {array} is no array; give one, as in 'ws:128x128'"
-    )
-  array = dataclasses.replace(array, dram_bw=memory.dram_bw)
-  pairs = _pairs(table)
-  used = {index for pair in pairs for index in pair}
-  rest = [index for index in range(len(table)) if index not in used]
+  table, array = Layers.of(layers), parse(engine)
+  check_array(array)
+  array = dataclasses.replace(array, **{"dram_bw": memory.dram_bw})
+  qk, av = _pairs(table)
+  rest = np.setdiff1d(np.arange(len(table)), qk + av)
   linear = dense = attention = dram_bytes = 0
   energy_pj = 0.0
-  if rest:
+  if rest.size:
     part = _take(table, rest)
-    found = cost(part, array, itemsize)
-    linear = int(found.total("cycles"))
+    linear_cost = cost(part, array, itemsize)
+    linear = int(linear_cost.total("cycles"))
     dense = int(cost(part.dense(), array, itemsize).total("cycles"))
-    dram_bytes = int(found.total("dram_bytes"))
-    energy_pj = float(found.total("energy_pj"))
-  if pairs:
-    qk = [index for index, _ in pairs]
-    asked = Attention(1, table.count[qk], table.M[qk], table.N[qk], table.K[qk])
-    fusing = attention_cost(asked, array, memory, fused, itemsize)
-    attention = int(fusing.cycles.sum())
-    dram_bytes += int(fusing.dram_bytes.sum())
-    energy_pj += float(fusing.energy_pj.sum())
+    dram_bytes = int(linear_cost.total("dram_bytes"))
+    energy_pj = float(linear_cost.total("energy_pj"))
+  if qk:
+    sizes = (column[qk] for column in (table.M, table.N, table.K))
+    shape = AttentionShape(1, table.count[qk], *sizes)
+    both = attention_cost(shape, array, memory, fused, itemsize)
+    attention = int(both.cycles.sum())
+    dram_bytes += int(both.dram_bytes.sum())
+    energy_pj += float(both.energy_pj.sum())
   return ModelCost(linear, attention, dense + attention, dram_bytes, energy_pj)
 
 
-def _pairs(table: Layers) -> list[tuple[int, int]]:
-  """(index of qk, index of av) of every attention."""
+def _pairs(table: Layers) -> tuple[list[int], list[int]]:
+  """The rows of attention's first products, and of their partners."""
   where = {name: index for index, name in enumerate(table.names)}
-  pairs = []
+  pairs = {}
   for name, index in where.items():
     stem, _, last = name.rpartition("/")
-    if last not in PRODUCTS:
+    if last not in ("qk", "av"):
       continue
-    other = f"{stem}/{PRODUCTS[1 - PRODUCTS.index(last)]}".lstrip("/")
+    other = f"{stem}/{'av' if last == 'qk' else 'qk'}".lstrip("/")
     if other not in where:
       raise ValueError(
         f"layer {name!r}: its partner {other!r} is missing; give both products"
-        " of attention, or another name"
+        " of attention, or rename this one"
       )
-    if last == PRODUCTS[0]:
-      pairs.append((index, where[other]))
-  for qk, av in pairs:
-    sizes = _sizes(table, qk)
-    L, S, D = sizes[:3]
-    if _sizes(table, av) != (L, D, S, sizes[3]):
+    if last == "qk":
+      pairs[index] = where[other]
+  columns = np.stack([table.M, table.N, table.K, table.count], -1)
+  for qk, av in pairs.items():
+    L, S, D, count = columns[qk].tolist()
+    if columns[av].tolist() != [L, D, S, count]:
       raise ValueError(
-        f"layer {table.names[av]!r}: (M, N, K, count) ="
-        f" {_sizes(table, av)} does not follow {table.names[qk]!r};"
-        f" give {(L, D, S, sizes[3])}"
+        f"layer {table.names[av]!r}: expected (M, N, K, count) ="
+        f" {(L, D, S, count)} after {table.names[qk]!r}, got"
+        f" {tuple(columns[av].tolist())}"
       )
-  return pairs
+  return list(pairs), list(pairs.values())
 
 
-def _sizes(table: Layers, index: int) -> tuple[int, int, int, int]:
-  columns = (table.M, table.N, table.K, table.count)
-  M, N, K, count = (int(column[index]) for column in columns)
-  return M, N, K, count
-
-
-def _take(table: Layers, indices: list[int]) -> Layers:
+def _take(table: Layers, indices: np.ndarray) -> Layers:
   columns = (table.M, table.N, table.K, table.n, table.m, table.count)
   masks = table.masks
   return Layers(

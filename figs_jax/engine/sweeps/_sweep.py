@@ -22,10 +22,9 @@ import jax
 import numpy as np
 
 from figs_jax.engine._cost import AT_45_NM
-from figs_jax.engine.description import nearest
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Engine
+from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.sweeps.device import Walker
 from figs_jax.engine.sweeps.points import Machine, Points

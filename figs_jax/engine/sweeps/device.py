@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from figs_jax.engine.description import nearest
+from figs_jax.engine.spec import nearest
 from figs_jax.engine.sweeps.grid import Grid
 from figs_jax.engine.sweeps.points import MEANS, Machine, Points
 from figs_jax.engine.sweeps.reductions import Reduction

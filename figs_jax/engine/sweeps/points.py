@@ -17,13 +17,10 @@ from typing import Any
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine import figs, roofline
 from figs_jax.engine._cost import evaluate
-from figs_jax.engine.blocks import fits
-from figs_jax.engine.description import limits_of, nearest
 from figs_jax.engine.energy import Energy
-from figs_jax.engine.layers import LIMITS, Layers
-from figs_jax.engine.spec import VEGETA_BLOCK, Engine, Figs, Roofline, Vegeta
+from figs_jax.engine.layers import Layers
+from figs_jax.engine.spec import LIMITS, Engine, Gemm, nearest
 
 GEMM = ("M", "N", "K", "n", "m")
 # Fields that are no sums over layers but means, weighed by cycles.
@@ -45,9 +42,8 @@ class Machine:
     Args:
       values: M, N, K, n, m and every numeric field of the engine.
     """
-    M, N, K, n, m = (values[name] for name in GEMM)
-    options = self.design(values), self.itemsize, self.energy
-    return evaluate(M, N, K, n, m, *options)
+    gemm = Gemm(*(values[name] for name in GEMM))
+    return evaluate(gemm, self.design(values), self.itemsize, self.energy)
 
   def design(self, values: Mapping[str, Any]) -> Engine:
     """The engine with these fields, unchecked: designs may be impossible."""
@@ -91,7 +87,7 @@ def read_axis(
 
 
 def _read_column(engine, name, column, fixed) -> dict[str, np.ndarray]:
-  limits = {size: LIMITS[size] for size in GEMM[:3]} | limits_of(type(engine))
+  limits = {size: LIMITS[size] for size in GEMM[:3]} | engine.limits()
   if name in fixed:
     raise ValueError(f"sweep axis {name!r}: the layers have it; leave out one")
   if name == "pattern":
@@ -287,13 +283,8 @@ def _of_layers(layers, values, varied) -> dict[str, np.ndarray]:
 
 
 def _possible(design: Engine, n: Any, m: Any) -> tuple[np.ndarray, ...]:
-  found = [np.asarray(bad) == 0 for bad, _ in design.faults()]
-  if isinstance(design, Figs):
-    found.append(figs.runs(n, m, design))
-  elif isinstance(design, Vegeta) and design.sparse:
-    found.append(fits(n, m, VEGETA_BLOCK))
-  elif isinstance(design, Roofline) and design.sparse:
-    found.append(fits(n, m, roofline.BLOCK))
+  found = [np.asarray(bad) == 0 for bad, _ in design.invalid()]
+  found.append(design.runs(n, m))
   rank = np.ndim(n)
   masks = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in found)
   return tuple(mask.all(-1) for mask in masks if not mask.all())

@@ -16,9 +16,8 @@ from typing import Any
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine._report import Report, report
-from figs_jax.engine.description import nearest
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Engine
+from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.spec_text import field_value
 
 _DOTS = ("...", "…")

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from figs_jax import nn
-from figs_jax.core.tree import Leaf
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.models import stack
 from figs_jax.models.pretrained.files import PretrainedError
 from figs_jax.models.pretrained.matching import TABLES, place_of, published
@@ -35,7 +35,7 @@ class Published:
   """
 
   tensors: dict[str, np.ndarray]
-  leaves: dict[str, Leaf]
+  leaves: dict[str, MaskedKernel]
   config: dict[str, Any]
 
 
@@ -58,7 +58,7 @@ def for_transformers(model: nnx.Module) -> Published:
   >>> converted.config["architectures"], converted.config["hidden_size"]
   (['ViTForImageClassification'], 8)
   >>> converted.leaves["vit.encoder.layer.0.intermediate.dense.weight"]
-  Leaf(shape=(32, 8), pattern=NM(n=1, m=8), axis=(1,))
+  MaskedKernel(shape=(32, 8), pattern=NM(n=1, m=8), axis=(1,))
   """
   name = type(model).__name__
   if name not in _CONFIGS:
@@ -76,7 +76,7 @@ def for_transformers(model: nnx.Module) -> Published:
   return Published(tensors, published_leaves(model), config)
 
 
-def published_leaves(model: nnx.Module) -> dict[str, Leaf]:
+def published_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
   """Shape, pattern and group axes of the sparse tensors of `published`.
 
   Raises:
@@ -92,7 +92,7 @@ def published_leaves(model: nnx.Module) -> dict[str, Leaf]:
     turned = tuple(order.index(a % len(ours)) for a in axes)
     shape = place.layout.of(ours, 1)
     for name in place.names:
-      leaves[name] = Leaf(shape, leaf.pattern, turned)
+      leaves[name] = MaskedKernel(shape, leaf.pattern, turned)
   return leaves
 
 

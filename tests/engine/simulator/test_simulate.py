@@ -1,8 +1,4 @@
-"""Clocked arrays: the product, and the cycles and words of the closed forms.
-
-A machine is compiled for the shape of its registers. So tests share few shapes,
-and GEMMs stay below the lengths that are padded alike.
-"""
+"""Clocked arrays: the product, and the cycles and words of the closed forms."""
 
 import numpy as np
 import pytest
@@ -13,9 +9,9 @@ from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.transposable import transposable_nm_mask
 from figs_jax.engine import Figs, Vegeta, figs, parse, vegeta
-from figs_jax.engine.description import UNLIMITED
+from figs_jax.engine.figs import EXCHANGES
 from figs_jax.engine.simulator._simulate import simulate
-from figs_jax.engine.spec import EXCHANGES, OVERLAPS
+from figs_jax.engine.spec import OVERLAPS, UNLIMITED
 
 laws = settings(deadline=None, max_examples=30)
 COUNTED = ("cycles", "ifmap_reads", "filter_reads", "ofmap_writes")
@@ -24,7 +20,7 @@ COUNTED = ("cycles", "ifmap_reads", "filter_reads", "ofmap_writes")
 def operands(seed, M, N, K, nm, group=1):
   """Integers, and a mask that keeps n of every m rows, shared by `group`.
 
-  Of a last group that K cuts, as many as a packed weight stores.
+  A last group that K cuts keeps as many as a packed weight stores.
   """
   rng = np.random.default_rng(seed)
   score = rng.random((-(-K // nm.m) * nm.m, -(-N // group)))
@@ -39,15 +35,15 @@ def operands(seed, M, N, K, nm, group=1):
 def check(engine, pattern, x, w, mask):
   """Simulates, and compares with NumPy and with the closed form."""
   nm = NM.parse(pattern)
-  found = simulate(x, w, engine, nm, mask)
-  np.testing.assert_array_equal(found.product, x @ w)
+  result = simulate(x, w, engine, nm, mask)
+  np.testing.assert_array_equal(result.product, x @ w)
   (M, K), N = x.shape, w.shape[1]
   closed = figs if isinstance(engine, Figs) else vegeta
   n, m = np.array([nm.n]), np.array([nm.m])
   want = closed.counts(M, N, K, engine, n, m, masks=[mask])
   for name in COUNTED:
-    assert getattr(found, name) == want[name][0], name
-  return found
+    assert getattr(result, name) == want[name][0], name
+  return result
 
 
 @pytest.mark.parametrize(
@@ -77,7 +73,7 @@ def check(engine, pattern, x, w, mask):
     ("figs:8x2:alpha=3:beta=2:exchange=swap", "1:4", 9, 20, 20),
     ("figs:8x2:alpha=3:beta=2:exchange=swap:mask_group=2", "2:4", 9, 20, 20),
     ("figs:8x2:alpha=4:beta=2:sigma=2:overlap=full", "2:5", 9, 20, 20),
-    # VEGETA's engines, with what an RTL of it took for a tile.
+    # VEGETA's engines.
     ("vegeta-s-2-2:8x4", "2:4", 9, 9, 40),
     ("vegeta-s-2-2:8x4:overlap=full:tile=4:interleave=2", "1:4", 12, 9, 40),
     ("vegeta-s-2-2:8x4:overlap=weights:bw_in=9", "3:4", 9, 9, 20),
@@ -180,8 +176,8 @@ def test_a_tile_of_vegetas_rtl(n):
   # K_c = 32, M_c = 16, alpha = beta = 2, T = 16: 16 to load, 43 to the end.
   engine = Vegeta(True, 2, 2, rows=32, cols=16)
   nm = NM(n, 4)
-  found = check(engine, nm, *operands(n, 16, 16, 32 * 4 // n, nm))
-  assert found.cycles == 16 + 43
+  result = check(engine, nm, *operands(n, 16, 16, 32 * 4 // n, nm))
+  assert result.cycles == 16 + 43
 
 
 @pytest.mark.parametrize("pattern", ["1:4", "2:8"])
@@ -193,8 +189,8 @@ def test_pruned_weights_swap_as_long_as_their_masks_ask(pattern):
   cycles = {}
   for name, prune in [("plain", nm_mask), ("both", transposable_nm_mask)]:
     mask = np.asarray(prune(w.astype(np.float32), nm))
-    found = check(engine, nm, x, np.where(mask, w, 0), mask)
-    cycles[name] = found.cycles
+    result = check(engine, nm, x, np.where(mask, w, 0), mask)
+    cycles[name] = result.cycles
   mux = Figs(32, 16, overlap="full", alpha=nm.m - 1)
   fast = check(mux, nm, x, np.where(mask, w, 0), mask).cycles
   worst = int(figs.counts(16, 64, 64, engine, nm.n, nm.m)["cycles"])
@@ -215,19 +211,22 @@ def test_dense_is_a_pattern_and_an_empty_mask_a_weight_of_zeros(spec):
 def test_floats_and_masks_that_are_not_given():
   x, w, _ = operands(0, 9, 20, 20, NM(1, 4))
   engine = "figs:8x2:alpha=3:beta=2"
-  found = simulate(x / 8, w / 4, engine, "1:4")  # exact in float64
-  np.testing.assert_array_equal(found.product, x / 8 @ (w / 4))
-  assert found.product.dtype == np.float64
+  result = simulate(x / 8, w / 4, engine, "1:4")  # exact in float64
+  np.testing.assert_array_equal(result.product, x / 8 @ (w / 4))
+  assert result.product.dtype == np.float64
+  mixed = simulate(x, w / 4, engine, "1:4")
+  np.testing.assert_array_equal(mixed.product, x @ (w / 4))
 
 
 @pytest.mark.parametrize(
   "engine, pattern, change, why",
   [
-    ("ws:8x8", "1:4", {}, "only FIGS and VEGETA arrays can be clocked"),
+    ("ws:8x8", "1:4", {}, "expected a FIGS or VEGETA array, got ws:8x8"),
     ("figs:8x2:dram_bw=4", "1:4", {}, "bounds the memory"),
-    (Figs(np.array([8, 16]), 2), "1:4", {}, "several designs"),
-    ("figs:8x2", "1:4", {"x": np.ones((3, 5), int)}, "give .M, K. and .K, N."),
-    ("figs:8x2", "1:4", {"mask": np.ones((8, 3), int)}, "give bool .K, N."),
+    (Figs(np.array([8, 16]), 2), "1:4", {}, "expected a single design"),
+    ("figs:8x2", "1:4", {"x": np.ones((3, 5), int)}, r"x \(M, K\) and w \(K"),
+    ("figs:8x2", "1:4", {"x": np.ones((3, 8), complex)}, "integers or floats"),
+    ("figs:8x2", "1:4", {"mask": np.ones((8, 3), int)}, r"bool \(K, N\)"),
     ("figs:8x2", "1:4", {"mask": np.zeros((8, 3), bool)}, "not zero outside"),
     ("figs:8x2", "1:4", {}, "column 0 keeps 4 of the 4 rows from 0 on"),
     ("figs:4x2", "1:8", {"w": np.zeros((8, 3), int)}, "longer than rows=4"),

@@ -11,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax.engine import Energy, cost
-from figs_jax.engine.studies.attention import Attention, Memory, attention_cost
-from figs_jax.engine.studies.flat import claims
+from figs_jax.engine.studies.attention import (
+  AttentionShape,
+  Memory,
+  attention_cost,
+  flat_claims,
+)
 from figs_jax.engine.studies.whole_model import model_cost
 
 laws = settings(deadline=None, max_examples=30)
@@ -89,7 +93,7 @@ def fits(a, rows, size, resident, b):
 def test_tiles_are_walked_in_these_bytes_and_cycles(
   batch, heads, L, S, D, size, rows, b
 ):
-  a = Attention(batch, heads, L, S, D)
+  a = AttentionShape(batch, heads, L, S, D)
   got = attention_cost(a, ARRAY, Memory(size, tile_rows=rows), itemsize=b)
   rows = min(rows, L)
   assert got.fused == fits(a, rows, size, False, b)
@@ -107,7 +111,7 @@ def test_tiles_are_walked_in_these_bytes_and_cycles(
 @laws
 @given(sizes, sizes, st.integers(1, 6), st.integers(8, 2000))
 def test_the_tile_that_is_chosen_is_the_largest_that_fits(L, S, D, size):
-  a = Attention(1, 1, L, S, D)
+  a = AttentionShape(1, 1, L, S, D)
   got = attention_cost(a, ARRAY, Memory(size))
   beside = size >= 2 * 2 * S * D * 2
   legal = [r for r in range(1, L + 1) if fits(a, r, size, beside, 2)]
@@ -146,7 +150,7 @@ def walk_unfused(a, size, passes, live, b):
 def test_unfused_operators_wait_for_their_own_bytes(
   batch, heads, L, S, D, size, passes, bw, lanes, live, overlap
 ):
-  a = Attention(batch, heads, L, S, D)
+  a = AttentionShape(batch, heads, L, S, D)
   memory = Memory(
     size, bw, lanes=lanes, logit_passes=passes, unfused=live, overlap=overlap
   )
@@ -171,7 +175,7 @@ def test_unfused_operators_wait_for_their_own_bytes(
 
 
 def test_fusing_saves_the_logits_traffic_and_no_compute():
-  a = Attention(64, 12, 4096, 4096, 64)
+  a = AttentionShape(64, 12, 4096, 4096, 64)
   memory = Memory(2**25, 457, tile_rows=1024)
   on, off = (attention_cost(a, "ws:128x128", memory, f) for f in (True, False))
   assert on.fused and on.resident
@@ -183,14 +187,14 @@ def test_fusing_saves_the_logits_traffic_and_no_compute():
 
 
 def test_energy_is_counted_operations():
-  a = Attention(1, 2, 8, 8, 4)
+  a = AttentionShape(1, 2, 8, 8, 4)
   energy = Energy(1.0, 0.5, 0.25, 2.0)
-  got = attention_cost(a, "ws:4x4", Memory(10**6), energy=energy)
+  got = attention_cost(a, ARRAY, Memory(10**6), energy=energy)
   macs = 2 * 2 * 8 * 8 * 4
   wanted = macs * 1.5 + int(got.sram_bytes) * 0.25 + int(got.dram_bytes) * 2.0
   np.testing.assert_allclose(got.energy_pj, wanted, rtol=1e-12)
   products = [
-    cost([{"name": "", "M": 8, "N": n, "K": k}], "ws:4x4")
+    cost([{"name": "", "M": 8, "N": n, "K": k}], ARRAY)
     for n, k in ((8, 4), (4, 8))
   ]
   words = sum(
@@ -200,11 +204,11 @@ def test_energy_is_counted_operations():
 
 
 def test_the_slowest_of_compute_pins_and_buffer_decides():
-  a = Attention(1, 4, 64, 64, 16)
-  free = attention_cost(a, "ws:8x8", Memory(10**6))
+  a = AttentionShape(1, 4, 64, 64, 16)
+  free = attention_cost(a, ARRAY, Memory(10**6))
   assert free.stall == 0
   for name, field in (("dram_bw", "dram_bytes"), ("sram_bw", "sram_bytes")):
-    slow = attention_cost(a, "ws:8x8", Memory(10**6, **{name: 1}))
+    slow = attention_cost(a, ARRAY, Memory(10**6, **{name: 1}))
     assert slow.cycles == max(int(free.cycles), int(getattr(slow, field)))
 
 
@@ -213,8 +217,8 @@ def test_arrays_broadcast_and_run_under_jit_and_vmap():
   memory = Memory(np.array(2**14), 16, 64, lanes=2)
 
   def run(heads, length):
-    a = Attention(2, heads, length, length, 32)
-    got = attention_cost(a, "figs:16x8", memory)
+    a = AttentionShape(2, heads, length, length, 32)
+    got = attention_cost(a, ARRAY, memory)
     return got.cycles, got.dram_bytes, got.fused
 
   whole = run(heads, length)
@@ -234,15 +238,15 @@ def test_arrays_broadcast_and_run_under_jit_and_vmap():
 
 
 def test_flat_claims():
-  found = {(c.platform, c.baseline): c for c in claims()}
-  edge, cloud = found["edge", "head"], found["cloud", "operator"]
+  by_name = {(c.platform, c.baseline): c for c in flat_claims()}
+  edge, cloud = by_name["edge", "head"], by_name["cloud", "operator"]
   # Published 1.94 and 1.76.
   np.testing.assert_allclose(edge.ideal, (1.123, 2.123), atol=1e-3)
   assert edge.ideal[0] < edge.published < edge.ideal[1]
   assert edge.status == "bracket"
   assert cloud.ideal[0] > 8 > cloud.published
   assert cloud.status == "not reproduced"
-  for claim in found.values():
+  for claim in by_name.values():
     assert 1 <= claim.extremes[0] <= claim.mean[0] < claim.mean[1]
     assert claim.mean[1] <= claim.extremes[1]
 
@@ -260,7 +264,7 @@ def test_flat_claims():
 )
 def test_compute_of_flats_own_cost_model(side, length, seconds):
   array = f"os:{side}x{side}:overlap=full"
-  a = Attention(64, 12, length, length, 64)
+  a = AttentionShape(64, 12, length, length, 64)
   got = attention_cost(a, array, Memory(2**40))
   assert got.stall == 0
   np.testing.assert_allclose(int(got.cycles) / 940e6, seconds, rtol=1e-3)
@@ -277,13 +281,14 @@ def vit(tokens, pattern="1:8"):
 
 def test_the_whole_model_is_its_layers_and_its_attention():
   memory = Memory(2**19, 57, lanes=16)
-  rows = vit(1024)
+  rows, array = vit(1024), "os:32x32:overlap=full"
+  linear, dense = (
+    cost(table[1:2], f"{array}:dram_bw=57") for table in (rows, vit(1024, None))
+  )
   for fused in (False, True):
-    got = model_cost(rows, "vegeta", memory, fused)
-    array = "vegeta:dram_bw=57"
-    linear, dense = cost(rows[1:2], array), cost(vit(1024, None)[1:2], array)
+    got = model_cost(rows, array, memory, fused)
     a = attention_cost(
-      Attention(1, 12, 1024, 1024, 64), "vegeta", memory, fused
+      AttentionShape(1, 12, 1024, 1024, 64), array, memory, fused
     )
     assert got.attention_cycles == a.cycles
     assert got.linear_cycles == linear.cycles[0]
@@ -294,7 +299,7 @@ def test_the_whole_model_is_its_layers_and_its_attention():
     )
     assert 1 < got.speedup < dense.cycles[0] / linear.cycles[0]
   # What attention saves, the sparse layers gain by.
-  array, memory = "os:32x32:overlap=full", Memory(2**19, 57, tile_rows=64)
+  memory = Memory(2**19, 57, tile_rows=64)
   speedups = [model_cost(rows, array, memory, f).speedup for f in (False, True)]
   assert speedups[0] < speedups[1]
 
@@ -308,29 +313,37 @@ def test_all_rows_are_counted_once_whatever_they_are():
 
 
 def test_bad_requests():
-  a = Attention(1, 1, 8, 8, 8)
-  with pytest.raises(ValueError, match="tpu:v5e is no array"):
+  a = AttentionShape(1, 1, 8, 8, 8)
+  with pytest.raises(ValueError, match="expected an array, .* got tpu:v5e"):
     attention_cost(a, "tpu:v5e", Memory(100))
-  with pytest.raises(ValueError, match="logit_passes=5: .* from 2 to 4"):
+  with pytest.raises(
+    ValueError, match="logit_passes: expected .* from 2 to 4, got 5"
+  ):
     Memory(100, logit_passes=5)
-  with pytest.raises(ValueError, match="Attention keys=0: give integers"):
+  with pytest.raises(
+    ValueError, match="AttentionShape keys: expected integers .*, got 0"
+  ):
     dataclasses.replace(a, keys=0)
   with pytest.raises(ValueError, match="itemsize=0: give"):
     attention_cost(a, "ws", Memory(100), itemsize=0)
   for name in Memory.LIMITS:
     for wrong in (-1, 2.5, math.nan, "8", None, np.array([8, -1]), [0.5]):
-      with pytest.raises(ValueError, match=f"Memory {name}=.*give integers"):
+      with pytest.raises(ValueError, match=f"Memory {name}: expected integers"):
         Memory(**{"buffer": 100} | {name: wrong})
   for wrong in (0, np.arange(3)):
-    with pytest.raises(ValueError, match="Memory dram_bw=0: give integers"):
+    with pytest.raises(
+      ValueError, match="Memory dram_bw: expected integers .*, got 0"
+    ):
       Memory(100, dram_bw=wrong)
-  with pytest.raises(ValueError, match="unfused='heads': did you mean 'head'"):
+  with pytest.raises(
+    ValueError, match="unknown unfused 'heads', did you mean 'head'"
+  ):
     Memory(100, unfused="heads")
-  with pytest.raises(ValueError, match="overlap='half'"):
+  with pytest.raises(ValueError, match="unknown overlap 'half'"):
     Memory(100, overlap="half")
   rows = vit(64)
   with pytest.raises(ValueError, match="'b/attn/av' is missing"):
     model_cost(rows[:2], "ws", Memory(100))
   rows[2] = rows[2] | {"N": 32}
-  with pytest.raises(ValueError, match=r"give \(64, 64, 64, 12\)"):
+  with pytest.raises(ValueError, match=r"expected .* = \(64, 64, 64, 12\)"):
     model_cost(rows, "ws", Memory(100))

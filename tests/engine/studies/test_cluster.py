@@ -13,16 +13,19 @@ from hypothesis import strategies as st
 from figs_jax.engine import step_cost
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.studies.cluster import (
-  Bytes,
+  BytesPerValue,
   Cluster,
   Parallel,
   estimate,
+  estimate_all,
   factors,
-  sweep,
+  makespan,
+  ring_ns,
+  shard,
+  stages_of,
   train_seconds,
 )
-from figs_jax.engine.studies.sharding import makespan, ring_ns, split, stages_of
-from figs_jax.engine.training import Phase
+from figs_jax.engine.training import TrainingPhase
 
 laws = settings(deadline=None, max_examples=60)
 BLOCKS, WIDTH, HEADS, TOKENS = 6, 64, 8, 32
@@ -32,11 +35,11 @@ def rows(batch, pattern=None):
   tokens = batch * TOKENS
   heads = {"M": TOKENS, "count": batch * HEADS}
   square = {"M": tokens, "N": WIDTH, "K": WIDTH}
-  found = [{"name": "patch_embed", **square}]
+  table = [{"name": "patch_embed", **square}]
   for i in range(BLOCKS):
     b = f"blocks/{i}"
-    found += [{"name": f"{b}/attn/{part}", **square} for part in "qkv"]
-    found += [
+    table += [{"name": f"{b}/attn/{part}", **square} for part in "qkv"]
+    table += [
       {"name": f"{b}/attn/qk", "N": TOKENS, "K": WIDTH // HEADS, **heads},
       {"name": f"{b}/attn/av", "N": WIDTH // HEADS, "K": TOKENS, **heads},
       {"name": f"{b}/attn/o", **square},
@@ -45,11 +48,11 @@ def rows(batch, pattern=None):
       {"name": f"{b}/mlp/fc2", "M": tokens, "N": WIDTH, "K": 4 * WIDTH,
        "pattern": pattern},
     ]  # fmt: skip
-  return [*found, {"name": "head", "M": batch, "N": 16, "K": WIDTH}]
+  return [*table, {"name": "head", "M": batch, "N": 16, "K": WIDTH}]
 
 
 def phase_at(batch):
-  return Phase(1, rows(batch, "2:4"))
+  return TrainingPhase(1, rows(batch, "2:4"))
 
 
 def simulated(forward, backward, hops, count):
@@ -135,11 +138,11 @@ def test_one_device_computes_and_does_not_talk():
   assert one.gradients_ns == one.tensor_ns == one.bubble == 0
   fast = estimate(phase_at, "ws:16x16", Cluster(1), Parallel(), 8, clock_ghz=2)
   assert fast.ns == alone / 2
-  phase = Phase(1, rows(8, "2:4"), False, False, "2:4")
+  phase = TrainingPhase(1, rows(8, "2:4"), False, False, "2:4")
   pruned = estimate(lambda _: phase, "ws:16x16", Cluster(1), Parallel(), 8)
-  found = step_cost(rows(8, "2:4"), "ws:16x16", forward=False,
+  alone = step_cost(rows(8, "2:4"), "ws:16x16", forward=False,
                     weight_gradient="2:4")  # fmt: skip
-  assert pruned.ns == found.cycles.total
+  assert pruned.ns == alone.cycles.total
 
 
 def test_replicas_split_the_batch_and_exchange_all_gradients():
@@ -184,7 +187,7 @@ def test_tensor_parallel_devices_add_up_twice_per_block_and_pass():
   size = 8 * TOKENS * WIDTH * 2
   one = 2 * (t - 1) * (size / t / cluster.intra + cluster.intra_latency)
   np.testing.assert_allclose(got.tensor_ns, 4 * BLOCKS * one, rtol=1e-12)
-  local = split(Layers.of(rows(8, "2:4")), t)
+  local = shard(Layers.of(rows(8, "2:4")), t)
   np.testing.assert_allclose(
     got.compute_ns, step_cost(local, "ws:16x16").cycles.total, rtol=1e-12
   )
@@ -223,7 +226,7 @@ def test_a_pipeline_is_as_slow_as_its_fullest_stage():
 
 
 def test_memory_is_counted_and_what_does_not_fit_is_flagged():
-  sizes = Bytes(value=1, gradient=10, states=100)
+  sizes = BytesPerValue(value=1, gradient=10, states=100)
   got = estimate(phase_at, "ws", Cluster(1), Parallel(), 2, sizes=sizes)
   weights = (1 + BLOCKS * 12) * WIDTH**2 + 16 * WIDTH
   tokens = 2 * TOKENS
@@ -249,16 +252,16 @@ def test_memory_is_counted_and_what_does_not_fit_is_flagged():
 
 def test_the_sweep_tries_every_way_and_puts_the_best_first():
   cluster = Cluster(8, per_node=4)
-  found = sweep(phase_at, "ws:16x16", cluster, 32, microbatches=(1, 4))
-  ways = {(e.parallel.data, e.parallel.tensor, e.parallel.pipeline)
-          for e in found}  # fmt: skip
-  assert ways == {w for w in factors(8) if w[2] <= BLOCKS}
-  assert all(e.fits for e in found)
-  assert [e.ns for e in found] == sorted(e.ns for e in found)
+  ways = estimate_all(phase_at, "ws:16x16", cluster, 32, microbatches=(1, 4))
+  used = {(e.parallel.data, e.parallel.tensor, e.parallel.pipeline)
+          for e in ways}  # fmt: skip
+  assert used == {w for w in factors(8) if w[2] <= BLOCKS}
+  assert all(e.fits for e in ways)
+  assert [e.ns for e in ways] == sorted(e.ns for e in ways)
   alone = estimate(phase_at, "ws:16x16", Cluster(1), Parallel(), 32)
-  assert alone.ns / 8 < found[0].ns
-  tight = dataclasses.replace(cluster, memory=found[0].memory - 1)
-  again = sweep(phase_at, "ws:16x16", tight, 32, microbatches=(1, 4))
+  assert alone.ns / 8 < ways[0].ns
+  tight = dataclasses.replace(cluster, memory=ways[0].memory - 1)
+  again = estimate_all(phase_at, "ws:16x16", tight, 32, microbatches=(1, 4))
   flags = [e.fits for e in again]
   assert flags == sorted(flags, reverse=True) and not all(flags)
 
@@ -279,7 +282,9 @@ def test_a_run_sums_its_phases():
   cluster, way = Cluster(2), Parallel(2)
 
   def phases(batch):
-    return Phase(3, rows(batch, "2:4"), False), Phase(7, rows(batch, "2:4"))
+    return TrainingPhase(3, rows(batch, "2:4"), False), TrainingPhase(
+      7, rows(batch, "2:4")
+    )
 
   each = [
     estimate(lambda b, i=i: phases(b)[i], "ws", cluster, way, 8).ns
@@ -306,33 +311,37 @@ def test_bad_requests():
 
   with pytest.raises(ValueError, match="uses 2 devices, the cluster has 4"):
     ask(Cluster(4), data=2)
-  with pytest.raises(ValueError, match="batch=8 does not divide .* = 3"):
+  with pytest.raises(ValueError, match="expected a multiple of .* = 3, got 8"):
     ask(Cluster(3), data=3)
   with pytest.raises(ValueError, match="pipeline=8 stages, .* 6 blocks"):
     ask(Cluster(8), pipeline=8)
   with pytest.raises(ValueError, match="'blocks/0/attn/q': N=64 does not"):
     ask(Cluster(3), tensor=3)
   with pytest.raises(ValueError, match="'blocks/0/mlp/fc2': K=8 .* divisor"):
-    split(Layers.of([{"name": "blocks/0/mlp/fc2", "M": 1, "N": 1, "K": 8,
+    shard(Layers.of([{"name": "blocks/0/mlp/fc2", "M": 1, "N": 1, "K": 8,
                       "pattern": "1:8"}]), 2)  # fmt: skip
   wrong = (-1, math.nan, math.inf, "2", None, True)
   for field in dataclasses.fields(Cluster):
-    fix = "whole" if field.name in ("devices", "per_node") else "number"
+    fix = "an integer" if field.name in ("devices", "per_node") else "a number"
     zero = () if field.name.endswith("latency") else (0,)
     for value in (*wrong, *zero):
-      why = f"Cluster {field.name}={value}.*: give a .*{fix}"
-      with pytest.raises(ValueError, match=why.replace("=2", "='2'")):
+      why = f"Cluster {field.name}: expected {fix} .*, got {value!r}"
+      with pytest.raises(ValueError, match=why):
         unhooked(Cluster(2), field.name, value)
   assert Cluster(2, intra_latency=0, inter_latency=0.5).link(9)[1] == 0.5
-  for kind in (Parallel, Bytes):
+  for kind in (Parallel, BytesPerValue):
     for field in dataclasses.fields(kind):
       for value in (-1, 1.5, math.nan, "2", None):
-        why = f"{kind.__name__} {field.name}=.*: give"
+        why = f"{kind.__name__} {field.name}: expected"
         with pytest.raises(ValueError, match=why):
           unhooked(kind(), field.name, value)
-  with pytest.raises(ValueError, match="Cluster intra=0: give a number"):
+  with pytest.raises(
+    ValueError, match="Cluster intra: expected a number above 0, got 0"
+  ):
     Cluster(2, intra=0)
-  with pytest.raises(ValueError, match="Parallel tensor=0"):
+  with pytest.raises(
+    ValueError, match="Parallel tensor: expected an integer above 0, got 0"
+  ):
     Parallel(tensor=0)
-  with pytest.raises(ValueError, match="no way to use 7 devices; .* of 7"):
-    sweep(phase_at, "ws", Cluster(7), 8)
+  with pytest.raises(ValueError, match="no way to use 7 devices; .* = 7"):
+    estimate_all(phase_at, "ws", Cluster(7), 8)

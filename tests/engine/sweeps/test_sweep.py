@@ -226,7 +226,7 @@ def test_float32_is_as_near_as_it_says():
           "pattern": ["1:2", "1:8", "dense"], "rows": [8, 32, 128],
           "bw_in": [1, 2**31 - 1], "dram_bw": [1, 100]}  # fmt: skip
   for spec in ("figs:exchange=swap", "vegeta", "os"):
-    names = ["cycles", "dram_bytes", "stall_dram", "stall_in", "fill"]
+    names = ["cycles", "dram_bytes", "stall_dram", "stall_input", "fill"]
     names += ["utilisation", "energy_pj", "metadata_bytes", "ofmap_writes"]
     exact, rough = [
       next(sweep(spec, axes, precision=precision).chunks(names, chunk=2**30))

@@ -99,7 +99,7 @@ def test_swept_is_a_report_per_workload_and_pattern():
   assert [row.pattern for row in made.rows[4:8]] == ["dense", "1:4"] * 2
   alone = report(table.with_pattern("1:4"), ["ws:16x16"], itemsize=4)
   assert made.rows[6:8] == alone.rows
-  with pytest.raises(ValueError, match="sweep pattern: '4' is no N:M pattern"):
+  with pytest.raises(ValueError, match="pattern: Invalid N:M pattern .4."):
     swept({"a": table}, [parse("ws")], {"pattern": ("4",)})
   many = tuple(map(str, range(1, 1001)))
   axes = {"pattern": ("1:2",) * 1001, "rows": many}

@@ -1,17 +1,11 @@
-"""The recipes that choose or use masks in their own way, one builder each.
-
-Pruning of a trained network, gradual pruning, dynamic sparse training, and the
-soft and transposable forms of training from scratch.
-"""
+"""Recipes that prune a trained network, or prune and regrow."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from figs_jax.core.regrow import SCOPES
-from figs_jax.optim._decay_pruned import MODES
 from figs_jax.recipes.checks import (
-  not_negative,
   one_of,
   with_criterion,
   with_grad_mode,
@@ -26,7 +20,6 @@ from figs_jax.recipes.criterion import (
 from figs_jax.recipes.optimizer_requirements import (
   MaskedMoments,
   MaskedUpdates,
-  PrunedDecay,
 )
 from figs_jax.recipes.pattern_schedule import Countdown
 from figs_jax.recipes.recipe import Recipe
@@ -39,6 +32,26 @@ _CRITERIA: dict[str, Criterion] = {
   "saliency": Saliency(),
   "random": Random(),
 }
+
+
+@register("gradual")
+def gradual(
+  plain: Recipe, *, criterion: str = "magnitude", grad_mode: str = "masked"
+) -> Recipe:
+  """Gradual pruning, n falls from M to N along a cubic (arXiv 1710.01878).
+
+  The last weight to go does so at the end of the decay phase.
+
+  Options:
+    criterion: `magnitude`, `saliency` or `random`, as in `one_shot`.
+    grad_mode: `masked` or `ste`.
+  """
+  plain = with_grad_mode(plain, grad_mode, ("masked", "ste"))
+  one_of(plain.name, "criterion", criterion, _CRITERIA)
+  line = replace(plain.timeline, pace=Cubic())
+  plain = replace(plain, timeline=line, chain=Countdown())
+  plain = replace(plain, sources=("1710.01878",))
+  return with_criterion(plain, _CRITERIA[criterion], f"criterion={criterion!r}")
 
 
 @register("asp", dense=0.5, refresh_every=0)
@@ -70,26 +83,6 @@ def one_shot(
   plain = replace(plain, sources=("1506.02626",))
   plain = with_grad_mode(plain, grad_mode, ("masked", "ste"))
   one_of(plain.name, "criterion", criterion, _CRITERIA)
-  return with_criterion(plain, _CRITERIA[criterion], f"criterion={criterion!r}")
-
-
-@register("gradual")
-def gradual(
-  plain: Recipe, *, criterion: str = "magnitude", grad_mode: str = "masked"
-) -> Recipe:
-  """Gradual pruning, n falls from M to N along a cubic (arXiv 1710.01878).
-
-  The last weight to go does so at the end of the decay phase.
-
-  Options:
-    criterion: `magnitude`, `saliency` or `random`, as in `one_shot`.
-    grad_mode: `masked` or `ste`.
-  """
-  plain = with_grad_mode(plain, grad_mode, ("masked", "ste"))
-  one_of(plain.name, "criterion", criterion, _CRITERIA)
-  line = replace(plain.timeline, pace=Cubic())
-  plain = replace(plain, timeline=line, chain=Countdown())
-  plain = replace(plain, sources=("1710.01878",))
   return with_criterion(plain, _CRITERIA[criterion], f"criterion={criterion!r}")
 
 
@@ -132,41 +125,6 @@ def set_(
   """
   plain = _regrown(plain, "random", share, until, scope, seed)
   return replace(plain, sources=("1707.04780",))
-
-
-@register("s_ste", dense=0.0)
-def s_ste(plain: Recipe) -> Recipe:
-  """Kept weights are soft-thresholded and rescaled (arXiv 2409.09099).
-
-  The scale β is taken from the initial kernel and stays.
-  """
-  soft = replace(plain.flow, soft=True)
-  if plain.transposable:
-    raise ValueError(
-      f"{plain.name}: the threshold is that of one group, so a mask along two"
-      " axes does not fit: leave transposable at False"
-    )
-  return replace(plain, flow=soft, sources=("2409.09099",))
-
-
-@register("transposable", transposable=True, refresh_every=40)
-def transposable(
-  plain: Recipe, *, decay: float | int = 2e-4, mode: str = "into_grad"
-) -> Recipe:
-  """Masks N:M along both axes, with SR-STE's decay (arXiv 2404.01847).
-
-  Options:
-    decay: as in `sr_ste`.
-    mode: as in `sr_ste`; `into_grad` or `decoupled`.
-  """
-  one_of(plain.name, "mode", mode, MODES)
-  not_negative(plain.name, "decay", decay)
-  if not plain.transposable:
-    raise ValueError(
-      f"{plain.name}: transposable=False leaves the recipe sr_ste: create that"
-    )
-  plain = replace(plain, needs=(PrunedDecay(decay, mode),))
-  return replace(plain, sources=("2404.01847", "2102.08124"))
 
 
 def _regrown(

@@ -1,17 +1,19 @@
-"""Marks stand where the numbers are, and each is named beside it."""
+"""Markers are at their true positions, each with its text beside it."""
 
+import io
 import itertools
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from figs_jax.analysis import plot_style, scatter
-from figs_jax.analysis.scatter import Mark
+from figs_jax.analysis import plot_style
+from figs_jax.analysis.plot_style import Mark
 from figs_jax.engine.plots import empty_figure
 
 pytest.importorskip("matplotlib")
-# Several at one place, at nearly one, and a pair on top of each other.
+# Several at one position, at nearly one, and a pair on top of each other.
 MARKS = [
   Mark(1.0, 93.0, 0.2, "dense", "dense", 0),
   *(
@@ -28,61 +30,70 @@ MARKS = [
 def drawn(marks, panels=1):
   figure = empty_figure(2.6 + 3.0 * panels, 4.2)
   axes = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
-  scatter.draw(axes, [marks] * panels)
+  plot_style.draw_marks(axes, [marks] * panels)
   for ax in axes:
-    plot_style.finish(ax, steps=False)
-  plot_style.legend(figure, axes)
-  scatter.write_names(figure, axes, [marks] * panels)
+    plot_style.style_axes(ax, steps=False)
+  plot_style.add_legend(figure, axes)
+  plot_style.annotate_marks(figure, axes, [marks] * panels)
   return figure, axes
 
 
-def open_marks(ax):
-  return [line for line in ax.lines if line.get_markersize() >= 7]
+def open_markers(ax):
+  return [line for line in ax.lines if line.get_markerfacecolor() == "none"]
 
 
-def test_every_mark_and_every_bar_is_at_its_true_place():
+def test_every_marker_and_bar_is_at_its_true_position():
   figure, (ax,) = drawn(MARKS)
-  found = open_marks(ax)
-  assert [tuple(line.get_xydata()[0]) for line in found] == [
+  markers = open_markers(ax)
+  assert [tuple(line.get_xydata()[0]) for line in markers] == [
     (mark.x, mark.y) for mark in MARKS
   ]
-  for line in found:
-    assert line.get_transform() == ax.transData  # no shift in points either
-    assert line.get_markerfacecolor() == "none"  # what is below shows
   bars = [each for each in ax.containers if each.has_yerr]
   known = [mark for mark in MARKS if not math.isnan(mark.error)]
   assert len(bars) == len(known)
   figure.draw_without_rendering()
   for bar, mark in zip(bars, known):
-    (lines,) = bar[2]
+    _, caps, (lines,) = bar
     ((start, end),) = lines.get_segments()
     assert start.tolist() == [mark.x, mark.y - mark.error]
     assert end.tolist() == [mark.x, mark.y + mark.error]
-    # Beside its peers', but through its own mark, and no higher or lower.
-    at = ax.transData.transform(start)
-    (seen,) = lines.get_transform().transform([start])
-    aside, up = (seen - at) * 72 / figure.dpi
-    assert abs(aside) <= 3.0 + 1e-6 and up == pytest.approx(0, abs=1e-6)
+    ends = [tuple(cap.get_xydata()[0]) for cap in caps]
+    assert ends == [tuple(start), tuple(end)]
+    # Centred on the marker in pixels too: nothing is shifted in points.
+    for artist in (lines, *caps):
+      assert artist.get_transform() == ax.transData
+  for line in markers:
+    assert line.get_transform() == ax.transData
 
 
-def test_bars_at_one_place_are_told_apart():
+def test_bars_at_one_position_all_show():
+  """Each is thinner than those below it, so that none is hidden."""
   peers = [Mark(2.0, 90.0, 0.5, str(i), "1:4", i) for i in range(4)]
-  _, (ax,) = drawn(peers)
-  places = {
-    each[2][0].get_transform().transform([(2.0, 90.0)])[0][0].round(3)
-    for each in ax.containers
-  }
-  assert len(places) == 4
+  alone = Mark(2.0, 88.0, 0.5, "alone", "1:4", 4)
+  figure, (ax,) = drawn([*peers, alone])
+  *nested, last = (float(bar[2][0].get_linewidth()[0]) for bar in ax.containers)
+  assert nested == sorted(nested, reverse=True) and len(set(nested)) == 4
+  assert last == nested[-1]  # a bar on its own is as thin as the top one
+  sizes = [line.get_markersize() for line in open_markers(ax)]
+  assert sizes[:4] == sorted(sizes[:4], reverse=True)
+  assert len(set(sizes[:4])) == 4 and sizes[4] == sizes[3]
+  figure.savefig(out := io.BytesIO(), dpi=4 * figure.dpi)
+  pixels = np.asarray(Image.open(out).convert("RGB"))
+  x, y = (4 * ax.transData.transform((2.0, 90.45))).round().astype(int)
+  row = pixels[len(pixels) - y, x - 30 : x + 31].tolist()
+  for peer in peers:
+    colour = plot_style.RUNS[peer.index]
+    assert [int(colour[i : i + 2], 16) for i in (1, 3, 5)] in row
 
 
 @pytest.mark.parametrize("panels", [1, 3])
-def test_each_panel_names_every_mark_and_no_names_meet(panels):
+def test_each_panel_has_every_text_and_no_texts_overlap(panels):
   from matplotlib.text import Text
 
   figure, axes = drawn(MARKS, panels)
   figure.draw_without_rendering()
   for ax in axes:
-    assert [text.get_text() for text in ax.texts] == [m.name for m in MARKS]
+    assert [text.get_text() for text in ax.texts] == [m.text for m in MARKS]
     assert [text.xy for text in ax.texts] == [(m.x, m.y) for m in MARKS]
     boxes = [Text.get_window_extent(text) for text in ax.texts]  # no arrows
     inside = ax.get_window_extent()
@@ -94,7 +105,7 @@ def test_each_panel_names_every_mark_and_no_names_meet(panels):
 
 
 @pytest.mark.parametrize("speedup", [0.0004, 1.0, 1.7161, 2.11331])
-def test_a_lone_mark_has_an_axis_to_be_read(speedup):
+def test_a_lone_marker_has_a_readable_axis(speedup):
   mark = Mark(speedup, 94.2, 0.001, "figs", "1:8", 0)
   figure, (ax,) = drawn([mark])
   low, high = ax.get_xlim()
@@ -109,7 +120,7 @@ def test_a_lone_mark_has_an_axis_to_be_read(speedup):
     assert len(words) <= 10 and max(map(len, words)) <= 6
 
 
-def test_what_diverged_has_no_place():
+def test_diverged_runs_are_left_out():
   lost = Mark(2.0, math.nan, math.nan, "lost", "1:4", 1)
   _, (ax,) = drawn([MARKS[0], lost])
   assert [text.get_text() for text in ax.texts] == ["dense"]

@@ -1,0 +1,121 @@
+"""Sparse times dense in CSR, bound by arithmetic intensity; in nanoseconds.
+
+The N rows of the CSR matrix are the outputs, mu kept weights each; the M
+activation rows are its dense columns. A row of mu values is read once while n
+dense columns stream: each gives mu values and takes one result, which makes
+
+  2 mu n / ((B_T + B_I) mu + B_T n (mu + 1) + delta)                        (1)
+
+FLOPs per byte. At n = 1 nothing is used twice, and the intensity tends to
+2 / (2 B_T + B_I) for long rows, 1/6 at 4 bytes each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from figs_jax.engine.blocks import Masks
+from figs_jax.engine.int64 import ceil_div, exact, smaller
+from figs_jax.engine.roofline import Processor, arithmetic, no_accesses
+from figs_jax.engine.spec import LIMITS, Gemm
+from figs_jax.engine.timing import bounded
+
+
+class Csr(Processor):
+  """A processor that multiplies a CSR matrix by dense columns.
+
+  Attributes:
+    chip: Name of the chip.
+    peak: GFLOP/s (FLOP per ns).
+    hbm: GB/s (bytes per ns) of its memory.
+    value_bytes: Bytes per value, B_T.
+    index_bytes: Bytes per column index, B_I.
+    pointer_bytes: Bytes of row pointer per row, delta.
+    reuse: Whether the sparse operand is kept while dense columns stream. If
+      not, it is read again for each of them.
+
+  >>> chip = Csr("mine", peak=989_000, hbm=4800)
+  >>> found = chip.counts(Gemm(64, 256, 1024, 1, 8))
+  >>> int(found["flops"]), int(found["dram_bytes"])
+  (4194304, 8717312)
+  """
+
+  chip: str
+  peak: Any
+  hbm: Any
+  value_bytes: Any = 4
+  index_bytes: Any = 4
+  pointer_bytes: Any = 4
+  reuse: bool = True
+
+  KINDS = ("csr",)
+  PREFIX = ("chip",)
+
+  @property
+  def memory_bandwidth(self) -> Any:
+    return self.hbm
+
+  def prefix(self) -> str:
+    return f"csr:{self.chip}"
+
+  def counts(
+    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
+  ) -> dict[str, Any]:
+    """What a GEMM costs, in nanoseconds; see `Engine.counts`.
+
+    The bytes are those of (1): `value_bytes` counts, not `itemsize`. Every
+    pattern runs. On-chip accesses are not modelled and 0.
+
+    Returns:
+      Also int64 `flops`.
+    """
+    return _exact_counts(gemm, self)
+
+
+def _counts(gemm: Gemm, chip: Csr) -> dict[str, Any]:
+  M, N, kept = gemm.M, gemm.N, gemm.kept
+  metadata = N * (chip.index_bytes * kept + chip.pointer_bytes)
+  matrix = N * chip.value_bytes * kept + metadata
+  dense = M * N * chip.value_bytes * (kept + 1)
+  dram_bytes = (1 if chip.reuse else M) * matrix + dense
+  flops = 2 * M * N * kept
+  parts = arithmetic(ceil_div(flops, chip.peak))
+  parts = bounded(parts, dram_bytes, chip.hbm)
+  return parts | {
+    "flops": flops,
+    # At most 1, but for rounding.
+    "utilisation": smaller(flops / parts["cycles"] * (1 / chip.peak), 1.0),
+    **no_accesses(M),
+    "metadata_bytes": metadata,
+    "dram_bytes": dram_bytes,
+  }
+
+
+_exact_counts = exact(_counts, LIMITS | Csr.limits())
+
+
+def intensity(
+  kept: Any,
+  columns: Any = 1,
+  value_bytes: Any = 4,
+  index_bytes: Any = 4,
+  pointer_bytes: Any = 4,
+) -> Any:
+  """FLOPs per byte of sparse (CSR) times dense (1), the sparse row kept.
+
+  Args:
+    kept: Non-zeros per row, mu.
+    columns: Dense columns that stream past a row, n.
+    value_bytes: Bytes per value, B_T.
+    index_bytes: Bytes per column index, B_I.
+    pointer_bytes: Bytes of row pointer per row, delta.
+
+  >>> round(intensity(100_000), 3)
+  0.167
+  >>> round(intensity(100, columns=10_000), 3)
+  0.495
+  """
+  moved = (value_bytes + index_bytes) * kept + pointer_bytes
+  return (
+    2 * kept * columns / (moved + value_bytes * columns * (kept + 1))
+  )  # fmt: skip
