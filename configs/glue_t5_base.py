@@ -6,18 +6,19 @@ Command:   python launch/train.py --config configs/glue_t5_base.py:figs \\
              --config.init_from=model.safetensors
 Data:      glue/cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte prepared by
            tensorflow-datasets in --config.data.data_dir; T5's own sentencepiece
-           model and the published weights of t5-v1_1-base as files. Without
-           --config.init_from, training starts from random weights.
-Hardware:  8 accelerators of 16 GB, or fewer with --config.accumulate.
+           model and published weights of t5-v1_1-base as files. Without
+           --config.init_from it starts from random weights.
+Hardware:  not run by us; 8 accelerators of 16 GB, or fewer with
+           --config.grad_accum_steps.
 Hours:     not measured.
-Expected:  GLUE scores of published single runs of T5X-Base: dense 86.2; at 1:32
-           on the feed-forward SR-STE 79.4, Stepwise 80.9, FiGS (SdGf-geometric)
-           79.3; at 1:8 on the feed-forward, q and k 75.8, 80.7, 76.8. Compare
-           `glue_score`, the mean of the eight tasks' own scores, with mnli on
-           its matched split.
+Expected:  published single runs of T5X-Base, GLUE score: dense 86.2; at 1:32 on
+           the feed-forward SR-STE 79.4, Stepwise 80.9, FiGS (SdGf-geometric)
+           79.3; at 1:8 on it and on q and k 75.8, 80.7, 76.8. Our
+           `glue_score` is the mean of GLUE's scores of the eight tasks, with
+           the matched split of mnli.
 
-AdamW stands in for T5's Adafactor, since recipes act on Adam's moments. All
-recipes have the same dense warm-up of 10,000 steps.
+AdamW replaces T5's Adafactor, since recipes act on Adam's moments. All recipes
+train densely for the first 10,000 steps.
 """
 
 from figs_jax.train.config import default_config

@@ -27,9 +27,9 @@ from figs_jax.engine._report import times
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed, differences
-from figs_jax.train.cost import train_cost
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import train
+from figs_jax.train.run_rows import train_cost
 
 _log = logging.getLogger("figs_jax")
 

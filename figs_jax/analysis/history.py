@@ -25,9 +25,9 @@ from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.log_writer import read
-from figs_jax.train.restore import restore
 from figs_jax.train.run_rows import layers_of
 from figs_jax.train.state import TrainState
+from figs_jax.train.workdir import restore
 
 
 class Curve(NamedTuple):

@@ -22,7 +22,7 @@ from figs_jax.models.pretrained.config import (
   published_leaves,
 )
 from figs_jax.models.pretrained.matching import parameters, published
-from figs_jax.train.run_rows import finished_model
+from figs_jax.train.workdir import finished_model
 
 FORMATS = ("dense", "packed", "torch-2:4", "stablehlo")
 

@@ -16,7 +16,7 @@ from figs_jax.core.tree import flatten
 from figs_jax.models import pretrained
 from figs_jax.train import Checkpointer
 from figs_jax.train.experiment import build
-from figs_jax.train.restore import restore
+from figs_jax.train.workdir import restore
 from tests.models import families
 from tests.programs import assert_one_clear_line, in_one_process
 
