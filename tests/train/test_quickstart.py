@@ -35,7 +35,7 @@ MISTAKES = {
   "--patterns=1:7": "axis -2 has length 64, not a multiple of m=7",
   "--patterns=": "--patterns is empty: give at least one",
   "--engines=wss:8x8": "--engines: engine 'wss:8x8': unknown kind 'wss', did you",
-  "--engines=ws:8": "--engines: engine 'ws:8': size '8' is not ROWSxCOLS",
+  "--engines=ws:8": "--engines: engine 'ws:8': expected a size ROWSxCOLS",
   "--steps=9": "--steps=9: 9 is not integer >= 10",
   "--seeds=0": "--seeds=0: 0 is not a positive integer",
   "--seed=3": "Did you mean: seeds",
