@@ -34,7 +34,7 @@ MISTAKES = {
   "--patterns=1:8,ff": "--patterns: Invalid N:M pattern 'ff': expected 'n:m'",
   "--patterns=1:7": "axis -2 has length 64, not a multiple of m=7",
   "--patterns=": "--patterns is empty: give at least one",
-  "--engines=wss:8x8": "--engines: engine 'wss:8x8': unknown kind 'wss', did you",
+  "--engines=wss:8x8": "--engines: engine 'wss:8x8': unknown kind 'wss'",
   "--engines=ws:8": "--engines: engine 'ws:8': expected a size ROWSxCOLS",
   "--steps=9": "--steps=9: 9 is not integer >= 10",
   "--seeds=0": "--seeds=0: 0 is not a positive integer",
