@@ -211,9 +211,8 @@ class Figs(Engine):
     if self.exchange == "swap":
       lanes = ceil_div(self.beta, self.mask_group)
       kappa = worst_exchange(packed.run, packed.block, lanes)
-    folds = ceil_div(gemm.K, packed.used) * ceil_div(
-      gemm.N, packed.slots
-    )  # (1)
+    across = ceil_div(gemm.N, packed.slots)
+    folds = ceil_div(gemm.K, packed.used) * across  # (1)
     parts = schedule(folds, packed.fold(gemm.M, self, kappa))
     return _finish(gemm, self, packed, parts, itemsize)
 
