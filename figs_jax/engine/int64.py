@@ -148,7 +148,7 @@ def larger(a: Any, b: Any) -> Any:
 
 
 def _extreme(op: Any, a: Any, b: Any) -> Any:
-  if isinstance(a, int | float) and isinstance(b, int | float):
+  if isinstance(a, _PLAIN) and isinstance(b, _PLAIN):
     return op(a, b)
   for x in (a, b):
     if isinstance(x, Number):
@@ -421,7 +421,8 @@ class Number:
 
 Size = ArrayLike | Number
 _TRACED = (jax.core.Tracer, Number)
-_HOST = (np.ndarray, np.generic, int, float)
+_PLAIN = (int, float)
+_HOST = (np.ndarray, np.generic, *_PLAIN)
 
 
 @dataclasses.dataclass(slots=True)
@@ -457,15 +458,14 @@ class Interval(Number):
 
   def __post_init__(self):
     if self.whole:
-      magnitude = larger(abs(self.least), abs(self.most))
-      self.peak = larger(self.peak, magnitude)
+      self.peak = larger(self.peak, larger(-self.least, self.most))
 
   @classmethod
   def of(cls, values: Any) -> Interval:
     """The interval of a number, or of integers that are not empty."""
     if isinstance(values, Interval):
       return values
-    if isinstance(values, int | float):
+    if isinstance(values, _PLAIN):
       return cls(values, values, whole=isinstance(values, int))
     values = np.asarray(values)
     return cls(int(values.min()), int(values.max()))
