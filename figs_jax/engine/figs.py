@@ -110,7 +110,7 @@ class Figs(Engine):
   >>> str(array)
   'figs:32x16:alpha=3:overlap=full'
   >>> [int(array.counts(Gemm(512, 512, 512, 1, m))["cycles"]) for m in (1, 4)]
-  [262223, 65606]
+  [262223, 65591]
   """
 
   rows: Any = 32
@@ -293,6 +293,10 @@ def checkpoint_stall_factor(layers: Layers, engine: Figs) -> float:
   1 + stall_exchange / compute of the totals, in which every layer counts for
   its tokens and its count. A layer without a known mask is charged the worst.
 
+  Args:
+    layers: A table, best with its real masks.
+    engine: The array.
+
   >>> row = {"name": "ff", "M": 8, "N": 64, "K": 32, "pattern": "1:4"}
   >>> mask = np.tile(np.eye(4, dtype=bool), (8, 16))
   >>> table = Layers.of([row | {"mask": mask}, row])
@@ -426,9 +430,8 @@ def _finish(gemm, array, packed, parts, itemsize):
   # Ratios that cannot pass 1, so that rounding cannot lift their product, which
   # is M N kept / (cycles R C beta).
   utilisation = kept / (down * (used // block) * run) * (N / (across * slots))
-  utilisation = utilisation * (
-    run * (block // run) / block * (used / array.rows)
-  )
+  packing = run * (block // run) / block * (used / array.rows)
+  utilisation = utilisation * packing
   return parts | {
     "utilisation": utilisation * (down * across * M / parts["cycles"]),
     "ifmap_reads": across * M * K,

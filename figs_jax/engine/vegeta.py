@@ -200,11 +200,9 @@ def _tiled(M, down, across, array):
   parts = {name: whole[name] + last[name] - once[name] for name in whole}
   if array.overlap == "full":
     interval = larger(enter, leave)
-    waits = _waits(across * tiles, T * interval, load, hops, array.interleave)
-    waits = waits + _waits(
-      *(across * smaller(rest, 1), rest * interval, load, hops),
-      array.interleave,
-    )
+    d, short = array.interleave, smaller(rest, 1)
+    waits = _waits(across * tiles, T * interval, load, hops, d)
+    waits = waits + _waits(across * short, rest * interval, load, hops, d)
     parts["fill"] = parts["fill"] + (down - 1) * waits
   return parts
 

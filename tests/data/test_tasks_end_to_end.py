@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from figs_jax.analysis._compare import compare, markdown
+from figs_jax.analysis import compare, comparison_table
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.config import default_config
 
@@ -50,4 +50,4 @@ def test_a_task_is_trained_and_scored(
   json.dumps(measured)
   assert measured[score] == getattr(row, score) is not None
   assert len(measured[f"{score}_seeds"]) == 2
-  assert column in markdown([row]).splitlines()[0]
+  assert column in comparison_table([row]).splitlines()[0]
