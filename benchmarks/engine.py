@@ -142,7 +142,7 @@ def random_points(spec: str, points: int) -> tuple[Layers, Any]:
 
 
 def write_all(designs: Sweep) -> None:
-  names = [x for x in designs.fields if x not in designs.points.axes]
+  names = designs.results
   for _ in designs.chunks(names):
     pass
 
@@ -174,8 +174,8 @@ def floors() -> tuple[float, float]:
 
 
 def operations(spec: str) -> float:
-  """Of the formula for cycles, on each point, as the compiler counts them."""
-  points = product(spec, 1e4).points
+  """Operations of the formula for cycles per point, by the compiler's count."""
+  points = product(spec, 1e4).parts[0].points
 
   def cycles(values):
     numbers = {name: Doubles(x) for name, x in values.items()}
@@ -198,7 +198,7 @@ def print_kinds(
   for spec in KINDS:
     designs = product(spec, args.points)
     few = product(spec, min(args.points, 1e7))
-    fields = len(few.fields) - len(few.points.axes)
+    fields = len(few.results)
     layers, engine = random_points(spec, 10**6)
     smallest = partial(designs.smallest, "cycles")
     runs = [

@@ -69,10 +69,10 @@ def read_values(name: str, text: str) -> tuple[Any, ...]:
   Args:
     name: Name of the axis; where it names several, "rows,cols", a value is a
       tuple, as in "32x16".
-    text: "value,value,...".
+    text: Values separated by commas, with dots.
 
   Raises:
-    ValueError: As `read_axes`.
+    ValueError: If a value is missing, or as `read_axes`.
 
   >>> read_values("rows", "8,16,32,...,256")
   (8, 16, 32, 64, 128, 256)
@@ -190,8 +190,8 @@ def _between(where: str, before: list[Any], end: Any) -> list[Any]:
       f"{where}: dots between patterns multiply m by a whole number and keep n;"
       f" {', '.join(map(str, patterns))} do not; write the values out"
     )
-  found = _multiplied(where, known[-1].m, factor, final.m)
-  return [f"{final.n}:{m}" for m in found]
+  between = _multiplied(where, known[-1].m, factor, final.m)
+  return [f"{final.n}:{m}" for m in between]
 
 
 def _numbers(where: str, numbers: list[int], end: int) -> list[int]:

@@ -230,7 +230,7 @@ def test_float32_is_as_near_as_it_says():
     names += ["utilisation", "energy_pj", "metadata_bytes", "ofmap_writes"]
     designs = sweep(spec, axes, precision="float32")
     rough = next(designs.chunks(names, chunk=2**30))
-    points = designs._parts[0].points
+    points = designs.parts[0].points
     number = np.arange(points.count)
     exact = points.at(number[points.allowed(number)])
     assert {x.dtype for x in rough.values()} == {np.dtype(np.float32)}
@@ -362,7 +362,7 @@ def test_equal_layers_are_evaluated_once():
   one, twenty = (sweep("figs", "rows=8,16", rows) for rows in (ROWS, many))
   a, b = (designs.smallest("cycles", 2) for designs in (one, twenty))
   assert (20 * a["cycles"]).tolist() == b["cycles"].tolist()
-  assert twenty._parts[0].points.layers == len(ROWS)
+  assert twenty.parts[0].points.layers == len(ROWS)
 
 
 SIZES = {"M": [8], "N": [8], "K": [8]}
