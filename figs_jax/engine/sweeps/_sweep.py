@@ -454,9 +454,9 @@ def _front(
 
   def reduced(number):
     number, fields = _allowed(part, number, where)
-    columns = number, _value(x, fields), _value(y, fields)
-    order = _undominated(*columns)
-    return tuple(column[order] for column in columns)
+    xs, ys = _value(x, fields), _value(y, fields)
+    order = _undominated(number, xs, ys)
+    return number[order], xs[order], ys[order]
 
   walker, seen = part.walker, 0
   sample = np.random.default_rng(0).integers(0, part.points.count, _SAMPLE)

@@ -74,13 +74,13 @@ def as_axes(axes: Axes | str | Iterable[str]) -> dict[str, Sequence[Any]]:
   Raises:
     ValueError: If there are none, or values are neither a sequence nor text.
   """
+  known: dict[str, Any] = {}
   if isinstance(axes, Mapping):
-    known = {
-      name: read_values(name, values) if isinstance(values, str) else values
-      for name, values in axes.items()
-    }
+    for name, values in axes.items():
+      text = isinstance(values, str)
+      known[name] = read_values(name, values) if text else values
   else:
-    known = read_axes(axes)
+    known |= read_axes(axes)
   if not known:
     raise ValueError(
       "sweep: no axes; give at least one, as in 'rows=8,16,...,256', or call"

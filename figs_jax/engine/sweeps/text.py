@@ -112,8 +112,8 @@ def read_quantity(text: str) -> tuple[float, tuple[str, ...]]:
   >>> read_quantity("-rows*2*cols")
   (-2.0, ('rows', 'cols'))
   """
-  sign, product = re.fullmatch(r"\s*(-?)(.*)", text, re.DOTALL).groups()
-  scale, names = -1.0 if sign else 1.0, []
+  product = text.strip().removeprefix("-")
+  scale, names = 1.0 if product == text.strip() else -1.0, []
   for factor in map(str.strip, product.split("*")):
     if re.fullmatch(r"[A-Za-z_]\w*", factor):
       names.append(factor)
