@@ -143,7 +143,8 @@ def random_points(spec: str, points: int) -> tuple[Layers, Any]:
 
 
 def write_all(designs: Sweep) -> None:
-  for _ in designs.chunks(designs.results):
+  names = designs.results
+  for _ in designs.chunks(names):
     pass
 
 
@@ -174,7 +175,7 @@ def floors() -> tuple[float, float]:
 
 
 def operations(spec: str) -> float:
-  """Operations of the formula for cycles per point, counted by the compiler."""
+  """Operations of the formula for cycles per point, by the compiler's count."""
   machine = Machine(parse(spec), itemsize=2, energy=Energy())
   names = (*GEMM, *(field.name for field in machine.engine.numeric()))
 
