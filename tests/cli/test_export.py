@@ -125,8 +125,8 @@ def test_mistakes_are_one_line_and_write_nothing(run, tmp_path):
     (
       "--workdir is missing", "--out is missing", "no checkpoint here",
       "should be one of", "it exists", "ends in .safetensors",
-      "is a directory (with", "dtype float32", "no step 3", "seed=7",
-      "platform 'gpu'", "no whole safetensors file", "--verify is empty",
+      "is a directory (with", "got float32", "no step 3", "seed=7",
+      "platform 'gpu'", "not a whole safetensors file", "--verify is empty",
       "--out does not go with --verify", "--dtype does not go with --verify",
       "--platforms goes with --format stablehlo only",
       "--layout goes with --format packed only",
