@@ -68,7 +68,7 @@ def save(figure: Figure, path: Path, text: str) -> None:
 
 
 def overview(names: list[str]) -> Figure:
-  """All recipes side by side, under one legend."""
+  """All recipes in one figure with one legend."""
   rows = -(-len(names) // COLUMNS)
   figure = Figure(
     figsize=(2.5 * COLUMNS, 1.45 * rows + 0.4), dpi=105, layout="constrained"
@@ -103,7 +103,7 @@ def options_table(name: str) -> str:
 
 
 def fields_table(name: str) -> str:
-  """Fields of a configuration: shared, images, text, or model FAMILY."""
+  """Fields of a configuration: "shared", "images", "text" or "model FAMILY"."""
   tables = {"shared": SHARED, "images": IMAGES, "text": TEXT}
   if name in tables:
     shown = list(tables[name])

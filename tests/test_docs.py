@@ -13,6 +13,7 @@ from PIL import Image
 from figs_jax import recipes
 from figs_jax.core._flow import GRAD_MODES
 from figs_jax.core.masks import is_nm
+from figs_jax.engine import spec_text
 from figs_jax.recipes import registry
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +43,8 @@ LOOP = next(p.values[0] for p in BLOCKS if "def train_step" in p.values[0])
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-  """Forgets the recipes that a document registers."""
+  """Forgets the recipes and engines that a document registers."""
+  monkeypatch.setattr(spec_text, "_CLASSES", dict(spec_text._CLASSES))
   monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
   for name in set(recipes.names()) - set(NAMES):
     del registry._FUNCTIONS[name]
