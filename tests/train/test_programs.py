@@ -61,7 +61,7 @@ def evaluated(tmp_path_factory, finished_run):
   before = sorted(finished_run.rglob("*"))
   run = ["--workdir", finished_run]
   cases = {
-    "whole": [*run, "--format", "json", "--engine", "ws:8x8"],
+    "whole": [*run, "--format", "json", "--engines", "ws:8x8"],
     "early": [*run, "--step", 10, "--format", "json"],
     "no step": [*run, "--step", 11],
     "no run": ["--workdir", parent / "no"],
