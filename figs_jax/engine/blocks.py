@@ -47,12 +47,7 @@ def index_bits(n: Any, m: Any) -> Any:
   return (bits + left) * smaller(m - n, 1)
 
 
-def fit(
-  n: Any,
-  m: Any,
-  block: Any,
-  masks: Masks | None = None,
-) -> Any:
+def fit(n: Any, m: Any, block: Any, masks: Masks | None = None) -> Any:
   """How many weights of each block an engine must run; all of them if n = m.
 
   Args:
@@ -113,15 +108,11 @@ def worst_exchange(run: Any, block: Any, lanes: Any) -> Any:
   """kappa of the worst mask: the most cycles of swapping that blocks may need.
 
   In a cycle, a block of B registers shows each of its values to one PE. A block
-  has s = floor(B / n) slots of n PEs, and a PE has `lanes` MACs with masks of
-  their own. An index that all outputs keep has at most min(n, B - n + 1) places
-  among the n of an output, so that s min(n, lanes, B - n + 1) PEs want it; and
-  a PE wants min(lanes, B - n + 1) values.
-
-  Args:
-    run: MACs of an output in a block, n.
-    block: Rows of a block, B.
-    lanes: Masks of a PE, beta / mask_group.
+  has s = floor(B / n) slots of n = `run` PEs, and a PE has `lanes` MACs with
+  masks of their own, beta / mask_group. An index that all outputs keep has at
+  most min(n, B - n + 1) places among the n of an output, so that
+  s min(n, lanes, B - n + 1) PEs want it; and a PE wants min(lanes, B - n + 1)
+  values.
 
   >>> [int(worst_exchange(1, 4, 1)), int(worst_exchange(2, 4, 4))]
   [4, 4]
@@ -185,19 +176,7 @@ def exchanges(
 
 
 def check_shared(mask: np.ndarray, group: int) -> None:
-  """Refuses a mask that neighbouring outputs do not share.
-
-  Args:
-    mask: Bool (K, N).
-    group: Number of neighbours that must have the mask of the first.
-
-  Raises:
-    ValueError: If one has another mask.
-
-  >>> check_shared(np.eye(2, dtype=bool), 2)
-  Traceback (most recent call last):
-  ValueError: mask_group=2: output 1 has another mask than output 0; ...
-  """
+  """Raises ValueError unless `group` neighbouring outputs share each mask."""
   first = mask[:, ::group].repeat(group, 1)[:, : mask.shape[1]]
   differs = (mask != first).any(0)
   if differs.any():

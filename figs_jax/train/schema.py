@@ -16,7 +16,7 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from figs_jax import models
-from figs_jax.recipes import listing
+from figs_jax.recipes import docstrings, listing
 
 
 class Field(NamedTuple):
@@ -210,7 +210,7 @@ def meanings(config: config_dict.ConfigDict) -> dict[str, str]:
     for name, field in own("vocabulary" in config.data).items()
   }
   model = inspect.getdoc(models.FAMILIES[config.family])
-  known |= _under("model", listing.listed(model, "Args:"))
+  known |= _under("model", docstrings.entries(model))
   known |= _under("recipe", listing.meanings(config.recipe.name))
   known["recipe.name"] = _RECIPE
   return {name: known.get(name, "") for name in flat(config)}

@@ -166,7 +166,7 @@ def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
     )
   bound = state.bound
   params = state.ema if ema else state.params
-  if ema and not state.recipe.remembers:
+  if ema and not state.recipe.is_stateful:
     masks = bound.target(params, seed=state.seed)
   else:
     switched = state.recipe.switched(state.opt_state)

@@ -47,7 +47,7 @@ def by_blocks(mask, block, run, rows, cols, beta):
   used, s = rows // block * block, block // run
   K, N = mask.shape
   tops, lefts = range(0, K, used), range(0, N, cols * s * beta)
-  found = np.ones((len(tops), len(lefts)), int)
+  kappa = np.ones((len(tops), len(lefts)), int)
   for (i, top), (j, left) in itertools.product(
     enumerate(tops), enumerate(lefts)
   ):
@@ -63,8 +63,8 @@ def by_blocks(mask, block, run, rows, cols, beta):
         ]
         for slot in range(s)
       ]
-      found[i, j] = max(found[i, j], degree(outputs, run))
-  return found
+      kappa[i, j] = max(kappa[i, j], degree(outputs, run))
+  return kappa
 
 
 @laws
@@ -108,14 +108,14 @@ def test_the_worst_exchange_is_reached_by_some_mask(block, n, lanes):
 @laws
 @given(st.lists(st.tuples(*[st.integers(0, 4)] * 2)))
 def test_matchings_hold_all_edges_in_as_many_as_the_largest_degree(edges):
-  found = matchings(np.array(edges, int).reshape(-1, 2), 5)
+  matched = matchings(np.array(edges, int).reshape(-1, 2), 5)
   wants = set(edges)
   ends = [[edge[i] for edge in wants] for i in (0, 1)]
   most = max([0, *(x.count(i) for x in ends for i in x)])
-  assert len(found) == most
-  kept = [(u, v) for match in found for u, v in enumerate(match) if v >= 0]
+  assert len(matched) == most
+  kept = [(u, v) for match in matched for u, v in enumerate(match) if v >= 0]
   assert len(kept) == len(wants) and set(kept) == wants
-  for match in found:
+  for match in matched:
     values = match[match >= 0]
     assert len(set(values)) == len(values)
 

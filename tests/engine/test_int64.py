@@ -15,8 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax.engine import Cost, Layers, Systolic, cost, parse
-from figs_jax.engine.int64 import array_dataclass, ceil_div, exact, is_traced
-from figs_jax.engine.interval import Interval
+from figs_jax.engine.int64 import (
+  Interval,
+  array_dataclass,
+  ceil_div,
+  exact,
+  is_traced,
+)
 from tests.engine.counting import counts
 
 ROWS = [

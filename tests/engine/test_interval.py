@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 
 from figs_jax.engine import Gemm, parse
 from figs_jax.engine._cost import evaluate
-from figs_jax.engine.int64 import INT64_MAX, ceil_div, exact, larger, smaller
-from figs_jax.engine.interval import Interval, Watched
-from figs_jax.engine.whole import Doubles, Longs, fastest
+from figs_jax.engine.int64 import (
+  INT64_MAX,
+  Doubles,
+  Interval,
+  Longs,
+  ceil_div,
+  exact,
+  fastest,
+  larger,
+  smaller,
+)
 
 laws = settings(deadline=None, max_examples=40)
 ENGINES = [
@@ -25,6 +33,10 @@ ENGINES = [
 ]  # fmt: skip
 OPS = [operator.add, operator.sub, operator.mul, min, max]
 DIVISIONS = [operator.floordiv, operator.mod, operator.truediv]
+
+
+def point(x):
+  return Interval(x, x)
 
 
 def with_leaves(engine, make):
@@ -61,13 +73,13 @@ def test_bounds_enclose_every_result_and_all_on_the_way(
     sizes = [number(x) for x in (M, N, K, n, m)]
     return evaluate(Gemm(*sizes), with_leaves(engine, leaf))
 
-  bounds, points = run(Interval.of), run(Watched)
+  bounds, points = run(Interval.of), run(point)
   assert bounds.keys() == points.keys()
   for name, bound in bounds.items():
     assert np.max(points[name].peak) <= bound.peak
-    low, high = np.min(points[name].x), np.max(points[name].x)
+    low, high = np.min(points[name].least), np.max(points[name].most)
     assert bound.least <= low and high <= bound.most
-    assert isinstance(bound.most, int) == points[name].whole
+    assert isinstance(bound.most, int) == bound.whole == points[name].whole
 
 
 numbers = st.integers(-(2**70), 2**70)
@@ -165,16 +177,16 @@ def test_all_kinds_agree_with_python_integers(spec, scale):
   n = np.maximum(m // 2, 1)
   got = evaluate(Gemm(M, N, K, n, m), parse(spec))
   big = with_leaves(
-    parse(spec), lambda name, value: Watched(np.array([value], object))
+    parse(spec), lambda name, value: point(np.array([value], object))
   )
-  sizes = (Watched(x.astype(object)) for x in (M, N, K, n, m))
+  sizes = (point(x.astype(object)) for x in (M, N, K, n, m))
   want = evaluate(Gemm(*sizes), big)
   for name, value in want.items():
     if value.whole:
-      np.testing.assert_array_equal(got[name], value.x.astype(np.int64))
+      np.testing.assert_array_equal(got[name], value.most.astype(np.int64))
     else:
       np.testing.assert_allclose(
-        got[name], value.x.astype(float), rtol=1e-13, err_msg=name
+        got[name], value.most.astype(float), rtol=1e-13, err_msg=name
       )
 
 

@@ -162,7 +162,9 @@ def test_errors(tmp_path):
   with pytest.raises(ValueError, match="batch of at least 1, got 0"):
     layers_of(tmp_path, batch=0)
   linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
-  with pytest.raises(ValueError, match="Expected a model of our families.*got Linear"):
+  with pytest.raises(
+    ValueError, match="Expected a model of our families.*got Linear"
+  ):
     layers_of(linear)
   for option in ({"seed": 0}, {"step": 1}, {"ema": True}, {"data_dir": "d"}):
     with pytest.raises(ValueError, match="applies to a run's workdir"):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from figs_jax import models, recipes
-from figs_jax.recipes import registry
 from figs_jax.train import schema
 from figs_jax.train.config import default_config, reads_text
 
@@ -14,7 +13,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 OURS = [  # other tests may register theirs
   name
   for name in recipes.names()
-  if registry.builder_of(name).__module__.startswith("figs_jax.")
+  if recipes.function_of(name).__module__.startswith("figs_jax.")
 ]
 
 
