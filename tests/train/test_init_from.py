@@ -149,9 +149,9 @@ def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
     ("truncated", "not a whole safetensors file.*fetch it again"),
     ("missing tensor", "vit.layernorm.bias is missing"),
     ("other classes", "classifier.*needs.*head='fresh'"),
-    ("other family", "the weights of a ViT, but the model is a T5"),
+    ("other family", "expected weights of a T5, got those of a ViT"),
     ("other vocabulary", r"shared.weight has shape \[50, 16\].*vocab="),
-    ("absent", "there is no such file or directory"),
+    ("absent", "file or directory not found"),
   ],
 )
 def test_weights_that_do_not_fit_are_one_clear_line(
