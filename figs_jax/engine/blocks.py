@@ -15,10 +15,10 @@ import numpy as np
 from figs_jax.engine.int64 import (
   LayerError,
   ceil_div,
+  exact,
   is_traced,
   larger,
   smaller,
-  traceable,
 )
 
 # The real mask of each layer, Bool (K, N), or None where it is not known.
@@ -64,7 +64,7 @@ def fit(n: Any, m: Any, block: Any, masks: Masks | None = None) -> Any:
   (2, 1, 4)
   """
   if is_traced(n, m, block):
-    return worst_fit(*traceable(n, m, block))
+    return _exact_worst(n, m, block)["run"]
   n, m, block = np.broadcast_arrays(n, m, block)
   _check(n, m, block)
   run = worst_fit(n, m, block)
@@ -90,6 +90,9 @@ def worst_fit(n: Any, m: Any, block: Any) -> Any:
   (4, 3, 1)
   """
   return larger(n * block // m, smaller(n, block))
+
+
+_exact_worst = exact(lambda n, m, block: {"run": worst_fit(n, m, block)})
 
 
 def block_counts(mask: np.ndarray, block: int) -> np.ndarray:
