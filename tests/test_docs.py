@@ -24,8 +24,8 @@ RECIPES = "\n".join(
 )
 NAMES = sorted(
   name
-  for name, builder in registry._BUILDERS.items()
-  if builder.__module__.startswith("figs_jax.")
+  for name in recipes.names()
+  if recipes.function_of(name).__module__.startswith("figs_jax.")
 )
 SECTIONS = {
   text.partition("\n")[0].strip("`"): text
@@ -45,10 +45,9 @@ LOOP = next(p.values[0] for p in BLOCKS if "def train_step" in p.values[0])
 def registered(monkeypatch):
   """Forgets the recipes and engines that a document registers."""
   monkeypatch.setattr(spec_text, "_CLASSES", dict(spec_text._CLASSES))
-  for table in ("_BUILDERS", "_DEFAULTS"):
-    monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
-  for name in set(registry._BUILDERS) - set(NAMES):
-    del registry._BUILDERS[name]
+  monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
+  for name in set(recipes.names()) - set(NAMES):
+    del registry._FUNCTIONS[name]
 
 
 @pytest.fixture(scope="module")

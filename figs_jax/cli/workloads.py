@@ -118,7 +118,8 @@ def from_run(
   Raises:
     ValueError: If the pattern is not n:m, or as `figs_jax.layers_of`.
   """
-  from figs_jax.train.run_rows import finished_model, layers_of
+  from figs_jax.train.run_rows import layers_of
+  from figs_jax.train.workdir import finished_model
 
   single = None if pattern is None else Rules.parse(pattern).single
   if pattern is not None and single is None:

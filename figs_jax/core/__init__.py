@@ -1,9 +1,9 @@
 """N:M sparsity on plain arrays: patterns, masks, masked weights, rules.
 
-Arrays in, arrays out; jax and numpy only. `NM` says how many weights of a
-group are kept, `nm_mask` and its kin which ones, `flow` what the forward and
-the backward pass see of the others, `Rules` which kernel gets which pattern,
-`pack` what is left to store.
+Arrays in, arrays out, with jax and numpy only. `NM` is a pattern, `nm_mask` and
+similar functions compute masks, `flow` gives the effective weight and its
+gradient, `Rules` assign patterns to kernels, and `pack` stores finished
+weights.
 """
 
 from figs_jax.core._flow import Flow, flow

@@ -1,10 +1,10 @@
-"""Masked weights: what the forward pass sees and what the gradient does.
+"""The effective weight of a masked kernel, and its gradient.
 
 Forward, with mask m and leak D:  w~ = w * (m + D * not m).
-Backward, given g = dL/dw~: kept entries get g; pruned ones get
-  g      (`ste`, straight-through),
-  D * g  (`damped`, the true derivative),
-  0      (`masked`).
+Backward, with g = dL/dw~: kept entries get g, pruned entries get
+  g      in mode `ste` (straight-through),
+  D * g  in mode `damped` (the true derivative),
+  0      in mode `masked`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ GRAD_MODES: tuple[str, ...] = get_args(GradMode)
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-  """How a masked kernel acts beside its mask and its leak. Static, hashable.
+  """How a masked kernel acts, apart from its mask and leak. Static, hashable.
 
   Attributes:
-    grad_mode: what pruned entries get as gradient, see `flow`.
-    decay: λ of SR-STE's term inside the backward pass, see `flow`; None
-      leaves it out.
-    soft: the kernel acts through S-STE's soft threshold (`core.soft`), which
-      has a straight-through gradient of its own.
-    mvue: the pattern to which the gradient of a layer's output is pruned,
-      unbiased, before it enters the weight gradient (`core.mvue`).
+    grad_mode: Gradient of the pruned entries, see `flow`.
+    decay: Weight λ of SR-STE's term inside the backward pass, see `flow`; None
+      leaves the term out.
+    soft: Whether the kernel acts through S-STE's soft threshold (`core.soft`),
+      which has a straight-through gradient of its own.
+    mvue: Pattern to which the gradient of a layer's output is pruned, without
+      bias, before it enters the weight gradient (`core.mvue`).
 
   Raises:
-    ValueError: an unknown `grad_mode`, a negative `decay`, or `soft` together
-      with either.
+    ValueError: If `grad_mode` is unknown, `decay` is negative, or `soft` is
+      combined with either.
 
   >>> Flow("damped")
   Flow(grad_mode='damped', decay=None, soft=False, mvue=None)
@@ -53,15 +53,16 @@ class Flow:
   def __post_init__(self):
     if self.grad_mode not in GRAD_MODES:
       raise ValueError(
-        f"grad_mode={self.grad_mode!r} is unknown: use one of"
-        f" {', '.join(GRAD_MODES)}"
+        f"Unknown grad_mode {self.grad_mode!r}. Known: {', '.join(GRAD_MODES)}"
       )
     if self.decay is not None and not 0 <= self.decay < math.inf:
-      raise ValueError(f"decay={self.decay!r} must be a number, at least 0")
+      raise ValueError(
+        f"Expected a finite decay of at least 0, got {self.decay!r}"
+      )
     if self.soft and (self.grad_mode != "ste" or self.decay is not None):
       raise ValueError(
-        "soft=True has a gradient rule of its own: leave grad_mode at 'ste' and"
-        " decay at None"
+        "soft=True has a gradient rule of its own: expected grad_mode='ste' and"
+        f" decay=None, got {self.grad_mode!r} and {self.decay!r}"
       )
 
 
@@ -74,21 +75,21 @@ def flow(
 ) -> Float[Array, "*shape"]:
   """The effective weight w * (m + D * not m), with its own gradient rule.
 
-  At leak 0 a pruned entry is exactly 0, whatever it holds (NaN included). The
-  backward pass keeps the Boolean mask and the scalar only; `kernel` itself is
-  kept only when `decay` is given. Mask, leak and decay get no gradient.
+  At leak 0 a pruned entry is exactly 0, even if the weight is NaN. The backward
+  pass stores only the Boolean mask and the scalar, and `kernel` if `decay` is
+  given. Mask, leak and decay get no gradient.
 
   Args:
-    kernel: weights, any shape and float dtype.
-    mask: True = kept; None returns `kernel` untouched.
-    leak: D in [0, 1], the share that pruned entries keep.
+    kernel: Weights of any shape and float dtype.
+    mask: Boolean mask, True = kept; None returns `kernel` unchanged.
+    leak: Factor D in [0, 1] on the pruned entries.
     grad_mode: `ste`, `damped` or `masked` (see the module).
-    decay: λ of SR-STE's term (arXiv 2102.04010, eq. 8) added inside the
-      backward pass: the gradient gains λ * not m * w, once for every use of
-      the kernel in that pass. None: no such term.
+    decay: Weight λ of SR-STE's term λ * not m * w (arXiv 2102.04010, eq. 8),
+      which is added to the gradient once for every use of the kernel in the
+      backward pass; None leaves the term out.
 
   Raises:
-    ValueError: an unknown `grad_mode`, or shapes that differ.
+    ValueError: If `grad_mode` is unknown or the shapes differ.
 
   >>> w, m = jnp.array([1., 2., 3., 4.]), jnp.array([True, False, False, True])
   >>> flow(w, m, 0.5, "ste")
@@ -98,14 +99,14 @@ def flow(
   """
   if grad_mode not in GRAD_MODES:
     raise ValueError(
-      f"grad_mode {grad_mode!r} is unknown: use one of {', '.join(GRAD_MODES)}"
+      f"Unknown grad_mode {grad_mode!r}. Known: {', '.join(GRAD_MODES)}"
     )
   if mask is None:
     return kernel
   if jnp.shape(mask) != jnp.shape(kernel):
     raise ValueError(
-      f"mask of shape {jnp.shape(mask)} on a kernel of {jnp.shape(kernel)}:"
-      " they must be equal; take the mask from nm_mask of this kernel"
+      f"Expected a mask of the kernel's shape {jnp.shape(kernel)}, got"
+      f" {jnp.shape(mask)}; take it from nm_mask of this kernel"
     )
   leak = jnp.asarray(leak).astype(kernel.dtype)
   if decay is not None:
@@ -114,7 +115,7 @@ def flow(
 
 
 def _scaled(x: Array, mask: Array, scale: Array) -> Array:
-  """x where kept, scale * x where pruned; exactly 0 there when scale is 0."""
+  """x where kept, scale * x where pruned (exactly 0 if scale is 0)."""
   zero = jnp.zeros((), x.dtype)
   return jnp.where(mask, x, jnp.where(scale == zero, zero, scale * x))
 

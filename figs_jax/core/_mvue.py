@@ -6,7 +6,7 @@ sum a_i^2 (1/p_i - 1), least under sum p = n, p <= 1 at
 
   p_i = min(1, |a_i| / tau),  tau such that sum p = n.
 
-No unbiased x with at most n non-zeros does better, of whatever form:
+No other unbiased x with at most n non-zeros has less variance:
 E[x_i^2] >= a_i^2 / P(x_i != 0) by Cauchy-Schwarz. For 1:2 this is the paper's
 p_i = |a_i| / (|a_1| + |a_2|).
 """
@@ -29,17 +29,17 @@ def mvue_probabilities(
 ) -> Float[Array, "*shape"]:
   """p_i = min(1, |a_i| / tau) with sum p = n in every group of m.
 
-  Zeros have probability 0; with at most n non-zeros in a group they are all
-  kept, at probability 1. Infinite and NaN entries share the n places of their
-  group alone (the limit of large ones). At least float32.
+  Zeros have probability 0. If a group has at most n non-zeros, each of them has
+  probability 1. Infinite and NaN entries share the n places of their group
+  among themselves (the limit of large entries). The result is at least float32.
 
   Args:
-    x: any shape and float dtype.
+    x: Values of any shape and float dtype.
     pattern: `NM` or "n:m".
-    axis: the group axis, as in `nm_mask`.
+    axis: Group axis, see `nm_mask`.
 
   Raises:
-    ValueError: m does not divide the group axis.
+    ValueError: If m does not divide the length of the group axis.
 
   >>> mvue_probabilities(jnp.array([3., -1.]), "1:2", axis=0)
   Array([0.75, 0.25], dtype=float32)
@@ -54,26 +54,25 @@ def mvue_probabilities(
 def mvue(
   key: Array, x: Float[Array, "*shape"], pattern: NM | str, axis: Axis = -2
 ) -> Float[Array, "*shape"]:
-  """x pruned to N:M at random: unbiased, of the least variance.
+  """Prunes x to N:M at random: unbiased, with the least variance.
 
   Systematic sampling: one uniform draw per group places n points at distance
-  1 on the cumulated probabilities; an entry under a point is kept. So exactly
-  min(n, number of non-zeros) are kept. The paper fixes the p_i alone, and the
-  variance of each entry depends on nothing else; entries of a group are
-  correlated.
+  1 on the cumulated probabilities, and an entry under a point is kept. Exactly
+  min(n, number of non-zeros) are kept. The paper only fixes the p_i, which
+  determine the variance of each entry; entries of a group are correlated.
 
   Unbiased up to rounding: an entry below about 1e-7 of its group's tau may
-  never be drawn. A group that holds infinities or NaN keeps at least one of
-  them, so an overflow is still seen.
+  never be drawn. A group with infinities or NaN keeps at least one of them, so
+  that an overflow stays visible.
 
   Args:
-    key: from `jax.random.key`; equal keys draw equally.
-    x: any shape and float dtype, which is returned.
-    pattern: `NM` or "n:m"; n = m returns x.
-    axis: the group axis, as in `nm_mask`.
+    key: Random key; equal keys give equal results.
+    x: Values of any shape and float dtype.
+    pattern: `NM` or "n:m"; n = m returns x unchanged.
+    axis: Group axis, see `nm_mask`.
 
   Raises:
-    ValueError: m does not divide the group axis.
+    ValueError: If m does not divide the length of the group axis.
 
   >>> x, keys = jnp.array([3., -1.]), jax.random.split(jax.random.key(0), 4000)
   >>> draws = jax.vmap(lambda key: mvue(key, x, "1:2", axis=0))(keys)
@@ -89,7 +88,7 @@ def mvue(
   return _draw(key, x, groups, pattern.n)
 
 
-# Compiled also when called eagerly, as masks are.
+# Compiled even if called eagerly, like masks.
 @partial(jax.jit, static_argnums=(1, 2))
 def _join_probabilities(x: Array, groups: Groups, n: int) -> Array:
   return groups.join(_probabilities(groups.split(x), n, groups.axis))
@@ -114,19 +113,19 @@ def _probabilities(x: Array, n: int, axis: int) -> Array:
   all_finite = jnp.all(finite, axis, keepdims=True)
   size = jnp.where(all_finite, size, jnp.where(finite, zero, one))
   some = size > 0
-  # Relative to the group's largest: sums neither overflow nor vanish. Large
-  # ones come down first, since 1 / 3e38 is flushed to 0.
+  # Relative to the largest of the group, so that sums neither overflow nor
+  # vanish. Large values are scaled down first, since 1 / 3e38 flushes to 0.
   top = jnp.max(size, axis, keepdims=True, initial=0)
   down = jnp.where(top > one, jnp.asarray(2.0**-64, dtype), one)
   size, top = size * down, top * down
   size = size / jnp.where(top == 0, one, top)
 
   def narrower(_, tau):
-    """tau, with the entries beyond it at probability 1."""
+    """The tau that results if entries above tau get probability 1."""
     beyond = size > tau
     count = jnp.sum(beyond, axis, keepdims=True, dtype=jnp.int32)
     rest = jnp.sum(jnp.where(beyond, zero, size), axis, keepdims=True)
-    # Never n of them, except by rounding: then tau was right already.
+    # Their number reaches n only by rounding; then tau was right already.
     left = jnp.maximum(n - count, 1).astype(dtype)
     return jnp.where(count < n, rest / left, tau)
 
@@ -139,13 +138,13 @@ def _probabilities(x: Array, n: int, axis: int) -> Array:
 
 
 def _systematic(key: Array, p: Array, n: int, axis: int) -> Array:
-  """True at exactly min(n, count of p > 0) entries, each with its p."""
+  """True at exactly min(n, count of p > 0) entries, each with probability p."""
   total = jnp.cumsum(p, axis)
   last = lax.slice_in_dim(total, p.shape[axis] - 1, p.shape[axis], axis=axis)
   # Divided by its own last value, so that it ends at n to the bit.
   n_points = jnp.asarray(n, p.dtype)
   upper = total / jnp.where(last == 0, n_points, last) * n_points
-  # A parallel sum may fall back by a last bit, which would cost a point.
+  # A parallel sum may decrease by the last bit, which would lose a point.
   upper = lax.cummax(upper, axis)
   lead = [(0, 0)] * p.ndim
   lead[axis] = (1, 0)

@@ -1,8 +1,8 @@
-"""Small numbers packed without gaps into bytes, in numpy.
+"""Small numbers packed into bytes without gaps, in NumPy.
 
-Number s of width b occupies the bits s*b .. s*b + b-1 of the stream, least
-significant first; bit k of the stream is bit k % 8 of byte k // 8, counted
-from the least significant. Bits left in the last byte are 0.
+Number s of width b occupies bits s*b to s*b + b-1 of the stream, least
+significant first. Bit k of the stream is bit k % 8 of byte k // 8, counted from
+the least significant. The unused bits of the last byte are 0.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from figs_jax.core.types import Int, Shaped
 def pack_bits(
   numbers: Int[np.ndarray, " count"], width: int
 ) -> Shaped[np.ndarray, " bytes"]:
-  """The numbers, 0 <= x < 2^width, as uint8.
+  """Packs numbers 0 <= x < 2^width into uint8.
 
   Args:
-    width: bits per number, 1 to 32.
+    numbers: Non-negative integers below 2^width.
+    width: Bits per number, 1 to 32.
 
   >>> pack_bits(np.array([1, 3, 0, 2, 1]), 2).tolist()
   [141, 1]
   """
-  if 8 % width == 0:  # several to a byte: no bit is looked at alone
+  if 8 % width == 0:  # several numbers per byte, no single bits
     lanes = 8 // width
     short = numbers.astype(np.uint8)
     short = np.pad(short, (0, -short.size % lanes)).reshape(-1, lanes)
@@ -40,7 +41,7 @@ def pack_bits(
 def unpack_bits(
   stream: Shaped[np.ndarray, " bytes"], width: int, count: int
 ) -> Int[np.ndarray, " count"]:
-  """The first `count` numbers of the stream, as int64.
+  """Reads the first `count` numbers of the stream, as int64.
 
   >>> unpack_bits(np.array([141, 1], np.uint8), 2, 5).tolist()
   [1, 3, 0, 2, 1]

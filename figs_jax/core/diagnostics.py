@@ -1,11 +1,11 @@
-"""What masks and gradients look like: densities, changes, noise, exactness.
+"""Statistics of masks and gradients, and checks of exact N:M.
 
-Pure functions of masks, parameters and gradients: first of arrays, then of
-trees. All but the exactness check work under jit and vmap.
+Pure functions of masks, parameters and gradients, first for arrays, then for
+trees. All but the exactness checks work under jit and vmap.
 
-Counts are int32 (exact below 2^31), sums are float32 whatever the dtype. NaN in
-a gradient makes the statistic of its own class, kept or pruned, NaN and leaves
-the other alone; NaN in a weight makes `kept_magnitude` NaN.
+Counts are int32 (exact below 2^31), sums are float32 for every dtype. A NaN in
+a gradient makes the statistic of its own class (kept or pruned) NaN, not that
+of the other; a NaN in a weight makes `kept_magnitude` NaN.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ Pair = tuple[Array, Array]
 def sad(
   old: Bool[Array, "*shape"], new: Bool[Array, "*shape"]
 ) -> Int[Array, ""]:
-  """Sparse architecture divergence: how many mask entries differ (int32).
+  """Sparse architecture divergence: the number of entries that differ (int32).
 
-  Named by arXiv 2102.04010. Google's praxis reports the same count divided by
-  the number of entries, which here is `flip_rate`.
+  The name is from arXiv 2102.04010. Google's praxis reports the same count
+  divided by the number of entries, which here is `flip_rate`.
 
   Raises:
-    ValueError: the shapes differ.
+    ValueError: If the shapes differ.
 
   >>> int(sad(jnp.array([True, False, False]), jnp.array([False, True, False])))
   2
   """
   if old.shape != new.shape:
     raise ValueError(
-      f"shapes {old.shape} and {new.shape} differ: pass two masks of one kernel"
+      f"Expected masks of one kernel, got shapes {old.shape} and {new.shape}"
     )
   return jnp.sum(old != new, dtype=jnp.int32)
 
@@ -64,9 +64,9 @@ def sad(
 def gradient_variance(
   grad: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
 ) -> Pair:
-  """Variance over the gradient's kept and over its pruned entries (float32).
+  """Variance of the kept and of the pruned entries of a gradient (float32).
 
-  Population variance of the entries of one gradient; 0 for an empty class.
+  Population variance over the entries of one gradient; 0 for an empty class.
 
   >>> g, m = jnp.array([1., 3., 5., 5.]), jnp.array([True, True, False, False])
   >>> [float(v) for v in gradient_variance(g, m)]
@@ -81,11 +81,10 @@ def gradient_snr(
 ) -> Pair:
   """|mean| / standard deviation over the kept and over the pruned entries.
 
-  Our own definition, from one gradient alone: how much the entries of a class
-  agree. Of n independent entries of zero mean it is about sqrt(2 / (π n)), not
-  0. It does not change with the gradient's scale. 0 where the mean is 0 (so
-  also for an empty class); where all entries are equal, infinite up to
-  rounding.
+  Our own definition, from a single gradient: how much the entries of a class
+  agree. For n independent entries of zero mean it is about sqrt(2 / (π n)), not
+  0. It does not depend on the scale of the gradient. It is 0 if the mean is 0
+  (as for an empty class), and infinite up to rounding if all entries are equal.
 
   >>> g, m = jnp.array([1., 3., 0., 0.]), jnp.array([True, True, False, False])
   >>> [float(v) for v in gradient_snr(g, m)]
@@ -93,7 +92,7 @@ def gradient_snr(
   """
 
   def ratio(where: Array) -> Array:
-    # Of unit size, so that the square of a tiny gradient does not underflow.
+    # Scaled to unit size, so that the square of a tiny gradient is not 0.
     unit = _unit(grad, where)
     mean, variance = _moments(unit, where)
     return jnp.where(mean == 0, 0.0, jnp.abs(mean) / jnp.sqrt(variance))
@@ -106,14 +105,15 @@ def sampled_snr(
 ) -> Pair:
   """Signal to noise over many gradients of the same weights: mean²/variance.
 
-  Per entry, with mean and population variance over the samples (such as one
-  gradient per batch), then averaged over the kept and over the pruned entries.
-  Our own definition. Of S Gaussian samples of zero mean it is 1 / (S - 3), not
-  0. It does not change with an entry's scale; an entry whose mean is 0 counts
-  0, a constant one infinity (up to rounding), and an empty class gives 0.
+  Computed per entry, with mean and population variance over the samples (for
+  example one gradient per batch), then averaged over the kept and over the
+  pruned entries. Our own definition. For S Gaussian samples of zero mean it is
+  1 / (S - 3), not 0. It does not depend on the scale of an entry. An entry of
+  zero mean counts as 0, a constant entry as infinity (up to rounding), and an
+  empty class gives 0.
 
   Raises:
-    ValueError: fewer than two samples.
+    ValueError: If there are fewer than two samples.
 
   >>> g = jnp.array([[1., 0.], [3., 0.]])
   >>> [float(v) for v in sampled_snr(g, jnp.array([True, False]))]
@@ -121,8 +121,8 @@ def sampled_snr(
   """
   if grads.shape[0] < 2:
     raise ValueError(
-      f"grads of shape {grads.shape}: axis 0 holds the samples; give two or"
-      " more"
+      "Expected at least two samples along axis 0, got grads of shape"
+      f" {grads.shape}"
     )
   unit = _unit(grads, jnp.ones((), bool), axis=0)
   mean = unit.mean(axis=0)
@@ -137,15 +137,15 @@ def layer_table(
   """Statistics of every masked leaf, by path.
 
   Args:
-    masks: a tree shaped like the parameters, None at dense leaves.
-    params: adds `kept_magnitude`, the share of |w| at kept entries.
-    grads: adds `grad_var_kept`, `grad_var_pruned`, `grad_snr_kept` and
-      `grad_snr_pruned`; the classes are those of `old` where it is given, the
-      masks of the forward pass that gave the gradient.
-    old: earlier masks; adds `flip_rate` and `sad`.
+    masks: Tree of masks, shaped like the parameters, None at dense leaves.
+    params: Parameters; adds `kept_magnitude`, the share of |w| at kept entries.
+    grads: Gradients; adds `grad_var_kept`, `grad_var_pruned`, `grad_snr_kept`
+      and `grad_snr_pruned`. The classes are those of `old` if given, which are
+      the masks of the forward pass that gave the gradient.
+    old: Earlier masks; adds `flip_rate` and `sad`.
 
   Returns:
-    {path: {statistic: scalar}}; `density` is always there.
+    {path: {statistic: scalar}}, always with `density`.
 
   >>> masks = {"kernel": jnp.array([True, False]), "bias": None}
   >>> layer_table(masks)
@@ -208,23 +208,24 @@ def first_bad_group(
   pattern: NM | str,
   axis: Axis = -2,
 ) -> tuple[tuple[int, ...], int] | None:
-  """The first group that breaks the pattern, or None where there is none.
+  """The first group that breaks the pattern, or None if there is none.
 
-  Not for use under jit. Denormal numbers count as they are, which `is_nm` of a
-  device may take for zeros.
+  Not for use under jit. Denormal numbers count as non-zeros here, while `is_nm`
+  on a device may treat them as zeros.
 
   Returns:
-    (index of the group's first entry, how many the group keeps): True entries
-    of a Boolean mask, non-zeros (NaN is one) of any other array.
+    The index of the group's first entry, and the number of entries that the
+    group keeps: True entries of a Boolean mask, non-zeros (including NaN) of
+      any other array.
 
   Raises:
-    ValueError: as `nm_mask`.
+    ValueError: If the axis does not fit the shape, see `nm_mask`.
 
   >>> first_bad_group(jnp.array([[0.], [1.], [2.], [3.]]), "1:2")
   ((2, 0), 2)
   """
   pattern = NM.parse(pattern)
-  # Not on a device: XLA takes denormal numbers for zeros, and 64 bits for 32.
+  # Not on a device: XLA flushes denormal numbers and narrows 64 bits to 32.
   array = np.asarray(array_or_mask)
   mask = array if array.dtype == bool else array != 0
   Groups.of(array.shape, pattern.m, axis)
@@ -255,28 +256,29 @@ def check_nm(tree_or_masks: Any, leaves: Mapping[str, MaskedKernel]) -> None:
   Boolean leaves must keep exactly n in every group, others at most n non-zeros.
 
   Args:
-    tree_or_masks: parameters or masks, nested or by path.
-    leaves: path -> `MaskedKernel` of every masked kernel.
+    tree_or_masks: Parameters or masks, nested or by path.
+    leaves: Path -> `MaskedKernel` of every masked kernel.
 
   Raises:
-    ValueError: a leaf is missing, has another shape, or breaks its pattern; one
-      line names the leaf, its first bad group, what it keeps and what it may.
+    ValueError: If a leaf is missing, has another shape, or breaks its pattern.
+      The message names the leaf, its first bad group and both counts.
 
   >>> leaves = {"kernel": MaskedKernel((4, 1), NM(1, 2))}
-  >>> check_nm({"kernel": jnp.array([[0.], [1.], [2.], [3.]])}, leaves)
-  Traceback (most recent call last):
-  ...
-  ValueError: kernel: the group of 2 along axis -2 that starts at entry (2, 0)\
- keeps 2, expected at most 1 (1:2); multiply it by its mask
+  >>> try:
+  ...   check_nm({"kernel": jnp.array([[0.], [1.], [2.], [3.]])}, leaves)
+  ... except ValueError as error:
+  ...   print(error)
+  kernel: the group of 2 along axis -2 that starts at entry (2, 0) keeps 2,
+  expected at most 1 (1:2); multiply it by its mask
   """
-  found = flatten(tree_or_masks)
+  arrays = flatten(tree_or_masks)
   for path, leaf in leaves.items():
-    array = found.get(path)
+    array = arrays.get(path)
     if array is None or jnp.shape(array) != leaf.shape:
       got = "nothing" if array is None else jnp.shape(array)
       raise ValueError(
-        f"{path}: expected an array of shape {leaf.shape}, got {got}; give the"
-        " tree that these leaves were listed from"
+        f"{path}: expected an array of shape {leaf.shape}, got {got}; pass the"
+        " tree that these leaves belong to"
       )
     bad = first_bad_group(array, leaf.pattern, leaf.axis)
     if bad is not None:
@@ -291,7 +293,7 @@ def check_nm(tree_or_masks: Any, leaves: Mapping[str, MaskedKernel]) -> None:
 
 
 def _moments(values: Array, where: Array) -> Pair:
-  """Mean and population variance of the entries chosen; 0 of none."""
+  """Mean and population variance of the chosen entries; 0 if there are none."""
   x = values.astype(jnp.float32)
   # Counted in integers: a float32 sum of ones stops at 2^24.
   count = jnp.maximum(jnp.sum(where, dtype=jnp.int32), 1).astype(jnp.float32)
@@ -301,7 +303,7 @@ def _moments(values: Array, where: Array) -> Pair:
 
 
 def _unit(values: Array, where: Array, axis: int | None = None) -> Array:
-  """The values scaled so that the largest chosen is in [1/2, 1)."""
+  """The values, scaled so that the largest chosen one is in [1/2, 1)."""
   x = values.astype(jnp.float32)
   size = jnp.max(jnp.abs(x), axis=axis, keepdims=True, where=where, initial=0.0)
   return jnp.ldexp(x, -jnp.frexp(size)[1])  # a power of two: no rounding

@@ -1,4 +1,4 @@
-"""How an array falls into groups of m along one axis or several."""
+"""Groups of m entries along one or several axes of an array."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ Axis = int | tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-  """How an array is split into groups of m, and put together again.
+  """How an array is split into groups of m, and joined again.
 
-  The array is transposed by `order` (rarely more than the identity) to
-  `shape`, then reshaped to `grouped`: [..., groups, m, stride, ...] with m at
-  `axis`.
+  The array is transposed by `order` (usually the identity) to `shape`, then
+  reshaped to `grouped`: [..., groups, m, stride, ...] with m at `axis`.
 
   >>> groups = Groups.of((2, 8), m=4, axis=-1)
   >>> groups.grouped, groups.axis
@@ -32,14 +31,14 @@ class Groups:
   def of(
     cls, shape: tuple[int, ...], m: int, axis: Axis, stride: int = 1
   ) -> Groups:
-    """The groups of an array of this shape; arguments as in `nm_mask`.
+    """The groups of an array of this shape, see `nm_mask`.
 
     Raises:
-      ValueError: m * stride does not divide the length of the group axis, or an
-        axis is out of range or named twice.
+      ValueError: If m * stride does not divide the length of the group axis, or
+        an axis is out of range or named twice.
     """
     if isinstance(stride, bool) or stride < 1:
-      raise ValueError(f"stride {stride}: pass a positive integer")
+      raise ValueError(f"Expected a positive integer stride, got {stride}")
     axes = normalized(shape, axis)
     length = math.prod(shape[a] for a in axes)
     span = m * stride
@@ -50,7 +49,7 @@ class Groups:
         f" m={m}{at}; choose an m that divides it, pass another axis=, or keep"
         " this array dense"
       )
-    # Groups that fit into the last axes do not see how the first flatten.
+    # Groups that fit into the last axes do not depend on the first ones.
     while len(axes) > 1 and math.prod(shape[a] for a in axes[1:]) % span == 0:
       axes = axes[1:]
     rest = [a for a in range(len(shape)) if a not in axes]
@@ -67,7 +66,7 @@ class Groups:
     return self.grouped[self.axis]
 
   def split(self, x: Array) -> Array:
-    """The array with the entries of a group along `axis`."""
+    """Reshapes the array so that the entries of a group lie along `axis`."""
     return x.transpose(self.order).reshape(self.grouped)
 
   def join(self, x: Array) -> Array:
@@ -80,7 +79,7 @@ def normalized(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
   """The axes as non-negative numbers.
 
   Raises:
-    ValueError: one is out of range or named twice, or there is none.
+    ValueError: If an axis is out of range or named twice, or none is given.
 
   >>> normalized((2, 3, 4), (-1, 0))
   (2, 0)
@@ -89,17 +88,19 @@ def normalized(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
   rank = len(shape)
   if not given or any(not -rank <= a < rank for a in given):
     raise ValueError(
-      f"axis {axis} of shape {shape}: name one or more axes within"
+      f"axis {axis} of shape {shape}: expected one or more axes within"
       f" {-rank}..{rank - 1}"
     )
   axes = tuple(a % rank for a in given)
   if len(set(axes)) < len(axes):
-    raise ValueError(f"axis {axis} of shape {shape} names an axis twice")
+    raise ValueError(
+      f"axis {axis} of shape {shape}: expected different axes, got one twice"
+    )
   return axes
 
 
 def axis_length(shape: tuple[int, ...], axis: Axis) -> int:
-  """The length of the (flattened) axes.
+  """The number of entries along the (flattened) axes.
 
   >>> axis_length((2, 3, 4), (-1, 0))
   8

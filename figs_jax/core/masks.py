@@ -1,8 +1,8 @@
-"""Which n of every m are kept, and what a mask looks like.
+"""N:M masks, and simple statistics of masks.
 
-A mask is a Boolean array of the kernel's shape, True = kept. Groups are m
-entries, consecutive or `stride` apart, along one axis or along several
-flattened in the order given; for a `[in, out]` kernel the contraction axis is
+A mask is a Boolean array of the kernel's shape, True = kept. A group is m
+entries, consecutive or `stride` apart, along one axis or along several axes
+flattened in the given order. For an `[in, out]` kernel the contraction axis is
 -2.
 """
 
@@ -32,31 +32,31 @@ def nm_mask(
 ) -> Bool[Array, "*shape"]:
   """True at the n largest scores of every group of m: exactly n per group.
 
-  Scores are ranked as given: pass |w| for magnitude pruning. Among equals the
-  lowest index wins, -0 equals +0, and NaN ranks below everything. Exact in
-  every real dtype. Shards without communication as long as no group straddles
-  two shards. There is no gradient through a mask.
+  Scores are ranked as given: pass |w| for magnitude pruning. Of equal scores
+  the lowest index wins, -0 equals +0, and NaN ranks below everything. Exact in
+  every real dtype. A sharded array needs no communication unless a group spans
+  two shards. A mask has no gradient.
 
-  Group g of a line of entries x holds x[g // stride * m * stride + g % stride
-  + i * stride] for i < m: with `stride` the lane width of a TPU, say, all of a
-  lane's entries belong to one group (praxis calls it the offset).
+  Group g of a line of entries x holds x[g // stride * m * stride + g % stride +
+  i * stride] for i < m. With the lane width of a TPU as `stride`, for example,
+  the entries of one lane form groups (praxis calls it the offset).
 
   Args:
-    scores: any shape, float or integer.
+    scores: Scores of any shape, float or integer; larger is kept.
     pattern: `NM` or "n:m".
-    axis: the group axis; a tuple is flattened in the order given.
-    n: how many to keep instead of `pattern.n`, for schedules that shrink it
-      under one compilation. A traced n beyond 0..m acts as 0 or m.
-    stride: how far apart the entries of one group lie.
-    inside: where an entry may be kept at all, as when masks are nested in the
-      mask before. A group with fewer such entries than n keeps all of them.
+    axis: Group axis; a tuple of axes is flattened in the given order.
+    n: Number of entries to keep instead of `pattern.n`, for schedules that
+      shrink it within one compilation. A traced n is clipped to 0..m.
+    stride: Distance between the entries of a group.
+    inside: Mask of the entries that may be kept at all, for masks nested in an
+      earlier mask. A group with fewer than n such entries keeps all of them.
 
   Raises:
-    TypeError: Boolean or complex scores, an n that is no integer, or an inside
-      that is not Boolean.
-    ValueError: m * stride does not divide the length of the group axis, an
-      axis is out of range or named twice, n is not within 1..m, stride is no
-      positive integer, or inside has another shape.
+    TypeError: If scores are Boolean or complex, n is not an integer, or
+      `inside` is not Boolean.
+    ValueError: If m * stride does not divide the length of the group axis, an
+      axis is out of range or named twice, n is not within 1..m, stride is not
+      a positive integer, or `inside` has another shape.
 
   >>> w = jnp.array([[3., -1.], [2., 5.], [-9., 0.], [1., 5.]])
   >>> nm_mask(jnp.abs(w), "1:2").astype(int)
@@ -72,7 +72,7 @@ def nm_mask(
     inside = jnp.asarray(inside)
     _same_shape(scores, inside)
     if inside.dtype != bool:
-      raise TypeError(f"inside of dtype {inside.dtype}: pass a Boolean mask")
+      raise TypeError(f"Expected a Boolean inside, got dtype {inside.dtype}")
   if isinstance(n, Array):
     return _traced_mask(scores, groups, _scalar(n), inside)
   if n is not None:
@@ -89,17 +89,17 @@ def is_nm(
 ) -> Bool[Array, ""]:
   """Whether every group obeys the pattern.
 
-  A Boolean mask must have exactly n True per group; any other array at most n
-  non-zeros, since a kept weight may be zero too. NaN is not zero.
+  A Boolean mask must have exactly n True entries per group, any other array at
+  most n non-zeros, since a kept weight may be zero. NaN counts as non-zero.
 
   Args:
-    array_or_mask: a Boolean mask, or weights of any other dtype.
+    array_or_mask: A Boolean mask, or weights of any other dtype.
     pattern: `NM` or "n:m".
-    axis: the group axis, as in `nm_mask`.
-    stride: as in `nm_mask`.
+    axis: Group axis, see `nm_mask`.
+    stride: Distance between the entries of a group.
 
   Raises:
-    ValueError: as `nm_mask`.
+    ValueError: If axis or stride do not fit the shape, see `nm_mask`.
 
   >>> is_nm(jnp.array([0., 2., 0., 0.]), "2:4", axis=0)
   Array(True, dtype=bool)
@@ -119,14 +119,14 @@ def is_nm(
 def flip_rate(
   old: Bool[Array, "*shape"], new: Bool[Array, "*shape"]
 ) -> Float[Array, ""]:
-  """The share of entries whose mask changed.
+  """The share of mask entries that changed.
 
   Args:
-    old: a mask.
-    new: a mask of the same shape.
+    old: Earlier mask.
+    new: Later mask of the same shape.
 
   Raises:
-    ValueError: the shapes differ.
+    ValueError: If the shapes differ.
 
   >>> flip_rate(jnp.array([True, False, False]), jnp.array([True, True, False]))
   Array(0.33333334, dtype=float32)
@@ -139,12 +139,12 @@ def density(mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
   """The share of True entries; 0 for an empty mask.
 
   Args:
-    mask: any shape.
+    mask: Boolean mask of any shape.
 
   >>> density(jnp.array([True, False, False, False]))
   Array(0.25, dtype=float32)
   """
-  # Counted in integers: a float32 sum of ones stops at 2^24.
+  # Counted in integers, since a float32 sum of ones stops at 2^24.
   kept = jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
   return kept / jnp.float32(max(mask.size, 1))
 
@@ -152,14 +152,14 @@ def density(mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
 def kept_magnitude(
   kernel: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
 ) -> Float[Array, ""]:
-  """The share of sum |w| at kept entries; 1 where there is nothing to lose.
+  """The share of sum |w| at kept entries; 1 if the sum is 0.
 
   Args:
-    kernel: weights.
-    mask: of the same shape, True = kept.
+    kernel: Weights.
+    mask: Boolean mask of the same shape, True = kept.
 
   Raises:
-    ValueError: the shapes differ.
+    ValueError: If the shapes differ.
 
   >>> kept_magnitude(jnp.array([3., -1.]), jnp.array([True, False]))
   Array(0.75, dtype=float32)
@@ -175,7 +175,7 @@ def _mask(
   scores: Array, groups: Groups, n: int | Array, inside: Array | None
 ) -> Array:
   compare = top_n.compares(scores.dtype, n, groups.m)
-  # Ordered before the split: after it XLA no longer vectorizes 16-bit floats.
+  # Ordered before the split; after it XLA does not vectorize 16-bit floats.
   keys = top_n.ordered(lax.stop_gradient(scores))
   if isinstance(n, int) and n == groups.m:
     return jnp.ones(scores.shape, bool) if inside is None else inside
@@ -186,7 +186,7 @@ def _mask(
   return groups.join(choose(groups.split(keys), n, groups.axis, inside))
 
 
-# Compiled also when called eagerly: a network is hundreds of operations.
+# Compiled even if called eagerly: a network is hundreds of operations.
 _static_mask = jax.jit(_mask, static_argnums=(1, 2))
 _traced_mask = jax.jit(_mask, static_argnums=1)
 
@@ -194,11 +194,11 @@ _traced_mask = jax.jit(_mask, static_argnums=1)
 def _scalar(n: Array) -> Array:
   if n.ndim or not jnp.issubdtype(n.dtype, jnp.integer):
     raise TypeError(
-      f"n of dtype {n.dtype} and shape {n.shape}: pass one integer scalar"
+      f"Expected n as an integer scalar, got dtype {n.dtype}, shape {n.shape}"
     )
   return n.astype(jnp.int32)
 
 
 def _same_shape(a: Array, b: Array) -> None:
   if a.shape != b.shape:
-    raise ValueError(f"shapes {a.shape} and {b.shape} differ: pass equal ones")
+    raise ValueError(f"Expected equal shapes, got {a.shape} and {b.shape}")

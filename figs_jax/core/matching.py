@@ -1,27 +1,25 @@
-"""The n:m mask of an m x m block that keeps the most, or nearly so.
+"""The n:m mask of an m x m block with the largest or nearly largest sum.
 
 n entries in each row and in each column, for the largest sum of scores: a
-bipartite b-matching. Arrays are [m, m, *blocks], so that what is done to one
+bipartite b-matching. Arrays are [m, m, *blocks], so that an operation on one
 entry of all blocks is one vector operation.
 
-Few masks are possible in a small block, 90 at 2:4 (arXiv 2404.01847), and all
-of them are tried: up to m = 4, and for 1:5 and 4:5. Wider blocks are solved
-nearly:
+A small block has few masks, 90 at 2:4 (arXiv 2404.01847), and all of them are
+tried: up to m = 4, and for 1:5 and 4:5. Wider blocks are solved approximately:
 
 1. prices: u_i and v_j such that x_ij = clip((s_ij - u_i - v_j) / eps + 1/2, 0,
    1) sums to n in every row and in every column, by Newton steps while eps
-   shrinks: the duals of the linear program with a quadratic term (an entropy
-   term makes x a sigmoid, which costs more and ends no nearer);
-2. fill: row after row keeps its n best s_ij - v_j, but all columns that need
-   every row still to come, and no column that is full. A row can always obey:
-   with R rows to come the needs sum to n R and none exceeds R, so at most n
-   columns equal R and at least n are above 0. Hence the mask is valid whatever
-   the scores are;
-3. swaps: two rows exchange their best pair of columns where that gains; all
-   pairs of rows meet in a round robin, twice.
+   shrinks. These are the duals of the linear program with a quadratic term (an
+   entropy term makes x a sigmoid, which costs more without being closer);
+2. fill: row after row keeps its n best s_ij - v_j, but takes all columns that
+   need every remaining row, and no full column. This is always possible: with R
+   rows to come the needs sum to n R and none exceeds R, so at most n columns
+   need R and at least n need more than 0. So the mask is valid for all scores;
+3. swaps: two rows exchange their best pair of columns if that increases the
+   sum; all pairs of rows meet in a round robin, twice.
 
-How far step 3 ends below the optimum (an exact linear program) in percent of
-it, for |w| of normal weights, mean and worst of 1600 / m blocks
+Gap between step 3 and the optimum (an exact linear program) in percent of the
+optimum, for |w| of normal weights, mean and worst of 1600 / m blocks
 (benchmarks/transposable.py):
 
   1:8 .01, 0.8   2:8 .01, 1.4   4:8 .02, 2.2   2:16 .10, 1.3
@@ -41,7 +39,7 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.top_n import by_threshold, ordered
 from figs_jax.core.types import Array, Bool, Float
 
-# The most masks of one block that are enumerated: 120 are possible at 1:5.
+# Limit on the masks of one block that are enumerated: 1:5 has 120.
 _ENUMERABLE = 120
 _PRICE_STEPS, _WARM, _COLD = 12, 1.0, 0.08
 _SWEEPS = 2
@@ -50,13 +48,13 @@ _SWEEPS = 2
 def best_masks(
   x: Float[Array, "m m *blocks"], pattern: NM
 ) -> Bool[Array, "m m *blocks"]:
-  """Of every block the mask with the largest sum: exact where few exist.
+  """The mask with the largest sum of every block; exact if there are few.
 
-  Valid, exactly n per row and per column, for all x that are not NaN.
+  Valid, with exactly n per row and per column, for all x without NaN.
 
   Args:
-    x: the scores of every block, finite, |sums| far from overflow.
-    pattern: n:m with the m of x.
+    x: Scores of every block, finite, with |sums| far from overflow.
+    pattern: Pattern n:m with the m of x.
 
   >>> x = jnp.array([[9., 8., 1.], [8., 1., 1.], [1., 1., 3.]])
   >>> best_masks(x, NM(1, 3)).astype(int)
@@ -75,7 +73,7 @@ def best_masks(
 def _masks_of(pattern: NM) -> np.ndarray | None:
   """All masks of one block whose first row keeps the first n columns.
 
-  The others follow by permuting columns. None where there are too many.
+  The others follow by permuting columns. None if there are too many.
 
   Returns:
     int [masks, m, n]: the columns that each row keeps.
@@ -84,10 +82,10 @@ def _masks_of(pattern: NM) -> np.ndarray | None:
   rows = list(itertools.combinations(range(m), n))
   if m > 5 or len(rows) > 6:
     return None
-  found = [[rows[0]]]
+  masks = [[rows[0]]]
   for left in range(m - 1, 0, -1):
-    found = [f + [r] for f in found for r in rows if _fits(f + [r], left, n, m)]
-  return np.array(found) if len(found) * len(rows) <= _ENUMERABLE else None
+    masks = [f + [r] for f in masks for r in rows if _fits(f + [r], left, n, m)]
+  return np.array(masks) if len(masks) * len(rows) <= _ENUMERABLE else None
 
 
 def _fits(rows: list, left: int, n: int, m: int) -> bool:
@@ -99,12 +97,12 @@ def _fits(rows: list, left: int, n: int, m: int) -> bool:
 def _best_of(
   x: Float[Array, "m m *blocks"], table: np.ndarray
 ) -> Bool[Array, "m m *blocks"]:
-  """The mask of the largest sum, found by trying all.
+  """The mask with the largest sum, by exhaustive search.
 
-  One pass per choice of the first row's columns: those are permuted to the
+  One pass per choice of the first row's columns: these are permuted to the
   front, and the sums of the masks in `table`, which share partial sums, are
-  compared in a tournament. The papers' product of the scores with a matrix of
-  all masks takes five to ten times as long on a CPU (its sums go to memory),
+  compared in a tournament. The papers multiply the scores by a matrix of all
+  masks, which takes five to ten times as long on a CPU (its sums go to memory)
   and would need full float32 precision on an accelerator.
   """
   m, n = x.shape[0], table.shape[2]
@@ -145,7 +143,7 @@ def _best_of(
 
 
 def _tournament(entries: list) -> tuple:
-  """The (value, word) of the largest value; the first of equals."""
+  """The (value, word) with the largest value, the first of equal ones."""
   while len(entries) > 1:
     pairs = [
       (lax.max(a, b), jnp.where(a >= b, p, q))
@@ -158,8 +156,8 @@ def _tournament(entries: list) -> tuple:
 def _prices(
   x: Float[Array, "m m *blocks"], n: int
 ) -> tuple[Float[Array, "m 1 *blocks"], Float[Array, "1 m *blocks"]]:
-  """What a place in each row and in each column costs: u and v."""
-  x = jnp.clip(x, -2, 2)  # an outlier is no measure of the others
+  """The prices u of each row and v of each column."""
+  x = jnp.clip(x, -2, 2)  # limits the effect of outliers
   mean = jnp.mean(x, (0, 1), keepdims=True)
   spread = jnp.mean(jnp.abs(x - mean), (0, 1), keepdims=True)
   spread = jnp.where(spread > 0, spread, jnp.ones_like(spread))
@@ -177,9 +175,9 @@ def _prices(
 
 
 def _newton(z: Array, n: int, axis: int) -> Array:
-  """A step towards sum clip(z - step + 1/2, 0, 1) = n along `axis`."""
+  """A Newton step towards sum clip(z - step + 1/2, 0, 1) = n along `axis`."""
   half, one, zero = (jnp.asarray(c, z.dtype) for c in (0.5, 1, 0))
-  # One variadic reduction reads z once; two sums took forty times as long.
+  # One variadic reduction reads z once; two sums take forty times as long.
   kept, slope = lax.reduce(
     (jnp.clip(z + half, 0, 1), jnp.where(jnp.abs(z) < half, one, zero)),
     (zero, zero),
@@ -193,13 +191,13 @@ def _newton(z: Array, n: int, axis: int) -> Array:
 def _fill(
   keys: Float[Array, "m m *blocks"], pattern: NM
 ) -> Bool[Array, "m m *blocks"]:
-  """A valid mask, row by row; keys must not be NaN."""
+  """A valid mask, filled row by row; keys must not be NaN."""
 
   def row(need, keys_and_left):
     keys, left = keys_and_left
     keys = jnp.where(need == left, jnp.inf, keys)
     keys = jnp.where(need == 0, -jnp.inf, keys)
-    # Within a scan this beats nm_mask's comparisons, also for small m.
+    # Within a scan this is faster than comparisons, even for small m.
     kept = by_threshold(ordered(keys), pattern.n, 0)
     return need - kept.astype(jnp.int32), kept
 
@@ -211,11 +209,11 @@ def _fill(
 def _swap(
   x: Float[Array, "m m *blocks"], mask: Bool[Array, "m m *blocks"]
 ) -> Bool[Array, "m m *blocks"]:
-  """Exchanges between two rows that gain; sums of rows and columns stay.
+  """Swaps columns between two rows where that increases the sum.
 
-  Disjoint pairs of rows at a time: row i of the first half meets row i of the
-  reversed second half, then all rows but the first (all, if their number is
-  odd) move on by one, until every two have met.
+  Row and column counts stay. Disjoint pairs of rows meet at a time: row i of
+  the first half and row i of the reversed second half. Then all rows but the
+  first (all, if their number is odd) move on by one, until every pair has met.
   """
   m, half = x.shape[0], x.shape[0] // 2
   fixed = 1 - m % 2
@@ -247,7 +245,7 @@ def _top(values: Array) -> Array:
 
 
 def _first_top(values: Array) -> Array:
-  """True at the first of the largest along axis 1."""
+  """True at the first maximum along axis 1."""
   place = lax.broadcasted_iota(jnp.int32, values.shape, 1)
   tops = jnp.where(values == _top(values), place, values.shape[1])
   return place == jnp.min(tops, 1, keepdims=True)

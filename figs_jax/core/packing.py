@@ -1,23 +1,23 @@
 """Finished N:M weights without their zeros, exact to the last bit.
 
-A packed array is its kept values and where they were, in one of two layouts.
-All in numpy, on the host.
+A packed array consists of its kept values and their positions, in one of two
+layouts. Everything here is NumPy on the host.
 
-Order. The group axes are moved behind all others (flattened in the order
-given) and the array is read in C order; groups of m follow each other. Every
-group keeps exactly n slots in ascending order: its entries whose bits are not
-all zero (so -0.0 and NaN count), then, where these are fewer than n, its first
-zero entries. `values` holds the kept slots, [*other axes, groups, n].
+Order. The group axes are moved behind all others (flattened in the given
+order), and the array is read in C order, one group of m after the other. Every
+group keeps exactly n slots in ascending order: the entries whose bits are not
+all zero (so -0.0 and NaN count) and, if these are fewer than n, the first zero
+entries. `values` holds the kept slots, [*other axes, groups, n].
 
-`metadata`, uint8, is a stream of bits: bit k of the stream is bit k % 8 of
-byte k // 8, counted from the least significant; bits left in the last byte
-are 0.
+`metadata`, uint8, is a stream of bits: bit k of the stream is bit k % 8 of byte
+k // 8, counted from the least significant. The unused bits of the last byte are
+0.
 
-* `indices`: slot s of `values` (C order) has its place in the group, 0..m-1,
-  in bits s*b .. s*b + b-1, least significant first, with b = ceil(log2 m).
+* `indices`: bits s*b to s*b + b-1 hold the position in its group, 0..m-1, of
+  slot s of `values` (C order), least significant first, with b = ceil(log2 m).
 * `bitmask`: bit e is 1 where entry e of the reordered array is kept.
 
-Where n = m nothing is stored beside the values.
+If n = m, only the values are stored.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Packed:
   """One packed array; a pytree of `values` and `metadata`.
 
   Attributes:
-    values: the kept values, `[*other axes, groups, n]`, of the array's dtype.
-    metadata: where they were, uint8, one axis (see the module).
-    shape: of the array.
-    pattern: of the array.
-    axis: its group axes, non-negative, in the order of flattening.
+    values: Kept values, `[*other axes, groups, n]`, in the array's dtype.
+    metadata: Positions of the values, uint8, one axis (see the module).
+    shape: Shape of the array.
+    pattern: Pattern of the array.
+    axis: Group axes, non-negative, in the order of flattening.
     layout: `indices` or `bitmask`.
-    name: the leaf's path, for error messages.
+    name: Path of the leaf, for error messages.
   """
 
   values: Any
@@ -86,21 +86,21 @@ def pack(
   layout: Layout = "indices",
   name: str = "",
 ) -> Packed:
-  """The array without the zeros of its pattern; `unpack` is its inverse.
+  """Packs an array without the zeros of its pattern; inverse of `unpack`.
 
-  Takes every dtype of 1 to 8 bytes: floats (8-bit ones too), integers, bool.
+  Takes every dtype of 1 to 8 bytes: floats (including 8-bit), integers, bool.
 
   Args:
-    array: finished weights: at most n entries of each group are not zero.
+    array: Finished weights, at most n non-zeros per group.
     pattern: `NM` or "n:m".
-    axis: the group axis, as in `nm_mask`.
+    axis: Group axis, see `nm_mask`.
     layout: `indices` or `bitmask`.
-    name: names the array in error messages.
+    name: Name of the array in error messages.
 
   Raises:
-    TypeError: a dtype of more than 8 bytes.
-    ValueError: a group holds more than n entries, m does not divide the group
-      axis, or an unknown layout.
+    TypeError: If the dtype has more than 8 bytes.
+    ValueError: If a group holds more than n entries, m does not divide the
+      length of the group axis, or the layout is unknown.
 
   >>> w = np.array([[0.], [7.], [0.], [5.]], np.float32)
   >>> packed = pack(w, "2:4")
@@ -112,7 +112,7 @@ def pack(
   nm, name = NM.parse(pattern), name or "array"
   if layout not in LAYOUTS:
     raise ValueError(
-      f"{name}: layout {layout!r} is unknown, {nearest(layout, LAYOUTS)}"
+      f"{name}: unknown layout {layout!r}, {nearest(layout, LAYOUTS)}"
     )
   host = np.asarray(array)
   words = host.view(_word(host.dtype, name))
@@ -142,13 +142,13 @@ def pack(
 
 
 def unpack(packed: Packed) -> Shaped[np.ndarray, "*shape"]:
-  """The array that was packed, bit for bit, on the host.
+  """Restores the array that was packed, bit for bit, on the host.
 
   Args:
-    packed: as from `pack`.
+    packed: Result of `pack`.
 
   Raises:
-    ValueError: values or metadata are not what `pack` writes for this shape
+    ValueError: If values or metadata are not what `pack` writes for this shape
       and pattern (a damaged or mixed-up file).
 
   >>> unpack(pack(np.array([0., -2., 0., 5.]), "2:4", axis=0)).tolist()
@@ -162,9 +162,9 @@ def unpack(packed: Packed) -> Shaped[np.ndarray, "*shape"]:
   bits = _metadata_bits(packed, groups)
   if words.size != groups * nm.n or metadata.size != -(-bits // 8):
     raise ValueError(
-      f"{packed.name}: {words.size} values and {metadata.size} bytes of"
-      f" {packed.layout}, expected {groups * nm.n} and {-(-bits // 8)} for"
-      f" {nm} of shape {shape}; read it again"
+      f"{packed.name}: expected {groups * nm.n} values and"
+      f" {-(-bits // 8)} bytes of {packed.layout} for {nm} of shape {shape},"
+      f" got {words.size} and {metadata.size}; read it again"
     )
   if nm.is_dense:
     rows = words
@@ -182,16 +182,16 @@ def unpack(packed: Packed) -> Shaped[np.ndarray, "*shape"]:
 def pack_tree(
   tree: Any, leaves: Mapping[str, MaskedKernel], *, layout: Layout = "indices"
 ) -> Any:
-  """The tree with a `Packed` for every listed leaf, the others as they are.
+  """Packs every listed leaf of a tree; the others stay as they are.
 
   Args:
-    tree: parameters, finished.
-    leaves: path -> `MaskedKernel`, as from `masked_leaves`.
-    layout: as in `pack`.
+    tree: Finished parameters.
+    leaves: Path -> `MaskedKernel`, as from `masked_leaves`.
+    layout: `indices` or `bitmask`.
 
   Raises:
-    ValueError: a leaf is missing or has another shape, or as `pack`; the line
-      names the leaf.
+    ValueError: If a leaf is missing, has another shape, or cannot be packed
+      (see `pack`). The message names the leaf.
 
   >>> leaves = {"kernel": MaskedKernel((2, 1), NM(1, 2))}
   >>> tree = {"kernel": np.array([[0.], [3.]]), "bias": np.zeros(1)}
@@ -199,14 +199,14 @@ def pack_tree(
   >>> packed["kernel"].values.tolist(), packed["bias"].tolist()
   ([[[3.0]]], [0.0])
   """
-  found = flatten(tree)
+  arrays = flatten(tree)
   for path, leaf in leaves.items():
-    if found.get(path) is None:
-      raise ValueError(f"{path}: no such array, {nearest(path, found)}")
-    if np.shape(found[path]) != leaf.shape:
+    if arrays.get(path) is None:
+      raise ValueError(f"{path}: no such array, {nearest(path, arrays)}")
+    if np.shape(arrays[path]) != leaf.shape:
       raise ValueError(
-        f"{path}: shape {np.shape(found[path])}, expected {leaf.shape}; pass"
-        " the leaves of this tree"
+        f"{path}: expected shape {leaf.shape}, got {np.shape(arrays[path])};"
+        " pass the leaves of this tree"
       )
 
   def one(path: tuple[Any, ...], x: Any) -> Any:
@@ -220,13 +220,13 @@ def pack_tree(
 
 
 def unpack_tree(tree: Any) -> Any:
-  """The tree with every `Packed` in it unpacked.
+  """Unpacks every `Packed` of a tree.
 
   Args:
-    tree: as from `pack_tree`; other leaves stay as they are.
+    tree: Result of `pack_tree`; other leaves stay as they are.
 
   Raises:
-    ValueError: as `unpack`.
+    ValueError: If a leaf is damaged, see `unpack`.
 
   >>> leaves = {"k": MaskedKernel((2, 2), NM(1, 2))}
   >>> packed = pack_tree({"k": np.eye(2)}, leaves)
@@ -241,10 +241,10 @@ def unpack_tree(tree: Any) -> Any:
 
 
 def _word(dtype: np.dtype, name: str) -> type[np.unsignedinteger]:
-  """The unsigned integer of the dtype's size, to read its bits."""
+  """The unsigned integer with the size of a dtype, to read its bits."""
   if dtype.itemsize not in _WORDS or dtype.kind in "OSU":
     raise TypeError(
-      f"{name}: dtype {dtype} cannot be packed: use one of 1, 2, 4 or 8 bytes"
+      f"{name}: expected a dtype of 1, 2, 4 or 8 bytes, got {dtype}"
     )
   return _WORDS[dtype.itemsize]
 
@@ -265,7 +265,7 @@ def _rest(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _slots(used: np.ndarray, n: int) -> np.ndarray | None:
-  """n slots per row: the used ones, then the first others; None if more."""
+  """n slots per row, used ones first; None if a row uses more than n."""
   counts = np.count_nonzero(used, axis=1)
   if (counts > n).any():
     return None
@@ -278,13 +278,13 @@ def _slots(used: np.ndarray, n: int) -> np.ndarray | None:
 
 
 def _too_many(words: np.ndarray, nm: NM, axis: Axis, name: str) -> ValueError:
-  # As uint8: a Boolean array would have to hold exactly n.
+  # As uint8, since a Boolean array must hold exactly n.
   bad = first_bad_group((words != 0).astype(np.uint8), nm, axis)
   where, count = bad if bad is not None else ("?", "too many")
   return ValueError(
     f"{name}: the group of {nm.m} along axis {axis} that starts at entry"
     f" {where} holds {count} entries, expected at most {nm.n} ({nm}); multiply"
-    " it by its mask (-0.0 and NaN count as entries)"
+    " the array by its mask (-0.0 and NaN count as entries)"
   )
 
 
@@ -312,7 +312,7 @@ def _places(packed: Packed, metadata: np.ndarray, groups: int) -> np.ndarray:
     good = bool((index < nm.m).all() and (np.diff(places) > 0).all())
   if not good:
     raise ValueError(
-      f"{packed.name}: the {packed.layout} name no {nm.n} places of every"
-      f" {nm.m} in ascending order; read it again"
+      f"{packed.name}: expected {packed.layout} with {nm.n} places of every"
+      f" {nm.m} in ascending order, got others; read it again"
     )
   return places

@@ -1,7 +1,7 @@
-"""An N:M pattern: in every group of m weights, n are kept.
+"""An N:M pattern: n of every group of m weights are kept.
 
-`NM` says how many; which axis the groups lie on belongs to the layer or to the
-rule, because one pattern serves kernels of many layouts.
+`NM` has no axis. The group axis belongs to the layer or the rule, because one
+pattern serves kernels of many layouts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TEXT = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
 
 @dataclasses.dataclass(frozen=True, order=True)
 class NM:
-  """n kept of every m; n = m is dense. Static, hashable, ordered by (n, m).
+  """n kept of every m, where n = m is dense. Hashable, ordered by (n, m).
 
   >>> NM.parse("1:8").density
   0.125
@@ -45,7 +45,7 @@ class NM:
 
   @classmethod
   def parse(cls, text: str | NM) -> NM:
-    """Reads "n:m"; an `NM` is returned as it is.
+    """Reads "n:m"; an `NM` is returned unchanged.
 
     Raises:
       ValueError: If the text is not two integers with 1 <= n <= m.
@@ -63,7 +63,7 @@ class NM:
 
   @property
   def density(self) -> float:
-    """The kept share, n / m."""
+    """The share of kept weights, n / m."""
     return self.n / self.m
 
   @property
@@ -73,7 +73,7 @@ class NM:
 
   @property
   def metadata_bits(self) -> int:
-    """Bits that name one kept value's place in its group: ceil(log2 m)."""
+    """Bits for the position of one kept value in its group: ceil(log2 m)."""
     return (self.m - 1).bit_length()
 
   def __str__(self) -> str:

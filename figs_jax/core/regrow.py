@@ -1,4 +1,4 @@
-"""Dynamic sparse training: drop a few kept weights, grow as many elsewhere."""
+"""Dynamic sparse training: drop some kept weights and grow as many others."""
 
 from __future__ import annotations
 
@@ -27,28 +27,30 @@ def regrow_mask(
 ) -> Bool[Array, "*shape"]:
   """One update of RigL's or SET's mask under an n:m constraint.
 
-  The smallest |w| among the kept are dropped; every group then grows as many
-  as it lost, where `growth` is largest among what it does not keep (what was
-  just dropped may return). RigL (arXiv 1911.11134) has growth = |gradient|, SET
-  (1707.04780) random numbers; both drop per layer and are unstructured.
+  The kept weights with the smallest |w| are dropped. Every group then grows as
+  many as it lost, where `growth` is largest among the entries it does not keep
+  (an entry that was just dropped may return). RigL (arXiv 1911.11134) uses
+  growth = |gradient|, SET (1707.04780) random numbers; both papers drop per
+  layer and are unstructured.
 
   Args:
-    key: of the random rounding in scope `group`.
-    weight: the kernel.
-    growth: what decides who grows, any real numbers; NaN grows last.
-    mask: the mask before; a group that does not keep exactly n (as in a dense
-      phase) takes its n largest |w| instead.
-    share: of the kept weights, how many are dropped; in [0, 1], may be traced.
-    pattern, axis: as in `nm_mask`.
-    scope: `group` drops the smallest share * n of each group, the fraction
-      rounded up or down at random with the right mean, and needs no
+    key: Random key of the rounding in scope `group`.
+    weight: Kernel.
+    growth: Scores of the entries that may grow, any real numbers; NaN is last.
+    mask: Previous mask. A group that does not keep exactly n (as in a dense
+      phase) gets its n largest |w| instead.
+    share: Share in [0, 1] of the kept weights to drop; may be traced.
+    pattern: `NM` or "n:m".
+    axis: Group axis, see `nm_mask`.
+    scope: `group` drops the smallest share * n of each group, where a fraction
+      is rounded up or down at random with the right mean, and needs no
       communication between shards; `leaf` drops the smallest of the kernel.
 
   Returns:
     A mask with exactly n per group.
 
   Raises:
-    ValueError: an unknown scope, or as `nm_mask`.
+    ValueError: If the scope is unknown, or the axis does not fit the shape.
 
   >>> w, g = jnp.array([.1, 2., 0., 0.]), jnp.array([0., 0., 1., 3.])
   >>> m = jnp.array([True, True, False, False])
@@ -56,7 +58,7 @@ def regrow_mask(
   Array([0, 1, 0, 1], dtype=int32)
   """
   if scope not in SCOPES:
-    raise ValueError(f"scope {scope!r} is unknown: use {' or '.join(SCOPES)}")
+    raise ValueError(f"Unknown scope {scope!r}. Known: {', '.join(SCOPES)}")
   pattern = NM.parse(pattern)
   n, groups = pattern.n, Groups.of(weight.shape, pattern.m, axis)
   magnitude = jnp.abs(weight).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Which pattern each kernel gets: ordered rules, the first match wins.
+"""Rules that give each kernel its pattern: the first match wins.
 
 A rule is a key and a pattern (or `dense`). The key is a word of the model
 family (`ff`, `qk`, ...), `*` for every kernel, or a regular expression that
@@ -178,8 +178,8 @@ class Rules:
       return key
     if key not in words:
       raise ValueError(
-        f"Rule {key!r}: unknown word for this model, {nearest(key, words)}; a"
-        f" regex of the whole path is also possible, as in '.*/{key}/.*'."
+        f"Rule {key!r}: unknown word for this model, {nearest(key, words)}; or"
+        f" write a regex of the whole path, as in '.*/{key}/.*'."
       )
     return words[key]
 

@@ -1,9 +1,9 @@
-"""What a mask ranks by: larger is kept.
+"""Scores that a mask ranks by: larger is kept.
 
 Plain functions of arrays, for `nm_mask`, `transposable_nm_mask`, `top_mask` and
-`global_masks`. A score that cannot be computed is NaN, which all of them rank
-last; so a weight or gradient that is NaN is pruned first. Products are taken in
-float32 at least, since |w g| of two small 16-bit numbers underflows.
+`global_masks`. A NaN weight or gradient gives a NaN score, which all of these
+rank last, so it is pruned first. Products are computed in float32 at least,
+since |w g| of two small 16-bit numbers underflows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def magnitude(
   """|w|, in the dtype of the weight.
 
   Args:
-    weight: any shape and float dtype.
+    weight: Weights of any shape and float dtype.
 
   >>> magnitude(jnp.array([-2., 1.]))
   Array([2., 1.], dtype=float32)
@@ -34,17 +34,18 @@ def saliency(
   weight: Float[Array | np.ndarray, "*shape"],
   grad: Float[Array | np.ndarray, "*shape"],
 ) -> Float[Array, "*shape"]:
-  """|w g|: to first order, how much the loss moves if w becomes 0.
+  """|w g|, to first order the change of the loss if w becomes 0.
 
-  SNIP's connection sensitivity (arXiv 1810.02340) without its division by the
-  sum, which changes no rank. float32, float64 where both are or one is.
+  This is SNIP's connection sensitivity (arXiv 1810.02340) without the division
+  by the sum, which does not change the ranking. The result is float32, or
+  float64 if an input is.
 
   Args:
-    weight: any shape.
-    grad: dL/dw at that weight, of the same shape.
+    weight: Weights of any shape.
+    grad: Gradient dL/dw at these weights, of the same shape.
 
   Raises:
-    ValueError: the shapes differ.
+    ValueError: If the shapes differ.
 
   >>> saliency(jnp.array([-2., 1.]), jnp.array([.5, 3.]))
   Array([1., 3.], dtype=float32)
@@ -52,8 +53,7 @@ def saliency(
   weight, grad = _wide(weight, grad)
   if weight.shape != grad.shape:
     raise ValueError(
-      f"weight of shape {weight.shape} and grad of shape {grad.shape} differ:"
-      " pass the gradient of this weight"
+      f"Expected a grad of the weight's shape {weight.shape}, got {grad.shape}"
     )
   return jnp.abs(weight * grad)
 
@@ -63,18 +63,19 @@ def activation(
   norms: Float[Array | np.ndarray, "*features"],
   axis: Axis = -2,
 ) -> Float[Array, "*shape"]:
-  """|w| times the norm of the input feature that it multiplies (Wanda).
+  """|w| times the norm of its input feature (Wanda).
 
-  |W_ij| ||X_i||_2 of arXiv 2306.11695, the norm over all tokens of a
+  |W_ij| ||X_i||_2 of arXiv 2306.11695, with the norm over all tokens of a
   calibration set: `jnp.linalg.norm(x, axis=0)` for x of [tokens, features].
 
   Args:
-    weight: a kernel.
-    norms: the norm of every input feature, of the shape of the kernel's `axis`.
-    axis: the input axis, or several in the order of those of `norms`.
+    weight: Kernel.
+    norms: Norm of every input feature, with the shape of the kernel along
+      `axis`.
+    axis: Input axis, or several axes in the order of those of `norms`.
 
   Raises:
-    ValueError: norms do not have the shape of `axis`, or an axis is out of
+    ValueError: If norms do not have the shape of `axis`, or an axis is out of
       range or named twice.
 
   >>> activation(jnp.array([[1., -2.], [1., 1.]]), jnp.array([1., 3.]))
@@ -86,8 +87,8 @@ def activation(
   features = tuple(weight.shape[a] for a in axes)
   if norms.shape != features:
     raise ValueError(
-      f"norms of shape {norms.shape} for axis {axis} of a weight of shape"
-      f" {weight.shape}: pass one norm per input feature, {features}"
+      f"Expected one norm per input feature, of shape {features} for axis"
+      f" {axis} of a weight of shape {weight.shape}, got {norms.shape}"
     )
   order = sorted(range(len(axes)), key=axes.__getitem__)
   rest = [a for a in range(weight.ndim) if a not in axes]
@@ -95,7 +96,7 @@ def activation(
 
 
 def random_scores(key: Array, shape: tuple[int, ...]) -> Float[Array, ...]:
-  """Uniform in [0, 1), float32: a mask drawn at random.
+  """Uniform scores in [0, 1), float32, for a random mask.
 
   >>> random_scores(jax.random.key(0), (2, 3)).shape
   (2, 3)

@@ -1,12 +1,12 @@
 """S-STE: the kernel acts through a soft threshold (arXiv 2409.09099).
 
-In every group t is the largest pruned |w|, and the forward weight is
+With t the largest pruned |w| of a group, the forward weight is
 
   w~ = beta * S(w),  S(w) = sign(w) * max(|w| - t, 0).
 
-S is continuous where the mask flips: the entry that leaves and the entry that
-comes both pass through 0. beta = <w, S> / ||S||^2 is the scale that brings
-beta * S closest to w, one per kernel, frozen once training starts. The
+S is continuous where the mask flips: the entry that is pruned and the entry
+that returns both pass through 0. The scale beta = <w, S> / ||S||^2 brings
+beta * S closest to w; there is one per kernel, frozen once training starts. The
 backward pass is straight-through.
 """
 
@@ -32,19 +32,20 @@ def soft_threshold(
 ) -> Float[Array, "*shape"]:
   """S(w) = sign(w) * max(|w| - t, 0), t the largest pruned |w| of the group.
 
-  t is 0 where a group prunes nothing, and does not see NaN. A pruned entry is
-  exactly 0, whatever it holds; with a mask that is not one of magnitude, a
+  t is 0 if a group prunes nothing, and ignores NaN. A pruned entry is exactly
+  0, even if the weight is NaN. With a mask that does not rank by magnitude, a
   kept entry below t is 0 too. Autodiff gives the true derivative of this
   function, which training does not use (see `s_ste`).
 
   Args:
-    kernel: weights, any shape and float dtype.
-    mask: True = kept, as from `nm_mask(jnp.abs(kernel), pattern, axis)`.
-    pattern: `NM` or "n:m"; only m matters here.
-    axis: the group axis, as in `nm_mask`.
+    kernel: Weights of any shape and float dtype.
+    mask: Mask, as from `nm_mask(jnp.abs(kernel), pattern, axis)`.
+    pattern: `NM` or "n:m"; only m is used.
+    axis: Group axis, see `nm_mask`.
 
   Raises:
-    ValueError: m does not divide the group axis, or shapes differ.
+    ValueError: If m does not divide the length of the group axis, or the shapes
+      differ.
 
   >>> w = jnp.array([3., -1., 2., 0.5])
   >>> soft_threshold(w, jnp.array([True, False, True, False]), "2:4", axis=0)
@@ -52,22 +53,22 @@ def soft_threshold(
   """
   if jnp.shape(mask) != jnp.shape(kernel):
     raise ValueError(
-      f"mask of shape {jnp.shape(mask)} on a kernel of {jnp.shape(kernel)}:"
-      " they must be equal; take the mask from nm_mask of this kernel"
+      f"Expected a mask of the kernel's shape {jnp.shape(kernel)}, got"
+      f" {jnp.shape(mask)}; take it from nm_mask of this kernel"
     )
   groups = Groups.of(kernel.shape, NM.parse(pattern).m, axis)
   return _threshold(kernel, mask, groups)
 
 
-# Compiled also when called eagerly, as masks are.
+# Compiled even if called eagerly, like masks.
 @partial(jax.jit, static_argnums=2)
 def _threshold(kernel: Array, mask: Array, groups: Groups) -> Array:
   w, kept = groups.split(kernel), groups.split(mask)
   size, zero = jnp.abs(w), jnp.zeros((), w.dtype)
   pruned = jnp.where(kept | jnp.isnan(w), zero, size)
   t = jnp.max(pruned, groups.axis, keepdims=True, initial=0)
-  # Not max(|w| - t, 0): an infinite t would leave NaN instead of 0. `~(<=)`
-  # lets a kept NaN through, so that it is seen.
+  # Not max(|w| - t, 0), where an infinite t would give NaN instead of 0.
+  # `~(<=)` lets a kept NaN through, so that it stays visible.
   out = jnp.where(kept & ~(size <= t), jnp.sign(w) * (size - t), zero)
   return groups.join(out)
 
@@ -75,14 +76,13 @@ def _threshold(kernel: Array, mask: Array, groups: Groups) -> Array:
 def soft_scale(
   kernel: Float[Array, "*shape"], soft: Float[Array, "*shape"]
 ) -> Float[Array, ""]:
-  """beta = <w, S> / ||S||^2, which minimises ||w - beta S||; 1 where S is 0.
+  """beta = <w, S> / ||S||^2, which minimizes ||w - beta S||; 1 if S is 0.
 
-  Summed in float32 (float64 stays); pruned entries count as they are in the
-  inner product, where S is 0.
+  Summed in float32 (or float64 for a float64 kernel).
 
   Args:
-    kernel: one kernel, any shape; vmap over stacked ones.
-    soft: `soft_threshold` of it.
+    kernel: A single kernel of any shape; use vmap for stacked kernels.
+    soft: `soft_threshold` of the kernel.
 
   >>> w = jnp.array([3., -1., 2., 0.5])
   >>> soft_scale(w, jnp.array([2., 0., 1., 0.]))
@@ -90,7 +90,7 @@ def soft_scale(
   """
   dtype = kernel.dtype if kernel.dtype.itemsize >= 4 else jnp.float32
   w, s = kernel.astype(dtype), soft.astype(dtype)
-  # A pruned entry may hold NaN or inf, which S does not see.
+  # A pruned entry may be NaN or inf, which must not reach the sum.
   inner = jnp.sum(jnp.where(s == 0, jnp.zeros((), dtype), w * s))
   norm = jnp.sum(s * s)
   one = jnp.ones((), dtype)
@@ -100,9 +100,7 @@ def soft_scale(
 def kernel_scale(
   kernel: Float[Array, "*shape"], pattern: NM | str, axis: Axis = -2
 ) -> Float[Array, ""]:
-  """`soft_scale` of a kernel under its own N:M mask.
-
-  Arguments as in `soft_threshold`.
+  """`soft_scale` of a kernel under its own N:M mask (see `soft_threshold`).
 
   >>> kernel_scale(jnp.array([3., -1., 2., 0.5]), "2:4", axis=0)
   Array(1.6, dtype=float32)
@@ -119,23 +117,23 @@ def s_ste(
   axis: Axis = -2,
   leak: Float[Array, ""] | float | int = 0.0,
 ) -> Float[Array, "*shape"]:
-  """The effective weight D * w + (1 - D) * scale * S(w); its gradient is g.
+  """The effective weight D * w + (1 - D) * scale * S(w), with gradient g.
 
-  At leak 0 that is S-STE's, at leak 1 (a dense phase) the kernel itself, both
-  exactly; between them a pruned entry keeps D * w, as in `flow`. The gradient
-  reaches every entry of the kernel unchanged, without the factor `scale`, as
-  in the paper; mask, scale and leak get none.
+  At leak 0 it is exactly the weight of S-STE, at leak 1 (a dense phase) exactly
+  the kernel. In between, a pruned entry keeps D * w, as in `flow`. As in the
+  paper, the gradient reaches every entry of the kernel unchanged, without the
+  factor `scale`. Mask, scale and leak get no gradient.
 
   Args:
-    kernel: weights, any shape and float dtype.
-    mask: True = kept.
-    scale: beta, see `soft_scale`.
+    kernel: Weights of any shape and float dtype.
+    mask: Boolean mask, True = kept.
+    scale: Factor beta, see `soft_scale`.
     pattern: `NM` or "n:m".
-    axis: the group axis, as in `nm_mask`.
-    leak: D in [0, 1].
+    axis: Group axis, see `nm_mask`.
+    leak: Factor D in [0, 1].
 
   Raises:
-    ValueError: as `soft_threshold`.
+    ValueError: If shapes or axis do not fit, see `soft_threshold`.
 
   >>> w = jnp.array([3., -1., 2., 0.5])
   >>> m = jnp.array([True, False, True, False])

@@ -4,16 +4,16 @@ Scores become ordered integers (`ordered`), so that one integer comparison
 also settles signed zeros and NaN. Four ways then find the n largest along an
 axis of length m; all agree to the last tie, which goes to the lowest index:
 
-* comparison: rank_i = #{j: s_j > s_i, or s_j = s_i and j < i} < n. It costs m
-  per entry and fuses into one pass without temporaries.
-* maximum: the largest key, where n = 1.
+* comparison: rank_i = #{j: s_j > s_i, or s_j = s_i and j < i} < n. It takes m
+  operations per entry and fuses into one pass without temporaries.
+* maximum: the largest key, for n = 1.
 * network: a tree of Batcher's merges finds the n-th largest key as
   straight-line code, up to twenty operations per entry.
 * search: the n-th largest key two bits at a time, sixteen passes for float32
   whatever m is.
 
-Which is taken depends on n, m and the width of the scores, neither on the axis
-nor on the size. Measured on a CPU, mask and apply, in copies of the array:
+The choice depends on n, m and the width of the scores, not on the axis or the
+size. Time to compute and apply a mask on a CPU, in copies of the array:
 
   n       m          way         float32      16 bits
   static  1..8       comparison  1.0 .. 1.6   (slower than the network)
@@ -24,13 +24,13 @@ nor on the size. Measured on a CPU, mask and apply, in copies of the array:
   traced  1..64      network     1.1 .. 2.1   1.7 .. 3.6
   traced  from 65    search      2.6 .. 4.8   4.2 .. 6
 
-where the first fitting row counts, but the maximum before the network. What
-ends the network is its compilation: 1 second for 16:128, 2 for 64:128, but 7
-for 16:256 and minutes for 32:256.
+The first fitting row applies, but maximum comes before network. The limit of
+the network is its compilation: 1 second for 16:128, 2 for 64:128, but 7 for
+16:256 and minutes for 32:256.
 
-All but the first give a threshold per group; `_keep` turns it into exactly n
-entries by bit counts on one word per 16 entries, so no branch depends on
-whether any two scores tie: everything vmaps and shards.
+All but the first compute a threshold per group. `_keep` turns it into exactly n
+entries by bit counts on one word per 16 entries, without a branch on ties, so
+everything vmaps and shards.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def compares(dtype: jnp.dtype, n: int | Array, m: int) -> bool:
 def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
   """Signed integers in the order of the scores: NaN < -inf < ... < -0 = 0.
 
-  NaN is one above the lowest integer, which is left for what is worse yet.
+  NaN is one above the lowest integer, which is reserved for excluded entries.
 
-  IEEE floats are sign and magnitude, and the magnitude's bits are ordered, so
-  the key is the magnitude with the sign applied in two's complement.
+  IEEE floats are sign and magnitude, and the bits of the magnitude are ordered,
+  so the key is the magnitude with the sign applied in two's complement.
 
   Raises:
-    TypeError: Boolean or complex scores, which have no order to rank by.
+    TypeError: If scores are Boolean or complex.
 
   >>> ordered(jnp.array([-1., -0., 0., jnp.nan])).tolist()
   [-1065353216, 0, 0, -2147483647]
@@ -80,8 +80,8 @@ def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
     return flip_top(scores, jnp.dtype(f"int{8 * dtype.itemsize}"))
   if not jnp.issubdtype(dtype, jnp.floating):
     raise TypeError(
-      f"scores of dtype {dtype} have no order to rank by: pass real numbers,"
-      " as in nm_mask(jnp.abs(kernel), pattern)"
+      f"Expected real scores, got dtype {dtype}; pass"
+      " nm_mask(jnp.abs(kernel), pattern), for example"
     )
   if dtype.itemsize == 1:
     scores = scores.astype(jnp.float32)
@@ -99,10 +99,11 @@ def by_comparison(
   axis: int,
   inside: Bool[Array, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
-  """True at the n largest keys along `axis`; the keys must leave room for + 1.
+  """True at the n largest keys along `axis`, where key + 1 must not overflow.
 
-  rank_i = sum_j [k_j + [j < i] > k_i]: one compare holds the tie rule too.
-  Only entries `inside` are kept; the others hold the lowest integer, alone.
+  rank_i = sum_j [k_j + [j < i] > k_i]: one comparison includes the tie rule.
+  Only entries `inside` are kept; the others, and only they, hold the lowest
+  integer.
 
   >>> by_comparison(jnp.array([1, 3, 3, 2]), 1, 0)
   Array([False,  True, False, False], dtype=bool)
@@ -110,7 +111,7 @@ def by_comparison(
   rival, own = jnp.expand_dims(keys, axis), jnp.expand_dims(keys, axis + 1)
   m = keys.shape[axis]
   square = tuple(m if d in (axis, axis + 1) else 1 for d in range(rival.ndim))
-  # Iotas, not a constant table: only these fuse on the last axis.
+  # Iotas fuse on the last axis, a constant table does not.
   i = lax.broadcasted_iota(jnp.int32, square, axis)
   j = lax.broadcasted_iota(jnp.int32, square, axis + 1)
   beats = rival + (j < i).astype(keys.dtype) > own
@@ -124,7 +125,7 @@ def by_threshold(
   axis: int,
   inside: Bool[Array, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
-  """True at the n largest keys along `axis`, whatever m and the keys are.
+  """True at the n largest keys along `axis`, for any m and any keys.
 
   Only entries `inside` are kept; the others hold the lowest integer.
 
@@ -148,14 +149,15 @@ def _keep(
   axis: int,
   inside: Bool[Array, "*shape"] | None,
 ) -> Bool[Array, "*shape"]:
-  """Exactly n per group: all keys above the threshold, then the first equals.
+  """Exactly n per group: all keys above the threshold, then the first ties.
 
   Args:
-    keys: ordered integers.
-    threshold: the n-th largest key of each group, length 1 along `axis`.
-    n: how many to keep.
-    axis: where the group lies, not negative.
-    inside: what may be kept at all; the rest holds the lowest integer.
+    keys: Ordered integers.
+    threshold: Key of rank n in each group, with length 1 along `axis`.
+    n: Number of keys to keep.
+    axis: Non-negative axis of the group.
+    inside: Mask of the entries that may be kept; others hold the lowest
+      integer.
   """
   m = keys.shape[axis]
   width = max(d for d in range(1, _WORD + 1) if m % d == 0)
@@ -167,8 +169,8 @@ def _keep(
     axis + 1,
   )
   bit, zero = jnp.uint32(1) << place, jnp.uint32(0)
-  # One word per `width` entries: who is above in the low half, who equals in
-  # the high half. What follows reads these words and no longer the keys.
+  # One word per `width` entries: the keys above the threshold in the low half,
+  # the ties in the high half. Everything below reads these words only.
   equal = keys == threshold
   if inside is not None:
     equal &= inside.reshape(words)
@@ -207,7 +209,7 @@ def _network(
 
 
 def _best(wires: list, count: int, best: Compare, worst: Compare) -> list:
-  """At least the first `count` of the wires in order, best first."""
+  """At least the best `count` wires, best first."""
   size = 1 << (len(wires) - 1).bit_length()
   padding = [None] * (size - len(wires))
   limit = 1 << (count - 1).bit_length()
@@ -215,12 +217,12 @@ def _best(wires: list, count: int, best: Compare, worst: Compare) -> list:
 
 
 def _first(wires: list, count: int, best: Compare, worst: Compare) -> list:
-  """The first `count` of the wires in order (or all, if fewer), best first.
+  """The best `count` wires (or all, if fewer), best first.
 
-  Two sorted lists whose entries are all wanted are merged odd with even; where
+  Two sorted lists are merged odd with even if all their entries are needed. If
   only the better half is, each entry meets its mirror image in the other list,
   and the winners, a bitonic list, are sorted by halves (Batcher, 1968). All
-  lengths are powers of two. None stands for a wire worse than all.
+  lengths are powers of two. None is a wire that is worse than all others.
   """
   if len(wires) == 1:
     return wires
@@ -234,7 +236,7 @@ def _first(wires: list, count: int, best: Compare, worst: Compare) -> list:
 
 
 def _merge(left: list, right: list, best: Compare, worst: Compare) -> list:
-  """Merges two sorted lists of one length."""
+  """Merges two sorted lists of equal length."""
   if len(left) == 1:
     return [_pick(best, *left, *right), _drop(worst, *left, *right)]
   even = _merge(left[::2], right[::2], best, worst)
@@ -264,11 +266,11 @@ def _drop(worst: Compare, x: Array | None, y: Array | None) -> Array | None:
 
 
 def _fence(x: Array) -> Array:
-  """x itself, as the result of a reduction.
+  """Returns x as the result of a reduction.
 
   XLA recomputes a cheap producer inside every consumer, here the whole network
-  once per entry; a reduction is what it computes once (optimization_barrier is
-  gone before it fuses). Without it m = 64 takes 3 to 10 times as long.
+  once per entry, but computes a reduction once (optimization_barrier is removed
+  before fusion). Without this m = 64 takes 3 to 10 times as long.
   """
   first = lax.broadcasted_iota(jnp.int32, (2,) + (1,) * x.ndim, 0) == 0
   return jnp.max(jnp.where(first, x[None], jnp.iinfo(x.dtype).min), 0)
@@ -279,19 +281,19 @@ def _search(
 ) -> Int[Array, "*group"]:
   """The n-th largest key of each group.
 
-  The three counts of a pass are a variadic reduction, which is fast along the
-  last axis only, so the keys are moved there; nothing else is.
+  The three counts of a pass are one variadic reduction. It is fast only along
+  the last axis, so the keys are moved there.
   """
   unsigned = jnp.dtype(f"uint{8 * keys.dtype.itemsize}")
   last = jnp.moveaxis(flip_top(keys, unsigned), axis, -1)
   zero = jnp.zeros((), jnp.int32)
 
   def counts(trials):
-    found = count_reached(last, trials, zero, (last.ndim - 1,))
-    return tuple(count[..., None] for count in found)
+    each = count_reached(last, trials, zero, (last.ndim - 1,))
+    return tuple(count[..., None] for count in each)
 
-  found = largest_reached(jnp.zeros_like(last[..., :1]), counts, n)
-  return jnp.moveaxis(flip_top(found, keys.dtype), -1, axis)
+  threshold = largest_reached(jnp.zeros_like(last[..., :1]), counts, n)
+  return jnp.moveaxis(flip_top(threshold, keys.dtype), -1, axis)
 
 
 def largest_reached(
@@ -300,18 +302,18 @@ def largest_reached(
   """The largest t with #{k >= t} >= n, two bits per pass, highest first.
 
   Args:
-    zero: of the unsigned dtype and the shape of the result.
-    counts: (three trial values of t) -> #{k >= t} of each.
-    n: at least 1 for a t above 0.
+    zero: Zeros of the unsigned dtype and the shape of the result.
+    counts: Function of three trial values t that returns each #{k >= t}.
+    n: Number of keys to reach; t is 0 for n = 0.
   """
   unsigned, bits = zero.dtype, 8 * zero.dtype.itemsize
 
-  def narrow(i, found):
+  def narrow(i, reached):
     shift = (bits - 2 - 2 * i).astype(unsigned)
-    trials = [found | (jnp.asarray(d, unsigned) << shift) for d in (1, 2, 3)]
+    trials = [reached | (jnp.asarray(d, unsigned) << shift) for d in (1, 2, 3)]
     for trial, count in zip(trials, counts(trials)):
-      found = jnp.where(count >= n, trial, found)
-    return found
+      reached = jnp.where(count >= n, trial, reached)
+    return reached
 
   return lax.fori_loop(0, bits // 2, narrow, zero)
 
@@ -319,7 +321,7 @@ def largest_reached(
 def count_reached(
   keys: Array, trials: list[Array], zero: Array, axes: tuple[int, ...]
 ) -> tuple[Array, ...]:
-  """#{k >= t} along `axes` for three t in one read; `zero` sets the dtype."""
+  """#{k >= t} along `axes` for three t in one pass, in the dtype of `zero`."""
   return lax.reduce(
     tuple((keys >= t).astype(zero.dtype) for t in trials),
     (zero,) * 3,
@@ -329,7 +331,7 @@ def count_reached(
 
 
 def flip_top(x: Array, dtype: Any) -> Array:
-  """Signed to unsigned integers of one width or back, order kept."""
+  """Converts signed to unsigned integers of equal width or back, in order."""
   signed = jnp.dtype(f"int{8 * x.dtype.itemsize}")
   flipped = lax.bitcast_convert_type(x, signed) ^ jnp.iinfo(signed).min
   return lax.bitcast_convert_type(flipped, dtype)

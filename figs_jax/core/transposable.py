@@ -1,9 +1,9 @@
-"""Masks that are N:M along two axes at once, so that the transpose is too.
+"""Masks that are N:M along two axes, so that the transpose is N:M as well.
 
-The backward product multiplies by the transposed kernel; it runs sparse only
-if that is N:M along its own contraction axis. Both hold where every m x m
-block of the mask keeps exactly n entries in each row and in each column
-(arXiv 2102.08124). `core.matching` finds the best such mask of a block.
+The backward product multiplies by the transposed kernel, and is sparse only if
+that is N:M along its own contraction axis. Both hold if every m x m block of
+the mask keeps exactly n entries in each row and in each column (arXiv
+2102.08124). `core.matching` computes the best such mask of a block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from figs_jax.core.matching import best_masks
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Bool, Float, Shaped
 
-# The longest group. At 32 a kernel compiles in seconds, at 64 in minutes.
+# Limit on m. At 32 a mask compiles in seconds, at 64 in minutes.
 WIDEST = 32
 
 
@@ -33,26 +33,27 @@ def transposable_nm_mask(
   *,
   other: Axis = -1,
 ) -> Bool[Array, "*shape"]:
-  """A mask that is N:M along `axis` and along `other`, for the largest sum.
+  """A mask that is N:M along `axis` and `other`, with the largest sum.
 
-  Always exactly n per group on both axes. The kept sum of scores is the
-  largest possible, up to rounding in float32, for m <= 4, 1:5 and 4:5, and
-  close to it elsewhere (figures in `core.matching`). A mask has as few
-  NaN as possible, then as many +inf and as few -inf, then the largest sum;
-  unlike `nm_mask` it depends on the sizes of the scores and not only on their
-  order. Other axes are stacked kernels. Shards without communication as long
-  as no block straddles two shards. There is no gradient through a mask.
+  There are always exactly n per group along both axes. The kept sum of scores
+  is the largest possible, up to rounding in float32, for m <= 4, 1:5 and 4:5,
+  and close to it otherwise (see `core.matching`). The mask keeps as few NaN as
+  possible, then as many +inf and as few -inf, then the largest sum. Unlike
+  `nm_mask` it depends on the values of the scores, not only on their order.
+  Other axes are stacked kernels. A sharded array needs no communication unless
+  a block spans two shards. A mask has no gradient.
 
   Args:
-    scores: any shape, float or integer; ranked in float32 (float64 in itself).
+    scores: Scores of any shape, float or integer, summed in float32 (float64
+      for float64 scores).
     pattern: `NM` or "n:m".
-    axis: the group axis of the forward product; a tuple is flattened in the
-      order given.
-    other: the group axis of the backward product, likewise.
+    axis: Group axis of the forward product; a tuple of axes is flattened in the
+      given order.
+    other: Group axis of the backward product, likewise.
 
   Raises:
-    TypeError: Boolean or complex scores.
-    ValueError: m is above 32 or does not divide the length of either axis, or
+    TypeError: If scores are Boolean or complex.
+    ValueError: If m is above 32 or does not divide the length of both axes, or
       an axis is out of range or named twice.
 
   >>> w = jnp.array([[9., 8., 1.], [8., 1., 1.], [1., 1., 3.]])
@@ -65,20 +66,20 @@ def transposable_nm_mask(
   scores = jnp.asarray(scores)
   if scores.dtype == bool or jnp.issubdtype(scores.dtype, jnp.complexfloating):
     raise TypeError(
-      f"scores of dtype {scores.dtype} have no sum to maximise: pass real"
-      " numbers, as in transposable_nm_mask(jnp.abs(kernel), pattern)"
+      f"Expected real scores, got dtype {scores.dtype}; pass"
+      " transposable_nm_mask(jnp.abs(kernel), pattern), for example"
     )
   if pattern.m > WIDEST:
     raise ValueError(
-      f"a mask {pattern} along two axes: blocks of more than"
-      f" {WIDEST} x {WIDEST} take minutes to compile; choose a smaller m"
+      f"Expected m up to {WIDEST} for a mask along two axes, got {pattern}:"
+      " larger blocks take minutes to compile"
     )
   return _mask(
     scores, _Blocks.of(scores.shape, pattern.m, axis, other), pattern
   )
 
 
-# Compiled also when called eagerly, as nm_mask is.
+# Compiled even if called eagerly, like nm_mask.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _mask(scores: Array, blocks: _Blocks, pattern: NM) -> Array:
   if pattern.is_dense or not scores.size:
@@ -91,10 +92,10 @@ def _mask(scores: Array, blocks: _Blocks, pattern: NM) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-  """How an array is split into m x m blocks, and put together again.
+  """How an array is split into m x m blocks, and joined again.
 
-  Split, it is [m, m, *rest, blocks, blocks]: blocks lie side by side, so that
-  what is done to one entry of all blocks is one vector operation.
+  The split array is [m, m, *rest, blocks, blocks]: blocks lie side by side, so
+  that an operation on one entry of all blocks is one vector operation.
   """
 
   order: tuple[int, ...]
@@ -109,8 +110,8 @@ class _Blocks:
     named = [normalized(shape, a) for a in (axis, other)]
     if set(named[0]) & set(named[1]):
       raise ValueError(
-        f"axis {axis} and other {other} of shape {shape} name one axis twice:"
-        " pass the two axes of the kernel's product"
+        f"axis {axis} and other {other} of shape {shape} share an axis; pass"
+        " the two axes of the kernel's product"
       )
     grid = []
     for what, given, axes in zip(("axis", "other"), (axis, other), named):
@@ -118,8 +119,8 @@ class _Blocks:
       if length % m:
         raise ValueError(
           f"{what} {given} of shape {shape} has length {length}, not a"
-          f" multiple of m={m}; choose an m that divides both axes, or a mask"
-          " along one axis with nm_mask"
+          f" multiple of m={m}; choose an m that divides both axes, or use"
+          " nm_mask for a mask along one axis"
         )
       grid += [length // m, m]
     rest = [a for a in range(len(shape)) if a not in named[0] + named[1]]
@@ -130,11 +131,11 @@ class _Blocks:
 
   def split(self, x: Array) -> Array:
     grid = x.transpose(self.order)
-    # One axis per reshape: explicit sharding takes no more at a time.
+    # One axis per reshape, as explicit sharding requires.
     grid = grid.reshape(*self.grid[:-2], *self.shape[self.other :])
     grid = grid.reshape(self.grid)
-    # Without the barrier XLA reads the kernel in its own order, entry by
-    # entry, in all that follows: three times slower on a CPU.
+    # Without the barrier, all later operations read the kernel entry by entry
+    # in its own order, which is three times slower on a CPU.
     return lax.optimization_barrier(jnp.moveaxis(grid, (-3, -1), (0, 1)))
 
   def join(self, x: Array) -> Array:
@@ -145,11 +146,11 @@ class _Blocks:
 
 
 def _finite(x: Float[Array, "*b"], pattern: NM) -> Float[Array, "*b"]:
-  """Numbers within (-2, 2) whose sums cannot overflow; others stand out.
+  """Scales finite scores into (-2, 2) and replaces infinities and NaN.
 
   Every block is divided by a power of two, which is exact. Sums of finite
-  scores then differ by less than 4 n m, so that one infinity outweighs them,
-  and one NaN outweighs all infinities.
+  scores then differ by less than 4 n m. One infinity outweighs this, and one
+  NaN outweighs all infinities.
   """
   finite = jnp.isfinite(x)
   y = jnp.where(finite, x, jnp.zeros_like(x))

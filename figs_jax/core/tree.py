@@ -1,7 +1,7 @@
-"""Paths and masked leaves of parameter trees.
+"""Paths and masked kernels of parameter trees.
 
-A mask tree has the shape of its parameter tree, with None at dense leaves.
-Paths are the keys joined by "/", as in `blocks/0/attn/q/kernel`.
+A mask tree has the structure of its parameter tree, with None at dense leaves.
+A path is the keys joined by "/", as in `blocks/0/attn/q/kernel`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from figs_jax.core.pattern import NM
 
 @dataclasses.dataclass(frozen=True)
 class MaskedKernel:
-  """What is static about one masked kernel: shape, pattern, group axis."""
+  """Shape, pattern and group axis of one masked kernel."""
 
   shape: tuple[int, ...]
   pattern: NM
@@ -35,7 +35,7 @@ def path_str(path: tuple[Any, ...]) -> str:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """Leaves by path; None leaves are kept, so that mask trees line up.
+  """Leaves by path. None leaves are kept, so that mask trees align.
 
   >>> flatten({"a": {"kernel": 1, "bias": None}})
   {'a/bias': None, 'a/kernel': 1}
@@ -49,7 +49,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 def map_masked(
   fn: Callable[..., Any], masks: Any, tree: Any, *rest: Any
 ) -> Any:
-  """`fn(mask, leaf, *rest_leaves)` where there is a mask, `leaf` elsewhere.
+  """`fn(mask, leaf, *rest_leaves)` at masked leaves, `leaf` elsewhere.
 
   >>> map_masked(lambda m, x: x * m, {"a": 0, "b": None}, {"a": 3, "b": 4})
   {'a': 0, 'b': 4}
@@ -66,7 +66,7 @@ def map_masked(
 def map_paths(
   fn: Callable[[str, Any], Any], tree: Any, table: Mapping[str, Any]
 ) -> Any:
-  """`fn(table[path], leaf)` for the paths of the table, None elsewhere."""
+  """`fn(table[path], leaf)` at the paths in the table, None elsewhere."""
 
   def one(path, leaf):
     key = path_str(path)

@@ -1,8 +1,7 @@
-"""Array annotations: jaxtyping where it is installed, plain arrays elsewhere.
+"""Array annotations: jaxtyping if it is installed, plain arrays otherwise.
 
-The numerical rooms run on a bare machine with jax and numpy only; there the
-annotations are documentation. Under pytest jaxtyping is present and beartype
-checks every one of them.
+The numerical packages need only jax and numpy; without jaxtyping the
+annotations are documentation. Under pytest beartype checks all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ else:
   except ImportError:
 
     class _Anything:
-      """Stands in for a jaxtyping annotation: `Float[Array, "..."]` is Any."""
+      """Placeholder for jaxtyping: `Float[Array, "..."]` is Any."""
 
       def __class_getitem__(cls, item):
         return Any

@@ -1,9 +1,9 @@
 """Masks without groups: the largest scores of one array, or of a whole tree.
 
-The count-th largest key is found two bits at a time, sixteen passes over
-float32 scores that only count, never a sort; then the entries that equal it
-are cut at a flat index, found axis by axis. Nothing is flattened, so sharded
-arrays stay as they are: shards exchange counts, not scores.
+The count-th largest key is determined two bits at a time, in sixteen counting
+passes over float32 scores, without sorting. Then the entries that equal it are
+cut at a flat index, determined axis by axis. Nothing is flattened, so sharded
+arrays stay sharded: shards exchange counts, not scores.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ def top_mask(
 ) -> Bool[Array, "*shape"]:
   """True at the `count` largest scores of one array: exactly that many.
 
-  Scores are ranked as given: pass |w| for magnitude pruning. Among equals the
-  lowest flat index wins, -0 equals +0, and NaN ranks below everything. Exact
-  in every real dtype. There is no gradient through a mask.
+  Scores are ranked as given: pass |w| for magnitude pruning. Of equal scores
+  the lowest flat index wins, -0 equals +0, and NaN ranks below everything.
+  Exact in every real dtype. A mask has no gradient.
 
   Args:
-    scores: any shape, float or integer.
-    count: how many to keep. May be traced; beyond 0..size it acts as 0 or
-      size.
-    density: the share to keep instead, count = round(density * size), halves
-      to even. May be traced; it is then multiplied in float32.
+    scores: Scores of any shape, float or integer; larger is kept.
+    count: Number of entries to keep. May be traced; it is then clipped to
+      0..size.
+    density: Share of entries to keep instead, count = round(density * size),
+      halves to even. May be traced; it is then multiplied in float32.
 
   Raises:
-    TypeError: Boolean or complex scores, or a count that is no integer.
-    ValueError: not one of count and density, or a static one out of range.
+    TypeError: If scores are Boolean or complex, or count is not an integer.
+    ValueError: If not exactly one of count and density is given, or a static
+      one is out of range.
 
   >>> top_mask(jnp.array([3., -1., 3., 3.]), 2)
   Array([ True, False,  True, False], dtype=bool)
@@ -62,19 +63,21 @@ def global_masks(
 ) -> PyTree:
   """`top_mask` over all leaves at once: one threshold for the whole tree.
 
-  Among equals the earlier leaf wins, then the lowest flat index. Leaves of
-  several float dtypes are compared as float32 (float64 where there is one).
-  None leaves stay None. Scores of different leaves should be comparable:
-  magnitudes of differently scaled layers often are not.
+  Of equal scores the earlier leaf wins, then the lowest flat index. Leaves of
+  several float dtypes are compared in float32 (float64 if one is float64). None
+  leaves stay None. Scores of different leaves should be comparable; magnitudes
+  of differently scaled layers often are not.
 
   Args:
-    scores: a tree of arrays; larger is kept.
-    density: the share of all entries that is kept, or
-    count: how many are; exactly one of the two, either may be traced.
+    scores: Tree of scores; larger is kept.
+    density: Share of all entries to keep; may be traced.
+    count: Number of entries to keep instead; may be traced.
 
   Raises:
-    TypeError: as `top_mask`, or integer leaves beside others.
-    ValueError: as `top_mask`, or no leaf at all.
+    TypeError: If scores are Boolean or complex, integer leaves are mixed with
+      others, or count is not an integer.
+    ValueError: If the tree has no leaf, not exactly one of count and density is
+      given, or a static one is out of range.
 
   >>> scores = {"a": jnp.array([1., 4.]), "b": jnp.array([3., 2.]), "c": None}
   >>> masks = global_masks(scores, 0.5)
@@ -83,21 +86,21 @@ def global_masks(
   """
   leaves, treedef = jax.tree.flatten(scores)
   if not leaves:
-    raise ValueError("global_masks: no scores in the tree, pass some arrays")
+    raise ValueError("global_masks: expected a tree with scores, got no leaf")
   leaves = [jnp.asarray(leaf) for leaf in leaves]
   masks = _masks(_alike(leaves), _counted(leaves, count, density))
   return treedef.unflatten(masks)
 
 
 def _alike(leaves: Sequence[Array]) -> list[Array]:
-  """The leaves in one dtype that orders them all exactly."""
+  """The leaves in one dtype that orders all of them exactly."""
   dtypes = {leaf.dtype for leaf in leaves}
   if len(dtypes) == 1:
     return list(leaves)
   if not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
     raise TypeError(
-      f"global_masks: dtypes {', '.join(sorted(map(str, dtypes)))} do not"
-      " compare exactly: pass leaves of one dtype, or all floats"
+      "global_masks: expected leaves of one dtype or of floats, got"
+      f" {', '.join(sorted(map(str, dtypes)))}"
     )
   wide = jnp.dtype(jnp.float64) in dtypes
   return [x.astype(jnp.float64 if wide else jnp.float32) for x in leaves]
@@ -107,20 +110,23 @@ def _counted(
   leaves: Sequence[Array], count: Count, density: Density
 ) -> Int[Array, ""]:
   size = sum(leaf.size for leaf in leaves)
-  # int64 under x64, so that a larger tree has a way out.
+  # int64 under x64, for trees beyond int32.
   dtype = jax.dtypes.canonicalize_dtype(np.int64)
   if size > jnp.iinfo(dtype).max:
     raise ValueError(
-      f"{size} scores are more than int32 counts: prune per leaf with top_mask,"
-      " or count in int64 under jax.enable_x64(True)"
+      f"Expected fewer scores than int32 can count, got {size}; prune per leaf"
+      " with top_mask, or count in int64 under jax.enable_x64(True)"
     )
   if (count is None) == (density is None):
-    raise ValueError(f"count {count}, density {density}: pass one of the two")
+    raise ValueError(
+      f"Expected one of count and density, got count={count} and"
+      f" density={density}"
+    )
   if isinstance(count, Array):
     if count.ndim or not jnp.issubdtype(count.dtype, jnp.integer):
       raise TypeError(
-        f"count of dtype {count.dtype} and shape {count.shape}: pass one"
-        " integer scalar, or density= for a share"
+        f"Expected count as an integer scalar, got dtype {count.dtype}, shape"
+        f" {count.shape}; use density= for a share"
       )
     return count.astype(dtype)
   if isinstance(density, Array):
@@ -129,10 +135,10 @@ def _counted(
     return jnp.minimum(wanted.astype(dtype), jnp.asarray(size, dtype))
   if density is not None:
     if not 0 <= density <= 1:
-      raise ValueError(f"density {density}: pass a share within 0..1")
+      raise ValueError(f"Expected a density within 0..1, got {density}")
     return jnp.asarray(round(density * size), dtype)
   if count is None or not 0 <= count <= size:
-    raise ValueError(f"count {count} of {size} scores: pass one within 0..size")
+    raise ValueError(f"Expected a count within 0..{size}, got {count}")
   return jnp.asarray(count, dtype)
 
 
@@ -169,8 +175,8 @@ def _threshold(
     ]
     return [sum(column, start=zero) for column in zip(*each)]
 
-  found = largest_reached(jnp.zeros((), unsigned), counts, count)
-  return flip_top(found, signed)
+  threshold = largest_reached(jnp.zeros((), unsigned), counts, count)
+  return flip_top(threshold, signed)
 
 
 def _first(
@@ -178,8 +184,8 @@ def _first(
 ) -> Bool[Array, "*shape"]:
   """The first `count` True entries in the order of the flat index.
 
-  Along one axis after the other: `cut` whole slices are kept, and `within` is
-  what agrees with the cuts of all axes before.
+  One axis after the other: `cut` whole slices are kept, and `within` marks the
+  entries that lie in the cut slices of all axes before.
   """
   kept = jnp.zeros_like(mask)
   within = mask
@@ -197,18 +203,18 @@ def _first(
 def _cut(
   slices: Int[Array, "*one"], count: Int[Array, ""]
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
-  """How many of the first slices sum to at most `count`, and their sum.
+  """The number of first slices that sum to at most `count`, and their sum.
 
-  Bit by bit, since a cumulative sum along a sharded axis gathers it.
+  Bit by bit, since a cumulative sum would gather a sharded axis.
   """
   place = lax.iota(jnp.int32, slices.size)
 
-  def narrow(i, found):
-    trial = found[0] | (1 << (slices.size.bit_length() - 1 - i))
+  def narrow(i, best):
+    trial = best[0] | (1 << (slices.size.bit_length() - 1 - i))
     held = jnp.sum(jnp.where(place < trial, slices, 0), dtype=count.dtype)
     fits = (trial <= slices.size) & (held <= count)
     return jax.tree.map(
-      lambda new, old: jnp.where(fits, new, old), (trial, held), found
+      lambda new, old: jnp.where(fits, new, old), (trial, held), best
     )
 
   start = (jnp.zeros((), jnp.int32), jnp.zeros((), count.dtype))

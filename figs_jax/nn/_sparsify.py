@@ -1,9 +1,9 @@
-"""From any Flax NNX model to the same model with N:M kernels.
+"""`sparsify`: any Flax NNX model with N:M kernels.
 
-Candidates are the kernels of `nnx.Linear`, `LinearGeneral`, `Einsum` and
-`Conv` (hence of `MultiHeadAttention`) and of their subclasses, wherever they
-are nested. Not candidates: `nnx.Embed` (its rows are looked up, not
-contracted), LoRA's factors, `ConvTranspose`, normalisation layers.
+Candidates are the kernels of `nnx.Linear`, `LinearGeneral`, `Einsum` and `Conv`
+(hence of `MultiHeadAttention`) and of their subclasses at any depth. No
+candidates are `nnx.Embed` (its rows are looked up, not contracted), the factors
+of LoRA, `ConvTranspose` and normalization layers.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def masked_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
   The paths are those of the parameters that `split` gives.
 
   Args:
-    model: any NNX module, as from `sparsify`.
+    model: Any NNX module, for example from `sparsify`.
 
   >>> from figs_jax.nn import SparseLinear
   >>> masked_leaves(SparseLinear(8, 4, pattern="1:4", rngs=nnx.Rngs(0)))
@@ -150,11 +150,11 @@ def _axis(layer: nnx.Module) -> Any:
 
 
 def _candidates(model: nnx.Module) -> dict[str, list[Any]]:
-  """Kernel path -> the layers that hold this kernel (several when tied).
+  """Kernel path -> the layers that hold this kernel (several if tied).
 
   Raises:
-    ValueError: tied layers disagree on the group axis, or the kernel's first
-      place is not in a layer.
+    ValueError: If tied layers disagree on the group axis, or the first path of
+      a kernel is not in a layer.
   """
   places, layers = {}, []
   for path, node in nnx.iter_graph(model):
@@ -162,23 +162,23 @@ def _candidates(model: nnx.Module) -> dict[str, list[Any]]:
       places[id(node)] = path
     elif isinstance(node, DENSE_TYPES) and _axis(node) is not None:
       layers.append((path, node))
-  found: dict[str, list[Any]] = {}
+  groups: dict[str, list[Any]] = {}
   for path, layer in layers:
     place = places[id(layer.kernel)]
     name = "/".join(map(str, place))
-    group = found.setdefault(name, [])
+    group = groups.setdefault(name, [])
     if not group and place != (*path, "kernel"):
       raise ValueError(
         f"{'/'.join(map(str, path))}/kernel is first found at {name}, outside"
-        " of a layer; store it in the layer alone"
+        " a layer; store it only in the layer"
       )
     if group and _axis(group[0]) != _axis(layer):
       raise ValueError(
         f"{name} is shared by layers that contract axes {_axis(group[0])} and"
-        f" {_axis(layer)}: one mask cannot serve both; untie them"
+        f" {_axis(layer)}: one mask cannot serve both; untie the layers"
       )
     group.append(layer)
-  return found
+  return groups
 
 
 def _words(model: nnx.Module, layers: Mapping[str, list[Any]]) -> Any:
@@ -192,10 +192,9 @@ def _words(model: nnx.Module, layers: Mapping[str, list[Any]]) -> Any:
 
 
 def _become_sparse(layer: nnx.Module) -> None:
-  """Turns a layer of our own copy into its masked twin, in place.
+  """Turns a layer (of our own copy of the model) into a masked one, in place.
 
-  Changing the class keeps every container, and every place where the layer is
-  shared, as it is.
+  Changing the class leaves all containers and shared references as they are.
   """
   if isinstance(layer, Masked):
     return

@@ -1,4 +1,4 @@
-"""How the masked kernels of a model act: `with_flow`."""
+"""`with_flow`: how the masked kernels of a model act."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def with_flow(model: M, flow: Flow) -> M:
-  """The model with this flow in every masked layer; the input is untouched.
+  """Returns the model with this flow in every masked layer.
 
-  Masks and all arrays are shared with it. What an earlier flow had added is
-  taken away: `with_flow(model, Flow())` is a model without scales and streams.
+  The input stays as it is and shares all arrays with the result. Variables that
+  an earlier flow added are removed: `with_flow(model, Flow())` has no scales or
+  random streams of a flow.
 
-  * `flow.soft` gives every masked kernel a `Scale`, beta of the kernel and its
-    N:M mask at this moment (one per kernel of a stack, one for a tied kernel).
-  * `flow.mvue` gives every masked layer a `NeuralGradient` with a random
-    stream of its own, which starts from the layer's path: `reseed` restarts
-    it from a key.
+  * `flow.soft` gives every masked kernel a `Scale`: beta of the current kernel
+    and its N:M mask (one per kernel of a stack, one for a tied kernel).
+  * `flow.mvue` gives every masked layer a `NeuralGradient` with its own random
+    stream, seeded by the path of the layer; `reseed` restarts it from a key.
 
   Works on abstract arrays (`nnx.eval_shape`) and inside a trace.
 
   Args:
-    model: as from `sparsify`.
-    flow: gradient mode, soft kernels, pruned neural gradients.
+    model: Model, for example from `sparsify`.
+    flow: Gradient mode, soft kernels and pruning of neural gradients.
 
   >>> from figs_jax.nn import SparseLinear
   >>> model = SparseLinear(8, 4, pattern="1:4", rngs=nnx.Rngs(0))
@@ -77,7 +77,7 @@ def _abstract(layer: Masked) -> bool:
 def _scale(
   layer: Masked, pattern: NM, axis: Axis, lead: tuple[int, ...]
 ) -> Array | jax.ShapeDtypeStruct:
-  """beta of each kernel of the stack; abstract where the kernel is."""
+  """beta of each kernel of the stack; abstract if the kernel is."""
   if _abstract(layer):
     return jax.ShapeDtypeStruct(lead, jnp.float32)
 
@@ -92,7 +92,7 @@ def _scale(
 def _stream(
   pattern: NM, name: str, lead: tuple[int, ...], abstract: bool
 ) -> NeuralGradient:
-  """A stream that starts from the layer's name, one per layer of a stack."""
+  """A stream seeded by the name of the layer, one per layer of a stack."""
 
   def build() -> NeuralGradient:
     seed = zlib.crc32(name.encode())

@@ -1,4 +1,4 @@
-"""Multi-head attention whose four kernels each carry their own mask."""
+"""Multi-head attention with a mask of its own for each of the four kernels."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class Attention(nnx.Module):
   """softmax(q kᵀ / sqrt(d)) v with projections q, k, v, o (arXiv 1706.03762).
 
   Args:
-    dim: width of the input and of the output.
-    num_heads: divides `dim`.
-    patterns: one pattern for the four kernels, or a mapping from some of "q",
-      "k", "v", "o" to theirs. None is dense.
-    grad_mode: as in `Masked`.
-    qkv_bias: whether q, k and v have a bias; o always has one.
-    dropout: rate on the attention weights, in training mode.
-    dtype: of the computation; None promotes inputs and parameters. The softmax
-      is always taken in float32.
-    param_dtype: of the parameters.
-    kernel_init: of the four kernels.
-    rngs: streams `params` and, with dropout, `dropout`.
+    dim: Width of the input and of the output.
+    num_heads: Number of heads, a divisor of `dim`.
+    patterns: One pattern for all four kernels, or a mapping from "q", "k", "v"
+      and "o" to patterns; missing kernels and None are dense.
+    grad_mode: Gradient of pruned entries, see `core.flow`.
+    qkv_bias: Whether q, k and v have a bias; o always has one.
+    dropout: Dropout rate of the attention weights in training mode.
+    dtype: Dtype of the computation; None promotes inputs and parameters. The
+      softmax is always computed in float32.
+    param_dtype: Dtype of the parameters.
+    kernel_init: Initializer of the four kernels.
+    rngs: Random streams `params` and, with dropout, `dropout`.
 
   Raises:
-    ValueError: num_heads does not divide dim, an unknown part in `patterns`,
-      or an illegal pattern.
+    ValueError: If num_heads does not divide dim, or `patterns` has an unknown
+      key or an invalid pattern.
 
   >>> attention = Attention(8, 2, patterns={"q": "1:4"}, rngs=nnx.Rngs(0))
   >>> attention(jnp.ones((1, 5, 8))).shape
@@ -66,15 +66,15 @@ class Attention(nnx.Module):
   ):
     if num_heads < 1 or dim % num_heads:
       raise ValueError(
-        f"attention: {num_heads} heads do not divide the width {dim}; choose"
-        " a width that is a multiple of the number of heads"
+        f"Expected a width that is a multiple of num_heads={num_heads}, got"
+        f" dim={dim}"
       )
     if not isinstance(patterns, Mapping):
       patterns = dict.fromkeys(_PARTS, patterns)
     for part in patterns:
       if part not in _PARTS:
         raise ValueError(
-          f"attention has no kernel {part!r}: {nearest(part, _PARTS)}"
+          f"Unknown attention kernel {part!r}, {nearest(part, _PARTS)}"
         )
     self.dim, self.num_heads = dim, num_heads
     for part in _PARTS:
@@ -100,8 +100,9 @@ class Attention(nnx.Module):
     """Self-attention.
 
     Args:
-      x: the tokens.
-      mask: True = may be attended, broadcast to [batch, heads, query, key].
+      x: Tokens.
+      mask: Boolean mask, True = may be attended, broadcast to
+        [batch, heads, query, key].
     """
     q, k, v = (self._heads(part, x) for part in (self.q, self.k, self.v))
     if self.dropout.rate and not self.dropout.deterministic:
@@ -123,7 +124,7 @@ def _attend(
   mask: Bool[Array, "#batch #heads #tokens #tokens"] | None,
   dropout: nnx.Dropout,
 ) -> Float[Array, "batch tokens heads depth"]:
-  """What `jax.nn.dot_product_attention` computes, with dropped weights."""
+  """`jax.nn.dot_product_attention` with dropout of the weights."""
   logits = jnp.einsum(
     "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
   )

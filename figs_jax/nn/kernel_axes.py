@@ -1,7 +1,7 @@
 """How Flax lays out a kernel: its shape, and the axes that are contracted.
 
-Axes are negative, so that they stay right when a vmapped or scanned layer puts
-axes in front of its kernel.
+Axes are negative, so that they stay valid if a vmapped or scanned layer adds
+leading axes to its kernel.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ def kernel_shape(layer: nnx.Module) -> tuple[int, ...]:
 
 
 def contraction_axis(layer: nnx.Module) -> Axis | None:
-  """The kernel's contracted axes: one int, a tuple if several, None if none.
+  """The contracted axes of the kernel: an int, a tuple if several, or None.
 
-  Linear and Conv: -2, the input features. LinearGeneral: its input features.
-  Einsum: the kernel's letters that occur in the input and not in the output.
+  Linear and Conv: -2, the input features. LinearGeneral: the input features.
+  Einsum: the letters of the kernel that occur in the input and not in the
+  output.
 
   >>> contraction_axis(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
   -2
@@ -59,18 +60,22 @@ def contraction_axis(layer: nnx.Module) -> Axis | None:
 
 
 def einsum_axis(equation: str | None, rank: int) -> Axis | None:
-  """The contracted axes of an einsum's second operand of that rank.
+  """The contracted axes of the second operand of an einsum.
+
+  Args:
+    equation: Einsum equation, as in `nnx.Einsum`.
+    rank: Rank of the second operand.
 
   Raises:
-    ValueError: there is no equation.
+    ValueError: If the equation is None.
 
   >>> einsum_axis("...hd,hdo->...o", 3)
   (-3, -2)
   """
   if not isinstance(equation, str):
     raise ValueError(
-      f"Einsum with einsum_str={equation!r}: its contracted axes are unknown"
-      " before the call; give einsum_str to the constructor"
+      f"Expected einsum_str in the constructor of Einsum, got {equation!r}: the"
+      " contracted axes must be known before the call"
     )
   operands, output = equation.replace(" ", "").split("->")
   inputs, kernel = operands.split(",")
@@ -88,13 +93,14 @@ def einsum_axis(equation: str | None, rank: int) -> Axis | None:
 
 
 def token_axes(layer: nnx.Module, ndim: int) -> tuple[int, ...]:
-  """The output's axes that its kernel lacks: those the weight gradient sums.
+  """The output axes that the weight gradient sums over.
 
-  Batch and tokens for a product, batch and places for a convolution.
+  These are batch and tokens for a product, batch and positions for a
+  convolution.
 
   Args:
-    layer: of one of the dense types.
-    ndim: of the layer's output.
+    layer: Layer of one of the dense types.
+    ndim: Rank of the output of the layer.
 
   >>> token_axes(nnx.Linear(8, 4, rngs=nnx.Rngs(0)), 3)
   (0, 1)
@@ -107,7 +113,7 @@ def token_axes(layer: nnx.Module, ndim: int) -> tuple[int, ...]:
     operands, output = str(layer.einsum_str).replace(" ", "").split("->")
     kernel = operands.split(",")[1]
     before, dots, after = output.partition("...")
-    # One letter per axis: those of the dots are the kernel's, or no one's.
+    # One letter per axis; "." for the axes of "..." if the kernel has them.
     inner = ("." if "..." in kernel else " ") * (ndim - len(before + after))
     letters = before + inner + after if dots else output
     return tuple(i for i, c in enumerate(letters) if c not in kernel)
@@ -115,10 +121,10 @@ def token_axes(layer: nnx.Module, ndim: int) -> tuple[int, ...]:
 
 
 def stacked_shape(layer: Any, path: str) -> tuple[int, ...]:
-  """The axes that a transform put before the kernel; () for a plain layer.
+  """The leading axes that a transform added to the kernel; () if none.
 
   Raises:
-    ValueError: the kernel was stacked along another than the leading axes.
+    ValueError: If the kernel was stacked along other axes.
   """
   shape, plain = tuple(layer.kernel.shape), kernel_shape(layer)
   if len(shape) == len(plain):
@@ -126,8 +132,8 @@ def stacked_shape(layer: Any, path: str) -> tuple[int, ...]:
   lead = len(shape) - len(plain)
   if lead < 0 or shape[lead:] != plain:
     raise ValueError(
-      f"{path}: kernel of shape {shape} in a layer built for {plain}; stack"
-      " layers along leading axes (out_axes=0) so that groups stay in place"
+      f"{path}: expected a kernel of shape {plain} with leading axes, got"
+      f" {shape}; stack layers along leading axes (out_axes=0)"
     )
   return shape[:lead]
 
@@ -141,5 +147,5 @@ def _one_or_many(axes: tuple[int, ...]) -> Axis | None:
 def _unknown(layer: nnx.Module) -> ValueError:
   names = ", ".join(f"nnx.{kind.__name__}" for kind in DENSE_TYPES)
   return ValueError(
-    f"{type(layer).__name__} has no kernel that can be masked: use {names}"
+    f"{type(layer).__name__} has no kernel that can be masked: expected {names}"
   )

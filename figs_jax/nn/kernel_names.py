@@ -1,8 +1,7 @@
-"""What the rules' words mean in a model that does not say so itself.
+"""The words of rules for a model class without `words` of its own.
 
-The names are those that Flax, timm, Hugging Face and T5 give their layers. A
-model whose names differ sets a class attribute `words`, or is addressed by
-path regexes.
+The table has the layer names of Flax, timm, Hugging Face and T5. For other
+names set a class attribute `words`, or write path regexes.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ def foreign_words(convolutions: Iterable[str] = ()) -> dict[str, str]:
   """Word -> path regex for common layer names.
 
   Args:
-    convolutions: the kernel paths of convolution layers, which are known by
-      their type; without one the word `conv` is not offered.
+    convolutions: Kernel paths of the convolution layers, for the word `conv`.
 
   >>> import re
   >>> bool(re.fullmatch(foreign_words()["q"], "layers/3/attn/q_proj/kernel"))
@@ -39,7 +37,7 @@ def foreign_words(convolutions: Iterable[str] = ()) -> dict[str, str]:
   words = {
     "ff": (
       rf"{_ANY}{_FF_BLOCKS}/(?:.*/)?kernel|{_leaf(_FF_LAYERS)}"
-      # T5 ends its feed-forward block with `wo`, others their attention.
+      # `wo` ends the feed-forward block of T5, but the attention elsewhere.
       rf"|(?!{_ANY}{_ATTENTION}/){_leaf('wo')}"
     ),
     "q": _leaf(r"q|query|q_proj|query_proj|wq|to_q|linear_q"),

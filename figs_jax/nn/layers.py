@@ -1,9 +1,9 @@
 """Layers whose kernel may carry an N:M mask.
 
-`SparseLinear(..., pattern=None)` is `nnx.Linear`, without a mask. With a
-pattern the layer holds a mask and a leak beside its kernel, and its forward
-pass is upstream's own, run on the effective kernel of `core.flow`; so every
-option of the upstream layer keeps its meaning.
+`SparseLinear(..., pattern=None)` is `nnx.Linear`. With a pattern the layer
+holds a mask and a leak beside its kernel. Its forward pass is that of the Flax
+layer on the effective kernel of `core.flow`, so every option of the Flax layer
+keeps its meaning.
 """
 
 from __future__ import annotations
@@ -37,29 +37,30 @@ from figs_jax.nn.variables import Leak, Mask, Scale, placement
 
 
 class Masked(nnx.Module):
-  """Gives the dense layer that follows it in the class's bases its mask.
+  """Adds a mask to the dense layer that follows in the bases of the class.
 
   Attributes:
-    pattern: N:M, or None for an ordinary layer (static).
-    group_axis: the kernel axes on which the groups lie, negative (static).
-    flow: how the masked kernel acts (static); `nn.with_flow` changes it.
-    kernel_mask: `Mask`; only with a pattern. It starts as the N:M mask of
+    pattern: `NM`, or None for an ordinary layer (static).
+    group_axis: Kernel axes of the groups, negative (static).
+    flow: `Flow` of the masked kernel (static), see `nn.with_flow`.
+    kernel_mask: `Mask`; only with a pattern. Starts as the N:M mask of
       |kernel|.
-    leak: `Leak`; only with a pattern. It starts at 0.
+    leak: `Leak`; only with a pattern. Starts at 0.
     scale: `Scale`; only with a pattern and a soft flow.
     neural_gradient: `NeuralGradient`; only with a pattern and a flow that
       prunes the neural gradient.
 
   Args:
-    *args: of the dense layer.
-    pattern: an `NM`, or text such as "1:8"; None (or n = m) is dense.
-    group_axis: default: the contracted axes. A tuple is flattened in order.
+    *args: Arguments of the dense layer.
+    pattern: `NM` or text such as "1:8"; None (or n = m) is dense.
+    group_axis: Kernel axes of the groups; a tuple is flattened in order.
+      Defaults to the contracted axes.
     grad_mode: `ste`, `damped` or `masked`, see `core.flow`.
-    **kwargs: of the dense layer.
+    **kwargs: Arguments of the dense layer.
 
   Raises:
-    ValueError: an illegal pattern or grad_mode, or a group axis whose length
-      m does not divide.
+    ValueError: If pattern or grad_mode is invalid, or m does not divide the
+      length of the group axis.
   """
 
   dense_type: ClassVar[type[nnx.Module]]
@@ -85,14 +86,14 @@ class Masked(nnx.Module):
     set_pattern(self, pattern, grad_mode)
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    """The dense layer's own call, with the effective kernel."""
+    """The call of the dense layer with the effective kernel."""
     if self.pattern is None:
       return super().__call__(*args, **kwargs)
     kernel = self.effective_kernel()
     pruned = getattr(self, "neural_gradient", None)
     if pruned is None or pruned.deterministic:
       return _dense(self, kernel)(*args, **kwargs)
-    # Taken before the call, so that both see the same random streams.
+    # Copied before the call, so that both have the same random streams.
     branch = _dense(constant_layer(self), kernel)
     out = _dense(self, jax.lax.stop_gradient(kernel))(*args, **kwargs)
     args, kwargs = constant((args, kwargs))
@@ -100,11 +101,11 @@ class Masked(nnx.Module):
 
   @property
   def grad_mode(self) -> GradMode:
-    """What pruned entries get in the backward pass."""
+    """The gradient mode of pruned entries."""
     return self.flow.grad_mode
 
   def effective_kernel(self) -> Float[Array, "*shape"]:
-    """w * (m + D * not m), or its soft kin, with the layer's gradient rule."""
+    """w * (m + D * not m) or the soft kernel, with its gradient rule."""
     kernel = self.kernel[...]
     if self.pattern is None:
       return kernel
@@ -118,7 +119,7 @@ class Masked(nnx.Module):
 class SparseLinear(Masked, nnx.Linear):
   """`nnx.Linear` with a mask; groups lie on the input features.
 
-  Args: those of `nnx.Linear` and of `Masked`.
+  The arguments are those of `nnx.Linear` and `Masked`.
 
   >>> layer = SparseLinear(8, 4, pattern="1:4", rngs=nnx.Rngs(0))
   >>> layer.kernel_mask.shape, int(layer.kernel_mask[...].sum())
@@ -153,15 +154,15 @@ class SparseEinsum(Masked, nnx.Einsum):
 
   def __init__(self, einsum_str: str | None, *args: Any, **kwargs: Any):
     if einsum_str is None:
-      einsum_axis(None, 0)  # raises; upstream's own message says nothing
+      einsum_axis(None, 0)  # raises a clearer message than Flax
     super().__init__(einsum_str, *args, **kwargs)
 
 
 class SparseConv(Masked, nnx.Conv):
   """`nnx.Conv` with a mask; groups lie on the input features.
 
-  A convolution whose stride is its kernel size is one matrix product; give it
-  `group_axis=(-4, -3, -2)` to group along that product's whole contraction.
+  A convolution with stride equal to kernel size is one matrix product; use
+  `group_axis=(-4, -3, -2)` to group along its whole contraction.
 
   >>> layer = SparseConv(4, 8, (3, 3), pattern="2:4", rngs=nnx.Rngs(0))
   >>> layer.kernel_mask.shape
@@ -179,7 +180,7 @@ _SPARSE_TYPES: dict[type, type[Masked]] = {
 
 @functools.cache
 def sparse_type(dense_type: type[nnx.Module]) -> type[Masked]:
-  """The masked twin of a layer class; made on demand for a subclass.
+  """The masked version of a layer class; made on demand for a subclass.
 
   >>> sparse_type(nnx.Linear)
   <class 'figs_jax.nn.layers.SparseLinear'>
@@ -199,19 +200,20 @@ def set_pattern(
   shared: tuple[Mask, Leak] | None = None,
   path: str | None = None,
 ) -> None:
-  """Gives the layer, in place, the mask of a pattern; None takes it away.
+  """Gives the layer the mask of a pattern, in place; None removes the mask.
 
-  The layer's flow becomes a plain one of that gradient mode.
+  The layer gets a plain flow with this gradient mode.
 
   Args:
-    layer: its `group_axis` is set, or None for the contracted axes.
-    pattern: as in `Masked`.
-    grad_mode: as in `Masked`.
-    shared: the variables of a layer that holds the same kernel.
-    path: names the layer in error messages.
+    layer: Layer with `group_axis` set, or None for the contracted axes.
+    pattern: `NM` or text such as "1:8"; None (or n = m) is dense.
+    grad_mode: `ste`, `damped` or `masked`, see `core.flow`.
+    shared: Mask and leak of a layer that holds the same kernel.
+    path: Path of the layer in error messages.
 
   Raises:
-    ValueError: as in `Masked`.
+    ValueError: If pattern or grad_mode is invalid, or m does not divide the
+      length of the group axis.
   """
   flow = Flow(grad_mode)
   nm = None if pattern is None else NM.parse(pattern)
@@ -229,7 +231,7 @@ def set_pattern(
   axis = layer.group_axis
   if axis is None:
     raise ValueError(
-      f"{path}: no axis of the kernel is contracted, so {nm} has no groups;"
+      f"{path}: expected a contracted axis for the groups of {nm}, got none;"
       " pass group_axis= or pattern=None"
     )
   lead = stacked_shape(layer, path)
@@ -240,8 +242,8 @@ def set_pattern(
 
 
 def _dense(layer: Masked, kernel: Float[Array, "*shape"]) -> Any:
-  """The upstream layer over the same attributes, with this kernel."""
-  # A second object: nothing is written to the first.
+  """The dense layer with the same attributes, but this kernel."""
+  # A second object, so that the first stays unchanged.
   view = object.__new__(layer.dense_type)
   vars(view).update(vars(layer))
   object.__setattr__(view, "kernel", layer.kernel.replace(kernel))
@@ -251,7 +253,7 @@ def _dense(layer: Masked, kernel: Float[Array, "*shape"]) -> Any:
 def _variables(
   kernel: nnx.Variable, pattern: NM, axis: Axis, lead: tuple[int, ...]
 ) -> tuple[Mask, Leak]:
-  """Mask and leak; abstract (shape and dtype) where the kernel is."""
+  """Mask and leak; abstract (shape and dtype) if the kernel is."""
   weights = kernel.get_raw_value()
   if isinstance(weights, jax.ShapeDtypeStruct):
     mask = jax.ShapeDtypeStruct(

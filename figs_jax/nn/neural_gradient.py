@@ -1,13 +1,13 @@
-"""The gradient of a layer's output, pruned before the weight gradient.
+"""Pruning of a layer's output gradient before the weight gradient.
 
 The weight gradient of a layer is a product over tokens of its input with dy,
-the gradient of its output. With dy pruned to N:M along the tokens, unbiased
-and at random (`core.mvue`, arXiv 2203.10991), that product is sparse and still
-right on average. The gradients of input and bias take dy itself.
+the gradient of its output. If dy is pruned to N:M along the tokens, at random
+and without bias (`core.mvue`, arXiv 2203.10991), that product is sparse and
+correct on average. The gradients of input and bias use dy itself.
 
-A layer therefore runs twice: as it is, without a gradient for the kernel, and
-once more for the kernel's gradient alone. Under jit nothing is computed twice,
-since nobody reads the second output.
+Therefore a layer runs twice: once without a gradient for the kernel, and once
+only for the gradient of the kernel. Under jit nothing is computed twice, since
+the second output is not used.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ T = TypeVar("T")
 
 
 class NeuralGradient(nnx.Module):
-  """Prunes the gradient that its second argument gets, as Dropout draws.
+  """Prunes the gradient of its second argument at random.
 
-  Every call takes a new key from the stream, which `reseed` restarts. In
-  evaluation mode (`model.eval()`) nothing is drawn or pruned.
+  Like Dropout, every call takes a new key from the stream, which `reseed`
+  restarts. In evaluation mode (`model.eval()`) nothing is drawn or pruned.
 
   Attributes:
-    pattern: N:M along the tokens (static).
-    rngs: the random stream.
-    deterministic: whether pruning is off (static).
+    pattern: Pattern along the tokens (static).
+    rngs: Random stream.
+    deterministic: Whether pruning is off (static).
 
   Args:
-    pattern: as above.
-    key: of the stream; one per layer for stacked ones.
+    pattern: Pattern along the tokens.
+    key: Key of the stream, or one key per layer of a stack.
   """
 
   def __init__(self, pattern: NM, key: Array):
@@ -56,12 +56,12 @@ class NeuralGradient(nnx.Module):
     weight_out: Float[Array, "*shape"],
     tokens: tuple[int, ...],
   ) -> Float[Array, "*shape"]:
-    """`out`, whose gradient dy reaches `weight_out` as mvue(dy).
+    """Returns `out`; its gradient dy reaches `weight_out` as mvue(dy).
 
     Args:
-      out: the layer's output, constant in the kernel.
-      weight_out: the same output, constant in everything but the kernel.
-      tokens: the axes along which groups lie, flattened in order.
+      out: Output of the layer, constant in the kernel.
+      weight_out: Same output, constant in everything but the kernel.
+      tokens: Axes of the groups, flattened in order.
     """
     return _fork(self.pattern, tokens, self.rngs(), out, weight_out)
 
@@ -73,13 +73,13 @@ class NeuralGradient(nnx.Module):
 
 
 def constant_layer(layer: M) -> M:
-  """A copy of the layer with variables of its own and no gradient."""
+  """A copy of the layer with its own variables and no gradient."""
   graphdef, state = nnx.split(layer)
   return nnx.merge(graphdef, constant(state))
 
 
 def constant(tree: T) -> T:
-  """The tree with every array in it cut off from the gradient."""
+  """The tree with `stop_gradient` on every array."""
   return jax.tree.map(
     lambda x: (
       jax.lax.stop_gradient(x) if isinstance(x, (Array, np.ndarray)) else x
@@ -94,7 +94,7 @@ def pruned_tokens(
   pattern: NM,
   tokens: tuple[int, ...],
 ) -> Float[Array, "*shape"]:
-  """mvue along the flattened token axes, which zeros fill up to whole groups.
+  """mvue along the flattened token axes, padded with zeros to whole groups.
 
   >>> dy = jnp.ones((3, 1, 2))
   >>> out = pruned_tokens(jax.random.key(0), dy, NM(1, 3), (0, 1))

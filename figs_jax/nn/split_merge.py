@@ -1,9 +1,9 @@
-"""A model as pure dictionaries, and back: the way through jit, grad and vmap.
+"""Splits a model into dictionaries of arrays, and merges them again.
 
-`split` gives nested dicts of arrays, keyed alike for parameters and masks.
-`merge` rebuilds the model from them inside any trace; its variables belong to
-that trace, so batch statistics and random streams may be updated there and
-read back with another `split`.
+`split` returns nested dicts of arrays with the same keys for parameters and
+masks, for use under jit, grad and vmap. `merge` rebuilds the model from them
+inside any trace. Its variables belong to that trace, so batch statistics and
+random streams may be updated there and read with another `split`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Tree = dict[Any, Any]
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef[Any], Tree, Tree, Tree]:
-  """(graphdef, params, masks, rest) as nested dicts; nothing is copied.
+  """Splits a model into (graphdef, params, masks, rest) without copies.
 
   Args:
-    model: any NNX model, sparse or not.
+    model: Any NNX model, sparse or not.
 
   Returns:
-    Four things. graphdef is static and hashable. params holds arrays by path,
-    as in `params["blocks"][0]["attn"]["q"]["kernel"]`. masks is shaped like
-    params: a Bool array at every masked kernel, None elsewhere. rest holds
-    every other variable (batch statistics, random streams). The leak is in
-    none of them: it is a function of the step, given to `merge`.
+    `graphdef` is static and hashable. `params` holds arrays by path, as in
+    `params["blocks"][0]["attn"]["q"]["kernel"]`. `masks` is structured like
+    params, with a Boolean array at every masked kernel and None elsewhere.
+    `rest` holds all other variables (batch statistics, random streams). The
+    leak is not included: it is a function of the step, passed to `merge`.
 
   >>> from figs_jax.nn import SparseLinear
   >>> model = SparseLinear(4, 2, pattern="1:4", rngs=nnx.Rngs(0))
@@ -58,11 +58,14 @@ def merge(
   leak: Float[Array, ""] | float,
   rest: Tree,
 ) -> Any:
-  """The model of `split`, with these arrays and this leak in every layer.
+  """The inverse of `split`, with this leak in every masked layer.
 
   Args:
-    graphdef, params, masks, rest: as `split` gave them, or new values.
-    leak: scalar D; masked layers run on w * (m + D * not m).
+    graphdef: Static part of the model, from `split`.
+    params: Parameters, structured as those of `split`.
+    masks: Masks, structured as those of `split`.
+    leak: Scalar D; masked layers use w * (m + D * not m).
+    rest: Other variables, structured as those of `split`.
 
   >>> from figs_jax.nn import SparseLinear
   >>> model = SparseLinear(4, 2, pattern="1:4", rngs=nnx.Rngs(0))
@@ -84,14 +87,14 @@ def merge(
 
 
 def reseed(rest: Tree, key: Array) -> Tree:
-  """`rest` with every random stream restarted from `key` and its own path.
+  """Restarts every random stream in `rest` from `key` and its own path.
 
-  So dropout becomes a pure function of the key: fold the step into it. Each
-  stream keeps its shape and its kind of generator.
+  Dropout becomes a pure function of the key, for example with the step folded
+  into it. Each stream keeps its shape and its generator.
 
   Args:
-    rest: from `split`.
-    key: a typed key, as from `jax.random.key`.
+    rest: Other variables, from `split`.
+    key: Typed key, as from `jax.random.key`.
 
   >>> model = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
   >>> graphdef, _, _, rest = split(model)
@@ -113,18 +116,18 @@ def reseed(rest: Tree, key: Array) -> Tree:
 
 
 def scales(rest: Tree, masks: Any) -> Tree:
-  """S-STE's scales as a tree of the masks' shape, None where there is none.
+  """S-STE's scales as a tree structured like the masks, None if there is none.
 
   Args:
-    rest: of `split`.
-    masks: of the same `split`.
+    rest: Other variables, from `split`.
+    masks: Masks from the same `split`.
 
   >>> from figs_jax.core import Flow
   >>> from figs_jax.nn import SparseLinear, with_flow
   >>> model = SparseLinear(4, 2, pattern="1:4", rngs=nnx.Rngs(0))
   >>> _, _, masks, rest = split(with_flow(model, Flow(soft=True)))
-  >>> found = scales(rest, masks)
-  >>> found["bias"], found["kernel"].shape
+  >>> betas = scales(rest, masks)
+  >>> betas["bias"], betas["kernel"].shape
   (None, ())
   """
   return {
@@ -142,7 +145,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _key_like(stream: Array, key: Array, name: str) -> Array:
-  """A key of the stream's shape and generator, from `key` and a name."""
+  """A key with the shape and generator of a stream, from `key` and a name."""
   new = jax.random.fold_in(key, zlib.crc32(name.encode()))
   if new.dtype != stream.dtype:
     seed = jax.random.bits(new, dtype=jnp.uint32)
@@ -151,7 +154,7 @@ def _key_like(stream: Array, key: Array, name: str) -> Array:
 
 
 def _beside(params: Any, masks: Tree) -> Any:
-  """The masks as a tree of the parameters' shape, None where there is none."""
+  """The masks as a tree structured like the parameters, None elsewhere."""
   return {
     name: _beside(child, masks.get(name, {}))
     if isinstance(child, dict)
@@ -162,10 +165,10 @@ def _beside(params: Any, masks: Tree) -> Any:
 
 def _variables(masks: Any, leak: Array) -> Tree:
   """The inverse of `_beside`, with a leak beside every mask."""
-  found: Tree = {}
+  variables: Tree = {}
   for name, child in masks.items():
     if isinstance(child, dict):
-      found[name] = _variables(child, leak)
+      variables[name] = _variables(child, leak)
     elif child is not None:
-      found |= {"kernel_mask": child, "leak": leak}
-  return found
+      variables |= {"kernel_mask": child, "leak": leak}
+  return variables

@@ -1,4 +1,4 @@
-"""The variables that a masked layer carries beside its kernel."""
+"""The variables that a masked layer holds beside its kernel."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ _PLACEMENT = ("out_sharding", "sharding_rules", "mesh", "eager_sharding")
 
 
 class Mask(nnx.Variable):
-  """Bool, of the kernel's shape; True = kept."""
+  """Boolean mask of the kernel's shape; True = kept."""
 
 
 class Leak(nnx.Variable):
-  """float32, the share D in [0, 1] that pruned entries keep; 0 = hard mask.
+  """Factor D in [0, 1] on pruned entries, float32; 0 is a hard mask.
 
-  A scalar, with one leading axis more for every leading axis that the kernel
-  of a stacked (vmapped or scanned) layer has.
+  A scalar, or one value per layer of a stack (vmapped or scanned layers).
   """
 
 
 class Scale(nnx.Variable):
-  """float32, the factor beta of a soft kernel; fixed when it is given.
+  """Factor beta of a soft kernel, float32, fixed when it is created.
 
-  Shaped as the leak is.
+  Shaped like the leak.
   """
 
 
 def placement(kernel: nnx.Variable) -> dict[str, Any]:
-  """The kernel's sharding metadata, which its mask has to share."""
+  """The sharding metadata of the kernel, which its mask shares."""
   metadata = kernel.get_metadata()
   return {key: metadata[key] for key in _PLACEMENT if key in metadata}

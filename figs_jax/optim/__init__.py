@@ -1,6 +1,6 @@
 """Optax transforms that read `masks=`: a tree like the params, None at dense.
 
-They work on any pytree of parameters, with or without this package's layers.
+They work on any pytree of parameters, with or without the layers of figs_jax.
 """
 
 from figs_jax.optim._decay_pruned import DecayPrunedState, decay_pruned

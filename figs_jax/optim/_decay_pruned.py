@@ -1,4 +1,4 @@
-"""SR-STE's term: pruned weights are pulled towards zero."""
+"""SR-STE's term, which pulls pruned weights towards zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODES: tuple[str, ...] = get_args(Mode)
 
 
 class DecayPrunedState(NamedTuple):
-  """State of `decay_pruned`: updates seen so far, an int32 scalar."""
+  """State of `decay_pruned`: the number of updates, an int32 scalar."""
 
   count: Array
 
@@ -27,38 +27,38 @@ def decay_pruned(
 ) -> optax.GradientTransformationExtraArgs:
   """Adds λ(t) * not m * w to the updates (Zhou et al., arXiv 2102.04010).
 
-  The arithmetic is the same in both modes. `mode` states the place in the
-  chain, which is what decides the method under Adam:
+  The arithmetic is the same in both modes. `mode` states the position in the
+  chain, which determines the method under Adam:
 
   * `into_grad`: after unscaling and clipping, before the moments. The term goes
-    through Adam's normalisation, as in SR-STE with L2-style decay:
+    through Adam's normalization, as in SR-STE with L2-style decay:
     `chain(clip, decay_pruned(2e-4), adamw(lr))`.
   * `decoupled`: after the moments, before the learning rate, like AdamW's
     weight decay, so that w -= lr * λ * not m * w:
     `chain(scale_by_adam(), decay_pruned(2e-4, "decoupled"),
     scale_by_learning_rate(lr))`.
 
-  Before the unscaling of a mixed-precision loss λ would shrink by the loss
-  scale; do not put it there. The third place of the term, inside the backward
-  pass as in the original, is the `decay` argument of `core.flow`: it comes
-  before clipping by nature, and under loss scaling needs λ times the scale.
+  Do not put it before the unscaling of a mixed-precision loss, which would
+  divide λ by the loss scale. A third position, inside the backward pass as in
+  the paper, is the `decay` argument of `core.flow`; it is always before
+  clipping, and under loss scaling needs λ times the scale.
 
   The annealed decay of arXiv 2407.20584, λ(t) = α t up to T0 and constant
   after, is `decay_pruned(α * T0, schedule=optax.linear_schedule(0., 1., T0))`.
 
   Args:
-    weight: λ, at least 0; a number, or a scalar array under
+    weight: Factor λ, at least 0: a number, or a scalar array under
       `optax.inject_hyperparams`.
-    mode: `into_grad` or `decoupled`, the place this instance is meant for.
-    schedule: step -> factor on λ; None is 1. Its step counts updates from 0.
+    mode: `into_grad` or `decoupled`, the intended position in the chain.
+    schedule: Function from the number of updates to a factor on λ; None is 1.
 
   Returns:
-    A transform whose `update(updates, state, params, *, masks)` needs the
-    params and the masks. A leaf without a mask passes through; dtypes stay.
+    A transform with `update(updates, state, params, *, masks)`, which requires
+    params and masks. Leaves without a mask pass through; dtypes stay.
 
   Raises:
-    ValueError: λ is negative or `mode` unknown; on update, `masks=` or the
-      params are missing.
+    ValueError: If λ is negative or `mode` is unknown; on update, if `masks=` or
+      the params are missing.
 
   >>> tx = decay_pruned(0.5)
   >>> w, masks = {"w": jnp.array([2., 4.])}, {"w": jnp.array([True, False])}
@@ -68,11 +68,13 @@ def decay_pruned(
   """
   if mode not in MODES:
     raise ValueError(
-      f"decay_pruned: mode {mode!r} is unknown: use {' or '.join(MODES)}"
+      f"decay_pruned: unknown mode {mode!r}. Known: {', '.join(MODES)}"
     )
   # An array comes from inject_hyperparams and may be traced.
   if not isinstance(weight, Array) and not weight >= 0:
-    raise ValueError(f"decay_pruned: weight {weight!r} must be at least 0")
+    raise ValueError(
+      f"decay_pruned: expected a weight of at least 0, got {weight!r}"
+    )
 
   def init(params: Any) -> DecayPrunedState:
     del params
@@ -83,8 +85,8 @@ def decay_pruned(
     masks = aligned(masks, updates, "decay_pruned")
     if params is None:
       raise ValueError(
-        "decay_pruned pulls the weights, so tx.update(grads, opt_state,"
-        " params, masks=masks) must get the params"
+        "decay_pruned needs the params: call tx.update(grads, opt_state,"
+        " params, masks=masks)"
       )
     scale = weight if schedule is None else weight * schedule(state.count)
 

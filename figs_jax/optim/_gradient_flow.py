@@ -1,4 +1,4 @@
-"""Progressive gradient flow as a transform: pruned entries learn less."""
+"""Decaying gradient flow as a transform: smaller updates of pruned entries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from figs_jax.optim.masked import MISSING, Scalar, aligned, map_leaves
 
 
 class GradientFlowState(NamedTuple):
-  """State of `gradient_flow`: updates seen so far, an int32 scalar."""
+  """State of `gradient_flow`: the number of updates, an int32 scalar."""
 
   count: Array
 
@@ -22,21 +22,22 @@ def gradient_flow(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the updates of pruned entries by D: u * (m + D * not m).
 
-  The decaying gradient flow of arXiv 2402.04744 without its layers: put it
-  first in the chain and apply the masks to the weights in any way. (Layers that
-  use `flow` with grad mode `damped` do this in their backward pass already.)
-  At D = 0 a pruned entry gets exactly 0, whatever its gradient was.
+  This is the decaying gradient flow of arXiv 2402.04744 for weights that are
+  masked in any way. Put it first in the chain. (Layers that use `flow` with
+  grad mode `damped` do the same in their backward pass.) At D = 0 a pruned
+  entry gets exactly 0, even if its gradient is NaN.
 
   Args:
-    decay: D in [0, 1], a number or (under `optax.inject_hyperparams`) a scalar
-      array, or a schedule step -> D; steps count updates from 0.
+    decay: Factor D in [0, 1]: a number, a scalar array (under
+      `optax.inject_hyperparams`), or a function of the number of updates.
 
   Returns:
-    A transform whose `update(updates, state, params=None, *, masks)` needs the
-    masks. A leaf without a mask passes through; dtypes stay.
+    A transform with `update(updates, state, params=None, *, masks)`, which
+    requires the masks. Leaves without a mask pass through; dtypes stay.
 
   Raises:
-    ValueError: D is a number outside [0, 1]; on update, `masks=` is missing.
+    ValueError: If D is a number outside [0, 1]; on update, if `masks=` is
+      missing.
 
   >>> tx = gradient_flow(lambda step: 1.0 / (1 + step))
   >>> masks = {"w": jnp.array([True, False]), "b": None}
@@ -51,7 +52,7 @@ def gradient_flow(
   number = not callable(decay) and not isinstance(decay, Array)
   if number and not 0 <= decay <= 1:
     raise ValueError(
-      f"gradient_flow: decay {decay!r} must lie in [0, 1], or be a schedule"
+      f"gradient_flow: expected a decay in [0, 1] or a schedule, got {decay!r}"
     )
 
   def init(params: Any) -> GradientFlowState:

@@ -1,4 +1,4 @@
-"""What becomes of an optimizer's moments where a weight is pruned."""
+"""The moments of an optimizer at pruned entries."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ MODES = ("zero", "keep", "reset")
 
 
 class MaskMomentsState(NamedTuple):
-  """State of `mask_moments`: the inner one and, for `reset`, the last masks.
+  """State of `mask_moments`.
 
-  previous: Booleans shaped like the params, one byte per parameter (of dense
-  leaves too: which leaves have masks is known on update only); None otherwise.
+  Attributes:
+    inner: State of the inner transform.
+    previous: Last masks in mode `reset`, else None. Shaped like the params, one
+      byte per parameter (including dense leaves, since masks are only known on
+      update).
   """
 
   inner: Any
@@ -35,38 +38,39 @@ class MaskMomentsState(NamedTuple):
 def mask_moments(
   inner: optax.GradientTransformation, mode: str = "zero"
 ) -> optax.GradientTransformationExtraArgs:
-  """Wraps an optimizer and rules the moments of pruned entries.
+  """Wraps an optimizer and controls the moments of pruned entries.
 
-  * `zero`: they are 0 after every update, so an entry that comes back starts
-    anew, and what a pruned entry's gradients were does not matter.
-  * `keep`: they are left to `inner`.
-  * `reset`: those of an entry whose mask bit has changed since the last update,
-    in either direction, are set to 0 once, before `inner` sees this gradient.
-    Before the first update everything counts as kept.
+  * `zero`: the moments are 0 after every update. An entry that returns starts
+    anew, and the gradients of a pruned entry have no effect.
+  * `keep`: the moments are left to `inner`.
+  * `reset`: if the mask bit of an entry has changed since the last update, in
+    either direction, its moments are set to 0 once, before `inner` receives the
+    gradient. Before the first update all entries count as kept.
 
-  Moments are the leaves of `inner`'s state that sit in a tree structured like
-  the params and have their parameter's shape, wherever `chain`, `masked`,
-  `partition`, `inject_hyperparams` or `MultiSteps` have put them. Counts and
-  factored moments (Adafactor's rows and columns) are none. A copy of the
-  weights is one: wrap the moments only where an optimizer keeps such a copy
-  (`optax.contrib.schedule_free`, Prodigy, DoG).
+  Moments are the leaves of the state of `inner` that belong to a tree
+  structured like the params and have the shape of their parameter, also inside
+  `chain`, `masked`, `partition`, `inject_hyperparams` or `MultiSteps`. Counts
+  and factored moments (Adafactor's rows and columns) do not match. A copy of
+  the weights does: if an optimizer keeps one (`optax.contrib.schedule_free`,
+  Prodigy, DoG), wrap only the part that has the moments.
 
-  Adam's bias correction has one count for all entries, so it does not start
-  anew: an entry that returns late with zero moments and gradient g takes a
-  first step of lr * (1 - b1) / sqrt(1 - b2) in the direction of g, 3.16 lr with
-  .9 and .999 (an entry that never left takes about lr).
+  Adam's bias correction has one count for all entries and does not start anew.
+  An entry that returns late with zero moments and gradient g takes a first step
+  of lr * (1 - b1) / sqrt(1 - b2) in the direction of g, 3.16 lr for .9 and .999
+  (an entry that was always kept takes about lr).
 
   Args:
-    inner: any transform; `masks=` is passed on to it if it reads them.
+    inner: Any transform; it receives `masks=` as well.
     mode: `zero`, `keep` or `reset`.
 
   Returns:
-    A transform whose `update(updates, state, params=None, *, masks)` needs the
-    masks. Updates are those of `inner`: see `mask_updates` for these.
+    A transform with `update(updates, state, params=None, *, masks)`, which
+    requires the masks. The updates are those of `inner`, see `mask_updates`.
 
   Raises:
-    ValueError: an unknown mode; on init, when `inner` keeps no moments, or is
-      STEP's Adam, whose second moment is frozen; on update, without `masks=`.
+    ValueError: If the mode is unknown; on init, if `inner` has no moments, or
+      is STEP's Adam, whose second moment is frozen; on update, if `masks=` is
+      missing.
 
   >>> tx = mask_moments(optax.trace(0.9))
   >>> grads, masks = {"w": jnp.ones(2)}, {"w": jnp.array([True, False])}
@@ -76,7 +80,7 @@ def mask_moments(
   """
   if mode not in MODES:
     raise ValueError(
-      f"mask_moments: mode {mode!r} is unknown: use zero, keep or reset"
+      f"mask_moments: unknown mode {mode!r}. Known: {', '.join(MODES)}"
     )
   inner = optax.with_extra_args_support(inner)
 
@@ -90,22 +94,25 @@ def mask_moments(
     return MaskMomentsState(state, previous)
 
   def update(updates, state, params=None, *, masks=MISSING, **extra):
-    found = aligned(masks, updates, "mask_moments")
+    own_masks = aligned(masks, updates, "mask_moments")
     inner_state, previous = state
     if mode == "reset":
       same = map_leaves(
         lambda u, m, old: None if m is None else m == old,
-        updates, found, previous,
+        updates, own_masks, previous,
       )  # fmt: skip
       inner_state = map_like(_kept, updates, inner_state, same)
       previous = map_leaves(
-        lambda u, m, old: old if m is None else m, updates, found, previous
+        lambda u, m, old: old if m is None else m,
+        updates,
+        own_masks,
+        previous,
       )
     out, inner_state = inner.update(
       updates, inner_state, params, masks=masks, **extra
     )
     if mode == "zero":
-      inner_state = map_like(_kept, updates, inner_state, found)
+      inner_state = map_like(_kept, updates, inner_state, own_masks)
     return out, MaskMomentsState(inner_state, previous)
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -118,7 +125,7 @@ def _kept(moment: Array, mask: Array | None) -> Array:
 
 
 def _check(params: Any, state: Any) -> None:
-  """Refuses a state without moments, and one whose moments must not change."""
+  """Refuses a state without moments, or with moments that must not change."""
   is_step = lambda node: isinstance(node, ScaleByStepAdamState)  # noqa: E731
   if any(map(is_step, jax.tree.leaves(state, is_leaf=is_step))):
     raise ValueError(
@@ -126,12 +133,12 @@ def _check(params: Any, state: Any) -> None:
       " moment, and an entry that returns would be divided by sqrt(eps); use"
       " mode='keep', or STEP without mask_moments"
     )
-  found = []
-  map_like(found.append, params, state)
+  moments = []
+  map_like(moments.append, params, state)
   leaves = [x for x in jax.tree.leaves(params, is_leaf=absent) if not absent(x)]
-  if leaves and not found:
+  if leaves and not moments:
     raise ValueError(
-      "mask_moments: the inner transform keeps no moments shaped like the"
-      " params (none at all, or factored ones), so there is nothing to mask;"
-      " leave mask_moments out, or wrap the transform that has them"
+      "mask_moments: expected an inner transform with moments shaped like the"
+      " params, got one with none (or with factored ones); leave mask_moments"
+      " out, or wrap the transform that has the moments"
     )

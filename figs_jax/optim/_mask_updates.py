@@ -1,4 +1,4 @@
-"""Pruned entries get no update, or are set to zero: the end of a chain."""
+"""The end of a chain: pruned entries get no update, or are set to zero."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from figs_jax.optim.masked import MISSING, aligned, map_leaves, promoted_dtype
 
 
 class MaskUpdatesState(NamedTuple):
-  """State of `mask_updates`: nothing; its type shows that it is there."""
+  """State of `mask_updates`: empty, recognized by its type."""
 
 
 def mask_updates(clear: bool = False) -> optax.GradientTransformationExtraArgs:
-  """Gives pruned entries no update; with `clear`, one that makes them 0.
+  """Gives pruned entries no update, or with `clear` one that makes them 0.
 
   Put it last in the chain, after the learning rate and weight decay:
-  `chain(adamw(lr), mask_updates())`. It is the step of retraining with a fixed
-  mask (arXiv 2104.08378) that keeps pruned weights where they are, whatever
-  momentum and weight decay would do to them. The update of a pruned entry is
-  exactly 0 even where it was NaN.
+  `chain(adamw(lr), mask_updates())`. When retraining with a fixed mask (arXiv
+  2104.08378) it keeps pruned weights constant despite momentum and weight
+  decay. The update of a pruned entry is exactly 0, even if it was NaN.
 
-  `clear=True` returns -w instead, so that `optax.apply_updates` leaves exactly
-  0 at pruned entries. -w must be held without rounding, so such an update has
-  the common dtype of update and weight (float32 for a bfloat16 update of a
-  float32 weight). A pruned weight that is already infinite or NaN becomes NaN:
-  no update can be added to it that gives 0.
+  `clear=True` returns -w instead, so that `optax.apply_updates` gives exactly 0
+  at pruned entries. To hold -w without rounding, such an update has the common
+  dtype of update and weight (float32 for a bfloat16 update of a float32
+  weight). A pruned weight that is already infinite or NaN becomes NaN, since no
+  addition gives 0.
 
   Args:
-    clear: set pruned weights to 0; False leaves them as they are.
+    clear: Whether to set pruned weights to 0 instead of leaving them as they
+      are.
 
   Returns:
-    A transform whose `update(updates, state, params, *, masks)` needs the masks
-    and, with `clear`, the params. A leaf without a mask passes through.
+    A transform with `update(updates, state, params, *, masks)`, which requires
+    the masks and, with `clear`, the params. Leaves without a mask pass through.
 
   Raises:
-    ValueError: on update, when `masks=` or, with `clear`, the params are
-      missing.
+    ValueError: If `masks=` or, with `clear`, the params are missing on update.
 
   >>> w, masks = {"w": jnp.array([2., 4.])}, {"w": jnp.array([True, False])}
   >>> tx = optax.chain(optax.sgd(0.5), mask_updates(clear=True))
@@ -59,8 +58,8 @@ def mask_updates(clear: bool = False) -> optax.GradientTransformationExtraArgs:
       return map_leaves(stop, updates, masks), state
     if params is None:
       raise ValueError(
-        "mask_updates(clear=True) subtracts the pruned weights, so"
-        " tx.update(grads, opt_state, params, masks=masks) must get the params"
+        "mask_updates(clear=True) needs the params: call tx.update(grads,"
+        " opt_state, params, masks=masks)"
       )
 
     def erase(u, m, w):

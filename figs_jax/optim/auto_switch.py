@@ -1,4 +1,4 @@
-"""STEP's AutoSwitch: when has the second moment settled? (arXiv 2302.01172)"""
+"""STEP's AutoSwitch, which detects a settled second moment (2302.01172)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ class AutoSwitch:
   """The rule that ends STEP's first phase; see `scale_by_step_adam`.
 
   Attributes:
-    t_min, t_max: the clips, in updates.
-    window: values of Z that are averaged.
-    threshold: what the criterion must fall below.
-    b2: decay of the second moment.
+    t_min: First update at which the criterion counts.
+    t_max: Last update before the switch.
+    window: Number of values of Z in the average.
+    threshold: Bound below which the criterion is met.
+    b2: Decay of the second moment.
     criterion: `absolute` or `relative`.
     mean: `arithmetic` or `geometric`.
 
   Raises:
-    TypeError: a limit or the window is no Python integer.
-    ValueError: illegal limits, an unknown criterion or mean, a window below 1.
+    ValueError: If the limits are not 0 <= t_min <= t_max, criterion or mean is
+      unknown, or the window is below 1.
   """
 
   t_min: int
@@ -45,8 +46,8 @@ class AutoSwitch:
   def __post_init__(self):
     if not 0 <= self.t_min <= self.t_max:
       raise ValueError(
-        f"scale_by_step_adam: t_min={self.t_min}, t_max={self.t_max}: they must"
-        " satisfy 0 <= t_min <= t_max, in updates"
+        "scale_by_step_adam: expected 0 <= t_min <= t_max (in updates), got"
+        f" t_min={self.t_min}, t_max={self.t_max}"
       )
     for what, got, known in (
       ("criterion", self.criterion, CRITERIA),
@@ -54,12 +55,13 @@ class AutoSwitch:
     ):
       if got not in known:
         raise ValueError(
-          f"scale_by_step_adam: {what} {got!r} is unknown: use"
-          f" {' or '.join(known)}"
+          f"scale_by_step_adam: unknown {what} {got!r}. Known:"
+          f" {', '.join(known)}"
         )
     if self.window < 1:
       raise ValueError(
-        f"scale_by_step_adam: window={self.window} must be at least 1"
+        f"scale_by_step_adam: expected a window of at least 1, got"
+        f" {self.window}"
       )
 
   def watch(
@@ -70,19 +72,19 @@ class AutoSwitch:
     grads: Any,
     nu: Any,
   ) -> tuple[Float[Array, " window"], Bool[Array, ""]]:
-    """The ring with Z_t in it, and whether the criterion is met at t.
+    """The ring with Z_t stored in it, and whether the criterion is met at t.
 
     Z_t is the mean of |v_t - v_{t-1}| = (1 - b2) |g² - v_{t-1}| over all
-    coordinates of all masked leaves. The right side is used, in float32: it
-    does not see the rounding of a bfloat16 v, which may stop moving long
-    before it has settled, and it needs no second copy of v.
+    coordinates of all masked leaves. It is computed by the right side, in
+    float32, which is not affected by the rounding of a bfloat16 v (that may
+    stop changing long before it has settled) and needs no second copy of v.
 
     Args:
-      t: the update, from 1.
-      ring: the last values of Z.
-      masks: None at leaves that are not watched.
-      grads: the gradients of update t.
-      nu: v_{t-1}.
+      t: Number of the update, from 1.
+      ring: Last values of Z.
+      masks: Tree of masks, None at leaves that are not watched.
+      grads: Gradients of update t.
+      nu: Second moment v_{t-1}.
     """
     if not jax.tree.leaves(masks):  # nothing to watch
       return ring, jnp.zeros([], bool)
@@ -102,8 +104,8 @@ class AutoSwitch:
     full = (t >= self.window) & (t > self.t_min)
     if self.criterion == "relative":
       second = lambda g, v: b2 * v + (1 - b2) * (g * g)  # noqa: E731
-      # In a branch of its own XLA fuses this pass; beside Z's it would store
-      # the g² that both share.
+      # XLA fuses this pass in a branch of its own; beside that of Z it would
+      # store the common g².
       level = jax.lax.cond(
         full,
         lambda: level / _mean(second, masks, grads, nu),
@@ -116,15 +118,15 @@ def steps(name: str, value: Any) -> int:
   """A number of updates as an int.
 
   Raises:
-    TypeError: it is none, as when `optax.inject_hyperparams` has made it an
-      array.
+    TypeError: If it is not an integer, for example because
+      `optax.inject_hyperparams` has made it an array.
   """
   try:
     return operator.index(value)
   except TypeError as error:
     raise TypeError(
-      f"scale_by_step_adam: {name}={value!r} must be a Python integer; under"
-      " optax.inject_hyperparams name it in static_args=('t_min', 't_max',"
+      f"scale_by_step_adam: expected {name} as a Python integer, got {value!r};"
+      " under optax.inject_hyperparams use static_args=('t_min', 't_max',"
       " 'window', 'b2')"
     ) from error
 

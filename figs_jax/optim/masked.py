@@ -1,8 +1,8 @@
-"""How a transform reads `masks=`: the argument, its checks, the walk over it.
+"""The `masks=` argument of a transform: its checks, and maps over it.
 
-A mask tree has the shape of the updates, with None at dense leaves. Updates may
-themselves hold None or `optax.MaskedNode` (a leaf another wrapper hides); those
-are left alone.
+A mask tree is structured like the updates, with None at dense leaves. Updates
+may contain None or `optax.MaskedNode` (a leaf hidden by another wrapper), which
+stay as they are.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import optax
 from figs_jax.core.tree import path_str
 from figs_jax.core.types import Array, Float, Int
 
-# A number of an optimizer: `optax.inject_hyperparams` makes it an array.
+# A hyperparameter; `optax.inject_hyperparams` makes it an array.
 Scalar = float | int | Float[Array, ""] | Int[Array, ""]
 MISSING: Any = object()
 
 
 def absent(leaf: Any) -> bool:
-  """True for a leaf that is not there: None, or hidden by `optax.masked`."""
+  """True for None and for a leaf hidden by `optax.masked`."""
   return leaf is None or isinstance(leaf, optax.MaskedNode)
 
 
 def map_leaves(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-  """`fn(leaf, *rest_leaves)` at every leaf that is there.
+  """`fn(leaf, *rest_leaves)` at every leaf that is not absent.
 
   >>> map_leaves(lambda u, m: (u, m), {"a": 1, "b": None}, {"a": 2, "b": None})
   {'a': (1, 2), 'b': None}
@@ -44,9 +44,9 @@ def map_leaves(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 def map_like(fn: Callable[..., Any], like: Any, state: Any, *rest: Any) -> Any:
   """`fn(leaf, *rest_leaves)` at the leaves of a state that mirror `like`.
 
-  Those are the leaves of the subtrees that are structured like `like`, as far
-  as they have the shape of their counterpart; where `like` or the subtree has
-  no leaf, nothing is done. `rest` is structured like `like`.
+  These are the leaves of all subtrees structured like `like` that have the
+  shape of their counterpart. Absent leaves of `like` or of the subtree stay as
+  they are. `rest` is structured like `like`.
 
   >>> like, state = {"w": jnp.ones(2)}, {"n": 3, "mu": {"w": jnp.zeros(2)}}
   >>> map_like(lambda leaf: leaf + 1, like, state)
@@ -56,13 +56,13 @@ def map_like(fn: Callable[..., Any], like: Any, state: Any, *rest: Any) -> Any:
   others = [treedef.flatten_up_to(tree) for tree in rest]
 
   def parts(node):
-    """The counterparts of the leaves of `like`; None if it is no mirror."""
+    """The counterparts of the leaves of `like`, or None if there are none."""
     try:
-      found = treedef.flatten_up_to(node)
+      counterparts = treedef.flatten_up_to(node)
     except (ValueError, TypeError):
       return None
-    simple = (absent(x) or jax.tree_util.all_leaves([x]) for x in found)
-    return found if all(simple) else None
+    simple = (absent(x) or jax.tree_util.all_leaves([x]) for x in counterparts)
+    return counterparts if all(simple) else None
 
   def one(leaf, part, *other):
     if absent(leaf) or absent(part) or jnp.shape(part) != jnp.shape(leaf):
@@ -70,18 +70,16 @@ def map_like(fn: Callable[..., Any], like: Any, state: Any, *rest: Any) -> Any:
     return fn(part, *other)
 
   def visit(node):
-    found = parts(node)
-    if found is None:
+    counterparts = parts(node)
+    if counterparts is None:
       return node
-    return treedef.unflatten(
-      one(*corresponding) for corresponding in zip(leaves, found, *others)
-    )
+    return treedef.unflatten(map(one, leaves, counterparts, *others))
 
   return jax.tree.map(visit, state, is_leaf=lambda x: parts(x) is not None)
 
 
 def promoted_dtype(*arrays: Any) -> Any:
-  """The common dtype of arrays, also where promotion is strict.
+  """The common dtype of arrays, even under strict promotion.
 
   >>> promoted_dtype(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.float16))
   dtype('float32')
@@ -94,18 +92,18 @@ def aligned(masks: Any, updates: Any, transform: str) -> Any:
   """The masks in the tree structure of `updates`, None where there is none.
 
   Args:
-    masks: the `masks=` argument; None says that no leaf has a mask.
-    updates: the tree that the masks belong to.
-    transform: who asks, for the error message.
+    masks: Argument `masks=`; None means that no leaf has a mask.
+    updates: Tree that the masks belong to.
+    transform: Name of the transform, for the error message.
 
   Raises:
-    ValueError: `masks=` was not given, has another structure than the updates,
-      or a mask has another shape than its leaf.
+    ValueError: If `masks=` was not given or has another structure than the
+      updates, or a mask has another shape than its leaf.
   """
   if masks is MISSING:
     raise ValueError(
-      f"{transform} reads masks=, which is missing: call tx.update(grads,"
-      " opt_state, params, masks=masks), None at dense leaves"
+      f"{transform} needs masks=: call tx.update(grads, opt_state, params,"
+      " masks=masks), with None at dense leaves"
     )
 
   def check(path, update, mask):
@@ -113,8 +111,8 @@ def aligned(masks: Any, updates: Any, transform: str) -> Any:
       return None
     if jnp.shape(mask) != jnp.shape(update):
       raise ValueError(
-        f"{transform}: mask of shape {jnp.shape(mask)} at {path_str(path)},"
-        f" whose update has {jnp.shape(update)}; give one mask per kernel"
+        f"{transform}: expected a mask of shape {jnp.shape(update)} at"
+        f" {path_str(path)}, got {jnp.shape(mask)}"
       )
     return mask
 
@@ -124,7 +122,7 @@ def aligned(masks: Any, updates: Any, transform: str) -> Any:
     masks = jax.tree.map(lambda u, m: m, updates, masks, is_leaf=absent)
   except (ValueError, TypeError) as error:
     raise ValueError(
-      f"{transform}: masks= must be shaped like the params, None at dense"
-      f" leaves, but: {error}"
+      f"{transform}: expected masks= structured like the params, with None at"
+      f" dense leaves: {error}"
     ) from error
   return jax.tree_util.tree_map_with_path(check, updates, masks, is_leaf=absent)

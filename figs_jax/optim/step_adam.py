@@ -1,16 +1,16 @@
-"""STEP's Adam: learn the second moment dense, then freeze it (2302.01172).
+"""STEP's Adam: the second moment is learned dense, then frozen (2302.01172).
 
 Phase 1 is plain Adam on a dense forward pass. When the second moment has
-settled, or T_max has passed, phase 2 begins: the forward pass is masked (that
-is the recipe's part) and the second moment of masked leaves is frozen at v*.
+settled, or after T_max updates, phase 2 begins: the forward pass is masked (by
+the recipe), and the second moment of masked leaves is frozen at v*.
 
-When the switch takes effect. t counts updates from 1. Update t is always made
-in the phase that the state held before it; at its end the switch is decided,
-v* := v_t / (1 - b2^t) is fixed (`nu` and `correction` hold its two parts), and
-`switched` is set. So the flag in the state after update t decides both the
-masks of the forward pass and the denominator of update t + 1. With steps
-counted from 0, step s runs after s updates: switching at T_max (the first
-t > T_max) makes step T_max + 1 the first masked one.
+Timing. t counts updates from 1. Update t always belongs to the phase of the
+state before it. At its end the switch is decided, v* := v_t / (1 - b2^t) is
+fixed (`nu` and `correction` hold its two parts), and `switched` is set. So the
+flag in the state after update t decides both the masks of the forward pass and
+the denominator of update t + 1. With steps counted from 0, step s runs after s
+updates: a switch at T_max (the first t > T_max) makes step T_max + 1 the first
+masked one.
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ from figs_jax.optim.masked import (
 class ScaleByStepAdamState(NamedTuple):
   """State of `scale_by_step_adam`.
 
-  count: int32 scalar, updates so far. mu, nu: the moments, shaped like the
-  params; `nu` of a masked leaf stays as it is after the switch. window:
-  float32[Tw], a ring of the last values of Z. switched: Boolean scalar, True in
-  phase 2. correction: float32 scalar, 1 until the switch; v* = nu / correction.
+  Attributes:
+    count: Number of updates, int32 scalar.
+    mu: First moment, shaped like the params.
+    nu: Second moment, shaped like the params; constant for a masked leaf after
+      the switch.
+    window: Ring of the last Tw values of Z, float32.
+    switched: Boolean scalar, True in phase 2.
+    correction: float32 scalar, 1 until the switch; v* = nu / correction.
   """
 
   count: Array
@@ -67,44 +71,47 @@ def scale_by_step_adam(
 ) -> optax.GradientTransformationExtraArgs:
   """Adam whose second moment is frozen by AutoSwitch (arXiv 2302.01172).
 
-  Phase 1 is `optax.scale_by_adam`, bit for bit (under jit, what stands in front
-  of it may be fused in another way and then rounds differently). Z_t is the
-  mean of |v_t - v_{t-1}| over all coordinates of all masked leaves. The switch
-  comes when the window is full, mean(window) < threshold and t > t_min, or when
-  t > t_max (see the module for what changes at which step). In phase 2 masked
-  leaves are divided by sqrt(v* + eps), their first moment goes on as before;
-  leaves without a mask stay on ordinary Adam, with sqrt(v) + eps.
+  Phase 1 is `optax.scale_by_adam`, bit for bit (under jit, operations in front
+  of it may be fused differently and round differently). Z_t is the mean of |v_t
+  - v_{t-1}| over all coordinates of all masked leaves. The switch happens when
+  the window is full, mean(window) < threshold and t > t_min, or when t > t_max
+  (the module explains the timing). In phase 2 masked leaves are divided by
+  sqrt(v* + eps), while their first moment continues. Leaves without a mask stay
+  on ordinary Adam, with sqrt(v) + eps.
 
-  The absolute criterion depends on the gradients' scale: with Gaussian
+  The absolute criterion depends on the scale of the gradients: for Gaussian
   gradients, b2 = .999 and eps = 1e-8, it fires at once at a standard deviation
-  of 3e-3 and never at 1e-2. So both limits matter. The relative one divides by
-  mean |v_t| over the same coordinates; for such gradients it settles near
-  .97 * (1 - b2), so give it a `threshold` above that, as in 1.1 * (1 - b2).
+  of 3e-3 and never at 1e-2, so set both limits. The relative criterion divides
+  by mean |v_t| over the same coordinates. For such gradients it settles near
+  .97 * (1 - b2), so use a higher `threshold`, for example 1.1 * (1 - b2).
 
   Args:
-    b1, b2, eps, eps_root: as in `optax.scale_by_adam`. `eps_root` is used in
-      the ordinary denominator only.
-    t_min, t_max: updates before which the criterion is ignored, and after which
-      the switch comes in any case; 0 <= t_min <= t_max.
+    b1: Decay rate of the first moment.
+    b2: Decay rate of the second moment.
+    eps: Term added outside the square root, and inside it in phase 2.
+    eps_root: Term added inside the ordinary square root.
+    t_min: Number of updates during which the criterion is ignored.
+    t_max: Number of updates after which the switch happens in any case, at
+      least `t_min`.
     criterion: `absolute`, or `relative` (mean(window) / mean |v_t|).
-    mean: `arithmetic`, or `geometric`, exp(mean(log(|v_t - v_{t-1}| + tiny))).
-    threshold: what the criterion must fall below; None is `eps`.
-    bias_correct: v* = v_t / (1 - b2^t); False keeps the raw v_t, which makes
-      every later step 1 / sqrt(1 - b2^t) too large.
-    window: values of Z that are averaged; None is
+    mean: `arithmetic`, or `geometric`: exp(mean(log(|v_t - v_{t-1}| + tiny))).
+    threshold: Bound below which the criterion is met. Defaults to `eps`.
+    bias_correct: Whether v* = v_t / (1 - b2^t). False keeps the raw v_t, which
+      makes every later step larger by 1 / sqrt(1 - b2^t).
+    window: Number of values of Z in the average. Defaults to
       min(round(1 / (1 - b2)), t_min), so that a short run can switch early.
-    mu_dtype: dtype of the stored first moment; None is that of the params. The
-      second moment has the params' dtype: in bfloat16 v may stop moving from
-      rounding alone; the criterion is not deceived by that, see `AutoSwitch`.
+    mu_dtype: Dtype of the stored first moment. Defaults to that of the params,
+      which the second moment always has. In bfloat16 v may stop changing
+      through rounding alone, which the criterion ignores (see `AutoSwitch`).
 
   Returns:
-    A transform whose `update(updates, state, params=None, *, masks)` needs the
-    masks. Without any masked leaf only t_max can set the flag.
+    A transform with `update(updates, state, params=None, *, masks)`, which
+    requires the masks. Without a masked leaf only t_max can set the flag.
 
   Raises:
-    TypeError: a limit or the window is no Python integer.
-    ValueError: illegal limits, an unknown criterion or mean, a window below 1;
-      on update, `masks=` is missing.
+    TypeError: If a limit or the window is not a Python integer.
+    ValueError: If the limits are not 0 <= t_min <= t_max, criterion or mean is
+      unknown, or the window is below 1; on update, if `masks=` is missing.
 
   >>> tx = scale_by_step_adam(t_min=1, t_max=2)
   >>> grads, masks = {"w": jnp.ones(2)}, {"w": jnp.array([True, False])}
@@ -118,8 +125,8 @@ def scale_by_step_adam(
   if window is None:
     if isinstance(b2, Array):
       raise TypeError(
-        "scale_by_step_adam: window=None is computed from b2, which is an"
-        " array: pass window=, or under optax.inject_hyperparams name 'b2' in"
+        "scale_by_step_adam: expected b2 as a number with window=None, got an"
+        " array; pass window=, or under optax.inject_hyperparams name 'b2' in"
         " static_args"
       )
     window = max(1, min(round(1 / (1 - b2)), t_min))
@@ -144,9 +151,9 @@ def scale_by_step_adam(
     del params, extra
     masks = aligned(masks, updates, "scale_by_step_adam")
     t = jnp.asarray(optax.safe_increment(state.count))
-    # Decided from the old v, one pass over gradients and v more than Adam makes
-    # and none after the switch. The flag goes through, so that v is written
-    # afterwards, in place, and not copied before.
+    # Decided from the old v: one more pass over gradients and v than Adam, and
+    # none after the switch. The flag passes through the cond, so that v is
+    # written after it, in place, and not copied before.
     ring, settled, frozen = jax.lax.cond(
       state.switched,
       lambda: (state.window, jnp.zeros([], bool), jnp.ones([], bool)),
@@ -156,8 +163,8 @@ def scale_by_step_adam(
       ),
     )
     switched = frozen | settled | (t > t_max)
-    # optax's own arithmetic, so that phase 1 rounds as its Adam does; the count
-    # is a float because promotion may be strict.
+    # The arithmetic of optax, so that phase 1 rounds as its Adam does; the
+    # count is a float for strict promotion.
     count = t.astype(jnp.result_type(float))
     mu = map_leaves(lambda g, m: _moment(g, m, b1), updates, state.mu)
     mu_hat = optax.tree.bias_correction(mu, b1, count)
@@ -169,7 +176,7 @@ def scale_by_step_adam(
     def direction(m_hat, v, v_hat, mask):
       if mask is None:
         root = jnp.sqrt(v_hat + eps_root) + eps
-      else:  # scalars choose the phase, so that there is one square root
+      else:  # scalars select the phase, so there is one square root
         v_star = v / state.correction.astype(v.dtype)
         v_hat = jnp.where(frozen, v_star, v_hat)
         root = jnp.sqrt(v_hat + _either(frozen, eps, eps_root, v))
@@ -211,19 +218,33 @@ def step_adamw(
   """`optax.adamw` with STEP's Adam inside (arXiv 2302.01172).
 
   Args:
-    learning_rate, b1, b2, eps, weight_decay, mask, eps_root, mu_dtype: as in
-      `optax.adamw`; `mask` says which leaves get weight decay and is no N:M
-      mask.
-    t_min, t_max, criterion, mean, threshold, bias_correct, window: as in
-      `scale_by_step_adam`. Under `optax.inject_hyperparams` put `t_min`,
-      `t_max`, `window` and `b2` into `static_args`.
+    learning_rate: Number or schedule.
+    b1: Decay rate of the first moment.
+    b2: Decay rate of the second moment.
+    eps: Term beside the square root, see `scale_by_step_adam`.
+    weight_decay: Strength of the weight decay, a number or schedule.
+    mask: Tree of Booleans, or a function of the params that returns one: which
+      leaves are decayed (not an N:M mask).
+    t_min: Number of updates during which the criterion is ignored.
+    t_max: Number of updates after which the switch happens in any case.
+    eps_root: Term added inside the ordinary square root.
+    criterion: `absolute` or `relative`.
+    mean: `arithmetic` or `geometric`.
+    threshold: Bound below which the criterion is met. Defaults to `eps`.
+    bias_correct: Whether v* is bias-corrected.
+    window: Number of values of Z in the average.
+    mu_dtype: Dtype of the stored first moment.
+
+  Under `optax.inject_hyperparams` put `t_min`, `t_max`, `window` and `b2` into
+  `static_args`. `scale_by_step_adam` explains STEP's arguments.
 
   Returns:
     chain(scale_by_step_adam, add_decayed_weights, scale_by_learning_rate), as
     `recipe.adamw(...)` of the recipe `step` does.
 
   Raises:
-    TypeError, ValueError: see `scale_by_step_adam`.
+    TypeError: If a limit or the window is not a Python integer.
+    ValueError: If an argument is invalid, see `scale_by_step_adam`.
 
   >>> tx = step_adamw(1e-3, t_min=100, t_max=500)
   >>> state = tx.init({"w": jnp.ones(4)})
@@ -252,18 +273,18 @@ def step_adamw(
 
 
 def _promoted(fn: Callable, x: Array, y: Array) -> Array:
-  """fn(x, y) in their common dtype, also where promotion is strict."""
+  """fn(x, y) in their common dtype, even under strict promotion."""
   dtype = promoted_dtype(x, y)
   return fn(x.astype(dtype), y.astype(dtype))
 
 
 def _either(flag: Array, yes: Any, no: Any, like: Array) -> Array:
-  """A scalar of `like`'s dtype: `yes` where the flag is set, else `no`."""
+  """A scalar in the dtype of `like`: `yes` if the flag is set, else `no`."""
   return jnp.where(
     flag, jnp.asarray(yes, like.dtype), jnp.asarray(no, like.dtype)
   )
 
 
 def _moment(x: Array, old: Array, decay: Any) -> Array:
-  """(1 - decay) * x + decay * old, rounded as optax does."""
+  """(1 - decay) * x + decay * old, rounded as in optax."""
   return _promoted(jnp.add, (1 - decay) * x, decay * old)

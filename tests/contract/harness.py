@@ -189,11 +189,14 @@ def scanned(run, w, data):
 
 
 class History(NamedTuple):
-  """Two runs as numpy arrays [seed, step, ...].
+  """Two runs as NumPy arrays [seed, step, ...].
 
-  states: what a step carries, before each. seen: masks, weights, leak and flag
-  before each step. losses. last: what is seen after the last step. finished:
-  masks and weights of the finished model.
+  Attributes:
+    states: State before each step.
+    seen: Masks, weights, leak and flag before each step.
+    losses: Loss of each step.
+    last: Masks, weights, leak and flag after the last step.
+    finished: Masks and weights of the finished model.
   """
 
   states: Any

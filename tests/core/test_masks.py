@@ -238,7 +238,7 @@ def test_numpy_arrays_are_taken():
     ((6, 3), (0, 1), "has length 18"),
     ((8,), -2, r"axis -2 of shape \(8,\)"),
     ((8, 4), 2, "within -2..1"),
-    ((8, 4), (), "name one or more"),
+    ((8, 4), (), "expected one or more"),
     ((8, 4), (0, -2), "twice"),
   ],
 )
@@ -254,28 +254,32 @@ def test_bad_strides_are_named(function):
   with pytest.raises(ValueError, match="m=4 at stride 5, which spans 20"):
     function(ones, "2:4", 0, stride=5)
   for stride in (0, -2):
-    with pytest.raises(ValueError, match=f"stride {stride}: pass a positive"):
+    with pytest.raises(
+      ValueError, match=f"positive integer stride, got {stride}"
+    ):
       function(ones, "2:4", 0, stride=stride)
 
 
 def test_inside_must_be_a_mask_of_the_same_shape(unchecked):
   ones = jnp.ones((8, 4))
-  with pytest.raises(ValueError, match=r"\(8, 4\) and \(4, 4\) differ"):
+  with pytest.raises(
+    ValueError, match=r"equal shapes, got \(8, 4\) and \(4, 4\)"
+  ):
     nm_mask(ones, "2:4", inside=ones[:4] > 0)
-  with pytest.raises(TypeError, match="inside of dtype float32"):
+  with pytest.raises(TypeError, match="Boolean inside, got dtype float32"):
     nm_mask(ones, "2:4", inside=ones)
 
 
 def test_scores_without_an_order_and_bad_counts(unchecked):
   ones = jnp.ones((8, 4))
   for scores in (ones > 0, ones.astype(jnp.complex64)):
-    with pytest.raises(TypeError, match="no order to rank by"):
+    with pytest.raises(TypeError, match="Expected real scores, got dtype"):
       nm_mask(scores, "2:4")
   for n in (0, 5, True):
     with pytest.raises(ValueError, match="1 <= n <= m"):
       nm_mask(ones, "2:4", n=n)
   for n in (jnp.float32(2), jnp.array([2])):
-    with pytest.raises(TypeError, match="one integer scalar"):
+    with pytest.raises(TypeError, match="n as an integer scalar"):
       nm_mask(ones, "2:4", n=n)
 
 
@@ -316,9 +320,11 @@ def test_the_magnitude_mask_keeps_the_most_magnitude():
 
 def test_shapes_that_differ(unchecked):
   mask = jnp.ones((4, 2), bool)
-  with pytest.raises(ValueError, match=r"\(4, 2\) and \(2, 2\) differ"):
+  with pytest.raises(
+    ValueError, match=r"equal shapes, got \(4, 2\) and \(2, 2\)"
+  ):
     flip_rate(mask, mask[:2])
-  with pytest.raises(ValueError, match="differ"):
+  with pytest.raises(ValueError, match="equal shapes"):
     kept_magnitude(jnp.ones((4, 2)), mask[:2])
 
 

@@ -179,9 +179,9 @@ def test_refusals_name_the_leaf_and_the_first_bad_group(unchecked):
   assert unpack(pack(x, "3:4")).shape == x.shape
   with pytest.raises(ValueError, match="k: axis -2 of shape .* m=5"):
     pack(x, "2:5", name="k")
-  with pytest.raises(ValueError, match="'index' is unknown, did you mean"):
+  with pytest.raises(ValueError, match="unknown layout 'index', did you mean"):
     pack(x, "2:4", layout="index")
-  with pytest.raises(TypeError, match="complex128 cannot be packed"):
+  with pytest.raises(TypeError, match="of 1, 2, 4 or 8 bytes, got complex128"):
     pack(x.astype(np.complex128), "4:4")
 
 
@@ -229,7 +229,7 @@ def test_trees(layout):
   )
   with pytest.raises(ValueError, match="a/kernel: no such array, did you mean"):
     pack_tree(tree, {"a/kernel": leaves["conv"]})
-  with pytest.raises(ValueError, match=r"conv: shape .*, expected \(8, 4\)"):
+  with pytest.raises(ValueError, match=r"conv: expected shape \(8, 4\)"):
     pack_tree(tree, {"conv": MaskedKernel((8, 4), NM(1, 4))})
   tree["conv"] = random_bits(
     np.random.default_rng(1), (2, 2, 3, 5), np.dtype(np.float32)

@@ -53,8 +53,8 @@ def test_every_function_gives_the_message_of_the_reader(text, table):
   ):
     with pytest.raises(ValueError) as error:
       door()
-    prefix, found, rest = str(error.value).partition(message)
-    assert found and not rest
+    prefix, core, rest = str(error.value).partition(message)
+    assert core and not rest
     assert prefix in ("", "config.recipe or config.pattern: ")
 
 

@@ -87,5 +87,5 @@ def test_a_dense_mask_becomes_that_of_the_weights():
 
 def test_unknown_scope():
   w, growth, mask = setup((8, 2), "1:4", 0)
-  with pytest.raises(ValueError, match="scope 'layer'"):
+  with pytest.raises(ValueError, match="Unknown scope 'layer'"):
     regrow_mask(KEY, w, growth, mask, 0.5, "1:4", 0, scope="layer")

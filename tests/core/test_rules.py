@@ -1,4 +1,4 @@
-"""Rules: the first match wins, and every mistake is said at once."""
+"""Rules: the first match wins, and every mistake raises at once."""
 
 import pytest
 from hypothesis import given

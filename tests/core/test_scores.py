@@ -84,9 +84,11 @@ def test_random_scores_make_uniform_masks():
 
 def test_bad_shapes_are_named(unchecked):
   w = jnp.ones((4, 6))
-  with pytest.raises(ValueError, match=r"\(4, 6\) and grad of shape \(6,\)"):
+  with pytest.raises(ValueError, match=r"shape \(4, 6\), got \(6,\)"):
     saliency(w, jnp.ones(6))
-  with pytest.raises(ValueError, match=r"one norm per input feature, \(4,\)"):
+  with pytest.raises(
+    ValueError, match=r"one norm per input feature, of shape \(4,\)"
+  ):
     activation(w, jnp.ones(6))
   with pytest.raises(ValueError, match="within -2..1"):
     activation(w, jnp.ones(6), 2)

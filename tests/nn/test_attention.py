@@ -81,7 +81,9 @@ def test_biases():
 
 
 def test_errors():
-  with pytest.raises(ValueError, match="3 heads do not divide the width 8"):
+  with pytest.raises(ValueError, match="multiple of num_heads=3, got dim=8"):
     nn.Attention(8, 3, rngs=nnx.Rngs(0))
-  with pytest.raises(ValueError, match="no kernel 'out'.*[Kk]nown: k, o, q, v"):
+  with pytest.raises(
+    ValueError, match="Unknown attention kernel 'out'.*[Kk]nown: k, o, q, v"
+  ):
     attention(patterns={"out": "1:4"})

@@ -226,13 +226,13 @@ def test_einsum_with_an_ellipsis_in_the_kernel():
     (lambda: nn.SparseLinear(8, 4, pattern="5:4", rngs=rngs()), "1 <= n <= m"),
     (
       lambda: nn.SparseEinsum(None, (8, 4), rngs=rngs()),
-      "give einsum_str to the constructor",
+      "einsum_str in the constructor",
     ),
     (
       lambda: nn.SparseEinsum(
         "bij,ij->bij", (8, 4), pattern="1:4", rngs=rngs()
       ),
-      "no axis of the kernel is contracted",
+      "expected a contracted axis",
     ),
   ],
 )

@@ -80,7 +80,7 @@ def test_masks_are_asked_for_in_one_line(make):
 def test_masks_that_do_not_fit(make):
   tx = make()
   params, state = {"a": {"w": jnp.ones(3)}}, tx.init({"a": {"w": jnp.ones(3)}})
-  with pytest.raises(ValueError, match="shaped like the params"):
+  with pytest.raises(ValueError, match="structured like the params"):
     tx.update(params, state, params, masks={"a/w": jnp.ones(3, bool)})
   with pytest.raises(ValueError, match="at a/w"):
     tx.update(params, state, params, masks={"a": {"w": jnp.ones(4, bool)}})

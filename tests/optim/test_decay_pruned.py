@@ -91,11 +91,11 @@ def test_a_pruned_nan_stays_where_it_is():
 
 
 def test_illegal_arguments_say_what_is_legal():
-  with pytest.raises(ValueError, match="into_grad or decoupled"):
+  with pytest.raises(ValueError, match="Known: into_grad, decoupled"):
     decay_pruned(mode="into_gradient")
   with pytest.raises(ValueError, match="at least 0"):
     decay_pruned(-1e-4)
   tx = decay_pruned()
   grads = {"w": jnp.ones((2, 3)), "b": jnp.ones(4)}
-  with pytest.raises(ValueError, match="must get the params"):
+  with pytest.raises(ValueError, match="needs the params"):
     tx.update(grads, tx.init(grads), masks=MASKS)

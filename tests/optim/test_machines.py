@@ -57,15 +57,15 @@ def test_shards_without_collectives(row, spec):
   update = jax.jit(lambda g, s, p, m: tx.update(g, s, p, masks=m))
   grads = jax.tree.map(place, grads_at(0))
   hlo = update.lower(grads, state, params, masks).compile().as_text()
-  found = re.findall(
+  collectives = re.findall(
     r"= (\S+) (all-reduce|all-gather|all-to-all|reduce-scatter"
     r"|collective-permute)(?:-start)?\(",
     hlo,
   )
   if row.collectives:
-    assert found and {shape for shape, _ in found} == {"f32[]"}
+    assert collectives and {shape for shape, _ in collectives} == {"f32[]"}
   else:
-    assert not found
+    assert not collectives
   for t in range(6):
     grads = grads_at(t)
     updates, state = update(jax.tree.map(place, grads), state, params, masks)

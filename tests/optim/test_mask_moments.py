@@ -193,7 +193,7 @@ def test_one_array_as_params():
 @pytest.mark.parametrize(
   "inner,message",
   [
-    (optax.sgd(0.1), "no moments"),
+    (optax.sgd(0.1), "expected an inner transform with moments"),
     (optax.adafactor(0.1, min_dim_size_to_factor=2), "factored"),
     (step_adamw(0.1, t_min=1, t_max=2), "frozen"),
     (
@@ -217,5 +217,5 @@ def test_what_it_refuses(inner, message, mode):
 
 
 def test_an_unknown_mode():
-  with pytest.raises(ValueError, match="zero, keep or reset"):
+  with pytest.raises(ValueError, match="Known: zero, keep, reset"):
     mask_moments(optax.adam(0.1), "zeros")

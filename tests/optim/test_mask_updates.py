@@ -76,7 +76,7 @@ def test_what_clear_cannot_do():
 
 def test_clear_needs_the_params():
   tx, w = mask_updates(clear=True), {"w": jnp.ones(4)}
-  with pytest.raises(ValueError, match="must get the params"):
+  with pytest.raises(ValueError, match="needs the params"):
     tx.update(w, tx.init(w), masks={"w": jnp.asarray(MASK)})
 
 

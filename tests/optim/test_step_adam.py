@@ -255,8 +255,8 @@ def test_no_masked_leaf_switches_by_t_max_and_stays_adam():
   [
     ({"t_min": 5, "t_max": 4}, "0 <= t_min <= t_max"),
     ({"t_min": -1}, "0 <= t_min <= t_max"),
-    ({"criterion": "relativ"}, "absolute or relative"),
-    ({"mean": "median"}, "arithmetic or geometric"),
+    ({"criterion": "relativ"}, "Known: absolute, relative"),
+    ({"mean": "median"}, "Known: arithmetic, geometric"),
     ({"window": 0}, "at least 1"),
   ],
 )
