@@ -1,25 +1,25 @@
-"""Design points per second of the closed forms, and SCALE-Sim's time beside.
+"""Design points per second of the closed forms, beside SCALE-Sim's time.
 
-A point is one GEMM with one pattern on one design, exact in int64. Nothing is
-asserted; the target is 20 M points/s. Three tables:
+A point is one GEMM with one pattern on one design, exact in int64. The target
+is 20 M points/s; no time is asserted. Three tables:
 
-1. Each kind of engine. Sweeps that look for the fewest cycles ("cycles"), for
-   the fewest where utilisation is above a half ("+ util"), for the front of
-   cycles and DRAM bytes ("front"), and that write all fields to memory ("all",
-   at most 10^7 points); and `cost` on 10^6 random layers and designs.
-2. One kind by the number of points, beside dense cycles alone, 2 divisions and
-   6 operations, in NumPy's int64 and in plain Python.
-3. Layers on SCALE-Sim, given a Python that has it:
+1. Each kind of engine: sweeps for the fewest cycles ("cycles"), for the fewest
+   with a utilisation above a half ("+ util") and for the Pareto front of cycles
+   and DRAM bytes ("front"), a sweep that writes all fields to memory ("all", at
+   most 10^7 points), and `cost` on 10^6 random layers and designs.
+2. One kind of engine by the number of points, beside dense cycles alone (2
+   divisions and 6 operations) in NumPy's int64 and in plain Python.
+3. Layers on SCALE-Sim, given a Python interpreter that has it:
      python -m venv VENV && VENV/bin/pip install scalesim==3.0.0 "numpy<2.4"
      python benchmarks/engine.py --scalesim VENV/bin/python
-   Its cycles are to be the closed form less 1. The time is its run's, without
-   its start and without traces.
+   Its cycles should equal the closed form minus 1. Its time excludes its start
+   and traces.
 
-Floors: 8 bytes per field that is written, over the bandwidth of a copy; and the
-operations of a formula, as the compiler counts them, over the rate of a chain
-of additions and multiplications. What does not change within a block is
-computed once for it, so that a sweep may pass the second. The machine is
-shared: the fastest of several runs counts.
+Floors: 8 bytes per written field over the bandwidth of a copy; and the
+operations of a formula, as counted by the compiler, over the rate of a chain of
+additions and multiplications. A sweep may beat the latter, as it computes what
+is constant within a block only once. The machine is shared, so the fastest of
+several runs counts.
 
   python benchmarks/engine.py --points 1e9
 """
@@ -42,9 +42,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.engine import Layers, cost, parse
+from figs_jax.engine import Energy, Layers, cost, parse
+from figs_jax.engine.int64 import Doubles
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
-from figs_jax.engine.whole import Doubles
+from figs_jax.engine.sweeps.points import GEMM, Machine
 
 TARGET = 20e6
 SIDES = {"rows": range(16, 16 * 17, 16), "cols": range(16, 16 * 17, 16)}
@@ -114,7 +115,7 @@ def best(function: Callable[[], Any], rounds: int) -> float:
 
 
 def product(spec: str, points: float) -> Sweep:
-  """About as many points: sizes, patterns and, if there is room, designs."""
+  """A sweep of about `points` points over sizes, patterns and designs."""
   axes = PATTERNS | KINDS[spec]
   if points < 100 * math.prod(map(len, axes.values())):
     axes = PATTERNS
@@ -130,7 +131,7 @@ def product(spec: str, points: float) -> Sweep:
 
 
 def random_points(spec: str, points: int) -> tuple[Layers, Any]:
-  """Layers and as many designs of an engine, one for each."""
+  """Random layers, and a random design of an engine for each."""
   rng = np.random.default_rng(0)
   M, N, K = rng.integers(64, 4096, (3, points))
   m, ones = 2 ** rng.integers(1, 4, points), np.ones(points, np.int64)
@@ -142,7 +143,7 @@ def random_points(spec: str, points: int) -> tuple[Layers, Any]:
 
 
 def write_all(designs: Sweep) -> None:
-  names = [x for x in designs.fields if x not in designs.points.axes]
+  names = designs.results
   for _ in designs.chunks(names):
     pass
 
@@ -152,12 +153,12 @@ def busy(point: Any) -> Any:
 
 
 def rates(runs: list[tuple[int, Any]], rounds: int) -> list[float]:
-  """M points/s of each (points, function)."""
+  """M points/s of each pair of points and function."""
   return [points / best(run, rounds) / 1e6 for points, run in runs]
 
 
 def floors() -> tuple[float, float]:
-  """Seconds to copy a byte, and for an operation on one double."""
+  """Seconds to copy a byte, and of an operation on one double."""
   with jax.enable_x64(True):
     long, short = jnp.ones(2**24), jnp.ones(2**18)
     copy = jax.jit(lambda x: x + 1)
@@ -174,15 +175,16 @@ def floors() -> tuple[float, float]:
 
 
 def operations(spec: str) -> float:
-  """Of the formula for cycles, on each point, as the compiler counts them."""
-  points = product(spec, 1e4).points
+  """Operations of the formula for cycles per point, by the compiler's count."""
+  machine = Machine(parse(spec), itemsize=2, energy=Energy())
+  names = (*GEMM, *(field.name for field in machine.engine.numeric()))
 
   def cycles(values):
     numbers = {name: Doubles(x) for name, x in values.items()}
-    return points.machine(numbers)["cycles"].x
+    return machine(numbers)["cycles"].x
 
   with jax.enable_x64(True):
-    values = {name: jnp.ones(4096) for name in points.values}
+    values = {name: jnp.ones(4096) for name in names}
     analysis: Any = jax.jit(cycles).lower(values).compile().cost_analysis()
   return analysis["flops"] / 4096
 
@@ -198,7 +200,7 @@ def print_kinds(
   for spec in KINDS:
     designs = product(spec, args.points)
     few = product(spec, min(args.points, 1e7))
-    fields = len(few.fields) - len(few.points.axes)
+    fields = len(few.results)
     layers, engine = random_points(spec, 10**6)
     smallest = partial(designs.smallest, "cycles")
     runs = [
@@ -266,8 +268,8 @@ def simulated(python: str, gemm: tuple[int, int, int]) -> tuple[float, int]:
 def print_simulated(args: argparse.Namespace) -> None:
   if args.scalesim is None:
     print(
-      "\nSCALE-Sim skipped: --scalesim PYTHON is missing, one whose environment"
-      ' has scalesim==3.0.0 and "numpy<2.4"'
+      "\nSCALE-Sim skipped: pass --scalesim PYTHON, an interpreter that has"
+      ' scalesim==3.0.0 and "numpy<2.4"'
     )
     return
   engine = parse("ws:32x32")
@@ -292,9 +294,15 @@ def print_simulated(args: argparse.Namespace) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description="Design points per second.")
-  parser.add_argument("--points", type=float, default=1e8, help="of a sweep")
-  parser.add_argument("--rounds", type=int, default=3)
-  parser.add_argument("--scalesim", help="a Python that has scalesim 3.0.0")
+  parser.add_argument(
+    "--points", type=float, default=1e8, help="Points of a sweep."
+  )
+  parser.add_argument(
+    "--rounds", type=int, default=3, help="Runs of which the fastest counts."
+  )
+  parser.add_argument(
+    "--scalesim", help="Python interpreter that has scalesim 3.0.0."
+  )
   args = parser.parse_args()
   byte, operation = floors()
   device = jax.devices()[0]

@@ -1,18 +1,18 @@
-"""N:M masks against the two usual ways to make them.
+"""N:M masks, beside the two usual ways to compute them.
 
 Times `where(mask(|w|), w, 0)`, the masked weight of one training step, for
 * ours: `figs_jax.nm_mask`,
-* top_k: `lax.top_k` inside each group (qwix, praxis),
+* top_k: `lax.top_k` in each group (qwix, praxis),
 * argsort: `argsort(argsort(|w|)) < n` (jaxpruner),
-in ns per entry beside a plain copy `w * 0.5`, and says whether ours met its
-targets: at 4096 x 4096 float32 at most 2.0 copies up to m = 16 (2.2 for 4:16
-along the last axis) and 2.2 at 8:32; 50 times faster than argsort. (A smaller
-kernel stays in a cache, where a copy costs next to nothing.) Nothing asserts a
-time. Every function is timed once per round and its fastest round counts, so
-that other work on the machine matters little.
+in ns per entry beside a plain copy `w * 0.5`, and prints whether ours meets its
+targets at 4096 x 4096 float32: at most 2.0 copies up to m = 16 (2.2 for 4:16
+along the last axis) and 2.2 at 8:32, and 50 times faster than argsort. (Smaller
+kernels stay in a cache, where a copy costs next to nothing.) No time is
+asserted. Every function is timed once per round and its fastest round counts,
+so that other work on the machine matters little.
 
-The floor is one read and one write of the kernel, 8 bytes per float32 entry
-over the memory bandwidth, which is what the copy does: 4096 x 4096 is 134 MB,
+The floor is what the copy does, one read and one write of the kernel: 8 bytes
+per float32 entry over the memory bandwidth. 4096 x 4096 entries are 134 MB, or
 13 ms at 10 GB/s.
 
   python benchmarks/masks.py
@@ -39,7 +39,7 @@ HEAD = (
 
 
 def grouped(w, pattern, axis):
-  """|w| with the group last, and the way back."""
+  """|w| with groups on the last axis, and the function that undoes this."""
   axes = axis if isinstance(axis, tuple) else (axis,)
   order = [d for d in range(w.ndim) if d not in {a % w.ndim for a in axes}]
   order += [a % w.ndim for a in axes]
@@ -79,14 +79,14 @@ def masked(make, pattern, axis):
 
 
 def compiled(function, w):
-  """The executable and the seconds it took to make."""
+  """The executable, and the seconds of compiling it."""
   start = time.perf_counter()
   executable = jax.jit(function).lower(w).compile()
   return executable, time.perf_counter() - start
 
 
 def seconds(executables, w, rounds, patience):
-  """The fastest of the rounds; a slow function gets fewer of them."""
+  """Seconds of each function's fastest round; slow ones get fewer rounds."""
   for f in executables:
     f(w).block_until_ready()
   best, spent = [math.inf] * len(executables), [0.0] * len(executables)
@@ -101,7 +101,7 @@ def seconds(executables, w, rounds, patience):
 
 
 def target(pattern, axis, w):
-  """The most copies that mask and apply may cost; None: no target."""
+  """The most copies that masking may cost, or None without a target."""
   if w.shape != (4096, 4096) or w.dtype != jnp.float32:
     return None
   if pattern == NM(4, 16) and axis in (-1, 1):
@@ -126,7 +126,7 @@ def report(pattern, axis, w, took, compile_seconds):
 
 
 def axes(text):
-  """The group axes of "-2 -1 0,1": two single ones and a tuple."""
+  """Parses group axes: "-2 -1 0,1" are two single axes and a tuple."""
   for word in text.split():
     named = tuple(int(a) for a in word.split(","))
     yield named if len(named) > 1 else named[0]
@@ -134,14 +134,22 @@ def axes(text):
 
 def main():
   parser = argparse.ArgumentParser(description="N:M masks beside a copy.")
-  parser.add_argument("--size", default="4096x4096", help="[layers x] in x out")
+  parser.add_argument(
+    "--size", default="4096x4096", help="[layers x] in x out."
+  )
   parser.add_argument("--dtype", default="float32")
-  parser.add_argument("--patterns", default=PATTERNS, help="n:m,n:m,...")
-  parser.add_argument("--axes", default="-2 -1", help='group axes, as "-2 0,1"')
-  parser.add_argument("--traced", action="store_true", help="n is traced")
+  parser.add_argument(
+    "--patterns", default=PATTERNS, help="Patterns, n:m,n:m,..."
+  )
+  parser.add_argument(
+    "--axes", default="-2 -1", help='Group axes, as in "-2 0,1".'
+  )
+  parser.add_argument(
+    "--traced", action="store_true", help="Whether n is traced."
+  )
   parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument(
-    "--patience", type=float, default=4.0, help="seconds per timed function"
+    "--patience", type=float, default=4.0, help="Seconds per timed function."
   )
   args = parser.parse_args()
   shape = tuple(int(d) for d in args.size.split("x"))

@@ -1,7 +1,7 @@
 """Many seeds in one compiled step: vmapped, or one after the other.
 
-Prints the seconds per step of both beside a single seed's, all in turn in one
-process. `figs_jax.train.loop.seeds_mode` follows what this finds: on two CPU
+Prints the time per step of both beside that of a single seed, measured in turn
+in one process. `figs_jax.train.loop.seeds_mode` follows the results: on two CPU
 cores the sequential form may win, on an accelerator the vmapped one.
 
   python benchmarks/seeds.py --seeds 4
@@ -21,7 +21,7 @@ from figs_jax import models, nn, recipes
 
 
 def build(args: argparse.Namespace, recipe: recipes.Recipe):
-  """(init of one seed, step of one seed), both traceable."""
+  """The functions that initialize and train one seed, both traceable."""
   tx = recipe.adamw(1e-3)
   options = {
     "width": args.width,

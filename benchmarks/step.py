@@ -1,14 +1,16 @@
-"""Sparse training steps beside the dense one, as ratios, and where they go.
+"""Sparse training steps over the dense one, and where the time goes.
 
-One step is forward, backward and AdamW on random images, with the masks taken
-anew after the update. For every recipe the table gives the time of a step that
-refreshes the masks, of a step that carries them on, and of the mean step when
-every tenth refreshes, each over the dense step timed in the same rounds; and
-the bytes of state beyond the dense run's (masks, optimizer, layer variables).
+A step is forward, backward and AdamW on random images, with the masks refreshed
+after the update. For every recipe the table gives the time of a step that
+refreshes the masks, of a step that keeps them, and of the mean step if every
+tenth refreshes, each over the dense step timed in the same rounds; and the
+bytes of state beyond those of the dense run (masks, optimizer, layer
+variables).
 
-The floor of what a recipe adds is, per masked weight, reading the kernel (4
-bytes) and writing its effective copy (4) and mask (1), once per step, at the
-bandwidth of the printed copy. The machine is shared: read ratios, not times.
+What a recipe adds takes at least the time to read each masked kernel (4 bytes
+per weight) and to write its effective copy (4) and mask (1) once per step, at
+the bandwidth of the printed copy. The machine is shared: read ratios, not
+times.
 
   python benchmarks/step.py --recipes ste,figs --pattern "ff: 1:8"
 """
@@ -33,9 +35,9 @@ from figs_jax.core.rules import Rules
 from figs_jax.core.tree import flatten
 
 TOTAL = 1000
-# Where in the run of 1000 steps to measure, if not at 600: a chain that widens
-# groups at its widest stage, a mask that comes late after it has come. STEP
-# switches at once.
+# The step of 1000 at which to measure, if not 600: in the widest stage of a
+# schedule that widens groups, and after a late mask appears. STEP switches at
+# once.
 AT = {"figs": 100, "sdgf_geometric": 100, "mdgf_sdgf": 100, "one_shot": 950}
 OPTIONS: dict[str, dict[str, Any]] = {"step": {"t_min": 0.0, "t_max": 0.0}}
 TARGET, TARGET_TENTH = 1.05, 1.03
@@ -43,7 +45,7 @@ TARGET, TARGET_TENTH = 1.05, 1.03
 
 @dataclasses.dataclass
 class Run:
-  """A compiled step and what it carries from one call to the next."""
+  """A compiled step, and the state it carries from one call to the next."""
 
   step: Callable
   carry: tuple
@@ -51,7 +53,7 @@ class Run:
   bytes: int
 
   def seconds(self, batch: tuple, due: bool) -> float:
-    """Of one step, with the count set so that masks are due after it or not."""
+    """Seconds of one step, after which a mask refresh is due or not."""
     *rest, _ = self.carry
     count = jnp.int32(self.at - 1 if due else self.at)
     start = time.perf_counter()
@@ -140,7 +142,7 @@ def fastest(fn: Callable, repeats: int = 10) -> float:
 
 
 def parts(args: argparse.Namespace) -> list[tuple[str, float]]:
-  """Seconds per step of what sparsity adds, each alone over all kernels."""
+  """Seconds of each part that sparsity adds to a step, alone on all kernels."""
   rules = Rules.parse(args.pattern)
   model = models.create("vit", args.variant, image_size=args.image_size)
   leaves = nn.masked_leaves(nn.sparsify(model, rules))
@@ -175,7 +177,7 @@ def main() -> None:
   parser.add_argument(
     "--recipes",
     default="all",
-    help=f"name,name,... or all: {', '.join(recipes.names())}",
+    help=f"Names, or all: {', '.join(recipes.names())}.",
   )
   parser.add_argument("--pattern", default="ff: 1:8")
   parser.add_argument("--variant", default="S/16")

@@ -1,20 +1,20 @@
-"""Transposable N:M masks: how far from the best, and what they cost.
+"""Transposable N:M masks: their gap to the best ones, and their cost.
 
-First table: 1 - sum kept / sum kept by the best mask, mean and worst of
-1600 / m blocks (`--blocks`) of |w|, w normal (or Laplace, or Student's t with 3
-degrees of freedom: heavier tails). The best is exact: the linear program of a
-bipartite b-matching has integral vertices (scipy's HiGHS). For scale, how much
-more than that best a mask along one axis (`nm_mask`) keeps.
+First table: 1 - sum kept / sum kept by the best mask, mean and worst over
+1600 / m blocks (`--blocks`) of |w|, with w normal (or heavier-tailed: Laplace,
+or Student's t with 3 degrees of freedom). The best mask is exact, as the linear
+program of a bipartite b-matching has integral vertices (scipy's HiGHS). For
+scale, the last column is how much more a mask along one axis (`nm_mask`) keeps.
 
 Second table: the masked weight of one refresh, `where(mask(|w|), w, 0)`, as a
 multiple of the copy `w * 0.5` timed in the same rounds, beside `nm_mask` and,
-where few masks are possible, the papers' way: one product of the scores with a
-matrix of all masks, then argmax. A mask is refreshed every 40 steps or so, so
-a refresh of 40 copies costs one copy a step.
+where few masks are possible, the papers' method: one product of the scores with
+a matrix of all masks, then argmax. Masks are refreshed every 40 steps or so, so
+that a refresh of 40 copies costs one copy per step.
 
   python benchmarks/transposable.py --patterns 2:4,8:16 --size 1024x1024
 
-Nothing here asserts a time or a gap; tests bound the gap.
+No time or gap is asserted here; tests bound the gap.
 """
 
 import argparse
@@ -43,18 +43,18 @@ def best_sum(block, n):
   m = len(block)
   rows = sparse.kron(sparse.eye(m), np.ones((1, m)))
   columns = sparse.kron(np.ones((1, m)), sparse.eye(m))
-  found = linprog(
+  result = linprog(
     -block.ravel(),
     A_eq=sparse.vstack([rows, columns]),
     b_eq=np.full(2 * m, n),
     bounds=(0, 1),
     method="highs",
   )
-  return -found.fun
+  return -result.fun
 
 
 def gaps(pattern, draw, count):
-  """Gap of ours to the best, per block; how much nm_mask keeps beyond it."""
+  """Per block, the gap to the best mask, and what nm_mask keeps beyond it."""
   rng, m = np.random.default_rng(0), pattern.m
   scores = np.abs(DRAWS[draw](rng, (m, m * count))).astype(np.float32)
   blocks = scores.reshape(m, count, m).swapaxes(0, 1).astype(float)
@@ -69,24 +69,24 @@ def gaps(pattern, draw, count):
 
 
 def matmul_mask(scores, masks):
-  """All masks of a block by one product with the scores (2102.08124)."""
+  """Tries all masks of a block in one product with the scores (2102.08124)."""
   m = masks.shape[-1]
   rows, columns = scores.shape
   grid = scores.reshape(rows // m, m, columns // m, m)
   sums = jnp.einsum("pab,racb->rcp", masks, grid, precision="highest")
-  found = masks.astype(bool)[jnp.argmax(sums, -1)]
-  return found.swapaxes(1, 2).reshape(scores.shape)
+  best = masks.astype(bool)[jnp.argmax(sums, -1)]
+  return best.swapaxes(1, 2).reshape(scores.shape)
 
 
 def all_masks(pattern):
-  """Every n:m mask of one block, by extending row after row."""
+  """Every transposable n:m mask of one block, built row by row."""
   n, m = pattern.n, pattern.m
   rows = [r for r in np.ndindex((2,) * m) if sum(r) == n]
-  found = [[]]
+  masks = [[]]
   for _ in range(m):
-    found = [f + [r] for f in found for r in rows]
-    found = [f for f in found if max(np.sum(f, 0)) <= n]
-  return jnp.asarray(found, jnp.float32)
+    masks = [mask + [row] for mask in masks for row in rows]
+    masks = [mask for mask in masks if max(np.sum(mask, 0)) <= n]
+  return jnp.asarray(masks, jnp.float32)
 
 
 def seconds(functions, w, rounds):
@@ -103,7 +103,7 @@ def seconds(functions, w, rounds):
 
 
 def times(pattern, w, rounds):
-  """ns per entry of a copy; ours, nm_mask and the product, in copies."""
+  """ns per entry of a copy, then the times of all masks in copies."""
 
   def masked(make):
     return lambda w: jnp.where(make(jnp.abs(w)), w, jnp.zeros((), w.dtype))
@@ -122,11 +122,13 @@ def times(pattern, w, rounds):
 
 def main():
   parser = argparse.ArgumentParser(description="Transposable N:M masks.")
-  parser.add_argument("--size", default="2048x2048", help="rows x columns")
-  parser.add_argument("--patterns", default=PATTERNS, help="n:m,n:m,...")
+  parser.add_argument("--size", default="2048x2048", help="Rows x columns.")
+  parser.add_argument(
+    "--patterns", default=PATTERNS, help="Patterns, n:m,n:m,..."
+  )
   parser.add_argument("--draw", default="normal", choices=sorted(DRAWS))
   parser.add_argument(
-    "--blocks", type=int, default=1600, help="shared out: this / m blocks"
+    "--blocks", type=int, default=1600, help="Blocks times m."
   )
   parser.add_argument("--rounds", type=int, default=7)
   args = parser.parse_args()

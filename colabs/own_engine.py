@@ -7,9 +7,9 @@ Import this file, or name it by `--engine_file`, and `engine.parse` reads
 from typing import Any
 
 from figs_jax.engine import Engine, Gemm, register
-from figs_jax.engine.blocks import Masks, index_bits
-from figs_jax.engine.int64 import ceil_div, exact
-from figs_jax.engine.spec import LIMITS, UNLIMITED
+from figs_jax.engine.blocks import index_bits
+from figs_jax.engine.int64 import ceil_div
+from figs_jax.engine.spec import UNLIMITED
 from figs_jax.engine.timing import Fold, bounded, schedule
 
 
@@ -32,35 +32,25 @@ class Vector(Engine):
   KINDS = ("vector",)
   FROM_ZERO = ("latency",)
 
-  def counts(
-    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
-  ) -> dict[str, Any]:
-    """What a GEMM costs; see `Engine.counts`. Masks make no difference."""
-    return _exact_counts(gemm, self, itemsize=itemsize)
-
   def note(self, sparse: int, known: int) -> str:
     return f"{self} gathers activations without a conflict." if sparse else ""
 
-
-def _counts(gemm: Gemm, unit: Vector, *, itemsize: int) -> dict[str, Any]:
-  # ceil(N / R) folds; in each, every row of activations takes the kept K / C.
-  M, N, K, kept = gemm.M, gemm.N, gemm.K, gemm.kept
-  steps = ceil_div(kept, unit.cols)
-  folds = ceil_div(N, unit.rows)
-  metadata = ceil_div(kept * N * index_bits(gemm.n, gemm.m), 8)
-  dram_bytes = itemsize * (M * K + kept * N + M * N) + metadata
-  fold = Fold(M * steps, load=0, fill=unit.latency, overlap="none")
-  parts = bounded(schedule(folds, fold), dram_bytes, unit.dram_bw)
-  return parts | {
-    "utilisation": N / (folds * unit.rows)
-    * (kept / (steps * unit.cols))
-    * (parts["compute"] / parts["cycles"]),
-    "ifmap_reads": folds * M * kept,
-    "filter_reads": M * N * kept,
-    "ofmap_writes": M * N,
-    "metadata_bytes": metadata,
-    "dram_bytes": dram_bytes,
-  }  # fmt: skip
-
-
-_exact_counts = exact(_counts, LIMITS | Vector.limits())
+  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+    # ceil(N / R) folds; in each, every row of activations takes the kept K / C.
+    M, N, K, kept = gemm.M, gemm.N, gemm.K, gemm.kept
+    steps = ceil_div(kept, self.cols)
+    folds = ceil_div(N, self.rows)
+    metadata = ceil_div(kept * N * index_bits(gemm.n, gemm.m), 8)
+    dram_bytes = itemsize * (M * K + kept * N + M * N) + metadata
+    fold = Fold(M * steps, load=0, fill=self.latency, overlap="none")
+    parts = bounded(schedule(folds, fold), dram_bytes, self.dram_bw)
+    return parts | {
+      "utilisation": N / (folds * self.rows)
+      * (kept / (steps * self.cols))
+      * (parts["compute"] / parts["cycles"]),
+      "ifmap_reads": folds * M * kept,
+      "filter_reads": M * N * kept,
+      "ofmap_writes": M * N,
+      "metadata_bytes": metadata,
+      "dram_bytes": dram_bytes,
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 """A recipe of one's own: cosine leak, masks renewed at random steps.
 
 Import this file, from a notebook or from a configuration, and the recipe is
-there under its name: `recipes.create("cosine_leak", "1:8", 1000)`.
+registered: `cosine_leak("1:8", 1000)`, or `recipes.create` with its name.
 """
 
 import dataclasses
@@ -15,7 +15,12 @@ from figs_jax.recipes import register
 
 @register("cosine_leak")
 def cosine_leak(plain, *, chance: float = 0.1, seed: int = 0):
-  """D falls along a cosine; masks are renewed with a chance at each step."""
+  """D falls along a cosine; masks are renewed at random steps.
+
+  Args:
+    chance: Probability of a refresh at a step.
+    seed: Seed of the refreshes.
+  """
   start, end = plain.timeline.dense_end, plain.timeline.finetune_start
 
   def leak(step):

@@ -1,4 +1,4 @@
-"""A small Swin-V2 on scikit-learn's digits: the experiment that runs anywhere.
+"""A small Swin-V2 on scikit-learn's digits: runs anywhere.
 
 Command:   python launch/train.py --config configs/digits_swin_v2.py:figs \\
              --workdir runs/digits_swin_v2
@@ -8,8 +8,8 @@ Expected:  3 seeds, % of 355 images (± s.e.): dense 96.2 ± .2; at 1:8 on the
            feed-forward mdgf_exp 96.4 ± .2, sr_ste 96.3 ± .2, figs 96.1 ± .4,
            step 95.8 ± .0; more in docs/results.md.
 
-All recipes have the same dense warm-up, a tenth of the run; STEP switches by
-itself, at the earliest there.
+All recipes train densely for the first tenth of the run; STEP switches by
+itself, not before the end of that phase.
 """
 
 from figs_jax.train.config import default_config

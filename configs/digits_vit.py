@@ -1,4 +1,4 @@
-"""A small ViT on scikit-learn's digits: the experiment that runs anywhere.
+"""A small ViT on scikit-learn's digits; runs anywhere.
 
 Command:   python launch/train.py --config configs/digits_vit.py:figs \\
              --workdir runs/digits
@@ -21,7 +21,7 @@ def get_config(arg: str = "figs"):
   config.model.heads = 4
   config.model.mlp_dim = 256
   config.model.pool = "gap"
-  config.model.pos = "sincos"  # learned positions need longer than this run
+  config.model.pos = "sincos"  # learned positions need a longer run
   config.pattern = "ff: 1:16"
   config.total_steps = 600
   config.batch_size = 32

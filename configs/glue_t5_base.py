@@ -8,16 +8,17 @@ Data:      glue/cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte prepared by
            tensorflow-datasets in --config.data.data_dir; T5's own sentencepiece
            model and published weights of t5-v1_1-base as files. Without
            --config.init_from it starts from random weights.
-Hardware:  8 accelerators of 16 GB, or fewer with --config.accumulate.
-Hours:     not measured by us.
+Hardware:  not run by us; 8 accelerators of 16 GB, or fewer with
+           --config.grad_accum_steps.
+Hours:     not measured.
 Expected:  published single runs of T5X-Base, GLUE score: dense 86.2; at 1:32 on
            the feed-forward SR-STE 79.4, Stepwise 80.9, FiGS (SdGf-geometric)
-           79.3; at 1:8 on it and on q and k 75.8, 80.7, 76.8. Ours is
-           `glue_score`, the mean of GLUE's own scores of the eight tasks, of
-           mnli on its matched split.
+           79.3; at 1:8 on it and on q and k 75.8, 80.7, 76.8. Our
+           `glue_score` is the mean of GLUE's scores of the eight tasks, with
+           the matched split of mnli.
 
-AdamW stands in for T5's Adafactor, since recipes act on Adam's moments. All
-recipes have the same dense warm-up of 10,000 steps.
+AdamW replaces T5's Adafactor, since recipes act on Adam's moments. All recipes
+train densely for the first 10,000 steps.
 """
 
 from figs_jax.train.config import default_config

@@ -3,21 +3,22 @@
 Command:   python launch/train.py --config configs/imagenet_swin_v2_b.py:figs \\
              --workdir runs/imagenet_swin_v2_b --config.mesh.data=-1
 Data:      imagenet2012 prepared by tensorflow-datasets in
-           --config.data.data_dir (downloading it is up to its licence).
-Hardware:  not run by us. The global batch of 1024 wants 16 accelerators of
-           32 GB or more; on fewer, raise --config.accumulate or set
+           --config.data.data_dir (its licence restricts downloading).
+Hardware:  not run by us. The global batch of 1024 needs 16 accelerators of
+           32 GB; with fewer, raise --config.grad_accum_steps or set
            --config.model.remat=True.
-Hours:     not measured by us.
-Expected:  published single runs of SwinV2-Base on the feed-forward, top-1 %
-           (there): dense 83.45; 1:8 SR-STE 81.44, MdGf-exp 81.47, FiGS
-           (SdGf-geometric) 81.38; 1:16 80.15, 80.54, 80.27; 1:32 78.97, 79.55,
-           79.28.
-Sources:   that paper gives 350 epochs, the learning rate and 20 warm-up epochs.
-           Window, image, batch, weight decay, clipping, stochastic depth, mixup
-           and label smoothing are those of microsoft/Swin-Transformer
-           (configs/swinv2/swinv2_base_patch4_window8_256.yaml, config.py).
-           Theirs has cutmix, random erasing and rand-m9-mstd0.5-inc1 too, and
-           no weight decay on the position bias; here rand-m9-n2 stands alone.
+Hours:     not measured.
+Expected:  published single runs of SwinV2-Base in that paper, on the
+           feed-forward, top-1 %: dense 83.45; 1:8 SR-STE 81.44, MdGf-exp 81.47,
+           FiGS (SdGf-geometric) 81.38; 1:16 80.15, 80.54, 80.27; 1:32 78.97,
+           79.55, 79.28.
+Sources:   350 epochs, the learning rate and 20 warm-up epochs are from that
+           paper. Window, image size, batch size, weight decay, clipping,
+           stochastic depth, mixup and label smoothing are from
+           microsoft/Swin-Transformer (config.py and
+           configs/swinv2/swinv2_base_patch4_window8_256.yaml), which also uses
+           cutmix, random erasing, rand-m9-mstd0.5-inc1 instead of rand-m9-n2,
+           and no weight decay on the position bias.
 """
 
 from figs_jax.train.config import default_config

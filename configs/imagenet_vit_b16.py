@@ -3,13 +3,13 @@
 Command:   python launch/train.py --config configs/imagenet_vit_b16.py:figs \\
              --workdir runs/imagenet_vit_b16 --config.mesh.data=-1
 Data:      imagenet2012 prepared by tensorflow-datasets in
-           --config.data.data_dir (downloading it is up to its licence).
-Hardware:  the global batch of 4096 wants about 32 accelerators of 32 GB; on
-           fewer, raise --config.accumulate.
-Hours:     not measured by us.
-Expected:  published single runs of ViT-Base, 1:8 on the feed-forward: SR-STE
-           77.87, MdGf-exp 78.01, FiGS (SdGf-geometric) 78.18; dense 76.39
-           (top-1 %, Table 2 there).
+           --config.data.data_dir (its licence restricts downloading).
+Hardware:  not run by us. The global batch of 4096 needs about 32 accelerators
+           of 32 GB; with fewer, raise --config.grad_accum_steps.
+Hours:     not measured.
+Expected:  published single runs of ViT-Base (table 2 of that paper), top-1 %:
+           dense 76.39; at 1:8 on the feed-forward SR-STE 77.87, MdGf-exp
+           78.01, FiGS (SdGf-geometric) 78.18.
 """
 
 from figs_jax.train.config import default_config

@@ -1,4 +1,4 @@
-"""A tiny T5 on the text that every Python carries: runs anywhere.
+"""A tiny T5 on the text of Python's standard library; runs anywhere.
 
 Command:   python launch/train.py --config configs/stdlib_t5.py:figs \\
              --workdir runs/stdlib_t5
@@ -8,8 +8,8 @@ Expected:  3 seeds, bits per byte (± s.e.): dense 4.007 ± .004; at 1:8 on the
            feed-forward mdgf_exp 4.050 ± .004, step 4.062 ± .006, sr_ste 4.066 ±
            .005, figs 4.069 ± .004; more in docs/results.md.
 
-Span corruption of bytes. All recipes have the same dense warm-up, a tenth of
-the run; STEP switches by itself, at the earliest there.
+The task is span corruption of bytes. All recipes train densely for the first
+tenth of the run; STEP switches by itself, not before that.
 """
 
 from figs_jax.train.config import default_config

@@ -4,14 +4,16 @@ Command:   python launch/train.py --config configs/wmt_transformer.py:figs \\
              --workdir runs/wmt_transformer --config.mesh.data=-1
 Data:      wmt14_translate/de-en prepared by tensorflow-datasets in
            --config.data.data_dir; the vocabulary is trained on its beginning.
-Hardware:  8 accelerators of 16 GB, or fewer with --config.accumulate.
-Hours:     not measured by us.
-Expected:  not known: no published figure for these settings was read.
+Hardware:  not run by us; 8 accelerators of 16 GB, or fewer with
+           --config.grad_accum_steps.
+Hours:     not measured.
+Expected:  unknown; we have read no published score for these settings.
 
-From the paper: Adam .9/.98, 200,000 steps, learning rate .0625 / sqrt(step).
-Ours: sizes of the big Transformer (arXiv 1706.03762, table 3) on the T5 family
-(relative positions, RMS norms first), the batch, warm-up and vocabulary.
-Evaluation is BLEU (sacrebleu) of a beam search over 4, as in the latter.
+Adam's .9/.98, 200,000 steps and the learning rate .0625 / sqrt(step) are from
+that paper. Batch, warm-up and vocabulary are ours, and so is the model: the T5
+family (relative positions, RMS norms first) with the sizes of the big
+Transformer (arXiv 1706.03762, table 3). Evaluation is BLEU (sacrebleu) of a
+search with 4 beams, as for that model.
 """
 
 from figs_jax.train.config import default_config

@@ -1,13 +1,13 @@
-"""Renews what the pages of recipes take from the code: pictures and tables.
+"""Renews the pictures, tables and signatures that come from the recipes' code.
 
     python docs/draw_recipes.py
 
 draws docs/recipes/NAME.png for every section "## `NAME`" of docs/recipes_*.md
-and all of them in docs/recipes/all.png, and rewrites what stands between the
-markers `<!-- begin ... -->` and `<!-- end -->`: tables of options and fields,
-and files shown as code. Every picture holds what it shows, so that a test can
-tell whether it is out of date. Needs matplotlib: `pip install
-'figs_jax[plots]'`.
+and all of them in docs/recipes/all.png, rewrites the text between the markers
+`<!-- begin ... -->` and `<!-- end -->` (tables of options and fields, and files
+shown as code), and writes figs_jax/recipes/__init__.pyi. Every picture contains
+its data, so that a test can tell whether it is out of date. Needs matplotlib:
+`pip install 'figs_jax[plots]'`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from PIL import Image, PngImagePlugin
 
 from figs_jax import recipes
 from figs_jax.recipes import listing, registry
+from figs_jax.recipes.docstrings import entries
 from figs_jax.recipes.picture import draw, timeline_table
 from figs_jax.train.config import default_config
 from figs_jax.train.schema import IMAGES, SHARED, TEXT, flat, meanings
@@ -37,12 +38,12 @@ _BLOCK = re.compile(r"(<!-- begin (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def documented(page: str) -> list[str]:
-  """The recipes that have a section, in the order of the text."""
+  """The recipes that have a section, in the order of the page."""
   return re.findall(r"^## `(\w+)`", page, re.MULTILINE)
 
 
 def stamp(recipe: recipes.Recipe) -> str:
-  """What a picture shows, as JSON: the table at 41 steps of the run."""
+  """The data of a picture as JSON: the table at 41 steps of the run."""
   steps = np.linspace(0, recipe.total_steps - 1, 41).round().astype(int)
   table = timeline_table(recipe, steps)
   shown = {
@@ -56,7 +57,7 @@ def stamp(recipe: recipes.Recipe) -> str:
 
 
 def save(figure: Figure, path: Path, text: str) -> None:
-  """A PNG of few colours that holds a text."""
+  """Writes a PNG of few colours that contains a text."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png")
   picture = Image.open(buffer).convert("RGB")
@@ -67,7 +68,7 @@ def save(figure: Figure, path: Path, text: str) -> None:
 
 
 def overview(names: list[str]) -> Figure:
-  """All recipes side by side, under one legend."""
+  """All recipes in one figure with one legend."""
   rows = -(-len(names) // COLUMNS)
   figure = Figure(
     figsize=(2.5 * COLUMNS, 1.45 * rows + 0.4), dpi=105, layout="constrained"
@@ -91,10 +92,10 @@ def overview(names: list[str]) -> Figure:
 
 
 def options_table(name: str) -> str:
-  """A recipe's options; those of every recipe only where it differs."""
-  common, said = registry.COMMON, listing.meanings(name)
+  """A recipe's options; common ones only if their default differs."""
+  common, meanings = registry.COMMON, listing.meanings(name)
   rows = {
-    key: (default, said[key])
+    key: (default, meanings[key])
     for key, default in recipes.options(name).items()
     if key not in common or common[key] != default
   }
@@ -102,7 +103,7 @@ def options_table(name: str) -> str:
 
 
 def fields_table(name: str) -> str:
-  """Fields of a configuration: shared, images, text, or model FAMILY."""
+  """Fields of a configuration: "shared", "images", "text" or "model FAMILY"."""
   tables = {"shared": SHARED, "images": IMAGES, "text": TEXT}
   if name in tables:
     shown = list(tables[name])
@@ -110,32 +111,32 @@ def fields_table(name: str) -> str:
   else:
     config = default_config(family=name.removeprefix("model "))
     shown = [key for key in flat(config) if key.startswith("model.")]
-  values, said = flat(config), meanings(config)
-  return _table({key: (values[key], said[key]) for key in shown}, "field")
+  values, texts = flat(config), meanings(config)
+  return _table({key: (values[key], texts[key]) for key in shown}, "field")
 
 
 def common_table() -> str:
   """The options of every recipe."""
-  said = listing.listed(registry.create.__doc__)
+  meanings = entries(registry.plain_recipe.__doc__)
   common = registry.COMMON.items()
-  return _table({key: (default, said[key]) for key, default in common})
+  return _table({key: (default, meanings[key]) for key, default in common})
 
 
 def _table(rows: dict[str, tuple[Any, str]], head: str = "option") -> str:
   lines = [f"| {head} | default | |", "|---|---|---|"]
   for key, (default, text) in rows.items():
     if not text:
-      raise ValueError(f"docs: no docstring says what {key!r} means")
+      raise ValueError(f"docs: no docstring documents {key!r}")
     text = text.rstrip(".;").replace("|", r"\|")
     lines.append(f"| `{key}` | `{default!r}` | {text} |")
   return "\n".join(lines) + "\n"
 
 
 def generated(what: str) -> str:
-  """What belongs after `<!-- begin WHAT -->`.
+  """The text that belongs after `<!-- begin WHAT -->`.
 
   Raises:
-    ValueError: nothing is known under that name.
+    ValueError: If WHAT is unknown.
   """
   kind, _, name = what.partition(" ")
   if what == "options of every recipe":
@@ -150,7 +151,7 @@ def generated(what: str) -> str:
 
 
 def renewed(page: str) -> str:
-  """The page with all that is generated written anew."""
+  """The page with its generated parts renewed."""
   return _BLOCK.sub(lambda m: m[1] + generated(m[2]) + m[3], page)
 
 
@@ -159,9 +160,12 @@ def main() -> None:
   names = []
   for path in PAGES:
     page = path.read_text()
-    names += documented(page)
+    if path.name.startswith("recipes_"):
+      names += documented(page)
     if renewed(page) != page:
       path.write_text(renewed(page))
+  stub = Path(recipes.__file__).with_suffix(".pyi")
+  stub.write_text(listing.stub())
   PICTURES.mkdir(exist_ok=True)
   stamps = {}
   for name in names:

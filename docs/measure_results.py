@@ -1,9 +1,9 @@
-"""The tables of docs/results.md: recipes on one experiment, several seeds.
+"""Measures the tables of docs/results.md: recipes on one experiment.
 
   python docs/measure_results.py --config configs/stdlib_t5.py --seeds 3 \\
     --recipes dense,sr_ste,figs,mdgf_exp,step --workdir runs/results/stdlib_t5
 
-A run that is stopped goes on where it was; finished work is not repeated.
+A run that was stopped resumes, and a finished run is not repeated.
 """
 
 import os
@@ -16,12 +16,14 @@ from figs_jax import cli
 
 _CONFIG = flags.DEFINE_string("config", None, "File with get_config(recipe).")
 _RECIPES = flags.DEFINE_list(
-  "recipes", ["dense", "sr_ste", "figs", "mdgf_exp", "step"], "By name."
+  "recipes",
+  ["dense", "sr_ste", "figs", "mdgf_exp", "step"],
+  "Names of the recipes.",
 )
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each recipe.", 1)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
-_ENGINES = flags.DEFINE_string("engines", "ws:16x16", "Engine of the speed-up.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds of each recipe.", 1)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the runs.")
+_ENGINES = flags.DEFINE_string("engines", "ws:16x16", "Spec of the engine.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the data.")
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def main() -> None:
   except Diverged as error:
     cli.fail(str(error), code=1)
   if len(rows) < len(runs):
-    print("stopped; the same command goes on from here")
+    print("Stopped; repeat the command to resume")
     return
   analysis.write_json(rows, workdir / "results.json")
   print(analysis.comparison_table(rows))

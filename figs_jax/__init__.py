@@ -19,7 +19,7 @@ _EXPORTS = {
   "sparsify": "figs_jax.nn._sparsify",
   "layers_of": "figs_jax.train.run_rows",
   "train_flops": "figs_jax.models.flops",
-  "train_cost": "figs_jax.train.cost",
+  "train_cost": "figs_jax.train.run_rows",
   "TrainState": "figs_jax.train.state",
   "train_step": "figs_jax.train.state",
 }

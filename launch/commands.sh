@@ -1,6 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the launchers: how they fail, read their options, and show or run
-# a command.
+# Sourced by the launchers: errors, options, and showing or running a command.
 
 dry_run=''
 
@@ -10,7 +9,7 @@ fail() {
   exit 2
 }
 
-# usage: the comment at the top of the script; all have changed to the checkout.
+# usage: prints the comment at the top of the script, from the checkout.
 usage() {
   local line
   while IFS= read -r line; do
@@ -27,20 +26,20 @@ value() {
   [ $# -ge 2 ] || fail "$1 needs a value; see --help"
 }
 
-# show WORDS...: a command, quoted so that it can be pasted.
+# show WORDS...: prints a command, quoted for pasting.
 show() {
   local line
   printf -v line '%q ' "$@"
   echo "${line% }"
 }
 
-# run WORDS...: runs a command, or shows it under --dry-run.
+# run WORDS...: runs a command, or shows it with --dry_run.
 run() {
   if [ -n "$dry_run" ]; then show "$@"; else "$@"; fi
 }
 
-# read_flags WORDS...: from the flags of launch/train.py sets `workdir` and
-# `flags`, which are the same over all devices, unless they say otherwise.
+# read_flags WORDS...: sets `workdir` and `flags` from the flags of
+# launch/train.py, and adds --config.mesh.data=-1 unless it is set.
 read_flags() {
   workdir=''
   flags=("$@")
@@ -54,7 +53,7 @@ read_flags() {
     shift
   done
   [ -n "$workdir" ] ||
-    fail "--workdir is missing: name the directory of the run"
-  # After --config, which the program must have read before its fields.
+    fail "--workdir is missing: set it to the directory of the run"
+  # At the end, since the program must read --config before its fields.
   [ -z "$mesh" ] || flags+=("$mesh")
 }

@@ -5,10 +5,13 @@
   python launch/engine.py --workdir RUN --baseline ws:32x16:sparse=false
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines figs,ws
     --sweep "pattern=1:2,1:4,...,1:128; rows=32,64" --format png --out a.png
+  python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines ws
+    --sweep "rows=1,2,...,1000; cols=1,2,...,1000" --pareto cycles,rows*cols
 
 Standard output holds the table and nothing else.
 """
 
+import dataclasses
 import io
 import logging
 import os
@@ -25,8 +28,8 @@ from figs_jax import cli
 _LAYERS = flags.DEFINE_string(
   "layers",
   None,
-  "CSV file of layers: columns name,M,N,K and, if wanted, pattern and count; or"
-  " a SCALE-Sim topology of products or of convolutions.",
+  "CSV file of layers with columns name,M,N,K and optionally pattern and count;"
+  " or a SCALE-Sim topology of products or convolutions.",
 )
 _MODEL = flags.DEFINE_string(
   "model", None, "Model by name, as in vit:B/16 or vit:L/16:image_size=384."
@@ -35,31 +38,59 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
 _BATCH = flags.DEFINE_integer(
   "batch",
   None,
-  "Images per pass, of --model and --workdir; 1 by default.",
+  "Images per pass of --model or --workdir; 1 by default.",
   lower_bound=1,
   upper_bound=10**9 - 1,
 )
 _PATTERN = flags.DEFINE_string(
   "pattern",
   None,
-  'Rules of a model, as in "ff: 1:8". Of a table, rules over the names of its'
-  " layers, or one n:m, which its sparse layers take (all, if none is). Of a"
-  " run, one n:m in place of the trained pattern.",
+  'For --model, rules such as "ff: 1:8". For --layers, rules over the names of'
+  " its layers, or one n:m for its sparse layers (for all, if none is sparse)."
+  " For --workdir, one n:m in place of the trained pattern.",
 )
 _ENGINES = flags.DEFINE_string(
   "engines", "ws:32x16,vegeta-s-16-2,figs", "Specs, separated by commas."
 )
+_ENGINE_FILE = cli.define_user_file("engine")
 _SWEEP = flags.DEFINE_multi_string(
   "sweep",
   [],
-  "Axes, as in pattern=1:2,1:4,...,1:128; several by ; or by repeating the"
+  "Axes, as in rows=8,16,...,256; several separated by ; or by repeating the"
   " flag. An axis is pattern (of the sparse layers; of all in a table without"
   " any), batch, or a field of the engines.",
+)
+_PARETO = flags.DEFINE_string(
+  "pareto",
+  None,
+  "Two quantities, as in cycles,energy_pj: prints the points of the sweep that"
+  " no other beats in both.",
+)
+_SMALLEST = flags.DEFINE_string(
+  "smallest",
+  None,
+  "Quantity, as in cycles, -utilisation or rows*cols*cycles: prints the --top"
+  " points of the sweep where it is smallest.",
+)
+_TOP = flags.DEFINE_integer(
+  "top", None, "Points that --smallest prints; 1 by default.", lower_bound=1
+)
+_POINTS = flags.DEFINE_string(
+  "points",
+  None,
+  "Columns, as in rows,cols,cycles, or all: writes them for every point of the"
+  " sweep to --out FILE.csv or FILE.npz.",
+)
+_WHERE = flags.DEFINE_string(
+  "where",
+  None,
+  "Conditions on the points of --pareto, --smallest or --points, as in"
+  " 'rows*cols<=1024; utilisation>0.5'.",
 )
 _BASELINE = flags.DEFINE_string(
   "baseline",
   None,
-  "Engine that speed-ups are over, on the same layers and patterns; by default"
+  "Engine that speed-ups are over, on the same layers and patterns. By default"
   " each engine itself, running the layers dense.",
 )
 _FORMAT = flags.DEFINE_enum(
@@ -89,57 +120,116 @@ _STEP = flags.DEFINE_integer(
   "step", None, "Step of --workdir; the newest good one by default."
 )
 _SEED = flags.DEFINE_integer(
-  "seed", None, "Of a --workdir with seeds, the place of one; 0 by default."
+  "seed", None, "Place of one seed of a --workdir with several; 0 by default."
 )
 _RECIPE_FILE = cli.define_user_file("recipe")
+_SELECTIONS = (_PARETO, _SMALLEST, _POINTS)
+# Columns of --pareto and --smallest beside the axes and what was asked for.
+_SHOWN = ("cycles", "utilisation", "energy_pj", "dram_bytes")
 
 
 def main() -> None:
   cli.quiet()
   _check_flags()
+  cli.run_user_file(_ENGINE_FILE)
   from figs_jax.engine import Energy, parse
-  from figs_jax.engine.sweeps.text import read_axes, swept
+  from figs_jax.engine.sweeps.text import read_axes
 
+  log = logging.getLogger("figs_jax").info
   try:
     axes = read_axes(_SWEEP.value)
     engines = [parse(spec) for spec in _ENGINES.value.split(",")]
-    tables = _tables(axes.pop("batch", None), "pattern" in axes)
-    made = swept(
-      tables,
-      engines,
-      axes,
-      "csv" if _FORMAT.value == "png" else _FORMAT.value,
-      baseline=_BASELINE.value,
-      itemsize=_ITEMSIZE.value,
-      energy=Energy.parse(_ENERGY.value) if _ENERGY.value else Energy(),
-    )
-    is_picture = _FORMAT.value == "png"
-    data = _picture(made, axes) if is_picture else f"{made}\n".encode()
+    batches = axes.pop("batch", ())
+    tables = _tables(batches, "pattern" in axes)
+    options: dict[str, Any] = {"itemsize": _ITEMSIZE.value}
+    if _ENERGY.value:
+      options["energy"] = Energy.parse(_ENERGY.value)
+    chosen = any(flag.value is not None for flag in _SELECTIONS)
+    make = _selected if chosen else _reported
+    data, caption, count = make(tables, engines, axes, options)
   except ValueError as error:
     cli.fail(str(error))
-  if _OUT.value:
+  if data and _OUT.value:
     cli.write_output(_OUT.value, data, overwrite=_OVERWRITE.value)
-  else:
+  elif data:
     cli.emit(data)
-  if _FORMAT.value in ("csv", "png"):
-    logging.getLogger("figs_jax").info(made.caption)
+  if _SWEEP.value:
+    sizes = {"batch": batches} | axes
+    each = ", ".join(f"{name} {len(x):,}" for name, x in sizes.items() if x)
+    log(f"Swept {count:,} points ({each}; engines {len(engines)}).")
+  if _FORMAT.value in ("csv", "png") or not data:
+    log(caption)
+
+
+def _reported(tables, engines, axes, options) -> tuple[bytes, str, int]:
+  """The report of every layer on every design, its caption, and the designs."""
+  from figs_jax.engine import report
+
+  fmt = "csv" if _FORMAT.value == "png" else _FORMAT.value
+  options |= {"axes": axes or None, "baseline": _BASELINE.value}
+  made = report(tables, engines, fmt, **options)
+  if _FORMAT.value == "png":
+    return _picture(made, axes), made.caption, len(made.totals)
+  return f"{made}\n".encode(), made.caption, len(made.totals)
+
+
+def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
+  """Some points of a sweep as a table, or all of them in a file."""
+  from figs_jax.engine import sweep
+  from figs_jax.engine._report import columns_text
+
+  caption = "Modelled cycles (ns on rooflines), not measured."
+  if any(table.masks is not None for table in tables.values()):
+    caption += " Patterns are taken at their worst: real masks go unread."
+    tables = {k: dataclasses.replace(x, masks=None) for k, x in tables.items()}
+  layers = tables if len(tables) > 1 else next(iter(tables.values()))
+  designs = sweep(engines, axes, layers, **options)
+  where = _WHERE.value
+  if _POINTS.value:
+    names = [name.strip() for name in _POINTS.value.split(",")]
+    names = list(designs.columns) if names == ["all"] else names
+    replace = {"where": where, "overwrite": _OVERWRITE.value}
+    try:
+      count = designs.write(str(_OUT.value), names, **replace)
+    except OSError as error:
+      cli.fail(f"--out {_OUT.value}: {error.strerror}")
+    caption += f" {count:,} points in {_OUT.value}."
+    return b"", caption, len(designs)
+  if _PARETO.value:
+    quantities = [text.strip() for text in _PARETO.value.split(",")]
+    if len(quantities) != 2:
+      cli.fail("--pareto takes two quantities, as in cycles,energy_pj")
+    points = designs.pareto(*quantities, where=where)
+    what = f"points where none beats {' and '.join(quantities)}"
+  else:
+    quantities = [str(_SMALLEST.value)]
+    points = designs.smallest(quantities[0], _TOP.value or 1, where=where)
+    what = f"points of the smallest {quantities[0]}"
+  caption += f" {len(points['design']):,} {what}, of {len(designs):,}"
+  caption += f" where {where}." if where else "."
+  # Without the engine, which the design tells, and other results.
+  hidden = ("engine", "n", "m", *designs.results)
+  labels = [name for name in designs.columns if name not in hidden]
+  names = dict.fromkeys(("design", *labels, *quantities, *_SHOWN))
+  text = columns_text({x: points[x] for x in names}, caption, _FORMAT.value)
+  return f"{text}\n".encode(), caption, len(designs)
 
 
 def _check_flags() -> None:
-  for flag in (_ENERGY, _OUT, _RECIPE_FILE):
-    if flag.value == "":
+  texts = (_ENERGY, _OUT, _RECIPE_FILE, _ENGINE_FILE, _WHERE, *_SELECTIONS)
+  for flag in texts:
+    if flag.value is not None and not flag.value.strip():
       cli.fail(f"--{flag.name} is empty; give it a value or leave it out")
   if not all(text.strip(" ;") for text in _SWEEP.value):
     cli.fail("--sweep is empty; give it an axis, as in rows=8,16")
-  given = [
-    f"--{flag.name}" for flag in (_LAYERS, _MODEL, _WORKDIR) if flag.value
-  ]
+  given = _given(_LAYERS, _MODEL, _WORKDIR)
   if len(given) != 1:
     got = " and ".join(given) or "none of them"
     cli.fail(f"give one of --layers, --model and --workdir, not {got}")
   for flag in (_STEP, _SEED, _RECIPE_FILE):
     if flag.value is not None and not _WORKDIR.value:
       cli.fail(f"--{flag.name} is of --workdir; leave it out")
+  _check_selection()
   if _PLOT.value and _FORMAT.value != "png":
     cli.fail("--plot is of --format png; add it")
   if _FORMAT.value == "png" and not _OUT.value:
@@ -152,17 +242,47 @@ def _check_flags() -> None:
     cli.fail(f"--out {_OUT.value} is the table of --layers; name another")
 
 
+def _check_selection() -> None:
+  """Refuses flags that do not go with --pareto, --smallest or --points."""
+  chosen = _given(*_SELECTIONS)
+  if len(chosen) > 1:
+    cli.fail(f"give one of {' and '.join(chosen)}")
+  if not chosen:
+    for name in _given(_WHERE, _TOP):
+      cli.fail(f"{name} needs --pareto, --smallest or --points; add one")
+    return
+  (name,) = chosen
+  if not _SWEEP.value:
+    cli.fail(f"{name} selects points of a --sweep; add axes, as in rows=8,16")
+  for other in _given(_BASELINE, _PLOT):
+    cli.fail(f"{other} does not go with {name}; leave one out")
+  if _FORMAT.value == "png":
+    cli.fail(f"--format png does not go with {name}; leave one out")
+  if _TOP.value and not _SMALLEST.value:
+    cli.fail(f"--top goes with --smallest, not {name}; leave one out")
+  if _POINTS.value and Path(_OUT.value or "").suffix not in (".csv", ".npz"):
+    cli.fail("--points: add --out FILE.csv or --out FILE.npz")
+
+
+def _given(*several: Any) -> list[str]:
+  return [f"--{flag.name}" for flag in several if flag.value is not None]
+
+
 def _tables(batches: Any, sweeps_pattern: bool) -> Any:
-  """label -> layers, of the source that was given."""
+  """Label -> layers, from the source that was given."""
   from figs_jax.cli import workloads
 
   if _LAYERS.value:
     if batches or _BATCH.value:
       cli.fail("the batch is part of M in a table: --batch is of --model")
-    return workloads.from_file(_LAYERS.value, _PATTERN.value)
+    tables = workloads.from_file(_LAYERS.value, _PATTERN.value)
+    return workloads.all_sparse(tables) if sweeps_pattern else tables
   if batches and _BATCH.value:
     cli.fail("--batch and --sweep batch=: give one of them")
-  sizes = [_whole(text) for text in batches or [str(_BATCH.value or 1)]]
+  for size in batches:
+    if not isinstance(size, int) or not 0 < size < 10**9:
+      cli.fail(f"batch {size!r}: expected an integer from 1 to {10**9 - 1}")
+  sizes = batches or [_BATCH.value or 1]
   if _MODEL.value:
     tables = workloads.from_model(_MODEL.value, sizes, _PATTERN.value)
   else:
@@ -180,12 +300,6 @@ def _tables(batches: Any, sweeps_pattern: bool) -> Any:
   return tables
 
 
-def _whole(text: str) -> int:
-  if not (text.isdecimal() and len(text) < 10 and int(text)):
-    cli.fail(f"batch {text!r}: give a whole number from 1 to {10**9 - 1}")
-  return int(text)
-
-
 def _picture(made: Any, axes: Any) -> bytes:
   from figs_jax.engine.plots import PLOTS
 
@@ -196,10 +310,10 @@ def _picture(made: Any, axes: Any) -> bytes:
 
 
 def grammar() -> str:
-  from figs_jax.engine import spec_text as specs
-  from figs_jax.engine.sweeps import text as axes
+  from figs_jax.engine import spec_text
+  from figs_jax.engine.sweeps import text
 
-  return f"ENGINES\n{specs.__doc__}\nSWEEPS\n{axes.__doc__}"
+  return f"ENGINES\n{spec_text.__doc__}\nSWEEPS\n{text.__doc__}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv and installs figs_jax into it.
-# Usage: environment EXTRA, e.g. `environment test`. Does nothing when .venv
-# already holds that extra of this setup.cfg. PYTHON names the interpreter to
-# use (default python3). uv does the work where it is installed.
+# Sourced by the other scripts: creates .venv and installs figs_jax into it.
+# Usage: environment EXTRA, such as `environment test`. Does nothing if .venv
+# holds that extra of this setup.cfg already. PYTHON is the interpreter (default
+# python3). Uses uv if it is installed.
 
 environment() {
   local extra=$1 python=${PYTHON:-python3} stamp wanted

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes .venv and installs figs_jax into it, with one of setup.cfg's extras.
-# Usage: bash launch/install.sh [--dry-run] [--help] [EXTRA]
-#   EXTRA: plots (the default), cuda, tpu, or another.
-#   PYTHON names the interpreter, Python 3.11 or newer (default python3).
+# Creates .venv and installs figs_jax into it with one of setup.cfg's extras.
+# Usage: bash launch/install.sh [--dry_run] [--help] [EXTRA]
+#   EXTRA: Extra of setup.cfg: plots (the default), cuda, tpu, text or test.
+#   --dry_run: Shows every command without running it.
+# PYTHON in the environment is the interpreter, 3.11 or newer (default python3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/commands.sh
@@ -12,14 +13,15 @@ extra=plots
 for word in "$@"; do
   case $word in
     --help) usage ;;
-    --dry-run) dry_run=1 ;;
+    --dry_run) dry_run=1 ;;
     -*) fail "unknown option $word; see --help" ;;
     *) extra=$word ;;
   esac
 done
 case $'\n'$(<setup.cfg)$'\n' in
   *$'\n'"$extra ="$'\n'*) ;;
-  *) fail "no extra $extra in setup.cfg; give plots, text, test, cuda or tpu" ;;
+  *) fail "expected an extra of setup.cfg (plots, text, test, cuda or tpu)," \
+    "got $extra" ;;
 esac
 if [ -n "$dry_run" ]; then
   show "${PYTHON:-python3}" -m venv .venv

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains on this machine: sets up .venv, then runs launch/train.py, in one
-# process or, to try here what a cluster does, in several.
+# Trains on this machine: sets up .venv and runs launch/train.py, in one process
+# or, to try what a cluster does, in several.
 # Usage: bash launch/local.sh [--extra EXTRA] [--python PATH] [--processes N]
-#   [--dry-run] [--help] FLAGS OF launch/train.py
-#   --extra: what launch/install.sh installs: plots (the default), cuda or tpu.
-#   --python: an interpreter that has figs_jax; nothing is installed.
-#   --processes: how many; each takes one GPU where there are some.
-#   --dry-run: shows every command and runs none.
+#   [--dry_run] [--help] FLAGS OF launch/train.py
+#   --extra: Extra for launch/install.sh: plots (the default), cuda or tpu.
+#   --python: Interpreter that has figs_jax; skips the installation.
+#   --processes: Number of processes; each takes one GPU, if there are any.
+#   --dry_run: Shows every command without running it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/commands.sh
@@ -15,7 +15,7 @@ extra=plots python='' processes=1
 while [ $# -gt 0 ]; do
   case $1 in
     --help) usage ;;
-    --dry-run) dry_run=1 ;;
+    --dry_run) dry_run=1 ;;
     --extra=* | --python=* | --processes=*)
       set -- "${1%%=*}" "${1#*=}" "${@:2}"
       continue
@@ -28,7 +28,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 case $processes in
-  '' | *[!0-9]* | 0*) fail "--processes $processes: give 1 or more" ;;
+  '' | *[!0-9]* | 0*) 
+    fail "--processes: expected 1 or more, got '$processes'" ;;
 esac
 read_flags "$@"
 
@@ -36,7 +37,7 @@ if [ -z "$python" ]; then
   run bash launch/install.sh "$extra"
   python=.venv/bin/python
 elif ! command -v "$python" >/dev/null; then
-  fail "--python $python: there is no such program"
+  fail "--python $python: program not found"
 fi
 if [ "$processes" = 1 ]; then
   run exec "$python" launch/train.py "${flags[@]}"

@@ -1,7 +1,7 @@
-"""The main job: five recipes on digits, accuracy beside speed-up and cost.
+"""Compares five recipes on digits: accuracy, modelled speed-up and cost.
 
-Run it through `bash launch/quickstart.sh`, which installs what it needs. A run
-that is stopped goes on where it was; finished work is not repeated.
+`bash launch/quickstart.sh` installs the requirements and runs it. When it is
+stopped, the same command resumes it; finished runs are not repeated.
 """
 
 import runpy
@@ -13,18 +13,20 @@ from absl import flags
 from figs_jax import cli
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", "runs/quickstart", "Where runs and the report go."
+  "workdir", "runs/quickstart", "Directory for the runs and the report."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 4, "Seeds of each recipe.", 1)
-_STEPS = flags.DEFINE_integer("steps", 600, "Training steps of each run.", 10)
+_SEEDS = flags.DEFINE_integer("seeds", 4, "Number of seeds per recipe.", 1)
+_STEPS = flags.DEFINE_integer("steps", 600, "Number of steps per run.", 10)
 _PATTERNS = flags.DEFINE_list(
-  "patterns", ["1:16"], "Patterns of the feed-forward kernels, each n:m."
+  "patterns", ["1:16"], "N:M patterns of the feed-forward kernels."
 )
 _RECIPES = flags.DEFINE_list(
-  "recipes", ["sr_ste", "mdgf_exp", "figs", "step"], "Recipes beside dense."
+  "recipes",
+  ["sr_ste", "mdgf_exp", "figs", "step"],
+  "Recipes to compare with dense.",
 )
 _ENGINES = flags.DEFINE_string(
-  "engines", "ws:16x16", "Engine of the speed-up, as in figs:32x16."
+  "engines", "ws:16x16", "Engine of the speed-up, such as figs:32x16."
 )
 
 
@@ -38,13 +40,13 @@ def get_config(recipe: str):
 
 
 def check_flags() -> None:
-  """What is known to be wrong before anything is built, by its flag."""
+  """Ends with an error of the flag, before anything is built."""
   from figs_jax import core, engine, recipes
 
   if not _WORKDIR.value:
-    cli.fail("--workdir is empty: name a directory")
+    cli.fail("--workdir is empty: set it to a directory")
   if not _PATTERNS.value:
-    cli.fail("--patterns is empty: name at least one, as in 1:16")
+    cli.fail("--patterns is empty: give at least one, such as 1:16")
   for flag, check in (
     (_RECIPES, recipes.options),
     (_PATTERNS, core.NM.parse),
@@ -83,7 +85,7 @@ def main() -> None:
   except Diverged as error:
     cli.fail(str(error), code=1)
   if len(rows) < len(runs):
-    cli.say("stopped; the same command goes on from here")
+    cli.say("stopped; run the same command to resume")
     return
   analysis.plot_comparison(rows, workdir / "report.png", "ViT on digits")
   analysis.write_json(rows, workdir / "report.json")
@@ -91,9 +93,9 @@ def main() -> None:
   (workdir / "report.md").write_text(
     "# figs_jax quickstart\n\n"
     f"A ViT on scikit-learn's digits, {_STEPS.value} steps,"
-    f" {_SEEDS.value} seeds. The speed-up is modelled, over the whole forward"
-    f" pass of one image on the engine {_ENGINES.value}; so is the time of"
-    " training, forward and backward, over all steps.\n\n"
+    f" {_SEEDS.value} seeds. The speed-up is modelled for the forward pass of"
+    f" one image on the engine {_ENGINES.value}. Training time is modelled"
+    " for the forward and backward passes of all steps.\n\n"
     f"{table}\n![accuracy against speed-up](report.png)\n"
   )
   cli.say(

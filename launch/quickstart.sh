@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The main job: sets up .venv, trains five recipes on digits (a few minutes on
-# two cores), and writes runs/quickstart/report.md with its picture.
+# Sets up .venv, trains five recipes on digits (a few minutes on two cores), and
+# writes runs/quickstart/report.md with a plot.
 # Usage: bash launch/quickstart.sh [--workdir DIR] [--seeds N] [--steps N]
-#   [--recipes NAME,...] [--patterns N:M,...] [--engine SPEC] [--help]
+#   [--recipes NAME,...] [--patterns N:M,...] [--engines SPEC] [--help]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh

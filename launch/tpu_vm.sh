@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM, or on all workers of a pod slice: makes the slice or
-# takes the one that is there, installs this commit on every worker, trains, and
-# copies the run here. Call it again to go on with a run.
+# Trains on a Cloud TPU VM, or on all workers of a pod slice: creates the slice
+# unless it exists, installs this commit on every worker, trains, and copies the
+# run to this machine. Run it again to resume.
 # Usage: bash launch/tpu_vm.sh --name NAME --zone ZONE --type TYPE
 #   [--version RUNTIME] [--project PROJECT] [--spot] [--setup COMMAND]
-#   [--out DIR] [--delete] [--dry-run] [--help] FLAGS OF launch/train.py
-#   --type: of the slice, such as v5litepod-16 (four hosts).
-#   --version: its software (default: what Google names for the type).
-#   --setup: a command that every worker runs before, such as one that mounts
-#     what they share; --workdir must lie there if there are several hosts.
-#   --out: where the run is copied to (default runs).
-#   --delete: gives the slice back at the end, whatever the end is; but not
-#     while it holds a run that could not be copied.
-#   --dry-run: shows every command and runs none.
+#   [--out DIR] [--delete] [--dry_run] [--help] FLAGS OF launch/train.py
+#   --type: Type of the slice, such as v5litepod-16 (four hosts).
+#   --version: Runtime version (default: Google's recommendation for the type).
+#   --setup: Command that every worker runs first, such as mounting a shared
+#     directory; several hosts need --workdir there.
+#   --out: Directory to copy the run to (default runs).
+#   --delete: Deletes the slice at the end, even after an error, unless it holds
+#     a run that could not be copied.
+#   --dry_run: Shows every command without running it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/commands.sh
@@ -22,7 +22,7 @@ where=() create=() delete=''
 while [ $# -gt 0 ]; do
   case $1 in
     --help) usage ;;
-    --dry-run) dry_run=1 ;;
+    --dry_run) dry_run=1 ;;
     --delete) delete=1 ;;
     --spot) create+=(--spot) ;;
     --name=* | --zone=* | --type=* | --version=* | --project=* | --setup=* | \
@@ -41,9 +41,9 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ -n "$name" ] || fail "--name is missing: what the slice is called"
-[ -n "$zone" ] || fail "--zone is missing: such as us-west4-a"
-[ -n "$type" ] || fail "--type is missing: such as v5litepod-16"
+[ -n "$name" ] || fail "--name is missing: set it to the name of the slice"
+[ -n "$zone" ] || fail "--zone is missing: set it to a zone, such as us-west4-a"
+[ -n "$type" ] || fail "--type is missing: set it to one, such as v5litepod-16"
 if [ -z "$version" ]; then
   # https://cloud.google.com/tpu/docs/runtimes
   case $type in
@@ -54,16 +54,16 @@ if [ -z "$version" ]; then
   esac
 fi
 read_flags "$@"
-if [ -z "$dry_run" ]; then # which only shows what it would call
-  command -v git >/dev/null || fail "git is not installed; it packs this commit"
+if [ -z "$dry_run" ]; then # a dry run needs neither
+  command -v git >/dev/null || fail "git is missing; it packs this commit"
   command -v gcloud >/dev/null ||
     fail "gcloud is missing; see https://cloud.google.com/sdk/docs/install"
 fi
 where+=("--zone=$zone")
 tpu=(gcloud compute tpus tpu-vm)
 
-# on_all WORDS...: a command in figs_jax on every worker. It crosses a shell
-# there, so it is quoted once more.
+# on_all WORDS...: runs a command in figs_jax on every worker. A shell there
+# parses it again, so it is quoted once more.
 on_all() {
   local line
   printf -v line '%q ' "$@"
@@ -73,10 +73,10 @@ on_all() {
 
 look=("${tpu[@]}" describe "$name" "${where[@]}" "--format=value(state)")
 
-# exists: whether the slice is there and ready; any other state is an error.
+# exists: whether the slice exists and is ready; any other state is an error.
 exists() {
   local state
-  state=$("${look[@]}") || return 1 # gcloud has said why
+  state=$("${look[@]}") || return 1 # gcloud printed the reason
   case $state in
     READY) return 0 ;;
     *) fail "$name is $state; wait, or delete it: ${tpu[*]} delete $name" \
@@ -104,13 +104,13 @@ packed=figs_jax-$name.tgz
 trap end EXIT
 
 if [ -z "$dry_run" ] && [ -n "$(git status --porcelain)" ]; then
-  echo "tpu_vm.sh: changes that are not committed stay here" >&2
+  echo "tpu_vm.sh: uncommitted changes are not sent" >&2
 fi
 run git archive --format=tar.gz "--output=$packed" HEAD
 run "${tpu[@]}" scp "$packed" "$name:figs_jax.tgz" "${where[@]}" --worker=all
 run "${tpu[@]}" ssh "$name" "${where[@]}" --worker=all \
   "--command=mkdir -p figs_jax && tar -xzf figs_jax.tgz -C figs_jax"
-# The images' own Python may be older than ours; uv brings one.
+# The Python of the images may be too old; uv installs a newer one.
 # shellcheck disable=SC2016 # expanded on the workers
 on_all bash -ec 'python3 -m pip install --user --quiet uv
 PATH=$HOME/.local/bin:$PATH
@@ -131,7 +131,7 @@ run mkdir -p "$out"
 if ! run "${tpu[@]}" scp --recurse "$name:$source" "$out" "${where[@]}" \
   --worker=0; then
   [ "$code" != 0 ] || code=1
-  # What was refused before it began has left nothing.
+  # A run that was refused has left no directory.
   printf -v absent '%q ' test ! -e "$source"
   if ! "${tpu[@]}" ssh "$name" "${where[@]}" --worker=0 \
     "--command=${absent% }"; then

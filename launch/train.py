@@ -1,9 +1,9 @@
 """Trains a model: `python launch/train.py --config FILE[:RECIPE] --workdir D`.
 
-Resumes by itself when the workdir holds a checkpoint. SIGTERM saves and exits
-0. Any field of the configuration can be overridden: --config.batch_size=64.
-Several processes are one run with --distributed; docs/launching.md has how
-they are started.
+Resumes if the workdir holds a checkpoint. SIGTERM saves and exits with 0. Any
+field of the configuration can be overridden, such as --config.batch_size=64.
+With --distributed, several processes are one run; docs/launching.md explains
+how to start them.
 """
 
 import json
@@ -19,28 +19,28 @@ from figs_jax import cli
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "File with get_config(arg), as in configs/digits_vit.py:figs; the argument"
-  " is the recipe. Fields: --config.FIELD=VALUE.",
+  "File with get_config(arg), and the name of the recipe as its argument, such"
+  " as configs/digits_vit.py:figs. --config.FIELD=VALUE sets a field.",
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory of the run; made if it is missing."
+  "workdir", None, "Directory of the run; created if it does not exist."
 )
 _RECIPE_FILE = cli.define_user_file("recipe")
 _FORMAT = flags.DEFINE_enum(
-  "format", "text", ["text", "json"], "How the result is printed."
+  "format", "text", ["text", "json"], "Format of the printed result."
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
   "distributed",
   False,
-  "This process is one of several, as SLURM, a TPU pod, Kubernetes or"
-  " launch/local.sh started them; set --config.mesh.data=-1 with it.",
+  "Whether this process is one of several, started by SLURM, a TPU pod,"
+  " Kubernetes or launch/local.sh; use it with --config.mesh.data=-1.",
 )
 _STOPPED_CODE = flags.DEFINE_integer(
   "stopped_code",
   0,
-  "Exit code after SIGTERM: another than 0 tells who started the run that it"
-  " is saved, but not finished.",
+  "Exit code after SIGTERM; a launcher can tell a run that is saved from one"
+  " that is finished if it is not 0.",
   lower_bound=0,
   upper_bound=255,
 )
@@ -50,7 +50,7 @@ def main() -> None:
   cli.quiet()
   config = cli.config_of(_CONFIG)
   if not _WORKDIR.value:
-    cli.fail("--workdir is missing: name the directory of the run")
+    cli.fail("--workdir is missing: set it to the directory of the run")
   if _RECIPE_FILE.value:  # run before the configuration was read
     config.recipe_file = str(Path(_RECIPE_FILE.value).absolute())
   from figs_jax.data import DataError
@@ -81,7 +81,7 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def more_help() -> str:
-  """The fields, as --config has them or as every file begins; the recipes."""
+  """Lists the fields of --config (or of the default), and the recipes."""
   from figs_jax.recipes import listing
   from figs_jax.train import schema
   from figs_jax.train.config import default_config

@@ -13,6 +13,7 @@ from PIL import Image
 from figs_jax import recipes
 from figs_jax.core._flow import GRAD_MODES
 from figs_jax.core.masks import is_nm
+from figs_jax.engine import spec_text
 from figs_jax.recipes import registry
 
 ROOT = Path(__file__).parents[1]
@@ -23,8 +24,8 @@ RECIPES = "\n".join(
 )
 NAMES = sorted(
   name
-  for name, builder in registry._BUILDERS.items()
-  if builder.__module__.startswith("figs_jax.")
+  for name in recipes.names()
+  if recipes.function_of(name).__module__.startswith("figs_jax.")
 )
 SECTIONS = {
   text.partition("\n")[0].strip("`"): text
@@ -42,11 +43,11 @@ LOOP = next(p.values[0] for p in BLOCKS if "def train_step" in p.values[0])
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-  """Forgets the recipes that a document registers."""
-  for table in ("_BUILDERS", "_DEFAULTS"):
-    monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
-  for name in set(registry._BUILDERS) - set(NAMES):
-    del registry._BUILDERS[name]
+  """Forgets the recipes and engines that a document registers."""
+  monkeypatch.setattr(spec_text, "_CLASSES", dict(spec_text._CLASSES))
+  monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
+  for name in set(recipes.names()) - set(NAMES):
+    del registry._FUNCTIONS[name]
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,25 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from figs_jax import cli
-from figs_jax.engine import report
+from figs_jax.engine import cost, report
 from figs_jax.engine.layer_csv import read_layers
-from tests.programs import assert_one_clear_line, call, environment
+from tests.programs import (
+  assert_one_clear_line,
+  call,
+  environment,
+  in_one_process,
+)
 
 COLUMNS = (
   "name,engine,M,N,K,pattern,cycles,utilisation,speedup,energy_pj,dram_bytes"
@@ -95,6 +102,110 @@ def test_a_picture(table, tmp_path):
   assert out.read_bytes().startswith(b"\x89PNG")
 
 
+def select(table, *several):
+  """(code, output, errors) of a sweep of `table` with each list of flags."""
+  common = ("--layers", table, "--sweep", "rows=8,16,...,48; cols=8,16,32")
+  return in_one_process(
+    "launch/engine.py", *((*common, "--engines", "ws", *f) for f in several)
+  )
+
+
+def test_points_of_a_sweep_can_be_selected(table, tmp_path):
+  csv_file, npz_file = tmp_path / "a.csv", tmp_path / "a.npz"
+  million = ("--sweep", "bw_in=1,2,...,1000; bw_out=1,2,...,60")
+  own = "colabs/own_engine.py"
+  front, top, many, columns, arrays, several = select(
+    table,
+    ("--pareto", "cycles, rows*cols", "--format", "json"),
+    ("--smallest=-utilisation", "--top", 3, "--where", "rows*cols<=512; m>1",
+     "--format", "csv", "--sweep", "pattern=1:2,1:4,...,1:8"),
+    ("--smallest", "cycles", *million, "--format", "csv"),
+    ("--points", "all", "--out", csv_file),
+    ("--points", "rows,cycles", "--out", npz_file, "--where", "rows<17"),
+    ("--engine_file", own, "--engines", "vector,ws", "--smallest", "cycles",
+     "--sweep", "latency=1,2"),
+  )  # fmt: skip
+  for code, _, errors in (front, top, many, columns, arrays, several):
+    assert code == 0, errors
+  # Beside the brute force: the total of the layers on each design.
+  layers = read_layers(table)
+  plain = []
+  for rows, cols in itertools.product(range(8, 49, 8), (8, 16, 32)):
+    total = cost(layers, f"ws:{rows}x{cols}").total
+    plain.append((rows, cols, total("cycles"), total("energy_pj")))
+  made = json.loads(front[1])
+  best = [
+    (rows, cols)
+    for rows, cols, cycles, _ in plain
+    if not any(
+      a * b <= rows * cols
+      and c <= cycles
+      and (a * b, c) != (rows * cols, cycles)
+      for a, b, c, _ in plain
+    )
+  ]
+  got = [(point["rows"], point["cols"]) for point in made["points"]]
+  areas = {rows * cols for rows, cols in best}
+  assert {rows * cols for rows, cols in got} == areas and set(got) <= set(best)
+  assert "of 18" in made["caption"] and "not measured" in made["caption"]
+  assert "Swept 18 points (rows 6, cols 3; engines 1)." in front[2]
+  rows = list(csv.DictReader(io.StringIO(top[1])))
+  assert len(rows) == 3 and "Swept 54 points" in top[2]
+  assert all(int(row["rows"]) * int(row["cols"]) <= 512 for row in rows)
+  (fastest,) = csv.DictReader(io.StringIO(many[1]))
+  assert "Swept 1,080,000 points" in many[2]
+  assert (fastest["rows"], fastest["cols"]) == ("48", "32")
+  read = list(csv.DictReader(io.StringIO(csv_file.read_text())))
+  assert [(int(x["rows"]), int(x["cols"]), int(x["cycles"])) for x in read] == [
+    point[:3] for point in plain
+  ]
+  with np.load(npz_file) as file:
+    assert file["rows.0"].tolist() == [8, 8, 8, 16, 16, 16]
+    assert file["cycles.0"].tolist() == [x[2] for x in plain[:6]]
+  assert "vector" in several[1] or "ws" in several[1]
+  # Nothing is replaced unasked.
+  before = csv_file.read_bytes()
+  (again,) = select(table, ("--points", "rows", "--out", csv_file))
+  assert_one_clear_line(again, "a.csv", "--overwrite")
+  assert csv_file.read_bytes() == before
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    "a.csv", "a.npz", "t.csv"
+  ]  # fmt: skip
+
+
+def test_bad_selections_are_one_line(table, tmp_path):
+  out, broken = tmp_path / "x.csv", tmp_path / "broken.py"
+  broken.write_text("import figs_jax\n1 / 0\n")
+  cases = {
+    ("--pareto", "cycles"): "two quantities",
+    ("--pareto", "cycles,energy"): "did you mean 'energy_pj'",
+    ("--pareto", "cycles,rows+cols"): "expected a product of fields",
+    ("--smallest", "5"): "expected a field in the product",
+    ("--smallest", "cycles", "--where", "rows"): "expected one of <= >=",
+    ("--smallest", "cycles", "--where", "row<8"): "did you mean 'rows'",
+    ("--smallest", "cycles", "--pareto", "a,b"): "give one of --pareto and",
+    ("--smallest", "cycles", "--plot", "speedup"): "--plot does not go with",
+    ("--smallest", "cycles", "--baseline", "ws"): "--baseline does not go",
+    ("--smallest", "cycles", "--format", "png"): "--format png does not go",
+    ("--pareto", "cycles,rows", "--top", 3): "--top goes with --smallest",
+    ("--where", "rows<8"): "--where needs --pareto, --smallest or --points",
+    ("--points", "all"): "add --out FILE.csv or --out FILE.npz",
+    ("--points", "rows", "--out", tmp_path / "x.json"): "--out FILE.npz",
+    ("--points", "row", "--out", out): "did you mean 'rows'",
+    ("--smallest=",): "--smallest is empty",
+    ("--sweep", "alpha=3"): "axis 'alpha' of ws",
+    ("--sweep", "sparse=8,...,64"): "one number before the dots",
+    ("--sweep", "bw_in=1,2,...,6000"): "108,000 designs are more than",
+    ("--engines", "ws,tpu:v5e", "--smallest", "cycles"): "no clock is known",
+    ("--engine_file", broken): f"{broken}, line 2: ZeroDivisionError",
+    ("--engine_file", tmp_path / "no.py"): "no.py: no such file",
+  }  # fmt: skip
+  flags = [words if isinstance(words, tuple) else (words,) for words in cases]
+  for done, words in zip(select(table, *flags), cases.values()):
+    assert_one_clear_line(done, words)
+  assert not out.exists()
+
+
 def test_help_explains_engines_and_sweeps():
   done = program("--help")
   assert done.returncode == 0
@@ -121,7 +232,7 @@ def test_one_source_is_needed(table):
 
 
 def test_output_is_whole_or_ends_with_its_reader():
-  code = "from figs_jax.train import cli; cli.emit(b'line\\n' * 10**5); exit(9)"
+  code = "from figs_jax import cli; cli.emit(b'line\\n' * 10**5); exit(9)"
   shell = f'{sys.executable} -c "{code}"; echo $? >&2'
   cases = (("wc -l", "100000", "9"), ("head -1", "line", "1"))
   for reader, want, code in cases:
@@ -138,7 +249,7 @@ def test_output_is_whole_or_ends_with_its_reader():
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
-  code = "from figs_jax.train import cli; cli.emit(b'line\\n' * 10**5)"
+  code = "from figs_jax import cli; cli.emit(b'line\\n' * 10**5)"
   done = subprocess.run(
     f'ulimit -f 0; {sys.executable} -c "{code}" > {tmp_path}/out',
     shell=True,
@@ -154,7 +265,7 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_an_interruption_is_one_line():
   code = (
-    "from figs_jax.train import cli\n"
+    "from figs_jax import cli\n"
     "def main(): raise KeyboardInterrupt\n"
     "cli.run(main)"
   )

@@ -89,4 +89,4 @@ assert not jax._src.xla_bridge.backends_are_initialized()
 
 def test_no_page_is_overlong():
   for path in sorted(ROOT.rglob("*.py")):
-    assert len(path.read_text().splitlines()) <= 400, path
+    assert len(path.read_text().splitlines()) <= 600, path

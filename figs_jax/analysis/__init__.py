@@ -7,33 +7,28 @@ Orbax nor matplotlib.
 import importlib
 from typing import Any
 
-_EXPORTS = {
-  "ComparisonRow": "figs_jax.analysis._compare",
-  "History": "figs_jax.analysis.history",
-  "MaskEvolution": "figs_jax.analysis.history",
-  "ParetoPoint": "figs_jax.analysis.pareto",
-  "compare": "figs_jax.analysis._compare",
-  "comparison_table": "figs_jax.analysis._compare",
-  "histories": "figs_jax.analysis.history",
-  "mask_evolution": "figs_jax.analysis.history",
-  "pareto_front": "figs_jax.analysis.pareto",
-  "pareto_points": "figs_jax.analysis.pareto",
-  "plot_comparison": "figs_jax.analysis._compare",
-  "plot_gradient_variance": "figs_jax.analysis.plots",
-  "plot_mask_changes": "figs_jax.analysis.plots",
-  "plot_masks": "figs_jax.analysis.plots",
-  "plot_pareto": "figs_jax.analysis.plots",
-  "plot_training": "figs_jax.analysis.plots",
-  "report_html": "figs_jax.analysis.html_report",
-  "write_json": "figs_jax.analysis._compare",
-}
+_MODULES = {
+  "_compare": (
+    "ComparisonRow", "compare", "comparison_table", "plot_comparison",
+    "write_json",
+  ),
+  "history": ("History", "MaskEvolution", "histories", "mask_evolution"),
+  "html_report": ("report_html",),
+  "pareto": ("ParetoPoint", "pareto_front", "pareto_points"),
+  "plots": (
+    "plot_gradient_variance", "plot_mask_changes", "plot_masks", "plot_pareto",
+    "plot_training",
+  ),
+}  # fmt: skip
+_EXPORTS = {name: room for room, names in _MODULES.items() for name in names}
 
 __all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
   if name in _EXPORTS:
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    module = importlib.import_module(f"figs_jax.analysis.{_EXPORTS[name]}")
+    return getattr(module, name)
   raise AttributeError(f"module 'figs_jax.analysis' has no attribute {name!r}")
 
 

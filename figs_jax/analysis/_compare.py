@@ -17,19 +17,19 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax.analysis import plot_style
-from figs_jax.engine.layout import times
-from figs_jax.engine.plots import empty_figure
+from figs_jax.engine._report import times
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed, differences
-from figs_jax.train.cost import train_cost
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import train
+from figs_jax.train.run_rows import train_cost
 
 _log = logging.getLogger("figs_jax")
 
@@ -38,26 +38,10 @@ _log = logging.getLogger("figs_jax")
 class ComparisonRow:
   """One run of a comparison; `X_se` is the standard error of X over seeds.
 
-  Attributes:
-    recipe: Name of the recipe.
-    pattern: Rules of the run, or "dense".
-    step: Step of the checkpoint.
-    accuracy: Mean test accuracy in [0, 1], per token for span corruption.
-    accuracies: Accuracy of each seed.
-    exact_nm: Whether every masked kernel is exactly N:M.
-    sparsity: Share of zeros in the masked kernels.
-    bytes_dense: Size of the parameters.
-    bytes_packed: Size of the parameters with packed masked kernels.
-    flops: FLOPs of a forward pass.
-    flops_dense: FLOPs of the dense model's forward pass.
-    engine: Spec of the engine.
-    speedup: Speed-up of the forward pass of one image over the dense model on
-      the same engine.
-    train_flops: FLOPs of training, as a share of the same run without masks.
-    train_time: Modelled time of training, as a share of that run.
-    bits_per_byte: For span corruption.
-    glue_score: In [0, 1], for GLUE.
-    bleu: In [0, 100], for translation.
+  Accuracies are in [0, 1], per token for span corruption; `glue_score` is in
+  [0, 1] and `bleu` in [0, 100]. Speed-up is that of one image's forward pass
+  over the dense model on the same engine. `train_flops` and `train_time` are
+  shares of the same run without masks.
   """
 
   recipe: str
@@ -125,11 +109,12 @@ def compare(
       nothing is trained or written.
     Diverged: If a run diverges.
   """
-  plans: dict[Path, tuple[config_dict.ConfigDict, dict[str, float]]] = {}
+  plans: dict[Path, tuple[config_dict.ConfigDict, dict[str, Any]]] = {}
   for recipe, pattern in runs:
     config = copy.deepcopy(get_config(recipe))
     config.pattern = pattern or config.pattern
-    path = Path(workdir) / _slug(recipe, pattern)
+    words = re.findall(r"\w+", f"{recipe} {pattern or ''}")
+    path = Path(workdir) / "-".join(words)
     if path in plans:
       raise ValueError(f"runs: {path.name} is given twice; name each run once")
     plans[path] = config, training_shares(config, engine_spec)
@@ -200,10 +185,6 @@ def training_shares(
   return {"train_flops": run.share("flops"), "train_time": run.share("cycles")}
 
 
-def _slug(recipe: str, pattern: str | None) -> str:
-  return "-".join(re.findall(r"\w+", f"{recipe} {pattern or ''}"))
-
-
 def _percent(row: ComparisonRow) -> str:
   return _cell(row, "accuracy", 100.0, ".2f")
 
@@ -264,10 +245,8 @@ def plot_comparison(
     ValueError: If matplotlib is not installed.
   """
   recipes = list(dict.fromkeys(row.recipe for row in rows))
-  figure = empty_figure(10.2, 4.2)
-  axes = list(figure.subplots(1, len(_PANELS), sharey=True))
-  marks = [
-    [
+  panels = {
+    label: [
       plot_style.Mark(
         x=getattr(row, field),
         y=100 * row.accuracy,
@@ -278,15 +257,9 @@ def plot_comparison(
       )
       for row in rows
     ]
-    for field in _PANELS
-  ]
-  plot_style.draw_marks(axes, marks)
-  for ax, label in zip(axes, _PANELS.values()):
-    ax.set_xlabel(label)
-    plot_style.style_axes(ax, steps=False)
-  axes[0].set_ylabel("test accuracy, % (mean ± s.e.)")
-  plot_style.add_legend(figure, axes)
+    for field, label in _PANELS.items()
+  }
   engine = f"speed-up and time modelled on {rows[0].engine}, relative to dense"
-  plot_style.add_title(figure, f"{title}; {engine}" if title else engine)
-  plot_style.annotate_marks(figure, axes, marks)
+  title = f"{title}; {engine}" if title else engine
+  figure = plot_style.scatter(panels, 10.2, title)
   Path(path).write_bytes(plot_style.image_bytes(figure, "png"))

@@ -25,9 +25,9 @@ from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.log_writer import read
-from figs_jax.train.restore import restore
 from figs_jax.train.run_rows import layers_of
 from figs_jax.train.state import TrainState
+from figs_jax.train.workdir import restore
 
 
 class Curve(NamedTuple):
@@ -141,6 +141,12 @@ class History:
     return restore(self.path)
 
   @property
+  def versions(self) -> dict[str, str]:
+    """Versions of the libraries that trained the run."""
+    with Checkpointer(self.path) as checkpoints:
+      return checkpoints.meta()["versions"]
+
+  @property
   def states(self) -> list[TrainState]:
     """The restored state of each seed."""
     experiment, state, _ = self.restored
@@ -163,8 +169,7 @@ def histories(workdirs: Sequence[str | Path]) -> list[History]:
   """Reads runs, each with a label of its own.
 
   Raises:
-    ValueError: If there is no workdir, a workdir is given twice or holds no
-      run.
+    ValueError: If no workdir is given, or one of them twice or without a run.
   """
   paths = [Path(workdir) for workdir in workdirs]
   if not paths:
@@ -209,18 +214,8 @@ def _config(path: Path) -> dict[str, Any]:
     ) from error
 
 
-def layer_kind(path: str) -> str:
-  """The name that layers at several depths share: the one before the leaf's.
-
-  >>> layer_kind("blocks/0/mlp/fc1/kernel"), layer_kind("kernel")
-  ('fc1', 'kernel')
-  """
-  parts = path.split("/")
-  return parts[-2] if len(parts) > 1 else path
-
-
 def bands_by_kind(curves: Mapping[str, Curve]) -> dict[str, Band]:
-  """One band per kind of layer.
+  """One band per kind of layer: the part of the path before the leaf's name.
 
   >>> one = Curve(np.array([1, 2]), np.array([0.0, 1.0]))
   >>> two = Curve(np.array([1, 2]), np.array([0.0, 3.0]))
@@ -230,7 +225,7 @@ def bands_by_kind(curves: Mapping[str, Curve]) -> dict[str, Band]:
   """
   kinds: dict[str, list[Curve]] = {}
   for path, curve in curves.items():
-    kinds.setdefault(layer_kind(path), []).append(curve)
+    kinds.setdefault(path.split("/")[-2:][0], []).append(curve)
   return {kind: band_of(each) for kind, each in kinds.items()}
 
 
@@ -290,15 +285,17 @@ def mask_evolution(
     raise ValueError(
       f"{history.path}: no masked kernel {layer!r}; known: {', '.join(leaves)}"
     )
-  (chain,) = (each.chain for each in bound.kernels if each.path == layer)
+  (stages,) = (each.stages for each in bound.kernels if each.path == layer)
   steps, patterns, windows = [], [], []
   changed: dict[str, list[float]] = {}
   before: dict[str, np.ndarray] = {}
   shape = (0, 0)
   for step, masks, switched in _saved_masks(history, experiment, seed):
     steps.append(step)
-    stage = bound.recipe.timeline.stage(len(chain), jnp.asarray(step), switched)
-    patterns.append(("dense", *map(str, chain))[int(stage)])
+    stage = bound.recipe.timeline.stage(
+      len(stages), jnp.asarray(step), switched
+    )
+    patterns.append(("dense", *map(str, stages))[int(stage)])
     table = _table(masks[layer], leaves[layer])
     shape = table.shape
     windows.append(table[: window[0], : window[1]])

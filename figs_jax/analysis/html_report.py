@@ -10,15 +10,15 @@ import base64
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 from figs_jax import engine, nn
 from figs_jax.analysis import plot_style, plots
 from figs_jax.analysis.history import History, mask_evolution
 from figs_jax.analysis.pareto import pareto_points
-from figs_jax.engine.layout import times
+from figs_jax.engine._report import times
 from figs_jax.engine.plots import figure_type, roofline
 from figs_jax.train import seeds
 from figs_jax.train._evaluate import exact_nm, storage
@@ -39,13 +39,10 @@ img { max-width: 100%; height: auto; } .note { color: #555; }
 pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; }
 """
 
-
-class Sheet(NamedTuple):
-  """A table; `numbers` has the indices of its numeric columns."""
-
-  columns: Sequence[str]
-  rows: Sequence[Sequence[Any]]
-  numbers: frozenset[int] = frozenset()
+_ENGINE_COLUMNS = (
+  "engine", "pattern", "modelled speed-up", "time", "utilisation", "energy, nJ",
+  "memory traffic, bytes",
+)  # fmt: skip
 
 
 def report_html(runs: Sequence[History], engines: Sequence[str]) -> str:
@@ -85,6 +82,12 @@ def report_html(runs: Sequence[History], engines: Sequence[str]) -> str:
 
 def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
   points = pareto_points(runs, engines)
+  order = [run.label for run in runs]
+  labels = ", ".join(order)
+  columns = (
+    "recipe", "pattern", "accuracy, % (± s.e.)", "seeds", "engine",
+    "modelled speed-up", "runs",
+  )  # fmt: skip
   rows = [
     (
       point.recipe, point.pattern, percent(point.accuracies),
@@ -93,18 +96,12 @@ def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
     )
     for point in points
   ]  # fmt: skip
-  columns = (
-    "recipe", "pattern", "accuracy, % (± s.e.)", "seeds", "engine",
-    "modelled speed-up", "runs",
-  )  # fmt: skip
-  order = [run.label for run in runs]
   facts = [(run.label, *_facts(run).values()) for run in runs]
-  labels = ", ".join(order)
   return "\n".join(
     [
-      _table(Sheet(("run", *_facts(runs[0])), facts)),
+      _table(("run", *_facts(runs[0])), facts),
       "<h2>Comparison</h2>",
-      _table(Sheet(columns, rows, frozenset({2, 3, 5}))),
+      _table(columns, rows, numbers={2, 3, 5}),
       _plot(
         f"accuracy against speed-up of {labels}",
         lambda: plots.plot_pareto(points, order),
@@ -141,12 +138,16 @@ def _section(
   weights = [finish(state)[0] for state in run.states]
   report = engine.report(run.layers, list(engines))
   parts = [
-    _table(Sheet(("field", "value"), list(_facts(run).items()))),
+    _table(("field", "value"), _facts(run).items()),
     f'<p class="note">Step {step:,} of'
     f" {run.config['total_steps']:,}. All numbers are those of the finished"
     " model: pruned entries are exact zeros.</p>",
     heading("Results"),
-    _table(_results(run, storage(weights[0], leaves), report)),
+    _table(
+      ("measure", "value"),
+      _results(run, storage(weights[0], leaves), report),
+      numbers={1},
+    ),
     heading("Curves"),
     _plot(f"training of {label}", lambda: plots.plot_training([run], order)),
   ]
@@ -166,18 +167,21 @@ def _section(
         lambda: plots.plot_masks(mask_evolution(run), label),
       ),
       heading("Exactness of each layer"),
-      _table(exactness(weights, leaves)),
+      _table(
+        ("kernel", "shape", "pattern", "exactly N:M"),
+        exactness(weights, leaves),
+      ),
     ]
   parts += [
     heading("Engines"),
-    _table(_engines(report)),
+    _table(_ENGINE_COLUMNS, _engines(report), numbers=set(range(2, 7))),
     f'<p class="note">{escape(report.caption)} One image or sequence per pass.'
     "</p>",
     _plot(f"rooflines of {label}", lambda: roofline(report, label)),
     heading("Reproduce"),
     f"<pre>{escape(command(run))}</pre>",
     '<p class="note">The workdir holds the file; its content is below.</p>',
-    _table(_versions(run)),
+    _table(("trained with", "version"), run.versions.items()),
     "<details><summary>Configuration</summary>",
     f"<pre>{escape(json.dumps(run.config, indent=2, sort_keys=True))}</pre>",
     "</details>",
@@ -208,7 +212,7 @@ def percent(values: Sequence[float]) -> str:
   return f"{100 * mean:.2f}{spread}"
 
 
-def exactness(weights: Sequence[Any], leaves: Any) -> Sheet:
+def exactness(weights: Sequence[Any], leaves: Any) -> list[tuple[str, ...]]:
   """Shape and pattern of masked kernels, and whether all seeds are exactly N:M.
 
   Args:
@@ -216,7 +220,7 @@ def exactness(weights: Sequence[Any], leaves: Any) -> Sheet:
     leaves: Masked kernels by path.
   """
   checks = [exact_nm(params, leaves) for params in weights]
-  rows = [
+  return [
     (
       path,
       " × ".join(map(str, leaf.shape)),
@@ -225,10 +229,11 @@ def exactness(weights: Sequence[Any], leaves: Any) -> Sheet:
     )
     for path, leaf in leaves.items()
   ]
-  return Sheet(("kernel", "shape", "pattern", "exactly N:M"), rows)
 
 
-def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
+def _results(
+  run: History, stored: dict[str, Any], report: Any
+) -> list[tuple[str, str]]:
   accuracies = run.accuracies
   layers = engine.Layers.of(run.layers)
   flops = float(engine.flops(layers).sum())
@@ -252,10 +257,12 @@ def _results(run: History, stored: dict[str, Any], report: Any) -> Sheet:
     ("bytes, dense", f"{stored['bytes_dense']:,}"),
     ("FLOPs of a forward pass", f"{flops:,.0f}"),
     ("the same, share of dense", f"{flops / dense:.3f}"),
+    *(
+      (f"modelled speed-up on {total.engine}", times(total.speedup))
+      for total in report.totals
+    ),
   ]
-  for total in report.totals:
-    rows.append((f"modelled speed-up on {total.engine}", times(total.speedup)))
-  return Sheet(("measure", "value"), rows, frozenset({1}))
+  return rows
 
 
 def _other_measures(run: History) -> list[tuple[str, str]]:
@@ -272,12 +279,8 @@ def _other_measures(run: History) -> list[tuple[str, str]]:
   return rows
 
 
-def _engines(report: Any) -> Sheet:
-  columns = (
-    "engine", "pattern", "modelled speed-up", "time", "utilisation",
-    "energy, nJ", "memory traffic, bytes",
-  )  # fmt: skip
-  rows = [
+def _engines(report: Any) -> list[tuple[str, ...]]:
+  return [
     (
       total.engine, total.pattern, times(total.speedup),
       f"{total.cycles:,} {total.unit}", f"{total.utilisation:.3f}",
@@ -285,29 +288,25 @@ def _engines(report: Any) -> Sheet:
     )
     for total in report.totals
   ]  # fmt: skip
-  return Sheet(columns, rows, frozenset(range(2, 7)))
 
 
-def _versions(run: History) -> Sheet:
-  from figs_jax.train.checkpoint import Checkpointer
+def _table(
+  columns: Sequence[str],
+  rows: Iterable[Sequence[Any]],
+  numbers: Collection[int] = (),
+) -> str:
+  """A table; `numbers` has the indices of its numeric columns."""
 
-  with Checkpointer(run.path) as checkpoints:
-    versions = checkpoints.meta()["versions"]
-  return Sheet(("trained with", "version"), list(versions.items()))
-
-
-def _table(sheet: Sheet) -> str:
   def line(tag: str, cells: Iterable[Any]) -> str:
     out = []
     for column, cell in enumerate(cells):
-      classes = ["number"] if column in sheet.numbers else []
+      classes = ["number"] if column in numbers else []
       classes += ["bad"] if cell == "NO" else []
       attribute = f' class="{" ".join(classes)}"' if classes else ""
       out.append(f"<{tag}{attribute}>{escape(str(cell))}</{tag}>")
     return f"<tr>{''.join(out)}</tr>"
 
-  lines = [line("th", sheet.columns)]
-  lines += [line("td", row) for row in sheet.rows]
+  lines = [line("th", columns), *(line("td", row) for row in rows)]
   return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 

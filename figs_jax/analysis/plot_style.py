@@ -11,12 +11,13 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from figs_jax.analysis.history import Band
+from figs_jax.engine.plots import empty_figure
 
 RUNS = (
   "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
@@ -27,6 +28,15 @@ _LINES = ("-", "--", "-.", ":")
 _FEW = 25  # the most points of a curve that all get a marker
 _LEADER = 13.0  # points; texts further from their marker have a leader line
 _GAP = 1.0  # points between texts
+# Of a text from its marker in points, the best first.
+_OFFSETS = [
+  (
+    radius * math.cos(math.radians(angle)),
+    radius * math.sin(math.radians(angle)),
+  )
+  for radius in (8, 12, 18, 25, 33, 42, 52)
+  for angle in (0, 180, 35, -35, 145, -145, 90, -90, 65, -65, 115, -115)
+]
 _NESTED = 1.4  # points that a marker and bar grow by per mark drawn on them
 
 
@@ -52,17 +62,14 @@ def literal(label: str) -> str:
 
 
 def line_style(index: int, colours: Sequence[str] = RUNS) -> dict[str, Any]:
-  """Colour and line style of a run or of a kind of layer, by its index."""
+  """Colour, line and marker of a run or of a kind of layer, by its index."""
   return {
     "color": colours[index % len(colours)],
     "linestyle": _LINES[index % len(_LINES)],
     "linewidth": 1.6,
+    "marker": _MARKERS[index % len(_MARKERS)],
+    "markersize": 3.5,
   }
-
-
-def marker(index: int) -> str:
-  """Marker of a run or of a kind of layer, by its index."""
-  return _MARKERS[index % len(_MARKERS)]
 
 
 def marked_points(values: np.ndarray) -> list[int]:
@@ -86,6 +93,14 @@ def _isolated(finite: np.ndarray) -> np.ndarray:
   """Bool[T]: finite values without a finite neighbour."""
   padded = np.pad(finite, 1)
   return finite & ~padded[:-2] & ~padded[2:]
+
+
+def draw_line(
+  ax: Any, steps: np.ndarray, values: np.ndarray, label: str, style: Any
+) -> None:
+  """Draws a curve in a style of `line_style`."""
+  marked = marked_points(values)
+  ax.plot(steps, values, label=literal(label), markevery=marked, **style)
 
 
 def draw_bands(
@@ -117,12 +132,8 @@ def draw_bands(
     if not np.isfinite(mean).any():
       continue
     drawn = True
-    index, colours = styles[label]
-    style = line_style(index, colours)
-    ax.plot(
-      band.steps, mean, label=literal(label), marker=marker(index),
-      markersize=3.5, markevery=marked_points(mean), **style,
-    )  # fmt: skip
+    style = line_style(*styles[label])
+    draw_line(ax, band.steps, mean, label, style)
     colour = style["color"]
     ax.fill_between(
       band.steps, low, high, color=colour, alpha=0.18, linewidth=0
@@ -210,22 +221,45 @@ class Mark(NamedTuple):
     return self.y - error, self.y + error
 
 
-def draw_marks(axes: Sequence[Any], marks: Sequence[Sequence[Mark]]) -> None:
-  """Draws markers with error bars, each at its true position.
+def scatter(
+  panels: Mapping[str, Sequence[Mark]],
+  width: float,
+  title: str,
+  fronts: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> Any:
+  """Accuracies as annotated markers with error bars, in panels that share y.
 
   The x axis always contains 1, the position of a dense run, and no axis is so
   short that a difference of a thousandth looks large.
 
   Args:
-    axes: Axes that share y.
-    marks: Marks of each of the axes.
+    panels: Marks by the label of the x axis.
+    width: Width of the figure in inches.
+    title: Title of the figure.
+    fronts: Corners of the Pareto front by the label of the x axis.
   """
-  heights = [end for each in marks for mark in each for end in mark.ends]
-  for ax, each in zip(axes, marks):
-    _draw_marks(ax, each)
-    ax.set_xlim(*limits([1.0, *(mark.x for mark in each)], least=0.2))
+  figure = empty_figure(width, 4.2)
+  axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+  heights = [y for marks in panels.values() for m in marks for y in m.ends]
+  for ax, (label, marks) in zip(axes, panels.items()):
+    front = (fronts or {}).get(label, ())
+    if len(front) > 1:
+      ax.plot(
+        *zip(*front), color="0.7", linewidth=1.2, zorder=1, label="Pareto front"
+      )
+    _draw_marks(ax, marks)
+    ax.set_xlabel(label)
+    ax.set_xlim(*limits([1.0, *(mark.x for mark in marks)], least=0.2))
     ax.set_ylim(*limits(heights, least=1.0))
     ax.xaxis.get_major_locator().set_params(nbins=6)
+    style_axes(ax, steps=False)
+  axes[0].set_ylabel("test accuracy, % (mean ± s.e.)")
+  add_legend(figure, axes)
+  add_title(figure, title)
+  figure.draw_without_rendering()  # the layout determines the free space
+  for ax, marks in zip(axes, panels.values()):
+    _annotate(ax, [mark for mark in marks if math.isfinite(mark.y)])
+  return figure
 
 
 def limits(values: Iterable[float], least: float) -> tuple[float, float]:
@@ -255,16 +289,17 @@ def _draw_marks(ax: Any, marks: Sequence[Mark]) -> None:
   ax.axvline(1.0, color="0.8", linestyle=":", zorder=0)
   for index, mark in enumerate(marks):
     extra = _NESTED * sum(_overlap(mark, other) for other in marks[index + 1 :])
-    colour = line_style(mark.index)["color"]
+    style = line_style(mark.index)
     ax.plot(
-      mark.x, mark.y, linestyle="", marker=marker(mark.index),
-      markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.5,
-      markersize=7 + extra, label=literal(mark.label), zorder=3,
+      mark.x, mark.y, linestyle="", marker=style["marker"],
+      markerfacecolor="none", markeredgecolor=style["color"],
+      markeredgewidth=1.5, markersize=7 + extra, label=literal(mark.label),
+      zorder=3,
     )  # fmt: skip
     if math.isnan(mark.error):
       continue
     _, _, (bar,) = ax.errorbar(
-      mark.x, mark.y, yerr=mark.error, fmt="none", ecolor=colour,
+      mark.x, mark.y, yerr=mark.error, fmt="none", ecolor=style["color"],
       capsize=2 + extra, elinewidth=1.2 + extra, zorder=2,
     )  # fmt: skip
     edge = withStroke(linewidth=1.7 + extra, foreground="white")
@@ -278,97 +313,55 @@ def _overlap(mark: Mark, other: Mark) -> bool:
   return same_x and low <= other_high and other_low <= high
 
 
-class _Box(NamedTuple):
-  """A rectangle in pixels."""
-
-  left: float
-  low: float
-  right: float
-  high: float
-
-  def overlap(self, other: _Box) -> float:
-    """Area of the intersection."""
-    width = min(self.right, other.right) - max(self.left, other.left)
-    height = min(self.high, other.high) - max(self.low, other.low)
-    return max(width, 0.0) * max(height, 0.0)
-
-  @property
-  def area(self) -> float:
-    return (self.right - self.left) * (self.high - self.low)
-
-
-def annotate_marks(
-  figure: Any, axes: Sequence[Any], marks: Sequence[Sequence[Mark]]
-) -> None:
+def _annotate(ax: Any, marks: Sequence[Mark]) -> None:
   """Writes each mark's text beside it, clear of other texts and markers.
 
-  Call it last: the free space is known only after the figure's layout.
+  Boxes are (left, low, right, high) in pixels.
   """
-  figure.draw_without_rendering()
-  for ax, each in zip(axes, marks):
-    _annotate(ax, [mark for mark in each if math.isfinite(mark.y)])
-
-
-def _annotate(ax: Any, marks: Sequence[Mark]) -> None:
   unit = ax.figure.dpi / 72  # pixels per point
-  inside = _Box(*ax.get_window_extent().extents)
-  centres = [ax.transData.transform((mark.x, mark.y)) for mark in marks]
-  taken = [_Box(x - 5 * unit, y - 5 * unit, x + 5 * unit, y + 5 * unit)
-           for x, y in centres]  # fmt: skip
-  bars = []
-  for mark, (x, _) in zip(marks, centres):
-    low, high = (ax.transData.transform((mark.x, y))[1] for y in mark.ends)
-    bars.append(_Box(x - 3 * unit, low, x + 3 * unit, high))
-  for mark, (x, y) in zip(marks, centres):
-    text = literal(mark.text)
-    probe = ax.text(mark.x, mark.y, text, fontsize=7)
-    size = probe.get_window_extent()
+  gap = _GAP * unit * np.array([-1, 0, 1, 0])
+  inside = ax.get_window_extent().extents
+  taken, bars = [], []
+  for mark in marks:
+    x, y = ax.transData.transform((mark.x, mark.y))
+    low, high = (ax.transData.transform((mark.x, end))[1] for end in mark.ends)
+    taken.append((x - 5 * unit, y - 5 * unit, x + 5 * unit, y + 5 * unit))
+    bars.append((x - 3 * unit, low, x + 3 * unit, high))
+  for mark in marks:
+    text, centre = literal(mark.text), (mark.x, mark.y)
+    probe = ax.text(*centre, text, fontsize=7)
+    size = probe.get_window_extent().size
     probe.remove()
-    best, least = (8.0, 0.0), math.inf
-    for dx, dy in _offsets():
-      box = _text_box(x, y, dx * unit, dy * unit, size.width, size.height)
-      gap = _GAP * unit
-      padded = box._replace(left=box.left - gap, right=box.right + gap)
-      hidden = sum(padded.overlap(other) for other in taken)
-      hidden += box.area - box.overlap(inside)
-      cost = 10 * hidden + sum(padded.overlap(bar) for bar in bars)
+    best, box, least = (8.0, 0.0), inside, math.inf
+    for offset in _OFFSETS:
+      shift = np.where(np.abs(offset) < 1, 0.5, np.less(offset, 0))
+      start = ax.transData.transform(centre) + np.multiply(offset, unit)
+      tried = np.concatenate([start - shift * size, start + (1 - shift) * size])
+      outside = _shared(tried, [tried]) - _shared(tried, [inside])
+      hidden = _shared(tried + gap, taken) + outside
+      cost = 10 * hidden + _shared(tried + gap, bars)
       if cost < least:
-        best, least = (dx, dy), cost
-    dx, dy = best
-    across, up = _anchor(dx, dy)
+        best, box, least = offset, tried, cost
+    taken.append(tuple(box))
+    across, up = (0 if abs(d) < 1 else 1 if d > 0 else -1 for d in best)
     leader = {
       "arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0,
       "shrinkB": 4,
     }  # fmt: skip
     annotation = ax.annotate(
-      text, (mark.x, mark.y), xytext=(dx, dy), textcoords="offset points",
-      ha=across, va=up, fontsize=7, color=_INK, zorder=4,
-      arrowprops=leader if math.hypot(dx, dy) > _LEADER else None,
+      text, centre, xytext=best, textcoords="offset points",
+      ha=("center", "left", "right")[across],
+      va=("center", "bottom", "top")[up], fontsize=7, color=_INK, zorder=4,
+      arrowprops=leader if math.hypot(*best) > _LEADER else None,
     )  # fmt: skip
     annotation.set_in_layout(False)
-    taken.append(_text_box(x, y, dx * unit, dy * unit, size.width, size.height))
 
 
-def _offsets() -> Iterator[tuple[float, float]]:
-  """Offsets of a text from its marker in points, the best first."""
-  for radius in (8, 12, 18, 25, 33, 42, 52):
-    for angle in (0, 180, 35, -35, 145, -145, 90, -90, 65, -65, 115, -115):
-      turn = math.radians(angle)
-      yield radius * math.cos(turn), radius * math.sin(turn)
-
-
-def _anchor(dx: float, dy: float) -> tuple[str, str]:
-  """Alignment of a text at an offset, horizontal and vertical."""
-  across = "center" if abs(dx) < 1 else "left" if dx > 0 else "right"
-  up = "center" if abs(dy) < 1 else "bottom" if dy > 0 else "top"
-  return across, up
-
-
-def _text_box(
-  x: float, y: float, dx: float, dy: float, width: float, height: float
-) -> _Box:
-  """Box of a text of this size at an offset from (x, y), all in pixels."""
-  across, up = _anchor(dx, dy)
-  left = x + dx - {"left": 0.0, "center": 0.5, "right": 1.0}[across] * width
-  low = y + dy - {"bottom": 0.0, "center": 0.5, "top": 1.0}[up] * height
-  return _Box(left, low, left + width, low + height)
+def _shared(box: Any, others: Any) -> float:
+  """Total area that a box shares with others."""
+  others = np.asarray(others)
+  low, high = (
+    np.maximum(box[:2], others[:, :2]),
+    np.minimum(box[2:], others[:, 2:]),
+  )
+  return float(np.maximum(high - low, 0).prod(1).sum())

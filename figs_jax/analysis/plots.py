@@ -46,7 +46,9 @@ def plot_masks(evolution: MaskEvolution, title: str = "") -> Any:
   Below, the share of entries that differ from the checkpoint before, by kind of
   layer: the mean over the layers, and a band from the smallest to the largest.
   """
-  panels = _evenly_spaced(len(evolution.steps))
+  count = len(evolution.steps)
+  panels = np.linspace(0, count - 1, min(count, _MOST_PANELS)).round()
+  panels = panels.astype(int).tolist()
   rows, columns = evolution.window.shape[1:]
   width = max(2.0 * len(panels), 6.4)
   panel = min(0.93 * width / len(panels) * rows / columns, 3.2)
@@ -178,13 +180,8 @@ def plot_training(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
   left, right = figure.subplots(1, 2)
   for run in runs:
     index = order.index(run.label)
-    loss = run.curve("loss")
-    left.plot(
-      loss.steps, loss.values, label=plot_style.literal(run.label),
-      marker=plot_style.marker(index), markersize=3.5,
-      markevery=plot_style.marked_points(loss.values),
-      **plot_style.line_style(index),
-    )  # fmt: skip
+    style = plot_style.line_style(index)
+    plot_style.draw_line(left, *run.curve("loss"), run.label, style)
     steps, mean = run.curve("eval/accuracy")
     error = run.curve("eval/accuracy_se")
     known = error.steps.tolist() == steps.tolist()
@@ -212,32 +209,17 @@ def plot_pareto(
   run and with the pattern beside them. The grey line is the Pareto front, the
   dotted line the speed-up of a dense run.
   """
-  engines = list(dict.fromkeys(point.engine for point in points))
   order = order or list(dict.fromkeys(point.runs[0] for point in points))
-  figure = empty_figure(2.6 + 3.4 * len(engines), 4.2)
-  axes = list(figure.subplots(1, len(engines), sharey=True, squeeze=False)[0])
-  marks = []
-  for ax, engine in zip(axes, engines):
-    panel = [point for point in points if point.engine == engine]
-    marks.append([_mark(point, order) for point in panel])
-    front = pareto_front(panel)
-    if len(front) > 1:
-      ax.plot(
-        [point.speedup for point in front],
-        [100 * point.accuracy for point in front],
-        color="0.7", linewidth=1.2, zorder=1, label="Pareto front",
-      )  # fmt: skip
-    ax.set_xlabel(f"modelled speed-up on {engine}, ×")
-  plot_style.draw_marks(axes, marks)
-  for ax in axes:
-    plot_style.style_axes(ax, steps=False)
-  axes[0].set_ylabel("test accuracy, % (mean ± s.e.)")
-  plot_style.add_legend(figure, axes)
+  panels, fronts = {}, {}
+  for engine in dict.fromkeys(point.engine for point in points):
+    here = [point for point in points if point.engine == engine]
+    label = f"modelled speed-up on {engine}, ×"
+    panels[label] = [_mark(point, order) for point in here]
+    fronts[label] = [(p.speedup, 100 * p.accuracy) for p in pareto_front(here)]
   runs = dict.fromkeys(run for point in points for run in point.runs)
   names = plot_style.join_labels(list(runs))
-  plot_style.add_title(figure, f"Accuracy against modelled speed-up: {names}")
-  plot_style.annotate_marks(figure, axes, marks)
-  return figure
+  title = f"Accuracy against modelled speed-up: {names}"
+  return plot_style.scatter(panels, 2.6 + 3.4 * len(panels), title, fronts)
 
 
 def _mark(point: ParetoPoint, order: Sequence[str]) -> plot_style.Mark:
@@ -250,12 +232,6 @@ def _mark(point: ParetoPoint, order: Sequence[str]) -> plot_style.Mark:
     text=point.pattern,
     index=order.index(point.runs[0]),
   )
-
-
-def _evenly_spaced(count: int) -> list[int]:
-  """At most `_MOST_PANELS` indices from the first to the last."""
-  indices = np.linspace(0, count - 1, min(count, _MOST_PANELS))
-  return indices.round().astype(int).tolist()
 
 
 def _bands(
@@ -296,15 +272,12 @@ def _add_state_legend(figure: Any) -> None:
     "kept": "kept", "new": "new since the previous panel",
     "dropped": "dropped since then", "pruned": "pruned",
   }  # fmt: skip
+  style = {"edgecolor": "0.6", "linewidth": 0.5}
+  patches = [
+    Patch(facecolor=_STATES[state], label=label, **style)
+    for state, label in labels.items()
+  ]
   figure.legend(
-    handles=[
-      Patch(
-        facecolor=_STATES[state], edgecolor="0.6", linewidth=0.5, label=label
-      )
-      for state, label in labels.items()
-    ],
-    loc="outside lower center",
-    ncols=4,
-    fontsize=8,
+    handles=patches, loc="outside lower center", ncols=4, fontsize=8,
     frameon=False,
-  )
+  )  # fmt: skip

@@ -22,7 +22,7 @@ from figs_jax.models.pretrained.config import (
   published_leaves,
 )
 from figs_jax.models.pretrained.matching import parameters, published
-from figs_jax.train.run_rows import finished_model
+from figs_jax.train.workdir import finished_model
 
 FORMATS = ("dense", "packed", "torch-2:4", "stablehlo")
 
@@ -40,22 +40,12 @@ def export_run(
 ) -> list[str]:
   """Writes the finished model of a run; see `export_model`.
 
-  Args:
-    workdir: Directory of the run. Nothing is written to it.
-    out: File or directory to write.
-    format: Name of the format.
-    step: Step of the checkpoint. Defaults to the newest valid one.
-    seed: Index of the seed, in a run with several. Defaults to the first.
-    ema: Whether to export the averaged weights.
-    overwrite: Whether to replace `out`.
-    **options: Further arguments of `export_model`.
-
-  Returns:
-    A description of the written files, in lines.
+  Nothing is written to `workdir`. `step` defaults to the newest valid
+  checkpoint and `seed`, an index, to the first; `ema` takes averaged weights.
+  The other arguments and errors are those of `export_model`.
 
   Raises:
-    ValueError: If `export_model` raises, or (`CheckpointError`) there is no
-      such checkpoint.
+    CheckpointError: If the checkpoint does not exist.
   """
   _check(out, format, overwrite)
   model = finished_model(workdir, step=step, seed=seed, ema=ema)

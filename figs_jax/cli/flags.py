@@ -273,22 +273,13 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
 def _known_fields() -> list[str]:
   from figs_jax import models
   from figs_jax.train.config import default_config
-
-  fields: dict[str, None] = {}
-
-  def walk(tree, prefix):
-    for key, value in tree.items():
-      if hasattr(value, "items"):
-        walk(value, f"{prefix}{key}.")
-      else:
-        fields[prefix + key] = None
+  from figs_jax.train.schema import flat
 
   try:
     config = flags.FLAGS["config"].value
   except KeyError:
     config = None
   # No configuration is available while its flag is parsed.
-  defaults = [default_config(family=family) for family in models.names()]
-  for tree in defaults if config is None else [config]:
-    walk(tree, "")
-  return list(fields)
+  defaults = (default_config(family=family) for family in models.names())
+  trees = defaults if config is None else [config]
+  return list(dict.fromkeys(field for tree in trees for field in flat(tree)))

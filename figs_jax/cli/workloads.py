@@ -1,7 +1,7 @@
-"""Layers to put through an engine: of a file, of a model by name, of a run.
+"""Layers to put through an engine: from a file, a model by name, or a run.
 
-Each function takes batches and gives label -> table, and imports what it needs
-only when called: a table from a file needs neither Flax nor Orbax.
+Each function returns label -> table, and imports what it needs only when it is
+called: a table from a file needs neither Flax nor Orbax.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def from_file(path: str | Path, pattern: str | None = None) -> Tables:
   """The layers of a table (`figs_jax.engine.read_layers`), labelled by file.
 
   Args:
-    path: of the CSV file.
-    pattern: one n:m replaces the pattern of the sparse layers, or of all if
-      none is sparse; rules as in "fc1: 1:8, .*_proj: 2:4" name layers, or
+    path: Path of the CSV file.
+    pattern: One n:m replaces the pattern of the sparse layers, or of all if
+      none is sparse. Rules, as in "fc1: 1:8, .*_proj: 2:4", name layers or
       match the whole of their names, and leave all others dense.
 
   Raises:
-    ValueError: a bad table or pattern, a rule that no layer follows.
+    ValueError: If the table or the pattern is bad, or no layer follows a rule.
   """
   table = read_layers(path)
   label = Path(path).name
@@ -58,19 +58,17 @@ def from_model(
 
   Args:
     spec: "family:variant" and options, as in "vit:B/16:image_size=384".
-    batches: images (or sequences) per pass.
-    pattern: rules as in "ff: 1:8", or one n:m for every kernel; None is dense.
+    batches: Numbers of images (or sequences) per pass.
+    pattern: Rules, as in "ff: 1:8", or one n:m for every kernel; None is dense.
 
   Raises:
-    ValueError: an unknown family, variant or option, one that is given twice,
-      or a pattern that does not fit.
+    ValueError: If the family, variant or an option is unknown, an option is
+      given twice, or the pattern does not fit.
 
   >>> tables = from_model("vit:Ti/16", [1, 8], "ff: 1:8")
   >>> [(label, int(table.M[0])) for label, table in tables.items()]
   [('vit:Ti/16, batch 1', 196), ('vit:Ti/16, batch 8', 1568)]
   """
-  from flax import nnx
-
   from figs_jax import models, nn
   from figs_jax.train.run_rows import layers_of
 
@@ -88,7 +86,7 @@ def from_model(
       raise ValueError(f"model {spec!r}: {name} is given twice; keep one")
     given[name] = value
   try:
-    model = nnx.eval_shape(lambda: models.create(family, variant, **given))
+    model = models.abstract(family, variant, **given)
   except TypeError as error:
     reason = str(error).splitlines()[0]
     raise ValueError(
@@ -111,16 +109,17 @@ def from_run(
   """The layers of a run, with its real masks.
 
   Args:
-    workdir: of the run.
-    batches: images (or sequences) per pass.
-    pattern: n:m in place of the trained pattern of the sparse layers, whose
+    workdir: Directory of the run.
+    batches: Numbers of images (or sequences) per pass.
+    pattern: Pattern n:m in place of the trained one of the sparse layers, whose
       masks are then unknown.
-    **options: step, seed, ema and data_dir, as of `figs_jax.layers_of`.
+    **options: step, seed, ema and data_dir, as for `figs_jax.layers_of`.
 
   Raises:
-    ValueError: a pattern that is not n:m, or as `figs_jax.layers_of`.
+    ValueError: If the pattern is not n:m, or as `figs_jax.layers_of`.
   """
-  from figs_jax.train.run_rows import finished_model, layers_of
+  from figs_jax.train.run_rows import layers_of
+  from figs_jax.train.workdir import finished_model
 
   single = None if pattern is None else Rules.parse(pattern).single
   if pattern is not None and single is None:
@@ -139,11 +138,25 @@ def from_run(
   return tables
 
 
+def all_sparse(tables: Tables) -> Tables:
+  """The tables ready for a sweep of patterns: sparse layers, or all if none is.
+
+  >>> rows = [{"name": "ff", "M": 8, "N": 8, "K": 8}]
+  >>> all_sparse({"it": Layers.of(rows)})["it"].m.tolist()
+  [2]
+  """
+  return {
+    # Any pattern will do; the sweep replaces it.
+    label: table if (table.n < table.m).any() else table.with_pattern("1:2")
+    for label, table in tables.items()
+  }
+
+
 def require_sparse(table: Layers, label: str) -> None:
-  """Refuses to give a pattern to a model none of whose layers is sparse.
+  """Refuses to give a pattern to a model without a sparse layer.
 
   Raises:
-    ValueError: the model is dense, attention's products among its layers.
+    ValueError: If all layers are dense.
   """
   if (table.n == table.m).all():
     raise ValueError(

@@ -11,13 +11,7 @@ from figs_jax.engine.csr import Csr
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
 from figs_jax.engine.layer_csv import read_layers
-from figs_jax.engine.layers import (
-  Layers,
-  dense_bytes,
-  flops,
-  packed_bytes,
-  step_flops,
-)
+from figs_jax.engine.layers import Layers, flops, packed_bytes
 from figs_jax.engine.roofline import Roofline, calibrated_overhead
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm
@@ -94,7 +88,6 @@ __all__ = [
   "checkpoint_stall_factor",
   "cost",
   "cross_validated",
-  "dense_bytes",
   "estimate",
   "estimate_all",
   "fit_cycles",
@@ -112,7 +105,6 @@ __all__ = [
   "simulate",
   "stall_factor",
   "step_cost",
-  "step_flops",
   "sweep",
   "train_seconds",
   "unstructured_speedup",

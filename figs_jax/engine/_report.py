@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,13 +14,20 @@ import numpy as np
 from figs_jax.engine._cost import AT_45_NM, Cost, cost
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.layout import aligned, csv_text, markdown
 from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.sweeps.axes import (
+  Axes,
+  as_axes,
+  designs,
+  workloads_of,
+)
 from figs_jax.engine.timing import PARTS
 
 FORMATS = ("table", "csv", "json", "md")
 DENSE = "the same engine running the dense model"
+# What a report of a sweep can hold.
+_DESIGNS, _ROWS = 100_000, 2_000_000
 _SUMMED = ("cycles", "dram_bytes", *PARTS)
 
 
@@ -42,19 +51,20 @@ class Total(NamedTuple):
   """The whole model on one engine: every instance of every layer (Amdahl).
 
   Attributes:
-    workload: which layers, if the report says so.
-    engine: the engine.
-    pattern: of the sparse layers; "dense" without any, "mixed" if several.
-    unit: what cycles are: "cycles", or "ns" of a roofline.
-    cycles: the sum.
-    baseline_cycles: the sum of what `speedup` compares with.
-    speedup: baseline_cycles / cycles.
-    utilisation: useful MACs / (cycles x multipliers).
-    energy_pj: the sum.
-    dram_bytes: the sum.
-    stall_factor: how much longer swapping makes vectors stream, 1 without;
-      `figs_jax.engine.figs.checkpoint_stall_factor`.
-    parts: the parts of cycles by name, which add up to them.
+    workload: Label of the layers, or "".
+    engine: Name of the engine.
+    pattern: Pattern of the sparse layers; "dense" without any, "mixed" if
+      there are several.
+    unit: Unit of cycles: "cycles", or "ns" of a roofline.
+    cycles: Sum of the cycles.
+    baseline_cycles: Sum of the cycles that `speedup` compares with.
+    speedup: Ratio baseline_cycles / cycles.
+    utilisation: Useful MACs / (cycles x multipliers).
+    energy_pj: Sum of the energy.
+    dram_bytes: Sum of the memory traffic.
+    stall_factor: Factor by which swapping makes vectors stream longer, 1
+      without; `figs_jax.engine.figs.checkpoint_stall_factor`.
+    parts: Parts of cycles by name, which add up to them.
   """
 
   workload: str
@@ -76,12 +86,12 @@ class Report:
   """Rows per layer and engine, totals per engine; its str() is the table.
 
   Attributes:
-    rows: every layer on the first engine, then on the next.
-    totals: one per engine, in the same order.
-    engines: what ran them, beside `totals`.
-    baseline: what the speed-ups are over, in words.
-    note: what else a reader must know, sentences or nothing.
-    fmt: one of `FORMATS`; "csv" holds the rows alone.
+    rows: Costs of every layer on the first engine, then on the next.
+    totals: Costs of the whole model, one per engine, in the same order.
+    engines: Engine of each of `totals`.
+    baseline: Description of what the speed-ups are over.
+    note: Further sentences that a reader must know, or "".
+    fmt: One of `FORMATS`; "csv" holds the rows alone.
   """
 
   rows: tuple[Row, ...]
@@ -132,10 +142,11 @@ class Report:
 
 
 def report(
-  layers: Layers | Iterable[Mapping[str, Any]],
+  layers: Layers | Iterable[Mapping[str, Any]] | Mapping[str, Layers],
   engines: Sequence[Engine | str],
   fmt: str = "table",
   *,
+  axes: Axes | str | None = None,
   baseline: Engine | str | None = None,
   itemsize: int = 2,
   energy: Energy = AT_45_NM,
@@ -147,22 +158,27 @@ def report(
   that differ in numbers only are computed together.
 
   Args:
-    layers: a table, or its rows; all of the model's GEMMs, so that the total is
-      the model's and not only its sparse part's.
-    engines: engines or specs, with scalar sides.
+    layers: Table, or its rows, or a table for each of several workloads by
+      label. All of the model's GEMMs, so that the total is the model's and not
+      only its sparse part's.
+    engines: Engines or specs, with scalar fields.
     fmt: "table", "md", "csv" (the rows alone) or "json".
-    baseline: an engine whose cycles on the same layers, patterns included,
-      the speed-ups are over; to compare with dense execution, name one that
-      does not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
+    axes: Axes of a sweep, as in "pattern=1:2,1:4,...,1:128; rows=8,16": every
+      pattern, of the layers that are sparse (`Layers.with_pattern`), on every
+      design (`figs_jax.engine.sweep` selects from more of them).
+    baseline: Engine whose cycles on the same layers, patterns included, the
+      speed-ups are over; to compare with dense execution, name one that does
+      not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
       `gpu:h200`). By default each engine is compared with itself running the
       layers dense.
-    itemsize: bytes per value, of every operand off chip.
-    energy: picojoules per operation.
-    workload: what the layers are, for the totals.
+    itemsize: Bytes per value, of every operand off chip.
+    energy: Picojoules per operation.
+    workload: Label of the layers in the totals.
 
   Raises:
-    ValueError: no engines, a bad row, spec or fmt, a baseline in another unit,
-      or a result past int64.
+    ValueError: If there are no engines or too many designs; a row, spec, axis
+      or fmt is bad; the baseline counts in another unit; or a result does not
+      fit int64.
 
   >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
   >>> made = report([row], ["ws:32x32"], fmt="csv")
@@ -170,14 +186,39 @@ def report(
   name,engine,M,N,K,pattern,cycles,utilisation,speedup
   >>> made.totals[0].speedup
   2.0
+  >>> swept = report([row], ["ws"], axes="pattern=1:2,1:4; rows=16,32")
+  >>> [(total.pattern, total.engine) for total in swept.totals][1:3]
+  [('1:2', 'ws:32x16'), ('1:4', 'ws:16x16')]
   """
-  table = Layers.of(layers)
+  tables = workloads_of(layers, workload)
   machines = [parse(engine) for engine in engines]
   if not machines:
     raise ValueError(
       "report: no engines; give at least one, as in ['ws:32x16']"
     )
+  varied = {} if axes is None else dict(as_axes(axes))
+  patterns = varied.pop("pattern", (None,))
+  if varied:
+    rows = sum(map(len, tables.values())) * len(patterns)
+    machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
   options = {"itemsize": itemsize, "energy": energy}
+  return Report.joined(
+    [
+      _report(_with(table, pattern), machines, fmt, baseline, options, label)
+      for label, table in tables.items()
+      for pattern in patterns
+    ]
+  )
+
+
+def _report(
+  table: Layers,
+  machines: Sequence[Engine],
+  fmt: str,
+  baseline: Engine | str | None,
+  options: dict[str, Any],
+  workload: str,
+) -> Report:
   costs = _costs(table, machines, options)
   if baseline is None:
     words, over = DENSE, _costs(table.dense(), machines, options)
@@ -188,15 +229,26 @@ def report(
     over = _costs(table, [other], options) * len(machines)
   rows, totals = [], []
   patterns = [table.pattern(i) for i in range(len(table))]
-  for engine, found, base in zip(machines, costs, over):
-    rows += _rows(table, patterns, engine, found.cost, base.cost)
-    totals.append(_total(workload, patterns, engine, found, base))
+  for engine, priced, base in zip(machines, costs, over):
+    rows += _rows(table, patterns, engine, priced.cost, base.cost)
+    totals.append(_total(workload, patterns, engine, priced, base))
   return Report(
     *(tuple(rows), tuple(totals), tuple(machines)),
     baseline=words,
     note=_note(table, machines),
     fmt=fmt,
   )
+
+
+def _with(table: Layers, pattern: Any) -> Layers:
+  if pattern is None:
+    return table
+  if pattern == "dense":
+    return table.dense()
+  try:
+    return table.with_pattern(pattern)
+  except ValueError as error:
+    raise ValueError(f"sweep axis 'pattern': {error}") from error
 
 
 def _note(table: Layers, engines: Sequence[Engine]) -> str:
@@ -235,11 +287,11 @@ def _costs(
         f"report: engine {engine} has an array of values; report designs singly"
       )
     groups.setdefault(_kind(engine), []).append(place)
-  found: dict[int, _Priced] = {}
+  priced: dict[int, _Priced] = {}
   for places in groups.values():
     several = [engines[place] for place in places]
-    found |= zip(places, _together(table, several, options))
-  return [found[place] for place in range(len(engines))]
+    priced |= zip(places, _together(table, several, options))
+  return [priced[place] for place in range(len(engines))]
 
 
 def _kind(engine: Engine) -> tuple[Any, ...]:
@@ -282,25 +334,31 @@ def _together(
   ]
 
 
-def _rows(table, patterns, engine, found, base) -> list[Row]:
+def _rows(
+  table: Layers,
+  patterns: Sequence[str],
+  engine: Engine,
+  price: Cost,
+  base: Cost,
+) -> list[Row]:
   columns = (
     table.names,
     [str(engine)] * len(table),
     *(size.tolist() for size in (table.M, table.N, table.K)),
     patterns,
-    found.cycles.tolist(),
-    found.utilisation.tolist(),
-    (base.cycles / found.cycles).tolist(),
-    found.energy_pj.tolist(),
-    found.dram_bytes.tolist(),
+    price.cycles.tolist(),
+    price.utilisation.tolist(),
+    (base.cycles / price.cycles).tolist(),
+    price.energy_pj.tolist(),
+    price.dram_bytes.tolist(),
   )
   return [Row(*row) for row in zip(*columns)]
 
 
-def _total(workload, patterns, engine, found, base) -> Total:
-  cycles, baseline = found.sums["cycles"], base.sums["cycles"]
+def _total(workload, patterns, engine, price, base) -> Total:
+  cycles, baseline = price.sums["cycles"], base.sums["cycles"]
   sparse = {pattern for pattern in patterns if pattern != "dense"}
-  cost, count = found.cost, found.cost.count
+  cost, count = price.cost, price.cost.count
   return Total(
     workload=workload,
     engine=str(engine),
@@ -311,9 +369,9 @@ def _total(workload, patterns, engine, found, base) -> Total:
     speedup=baseline / cycles,
     utilisation=float((cost.utilisation * cost.cycles * count).sum()) / cycles,
     energy_pj=float((cost.energy_pj * count).sum()),
-    dram_bytes=found.sums["dram_bytes"],
-    stall_factor=1 + found.sums["stall_exchange"] / found.sums["compute"],
-    parts={part: found.sums[part] for part in PARTS},
+    dram_bytes=price.sums["dram_bytes"],
+    stall_factor=1 + price.sums["stall_exchange"] / price.sums["compute"],
+    parts={part: price.sums[part] for part in PARTS},
   )
 
 
@@ -339,3 +397,104 @@ def _parts(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
     for total in totals
   ]
   return ["share of cycles", "pattern", *parts], rows
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """Comma-separated values; fractions with nine digits.
+
+  >>> print(csv_text(["name", "share"], [["a, b", 1 / 3]]))
+  name,share
+  "a, b",0.333333333
+  """
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator="\n")
+  writer.writerow(header)
+  writer.writerows(
+    [f"{x:.9g}" if isinstance(x, float) else x for x in row] for row in rows
+  )
+  return out.getvalue().rstrip("\n")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A table for a page.
+
+  >>> print(markdown(["name", "share"], [["a", 0.5]]))
+  | name | share |
+  | --- | --- |
+  | a | 0.500 |
+  """
+  cells = [[x.replace("|", "\\|") for x in row] for row in _texts(header, rows)]
+  cells.insert(1, ["---"] * len(header))
+  return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A table for a terminal: text to the left, numbers to the right.
+
+  >>> print(aligned(["name", "size"], [["a", 5], ["bb", 50]]))
+  name  size
+  a        5
+  bb      50
+  """
+  cells = _texts(header, rows)
+  widths = [max(map(len, column)) for column in zip(*cells)]
+  left = [isinstance(x, str) for x in (rows[0] if rows else header)]
+  return "\n".join(
+    "  ".join(
+      x.ljust(w) if to_left else x.rjust(w)
+      for x, w, to_left in zip(row, widths, left)
+    ).rstrip()
+    for row in cells
+  )
+
+
+def columns_text(columns: Mapping[str, Any], caption: str, fmt: str) -> str:
+  """Columns as one of `FORMATS`, with a caption but in CSV.
+
+  Args:
+    columns: Arrays of equal length by name; -1 stands for nothing.
+    caption: What the numbers are.
+    fmt: Format of the text.
+
+  >>> print(columns_text({"a": np.array([1, -1])}, "Two rows.", "table"))
+  Two rows.
+  <BLANKLINE>
+  a
+  1
+  -
+  """
+  lists = [np.asarray(x).tolist() for x in columns.values()]
+  rows = [[None if x == -1 else x for x in row] for row in zip(*lists)]
+  if fmt == "json":
+    points = [dict(zip(columns, row)) for row in rows]
+    return json.dumps({"caption": caption, "points": points}, indent=1)
+  if fmt == "csv":
+    return csv_text(list(columns), rows)
+  draw = markdown if fmt == "md" else aligned
+  return f"{caption}\n\n{draw(list(columns), rows)}"
+
+
+def times(ratio: float) -> str:
+  """A speed-up, which may be tiny, as text.
+
+  >>> times(2.149), times(1.0), times(0.000412)
+  ('2.15×', '1.00×', '0.00041×')
+  """
+  return f"{ratio:.2f}×" if ratio >= 0.1 else f"{ratio:.2g}×"
+
+
+def _texts(
+  header: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> list[list[str]]:
+  return [list(header), *([_text(x) for x in row] for row in rows)]
+
+
+def _text(value: Any) -> str:
+  """Three decimals, or a few digits where a number is large or tiny."""
+  if value is None:
+    return "-"
+  if not isinstance(value, float):
+    return str(value)
+  if value and value < 0.001:
+    return f"{value:.2g}"
+  return f"{value:.3f}" if value < 1000 else f"{value:.4g}"

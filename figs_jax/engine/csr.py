@@ -14,15 +14,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from figs_jax.engine.blocks import Masks
-from figs_jax.engine.int64 import ceil_div, exact, smaller
+from figs_jax.engine.int64 import ceil_div, smaller
 from figs_jax.engine.roofline import Processor, arithmetic, no_accesses
-from figs_jax.engine.spec import LIMITS, Gemm
+from figs_jax.engine.spec import Gemm
 from figs_jax.engine.timing import bounded
 
 
 class Csr(Processor):
   """A processor that multiplies a CSR matrix by dense columns.
+
+  Every pattern runs. The bytes are those of (1), in which `value_bytes` counts
+  and not `itemsize`. Its counts also hold `flops`; on-chip accesses are not
+  modelled and 0.
 
   Attributes:
     chip: Name of the chip.
@@ -58,40 +61,23 @@ class Csr(Processor):
   def prefix(self) -> str:
     return f"csr:{self.chip}"
 
-  def counts(
-    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
-  ) -> dict[str, Any]:
-    """What a GEMM costs, in nanoseconds; see `Engine.counts`.
-
-    The bytes are those of (1): `value_bytes` counts, not `itemsize`. Every
-    pattern runs. On-chip accesses are not modelled and 0.
-
-    Returns:
-      Also int64 `flops`.
-    """
-    return _exact_counts(gemm, self)
-
-
-def _counts(gemm: Gemm, chip: Csr) -> dict[str, Any]:
-  M, N, kept = gemm.M, gemm.N, gemm.kept
-  metadata = N * (chip.index_bytes * kept + chip.pointer_bytes)
-  matrix = N * chip.value_bytes * kept + metadata
-  dense = M * N * chip.value_bytes * (kept + 1)
-  dram_bytes = (1 if chip.reuse else M) * matrix + dense
-  flops = 2 * M * N * kept
-  parts = arithmetic(ceil_div(flops, chip.peak))
-  parts = bounded(parts, dram_bytes, chip.hbm)
-  return parts | {
-    "flops": flops,
-    # At most 1, but for rounding.
-    "utilisation": smaller(flops / parts["cycles"] * (1 / chip.peak), 1.0),
-    **no_accesses(M),
-    "metadata_bytes": metadata,
-    "dram_bytes": dram_bytes,
-  }
-
-
-_exact_counts = exact(_counts, LIMITS | Csr.limits())
+  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+    M, N, kept = gemm.M, gemm.N, gemm.kept
+    metadata = N * (self.index_bytes * kept + self.pointer_bytes)
+    matrix = N * self.value_bytes * kept + metadata
+    dense = M * N * self.value_bytes * (kept + 1)
+    dram_bytes = (1 if self.reuse else M) * matrix + dense
+    flops = 2 * M * N * kept
+    parts = arithmetic(ceil_div(flops, self.peak))
+    parts = bounded(parts, dram_bytes, self.hbm)
+    return parts | {
+      "flops": flops,
+      # At most 1, but for rounding.
+      "utilisation": smaller(flops / parts["cycles"] * (1 / self.peak), 1.0),
+      **no_accesses(M),
+      "metadata_bytes": metadata,
+      "dram_bytes": dram_bytes,
+    }
 
 
 def intensity(

@@ -92,12 +92,7 @@ class Energy:
 
 
 def picojoules(
-  macs: Any,
-  words: Any,
-  dram_bytes: Any,
-  *,
-  energy: Energy,
-  itemsize: int,
+  macs: Any, words: Any, dram_bytes: Any, *, energy: Energy, itemsize: int
 ) -> Any:
   """Energy of counted operations, float64.
 

@@ -45,14 +45,14 @@ from jax.typing import ArrayLike
 
 from figs_jax.engine.blocks import (
   Masks,
-  check_shared,
+  check_shared_masks,
   exchanges,
   fit,
-  fits,
+  fits_blocks,
   index_bits,
   kept_depth,
-  worst,
   worst_exchange,
+  worst_fit,
 )
 from figs_jax.engine.int64 import (
   LayerError,
@@ -110,7 +110,7 @@ class Figs(Engine):
   >>> str(array)
   'figs:32x16:alpha=3:overlap=full'
   >>> [int(array.counts(Gemm(512, 512, 512, 1, m))["cycles"]) for m in (1, 4)]
-  [262223, 65606]
+  [262223, 65591]
   """
 
   rows: Any = 32
@@ -167,7 +167,7 @@ class Figs(Engine):
     """
     n, m, rows = (np.asarray(x) for x in (n, m, self.rows))
     block = _block(n, m, np.asarray(self.alpha), np.asarray(self.block))
-    possible = fits(n, m, block)
+    possible = fits_blocks(n, m, block)
     for bad, _ in self._misfits(block, rows):
       possible = possible & (bad == 0)
     return np.asarray(possible)
@@ -190,9 +190,9 @@ class Figs(Engine):
     ignored where sizes of the array or the layers are traced.
 
     Raises:
-      ValueError: As `Engine.counts`; or if a block is longer than the rows,
-        does not go with m, is not a power of two where registers swap, or (with
-        masks) is not shared as `mask_group` says. Traced values go unchecked.
+      ValueError: If a block is longer than the rows, does not go with m, is not
+        a power of two where registers swap, or (with masks) is not shared as
+        `mask_group` says; or as `Engine.counts`. Traced values go unchecked.
     """
     block, run = None, 0  # the worst
     sides = self.rows, self.alpha, self.block, self.mask_group
@@ -200,24 +200,30 @@ class Figs(Engine):
       block, run = self.packing(gemm.n, gemm.m, masks)
     traced = is_traced(gemm.N, gemm.K, self.cols, self.beta)
     if masks is None or self.exchange != "swap" or block is None or traced:
-      return _exact_counts(gemm, self, run, itemsize=itemsize)
+      return self._exact(self, gemm, run, itemsize=itemsize)
     kinds = _kinds(gemm, block, run, self, masks)
     parts = _exact_unlike(*kinds, gemm, self, run)
     known = (parts[name] for name in PARTS[:-1])
     return _exact_known(*known, gemm, self, run, itemsize=itemsize)
+
+  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+    packed, kappa = _Packed(gemm, self, run), 1
+    if self.exchange == "swap":
+      lanes = ceil_div(self.beta, self.mask_group)
+      kappa = worst_exchange(packed.run, packed.block, lanes)
+    folds = ceil_div(gemm.K, packed.used) * ceil_div(
+      gemm.N, packed.slots
+    )  # (1)
+    parts = schedule(folds, packed.fold(gemm.M, self, kappa))
+    return _finish(gemm, self, packed, parts, itemsize)
 
   def packing(
     self, n: Any, m: Any, masks: Masks | None = None
   ) -> tuple[Any, Any]:
     """B, and the weights of each block that run, per design and layer.
 
-    Args:
-      n: Weights kept of every m along K; n = m is dense.
-      m: Length of a group.
-      masks: Real masks of the layers of the last axis.
-
     Raises:
-      ValueError: As `counts`.
+      ValueError: If `counts` would refuse the pattern.
 
     >>> [int(x) for x in Figs(32, 16, alpha=7).packing(3, 16)]
     [8, 3]
@@ -232,7 +238,7 @@ class Figs(Engine):
     for layer, mask in enumerate(masks or ()):
       if mask is not None and (n < m)[..., layer].any():
         for group in np.unique(self.mask_group).tolist():
-          check_shared(mask, group)
+          check_shared_masks(mask, group)
     return block, fit(n, m, block, masks)
 
   def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
@@ -257,15 +263,9 @@ class Figs(Engine):
 
 
 def stall_factor(
-  masks: Sequence[np.ndarray],
-  engine: Figs,
-  n: ArrayLike,
-  m: ArrayLike,
+  masks: Sequence[np.ndarray], engine: Figs, n: ArrayLike, m: ArrayLike
 ) -> np.ndarray:
   """How much longer real masks stream on swap registers: mean kappa of a fold.
-
-  For a checkpoint, in which each layer streams its own tokens, use
-  `checkpoint_stall_factor`.
 
   Args:
     masks: Mask of each layer, Bool (K, N).
@@ -280,8 +280,6 @@ def stall_factor(
   >>> array = Figs(32, 16, alpha=3, exchange="swap")
   >>> stall_factor([mask, np.roll(mask, 1, 0)], array, 1, 4)
   array([1., 1.])
-  >>> stall_factor([mask[:, np.arange(64) // 4]], array, 1, 4)
-  array([4.])
   """
   K, N = np.array([mask.shape for mask in masks]).T
   n, m = (np.broadcast_to(x, K.shape) for x in (n, m))
@@ -292,10 +290,8 @@ def stall_factor(
 def checkpoint_stall_factor(layers: Layers, engine: Figs) -> float:
   """How much longer a checkpoint's masks stream on swap registers, in all.
 
-  Cycles in which vectors stream, swapping included, over those of the same
-  folds without a stall: 1 + stall_exchange / compute of the totals. Every layer
-  counts for its tokens and its count. A layer whose mask is not known is
-  charged the worst.
+  1 + stall_exchange / compute of the totals, in which every layer counts for
+  its tokens and its count. A layer without a known mask is charged the worst.
 
   Args:
     layers: A table, best with its real masks.
@@ -362,20 +358,13 @@ def _kinds(gemm, block, run, array, masks):
 
 
 class _Packed:
-  """How a pattern lies in the array.
-
-  Attributes:
-    block: Rows of a block, B.
-    run: MACs of an output in a block, n.
-    used: Rows in use, R.
-    slots: Outputs that the array holds, C beta s.
-  """
+  """How a pattern lies in the array: B, n, the rows in use R, and C beta s."""
 
   def __init__(self, gemm, array, run):
     n, m = gemm.n, gemm.m
     self.block = larger(_block(n, m, array.alpha, array.block), 1)
     # 0: nothing is known, so that the worst runs.
-    run = run + (1 - smaller(run, 1)) * worst(n, m, self.block)
+    run = run + (1 - smaller(run, 1)) * worst_fit(n, m, self.block)
     self.run = larger(smaller(run, self.block), 1)
     self.used = larger(array.rows // self.block * self.block, 1)
     outputs = larger(self.block // self.run, 1)
@@ -393,19 +382,6 @@ class _Packed:
       enter=ceil_div(used, array.bw_in),
       leave=ceil_div(self.slots, array.bw_out),
     )
-
-
-def _counts(
-  gemm: Gemm, array: Figs, run: Any, *, itemsize: int
-) -> dict[str, Any]:
-  """Folds that are all alike."""
-  packed, kappa = _Packed(gemm, array, run), 1
-  if array.exchange == "swap":
-    lanes = ceil_div(array.beta, array.mask_group)
-    kappa = worst_exchange(packed.run, packed.block, lanes)
-  folds = ceil_div(gemm.K, packed.used) * ceil_div(gemm.N, packed.slots)  # (1)
-  parts = schedule(folds, packed.fold(gemm.M, array, kappa))
-  return _finish(gemm, array, packed, parts, itemsize)
 
 
 def _unlike(
@@ -454,7 +430,8 @@ def _finish(gemm, array, packed, parts, itemsize):
   # Ratios that cannot pass 1, so that rounding cannot lift their product, which
   # is M N kept / (cycles R C beta).
   utilisation = kept / (down * (used // block) * run) * (N / (across * slots))
-  utilisation *= run * (block // run) / block * (used / array.rows)
+  packing = run * (block // run) / block * (used / array.rows)
+  utilisation = utilisation * packing
   return parts | {
     "utilisation": utilisation * (down * across * M / parts["cycles"]),
     "ifmap_reads": across * M * K,
@@ -467,6 +444,5 @@ def _finish(gemm, array, packed, parts, itemsize):
 
 _SIZES = LIMITS | Figs.limits() | {"run": (0, LIMITS["n"][1])}
 _COUNT = (0, 2**63 - 1)
-_exact_counts = exact(_counts, _SIZES)
 _exact_unlike = exact(_unlike, _SIZES | {"share": _COUNT}, elementwise=False)
 _exact_known = exact(_known, _SIZES | dict.fromkeys(PARTS, _COUNT))

@@ -82,7 +82,7 @@ class Layers:
     read in the same way; its `name` is optional. A table is returned as it is.
 
     Raises:
-      ValueError: If there are no rows, a column is missing or unknown, a size
+      ValueError: If rows or a column are missing, a column is unknown, a size
         is not a positive integer, a pattern is illegal, or a mask has another
         shape. The message names the row and column.
     """
@@ -228,44 +228,10 @@ def flops(layers: Layers | Iterable[Mapping[str, Any]]) -> np.ndarray:
   array([128.])
   """
   layers = Layers.of(layers)
-  return _dense_flops(layers) * (layers.n / layers.m)
-
-
-def step_flops(
-  layers: Layers | Iterable[Mapping[str, Any]], leak_positive: bool = False
-) -> np.ndarray:
-  """FLOPs of one training step of each layer, count included.
-
-  The forward pass takes the density s of the weight, or 1 while pruned entries
-  still leak through. The input gradient takes 1, as it needs the transposed
-  mask, whose groups lie across; so does the weight gradient, which is dense.
-
-  Args:
-    layers: A table, or its rows.
-    leak_positive: Whether the leak D is above 0.
-
-  >>> row = {"name": "ff", "M": 4, "N": 8, "K": 8, "pattern": "1:4"}
-  >>> step_flops([row]), step_flops([row], leak_positive=True)
-  (array([1152.]), array([1536.]))
-  """
-  layers = Layers.of(layers)
-  forward = 1.0 if leak_positive else layers.n / layers.m
-  return _dense_flops(layers) * (forward + 1.0 + 1.0)
-
-
-def _dense_flops(layers: Layers) -> np.ndarray:
   # In float64 throughout: a product of sizes may pass int64.
   columns = (layers.M, layers.N, layers.K, layers.count)
-  return 2.0 * np.prod([np.asarray(c, np.float64) for c in columns], axis=0)
-
-
-def dense_bytes(size: int, itemsize: int) -> int:
-  """Bytes of a tensor of `size` values.
-
-  >>> dense_bytes(1024, 4)
-  4096
-  """
-  return size * itemsize
+  dense = 2.0 * np.prod([np.asarray(c, np.float64) for c in columns], axis=0)
+  return dense * (layers.n / layers.m)
 
 
 def packed_bytes(size: int, pattern: NM | str | None, itemsize: int) -> int:
@@ -286,11 +252,11 @@ def packed_bytes(size: int, pattern: NM | str | None, itemsize: int) -> int:
   """
   nm = NM(1, 1) if pattern is None else NM.parse(pattern)
   if nm.is_dense:
-    return dense_bytes(size, itemsize)
+    return size * itemsize
   if size % nm.m:
     raise ValueError(
       f"packed_bytes: size {size} is not a multiple of m={nm.m}; pass"
       " pattern=None for a dense tensor"
     )
   kept = size // nm.m * nm.n
-  return dense_bytes(kept, itemsize) + ceil_div(kept * nm.metadata_bits, 8)
+  return kept * itemsize + ceil_div(kept * nm.metadata_bits, 8)

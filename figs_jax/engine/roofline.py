@@ -19,21 +19,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
-from figs_jax.engine.blocks import Masks, fit, fits, index_bits
+from figs_jax.engine.blocks import index_bits
 from figs_jax.engine.chips import SPARSE_OVERHEAD, chip_of
-from figs_jax.engine.int64 import ceil_div, exact, larger, smaller
-from figs_jax.engine.spec import (
-  LIMITS,
-  Engine,
-  Gemm,
-  check_itemsize,
-  is_default,
-)
+from figs_jax.engine.int64 import ceil_div, larger, smaller
+from figs_jax.engine.spec import Engine, Gemm, check_itemsize, is_default
 from figs_jax.engine.timing import PARTS, bounded
 
-_KEPT, BLOCK = 2, 4  # of tensor cores
+_KEPT, _BLOCK = 2, 4  # of tensor cores
 
 
 class Processor(Engine):
@@ -65,7 +57,9 @@ class Roofline(Processor):
   """A processor whose calls take (1).
 
   A layer is sparse to the engine if no block of 4 keeps more than 2. Operands
-  of one byte run at `int8` times the peak, all others at the peak itself.
+  of one byte run at `int8` times the peak, all others at the peak itself. Its
+  counts also hold `flops`, those that run, padding included; on-chip accesses
+  are not modelled and 0.
 
   Attributes:
     kind: "tpu", "gpu", or "tensorcore", which runs 2:4 operands at twice the
@@ -100,6 +94,7 @@ class Roofline(Processor):
   PREFIX = ("kind", "chip")
   CHOICES = {"kind": KINDS}
   FROM_ZERO = ("overhead", "sparse_overhead")
+  BLOCK = _BLOCK
 
   @property
   def memory_bandwidth(self) -> Any:
@@ -121,9 +116,6 @@ class Roofline(Processor):
   def prefix(self) -> str:
     return f"{self.kind}:{self.chip}"
 
-  def runs(self, n: Any, m: Any) -> np.ndarray:
-    return fits(n, m, BLOCK) if self.sparse else super().runs(n, m)
-
   def note(self, sparse: int, known: int) -> str:
     if not (sparse and self.sparse) or is_default(self.sparse_overhead, 0):
       return ""
@@ -135,47 +127,27 @@ class Roofline(Processor):
       return f"{note}."
     return f"{note}, :fallback=true runs a layer dense where that is faster."
 
-  def counts(
-    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
-  ) -> dict[str, Any]:
-    """What a GEMM costs, in nanoseconds; see `Engine.counts`.
-
-    On-chip accesses are not modelled and 0.
-
-    Returns:
-      Also int64 `flops`, those that run, padding included.
-
-    Raises:
-      ValueError: As `Engine.counts`; or if neither 4 divides m nor m divides 4
-        (tensor cores).
-    """
-    run = fit(gemm.n, gemm.m, BLOCK, masks) if self.sparse else BLOCK
-    return _exact_counts(gemm, self, run, itemsize=itemsize)
-
-
-def _counts(
-  gemm: Gemm, chip: Roofline, run: Any, *, itemsize: int
-) -> dict[str, Any]:
-  M, N, side = gemm.M, gemm.N, chip.side
-  rate = chip.peak * chip.int8 if itemsize == 1 else chip.peak
-  # 1 where no block keeps more than 2 of its 4, else 0.
-  sparse = smaller(larger(_KEPT + 1 - run, 0), 1)
-  if chip.fallback:
-    dense, fast = (
-      _call(gemm, chip, rate, which, itemsize)["cycles"] for which in (0, 1)
-    )
-    sparse = sparse * smaller(larger(dense - fast, 0), 1)
-  call = _call(gemm, chip, rate, sparse, itemsize)
-  depth = call.pop("depth")
-  kept = smaller(gemm.kept, depth)
-  # Ratios that cannot pass 1; the fourth could by rounding alone.
-  useful = M / (ceil_div(M, side) * side) * (N / (ceil_div(N, side) * side))
-  busy = smaller(call["flops"] / call["compute"] * (1 / rate), 1.0)
-  useful = useful * (kept / depth) * busy
-  return call | {
-    "utilisation": useful * (call["compute"] / call["cycles"]),
-    **no_accesses(M),
-  }
+  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+    M, N, side = gemm.M, gemm.N, self.side
+    rate = self.peak * self.int8 if itemsize == 1 else self.peak
+    # 1 where no block keeps more than 2 of its 4, else 0.
+    sparse = smaller(larger(_KEPT + 1 - run, 0), 1)
+    if self.fallback:
+      dense, fast = (
+        _call(gemm, self, rate, which, itemsize)["cycles"] for which in (0, 1)
+      )
+      sparse = sparse * smaller(larger(dense - fast, 0), 1)
+    call = _call(gemm, self, rate, sparse, itemsize)
+    depth = call.pop("depth")
+    kept = smaller(gemm.kept, depth)
+    # Ratios that cannot pass 1; the fourth could by rounding alone.
+    useful = M / (ceil_div(M, side) * side) * (N / (ceil_div(N, side) * side))
+    busy = smaller(call["flops"] / call["compute"] * (1 / rate), 1.0)
+    useful = useful * (kept / depth) * busy
+    return call | {
+      "utilisation": useful * (call["compute"] / call["cycles"]),
+      **no_accesses(M),
+    }
 
 
 def _call(gemm, chip, rate, sparse, itemsize):
@@ -185,7 +157,7 @@ def _call(gemm, chip, rate, sparse, itemsize):
   depth = padded[2] + sparse * (_halved(padded[2]) - padded[2])
   stored = K + sparse * (_halved(K) - K)
   flops = 2 * padded[0] * padded[1] * depth
-  bits = sparse * index_bits(_KEPT, BLOCK)
+  bits = sparse * index_bits(_KEPT, _BLOCK)
   metadata = ceil_div(stored * N * bits, 8)
   dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
   parts = bounded(arithmetic(ceil_div(flops, rate)), dram_bytes, chip.hbm)
@@ -202,7 +174,7 @@ def _call(gemm, chip, rate, sparse, itemsize):
 
 def _halved(depth):
   """2 of every 4, the last block padded."""
-  return ceil_div(depth, BLOCK) * _KEPT
+  return ceil_div(depth, _BLOCK) * _KEPT
 
 
 def arithmetic(compute: Any) -> dict[str, Any]:
@@ -214,9 +186,6 @@ def no_accesses(size: Any) -> dict[str, Any]:
   """On-chip accesses of a processor, which are not modelled."""
   names = ("ifmap_reads", "filter_reads", "ofmap_writes")
   return dict.fromkeys(names, 0 * size)
-
-
-_exact_counts = exact(_counts, LIMITS | Roofline.limits() | {"run": (0, BLOCK)})
 
 
 def calibrated_overhead(
@@ -246,8 +215,8 @@ def calibrated_overhead(
   check_itemsize(itemsize)
   bound = dataclasses.replace(engine, sparse_overhead=0, fallback=False)
   dense, sparse = (
-    int(bound.counts(Gemm(M, N, K, n, BLOCK), itemsize)["cycles"])
-    for n in (BLOCK, _KEPT)
+    int(bound.counts(Gemm(M, N, K, n, _BLOCK), itemsize)["cycles"])
+    for n in (_BLOCK, _KEPT)
   )
   overhead = round(dense / ratio) - sparse
   if overhead < 0:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from figs_jax.engine.blocks import Masks, kept_depth
-from figs_jax.engine.int64 import array_dataclass, is_traced
+from figs_jax.engine.blocks import Masks, fit, fits_blocks, kept_depth
+from figs_jax.engine.int64 import array_dataclass, exact, is_traced
 
 MAX_SIDE = 2**31 - 1
 UNLIMITED = MAX_SIDE  # a bandwidth, or the length of a tile, without a bound
@@ -76,9 +76,8 @@ class Engine:
   other fields and the layers. Bandwidths count per cycle: values at the ports
   of an array, bytes at its memory.
 
-  A subclass declares its fields, `KINDS` and `counts`. What it overrides of the
-  rest says how it differs from a clocked array of rows x cols multipliers that
-  runs every pattern.
+  A subclass declares its fields, `KINDS` and `formula`. The rest defaults to a
+  clocked array of rows x cols multipliers that runs every pattern.
 
   Attributes:
     KINDS: First words of its specs. One that ends in a dash stands for all
@@ -87,6 +86,8 @@ class Engine:
     CHOICES: Legal values of fields of type `str`.
     FROM_ZERO: Numeric fields that may be 0; the others start at 1.
     LABELS: Static fields that do not change any count.
+    BLOCK: Rows of the blocks in which patterns run, if the field `sparse` is
+      set; 0 for an engine without such blocks.
     unit: Unit of its cycles, "cycles" or "ns".
     is_array: Whether it is a clocked array of multipliers whose field `dram_bw`
       bounds the memory, as opposed to the roofline of a processor.
@@ -104,8 +105,10 @@ class Engine:
   CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
   FROM_ZERO: ClassVar[tuple[str, ...]] = ()
   LABELS: ClassVar[tuple[str, ...]] = ("name",)
+  BLOCK: ClassVar[int] = 0
   unit: ClassVar[str] = "cycles"
   is_array: ClassVar[bool] = True
+  _exact: ClassVar[exact]
 
   def __init_subclass__(cls):
     dataclasses.dataclass(frozen=True)(cls)
@@ -113,6 +116,8 @@ class Engine:
     static = [f.name for f in dataclasses.fields(cls) if f not in numeric]
     static = [name for name in static if name not in cls.LABELS]
     array_dataclass(*static, labels=cls.LABELS)(cls)
+    run = {"run": (0, MAX_SIDE)}
+    cls._exact = exact(cls.formula, LIMITS | cls.limits() | run)
 
   def __post_init__(self):
     kind = type(self).__name__
@@ -130,31 +135,52 @@ class Engine:
     if not self.name:
       object.__setattr__(self, "name", self.spec())
 
+  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+    """What a GEMM costs, in numbers of any kind.
+
+    Only operators and the functions of `figs_jax.engine.int64` may be used, so
+    that the same lines run on NumPy arrays, on tracers and on bounds.
+
+    Args:
+      gemm: Sizes and pattern.
+      run: The most weights that any block runs; 0 for an engine without blocks.
+      itemsize: Bytes per value of every operand off chip.
+
+    Returns:
+      Integers: `cycles` and the parts of `timing.PARTS`, which add up to them;
+      `ifmap_reads`, `filter_reads` and `ofmap_writes`, in words moved on chip;
+      `metadata_bytes`; `dram_bytes`, every operand moved once.
+      Floats: `utilisation`, the share of multiplier cycles spent on kept
+      weights. A kind may add results of its own.
+    """
+    raise NotImplementedError
+
   def counts(
     self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
   ) -> dict[str, Any]:
-    """What a GEMM costs; sizes, patterns and numeric fields broadcast.
+    """The formula, exact in int64; sizes, patterns and fields broadcast.
 
-    A pure function: it runs under jit and vmap, where sizes are traced and
-    overflow goes unchecked. Concrete sizes give NumPy arrays.
+    It runs under jit and vmap, where sizes are traced and overflow goes
+    unchecked. Concrete sizes give NumPy arrays.
 
     Args:
       gemm: Sizes and pattern.
       itemsize: Bytes per value of every operand off chip.
-      masks: Real masks, Bool (K, N) or None, of the layers of the last axis.
-
-    Returns:
-      int64: `cycles` and the parts of `timing.PARTS`, which add up to them;
-      `ifmap_reads`, `filter_reads` and `ofmap_writes`, in words moved on chip;
-      `metadata_bytes`; `dram_bytes`, every operand moved once.
-      float64: `utilisation`, the share of multiplier cycles spent on kept
-      weights. A kind may add results of its own.
+      masks: Real masks of the layers of the last axis. Engines without blocks
+        ignore them.
 
     Raises:
       ValueError: If the engine cannot run the pattern, a size is below 1, or a
         result does not fit int64.
     """
-    raise NotImplementedError
+    run = self.BLOCK
+    if self._has_blocks:
+      run = fit(gemm.n, gemm.m, self.BLOCK, masks)
+    return self._exact(self, gemm, run, itemsize=itemsize)
+
+  @property
+  def _has_blocks(self) -> bool:
+    return self.BLOCK > 0 and getattr(self, "sparse", True)
 
   def invalid(self) -> Iterator[tuple[Any, str]]:
     """Where fields do not go together, and why; traced ones go unchecked."""
@@ -162,8 +188,7 @@ class Engine:
 
   def runs(self, n: Any, m: Any) -> np.ndarray:
     """Whether the designs run patterns n:m; all three broadcast."""
-    del m
-    return np.ones(np.shape(n), bool)
+    return fits_blocks(n, m, self.BLOCK if self._has_blocks else 1)
 
   def note(self, sparse: int, known: int) -> str:
     """What a report must say about the engine's assumptions, or "".
@@ -223,10 +248,7 @@ class Engine:
     return "x".join(text_of(getattr(self, side)) for side in ("rows", "cols"))
 
   def defaults(self) -> dict[str, Any]:
-    """Values of the other fields where a spec is no more than the prefix.
-
-    `dataclasses.MISSING` where a spec must give the value.
-    """
+    """Values of all other fields for a spec without keys, or `MISSING`."""
     return {
       field.name: field.default
       for field in dataclasses.fields(self)
@@ -266,15 +288,7 @@ class Engine:
 
 
 def check_itemsize(itemsize: Any) -> None:
-  """Refuses a number of bytes per value that is not a positive integer.
-
-  Raises:
-    ValueError: If it is not.
-
-  >>> check_itemsize(0.5)
-  Traceback (most recent call last):
-  ValueError: itemsize: expected bytes per value, an integer from 1, got 0.5
-  """
+  """Raises ValueError unless bytes per value are a positive integer."""
   whole = isinstance(itemsize, Integral) and not isinstance(itemsize, bool)
   if not whole or itemsize < 1:
     raise ValueError(
@@ -283,15 +297,7 @@ def check_itemsize(itemsize: Any) -> None:
 
 
 def check_integers(field: str, value: Any, least: int, most: int) -> None:
-  """Refuses a value that is not made of integers within limits.
-
-  Raises:
-    ValueError: If it is not. Traced values go unchecked.
-
-  >>> check_integers("rows", np.array([8, 0]), 1, 99)
-  Traceback (most recent call last):
-  ValueError: rows: expected integers from 1 to 99, got 0
-  """
+  """Raises ValueError unless a value is traced or integers within limits."""
   if is_traced(value):
     return
   array = np.asarray(value)

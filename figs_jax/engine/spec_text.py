@@ -32,11 +32,11 @@ _CLASSES: dict[str, type[Engine]] = {}
 _E = TypeVar("_E", bound=type[Engine])
 
 
-def register(cls: _E) -> _E:
+def register(kind: _E) -> _E:
   """Class decorator that lets `parse` read a kind of engine.
 
   Args:
-    cls: A subclass of `figs_jax.engine.Engine`.
+    kind: A subclass of `figs_jax.engine.Engine`.
 
   Raises:
     ValueError: If it has no `KINDS`, or another class has one of them.
@@ -51,18 +51,18 @@ def register(cls: _E) -> _E:
   4
   >>> _ = _CLASSES.pop("example")  # so that the example leaves no trace
   """
-  if not cls.KINDS:
-    raise ValueError(f"engine {cls.__name__}: expected KINDS, as in ('toy',)")
-  for kind in cls.KINDS:
-    if kind in _CLASSES and not _again(_CLASSES[kind], cls):
-      raise ValueError(f"engine {kind!r} is registered already; rename yours")
-    _CLASSES[kind] = cls
-  return cls
+  if not kind.KINDS:
+    raise ValueError(f"engine {kind.__name__}: expected KINDS, as in ('toy',)")
+  for word in kind.KINDS:
+    if word in _CLASSES and not _again(_CLASSES[word], kind):
+      raise ValueError(f"engine {word!r} is registered already; rename yours")
+    _CLASSES[word] = kind
+  return kind
 
 
 def _again(old: type, new: type) -> bool:
   """Whether a notebook's cell or a file was merely run once more."""
-  codes = (inspect.unwrap(cls.counts).__code__ for cls in (old, new))
+  codes = (inspect.unwrap(cls.formula).__code__ for cls in (old, new))
   same_file = len({os.path.realpath(code.co_filename) for code in codes}) == 1
   here = same_file or old.__module__ == new.__module__
   return here and old.__qualname__ == new.__qualname__

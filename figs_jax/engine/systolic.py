@@ -27,9 +27,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from figs_jax.engine.blocks import Masks, index_bits
-from figs_jax.engine.int64 import ceil_div, exact, smaller
-from figs_jax.engine.spec import LIMITS, OVERLAPS, UNLIMITED, Engine, Gemm
+from figs_jax.engine.blocks import index_bits
+from figs_jax.engine.int64 import ceil_div, smaller
+from figs_jax.engine.spec import OVERLAPS, UNLIMITED, Engine, Gemm
 from figs_jax.engine.timing import Fold, bounded, schedule
 
 DATAFLOWS = ("ws", "os", "is")
@@ -51,6 +51,9 @@ class Systolic(Engine):
     bw_in: Values that may enter per cycle; a full array takes R ("os": R + C).
     bw_out: Values that may leave per cycle; a full array gives C.
     dram_bw: Bytes per cycle between chip and memory.
+
+  Its counts also hold `mapping_efficiency`, the share of multipliers that a
+  fold occupies, averaged over the folds.
 
   >>> array = Systolic("ws", 32, 32)
   >>> str(array), str(Systolic("ws", 32, 16, overlap="full"))
@@ -84,59 +87,45 @@ class Systolic(Engine):
     if not (sparse and self.sparse):
       return ""
     return (
-      f"N:M is ideally compressed on {self.dataflow}; :sparse=false is the"
-      " plain array."
+      "N:M is ideally compressed on systolic arrays; :sparse=false is the plain"
+      " array."
     )
 
-  def counts(
-    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
-  ) -> dict[str, Any]:
-    """What a GEMM costs; see `Engine.counts`.
-
-    An array that compresses whole groups reads no masks.
-
-    Returns:
-      Also float64 `mapping_efficiency`, the share of multipliers that a fold
-      occupies, averaged over the folds.
-    """
-    return _exact_counts(gemm, self, itemsize=itemsize)
-
-
-def _counts(gemm: Gemm, array: Systolic, *, itemsize: int) -> dict[str, Any]:
-  M, N, K, n, m = gemm.M, gemm.N, gemm.K, gemm.n, gemm.m
-  rows, cols, dataflow = array.rows, array.cols, array.dataflow
-  kept = gemm.kept
-  depth, stored, read = K, K, K
-  if array.sparse:
-    # (2), but never above K, which ceil(K / m) n can be if m does not divide K.
-    depth, stored = smaller(K, ceil_div(K, m) * n), kept
-    # As SCALE-Sim counts: kept m / n activations, rounded up in a last part.
-    read = K // m * m + ceil_div(smaller(K % m, n) * m, n)
-  down, across, T = _mapped(dataflow, M, N, depth)
-  down_folds, across_folds = ceil_div(down, rows), ceil_div(across, cols)
-  folds = down_folds * across_folds
-  metadata = ceil_div(int(array.sparse) * stored * N * index_bits(n, m), 8)
-  dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
-  parts = bounded(_parts(folds, T, array), dram_bytes, array.dram_bw)
-  # Ratios that cannot pass 1, so that rounding cannot lift their product.
-  used_down, used_across, used_T = _mapped(dataflow, M, N, stored)
-  mapping = (
-    used_down / (down_folds * rows) * (used_across / (across_folds * cols))
-  )
-  return parts | {
-    "mapping_efficiency": mapping,
-    # M N kept / (cycles R C)
-    "utilisation": mapping
-    * (kept / stored)
-    * (folds * used_T / parts["cycles"]),
-    # An operand is read again for each fold of the side that lacks it.
-    "ifmap_reads": (1 if dataflow == "is" else across_folds) * M * read,
-    "filter_reads": {"ws": 1, "is": across_folds, "os": down_folds}[dataflow]
-    * (stored * N),
-    "ofmap_writes": (1 if dataflow == "os" else down_folds) * M * N,
-    "metadata_bytes": metadata,
-    "dram_bytes": dram_bytes,
-  }
+  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+    M, N, K, n, m = gemm.M, gemm.N, gemm.K, gemm.n, gemm.m
+    rows, cols, dataflow = self.rows, self.cols, self.dataflow
+    kept = gemm.kept
+    depth, stored, read = K, K, K
+    if self.sparse:
+      # (2), but never above K, as ceil(K / m) n can be.
+      depth, stored = smaller(K, ceil_div(K, m) * n), kept
+      # As SCALE-Sim counts: kept m / n activations, rounded up in a last part.
+      read = K // m * m + ceil_div(smaller(K % m, n) * m, n)
+    down, across, T = _mapped(dataflow, M, N, depth)
+    down_folds, across_folds = ceil_div(down, rows), ceil_div(across, cols)
+    folds = down_folds * across_folds
+    metadata = ceil_div(int(self.sparse) * stored * N * index_bits(n, m), 8)
+    dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
+    parts = bounded(_parts(folds, T, self), dram_bytes, self.dram_bw)
+    # Ratios that cannot pass 1, so that rounding cannot lift their product.
+    used_down, used_across, used_T = _mapped(dataflow, M, N, stored)
+    mapping = (
+      used_down / (down_folds * rows) * (used_across / (across_folds * cols))
+    )
+    return parts | {
+      "mapping_efficiency": mapping,
+      # M N kept / (cycles R C)
+      "utilisation": mapping
+      * (kept / stored)
+      * (folds * used_T / parts["cycles"]),
+      # An operand is read again for each fold of the side that lacks it.
+      "ifmap_reads": (1 if dataflow == "is" else across_folds) * M * read,
+      "filter_reads": {"ws": 1, "is": across_folds, "os": down_folds}[dataflow]
+      * (stored * N),
+      "ofmap_writes": (1 if dataflow == "os" else down_folds) * M * N,
+      "metadata_bytes": metadata,
+      "dram_bytes": dram_bytes,
+    }
 
 
 def _mapped(dataflow, M, N, K):
@@ -157,6 +146,3 @@ def _parts(folds, T, array):
   parts = schedule(folds, Fold(T, 0, fill, overlap, enter=enter))
   # `fill` holds one cycle for each row of sums; the rest is waiting.
   return parts | {"stall_output": folds * rows * (leave - 1)}
-
-
-_exact_counts = exact(_counts, LIMITS | Systolic.limits())

@@ -56,11 +56,39 @@ class TrainingPhase(NamedTuple):
   input_gradient: bool = False
   weight_gradient: NM | str | None = None
 
-  @property
-  def sparsity(self) -> dict[str, Any]:
-    """The fields that are also arguments of `step_cost`."""
-    names = PerProduct._fields
-    return {name: getattr(self, name) for name in names}
+  def products(self) -> Layers:
+    """The three products of each layer: all forward ones, then the others.
+
+    >>> row = {"name": "ff", "M": 2, "N": 4, "K": 8, "pattern": "1:8"}
+    >>> table = TrainingPhase(1, [row]).products()
+    >>> table.names
+    ('ff', 'ff/input_gradient', 'ff/weight_gradient')
+    >>> table.M.tolist(), table.N.tolist(), table.K.tolist()
+    ([2, 2, 8], [4, 8, 4], [8, 4, 2])
+    """
+    table = Layers.of(self.layers)
+    M, N, K, ones = table.M, table.N, table.K, np.ones(len(table), np.int64)
+    own, dense = (table.n, table.m), (ones, ones)
+    masked, nm = table.m > 1, NM.parse(self.weight_gradient or NM(1, 1))
+    n, m = zip(
+      own if self.forward else dense,
+      own if self.input_gradient else dense,
+      (np.where(masked, nm.n, 1), np.where(masked, nm.m, 1)),
+    )
+    names = [
+      name + suffix
+      for suffix in ("", "/input_gradient", "/weight_gradient")
+      for name in table.names
+    ]
+    return Layers(
+      tuple(names),
+      M=np.concatenate([M, M, K]),
+      N=np.concatenate([N, K, N]),
+      K=np.concatenate([K, N, M]),
+      n=np.concatenate(n),
+      m=np.concatenate(m),
+      count=np.tile(table.count, 3),
+    )
 
 
 class PerProduct(NamedTuple):
@@ -166,57 +194,9 @@ def step_cost(
   >>> step_cost([row], "ws:32x32").cycles
   PerProduct(forward=316, input_gradient=632, weight_gradient=632)
   """
-  table = products(
-    layers,
-    forward=forward,
-    input_gradient=input_gradient,
-    weight_gradient=weight_gradient,
-  )
+  sparsity = forward, input_gradient, weight_gradient
+  table = TrainingPhase(1, layers, *sparsity).products()
   return _cost_of(table, parse(engine), itemsize, energy)
-
-
-def products(
-  layers: Layers | Iterable[Mapping[str, Any]],
-  *,
-  forward: bool = True,
-  input_gradient: bool = False,
-  weight_gradient: NM | str | None = None,
-) -> Layers:
-  """The three products of each layer: all forward ones, then the others.
-
-  The arguments are those of `step_cost`.
-
-  >>> row = {"name": "ff", "M": 2, "N": 4, "K": 8, "pattern": "1:8"}
-  >>> table = products([row])
-  >>> table.names
-  ('ff', 'ff/input_gradient', 'ff/weight_gradient')
-  >>> table.M.tolist(), table.N.tolist(), table.K.tolist()
-  ([2, 2, 8], [4, 8, 4], [8, 4, 2])
-  """
-  table = Layers.of(layers)
-  own, dense = (table.n, table.m), (table.dense().n, table.dense().m)
-  masked = table.m > 1
-  nm = NM(1, 1) if weight_gradient is None else NM.parse(weight_gradient)
-  n, m = zip(
-    own if forward else dense,
-    own if input_gradient else dense,
-    (np.where(masked, nm.n, 1), np.where(masked, nm.m, 1)),
-  )
-  names = [
-    name + suffix
-    for suffix in ("", "/input_gradient", "/weight_gradient")
-    for name in table.names
-  ]
-  M, N, K = table.M, table.N, table.K
-  return Layers(
-    tuple(names),
-    M=np.concatenate([M, M, K]),
-    N=np.concatenate([N, K, N]),
-    K=np.concatenate([K, N, M]),
-    n=np.concatenate(n),
-    m=np.concatenate(m),
-    count=np.tile(table.count, 3),
-  )
 
 
 def run_cost(
@@ -264,8 +244,11 @@ def run_cost(
   return RunCost(
     engine,
     steps,
-    tuple(cost_of(products(p.layers, **p.sparsity)) for p in run),
-    tuple(cost_of(products(Layers.of(p.layers).dense())) for p in run),
+    tuple(cost_of(phase.products()) for phase in run),
+    tuple(
+      cost_of(TrainingPhase(1, Layers.of(phase.layers).dense()).products())
+      for phase in run
+    ),
   )
 
 

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.blocks import Masks, fit, fits, index_bits, kept_depth
+from figs_jax.engine.blocks import fit, index_bits, kept_depth
 from figs_jax.engine.int64 import ceil_div, exact, larger, smaller
 from figs_jax.engine.spec import (
   LIMITS,
@@ -46,7 +46,7 @@ from figs_jax.engine.spec import (
 )
 from figs_jax.engine.timing import Fold, bounded, schedule
 
-BLOCK = 4
+_BLOCK = 4
 # An SPMM tile: rows of A and columns of B, and the contraction at 4:4.
 _TILE, _TILE_DEPTH = 16, 32
 # Published speed-up of the dense tile: what the CPU's front end leaves.
@@ -103,6 +103,7 @@ class Vegeta(Engine):
   PREFIX = ("sparse", "alpha", "beta", "rows", "cols")
   CHOICES = {"overlap": OVERLAPS}
   FROM_ZERO = ("interleave",)
+  BLOCK = _BLOCK
 
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
@@ -127,20 +128,27 @@ class Vegeta(Engine):
     yield from indivisible(self, "rows", "beta")
     yield from indivisible(self, "cols", "alpha")
 
-  def runs(self, n: Any, m: Any) -> np.ndarray:
-    return fits(n, m, BLOCK) if self.sparse else super().runs(n, m)
-
-  def counts(
-    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
-  ) -> dict[str, Any]:
-    """What a GEMM costs; see `Engine.counts`.
-
-    Raises:
-      ValueError: As `Engine.counts`; or if neither 4 divides m nor m divides 4
-        (S engines).
-    """
-    run = fit(gemm.n, gemm.m, BLOCK, masks) if self.sparse else BLOCK
-    return _exact_counts(gemm, self, run, itemsize=itemsize)
+  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+    M, N, K, rows, cols = gemm.M, gemm.N, gemm.K, self.rows, self.cols
+    held = held_of(run, rows)
+    depth = larger(rows, rows // held * _BLOCK)  # K_eff
+    down, across = ceil_div(K, depth), ceil_div(N, cols)  # (4)
+    stored = kept_depth(K, held, _BLOCK)
+    metadata = ceil_div(stored * N * index_bits(held, _BLOCK), 8)
+    dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
+    parts = bounded(_tiled(M, down, across, self), dram_bytes, self.dram_bw)
+    # A mask may hold less than its pattern allows.
+    kept = smaller(gemm.kept, kept_depth(K, _lanes(run), _BLOCK))
+    # Ratios that cannot pass 1, so that rounding cannot lift their product.
+    utilisation = kept / (down * rows) * (N / (across * cols))
+    return parts | {
+      "utilisation": utilisation * (down * across * M / parts["cycles"]),
+      "ifmap_reads": across * M * K,
+      "filter_reads": ceil_div(M, self.tile) * stored * N,
+      "ofmap_writes": down * M * N,
+      "metadata_bytes": metadata,
+      "dram_bytes": dram_bytes,
+    }
 
   def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
     """See `Engine.port_values`.
@@ -148,64 +156,34 @@ class Vegeta(Engine):
     The wires carry 4 values to each row of multipliers whatever the pattern;
     values that two or four rows share count once.
     """
-    run = fit(n, m, BLOCK) if self.sparse else BLOCK
+    run = fit(n, m, _BLOCK) if self.sparse else _BLOCK
     rows = np.asarray(self.rows)
-    inputs = np.maximum(rows, rows // held_of(run, rows) * BLOCK)
+    inputs = np.maximum(rows, rows // held_of(run, rows) * _BLOCK)
     return {"inputs": inputs, "outputs": np.asarray(self.cols)}
 
 
-def _counts(
-  gemm: Gemm, array: Vegeta, run: Any, *, itemsize: int
-) -> dict[str, Any]:
-  M, N, K, rows, cols = gemm.M, gemm.N, gemm.K, array.rows, array.cols
-  held = held_of(run, rows)
-  depth = larger(rows, rows // held * BLOCK)  # K_eff
-  down, across = ceil_div(K, depth), ceil_div(N, cols)  # (4)
-  stored = kept_depth(K, held, BLOCK)
-  metadata = ceil_div(stored * N * index_bits(held, BLOCK), 8)
-  dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
-  parts = bounded(_tiled(M, down, across, array), dram_bytes, array.dram_bw)
-  # A mask may hold less than its pattern allows.
-  kept = smaller(gemm.kept, kept_depth(K, _lanes(run), BLOCK))
-  # Ratios that cannot pass 1, so that rounding cannot lift their product.
-  utilisation = kept / (down * rows) * (N / (across * cols))
-  return parts | {
-    "utilisation": utilisation * (down * across * M / parts["cycles"]),
-    "ifmap_reads": across * M * K,
-    "filter_reads": ceil_div(M, array.tile) * stored * N,
-    "ofmap_writes": down * M * N,
-    "metadata_bytes": metadata,
-    "dram_bytes": dram_bytes,
-  }
-
-
 def held_of(run: Any, rows: Any) -> Any:
-  """Weights of each block of 4 that take rows: 1, 2, or 4, which is dense.
+  """Weights of each block that take rows: 1, 2, or 4, which is dense.
 
-  A single row cannot hold two weights of a block, so that it runs them dense.
+  A block that keeps 3 runs as 4. A single row cannot hold two weights of a
+  block, so that it runs them dense.
 
-  Args:
-    run: The most that a block keeps; 3 run as 4, and 0 as 1.
-    rows: Rows of the array, K_c.
-
-  >>> [int(held_of(run, 32)) for run in (0, 1, 2, 3, 4)]
-  [1, 1, 2, 4, 4]
-  >>> int(held_of(2, 1))
-  4
+  >>> [int(held_of(run, 32)) for run in (1, 2, 3, 4)], int(held_of(2, rows=1))
+  ([1, 2, 4, 4], 4)
   """
   held = _lanes(run)
   fits = smaller(rows // held, 1)
-  return fits * held + (1 - fits) * BLOCK
+  return fits * held + (1 - fits) * _BLOCK
 
 
 def _lanes(run):
-  return BLOCK // (BLOCK // larger(run, 1))
+  return _BLOCK // (_BLOCK // larger(run, 1))
 
 
 def _tiled(M, down, across, array):
   """The parts of the cycles of the whole tiles of M and of what remains."""
   load, hops = array.rows // array.beta, array.cols // array.alpha
-  enter = ceil_div(array.rows * (BLOCK if array.sparse else 1), array.bw_in)
+  enter = ceil_div(array.rows * (_BLOCK if array.sparse else 1), array.bw_in)
   leave = ceil_div(array.cols, array.bw_out)
 
   def fold(T):  # WL + T + fill is (3)
@@ -222,29 +200,20 @@ def _tiled(M, down, across, array):
   parts = {name: whole[name] + last[name] - once[name] for name in whole}
   if array.overlap == "full":
     interval = larger(enter, leave)
-    waits = _waits(across * tiles, T * interval, load, hops, array.interleave)
-    waits += _waits(
-      *(across * smaller(rest, 1), rest * interval, load, hops),
-      array.interleave,
-    )
+    d, short = array.interleave, smaller(rest, 1)
+    waits = _waits(across * tiles, T * interval, load, hops, d)
+    waits = waits + _waits(across * short, rest * interval, load, hops, d)
     parts["fill"] = parts["fill"] + (down - 1) * waits
   return parts
 
 
 def _waits(outputs, stream, load, hops, interleave):
-  """Cycles that one round over the outputs waits for the round before it.
+  """Cycles that one round over the output tiles waits for the round before it.
 
   The outputs are worked on in groups of d, each group through all of K before
   the next. A tile starts max(WL, stream) cycles after its predecessor, and not
   before the same output's last sums have left, mode (2) cycles after they
-  started.
-
-  Args:
-    outputs: Output tiles of this length.
-    stream: Cycles in which a tile streams, T if the ports keep up.
-    load: WL (1).
-    hops: M_c / alpha.
-    interleave: d; 0 if sums are forwarded and nothing waits.
+  started; a tile streams for T cycles if the ports keep up.
   """
   group = larger(smaller(interleave, outputs), 1)
   mode, step = load + stream + hops + 1, larger(load, stream)
@@ -252,9 +221,6 @@ def _waits(outputs, stream, load, hops, interleave):
   whole = outputs // group * larger(mode - group * step, 0)
   last = smaller(rest, 1) * larger(mode - rest * step, 0)
   return smaller(interleave, 1) * (whole + last)
-
-
-_exact_counts = exact(_counts, LIMITS | Vegeta.limits() | {"run": (0, BLOCK)})
 
 
 def tile_cycles(engine: Vegeta, T: ArrayLike = _TILE) -> dict[str, Any]:
@@ -294,13 +260,9 @@ def covered_rows(density: Any, n: int, blocks: int = 16) -> Any:
 
   F(n) = (sum over i <= n of C(4, i) p^i (1 - p)^(4 - i))^blocks            (6)
 
-  Args:
-    density: Chance p of a weight to be kept, independently of the others.
-    n: Weights kept of every 4.
-    blocks: Blocks of 4 in the row of a tile; VEGETA's tiles are 64 wide.
+  if each weight is kept with chance p = density. A row of VEGETA's tiles has 16
+  blocks.
 
-  >>> float(covered_rows(0.5, 4))
-  1.0
   >>> round(float(covered_rows(0.5, 1, blocks=1)), 4)  # (1 + 4) / 16
   0.3125
   """
@@ -317,12 +279,12 @@ def unstructured_speedup(density: Any, blocks: int = 16) -> Any:
   A row costs N / 4 of a dense one, N in {1, 2, 4} the least that covers all of
   its blocks. With F of (6) this gives
 
-    1 / (F(1) / 4 + (F(2) - F(1)) / 2 + 1 - F(2))
+    1 / (F(1) / 4 + (F(2) - F(1)) / 2 + 1 - F(2))                           (7)
 
   which is 2.36 and 3.28 at densities .10 and .05 in the paper.
 
   Args:
-    density: Chance of a weight to be kept, as in `covered_rows`.
+    density: Chance of a weight to be kept.
     blocks: Blocks of 4 in the row of a tile.
 
   >>> unstructured_speedup(np.array([0.10, 0.05])).round(3).tolist()
@@ -333,21 +295,16 @@ def unstructured_speedup(density: Any, blocks: int = 16) -> Any:
 
 
 def spmm_lines(n: int, line: int = 64, itemsize: int = 2) -> int:
-  """Cache lines that an SPMM tile loads: A's values and metadata, and B.
+  """Cache lines that an SPMM tile of n:4 loads: A's values and metadata, and B.
 
-  A is 16 x 32 values of n:4, B (32 * 4 / n) x 16; C stays in its register.
-
-  Args:
-    n: Weights kept of every 4: 1, 2 or 4.
-    line: Bytes of a cache line.
-    itemsize: Bytes per value.
+  A is 16 x 32 values, B (32 * 4 / n) x 16; C stays in its register.
 
   >>> [spmm_lines(n) for n in (4, 2, 1)]
   [32, 50, 82]
   """
   values = _TILE * _TILE_DEPTH
-  bits = int(index_bits(n, BLOCK))
-  columns = _TILE_DEPTH * BLOCK // n * _TILE
+  bits = int(index_bits(n, _BLOCK))
+  columns = _TILE_DEPTH * _BLOCK // n * _TILE
   sizes = (values * itemsize, ceil_div(values * bits, 8), columns * itemsize)
   return sum(ceil_div(size, line) for size in sizes)
 
@@ -364,13 +321,13 @@ def spmm_speedup(
   predicted.
 
   Args:
-    n: Weights kept of every 4: 1, 2 or 4.
+    n: Weights kept of every 4.
     dense: Measured speed-up at 4:4.
     clock: CPU cycles per cycle of the engine.
 
   >>> [tuple(round(x, 2) for x in spmm_speedup(n)) for n in (4, 2, 1)]
   [(1.09, 1.09), (2.18, 2.18), (3.4, 4.36)]
   """
-  compute = dense * BLOCK / n
+  compute = dense * _BLOCK / n
   starved = max(1.0, spmm_lines(n) / (_TILE * clock))
   return compute / starved, compute

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import jax
 from flax import nnx
 
 from figs_jax.core.rules import nearest
@@ -23,6 +24,7 @@ __all__ = [
   "SwinV2",
   "T5",
   "ViT",
+  "abstract",
   "create",
   "layers_of",
   "names",
@@ -89,6 +91,44 @@ def create(
   return FAMILIES[family].from_variant(
     variant, rngs=rngs or nnx.Rngs(0), **options
   )
+
+
+class _OneKey(nnx.RngStream):
+  """A stream that gives one key and counts no draws.
+
+  Shapes do not depend on keys, and flax takes most of the time that it needs to
+  trace a model for the counter (`Variable.set_value` asks a tracer for its
+  sharding, which raises an error with a long message).
+  """
+
+  def __call__(self) -> jax.Array:
+    return self.key[...]
+
+
+def abstract(family: str, variant: str, **options: Any) -> Any:
+  """Creates a dense model with shapes in place of arrays, quickly.
+
+  For rows, patterns and paths; `nnx.eval_shape` of `create` keeps the state of
+  the random streams too.
+
+  Args:
+    family: One of `names()`.
+    variant: Size and patch, as for `create`.
+    **options: Keyword arguments of the family's constructor.
+
+  Raises:
+    ValueError: As `create`.
+
+  >>> abstract("vit", "H/14").head.kernel.shape
+  (1280, 1000)
+  """
+
+  def build() -> Any:
+    rngs: Any = nnx.Rngs()
+    rngs.default = _OneKey(jax.random.key(0), tag="default")
+    return create(family, variant, rngs=rngs, **options)
+
+  return nnx.eval_shape(build)
 
 
 def layers_of(model: nnx.Module, batch: int = 1) -> list[dict[str, Any]]:

@@ -114,12 +114,12 @@ def phases_of(
 
 def _pattern(kernel: BoundLeaf, stage: int) -> NM:
   m = kernel.leaf.pattern.m
-  return kernel.chain[stage - 1] if stage else NM(m, m)
+  return kernel.stages[stage - 1] if stage else NM(m, m)
 
 
 def _starts(recipe: Recipe, kernel: BoundLeaf) -> tuple[int, ...]:
-  """The first step of each stage of a kernel's chain."""
-  line, stages = recipe.timeline, len(kernel.chain)
+  """The first step of each of a kernel's stages."""
+  line, stages = recipe.timeline, len(kernel.stages)
   if not stages:
     return ()
   if line.switch is None:

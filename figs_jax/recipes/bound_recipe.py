@@ -16,31 +16,37 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.soft import kernel_scale, s_ste
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
-from figs_jax.recipes.criterion import View, needs_grad, takes_count
+from figs_jax.recipes.criterion import KernelState, needs_grad, takes_count
 from figs_jax.recipes.stage_schedule import Every
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
-# Where only n changes, one kernel with a traced n can serve all stages. Up to
-# this group length that costs nothing; wider groups are selected faster under a
-# static n, but a branch for each stage multiplies what is to be compiled (at
-# 1:128 stepwise 8 s against .6 s per kernel).
+# Where only n changes, one selection with a traced n can serve all stages. Up
+# to this group length that costs nothing; wider groups are selected faster with
+# a static n, but a branch per stage multiplies the compilation (1:128 stepwise:
+# 8 s against .6 s per kernel).
 _TRACED_M = 16
 _BRANCHES = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class BoundLeaf:
-  """One masked kernel with its chain; the dense stage 0 is not listed."""
+  """One masked kernel with the patterns of its stages.
+
+  Attributes:
+    path: Path of the kernel in the parameter tree.
+    leaf: Shape, target pattern and group axis.
+    stages: Patterns of the stages 1..S; the dense stage 0 is left out.
+  """
 
   path: str
   leaf: MaskedKernel
-  chain: tuple[NM, ...]
+  stages: tuple[NM, ...]
 
   @property
   def traced(self) -> bool:
-    """True where one kernel with a traced n should serve all stages."""
-    lengths = {self.leaf.pattern.m, *(stage.m for stage in self.chain)}
-    many = len(self.chain) > _BRANCHES
+    """Whether one selection with a traced n should serve all stages."""
+    lengths = {self.leaf.pattern.m, *(stage.m for stage in self.stages)}
+    many = len(self.stages) > _BRANCHES
     return len(lengths) == 1 and (many or max(lengths) <= _TRACED_M)
 
   def all_kept(self) -> Bool[Array, "*shape"]:
@@ -50,14 +56,18 @@ class BoundLeaf:
 
 @dataclasses.dataclass(frozen=True)
 class BoundRecipe:
-  """What `Recipe.bind` makes: masks as a function of step and parameters.
+  """A recipe for the kernels of one model: masks of a step and parameters.
 
-  Invariants: static and hashable; every kernel has its own chain, spread over
-  the same decay phase; at every refresh a mask keeps exactly n of m at that
+  Invariants: static and hashable; every kernel has its own stages, spread over
+  the same decay phase; at every refresh a mask keeps exactly n of m of that
   kernel's stage (a nested criterion keeps at most n).
+
+  Attributes:
+    recipe: The `Recipe`.
+    kernels: The masked kernels.
   """
 
-  recipe: Any  # a Recipe, whose module imports this one
+  recipe: Any  # a Recipe; its module imports this one
   kernels: tuple[BoundLeaf, ...]
 
   @property
@@ -78,45 +88,45 @@ class BoundRecipe:
   ) -> Any:
     """The masks for the forward pass of `step`.
 
-    Call it at every step: a mask is recomputed when the timeline says it is
-    due, when its kernel enters a new stage, and when STEP has just switched;
-    otherwise the given one is carried on. Works under jit, scan and vmap, with
-    one compilation for a whole run; under vmap keep `step` unbatched, so that
-    what is not due is not computed.
+    To be called at every step. A mask is recomputed when a refresh is due, when
+    its kernel enters a new stage, and when STEP has just switched; otherwise
+    the given mask is carried on. Works under jit, scan and vmap with one
+    compilation for a whole run. Under vmap keep `step` unbatched, so that masks
+    that are not due are not computed.
 
     Args:
-      step: int32 scalar; it may be traced.
-      params: the parameter tree.
-      masks: those of the step before; None computes all of them afresh.
-      switched: STEP's flag (`recipe.switched(opt_state)`).
-      was_switched: the flag of the step before. Left False after the switch,
-        masks are recomputed at every step.
-      grads: the gradients of the step before, shaped like `params`, for the
-        criteria that look at them.
-      seed: of the run, an integer scalar: runs of another seed draw other
-        random numbers, for the criteria that draw any.
+      step: Step, an int32 scalar that may be traced.
+      params: Parameter tree.
+      masks: Masks of the previous step; None computes all of them.
+      switched: STEP's flag, `recipe.switched(opt_state)`.
+      was_switched: STEP's flag one step before. If it stays False after the
+        switch, masks are recomputed at every step.
+      grads: Gradients of the previous step, shaped like `params`, for criteria
+        that need them.
+      seed: Seed of the run, an integer scalar, for criteria that draw random
+        numbers.
 
     Returns:
       A tree like `params`: Boolean masks, None at dense leaves.
 
     Raises:
-      ValueError: a masked kernel is missing or has another shape, or the
-        criterion needs `grads` to renew masks and there are none.
+      ValueError: If a masked kernel is missing or has another shape, or if the
+        criterion needs `grads` and there are none.
     """
     step = jnp.asarray(step, jnp.int32)
     carried = None if masks is None else self._pick(masks, "masks")
-    seen = self._views(step, params, carried, grads, seed)
+    states = self._states(step, params, carried, grads, seed)
     timeline: Timeline = self.recipe.timeline
     new: dict[str, Array] = {}
     for stages, group in self._by_stages().items():
       stage = timeline.stage(stages, step, switched)
       if carried is None or timeline.due == Every(1):
-        new |= self._computed(group, stage, seen)
+        new |= self._computed(group, stage, states)
         continue
       new |= lax.cond(
         timeline.refresh(stages, step, switched, was_switched),
         lambda old, group=group, stage=stage: self._computed(
-          group, stage, seen
+          group, stage, states
         ),
         lambda old: old,
         {kernel.path: carried[kernel.path] for kernel in group},
@@ -132,34 +142,37 @@ class BoundRecipe:
     *,
     seed: Any = 0,
   ) -> Any:
-    """The hard target masks of a finished model at `step`.
+    """The hard target masks of a model that is finished at `step`.
 
-    The carried mask where a kernel already is in its last stage, else one
-    recomputed from |w| at the target pattern. (A recipe without sparse stages
-    finishes dense: all True.) Errors as in `masks`.
+    A kernel in its last stage keeps its mask; for others the criterion chooses
+    one at the target pattern. A recipe without sparse stages finishes dense,
+    with masks that are all True.
 
     Args:
-      params: the weights at that step.
-      masks: those carried by the model.
-      step: how many steps were made.
+      params: Parameters at that step.
+      masks: Masks that the model carries.
+      step: Number of optimizer steps made.
       switched: STEP's flag; other recipes ignore it.
-      seed: of the run.
+      seed: Seed of the run.
+
+    Raises:
+      ValueError: If a masked kernel is missing or has another shape.
     """
     step = jnp.asarray(step, jnp.int32)
     carried = self._pick(masks, "masks")
     new = self._targets(step, params, carried, seed)
     for kernel in self.kernels:
-      path, stages = kernel.path, len(kernel.chain)
+      path, stages = kernel.path, len(kernel.stages)
       arrived = self.recipe.timeline.stage(stages, step, switched) == stages
       new[path] = jnp.where(arrived, carried[path], new[path])
     return tree.map_paths(lambda mask, _: mask, params, new)
 
   def target(self, params: Any, *, seed: Any = 0) -> Any:
-    """Masks chosen from the weights alone at the target patterns.
+    """Masks at the target patterns, chosen from the weights alone.
 
     Args:
-      params: the weights.
-      seed: of the run, for masks drawn at random.
+      params: Parameter tree.
+      seed: Seed of the run, for masks drawn at random.
     """
     new = self._targets(jnp.int32(0), params, None, seed)
     return tree.map_paths(lambda mask, _: mask, params, new)
@@ -167,8 +180,8 @@ class BoundRecipe:
   def scales(self, params: Any) -> Any:
     """S-STE's scale of every masked kernel, to be taken once, at the start.
 
-    None where the recipe needs none: give the result to `effective` and
-    `finish` in any case.
+    None for other recipes. Pass the result to `effective` and `finish` in any
+    case.
     """
     if not self.recipe.flow.soft:
       return None
@@ -184,17 +197,19 @@ class BoundRecipe:
   ) -> Any:
     """The parameters that the forward pass sees, with the recipe's gradient.
 
-    What our layers do, for a model that has none of them: differentiate
+    For models without the layers of `figs_jax.nn`: differentiate
     `loss(bound.effective(params, masks, leak))`.
 
     Args:
-      params, masks: trees as in `masks`.
+      params: Parameter tree.
+      masks: Masks of the step, as `masks` returns them.
       leak: D, `recipe.at(step).leak`.
-      scales: `bound.scales(initial params)`; only S-STE looks at them.
+      scales: S-STE's scales, `bound.scales(initial params)`; None for other
+        recipes.
 
     Raises:
-      ValueError: the recipe has `mvue`, which acts inside of a layer's product
-        and cannot be had this way; or as `masks`.
+      ValueError: If the recipe has `mvue`, which acts inside a layer's product,
+        or if a masked kernel is missing or has another shape.
 
     >>> from figs_jax.recipes import create
     >>> leaves = {"w": tree.MaskedKernel((4,), NM(1, 2), 0)}
@@ -207,9 +222,8 @@ class BoundRecipe:
     if mvue is not None:
       raise ValueError(
         f"recipe {self.recipe.name!r} prunes the gradient of a layer's output"
-        f" (mvue={str(mvue)!r}), which needs the layers of figs_jax.nn;"
-        " create it without mvue, or call figs_jax.core.mvue in your backward"
-        " pass"
+        f" (mvue={str(mvue)!r}), which needs the layers of figs_jax.nn: create"
+        " it without mvue, or call figs_jax.core.mvue in your backward pass"
       )
     return _with(params, self._acting(params, masks, leak, scales))
 
@@ -217,13 +231,13 @@ class BoundRecipe:
     """The finished weights: exact zeros where masks prune.
 
     Args:
-      params: the weights.
-      masks: as from `final`.
-      scales: S-STE's, as from `scales`; None for other recipes.
+      params: Parameter tree.
+      masks: Masks that `final` returned.
+      scales: S-STE's scales; None for other recipes.
     """
     kept = self._pick(masks, "masks")
     acting = self._acting(params, masks, 0.0, scales)
-    # Once more, since 0 times a scale that is not finite is no 0.
+    # Masked again, since 0 times a scale that is not finite is NaN.
     new = {
       path: jnp.where(kept[path], w, jnp.zeros((), w.dtype))
       for path, w in acting.items()
@@ -253,10 +267,10 @@ class BoundRecipe:
     seed: Any,
   ) -> dict[str, Array]:
     """Masks at the target patterns, by path."""
-    views = self._views(step, params, carried, None, seed, final=True)
-    return {k.path: self._mask(k, views, len(k.chain)) for k in self.kernels}
+    states = self._states(step, params, carried, None, seed, final=True)
+    return {k.path: self._mask(k, states, len(k.stages)) for k in self.kernels}
 
-  def _views(
+  def _states(
     self,
     step: Step,
     params: Any,
@@ -264,8 +278,8 @@ class BoundRecipe:
     grads: Any,
     seed: Any,
     final: bool = False,
-  ) -> dict[str, View]:
-    """What the criterion sees of each kernel."""
+  ) -> dict[str, KernelState]:
+    """The criterion's input for each kernel, by path."""
     weights = self._pick(params, "params")
     slopes: Mapping[str, Array] = {}
     if needs_grad(self.recipe.criterion) and carried is not None and not final:
@@ -277,32 +291,34 @@ class BoundRecipe:
       slopes = self._pick(grads, "grads")
     carried = carried or {}
     return {
-      path: View(path, step, w, carried.get(path), slopes.get(path), seed)
+      path: KernelState(
+        path, step, w, carried.get(path), slopes.get(path), seed
+      )
       for path, w in weights.items()
     }
 
   def _mask(
     self,
     kernel: BoundLeaf,
-    views: Mapping[str, View],
+    states: Mapping[str, KernelState],
     stage: int,
     n: Array | None = None,
   ) -> Array:
     """A kernel's mask at one of its stages; with n, at a traced count."""
     if not stage:
       return kernel.all_kept()
-    pattern = kernel.leaf.pattern if n is not None else kernel.chain[stage - 1]
-    view, axis = views[kernel.path], kernel.leaf.axis
-    return self.recipe.criterion(view, pattern, axis, n)
+    leaf = kernel.leaf
+    pattern = leaf.pattern if n is not None else kernel.stages[stage - 1]
+    return self.recipe.criterion(states[kernel.path], pattern, leaf.axis, n)
 
   def _computed(
     self,
     group: tuple[BoundLeaf, ...],
     stage: Step,
-    views: Mapping[str, View],
+    states: Mapping[str, KernelState],
   ) -> dict[str, Array]:
     """Masks of kernels with equally many stages, at a (traced) stage."""
-    stages = len(group[0].chain)
+    stages = len(group[0].stages)
     if not stages:
       return {k.path: k.all_kept() for k in group}
 
@@ -310,15 +326,15 @@ class BoundRecipe:
     counted = takes_count(self.recipe.criterion)
     for k in group:
       if k.traced and counted:
-        counts = [k.leaf.pattern.m, *(nm.n for nm in k.chain)]
+        counts = [k.leaf.pattern.m, *(nm.n for nm in k.stages)]
         n = jnp.asarray(counts, jnp.int32)[stage]
-        new[k.path] = self._mask(k, views, stages, n)
+        new[k.path] = self._mask(k, states, stages, n)
     rest = [k for k in group if k.path not in new]
     if not rest:
       return new
 
     def at(i: int) -> dict[str, Array]:
-      return {k.path: self._mask(k, views, i) for k in rest}
+      return {k.path: self._mask(k, states, i) for k in rest}
 
     branches = [lambda i=i: at(i) for i in range(stages + 1)]
     return new | lax.switch(stage, branches)
@@ -326,32 +342,32 @@ class BoundRecipe:
   def _by_stages(self) -> dict[int, tuple[BoundLeaf, ...]]:
     """Kernels that change stage together: those with equally many stages."""
     return {
-      count: tuple(k for k in self.kernels if len(k.chain) == count)
-      for count in sorted({len(k.chain) for k in self.kernels})
+      count: tuple(k for k in self.kernels if len(k.stages) == count)
+      for count in sorted({len(k.stages) for k in self.kernels})
     }
 
   def _pick(self, whole: Any, what: str) -> dict[str, Array]:
     """The masked kernels' leaves of a tree, by path, their shapes checked."""
-    found = tree.flatten(whole)
+    arrays = tree.flatten(whole)
     for path, leaf in self.leaves.items():
-      got = None if found.get(path) is None else jnp.shape(found[path])
-      if got != leaf.shape:
+      shape = None if arrays.get(path) is None else jnp.shape(arrays[path])
+      if shape != leaf.shape:
         raise ValueError(
-          f"{what} at {path}: the recipe is bound to a kernel of shape"
-          f" {leaf.shape}, got {got or 'nothing'}; bind it to this model's"
-          " masked leaves, and vmap over a leading seed axis"
+          f"{what} at {path}: expected shape {leaf.shape}, to which the recipe"
+          f" is bound, got {shape or 'nothing'}; bind it to this model's masked"
+          " leaves, and vmap over a leading seed axis"
         )
-    return {path: jnp.asarray(found[path]) for path in self.leaves}
+    return {path: jnp.asarray(arrays[path]) for path in self.leaves}
 
   def _pick_scales(self, scales: Any) -> dict[str, Array]:
-    found = tree.flatten(scales)
+    by_path = tree.flatten(scales)
     for path in self.leaves:
-      if found.get(path) is None:
+      if by_path.get(path) is None:
         raise ValueError(
-          f"recipe {self.recipe.name!r} rescales {path}: give scales="
+          f"recipe {self.recipe.name!r} rescales {path}: pass scales="
           "bound.scales(params), taken at the start of the run"
         )
-    return {path: found[path] for path in self.leaves}
+    return {path: by_path[path] for path in self.leaves}
 
 
 def _soft(

@@ -1,4 +1,4 @@
-"""What to cite for the methods of a run, as BibTeX."""
+"""BibTeX for the methods of a run: recipes and engines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from figs_jax.recipes.bibliography import bibtex
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.registry import create
 
-# First word of an engine's spec -> where it is described.
+# First word of an engine's spec -> its sources.
 ENGINES = {
   "csr": ("10.1145/1498765.1498785",),
-  "figs": ("figs-deck",),
+  "figs": ("figsdeck",),
   "gpu": ("10.1145/1498765.1498785",),
   "is": ("2504.15377",),
   "os": ("2504.15377",),
@@ -27,16 +27,17 @@ def cite(method: str | Recipe, *more: str | Recipe) -> str:
   """The BibTeX entries of methods, in the order given, each once.
 
   Args:
-    method: a recipe's name, a `Recipe` (which also cites what its options
-      bring in, such as transposable masks), or an engine as "engine:SPEC".
-    *more: further ones.
+    method: Name of a recipe, a `Recipe` (which also cites the sources of its
+      options, such as transposable masks), or an engine as "engine:SPEC".
+    *more: Further methods.
 
   Returns:
     Entries with an empty line between them; "" for `dense`, which has no
     source.
 
   Raises:
-    ValueError: an unknown recipe or engine; the nearest name is suggested.
+    ValueError: If a recipe or an engine is unknown; the message names the
+      nearest one.
 
   >>> print(cite("ste"))
   @misc{bengio2013estimating,
@@ -63,5 +64,5 @@ def _sources(method: str | Recipe) -> tuple[str, ...]:
     return create(method, "1:4", total_steps=1000).cited
   head = re.split("[:-]", spec)[0]
   if head not in ENGINES:
-    raise ValueError(f"cite: no engine {head!r}, {nearest(head, ENGINES)}")
+    raise ValueError(f"Unknown engine {head!r}, {nearest(head, ENGINES)}")
   return ENGINES[head]

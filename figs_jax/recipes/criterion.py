@@ -1,8 +1,8 @@
-"""Which weights a mask keeps: what a recipe asks at every refresh.
+"""Criteria: the choice of the weights that a mask keeps, at every refresh.
 
-A criterion is a function (view, pattern, axis, n) -> mask, frozen and hashable.
-`View` holds what may be looked at; `n` is None, or a traced count instead of
-the pattern's own for criteria that say `traced`.
+A criterion is a function (kernel, pattern, axis, n) -> mask, frozen and
+hashable. `kernel` is a `KernelState`. `n` is None, or a traced count in place
+of the pattern's own for criteria with `traced = True`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from figs_jax.core.types import Array, Float
 Criterion = Callable[..., Array]
 
 
-class View(NamedTuple):
-  """What a criterion sees of one kernel.
+class KernelState(NamedTuple):
+  """One kernel at one step, the input of a criterion.
 
-  path: its path. step: int32 scalar, the step the mask is for. weight: the
-  kernel. mask: the one before, None at the first. grad: the gradient of the
-  step before, None where the caller has none. seed: of the run, an integer
-  scalar.
+  Attributes:
+    path: Path of the kernel in the parameter tree.
+    step: Step that the mask is for, an int32 scalar.
+    weight: The kernel.
+    mask: Previous mask; None at the first refresh.
+    grad: Gradient of the previous step; None if the caller has none.
+    seed: Seed of the run, an integer scalar.
   """
 
   path: str
@@ -47,7 +50,7 @@ class View(NamedTuple):
     """A random key of this kernel at this step of this run.
 
     Args:
-      seed: the recipe's own, beside that of the run.
+      seed: Seed of the recipe, combined with that of the run.
     """
     key = jax.random.fold_in(jax.random.key(seed), self.seed)
     key = jax.random.fold_in(key, self.step)
@@ -56,17 +59,19 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Magnitude:
-  """The largest |w|; with `nested` only among what the mask before kept."""
+  """The largest |w|; with `nested` only among those kept so far."""
 
   traced: ClassVar[bool] = True
   nested: bool = False
 
-  def __call__(self, view: View, pattern: NM, axis: Axis, n: Any = None):
-    inside = view.mask if self.nested else None
-    return nm_mask(magnitude(view.weight), pattern, axis, n=n, inside=inside)
+  def __call__(
+    self, kernel: KernelState, pattern: NM, axis: Axis, n: Any = None
+  ):
+    inside = kernel.mask if self.nested else None
+    return nm_mask(magnitude(kernel.weight), pattern, axis, n=n, inside=inside)
 
   @property
-  def remembers(self) -> bool:
+  def is_stateful(self) -> bool:
     return self.nested
 
   def __str__(self) -> str:
@@ -75,20 +80,22 @@ class Magnitude:
 
 @dataclasses.dataclass(frozen=True)
 class Saliency:
-  """The largest |w g|, g of the step before; |w| where no gradient is given.
+  """The largest |w g|, g of the previous step; |w| without a gradient.
 
-  Under `masked` gradients a pruned entry has none and never returns.
+  Under `masked` gradients a pruned entry has gradient 0 and never returns.
   """
 
   traced: ClassVar[bool] = True
-  remembers: ClassVar[bool] = True
+  is_stateful: ClassVar[bool] = True
   needs_grad: ClassVar[bool] = True
 
-  def __call__(self, view: View, pattern: NM, axis: Axis, n: Any = None):
-    if view.grad is None:
-      scores = magnitude(view.weight)
+  def __call__(
+    self, kernel: KernelState, pattern: NM, axis: Axis, n: Any = None
+  ):
+    if kernel.grad is None:
+      scores = magnitude(kernel.weight)
     else:
-      scores = saliency(view.weight, view.grad)
+      scores = saliency(kernel.weight, kernel.grad)
     return nm_mask(scores, pattern, axis, n=n)
 
   def __str__(self) -> str:
@@ -103,12 +110,14 @@ class Random:
   """
 
   traced: ClassVar[bool] = True
-  remembers: ClassVar[bool] = False
+  is_stateful: ClassVar[bool] = False
   seed: int = 0
 
-  def __call__(self, view: View, pattern: NM, axis: Axis, n: Any = None):
-    key = view._replace(step=jnp.int32(0)).key(self.seed)
-    scores = random_scores(key, view.weight.shape)
+  def __call__(
+    self, kernel: KernelState, pattern: NM, axis: Axis, n: Any = None
+  ):
+    key = kernel._replace(step=jnp.int32(0)).key(self.seed)
+    scores = random_scores(key, kernel.weight.shape)
     return nm_mask(scores, pattern, axis, n=n)
 
   def __str__(self) -> str:
@@ -119,17 +128,19 @@ class Random:
 class Transposable:
   """The largest |w| such that the mask is N:M along two axes (2102.08124).
 
-  Blocks lie on the group axis and on the last other one, so that the product
-  with the transposed kernel, which gives the input gradient, is N:M as well.
+  Blocks lie on the group axis and on the last other axis. The product with the
+  transposed kernel, which gives the input gradient, is then N:M as well.
   """
 
   traced: ClassVar[bool] = False
-  remembers: ClassVar[bool] = False
+  is_stateful: ClassVar[bool] = False
 
-  def __call__(self, view: View, pattern: NM, axis: Axis, n: Any = None):
+  def __call__(
+    self, kernel: KernelState, pattern: NM, axis: Axis, n: Any = None
+  ):
     del n
-    scores = magnitude(view.weight)
-    other = other_axis(view.weight.ndim, axis)
+    scores = magnitude(kernel.weight)
+    other = other_axis(kernel.weight.ndim, axis)
     return transposable_nm_mask(scores, pattern, axis, other=other)
 
   def __str__(self) -> str:
@@ -138,20 +149,21 @@ class Transposable:
 
 @dataclasses.dataclass(frozen=True)
 class Regrow:
-  """Drops small kept weights and grows others, n:m all the time.
+  """Drops small kept weights and grows others; masks are n:m at every step.
 
   At step t a share start / 2 * (1 + cos(pi t / end)) of the kept is dropped,
   and none from `end` on (RigL's schedule, arXiv 1911.11134, eq. 1).
 
   Attributes:
-    by: `gradient` grows where |g| is largest (RigL), `random` anywhere (SET).
-    start, end: the share at step 0, and the step from which masks stay.
-    scope: `group` or `leaf`, see `core.regrow`.
-    seed: of everything random.
+    by: Growth, `gradient` (where |g| is largest, RigL) or `random` (SET).
+    start: Share of the kept weights that is dropped at step 0.
+    end: Step from which masks stay.
+    scope: Set in which weights compete, `group` or `leaf`; see `core.regrow`.
+    seed: Seed of the rounding and of random growth.
   """
 
   traced: ClassVar[bool] = False
-  remembers: ClassVar[bool] = True
+  is_stateful: ClassVar[bool] = True
 
   by: str
   start: float | int
@@ -164,39 +176,42 @@ class Regrow:
     return self.by == "gradient"
 
   def share(self, step: Array) -> Float[Array, ""]:
+    """The share of the kept weights that a refresh at `step` drops."""
     t = step.astype(jnp.float32) / max(self.end, 1)
     share = self.start / 2 * (1 + jnp.cos(math.pi * t))
     return jnp.where(step < self.end, share, 0.0)
 
-  def __call__(self, view: View, pattern: NM, axis: Axis, n: Any = None):
+  def __call__(
+    self, kernel: KernelState, pattern: NM, axis: Axis, n: Any = None
+  ):
     del n
-    weight = view.weight
-    if view.mask is None:
+    weight = kernel.weight
+    if kernel.mask is None:
       return nm_mask(magnitude(weight), pattern, axis)
-    rounding, growing = jax.random.split(view.key(self.seed))
-    if view.grad is not None:
-      growth = jnp.abs(view.grad)
+    rounding, growing = jax.random.split(kernel.key(self.seed))
+    if kernel.grad is not None:
+      growth = jnp.abs(kernel.grad)
     else:
       growth = random_scores(growing, weight.shape)
-    share = self.share(view.step)
+    share = self.share(kernel.step)
     return regrow_mask(
-      rounding, weight, growth, view.mask, share, pattern, axis,
+      rounding, weight, growth, kernel.mask, share, pattern, axis,
       scope=self.scope,
     )  # fmt: skip
 
   def __str__(self) -> str:
-    where = "|g| is largest" if self.needs_grad else "chance has it"
+    where = "where |g| is largest" if self.needs_grad else "at random"
     return (
       f"{self.start:.3g} of the kept (falling to 0 at step {self.end}) give way"
-      f" to pruned ones where {where}"
+      f" to pruned ones {where}"
     )
 
 
 def other_axis(ndim: int, axis: Axis) -> int:
-  """The last axis that is no group axis, negative.
+  """The last axis beside the group axes, as a negative number.
 
   Raises:
-    ValueError: there is none.
+    ValueError: If all axes are group axes.
 
   >>> other_axis(2, -2), other_axis(4, (-1, 0))
   (-1, -2)
@@ -210,9 +225,9 @@ def other_axis(ndim: int, axis: Axis) -> int:
   return free[-1] - ndim
 
 
-def remembers(criterion: Criterion) -> bool:
-  """Whether a mask depends on more than the weights: it must be carried on."""
-  return bool(getattr(criterion, "remembers", False))
+def is_stateful(criterion: Criterion) -> bool:
+  """Whether a mask depends on earlier steps, so that it must be carried on."""
+  return bool(getattr(criterion, "is_stateful", False))
 
 
 def needs_grad(criterion: Criterion) -> bool:
@@ -221,5 +236,5 @@ def needs_grad(criterion: Criterion) -> bool:
 
 
 def takes_count(criterion: Criterion) -> bool:
-  """Whether a traced count may be given."""
+  """Whether the criterion takes a traced count `n`."""
   return bool(getattr(criterion, "traced", False))

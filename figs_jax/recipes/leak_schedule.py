@@ -1,9 +1,9 @@
-"""How much of a pruned weight the forward pass keeps in the N:M stages: D.
+"""The leak D: the share of a pruned weight that the forward pass keeps.
 
-A leak is a function of the step, frozen and hashable. The recipe asks it
-between the end of the dense phase (D = 1) and the start of fine-tuning (D = 0).
-Each ends at an integer step computed in Python: from there on D is exactly 0,
-under jit as without, whatever rounding does to the formula.
+A leak is a function of the step, frozen and hashable. Recipes call it between
+the end of the dense phase (D = 1) and the start of fine-tuning (D = 0). Each
+ends at an integer step computed in Python, from which D is exactly 0 with and
+without jit, however the formula rounds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Exponential:
 
 @dataclasses.dataclass(frozen=True)
 class Staircase:
-  """D = max(1 - d ω, 0), d the stairs begun after the first; 0 from `end`."""
+  """D = max(1 - d ω, 0) on stair d = 0, 1, ..., and 0 from step `end` on."""
 
   starts: tuple[int, ...]
   end: int
@@ -74,16 +74,16 @@ class Staircase:
 def staircase(
   timeline: Timeline, omega: float | int, freq: int | None
 ) -> Staircase:
-  """The leak that falls by ω every `freq` steps; None shares the decay phase.
+  """A leak that falls by ω every `freq` steps; None shares the decay phase.
 
   It has ceil(1 / ω) stairs, the first with D = 1, and is 0 after the last.
   """
   if not 0 < omega <= 1:
-    raise ValueError(f"omega={omega!r} must lie in (0, 1]: D falls by it")
+    raise ValueError(f"omega: expected a number in (0, 1], got {omega}")
   stairs = math.ceil(1 / omega)
   start, end = timeline.dense_end, timeline.finetune_start
-  pace = Equal() if freq is None else Fixed(freq)
-  starts = pace(stairs, start, end)
+  schedule = Equal() if freq is None else Fixed(freq)
+  starts = schedule(stairs, start, end)
   if freq is not None:
     end = min(start + stairs * freq, end)
   return Staircase(starts, end, omega)
@@ -92,7 +92,7 @@ def staircase(
 def linear(
   timeline: Timeline, beta: float | int | None, zero_at: float | int | None
 ) -> Linear:
-  """The linear leak that reaches 0 at a share of all steps, or with slope β."""
+  """A linear leak that reaches 0 at a share of all steps, or has slope β."""
   start = timeline.dense_end
   if beta is None:
     steps = _steps_until(timeline, zero_at)
@@ -104,9 +104,9 @@ def linear(
 def exponential(
   timeline: Timeline, beta: float | int | None, zero_at: float | int | None
 ) -> Exponential:
-  """The exponential leak that is 1e-3 at a share of all steps, or with rate β.
+  """An exponential leak that is 1e-3 at a share of all steps, or has rate β.
 
-  1e-3 itself is still kept: D is 0 from the first step below it.
+  D is 0 from the first step at which it would be below 1e-3.
   """
   start = timeline.dense_end
   if beta is None:
@@ -119,7 +119,7 @@ def exponential(
 
 
 def _end(timeline: Timeline, steps: int) -> int:
-  """`steps` after the dense phase, but fine-tuning is reached with D = 0."""
+  """The step `steps` after the dense phase, at most that of fine-tuning."""
   return min(timeline.dense_end + steps, timeline.finetune_start)
 
 
@@ -127,7 +127,7 @@ def _steps_until(timeline: Timeline, zero_at: float | int | None) -> int:
   share = 0.70 if zero_at is None else zero_at
   if not 0 < share <= 1:
     raise ValueError(
-      f"zero_at={share!r} must be a share of all steps in (0, 1]"
+      f"zero_at: expected a share of all steps in (0, 1], got {share}"
     )
   end = min(round(share * timeline.total_steps), timeline.finetune_start)
   return max(end - timeline.dense_end, 0)
@@ -136,7 +136,7 @@ def _steps_until(timeline: Timeline, zero_at: float | int | None) -> int:
 def _check_beta(beta: float | int, zero_at: float | int | None) -> None:
   if zero_at is not None:
     raise ValueError(
-      f"beta={beta} and zero_at={zero_at} both set the decay: give one"
+      f"beta={beta} and zero_at={zero_at} both set the decay: give one of them"
     )
   if not 0 < beta < math.inf:
-    raise ValueError(f"beta={beta!r} must be positive: D falls from 1 to 0")
+    raise ValueError(f"beta: expected a positive number, got {beta}")

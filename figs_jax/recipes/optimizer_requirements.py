@@ -1,7 +1,7 @@
-"""What a recipe needs of the optimizer, and how it is composed.
+"""Requirements of a recipe on its optimizer, and how they are composed.
 
-A need has `compose(tx, learning_rate)`, which returns the optimizer with the
-need met, and `state`, the type of optimizer state that shows it was.
+A requirement has `compose(tx, learning_rate)`, which returns an optimizer that
+meets it, and `state`, the type of optimizer state by which that is recognized.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _PROBE = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
 
 
 @runtime_checkable
-class Need(Protocol):
-  """Something a recipe needs of the optimizer."""
+class OptimizerRequirement(Protocol):
+  """A transform that a recipe adds to its optimizer."""
 
   state: ClassVar[type]
   name: ClassVar[str]
@@ -41,7 +41,7 @@ class Need(Protocol):
     tx: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule | None,
   ) -> optax.GradientTransformation:
-    """`tx` with the need met."""
+    """`tx` with the requirement met."""
     ...
 
 
@@ -49,7 +49,10 @@ class Need(Protocol):
 class PrunedDecay:
   """SR-STE's term, before the moments or decoupled from them.
 
-  `schedule`: update count -> factor on the weight; None is 1.
+  Attributes:
+    weight: λ of the term.
+    mode: Place of the term, `into_grad` or `decoupled`.
+    schedule: Function of the update count, a factor on λ; None is 1.
   """
 
   state: ClassVar[type] = DecayPrunedState
@@ -71,8 +74,8 @@ class PrunedDecay:
         " which cannot be read from tx: call recipe.transform(tx,"
         " learning_rate=...) with the number or schedule that tx was built with"
       )
-    # tx ends with its own learning rate, so the term brings -lr itself. Its
-    # count and that of the schedule inside tx both start at 0.
+    # tx ends with its own learning rate, so the term has its own -lr. Its count
+    # and that of the schedule inside tx both start at 0.
 
     def schedule(count):
       rate = learning_rate(count) if callable(learning_rate) else learning_rate
@@ -86,7 +89,7 @@ class PrunedDecay:
     if states_of(optax.MultiStepsState, opt_state):
       raise ValueError(
         "The decoupled decay of pruned weights would act at every micro-step of"
-        " optax.MultiSteps: put that around the result, as in optax.MultiSteps("
+        " optax.MultiSteps: wrap the result instead, as in optax.MultiSteps("
         "recipe.transform(tx, learning_rate=...), k)."
       )
 

@@ -1,9 +1,9 @@
-"""The chain of patterns that a leaf goes through on its way to N:M.
+"""The patterns that a kernel goes through on its way to N:M, one per stage.
 
-A chain is a function (target pattern, length of the group axis or None) ->
-patterns, the target last. Length None asks for the chain as it was requested;
-with a length the chain may be shortened to what that leaf can hold. Chains are
-frozen dataclasses: hashable, and equal when they do the same.
+A pattern schedule is a function (target, length of the group axis or None) ->
+patterns, the target last. Without a length it returns all the stages that were
+asked for; with one it may leave out those whose groups do not divide that axis.
+Schedules are frozen dataclasses: hashable, and equal if they do the same.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 from figs_jax.core.pattern import NM
 
-Chain = Callable[[NM, int | None], tuple[NM, ...]]
+PatternSchedule = Callable[[NM, int | None], tuple[NM, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Never:
-  """No N:M stage at all: the leaf stays dense."""
+  """No N:M stage at all: the kernel stays dense."""
 
   def __call__(self, target: NM, length: int | None = None) -> tuple[NM, ...]:
     del target, length
@@ -95,7 +95,7 @@ class Geometric:
   ['2:8', '1:4']
 
   Raises:
-    ValueError: k is no power of two.
+    ValueError: If k is not a power of two.
   """
 
   k: int = 16
@@ -104,7 +104,7 @@ class Geometric:
     k = self.k
     if not isinstance(k, int) or isinstance(k, bool) or k < 1 or k & (k - 1):
       raise ValueError(
-        f"k={k!r} must be a power of two (1, 2, 4, 8, ...): the chain halves it"
+        f"k: expected a power of two (1, 2, 4, 8, ...), got {k!r}"
       )
 
   def __call__(self, target: NM, length: int | None = None) -> tuple[NM, ...]:

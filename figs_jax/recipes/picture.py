@@ -1,8 +1,8 @@
 """A recipe's run as a table of arrays, and as a picture.
 
-Nothing is scheduled here: stage, leak and refresh come from `recipe.at`,
-patterns from `recipe.pattern_at`, λ and RigL's share from the parts that own
-them. Steps are those of a forward pass, as everywhere.
+Everything comes from the recipe: stage, leak and refresh from `recipe.at`,
+patterns from `recipe.pattern_at`, λ and RigL's share from its parts. Step s is
+the forward pass after s updates.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 PHASES = ("dense", "sparse", "fine-tune")
-_MOST = 4096  # steps that are tabulated without being asked for
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+_MOST = 4096  # steps of a table by default
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 _DENSITY = ("#0072B2", "#56B4E9", "#332288", "#009E73")
 _LEAK, _PULL, _SHARE = "#D55E00", "#B0468C", "#8A6D00"
 _DENSE_BAND, _TUNE_BAND, _INK = "#E6E6E6", "#F3EBD3", "#333333"
@@ -34,12 +34,17 @@ _DENSE_BAND, _TUNE_BAND, _INK = "#E6E6E6", "#F3EBD3", "#333333"
 class TimelineTable(NamedTuple):
   """A run by step; T steps, P target patterns.
 
-  step: int[T]. phase: str[T], one of `PHASES`; dense where nothing is masked
-  yet. targets: the P patterns that the recipe ends with. n, m: int[P, T], the
-  pattern that each has at a step. leak: float32[T], D. refresh: bool[T], True
-  where masks are recomputed. pull: float32[T], λ of the decay of pruned
-  weights, 0 where the recipe has none. share: float32[T], the share of kept
-  weights that a refresh drops (RigL, SET), else 0.
+  Attributes:
+    step: int[T], the steps.
+    phase: str[T], one of `PHASES`; `dense` until something is masked.
+    targets: The P target patterns.
+    n: int[P, T], n of each target's pattern at a step.
+    m: int[P, T], m of each target's pattern at a step.
+    leak: float32[T], D.
+    refresh: bool[T], True where masks are recomputed.
+    pull: float32[T], λ of the decay of pruned weights, 0 if there is none.
+    share: float32[T], share of kept weights that a refresh drops (RigL, SET),
+      0 for other recipes.
   """
 
   step: np.ndarray
@@ -61,17 +66,17 @@ class TimelineTable(NamedTuple):
 def timeline_table(
   recipe: Recipe, steps: np.ndarray | None = None
 ) -> TimelineTable:
-  """What a recipe does at every step of its run.
+  """A recipe's run as arrays over its steps.
 
-  STEP is taken to switch as late as it can.
+  STEP is assumed to switch as late as it can.
 
   Args:
-    recipe: for one pattern or for rules.
-    steps: integers, ascending, of [0, total_steps); None takes all of them, or
+    recipe: Recipe for one pattern or for rules.
+    steps: Ascending integers in [0, total_steps). Defaults to all steps, or to
       4096 evenly spaced ones of a longer run.
 
   Raises:
-    ValueError: a step outside the run.
+    ValueError: If a step lies outside the run.
 
   >>> from figs_jax.recipes import create
   >>> table = timeline_table(create("figs", "1:4", 100, k=2), np.arange(3))
@@ -84,7 +89,8 @@ def timeline_table(
   steps = np.asarray(steps)
   if steps.size and not 0 <= steps.min() <= steps.max() < total:
     raise ValueError(
-      f"steps {steps.min()}..{steps.max()}: the run has 0..{total - 1}"
+      f"steps: expected integers in 0..{total - 1}, got"
+      f" {steps.min()}..{steps.max()}"
     )
   flags = np.array([line.switched_by(step) for step in steps.tolist()], bool)
   stage, leak, refresh = _ask(recipe, steps, flags)
@@ -109,19 +115,19 @@ def timeline_table(
 def draw(recipe: Recipe, ax: Axes | None = None) -> Axes:
   """Density, leak and phases of a run over its steps, on matplotlib axes.
 
-  Blue, with the patterns written along it: n / m. Orange, dashed: D. Grey and
-  yellow bands: the dense and the fine-tune phase. Ticks at the bottom: mask
-  refreshes, where they do not come at every step. Dotted, where a recipe has
-  them: λ over its largest value, and the share of kept weights that RigL and
-  SET drop. STEP's switch may come anywhere in the hatched range.
+  The blue line is the density n / m, with the patterns written along it; the
+  dashed orange one is D. Grey and yellow bands are the dense and the fine-tune
+  phase. Ticks at the bottom are mask refreshes, if there are few. Dotted lines
+  are λ over its largest value, and the share of kept weights that RigL and SET
+  drop. STEP's switch may come anywhere in the hatched range.
 
   Args:
-    recipe: see `timeline_table`.
-    ax: where to draw; None makes a figure with a legend,
+    recipe: Recipe for one pattern or for rules.
+    ax: Axes to draw on. Defaults to those of a new figure with a legend,
       `draw(recipe).figure`.
 
   Raises:
-    ValueError: matplotlib is not installed.
+    ValueError: If matplotlib is not installed.
   """
   if ax is None:
     ax = draw(recipe, _figure().subplots())
@@ -169,7 +175,7 @@ def _figure() -> Figure:
 def _ask(
   recipe: Recipe, steps: np.ndarray, flags: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """recipe.at of many steps: stage, leak, refresh."""
+  """Stage, leak and refresh of many steps, by `recipe.at`."""
   ask = jax.jit(jax.vmap(recipe.at))
   moment = ask(jnp.asarray(steps, jnp.int32), jnp.asarray(flags))
   stage, leak, refresh = map(np.asarray, moment)
@@ -179,21 +185,21 @@ def _ask(
 def _patterns(
   recipe: Recipe, target: NM, steps: np.ndarray, flags: np.ndarray
 ) -> np.ndarray:
-  """int[2, T]: n and m of one target, asked where its stage changes."""
+  """n and m of one target, int[2, T], evaluated where its stage changes."""
   alone = dataclasses.replace(recipe, pattern=target)
   stage = _ask(alone, steps, flags)[0]
   new = np.flatnonzero(np.diff(stage, prepend=-1))
-  found = [cast(NM, alone.pattern_at(int(steps[i]))) for i in new]
+  patterns = [cast(NM, alone.pattern_at(int(steps[i]))) for i in new]
   lasts = np.diff(new, append=len(steps))
-  return np.repeat([(nm.n, nm.m) for nm in found], lasts, axis=0).T
+  return np.repeat([(nm.n, nm.m) for nm in patterns], lasts, axis=0).T
 
 
 def _pull(recipe: Recipe, steps: np.ndarray) -> np.ndarray:
   pull = np.full(len(steps), recipe.flow.decay or 0.0, np.float32)
-  for need in recipe.needs:
-    if isinstance(need, PrunedDecay):
-      factor = jnp.ones_like if need.schedule is None else need.schedule
-      pull += need.weight * np.asarray(factor(jnp.asarray(steps)), np.float32)
+  for part in recipe.optimizer_requirements:
+    if isinstance(part, PrunedDecay):
+      factor = jnp.ones_like if part.schedule is None else part.schedule
+      pull += part.weight * np.asarray(factor(jnp.asarray(steps)), np.float32)
   return pull
 
 
@@ -234,7 +240,7 @@ def _curves(ax: Axes, table: TimelineTable) -> None:
 
 
 def _stages(ax: Axes, table: TimelineTable, end: int) -> None:
-  """The pattern along the density, where there is room for it."""
+  """Writes the patterns along the density, where there is room."""
   inches = ax.get_window_extent().width / ax.figure.dpi
   letter = end * 0.062 / inches  # a letter's width in steps
   for row, colour in zip(range(len(table.targets)), _DENSITY):
@@ -258,7 +264,7 @@ def _stages(ax: Axes, table: TimelineTable, end: int) -> None:
 
 
 def _refreshes(ax: Axes, recipe: Recipe, table: TimelineTable) -> None:
-  """Ticks at the bottom, unless they would make a bar."""
+  """Draws ticks at the bottom, unless they would merge into a bar."""
   new = table.step[table.refresh & (table.phase != "dense")]
   if 0 < new.size <= 60:
     ax.vlines(new, -0.12, -0.05, color=_INK, lw=1.2)

@@ -1,8 +1,8 @@
-"""A recipe: what masks, leak and gradient are, as a function of the step.
+"""A recipe: masks, leak and gradient as pure functions of the step.
 
 A recipe is data. Its parts are functions that anyone may write: a timeline, a
-chain of patterns, a leak, and what the optimizer must do. `Recipe` puts them
-together; `bind` adds the kernels of a model.
+pattern schedule, a leak, a criterion and the requirements on the optimizer.
+`Recipe` puts them together; `bind` adds the kernels of a model.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ from figs_jax.recipes.criterion import (
   Criterion,
   Magnitude,
   Transposable,
+  is_stateful,
   other_axis,
-  remembers,
 )
-from figs_jax.recipes.describe import described
 from figs_jax.recipes.leak_schedule import Hard, Leak
-from figs_jax.recipes.optimizer_requirements import Need, StepAdam, states_of
-from figs_jax.recipes.pattern_schedule import Chain, Direct
+from figs_jax.recipes.optimizer_requirements import (
+  OptimizerRequirement,
+  StepAdam,
+  states_of,
+)
+from figs_jax.recipes.pattern_schedule import Direct, PatternSchedule
 from figs_jax.recipes.stage_schedule import Once
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
@@ -47,11 +50,13 @@ _log = logging.getLogger(__name__)
 
 
 class Moment(NamedTuple):
-  """What a recipe says about one step.
+  """A recipe at one step.
 
-  stage: int32 scalar, 0 in the dense phase, then 1..S of the requested chain
-  (the longest one where rules give several). leak: float32 scalar, the D of
-  `flow`. refresh: Boolean scalar, True where masks are recomputed.
+  Attributes:
+    stage: int32 scalar, 0 in the dense phase, then 1..S (of the pattern with
+      the most stages, if rules have several).
+    leak: float32 scalar, the D of `flow`.
+    refresh: Boolean scalar, True where masks are recomputed.
   """
 
   stage: Array
@@ -61,31 +66,32 @@ class Moment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How N:M masks come about during a run. Frozen, hashable, printable.
+  """The N:M masks of a run over its steps. Frozen, hashable, printable.
 
-  Make one with `recipes.create`.
+  Made by the functions of `figs_jax.recipes`, such as `recipes.sr_ste`.
 
   Attributes:
-    name: the name it was created under.
-    pattern: the target, an `NM` or `Rules` of them.
-    timeline: phases, refreshes and, for STEP, the limits of its switch.
-    chain: (pattern, group length or None) -> the patterns on the way to it.
-    leak: step -> D, asked in the decay phase only.
-    flow: what a masked kernel does with mask, leak and gradient.
-    criterion: which weights a mask keeps.
-    needs: what the optimizer must do.
-    sources: of the method: arXiv ids, keys of `recipes.bibliography`, or
-      BibTeX entries.
+    name: Name under which the recipe is registered.
+    pattern: Target, an `NM` or `Rules` of them.
+    timeline: Phases, mask refreshes and the limits of STEP's switch.
+    pattern_schedule: Function (target, group length or None) -> the patterns of
+      the stages.
+    leak: Function step -> D, called in the decay phase only.
+    flow: Forward and backward pass of a masked kernel.
+    criterion: Choice of the weights that a mask keeps.
+    optimizer_requirements: Transforms that the optimizer must have.
+    sources: Sources of the method: arXiv numbers, DOIs or keys of
+      bibliography.bib, or whole BibTeX entries.
   """
 
   name: str
   pattern: NM | Rules
   timeline: Timeline
-  chain: Chain = Direct()
+  pattern_schedule: PatternSchedule = Direct()
   leak: Leak = Hard()
   flow: Flow = Flow()
   criterion: Criterion = Magnitude()
-  needs: tuple[Need, ...] = ()
+  optimizer_requirements: tuple[OptimizerRequirement, ...] = ()
   sources: tuple[str, ...] = ()
 
   def __post_init__(self):
@@ -95,7 +101,7 @@ class Recipe:
 
   @property
   def grad_mode(self) -> GradMode:
-    """What pruned entries get as gradient."""
+    """The gradient of pruned entries."""
     return self.flow.grad_mode
 
   @property
@@ -104,9 +110,9 @@ class Recipe:
     return isinstance(self.criterion, Transposable)
 
   @property
-  def remembers(self) -> bool:
-    """Whether masks are more than a function of step and weights."""
-    return remembers(self.criterion) or self.timeline.due == Once()
+  def is_stateful(self) -> bool:
+    """Whether masks depend on more than the step and the weights."""
+    return is_stateful(self.criterion) or self.timeline.due == Once()
 
   @property
   def total_steps(self) -> int:
@@ -119,12 +125,12 @@ class Recipe:
     return max(self.lengths) > 0
 
   def at(self, step: Step | int, switched: Flag = False) -> Moment:
-    """Stage, leak and refresh at a step; the form to use under jit.
+    """Stage, leak and refresh of a step's forward pass, for use under jit.
 
     D is 1 in the dense phase and exactly 0 in the fine-tune phase.
 
     Args:
-      step: int32 scalar, may be traced: the step whose forward pass is meant.
+      step: Step, an int32 scalar that may be traced.
       switched: STEP's flag; other recipes ignore it.
     """
     step = jnp.asarray(step, jnp.int32)
@@ -138,32 +144,32 @@ class Recipe:
   def pattern_at(
     self, step: Step | int, switched: Flag | None = None
   ) -> NM | Rules:
-    """The pattern at a step: an `NM`, or `Rules` of them, as was given.
+    """The pattern of a step's forward pass; m:m in the dense phase.
 
-    In the dense phase that is m:m.
+    `Rules` if the recipe's pattern is `Rules`, else an `NM`.
 
     Args:
-      step: the step whose forward pass is meant.
+      step: Step of the run.
       switched: STEP's flag; None assumes that it switches as late as it can.
     """
     step, line = int(step), self.timeline
     flag = line.switched_by(step) if switched is None else bool(switched)
 
     def now(target: NM) -> NM:
-      chain = self.chain(target, None)
-      stage = line.stage(len(chain), jnp.asarray(step), flag)
-      return (NM(target.m, target.m), *chain)[int(stage)]
+      patterns = self.pattern_schedule(target, None)
+      stage = line.stage(len(patterns), jnp.asarray(step), flag)
+      return (NM(target.m, target.m), *patterns)[int(stage)]
 
     if isinstance(self.pattern, Rules):
       return self.pattern.map(now)
     return now(self.pattern)
 
   def leak_at(self, step: Step | int, switched: Flag | None = None) -> float:
-    """D at a step, as training sees it.
+    """D in a step's forward pass, as training computes it.
 
     Args:
-      step: as in `pattern_at`.
-      switched: as in `pattern_at`.
+      step: Step of the run.
+      switched: STEP's flag; None assumes that it switches as late as it can.
     """
     step, line = int(step), self.timeline
     flag = line.switched_by(step) if switched is None else bool(switched)
@@ -172,22 +178,22 @@ class Recipe:
   def describe(self) -> str:
     """The run as a table: steps, phase, pattern, leak, gradient.
 
-    A range of leaks is that of the first and the last step of the line.
+    A range of leaks goes from the first to the last step of its line.
     """
-    return described(self)
+    return "\n".join([*_table(self), *_remarks(self)])
 
   def bind(self, leaves: Mapping[str, MaskedKernel]) -> BoundRecipe:
     """The recipe for the kernels of one model.
 
-    Every leaf gets its own chain, as long as its group axis can hold; a chain
-    that had to be shortened is reported through `logging`, once per leaf.
+    Every kernel gets the stages that its group axis can hold. Stages that had
+    to be left out are reported through `logging`, once per kernel.
 
     Args:
-      leaves: path -> `MaskedKernel` of every masked kernel.
+      leaves: Every masked kernel by path.
 
     Raises:
-      ValueError: a leaf's pattern is not (among) the recipe's, or its m does
-        not divide the group axis.
+      ValueError: If a kernel's pattern is not among the recipe's, or if m does
+        not divide its group axis.
     """
     return _bind(self, tuple(sorted(leaves.items())))
 
@@ -202,20 +208,20 @@ class Recipe:
         other = other_axis(len(leaf.shape), leaf.axis)
         check_groups(path, leaf.shape, leaf.pattern, other)
         length = math.gcd(length, leaf.shape[other])
-      wanted = self.chain(leaf.pattern, None)
-      chain = self.chain(leaf.pattern, length)
-      if self.transposable and max((nm.m for nm in chain), default=0) > WIDEST:
+      wanted = self.pattern_schedule(leaf.pattern, None)
+      stages = self.pattern_schedule(leaf.pattern, length)
+      if self.transposable and max((nm.m for nm in stages), default=0) > WIDEST:
         raise ValueError(
-          f"{path}: masks along two axes go up to m={WIDEST}, but the chain of"
-          f" recipe {self.name!r} starts at {chain[0]}; give it a smaller k"
+          f"{path}: expected m of at most {WIDEST} for masks along two axes,"
+          f" but recipe {self.name!r} starts at {stages[0]}; lower its k"
         )
-      if chain != wanted:
-        key = length, wanted[0], chain[0]
+      if stages != wanted:
+        key = length, wanted[0], stages[0]
         shortened.setdefault(key, []).append(path)
-      bound.append(BoundLeaf(path, leaf, chain))
+      bound.append(BoundLeaf(path, leaf, stages))
     for (length, first, start), paths in shortened.items():
       _log.warning(
-        "group axis of length %d cannot hold %s, so the chain starts at %s: %s",
+        "group axis of length %d cannot hold %s, so stages start at %s: %s",
         length,
         first,
         start,
@@ -276,9 +282,9 @@ class Recipe:
       b1, b2, eps, eps_root, mu_dtype: As in `optax.scale_by_adam`.
     """
     make = optax.scale_by_adam
-    for need in self.needs:
-      if isinstance(need, StepAdam):
-        make = need.scale_by_adam
+    for requirement in self.optimizer_requirements:
+      if isinstance(requirement, StepAdam):
+        make = requirement.scale_by_adam
     return make(b1, b2, eps, eps_root, mu_dtype=mu_dtype)
 
   def transform(
@@ -303,15 +309,15 @@ class Recipe:
       ValueError: If `tx` does not fit what the recipe needs. Where that depends
         on the params, `init` of the result raises it.
     """
-    for need in self.needs:
-      tx = need.compose(tx, learning_rate)
+    for requirement in self.optimizer_requirements:
+      tx = requirement.compose(tx, learning_rate)
     if before is not None:
       tx = optax.chain(before, tx)
     return optax.with_extra_args_support(tx)
 
   @property
   def cited(self) -> tuple[str, ...]:
-    """The sources, and those of transposable masks and of mvue if in use."""
+    """The sources, with those of transposable masks and mvue if in use."""
     options = {"2102.08124": self.transposable, "2203.10991": self.flow.mvue}
     used = tuple(source for source, on in options.items() if on)
     return tuple(dict.fromkeys(self.sources + used))
@@ -326,29 +332,36 @@ class Recipe:
     return bibtex(*self.cited)
 
   def check(self, opt_state: Any) -> None:
-    """Raises ValueError unless an optimizer state holds what is needed."""
-    for need in self.needs:
-      if not states_of(need.state, opt_state):
+    """Checks that an optimizer meets the recipe's requirements.
+
+    Args:
+      opt_state: State of the optimizer.
+
+    Raises:
+      ValueError: If a required transform is missing.
+    """
+    for requirement in self.optimizer_requirements:
+      if not states_of(requirement.state, opt_state):
         raise ValueError(
-          f"Recipe {self.name!r} needs {need.name} in its optimizer, and the"
-          " optimizer state has none: build it with recipe.adamw(learning_rate)"
-          " or recipe.transform(tx)."
+          f"Recipe {self.name!r} needs {requirement.name} in its optimizer, and"
+          " the optimizer state has none: build it with"
+          " recipe.adamw(learning_rate) or recipe.transform(tx)."
         )
 
   def switched(self, opt_state: Any) -> Bool[Array, "*shape"]:
-    """STEP's flag, found in an optimizer state by its type; else False.
+    """STEP's flag in an optimizer state, found by its type; else False.
 
     Args:
-      opt_state: of a transform that `transform` made.
+      opt_state: State of an optimizer that `transform` returned.
 
     Raises:
-      ValueError: it holds several of STEP's Adam.
+      ValueError: If the state holds several of STEP's Adam.
     """
     states = states_of(ScaleByStepAdamState, opt_state)
     if len(states) > 1:
       raise ValueError(
-        f"the optimizer state holds {len(states)} scale_by_step_adam, whose"
-        " flags may differ: use one for all masked leaves"
+        f"expected one scale_by_step_adam in the optimizer state, got"
+        f" {len(states)}, whose flags may differ: use one for all masked leaves"
       )
     return states[0].switched if states else jnp.zeros([], jnp.bool)
 
@@ -357,13 +370,13 @@ class Recipe:
     """The different target patterns, in the order of the rules."""
     if isinstance(self.pattern, NM):
       return (self.pattern,)
-    found = (nm for _, nm in self.pattern.rules if nm is not None)
-    return tuple(dict.fromkeys(found))
+    patterns = (nm for _, nm in self.pattern.rules if nm is not None)
+    return tuple(dict.fromkeys(patterns))
 
   @property
   def lengths(self) -> tuple[int, ...]:
-    """The numbers of stages that the targets' chains have."""
-    lengths = {len(self.chain(nm, None)) for nm in self.targets}
+    """The numbers of stages of the targets, each once, ascending."""
+    lengths = {len(self.pattern_schedule(nm, None)) for nm in self.targets}
     return tuple(sorted(lengths)) or (0,)
 
   def _check_pattern(self, path: str, leaf: MaskedKernel) -> None:
@@ -375,6 +388,85 @@ class Recipe:
       )
 
 
-# Remembered, so that binding again does not report a shortened chain again.
+# Cached, so that binding again does not report missing stages again.
 _bind = functools.lru_cache(maxsize=64)(Recipe._bind)
 _jitted_at = jax.jit(Recipe.at, static_argnums=0)
+
+
+def _table(recipe: Recipe) -> list[str]:
+  """Lines of the table that `Recipe.describe` prints."""
+  rows = [("steps", "phase", "pattern", "leak", "gradient")]
+  edges = _edges(recipe)
+  spans: list[tuple[int, int, tuple[str, ...]]] = []
+  for first, end in zip(edges, edges[1:]):
+    cells = _row(recipe, first, end - 1)
+    if spans and spans[-1][2] == cells:  # nothing changes at this edge
+      spans[-1] = (spans[-1][0], end - 1, cells)
+    else:
+      spans.append((first, end - 1, cells))
+  rows += [(f"{first}..{last}", *cells) for first, last, cells in spans]
+  widths = [max(len(row[i]) for row in rows) for i in range(4)]
+  lines = [f"{recipe.name}: {recipe.pattern}, {recipe.total_steps} steps"]
+  for *cells, last in rows:
+    padded = (cell.ljust(width) for cell, width in zip(cells, widths))
+    lines.append("  ".join(("", *padded, last)))
+  return lines
+
+
+def _edges(recipe: Recipe) -> list[int]:
+  """Steps at which a row of the table begins, and the end of the run."""
+  line = recipe.timeline
+  edges = {0, line.dense_end, line.finetune_start, line.total_steps}
+  if line.switch is not None:
+    edges = {0, line.switch.t_max + 1, line.finetune_start, line.total_steps}
+  else:
+    edges |= {at for s in recipe.lengths for at in line.boundaries(s)}
+    edges.add(getattr(recipe.leak, "end", 0))
+  return sorted(edge for edge in edges if edge <= line.total_steps)
+
+
+def _row(recipe: Recipe, first: int, last: int) -> tuple[str, str, str, str]:
+  leaks = [f"{recipe.leak_at(step):.4g}" for step in (first, last)]
+  moment = recipe.at(first, recipe.timeline.switched_by(first))
+  dense = int(moment.stage) == 0
+  if dense:
+    phase = "dense"
+  elif first >= recipe.timeline.finetune_start:
+    phase = "fine-tune"
+  else:
+    phase = "sparse"
+  return (
+    phase,
+    str(recipe.pattern_at(first)),
+    leaks[0] if leaks[0] == leaks[1] else "..".join(leaks),
+    "all kept" if dense else recipe.grad_mode,
+  )
+
+
+def _remarks(recipe: Recipe) -> list[str]:
+  """Lines below the table: masks, gradient, optimizer and STEP's switch."""
+  due, flow, switch = recipe.timeline.due, recipe.flow, recipe.timeline.switch
+  lines = []
+  if recipe.sparse:
+    often = "" if due == Once() else f"{_named(due)} and "
+    lines.append(f"masks: {_named(recipe.criterion)}")
+    lines.append(f"masks are recomputed {often}at each new stage")
+    if flow.soft:
+      lines.append("kept weights are soft-thresholded and rescaled (S-STE)")
+    if flow.decay is not None:
+      lines.append(f"backward pass: {flow.decay:g} * pruned w added")
+    if flow.mvue is not None:
+      lines.append(f"weight gradient: from an unbiased {flow.mvue} estimate")
+    lines += [f"optimizer: {part}" for part in recipe.optimizer_requirements]
+  if switch is not None:
+    lines.append(
+      "the optimizer switches; the first masked step lies in"
+      f" {switch.t_min + 1}..{switch.t_max + 1} (shown: the last)"
+    )
+  return [f"  {line}" for line in lines]
+
+
+def _named(part: Any) -> str:
+  """A part of a recipe in words; a plain function by its name."""
+  name = getattr(part, "__name__", None)
+  return str(part) if name is None else f"by {name}()"

@@ -1,9 +1,9 @@
-"""When the stages of a chain begin, and when masks are taken anew.
+"""The steps at which stages begin, and those at which masks are refreshed.
 
-A pace is a function (stages, first step, end) -> the first step of each stage,
-computed in Python integers. `Every` and `Once` say between the stages whether
-masks are due: a function of the step, which you may write yourself. All are
-frozen dataclasses: hashable, and equal when they do the same.
+A stage schedule is a function (number of stages, first step, end) -> the first
+step of each stage, in Python integers. `Every` and `Once` decide whether masks
+are due within a stage; any function of the step may take their place. All are
+frozen dataclasses: hashable, and equal if they do the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from figs_jax.core.types import Array, Bool, Int
 
-Pace = Callable[[int, int, int], tuple[int, ...]]
+StageSchedule = Callable[[int, int, int], tuple[int, ...]]
 Due = Callable[[Int[Array, ""]], Bool[Array, ""]]
 
 
@@ -43,7 +43,8 @@ class Fixed:
   (100, 150, 200, 250)
 
   Raises:
-    ValueError: `steps` is below 1 or no integer, or the stages do not fit.
+    ValueError: If `steps` is not a positive integer, or if the stages do not
+      fit between the first step and the end.
   """
 
   steps: int
@@ -52,14 +53,15 @@ class Fixed:
     whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
     if not whole or self.steps < 1:
       raise ValueError(
-        f"{self.steps} steps per stage: an integer of at least 1 is needed"
+        f"steps per stage: expected an integer of at least 1, got {self.steps}"
       )
 
   def __call__(self, stages: int, start: int, end: int) -> tuple[int, ...]:
     if start + (stages - 1) * self.steps > end:
       raise ValueError(
         f"{stages} stages of {self.steps} steps do not fit between steps"
-        f" {start} and {end}: give them fewer steps, or none for equal shares"
+        f" {start} and {end}: lower the steps per stage, or leave them out for"
+        " equal shares"
       )
     return tuple(start + i * self.steps for i in range(stages))
 
@@ -68,8 +70,8 @@ class Fixed:
 class Cubic:
   """Stage i of S begins when 1 - (1 - t)^3 reaches i / S (1710.01878, eq. 1).
 
-  t runs from 0 to 1 over the decay phase, so that the last stage begins at its
-  end: many weights go early, few late.
+  t runs from 0 to 1 over the decay phase, so the last stage begins at its end.
+  Many weights are pruned early, few late.
 
   >>> Cubic()(3, 0, 100)
   (13, 31, 100)
@@ -78,7 +80,7 @@ class Cubic:
   def __call__(self, stages: int, start: int, end: int) -> tuple[int, ...]:
     steps = end - start
 
-    def reached(j: int, i: int) -> bool:
+    def reached(j: int, i: int) -> bool:  # 1 - (1 - j/steps)^3 >= i / stages
       return (steps - j) ** 3 * stages <= (stages - i) * steps**3
 
     firsts = []
@@ -94,7 +96,7 @@ class Cubic:
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-  """Masks are due at the multiples of `steps`.
+  """Masks are due at multiples of `steps`.
 
   >>> bool(Every(10)(jnp.int32(20))), str(Every(1))
   (True, 'every step')

@@ -1,12 +1,12 @@
-"""When things happen in a run: phases, stages, refreshes, STEP's switch.
+"""The timeline of a run: phases, stages, mask refreshes and STEP's switch.
 
     0 ......... dense_end ......... finetune_start ......... total_steps
       dense phase       decay phase           fine-tune phase
       stage 0           stages 1, 2, ... S    stage S
 
-Everything is a function of the integer step (and of STEP's flag), so that
-training, resuming and evaluating cannot disagree. Step s is the one whose
-forward pass follows s updates.
+Everything is a function of the integer step (and of STEP's flag), so training,
+resuming and evaluating cannot disagree. The forward pass of step s follows s
+updates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ import operator
 import jax.numpy as jnp
 
 from figs_jax.core.types import Array, Bool, Int
-from figs_jax.recipes.stage_schedule import Due, Equal, Every, Once, Pace
+from figs_jax.recipes.stage_schedule import (
+  Due,
+  Equal,
+  Every,
+  Once,
+  StageSchedule,
+)
 
 Step = Int[Array, ""]
 Flag = Bool[Array, ""] | bool
@@ -25,10 +31,12 @@ Flag = Bool[Array, ""] | bool
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-  """The masks start when the optimizer says so, within two limits (STEP).
+  """Masks that start when the optimizer switches, within two limits (STEP).
 
-  t_min, t_max count updates: no switch comes at t <= t_min, and one comes at
-  the first t > t_max. So the first masked step lies in [t_min + 1, t_max + 1].
+  Attributes:
+    t_min: Last update at which the switch cannot come.
+    t_max: Last update before the switch comes in any case. The first masked
+      step thus lies in [t_min + 1, t_max + 1].
   """
 
   t_min: int
@@ -39,9 +47,15 @@ class Switch:
 class Timeline:
   """The phases of a run, in steps.
 
-  `due`: step -> whether masks are recomputed; they also are whenever a stage
-  changes. `pace`: how the stages share the decay phase. `switch`: None, or
-  STEP's, whose flag then takes the place of the decay phase.
+  Attributes:
+    total_steps: Optimizer steps of the run.
+    dense_end: First step after the dense phase.
+    finetune_start: First step of the fine-tune phase.
+    due: Function of the step: whether masks are refreshed. They also are
+      whenever a stage changes.
+    stage_schedule: Division of the decay phase into stages.
+    switch: Limits of STEP's switch, which then replaces the decay phase; None
+      for all other recipes.
 
   >>> Timeline.of_fractions(1000, dense=0.1, finetune=0.2).boundaries(4)
   (100, 275, 450, 625)
@@ -51,7 +65,7 @@ class Timeline:
   dense_end: int
   finetune_start: int
   due: Due = Every(1)
-  pace: Pace = Equal()
+  stage_schedule: StageSchedule = Equal()
   switch: Switch | None = None
 
   @classmethod
@@ -65,15 +79,15 @@ class Timeline:
     """The phases from their shares of the run, rounded to whole steps.
 
     Args:
-      total_steps: optimizer steps of the run.
-      dense: share of the dense phase.
-      finetune: share of the fine-tune phase.
-      refresh_every: steps between refreshes; 0 leaves masks alone within a
-        stage.
+      total_steps: Optimizer steps of the run.
+      dense: Share of the dense phase.
+      finetune: Share of the fine-tune phase.
+      refresh_every: Steps between mask refreshes; 0 keeps masks within a stage.
 
     Raises:
-      ValueError: a share outside [0, 1], shares that add up to more than 1, a
-        `total_steps` below 1 or a negative `refresh_every` (or no integer).
+      ValueError: If a share lies outside [0, 1], if the shares add up to more
+        than 1, or if `total_steps` or `refresh_every` is not an integer or is
+        too small.
     """
     total_steps = _count("total_steps", total_steps, 1)
     refresh_every = _count("refresh_every", refresh_every, 0)
@@ -83,23 +97,23 @@ class Timeline:
         check_fraction(name, share)
     if dense + finetune > 1:
       raise ValueError(
-        f"dense={dense} and finetune={finetune} are shares of the run and must"
-        " add up to at most 1"
+        f"dense={dense} and finetune={finetune}: expected shares of the run"
+        " that add up to at most 1"
       )
     dense_end = round(dense * total_steps)
     start = total_steps - round(finetune * total_steps)
     return cls(total_steps, dense_end, max(start, dense_end), due)
 
   def boundaries(self, stages: int) -> tuple[int, ...]:
-    """The first step of each of the stages 1..S, as the pace has it."""
-    return self.pace(stages, self.dense_end, self.finetune_start)
+    """The first step of each of the stages 1..S."""
+    return self.stage_schedule(stages, self.dense_end, self.finetune_start)
 
   def stage(self, stages: int, step: Step, switched: Flag = False) -> Step:
     """The stage at a step: 0 in the dense phase, then 1..S.
 
     Args:
-      stages: S, the length of the chain.
-      step: int32 scalar, may be traced.
+      stages: S, the number of stages.
+      step: Step, an int32 scalar that may be traced.
       switched: STEP's flag; other recipes ignore it.
     """
     if self.switch is not None:
@@ -114,13 +128,13 @@ class Timeline:
     switched: Flag = False,
     was_switched: Flag = False,
   ) -> Bool[Array, ""]:
-    """True where masks are due, and at each new stage.
+    """Whether masks are refreshed: where due, and at each new stage.
 
     Args:
-      stages: S, the length of the chain.
-      step: int32 scalar, may be traced.
+      stages: S, the number of stages.
+      step: Step, an int32 scalar that may be traced.
       switched: STEP's flag at this step.
-      was_switched: its flag one step before.
+      was_switched: STEP's flag one step before.
     """
     due = self.due(step)
     if self.switch is not None:
@@ -130,21 +144,25 @@ class Timeline:
     return jnp.logical_or(due, jnp.any(step == starts))
 
   def switched_by(self, step: int) -> bool:
-    """STEP's flag at a step if it comes as late as it can, else False."""
+    """STEP's flag at a step if the switch comes as late as it can."""
     return self.switch is not None and step > self.switch.t_max
 
 
 def check_fraction(name: str, share: float | int) -> None:
   """Raises ValueError unless 0 <= share < 1."""
   if not 0 <= share < 1:
-    raise ValueError(f"{name}={share!r} must be a share of the run in [0, 1)")
+    raise ValueError(
+      f"{name}: expected a share of the run in [0, 1), got {share}"
+    )
 
 
 def _count(name: str, count: int, least: int) -> int:
   try:
     count = operator.index(count)
   except TypeError:
-    raise ValueError(f"{name}={count!r} must be an integer") from None
+    raise ValueError(f"{name}: expected an integer, got {count!r}") from None
   if not least <= count < 2**31:
-    raise ValueError(f"{name}={count} must lie in [{least}, 2**31)")
+    raise ValueError(
+      f"{name}: expected an integer in [{least}, 2**31), got {count}"
+    )
   return count

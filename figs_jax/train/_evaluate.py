@@ -1,7 +1,7 @@
-"""What a checkpoint is worth: accuracy, exactness, sparsity, bytes, FLOPs.
+"""Evaluation of a checkpoint: accuracy, exactness, sparsity, bytes, FLOPs.
 
-Everything here sees the finished model: pruned entries are exact zeros at the
-target pattern, whatever step the checkpoint is of.
+The model is finished first: at any step, pruned entries are exact zeros at the
+target pattern.
 """
 
 from __future__ import annotations
@@ -15,38 +15,36 @@ from typing import Any
 import jax
 import numpy as np
 
-from figs_jax import engine, nn
+from figs_jax import nn
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import MaskedKernel, flatten
-from figs_jax.train import seeds as study
-from figs_jax.train import tasks
+from figs_jax.train import seeds, tasks
 from figs_jax.train.distributed import global_batch
 from figs_jax.train.experiment import Experiment
-from figs_jax.train.restore import restore
-from figs_jax.train.run_rows import layers_of
 from figs_jax.train.sharding import batch_sharding, replicated
 from figs_jax.train.state import TrainState, finish, finished_model
+from figs_jax.train.workdir import restore
 
 
 class Evaluator:
-  """A measure of the finished model over a whole split.
+  """Measures finished models over a whole split, with one compilation.
 
-  One compilation serves a run; a state with a seed axis gives one value per
-  seed.
+  Args:
+    measure: Measure of the task, see `figs_jax.train.metrics`.
+    batches: Batches of the split; with several processes, this one's share.
+    has_seeds: Whether states have a seed axis; values then are lists.
+    mesh: Mesh to split each batch over.
   """
 
   def __init__(
     self,
     measure: tasks.Measure,
     batches: Iterable[dict[str, Any]],
-    seeds: bool,
+    has_seeds: bool,
     mesh: jax.sharding.Mesh | None = None,
   ):
-    """Of `batches`, each split over a mesh if there is one.
-
-    With several processes, `batches` are this one's share of every batch.
-    """
-    self._measure, self._batches, self._seeds = measure, batches, seeds
+    self._measure, self._batches = measure, batches
+    self._has_seeds = has_seeds
     self._place: Callable[[Any], Any] = lambda batch: batch
     sums = None
     if mesh is not None:
@@ -62,7 +60,7 @@ class Evaluator:
   def run(
     self, state: TrainState, *, ema: bool = False
   ) -> Iterator[tuple[str, float | list[float]]]:
-    """Yields (name, value), a list of values if there are seeds."""
+    """Yields (name, value); the value is a list if there are seeds."""
     params, masks = self._finish[ema](state)
     total: Any = None
     for batch in self._batches:
@@ -78,37 +76,37 @@ class Evaluator:
     return self._measure.count(finished_model(state, params, masks), batch)
 
   def _over_seeds(self, fn, *axes):
-    """`fn(state, *rest)`, vmapped over the seeds if there are several."""
-    if not self._seeds:
+    """`fn(state, *rest)`, vmapped over the seed axis if there is one."""
+    if not self._has_seeds:
       return fn
     return lambda state, *rest: jax.vmap(
-      fn, in_axes=(study.axes(state), *axes)
+      fn, in_axes=(seeds.axes(state), *axes)
     )(state, *rest)
 
 
 def evaluator(
   experiment: Experiment, mesh: jax.sharding.Mesh | None = None
 ) -> Evaluator:
-  """The evaluator of a configuration's test split, over a mesh if given.
+  """The evaluator of an experiment's evaluation split.
 
-  A batch is rounded up to a multiple of the mesh's devices.
+  Over a mesh, the batch size is rounded up to a multiple of its devices.
   """
-  task, seeds = experiment.task, bool(experiment.seeds)
+  task, has_seeds = experiment.task, bool(experiment.seeds)
   if mesh is None:
-    return Evaluator(task.measure, task.eval_batches(), seeds)
+    return Evaluator(task.measure, task.eval_batches(), has_seeds)
   each = -(-experiment.config.data.eval_batch_size // mesh.size)
   batches = task.eval_batches(
     each * len(mesh.local_devices),
     shard_index=jax.process_index(),
     num_shards=jax.process_count(),
   )
-  return Evaluator(task.measure, batches, seeds, mesh)
+  return Evaluator(task.measure, batches, has_seeds, mesh)
 
 
 def exact_nm(
   params: Any, leaves: Mapping[str, MaskedKernel]
 ) -> dict[str, bool]:
-  """Per masked kernel: at most n non-zeros in every group of m."""
+  """Whether each masked kernel has at most n non-zeros per group of m."""
   flat = flatten(params)
   return {
     path: bool(is_nm(flat[path], leaf.pattern, axis=leaf.axis))
@@ -117,11 +115,17 @@ def exact_nm(
 
 
 def storage(params: Any, leaves: Mapping[str, MaskedKernel]) -> dict[str, Any]:
-  """Sparsity (over masked kernels and over all) and bytes of a finished model.
+  """Sparsity of the masked kernels and of all parameters, and bytes.
 
-  `bytes_packed` counts kept values plus ceil(log2 m) index bits each for
-  masked kernels, and all other parameters whole.
+  `bytes_packed` counts the kept values of masked kernels with ceil(log2 m)
+  index bits each, and all other parameters in full.
+
+  Args:
+    params: Parameters of a finished model.
+    leaves: Masked leaves by path.
   """
+  from figs_jax import engine
+
   dense = packed = total = zeros = masked = 0
   for path, leaf in flatten(params).items():
     size, itemsize = math.prod(leaf.shape), leaf.dtype.itemsize
@@ -151,27 +155,31 @@ def evaluate(
   engine_spec: str | None = None,
   data_dir: str | None = None,
 ) -> dict[str, Any]:
-  """Restores a step of a run, finishes it, and measures it.
+  """Evaluates a step of a run; nothing is written.
 
   Args:
-    workdir: of the run; nothing in it is written.
-    step: None takes the newest good one.
-    ema: measures the averaged weights.
-    engine_spec: an engine of `figs_jax.engine.parse`; adds `engine` and
-      `speedup`, of one image's whole forward pass over the dense model.
-    data_dir: where the data is now, if not where training found it.
+    workdir: Directory of the run.
+    step: Step to evaluate. Defaults to the newest good one.
+    ema: Whether to evaluate the averaged weights.
+    engine_spec: Engine as for `figs_jax.engine.parse`; adds `engine`, and the
+      `speedup` over the dense model of one image's forward pass.
+    data_dir: Directory of the data sets, in place of the configured one.
 
   Returns:
-    A JSON-able object: accuracy (mean over seeds), accuracy_se, accuracies,
-    loss, what else the task measures (bits_per_byte, bits_per_byte_se,
-    bits_per_byte_seeds; likewise glue_score and bleu), step, recipe, pattern,
-    exact_nm, layers (path -> exact), sparsity, sparsity_all_parameters,
-    parameters, bytes_dense, bytes_packed, flops, flops_dense.
+    A JSON-serializable dict: accuracy (mean over seeds), accuracy_se,
+    accuracies, loss, other metrics of the task (such as bits_per_byte,
+    bits_per_byte_se and bits_per_byte_seeds), step, recipe, pattern, exact_nm,
+    layers (path -> exact), sparsity, sparsity_all_parameters, parameters,
+    bytes_dense, bytes_packed, flops, flops_dense.
 
   Raises:
-    ValueError: no such engine.
-    CheckpointError: no such checkpoint, or a damaged or foreign one.
+    ValueError: If the engine is unknown.
+    CheckpointError: If the checkpoint is missing, damaged or foreign.
   """
+  # Training needs neither.
+  from figs_jax import engine
+  from figs_jax.train.run_rows import layers_of
+
   if engine_spec is not None:
     engine.parse(engine_spec)
   experiment, state, step = restore(workdir, step, data_dir=data_dir)
@@ -180,10 +188,10 @@ def evaluate(
     for name, value in evaluator(experiment).run(state, ema=ema)
   }
   accuracies = values.pop("accuracy")
-  mean, error = study.mean_and_se(accuracies)
+  mean, error = seeds.mean_and_se(accuracies)
   singles = [state]
   if experiment.seeds:
-    singles = [study.take(state, i) for i in range(len(experiment.seeds))]
+    singles = [seeds.take(state, i) for i in range(len(experiment.seeds))]
   model = singles[0].finished(ema=ema)
   leaves = nn.masked_leaves(model)
   weights = [finish(single, ema=ema)[0] for single in singles]
@@ -196,7 +204,7 @@ def evaluate(
     "accuracy": _finite(mean),
     "accuracy_se": _finite(error),
     "accuracies": [_finite(value) for value in accuracies],
-    "loss": _finite(study.mean_and_se(values.pop("loss"))[0]),
+    "loss": _finite(seeds.mean_and_se(values.pop("loss"))[0]),
     **_others(values),
     "recipe": experiment.recipe.name,
     "pattern": experiment.config.pattern if leaves else "dense",
@@ -213,10 +221,10 @@ def evaluate(
 
 
 def _others(values: Mapping[str, list[float]]) -> dict[str, Any]:
-  """What a task measures beside accuracy and loss."""
+  """Metrics of the task other than accuracy and loss."""
   result: dict[str, Any] = {}
   for name, each in values.items():
-    mean, error = study.mean_and_se(each)
+    mean, error = seeds.mean_and_se(each)
     result[name] = _finite(mean)
     result[f"{name}_se"] = _finite(error)
     result[f"{name}_seeds"] = [_finite(value) for value in each]
@@ -224,5 +232,5 @@ def _others(values: Mapping[str, list[float]]) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-  """JSON has no NaN: None says that there is no such number."""
+  """The value, or None in place of NaN and infinity, which JSON lacks."""
   return value if math.isfinite(value) else None

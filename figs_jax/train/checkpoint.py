@@ -1,9 +1,9 @@
-"""Orbax behind one page: named leaves, checksums, and the newest good step.
+"""Saving and restoring states with Orbax: named leaves, verified by checksum.
 
 A step holds three items: `state` (one array per leaf, under its path), `data`
 (the iterator's position) and `meta` (configuration, versions, and every leaf's
-shape, dtype and crc32). Orbax casts a wrong dtype in silence and does not
-notice flipped bits; the checks against `meta` do.
+shape, dtype and crc32). Orbax silently casts a wrong dtype and does not notice
+flipped bits; the checks against `meta` do.
 """
 
 from __future__ import annotations
@@ -12,47 +12,47 @@ import contextlib
 import importlib.metadata
 import logging
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from figs_jax.core.tree import path_str
 from figs_jax.train import distributed
-from figs_jax.train.leaves import crc32, from_leaves, named_leaves
 
 FORMAT = "figs_jax/1"
 _log = logging.getLogger("figs_jax")
-# Seconds for the reads that are still under way when another one has failed:
-# what they report after the end of the program nobody can catch.
+# Seconds to let Orbax's other reads finish after one has failed: an error that
+# they report after the program has ended cannot be caught.
 _GRACE = 0.3
 _VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class CheckpointError(ValueError):
-  """A checkpoint that is missing, foreign, truncated or damaged."""
+  """A checkpoint is missing, foreign, truncated or damaged."""
 
 
 class MismatchError(CheckpointError):
-  """A whole checkpoint, but of another model or optimizer."""
+  """A checkpoint is intact but belongs to another model or optimizer."""
 
 
 class Checkpointer:
   """Saves and restores one run's states under `workdir/checkpoints`.
 
-  A save first copies every leaf to the host and takes its checksum; writing
-  then goes on in the background.
+  A save copies every leaf to the host and takes its checksum, then writes in
+  the background. Nothing is written or deleted before the first `save`, so a
+  reader may open the checkpoints of a run in progress.
 
   Args:
-    workdir: of the run; made absolute.
-    keep: how many of the newest steps stay.
-    best: name of the metric whose best step also stays (higher is better),
-      None keeps no such step.
-
-  Nothing is written or deleted before the first `save`, so that who only reads
-  may do so beside a run.
+    workdir: Directory of the run; made absolute.
+    keep: Number of newest steps to keep.
+    best: Metric whose best step is kept as well (higher is better), or None.
   """
 
   def __init__(
@@ -90,7 +90,7 @@ class Checkpointer:
     return self._open
 
   def steps(self) -> list[int]:
-    """Saved steps, ascending; directories of other names are not ours."""
+    """Saved steps in ascending order; other directories are ignored."""
     if not self.path.is_dir():
       return []
     names = (p.name for p in self.path.iterdir() if p.is_dir())
@@ -104,22 +104,22 @@ class Checkpointer:
     config: dict[str, Any],
     metrics: dict[str, float] | None = None,
   ) -> None:
-    """Writes a step in the background; an existing step is an error.
+    """Writes a step in the background.
 
     Args:
-      step: its number.
-      state: a tree of arrays.
-      data: the position of the data's iterator, as plain values.
-      config: of the run, for later checks.
-      metrics: what the best step is chosen by; None where none was measured.
+      step: Number of the step.
+      state: Tree of arrays.
+      data: Position of the data iterator, as plain values.
+      config: Configuration of the run, for later checks.
+      metrics: Metrics that choose the best step; None if not measured.
 
     Raises:
-      CheckpointError: the step exists already.
+      CheckpointError: If the step exists already.
     """
     if step in self.steps():
       raise CheckpointError(
-        f"{self.path / str(step)}: this step is saved already; restore it or"
-        " choose another workdir"
+        f"{self.path / str(step)}: this step is saved already; restore it, or"
+        " use a new workdir"
       )
     leaves = named_leaves(state)
     meta = {
@@ -150,10 +150,10 @@ class Checkpointer:
     """The `meta` of a step.
 
     Args:
-      step: None takes the newest one that can be read.
+      step: Step to read. Defaults to the newest one that can be read.
 
     Raises:
-      CheckpointError: none (or not the one asked for) can be read.
+      CheckpointError: If no step, or not the given one, can be read.
     """
     for candidate in self._candidates(step):
       try:
@@ -165,23 +165,23 @@ class Checkpointer:
   def restore(
     self, abstract: Any, step: int | None = None
   ) -> tuple[Any, dict[str, Any], int]:
-    """(state, data position, step) of a step, verified leaf by leaf.
+    """Restores (state, data position, step), verified leaf by leaf.
 
     Args:
-      abstract: a state of arrays or `jax.ShapeDtypeStruct`s; shardings on
-        them place the result.
-      step: None takes the newest good one, and says on the log what was
-        wrong with those that it passes over. A step that one process of
-        several cannot read is good for none of them.
+      abstract: State of arrays or `jax.ShapeDtypeStruct`s; their shardings
+        place the result.
+      step: Step to restore. Defaults to the newest good one; the log says why
+        newer ones were skipped. With several processes, a step is good only if
+        every process can read it.
 
     Raises:
-      CheckpointError: none (or not the one asked for) can be restored.
+      CheckpointError: If no step, or not the given one, can be restored.
     """
     for candidate in self._candidates(step):
       try:
         with _by_all():
           items = self._read(abstract, candidate)
-        # Of arrays over several processes all must have read theirs.
+        # Checksums of arrays that span processes need every process's shards.
         with _by_all():
           state = self._verified(abstract, candidate, items)
         return state, items["data"], candidate
@@ -190,26 +190,26 @@ class Checkpointer:
     raise self._none_left()
 
   def set_aside_after(self, step: int) -> None:
-    """Moves the steps beyond `step`, which restore passed, to `damaged/`."""
-    later = [found for found in self.steps() if found > step]
-    aside = self.path.parent / "damaged"
-    distributed.barrier("set aside: all have seen them")
-    for found in later if distributed.is_first() else ():
-      aside.mkdir(exist_ok=True)
-      place = aside / f"{found}-{time.time_ns()}"
-      (self.path / str(found)).rename(place)
-      _log.warning("step %d is set aside in %s", found, place)
-    distributed.barrier("set aside: they are gone")
+    """Moves the steps after `step`, which `restore` skipped, to `damaged/`."""
+    skipped = [later for later in self.steps() if later > step]
+    damaged = self.path.parent / "damaged"
+    distributed.barrier("all processes have listed the damaged steps")
+    for later in skipped if distributed.is_first() else ():
+      damaged.mkdir(exist_ok=True)
+      target = damaged / f"{later}-{time.time_ns()}"
+      (self.path / str(later)).rename(target)
+      _log.warning("step %d is damaged; moved to %s", later, target)
+    distributed.barrier("the damaged steps are moved")
     if self._open is not None:
       self._open.reload()
 
   def wait(self) -> None:
-    """Returns when the saves under way are on disk."""
+    """Returns once all saves are on disk."""
     if self._open is not None:
       self._open.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for the saves under way and lets the directory go."""
+    """Waits for all saves and closes the directory."""
     if self._open is not None:
       self.wait()
       self._open.close()
@@ -225,9 +225,9 @@ class Checkpointer:
     steps = self.steps()
     if not steps:
       runs = sorted(self.path.parent.glob(f"*/{self.path.name}"))
-      such = f", such as {runs[0].parent}" if runs else ""
+      example = f", such as {runs[0].parent}" if runs else ""
       raise CheckpointError(
-        f"{self.path}: no checkpoint here; give the --workdir of a run{such}"
+        f"{self.path}: no checkpoint here; set --workdir to a run{example}"
       )
     if step is None:
       yield from reversed(steps)
@@ -235,38 +235,39 @@ class Checkpointer:
       yield step
     else:
       listed = ", ".join(map(str, steps))
-      raise CheckpointError(f"{self.path}: no step {step}; there are {listed}")
+      raise CheckpointError(f"{self.path}: no step {step}; saved: {listed}")
 
   def _fall_back(self, step: int | None, error: CheckpointError) -> None:
     if step is not None or isinstance(error, MismatchError):
       raise error
-    _log.warning("%s; trying the step before it", error)
+    _log.warning("%s; trying the previous step", error)
 
   def _none_left(self) -> CheckpointError:
     return CheckpointError(
       f"{self.path}: none of the steps {self.steps()} can be read; see the"
-      " messages above"
+      " warnings above"
     )
 
   def _meta(self, step: int) -> dict[str, Any]:
     where = self.path / str(step)
     try:
       meta = _orbax(where, meta=ocp.args.JsonRestore())["meta"]
-    except Exception as error:  # whatever a damaged directory makes Orbax raise
+    except Exception as error:  # Orbax raises many types on damaged files
       raise CheckpointError(
-        f"{where}: not a whole figs_jax checkpoint ({_first_line(error)})"
+        f"{where}: not a complete figs_jax checkpoint ({_first_line(error)})"
       ) from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
       raise CheckpointError(
-        f"{where}: foreign checkpoint; its meta does not say {FORMAT!r}"
+        f"{where}: foreign checkpoint; its meta lacks the format {FORMAT!r}"
       )
     return meta
 
   def _read(self, abstract: Any, step: int) -> dict[str, Any]:
-    """The items of a step, which fits `abstract`, as far as they can be read.
+    """The items of a step, in so far as this process holds them.
 
     Raises:
-      CheckpointError: this process cannot read what it should have of it.
+      MismatchError: If the step does not fit `abstract`.
+      CheckpointError: If this process cannot read its share.
     """
     where = self.path / str(step)
     meta, wanted = self._meta(step), named_leaves(abstract)
@@ -276,7 +277,7 @@ class Checkpointer:
       name: jax.ShapeDtypeStruct(
         leaf.shape,
         leaf.dtype,
-        # Of the leaf itself: the raw data of a key has lost it.
+        # From the leaf itself, since a key's raw data has none.
         sharding=getattr(old, "sharding", None) or here,
       )
       for (name, leaf), old in zip(wanted.items(), jax.tree.leaves(abstract))
@@ -287,7 +288,7 @@ class Checkpointer:
         state=ocp.args.StandardRestore(target),
         data=ocp.args.JsonRestore(),
       )
-    except Exception as error:  # whatever a damaged file makes Orbax raise
+    except Exception as error:  # Orbax raises many types on damaged files
       time.sleep(_GRACE)
       raise CheckpointError(
         f"{where}: damaged or truncated ({_first_line(error)})"
@@ -295,28 +296,28 @@ class Checkpointer:
     return {"state": items["state"], "data": items["data"], "meta": meta}
 
   def _verified(self, abstract: Any, step: int, items: dict[str, Any]) -> Any:
-    """The state in `items`, as `abstract` is built.
+    """The state in `items`, with the structure of `abstract`.
 
     Raises:
-      CheckpointError: a leaf is not what was saved.
+      CheckpointError: If the checksum of a leaf is wrong.
     """
     leaves, saved = items["state"], items["meta"]["leaves"]
-    # All of them first: of a leaf over several processes each asks the others.
-    found = {name: crc32(leaf) for name, leaf in leaves.items()}
-    for name, digest in found.items():
-      if digest != saved[name]["crc32"]:
+    # All of them before any error: each is a collective across processes.
+    checksums = {name: crc32(leaf) for name, leaf in leaves.items()}
+    for name, checksum in checksums.items():
+      if checksum != saved[name]["crc32"]:
         raise CheckpointError(
-          f"{self.path / str(step)}: {name} is damaged, its crc32 differs from"
+          f"{self.path / str(step)}: {name} is damaged; its crc32 differs from"
           " the saved one"
         )
     return from_leaves(abstract, leaves)
 
 
 def _orbax(where: Path, **items: Any) -> Any:
-  """Items of a step as this process reads them, waiting for no other.
+  """Items of a step, read by this process alone.
 
-  Orbax's manager has all processes meet after a read; one that could not read
-  would not come, and the others wait for ever.
+  Orbax's manager synchronizes all processes after a read. If one of them fails
+  to read, the others would wait forever.
   """
   me = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
@@ -330,7 +331,7 @@ def _orbax(where: Path, **items: Any) -> Any:
 
 @contextlib.contextmanager
 def _by_all() -> Iterator[None]:
-  """What is a CheckpointError in one process is one in all of them."""
+  """Raises a CheckpointError of one process in all of them."""
   error = None
   try:
     yield
@@ -344,23 +345,66 @@ def _by_all() -> Iterator[None]:
 
 
 def _compare(where: Path, saved: dict[str, Any], wanted: dict[str, Any]):
-  """Raises MismatchError at the first leaf that differs."""
+  """Raises a MismatchError at the first leaf that differs."""
   for name in sorted(saved.keys() ^ wanted.keys()):
     side = "holds" if name in saved else "lacks"
     raise MismatchError(
       f"{where}: the checkpoint {side} {name!r}, unlike the model of this"
-      " configuration; use the configuration it was trained with"
+      " configuration; use the configuration of the run"
     )
   for name, leaf in wanted.items():
     got = tuple(saved[name]["shape"]), saved[name]["dtype"]
     want = tuple(leaf.shape), str(leaf.dtype)
     if got != want:
       raise MismatchError(
-        f"{where}: {name} is {got[1]}{list(got[0])} in the checkpoint but"
-        f" {want[1]}{list(want[0])} in this configuration"
+        f"{where}: expected {name} as {want[1]}{list(want[0])}, got"
+        f" {got[1]}{list(got[0])}; use the configuration of the run"
       )
 
 
 def _first_line(error: Exception) -> str:
   text = str(error).strip().splitlines()
   return f"{type(error).__name__}: {text[0][:200]}" if text else repr(error)
+
+
+def named_leaves(state: Any) -> dict[str, Any]:
+  """Arrays of a state by dotted path, with random keys as raw data.
+
+  >>> sorted(named_leaves({"params": {"a": {"kernel": jnp.ones(2)}}}))
+  ['params.a.kernel']
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {path_str(p).replace("/", "."): _raw(leaf) for p, leaf in leaves}
+
+
+def from_leaves(like: Any, leaves: dict[str, Any]) -> Any:
+  """Inverse of `named_leaves`: a state with the structure of `like`.
+
+  >>> state = {"key": jax.random.key(0), "kernel": jnp.ones(2)}
+  >>> from_leaves(state, named_leaves(state))["key"].dtype
+  key<fry>
+  """
+  flat, treedef = jax.tree_util.tree_flatten(like)
+  built = [
+    jax.random.wrap_key_data(leaves[name]) if _is_key(old) else leaves[name]
+    for name, old in zip(named_leaves(like), flat)
+  ]
+  return jax.tree_util.tree_unflatten(treedef, built)
+
+
+def crc32(leaf: jax.Array) -> int:
+  """Checksum of a whole array; a collective if it spans processes."""
+  host = np.ascontiguousarray(distributed.whole(leaf))
+  return zlib.crc32(host.view(np.uint8).data)
+
+
+def _is_key(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(leaf: Any) -> Any:
+  if not _is_key(leaf):
+    return leaf
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return jax.eval_shape(jax.random.key_data, leaf)
+  return jax.random.key_data(leaf)

@@ -1,24 +1,25 @@
-"""The one schema of an experiment, and what makes a configuration legal.
+"""Default configurations, and validation.
 
-A file in configs/ starts from `default_config(recipe)`, sets what its
-experiment changes, and returns it. Every leaf can be overridden on the command
-line; `validate` refuses what no run could use, before anything is built.
+A file in configs/ starts from `default_config(recipe)`, sets the fields that
+its experiment changes, and returns it. Every field can be overridden on the
+command line. `validate` checks a configuration before anything is built;
+`figs_jax.train.schema` lists the fields.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import config_dict
 
 from figs_jax import models, recipes
-from figs_jax.train import schema as fields
+from figs_jax.train import schema
 
-# What may differ between a run and its resumption without being asked for.
+# Fields that may change when a run is resumed: they affect none of its numbers.
 FREE = (
   "keep",
   "log_every",
@@ -31,7 +32,7 @@ FREE = (
   "data.workers",
   "data.eval_batch_size",
 )
-# Of options without a default; any other takes a number.
+# Types of options without a default; all others are floats.
 _KINDS: dict[str, type] = {
   **dict.fromkeys(
     ("width", "depth", "decoder_depth", "heads", "mlp_dim", "window", "freq"),
@@ -39,12 +40,8 @@ _KINDS: dict[str, type] = {
   ),
   **dict.fromkeys(("depths", "pretrained_windows"), tuple),
 }
-# Options whose default is the variant's.
+# Options that default to the variant's value.
 _OF_VARIANT = ("head_dim", "gated", "tied")
-
-
-class ConfigError(ValueError):
-  """A configuration that no run could use; one line says where and why."""
 
 
 # Model options that follow from the variant or from the data.
@@ -58,25 +55,39 @@ _DERIVED = (
   "target_length",
   "param_dtype",
 )
-_OWN_RECIPE = (
-  "; one of your own is known once its file has run: give it as --recipe_file"
+_OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
+_COUNTS = (
+  "total_steps batch_size grad_accum_steps log_every checkpoint_every keep"
+  " data.beams"
 )
-SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
+_NOT_NEGATIVE = (
+  "seeds diagnose_every init_seed mixup optimizer.warmup_steps"
+  " optimizer.weight_decay optimizer.clip"
+)
+_CHOICES = {
+  "seeds_mode": ("auto", "vmap", "map"),
+  "init_head": ("strict", "fresh"),
+  "optimizer.schedule": ("cosine", "linear", "rsqrt", "constant"),
+}
+# Fields of saved runs that 0.2.0 has renamed.
+_RENAMED = {"accumulate": "grad_accum_steps"}
+
+
+class ConfigError(ValueError):
+  """An invalid configuration; the message names the field and the fix."""
 
 
 def default_config(
   recipe: str = "figs", family: str = "vit"
 ) -> config_dict.ConfigDict:
-  """Every field, with a default where one is sensible.
-
-  `figs_jax.train.schema` says what each means.
+  """A new configuration with every field, and defaults where sensible.
 
   Args:
-    recipe: its options become the fields of `config.recipe`.
-    family: its options become the fields of `config.model`.
+    recipe: Recipe whose options become the fields of `config.recipe`.
+    family: Model family whose options become the fields of `config.model`.
 
   Raises:
-    ConfigError: an unknown recipe or family.
+    ConfigError: If the recipe or family is unknown.
 
   >>> default_config("sr_ste").recipe.name
   'sr_ste'
@@ -87,7 +98,7 @@ def default_config(
   except ValueError as error:
     known = recipe in recipes.names() or family not in models.names()
     raise ConfigError(f"{error}{'' if known else _OWN_RECIPE}") from error
-  config = fields.defaults(reads_text(family))
+  config = schema.defaults(reads_text(family))
   config.family = family
   config.model = _fields(
     {k: v for k, v in model_options.items() if k not in _DERIVED}
@@ -97,7 +108,7 @@ def default_config(
 
 
 def reads_text(family: str) -> bool:
-  """Whether a family's batches are text; images otherwise.
+  """Whether a family reads text, rather than images.
 
   >>> reads_text("vit")
   False
@@ -106,7 +117,7 @@ def reads_text(family: str) -> bool:
 
 
 def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
-  """Options as fields; None where there is no default."""
+  """Options as fields; those without a default are None."""
   fields = config_dict.ConfigDict()
   for name, default in options.items():
     if name in _OF_VARIANT:
@@ -121,12 +132,12 @@ def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
 
 
 def given(fields: config_dict.ConfigDict) -> dict[str, Any]:
-  """The fields that have a value."""
+  """The fields that are set."""
   return {k: v for k, v in fields.items() if v is not None}
 
 
 def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
-  """The recipe that a configuration names, with its options."""
+  """The recipe of a configuration, created with its options."""
   options = given(config.recipe)
   name = options.pop("name")
   try:
@@ -136,64 +147,40 @@ def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
 
 
 def validate(config: config_dict.ConfigDict) -> None:
-  """Raises ConfigError at the first field that no run could use."""
-  for name in (
-    "total_steps", "batch_size", "accumulate", "log_every",
-    "checkpoint_every", "keep",
-  ):  # fmt: skip
-    _need(config[name] >= 1, name, config[name], "at least 1")
-  for name in ("seeds", "diagnose_every", "init_seed"):
-    _need(config[name] >= 0, name, config[name], "0 or more")
-  for name in ("ema_decay", "label_smoothing"):
-    _need(0 <= config[name] < 1, name, config[name], "in [0, 1)")
-  if "beams" in config.data:  # of text
-    _need(config.data.beams >= 1, "data.beams", config.data.beams, "at least 1")
-  if "mixup" in config:  # of images
-    _need(config.mixup >= 0, "mixup", config.mixup, "0 or more")
-  _need(
-    config.batch_size % config.accumulate == 0,
+  """Raises a ConfigError at the first invalid field."""
+  fields = schema.flat(config)
+
+  def check(names: str, expected: str, valid: Callable[[Any], bool]) -> None:
+    for name in names.split():
+      if name in fields and not valid(value := fields[name]):
+        raise ConfigError(
+          f"--config.{name}: expected {expected}, got {value!r}"
+        )
+
+  parts, steps = config.grad_accum_steps, config.total_steps
+  check(_COUNTS, "at least 1", lambda v: v >= 1)
+  check(_NOT_NEGATIVE, "0 or more", lambda v: v >= 0)
+  check("ema_decay label_smoothing", "[0, 1)", lambda v: 0 <= v < 1)
+  for name, choices in _CHOICES.items():
+    check(name, f"one of {choices}", lambda v, all=choices: v in all)
+  check(
     "batch_size",
-    config.batch_size,
-    f"a multiple of accumulate={config.accumulate}",
+    f"a multiple of grad_accum_steps={parts}",
+    lambda v: v % parts == 0,
   )
-  modes = ("auto", "vmap", "map")
-  _need(
-    config.seeds_mode in modes, "seeds_mode", config.seeds_mode, f"in {modes}"
-  )
-  heads = ("strict", "fresh")
-  _need(config.init_head in heads, "init_head", config.init_head, f"in {heads}")
-  optimizer = config.optimizer
-  _need(
-    optimizer.schedule in SCHEDULES,
-    "optimizer.schedule",
-    optimizer.schedule,
-    f"in {SCHEDULES}",
-  )
-  for name in ("warmup_steps", "weight_decay", "clip"):
-    _need(
-      optimizer[name] >= 0, f"optimizer.{name}", optimizer[name], "0 or more"
-    )
-  _need(
-    optimizer.warmup_steps < config.total_steps,
+  check(
     "optimizer.warmup_steps",
-    optimizer.warmup_steps,
-    f"less than total_steps={config.total_steps}",
+    f"less than total_steps={steps}",
+    lambda v: v < steps,
   )
-
-
-def _need(holds: bool, name: str, value: Any, wanted: str) -> None:
-  if not holds:
-    raise ConfigError(
-      f"config.{name}={value!r} must be {wanted}; set --config.{name}"
-    )
 
 
 def default_of(saved: Mapping[str, Any]) -> config_dict.ConfigDict:
-  """`default_config` of the recipe and family of a run's saved configuration.
+  """`default_config` for the recipe and family of a saved configuration.
 
   Raises:
-    ConfigError: its recipe or family is not known here. Nothing that is named
-      in a run is executed, so a recipe's file is asked for.
+    ConfigError: If the recipe or family is unknown. A file that a run names is
+      never executed, so a recipe of one's own needs --recipe_file.
 
   >>> default_of({"family": "vit", "recipe": {"name": "ste"}}).recipe.name
   'ste'
@@ -201,24 +188,31 @@ def default_of(saved: Mapping[str, Any]) -> config_dict.ConfigDict:
   recipe, file = saved["recipe"]["name"], saved.get("recipe_file")
   if file and recipe not in recipes.names():
     raise ConfigError(
-      f"no recipe {recipe!r} here; the run had it from {file}: add"
+      f"Unknown recipe {recipe!r}, which this run took from {file}; add"
       f" --recipe_file {shlex.quote(file)}"
     )
   return default_config(recipe, saved["family"])
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """A run's saved configuration; fields that are newer have their default.
+  """A saved configuration, with defaults for fields it does not have.
 
   >>> old = {"family": "vit", "recipe": {"name": "ste"}, "optimizer": {"b1": 0}}
   >>> completed(old)["optimizer"]["b1"], completed(old)["optimizer"]["schedule"]
   (0, 'cosine')
 
   Raises:
-    ConfigError: as `default_of`.
+    ConfigError: If a field has another name in this version of figs_jax, or
+      `default_of` raises it.
   """
+  for old, new in _RENAMED.items():
+    if old in saved:
+      raise ConfigError(
+        f"expected config.{new}, got a run of figs_jax 0.1 with config.{old};"
+        " read it with that version, or train it again"
+      )
   default = default_of(saved)
-  # As it is saved: without tuples.
+  # Through JSON, like the saved one, which turns tuples into lists.
   return _merged(json.loads(json.dumps(default.to_dict())), saved)
 
 
@@ -231,9 +225,7 @@ def _merged(default: dict[str, Any], saved: Mapping[str, Any]):
 
 
 def differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
-  """Dotted fields in which a run's saved configuration differs from a new one.
-
-  Fields in `FREE` do not count: they change no number of the run.
+  """Dotted names of fields that differ, except those in `FREE`.
 
   >>> differences({"a": {"b": 1}, "keep": 2}, {"a": {"b": 2}, "keep": 3})
   ['a.b']

@@ -1,9 +1,9 @@
-"""Several processes as one run: they join, agree, and stop together.
+"""Several processes as one run: they join, agree and stop together.
 
-Every process runs the same program over one mesh of all their devices. Each
-reads its own part of a batch; what is written for people comes from the first
-process alone; checkpoints are written by all of them to one shared directory.
-With a single process everything here is what it would be without this file.
+Every process runs the same program over one mesh of all devices and reads its
+own share of each batch. The first process writes logs and results; all of them
+write checkpoints, to one shared directory. With a single process, none of the
+functions here changes anything.
 """
 
 from __future__ import annotations
@@ -27,37 +27,38 @@ from jax.sharding import Sharding
 
 from figs_jax.train.config import ConfigError
 
-# Seconds that an ending process waits for the others before it gives them up.
+# Seconds for which an ending process waits for the others.
 _SHUTDOWN = 60
-# Looks, a second apart, for another host's file: NFS remembers for up to a
-# minute that there was none.
+# Times to look for another host's file, a second apart: NFS caches its absence
+# for up to a minute.
 _LOOKS = 90
-_LINE = 1000  # bytes of a failure that others hear of
+_LINE = 1000  # longest error message that is sent to the others, in bytes
 _COUNT, _INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
 
-# What JAX's own errors begin with where a new start would meet them again.
+# Prefixes of JAX's errors that a new start would raise again.
 _OURS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 class JoinError(RuntimeError):
-  """The other processes are not there, or not yet."""
+  """The other processes are missing, possibly only for now."""
 
 
 def join() -> None:
-  """Makes this process one of a run; call it before any device is asked for.
+  """Joins the processes of a run; call it before any use of a device.
 
-  Who the others are is read from JAX_COORDINATOR_ADDRESS (host:port of the
-  first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID where they are set, and
-  else, by `jax.distributed.initialize`, from what SLURM, Open MPI, Kubernetes
-  or a TPU pod says. Processes but the first log errors only. From here on, an
-  exception that nobody catches ends this process at once, with code 1, or 134
-  (as of an abort) where it may be that a peer died: others would have to wait
-  for one that waits for them.
+  The processes are given by JAX_COORDINATOR_ADDRESS (host:port of the first
+  one), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or else detected by
+  `jax.distributed.initialize` under SLURM, Open MPI, Kubernetes and on TPU
+  pods. All processes but the first log errors only.
+
+  After this call, an uncaught exception ends the process at once, instead of
+  waiting for peers that wait for it. The exit code is 1, or 134 (as after an
+  abort) if the cause may be the death of a peer.
 
   Raises:
-    ValueError: nothing says who the others are, or it is no sense.
-    JoinError: they were not found; a later start may find them.
+    ValueError: If the processes are not given, or invalid.
+    JoinError: If they were not found; a later start may find them.
   """
   try:
     count, index = _given(os.environ)
@@ -68,7 +69,7 @@ def join() -> None:
     )
   except RuntimeError as error:
     raise JoinError(
-      f"--distributed: the processes of this run do not find each other"
+      f"--distributed: the processes of this run cannot find each other"
       f" ({error}); start all of them again"
     ) from error
   except ValueError as error:
@@ -90,13 +91,13 @@ def _leave_on_error() -> None:
     if is_stray(error):
       return
     sys.stderr.flush()
-    os._exit(_exit_code(error))  # JAX's exit handler is where the waiting is
+    os._exit(_exit_code(error))  # skips JAX's exit handler, which waits
 
   sys.excepthook = hook
 
 
 def _exit_code(error: BaseException) -> int:
-  """1, or that of an abort where the error may be the death of a peer.
+  """1, or that of an abort if the cause may be the death of a peer.
 
   >>> _exit_code(jax.errors.JaxRuntimeError("UNAVAILABLE: connection reset"))
   134
@@ -112,7 +113,7 @@ def _exit_code(error: BaseException) -> int:
 def _given(
   environment: Mapping[str, str],
 ) -> tuple[int, int] | tuple[None, None]:
-  """How many processes there are and which is this one; None where not said.
+  """(number of processes, index of this one), or None for both if unset.
 
   >>> _given({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
   (2, 1)
@@ -123,72 +124,76 @@ def _given(
   if count is None and index is None:
     return None, None
   if not (count and count.isdecimal() and index and index.isdecimal()):
-    raise ValueError(f"{_COUNT}={count!r} and {_INDEX}={index!r}: not numbers")
+    raise ValueError(
+      f"expected numbers, got {_COUNT}={count!r}, {_INDEX}={index!r}"
+    )
   return int(count), int(index)
 
 
 def is_first() -> bool:
-  """Whether this process writes what people read; True for a single one."""
+  """Whether this process writes logs and results; True for a single one."""
   return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-  """Returns when every process is here."""
+  """Waits for every process."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
 def check_shared(path: Path) -> None:
-  """Every process must see the file that the first has written.
+  """Checks that every process sees a file that the first one has written.
 
   Raises:
-    ConfigError: one does not, so the directory is not shared; all raise it.
+    ConfigError: If one does not, so that the directory is not shared; every
+      process raises it.
   """
   barrier(f"written {path.name}")
   seen = _look_until(np.all, path.exists)
   if not seen.all():
     blind = ", ".join(map(str, np.flatnonzero(~seen)))
     raise ConfigError(
-      f"{path}: process {blind} does not see what process 0 wrote; put"
-      " --workdir on a file system that all hosts share"
+      f"{path}: process {blind} does not see the file of process 0; set"
+      " --workdir to a file system that all hosts share"
     )
 
 
 def check_same(path: Path, listing: Callable[[], Sequence[int]]) -> None:
-  """Every process must find the same numbers in a directory.
+  """Checks that every process lists the same steps in a directory.
 
   Raises:
-    ConfigError: they do not, in all of them.
+    ConfigError: If they differ; every process raises it.
   """
 
   def digest() -> np.uint32:
     return np.uint32(zlib.crc32(repr(list(listing())).encode()))
 
-  seen = _look_until(lambda found: (found == found[0]).all(), digest)
+  seen = _look_until(lambda digests: (digests == digests[0]).all(), digest)
   if other := ", ".join(map(str, np.flatnonzero(seen != seen[0]))):
     raise ConfigError(
-      f"{path}: process {other} finds other steps there than process 0; put"
-      " --workdir on a file system that all hosts share"
+      f"{path}: process {other} lists other steps than process 0; set"
+      " --workdir to a file system that all hosts share"
     )
 
 
 def _look_until(
   agreed: Callable[[np.ndarray], Any], look: Callable[[], Any]
 ) -> np.ndarray:
-  """What each process sees, when it is agreed or there were enough looks.
+  """The values of `look` in all processes, once agreed or after `_LOOKS`.
 
-  They look together, so that no one waits long for another, nor stays behind.
+  All processes look together, so that none waits long or falls behind.
   """
-  for _ in range(_LOOKS):
-    seen = _everywhere(look())
+  seen = _everywhere(look())
+  for _ in range(_LOOKS - 1):
     if agreed(seen):
       break
     time.sleep(1)
+    seen = _everywhere(look())
   return seen
 
 
 def _everywhere(here: bool | np.uint32) -> np.ndarray:
-  """What each process has for `here`, by process.
+  """The values of `here` in all processes, in order.
 
   >>> _everywhere(True).tolist()
   [True]
@@ -197,34 +202,34 @@ def _everywhere(here: bool | np.uint32) -> np.ndarray:
 
 
 def first_failure(mine: str | None) -> str | None:
-  """The words, and process, of the first that failed; None where none did.
+  """Message of the first process that failed; None if all succeeded.
 
   Args:
-    mine: what went wrong in this process, None where nothing did.
+    mine: Error message of this process, or None.
 
   >>> first_failure(None)
   >>> first_failure("not a checkpoint")
   'process 0: not a checkpoint'
   """
-  line = np.zeros(_LINE, np.uint8)  # as long in every process
+  line = np.zeros(_LINE, np.uint8)  # of equal length in every process
   words = (mine or "").encode()[:_LINE]
   line[: len(words)] = np.frombuffer(words, np.uint8)
   lines = np.reshape(multihost_utils.process_allgather(line), (-1, _LINE))
-  for index, found in enumerate(lines):
-    if words := found.tobytes().rstrip(b"\0"):
+  for index, line in enumerate(lines):
+    if words := line.tobytes().rstrip(b"\0"):
       return f"process {index}: {words.decode(errors='ignore')}"
   return None
 
 
 def global_batch(sharding: Sharding, local: Any) -> Any:
-  """Arrays over all processes from this one's rows of each."""
+  """Global arrays from this process's rows of each."""
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), local
   )
 
 
 def whole(array: Any) -> np.ndarray:
-  """A host copy of all of an array; every process must ask for it.
+  """A host copy of a whole array; a collective if it spans processes.
 
   >>> whole(jax.numpy.arange(3)).tolist()
   [0, 1, 2]
@@ -240,13 +245,13 @@ def whole(array: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-  """Yields `stop(step)`: whether SIGTERM came, to be asked at every step.
+  """Yields `stop(step)`: whether SIGTERM came; call it at every step.
 
-  With several processes it is enough that one of them gets the signal, and all
-  hear of it at the same step. The handler of before comes back after.
+  With several processes, a signal to one of them stops all at the same step.
+  The previous handler is restored afterwards.
   """
   if jax.process_count() > 1:
-    # JAX's own handler; Python's would take the signal away from it.
+    # JAX has a handler of its own, which Python's would replace.
     yield multihost_utils.reached_preemption_sync_point
     return
   stopped = threading.Event()
@@ -261,11 +266,10 @@ def preemption() -> Iterator[Callable[[int], bool]]:
 
 
 def is_stray(error: BaseException) -> bool:
-  """Whether an exception that nobody caught ends nothing.
+  """Whether an uncaught exception is a harmless leftover of Orbax.
 
-  When Orbax meets a damaged file, its other reads end after their event loop
-  and hand this to `sys.excepthook`, from a thread of their own; the error
-  itself reaches us as an exception.
+  When Orbax reads a damaged file, its other reads outlive their event loop and
+  report it to `sys.excepthook` from their threads; the error itself is raised.
 
   >>> is_stray(RuntimeError("Event loop is closed"))
   True

@@ -7,18 +7,24 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.extend.core import jaxpr_as_fun
 from ml_collections import config_dict
 
 from figs_jax import models, nn, recipes
 from figs_jax.core.types import Array
-from figs_jax.models import pretrained
-from figs_jax.train import seeds as study
+from figs_jax.train import seeds
 from figs_jax.train.config import given, recipe_of, validate
+from figs_jax.train.optimizer import make_optimizer
 from figs_jax.train.state import TrainState
 from figs_jax.train.tasks import Task, task_of
+
+# The program that makes the first state runs once, and on a CPU compiling it
+# takes far longer than running it.
+_QUICKLY_COMPILED: dict[str, dict[str, bool | str]] = {
+  "cpu": {"xla_backend_optimization_level": "1"}
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +45,9 @@ class Experiment:
     """A new model, sparsified if the recipe is sparse.
 
     Args:
-      seed: of its initialisation.
-      weights: parameters by path that replace the new ones, as `train.initial`
-        gives them; masks are those of the weights.
+      seed: Seed for initialization.
+      weights: Parameters by path that replace the new ones, as
+        `figs_jax.train.workdir.weights` returns them; masks follow them.
     """
     config = self.config
     model = models.create(
@@ -52,6 +58,8 @@ class Experiment:
       **given(config.model),
     )
     if weights is not None:
+      from figs_jax.models import pretrained
+
       model = pretrained.fill(model, weights)
     if not self.recipe.sparse:
       return model
@@ -67,28 +75,45 @@ class Experiment:
       loss=self.task.loss,
       seed=seed,
       ema_decay=config.ema_decay,
-      accumulate=config.accumulate,
+      grad_accum_steps=config.grad_accum_steps,
       diagnose_every=config.diagnose_every,
     )
 
   def state(self, weights: Any = None) -> TrainState:
-    """The state of the run at step 0, of all seeds if there are several."""
+    """The state at step 0, with a leading seed axis if there are seeds."""
     make = functools.partial(self.lone_state, weights=weights)
     if self.seeds:
-      return study.create(make, self.seeds)
+      return seeds.create(make, self.seeds)
     return make(self.config.seed)
 
-  @functools.cached_property
+  def placed_state(self, shardings: Any, weights: Any = None) -> TrainState:
+    """`state()` on devices, one sharding per leaf, created where it lives."""
+    if weights is not None:
+      return jax.jit(self.state, out_shardings=shardings)(weights)
+    # As it was traced for `abstract_state`: building a model takes a while.
+    make = jax.jit(
+      jaxpr_as_fun(self._traced.jaxpr), out_shardings=jax.tree.leaves(shardings)
+    )
+    options = _QUICKLY_COMPILED.get(jax.default_backend())
+    leaves = make.lower().compile(options)()
+    return jax.tree.unflatten(jax.tree.structure(self.abstract_state), leaves)
+
+  @property
   def abstract_state(self) -> Any:
     """Shapes and dtypes of `state()`, without memory."""
-    return jax.eval_shape(self.state)
+    return self._traced.out_info
+
+  @functools.cached_property
+  def _traced(self) -> jax.stages.Traced:
+    return jax.jit(self.state).trace()
 
 
 def build(config: config_dict.ConfigDict) -> Experiment:
   """Checks a configuration and builds everything but arrays.
 
   Raises:
-    ValueError: (mostly `ConfigError`) one line saying which field is wrong.
+    ValueError: If a field is wrong (mostly a `ConfigError`); the message is one
+      line that names the field.
   """
   validate(config)
   task = task_of(config)
@@ -96,78 +121,8 @@ def build(config: config_dict.ConfigDict) -> Experiment:
   experiment = Experiment(
     config=config,
     recipe=recipe,
-    tx=optimizer(config, recipe),
+    tx=make_optimizer(config, recipe),
     task=task,
   )
   _ = experiment.abstract_state  # raises here what model and rules refuse
   return experiment
-
-
-def learning_rate(config: config_dict.ConfigDict) -> optax.Schedule:
-  """Linear warm-up from 0 to the learning rate, then `schedule`.
-
-  | schedule | after w warm-up steps, of T steps in all            |
-  |----------|-----------------------------------------------------|
-  | cosine   | rate * (1 + cos(pi (t - w) / (T - w))) / 2          |
-  | linear   | rate * (T - t) / (T - w)                            |
-  | rsqrt    | rate * sqrt(w / t), w at least 1                    |
-  | constant | rate                                                |
-
-  So Transformer's lr / sqrt(max(t, w)) (arXiv 1706.03762) is "rsqrt" with a
-  learning rate of lr / sqrt(w).
-  """
-  peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
-  rest = config.total_steps - warmup
-  after = {
-    "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
-    "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
-    "rsqrt": lambda: _inverse_root(peak, warmup),
-    "constant": lambda: optax.constant_schedule(peak),
-  }[config.optimizer.schedule]()
-  if not warmup:
-    return after
-  rise = optax.linear_schedule(0.0, peak, warmup)
-  return optax.join_schedules([rise, after], [warmup])
-
-
-def _inverse_root(peak: float, warmup: int) -> optax.Schedule:
-  """Of the steps since the warm-up."""
-  first = float(max(warmup, 1))
-
-  def schedule(count: Any) -> Any:
-    step = jnp.asarray(count, jnp.float32) + warmup
-    return peak * jnp.sqrt(first / jnp.maximum(step, first))
-
-  return schedule
-
-
-def optimizer(
-  config: config_dict.ConfigDict, recipe: recipes.Recipe
-) -> optax.GradientTransformation:
-  """Clip, then what the recipe adds, then AdamW (no decay of vectors)."""
-  options = config.optimizer
-  clip = optax.clip_by_global_norm(options.clip) if options.clip else None
-  return recipe.adamw(
-    learning_rate(config),
-    b1=options.b1,
-    b2=options.b2,
-    eps=options.eps,
-    weight_decay=options.weight_decay,
-    mask=decayed,
-    before=clip,
-  )
-
-
-# By name: in a scanned model a vector of every block is one matrix.
-_VECTORS = ("bias", "scale", "logit_scale")
-
-
-def decayed(params: Any) -> Any:
-  """True for every parameter that weight decay acts on: those but vectors.
-
-  >>> decayed({"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
-  {'head': {'bias': False, 'kernel': True}}
-  """
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: path[-1].key not in _VECTORS, params
-  )

@@ -1,15 +1,15 @@
-"""Metrics of a run: JSON lines are the truth, TensorBoard and a bar beside.
+"""Metrics of a run: JSON lines, TensorBoard events and a progress bar.
 
 `metrics.jsonl` holds one strict JSON object per line, "step" first. Floats are
-written with all their digits, so that reading gives back the same bits; NaN and
-the infinities, which JSON lacks, are the strings "NaN", "Infinity",
-"-Infinity", and `read` turns them back into floats. Keys below "time/" depend
-on the machine; without them the rows of a resumed run equal those of one that
-was never stopped.
+written with all their digits, so that reading them gives the same bits. JSON
+lacks NaN and infinities: they are written as the strings "NaN", "Infinity" and
+"-Infinity", which `read` converts back. Keys under "time/" depend on the
+machine; all others of a resumed run equal those of an uninterrupted one.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -21,30 +21,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 FILE = "metrics.jsonl"
 _log = logging.getLogger("figs_jax")
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-# Without a terminal: seconds to the first line, then this share of the run.
+# Without a terminal: seconds to the first line, then a share of the run so far.
 _FIRST_LINE = 10.0
 _LINE_SHARE = 0.05
 
 
 def read(workdir: str | Path) -> list[dict[str, Any]]:
-  """All whole rows of a run, in the order of writing; [] if there are none.
+  """All complete rows of a run in order; [] if there are none.
 
-  A last line that a kill cut short is left out.
+  A last line that was cut short by a kill is left out.
   """
   return [row for _, row in _lines(Path(workdir) / FILE)]
 
 
 class MetricLog:
-  """Writes metrics of a run, from a restored step on.
+  """Writes the metrics of a run, from a restored step on.
 
-  Rows beyond `step` are what a killed run wrote after its last checkpoint; they
-  are removed at once (by an atomic replacement of the file), since they will be
-  written again.
+  Rows after `step`, which a killed run wrote after its last checkpoint, are
+  removed at once (by atomic replacement of the file): they are written again.
 
   >>> import tempfile
   >>> workdir = tempfile.mkdtemp()
@@ -64,14 +62,15 @@ class MetricLog:
     progress: bool = True,
     enabled: bool = True,
   ):
-    """Opens the files, making the directory if needed.
+    """Opens metrics.jsonl, and creates the directory if needed.
 
     Args:
-      workdir: gets `metrics.jsonl` and `tensorboard/`.
-      step: the restored step; 0 for a new run.
-      total: the last step, for the time that is left.
-      progress: a bar on a terminal, else a line now and then, on stderr.
-      enabled: False does nothing at all: for all processes but one.
+      workdir: Directory for `metrics.jsonl` and `tensorboard/`.
+      step: Restored step; 0 for a new run.
+      total: Last step, for the remaining time.
+      progress: Whether to show progress on stderr: a bar on a terminal, else a
+        line from time to time.
+      enabled: Whether to do anything; False in all processes but one.
     """
     self._enabled = enabled
     if not enabled:
@@ -80,7 +79,7 @@ class MetricLog:
     workdir.mkdir(parents=True, exist_ok=True)
     _truncate(workdir / FILE, step)
     self._file = open(workdir / FILE, "a", encoding="utf-8")  # noqa: SIM115
-    self._board = _board(workdir / "tensorboard", step)
+    self._open_board = functools.partial(_board, workdir / "tensorboard", step)
     self._started = time.monotonic()
     self._clock = _Clock(step, self._started)
     self._progress = _Progress(step, total) if progress else None
@@ -89,11 +88,11 @@ class MetricLog:
     """Appends a row and flushes it.
 
     Args:
-      step: of the optimizer, from 1.
-      metrics: name -> number (Python's, numpy's, or an array of one element).
+      step: Optimizer step, from 1.
+      metrics: Numbers by name; arrays of one element are allowed.
 
     Raises:
-      ValueError: a metric is no single number.
+      ValueError: If a metric is not a single number.
     """
     if not self._enabled:
       return
@@ -115,8 +114,13 @@ class MetricLog:
     if self._progress is not None and "loss" in row:
       self._progress.loss = float(row["loss"])
 
+  @functools.cached_property
+  def _board(self) -> Any:
+    # At the first write: tensorboardX takes a while to import.
+    return self._open_board()
+
   def progress(self, step: int) -> None:
-    """Says that `step` is done; cheap enough for every step."""
+    """Shows that `step` is done; cheap enough for every step."""
     if self._enabled and self._progress is not None:
       self._progress.update(step)
 
@@ -125,7 +129,8 @@ class MetricLog:
     if self._enabled:
       self._enabled = False
       self._file.close()
-      self._board.close()
+      if "_board" in self.__dict__:
+        self._board.close()
       if self._progress is not None:
         self._progress.close()
 
@@ -137,7 +142,7 @@ class MetricLog:
 
 
 class _Clock:
-  """Steps per second since the last different step."""
+  """Steps per second between the last two distinct steps."""
 
   def __init__(self, step: int, now: float):
     self._step, self._time, self._rate = step, now, 0.0
@@ -159,6 +164,8 @@ class _Progress:
     self._clock = _Clock(step, self._started)
     self._bar = None
     if sys.stderr.isatty():
+      from tqdm import tqdm
+
       self._bar = tqdm(
         total=total, initial=step, unit="step", dynamic_ncols=True
       )
@@ -201,8 +208,8 @@ def _line(step: int, total: int | None, loss: float | None, rate: float) -> str:
 def _board(path: Path, step: int) -> Any:
   from tensorboardX import SummaryWriter
 
-  # What is shown from the next step on came from a run that was killed.
-  # Names of event files count in seconds: the suffix keeps them apart.
+  # Purges later events of a run that was killed. The names of event files only
+  # differ in seconds, so the suffix keeps them apart.
   return SummaryWriter(
     str(path), purge_step=step + 1, filename_suffix=f".{step}"
   )
@@ -212,14 +219,14 @@ def _number(name: str, value: Any) -> int | float:
   array = np.asarray(value)
   if array.size != 1 or array.dtype.kind not in "biuf" and not _is_small(array):
     raise ValueError(
-      f"metric {name!r}: {value!r} is no single number; reduce it first"
+      f"metric {name!r}: expected a single number, got {value!r}; reduce it"
     )
   item = array.item()
   return int(item) if isinstance(item, (bool, int)) else float(item)
 
 
 def _is_small(array: np.ndarray) -> bool:
-  """Whether it is one of the floats that numpy does not know, as bfloat16."""
+  """Whether the dtype is a float that NumPy lacks, such as bfloat16."""
   return "float" in array.dtype.name
 
 
@@ -230,14 +237,14 @@ def _spell(value: float) -> float | str:
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-  """(text, row) of every whole line."""
+  """(text, row) of every complete line."""
   if not path.exists():
     return []
-  found = []
+  rows = []
   lines = path.read_bytes().split(b"\n")
   for i, line in enumerate(lines):
     try:
-      # A kill may cut a number short and leave it a number: no newline, no row.
+      # Without a newline, a number that parses may have been cut short.
       row = json.loads(line) if i < len(lines) - 1 else None
     except ValueError:
       row = None
@@ -246,14 +253,14 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
         name: _SPECIAL.get(value, value) if isinstance(value, str) else value
         for name, value in row.items()
       }
-      found.append((line.decode(), values))
+      rows.append((line.decode(), values))
     elif i < len(lines) - 1:
-      _log.warning("%s: line %d is damaged, skipped", path, i + 1)
-  return found
+      _log.warning("%s: skipped line %d, which is damaged", path, i + 1)
+  return rows
 
 
 def _truncate(path: Path, step: int) -> None:
-  """Keeps whole rows up to `step`; the file is replaced in one move."""
+  """Keeps complete rows up to `step`; replaces the file atomically."""
   if not path.exists():
     return
   kept = [text for text, row in _lines(path) if row["step"] <= step]

@@ -15,7 +15,6 @@ import numpy as np
 from ml_collections import config_dict
 
 from figs_jax.train import distributed, seeds
-from figs_jax.train import workdir as initial
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError, completed, differences
@@ -28,18 +27,19 @@ from figs_jax.train.sharding import (
   state_shardings,
 )
 from figs_jax.train.state import TrainState, update, with_fresh_masks
+from figs_jax.train.workdir import weights
 
 _log = logging.getLogger("figs_jax")
-_AHEAD = 2  # steps that may be under way, so that batches do not pile up
+_AHEAD = 2  # steps dispatched ahead, so that batches do not pile up
 
 
 class Diverged(RuntimeError):
-  """The loss is no longer finite; says at which step, and what is safe."""
+  """The loss became NaN or infinite; the message names the last good step."""
 
 
 @dataclasses.dataclass
 class Run:
-  """The moving parts of a run between two steps."""
+  """Mutable parts of a run."""
 
   experiment: Experiment
   checkpoints: Checkpointer
@@ -56,27 +56,29 @@ def train(
 ) -> dict[str, Any]:
   """Trains to the last step, resuming if the workdir holds a checkpoint.
 
-  After `processes.join` every process of a run calls it, all with the same
-  arguments, and gets the same result.
+  With several processes, each one calls `distributed.join` and then this
+  function with the same arguments, and gets the same result.
 
   Args:
-    config: see `figs_jax.train.config.default_config`.
-    workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints.
+    config: Configuration, see `figs_jax.train.config.default_config`.
+    workdir: Directory for config.json, metrics.jsonl, TensorBoard events and
+      checkpoints.
 
   Returns:
-    {"step", "finished", and the last evaluation's values}. `finished` is
-    False after SIGTERM, which saves and returns.
+    {"step", "finished", and the values of the last evaluation}. `finished` is
+    False after SIGTERM, upon which the run saves and returns.
 
   Raises:
-    ValueError: a bad configuration, or one that differs from the run's own.
-    Diverged: the loss became NaN or infinite (in every seed).
+    ValueError: If the configuration is invalid, or differs from that of the
+      run to resume.
+    Diverged: If the loss becomes NaN or infinite (in every seed).
   """
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-  parts = mesh.size * config.accumulate
+  parts = mesh.size * config.grad_accum_steps
   if config.batch_size % parts:
     raise ConfigError(
-      f"config.batch_size={config.batch_size} must be a multiple of {parts},"
-      " the devices of the mesh times accumulate; set --config.batch_size"
+      f"--config.batch_size: expected a multiple of {parts}, the devices of the"
+      f" mesh times grad_accum_steps, got {config.batch_size}"
     )
   experiment = build(config)
   abstract = experiment.abstract_state
@@ -84,7 +86,7 @@ def train(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
   )
   with (
-    # Outermost: the last save may take a while.
+    # Outermost, since the last save may take a while.
     distributed.preemption() as stopped,
     Checkpointer(workdir, keep=config.keep) as checkpoints,
   ):
@@ -97,7 +99,7 @@ def train(
     if position is not None:
       batches.set_state(position)
     start = int(state.step)
-    _write_config(workdir, config)  # not before: a refused run changes nothing
+    _write_config(workdir, config)  # after all checks: errors change nothing
     with MetricLog(
       workdir,
       start,
@@ -121,18 +123,18 @@ def compiled_step(experiment: Experiment, shardings: Any, metrics: Any = None):
   """The jitted step of a configuration; the state is donated.
 
   Args:
-    experiment: what is trained.
-    shardings: of the state.
-    metrics: sharding of the metrics; every process must hold them whole.
+    experiment: Experiment to train.
+    shardings: Shardings of the state.
+    metrics: Sharding of the metrics, which every process must hold entirely.
   """
-  fn = partial(update)  # its own object, for a compilation cache of its own
+  fn = partial(update)  # a new object has a compilation cache of its own
   if experiment.seeds:
     fn = partial(seeds.step, mode=seeds_mode(experiment.config.seeds_mode))
   return jax.jit(fn, donate_argnums=0, out_shardings=(shardings, metrics))
 
 
 def seeds_mode(mode: str) -> seeds.Mode:
-  """`auto` as the mode that benchmarks/seeds.py found faster."""
+  """The mode, where "auto" is the faster one in benchmarks/seeds.py."""
   if mode == "auto":
     return "map" if jax.default_backend() == "cpu" else "vmap"
   return "map" if mode == "map" else "vmap"
@@ -158,7 +160,7 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
       _check_finite(run)
       result = _evaluate(run, step)
       _save(run, step, {"accuracy": result["eval/accuracy"]})
-    elif stopping:  # in a hurry: no evaluation
+    elif stopping:  # without an evaluation, to be quick
       _check_finite(run)
       _save(run, step, None)
     if stopping and not last:
@@ -169,18 +171,17 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
   return {"step": step, "finished": True, **result}
 
 
-# Fields on which the masks of a step depend.
+# Fields that decide the masks of a step.
 _OF_MASKS = ("recipe", "pattern", "total_steps")
 
 
 def _begin(experiment, checkpoints, abstract, shardings):
-  """(state, data position or None): restored if there is something to."""
+  """(state, data position): restored, or (a new state, None)."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
-    begin = jax.jit(experiment.state, out_shardings=shardings)
-    state = begin(initial.weights(experiment))
+    state = experiment.placed_state(shardings, weights(experiment))
     _log.info(
-      "training for %d steps, to %s",
+      "training for %d steps in %s",
       experiment.config.total_steps,
       checkpoints.path,
     )
@@ -205,12 +206,16 @@ def _begin(experiment, checkpoints, abstract, shardings):
   if step < experiment.config.total_steps:
     _log.info("resuming from step %d of %s", step, checkpoints.path)
   else:
-    _log.info("all %d steps are done in %s", step, checkpoints.path)
+    _log.info("all %d steps of %s are done", step, checkpoints.path)
   return state, position
 
 
 def _changes(saved, config, path) -> list[str]:
-  """Fields that differ from the run's own; only those allowed by name."""
+  """Fields that differ from the saved ones.
+
+  Raises:
+    ConfigError: If one of them is not in `config.allow_change`.
+  """
   changed = differences(
     completed(saved), json.loads(json.dumps(config.to_dict()))
   )
@@ -223,7 +228,7 @@ def _changes(saved, config, path) -> list[str]:
   if refused:
     raise ConfigError(
       f"{path}: this run was started with another {', '.join(refused)};"
-      " use a new --workdir, or allow it by name with"
+      " use a new --workdir, or allow the change with"
       f" --config.allow_change=\"('{refused[0]}',)\""
     )
   return changed
@@ -235,7 +240,7 @@ def _diagnosed(config, step: int) -> bool:
 
 
 def _row(metrics, config, step) -> dict[str, float]:
-  """Scalars of a step; with seeds, their mean and each one's own loss."""
+  """Scalars of a step; with seeds, their mean and the loss of each."""
   metrics = jax.tree.map(np.asarray, dict(metrics))
   layers = metrics.pop("layers", {})
   row = {}
@@ -251,7 +256,7 @@ def _row(metrics, config, step) -> dict[str, float]:
 
 
 def _check_finite(run: Run) -> None:
-  """Raises Diverged at the first step whose loss is not finite."""
+  """Raises Diverged at the first step without a finite loss."""
   losses, run.losses = run.losses, []
   for step, loss in losses:
     bad = ~np.isfinite(np.atleast_1d(np.asarray(loss)))
@@ -268,7 +273,7 @@ def _diverged(run: Run, what: str) -> Diverged:
   safe = (
     f"the last good checkpoint is step {good[-1]} in {run.checkpoints.path}"
     if good
-    else "there is no checkpoint yet"
+    else "no checkpoint was saved yet"
   )
   return Diverged(f"{what}; {safe}")
 
@@ -284,7 +289,7 @@ def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
       if isinstance(value, list):
         row[f"{prefix}/{name}_se"] = error
         row |= {f"{prefix}/{name}/seed{i}": v for i, v in enumerate(value)}
-  # The losses so far were taken before the last update, this one after it.
+  # The training losses are from before the last update, this one is after it.
   if not np.isfinite(row["eval/loss"]):
     raise _diverged(run, f"the evaluation loss is not finite at step {step}")
   if write:

@@ -1,4 +1,4 @@
-"""Losses of (model, batch, key): a scalar, and metrics beside it."""
+"""Losses: functions (model, batch, key) -> (scalar, metrics)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def cross_entropy(
   """Mean softmax cross-entropy of integer labels, and the accuracy.
 
   Args:
-    model: image -> logits [batch, classes].
+    model: Model from images to logits [batch, classes].
     batch: {"image": [batch, ...], "label": int [batch]}.
-    key: unused; the model's own streams are already seeded.
+    key: Unused, since the model's own streams are seeded already.
   """
   del key
   logits = model(batch["image"])
@@ -37,8 +37,13 @@ def cross_entropy(
 class MixedCrossEntropy:
   """Cross-entropy with mixup and label smoothing, drawn inside the step.
 
-  With both at 0 it equals `cross_entropy`. The reported accuracy counts the
-  label of the larger share.
+  With both at 0 it equals `cross_entropy`. For mixed images, the accuracy
+  counts the label with the larger share.
+
+  Attributes:
+    num_classes: Number of classes.
+    mixup: Parameter alpha of mixup; 0 disables it.
+    smoothing: Label smoothing.
   """
 
   num_classes: int
@@ -61,14 +66,13 @@ class MixedCrossEntropy:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherForcing:
-  """Mean cross-entropy, in nats, of target tokens given those before them.
+  """Mean cross-entropy of target tokens given the tokens before them, in nats.
 
-  The mean is over the batch's tokens that are no padding (id 0); with
-  micro-batches or several devices it is over each one's own. The reported
-  accuracy is the share of them that the model ranks first.
+  The mean is over the tokens of a batch or micro-batch, without padding (id 0).
+  The accuracy is the share of tokens that the model ranks first.
 
   Attributes:
-    smoothing: of labels, over the whole vocabulary.
+    smoothing: Label smoothing over the whole vocabulary.
   """
 
   smoothing: float = 0.0
@@ -76,12 +80,13 @@ class TeacherForcing:
   def __call__(
     self, model: nnx.Module, batch: dict[str, Any], key: Array
   ) -> tuple[Array, dict[str, Array]]:
-    """Of a model (inputs, targets) -> logits [batch, length, vocabulary].
+    """Loss and accuracy of a batch.
 
     Args:
-      model: shifts the targets by itself.
+      model: Model from (inputs, targets) to logits [batch, length, vocabulary];
+        it shifts the targets itself.
       batch: {"inputs": int [batch, n], "targets": int [batch, length]}.
-      key: unused; the model's own streams are already seeded.
+      key: Unused, since the model's own streams are seeded already.
     """
     del key
     logits = model(batch["inputs"], batch["targets"])
@@ -98,12 +103,12 @@ teacher_forcing = TeacherForcing()
 def token_losses(
   logits: Array, targets: Any, smoothing: float = 0.0
 ) -> tuple[Array, Array, Array]:
-  """(nats, whether ranked first, whether counted) of each token, float32.
+  """(loss in nats, hit, counted) of each token, float32; 0 at padding.
 
   Args:
-    logits: float [batch, length, vocabulary].
-    targets: int [batch, length]; 0 is padding, which is 0 in all three.
-    smoothing: of labels.
+    logits: Float [batch, length, vocabulary].
+    targets: Int [batch, length], where 0 is padding.
+    smoothing: Label smoothing.
   """
   counted = (jnp.asarray(targets) != 0).astype(jnp.float32)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)

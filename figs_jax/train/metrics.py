@@ -1,16 +1,15 @@
-"""What an evaluation counts in a batch, and what the counts come to.
+"""Evaluation metrics: what is counted per batch, and the values of the counts.
 
-A measure is three functions: `count(model, batch)` gives arrays by name of the
-valid part of a batch (traced), `tally(counts)` makes of them what can be summed
-(on the host), and `values(sums)` yields (name, value) of the sums over a whole
-split. Every measure yields `accuracy` and `loss`; with a seed axis in front of
-the sums, one value per seed.
+A measure has three methods. `count(model, batch)` returns arrays by name for
+the valid examples of a batch (traced), `tally(counts)` turns them into sums (on
+the host), and `values(sums)` yields (name, value) for the sums over a split.
+Every measure yields `accuracy` and `loss`. If the sums have a leading seed
+axis, so do the values. Measures of text are in `figs_jax.train.text_scores`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-
-from figs_jax.train.losses import token_losses
 
 Sums = dict[str, Any]
 Values = Iterator[tuple[str, np.ndarray]]
@@ -30,9 +27,17 @@ def as_counted(counts: Sums) -> Sums:
   return counts
 
 
+def accuracy_and_loss(sums: Sums) -> Values:
+  """Yields both from `hits`, `losses` and the number of examples `seen`."""
+  # argmax of NaN is a class, so the hits of a diverged seed mean nothing.
+  finite = np.isfinite(sums["losses"])
+  yield "accuracy", np.where(finite, sums["hits"] / sums["seen"], np.nan)
+  yield "loss", sums["losses"] / sums["seen"]
+
+
 @dataclasses.dataclass(frozen=True)
 class LabelAccuracy:
-  """Accuracy and loss of one label per image."""
+  """Accuracy and loss of images with one label each."""
 
   def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
     logits = model(batch["image"])
@@ -48,49 +53,4 @@ class LabelAccuracy:
     }
 
   tally = staticmethod(as_counted)
-
-  def values(self, sums: Sums) -> Values:
-    yield from _accuracy_and_loss(sums)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TokenLoss:
-  """Loss and accuracy per target token, and bits per byte of raw text.
-
-  bits per byte = nats of all target tokens / ln 2 / bytes of the raw text in
-  the spans that were taken out. All of the targets is paid for: the sentinels,
-  which say how long each span is, and the end too; only the text is counted.
-  So it compares models whatever their vocabulary, at one density and mean span,
-  and it is of a byte whose surroundings on both sides are known, unlike the
-  figure of a language model that reads from left to right.
-
-  Attributes:
-    byte_lengths: int [vocabulary], bytes of raw text of each id.
-  """
-
-  byte_lengths: np.ndarray
-
-  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
-    targets = jnp.where(batch["valid"][:, None], batch["targets"], 0)
-    logits = model(batch["inputs"], targets)
-    losses, hits, counted = token_losses(logits, targets)
-    lengths = jnp.asarray(self.byte_lengths, jnp.float32)
-    return {
-      "hits": hits.sum(),
-      "losses": losses.sum(),
-      "seen": counted.sum(),
-      "bytes": lengths[targets].sum(),
-    }
-
-  tally = staticmethod(as_counted)
-
-  def values(self, sums: Sums) -> Values:
-    yield from _accuracy_and_loss(sums)
-    yield "bits_per_byte", sums["losses"] / math.log(2) / sums["bytes"]
-
-
-def _accuracy_and_loss(sums: Sums) -> Values:
-  # A diverged seed has hits all the same, since argmax takes NaN.
-  finite = np.isfinite(sums["losses"])
-  yield "accuracy", np.where(finite, sums["hits"] / sums["seen"], np.nan)
-  yield "loss", sums["losses"] / sums["seen"]
+  values = staticmethod(accuracy_and_loss)

@@ -1,4 +1,4 @@
-"""Every matrix product of a model or a run, with pattern and real mask."""
+"""Matrix products of a model or a run, as rows for the engine; their cost."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from flax import nnx
 
 from figs_jax import models, nn
 from figs_jax.core.tree import flatten
+from figs_jax.engine.spec import Engine
+from figs_jax.engine.training import RunCost, run_cost
+from figs_jax.models.phases import phases_of
+from figs_jax.recipes import Recipe
 
 
 def layers_of(
@@ -26,26 +30,25 @@ def layers_of(
   """The rows that `figs_jax.engine` takes: one per product of a forward pass.
 
   Args:
-    source: a model of one of our families, or the workdir of a training run,
-      whose model is finished first: patterns and masks are the target ones,
-      whatever step the checkpoint is of. An abstract model (`nnx.eval_shape`)
-      costs no memory and has patterns only.
-    batch: images (or sequences) per pass.
-    step: of a run; None takes the newest good checkpoint.
-    seed: of a run with several, the place of the one to take, from 0; None
-      takes the first.
-    ema: of a run, takes the averaged weights.
-    data_dir: of a run, where its data is now.
+    source: Model of one of our families, or the workdir of a run. The model of
+      a run is finished first: patterns and masks are the target ones at any
+      step. An abstract model (`nnx.eval_shape`) needs no memory and has
+      patterns, but no masks.
+    batch: Images or sequences per pass.
+    step: Step of the run. Defaults to the newest good checkpoint.
+    seed: Index of the seed, for a run with several. Defaults to the first.
+    ema: Whether to take the run's averaged weights.
+    data_dir: Directory of the run's data sets, in place of the configured one.
 
   Returns:
-    Rows {"name", "M", "N", "K", "pattern", "count"} as of
-    `figs_jax.models.layers_of`, and "mask", the real one as Bool (K, N), where
-    the layer is sparse and its mask known; scanned layers then have a row each,
+    Rows {"name", "M", "N", "K", "pattern", "count"} as from
+    `figs_jax.models.layers_of`, and "mask", Bool (K, N), where the layer is
+    sparse and its mask is known. Scanned layers then have one row each, such as
     "blocks/mlp/fc1[0]".
 
   Raises:
-    ValueError: a batch below 1, a model of another origin, an option of runs
-      given with a model, or (`CheckpointError`) what `restore` refuses.
+    ValueError: If `batch` is below 1, the model is not of our families, an
+      option of runs is given with a model, or `restore` raises it.
 
   >>> sizes = {"width": 8, "depth": 1, "heads": 2, "image_size": 4}
   >>> model = nn.sparsify(models.create("vit", "custom/4", **sizes), "ff: 1:8")
@@ -54,47 +57,69 @@ def layers_of(
   [('blocks/0/mlp/fc1', (8, 32)), ('blocks/0/mlp/fc2', (32, 8))]
   """
   if batch < 1:
-    raise ValueError(f"batch={batch}: give the number of images, at least 1")
+    raise ValueError(f"layers_of: expected batch of at least 1, got {batch}")
   if isinstance(source, nnx.Module):
     options = {"step": step, "seed": seed, "data_dir": data_dir}
     options["ema"] = ema or None
     for name, value in options.items():
       if value is not None:
         raise ValueError(
-          f"layers_of: {name}={value!r} is of a run's workdir; leave it out for"
-          " a model"
+          f"layers_of: {name}={value!r} applies to a run's workdir only; omit"
+          " it for a model"
         )
     return _rows(source, batch)
-  found = finished_model(
+  # Orbax is needed for checkpoints alone.
+  from figs_jax.train.workdir import finished_model
+
+  model = finished_model(
     source, step=step, seed=seed, ema=ema, data_dir=data_dir
   )
-  return _rows(found, batch)
+  return _rows(model, batch)
 
 
-def finished_model(
-  workdir: str | Path,
+def train_cost(
+  model: nnx.Module,
+  recipe: Recipe,
+  engine: Engine | str,
+  batch: int = 1,
   *,
-  step: int | None = None,
-  seed: int | None = None,
-  ema: bool = False,
-  data_dir: str | None = None,
-) -> nnx.Module:
-  """The model of a run, at its target pattern, in evaluation mode.
+  steps: int | None = None,
+  switched_at: int | None = None,
+  itemsize: int = 2,
+) -> RunCost:
+  """Modelled cost of a whole training run, beside the same run without masks.
+
+  The dense phase and all steps with a leak run dense, each stage runs at its
+  own pattern, and gradients run sparse where the recipe makes them so. The
+  FLOPs are those of `figs_jax.train_flops`.
 
   Args:
-    workdir, step, seed, ema, data_dir: as of `layers_of`.
+    model: Model of one of our families, sparsified as for training; it may be
+      abstract.
+    recipe: Recipe that decides when each kernel is sparse.
+    engine: Engine, or its spec.
+    batch: Images or sequences per optimizer step.
+    steps: Number of steps to count from the start. Defaults to all.
+    switched_at: First masked step of STEP. Defaults to the latest possible.
+    itemsize: Bytes per value off chip.
 
   Raises:
-    ValueError: what `restore` refuses.
-  """
-  # Orbax only where there is a checkpoint to read.
-  from figs_jax.train import seeds
-  from figs_jax.train.restore import restore
+    ValueError: If `figs_jax.models.phases.phases_of` or
+      `figs_jax.engine.run_cost` raises it.
 
-  experiment, state, _ = restore(workdir, step, seed=seed, data_dir=data_dir)
-  if experiment.seeds and seed is None:
-    state = seeds.take(state, 0)
-  return state.finished(ema=ema)
+  >>> import figs_jax as figs
+  >>> sizes = {"depth": 1, "image_size": 8, "num_classes": 10}
+  >>> model = figs.models.create("vit", "Ti/4", **sizes)
+  >>> model = figs.sparsify(model, "ff: 1:4")
+  >>> recipe = figs.recipes.create("figs", "ff: 1:4", total_steps=1000)
+  >>> run = train_cost(model, recipe, "ws", batch=32)
+  >>> round(run.share("flops"), 2), round(run.share("cycles"), 2)
+  (0.84, 0.87)
+  """
+  phases = phases_of(
+    model, recipe, batch=batch, steps=steps, switched_at=switched_at
+  )
+  return run_cost(phases, engine, itemsize=itemsize)
 
 
 def _rows(model: nnx.Module, batch: int) -> list[dict[str, Any]]:
@@ -108,10 +133,10 @@ def _rows(model: nnx.Module, batch: int) -> list[dict[str, Any]]:
     stacked, rest = divmod(math.prod(mask.shape), row["K"] * row["N"])
     if rest or row["count"] % max(stacked, 1):
       raise ValueError(
-        f"{row['name']}: the mask {mask.shape} is not of the product's weight,"
-        f" K={row['K']}, N={row['N']}; write its row for the engine yourself"
+        f"{row['name']}: expected a mask of K={row['K']}, N={row['N']}, got"
+        f" {mask.shape}; write this row for the engine by hand"
       )
-    # The contracted axes come first, in the order of the groups.
+    # Contracted axes come first, in the order of the groups.
     each = np.asarray(mask).reshape(stacked, row["K"], row["N"])
     if stacked == 1:
       rows.append(row | {"mask": each[0]})
@@ -125,5 +150,4 @@ def _rows(model: nnx.Module, batch: int) -> list[dict[str, Any]]:
 
 
 def _is_known(mask: Any) -> bool:
-  is_abstract = isinstance(mask, (jax.core.Tracer, jax.ShapeDtypeStruct))
-  return not is_abstract
+  return not isinstance(mask, (jax.core.Tracer, jax.ShapeDtypeStruct))

@@ -1,8 +1,8 @@
-"""Every field of a configuration: its default, and what it means.
+"""The fields of a configuration: default and meaning of each.
 
-The one place where both are said. `default_config`, `--help` of the training
-program and docs/configuration.md take them from here; what the options of
-models and recipes mean is in the docstrings of those.
+`default_config`, `--help` of the training program and docs/configuration.md
+take them from here. The options of models and recipes are documented in their
+docstrings.
 """
 
 from __future__ import annotations
@@ -16,134 +16,158 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from figs_jax import models
-from figs_jax.recipes import listing
+from figs_jax.recipes import docstrings, listing
 
 
 class Field(NamedTuple):
-  """A default, or the type of one that is unset; and a meaning."""
+  """A default, or the type of a field without one, and the meaning."""
 
   default: Any
   meaning: str
 
 
-# Of every run.
+# Fields of every run.
 SHARED: dict[str, Field] = {
-  "family": Field("vit", "of models: vit, swin_v2 or t5."),
+  "family": Field("vit", "Model family: vit, swin_v2 or t5."),
   "variant": Field(
     "S/16",
-    "a published size of the family; custom, as in custom/4, takes"
-    " config.model's.",
+    "Published size of the family, or custom (as in custom/4), whose sizes are"
+    " set in config.model.",
   ),
   "pattern": Field(
-    "ff: 1:8", "which kernels get which N:M; the first rule that fits wins."
+    "ff: 1:8", "N:M pattern of each kernel; the first rule that matches wins."
   ),
   "recipe_file": Field(
-    "", "the file that registered a recipe of your own; --recipe_file sets it."
+    "", "File that registers a recipe of your own; set by --recipe_file."
   ),
-  "total_steps": Field(1000, "optimizer steps of the run."),
-  "batch_size": Field(128, "examples of a step, over all devices."),
-  "accumulate": Field(
-    1, "parts that a batch is split into, one after the other; saves memory."
+  "total_steps": Field(1000, "Number of optimizer steps."),
+  "batch_size": Field(128, "Examples per optimizer step, over all devices."),
+  "grad_accum_steps": Field(
+    1, "Micro-batches per optimizer step; more of them save memory."
   ),
-  "seed": Field(0, "of weights, dropout and recipe; of several, the first."),
-  "seeds": Field(0, "0: one run; n: n seeds under one step."),
+  "seed": Field(
+    0,
+    "Seed for initialization, dropout and the recipe (the first one if seeds >"
+    " 0).",
+  ),
+  "seeds": Field(0, "Number of seeds to train together; 0 trains one run."),
   "seeds_mode": Field(
-    "auto", "of several seeds: vmap, map, or auto, what suits the device."
+    "auto",
+    "How seeds are trained: vmap, map, or auto, which chooses by the device.",
   ),
   "init_from": Field(
-    "", "where the weights come from: a file, or the workdir of a dense run."
+    "", "Initial weights: a file, or the workdir of a dense run."
   ),
   "init_head": Field(
-    "strict", "the classifier: strict takes the file's, fresh a new one."
+    "strict", "Classifier of init_from: strict keeps it, fresh makes a new one."
   ),
-  "init_seed": Field(0, "of a run with seeds, the place of the one to take."),
+  "init_seed": Field(
+    0, "Index of the seed to start from, if init_from is a run with several."
+  ),
   "init_resize_positions": Field(
-    False, "whether a ViT's positions may come from another image size."
+    False, "Whether to resize a ViT's positions from another image size."
   ),
-  "optimizer.learning_rate": Field(1e-3, "of AdamW, after the warm-up."),
-  "optimizer.warmup_steps": Field(0, "steps in which it rises from 0."),
+  "optimizer.learning_rate": Field(1e-3, "Learning rate after the warm-up."),
+  "optimizer.warmup_steps": Field(
+    0, "Steps in which the learning rate rises from 0."
+  ),
   "optimizer.schedule": Field(
-    "cosine", "after the warm-up: cosine, linear, rsqrt or constant."
+    "cosine",
+    "Learning rate after the warm-up: cosine, linear, rsqrt or constant.",
   ),
-  "optimizer.b1": Field(0.9, "decay of Adam's first moment."),
-  "optimizer.b2": Field(0.999, "decay of Adam's second moment."),
-  "optimizer.eps": Field(1e-8, "what is added to the second moment's root."),
+  "optimizer.b1": Field(0.9, "Decay of Adam's first moment."),
+  "optimizer.b2": Field(0.999, "Decay of Adam's second moment."),
+  "optimizer.eps": Field(
+    1e-8, "Constant added to the root of Adam's second moment."
+  ),
   "optimizer.weight_decay": Field(
-    0.01, "decoupled, times the learning rate; biases and scales have none."
+    0.01,
+    "Decoupled weight decay, times the learning rate; none on biases and"
+    " scales.",
   ),
   "optimizer.clip": Field(
-    1.0, "largest global norm of the gradient; 0 does not clip."
+    1.0, "Largest global norm of the gradient; 0 disables clipping."
   ),
-  "ema_decay": Field(0.0, "of averaged weights; 0 keeps none."),
-  "label_smoothing": Field(0.0, "share of a target that all classes get."),
-  "log_every": Field(50, "steps between lines of metrics.jsonl."),
+  "ema_decay": Field(0.0, "Decay of the averaged weights; 0 keeps none."),
+  "label_smoothing": Field(
+    0.0, "Share of each target spread over all classes."
+  ),
+  "log_every": Field(50, "Steps between lines of metrics.jsonl."),
   "diagnose_every": Field(
-    100, "steps between measures of masks and gradients; 0 never measures."
+    100, "Steps between statistics of masks and gradients; 0 disables them."
   ),
   "checkpoint_every": Field(
-    200, "steps between checkpoints, each with an evaluation."
+    200, "Steps between checkpoints, each with an evaluation."
   ),
-  "keep": Field(2, "newest checkpoints that are kept, beside the best."),
-  "progress": Field(True, "whether a terminal gets a progress bar."),
-  "mesh.data": Field(1, "devices over which batches are split; -1: the rest."),
+  "keep": Field(2, "Number of newest checkpoints to keep, beside the best."),
+  "progress": Field(True, "Whether to show a progress bar on a terminal."),
+  "mesh.data": Field(
+    1, "Devices to split batches over; -1 takes the remaining ones."
+  ),
   "mesh.fsdp": Field(
-    1, "devices over which weights are split too; -1: the rest."
+    1, "Devices to split weights over as well; -1 takes the remaining ones."
   ),
   "allow_change": Field(
-    (), "names of fields in which a resumed run may differ from before."
+    (), "Names of fields that may change when the run is resumed."
   ),
   "data.seed": Field(
-    0, "of order and augmentation, shared by all seeds of the model."
+    0, "Seed for order and augmentation, shared by all seeds of the model."
   ),
   "data.data_dir": Field(
     str,
-    "where data sets are; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
+    "Directory of the data sets. Defaults to $TFDS_DATA_DIR, or"
+    " ~/tensorflow_datasets.",
   ),
-  "data.download": Field(False, "whether to fetch a data set that is missing."),
+  "data.download": Field(False, "Whether to download a missing data set."),
   "data.train_split": Field(
-    "train", "what is trained on, or a slice of it, as in train[:90%]."
+    "train", "Split to train on, or a slice of it, such as train[:90%]."
   ),
-  "data.eval_split": Field("test", "what is evaluated on."),
-  "data.workers": Field(0, "processes that read; 0: threads do."),
-  "data.eval_batch_size": Field(128, "examples of a step of evaluation."),
+  "data.eval_split": Field("test", "Split to evaluate on."),
+  "data.workers": Field(
+    0, "Number of processes that read data; 0 reads in threads."
+  ),
+  "data.eval_batch_size": Field(128, "Examples per step of evaluation."),
 }
-# Of families that read images.
+# Fields of families that read images.
 IMAGES: dict[str, Field] = {
-  "mixup": Field(0.0, "α of mixup; 0 mixes nothing."),
-  "data.name": Field("digits", "digits, or any data set of tfds with images."),
+  "mixup": Field(0.0, "Parameter alpha of mixup; 0 disables it."),
+  "data.name": Field("digits", "Data set: digits, or any of tfds with images."),
   "data.augment": Field(
-    "none", "none, standard (crops, flips), or rand-m15-n2 and the like."
+    "none",
+    "Augmentation: none, standard (crops, flips), or RandAugment such as"
+    " rand-m15-n2.",
   ),
-  "data.image_size": Field(8, "side of the images."),
+  "data.image_size": Field(8, "Height and width of the images."),
 }
-# Of families that read text.
+# Fields of families that read text.
 TEXT: dict[str, Field] = {
   "data.name": Field(
     "stdlib_text",
-    "stdlib_text, c4, glue, glue/sst2, wmt14_translate/de-en and the like.",
+    "Data set: stdlib_text, c4, glue, or a tfds name such as glue/sst2 or"
+    " wmt14_translate/de-en.",
   ),
   "data.vocabulary": Field(
     "bytes",
-    "bytes; sentencepiece:1024 trains so many pieces; or the path of a"
-    " sentencepiece model.",
+    "Vocabulary: bytes, sentencepiece:1024 to train that many pieces, or the"
+    " path of a sentencepiece model.",
   ),
-  "data.input_length": Field(128, "tokens of an input, the end included."),
+  "data.input_length": Field(128, "Tokens per input, with the end token."),
   "data.target_length": Field(
     int,
-    "tokens of a target; None where it follows, under span corruption.",
+    "Tokens per target; leave it unset for span corruption, which implies it.",
   ),
-  "data.density": Field(0.15, "of span corruption: share that is masked."),
-  "data.mean_span": Field(3.0, "of span corruption: mean length of a span."),
-  "data.beams": Field(1, "of tasks: how evaluation decodes; 1 is greedy."),
+  "data.density": Field(0.15, "Share of tokens that span corruption masks."),
+  "data.mean_span": Field(3.0, "Mean length of a span of span corruption."),
+  "data.beams": Field(1, "Beams of decoding in evaluation; 1 is greedy."),
 }
-_RECIPE = "its name, the argument of the file: --config=FILE:NAME."
+_RECIPE = "Name of the recipe, given after the file: --config=FILE:NAME."
 
 
 def own(text: bool) -> dict[str, Field]:
-  """Dotted name -> field, without the options of model and recipe.
+  """Fields by dotted name, without the options of model and recipe.
 
   Args:
-    text: whether the family reads text; images otherwise.
+    text: Whether the family reads text, rather than images.
 
   >>> own(text=False)["optimizer.clip"].default
   1.0
@@ -152,7 +176,7 @@ def own(text: bool) -> dict[str, Field]:
 
 
 def defaults(text: bool) -> config_dict.ConfigDict:
-  """A new configuration of the fields of `own`, none of them shared.
+  """A new configuration with the fields of `own`.
 
   >>> defaults(text=False).optimizer.clip, defaults(text=False).data.data_dir
   (1.0, None)
@@ -167,7 +191,7 @@ def defaults(text: bool) -> config_dict.ConfigDict:
 
 
 def flat(config: config_dict.ConfigDict) -> dict[str, Any]:
-  """Dotted name -> value of every field.
+  """Values of all fields by dotted name.
 
   >>> flat(config_dict.ConfigDict({"mesh": {"data": 1}}))
   {'mesh.data': 1}
@@ -176,35 +200,34 @@ def flat(config: config_dict.ConfigDict) -> dict[str, Any]:
 
 
 def meanings(config: config_dict.ConfigDict) -> dict[str, str]:
-  """Dotted name -> what it means, of every field; "" where nothing says so.
+  """Meanings of all fields by dotted name; "" for unknown fields.
 
   Args:
-    config: from `default_config`, or a file that starts from it.
+    config: Configuration that started from `default_config`.
   """
   known = {
     name: field.meaning
     for name, field in own("vocabulary" in config.data).items()
   }
   model = inspect.getdoc(models.FAMILIES[config.family])
-  known |= _under("model", listing.listed(model, "Args:"))
+  known |= _under("model", docstrings.entries(model))
   known |= _under("recipe", listing.meanings(config.recipe.name))
   known["recipe.name"] = _RECIPE
   return {name: known.get(name, "") for name in flat(config)}
 
 
 def catalogue(config: config_dict.ConfigDict, width: int = 80) -> str:
-  """Every field with its value and its meaning, for `--help`.
+  """Text that lists every field with value and meaning, for `--help`.
 
   Args:
-    config: as for `meanings`.
-    width: characters per line.
+    config: Configuration that started from `default_config`.
+    width: Characters per line.
   """
   lines = ["fields of the configuration (--config.FIELD=VALUE):"]
   values = flat(config)
   for name, meaning in meanings(config).items():
-    said = f": {meaning.rstrip('.')}" if meaning else ""
     lines += textwrap.wrap(
-      f"{name}={values[name]!r}{said}",
+      f"{name}={values[name]!r}: {meaning}".removesuffix(": "),
       width,
       initial_indent="  ",
       subsequent_indent="      ",
@@ -214,5 +237,5 @@ def catalogue(config: config_dict.ConfigDict, width: int = 80) -> str:
   return "\n".join(lines)
 
 
-def _under(group: str, said: Mapping[str, str]) -> dict[str, str]:
-  return {f"{group}.{name}": meaning for name, meaning in said.items()}
+def _under(group: str, meanings: Mapping[str, str]) -> dict[str, str]:
+  return {f"{group}.{name}": meaning for name, meaning in meanings.items()}

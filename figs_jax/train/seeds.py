@@ -1,7 +1,7 @@
-"""Many seeds at once: the same step, over a leading seed axis.
+"""Several seeds at once: the same step over a leading seed axis.
 
-Every leaf of the state gains that axis but `step`, which stays one number: a
-`cond` on it then stays a branch, where a batched one would run both sides.
+Every leaf of the state gains that axis but `step`, which stays a scalar: a
+`cond` on it stays a branch, while a batched one would run both sides.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Mode = Literal["vmap", "map"]
 
 
 def axes(state: TrainState, seeds: int | None = 0) -> TrainState:
-  """`in_axes` of a state for vmap: `seeds` everywhere, None at step."""
+  """`in_axes` of a state for vmap: `seeds` everywhere, None at the step."""
   return dataclasses.replace(jax.tree.map(lambda _: seeds, state), step=None)
 
 
 def create(make: Callable[[Array], TrainState], seeds: Sequence[int]):
-  """One state that holds every seed; `make(seed)` must be traceable.
+  """One state of all seeds; `make(seed)` must be traceable.
 
   >>> import figs_jax as figs, optax
   >>> from flax import nnx
@@ -47,13 +47,13 @@ def create(make: Callable[[Array], TrainState], seeds: Sequence[int]):
 def step(
   state: TrainState, batch: Any, *, mode: Mode = "vmap"
 ) -> tuple[TrainState, dict[str, Any]]:
-  """`train.state.update` for every seed on one batch; metrics gain the axis.
+  """`train.state.update` of every seed on one batch; metrics gain the axis.
 
   Args:
-    state: from `create`.
-    batch: shared by the seeds.
-    mode: `vmap` runs them together, `map` one after the other inside the same
-      compiled step (the faster one on few CPU cores; same results).
+    state: State from `create`.
+    batch: Batch that all seeds share.
+    mode: "vmap" runs the seeds together, "map" one after the other inside the
+      same compiled step, which is faster on few CPU cores. The results agree.
   """
   lone = axes(state)
   if mode == "vmap":
@@ -68,13 +68,13 @@ def step(
 
 
 def with_fresh_masks(state: TrainState) -> TrainState:
-  """`train.state.with_fresh_masks` for every seed."""
+  """`train.state.with_fresh_masks` of every seed."""
   lone = axes(state)
   return jax.vmap(fresh_masks, in_axes=(lone,), out_axes=lone)(state)
 
 
 def take(state: TrainState, seed: int) -> TrainState:
-  """The single state of the seed at this place of the axis."""
+  """The state of one seed, by its index on the seed axis."""
   seeds = state.seed.shape[0]
   each = dataclasses.replace(state, step=jnp.full(seeds, state.step))
   return jax.tree.map(lambda leaf: leaf[seed], each)
@@ -83,7 +83,7 @@ def take(state: TrainState, seed: int) -> TrainState:
 def mean_and_se(values: Sequence[float]) -> tuple[float, float]:
   """Mean and standard error (sample deviation / sqrt n) of finite values.
 
-  Seeds that ended in NaN are left out; the error of fewer than two is NaN.
+  Diverged seeds (NaN) are left out; the error of fewer than two is NaN.
 
   >>> mean_and_se([1.0, 2.0, 3.0])
   (2.0, 0.5773502691896258)

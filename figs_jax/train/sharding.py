@@ -1,8 +1,8 @@
-"""Where arrays live: a mesh with the axes `data` and `fsdp`.
+"""Placement of arrays on a mesh with the axes `data` and `fsdp`.
 
 The batch is split over both axes. Kernels, their masks and their moments are
-split over `fsdp` along an axis that is not their group axis, so that a group
-never straddles devices and the mask update needs no collective.
+split over `fsdp` along an axis other than their group axis, so that a group
+never spans devices and the mask update needs no collective.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from figs_jax.core.tree import MaskedKernel, path_str
 
 
 def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
-  """A mesh over data * fsdp devices; -1 takes the devices that are left.
+  """A mesh over data * fsdp devices; -1 takes the remaining devices.
 
   Raises:
-    ValueError: the product does not fit the number of devices; or, with
-      several processes, leaves some of their devices out.
+    ValueError: If the product does not fit the number of devices or, with
+      several processes, does not use all of them.
 
   >>> dict(make_mesh().shape)
   {'data': 1, 'fsdp': 1}
@@ -29,7 +29,8 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
   count = jax.device_count()
   if (data, fsdp).count(-1) > 1 or min(data, fsdp) < -1 or 0 in (data, fsdp):
     raise ValueError(
-      f"mesh data={data}, fsdp={fsdp}: give positive sizes, one may be -1"
+      "expected positive mesh sizes, at most one of them -1, got"
+      f" data={data}, fsdp={fsdp}; set --config.mesh.data and fsdp"
     )
   if data == -1:
     data = count // fsdp
@@ -37,8 +38,8 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
     fsdp = count // data
   if data * fsdp > count or data * fsdp == 0:
     raise ValueError(
-      f"mesh data={data}, fsdp={fsdp} needs {data * fsdp} devices, there are"
-      f" {count}; set mesh.data and mesh.fsdp to fit"
+      f"mesh data={data}, fsdp={fsdp} needs {data * fsdp} devices, got"
+      f" {count}; set --config.mesh.data and fsdp to fit"
     )
   if jax.process_count() > 1 and data * fsdp != count:
     raise ValueError(
@@ -56,12 +57,12 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading axis over both mesh axes."""
+  """Splits the leading axis over both mesh axes."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Whole on every device."""
+  """Keeps a copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -74,10 +75,10 @@ def state_shardings(
   """One `NamedSharding` per leaf of a (possibly abstract) state.
 
   Args:
-    state: any pytree whose kernels, masks and moments end in the same paths.
-    mesh: from `make_mesh`.
-    leaves: the masked leaves, for their group axes.
-    seeds: the leaves have a leading seed axis, which stays whole.
+    state: Pytree whose kernels, masks and moments end in the same paths.
+    mesh: Mesh from `make_mesh`.
+    leaves: Masked leaves by path, for their group axes.
+    seeds: Whether the leaves have a leading seed axis, which is never split.
   """
   size = mesh.shape["fsdp"]
 

@@ -1,8 +1,8 @@
-"""What training carries, as pure arrays, and one step of it.
+"""The training state as pure arrays, and one step of training.
 
-The model is split once into a static graph and plain dictionaries; every step
-merges them inside the trace, so that jit, grad, vmap and a mesh see nothing
-but arrays. Masks in the state are always those of the state's own step.
+The model is split once into a static graph and plain dictionaries. Every step
+merges them inside the trace, so that jit, grad, vmap and a mesh only see
+arrays. Masks in the state are always those of the state's own step.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core._flow import Flow
+from figs_jax.core.diagnostics import Layers, layer_table
+from figs_jax.core.tree import map_paths
 from figs_jax.core.types import Array
 from figs_jax.recipes import BoundRecipe, Recipe
-from figs_jax.train import diagnostics
 from figs_jax.train.losses import cross_entropy
 
 Loss = Callable[[nnx.Module, Any, Array], tuple[Array, dict[str, Array]]]
@@ -34,18 +35,18 @@ def _static() -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-  """Arrays of a run (pytree leaves) and what is static about it.
+  """Arrays of a run (pytree leaves) and its static parts.
 
   Attributes:
-    step: int32 scalar, optimizer steps done.
-    seed: uint32 scalar; dropout's key is fold_in(seed, step).
-    params: nested dict of arrays.
-    masks: the same, Bool, None at dense leaves.
-    opt_state: the optimizer's state.
-    rest: the model's other state (batch statistics, random streams).
-    ema: averaged params, or None.
-    graphdef, bound, tx, loss: static.
-    ema_decay, accumulate, diagnose_every: static options, see `create`.
+    step: Number of optimizer steps done, int32 scalar.
+    seed: Seed, uint32 scalar; dropout's key is fold_in(seed, step).
+    params: Nested dict of parameters.
+    masks: Nested dict of Boolean masks, None at dense leaves.
+    opt_state: State of the optimizer.
+    rest: Other state of the model (batch statistics, random streams).
+    ema: Averaged parameters, or None.
+    graphdef, bound, tx, loss: Static objects.
+    ema_decay, grad_accum_steps, diagnose_every: Static options, see `create`.
   """
 
   step: Any  # leaves may be shapes or axes, so no narrower type
@@ -60,7 +61,7 @@ class TrainState:
   tx: optax.GradientTransformationExtraArgs = _static()
   loss: Loss = _static()
   ema_decay: float = _static()
-  accumulate: int = _static()
+  grad_accum_steps: int = _static()
   diagnose_every: int = _static()
 
   @classmethod
@@ -73,24 +74,25 @@ class TrainState:
     loss: Loss = cross_entropy,
     seed: int | Array = 0,
     ema_decay: float = 0.0,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     diagnose_every: int = 0,
   ) -> TrainState:
     """A state at step 0; the model is copied and stays usable.
 
     Args:
-      model: sparsified, in training mode or not (training mode is set here).
-      recipe: decides masks, leak and gradient mode.
-      tx: from `recipe.transform(...)`.
-      loss: (model, batch, key) -> (scalar, {name: scalar}).
-      seed: of dropout and of every other draw inside the step.
-      ema_decay: 0 keeps no average.
-      accumulate: micro-batches per optimizer step; it divides the batch.
-      diagnose_every: steps between mask and gradient statistics, 0 = never.
+      model: Sparsified model; training mode is set here.
+      recipe: Recipe that decides masks, leak and gradient mode.
+      tx: Optimizer from `recipe.transform(...)`.
+      loss: Function (model, batch, key) -> (scalar, {name: scalar}).
+      seed: Seed for dropout and every other draw inside the step.
+      ema_decay: Decay of the averaged parameters; 0 disables averaging.
+      grad_accum_steps: Micro-batches per optimizer step; must divide the batch.
+      diagnose_every: Steps between mask and gradient statistics; 0 disables
+        them.
 
     Raises:
-      ValueError: `tx` lacks what the recipe needs, or the recipe is sparse
-        and no layer of the model is.
+      ValueError: If `tx` lacks a transform that the recipe needs, or the recipe
+        is sparse and no layer of the model is.
 
     >>> import figs_jax as figs, optax
     >>> from flax import nnx
@@ -105,7 +107,7 @@ class TrainState:
     leaves = nn.masked_leaves(model)
     if recipe.sparse and not leaves:
       raise ValueError(
-        f"recipe {recipe.name!r} on a model without masked layers: call"
+        f"recipe {recipe.name!r}: expected a model with masked layers; call"
         " figs_jax.sparsify(model, rules) first, or use the recipe 'dense'"
       )
     bound = recipe.bind(leaves)
@@ -118,7 +120,7 @@ class TrainState:
       step=jnp.zeros((), jnp.int32),
       seed=jnp.asarray(seed, jnp.uint32),
       params=params,
-      masks=bound.masks(jnp.zeros((), jnp.int32), params, seed=seed),
+      masks=_first_masks(bound, params, seed),
       opt_state=opt_state,
       rest=rest,
       ema=jax.tree.map(jnp.copy, params) if ema_decay else None,
@@ -127,34 +129,44 @@ class TrainState:
       tx=tx,
       loss=loss,
       ema_decay=ema_decay,
-      accumulate=accumulate,
+      grad_accum_steps=grad_accum_steps,
       diagnose_every=diagnose_every,
     )
 
   @property
   def recipe(self) -> Recipe:
-    """What the masks of this run follow."""
+    """The recipe that the masks follow."""
     return self.bound.recipe
 
   def finished(self, *, ema: bool = False) -> nnx.Module:
     """The model with hard N:M zeros, in evaluation mode.
 
-    Masks that are already in their last stage are kept; others are taken anew
-    at the target pattern, as are those of the averaged weights unless the
-    recipe chooses masks by more than weights.
+    Masks in their last stage are kept; others are computed from the weights at
+    the target pattern. So are the masks of averaged weights, unless the recipe
+    chooses masks by more than weights.
     """
     return finished_model(self, *finish(self, ema=ema))
 
 
+def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
+  """The masks of step 0; those of a dense phase need no selection."""
+  timeline = bound.recipe.timeline
+  if timeline.switch is None and not timeline.dense_end:
+    return bound.masks(0, params, seed=seed)
+  kept = {kernel.path: kernel.all_kept() for kernel in bound.kernels}
+  return map_paths(lambda mask, _: mask, params, kept)
+
+
 def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
-  """(params, masks) at the target pattern, pruned entries exactly 0."""
+  """(params, masks) at the target pattern, with pruned entries exactly 0."""
   if ema and state.ema is None:
     raise ValueError(
-      "no averaged weights in this state: train with ema_decay > 0"
+      "expected averaged weights, got a state without; train with"
+      " config.ema_decay > 0"
     )
   bound = state.bound
   params = state.ema if ema else state.params
-  if ema and not state.recipe.remembers:
+  if ema and not state.recipe.is_stateful:
     masks = bound.target(params, seed=state.seed)
   else:
     switched = state.recipe.switched(state.opt_state)
@@ -165,16 +177,16 @@ def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
 
 
 def finished_model(state: TrainState, params: Any, masks: Any) -> nnx.Module:
-  """The model of weights from `finish`, in evaluation mode; traceable."""
+  """The evaluation model of parameters and masks from `finish`; traceable."""
   zero = jnp.zeros((), jnp.float32)
   model = nn.merge(state.graphdef, params, masks, zero, state.rest)
-  model = nn.with_flow(model, Flow())  # S-STE has acted already
+  model = nn.with_flow(model, Flow())  # `finish` has applied S-STE
   model.eval()
   return model
 
 
 def with_fresh_masks(state: TrainState) -> TrainState:
-  """The state with its masks taken anew from its own step and weights."""
+  """The state with masks recomputed from its step and weights."""
   switched = state.recipe.switched(state.opt_state)
   masks = state.bound.masks(
     state.step, state.params, None, switched, seed=state.seed
@@ -183,7 +195,7 @@ def with_fresh_masks(state: TrainState) -> TrainState:
 
 
 def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-  """One step, untransformed: for your own jit, vmap, scan or mesh."""
+  """One step without jit, for your own jit, vmap, scan or mesh."""
   recipe, bound = state.recipe, state.bound
   switched = recipe.switched(state.opt_state)
   moment = recipe.at(state.step, switched)
@@ -209,9 +221,8 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     **metrics,
   }
   if state.diagnose_every:
-    metrics["layers"] = diagnostics.every(
-      state.diagnose_every, state.step + 1, state.masks, masks, params, grads
-    )
+    due = (state.step + 1) % state.diagnose_every == 0
+    metrics["layers"] = layers_if(due, masks, params, grads, state.masks)
   ema = state.ema
   if state.ema_decay:
     ema = optax.incremental_update(params, ema, 1 - state.ema_decay)
@@ -227,6 +238,20 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   return new, metrics
 
 
+def layers_if(due: Array, *args: Any) -> Layers:
+  """`figs_jax.core.diagnostics.layer_table(*args)` if `due`, else zeros.
+
+  One compilation serves both, and zeros cost nothing.
+  """
+  shapes = jax.eval_shape(layer_table, *args)
+  return jax.lax.cond(
+    due,
+    layer_table,
+    lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
+    *args,
+  )
+
+
 @partial(jax.jit, donate_argnums=0)
 def train_step(
   state: TrainState, batch: Any
@@ -234,12 +259,12 @@ def train_step(
   """One compiled step. The old state's buffers are given to the new one.
 
   Args:
-    state: from `TrainState.create`; do not use it again afterwards.
-    batch: any pytree of arrays that the state's loss understands.
+    state: State from `TrainState.create`; its buffers are donated.
+    batch: Pytree of arrays, as the state's loss expects it.
 
   Returns:
-    The next state and its metrics (loss, leak, stage, those of the loss, and
-    `layers` on steps that diagnose).
+    The next state, and the metrics: loss, leak, stage, those of the loss, and
+    `layers` on diagnosed steps.
 
   >>> import optax
   >>> from figs_jax import recipes
@@ -256,7 +281,7 @@ def train_step(
 
 
 def _gradients(state, batch, leak, key):
-  """Mean gradients over the micro-batches, and what the loss reported."""
+  """(mean gradients, loss, metrics, rest) over the micro-batches."""
 
   def loss_of(params, rest, batch, key):
     streams, key = jax.random.split(key)
@@ -267,7 +292,7 @@ def _gradients(state, batch, leak, key):
     return loss, (metrics, nn.split(model)[3])
 
   grad = jax.value_and_grad(loss_of, has_aux=True)
-  count = state.accumulate
+  count = state.grad_accum_steps
   if count == 1:
     (loss, (metrics, rest)), grads = grad(state.params, state.rest, batch, key)
     return grads, loss, metrics, rest
@@ -275,9 +300,10 @@ def _gradients(state, batch, leak, key):
   sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}
   if any(size % count for size in sizes):
     raise ValueError(
-      f"a batch of {sorted(sizes)} is not divided by accumulate={count}"
+      f"expected a batch size that grad_accum_steps={count} divides, got"
+      f" {', '.join(map(str, sorted(sizes)))}"
     )
-  # Every micro-batch takes its part of each device's share of the batch.
+  # Strided, so that each device splits its own share of the batch.
   micro = jax.tree.map(
     lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch
   )

@@ -1,8 +1,8 @@
-"""What is learned: the label of an image, or text from text.
+"""Tasks: classifying images, or generating text from text.
 
-A task owns everything that training and evaluation do differently for it: its
-batches, its loss, what an evaluation measures, and the model's options that
-follow from the data. The model family decides which one it is.
+A task holds everything that depends on it in training and evaluation: batches,
+loss, evaluation metrics, and the model options that follow from the data. The
+model family decides the task.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from figs_jax import data, models
 from figs_jax.data import text
 from figs_jax.train.config import ConfigError, reads_text
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
-from figs_jax.train.metrics import LabelAccuracy, TokenLoss
-from figs_jax.train.text_scores import Bleu, GlueScore
+from figs_jax.train.metrics import LabelAccuracy
+from figs_jax.train.text_scores import Bleu, GlueScore, TokenLoss
 
-# The embedding's rows are a multiple of this, as in T5 (32,100 -> 32,128).
+# The vocabulary is padded to a multiple of this, as in T5 (32,100 -> 32,128).
 _ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageClassification:
-  """One label per image."""
+  """Images with one label each."""
 
   config: config_dict.ConfigDict
   info: data.Description
@@ -55,7 +55,7 @@ class ImageClassification:
     return LabelAccuracy()
 
   def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
-    """Batches of one shard; see `figs_jax.data.train_batches`."""
+    """Training batches of a shard; see `figs_jax.data.train_batches`."""
     options = self.config.data
     return data.train_batches(
       options.name,
@@ -73,7 +73,7 @@ class ImageClassification:
   def eval_batches(
     self, batch_size: int | None = None, **shard: int
   ) -> data.EvalBatches:
-    """Batches of the configuration's size, or of one shard in the given."""
+    """Evaluation batches of a shard, of the configured size by default."""
     options = self.config.data
     return data.eval_batches(
       options.name,
@@ -88,7 +88,7 @@ class ImageClassification:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """Targets from inputs, token by token: span corruption, or any task."""
+  """Target tokens from input tokens: span corruption, or text to text."""
 
   config: config_dict.ConfigDict
   texts: text.Texts
@@ -96,7 +96,7 @@ class Text:
   @classmethod
   def of(cls, config: config_dict.ConfigDict) -> Text:
     options = config.data
-    found = data.find_texts(
+    texts = data.find_texts(
       options.name,
       vocabulary=options.vocabulary,
       input_length=options.input_length,
@@ -106,7 +106,7 @@ class Text:
       data_dir=options.data_dir,
       download=options.download,
     )
-    return cls(config, found)
+    return cls(config, texts)
 
   @property
   def model_options(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Text:
     return TokenLoss(np.pad(lengths, (0, rows - len(lengths))))
 
   def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
-    """Batches of one shard; see `figs_jax.data.text.train_batches`."""
+    """Training batches of a shard; see `figs_jax.data.text.train_batches`."""
     options = self.config.data
     return text.train_batches(
       self.texts,
@@ -148,7 +148,7 @@ class Text:
   def eval_batches(
     self, batch_size: int | None = None, **shard: int
   ) -> text.TextEvalBatches:
-    """Batches of the configuration's size, or of one shard in the given."""
+    """Evaluation batches of a shard, of the configured size by default."""
     options = self.config.data
     return text.eval_batches(
       self.texts,
@@ -163,18 +163,19 @@ Task = ImageClassification | Text
 
 
 def task_of(config: config_dict.ConfigDict) -> Task:
-  """The task of a configuration, its data looked up.
+  """The task of a configuration, with its data looked up.
 
   Raises:
-    ConfigError: the fields are those of another task than the family's.
-    DataError, ValueError: see `figs_jax.data.describe` and `find_texts`.
+    ConfigError: If the fields of `config.data` belong to the other task.
+    DataError, ValueError: If `figs_jax.data.describe` or `find_texts` raises
+      them.
   """
   is_text = reads_text(config.family)
   if is_text != ("vocabulary" in config.data):
-    kind = "text" if is_text else "images"
+    kinds = ("text", "images") if is_text else ("images", "text")
     raise ConfigError(
-      f"config.family={config.family!r} reads {kind}, but the fields of"
-      " config.data are of the other; start the file from"
+      f"config.family={config.family!r}: expected data fields for {kinds[0]},"
+      f" got those for {kinds[1]}; start the configuration from"
       f" default_config(recipe, {config.family!r})"
     )
   return (Text if is_text else ImageClassification).of(config)

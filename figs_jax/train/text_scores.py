@@ -1,12 +1,13 @@
-"""Measures of what a model writes: GLUE's own scores, and BLEU.
+"""Measures of text: bits per byte, GLUE's scores and BLEU.
 
-Both decode every example, greedily or by beam search, and count how many are
-right to the end; see `figs_jax.train.metrics` for what a measure is.
+The last two decode every example, greedily or by beam search, and count exact
+matches. `figs_jax.train.metrics` has the protocol of a measure.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from flax import nnx
 from figs_jax.core.types import Array
 from figs_jax.models import decode
 from figs_jax.train.losses import token_losses
-from figs_jax.train.metrics import Sums, Values, as_counted
+from figs_jax.train.metrics import Sums, Values, accuracy_and_loss, as_counted
 
 # The scores of GLUE's tasks (Wang et al., arXiv 1804.07461, table 1).
 _SCORES = {
@@ -30,39 +31,75 @@ _BLEU_ORDERS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GlueScore:
-  """GLUE's score of each task, and `glue_score`, their mean.
+class TokenLoss:
+  """Loss and accuracy per target token, and bits per byte of raw text.
 
-  A score is in [-1, 1]: Matthews' correlation of cola; F1 of the second class
-  and accuracy of mrpc and qqp; Pearson's and Spearman's correlation of stsb;
-  accuracy of the others. A task with two counts with their mean. `accuracy` is
-  the mean over tasks of exact matches, and `loss` per target token of all.
+    bits per byte = nats of all target tokens / ln 2 / bytes of the masked spans
 
-  What is none of a task's answers is of no class, as in T5's evaluation: it is
-  wrong, and -1 as a similarity. A correlation with what is all the same is 0.
+  The numerator includes the sentinels, which encode the length of each span,
+  and the end token; the denominator counts raw text only. So the number
+  compares models of any vocabulary at one density and mean span. Both sides of
+  a masked byte are known, unlike for a left-to-right language model.
 
   Attributes:
-    answers: task -> ids of its answers, int32 [classes, target_length].
-    beams: of the beam search; 1 decodes greedily.
+    byte_lengths: Bytes of raw text of each id, int [vocabulary].
+  """
+
+  byte_lengths: np.ndarray
+
+  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+    targets = jnp.where(batch["valid"][:, None], batch["targets"], 0)
+    logits = model(batch["inputs"], targets)
+    losses, hits, counted = token_losses(logits, targets)
+    lengths = jnp.asarray(self.byte_lengths, jnp.float32)
+    return {
+      "hits": hits.sum(),
+      "losses": losses.sum(),
+      "seen": counted.sum(),
+      "bytes": lengths[targets].sum(),
+    }
+
+  tally = staticmethod(as_counted)
+
+  def values(self, sums: Sums) -> Values:
+    yield from accuracy_and_loss(sums)
+    yield "bits_per_byte", sums["losses"] / math.log(2) / sums["bytes"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GlueScore:
+  """GLUE's score of each task, and their mean `glue_score`.
+
+  Scores are in [-1, 1]: Matthews' correlation for cola; F1 of the second class
+  and accuracy for mrpc and qqp; Pearson's and Spearman's correlation for stsb;
+  accuracy for the others. A task with two scores counts with their mean.
+  `accuracy` is the mean over tasks of exact matches, `loss` per target token.
+
+  As in T5's evaluation, a text that is not one of the task's answers is wrong,
+  and -1 as a similarity. The correlation with a constant is 0.
+
+  Attributes:
+    answers: Ids of the answers of each task, int32 [classes, target_length].
+    beams: Beams of the search; 1 decodes greedily.
   """
 
   answers: dict[str, np.ndarray]
   beams: int = 1
 
   def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
-    found = _decoded(model, batch, self.beams)
+    decoded = _decoded(model, batch, self.beams)
     tasks, valid = len(self.answers), batch["valid"]
     most = max(map(len, self.answers.values()))
     confusion = jnp.zeros((tasks, most + 1, most), jnp.float32)
     for number, table in enumerate(self.answers.values()):
       asked = valid & (batch["task"] == number)
-      # Which answer, or `most` if it is none of them.
-      given = _class_of(found, table, most)
+      # Index of the answer; `most` for any other text.
+      given = _class_of(decoded, table, most)
       wanted = _class_of(batch["targets"], table, most)
       pair = confusion.at[number, given, wanted]
       confusion = pair.add(asked.astype(jnp.float32), mode="drop")
     return {
-      **_matches(model, batch, found, tasks),
+      **_matches(model, batch, decoded, tasks),
       "confusion": confusion,
     }
 
@@ -72,10 +109,10 @@ class GlueScore:
     """Yields accuracy, loss, glue_score, SCORE/TASK and accuracy/TASK."""
     tasks = tuple(self.answers)
     yield from _match_values(sums, tasks)
-    there = [tasks[i] for i in _seen(sums)]
+    seen = [tasks[i] for i in _seen(sums)]
     confusion, finite = sums["confusion"], np.isfinite(sums["losses"])
     means = []
-    for name in there:
+    for name in seen:
       number, classes = tasks.index(name), len(self.answers[name])
       counts = confusion[..., number, :, :classes]
       scores = {}
@@ -93,14 +130,13 @@ class GlueScore:
 class Bleu:
   """Corpus BLEU of translations, as sacrebleu computes it, in [0, 100].
 
-  On detokenized text, with sacrebleu's default tokens (13a), case and
-  smoothing; the end of a target that did not fit into its length is missing
-  from the reference too. `accuracy` is of exact matches, `loss` per target
-  token.
+  Texts are detokenized; tokens (13a), case and smoothing are sacrebleu's
+  defaults. A target that is cut to its length is cut in the reference too.
+  `accuracy` counts exact matches, `loss` is per target token.
 
   Attributes:
-    decode: ids up to the end -> text.
-    beams: of the beam search, at length penalty 1; 1 decodes greedily.
+    decode: Function from ids up to the end token to text.
+    beams: Beams of the search, at length penalty 1; 1 decodes greedily.
   """
 
   decode: Callable[[np.ndarray], str]
@@ -110,33 +146,33 @@ class Bleu:
     _sacrebleu()
 
   def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
-    found = _decoded(model, batch, self.beams)
+    decoded = _decoded(model, batch, self.beams)
     return {
-      **_matches(model, batch, found, 1),
-      "found": found,
+      **_matches(model, batch, decoded, 1),
+      "decoded": decoded,
       "wanted": batch["targets"],
       "valid": batch["valid"],
     }
 
   def tally(self, counts: Sums) -> Sums:
-    """n-gram counts in the place of the texts."""
+    """Replaces the texts by their n-gram counts."""
     counts = dict(counts)
-    found, wanted, valid = (
-      np.asarray(counts.pop(name)) for name in ("found", "wanted", "valid")
+    decoded, wanted, valid = (
+      np.asarray(counts.pop(name)) for name in ("decoded", "wanted", "valid")
     )
-    lead = found.shape[:-2]
-    flat = found.reshape(-1, *found.shape[-2:])
-    wanted = np.broadcast_to(wanted, found.shape).reshape(flat.shape)
-    valid = np.broadcast_to(valid, found.shape[:-1]).reshape(flat.shape[:-1])
+    lead = decoded.shape[:-2]
+    flat = decoded.reshape(-1, *decoded.shape[-2:])
+    wanted = np.broadcast_to(wanted, decoded.shape).reshape(flat.shape)
+    valid = np.broadcast_to(valid, decoded.shape[:-1]).reshape(flat.shape[:-1])
     grams = [
-      self._grams(seed[there], right[there])
-      for seed, right, there in zip(flat, wanted, valid)
+      self._grams(seed[rows], right[rows])
+      for seed, right, rows in zip(flat, wanted, valid)
     ]
     return counts | {"grams": np.reshape(grams, (*lead, -1))}
 
-  def _grams(self, found: np.ndarray, wanted: np.ndarray) -> list[int]:
-    """Right n-grams, n-grams, and both lengths in words."""
-    texts, right = map(self._texts, (found, wanted))
+  def _grams(self, decoded: np.ndarray, wanted: np.ndarray) -> list[int]:
+    """Matching n-grams, all n-grams, and the lengths of both in words."""
+    texts, right = map(self._texts, (decoded, wanted))
     if not texts:
       return [0] * (2 * _BLEU_ORDERS + 2)
     score = _sacrebleu().corpus_bleu(texts, [right])
@@ -153,7 +189,7 @@ class Bleu:
 
 
 def _decoded(model: Any, batch: dict[str, Any], beams: int) -> Array:
-  """ids [batch, target_length], 0 after the end."""
+  """Ids [batch, target_length], with 0 after the end token."""
   length = batch["targets"].shape[1]
   if beams == 1:
     return decode.greedy(model, batch["inputs"], length)
@@ -161,13 +197,13 @@ def _decoded(model: Any, batch: dict[str, Any], beams: int) -> Array:
 
 
 def _matches(
-  model: Any, batch: dict[str, Any], found: Array, tasks: int
+  model: Any, batch: dict[str, Any], decoded: Array, tasks: int
 ) -> Sums:
-  """Examples that are right to the end, per task, and the loss of all."""
+  """Exact matches per task, and the loss of all examples."""
   valid = batch["valid"]
   targets = jnp.where(valid[:, None], batch["targets"], 0)
   losses, _, counted = token_losses(model(batch["inputs"], targets), targets)
-  hits = (found == targets).all(-1) & valid
+  hits = (decoded == targets).all(-1) & valid
   of_task = batch["task"][:, None] == jnp.arange(tasks)[None]
   return {
     "hits": (of_task & hits[:, None]).sum(0, dtype=jnp.float32),
@@ -178,42 +214,42 @@ def _matches(
 
 
 def _match_values(sums: Sums, tasks: tuple[str, ...]) -> Values:
-  """accuracy, loss, and the accuracy of each task that was seen."""
-  there = _seen(sums)
-  shares = sums["hits"][..., there] / sums["seen"][..., there]
+  """Yields accuracy, loss, and the accuracy of each task with examples."""
+  seen = _seen(sums)
+  shares = sums["hits"][..., seen] / sums["seen"][..., seen]
   shares = np.where(np.isfinite(sums["losses"])[..., None], shares, np.nan)
   yield "accuracy", shares.mean(-1)
   yield "loss", sums["losses"] / sums["tokens"]
   if len(tasks) > 1:
-    for i, task in enumerate(there):
+    for i, task in enumerate(seen):
       yield f"accuracy/{tasks[task]}", shares[..., i]
 
 
 def _seen(sums: Sums) -> list[int]:
-  """Numbers of the tasks with examples; every seed has the same."""
+  """Indices of the tasks with examples, which all seeds share."""
   return np.flatnonzero(np.atleast_2d(sums["seen"])[0]).tolist()
 
 
 def _class_of(ids: Array, table: np.ndarray, none: int) -> Array:
-  """The row of the table that each row of ids is; `none` without one."""
+  """Index of the table's row that equals each row of ids, else `none`."""
   same = (ids[:, None] == jnp.asarray(table)[None]).all(-1)
   return jnp.where(same.any(1), jnp.argmax(same, 1), none)
 
 
 def _tables(counts: np.ndarray) -> np.ndarray:
-  """[seeds, given, wanted], with or without a seed axis before."""
+  """Integer counts [seeds, given, wanted]; a missing seed axis is added."""
   return counts.reshape(-1, *counts.shape[-2:]).astype(np.int64)
 
 
 def _pairs(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(wanted, given) class of every example; -1 is none."""
+  """(wanted, given) class of every example; -1 for any other text."""
   given, wanted = np.nonzero(table)
   times = table[given, wanted]
   given = np.where(given == len(table) - 1, -1, given)
   return np.repeat(wanted, times), np.repeat(given, times)
 
 
-# sklearn.metrics and scipy.stats take a second to import.
+# sklearn.metrics and scipy.stats take a second to import, so they come late.
 
 
 def _matthews(table: np.ndarray) -> float:
@@ -247,7 +283,7 @@ def _spearman(table: np.ndarray) -> float:
 
 def _correlation(table: np.ndarray, of: Callable[..., Any]) -> float:
   wanted, given = _pairs(table)
-  # Similarities are a tenth of their class, but none is -1.
+  # A class is ten times its similarity, and -1 stands for any other text.
   given = np.where(given < 0, -10, given)
   if wanted.min() == wanted.max() or given.min() == given.max():
     return 0.0
@@ -273,15 +309,15 @@ def _bleu_of(grams: np.ndarray) -> float:
 
 
 def _sacrebleu() -> Any:
-  """The module.
+  """The module `sacrebleu`.
 
   Raises:
-    ValueError: it is not installed.
+    ValueError: If it is not installed.
   """
   try:
     import sacrebleu
   except ImportError as error:
     raise ValueError(
-      "translations are scored by sacrebleu: pip install 'figs_jax[text]'"
+      "scoring translations needs sacrebleu: pip install 'figs_jax[text]'"
     ) from error
   return sacrebleu

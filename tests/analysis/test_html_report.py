@@ -171,8 +171,8 @@ def test_a_kernel_that_is_not_exact_is_seen(run):
   assert not is_nm(fc1, "1:4")
   bad = {"blocks": {0: {"mlp": {"fc1": {"kernel": fc1}}}}}
   bad["blocks"][0]["mlp"]["fc2"] = good["blocks"][0]["mlp"]["fc2"]
-  sheet = html_report.exactness([good, bad], leaves)
-  assert [row[-1] for row in sheet.rows] == ["NO", "yes"]
+  rows = html_report.exactness([good, bad], leaves)
+  assert [row[-1] for row in rows] == ["NO", "yes"]
 
 
 def test_the_command_names_the_run(page, run):

@@ -1,5 +1,7 @@
 """launch/plot.py as a user meets it."""
 
+import shutil
+
 import pytest
 from PIL import Image
 
@@ -13,84 +15,48 @@ PROGRAM = "launch/plot.py"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_config):
-  """Two sparse runs that have everything, and a dense one."""
+def runs(tmp_path_factory, sparse_workdir, short_workdir, tiny_config):
+  """Two sparse runs with diagnostics, and a dense one."""
   base = tmp_path_factory.mktemp("runs")
-  for recipe, name in (("ste", "sparse"), ("sr_ste", "other")):
-    train(
-      tiny_config(recipe, total_steps=4, checkpoint_every=2, diagnose_every=1),
-      base / name,
-    )
+  shutil.copytree(sparse_workdir, base / "sparse")
+  shutil.copytree(short_workdir, base / "other")
   train(tiny_config("dense", total_steps=2), base / "dense")
   return base
 
 
-def test_a_directory_gets_every_picture_and_the_report(runs, tmp_path):
-  out, workdirs = tmp_path / "out", (runs / "sparse", runs / "dense")
-  before = {p: p.stat().st_mtime_ns for p in sorted(runs.rglob("*"))}
-  every = ("--workdir", *workdirs, "--engine", "ws:16x16", "--out", out)
-  first, again, over, single, wrong = in_one_process(
-    PROGRAM,
-    every,
-    every,
-    (*every, "--overwrite", "--plot", "pareto"),
-    ("--workdir", workdirs[0], "--plot=flips", "--out", tmp_path / "a.svg"),
-    ("--workdir", workdirs[1], "--plot=flips", "--out", tmp_path / "b.svg"),
-  )
-  assert first[0] == 0, first[2]
-  assert {path.name for path in out.iterdir()} == {
-    "masks-sparse.png", "flips.png", "variance.png", "training.png",
-    "pareto.png", "roofline-sparse.png", "roofline-dense.png", "report.html",
-  }  # fmt: skip
-  for path in out.glob("*.png"):
-    Image.open(path).verify()
-  # Never silently.
-  assert again[0] == 2 and "it exists" in again[2], again
-  assert over[0] == 0, over[2]
-  assert single[0] == 0 and (tmp_path / "a.svg").read_text().startswith("<?xml")
-  assert wrong[0] == 2 and len(wrong[2].splitlines()) == 1, wrong[2]
-  assert "a dense run has no masks" in wrong[2]
-  assert not (tmp_path / "b.svg").exists()
-  assert before == {p: p.stat().st_mtime_ns for p in sorted(runs.rglob("*"))}
+@pytest.fixture(scope="module")
+def times(runs):
+  """When each file of the runs was written."""
+  return {p: p.stat().st_mtime_ns for p in sorted(runs.rglob("*"))}
 
 
-def test_colours_are_those_of_all_runs_of_the_call(runs, tmp_path):
-  """A dense run that comes first has its colour, though flips leave it out."""
-  (done,) = in_one_process(
-    PROGRAM,
-    ("--workdir", *(runs / name for name in ("dense", "sparse", "other")),
-     "--engine=ws", "--out", tmp_path / "out"),
-  )  # fmt: skip
-  assert done[0] == 0, done[2]
-  for name, first in (("training", 0), ("pareto", 0), ("flips", 1)):
-    with Image.open(tmp_path / "out" / f"{name}.png") as picture:
-      seen = {colour for _, colour in picture.getcolors(1 << 20)}
-    for place in range(4):
-      rgb = tuple(int(plot_style.RUNS[place][i : i + 2], 16) for i in (1, 3, 5))
-      assert ((*rgb, 255) in seen) == (first <= place < 3), (name, place)
-
-
-def test_mistakes_are_one_clear_line(runs, tmp_path):
-  sparse, file = runs / "sparse", tmp_path / "a.png"
-  plain = ("--workdir", sparse)
-  cases = [
+def mistakes(runs, out):
+  """Flags, and words of the line that they end in."""
+  plain, file = ("--workdir", runs / "sparse"), out / "a.png"
+  return [
     ((), ["--out is missing"]),
     (("--out", file, "--plot=flips"), ["--workdir is missing"]),
-    (("--out", file, "--plot=flips", sparse), ["runs follow --workdir"]),
+    (
+      ("--out", file, "--plot=flips", runs / "sparse"),
+      ["list runs after --workdir"],
+    ),
     ((*plain, "--out", file), ["add --plot", "pareto"]),
-    ((*plain, "--out", tmp_path / "a.gif"), ["the ending must be .png"]),
+    ((*plain, "--out", out / "a.gif"), ["expected a file ending in .png"]),
     ((*plain, "--out", "r.html", "--plot=masks"), ["end --out with .png"]),
     ((*plain, "--out", "no/such/a.png", "--plot=masks"), ["no such directory"]),
     ((*plain, "--out", file, "--plot=flops"), ["flops", "see --help"]),
-    (("--workdir", tmp_path, "--out", file, "--plot=flips"), ["no run here"]),
-    ((*plain, sparse, "--out", file, "--plot=flips"), ["given twice"]),
+    (("--workdir", out, "--out", file, "--plot=flips"), ["no run here"]),
     (
-      (*plain, "--out", file, "--plot=pareto", "--engine=wss"),
-      ["wss", "did you mean"],
+      (*plain, runs / "sparse", "--out", file, "--plot=flips"),
+      ["given twice"],
+    ),
+    (
+      (*plain, "--out", file, "--plot=pareto", "--engines=wss"),
+      ["wss", "id you mean"],
     ),
     (
       (*plain, runs / "dense", "--out", file, "--plot=masks"),
-      ["is of one run", "directory"],
+      ["shows one run", "directory"],
     ),
     (
       (*plain, "--out", file, "--plot=masks", "--layer=fc1"),
@@ -100,11 +66,73 @@ def test_mistakes_are_one_clear_line(runs, tmp_path):
       (*plain, "--out", file, "--plot=flips", "--recipe_file=none.py"),
       ["none.py", "no such file"],
     ),
+    (
+      ("--workdir", runs / "dense", "--plot=flips", "--out", out / "b.svg"),
+      ["a dense run has no masks"],
+    ),
   ]
-  results = in_one_process(PROGRAM, *(arguments for arguments, _ in cases))
-  for result, (_, words) in zip(results, cases, strict=True):
+
+
+@pytest.fixture(scope="module")
+def results(runs, times, tmp_path_factory):
+  """(directory, results by name), all from one process."""
+  out = tmp_path_factory.mktemp("out")
+  every = (
+    "--workdir", *(runs / name for name in ("dense", "sparse", "other")),
+    "--engines=ws:16x16", "--out", out / "all",
+  )  # fmt: skip
+  calls = {
+    "first": every,
+    "again": every,
+    "overwrite": (*every, "--overwrite", "--plot=pareto"),
+    "single": (
+      "--workdir", runs / "sparse", "--plot=flips", "--out", out / "a.svg"
+    ),
+  }  # fmt: skip
+  wrong = [flags for flags, _ in mistakes(runs, out)]
+  done = in_one_process(PROGRAM, *calls.values(), *wrong)
+  by_name = dict(zip(calls, done))
+  return out, by_name | {"mistakes": done[len(calls) :]}
+
+
+def test_a_directory_gets_every_plot_and_the_report(runs, times, results):
+  out, results = results
+  code, _, errors = results["first"]
+  assert code == 0, errors
+  assert {path.name for path in (out / "all").iterdir()} == {
+    "masks-sparse.png", "flips.png", "variance.png", "training.png",
+    "pareto.png", "roofline-sparse.png", "roofline-dense.png",
+    "roofline-other.png", "report.html",
+  }  # fmt: skip
+  for path in (out / "all").glob("*.png"):
+    Image.open(path).verify()
+  # Nothing is replaced without being asked for.
+  code, _, errors = results["again"]
+  assert code == 2 and "it exists" in errors
+  for name in ("overwrite", "single"):
+    code, _, errors = results[name]
+    assert code == 0, errors
+  assert (out / "a.svg").read_text().startswith("<?xml")
+  assert times == {p: p.stat().st_mtime_ns for p in sorted(runs.rglob("*"))}
+
+
+def test_colours_are_those_of_all_runs_of_the_call(results):
+  """A dense run that comes first has its colour, though flips leave it out."""
+  out, _ = results
+  for name, first in (("training", 0), ("pareto", 0), ("flips", 1)):
+    with Image.open(out / "all" / f"{name}.png") as picture:
+      seen = {colour for _, colour in picture.getcolors(1 << 20)}
+    for index in range(4):
+      rgb = tuple(int(plot_style.RUNS[index][i : i + 2], 16) for i in (1, 3, 5))
+      assert ((*rgb, 255) in seen) == (first <= index < 3), (name, index)
+
+
+def test_mistakes_are_one_clear_line(runs, results):
+  out, results = results
+  cases = mistakes(runs, out)
+  for result, (_, words) in zip(results["mistakes"], cases, strict=True):
     assert_one_clear_line(result, *words)
-  assert not file.exists()
+  assert not (out / "a.png").exists() and not (out / "b.svg").exists()
 
 
 def test_without_matplotlib_one_line(runs, tmp_path):

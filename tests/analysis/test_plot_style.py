@@ -10,7 +10,6 @@ from PIL import Image
 
 from figs_jax.analysis import plot_style
 from figs_jax.analysis.plot_style import Mark
-from figs_jax.engine.plots import empty_figure
 
 pytest.importorskip("matplotlib")
 # Several at one position, at nearly one, and a pair on top of each other.
@@ -28,14 +27,9 @@ MARKS = [
 
 
 def drawn(marks, panels=1):
-  figure = empty_figure(2.6 + 3.0 * panels, 4.2)
-  axes = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
-  plot_style.draw_marks(axes, [marks] * panels)
-  for ax in axes:
-    plot_style.style_axes(ax, steps=False)
-  plot_style.add_legend(figure, axes)
-  plot_style.annotate_marks(figure, axes, [marks] * panels)
-  return figure, axes
+  by_label = {str(panel): marks for panel in range(panels)}
+  figure = plot_style.scatter(by_label, 2.6 + 3.0 * panels, "title")
+  return figure, figure.axes
 
 
 def open_markers(ax):

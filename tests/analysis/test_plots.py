@@ -13,7 +13,7 @@ from figs_jax.analysis.pareto import pareto_points
 from figs_jax.core.pattern import NM
 from figs_jax.train import seeds
 from figs_jax.train.loop import train
-from figs_jax.train.restore import restore
+from figs_jax.train.workdir import restore
 from tests.analysis.conftest import STEPS
 
 pytest.importorskip("matplotlib")

@@ -1,4 +1,4 @@
-"""Runs and models handed on: the same numbers in every format."""
+"""Exported runs and models have the same numbers in every format."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from figs_jax.core.tree import flatten
 from figs_jax.models import pretrained
 from figs_jax.train import Checkpointer
 from figs_jax.train.experiment import build
-from figs_jax.train.restore import restore
+from figs_jax.train.workdir import restore
 from tests.models import families
 from tests.programs import assert_one_clear_line, in_one_process
 
@@ -41,34 +41,75 @@ def run(tmp_path_factory, tiny_config):
   return workdir
 
 
-PROGRAM = "launch/export.py"
+MISTAKES = {
+  "--workdir is missing": "",
+  "--out is missing": "RUN packed",
+  "no checkpoint here": "--workdir no --format packed --out A",
+  "should be one of": "RUN zip --out A",
+  "it exists": "RUN packed --out TAKEN",
+  "ends in .safetensors": "RUN packed --out a.bin",
+  "expected a directory": "RUN dense --out A",
+  "got float32": "RUN torch-2:4 --out A",
+  "no step 3": "RUN packed --out A --step 3",
+  "seed=7": "RUN packed --out A --seed 7",
+  "platform 'gpu'": "RUN stablehlo --out A --platforms gpu",
+  "not a whole safetensors file": "--verify TAKEN",
+  "--verify is empty": "--verify=",
+  "--out does not go with --verify": "--verify TAKEN --out A",
+  "--dtype does not go with --verify": "--verify TAKEN --dtype float16",
+  "--platforms goes with --format stablehlo only": (
+    "RUN packed --out A --platforms cpu"
+  ),
+  "--layout goes with --format packed only": (
+    "RUN stablehlo --out A --layout bitmask"
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def program(run, tmp_path_factory):
+  """(directory, results of formats, of mistakes), all from one process."""
+  out, wrong = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("wrong")
+  taken = wrong / "taken.safetensors"
+  taken.write_text("mine")
+  paths = {"A": wrong / "a.safetensors", "TAKEN": taken, "no": wrong / "no"}
+  paths |= {"a.bin": wrong / "a.bin"}
+
+  def words(text):
+    text = text.replace("RUN", f"--workdir {run} --format")
+    return [paths.get(word, word) for word in text.split()]
+
+  before = {p: p.stat().st_mtime_ns for p in sorted(run.rglob("*"))}
+  formats = (
+    f"RUN dense --out {out}/dense --seed 1",
+    f"RUN packed --out {out}/p.safetensors --layout bitmask",
+    f"RUN torch-2:4 --out {out}/t.safetensors --dtype float16",
+    f"RUN stablehlo --out {out}/m.stablehlo --platforms cpu",
+    f"--verify {out}/dense",
+    f"--verify {out}/t.safetensors",
+  )
+  results = in_one_process(
+    "launch/export.py", *map(words, (*formats, *MISTAKES.values()))
+  )
+  assert {p: p.stat().st_mtime_ns for p in sorted(run.rglob("*"))} == before
+  assert [path.name for path in wrong.iterdir()] == [taken.name]
+  assert taken.read_text() == "mine"
+  return out, results[: len(formats)], results[len(formats) :]
 
 
 @pytest.mark.slow
-def test_a_run_is_handed_on_in_every_format(run, tmp_path):
-  dense, packed = tmp_path / "dense", tmp_path / "p.safetensors"
-  torch, hlo = tmp_path / "t.safetensors", tmp_path / "m.stablehlo"
-  before = {p: p.stat().st_mtime_ns for p in sorted(run.rglob("*"))}
-  of_run = ("--workdir", run, "--out")
-  results = in_one_process(
-    PROGRAM,
-    (*of_run, dense, "--format", "dense", "--seed", "1"),
-    (*of_run, packed, "--format", "packed", "--layout", "bitmask"),
-    (*of_run, torch, "--format", "torch-2:4", "--dtype", "float16"),
-    (*of_run, hlo, "--format", "stablehlo", "--platforms", "cpu"),
-    ("--verify", dense),
-    ("--verify", torch),
-  )
+def test_a_run_is_exported_in_every_format(run, program):
+  out, results, _ = program
+  dense, packed, hlo = out / "dense", out / "p.safetensors", out / "m.stablehlo"
   for code, _, err in results:
     assert (code, err) == (0, "")
-  assert {p: p.stat().st_mtime_ns for p in sorted(run.rglob("*"))} == before
   names = ["dense", "m.stablehlo", "p.safetensors", "t.safetensors"]
-  assert sorted(p.name for p in tmp_path.iterdir()) == names
+  assert sorted(p.name for p in out.iterdir()) == names
   # Each is the finished model of its seed.
   one, two = (restore(run, seed=i)[1].finished() for i in range(2))
-  found = export.read(dense / "model.safetensors")
+  exported = export.read(dense / "model.safetensors")
   for name, value in pretrained.published(two).items():
-    assert found[name].tobytes() == value.tobytes(), name
+    assert exported[name].tobytes() == value.tobytes(), name
   again = pretrained.fill(one, export.read(packed))
   for a, b in zip(
     jax.tree.leaves(nn.split(one)[1:3]), jax.tree.leaves(nn.split(again)[1:3])
@@ -95,47 +136,9 @@ def test_a_run_is_handed_on_in_every_format(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_line_and_write_nothing(run, tmp_path):
-  taken = tmp_path / "taken.safetensors"
-  taken.write_text("mine")
-  out = tmp_path / "a.safetensors"
-  of_run = ("--workdir", run, "--format")
-  results = in_one_process(
-    PROGRAM,
-    (),
-    (*of_run, "packed"),
-    ("--workdir", tmp_path / "no", "--format", "packed", "--out", out),
-    (*of_run, "zip", "--out", out),
-    (*of_run, "packed", "--out", taken),
-    (*of_run, "packed", "--out", tmp_path / "a.bin"),
-    (*of_run, "dense", "--out", out),
-    (*of_run, "torch-2:4", "--out", out),
-    (*of_run, "packed", "--out", out, "--step", "3"),
-    (*of_run, "packed", "--out", out, "--seed", "7"),
-    (*of_run, "stablehlo", "--out", out, "--platforms", "gpu"),
-    ("--verify", taken),
-    ("--verify", ""),
-    ("--verify", taken, "--out", out),
-    ("--verify", taken, "--dtype", "float16"),
-    (*of_run, "packed", "--out", out, "--platforms", "cpu"),
-    (*of_run, "stablehlo", "--out", out, "--layout", "bitmask"),
-  )
-  for result, words in zip(
-    results,
-    (
-      "--workdir is missing", "--out is missing", "no checkpoint here",
-      "should be one of", "it exists", "ends in .safetensors",
-      "is a directory (with", "got float32", "no step 3", "seed=7",
-      "platform 'gpu'", "not a whole safetensors file", "--verify is empty",
-      "--out does not go with --verify", "--dtype does not go with --verify",
-      "--platforms goes with --format stablehlo only",
-      "--layout goes with --format packed only",
-    ),
-    strict=True,
-  ):  # fmt: skip
-    assert_one_clear_line(result, words)
-  assert [p.name for p in tmp_path.iterdir()] == [taken.name]
-  assert taken.read_text() == "mine"
+def test_mistakes_are_one_line_and_write_nothing(program):
+  for result, message in zip(program[2], MISTAKES, strict=True):
+    assert_one_clear_line(result, message)
 
 
 @pytest.mark.parametrize("family", ["t5", "vit"])

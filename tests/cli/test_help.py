@@ -1,4 +1,4 @@
-"""`--help` of the programs: flags, recipes, and one's own recipes."""
+"""`--help` of the programs: flags, and recipes with those of the user."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def get_config(arg="mine"):
 def test_help_lists_flags_recipes_and_those_of_the_configuration(tmp_path):
   path = tmp_path / "my_config.py"
   path.write_text(OWN)
-  # The order does not matter: the configuration is read first.
+  # Flags may come in any order: the configuration is read first.
   done = call("launch/train.py", "--help", f"--config={path}:mine")
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()

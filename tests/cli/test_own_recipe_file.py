@@ -1,4 +1,4 @@
-"""A recipe from a file of one's own: trained, found again, told when faulty."""
+"""A recipe from a user's file: trained, restored, and reported when faulty."""
 
 import json
 import runpy
@@ -20,7 +20,7 @@ from figs_jax.recipes import register
 
 @register("mine_only")
 def mine_only(plain, *, spice=3):
-  """Nothing of its own."""
+  """A recipe without changes."""
   return plain
 '''
 FAULTY = "import math\n\n\nshare = 1 / 0\n"
@@ -43,13 +43,13 @@ def get_config(arg):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, data_dir):
   """A directory with the files of a user."""
-  where = tmp_path_factory.mktemp("own")
-  (where / "own.py").write_text(OWN)
-  (where / "faulty.py").write_text(FAULTY)
-  (where / "broken.py").write_text("def f(:\n")
+  folder = tmp_path_factory.mktemp("own")
+  (folder / "own.py").write_text(OWN)
+  (folder / "faulty.py").write_text(FAULTY)
+  (folder / "broken.py").write_text("def f(:\n")
   text = CONFIG.replace("DATA_DIR", repr(data_dir))
-  (where / "config.py").write_text(text)
-  return where
+  (folder / "config.py").write_text(text)
+  return folder
 
 
 def run_recipe_file(path):
@@ -58,8 +58,8 @@ def run_recipe_file(path):
 
 
 @pytest.fixture(scope="module")
-def told(files):
-  """What launch/train.py says: of four mistakes, and of a run."""
+def results(files):
+  """Results of launch/train.py: five mistakes, and a run."""
   config = f"--config={files / 'config.py'}:mine_only"
   run = f"--workdir={files / 'run'}"
   return in_one_process(
@@ -68,7 +68,7 @@ def told(files):
     [run, config, f"--recipe_file={files / 'faulty.py'}"],
     [run, config, "--recipe_file", files / "broken.py"],
     [run, f"--config={files / 'faulty.py'}"],
-    # The chain of this pattern is too long for the kernels, which is remarked.
+    # The recipe remarks that this pattern's chain is too long for the kernels.
     [
       run,
       f"--config={files / 'config.py'}:figs",
@@ -79,8 +79,8 @@ def told(files):
   )
 
 
-def test_mistakes_get_one_line_that_names_file_and_line(told, files):
-  unknown, faulty, broken, config, weights, _ = told
+def test_mistakes_get_one_line_that_names_file_and_line(results, files):
+  unknown, faulty, broken, config, weights, _ = results
   assert_one_clear_line(unknown, "no recipe 'mine_only'", "--recipe_file")
   where = f"--recipe_file {files / 'faulty.py'}, line 4: ZeroDivisionError"
   assert_one_clear_line(faulty, where)
@@ -91,8 +91,8 @@ def test_mistakes_get_one_line_that_names_file_and_line(told, files):
   assert_one_clear_line(weights, "there is no such file or directory")
 
 
-def test_train_runs_the_file_and_keeps_its_name(told, files):
-  code, output, errors = told[-1]
+def test_train_runs_the_file_and_keeps_its_name(results, files):
+  code, output, errors = results[-1]
   assert code == 0, errors
   assert json.loads(output)["finished"]
   saved = json.loads((files / "run" / "config.json").read_text())
@@ -100,28 +100,31 @@ def test_train_runs_the_file_and_keeps_its_name(told, files):
   assert saved["recipe_file"] == str(files / "own.py")
 
 
-@pytest.mark.usefixtures("told")
-def test_evaluate_names_the_file_and_runs_it_when_told(files):
+@pytest.mark.usefixtures("results")
+def test_evaluate_names_the_file_and_runs_it_on_request(files):
   plain = ["--workdir", files / "run"]
   faulty = [*plain, "--recipe_file", files / "faulty.py"]
-  first, second = in_one_process("launch/evaluate.py", plain, faulty)
+  own = [*plain, "--recipe_file", files / "own.py", "--format=json"]
+  first, second, third = in_one_process(
+    "launch/evaluate.py", plain, faulty, own
+  )
   wanted = f"--recipe_file {files / 'own.py'}"
   assert_one_clear_line(first, "no recipe 'mine_only'", wanted)
   assert_one_clear_line(second, "faulty.py, line 4: ZeroDivisionError")
-  # Nobody reads what it then prints, which is no mistake of anyone's.
-  program = shlex.join(
-    [sys.executable, "launch/evaluate.py", *map(str, plain), *wanted.split()]
-  )
-  done = call(
-    "bash", "-c", f"{program} --format json | true; exit ${{PIPESTATUS[0]}}"
-  )
+  code, output, errors = third
+  assert code == 0, errors
+  assert json.loads(output)["recipe"] == "mine_only"
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_program_silently():
+  program = shlex.join([sys.executable, "launch/evaluate.py", "--help"])
+  done = call("bash", "-c", f"{program} | true; exit ${{PIPESTATUS[0]}}")
   assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("results")
 def test_a_run_is_repeated_with_its_own_recipe(files, monkeypatch):
-  for table in ("_BUILDERS", "_DEFAULTS"):
-    monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+  monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
   again = runpy.run_path(str(REPO / "launch" / "again.py"))["get_config"]
   saved = json.loads((files / "run" / "config.json").read_text())
   with pytest.raises(ConfigError, match="own.py: add --recipe_file"):
@@ -135,8 +138,7 @@ def test_a_run_is_repeated_with_its_own_recipe(files, monkeypatch):
 
 def test_one_file_is_itself_under_another_name(files, monkeypatch, capsys):
   """As a configuration that holds its recipe, and as --recipe_file."""
-  for table in ("_BUILDERS", "_DEFAULTS"):
-    monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+  monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
   runpy.run_path(str(files / "own.py"), run_name="config")
   (files / "other.py").write_text(OWN)
   with pytest.raises(SystemExit):

@@ -189,11 +189,14 @@ def scanned(run, w, data):
 
 
 class History(NamedTuple):
-  """Two runs as numpy arrays [seed, step, ...].
+  """Two runs as NumPy arrays [seed, step, ...].
 
-  states: what a step carries, before each. seen: masks, weights, leak and flag
-  before each step. losses. last: what is seen after the last step. finished:
-  masks and weights of the finished model.
+  Attributes:
+    states: State before each step.
+    seen: Masks, weights, leak and flag before each step.
+    losses: Loss of each step.
+    last: Masks, weights, leak and flag after the last step.
+    finished: Masks and weights of the finished model.
   """
 
   states: Any
@@ -205,8 +208,19 @@ class History(NamedTuple):
 
 @functools.cache
 def history(row, kind):
-  """The runs from both seeds, one compiled program: vmap over scan."""
-  run = run_of(row, kind)
+  """The runs from both seeds, one compiled program: vmap over scan.
+
+  It returns a list, so that containers whose programs differ in the names of
+  their results only share one compilation in JAX's cache.
+  """
+  run, structures = run_of(row, kind), []
+
+  def program(w, data):
+    result = jax.vmap(functools.partial(scanned, run), (0, None))(w, data)
+    leaves, structure = jax.tree.flatten(result)
+    structures.append(structure)
+    return leaves
+
   both = jax.tree.map(lambda *x: np.stack(x), *map(weights, SEEDS))
-  program = compiled(jax.vmap(functools.partial(scanned, run), (0, None)))
-  return History(*jax.tree.map(np.asarray, program(both, batches())))
+  leaves = map(np.asarray, compiled(program)(both, batches()))
+  return History(*structures[0].unflatten(leaves))

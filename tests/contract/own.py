@@ -20,4 +20,4 @@ def registered():
   spec.loader.exec_module(module)
   yield module
   for name in set(recipes.names()) - before:
-    del registry._BUILDERS[name], registry._DEFAULTS[name]
+    del registry._FUNCTIONS[name]

@@ -14,7 +14,7 @@ TOTAL = 20
 RATE, B1, B2, EPS, CLIP = 0.05, 0.9, 0.9, 1e-3, 0.3
 
 
-# Chains: (n, m, length of the group axis) -> the patterns on the way.
+# Pattern schedules: (n, m, length of the group axis) -> patterns.
 
 
 def never(n, m, length):
@@ -47,7 +47,7 @@ def countdown(n, m, length):
 def geometric(k):
   """kN:kM, ..., 2N:2M, N:M; k is halved until kM divides the length."""
 
-  def chain(n, m, length):
+  def patterns(n, m, length):
     f, stages = k, []
     while length % (f * m):
       f //= 2
@@ -56,10 +56,10 @@ def geometric(k):
       f //= 2
     return stages
 
-  return chain
+  return patterns
 
 
-# Paces: (S, step, start, end) -> the stage at a step within the decay phase.
+# Stage schedules: (S, step, start, end) -> the stage in the decay phase.
 
 
 def equal(stages, step, start, end):

@@ -28,11 +28,11 @@ class Clock:
     options = row.options
     self.row, self.start = row, round(options["dense"] * TOTAL)
     self.end = TOTAL - round(options["finetune"] * TOTAL)
-    if row.chain is never:
+    if row.patterns is never:
       self.start = self.end = TOTAL
 
   def stages(self, length, n, m):
-    return [(m, m), *self.row.chain(n, m, length)]
+    return [(m, m), *self.row.patterns(n, m, length)]
 
   def stage(self, stages, step, switched):
     """0 in the dense phase, then 1..S, S the number of patterns."""
@@ -40,7 +40,7 @@ class Clock:
       return stages if switched else 0
     if step >= self.end or step < self.start:
       return stages if step >= self.end else 0
-    return self.row.pace(stages, step, self.start, self.end)
+    return self.row.stages(stages, step, self.start, self.end)
 
   def leak(self, stage, step):
     if stage == 0:

@@ -1,8 +1,8 @@
 """The table that every recipe joins by one row.
 
-A row is a recipe with its options, and the pieces of numpy (from `pieces`)
-that compute the same. `tests/contract` then holds it to everything that is
-asked of a recipe. For a recipe of your own add a line to ROWS.
+A row is a recipe with its options, and the pieces of NumPy (from `pieces`) that
+compute the same. `tests/contract` then checks the whole contract of a recipe on
+it. For a recipe of your own add a line to ROWS.
 """
 
 import dataclasses
@@ -31,24 +31,28 @@ class Row:
   """A recipe, its options, and what it computes in numpy.
 
   Attributes:
-    name: of the recipe.
-    given: its options; those of every recipe are `COMMON` unless given.
-    pattern: of both kernels, or one for each, "1:16, 1:4".
-    chain, pace, leak, choose, adam: of `pieces`.
-    grad: the gradient mode.
-    backward: weight of SR-STE's term inside the backward pass.
-    soft: S-STE's forward pass.
-    switches: the masks start with STEP's flag.
-    by_chance: masks are renewed at random steps.
-    exact: n per group at every refresh, else at most n.
-    ties: which of equals is kept is laid down.
+    name: Name of the recipe.
+    given: Options of the recipe; defaults of common ones are `COMMON`.
+    pattern: Pattern of both kernels, or one for each, "1:16, 1:4".
+    patterns: Pattern schedule, from `pieces`.
+    stages: Stage schedule, from `pieces`.
+    leak: Leak, from `pieces`.
+    choose: Criterion, from `pieces`.
+    adam: Optimizer, from `pieces`.
+    grad: Gradient mode.
+    backward: Weight of SR-STE's term inside the backward pass.
+    soft: Whether the forward pass is S-STE's.
+    switches: Whether the masks start with STEP's flag.
+    by_chance: Whether masks are refreshed at random steps.
+    exact: Whether every refresh keeps exactly n per group, else at most n.
+    ties: Whether the reference keeps the same ones of equal scores.
   """
 
   name: str
   given: dict[str, Any] = dataclasses.field(default_factory=dict)
   pattern: str = "1:4"
-  chain: Callable = pieces.direct
-  pace: Callable = pieces.equal
+  patterns: Callable = pieces.direct
+  stages: Callable = pieces.equal
   leak: Callable = pieces.hard
   choose: Callable = pieces.largest
   adam: Callable = pieces.Adam
@@ -92,7 +96,7 @@ _SWITCH = {"t_min": 4, "t_max": 10}  # in updates: no sooner than `dense` ends
 
 # The first row of each recipe is the one that all containers are given.
 ROWS = (
-  Row("dense", chain=pieces.never),
+  Row("dense", patterns=pieces.never),
   Row("ste", {"refresh_every": 3}),
   Row("ste", {"refresh_every": 0}, "2:4, 1:8"),
   Row(
@@ -115,10 +119,10 @@ ROWS = (
     "mask_decay", {"omega": 0.3, "freq": 2, "grad_mode": "ste"},
     leak=stairs(0.3, 2),
   ),
-  Row("structure_decay", {}, "1:16, 1:4", chain=pieces.aqt, grad="masked"),
+  Row("structure_decay", {}, "1:16, 1:4", patterns=pieces.aqt, grad="masked"),
   Row(
     "structure_decay", {"freq": 2, "grad_mode": "ste"}, "1:8",
-    chain=pieces.aqt, pace=pieces.every(2),
+    patterns=pieces.aqt, stages=pieces.every(2),
   ),
   Row("mdgf_linear", leak=linear()),
   Row(
@@ -131,25 +135,26 @@ ROWS = (
     "mdgf_exp", {"beta": 0.3, "grad_mode": "damped", "refresh_every": 2},
     leak=exponential(0.3), grad="damped",
   ),
-  Row("sdgf_stepwise", {}, "1:16, 1:8", chain=pieces.halves),
+  Row("sdgf_stepwise", {}, "1:16, 1:8", patterns=pieces.halves),
   Row(
-    "sdgf_stepwise", {"grad_mode": "masked"}, chain=pieces.halves, grad="masked"
+    "sdgf_stepwise", {"grad_mode": "masked"}, patterns=pieces.halves,
+    grad="masked",
   ),
-  Row("sdgf_geometric", {}, "1:2, 1:4", chain=geometric(16)),
+  Row("sdgf_geometric", {}, "1:2, 1:4", patterns=geometric(16)),
   Row(
     "sdgf_geometric", {"k": 4, "grad_mode": "masked", "refresh_every": 5},
-    chain=geometric(4), grad="masked",
+    patterns=geometric(4), grad="masked",
   ),
-  Row("figs", chain=geometric(8)),
+  Row("figs", patterns=geometric(8)),
   Row(
-    "figs", {"nested": True, "k": 4}, "2:4", chain=geometric(4),
+    "figs", {"nested": True, "k": 4}, "2:4", patterns=geometric(4),
     choose=pieces.nested, exact=False,
   ),
-  Row("mdgf_sdgf", chain=geometric(16), leak=exponential()),
+  Row("mdgf_sdgf", patterns=geometric(16), leak=exponential()),
   Row(
     "mdgf_sdgf",
     {"structure": "stepwise", "decay": "linear", "grad_mode": "damped"},
-    "1:8", chain=pieces.halves, leak=linear(), grad="damped",
+    "1:8", patterns=pieces.halves, leak=linear(), grad="damped",
   ),
   Row(
     "step", {**_STEP, "threshold": 2.3e-5}, switches=True,
@@ -180,16 +185,16 @@ ROWS = (
   ),
   Row("one_shot", {"criterion": "random"}, choose=pieces.drawn, grad="masked"),
   Row(
-    "gradual", {}, "1:8", chain=pieces.countdown, pace=pieces.cubic,
+    "gradual", {}, "1:8", patterns=pieces.countdown, stages=pieces.cubic,
     grad="masked",
   ),
   Row(
     "gradual", {"criterion": "saliency", "grad_mode": "ste"}, "2:16, 1:4",
-    chain=pieces.countdown, pace=pieces.cubic, choose=pieces.salient,
+    patterns=pieces.countdown, stages=pieces.cubic, choose=pieces.salient,
   ),
   Row(
-    "gradual", {"criterion": "random"}, chain=pieces.countdown,
-    pace=pieces.cubic, choose=pieces.drawn, grad="masked",
+    "gradual", {"criterion": "random"}, patterns=pieces.countdown,
+    stages=pieces.cubic, choose=pieces.drawn, grad="masked",
   ),
   Row(
     "rigl", {"dense": 0.0, "share": 0.8, "refresh_every": 3}, "2:8",

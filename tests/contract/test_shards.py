@@ -105,7 +105,7 @@ def test_masks_over_eight_devices(row):
 
 
 def test_masks_where_shardings_are_types():
-  row = Row("figs", {"k": 4}, chain=geometric(4))
+  row = Row("figs", {"k": 4}, patterns=geometric(4))
   check(row, Sharded(row, kind=AxisType.Explicit))
 
 
@@ -154,7 +154,7 @@ def test_dropping_the_smallest_of_a_whole_kernel_is_the_exception(name):
 
 def test_groups_that_straddle_two_devices_would_talk():
   """The search of the program's text finds what it looks for."""
-  row = Row("figs", {"k": 4}, chain=geometric(4))
+  row = Row("figs", {"k": 4}, patterns=geometric(4))
   run = Sharded(row, split={"fc2": ("x", None)})
   assert run.shapes["fc2"][0] < 8 * 16
   assert COLLECTIVE.search(run.program.as_text())

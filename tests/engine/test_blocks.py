@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from figs_jax.engine import cost
 from figs_jax.engine.blocks import (
   block_counts,
-  check_shared,
+  check_shared_masks,
   exchanges,
   fit,
   worst_exchange,
@@ -47,7 +47,7 @@ def by_blocks(mask, block, run, rows, cols, beta):
   used, s = rows // block * block, block // run
   K, N = mask.shape
   tops, lefts = range(0, K, used), range(0, N, cols * s * beta)
-  found = np.ones((len(tops), len(lefts)), int)
+  kappa = np.ones((len(tops), len(lefts)), int)
   for (i, top), (j, left) in itertools.product(
     enumerate(tops), enumerate(lefts)
   ):
@@ -63,8 +63,8 @@ def by_blocks(mask, block, run, rows, cols, beta):
         ]
         for slot in range(s)
       ]
-      found[i, j] = max(found[i, j], degree(outputs, run))
-  return found
+      kappa[i, j] = max(kappa[i, j], degree(outputs, run))
+  return kappa
 
 
 @laws
@@ -108,14 +108,14 @@ def test_the_worst_exchange_is_reached_by_some_mask(block, n, lanes):
 @laws
 @given(st.lists(st.tuples(*[st.integers(0, 4)] * 2)))
 def test_matchings_hold_all_edges_in_as_many_as_the_largest_degree(edges):
-  found = matchings(np.array(edges, int).reshape(-1, 2), 5)
+  matched = matchings(np.array(edges, int).reshape(-1, 2), 5)
   wants = set(edges)
   ends = [[edge[i] for edge in wants] for i in (0, 1)]
   most = max([0, *(x.count(i) for x in ends for i in x)])
-  assert len(found) == most
-  kept = [(u, v) for match in found for u, v in enumerate(match) if v >= 0]
+  assert len(matched) == most
+  kept = [(u, v) for match in matched for u, v in enumerate(match) if v >= 0]
   assert len(kept) == len(wants) and set(kept) == wants
-  for match in found:
+  for match in matched:
     values = match[match >= 0]
     assert len(set(values)) == len(values)
 
@@ -154,10 +154,10 @@ def test_fit_is_the_fullest_block_and_never_above_the_worst(seed, block, times):
 
 def test_a_mask_that_is_not_shared_is_refused():
   mask = np.eye(4, dtype=bool)
-  check_shared(mask, 1)
-  check_shared(mask.repeat(3, 1)[:, :11], 3)  # a last group of two
+  check_shared_masks(mask, 1)
+  check_shared_masks(mask.repeat(3, 1)[:, :11], 3)  # a last group of two
   with pytest.raises(ValueError, match="output 1 has another mask than output"):
-    check_shared(mask, 2)
+    check_shared_masks(mask, 2)
 
 
 @pytest.mark.parametrize(

@@ -33,13 +33,24 @@ ENGINES = [
 # Each fits blocks of 2, 4 and 8.
 PATTERNS = ["dense", "1:2", "2:4", "1:4", "3:4", "1:8", "5:8", "1:16", "6:16"]
 every = pytest.mark.parametrize("spec", ENGINES)
+# One of each class, for what must be compiled.
+one_of_each = pytest.mark.parametrize(
+  "spec",
+  [
+    "is:8x4:overlap=weights:bw_in=3",
+    "vegeta-s-4-1:8x4:overlap=full:tile=5:bw_in=7",
+    "figs:8x4:alpha=3:exchange=swap:overlap=weights:load=2",
+    "tensorcore:h200",
+    "csr:h200",
+  ],
+)
 laws = settings(deadline=None, max_examples=20)
 sizes = st.integers(1, 60)
 
 
-def integers(found):
+def integers(costs):
   return {
-    field.name: getattr(found, field.name)
+    field.name: getattr(costs, field.name)
     for field in dataclasses.fields(Cost)
     if field.name not in ("utilisation", "energy_pj", "count")
   }
@@ -54,17 +65,17 @@ def rows(M=13, N=21, K=48):
 @laws
 @given(sizes, sizes, sizes)
 def test_parts_add_up_and_nothing_is_used_twice(spec, M, N, K):
-  found = cost(rows(M, N, K), spec)
-  parts = [getattr(found, name) for name in PARTS]
-  np.testing.assert_array_equal(sum(parts), found.cycles)
+  costs = cost(rows(M, N, K), spec)
+  parts = [getattr(costs, name) for name in PARTS]
+  np.testing.assert_array_equal(sum(parts), costs.cycles)
   assert min(part.min() for part in parts) >= 0
-  assert (found.utilisation > 0).all() and (found.utilisation <= 1).all()
-  assert (found.energy_pj > 0).all()
-  for name, value in integers(found).items():
+  assert (costs.utilisation > 0).all() and (costs.utilisation <= 1).all()
+  assert (costs.energy_pj > 0).all()
+  for name, value in integers(costs).items():
     assert value.dtype == np.int64 and value.shape == (len(PATTERNS),), name
 
 
-@every
+@one_of_each
 def test_jit_and_vmap_agree_with_eager(spec):
   table, engine = Layers.of(rows()), parse(spec)
   eager = cost(table, engine)
@@ -121,7 +132,7 @@ def test_a_kept_weight_more_never_saves_traffic(spec):
   assert (np.diff(cost(table, spec).dram_bytes) >= 0).all()
 
 
-@every
+@one_of_each
 def test_a_second_call_does_not_recompile(spec):
   traces, engine = [], parse(spec)
   call = jax.jit(lambda table: (traces.append(1), cost(table, engine))[1])

@@ -34,24 +34,24 @@ def test_the_default_is_a_16_bit_product_at_45_nm():
 )
 def test_each_operation_counts_alone(operation, count):
   energy = dataclasses.replace(FREE, **{operation: 3.0})
-  found = cost([ROW], "ws:8x8", itemsize=4, energy=energy)
-  words = found.ifmap_reads + found.filter_reads + found.ofmap_writes
-  moved = {"sram_byte": 4 * words, "dram_byte": found.dram_bytes}
+  costs = cost([ROW], "ws:8x8", itemsize=4, energy=energy)
+  words = costs.ifmap_reads + costs.filter_reads + costs.ofmap_writes
+  moved = {"sram_byte": 4 * words, "dram_byte": costs.dram_bytes}
   expected = 3.0 * (moved[operation] if count is None else count)
-  np.testing.assert_allclose(found.energy_pj, expected, rtol=1e-12)
+  np.testing.assert_allclose(costs.energy_pj, expected, rtol=1e-12)
 
 
 def test_sparsity_saves_energy_on_chip_and_off():
   dense, sparse = ROW | {"pattern": None}, ROW
-  found = cost([dense, sparse], "ws:8x8")
-  assert found.energy_pj[1] < found.energy_pj[0]
+  costs = cost([dense, sparse], "ws:8x8")
+  assert costs.energy_pj[1] < costs.energy_pj[0]
 
 
 def test_a_total_counts_every_instance():
   rows = [ROW | {"count": 3}, ROW | {"N": 32}]
-  found = cost(rows, "ws:8x8")
-  one, other = found.energy_pj.tolist()
-  np.testing.assert_allclose(found.total("energy_pj"), 3 * one + other)
+  costs = cost(rows, "ws:8x8")
+  one, other = costs.energy_pj.tolist()
+  np.testing.assert_allclose(costs.total("energy_pj"), 3 * one + other)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16", "bfloat16", "float32"])

@@ -251,7 +251,7 @@ def test_the_published_preset_by_hand():
     ({"alpha": 7, "exchange": "swap"}, "1:6", "is not a power of two"),
     ({"alpha": 7}, "1:12", "does not fit the engine's blocks of 8"),
     ({"block": 4}, "1:6", "does not fit the engine's blocks of 4"),
-    ({"alpha": 3}, "5:4", "keep n of every m"),
+    ({"alpha": 3}, "5:4", "expected n <= m"),
   ],
 )
 def test_what_cannot_run_is_refused(fields, pattern, why):
@@ -365,11 +365,11 @@ def test_stall_factor_of_pruned_weights(pattern, least, most, transposable):
   scores = jnp.abs(jax.random.normal(jax.random.key(0), (256, 256)))
   plain = np.asarray(nm_mask(scores, pattern))
   both = np.asarray(transposable_nm_mask(scores, pattern))
-  found = stall_factor([plain, both], engine, nm.n, nm.m)
+  factors = stall_factor([plain, both], engine, nm.n, nm.m)
   assert worst_exchange(nm.n, nm.m, 1) == most
-  assert least <= found[0] <= most
+  assert least <= factors[0] <= most
   # Every m outputs keep an index n times, and no more than s of them meet.
-  assert found[1] == transposable == min(nm.n, nm.m // nm.n)
+  assert factors[1] == transposable == min(nm.n, nm.m // nm.n)
   mux = Figs(32, 16, alpha=nm.m - 1)
   assert (stall_factor([plain, both], mux, nm.n, nm.m) == 1).all()
   rows = [
@@ -378,7 +378,7 @@ def test_stall_factor_of_pruned_weights(pattern, least, most, transposable):
   ]
   layers = Layers.of(rows)
   whole = checkpoint_stall_factor(layers, engine)
-  np.testing.assert_allclose(whole, (3 * found[0] + found[1]) / 4)
+  np.testing.assert_allclose(whole, (3 * factors[0] + factors[1]) / 4)
   total = cost(layers, engine)
   share = int(total.total("stall_exchange")) / int(total.total("compute"))
   np.testing.assert_allclose(whole, 1 + share)

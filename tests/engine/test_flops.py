@@ -11,10 +11,9 @@ from figs_jax.core.pattern import NM
 from figs_jax.engine import (
   Layers,
   cost,
-  dense_bytes,
   flops,
   packed_bytes,
-  step_flops,
+  step_cost,
 )
 from figs_jax.engine.blocks import index_bits
 from figs_jax.engine.spec import check_itemsize
@@ -67,7 +66,8 @@ def test_training_flops_count_the_products_of_a_step(leak):
     ((K, M), np.ones((M, N))),  # dw = x^T dy
   )
   row = {"name": "a", "M": M, "N": N, "K": K, "pattern": "3:8", "count": 2}
-  assert step_flops([row], leak_positive=leak).tolist() == [2 * 2 * step]
+  counted = step_cost([row], "ws", forward=not leak).flops
+  assert counted.total == 2 * 2 * step
 
 
 def test_flops_do_not_wrap():
@@ -98,7 +98,7 @@ def test_packed_bytes_by_writing_every_bit(m, data, groups, itemsize):
 
 def test_metadata_is_the_known_share_at_2_4():
   for itemsize, share in ((2, 0.125), (1, 0.25)):
-    kept = dense_bytes(2048, itemsize)
+    kept = 2048 * itemsize
     assert packed_bytes(4096, "2:4", itemsize) == kept * (1 + share)
 
 

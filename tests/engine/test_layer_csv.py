@@ -7,13 +7,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from figs_jax.engine import Layers, parse
+from figs_jax.engine import Layers, report
 from figs_jax.engine.layer_csv import read_layers
 from figs_jax.engine.sweeps._sweep import sweep
-from figs_jax.engine.sweeps.text import read_axes, swept
 
 CONV = (
   "Layer name, IFMAP Height, IFMAP Width, Filter Height, Filter Width,"
@@ -70,6 +69,7 @@ names = st.text(
 sizes = st.integers(1, 2**53)
 
 
+@settings(deadline=None, max_examples=50)
 @given(
   st.lists(
     st.tuples(
@@ -124,7 +124,7 @@ def test_a_pattern_is_read_alike_everywhere(table, text):
   layers = Layers.of([{"name": "ff", **size, "pattern": "1:2"}])
   sweeps = [
     lambda: sweep("ws", {"pattern": [text]}, layers),
-    lambda: swept({"": layers}, [parse("ws")], read_axes(f"pattern={text}")),
+    lambda: report(layers, ["ws"], axes=f"pattern={text}"),
   ]
   if text in ("Dense", "all"):
     for read in (*readers, *sweeps):

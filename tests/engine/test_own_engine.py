@@ -41,14 +41,14 @@ def own():
 @given(sizes, sizes, sizes, sizes, sizes, st.sampled_from([1, 2, 4]))
 def test_it_walks_the_lanes(M, N, K, R, C, n):
   unit = engine.parse(f"vector:{R}x{C}:latency=2")
-  found = unit.counts(engine.Gemm(M, N, K, n, 4))
+  got = unit.counts(engine.Gemm(M, N, K, n, 4))
   kept = np.count_nonzero(np.arange(K) % 4 < n)
   clock = 0
   for _ in range(0, N, R):
     clock += sum(1 for _ in range(M) for _ in range(0, kept, C)) + 2
-  assert found["cycles"] == clock == sum(found[part] for part in PARTS)
+  assert got["cycles"] == clock == sum(got[part] for part in PARTS)
   useful = M * N * kept / (clock * R * C)
-  np.testing.assert_allclose(found["utilisation"], useful, rtol=1e-12)
+  np.testing.assert_allclose(got["utilisation"], useful, rtol=1e-12)
 
 
 def test_it_is_read_and_printed_like_our_own(own):
@@ -116,7 +116,7 @@ def test_it_goes_through_sweep_training_and_attention():
   cycles = engine.cost([row], "vector:8x4:latency=0").cycles
   assert (best["rows"], best["latency"], best["cycles"]) == (8, 0, cycles)
   assert engine.step_cost(ROWS, "vector").cycles.total > 0
-  attention = engine.Attention(1, 2, 16, 16, 8)
+  attention = engine.AttentionShape(1, 2, 16, 16, 8)
   memory = engine.Memory(buffer=2**12)
   assert engine.attention_cost(attention, "vector", memory).cycles > 0
 

@@ -9,7 +9,6 @@ import pytest
 from figs_jax.engine import Report, parse, plots, report
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.plots import breakdown, roofline, speedup
-from figs_jax.engine.sweeps.text import read_axes, swept
 from figs_jax.engine.timing import PARTS
 
 pytest.importorskip("matplotlib")
@@ -25,8 +24,8 @@ SPECS = ["ws:16x16", "figs", "tpu:v5e"]
 
 @pytest.fixture(scope="module")
 def sweep():
-  axes = read_axes("pattern=dense,1:2,...,1:8,2:4")
-  return swept({"net": Layers.of(ROWS)}, [parse(spec) for spec in SPECS], axes)
+  axes = "pattern=dense,1:2,...,1:8,2:4"
+  return report({"net": Layers.of(ROWS)}, SPECS, axes=axes)
 
 
 def test_speedup_draws_a_line_per_engine_over_the_patterns(sweep):
@@ -51,9 +50,8 @@ def test_speedup_draws_a_line_per_engine_over_the_patterns(sweep):
 
 
 def test_workloads_that_differ_are_lines_of_their_own():
-  engines = [parse("ws")]
   tables = {name: Layers.of(ROWS) for name in ("batch 1", "batch 8")}
-  made = swept(tables, engines, {"pattern": ("1:2", "1:4")})
+  made = report(tables, ["ws"], axes={"pattern": ("1:2", "1:4")})
   labels = [line.get_label() for line in speedup(made).axes[0].lines]
   assert labels == ["ws, batch 1", "ws, batch 8", "m/n"]
   bars = breakdown(made).axes[0].get_yticklabels()
@@ -74,8 +72,8 @@ def test_breakdown_bars_add_up_to_all_cycles():
   for row, part in zip(widths, parts):
     shares = [100 * t.parts[part] / t.cycles for t in made.totals]
     np.testing.assert_allclose(row, shares)
-  said = [text.get_text() for text in ax.texts]
-  assert said[2].endswith(f" ns, {made.totals[2].speedup:.2f}×")
+  texts = [text.get_text() for text in ax.texts]
+  assert texts[2].endswith(f" ns, {made.totals[2].speedup:.2f}×")
 
 
 def test_roofline_has_no_layer_above_its_roof():
@@ -89,8 +87,8 @@ def test_roofline_has_no_layer_above_its_roof():
     labels = [mark.get_label() for mark in marks]
     assert labels == ["qk (dense)", "fc1 (1:2)", "fc2 (1:2)"]
     top = max(roof.get_ydata().max() for roof in roofs)
-    said = [text.get_text() for text in ax.texts]
-    assert said == (["no memory limit"] if spec == "figs:16x16" else [])
+    texts = [text.get_text() for text in ax.texts]
+    assert texts == (["no memory limit"] if spec == "figs:16x16" else [])
     if spec.startswith(("ws", "figs")):
       assert top == pytest.approx(2 * engine.rows * engine.cols)
       assert ax.get_ylabel() == "useful FLOP per cycle"
@@ -140,9 +138,9 @@ def test_roofline_shows_knees_on_axes_that_engines_share():
 
 def test_a_tiny_speed_up_keeps_its_digits():
   (total,) = report(ROWS, ["tensorcore:h200"]).totals
-  (said,) = breakdown(report(ROWS, ["tensorcore:h200"])).axes[0].texts
+  (text,) = breakdown(report(ROWS, ["tensorcore:h200"])).axes[0].texts
   assert 0 < total.speedup < 0.005
-  assert said.get_text().endswith(f" {total.speedup:.2g}×")
+  assert text.get_text().endswith(f" {total.speedup:.2g}×")
 
 
 def test_pictures_can_be_written(sweep):

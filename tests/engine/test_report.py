@@ -1,6 +1,7 @@
 """Reports: Amdahl over the whole model, and three formats of one table."""
 
 import csv
+import functools
 import io
 import json
 
@@ -18,7 +19,7 @@ from figs_jax.engine import (
   parse,
   report,
 )
-from figs_jax.engine._report import Row
+from figs_jax.engine._report import Row, columns_text
 from figs_jax.engine.figs import checkpoint_stall_factor
 from figs_jax.engine.timing import PARTS
 
@@ -87,14 +88,14 @@ def test_csv_has_a_row_per_layer_and_engine():
 def test_totals_weigh_by_count_and_their_parts_add_up():
   for spec in ("ws:32x16:dram_bw=64", "vegeta", "figs", "tensorcore:h200"):
     total = report(ROWS, [spec]).totals[0]
-    found = cost(ROWS, spec)
+    costs = cost(ROWS, spec)
     assert sum(total.parts.values()) == total.cycles
     for part in PARTS:
-      weighed = (getattr(found, part) * found.count).sum()
+      weighed = (getattr(costs, part) * costs.count).sum()
       assert total.parts[part] == int(weighed)
-    assert total.dram_bytes == int((found.dram_bytes * found.count).sum())
+    assert total.dram_bytes == int((costs.dram_bytes * costs.count).sum())
     assert total.energy_pj == pytest.approx(
-      (found.energy_pj * found.count).sum()
+      (costs.energy_pj * costs.count).sum()
     )
     assert total.unit == ("ns" if "tensor" in spec else "cycles")
     assert total.pattern == "1:8"
@@ -165,7 +166,8 @@ def test_swap_registers_stall_as_the_real_masks_say():
 def test_ideal_compression_is_named_where_it_gives_the_numbers():
   words = "N:M is ideally compressed on"
   shown = str(report(ROWS, ["os:8x8", "ws", "os", "figs"]))
-  assert f"{words} os, ws; :sparse=false is the plain array." in shown
+  sentence = f"{words} systolic arrays; :sparse=false is the plain array."
+  assert shown.count(sentence) == 1
   plain = [(ROWS, "ws:sparse=false"), (ROWS, "vegeta"), (vit_base(), "ws")]
   assert not any(words in str(report(rows, [spec])) for rows, spec in plain)
 
@@ -227,8 +229,47 @@ def test_the_functions_are_not_hidden_by_their_modules():
     assert callable(getattr(figs_jax.engine, name))
 
 
+def test_axes_give_a_report_per_workload_and_pattern():
+  rows = [
+    {"name": n, "M": 8, "N": 8, "K": 32, "count": 3} for n in ("qk", "ff")
+  ]
+  table = Layers.of([rows[0], rows[1] | {"pattern": "1:2"}])
+  both = {"a": table, "b": table}
+  made = report(both, ["ws"], axes="pattern=dense,1:4;rows=8,16", itemsize=4)
+  assert [(t.workload, t.pattern, t.engine) for t in made.totals] == [
+    (label, pattern, f"ws:{side}x16")
+    for label in "ab"
+    for pattern in ("dense", "1:4")
+    for side in (8, 16)
+  ]
+  assert [row.pattern for row in made.rows[4:8]] == ["dense", "1:4"] * 2
+  alone = report(table.with_pattern("1:4"), ["ws:16x16"], itemsize=4)
+  assert made.rows[6:8] == alone.rows
+  with pytest.raises(ValueError, match="sweep axis 'pattern': .*'4'"):
+    report(table, ["ws"], axes={"pattern": ("4",)})
+  many = {"pattern": ("1:2",) * 1001, "rows": range(1, 1001)}
+  with pytest.raises(ValueError, match="1,000 designs are more than the 999"):
+    report(table, ["ws"], axes=many)
+
+
+def test_columns_are_text_in_every_format():
+  columns = {"design": np.array(["ws", "figs"]), "alpha": np.array([-1, 7])}
+  show = functools.partial(columns_text, columns, "Some.")
+  assert show("csv") == "design,alpha\nws,\nfigs,7"
+  assert show("table").splitlines()[2:] == [
+    "design  alpha", "ws          -", "figs        7"
+  ]  # fmt: skip
+  assert show("md").splitlines()[-2:] == ["| ws | - |", "| figs | 7 |"]
+  assert json.loads(show("json")) == {
+    "caption": "Some.",
+    "points": [{"design": "ws", "alpha": None}, {"design": "figs", "alpha": 7}],
+  }
+  none = columns_text({"a": np.zeros(0)}, "None.", "table")
+  assert none == "None.\n\na"
+
+
 @pytest.mark.parametrize(
-  ("spec", "said"),
+  ("spec", "parts"),
   [
     ("tensorcore:a100", ("176,601 ns", ":sparse_overhead=0", ":fallback=true")),
     ("tensorcore:a100:sparse_overhead=7", ("7 ns to each sparse call",)),
@@ -237,12 +278,12 @@ def test_the_functions_are_not_hidden_by_their_modules():
     ("tpu:v5e", ()),
   ],
 )
-def test_the_caption_tells_what_a_sparse_call_is_charged(spec, said):
+def test_the_caption_tells_what_a_sparse_call_is_charged(spec, parts):
   row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
   caption = report([row], [spec]).caption
-  for words in said:
+  for words in parts:
     assert words in caption
-  assert ("assumed" in caption) == bool(said)
+  assert ("assumed" in caption) == bool(parts)
   advises = "runs a layer dense" in caption
-  assert advises == (bool(said) and "fallback" not in spec)
+  assert advises == (bool(parts) and "fallback" not in spec)
   assert "assumed" not in report([row | {"pattern": "dense"}], [spec]).caption

@@ -218,7 +218,7 @@ def test_patterns_that_tensor_cores_lack():
     of(1, 6)
   with pytest.raises(ValueError, match="n <= m"):
     of(5, 4)
-  # What a mask lacks of its pattern is no use.
+  # Weights of the pattern that a mask lacks are not useful.
   wide = Roofline("tensorcore", "x", 1, 10**6)
   M, N, K, n, m = (np.array([size]) for size in (256, 64, 512, 3, 4))
   assert counts(M, N, K, wide, n, m, masks=[evenly])["utilisation"] == 1
@@ -266,10 +266,10 @@ def test_published_ratios_of_tensor_cores():
 
 def test_the_gain_grows_with_the_call_and_a_fallback_never_loses():
   edges = [256, 1024, 4096, 16384, 65536]
-  found = [gain("tensorcore:h200", *(edge,) * 3) for edge in edges]
-  assert found == sorted(found) and found[0] < 0.1 and 1.9 < found[-1] < 2
+  gains = [gain("tensorcore:h200", *(edge,) * 3) for edge in edges]
+  assert gains == sorted(gains) and gains[0] < 0.1 and 1.9 < gains[-1] < 2
   kept = [gain("tensorcore:h200:fallback=true", *(edge,) * 3) for edge in edges]
-  np.testing.assert_array_equal(kept, np.maximum(found, 1))
+  np.testing.assert_array_equal(kept, np.maximum(gains, 1))
 
 
 CHIP = "x", np.array([9, 70, 800]), np.array([4, 5, 6])
@@ -341,8 +341,8 @@ def test_csr_bytes_are_those_of_a_product_row_by_row(
     end = bus.move(ends[row], pointer)
     here = slice(ends[row - 1] if row else 0, end)
     weights = bus.move(values[here], value)
-    found = dense.move(x[column, bus.move(indices[here], index)], value)
-    out[column, row] = dense.move(weights @ found, value)
+    values_read = dense.move(x[column, bus.move(indices[here], index)], value)
+    out[column, row] = dense.move(weights @ values_read, value)
     flops += 2 * len(weights)
   np.testing.assert_array_equal(out, x @ w.T)
   got = counts(
@@ -371,8 +371,8 @@ def test_csr_bytes_are_those_of_a_product_row_by_row(
 def test_intensity_of_the_tutorial():
   # 4-byte values and indices, long rows, no reuse: 2 / 12 whatever delta is.
   for pointer in (0, 4, 8):
-    found = intensity(10**6, pointer_bytes=pointer)
-    np.testing.assert_allclose(found, 0.167, atol=5e-4)
+    ratio = intensity(10**6, pointer_bytes=pointer)
+    np.testing.assert_allclose(ratio, 0.167, atol=5e-4)
   engine = parse("csr:h200:reuse=false")
   got = counts(1000, 512, 8192, engine, 1, 8)
   ratio = got["flops"] / got["dram_bytes"]
@@ -381,5 +381,5 @@ def test_intensity_of_the_tutorial():
   np.testing.assert_allclose(intensity(10**6, 10**9), 1 / 2, rtol=1e-5)
   # Memory bounds it, on every chip.
   for chip in CHIPS["csr"]:
-    found = counts(1000, 512, 8192, parse(f"csr:{chip}"), 1, 8)
-    assert found["stall_dram"] > 0
+    got = counts(1000, 512, 8192, parse(f"csr:{chip}"), 1, 8)
+    assert got["stall_dram"] > 0

@@ -12,8 +12,8 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.engine import Layers, cost, flops, parse
 from figs_jax.engine.training import (
+  TrainingPhase,
   nanoseconds,
-  products,
   run_cost,
   step_cost,
 )
@@ -100,7 +100,7 @@ def test_only_masked_rows_get_a_pruned_weight_gradient():
     {"name": "ff", "M": 8, "N": 8, "K": 8, "pattern": "8:8"},  # dense stage
     {"name": "qk", "M": 8, "N": 8, "K": 8},
   ]
-  table = products(rows, weight_gradient="2:4")
+  table = TrainingPhase(1, rows, weight_gradient="2:4").products()
   assert table.m.tolist() == [8, 1, 1, 1, 4, 1]
   np.testing.assert_array_equal(
     flops(table), 2 * 8**3 * np.array([1, 1, 1, 1, 0.5, 1])
@@ -138,7 +138,8 @@ def test_sums_beyond_int64_are_exact():
   assert run.total("flops") == steps * 5 * size**3
   assert run.share("flops") == 5 / 6
   assert run.total("cycles") == steps * sum(
-    int(c) for c in cost(products([row]), "ws:128x128").cycles
+    int(c)
+    for c in cost(TrainingPhase(1, [row]).products(), "ws:128x128").cycles
   )
   assert run.total("cycles") > 2**63
 

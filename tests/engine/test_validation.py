@@ -33,11 +33,11 @@ def test_the_page_is_what_the_code_gives(script, claims):
 
 
 def test_every_claim_has_one_of_five_kinds(claims):
-  found = [claim for rows in claims.values() for claim in rows]
-  assert {claim.kind for claim in found} == KINDS | {NONE}
+  every = [claim for rows in claims.values() for claim in rows]
+  assert {claim.kind for claim in every} == KINDS | {NONE}
   assert all(claims.values())
-  # What the model says nothing of has no number of its own.
-  assert all((c.model == "") == (c.kind == NONE) for c in found)
+  # Claims that the model does not reproduce have no value.
+  assert all((c.model == "") == (c.kind == NONE) for c in every)
 
 
 def test_a_bracket_holds_its_figure_and_what_does_not_missed(script, claims):
@@ -58,14 +58,14 @@ def test_a_bracket_holds_its_figure_and_what_does_not_missed(script, claims):
 
 def test_what_is_exact_is_exact(claims):
   """Every column of whole numbers is met in all of its rows."""
-  found = [
+  exact = [
     claim
     for rows in claims.values()
     for claim in rows
     if claim.published.endswith(" rows")
   ]
-  assert len(found) >= 20
-  for claim in found:
+  assert len(exact) >= 20
+  for claim in exact:
     total = claim.published.removesuffix(" rows")
     assert claim.model == f"{total} of {total} equal", claim
 

@@ -66,17 +66,17 @@ def test_rtl_rows_are_exact():
   M, N, K = table["N"], table["M"], table["K"]
   n = table["sparsityN"]
   engine = Vegeta(True, table["ALPHA"], 2, rows=K, cols=N)
-  found = tile_cycles(engine, M)
+  tile = tile_cycles(engine, M)
   assert len(rows) == 9
-  np.testing.assert_array_equal(found["load"], table["WL_cycles"])
-  np.testing.assert_array_equal(found["mode"], table["mode_cycles"])
-  alone = found["alone"] - found["load"]
+  np.testing.assert_array_equal(tile["load"], table["WL_cycles"])
+  np.testing.assert_array_equal(tile["mode"], table["mode_cycles"])
+  alone = tile["alone"] - tile["load"]
   np.testing.assert_array_equal(alone, table["start_to_end"])
   # The same through a GEMM of one tile, whose K is K_c {1, 2, 4}.
   got = counts(M, N, K * (4 // n), engine, n, 4)
-  np.testing.assert_array_equal(got["cycles"], found["alone"])
+  np.testing.assert_array_equal(got["cycles"], tile["alone"])
   one_more = counts(M, N, K * (4 // n) + 1, engine, n, 4)
-  np.testing.assert_array_equal(one_more["cycles"], 2 * found["alone"])
+  np.testing.assert_array_equal(one_more["cycles"], 2 * tile["alone"])
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_rtl_rows_are_exact():
 )
 def test_engines_of_512_multipliers(spec, mode):
   engine = parse(spec)
-  found = tile_cycles(engine)
-  assert found["mode"] == mode
-  assert found["alone"] == found["load"] + mode + 2
+  tile = tile_cycles(engine)
+  assert tile["mode"] == mode
+  assert tile["alone"] == tile["load"] + mode + 2
   depth = 32
   for n in (4, 2, 1):
     K = depth * 4 // n if engine.sparse else depth
     got = counts(16, 16, K, engine, n, 4)
-    assert got["cycles"] == found["alone"]
+    assert got["cycles"] == tile["alone"]
     # A is 16 x K, B K x 16, C 16 x 16: so many useful MACs in every mode.
     useful = got["utilisation"] * got["cycles"] * 512
     kept = 8192 if engine.sparse else 8192 * n / 4
@@ -336,8 +336,8 @@ def test_every_row_of_two_blocks_weighed_by_its_chance(p):
 
 
 def test_published_figures():
-  found = unstructured_speedup(np.array([0.10, 0.05]))
-  np.testing.assert_allclose(found, [2.364, 3.285], atol=5e-4)
+  speedups = unstructured_speedup(np.array([0.10, 0.05]))
+  np.testing.assert_allclose(speedups, [2.364, 3.285], atol=5e-4)
   # A 1:4 tile: 16 + 2 lines of A, 64 of B, against 16 cycles of 4 each.
   assert spmm_lines(1) == 16 + 2 + 64
   np.testing.assert_allclose(spmm_lines(1) / 64, 1.281, atol=5e-4)

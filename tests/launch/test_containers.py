@@ -36,19 +36,19 @@ SCHEMA = {
 }
 
 
-def problems(found, schema, where="jobset"):
+def problems(value, schema, where="jobset"):
   if isinstance(schema, type):
-    return [] if type(found) is schema else [f"{where}: {found!r}"]
+    return [] if type(value) is schema else [f"{where}: {value!r}"]
   if isinstance(schema, list):
-    if not isinstance(found, list):
+    if not isinstance(value, list):
       return [f"{where}: no list"]
-    each = enumerate(found)
+    each = enumerate(value)
     return [p for i, x in each for p in problems(x, schema[0], f"{where}[{i}]")]
-  unknown = [f"{where}.{name}: unknown" for name in found.keys() - schema]
+  unknown = [f"{where}.{name}: unknown" for name in value.keys() - schema]
   return unknown + [
     problem
-    for name in found.keys() & schema.keys()
-    for problem in problems(found[name], schema[name], f"{where}.{name}")
+    for name in value.keys() & schema.keys()
+    for problem in problems(value[name], schema[name], f"{where}.{name}")
   ]
 
 

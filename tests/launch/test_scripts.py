@@ -1,7 +1,7 @@
-"""The launchers' options, what --dry-run shows, and a whole run of tpu_vm.sh.
+"""Options of the launchers, dry runs, and a whole run of tpu_vm.sh.
 
-Cloud machines are played by a `gcloud` that writes its arguments down and runs
-what is sent by ssh in a directory here, through one more shell, as ssh does.
+A stand-in for `gcloud` logs its arguments, and runs ssh commands in a local
+directory through one more shell, as ssh does.
 """
 
 import json
@@ -63,15 +63,24 @@ def test_shellcheck_has_nothing_to_say(script):
   ("words", "message"),
   [
     (["local.sh"], "--workdir is missing"),
-    (["local.sh", "--processes", "0", *RUN], "--processes 0: give 1 or more"),
-    (["local.sh", "--processes=", *RUN], "--processes : give 1 or more"),
+    (
+      ["local.sh", "--processes", "0", *RUN],
+      "expected 1 or more, got '0'",
+    ),
+    (
+      ["local.sh", "--processes=", *RUN],
+      "expected 1 or more, got ''",
+    ),
     (["local.sh", "--extra"], "--extra needs a value"),
-    (["local.sh", "--python=no/python", *RUN], "there is no such program"),
-    (["install.sh", "gpu"], "no extra gpu in setup.cfg"),
+    (["local.sh", "--python=no/python", *RUN], "program not found"),
+    (["install.sh", "gpu"], "expected an extra of setup.cfg"),
     (["install.sh", "--gpu"], "unknown option --gpu"),
-    (["slurm.sbatch", *RUN], "this is no SLURM job"),
-    (["slurm.sbatch", "--restarts=many", *RUN], "--restarts many"),
-    (["slurm.sbatch", "--dry-run"], "--workdir is missing"),
+    (["slurm.sbatch", *RUN], "not a SLURM job"),
+    (
+      ["slurm.sbatch", "--restarts=many", *RUN],
+      "expected a number, got 'many'",
+    ),
+    (["slurm.sbatch", "--dry_run"], "--workdir is missing"),
     (["tpu_vm.sh", *RUN], "--name is missing"),
     (["tpu_vm.sh", "--name=a", *RUN], "--zone is missing"),
     (["tpu_vm.sh", "--name=a", "--zone=b", *RUN], "--type is missing"),
@@ -108,7 +117,7 @@ def test_help_is_the_comment_at_the_top(script):
     check=False,
   )
   assert done.returncode == 0 and "Usage: " in done.stdout
-  assert "--dry-run" in done.stdout and "set -euo" not in done.stdout
+  assert "--dry_run" in done.stdout and "set -euo" not in done.stdout
 
 
 def test_slurm_outside_a_checkout(tmp_path):
@@ -120,28 +129,28 @@ def test_slurm_outside_a_checkout(tmp_path):
     check=False,
   )
   assert done.returncode == 2
-  assert "is no checkout of figs_jax" in done.stderr
+  assert "expected a checkout of figs_jax" in done.stderr
 
 
 def test_dry_runs_show_the_program_with_its_flags_unharmed():
   mesh = "--config.mesh.data=-1"
   program = ["launch/train.py"]
-  install, train = shown("local.sh", "--dry-run", "--extra=cuda", *RUN)
+  install, train = shown("local.sh", "--dry_run", "--extra=cuda", *RUN)
   assert install == ["bash", "launch/install.sh", "cuda"]
   assert train == ["exec", ".venv/bin/python", *program, *RUN, mesh]
   first, second = shown(
-    "local.sh", "--dry-run", "--python=python3", "--processes=2", *RUN
+    "local.sh", "--dry_run", "--python=python3", "--processes=2", *RUN
   )
   assert first[-5:] == ["--distributed", *RUN, mesh]
   assert "JAX_PROCESS_ID=0" in first and "JAX_PROCESS_ID=1" in second
   own = "--config.mesh.data=4"
-  (srun,) = shown("slurm.sbatch", "--python=py", "--dry-run", *RUN, own)
+  (srun,) = shown("slurm.sbatch", "--python=py", "--dry_run", *RUN, own)
   assert srun[0] == "srun"
   assert srun[3:] == [
     "py", *program, "--distributed", "--stopped_code=75", *RUN, own,
   ]  # fmt: skip
   # What a dry run of install.sh shows is what it would do.
-  (venv, pip) = shown("install.sh", "--dry-run", "tpu", PYTHON="python3")
+  (venv, pip) = shown("install.sh", "--dry_run", "tpu", PYTHON="python3")
   assert venv == ["python3", "-m", "venv", ".venv"]
   assert pip[-1] == ".[tpu]"
 
@@ -282,7 +291,7 @@ def test_tpu_vm_with_a_run_that_is_nowhere_else_is_kept(
   ],
 )
 def test_tpu_vm_takes_the_software_of_the_type(type_, version):
-  words = ["--dry-run", "--name=a", "--zone=b", f"--type={type_}", *RUN]
+  words = ["--dry_run", "--name=a", "--zone=b", f"--type={type_}", *RUN]
   _, create, *_ = shown("tpu_vm.sh", *words)
   assert f"--version={version}" in create
   _, create, *_ = shown("tpu_vm.sh", "--version=own", *words)
@@ -302,7 +311,7 @@ def test_tpu_vm_in_another_state_is_left_alone(cloud):
 def test_tpu_vm_dry_run_shows_what_a_run_calls(cloud):
   _, launch, called = cloud
   words = [*TPU, "--setup=mount a b", "--delete", *RUN]
-  dry = launch("--dry-run", *words)
+  dry = launch("--dry_run", *words)
   assert (dry.returncode, dry.stderr, called()) == (0, "", [])
   lines = [shlex.split(line) for line in dry.stdout.splitlines()]
   wanted = [words[4:] for words in lines if words[0] == "gcloud"]

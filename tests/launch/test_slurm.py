@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from figs_jax.train.leaves import named_leaves
+from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.log_writer import read
-from figs_jax.train.restore import restore
+from figs_jax.train.workdir import restore
 from tests.programs import REPO, environment
 
 CONF = Path(__file__).parent / "slurm_loopback.conf"
@@ -69,9 +69,9 @@ def until(what, condition, timeout=300):
   """Waits for a condition; returns what it gives."""
   deadline = time.monotonic() + timeout
   while time.monotonic() < deadline:
-    found = condition()
-    if found:
-      return found
+    result = condition()
+    if result:
+      return result
     time.sleep(0.05)
   raise AssertionError(f"{what}: not within {timeout} s")
 
@@ -242,15 +242,15 @@ def last_step(workdir):
 
 def tasks_of(workdir):
   """Process id by SLURM_PROCID of the tasks that train in `workdir`."""
-  found = {}
+  ids = {}
   for entry in Path("/proc").iterdir():
     with contextlib.suppress(OSError):
       words = (entry / "cmdline").read_bytes().decode().split("\0")
       variables = (entry / "environ").read_bytes().decode().split("\0")
       rank = [v for v in variables if v.startswith("SLURM_PROCID=")]
       if f"--workdir={workdir}" in words and rank and "srun" not in words[0]:
-        found[int(rank[0].split("=")[1])] = int(entry.name)
-  return found
+        ids[int(rank[0].split("=")[1])] = int(entry.name)
+  return ids
 
 
 def rows(workdir):
@@ -279,8 +279,8 @@ def test_a_job_is_requeued_after_sigterm_but_not_after_scancel(
 
   def started():
     cluster.going_on(number)
-    found = sorted(tmp_path.glob("run.cpus.*"))
-    return [path.read_text() for path in found] == ["2\n", "2\n"]
+    files = sorted(tmp_path.glob("run.cpus.*"))
+    return [path.read_text() for path in files] == ["2\n", "2\n"]
 
   until("the start", started)
   # What a preemption with a grace time begins with.

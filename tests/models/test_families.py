@@ -12,7 +12,7 @@ from figs_jax import models, nn, recipes
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import flatten
 from figs_jax.models.flops import forward_flops
-from figs_jax.train.experiment import decayed
+from figs_jax.train.optimizer import decayed
 from figs_jax.train.state import TrainState, update
 
 from ..contract.compiling import compiled

@@ -67,9 +67,9 @@ def by_every_step(model, recipe, batch, steps, switched_at=None):
       cost = dict.fromkeys(PARTS, whole)
       kernel = kernels.get(row["name"] + "/kernel")
       if kernel is not None:
-        stage = int(line.stage(len(kernel.chain), jnp.int32(step), flag))
+        stage = int(line.stage(len(kernel.stages), jnp.int32(step), flag))
         if stage and leak == 0:
-          nm = kernel.chain[stage - 1]
+          nm = kernel.stages[stage - 1]
           cost["forward"] = whole * nm.n // nm.m
           if recipe.transposable:
             cost["input_gradient"] = cost["forward"]

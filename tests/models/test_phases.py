@@ -36,9 +36,9 @@ def by_every_step(model, recipe):
     patterns = {}
     for kernel in bound.kernels:
       m = kernel.leaf.pattern.m
-      stage = int(line.stage(len(kernel.chain), jnp.int32(step), flag))
+      stage = int(line.stage(len(kernel.stages), jnp.int32(step), flag))
       name = kernel.path.removesuffix("/kernel")
-      patterns[name] = (NM(m, m), *kernel.chain)[stage]
+      patterns[name] = (NM(m, m), *kernel.stages)[stage]
     sparse = float(recipe.at(step, flag).leak) == 0
     found.append((patterns, sparse))
   return found
@@ -76,9 +76,9 @@ def test_phases_are_the_steps_of_every_recipe(name):
       assert row | size == row
 
 
-def test_chains_of_unequal_length_and_pace():
+def test_kernels_with_unequal_stages():
   recipe = recipes.create("sdgf_stepwise", RULES, STEPS)
-  line = dataclasses.replace(recipe.timeline, pace=Cubic())
+  line = dataclasses.replace(recipe.timeline, stage_schedule=Cubic())
   recipe, model = dataclasses.replace(recipe, timeline=line), small()
   got = [
     (patterns_of(phase), phase.forward)
@@ -86,7 +86,7 @@ def test_chains_of_unequal_length_and_pace():
     for _ in range(phase.steps)
   ]
   assert got == by_every_step(model, recipe)
-  # Under this pace the shorter chain begins later.
+  # Under this schedule the kernel with fewer stages begins later.
   assert any(
     NM(4, 4) in found.values() and NM(7, 8) in found.values()
     for found, _ in got

@@ -22,7 +22,7 @@ def test_every_entry_is_well_formed():
     assert text.isascii()
     for value in table.values():
       assert value.count("{") == value.count("}")
-    if source == "figs-deck":
+    if source == "figsdeck":
       assert "No author, date or published text is known" in table["note"]
       continue
     if re.fullmatch(r"\d{4}\.\d{4,5}", source):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from figs_jax.core.pattern import NM
-from figs_jax.core.tree import MaskedKernel, flatten
+from figs_jax.core.tree import MaskedKernel, flatten, map_paths
 from figs_jax.recipes import create
 
 TOTAL = 60
@@ -53,6 +53,11 @@ def params_at(step, leaves=LEAVES):
   }
 
 
+def signs(bound, params):
+  """Masks that are not N:M, so that every refresh changes them."""
+  return map_paths(lambda _, weight: weight > 0, params, bound.leaves)
+
+
 def switched_at(recipe, step):
   return recipe.timeline.switch is not None and step > 33
 
@@ -72,22 +77,20 @@ def test_a_run_equals_brute_force_and_compiles_once(
     traces.append(step)
     return bound.masks(step, params, masks, switched, was_switched)
 
-  params = params_at(0)
-  masks, wanted = bound.masks(0, params), {}
+  masks, wanted = signs(bound, params_at(0)), {}
   for step in range(TOTAL):
     params = params_at(step)
     flags = [switched_at(recipe, s) for s in (step, step - 1)]
-    if step:
-      masks = refresh(
-        jnp.int32(step), params, masks, *(jnp.array(f) for f in flags)
-      )
+    masks = refresh(
+      jnp.int32(step), params, masks, *(jnp.array(f) for f in flags)
+    )
     weights, got = flatten(params), flatten(masks)
     for kernel in bound.kernels:
-      stages = (NM(pattern.m, pattern.m), *kernel.chain)
+      stages = (NM(pattern.m, pattern.m), *kernel.stages)
       if recipe.timeline.switch:
         starts, stage = [34], int(flags[0])
       else:
-        starts = recipe.timeline.boundaries(len(kernel.chain))
+        starts = recipe.timeline.boundaries(len(kernel.stages))
         stage = sum(step >= s for s in starts)
       if step % refresh_every == 0 or step in starts:
         wanted[kernel.path] = brute_force(
@@ -102,29 +105,30 @@ def test_a_run_equals_brute_force_and_compiles_once(
   )
 
 
-def test_kernels_of_one_shape_are_said_once(caplog):
+def test_kernels_of_one_shape_are_reported_once(caplog):
   recipe = create("figs", "1:4", 100)
   alike = {f"{i}/kernel": LEAVES["b/0/kernel"] for i in range(3)}
   with caplog.at_level(logging.WARNING):
     recipe.bind(alike)
-  (said,) = (record.getMessage() for record in caplog.records)
-  assert said.endswith(": 0/kernel and 2 more")
+  (message,) = (record.getMessage() for record in caplog.records)
+  assert message.endswith(": 0/kernel and 2 more")
 
 
-def test_every_leaf_gets_the_largest_chain_that_fits(caplog):
+def test_every_kernel_gets_all_stages_that_fit(caplog):
   recipe = create("figs", "1:4", 100, dense=0.1, finetune=0.1)
   with caplog.at_level(logging.WARNING):
     bound = recipe.bind(LEAVES)
-  chains = {k.path: " ".join(map(str, k.chain)) for k in bound.kernels}
-  assert chains == {
+  stages = {k.path: " ".join(map(str, k.stages)) for k in bound.kernels}
+  assert stages == {
     "a/kernel": "8:32 4:16 2:8 1:4",
     "b/0/kernel": "4:16 2:8 1:4",
     "b/1/kernel": "1:4",  # groups of 3 * 4 = 12
   }
-  said = [record.getMessage() for record in caplog.records]
-  assert [text.split(": ")[-1] for text in said] == ["b/0/kernel", "b/1/kernel"]
-  assert "length 48" in said[0] and "4:16" in said[0]
-  # Each chain is spread over the same decay phase, steps 10 to 90.
+  texts = [record.getMessage() for record in caplog.records]
+  paths = [text.split(": ")[-1] for text in texts]
+  assert paths == ["b/0/kernel", "b/1/kernel"]
+  assert "length 48" in texts[0] and "4:16" in texts[0]
+  # All stages are spread over the same decay phase, steps 10 to 90.
   masks_at = jax.jit(bound.masks)
   masks = {s: flatten(masks_at(s, params_at(1))) for s in (9, 10, 37, 64)}
   kept = np.asarray(flatten(params_at(1))["b/0/kernel"])
@@ -140,8 +144,7 @@ def test_seeds_under_vmap_equal_one_at_a_time(name):
   recipe = create(name, "1:4", TOTAL, refresh_every=5)
   bound = recipe.bind(LEAVES)
   seeds = [params_at(s) for s in range(3)]
-  first = jax.jit(bound.masks)
-  old = [first(0, params_at(s + 10)) for s in range(3)]
+  old = [signs(bound, seed) for seed in seeds]
   flags, before = (
     jnp.array([True, True, False]),
     jnp.array([False, True, False]),
@@ -164,7 +167,7 @@ def test_an_unbatched_step_keeps_its_branches_under_vmap(name, refresh_every):
   recipe = create(name, "1:4", TOTAL, refresh_every=refresh_every)
   bound = recipe.bind(LEAVES)
   params = jax.tree.map(lambda x: jnp.stack([x, x]), params_at(0))
-  masks = jax.vmap(lambda p: bound.masks(0, p))(params)
+  masks = signs(bound, params)
   jaxpr = jax.make_jaxpr(jax.vmap(bound.masks, (None, 0, 0)))(
     jnp.int32(1), params, masks
   )
@@ -180,7 +183,7 @@ def test_scan():
     masks = bound.masks(*xs, masks)
     return masks, masks
 
-  first = bound.masks(0, params_at(0))
+  first = signs(bound, params_at(0))
   _, scanned = jax.lax.scan(one, first, (jnp.arange(TOTAL), params))
   masks, refresh = first, jax.jit(bound.masks)
   for step in range(TOTAL):
@@ -206,7 +209,7 @@ def test_final_is_exact_and_keeps_what_already_is(name):
       if name == "dense":
         assert np.all(final[kernel.path])
         continue
-      stages = len(kernel.chain)
+      stages = len(kernel.stages)
       stage = recipe.timeline.stage(stages, jnp.int32(step), switched)
       weight = np.asarray(flatten(params)[kernel.path])
       wanted = (
@@ -227,7 +230,7 @@ def test_nested_never_lets_a_weight_return():
   recipe = create("figs", "1:4", TOTAL, nested=True)
   bound = recipe.bind(LEAVES)
   refresh = jax.jit(bound.masks)
-  masks = bound.masks(0, params_at(0))
+  masks = refresh(0, params_at(0), signs(bound, params_at(0)))
   densities = []
   for step in range(1, TOTAL):
     new = refresh(step, params_at(step), masks)
@@ -239,7 +242,7 @@ def test_nested_never_lets_a_weight_return():
     densities.append(kept.mean())
   assert densities[-1] < 0.25
   assert kept.reshape(-1, 4, 3).sum(1).max() <= 1
-  assert not create("figs", "1:4", TOTAL).remembers
+  assert not create("figs", "1:4", TOTAL).is_stateful
 
 
 def test_bfloat16_and_sorted_paths():
@@ -282,7 +285,7 @@ def w_ones():
 def test_what_cannot_be_had_is_refused():
   leaves = {"w": MaskedKernel((128, 64), NM(1, 8), -2)}
   wide = create("figs", "1:8", TOTAL, transposable=True)
-  with pytest.raises(ValueError, match="w: .* starts at 8:64; .* smaller k"):
+  with pytest.raises(ValueError, match="w: .* starts at 8:64; lower its k"):
     wide.bind(leaves)
   create("figs", "1:8", TOTAL, transposable=True, k=4).bind(leaves)
   params = {"w": jnp.ones((128, 64))}

@@ -8,14 +8,14 @@ import pytest
 import figs_jax as figs
 from figs_jax import recipes
 from figs_jax.engine import parse
-from figs_jax.recipes import bibliography, citations, registry
+from figs_jax.recipes import bibliography, citations
 
 # A dense run uses no method, so it has nobody to cite.
 UNCITED = {"dense"}
-OURS = [  # other tests may register theirs
+OURS = [  # other tests may register more
   name
   for name in recipes.names()
-  if registry.builder_of(name).__module__.startswith("figs_jax.")
+  if recipes.function_of(name).__module__.startswith("figs_jax.")
 ]
 
 
@@ -36,8 +36,8 @@ def test_every_recipe_has_a_source(name):
 
 def test_another_library_reads_every_entry():
   text = bibliography.bibtex(*bibliography.known())
-  found = keys(text)
-  assert len(found) == len(set(found)) == len(bibliography.known())
+  entries = keys(text)
+  assert len(entries) == len(set(entries)) == len(bibliography.known())
   for entry in bibtexparser.parse_string(text).entries:
     if "eprint" in entry.fields_dict:
       assert entry["archivePrefix"] == "arXiv"

@@ -1,4 +1,4 @@
-"""The chains of patterns, published ones and as laws."""
+"""The patterns of the stages: published ones, and laws."""
 
 import pytest
 from hypothesis import given, settings
@@ -34,28 +34,28 @@ def test_stepwise(target, counts):
 @settings(deadline=None)
 @given(patterns)
 def test_stepwise_thins_out_to_the_target(target):
-  chain = Stepwise()(target)
-  counts = [nm.n for nm in chain]
-  assert chain[-1] == target
+  stages = Stepwise()(target)
+  counts = [nm.n for nm in stages]
+  assert stages[-1] == target
   assert all(a > b for a, b in zip(counts, counts[1:]))
-  assert {nm.m for nm in chain} == {target.m}
+  assert {nm.m for nm in stages} == {target.m}
 
 
-def test_figs_chain():
-  chain = Geometric(8)(NM(1, 4))
-  assert " ".join(map(str, chain)) == "8:32 4:16 2:8 1:4"
+def test_figs():
+  stages = Geometric(8)(NM(1, 4))
+  assert " ".join(map(str, stages)) == "8:32 4:16 2:8 1:4"
 
 
 @settings(deadline=None)
 @given(patterns, st.integers(0, 6), st.integers(1, 4096))
 def test_geometric_keeps_the_density_and_fits_its_leaf(target, log_k, groups):
   k, length = 1 << log_k, groups * target.m
-  chain = Geometric(k)(target, length)
-  assert chain[-1] == target
-  assert {nm.density for nm in chain} == {target.density}
-  first = chain[0].m // target.m
-  assert first <= k and length % chain[0].m == 0
-  assert first == k or length % (2 * chain[0].m), "k is the largest that fits"
+  stages = Geometric(k)(target, length)
+  assert stages[-1] == target
+  assert {nm.density for nm in stages} == {target.density}
+  first = stages[0].m // target.m
+  assert first <= k and length % stages[0].m == 0
+  assert first == k or length % (2 * stages[0].m), "k is the largest that fits"
 
 
 def test_direct_and_never():

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from figs_jax import recipes
 from figs_jax.core._flow import Flow
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
-from figs_jax.recipes import create, names, options, register
-from figs_jax.recipes.registry import _BUILDERS
+from figs_jax.recipes import create, names, options, register, registry
 
 PUBLISHED = (
   "dense", "figs", "mdgf_exp", "mdgf_linear", "sdgf_geometric",
@@ -40,8 +40,8 @@ def test_eager_twins_agree_with_at_under_jit_at_every_step(name, pattern):
     assert moment.leak.dtype == jnp.float32
     stages.add(int(moment.stage))
     if pattern == "1:16":
-      chain = (NM(16, 16), *recipe.chain(NM(1, 16), None))
-      assert recipe.pattern_at(step) == chain[int(moment.stage)]
+      patterns = (NM(16, 16), *recipe.pattern_schedule(NM(1, 16), None))
+      assert recipe.pattern_at(step) == patterns[int(moment.stage)]
   assert stages == set(range(max(stages) + 1))
 
 
@@ -100,7 +100,7 @@ def test_decay_options():
   assert late.leak_at(799) > 0 and late.leak_at(800) == 0.0
   with pytest.raises(ValueError, match="give one"):
     create("mdgf_exp", "1:8", 1000, beta=0.1, zero_at=0.5)
-  with pytest.raises(ValueError, match="must be positive"):
+  with pytest.raises(ValueError, match="beta: expected a positive number"):
     create("mdgf_exp", "1:8", 1000, beta=-0.1)
   with pytest.raises(ValueError, match=r"\(0, 1\]"):
     create("mdgf_linear", "1:8", 1000, zero_at=0.0)
@@ -202,19 +202,39 @@ def test_describe_shows_the_range_of_the_leak():
   "args,kwargs,message",
   [
     (("fig", "1:4", 10), {}, "did you mean 'figs'"),
-    (("figs", "1:4", 10), {"kk": 2}, "did you mean 'k'"),
+    (
+      ("figs", "1:4", 10),
+      {"kk": 2},
+      "figs: unknown option 'kk', did you mean 'k'",
+    ),
     (("ste", "1:4", 10), {"refreshevery": 2}, "did you mean 'refresh_every'"),
-    (("ste", "1:4", 10), {"k": 2}, "has no option 'k'"),
+    (("ste", "1:4", 10), {"k": 2}, "ste: unknown option 'k'"),
     (("figs", "1:4", 10), {"k": 3}, "power of two"),
     (("figs", "1:", 10), {}, "Invalid N:M pattern"),
     (("figs", "ff 1:4", 10), {}, "Invalid rules"),
-    (("ste", "1:4", 0), {}, "total_steps=0"),
-    (("figs", "1:4", 10), {"grad_mode": "damped"}, "'ste' or 'masked'"),
-    (("mdgf_exp", "1:4", 10), {"grad_mode": "masked"}, "'ste' or 'damped'"),
-    (("sr_ste", "1:4", 10), {"mode": "intograd"}, "did you mean 'into_grad'"),
-    (("sr_ste", "1:4", 10), {"decay": -1.0}, "at least 0"),
+    (("ste", "1:4", 0), {}, "ste: total_steps: expected .*, got 0"),
+    (
+      ("figs", "1:4", 10),
+      {"grad_mode": "damped"},
+      "grad_mode: expected 'ste' or 'masked', got 'damped'",
+    ),
+    (
+      ("mdgf_exp", "1:4", 10),
+      {"grad_mode": "masked"},
+      "grad_mode: expected 'ste' or 'damped', got 'masked'",
+    ),
+    (
+      ("sr_ste", "1:4", 10),
+      {"mode": "intograd"},
+      "sr_ste: mode: expected .* Did you mean 'into_grad'",
+    ),
+    (
+      ("sr_ste", "1:4", 10),
+      {"decay": -1.0},
+      "sr_ste: decay: expected a number of at least 0, got -1.0",
+    ),
     (("step", "1:4", 10), {"t_min": 0.6}, "must not exceed"),
-    (("step", "1:4", 10), {"t_max": 1.0}, "t_max=1.0"),
+    (("step", "1:4", 10), {"t_max": 1.0}, "t_max: expected .*, got 1.0"),
   ],
 )
 def test_errors_name_the_nearest_fix(args, kwargs, message):
@@ -231,26 +251,28 @@ def test_options_are_listed_with_their_defaults():
   }  # fmt: skip
 
 
-def test_a_user_adds_one_builder():
+def test_a_user_adds_one_builder(monkeypatch):
+  monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
+
   @dataclasses.dataclass(frozen=True)
   class Half:
     def __call__(self, step):
       return jnp.full_like(step, 0.5, jnp.float32)
 
-  try:
+  def half_leak(plain, *, grad_mode="masked"):
+    """Half of every pruned weight stays."""
+    return dataclasses.replace(plain, leak=Half(), flow=Flow(grad_mode))
 
-    @register("half_leak")
-    def half_leak(plain, *, grad_mode="masked"):
-      """Half of every pruned weight stays."""
-      return dataclasses.replace(plain, leak=Half(), flow=Flow(grad_mode))
-
-    recipe = create("half_leak", "2:4", 100)
-    assert (recipe.leak_at(50), recipe.leak_at(99)) == (0.5, 0.0)
-    assert recipe.grad_mode == "masked" and "half_leak" in names()
-    with pytest.raises(ValueError, match="registered already"):
-      register("half_leak")(lambda plain: plain)
-    assert register("half_leak")(half_leak) is half_leak  # a cell run again
-    with pytest.raises(ValueError, match="did you mean 'dense'"):
-      register("other", dens=0.5)
-  finally:
-    _BUILDERS.pop("half_leak", None)
+  published = register("half_leak")(half_leak)
+  recipe = create("half_leak", "2:4", 100)
+  assert recipe == published("2:4", 100) == recipes.half_leak("2:4", 100)
+  assert (recipe.leak_at(50), recipe.leak_at(99)) == (0.5, 0.0)
+  assert recipe.grad_mode == "masked" and "half_leak" in names()
+  assert "half_leak" in dir(recipes)
+  with pytest.raises(ValueError, match="registered already"):
+    register("half_leak")(lambda plain: plain)
+  again = register("half_leak")(half_leak)  # a cell run again
+  assert recipes.half_leak is again and again.builder is half_leak
+  early = register("early", dense=0.5)(published)  # under another name
+  assert early("2:4", 100).timeline.dense_end == 50
+  assert early("2:4", 100).name == "early"

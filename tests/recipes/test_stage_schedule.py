@@ -1,4 +1,4 @@
-"""When stages begin: every pace against its definition, step by step."""
+"""The first steps of stages: every schedule against its definition."""
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ def test_stages_begin_in_order_within_the_decay_phase(span):
   stages, start, end = span
   long = max((end - start) // stages, 1)
   fixed = [Fixed(long)] if end - start >= stages else []
-  for pace in (Equal(), *fixed, Cubic()):
-    firsts = pace(stages, start, end)
+  for schedule in (Equal(), *fixed, Cubic()):
+    firsts = schedule(stages, start, end)
     assert len(firsts) == stages
     assert list(firsts) == sorted(firsts)
     assert start <= firsts[0] and firsts[-1] <= end
@@ -73,8 +73,8 @@ def test_gradual_prunes_along_the_cubic():
 
 def test_structure_decay_with_its_own_frequency():
   recipe = create("structure_decay", "1:16", 1000, dense=0.1, freq=100)
-  found = [recipe.pattern_at(step).n for step in range(0, 1000, 50)]
-  assert found == [16] * 2 + [15] * 2 + [4] * 2 + [2] * 2 + [1] * 12
+  counts = [recipe.pattern_at(step).n for step in range(0, 1000, 50)]
+  assert counts == [16] * 2 + [15] * 2 + [4] * 2 + [2] * 2 + [1] * 12
 
 
 def test_mask_decay_stairs():
@@ -89,33 +89,53 @@ def test_mask_decay_stairs():
 
 
 @pytest.mark.parametrize(
-  "name,options,said",
+  "name,options,message",
   [
-    ("mask_decay", {"omega": 0.0}, "omega=0.0"),
-    ("mask_decay", {"freq": 0}, "0 steps per stage"),
+    ("mask_decay", {"omega": 0.0}, r"omega: expected .* \(0, 1\], got 0.0"),
+    (
+      "mask_decay",
+      {"freq": 0},
+      "steps per stage: expected .* at least 1, got 0",
+    ),
     ("mask_decay", {"freq": 50}, "16 stages of 50 steps do not fit"),
     ("structure_decay", {"freq": 90}, "2 stages of 90 steps do not fit"),
-    ("transposable", {"transposable": False}, "create that"),
+    ("transposable", {"transposable": False}, "use the recipe sr_ste"),
     ("rigl", {"refresh_every": 90}, "nothing would ever grow"),
-    ("dense", {"mvue": "1:2"}, "there are none"),
-    ("mask_decay", {"grad_mode": "masked"}, "'damped' or 'ste'"),
-    ("structure_decay", {"grad_mode": "damped"}, "'masked' or 'ste'"),
-    ("gradual", {"criterion": "magnitud"}, "did you mean 'magnitude'"),
+    ("dense", {"mvue": "1:2"}, "a dense model has none"),
+    (
+      "mask_decay",
+      {"grad_mode": "masked"},
+      "expected 'damped' or 'ste', got 'masked'",
+    ),
+    (
+      "structure_decay",
+      {"grad_mode": "damped"},
+      "expected 'masked' or 'ste', got 'damped'",
+    ),
+    ("gradual", {"criterion": "magnitud"}, "Did you mean 'magnitude'"),
     ("gradual", {"criterion": "random", "transposable": True}, "both choose"),
     ("rigl", {"transposable": True}, "both choose"),
-    ("rigl", {"share": 1.5}, "share=1.5"),
-    ("set", {"scope": "layer"}, "scope='layer' is unknown"),
-    ("set", {"until": 0.0}, "until=0.0"),
+    ("rigl", {"share": 1.5}, "share: expected .*, got 1.5"),
+    (
+      "set",
+      {"scope": "layer"},
+      "scope: expected 'group' or 'leaf', got 'layer'",
+    ),
+    ("set", {"until": 0.0}, r"until: expected .* \(0, 1\], got 0.0"),
     ("s_ste", {"transposable": True}, "does not fit"),
-    ("sr_ste", {"mode": "backwards"}, "did you mean 'backward'"),
-    ("annealed_decay", {"mode": "backward"}, "mode='backward'"),
-    ("annealed_decay", {"until": 2.0}, "until=2.0"),
-    ("mdgf_sdgf", {"structure": "geo"}, "structure='geo'"),
+    ("sr_ste", {"mode": "backwards"}, "Did you mean 'backward'"),
+    (
+      "annealed_decay",
+      {"mode": "backward"},
+      "mode: expected 'into_grad' or 'decoupled'",
+    ),
+    ("annealed_decay", {"until": 2.0}, "until: expected .*, got 2.0"),
+    ("mdgf_sdgf", {"structure": "geo"}, "structure: expected 'geometric' or"),
     ("ste", {"mvue": "3:2"}, "1 <= n <= m"),
   ],
 )
-def test_bad_options_are_one_line(name, options, said):
-  with pytest.raises(ValueError, match=said) as error:
+def test_bad_options_are_one_line(name, options, message):
+  with pytest.raises(ValueError, match=message) as error:
     create(name, "1:4", 100, **options)
   assert "\n" not in str(error.value)
 

@@ -67,14 +67,14 @@ def test_a_switch_takes_the_place_of_the_decay_phase():
 @pytest.mark.parametrize(
   "bad,message",
   [
-    ({"total_steps": 0}, "total_steps=0"),
+    ({"total_steps": 0}, "total_steps: expected .*, got 0"),
     ({"total_steps": 2**31}, "total_steps"),
     ({"dense": 1.0}, "add up to at most 1"),
-    ({"dense": 1.5}, "dense=1.5"),
-    ({"dense": -0.1}, "dense=-0.1"),
-    ({"finetune": float("nan")}, "finetune=nan"),
+    ({"dense": 1.5}, "dense: expected .*, got 1.5"),
+    ({"dense": -0.1}, "dense: expected .*, got -0.1"),
+    ({"finetune": float("nan")}, "finetune: expected .*, got nan"),
     ({"dense": 0.6, "finetune": 0.6}, "add up to at most 1"),
-    ({"refresh_every": -1}, "refresh_every=-1"),
+    ({"refresh_every": -1}, "refresh_every: expected .*, got -1"),
   ],
 )
 def test_illegal_timelines(bad, message):

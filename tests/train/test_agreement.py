@@ -1,4 +1,4 @@
-"""What one of two real processes cannot read, neither restores."""
+"""A checkpoint that one of two real processes cannot read is not restored."""
 
 import socket
 import subprocess
@@ -11,56 +11,70 @@ from figs_jax.train import distributed
 from figs_jax.train.config import ConfigError
 from tests.programs import REPO, environment
 
-# Steps 1 and 2 of an array over both processes, where the second process
-# finds its part of step 2 unreadable (`read`) or changed (`crc`).
+# For each fault, saves steps 1 and 2 of an array over both processes, and then
+# restores them where the second process finds its part of step 2 unreadable
+# ("read") or changed ("crc").
 PROCESS = """
 import sys, jax, logging
 import jax.numpy as jnp
-from figs_jax.train import checkpoint, processes
+from pathlib import Path
+from figs_jax.train import checkpoint, distributed
 
-workdir, fault = sys.argv[1:]
-processes.join()
-if processes.is_first():
+distributed.join()
+if distributed.is_first():
   logging.basicConfig(level=logging.WARNING)
 mesh = jax.make_mesh((2,), ("data",))
 over = jax.NamedSharding(mesh, jax.P("data"))
 state = {"kernel": jax.device_put(jnp.arange(8.0), over)}
-with checkpoint.Checkpointer(workdir) as checkpoints:
-  checkpoints.save(1, state, {"at": 1}, {})
-  checkpoints.save(2, jax.tree.map(lambda x: x + 1, state), {"at": 2}, {})
-
 orbax = checkpoint._orbax
 
-def read(where, **items):
-  if where.name == "2" and "state" in items:
+def run(workdir, fault):
+  with checkpoint.Checkpointer(workdir) as checkpoints:
+    checkpoints.save(1, state, {"at": 1}, {})
+    checkpoints.save(2, jax.tree.map(lambda x: x + 1, state), {"at": 2}, {})
+
+  def read(where, **items):
+    if where.name != "2" or "state" not in items:
+      return orbax(where, **items)
     if fault == "read":
-      raise OSError("no more of it")
-    state = orbax(where, **items)
+      raise OSError("truncated")
+    restored = orbax(where, **items)
     if fault == "crc":
-      local = [-x.data for x in state["state"]["kernel"].addressable_shards]
-      state["state"]["kernel"] = jax.make_array_from_single_device_arrays(
+      kernel = restored["state"]["kernel"]
+      local = [-x.data for x in kernel.addressable_shards]
+      restored["state"]["kernel"] = jax.make_array_from_single_device_arrays(
         (8,), over, local
       )
-    return state
-  return orbax(where, **items)
+    return restored
 
-if not processes.is_first():
-  checkpoint._orbax = read
-with checkpoint.Checkpointer(workdir) as checkpoints:
-  restored, data, step = checkpoints.restore(state)
-print(step, data["at"], processes.whole(restored["kernel"]).tolist())
-processes.barrier("end")
+  checkpoint._orbax = orbax if distributed.is_first() else read
+  with checkpoint.Checkpointer(workdir) as checkpoints:
+    restored, data, step = checkpoints.restore(state)
+  kernel = distributed.whole(restored["kernel"]).tolist()
+  print("restored", fault, step, data["at"], kernel)
+
+for fault in sys.argv[2:]:
+  run(Path(sys.argv[1]) / fault, fault)
+distributed.barrier("end")
 """
+# Fault -> (step that is restored, end of the warning).
+FAULTS = {
+  "none": (2, ""),
+  "read": (1, "process 1: {}: damaged or truncated (OSError: truncated)"),
+  "crc": (1, "{}: kernel is damaged; its crc32 differs from the saved one"),
+}
 
 
-def both(workdir, fault):
-  """Each process's (standard output, standard error)."""
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+  """Directory, and (standard output, standard error) of each process."""
+  parent = tmp_path_factory.mktemp("both")
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   started = [
     subprocess.Popen(
-      [sys.executable, "-c", PROCESS, workdir, fault],
+      [sys.executable, "-c", PROCESS, parent, *FAULTS],
       cwd=REPO,
       env=environment(
         JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
@@ -79,27 +93,21 @@ def both(workdir, fault):
     for process in started:
       process.kill()
   assert [p.returncode for p in started] == [0, 0], ended
-  return ended
+  return parent, ended
 
 
-@pytest.mark.parametrize(
-  ("fault", "step", "words"),
-  [
-    ("none", 2, ""),
-    ("read", 1, "process 1: {}: damaged or truncated (OSError: no more of it)"),
-    ("crc", 1, "{}: kernel is damaged, its crc32 differs from the saved one"),
-  ],
-)
-def test_processes_agree_on_the_step_they_restore(tmp_path, fault, step, words):
-  (first, log), (second, _) = both(tmp_path, fault)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_processes_agree_on_the_step_they_restore(both, fault):
+  parent, ((first, log), (second, _)) = both
+  step, words = FAULTS[fault]
   kernel = np.arange(8.0) + step - 1
-  ends = [out.splitlines()[-1] for out in (first, second)]  # gloo talks too
-  assert ends == [f"{step} {step} {kernel.tolist()}"] * 2
-  where = tmp_path / "checkpoints" / "2"
-  said = [line for line in log.splitlines() if "trying the step" in line]
-  assert len(said) == bool(words)
-  for line in said:
-    assert line.endswith(f"{words.format(where)}; trying the step before it")
+  for output in (first, second):  # to which gloo adds lines
+    assert f"restored {fault} {step} {step} {kernel.tolist()}\n" in output
+  where = parent / fault / "checkpoints" / "2"
+  warnings = [line for line in log.splitlines() if str(where) in line]
+  assert len(warnings) == bool(words)
+  for line in warnings:
+    assert line.endswith(f"{words.format(where)}; trying the previous step")
 
 
 def test_another_list_of_steps_is_waited_for_and_then_refused(
@@ -118,6 +126,6 @@ def test_another_list_of_steps_is_waited_for_and_then_refused(
   distributed.check_same(tmp_path, lambda: [1, 2])
   assert len(looks) == 2
   late = 9
-  with pytest.raises(ConfigError, match="process 2 finds other steps"):
+  with pytest.raises(ConfigError, match="process 2 lists other steps"):
     distributed.check_same(tmp_path, lambda: [1, 2])
   assert len(looks) == 5

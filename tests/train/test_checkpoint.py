@@ -101,7 +101,7 @@ def test_missing(tmp_path):
       checkpoints.restore(example_state())
   save_steps(tmp_path, [1])
   with Checkpointer(tmp_path) as checkpoints:
-    with pytest.raises(CheckpointError, match=r"no step 5; there are 1"):
+    with pytest.raises(CheckpointError, match=r"no step 5; saved: 1"):
       checkpoints.restore(example_state(), 5)
 
 
@@ -112,8 +112,7 @@ def flip_bit(path):
 
 
 def data_files(workdir, step):
-  found = (workdir / "checkpoints" / str(step) / "state").rglob("d/*")
-  return sorted(found)
+  return sorted((workdir / "checkpoints" / str(step) / "state").rglob("d/*"))
 
 
 # Orbax leaves reads under way when the first one fails; their late callbacks
@@ -141,7 +140,7 @@ def test_damage_falls_back_to_the_step_before(tmp_path, damage, caplog):
   expected = 2 if damage == "empty" else 1
   assert (data, step) == ({"next": expected}, expected)
   assert_same(state, example_state(expected))
-  assert "trying the step before it" in caplog.text
+  assert "trying the previous step" in caplog.text
   if damage != "empty":
     with Checkpointer(tmp_path) as checkpoints:
       with pytest.raises(CheckpointError, match="damaged"):
@@ -168,7 +167,7 @@ def test_foreign_checkpoint(tmp_path):
   with Checkpointer(tmp_path) as checkpoints:
     with pytest.raises(CheckpointError, match="none of the steps"):
       checkpoints.restore(example_state())
-    with pytest.raises(CheckpointError, match="not a whole figs_jax"):
+    with pytest.raises(CheckpointError, match="not a complete figs_jax"):
       checkpoints.restore(example_state(), 3)
 
 
@@ -176,8 +175,11 @@ def test_foreign_checkpoint(tmp_path):
   ("change", "message"),
   [
     ({"extra": jnp.ones(2)}, "lacks 'extra'"),
-    ({"half": jnp.ones(6, jnp.bfloat16)}, r"half is bfloat16\[5\]"),
-    ({"half": jnp.ones(5)}, r"but float32\[5\]"),
+    (
+      {"half": jnp.ones(6, jnp.bfloat16)},
+      r"half as bfloat16\[6\], got bfloat16\[5\]",
+    ),
+    ({"half": jnp.ones(5)}, r"half as float32\[5\], got bfloat16"),
   ],
 )
 def test_another_architecture_is_refused(tmp_path, change, message):

@@ -1,4 +1,4 @@
-"""A configuration is an experiment with a promise: what is illegal is said."""
+"""Configurations: every file under every recipe, and clear errors."""
 
 import importlib.util
 from pathlib import Path
@@ -10,12 +10,14 @@ from figs_jax import recipes
 from figs_jax.data import DataError
 from figs_jax.train.config import (
   ConfigError,
+  completed,
   default_config,
   differences,
   recipe_of,
   validate,
 )
-from figs_jax.train.experiment import build, learning_rate
+from figs_jax.train.experiment import build
+from figs_jax.train.optimizer import learning_rate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -63,10 +65,11 @@ def test_the_paper_hyper_parameters_for_text():
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("total_steps", 0, "total_steps=0 must be at least 1"),
-    ("accumulate", 3, "multiple of accumulate=3"),
-    ("seeds_mode", "magic", "seeds_mode='magic'"),
-    ("ema_decay", 1.0, r"ema_decay=1.0 must be in \[0, 1\)"),
+    ("total_steps", 0, "total_steps: expected at least 1, got 0"),
+    ("grad_accum_steps", 3, "multiple of grad_accum_steps=3"),
+    ("mixup", -1.0, "mixup: expected 0 or more, got -1.0"),
+    ("seeds_mode", "magic", "seeds_mode: expected one of .*, got 'magic'"),
+    ("ema_decay", 1.0, r"ema_decay: expected \[0, 1\), got 1.0"),
     ("optimizer.warmup_steps", 1000, "less than total_steps"),
     ("data.name", "digitz", "digits"),
     ("pattern", "fff: 1:4", "did you mean 'ff'"),
@@ -110,3 +113,12 @@ def test_differences_ignore_what_changes_no_number():
   now.recipe.dense = 0.2
   now.optimizer.b1 = 0.8
   assert differences(saved, now.to_dict()) == ["optimizer.b1", "recipe.dense"]
+
+
+def test_a_run_from_before_a_field_was_renamed_is_refused():
+  saved = default_config("ste").to_dict()
+  saved["accumulate"] = saved.pop("grad_accum_steps")
+  with pytest.raises(ConfigError, match=r"expected config.grad_accum") as error:
+    completed(saved)
+  assert "config.accumulate" in str(error.value)
+  assert "\n" not in str(error.value)

@@ -1,34 +1,35 @@
-"""Statistics inside the step; the statistics themselves are core's."""
+"""Statistics of masks and gradients inside the step, against NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from figs_jax.train.diagnostics import every, layer_statistics
+from figs_jax.core.diagnostics import layer_table
+from figs_jax.train.state import layers_if
 
 
 def trees():
-  """(old masks, new masks, params, grads) with a dense bias."""
+  """(new masks, params, grads, old masks) with a dense bias."""
   rng = np.random.default_rng(1)
   old, new = rng.random((8, 2)) < 0.5, rng.random((8, 2)) < 0.5
   params, grads = rng.normal(size=(2, 8, 2)).astype(np.float32)
   return [
     {"a": {"kernel": jnp.asarray(x), "bias": b}}
     for x, b in (
-      (old, None),
       (new, None),
       (params, jnp.ones(2)),
       (grads, jnp.ones(2)),
+      (old, None),
     )
   ]
 
 
 def test_layer_statistics():
-  old, new, params, grads = (np.asarray(t["a"]["kernel"]) for t in trees())
-  found = layer_statistics(*trees())
-  assert list(found) == ["a/kernel"]
-  row = {name: float(v) for name, v in found["a/kernel"].items()}
+  new, params, grads, old = (np.asarray(t["a"]["kernel"]) for t in trees())
+  table = layer_table(*trees())
+  assert list(table) == ["a/kernel"]
+  row = {name: float(v) for name, v in table["a/kernel"].items()}
   size = np.abs(params)
   assert row == pytest.approx(
     {
@@ -52,14 +53,14 @@ def test_every_so_many_steps_under_one_compilation():
   def run(step, *args):
     nonlocal traces
     traces += 1
-    return every(3, step, *args)
+    return layers_if(step % 3 == 0, *args)
 
-  wanted = layer_statistics(*trees())
+  wanted = layer_table(*trees())
   for step in range(5):
-    found = run(jnp.int32(step), *trees())
+    table = run(jnp.int32(step), *trees())
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6),
-      found,
+      table,
       wanted if step % 3 == 0 else jax.tree.map(jnp.zeros_like, wanted),
     )
   assert traces == 1

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from figs_jax.train import distributed
+from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.config import ConfigError
-from figs_jax.train.leaves import named_leaves
 from figs_jax.train.log_writer import read
-from figs_jax.train.restore import restore
 from figs_jax.train.sharding import make_mesh
-from tests.programs import call
+from figs_jax.train.workdir import restore
+from tests.programs import assert_one_clear_line, call, in_one_process
 
 STEPS = 24
 FIELDS = {
@@ -23,7 +23,7 @@ FIELDS = {
   "log_every": 1,
   "diagnose_every": 4,
   "batch_size": 16,
-  "accumulate": 2,
+  "grad_accum_steps": 2,
   "model.depth": 1,
   "model.width": 32,
   "model.mlp_dim": 64,
@@ -33,41 +33,46 @@ FIELDS = {
 }
 
 
-def run(workdir, data_dir, count, recipe="figs", **fields):
+def arguments(workdir, data_dir, recipe="figs", **fields):
   fields = FIELDS | {"data.data_dir": data_dir} | fields
+  return [
+    f"--config=configs/digits_vit.py:{recipe}",
+    f"--workdir={workdir}",
+    *(f"--config.{name}={value}" for name, value in fields.items()),
+  ]
+
+
+def run_two(workdir, data_dir, **fields):
   done = call(
     "bash",
     "launch/local.sh",
     f"--python={sys.executable}",
-    f"--processes={count}",
-    f"--config=configs/digits_vit.py:{recipe}",
-    f"--workdir={workdir}",
-    *(f"--config.{name}={value}" for name, value in fields.items()),
+    "--processes=2",
+    *arguments(workdir, data_dir, **fields),
   )
   assert done.returncode == 0, done.stderr
   return done
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory, data_dir):
-  """A run whose weights the others start from."""
-  workdir = tmp_path_factory.mktemp("dense")
-  run(
-    workdir,
-    data_dir,
-    1,
-    "dense",
-    total_steps=1,
-    **{"optimizer.warmup_steps": 0},
-  )
-  return workdir
+def dense_and_one(tmp_path_factory, data_dir):
+  """A run whose weights the others start from, and a run by one process."""
+  dense, one = (tmp_path_factory.mktemp(name) for name in ("dense", "one"))
+  short = {"total_steps": 1, "optimizer.warmup_steps": 0}
+  for code, _, errors in in_one_process(
+    "launch/train.py",
+    arguments(dense, data_dir, "dense", **short),
+    [*arguments(one, data_dir, init_from=dense), "--config.mesh.data=-1"],
+  ):
+    assert code == 0, errors
+  return dense, one
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, data_dir, dense):
-  """(workdir, what it printed) of a run by two processes."""
+def two(tmp_path_factory, data_dir, dense_and_one):
+  """(workdir, finished process) of a run by two processes."""
   workdir = tmp_path_factory.mktemp("two")
-  return workdir, run(workdir, data_dir, 2, init_from=dense)
+  return workdir, run_two(workdir, data_dir, init_from=dense_and_one[0])
 
 
 def assert_same(workdir, other, atol=1e-5):
@@ -91,32 +96,33 @@ def assert_same(workdir, other, atol=1e-5):
 
 @pytest.mark.slow
 @pytest.mark.standard_promotion
-def test_two_processes_do_what_one_does(tmp_path, data_dir, two, dense):
+def test_two_processes_do_what_one_does(two, dense_and_one):
   workdir, done = two
-  run(tmp_path, data_dir, 1, init_from=dense)
-  assert_same(workdir, tmp_path)
-  # One of them speaks for both.
+  assert_same(workdir, dense_and_one[1])
+  # The first process prints the result for both.
   assert done.stdout.count("finished") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.standard_promotion
-def test_two_processes_resume_on_another_mesh(tmp_path, data_dir, two, dense):
+def test_two_processes_resume_on_another_mesh(
+  tmp_path, data_dir, two, dense_and_one
+):
   """Kernels over both processes, from the step before a damaged one."""
   workdir = tmp_path / "copy"
   shutil.copytree(two[0], workdir)
   state = workdir / "checkpoints" / str(STEPS) / "state"
   for part in (p for p in state.rglob("*") if p.is_file()):
     part.write_bytes(part.read_bytes()[:10])
-  changed = {"mesh.data": 1, "mesh.fsdp": 2, "keep": 3, "init_from": dense}
-  done = run(workdir, data_dir, 2, **changed)
-  assert done.stderr.count("trying the step before it") == 1, done.stderr
-  assert done.stderr.count(f"step {STEPS} is set aside") == 1
+  changed = {"mesh.data": 1, "mesh.fsdp": 2, "keep": 3}
+  done = run_two(workdir, data_dir, init_from=dense_and_one[0], **changed)
+  assert done.stderr.count("trying the previous step") == 1, done.stderr
+  assert done.stderr.count(f"step {STEPS} is damaged; moved to") == 1
   assert "resuming from step 12" in done.stderr
   assert_same(workdir, two[0])
 
 
-def test_a_process_alone_is_told_how_to_join(tmp_path):
+def test_a_process_alone_learns_how_to_join(tmp_path):
   done = call(
     sys.executable,
     "launch/train.py",
@@ -126,9 +132,7 @@ def test_a_process_alone_is_told_how_to_join(tmp_path):
     JAX_NUM_PROCESSES="two",
     JAX_PROCESS_ID="0",
   )
-  assert done.returncode == 2
-  (line,) = done.stderr.splitlines()
-  assert "JAX_NUM_PROCESSES='two'" in line and "JAX_COORDINATOR" in line
+  assert_one_clear_line(done, "JAX_NUM_PROCESSES='two'", "JAX_COORDINATOR")
 
 
 def test_every_device_of_every_process_is_used(monkeypatch):
@@ -191,7 +195,7 @@ def test_peers_that_are_not_there_are_worth_a_new_start(tmp_path):
   done = call(sys.executable, "-c", ALONE, *words)
   assert done.returncode == 75
   (line,) = done.stderr.splitlines()
-  assert "do not find each other (address a:1); start all" in line
+  assert "cannot find each other (address a:1); start all" in line
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The evaluator, storage and what a diverged seed counts for."""
+"""The evaluator against NumPy, diverged seeds, exactness and storage."""
 
 import dataclasses
 import math
@@ -55,18 +55,22 @@ def by_hand(model, data):
 
 def test_against_numpy_with_a_padded_batch(tiny_config):
   state = build(tiny_config("ste")).state()
-  found = dict(Evaluator(LabelAccuracy(), batches(), seeds=False).run(state))
+  values = dict(
+    Evaluator(LabelAccuracy(), batches(), has_seeds=False).run(state)
+  )
   accuracy, loss = by_hand(state.finished(), batches())
-  assert found["accuracy"] == pytest.approx(accuracy, abs=1e-6)
-  assert found["loss"] == pytest.approx(loss, rel=1e-5)
+  assert values["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+  assert values["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_seeds_and_a_diverged_one(tiny_config):
   state = build(tiny_config("ste", seeds=3)).state()
   params = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.params)
   state = dataclasses.replace(state, params=params)
-  found = dict(Evaluator(LabelAccuracy(), batches(), seeds=True).run(state))
-  accuracy = found["accuracy"]
+  values = dict(
+    Evaluator(LabelAccuracy(), batches(), has_seeds=True).run(state)
+  )
+  accuracy = values["accuracy"]
   assert math.isnan(accuracy[1])
   for i in (0, 2):
     expected, _ = by_hand(seeds.take(state, i).finished(), batches())
@@ -87,11 +91,11 @@ def test_storage_by_hand():
   leaves = {"a/kernel": MaskedKernel((16, 4), NM(1, 8), -2)}
   kernel = jnp.zeros((16, 4)).at[0].set(1.0).at[8].set(1.0)
   params = {"a": {"kernel": kernel, "bias": jnp.ones(4)}}
-  found = storage(params, leaves)
-  assert found["sparsity"] == 1 - 8 / 64
-  assert found["sparsity_all_parameters"] == 56 / 68
-  assert found["bytes_dense"] == 68 * 4
-  assert found["bytes_packed"] == 8 * 4 + 8 * 3 // 8 + 4 * 4
+  sizes = storage(params, leaves)
+  assert sizes["sparsity"] == 1 - 8 / 64
+  assert sizes["sparsity_all_parameters"] == 56 / 68
+  assert sizes["bytes_dense"] == 68 * 4
+  assert sizes["bytes_packed"] == 8 * 4 + 8 * 3 // 8 + 4 * 4
 
 
 def test_a_finished_model_of_any_step_is_exact(tiny_config):

@@ -15,7 +15,7 @@ import pytest
 from figs_jax import data
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import flatten
-from figs_jax.train import experiment
+from figs_jax.train import experiment as experiments
 from figs_jax.train.config import ConfigError, reads_text
 from figs_jax.train.state import finish, update
 from figs_jax.train.tasks import ImageClassification, Text
@@ -69,17 +69,17 @@ def task(config, vocabulary=None):
 
 
 def built(config, monkeypatch, **options):
-  monkeypatch.setattr(experiment, "task_of", lambda c: task(c, **options))
-  return experiment.build(config)
+  monkeypatch.setattr(experiments, "task_of", lambda c: task(c, **options))
+  return experiments.build(config)
 
 
 @each
 def test_it_builds_at_full_size(name, monkeypatch):
-  found = built(load(name).get_config(), monkeypatch)
-  state = found.abstract_state
+  experiment = built(load(name).get_config(), monkeypatch)
+  state = experiment.abstract_state
   arrays = jax.tree.leaves(state)
   assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in arrays)
-  assert state.bound.leaves and state.recipe is found.recipe
+  assert state.bound.leaves and state.recipe is experiment.recipe
   count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   if name in PUBLISHED:
     assert count / 1e6 == pytest.approx(PUBLISHED[name], rel=0.02)
@@ -112,12 +112,12 @@ def noise(config, options):
 @each
 def test_it_takes_a_step_at_reduced_size(name, monkeypatch):
   config = reduced(load(name).get_config())
-  found = built(config, monkeypatch, vocabulary=100)
-  batch = noise(config, found.task.model_options)
+  experiment = built(config, monkeypatch, vocabulary=100)
+  batch = noise(config, experiment.task.model_options)
 
   @jax.jit  # one program compiles faster than three
   def step(batch):
-    before = found.state()
+    before = experiment.state()
     after, metrics = update(before, batch)
     net, _ = finish(after)
     return flatten(before.params), after, flatten(net), metrics["loss"]
@@ -139,9 +139,9 @@ def test_a_run_can_be_repeated_from_its_config_json(tmp_path):
     config.allow_change = ("recipe",)
     path = tmp_path / f"{name}.json"
     path.write_text(json.dumps(config.to_dict()))
-    found = again.get_config(str(path))
-    assert found.to_dict() == config.to_dict()
-    found.data.data_dir = "elsewhere"  # a field may still be overridden
+    repeated = again.get_config(str(path))
+    assert repeated.to_dict() == config.to_dict()
+    repeated.data.data_dir = "elsewhere"  # a field may still be overridden
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""launch/train.py and launch/evaluate.py as a user meets them."""
+"""launch/train.py and launch/evaluate.py as a user meets them.
+
+A process takes seconds to start, so each program is started once for all tests.
+"""
 
 import json
 import shutil
@@ -6,7 +9,7 @@ import shutil
 import pytest
 
 from figs_jax.train.loop import train
-from tests.programs import REPO, assert_one_clear_line, call
+from tests.programs import assert_one_clear_line, call, in_one_process
 
 KEYS = {
   "accuracy",
@@ -16,11 +19,24 @@ KEYS = {
   "bytes_dense",
   "bytes_packed",
 }
+DAMAGES = ("truncated", "foreign")
+VIT = "--config=configs/digits_vit.py"
+MISTAKES = {
+  f"{VIT} --config.batch_sizes=3": ["batch_sizes", "batch_size"],
+  f"{VIT} --config.optimizer.lr=3": [
+    "config.optimizer.lr", "optimizer.learning_rate",
+  ],
+  f"{VIT} --config.recipe.kk=3": ["config.recipe.kk", "recipe.k"],
+  f"{VIT}:fig": ["'fig'", "'figs'"],
+  f"{VIT}:figss": ["'figss'", "'figs'"],
+  "--config=configs/nope.py": ["configs/nope.py"],
+  f"{VIT} --config.batch_size=abc": ["abc"],
+  f"{VIT} --config.pattern=ff:1:7": ["not a multiple of m=7"],
+  f"{VIT} --bogus=1": ["bogus"],
+  f"{VIT} --config.mesh.data=512": ["devices"],
+  "": ["--config"],
+}  # fmt: skip
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
-
-
-def program(name, *arguments):
-  return call(f"launch/{name}.py", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +46,38 @@ def finished_run(tmp_path_factory, tiny_config):
   return workdir
 
 
-def test_evaluate_prints_one_json_object(finished_run):
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, finished_run):
+  """Name of a case -> (exit code, output, errors) of launch/evaluate.py."""
+  parent = tmp_path_factory.mktemp("evaluated")
+  for damage in DAMAGES:
+    shutil.copytree(finished_run, parent / damage)
+    where = parent / damage / "checkpoints" / "20"
+    if damage == "truncated":
+      for path in where.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:40])
+    else:
+      shutil.rmtree(where / "meta")
   before = sorted(finished_run.rglob("*"))
-  done = program(
-    "evaluate", "--workdir", finished_run, "--format", "json",
-    "--engine", "ws:8x8",
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  result = json.loads(done.stdout)
+  run = ["--workdir", finished_run]
+  cases = {
+    "whole": [*run, "--format", "json", "--engines", "ws:8x8"],
+    "early": [*run, "--step", 10, "--format", "json"],
+    "no step": [*run, "--step", 11],
+    "no run": ["--workdir", parent / "no"],
+    "no flag": [],
+    **{name: ["--workdir", parent / name, "--step", 20] for name in DAMAGES},
+  }
+  done = in_one_process("launch/evaluate.py", *cases.values())
+  assert sorted(finished_run.rglob("*")) == before
+  assert not (parent / "no").exists()
+  return dict(zip(cases, done, strict=True)), parent
+
+
+def test_evaluate_prints_one_json_object(evaluated):
+  code, output, errors = evaluated[0]["whole"]
+  assert code == 0, errors
+  result = json.loads(output)
   assert result.keys() >= KEYS
   assert result["step"] == 20
   assert result["exact_nm"] is True
@@ -46,76 +86,42 @@ def test_evaluate_prints_one_json_object(finished_run):
   assert 0 < result["bytes_packed"] < result["bytes_dense"]
   assert result["flops"] < result["flops_dense"]
   assert result["speedup"] > 1
-  assert sorted(finished_run.rglob("*")) == before
 
 
-def test_evaluate_an_earlier_step(finished_run):
-  done = program(
-    "evaluate", "--workdir", finished_run, "--step", 10, "--format", "json"
-  )
-  assert json.loads(done.stdout)["step"] == 10
-  done = program("evaluate", "--workdir", finished_run, "--step", 11)
-  assert_one_clear_line(done, "no step 11", "10, 20")
+def test_evaluate_an_earlier_step(evaluated):
+  assert json.loads(evaluated[0]["early"][1])["step"] == 10
+  assert_one_clear_line(evaluated[0]["no step"], "no step 11", "10, 20")
 
 
-def test_evaluate_a_missing_workdir(tmp_path):
-  done = program("evaluate", "--workdir", tmp_path / "no")
-  assert_one_clear_line(done, "no checkpoint here")
-  assert not (tmp_path / "no").exists()
-  assert_one_clear_line(program("evaluate"), "--workdir is missing")
+def test_evaluate_a_missing_workdir(evaluated):
+  assert_one_clear_line(evaluated[0]["no run"], "no checkpoint here")
+  assert_one_clear_line(evaluated[0]["no flag"], "--workdir")
 
 
-def test_an_unknown_recipe_is_told_without_a_traceback(tmp_path):
-  config = REPO / "configs" / "digits_vit.py"
-  done = program("train", f"--config={config}:figss", "--workdir", tmp_path)
-  assert_one_clear_line(done, "no recipe 'figss'", "did you mean 'figs'")
-  assert "Traceback" not in done.stderr
-  assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_evaluate_a_damaged_checkpoint(evaluated, damage):
+  cases, parent = evaluated
+  code, _, errors = cases[damage]
+  assert code == 2
+  (line,) = [x for x in errors.splitlines() if x.startswith("evaluate.py:")]
+  assert str(parent / damage / "checkpoints" / "20") in line
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign"])
-def test_evaluate_a_damaged_checkpoint(finished_run, tmp_path, damage):
-  workdir = tmp_path / "copy"
-  shutil.copytree(finished_run, workdir)
-  where = workdir / "checkpoints" / "20"
-  if damage == "truncated":
-    for path in where.rglob("d/*"):
-      path.write_bytes(path.read_bytes()[:40])
-  else:
-    shutil.rmtree(where / "meta")
-  done = program("evaluate", "--workdir", workdir, "--step", 20)
-  assert done.returncode == 2
-  said = [x for x in done.stderr.splitlines() if x.startswith("evaluate.py:")]
-  assert len(said) == 1
-  assert str(where) in said[0]
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("refused") / "run"
+  words = [[f"--workdir={workdir}", *mistake.split()] for mistake in MISTAKES]
+  done = in_one_process("launch/train.py", *words)
+  assert not workdir.exists()
+  return dict(zip(MISTAKES, done, strict=True))
 
 
-@pytest.mark.parametrize(
-  ("arguments", "words"),
-  [
-    (["--config=configs/digits_vit.py", "--config.batch_sizes=3"],
-     ["batch_sizes", "did you mean 'batch_size'"]),
-    (["--config=configs/digits_vit.py", "--config.optimizer.lr=3"],
-     ["config.optimizer.lr", "optimizer.learning_rate"]),
-    (["--config=configs/digits_vit.py", "--config.recipe.kk=3"],
-     ["config.recipe.kk", "recipe.k"]),
-    (["--config=configs/digits_vit.py:fig"], ["did you mean 'figs'"]),
-    (["--config=configs/nope.py"], ["configs/nope.py"]),
-    (["--config=configs/digits_vit.py", "--config.batch_size=abc"], ["abc"]),
-    (["--config=configs/digits_vit.py", "--config.pattern=ff: 1:7"],
-     ["not a multiple of m=7"]),
-    (["--config=configs/digits_vit.py", "--bogus=1"], ["bogus"]),
-    (["--config=configs/digits_vit.py", "--config.mesh.data=512"], ["devices"]),
-    ([], ["--config"]),
-  ],
-)  # fmt: skip
-def test_mistakes_get_one_line_and_exit_2(tmp_path, arguments, words):
-  done = program("train", "--workdir", tmp_path / "run", *arguments)
-  assert_one_clear_line(done, *words)
-  assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_get_one_line_and_exit_2(refused, mistake):
+  assert_one_clear_line(refused[mistake], *MISTAKES[mistake])
 
 
 def test_help_names_the_flags():
   for name in ("train", "evaluate"):
-    done = program(name, "--help")
+    done = call(f"launch/{name}.py", "--help")
     assert "--workdir" in done.stdout

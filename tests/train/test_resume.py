@@ -1,6 +1,9 @@
-"""A run that is killed and resumed ends as if nothing had happened."""
+"""A run that is killed and resumed ends as if nothing had happened.
 
-import json
+A process takes seconds to start, so the runs that nothing interrupts share one,
+and so do the resumptions.
+"""
+
 import signal
 import subprocess
 import sys
@@ -10,11 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from figs_jax.train._evaluate import evaluate, restore
-from figs_jax.train.leaves import named_leaves
+from figs_jax.train._evaluate import evaluate
+from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.log_writer import read
-from tests.programs import REPO, environment
+from figs_jax.train.workdir import restore
+from tests.programs import (
+  REPO,
+  assert_one_clear_line,
+  environment,
+  in_one_process,
+)
 
+pytestmark = [pytest.mark.slow, pytest.mark.standard_promotion]
 STEPS = 80
 OVERRIDES = {
   "total_steps": STEPS,
@@ -31,31 +41,35 @@ OVERRIDES = {
   "progress": False,
   "keep": 2,
 }
+# Steps at which the runs of each recipe are stopped. figs: 13 is in its first
+# stage, 37 in its third; step: 55 is after the switch, which comes at step 41
+# at the latest; mdgf_exp: 30 is in its decay.
+KILLS = {"figs": [13, 37], "step": [55], "mdgf_exp": [30]}
+TERMINATED = 21  # of sr_ste
 
 
-def start(recipe, workdir, data_dir, **overrides):
+def arguments(recipe, workdir, data_dir, **overrides):
   fields = OVERRIDES | {"data.data_dir": data_dir} | overrides
-  command = [
-    sys.executable,
-    "launch/train.py",
+  return [
     f"--config=configs/digits_vit.py:{recipe}",
     f"--workdir={workdir}",
     *(f"--config.{name}={value}" for name, value in fields.items()),
   ]
+
+
+def start(recipe, workdir, data_dir):
   return subprocess.Popen(
-    command,
+    [
+      sys.executable,
+      "launch/train.py",
+      *arguments(recipe, workdir, data_dir),
+    ],
     cwd=REPO,
     env=environment(),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
   )
-
-
-def finish(process):
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, output
-  return output
 
 
 def send_at_step(process, workdir, step, what):
@@ -91,88 +105,85 @@ def assert_same_end(a, b):
   assert rows(a) == rows(b)
 
 
-# figs: 13 is in its first stage, 37 in its third; step: 55 is after the
-# switch, which comes at step 41 at the latest; mdgf_exp: 30 is in its decay.
-@pytest.mark.slow
-@pytest.mark.standard_promotion
-@pytest.mark.parametrize(
-  ("recipe", "kills"),
-  [("figs", [13, 37]), ("step", [55]), ("mdgf_exp", [30])],
-)
-def test_killed_and_resumed_is_bit_equal(tmp_path, data_dir, recipe, kills):
-  whole, broken = tmp_path / "whole", tmp_path / "broken"
-  finish(start(recipe, whole, data_dir))
-  for kill in kills:
-    process = start(recipe, broken, data_dir)
-    send_at_step(process, broken, kill, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-  finish(start(recipe, broken, data_dir))
-  assert_same_end(whole, broken)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_dir):
+  """(directory of whole runs, directory of broken ones, SIGTERM's output)."""
+  whole, broken = (tmp_path_factory.mktemp(x) for x in ("whole", "broken"))
+  for recipe, kills in KILLS.items():
+    for kill in kills:
+      process = start(recipe, broken / recipe, data_dir)
+      send_at_step(process, broken / recipe, kill, signal.SIGKILL)
+      assert process.returncode == -signal.SIGKILL
+  process = start("sr_ste", broken / "sr_ste", data_dir)
+  output = send_at_step(process, broken / "sr_ste", TERMINATED, signal.SIGTERM)
+  assert process.returncode == 0, output
+  saved = restore(broken / "sr_ste")[2]
+  done = in_one_process(
+    "launch/train.py",
+    *(
+      arguments(recipe, parent / recipe, data_dir)
+      for parent in (whole, broken)
+      for recipe in (*KILLS, "sr_ste")
+    ),
+  )
+  for code, _, errors in done:
+    assert code == 0, errors
+  return whole, broken, output, saved
+
+
+@pytest.mark.parametrize("recipe", KILLS)
+def test_killed_and_resumed_is_bit_equal(runs, recipe):
+  whole, broken, *_ = runs
+  assert_same_end(whole / recipe, broken / recipe)
   if recipe == "step":
-    _, state, _ = restore(broken)
+    _, state, _ = restore(broken / recipe)
     assert bool(state.recipe.switched(state.opt_state))
 
 
-@pytest.mark.slow
-@pytest.mark.standard_promotion
-def test_sigterm_saves_exits_zero_and_resumes(tmp_path, data_dir):
-  whole, broken = tmp_path / "whole", tmp_path / "broken"
-  finish(start("sr_ste", whole, data_dir))
-  process = start("sr_ste", broken, data_dir)
-  output = send_at_step(process, broken, 21, signal.SIGTERM)
-  assert process.returncode == 0, output
+def test_sigterm_saves_exits_zero_and_resumes(runs):
+  whole, broken, output, saved = runs
   assert "SIGTERM: saved step" in output
-  saved = restore(broken)[2]
-  assert 21 <= saved < STEPS
-  finish(start("sr_ste", broken, data_dir))
-  assert_same_end(whole, broken)
+  assert TERMINATED <= saved < STEPS
+  assert_same_end(whole / "sr_ste", broken / "sr_ste")
 
 
-@pytest.mark.slow
-@pytest.mark.standard_promotion
-@pytest.mark.parametrize("every", [1, 1000])
-def test_nan_stops_and_names_step_and_checkpoint(tmp_path, data_dir, every):
-  process = start(
-    "ste",
-    tmp_path,
-    data_dir,
-    **{"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 20},
-    checkpoint_every=every,
+def test_nan_stops_and_names_step_and_checkpoint(tmp_path, data_dir):
+  rate = {"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 20}
+  often, never = in_one_process(
+    "launch/train.py",
+    *(
+      arguments(
+        "ste", tmp_path / str(every), data_dir, checkpoint_every=every, **rate
+      )
+      for every in (1, 1000)
+    ),
   )
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == 1, output
-  last = output.strip().splitlines()[-1]
-  if every > STEPS:
-    assert "the loss is not finite at step" in last
-    assert "there is no checkpoint yet" in last
-    return
-  # The first step's rate is 0, so only what it leaves can be evaluated.
+  for code, _, errors in (often, never):
+    assert code == 1, errors
+  last = never[2].strip().splitlines()[-1]
+  assert "the loss is not finite at step" in last
+  assert "no checkpoint was saved yet" in last
+  # The rate of the first step is 0, so only its weights can be evaluated.
+  last = often[2].strip().splitlines()[-1]
   assert "loss is not finite at step 2; the last good" in last
   assert "last good checkpoint is step 1 in" in last
-  assert np.isfinite(evaluate(tmp_path, step=1)["loss"])
+  assert np.isfinite(evaluate(tmp_path / "1", step=1)["loss"])
 
 
-@pytest.mark.slow
-@pytest.mark.standard_promotion
 def test_resuming_under_another_configuration_is_refused(tmp_path, data_dir):
-  finish(start("ste", tmp_path, data_dir, total_steps=8))
-  before = json.dumps(rows(tmp_path))
-  again = finish(start("ste", tmp_path, data_dir, total_steps=8))
-  assert f"all 8 steps are done in {tmp_path}" in again
-  config = (tmp_path / "config.json").read_text()
-  process = start("ste", tmp_path, data_dir, total_steps=16)
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == 2, output
-  assert "another total_steps" in output.strip().splitlines()[-1]
-  assert json.dumps(rows(tmp_path)) == before
-  assert (tmp_path / "config.json").read_text() == config
-  finish(
-    start(
-      "ste",
-      tmp_path,
-      data_dir,
-      total_steps=16,
-      allow_change="('total_steps',)",
-    )
+  allowed = {"allow_change": "('total_steps',)"}
+  first, again, refused, changed = in_one_process(
+    "launch/train.py",
+    *(
+      arguments("ste", tmp_path, data_dir, total_steps=steps, **more)
+      for steps, more in ((8, {}), (8, {}), (16, {}), (16, allowed))
+    ),
   )
+  assert first[0] == 0, first[2]
+  assert again[0] == 0 and f"all 8 steps of {tmp_path}" in again[2]
+  assert_one_clear_line(refused, "another total_steps", "allow_change")
+  assert changed[0] == 0 and "resuming from step 8" in changed[2]
   assert restore(tmp_path)[2] == 16
+  # The refused call has written nothing.
+  steps = [row["step"] for row in rows(tmp_path) if "loss" in row]
+  assert steps == list(range(1, 17))

@@ -16,8 +16,8 @@ from figs_jax.core.masks import is_nm
 from figs_jax.train import Checkpointer, CheckpointError, seeds
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.experiment import build
-from figs_jax.train.restore import restore
 from figs_jax.train.run_rows import layers_of
+from figs_jax.train.workdir import restore
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -98,12 +98,12 @@ def test_seeds_of_a_run(run, config, tmp_path):
   averaged = masked(layers_of(run, ema=True))
   assert averaged.keys() == first.keys()
   for seed in (2, -1):
-    with pytest.raises(ValueError, match=f"seed={seed}, .* give 0 to 1"):
+    with pytest.raises(ValueError, match=f"expected 0 to 1, got seed={seed}"):
       layers_of(run, seed=seed)
   lone = config.to_dict() | {"seeds": 0}
   with Checkpointer(tmp_path) as checkpoints:
     checkpoints.save(1, {"x": jnp.zeros(1)}, {}, lone, {"accuracy": 0.0})
-  with pytest.raises(ValueError, match="seed=0, but this run has one"):
+  with pytest.raises(ValueError, match="this run has one seed, got seed=0"):
     layers_of(tmp_path, seed=0)
 
 
@@ -119,8 +119,8 @@ def test_the_rows_are_what_the_engine_takes(run):
   assert sum(mask is not None for mask in table.masks) == 3
   report = engine.report(rows, engines=["ws:8x8"])
   assert report.totals[0].speedup > 1
-  found = evaluate(run, engine_spec="ws:8x8")
-  assert found["speedup"] == report.totals[0].speedup
+  result = evaluate(run, engine_spec="ws:8x8")
+  assert result["speedup"] == report.totals[0].speedup
 
 
 def test_models():
@@ -159,13 +159,13 @@ def test_abstract_models_cost_nothing():
 def test_errors(tmp_path):
   with pytest.raises(CheckpointError, match="no checkpoint here"):
     layers_of(tmp_path / "no")
-  with pytest.raises(ValueError, match="batch=0"):
+  with pytest.raises(ValueError, match="batch of at least 1, got 0"):
     layers_of(tmp_path, batch=0)
   linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
-  with pytest.raises(ValueError, match="Linear is none of our families"):
+  with pytest.raises(ValueError, match="model of our families.*Linear"):
     layers_of(linear)
   for option in ({"seed": 0}, {"step": 1}, {"ema": True}, {"data_dir": "d"}):
-    with pytest.raises(ValueError, match="is of a run's workdir"):
+    with pytest.raises(ValueError, match="applies to a run's workdir"):
       layers_of(linear, **option)
 
 

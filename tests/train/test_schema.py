@@ -1,4 +1,4 @@
-"""Every field of a configuration says what it means, wherever one looks."""
+"""The fields of a configuration in the schema, the docs and `--help`."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from figs_jax import models, recipes
-from figs_jax.recipes import registry
 from figs_jax.train import schema
 from figs_jax.train.config import default_config, reads_text
 
@@ -14,15 +13,15 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 OURS = [  # other tests may register theirs
   name
   for name in recipes.names()
-  if registry.builder_of(name).__module__.startswith("figs_jax.")
+  if recipes.function_of(name).__module__.startswith("figs_jax.")
 ]
 
 
 @pytest.mark.parametrize("family", models.names())
 def test_every_field_has_a_meaning(family):
   for recipe in OURS:
-    said = schema.meanings(default_config(recipe, family))
-    assert [name for name, meaning in said.items() if not meaning] == []
+    meanings = schema.meanings(default_config(recipe, family))
+    assert [name for name, meaning in meanings.items() if not meaning] == []
 
 
 @pytest.mark.parametrize("family", models.names())
@@ -59,4 +58,6 @@ def test_help_has_every_field_with_its_value():
   assert [line.split("=")[0].strip() for line in heads] == list(
     schema.flat(config)
   )
-  assert "  batch_size=77: examples of a step, over all devices" in lines
+  assert (
+    "  batch_size=77: Examples per optimizer step, over all devices." in lines
+  )

@@ -22,7 +22,7 @@ def losses(config, steps=20):
   shardings = state_shardings(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
   )
-  state = jax.jit(experiment.state, out_shardings=shardings)()
+  state = experiment.placed_state(shardings)
   step = compiled_step(experiment, shardings)
   out = []
   for i in range(steps):
@@ -36,13 +36,23 @@ def losses(config, steps=20):
   return np.stack(out), state
 
 
+BASE = {"total_steps": 24, "optimizer.learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def one_device(tiny_config):
+  with jax.numpy_rank_promotion("raise"):
+    return losses(tiny_config("figs", **BASE))[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4), (1, 8)])
-def test_eight_devices_give_the_same_losses(tiny_config, data, fsdp):
-  base = {"total_steps": 24, "optimizer.learning_rate": 1e-3}
-  one, _ = losses(tiny_config("figs", **base))
+def test_eight_devices_give_the_same_losses(
+  tiny_config, one_device, data, fsdp
+):
+  one = one_device
   eight, state = losses(
-    tiny_config("figs", **base, **{"mesh.data": data, "mesh.fsdp": fsdp})
+    tiny_config("figs", **BASE, **{"mesh.data": data, "mesh.fsdp": fsdp})
   )
   np.testing.assert_allclose(eight, one, atol=1e-5)
   kernel = state.params["blocks"][0]["mlp"]["fc1"]["kernel"]
@@ -64,7 +74,7 @@ def test_seeds_on_a_mesh(tiny_config):
 
 @pytest.mark.slow
 def test_accumulation_divides_the_work_of_each_device(tiny_config):
-  base = {"total_steps": 24, "accumulate": 2, "recipe.dense": 0.0}
+  base = {"total_steps": 24, "grad_accum_steps": 2, "recipe.dense": 0.0}
   one, _ = losses(tiny_config("ste", **base), steps=3)
   two, _ = losses(tiny_config("ste", **base, **{"mesh.data": 2}), steps=3)
   np.testing.assert_allclose(two, one, atol=1e-5)
@@ -90,15 +100,15 @@ def test_kernels_are_split_beside_their_groups():
     "fc/kernel": MaskedKernel((64, 8), NM(1, 4), -2),
     "out/kernel": MaskedKernel((4, 16, 8), NM(1, 4), (-3, -2)),
   }
-  found = state_shardings(state, mesh, leaves)["params"]
-  assert found["fc"]["kernel"].spec == PartitionSpec(None, "fsdp")
-  assert found["out"]["kernel"].spec == PartitionSpec(None, None, "fsdp")
-  assert found["fc"]["bias"].spec == PartitionSpec()
-  assert found["odd"]["kernel"].spec == PartitionSpec()
+  placed = state_shardings(state, mesh, leaves)["params"]
+  assert placed["fc"]["kernel"].spec == PartitionSpec(None, "fsdp")
+  assert placed["out"]["kernel"].spec == PartitionSpec(None, None, "fsdp")
+  assert placed["fc"]["bias"].spec == PartitionSpec()
+  assert placed["odd"]["kernel"].spec == PartitionSpec()
 
 
 def test_mesh_sizes():
   assert dict(make_mesh(-1, 2).shape) == {"data": 4, "fsdp": 2}
   for data, fsdp in [(16, 1), (0, 1), (-1, -1), (-2, 1), (-1, 9)]:
-    with pytest.raises(ValueError, match="mesh data="):
+    with pytest.raises(ValueError, match=f"data={data}, fsdp={fsdp}"):
       make_mesh(data, fsdp)

@@ -235,7 +235,9 @@ def state_at(state, step):
 
 def test_accumulation_equals_the_whole_batch():
   one = make("ste", tx=optax.sgd(0.1), model=Plain(nnx.Rngs(0)))
-  four = make("ste", tx=optax.sgd(0.1), model=Plain(nnx.Rngs(0)), accumulate=4)
+  four = make(
+    "ste", tx=optax.sgd(0.1), model=Plain(nnx.Rngs(0)), grad_accum_steps=4
+  )
   for i in range(3):
     one, a = train_step(one, batch_of(i))
     four, b = train_step(four, batch_of(i))

@@ -32,5 +32,5 @@ def test_digits_are_learned(tmp_path, data_dir):
   config.total_steps, config.optimizer.warmup_steps = 150, 15
   config.data.data_dir, config.progress = data_dir, False
   config.diagnose_every = 0
-  found = train(config, tmp_path)
-  assert found["finished"] and found["eval/accuracy"] > 0.8  # chance is .1
+  result = train(config, tmp_path)
+  assert result["finished"] and result["eval/accuracy"] > 0.8  # chance is .1

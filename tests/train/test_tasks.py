@@ -1,4 +1,4 @@
-"""Text beside images: what is trained, what is measured, what is refused."""
+"""Training and evaluation on text, and errors in its configurations."""
 
 import json
 import math
@@ -20,9 +20,10 @@ from figs_jax.train.config import (
   default_config,
   differences,
 )
-from figs_jax.train.experiment import build, learning_rate
+from figs_jax.train.experiment import build
 from figs_jax.train.log_writer import read
 from figs_jax.train.losses import TeacherForcing, teacher_forcing
+from figs_jax.train.optimizer import learning_rate
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -80,7 +81,7 @@ class Bigrams(nnx.Module):
 
 
 def by_hand(logits, targets, smoothing=0.0):
-  """(nats, hits) of every token that is no padding, in numpy."""
+  """(nats, hits) of every token except padding, in NumPy."""
   logits = np.asarray(logits, np.float64)
   logits -= logits.max(-1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -109,12 +110,12 @@ def test_bits_per_byte_by_hand(text_config, seeds):
   experiment = build(text_config("ste", seeds=seeds))
   state = experiment.state()
   batches = list(experiment.task.eval_batches())
-  found = dict(
+  values = dict(
     Evaluator(experiment.task.measure, batches, bool(seeds)).run(state)
   )
   if seeds:
-    assert len(set(found["bits_per_byte"])) == seeds
-    found = {name: value[0] for name, value in found.items()}
+    assert len(set(values["bits_per_byte"])) == seeds
+    values = {name: value[0] for name, value in values.items()}
     state = experiment.lone_state(experiment.seeds[0])
   model = state.finished()
   forward = jax.jit(lambda inputs, targets: model(inputs, targets))
@@ -127,10 +128,10 @@ def test_bits_per_byte_by_hand(text_config, seeds):
     # Bytes are ids 3 to 258; ends and sentinels stand for none.
     count += ((targets >= 3) & (targets < 259)).sum()
   assert not all(batch["valid"].all() for batch in batches)
-  assert found["accuracy"] == pytest.approx(np.mean(hits), abs=1e-5)
-  assert found["loss"] == pytest.approx(np.mean(nats), rel=1e-5)
+  assert values["accuracy"] == pytest.approx(np.mean(hits), abs=1e-5)
+  assert values["loss"] == pytest.approx(np.mean(nats), rel=1e-5)
   bits = sum(nats) / math.log(2) / count
-  assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+  assert values["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
   # So many bytes are masked: 15 % of the split.
   source = data.load(
     "stdlib_text", "test[:2]", data_dir=experiment.config.data.data_dir
@@ -209,8 +210,8 @@ def test_rates_are_those_of_the_table():
       optimizer.schedule = name
       wanted = rate * np.where(steps < warmup, steps / (warmup or 1), after)
       schedule = learning_rate(config)
-      found = [float(schedule(jnp.int32(step))) for step in steps]
-      np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-9)
+      values = [float(schedule(jnp.int32(step))) for step in steps]
+      np.testing.assert_allclose(values, wanted, rtol=1e-5, atol=1e-9)
 
 
 def test_configurations_share_nothing():
@@ -246,11 +247,14 @@ def test_the_vocabulary_is_rounded_up_as_in_t5(text_config):
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
-    ({"optimizer.schedule": "cosin"}, "optimizer.schedule='cosin' must be in"),
-    ({"family": "vit"}, r"reads images, but .* default_config\(recipe, 'vit'"),
+    (
+      {"optimizer.schedule": "cosin"},
+      "optimizer.schedule: expected one of .* got 'cosin'",
+    ),
+    ({"family": "vit"}, r"fields for images.* default_config\(recipe, 'vit'"),
     ({"data.name": "digits"}, "expected a 'text'"),
     ({"data.name": "glue/sst2"}, "config.data.target_length"),
-    ({"data.beams": 0}, "data.beams=0 must be at least 1"),
+    ({"data.beams": 0}, "data.beams: expected at least 1, got 0"),
     ({"data.vocabulary": "byte"}, "vocabulary 'byte'"),
     ({"data.density": 1.5}, "density 1.5"),
     ({"pattern": "ff: 1:3"}, "not a multiple of m=3"),
@@ -264,7 +268,7 @@ def test_mistakes_are_one_line(text_config, overrides, message):
 
 
 def test_images_do_not_make_text(tiny_config):
-  with pytest.raises(ConfigError, match="'t5' reads text"):
+  with pytest.raises(ConfigError, match="'t5': expected data fields for text"):
     build(tiny_config("figs", family="t5"))
 
 

@@ -42,22 +42,22 @@ ANSWERS = {task: ids_of(labels) for task, labels in LABELS.items()}
 
 
 @pytest.fixture
-def says(monkeypatch):
-  """The stand-in for decoding: a batch brings what the model says of it."""
+def decoded(monkeypatch):
+  """Replaces decoding: a batch holds the texts that the model gives."""
   monkeypatch.setattr(
-    text_scores, "_decoded", lambda model, batch, beams: batch["said"]
+    text_scores, "_decoded", lambda model, batch, beams: batch["given"]
   )
 
 
-class Silent(nnx.Module):
-  """What says nothing of itself; `says` speaks for it."""
+class Model(nnx.Module):
+  """A model whose outputs are in the batch, see `decoded`."""
 
   def __call__(self, inputs, targets):
     return jnp.zeros((*targets.shape, 300))
 
 
 def counted(measure, batch):
-  return measure.count(Silent(), batch)
+  return measure.count(Model(), batch)
 
 
 def tallied(measure, batches):
@@ -74,35 +74,37 @@ def measured(measure, batches):
 
 
 def batches_of(examples, size=7):
-  """Batches of (task number, said, wanted), the last one padded."""
+  """Batches of (task number, given, wanted), the last one padded."""
   for at in range(0, len(examples), size):
     some = list(examples[at : at + size])
     padding = size - len(some)
     valid = np.arange(size) < len(some)
     some += [(0, "acceptable", "acceptable")] * padding
-    number, said, wanted = zip(*some)
+    number, given, wanted = zip(*some)
     yield {
       "inputs": np.ones((size, 4), np.int32),
       "targets": ids_of(wanted),
-      "said": ids_of(said),
+      "given": ids_of(given),
       "task": np.array(number, np.int32),
       "valid": valid,
     }
 
 
-def test_scores_are_the_formulas_on_the_texts(says):
+def test_scores_are_the_formulas_on_the_texts(decoded):
   rng = np.random.default_rng(3)
   examples = []
   for number, (task, labels) in enumerate(LABELS.items()):
     some = labels[::2] if task == "stsb" else labels
     for _ in range(40):
       wanted = rng.choice(some)
-      said = wanted if rng.random() < 0.5 else rng.choice(labels)
-      # A text that is no answer, now and then; mrpc's is none of mnli's.
-      said = "equivalent" if rng.random() < 0.1 else said
-      examples.append((number, str(said), str(wanted)))
+      given = wanted if rng.random() < 0.5 else rng.choice(labels)
+      # Sometimes an answer of mrpc, which other tasks do not have.
+      given = "equivalent" if rng.random() < 0.1 else given
+      examples.append((number, str(given), str(wanted)))
   order = rng.permutation(len(examples))
-  found = measured(GlueScore(ANSWERS), batches_of([examples[i] for i in order]))
+  values = measured(
+    GlueScore(ANSWERS), batches_of([examples[i] for i in order])
+  )
 
   def classes(task):
     number, labels = list(LABELS).index(task), list(LABELS[task])
@@ -110,66 +112,66 @@ def test_scores_are_the_formulas_on_the_texts(says):
     index = [[labels.index(x) if x in labels else -1 for x in r] for r in rows]
     return np.array(index, float).T
 
-  said, wanted = classes("cola")
+  given, wanted = classes("cola")
   # Of several classes (Gorodkin 2004), since -1 is a third one.
-  right, total = (said == wanted).sum(), len(said)
+  right, total = (given == wanted).sum(), len(given)
   kinds = (-1, 0, 1)
-  p = np.array([(said == k).sum() for k in kinds], float)
+  p = np.array([(given == k).sum() for k in kinds], float)
   t = np.array([(wanted == k).sum() for k in kinds], float)
   matthews = (right * total - p @ t) / np.sqrt(
     (total**2 - p @ p) * (total**2 - t @ t)
   )
-  assert found["matthews/cola"] == pytest.approx(matthews)
+  assert values["matthews/cola"] == pytest.approx(matthews)
 
-  said, wanted = classes("mrpc")
-  both = ((said == 1) & (wanted == 1)).sum()
-  f1 = 2 * both / ((said == 1).sum() + (wanted == 1).sum())
-  assert found["f1/mrpc"] == pytest.approx(f1)
-  assert found["accuracy/mrpc"] == pytest.approx((said == wanted).mean())
+  given, wanted = classes("mrpc")
+  both = ((given == 1) & (wanted == 1)).sum()
+  f1 = 2 * both / ((given == 1).sum() + (wanted == 1).sum())
+  assert values["f1/mrpc"] == pytest.approx(f1)
+  assert values["accuracy/mrpc"] == pytest.approx((given == wanted).mean())
 
-  said, wanted = classes("stsb")
-  assert (said == -1).any()
-  said = np.where(said == -1, -10, said) / 10
-  pearson = np.corrcoef(said, wanted)[0, 1]
+  given, wanted = classes("stsb")
+  assert (given == -1).any()
+  given = np.where(given == -1, -10, given) / 10
+  pearson = np.corrcoef(given, wanted)[0, 1]
 
   def ranks(x):
     return np.array([((x < v).sum() + (x <= v).sum() + 1) / 2 for v in x])
 
-  spearman = np.corrcoef(ranks(said), ranks(wanted))[0, 1]
-  assert found["pearson/stsb"] == pytest.approx(pearson)
-  assert found["spearman/stsb"] == pytest.approx(spearman)
+  spearman = np.corrcoef(ranks(given), ranks(wanted))[0, 1]
+  assert values["pearson/stsb"] == pytest.approx(pearson)
+  assert values["spearman/stsb"] == pytest.approx(spearman)
 
-  said, wanted = classes("mnli")
-  accuracy = (said == wanted).mean()
-  assert found["accuracy/mnli"] == pytest.approx(accuracy)
+  given, wanted = classes("mnli")
+  accuracy = (given == wanted).mean()
+  assert values["accuracy/mnli"] == pytest.approx(accuracy)
   each = [
     matthews,
-    (f1 + found["accuracy/mrpc"]) / 2,
+    (f1 + values["accuracy/mrpc"]) / 2,
     (pearson + spearman) / 2,
     accuracy,
   ]
-  assert found["glue_score"] == pytest.approx(np.mean(each))
+  assert values["glue_score"] == pytest.approx(np.mean(each))
 
 
-def test_a_task_without_examples_does_not_count(says):
+def test_a_task_without_examples_does_not_count(decoded):
   examples = [(3, "neutral", "neutral"), (3, "neutral", "entailment")]
-  found = measured(GlueScore(ANSWERS), batches_of(examples))
-  assert found["glue_score"] == found["accuracy/mnli"] == 0.5
-  assert not [name for name in found if "cola" in name]
+  values = measured(GlueScore(ANSWERS), batches_of(examples))
+  assert values["glue_score"] == values["accuracy/mnli"] == 0.5
+  assert not [name for name in values if "cola" in name]
 
 
-def test_a_correlation_with_a_constant_is_zero(says):
+def test_a_correlation_with_a_constant_is_zero(decoded):
   examples = [
     *[(2, "3.0", wanted) for wanted in ("1.0", "3.0", "5.0")],
     *[(0, "acceptable", wanted) for wanted in LABELS["cola"]],
   ]
-  found = measured(GlueScore(ANSWERS), batches_of(examples))
-  assert found["pearson/stsb"] == found["spearman/stsb"] == 0
-  assert found["matthews/cola"] == found["glue_score"] == 0
-  assert found["accuracy/stsb"] == pytest.approx(1 / 3)
+  values = measured(GlueScore(ANSWERS), batches_of(examples))
+  assert values["pearson/stsb"] == values["spearman/stsb"] == 0
+  assert values["matthews/cola"] == values["glue_score"] == 0
+  assert values["accuracy/stsb"] == pytest.approx(1 / 3)
 
 
-SAID = [
+GIVEN = [
   "the cat sat on the mat .",
   "a dog , which barks !",
   "",
@@ -187,63 +189,63 @@ WANTED = [
 
 # The last two have no four words in a row in common: they are smoothed.
 @pytest.mark.parametrize("first", [0, 3])
-def test_bleu_is_that_of_all_texts_at_once(says, first):
+def test_bleu_is_that_of_all_texts_at_once(decoded, first):
   length = 40
   batches = []
   for at in range(first, 6, 2):
-    said, wanted = SAID[at : at + 2], WANTED[at : at + 2]
-    padding = [""] * (2 - len(said))
+    given, wanted = GIVEN[at : at + 2], WANTED[at : at + 2]
+    padding = [""] * (2 - len(given))
     batches.append(
       {
         "inputs": np.ones((2, 4), np.int32),
         "targets": ids_of(wanted + padding, length),
-        "said": ids_of(said + padding, length),
+        "given": ids_of(given + padding, length),
         "task": np.zeros(2, np.int32),
-        "valid": np.arange(2) < len(said),
+        "valid": np.arange(2) < len(given),
       }
     )
-  found = measured(Bleu(byte_vocabulary().decode), batches)
-  expected = sacrebleu.corpus_bleu(SAID[first:], [WANTED[first:]]).score
-  assert found["bleu"] == pytest.approx(expected) and 3 < expected < 60
-  assert found["accuracy"] == 0
+  values = measured(Bleu(byte_vocabulary().decode), batches)
+  expected = sacrebleu.corpus_bleu(GIVEN[first:], [WANTED[first:]]).score
+  assert values["bleu"] == pytest.approx(expected) and 3 < expected < 60
+  assert values["accuracy"] == 0
 
 
-def test_seeds_are_scored_one_by_one(says):
-  """A seed axis in front: of the counts, not of the batch."""
-  said = np.stack([ids_of(SAID, 40), ids_of(WANTED, 40)])
+def test_seeds_are_scored_one_by_one(decoded):
+  """Counts have a leading seed axis; the batch has none."""
+  given = np.stack([ids_of(GIVEN, 40), ids_of(WANTED, 40)])
   targets, valid = ids_of(WANTED, 40), np.ones(5, bool)
   measure = Bleu(byte_vocabulary().decode)
 
-  def count(said):
+  def count(given):
     return counted(
       measure,
       {
         "inputs": np.ones((5, 4), np.int32),
         "targets": targets,
-        "said": said,
+        "given": given,
         "task": np.zeros(5, np.int32),
         "valid": valid,
       },
     )
 
-  sums = measure.tally(jax.device_get(jax.vmap(count)(said)))
-  found = dict(measure.values(sums))
-  expected = sacrebleu.corpus_bleu(SAID, [WANTED]).score
-  np.testing.assert_allclose(found["bleu"], [expected, 100])
-  np.testing.assert_allclose(found["accuracy"], [0, 1])
+  sums = measure.tally(jax.device_get(jax.vmap(count)(given)))
+  values = dict(measure.values(sums))
+  expected = sacrebleu.corpus_bleu(GIVEN, [WANTED]).score
+  np.testing.assert_allclose(values["bleu"], [expected, 100])
+  np.testing.assert_allclose(values["accuracy"], [0, 1])
   sums["losses"] = np.array([np.nan, 1.0])
-  found = dict(measure.values(sums))
-  np.testing.assert_array_equal(np.isnan(found["bleu"]), [True, False])
+  values = dict(measure.values(sums))
+  np.testing.assert_array_equal(np.isnan(values["bleu"]), [True, False])
 
 
-def test_a_diverged_seed_has_no_score(says):
+def test_a_diverged_seed_has_no_score(decoded):
   (batch,) = batches_of([(3, "neutral", "neutral")] * 3)
   measure = GlueScore(ANSWERS)
   sums = jax.tree.map(lambda x: np.stack([x, x]), tallied(measure, [batch]))
   sums["losses"] = np.array([2.0, np.nan])
-  found = dict(measure.values(sums))
+  values = dict(measure.values(sums))
   for name in ("accuracy", "glue_score", "accuracy/mnli"):
-    np.testing.assert_array_equal(found[name], [1.0, np.nan])
+    np.testing.assert_array_equal(values[name], [1.0, np.nan])
 
 
 @pytest.fixture
@@ -268,27 +270,27 @@ def test_tasks_are_decoded_by_the_model(small, tmp_path, beams):
   rng = np.random.default_rng(0)
   inputs = rng.integers(3, 200, (12, 16)).astype(np.int32)
   model = state.finished()
-  said = decode.greedy(model, inputs, 4)
+  given = decode.greedy(model, inputs, 4)
   if beams > 1:
-    said = decode.beam_search(model, inputs, beams, 4)[0]
-  targets = np.asarray(said).copy()
+    given = decode.beam_search(model, inputs, beams, 4)[0]
+  targets = np.asarray(given).copy()
   # Of cola 4 of 6 are right, of sst2 1 of 4; two examples are padding.
   task = np.array([0] * 6 + [1] * 4 + [0, 1], np.int32)
   for wrong in (0, 3, 6, 7, 8):
     targets[wrong, 3] += 1
   valid = np.arange(12) < 10
   batch = {"inputs": inputs, "targets": targets, "task": task, "valid": valid}
-  # Answers are what is asked for here, so that all of it is of a class.
+  # All targets are answers here, so that each belongs to a class.
   answers = dict.fromkeys(measure.answers, np.unique(targets, axis=0))
   measure = dataclasses.replace(measure, answers=answers)
-  found = dict(Evaluator(measure, [batch] * 2, seeds=False).run(state))
-  assert found.keys() == {
+  values = dict(Evaluator(measure, [batch] * 2, has_seeds=False).run(state))
+  assert values.keys() == {
     "accuracy", "loss", "accuracy/cola", "accuracy/sst2", "matthews/cola",
     "glue_score",
   }  # fmt: skip
-  assert found["accuracy/cola"] == pytest.approx(4 / 6)
-  assert found["accuracy/sst2"] == pytest.approx(1 / 4)
-  assert found["accuracy"] == pytest.approx((4 / 6 + 1 / 4) / 2)
+  assert values["accuracy/cola"] == pytest.approx(4 / 6)
+  assert values["accuracy/sst2"] == pytest.approx(1 / 4)
+  assert values["accuracy"] == pytest.approx((4 / 6 + 1 / 4) / 2)
 
 
 def test_answers_that_are_cut_to_the_same_are_refused(small, tmp_path):

@@ -8,7 +8,7 @@ from figs_jax import engine
 from figs_jax.engine.figs import checkpoint_stall_factor
 from figs_jax.engine.simulator._simulate import simulate
 from figs_jax.train.loop import train
-from figs_jax.train.restore import restore
+from figs_jax.train.workdir import restore
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -39,9 +39,9 @@ def test_the_array_stalls_as_the_trained_masks_dictate(run, overlap):
     w = np.rint(1e3 * np.asarray(weights[row["name"]])).astype(np.int64)
     assert (w[~row["mask"]] == 0).all()
     x = random.integers(-9, 10, (row["M"], row["K"]))
-    found = simulate(x, w, array, row["pattern"], row["mask"])
-    np.testing.assert_array_equal(found.product, x @ w)
-    assert found.cycles == cycles
+    result = simulate(x, w, array, row["pattern"], row["mask"])
+    np.testing.assert_array_equal(result.product, x @ w)
+    assert result.cycles == cycles
   assert (costs.stall_exchange > 0).all()
 
 

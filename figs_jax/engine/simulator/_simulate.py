@@ -141,7 +141,7 @@ def _clockable(engine: Engine) -> Any:
       f"simulate: expected a single design, got several in {engine}; clock one"
       " at a time"
     )
-  if engine.dram_bw != UNLIMITED:
+  if engine.memory_bandwidth != UNLIMITED:
     raise ValueError(
       f"simulate: {engine} bounds the memory, which is not clocked; leave"
       " dram_bw out"

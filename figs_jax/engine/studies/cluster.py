@@ -36,10 +36,11 @@ from typing import Any
 
 import numpy as np
 
+from figs_jax.engine._cost import cost
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
-from figs_jax.engine.training import TrainingPhase, nanoseconds, step_cost
+from figs_jax.engine.training import TrainingPhase, nanoseconds
 
 # What tensor parallelism splits, by the end of a row's name: its outputs, its
 # contraction (whose partial sums are added up), or its heads.
@@ -244,8 +245,8 @@ def estimate(
   table = Layers.of(phase.layers)
   stages = stages_of(table.names, parallel.pipeline)
   local = shard(table, parallel.tensor)
-  cost = step_cost(local, engine, **phase.sparsity, itemsize=sizes.value).layers
-  cycles = cost.cycles.astype(float) * cost.count
+  products = cost(phase._replace(layers=local).products(), engine, sizes.value)
+  cycles = products.cycles.astype(float) * products.count
   ns = np.split(nanoseconds(cycles, engine, clock_ghz), 3)
   exchange = _exchanges(local, cluster, parallel.tensor, sizes.value)
 

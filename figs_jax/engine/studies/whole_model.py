@@ -87,9 +87,10 @@ def model_cost(
   >>> both[0].attention_cycles > both[1].attention_cycles
   True
   """
-  table, array = Layers.of(layers), parse(engine)
+  table = Layers.of(layers)
+  array: Any = parse(engine)
   check_array(array)
-  array = dataclasses.replace(array, **{"dram_bw": memory.dram_bw})
+  array = dataclasses.replace(array, dram_bw=memory.dram_bw)
   qk, av = _pairs(table)
   rest = np.setdiff1d(np.arange(len(table)), qk + av)
   linear = dense = attention = dram_bytes = 0

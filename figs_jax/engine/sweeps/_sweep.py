@@ -1,6 +1,7 @@
 """Sweeps: every combination of sizes, patterns and designs, never stored.
 
-A sweep is a product of named axes. It is evaluated in blocks on the devices,
+A sweep is a product of named axes (`figs_jax.engine.sweeps.text` is their
+language) on one engine or several. It is evaluated in blocks on the devices,
 exactly, and reduced there: the best designs under constraints, the front of two
 aims, the range and mean of a field, or columns, chunk by chunk. Memory is
 bounded whatever the number of points, and that everything fits int64 is shown
@@ -16,19 +17,28 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from figs_jax.engine._cost import AT_45_NM
 from figs_jax.engine.energy import Energy
+from figs_jax.engine.int64 import Singles, fastest
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.sweeps.axes import (
+  SIZES,
+  Axes,
+  as_axes,
+  design,
+  own_axes,
+  parts_of,
+  workloads_of,
+)
 from figs_jax.engine.sweeps.device import Walker
-from figs_jax.engine.sweeps.points import Machine, Points
-from figs_jax.engine.sweeps.reach import reach
+from figs_jax.engine.sweeps.points import Machine, Points, overflow_check
 from figs_jax.engine.sweeps.reductions import (
   By,
   Columns,
@@ -37,10 +47,11 @@ from figs_jax.engine.sweeps.reductions import (
   Undominated,
   Where,
   allowed,
+  condition_names,
+  quantity_names,
   value,
   worst,
 )
-from figs_jax.engine.whole import Singles, fastest
 
 # Relative error of a float32 sweep of GEMMs, for sizes up to 2^22; each further
 # layer of a sum adds 2^-24.
@@ -49,72 +60,102 @@ _STEPS = 256  # blocks that a device reduces before the host looks
 _RIVALS = 16  # points of a front that devices compare with
 _SAMPLE = 4096  # points from everywhere that start a front
 _BATCH = 2**18  # points that the host evaluates at a time
+_ABSENT = -1  # the value of an axis that an engine lacks
 
 
 def sweep(
-  engine: Engine | str,
-  axes: Mapping[str, Sequence[Any]],
-  layers: Layers | Iterable[Mapping[str, Any]] | None = None,
+  engine: Engine | str | Sequence[Engine | str],
+  axes: Axes | str | Sequence[str],
+  layers: Layers
+  | Iterable[Mapping[str, Any]]
+  | Mapping[str, Layers]
+  | None = None,
   itemsize: int = 2,
   energy: Energy = AT_45_NM,
   precision: str = "exact",
   devices: Sequence[jax.Device] | None = None,
 ) -> Sweep:
-  """Every combination of the axes on one kind of engine.
+  """Every combination of the axes on one engine or several.
 
   Args:
-    engine: an engine, or its spec; its fields hold where no axis varies them.
-    axes: name -> values. Names are those of the engine's numeric fields,
-      "pattern" ("1:8", `NM` or "dense") and, without layers, "M", "N" and "K";
-      "rows,cols" is an axis of pairs. The last axis turns fastest.
-    layers: a table, or its rows; fields are then sums over the layers, each as
-      often as it counts, and ratios are means weighed by the cycles. A pattern
-      axis replaces the patterns of the layers that are sparse.
-    itemsize: bytes per value, of every operand off chip.
-    energy: picojoules per operation.
+    engine: Engine or its spec, or several. Its fields hold where no axis varies
+      them, and an engine that lacks an axis stands still along it.
+    axes: Name -> values, or text, as in "rows=8,16,...,256; pattern=1:2,1:4";
+      the values of one axis may be text too. Names are the engine's numeric
+      fields and choices (`overlap`), "pattern" ("1:8", `NM` or "dense") and,
+      without layers, "M", "N" and "K"; "rows,cols" is an axis of pairs. The
+      last axis turns fastest, and choices turn slowest.
+    layers: Table, or its rows, or a table for each of several workloads by
+      label. Fields are then sums over the layers, each as often as it counts,
+      and ratios are means weighted by the cycles. A pattern axis replaces the
+      patterns of the layers that are sparse.
+    itemsize: Bytes per value, of every operand off chip.
+    energy: Picojoules per operation.
     precision: "exact", or "float32" for devices on which int64 and float64 are
       slow; see `Sweep`.
-    devices: that share the points; by default all local ones.
+    devices: Devices to split the points over. Defaults to all local devices.
 
   Raises:
-    ValueError: a bad axis; a value of an axis with which no point is possible;
-      or something that would not fit int64. Points that are impossible beside
+    ValueError: If an axis is bad, no point is possible with a value of an axis,
+      or something would not fit int64. Points that are impossible beside
       possible ones (rows that beta does not divide) are left out.
 
-  >>> gemm = {"M": [196], "N": [3072], "K": [768], "pattern": ["1:2", "1:8"]}
-  >>> designs = sweep("figs", gemm | {"rows": [16, 32], "cols": [16, 32, 64]})
-  >>> len(designs)
-  12
-  >>> best = designs.smallest("cycles", where=lambda p: p["cols"] < 64)
-  >>> [best[name].tolist() for name in ("pattern", "rows", "cols", "cycles")]
-  [['1:8'], [32], [32], [75744]]
+  >>> gemm = {"M": [196], "N": [3072], "K": [768], "pattern": "1:2,1:8"}
+  >>> made = sweep("figs", gemm | {"rows": [16, 32], "cols": "16,32,...,64"})
+  >>> len(made)
+  16
+  >>> best = made.smallest("cycles", where="cols<64")
+  >>> [best[name].tolist() for name in ("pattern", "design", "cycles")]
+  [['1:8'], ['figs:32x48'], [53568]]
   """
-  engine = parse(engine)
-  table = None if layers is None else Layers.of(layers)
-  for field in engine.numeric():
-    if np.ndim(getattr(engine, field.name)):
-      raise ValueError(
-        f"sweep: {field.name} of {engine} is an array; give it as an axis"
-      )
-  kinds = ("exact", "float32")
+  several = not isinstance(engine, str | Engine)
+  engines = [parse(one) for one in (engine if several else [engine])]
+  axes, kinds = as_axes(axes), ("exact", "float32")
   if precision not in kinds:
     raise ValueError(
       f"sweep precision={precision!r}: {nearest(precision, kinds)}"
     )
-  if not isinstance(axes, Mapping) or not axes:
-    raise ValueError("sweep: no axes; give at least one, or call cost()")
-  points = Points.of(Machine(engine, itemsize, energy), axes, table)
+  _check_engines(engines)
+  tables: dict[str, Any] = {"": None}
+  if layers is not None:
+    tables = workloads_of(layers)
+  parts = []
+  fixed = () if layers is None else SIZES
   devices = jax.local_devices() if devices is None else devices
-  return Sweep(points, precision, devices)
+  for one, names in zip(engines, own_axes(engines, axes, fixed)):
+    # Choices change what is compiled; numbers only what it reads.
+    chosen = [name for name in names if {*parts_of(name)} & {*one.CHOICES}]
+    varied = {name: axes[name] for name in names if name not in chosen}
+    for point in itertools.product(*(axes[name] for name in chosen)):
+      choices = dict(zip(chosen, point))
+      machine = Machine(design(one, choices), itemsize, energy)
+      for label, table in tables.items():
+        labels = {"workload": label} if tables.keys() != {""} else {}
+        labels |= {"engine": str(one)} if several else {}
+        for name, choice in choices.items():
+          together = parts_of(name)
+          labels |= zip(together, choice if together[1:] else [choice])
+        parts.append((labels, Points.of(machine, varied, table)))
+  return Sweep(parts, precision, devices)
+
+
+class Part(NamedTuple):
+  """The points of one engine and workload, and what is equal at all of them."""
+
+  labels: dict[str, Any]
+  points: Points
+  walker: Walker
 
 
 class Sweep:
-  """A product of axes, evaluated where it is asked; made by `sweep`.
+  """Products of axes, evaluated where it is asked; made by `sweep`.
 
-  Results are columns, NumPy arrays by name: the axes, then fields. A `by` is a
-  field's name, with "-" before it for the opposite sign, or a function; a
-  `where` is a function. Functions take a mapping from names to floating arrays
-  (float64, exact up to 2^53), are compiled with the sweep, and must be pure.
+  Results are columns, NumPy arrays by name: the spec of the `design`, the axes
+  (-1 where an engine lacks one), the fields, and products that were asked for.
+  A quantity `by` and conditions `where` are text ("cycles", "-utilisation",
+  "rows*cols"; "rows*cols<=1024; m<=8") or functions. Functions take a mapping
+  from names to floating arrays (float64, exact up to 2^53), are compiled with
+  the sweep, and must be pure.
 
   With precision "float32" and sizes up to 2^22, the relative error of a field
   is below `FLOAT32_ERROR` = 2^-18 (and 2^-24 for each further layer of a sum);
@@ -123,102 +164,91 @@ class Sweep:
   point that is better by less than the error may be missed.
 
   Attributes:
-    points: the axes, and what is evaluated.
-    fields: the names that can be asked for.
+    axes: Names of the axes' columns; a pattern is "n" and "m".
+    parts: Points of each engine, choice and workload.
+    results: Names of the fields that are evaluated.
+    fields: Axes, then results. A quantity or condition may also name any number
+      of the engine.
   """
 
-  def __init__(self, points: Points, precision: str, devices: Sequence[Any]):
-    bounds = reach(points)
-    kind = fastest(itertools.chain(*bounds.values()))
+  def __init__(
+    self,
+    parts: Sequence[tuple[dict[str, Any], Points]],
+    precision: str,
+    devices: Sequence[Any],
+  ):
     self._rough = precision == "float32"
-    kind = Singles if self._rough else kind
-    self.points, self._fields = points, sorted(bounds)
-    self.fields = (*points.axes, *self._fields)
-    # Results of a true division.
-    self._ratios = {x for x in bounds if isinstance(bounds[x][0].most, float)}
-    self._walker = Walker(points, kind, self.fields, devices)
+    self.parts: list[Part] = []
+    self._ratios: set[str] = set()  # results of a true division
+    shared: list[set[str]] = []
+    for labels, points in parts:
+      bounds = overflow_check(points)
+      kind = fastest(itertools.chain(*bounds.values()))
+      kind = Singles if self._rough else kind
+      walker = Walker(points, kind, (*points.axes, *sorted(bounds)), devices)
+      self.parts.append(Part(labels, points, walker))
+      self._ratios |= {
+        x for x in bounds if isinstance(bounds[x][0].most, float)
+      }
+      shared.append(set(bounds))
+    columns = dict.fromkeys(
+      itertools.chain(*(part.points.varied for part in self.parts))
+    )
+    self.axes = tuple(columns)
+    self.results = tuple(sorted(set.intersection(*shared)))
+    self.fields = (*self.axes, *self.results)
 
   def __len__(self) -> int:
-    """How many points there are, impossible ones included."""
-    return self.points.count
+    """The number of points, impossible ones included."""
+    return sum(part.points.count for part in self.parts)
 
   def smallest(
     self, by: By, k: int = 1, *, where: Where = None, steps: int = _STEPS
   ) -> dict[str, np.ndarray]:
-    """The k points of the smallest value, in order; of equals the first.
+    """The k points of the smallest value, in order; of equal ones the first.
 
     Args:
-      by: what is to be small.
-      k: how many; fewer where fewer are allowed.
-      where: which points are allowed.
-      steps: blocks that a device evaluates at a time.
+      by: Quantity to be small.
+      k: Number of points; fewer are returned where fewer are allowed.
+      where: Conditions on the points.
+      steps: Blocks that a device evaluates at a time.
 
     Raises:
-      ValueError: an unknown field, or no whole k from 1.
+      ValueError: If a field is unknown, or k is not an integer from 1.
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-      raise ValueError(f"sweep k={k!r}: give how many points, 1 or more")
-    number, walker = self._walker.grid.number, self._walker
-    best, found = np.zeros(0, np.int64), np.zeros(0)
-    for blocks, ((least, turn), _) in walker.walks(Smallest(by, where), steps):
-      full = len(found) == k
-      device, slot = np.nonzero(
-        least < (found[-1] if full else worst(least.dtype))
-      )
-      if not len(slot):
-        continue
-      least, turn = least[device, slot], turn[device, slot]
-      # Of k slots the minima come before those of all others, so that the k
-      # points are among theirs.
-      order = np.lexsort((number(blocks[device, turn], slot), least))[:k]
-      new = number(blocks[device[order]], slot[order, None])
-      best, fields = self._allowed(np.concatenate([best, *new]), where)
-      found = np.asarray(_value(by, fields))
-      order = np.lexsort((best, found))[:k]
-      best, found = best[order], found[order]
-    return self._columns(best)
+      raise ValueError(f"sweep k={k!r}: expected an integer from 1")
+    self._check((*quantity_names(by), *condition_names(where)))
+    picks = [_smallest(part, by, k, where, steps) for part in self.parts]
+    values = np.concatenate([values for _, values in picks])
+    order = np.argsort(values, kind="stable")[:k]
+    columns = self._columns([numbers for numbers, _ in picks], order)
+    return columns | _asked({by: values[order]}, columns)
 
   def pareto(
     self, x: By, y: By, *, where: Where = None, steps: int = _STEPS // 16
   ) -> dict[str, np.ndarray]:
     """The points that none beats in x and y, both to be small, by x.
 
-    A point beats those that are no smaller in either and larger in one, or
-    equal in both and after it.
+    A point beats those that are as large or larger in both and larger in one,
+    or equal in both and after it.
 
     Args:
-      x: one aim.
-      y: the other.
-      where: which points are allowed.
-      steps: blocks that a device evaluates at a time.
+      x: Quantity to be small.
+      y: The other quantity to be small.
+      where: Conditions on the points.
+      steps: Blocks that a device evaluates at a time.
 
     Raises:
-      ValueError: an unknown field.
+      ValueError: If a field is unknown.
     """
-    walker, seen = self._walker, 0
-    sample = np.random.default_rng(0).integers(0, len(self), _SAMPLE)
-    front = self._front(sample, x, y, where)
-
-    def rivals():
-      number, *values = front
-      index = np.linspace(0, max(len(number) - 1, 0), _RIVALS).astype(int)
-      index = index[: len(number) * _RIVALS]
-      # Integers as they are compared: int64 would wrap where it is not on.
-      dtype = None if walker.in_integers else np.float64
-      xs, ys = (np.asarray(v[index], dtype) for v in values)
-      return xs, ys, number[index] < seen
-
-    reduction = Undominated(x, y, where)
-    for blocks, (stays, _) in walker.walks(reduction, steps, rivals):
-      device, slot = np.nonzero(stays)
-      at_once = max(_BATCH // blocks.shape[1], 1)
-      for start in range(0, len(slot), at_once):
-        part = slice(start, start + at_once)
-        new = walker.grid.number(blocks[device[part]], slot[part, None])
-        new = np.concatenate([front[0], new.ravel()])
-        front = self._front(new, x, y, where)
-      seen = walker.grid.number(blocks, np.zeros_like(blocks)).max() + 1
-    return self._columns(front[0])
+    self._check((*quantity_names(x), *quantity_names(y)))
+    self._check(condition_names(where))
+    fronts = [_front(part, x, y, where, steps) for part in self.parts]
+    xs, ys = (np.concatenate([front[i] for front in fronts]) for i in (1, 2))
+    order = _undominated(np.arange(len(xs)), xs, ys)
+    columns = self._columns([numbers for numbers, _, _ in fronts], order)
+    return columns | _asked({x: xs[order], y: ys[order]}, columns)
 
   def summary(
     self, by: By, *, where: Where = None, steps: int = _STEPS
@@ -226,21 +256,23 @@ class Sweep:
     """The `count` of allowed points, and `min`, `max` and `mean` of a value.
 
     Raises:
-      ValueError: an unknown field, or no point is allowed.
+      ValueError: If a field is unknown, or no point is allowed.
     """
     count, least, most, total = 0, [], [], 0.0
-    for _, (state, _) in self._walker.walks(Moments(by, where), steps):
-      some = state[0] > 0
-      if some.any():
-        count += int(state[0].sum())
-        least.append(state[1][some].min())
-        most.append(state[2][some].max())
-        total += float(state[3].sum(dtype=np.float64))
+    reduction = Moments(by, where)
+    for part in self.parts:
+      for _, (state, _) in part.walker.walks(reduction, steps):
+        some = state[0] > 0
+        if some.any():
+          count += int(state[0].sum())
+          least.append(state[1][some].min())
+          most.append(state[2][some].max())
+          total += float(state[3].sum(dtype=np.float64))
     if not count:
       raise ValueError("sweep: no point is allowed; check where=")
     ends = min(least).item(), max(most).item()
-    whole = isinstance(by, str) and by.removeprefix("-") not in self._ratios
-    if whole and not self._rough:
+    name = by.removeprefix("-") if isinstance(by, str) else ""
+    if name in self.fields and name not in self._ratios and not self._rough:
       ends = tuple(map(int, ends))
     return {"count": count, "min": ends[0], "max": ends[1]} | {
       "mean": total / count
@@ -254,25 +286,31 @@ class Sweep:
     Integers are int64; with precision "float32" all fields are float32.
 
     Args:
-      names: fields, axes among them ("n" and "m" of a pattern).
-      where: which points are allowed.
-      chunk: how many points to evaluate at a time, about.
+      names: Fields, axes among them, "pattern", choices that are axes, and
+        "engine" and "workload" where there are several.
+      where: Conditions on the points.
+      chunk: Number of points to evaluate at a time, about.
 
     Raises:
-      ValueError: an unknown field, or a chunk that is no whole number from 1.
+      ValueError: If a field is unknown, or chunk is not an integer from 1.
     """
-    self._walker.check(names)
+    self._check((*names, *condition_names(where)), self.columns)
     if not isinstance(chunk, int) or chunk < 1:
-      raise ValueError(f"chunk={chunk!r}: give a whole number from 1")
-    whole = () if self._rough else set(names) - self._ratios
-    reduction = Columns(tuple(names), tuple(sorted(whole)), where)
-    steps = chunk // (self._walker.grid.slots * self._walker.devices)
-    for _, (_, (real, columns)) in self._walker.walks(reduction, max(steps, 1)):
-      everything = real.all()
-      yield {
-        name: x.reshape(-1) if everything else x[real]
-        for name, x in columns.items()
-      }
+      raise ValueError(f"chunk={chunk!r}: expected an integer from 1")
+    for part in self.parts:
+      walker = part.walker
+      read = {n for name in names for n in _UNDERLYING.get(name, (name,))}
+      read = read & set(walker.fields) or {walker.fields[0]}
+      whole = () if self._rough else read - self._ratios
+      reduction = Columns(tuple(sorted(read)), tuple(sorted(whole)), where)
+      steps = max(chunk // (walker.grid.slots * walker.devices), 1)
+      for _, (_, (real, columns)) in walker.walks(reduction, steps):
+        every = real.all()
+        columns = {
+          name: x.reshape(-1) if every else x[real]
+          for name, x in columns.items()
+        }
+        yield _labelled(part, columns, names)
 
   def write(
     self,
@@ -287,29 +325,29 @@ class Sweep:
     The file appears when it is whole.
 
     Args:
-      path: the file.
-      names: as of `chunks`.
-      where: which points are allowed.
-      overwrite: whether to replace a file.
+      path: Path of the file.
+      names: Columns, as in `chunks`.
+      where: Conditions on the points.
+      overwrite: Whether to replace a file.
 
     Returns:
-      How many points were written.
+      The number of points written.
 
     Raises:
-      ValueError: no field or an unknown one, another kind of file, or one that
-        is there.
+      ValueError: If a field is unknown or none is given, the file exists, or
+        its kind is another.
     """
     path, count = pathlib.Path(path), 0
     if isinstance(names, str) or not len(names):
       raise ValueError(f"sweep fields {names!r}: give a list of names")
-    self._walker.check(names)
+    self._check((*names, *condition_names(where)), self.columns)
     writers = {".csv": _write_csv, ".npz": _write_npz}
     if path.suffix not in writers:
       raise ValueError(f"sweep file {str(path)!r}: end it in .csv or .npz")
     if path.exists() and not (overwrite and path.is_file()):
       raise ValueError(
-        f"sweep file {str(path)!r} is there; name another, or replace a file"
-        " with overwrite=True"
+        f"sweep file {str(path)!r} exists; name another, or replace a file with"
+        " overwrite=True"
       )
     part = path.with_name(f"{path.name}.part")
     try:
@@ -322,46 +360,200 @@ class Sweep:
       part.unlink(missing_ok=True)
     return count
 
-  def _columns(self, number: np.ndarray) -> dict[str, np.ndarray]:
-    """Axes, a pattern as text, then the fields."""
-    labels, fields = self.points.labels(number), self._at(number)
-    if "m" in labels:
-      pairs = zip(labels.pop("n").tolist(), labels.pop("m").tolist())
-      texts = ["dense" if n == m else f"{n}:{m}" for n, m in pairs]
-      labels = {"pattern": np.array(texts, object)} | labels
-    return labels | {name: fields[name] for name in self._fields}
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """Everything that `chunks` and `write` can give."""
+    labels = dict.fromkeys(
+      itertools.chain(*(part.labels for part in self.parts))
+    )
+    pattern = ("pattern",) if "m" in self.axes else ()
+    return (*labels, *pattern, *self.fields)
 
-  def _at(self, number: np.ndarray) -> dict[str, np.ndarray]:
-    none = dict.fromkeys(self.fields, np.zeros(0))
-    return self.points.at(number) if len(number) else none
+  def _check(self, names: Iterable[Any], more: Iterable[str] = ()) -> None:
+    """Raises ValueError for a name that not all engines have."""
+    shared = [set(part.walker.fields) for part in self.parts]
+    known = set.intersection(*shared) | set(more)
+    for name in names:
+      if isinstance(name, str) and name not in known:
+        raise ValueError(f"sweep field {name!r}: {nearest(name, known)}")
 
-  def _allowed(
-    self, number: np.ndarray, where: Where
-  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Which points are allowed, once and in order, and their fields."""
-    number = np.unique(number[number >= 0])
-    number = number[self.points.allowed(number)]
-    fields = self._at(number)
-    with jax.enable_x64(True):
-      real = np.asarray(allowed(where, fields, np.ones(len(number), bool)))
-    return number[real], {name: x[real] for name, x in fields.items()}
+  def _columns(
+    self, numbers: Sequence[np.ndarray], order: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Columns of the points of each part, all of them put in an order."""
+    each = []
+    for part, number in zip(self.parts, numbers):
+      fields = _at(part, number)
+      columns = _labelled(part, fields, self.columns)
+      each.append({"design": _specs(part, fields, len(number))} | columns)
+    return {
+      name: np.concatenate([columns[name] for columns in each])[order]
+      for name in ("design", *self.columns)
+    }
 
-  def _front(
-    self, number: np.ndarray, x: By, y: By, where: Where
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The undominated of some points: numbers, x and y, sorted by x."""
-    number, fields = self._allowed(number, where)
+
+def _asked(
+  values: Mapping[By, np.ndarray], columns: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """The quantities as text that are not columns already."""
+  return {
+    by: x
+    for by, x in values.items()
+    if isinstance(by, str) and by not in columns
+  }
+
+
+_UNDERLYING = {"pattern": ("n", "m")}
+
+
+def _check_engines(engines: Sequence[Engine]) -> None:
+  if not engines:
+    raise ValueError("sweep: no engines; give at least one, as in 'ws:32x16'")
+  for engine in engines:
+    for field in engine.numeric():
+      if np.ndim(getattr(engine, field.name)):
+        raise ValueError(
+          f"sweep: {field.name} of {engine} is an array; give it as an axis"
+        )
+    if engine.unit != engines[0].unit:
+      raise ValueError(
+        f"sweep: {engines[0]} counts {engines[0].unit} and {engine}"
+        f" {engine.unit}, and no clock is known; sweep them apart"
+      )
+
+
+def _smallest(
+  part: Part, by: By, k: int, where: Where, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The numbers and values of the k points of the smallest value, in order."""
+  number, walker = part.walker.grid.number, part.walker
+  best, values = np.zeros(0, np.int64), np.zeros(0)
+  for blocks, ((least, turn), _) in walker.walks(Smallest(by, where), steps):
+    full = len(values) == k
+    device, slot = np.nonzero(
+      least < (values[-1] if full else worst(least.dtype))
+    )
+    if not len(slot):
+      continue
+    least, turn = least[device, slot], turn[device, slot]
+    # Of k slots the minima come before those of all others, so that the k
+    # points are among theirs.
+    order = np.lexsort((number(blocks[device, turn], slot), least))[:k]
+    new = number(blocks[device[order]], slot[order, None])
+    best, fields = _allowed(part, np.concatenate([best, *new]), where)
+    values = _value(by, fields)
+    order = np.lexsort((best, values))[:k]
+    best, values = best[order], values[order]
+  return best, values
+
+
+def _front(
+  part: Part, x: By, y: By, where: Where, steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The numbers, x and y of the points that none beats, by x."""
+
+  def reduced(number):
+    number, fields = _allowed(part, number, where)
     xs, ys = _value(x, fields), _value(y, fields)
-    order = np.lexsort((number, ys, xs))
-    number, xs, ys = number[order], xs[order], ys[order]
-    stays = np.ones(len(ys), bool)
-    stays[1:] = ys[1:] < np.minimum.accumulate(ys)[:-1]
-    return number[stays], xs[stays], ys[stays]
+    order = _undominated(number, xs, ys)
+    return number[order], xs[order], ys[order]
+
+  walker, seen = part.walker, 0
+  sample = np.random.default_rng(0).integers(0, part.points.count, _SAMPLE)
+  front = reduced(sample)
+
+  def rivals():
+    number, *values = front
+    index = np.linspace(0, max(len(number) - 1, 0), _RIVALS).astype(int)
+    index = index[: len(number) * _RIVALS]
+    # Integers as they are compared: int64 would wrap where it is not on.
+    dtype = None if walker.in_integers else np.float64
+    xs, ys = (np.asarray(v[index], dtype) for v in values)
+    return xs, ys, number[index] < seen
+
+  for blocks, (stays, _) in walker.walks(
+    Undominated(x, y, where), steps, rivals
+  ):
+    device, slot = np.nonzero(stays)
+    at_once = max(_BATCH // blocks.shape[1], 1)
+    for start in range(0, len(slot), at_once):
+      some = slice(start, start + at_once)
+      new = walker.grid.number(blocks[device[some]], slot[some, None])
+      front = reduced(np.concatenate([front[0], new.ravel()]))
+    seen = walker.grid.number(blocks, np.zeros_like(blocks)).max() + 1
+  return front
+
+
+def _undominated(
+  number: np.ndarray, xs: np.ndarray, ys: np.ndarray
+) -> np.ndarray:
+  """The places of the points that none beats, sorted by x."""
+  order = np.lexsort((number, ys, xs))
+  ys = ys[order]
+  stays = np.ones(len(ys), bool)
+  stays[1:] = ys[1:] < np.minimum.accumulate(ys)[:-1]
+  return order[stays]
+
+
+def _at(part: Part, number: np.ndarray) -> dict[str, np.ndarray]:
+  none = dict.fromkeys(part.walker.fields, np.zeros(0))
+  return part.points.at(number) if len(number) else none
+
+
+def _allowed(
+  part: Part, number: np.ndarray, where: Where
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Which points are allowed, once and in order, and their fields."""
+  number = np.unique(number[number >= 0])
+  number = number[part.points.allowed(number)]
+  fields = _at(part, number)
+  with jax.enable_x64(True):
+    real = np.asarray(allowed(where, fields, np.ones(len(number), bool)))
+  return number[real], {name: x[real] for name, x in fields.items()}
 
 
 def _value(by: By, fields: Mapping[str, Any]) -> np.ndarray:
   with jax.enable_x64(True):
     return np.asarray(value(by, fields))
+
+
+def _labelled(
+  part: Part, fields: Mapping[str, np.ndarray], names: Iterable[str]
+) -> dict[str, np.ndarray]:
+  """Columns by name, those of labels and absent axes filled in."""
+  length = len(next(iter(fields.values())))
+  columns = {}
+  for name in names:
+    if name == "pattern":
+      columns[name] = _patterns(fields["n"], fields["m"])
+    elif name in fields:
+      columns[name] = fields[name]
+    else:
+      columns[name] = np.full(length, part.labels.get(name, _ABSENT))
+  return columns
+
+
+def _patterns(n: np.ndarray, m: np.ndarray) -> np.ndarray:
+  """Patterns as text."""
+  n, m = n.astype(np.int64), m.astype(np.int64)
+  keys, place = np.unique((n << 32) + m, return_inverse=True)
+  pairs = [divmod(key, 2**32) for key in keys.tolist()]
+  texts = ["dense" if n == m else f"{n}:{m}" for n, m in pairs]
+  return np.array(texts, "U")[place]
+
+
+def _specs(
+  part: Part, fields: Mapping[str, np.ndarray], length: int
+) -> np.ndarray:
+  """The spec of the engine at each point."""
+  engine = part.points.machine.engine
+  numeric = [field.name for field in engine.numeric()]
+  names = [name for name in part.points.varied if name in numeric]
+  known: dict[tuple[int, ...], str] = {}
+  rows = list(zip(*(fields[name].astype(int).tolist() for name in names)))
+  for row in set(rows):
+    known[row] = str(design(engine, dict(zip(names, row))))
+  return np.array([known[row] for row in rows] or [str(engine)] * length, "U")
 
 
 @contextlib.contextmanager

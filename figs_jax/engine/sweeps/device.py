@@ -1,7 +1,13 @@
 """A sweep on devices: blocks of points evaluated and reduced under one jit.
 
-Only what a reduction keeps ever leaves a block, and the compiler drops the
-fields that it does not read.
+Points are numbered as in `itertools.product`: the last axis turns fastest.
+Every quantity is an open table, an array with one dimension per axis, of the
+axis's length where the quantity depends on it and 1 elsewhere; nothing as long
+as the product exists. A block holds the last axes entirely and a part of the
+axis before them, so that all that changes within it is a dense vector (made
+once if it stays the same from block to block) and the rest are scalars, which
+are computed once per block. Only what a reduction keeps leaves a block, and the
+compiler drops the fields that it does not read.
 """
 
 from __future__ import annotations
@@ -19,25 +25,145 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from figs_jax.engine.int64 import Longs, Singles, Whole
 from figs_jax.engine.spec import nearest
-from figs_jax.engine.sweeps.grid import Grid
 from figs_jax.engine.sweeps.points import MEANS, Machine, Points
 from figs_jax.engine.sweeps.reductions import Reduction
-from figs_jax.engine.whole import Longs, Singles, Whole
+
+# Points of a block: its vectors stay in a core's cache, and a loop over them is
+# long enough for several cores to share.
+BLOCK = 2**15
+_MOST_BLOCKS = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """How a product is cut into blocks.
+
+  Attributes:
+    sizes: Length of each axis.
+    axis: Axis of which a block holds a part, `tile` values; it holds one value
+      of the axes before and all values of those after.
+    tile: Length of a part; a last one may be shorter, and is filled up.
+
+  >>> grid = Grid.of((4, 10, 8), 32)
+  >>> grid.axis, grid.tile, grid.slots, grid.blocks
+  (1, 4, 32, 12)
+  """
+
+  sizes: tuple[int, ...]
+  axis: int
+  tile: int
+
+  @classmethod
+  def of(cls, sizes: Sequence[int], most: int = BLOCK) -> Grid:
+    """Blocks of at most `most` points.
+
+    Raises:
+      ValueError: If there are too many.
+    """
+    axis, inner = len(sizes) - 1, 1
+    while axis > 0 and inner * sizes[axis] <= most:
+      inner *= sizes[axis]
+      axis -= 1
+    parts = math.ceil(sizes[axis] / max(most // inner, 1))
+    grid = cls(tuple(sizes), axis, math.ceil(sizes[axis] / parts))
+    if grid.blocks > _MOST_BLOCKS:
+      raise ValueError(
+        f"sweep: {grid.points} points are more than {_MOST_BLOCKS} blocks of"
+        f" {grid.slots}; sweep fewer values at a time"
+      )
+    return grid
+
+  @property
+  def points(self) -> int:
+    return math.prod(self.sizes)
+
+  @property
+  def inner(self) -> int:
+    """Points per value of the divided axis."""
+    return math.prod(self.sizes[self.axis + 1 :])
+
+  @property
+  def slots(self) -> int:
+    """Points of a block, those that fill it up included."""
+    return self.tile * self.inner
+
+  @property
+  def parts(self) -> int:
+    return math.ceil(self.sizes[self.axis] / self.tile)
+
+  @property
+  def blocks(self) -> int:
+    return math.prod(self.sizes[: self.axis]) * self.parts
+
+  def number(self, block: np.ndarray, slot: np.ndarray) -> np.ndarray:
+    """The numbers of points, -1 for what only fills a block up."""
+    before, part = np.divmod(block, self.parts)
+    along = part * self.tile + slot // self.inner
+    number = (before * self.sizes[self.axis] + along) * self.inner
+    number = number + slot % self.inner
+    real = (along < self.sizes[self.axis]) & (block < self.blocks)
+    return np.where(real, number, -1)
+
+  def filled(self, table: np.ndarray) -> np.ndarray:
+    """The table with its divided axis filled up to whole blocks."""
+    if table.shape[self.axis] == 1:
+      return table
+    more = self.parts * self.tile - table.shape[self.axis]
+    pad = [(0, more if a == self.axis else 0) for a in range(table.ndim)]
+    return np.pad(table, pad, mode="edge")
+
+  def stays(self, table: Any) -> bool:
+    """Whether all blocks see the same of a table."""
+    outer = table.shape[: self.axis]
+    return max(outer, default=1) == 1 and (
+      self.parts == 1 or table.shape[self.axis] == 1
+    )
+
+  def place(self, table: Any, block: Any) -> Any:
+    """The part of a filled table that a block sees: (slots,), or () for one.
+
+    Args:
+      table: Filled table.
+      block: Number of the block, int32.
+    """
+    digits, rest = [], block // self.parts
+    for size in reversed(self.sizes[: self.axis]):
+      digits.append(rest % size)
+      rest = rest // size
+    starts = [*reversed(digits), block % self.parts * self.tile]
+    starts += [0] * (len(self.sizes) - len(starts))
+    lengths = [1] * self.axis + [self.tile, *self.sizes[self.axis + 1 :]]
+    starts = [jnp.int32(s if n > 1 else 0) for s, n in zip(starts, table.shape)]
+    taken = [min(a, b) for a, b in zip(lengths, table.shape)]
+    seen = lax.dynamic_slice(table, starts, taken)
+    if math.prod(taken) == 1:
+      return seen.reshape(())
+    return jnp.broadcast_to(seen, lengths).reshape(self.slots)
+
+  def real(self, block: Any) -> Any:
+    """Which slots are points, Bool (slots,) or ()."""
+    inside = block < self.blocks
+    if self.parts * self.tile == self.sizes[self.axis]:
+      return inside
+    along = jnp.arange(self.slots, dtype=jnp.int32) // self.inner
+    along = along + block % self.parts * self.tile
+    return inside & (along < self.sizes[self.axis])
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What to compute at a point, from open tables by name.
+  """The fields to compute at a point, from open tables by name.
 
   Attributes:
-    machine: maps values to fields.
-    grid: the blocks of points.
-    kind: the numbers to compute in; None for int64 as it is.
-    fields: those that are read, axes among them.
-    axes: the columns of the axes.
-    layers: how many to sum over, each as often as it counts; 0 for a single
-      GEMM per point.
+    machine: Function from values to fields.
+    grid: Blocks of points.
+    kind: Numbers to compute in; None for int64 as it is.
+    fields: Names of the fields that are read, axes among them.
+    axes: Names of the axes' columns.
+    layers: Number of layers to sum over, each as often as it counts; 0 for a
+      single GEMM per point.
   """
 
   machine: Machine
@@ -51,7 +177,7 @@ class Program:
     """A function from a block's number to the fields of its points, (slots,).
 
     Args:
-      tables: filled, with the layers as a last dimension.
+      tables: Filled tables, with the layers as a last dimension.
     """
     grid, full = self.grid, (self.grid.slots,)
     still = {
@@ -73,9 +199,9 @@ class Program:
       def gemm(layer):
         return self._gemm({name: see(name, block, layer) for name in tables})
 
-      found = self._total(gemm) if self.layers else gemm(0)
-      found |= {name: see(label(name), block, 0) for name in self.axes}
-      return {name: jnp.broadcast_to(found[name], full) for name in self.fields}
+      seen = self._total(gemm) if self.layers else gemm(0)
+      seen |= {name: see(label(name), block, 0) for name in self.axes}
+      return {name: jnp.broadcast_to(seen[name], full) for name in self.fields}
 
     return fields
 
@@ -83,24 +209,24 @@ class Program:
     numbers = values
     if self.kind is not None:
       numbers = {name: self.kind(x) for name, x in values.items()}
-    found = self.machine(numbers) | {"count": numbers["count"]}
+    results = self.machine(numbers) | {"count": numbers["count"]}
     return {
       name: x.x if isinstance(x, Whole) else jnp.asarray(x)
-      for name, x in found.items()
+      for name, x in results.items()
     }
 
   def _total(self, gemm: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """Sums over the layers; means are weighed by the cycles."""
+    """Sums over the layers; means are weighted by the cycles."""
     own = set(self.fields) - set(self.axes)
 
     def add(layer, sums):
-      found = gemm(layer)
-      count = found["count"]
-      time = (count * found["cycles"]).astype(float)
+      results = gemm(layer)
+      count = results["count"]
+      time = (count * results["cycles"]).astype(float)
       terms = {
-        name: time * found[name]
+        name: time * results[name]
         if name in MEANS
-        else count.astype(found[name].dtype) * found[name]
+        else count.astype(results[name].dtype) * results[name]
         for name in own
       } | {"time": time}
       return {name: sums[name] + terms[name] for name in sums}
@@ -133,18 +259,18 @@ def walk(
   """Visits `steps` successive blocks on each device of a mesh, all at once.
 
   Args:
-    program: what to compute.
-    reduce: what to keep.
-    mesh: of one axis.
-    steps: blocks per device.
-    first: the number of the first block, int32; each device takes the next.
-    tables: filled, the layers as a last dimension.
-    possible: filled masks; all of them hold at a point that is possible.
-    given: what the reduction knows from earlier walks.
+    program: Fields to compute.
+    reduce: Reduction of the fields.
+    mesh: Mesh of one axis.
+    steps: Number of blocks per device.
+    first: Number of the first block, int32; each device takes the next ones.
+    tables: Filled tables, with the layers as a last dimension.
+    possible: Filled masks; all of them hold at a point that is possible.
+    given: Values that the reduction knows from earlier walks.
 
   Returns:
-    The reduction's state after the last block and its stacked outs, both with a
-    leading dimension for the devices.
+    The reduction's state after the last block and its stacked outputs, both
+    with a leading dimension for the devices.
   """
   grid = program.grid
   (name,) = mesh.axis_names
@@ -177,7 +303,7 @@ class Walker:
   """Points on devices, ready to be walked.
 
   Attributes:
-    fields: the fields that can be read.
+    fields: Names of the fields that can be read.
   """
 
   def __init__(
@@ -217,15 +343,16 @@ class Walker:
     """The blocks of successive walks, (devices, steps), and what was kept.
 
     Args:
-      reduction: what to keep.
-      steps: blocks per device and walk, at most.
-      given: what the reduction is to know; asked before every walk.
+      reduction: Reduction of the fields.
+      steps: Largest number of blocks per device and walk.
+      given: Function that returns what the reduction is to know; called before
+        every walk.
 
     Raises:
-      ValueError: no block at a time, or an unknown field.
+      ValueError: If steps is below 1, or a field is unknown.
     """
     if steps < 1:
-      raise ValueError(f"sweep steps={steps}: give 1 or more")
+      raise ValueError(f"sweep steps={steps}: expected an integer from 1")
     devices, grid, points = self.devices, self.grid, self._points
     steps = min(steps, math.ceil(grid.blocks / devices))
     with self._x64():
@@ -253,16 +380,16 @@ class Walker:
 
   def _read(self, reads: Iterable[Any]) -> tuple[str, ...]:
     """The fields that names and functions read."""
-    found: set[str] = set()
+    names: set[str] = set()
     one = jax.ShapeDtypeStruct((), jnp.result_type(float))
     like = dict.fromkeys(self.fields, one)
     for read in reads:
       if isinstance(read, str):
-        found.add(read.removeprefix("-"))
-      elif read is not None:
-        jax.eval_shape(lambda x, read=read: read(_Log(found, x)), like)
-    self.check(found)
-    return tuple(sorted(found))
+        names.add(read)
+      else:
+        jax.eval_shape(lambda x, read=read: read(_Log(names, x)), like)
+    self.check(names)
+    return tuple(sorted(names))
 
 
 class _Log(dict):

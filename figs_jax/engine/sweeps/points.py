@@ -1,7 +1,8 @@
 """A sweep's points: axes and layers as open tables, evaluated by their numbers.
 
-`figs_jax.engine.sweeps.grid` tells what an open table is. The dimensions are
-the axes in the caller's order, and one more for the layers.
+`figs_jax.engine.sweeps.device` says what an open table is. The dimensions are
+the axes in the caller's order, and one more for the layers. `overflow_check`
+shows from bounds, before anything runs, that all points fit int64.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from figs_jax.core.pattern import NM
-from figs_jax.engine._cost import evaluate
+from figs_jax.engine._cost import gemm_cost
 from figs_jax.engine.energy import Energy
+from figs_jax.engine.int64 import INT64_MAX, Interval
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import LIMITS, Engine, Gemm, nearest
+from figs_jax.engine.spec import Engine, Gemm
+from figs_jax.engine.sweeps.axes import SIZES, parts_of, read_axis
 
-GEMM = ("M", "N", "K", "n", "m")
-# Fields that are no sums over layers but means, weighed by cycles.
+GEMM = (*SIZES, "n", "m")
+# Fields that are not sums over layers but means, weighted by cycles.
 MEANS = ("utilisation", "mapping_efficiency")
 _JOINT = 2**24  # entries of a mask of all reasons for which points fail
+_BOXES = 2000  # boxes that `overflow_check` looks into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Machine:
       values: M, N, K, n, m and every numeric field of the engine.
     """
     gemm = Gemm(*(values[name] for name in GEMM))
-    return evaluate(gemm, self.design(values), self.itemsize, self.energy)
+    return gemm_cost(gemm, self.design(values), self.itemsize, self.energy)
 
   def design(self, values: Mapping[str, Any]) -> Engine:
     """The engine with these fields, unchecked: designs may be impossible."""
@@ -53,86 +57,26 @@ class Machine:
     return engine
 
 
-def read_axis(
-  engine: Engine, name: str, values: Sequence[Any], fixed: Sequence[str]
-) -> dict[str, np.ndarray]:
-  """The columns of an axis: one, or several that change together.
-
-  Args:
-    engine: whose fields may be axes.
-    name: "rows"; "rows,cols" for pairs; "pattern" for "n:m", `NM` or "dense".
-    values: of the axis.
-    fixed: sizes that a table of layers gives.
-
-  Raises:
-    ValueError: an unknown name, no values, or an illegal one.
-  """
-  names = [part.strip() for part in name.split(",")]
-  if isinstance(values, str) or not np.iterable(values):
-    raise ValueError(
-      f"sweep axis {name!r}: got {values!r}; give a list of values, as in"
-      f" [{values!r}]"
-    )
-  if not len(values):
-    raise ValueError(f"sweep axis {name!r}: no values; give at least one")
-  if len(names) == 1:
-    return _read_column(engine, name, values, fixed)
-  found: dict[str, np.ndarray] = {}
-  for row in values:
-    if np.ndim(row) != 1 or len(row) != len(names):
-      raise ValueError(f"sweep axis {name!r}: got {row!r}; give {name} each")
-  for part, column in zip(names, zip(*values)):
-    found |= _read_column(engine, part, column, fixed)
-  return found
-
-
-def _read_column(engine, name, column, fixed) -> dict[str, np.ndarray]:
-  limits = {size: LIMITS[size] for size in GEMM[:3]} | engine.limits()
-  if name in fixed:
-    raise ValueError(f"sweep axis {name!r}: the layers have it; leave out one")
-  if name == "pattern":
-    try:
-      patterns = [
-        NM(1, 1) if x in (None, "dense") else NM.parse(x) for x in column
-      ]
-    except ValueError as error:
-      raise ValueError(f"sweep axis {name!r}: {error}") from error
-    return {
-      "n": np.array([pattern.n for pattern in patterns], np.int64),
-      "m": np.array([pattern.m for pattern in patterns], np.int64),
-    }
-  if name not in limits:
-    known = nearest(name, {*limits, "pattern"} - set(fixed))
-    raise ValueError(f"sweep axis {name!r} of {engine}: {known}")
-  least, most = limits[name]
-  array = np.asarray(column)
-  whole = array.dtype.kind in "iu" and array.ndim == 1
-  if not whole or array.min() < least or array.max() > most:
-    wrong = array[(array < least) | (array > most)] if whole else array
-    raise ValueError(
-      f"sweep axis {name!r}: got {wrong.tolist()[0]!r}; give integers from"
-      f" {least} to {most}"
-    )
-  return {name: array.astype(np.int64)}
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Points:
-  """The points of a sweep.
+  """The points of a sweep of one engine.
 
   Attributes:
-    machine: what is evaluated at each.
-    sizes: the lengths of the axes.
-    axes: the columns of the axes, as open tables without layers.
-    values: what the machine takes, and `count`, as open tables, layers last.
-    possible: open masks without layers; a point is possible where all hold. It
-      is not where its engine cannot be, or cannot run a layer's pattern.
-    layers: how many there are to sum over; 0 for a single GEMM per point.
+    machine: What is evaluated at each point.
+    sizes: Lengths of the axes.
+    axes: Columns of the axes and of the engine's other numbers, as open tables
+      without layers.
+    varied: Names of the axes' columns.
+    values: What the machine takes, and `count`, as open tables, layers last.
+    possible: Open masks without layers; a point is possible where all hold. It
+      is impossible where its engine cannot be, or cannot run a layer's pattern.
+    layers: Number of layers to sum over; 0 for a single GEMM per point.
   """
 
   machine: Machine
   sizes: tuple[int, ...]
   axes: dict[str, np.ndarray]
+  varied: tuple[str, ...]
   values: dict[str, np.ndarray]
   possible: tuple[np.ndarray, ...]
   layers: int
@@ -147,24 +91,27 @@ class Points:
     """The product of the axes.
 
     Raises:
-      ValueError: as `read_axis`; an axis given twice or missing; layers whose
-        real masks would go unused, or none of which is sparse where patterns
-        vary; or a value of an axis with which no point is possible.
+      ValueError: If an axis is illegal (`read_axis`), given twice or missing;
+        the layers have real masks, which would go unused, or none is sparse
+        where patterns vary; or a value of an axis makes no point possible.
     """
     engine = machine.engine
-    fixed = () if layers is None else GEMM[:3]
     columns: dict[str, np.ndarray] = {}
     for position, (name, given) in enumerate(axes.items()):
-      for part, column in read_axis(engine, name, given, fixed).items():
+      for part, column in read_axis(engine, name, given).items():
         if part in columns:
           raise ValueError(f"sweep axis {name!r}: {part} is an axis twice")
         shape = [-1 if d == position else 1 for d in range(len(axes))]
         columns[part] = column.reshape(shape)
-    one = np.ones([1] * (len(axes) + 1), np.int64)
-    values = dict.fromkeys(("n", "m", "count"), one) | {
-      field.name: one * getattr(engine, field.name)
+    # Without any axis there is one point, on an axis of its own.
+    one = np.ones([1] * (len(axes) or 1) + [1], np.int64)
+    numbers = {
+      field.name: one[..., 0] * getattr(engine, field.name)
       for field in engine.numeric()
+      if field.name not in columns
     }
+    varied, columns = tuple(columns), columns | numbers
+    values = dict.fromkeys(("n", "m", "count"), one)
     values |= {name: column[..., None] for name, column in columns.items()}
     if layers is not None:
       values |= _of_layers(layers, values, "m" in columns)
@@ -174,10 +121,11 @@ class Points:
           f"sweep: {name!r} is missing; give it as an axis, or layers="
         )
     masks = _possible(machine.design(values), values["n"], values["m"])
-    sizes = tuple(len(given) for given in axes.values())
-    found = cls(machine, sizes, columns, values, masks, len(layers or ()))
-    found._refuse_barren(list(axes))
-    return found
+    sizes = tuple(len(given) for given in axes.values()) or (1,)
+    count = 0 if layers is None else values["count"].shape[-1]
+    points = cls(machine, sizes, columns, varied, values, masks, count)
+    points._refuse_barren(list(axes))
+    return points
 
   @property
   def count(self) -> int:
@@ -190,38 +138,38 @@ class Points:
     return table[tuple(here)]
 
   def labels(self, number: np.ndarray) -> dict[str, np.ndarray]:
-    """What the axes say of points."""
+    """The values of the axes, and the engine's other numbers, at points."""
     return {name: self.pick(x, number) for name, x in self.axes.items()}
 
   def allowed(self, number: np.ndarray) -> np.ndarray:
     """Which points are possible."""
-    found = np.ones(number.shape, bool)
+    possible = np.ones(number.shape, bool)
     for mask in self.possible:
-      found &= self.pick(mask, number)
-    return found
+      possible &= self.pick(mask, number)
+    return possible
 
   def at(self, number: np.ndarray) -> dict[str, np.ndarray]:
     """All fields of one or more possible points, exactly, and their axes."""
-    # Powers of two, so that few lengths are ever compiled.
-    length = max(1 << (len(number) - 1).bit_length(), 256)
-    padded = np.resize(number, length)
-    values = {name: self.pick(x, padded) for name, x in self.values.items()}
-    found = self.machine(values)
-    found = {
-      name: np.broadcast_to(x, (length, max(self.layers, 1)))[: len(number)]
-      for name, x in found.items()
+    values = {name: self.pick(x, number) for name, x in self.values.items()}
+    shape = len(number), max(self.layers, 1)
+    results = {
+      name: np.broadcast_to(x, shape)
+      for name, x in self.machine(values).items()
     }
-    return self._total(found, values["count"]) | self.labels(number)
+    return self._total(results, values["count"]) | self.labels(number)
 
-  def _total(self, found, count) -> dict[str, np.ndarray]:
+  def _total(
+    self, results: Mapping[str, np.ndarray], count: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Sums over the layers, or means weighted by the cycles."""
     if not self.layers:
-      return {name: x[:, 0] for name, x in found.items()}
-    time = count[:1] * found["cycles"] / 1
+      return {name: x[:, 0] for name, x in results.items()}
+    time = count[:1] * results["cycles"] / 1
     return {
       name: (x * time).sum(1) / time.sum(1)
       if name in MEANS
       else (x * count[:1]).sum(1)
-      for name, x in found.items()
+      for name, x in results.items()
     }
 
   def _refuse_barren(self, names: list[str]) -> None:
@@ -230,11 +178,13 @@ class Points:
     shape = np.broadcast_shapes(*(mask.shape for mask in masks))
     if math.prod(shape) <= _JOINT:
       masks.append(functools.reduce(np.logical_and, masks, np.ones(())))
-    for mask, (axis, name) in itertools.product(masks, enumerate(names)):
+    for mask, (axis, name) in itertools.product(
+      masks, enumerate(names or [""])
+    ):
       others = tuple(d for d in range(mask.ndim) if d != axis)
       barren = ~mask.any(others) if mask.ndim else np.zeros(1, bool)
       if barren.any():
-        at = np.zeros(len(names), int)
+        at = np.zeros(mask.ndim, int)
         at[axis] = barren.argmax()
         self._explain(name, tuple(at.tolist()))
 
@@ -246,29 +196,42 @@ class Points:
       dataclasses.replace(engine)  # checks it
       self.machine(here)
     except ValueError as error:
-      own = name.replace("pattern", "n,m").replace(" ", "").split(",")
+      if not self.varied:
+        raise ValueError(f"sweep {self.machine.engine}: {error}") from error
+      own = parts_of(name.replace("pattern", "n,m"))
       raise ValueError(
-        f"sweep axis {name!r}: {self.say(number, own)} is possible with no"
+        f"sweep axis {name!r}: {self.text(number, own)} is possible with no"
         f" value of the other axes; {error}"
       ) from error
 
-  def say(self, number: np.ndarray, names: Sequence[str] = ()) -> str:
+  def text(self, number: np.ndarray, names: Sequence[str] = ()) -> str:
     """One point as text: its axes, or some of their columns."""
     labels = self.labels(number)
-    return ", ".join(f"{name}={labels[name][0]}" for name in names or labels)
+    return ", ".join(
+      f"{name}={labels[name][0]}" for name in names or self.varied
+    )
 
 
-def _of_layers(layers, values, varied) -> dict[str, np.ndarray]:
-  """Columns of the layers; a pattern axis is for those that are sparse."""
+def _of_layers(
+  layers: Layers, values: Mapping[str, np.ndarray], varied: bool
+) -> dict[str, np.ndarray]:
+  """Columns of the layers, equal ones as one; sparse ones take the pattern."""
   if layers.masks is not None:
     raise ValueError(
       "sweep: the layers have real masks, which a sweep does not read; pass"
       " dataclasses.replace(layers, masks=None) to take patterns at their worst"
     )
+  count = np.asarray(layers.count, np.int64)
+  table = np.stack(
+    np.broadcast_arrays(*(getattr(layers, x) for x in GEMM), count)
+  )
+  columns, place = np.unique(table[:-1], axis=1, return_inverse=True)
+  total = np.zeros(columns.shape[1], np.int64)
+  np.add.at(total, place.reshape(-1), table[-1])
   shape = [1] * (values["n"].ndim - 1) + [-1]
   own = {
-    name: np.asarray(getattr(layers, name), np.int64).reshape(shape)
-    for name in (*GEMM, "count")
+    name: np.ascontiguousarray(column).reshape(shape)
+    for name, column in zip((*GEMM, "count"), (*columns, total))
   }
   if not varied:
     return own
@@ -278,13 +241,107 @@ def _of_layers(layers, values, varied) -> dict[str, np.ndarray]:
       "sweep axis 'pattern': it replaces the patterns of sparse layers, and no"
       " layer is sparse"
     )
-  own |= {x: np.where(sparse, values[x], own[x]) for x in ("n", "m")}
-  return own
+  return own | {x: np.where(sparse, values[x], own[x]) for x in ("n", "m")}
 
 
 def _possible(design: Engine, n: Any, m: Any) -> tuple[np.ndarray, ...]:
-  found = [np.asarray(bad) == 0 for bad, _ in design.invalid()]
-  found.append(design.runs(n, m))
+  """Masks of the points whose engine can be, and runs the layers' patterns."""
+  masks = [np.asarray(bad) == 0 for bad, _ in design.invalid()]
+  masks.append(design.runs(n, m))
   rank = np.ndim(n)
-  masks = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in found)
+  masks = [x.reshape((1,) * (rank - x.ndim) + x.shape) for x in masks]
   return tuple(mask.all(-1) for mask in masks if not mask.all())
+
+
+def overflow_check(points: Points) -> dict[str, list[Interval]]:
+  """Bounds of every field, sums over the layers included, box by box.
+
+  Bounds of the whole product may be wide, as they combine the extremes of all
+  axes and of terms that depend on each other. Where they do not fit, the
+  product is cut into ever smaller boxes until the bounds of each fit, or a
+  single point does not.
+
+  Raises:
+    ValueError: If a result of a possible point, or an integer on the way to it,
+      does not fit int64, or if there are too many boxes.
+  """
+  proven: dict[str, list[Interval]] = {}
+  box = tuple((0, size) for size in points.sizes)
+  boxes = [box]
+  for _ in range(_BOXES):
+    if not boxes:
+      return proven
+    box = boxes.pop()
+    bounds = _bounds(points, box)
+    lengths = [stop - start for start, stop in box]
+    if all(bound.peak <= INT64_MAX for bound in bounds.values()):
+      for name, bound in bounds.items():
+        proven.setdefault(name, []).append(bound)
+    elif math.prod(lengths) == 1:
+      _refuse(points, box, bounds)
+    else:
+      axis = int(np.argmax(lengths))
+      start, stop = box[axis]
+      half = (start + stop) // 2
+      boxes += [
+        (*box[:axis], part, *box[axis + 1 :])
+        for part in ((half, stop), (start, half))
+      ]
+  raise ValueError(
+    f"sweep at about {points.text(_first(points, box))}: cannot show that all"
+    " is below 2^63; sweep smaller sizes or fewer values at a time"
+  )
+
+
+def _bounds(points: Points, box: Any) -> dict[str, Interval]:
+  """Bounds over the points of a box, possible or not."""
+  part = [slice(*span) for span in box]
+  values = {}
+  for name, table in points.values.items():
+    here = (x if n > 1 else slice(None) for x, n in zip(part, table.shape))
+    values[name] = table[tuple(here)]
+  of_layers = [
+    _gemm(points, {k: x[..., i % x.shape[-1]] for k, x in values.items()})
+    for i in range(max(points.layers, 1))
+  ]
+  if not points.layers:
+    return of_layers[0]
+  return {
+    name: functools.reduce(operator.add, (layer[name] for layer in of_layers))
+    for name in of_layers[0]
+  }
+
+
+def _gemm(points: Points, values: dict[str, np.ndarray]) -> dict[str, Interval]:
+  """Bounds of one layer times its count; means weighted by time."""
+  numbers = {name: Interval.of(x) for name, x in values.items()}
+  fields = points.machine(numbers)
+  count = numbers["count"]
+  time = count * fields["cycles"]
+  return {
+    name: x + 0 * time if name in MEANS else count * x
+    for name, x in fields.items()
+  }
+
+
+def _first(points: Points, box: Any) -> np.ndarray:
+  at = [start for start, _ in box]
+  return np.array([np.ravel_multi_index(at, points.sizes)])
+
+
+def _refuse(points: Points, box: Any, bounds: dict[str, Interval]) -> None:
+  """Raises ValueError for a point, unless it is impossible."""
+  number = _first(points, box)
+  if not points.allowed(number)[0]:
+    return
+  for is_result in (True, False):
+    for name, bound in bounds.items():
+      if is_result and isinstance(bound.most, int) and bound.most > INT64_MAX:
+        why = f"{name} = {bound.most} does not fit int64"
+      elif not is_result and bound.peak > INT64_MAX:
+        why = f"{name} needs {bound.peak} on the way, past int64"
+      else:
+        continue
+      raise ValueError(
+        f"sweep at {points.text(number)}: {why}; sweep smaller sizes"
+      )

@@ -11,6 +11,7 @@ so that equal ones share a compiled walk.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,26 +19,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from figs_jax.engine.sweeps.text import read_conditions, read_quantity
+
 Fields = Mapping[str, Any]
-Where = Callable[[Fields], Any] | None
-# A field's name, "-" before it for the opposite sign, or a function of fields.
+# A quantity as text ("cycles", "-utilisation", "rows*cols"), or a function.
 By = str | Callable[[Fields], Any]
+# Conditions as text ("rows*cols<=1024; m<=8"), or a function.
+Where = str | Callable[[Fields], Any] | None
 
 
 def value(by: By, fields: Fields) -> Any:
-  """A field, its negative, or what a function makes of floats."""
+  """A field or its negative as it is; else a product or function of floats."""
   if not isinstance(by, str):
     return by(_floats(fields))
-  return -fields[by[1:]] if by.startswith("-") else fields[by]
+  scale, names = read_quantity(by)
+  if len(names) == 1 and abs(scale) == 1:
+    return fields[names[0]] if scale == 1 else -fields[names[0]]
+  return math.prod((fields[name].astype(float) for name in names), start=scale)
 
 
 def allowed(where: Where, fields: Fields, real: Any) -> Any:
-  """Which of the real points a function allows, if there is one."""
-  return real if where is None else real & where(_floats(fields))
+  """The real points that meet the conditions."""
+  if not isinstance(where, str):
+    return real if where is None else real & where(_floats(fields))
+  for left, compare, right in read_conditions(where):
+    real = real & compare(value(left, fields) / 1, value(right, fields) / 1)
+  return real
+
+
+def quantity_names(by: By) -> tuple[Any, ...]:
+  """The fields that a quantity's text names; or the function itself.
+
+  Raises:
+    ValueError: If the text is not a product, or names no field.
+  """
+  if not isinstance(by, str):
+    return (by,)
+  names = read_quantity(by)[1]
+  if not names:
+    raise ValueError(f"sweep quantity {by!r}: expected a field in the product")
+  return names
+
+
+def condition_names(where: Where) -> tuple[Any, ...]:
+  """The fields that conditions' text names; or the function itself.
+
+  Raises:
+    ValueError: If the text is not conditions.
+  """
+  if not isinstance(where, str):
+    return () if where is None else (where,)
+  sides = (side for a, _, b in read_conditions(where) for side in (a, b))
+  return tuple(name for side in sides for name in read_quantity(side)[1])
 
 
 def worst(dtype: Any) -> Any:
-  """At least every value of a type."""
+  """A value of a type that none exceeds."""
   return np.inf if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
 
 
@@ -46,10 +83,10 @@ def _floats(fields: Fields) -> dict[str, Any]:
 
 
 class Reduction:
-  """What is kept of the blocks."""
+  """What a device keeps of the blocks that it visits."""
 
   def reads(self) -> tuple[Any, ...]:
-    """The names and functions of fields that it reads."""
+    """Names of the fields that it reads, and functions of fields."""
     raise NotImplementedError
 
   def start(self, like: Fields) -> Any:
@@ -62,11 +99,11 @@ class Reduction:
     """The next state and what to stack.
 
     Args:
-      state: before this block.
-      turn: which of the device's blocks this is, from 0.
-      fields: of its points, (slots,).
-      real: which slots are possible points, Bool (slots,).
-      given: what the host knows from earlier walks.
+      state: State before this block.
+      turn: Place of this block among the device's, from 0.
+      fields: Fields of the block's points, (slots,).
+      real: Mask of the slots that are possible points, Bool (slots,).
+      given: Values that the host knows from earlier walks.
     """
     raise NotImplementedError
 
@@ -79,7 +116,7 @@ class Smallest(Reduction):
   where: Where
 
   def reads(self):
-    return self.by, self.where
+    return *quantity_names(self.by), *condition_names(self.where)
 
   def start(self, like):
     one = jax.eval_shape(lambda x: value(self.by, x), like)
@@ -87,9 +124,9 @@ class Smallest(Reduction):
 
   def visit(self, state, turn, fields, real, given):
     best, at = state
-    found, real = value(self.by, fields), allowed(self.where, fields, real)
-    better = real & (found < best)
-    return (jnp.where(better, found, best), jnp.where(better, turn, at)), ()
+    new, real = value(self.by, fields), allowed(self.where, fields, real)
+    better = real & (new < best)
+    return (jnp.where(better, new, best), jnp.where(better, turn, at)), ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +141,8 @@ class Undominated(Reduction):
   where: Where
 
   def reads(self):
-    return self.x, self.y, self.where
+    aims = *quantity_names(self.x), *quantity_names(self.y)
+    return *aims, *condition_names(self.where)
 
   def start(self, like):
     return jnp.zeros(next(iter(like.values())).shape, bool)
@@ -128,7 +166,7 @@ class Moments(Reduction):
   where: Where
 
   def reads(self):
-    return self.by, self.where
+    return *quantity_names(self.by), *condition_names(self.where)
 
   def start(self, like):
     one = jax.eval_shape(lambda x: value(self.by, x), like)
@@ -138,12 +176,12 @@ class Moments(Reduction):
 
   def visit(self, state, turn, fields, real, given):
     count, least, most, total = state
-    found, real = value(self.by, fields), allowed(self.where, fields, real)
+    new, real = value(self.by, fields), allowed(self.where, fields, real)
     return (
       count + real.astype(jnp.int32),
-      jnp.where(real & (found < least), found, least),
-      jnp.where(real & (found > most), found, most),
-      total + jnp.where(real, found.astype(total.dtype), jnp.zeros_like(total)),
+      jnp.where(real & (new < least), new, least),
+      jnp.where(real & (new > most), new, most),
+      total + jnp.where(real, new.astype(total.dtype), jnp.zeros_like(total)),
     ), ()
 
 
@@ -156,7 +194,7 @@ class Columns(Reduction):
   where: Where
 
   def reads(self):
-    return (*self.names, self.where)
+    return *self.names, *condition_names(self.where)
 
   def visit(self, state, turn, fields, real, given):
     real = allowed(self.where, fields, real)

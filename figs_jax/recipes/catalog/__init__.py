@@ -1,4 +1,4 @@
-"""The recipes that figs_jax comes with, by the pages that describe them.
+"""The recipes that figs_jax comes with, in the files of their doc pages.
 
 A builder gets the plain recipe (hard N:M from the end of the dense phase on,
 straight-through gradients) and returns it with its own parts.

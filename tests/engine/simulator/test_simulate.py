@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.transposable import transposable_nm_mask
-from figs_jax.engine import Figs, Vegeta, figs, parse, vegeta
+from figs_jax.engine import Figs, Gemm, Vegeta, parse
 from figs_jax.engine.figs import EXCHANGES
 from figs_jax.engine.simulator._simulate import simulate
 from figs_jax.engine.spec import OVERLAPS, UNLIMITED
@@ -38,9 +38,8 @@ def check(engine, pattern, x, w, mask):
   result = simulate(x, w, engine, nm, mask)
   np.testing.assert_array_equal(result.product, x @ w)
   (M, K), N = x.shape, w.shape[1]
-  closed = figs if isinstance(engine, Figs) else vegeta
-  n, m = np.array([nm.n]), np.array([nm.m])
-  want = closed.counts(M, N, K, engine, n, m, masks=[mask])
+  gemm = Gemm(M, N, K, np.array([nm.n]), np.array([nm.m]))
+  want = engine.counts(gemm, masks=[mask])
   for name in COUNTED:
     assert getattr(result, name) == want[name][0], name
   return result
@@ -193,7 +192,7 @@ def test_pruned_weights_swap_as_long_as_their_masks_ask(pattern):
     cycles[name] = result.cycles
   mux = Figs(32, 16, overlap="full", alpha=nm.m - 1)
   fast = check(mux, nm, x, np.where(mask, w, 0), mask).cycles
-  worst = int(figs.counts(16, 64, 64, engine, nm.n, nm.m)["cycles"])
+  worst = int(engine.counts(Gemm(16, 64, 64, nm.n, nm.m))["cycles"])
   assert fast <= cycles["both"] < cycles["plain"] <= worst
   if nm.n == 1:  # A tile of a mask along two axes is a permutation.
     assert cycles["both"] == fast

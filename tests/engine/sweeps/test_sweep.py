@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from figs_jax.core.pattern import NM
 from figs_jax.engine import Layers, cost, parse
 from figs_jax.engine.sweeps._sweep import FLOAT32_ERROR, Sweep, sweep
-from figs_jax.engine.sweeps.grid import Grid
+from figs_jax.engine.sweeps.device import Grid
 
 GEMM = {"M": [196, 7], "N": [3072, 100], "K": [768, 40]}
 PATTERNS = ["dense", "1:2", "1:8"]
@@ -42,7 +42,7 @@ def brute(spec, axes):
   engine = parse(spec)
   gemms = list(itertools.product(*(axes[name] for name in GEMM)))
   rest = {name: axes[name] for name in axes if name not in GEMM}
-  found = [[] for _ in gemms]
+  points = [[] for _ in gemms]
   for values in itertools.product(*rest.values()):
     point = {}
     for name, value in zip(rest, values):
@@ -58,8 +58,8 @@ def brute(spec, axes):
     except ValueError:
       continue
     for i, row in enumerate(rows):
-      found[i].append(row | point | {name: x[i] for name, x in here.items()})
-  return [point for points in found for point in points]
+      points[i].append(row | point | {name: x[i] for name, x in here.items()})
+  return [point for each in points for point in each]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -228,10 +228,11 @@ def test_float32_is_as_near_as_it_says():
   for spec in ("figs:exchange=swap", "vegeta", "os"):
     names = ["cycles", "dram_bytes", "stall_dram", "stall_input", "fill"]
     names += ["utilisation", "energy_pj", "metadata_bytes", "ofmap_writes"]
-    exact, rough = [
-      next(sweep(spec, axes, precision=precision).chunks(names, chunk=2**30))
-      for precision in ("exact", "float32")
-    ]
+    designs = sweep(spec, axes, precision="float32")
+    rough = next(designs.chunks(names, chunk=2**30))
+    points = designs.parts[0].points
+    number = np.arange(points.count)
+    exact = points.at(number[points.allowed(number)])
     assert {x.dtype for x in rough.values()} == {np.dtype(np.float32)}
     for name in names:
       part = name.startswith("stall") or name == "fill"
@@ -260,13 +261,117 @@ def test_files_hold_the_columns(tmp_path, kind):
   assert read == {name: expected[name].tolist() for name in names}
 
 
+SEVERAL = "pattern=1:2,1:4; overlap=none,full; sigma=0,1; rows=8,16,...,24"
+
+
+@pytest.fixture(scope="module")
+def several():
+  """Two engines on two workloads, and a plain product of the same."""
+  half = [row | {"M": 100} for row in ROWS]
+  tables = {"all": Layers.of(ROWS), "half": Layers.of(half)}
+  points = sweep(["ws:8x8", "figs"], SEVERAL, tables)
+  plain = []
+  for spec, overlap, label, pattern, sigma, rows in itertools.product(
+    ("ws:8x8", "figs"), ("none", "full"), tables, ("1:2", "1:4"), (0, 1),
+    (8, 16, 24),
+  ):  # fmt: skip
+    engine = dataclasses.replace(
+      parse(spec), rows=rows, overlap=overlap, name=""
+    )
+    if spec == "figs":
+      engine = dataclasses.replace(engine, sigma=sigma, name="")
+    elif sigma:
+      continue  # a systolic array lacks it and stands still
+    total = cost(tables[label].with_pattern(pattern), engine).total
+    plain.append(
+      {"design": str(engine), "workload": label, "engine": spec, "rows": rows,
+       "overlap": overlap, "pattern": pattern, "cols": engine.cols,
+       "sigma": sigma if spec == "figs" else -1}
+      | {name: total(name) for name in ("cycles", "dram_bytes", "energy_pj")}
+    )  # fmt: skip
+  return points, plain
+
+
+def test_several_engines_choices_and_workloads_are_one_product(several):
+  points, plain = several
+  assert len(points) == len(plain) == 72
+  got = points.smallest("cycles", 72)
+  want = sorted(plain, key=lambda point: point["cycles"])
+  assert set(got) > {*plain[0]} - {"cols"}
+  for name in {*plain[0]} - {"cols"}:
+    if name == "energy_pj":
+      np.testing.assert_allclose(got[name], [p[name] for p in want], 1e-14)
+    else:
+      assert got[name].tolist() == [point[name] for point in want]
+  names = [
+    "workload",
+    "engine",
+    "overlap",
+    "pattern",
+    "sigma",
+    "rows",
+    "cycles",
+  ]
+  chunks = list(points.chunks(names))
+  for name in names:
+    column = np.concatenate([chunk[name] for chunk in chunks])
+    assert column.tolist() == [point[name] for point in plain]
+  summary = points.summary("cycles")
+  assert summary["count"] == 72 and summary["max"] == want[-1]["cycles"]
+
+
+@pytest.mark.parametrize(
+  ("y", "where"),
+  [("energy_pj", None), ("rows*cols", "rows<=16; m>=4"),
+   ("-dram_bytes", "cycles > 300000; cols=8")],
+)  # fmt: skip
+def test_text_says_what_functions_say(several, y, where):
+  points, plain = several
+  allowed = {
+    None: lambda p: True,
+    "rows<=16; m>=4": lambda p: p["rows"] <= 16 and p["pattern"] == "1:4",
+    "cycles > 300000; cols=8": lambda p: p["cycles"] > 3e5 and p["cols"] == 8,
+  }[where]
+  aim = {
+    "energy_pj": lambda p: p["energy_pj"],
+    "rows*cols": lambda p: p["rows"] * p["cols"],
+    "-dram_bytes": lambda p: -p["dram_bytes"],
+  }[y]
+  x = np.array([p["cycles"] for p in plain if allowed(p)], float)
+  z = np.array([aim(p) for p in plain if allowed(p)], float)
+  # Each point beside each other: O(n^2).
+  beats = (x[:, None] <= x) & (z[:, None] <= z)
+  equal = (x[:, None] == x) & (z[:, None] == z)
+  front = sorted(set(x[~(beats & ~equal).any(0)]))
+  got = points.pareto("cycles", y, where=where, steps=1)
+  assert len(front) > 0 and got["cycles"].tolist() == front
+
+
+def test_choices_alone_are_axes():
+  points = sweep("os:8x8", "overlap=none,weights,full", ROWS)
+  got = points.smallest("cycles", 3)
+  want = [f"os:8x8{x}" for x in (":overlap=full", "", ":overlap=weights")]
+  assert sorted(got["design"].tolist()) == sorted(want)
+  assert got["cycles"].tolist() == sorted(
+    int(cost(ROWS, spec).total("cycles")) for spec in want
+  )
+
+
+def test_equal_layers_are_evaluated_once():
+  many = [row | {"name": str(i)} for i in range(20) for row in ROWS]
+  one, twenty = (sweep("figs", "rows=8,16", rows) for rows in (ROWS, many))
+  a, b = (designs.smallest("cycles", 2) for designs in (one, twenty))
+  assert (20 * a["cycles"]).tolist() == b["cycles"].tolist()
+  assert twenty.parts[0].points.layers == len(ROWS)
+
+
 SIZES = {"M": [8], "N": [8], "K": [8]}
 
 
 def test_a_file_is_replaced_whole_and_only_when_asked(tmp_path):
   designs, path = sweep("ws", SIZES), tmp_path / "sweep.csv"
   path.write_text("mine")
-  with pytest.raises(ValueError, match="is there; name another"):
+  with pytest.raises(ValueError, match="exists; name another"):
     designs.write(path, ["cycles"])
 
   def fail(points):
@@ -294,11 +399,11 @@ def test_a_file_is_replaced_whole_and_only_when_asked(tmp_path):
     ("ws", {"M": [8], "K": [8]}, "'N' is missing"),
     ("ws", SIZES | {"row": [8]}, "axis 'row' of ws: did you mean 'rows'"),
     ("ws", SIZES | {"rows": []}, "axis 'rows': no values"),
-    ("ws", SIZES | {"rows": [8, 0]}, "'rows': got 0; give integers from 1"),
-    ("ws", SIZES | {"rows": [8.5]}, r"'rows': got 8\.5; give integers"),
+    ("ws", SIZES | {"rows": [8, 0]}, "'rows': got 0; expected integers from 1"),
+    ("ws", SIZES | {"rows": [8.5]}, r"'rows': got 8\.5; expected integers"),
     ("ws", SIZES | {"rows,cols": [(8, 8), 3]}, "'rows,cols': got 3"),
     ("ws", SIZES | {"rows,M": [(8, 8)]}, "M is an axis twice"),
-    ("ws", SIZES | {"pattern": ["3:2"]}, "axis 'pattern': NM.3, 2."),
+    ("ws", SIZES | {"pattern": ["3:2"]}, "axis 'pattern': .* '3:2'"),
     ("figs", SIZES | {"pattern": ["1:8", "1:3"], "alpha": [1]},
      "'pattern': n=1, m=3 is possible with no value .*does not fit"),
     ("vegeta", SIZES | {"cols": [16, 17]}, "cols=17 is possible with no value"),
@@ -322,9 +427,9 @@ def test_layers_that_do_not_go_with_a_sweep_are_refused():
   with pytest.raises(ValueError, match="'cycle': did you mean 'cycles'"):
     sweep("ws", SIZES).smallest("cycle")
   for k in (0, -1, 1.5, True):
-    with pytest.raises(ValueError, match="give how many points, 1 or more"):
+    with pytest.raises(ValueError, match="expected an integer from 1"):
       inspect.unwrap(Sweep.smallest)(sweep("ws", SIZES), "cycles", k)
-  with pytest.raises(ValueError, match="chunk=0: give a whole number from 1"):
+  with pytest.raises(ValueError, match="chunk=0: expected an integer from 1"):
     next(sweep("ws", SIZES).chunks(["cycles"], chunk=0))
   with pytest.raises(ValueError, match="float16.*[Kk]nown: exact, float32"):
     sweep("ws", SIZES, precision="float16")

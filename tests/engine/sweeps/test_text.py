@@ -1,122 +1,126 @@
-"""Sweeps as text: what dots stand for, and which engines they give."""
+"""The language of sweeps: what dots stand for, quantities and conditions."""
+
+import operator
 
 import pytest
 
-from figs_jax.engine import Layers, parse, report
-from figs_jax.engine.sweeps.text import designs, read_axes, swept
+from figs_jax.engine.sweeps.text import (
+  read_axes,
+  read_conditions,
+  read_quantity,
+)
 
 
 @pytest.mark.parametrize(
   ("text", "values"),
   [
-    ("1:2,1:4,...,1:128", "1:2 1:4 1:8 1:16 1:32 1:64 1:128"),
-    ("1:2,...,1:16", "1:2 1:4 1:8 1:16"),
-    ("dense,1:2,...,1:16", "dense 1:2 1:4 1:8 1:16"),
-    ("8,16,…,64", "8 16 32 64"),
-    ("1,3,...,27,5", "1 3 9 27 5"),
-    ("2:4,2:8,...,2:16,dense", "2:4 2:8 2:16 dense"),
-    ("4,...,8", "4 8"),
-    ("none,full", "none full"),
+    # Two numbers go on in equal steps.
+    ("8,16,...,64", [8, 16, 24, 32, 40, 48, 56, 64]),
+    ("0,1,...,4", [0, 1, 2, 3, 4]),
+    ("64,48,...,16", [64, 48, 32, 16]),
+    ("8,16,...,24", [8, 16, 24]),
+    ("1,2,3,...,6", [1, 2, 3, 4, 5, 6]),
+    # Three may multiply.
+    ("8,16,32,…,256", [8, 16, 32, 64, 128, 256]),
+    ("1,3,9,...,81,5", [1, 3, 9, 27, 81, 5]),
+    ("4,8,16,...,32", [4, 8, 16, 32]),
+    # What follows dots goes on from their end.
+    ("1,2,...,4,8,...,16", [1, 2, 3, 4, 8, 12, 16]),
+    ("1,2,...,4,8,16,...,64", [1, 2, 3, 4, 8, 16, 32, 64]),
+    # Patterns multiply m.
+    ("1:2,1:4,...,1:128", [f"1:{2**i}" for i in range(1, 8)]),
+    ("1:2,...,1:16", ["1:2", "1:4", "1:8", "1:16"]),
+    ("dense,1:2,...,1:8", ["dense", "1:2", "1:4", "1:8"]),
+    ("2:4,2:12,...,2:108,dense", ["2:4", "2:12", "2:36", "2:108", "dense"]),
+    ("none,full", ["none", "full"]),
+    ("-1,1.5", [-1, "1.5"]),
   ],
 )
 def test_dots(text, values):
-  assert read_axes(f"x={text}") == {"x": tuple(values.split())}
+  assert read_axes(f"x={text}") == {"x": tuple(values)}
+
+
+def test_equal_steps_give_as_many_values_as_they_say():
+  assert len(read_axes("rows=8,16,...,256")["rows"]) == 32
+  assert len(read_axes("rows=8,16,32,...,256")["rows"]) == 6
+  assert len(read_axes("rows=1,2,...,1000000")["rows"]) == 10**6
 
 
 def test_several_axes_in_one_text_or_in_many():
-  want = {"rows": ("8", "16"), "pattern": ("1:2",)}
+  want = {"rows": (8, 16), "pattern": ("1:2",)}
   assert read_axes("rows=8,16; pattern=1:2;") == want
   assert read_axes(["rows = 8, 16", "pattern=1:2"]) == want
   assert read_axes("") == {}
+  assert read_axes("rows,cols=8x4, 4x8") == {"rows,cols": ((8, 4), (4, 8))}
 
 
 @pytest.mark.parametrize(
   ("text", "words"),
   [
-    ("rows", "write name=value"),
-    ("rows=", "write name=value"),
-    ("=8", "write name=value"),
+    ("rows", "expected name=value"),
+    ("rows=", "expected name=value"),
+    ("=8", "expected name=value"),
     ("rows=8;rows=16", "'rows' is given twice"),
     ("rows=8,,16", "a value is missing"),
     ("rows=8,8", "a value is given twice"),
+    ("rows=8,16,...,32,24", "a value is given twice"),
     ("rows=...,8", "before and after the dots"),
     ("rows=8,...", "before and after the dots"),
-    ("rows=8,...,...,64", "before and after the dots"),
-    ("rows=8,...,50", "do not lead from 8 to 50"),
-    ("rows=8,...,8", "do not lead from 8 to 8"),
-    ("rows=8,12,...,64", "do not lead from 12 to 64"),
-    ("rows=64,32,...,8", "do not lead from 32 to 8"),
-    ("rows=0,...,8", "whole numbers from 1, not '0'"),
-    ("p=1:2,2:4,...,1:8", "do not lead from 2:4 to 1:8"),
-    ("p=full,...,none", "whole numbers from 1, not 'full'"),
+    ("rows=8,16,...,...,64", "before and after the dots"),
+    ("rows=8,...,64", r"two for equal steps \(8,16,...,64\) or three"),
+    ("rows=8,16,...,50", "steps of 8 do not lead from 16 to 50; end at 48"),
+    ("rows=8,16,...,16", "steps of 8 do not lead from 16 to 16"),
+    ("rows=8,16,...,8", "steps of 8 do not lead from 16 to 8; end at 24"),
+    ("rows=8,8,...,8", "8,8 go on neither in equal steps nor by a whole"),
+    ("rows=8,12,24,...,96", "8,12,24 go on neither"),
+    ("rows=64,32,16,...,2", "64,32,16 go on neither"),
+    ("rows=0,0,1,...,9", "0,0,1 go on neither"),
+    ("rows=8,16,32,...,200", "multiplying by 2 .* from 32 to 200; end at 128"),
+    ("rows=1,2,...,9999999999", "stand for 9,999,999,996 values; expected at"),
+    ("p=1:2,2:4,...,1:8", "keep n; 1:2, 2:4, 1:8 do not"),
+    ("p=1:2,1:3,...,1:8", "multiply m by a whole number"),
+    ("p=1:2,1:2,...,1:8", "multiplying by 1 does not lead"),
+    ("p=1:2,...,1:9", "multiplying by 2 does not lead from 2 to 9; end at 8"),
+    ("p=full,...,none", "whole numbers or patterns n:m, got 'full'"),
+    ("p=1:2,...,8", "patterns n:m, got 8"),
+    ("rows,cols=8x8,...,16x16", "whole numbers or patterns"),
+    ("x" * 10**6, "expected name=value"),
   ],
 )
 def test_bad_axes(text, words):
   with pytest.raises(ValueError, match=words) as caught:
     read_axes(text)
-  assert "\n" not in str(caught.value)
+  assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_designs_are_the_product_of_the_axes_an_engine_has():
-  engines = [parse("ws:8x8:overlap=full"), parse("figs:8x4"), parse("tpu:v5e")]
-  axes = {"rows": ("8", "16"), "alpha": ("1", "3"), "overlap": ("none",)}
-  found = designs(engines, axes)
-  assert list(map(str, found)) == [
-    "ws:8x8",
-    "ws:16x8",
-    "figs:8x4:alpha=1",
-    "figs:8x4:alpha=3",
-    "figs:16x4:alpha=1",
-    "figs:16x4:alpha=3",
-    "tpu:v5e",
-  ]
-  assert [each.rows for each in found[:-1]] == [8, 16, 8, 8, 16, 16]
-  assert found[-1] is engines[-1]
-  # A name reads back; one of the user's own gives way to it.
-  assert [parse(str(each)) for each in found[:-1]] == found[:-1]
-  own = designs([parse("ws:8x8:name=mine")], {"rows": ("8", "16")})
-  assert list(map(str, own)) == ["ws:8x8", "ws:16x8"]
+def test_quantities():
+  assert read_quantity("cycles") == (1, ("cycles",))
+  assert read_quantity(" -rows * cols*.5 ") == (-0.5, ("rows", "cols"))
+  assert read_quantity("1e-3*M*2") == (2e-3, ("M",))
 
 
-def test_designs_that_a_spec_cannot_tell_apart_say_what_they_are():
-  found = designs([parse("tpu:v5e")], {"hbm": ("820", "1640")})
-  assert list(map(str, found)) == ["tpu:v5e", "tpu:v5e:hbm=1640"]
+def test_conditions():
+  (first, second) = read_conditions("rows*cols <= 1024; n=1;")
+  assert first == ("rows*cols", operator.le, "1024")
+  assert second == ("n", operator.eq, "1")
 
 
-def test_swept_is_a_report_per_workload_and_pattern():
-  dense = [
-    {"name": n, "M": 8, "N": 8, "K": 32, "count": 3} for n in ("qk", "ff")
-  ]
-  table = Layers.of([dense[0], dense[1] | {"pattern": "1:2"}])
-  axes = read_axes("pattern=dense,1:4;rows=8,16")
-  made = swept({"a": table, "b": table}, [parse("ws")], axes, itemsize=4)
-  assert [(t.workload, t.pattern, t.engine) for t in made.totals] == [
-    (label, pattern, f"ws:{rows}x16")
-    for label in "ab"
-    for pattern in ("dense", "1:4")
-    for rows in (8, 16)
-  ]
-  assert [row.pattern for row in made.rows[4:8]] == ["dense", "1:4"] * 2
-  alone = report(table.with_pattern("1:4"), ["ws:16x16"], itemsize=4)
-  assert made.rows[6:8] == alone.rows
-  with pytest.raises(ValueError, match="pattern: Invalid N:M pattern .4."):
-    swept({"a": table}, [parse("ws")], {"pattern": ("4",)})
-  many = tuple(map(str, range(1, 1001)))
-  axes = {"pattern": ("1:2",) * 1001, "rows": many}
-  with pytest.raises(ValueError, match="are more than 2000000 rows"):
-    swept({"a": table}, [parse("ws")], axes)
+@pytest.mark.parametrize(
+  "text",
+  ["", "a b", "a**b", "a+b", "a/b", "f(a)", "__import__('os')", "a.b", "--a"],
+)
+def test_bad_quantities(text):
+  with pytest.raises(ValueError, match="expected a product of fields") as error:
+    read_quantity(text)
+  assert "\n" not in str(error.value)
+  with pytest.raises(ValueError):
+    read_conditions(f"{text}<=1")
 
 
-def test_bad_designs():
-  engines = [parse("ws"), parse("figs")]
-  with pytest.raises(ValueError, match="none of the engines has it, did you"):
-    designs(engines, {"row": ("8",)})
-  with pytest.raises(ValueError, match="sweep ws:rows=x: .* no whole number"):
-    designs(engines, {"rows": ("x",)})
-  with pytest.raises(ValueError, match=r"got '16'; give a list.*\['16'\]"):
-    designs(engines, {"rows": "16"})
-  with pytest.raises(ValueError, match="sweep figs:block=16: .* set alpha=15"):
-    designs(engines, {"block": ("16",)})
-  many = tuple(map(str, range(1, 1001)))
-  with pytest.raises(ValueError, match="1000000 designs"):
-    designs(engines, {"rows": many, "cols": many})
+@pytest.mark.parametrize("text", ["a", "a<b<c", "a=<b", "a<>b", "<1", ";", ""])
+def test_bad_conditions(text):
+  with pytest.raises(
+    ValueError, match="sweep condition.*expected one"
+  ) as error:
+    read_conditions(text)
+  assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Runs that start from weights: of a file, or of a dense run."""
+"""Runs that start from the weights of a file or of a dense run."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ from figs_jax.core import tree
 from figs_jax.core.masks import nm_mask
 from figs_jax.models import pretrained
 from figs_jax.train import seeds
-from figs_jax.train import workdir as initial
-from figs_jax.train._evaluate import restore
+from figs_jax.train import workdir as workdirs
 from figs_jax.train.config import default_config
 from figs_jax.train.experiment import build
 from figs_jax.train.log_writer import read
 from figs_jax.train.loop import train
+from figs_jax.train.workdir import restore
 from tests.programs import assert_one_clear_line, call
 
 pytestmark = pytest.mark.standard_promotion
@@ -61,7 +61,7 @@ def test_a_run_begins_at_exactly_the_accuracy_of_the_dense_one(
 ):
   workdir, accuracy, model = dense_run
   config = start(tiny_config, workdir, **overrides)
-  # Nothing is learnt: the evaluation is of the first weights.
+  # The learning rate is 0, so the first weights are evaluated.
   result = train(config, tmp_path)
   assert result["eval/accuracy"] == accuracy
   state = restore(tmp_path)[1]
@@ -78,7 +78,7 @@ def test_a_file_and_its_run_give_the_same_weights(
   dense_run, weights_file, tiny_config
 ):
   a, b = (
-    initial.weights(build(start(tiny_config, path)))
+    workdirs.weights(build(start(tiny_config, path)))
     for path in (dense_run[0], weights_file)
   )
   assert a.keys() == b.keys()
@@ -88,7 +88,7 @@ def test_a_file_and_its_run_give_the_same_weights(
 
 def test_masks_are_those_of_the_loaded_weights(weights_file, tiny_config):
   experiment = build(start(tiny_config, weights_file, "ste"))
-  weights = initial.weights(experiment)
+  weights = workdirs.weights(experiment)
   state = jax.jit(experiment.state)(weights)
   masks = tree.flatten(state.masks)
   leaves = nn.masked_leaves(experiment.model(0))
@@ -103,7 +103,7 @@ def test_a_fresh_head_differs_by_seed_and_nothing_else_does(
 ):
   config = start(tiny_config, weights_file, seeds=2, init_head="fresh")
   experiment = build(config)
-  state = jax.jit(experiment.state)(initial.weights(experiment))
+  state = jax.jit(experiment.state)(workdirs.weights(experiment))
   for path, leaf in tree.flatten(state.params).items():
     same = bool((leaf[0] == leaf[1]).all())
     assert same == (path != "head/kernel"), path
@@ -122,14 +122,16 @@ def test_resumption_does_not_read_the_file_and_a_sparse_run_is_none(
   config.total_steps = 3
   assert train(config, first)["step"] == 3
   assert {row["step"] for row in read(first)} >= {2, 3}
-  with pytest.raises(ValueError, match="this run is sparse, under 'figs'"):
-    initial.weights(build(start(tiny_config, first)))
+  with pytest.raises(
+    ValueError, match="expected a dense run, got recipe 'figs'"
+  ):
+    workdirs.weights(build(start(tiny_config, first)))
 
 
 def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
   train(tiny_config("dense", seeds=2, total_steps=2), tmp_path)
   config = start(tiny_config, tmp_path, init_seed=1)
-  weights = initial.weights(build(config))
+  weights = workdirs.weights(build(config))
   state = restore(tmp_path)[1]
   for path, leaf in tree.flatten(state.params).items():
     assert np.array_equal(weights[path], leaf[1]), path
@@ -137,8 +139,8 @@ def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
     weights["head/kernel"], state.params["head"]["kernel"][0]
   )
   config.init_seed = 2
-  with pytest.raises(ValueError, match="seed=2, but this run has 2"):
-    initial.weights(build(config))
+  with pytest.raises(ValueError, match="expected 0 to 1, got seed=2"):
+    workdirs.weights(build(config))
 
 
 @pytest.mark.parametrize(
@@ -147,9 +149,9 @@ def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
     ("truncated", "not a whole safetensors file.*fetch it again"),
     ("missing tensor", "vit.layernorm.bias is missing"),
     ("other classes", "classifier.*needs.*head='fresh'"),
-    ("other family", "the weights of a ViT, but the model is a T5"),
+    ("other family", "expected weights of a T5, got those of a ViT"),
     ("other vocabulary", r"shared.weight has shape \[50, 16\].*vocab="),
-    ("absent", "there is no such file or directory"),
+    ("absent", "file or directory not found"),
   ],
 )
 def test_weights_that_do_not_fit_are_one_clear_line(
@@ -174,7 +176,7 @@ def test_weights_that_do_not_fit_are_one_clear_line(
     config.variant, config.init_from = "custom", str(path)
     config.model.update(TEXT)
   with pytest.raises(ValueError, match=message) as error:
-    initial.weights(build(config))
+    workdirs.weights(build(config))
   assert "\n" not in str(error.value)
 
 

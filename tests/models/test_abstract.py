@@ -1,0 +1,98 @@
+"""Models of shapes alone: their rows are those of the built ones."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from figs_jax import models, nn
+from figs_jax.train.run_rows import layers_of
+
+# family -> variant, sizes, and another value for every option.
+CASES = {
+  "vit": (
+    "custom/4",
+    {"width": 8, "depth": 2, "heads": 2, "image_size": 8, "num_classes": 4},
+    {
+      "patch": 2, "width": 16, "depth": 1, "heads": 1, "mlp_dim": 24,
+      "num_classes": 8, "image_size": 16, "in_channels": 4, "pool": "gap",
+      "pos": "sincos", "dropout": 0.1, "attention_dropout": 0.1,
+      "drop_path": 0.1, "scan": True, "remat": True, "qkv_bias": False,
+      "norm_epsilon": 1e-12, "gelu": "tanh", "dtype": "bfloat16",
+      "param_dtype": "bfloat16",
+    },
+  ),
+  "swin_v2": (
+    "custom/2",
+    {"width": 8, "depths": (2, 1), "heads": 1, "window": 4,
+     "image_size": 16, "num_classes": 4},
+    {
+      "patch": 4, "width": 16, "depths": (1, 1), "heads": 2, "window": 2,
+      "pretrained_windows": (2, 2), "mlp_ratio": 2.0, "num_classes": 8,
+      "image_size": 32, "in_channels": 4, "dropout": 0.1,
+      "attention_dropout": 0.1, "drop_path": 0.1, "scan": True, "remat": True,
+      "qkv_bias": False, "dtype": "bfloat16", "param_dtype": "bfloat16",
+    },
+  ),
+  "t5": (
+    "custom",
+    {"width": 8, "depth": 2, "heads": 2, "head_dim": 4, "mlp_dim": 16,
+     "vocab": 16, "input_length": 8, "target_length": 4},
+    {
+      "width": 16, "depth": 1, "decoder_depth": 1, "heads": 1, "head_dim": 8,
+      "mlp_dim": 24, "gated": True, "tied": False, "vocab": 24,
+      "num_buckets": 8, "max_distance": 64, "dropout": 0.1, "input_length": 6,
+      "target_length": 6, "scan": True, "remat": True, "dtype": "bfloat16",
+      "param_dtype": "bfloat16",
+    },
+  ),
+}  # fmt: skip
+
+
+def same(family, variant, options):
+  """Whether rows, paths and shapes are those of the model with arrays."""
+  shapes = models.abstract(family, variant, **options)
+  built = nnx.eval_shape(lambda: models.create(family, variant, **options))
+  for rules in (None, "ff: 1:4"):
+    if rules:
+      shapes, built = (nn.sparsify(model, rules) for model in (shapes, built))
+    assert layers_of(shapes, 3) == layers_of(built, 3)
+  a, b = (nnx.state(model, nnx.Param) for model in (shapes, built))
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+    assert (x.shape, x.dtype) == (y.shape, y.dtype)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_rows_are_those_of_the_built_model_for_every_option(family):
+  variant, sizes, options = CASES[family]
+  assert {*options} == {*models.options_of(family)}
+  if "patch" in options:
+    variant = f"custom/{options['patch']}"
+    options = {name: x for name, x in options.items() if name != "patch"}
+  same(family, variant, sizes | options)
+  same(family, variant, sizes | options | {"scan": False})
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_rows_are_those_of_the_model_with_arrays(family):
+  variant, sizes, _ = CASES[family]
+  arrays = models.create(family, variant, **sizes)
+  assert isinstance(jax.tree.leaves(nnx.state(arrays))[0], jax.Array)
+  shapes = models.abstract(family, variant, **sizes)
+  assert layers_of(shapes, 2) == layers_of(arrays, 2)
+  sparse = nn.sparsify(arrays, "ff: 1:4")
+  for row, want in zip(
+    layers_of(nn.sparsify(shapes, "ff: 1:4")), layers_of(sparse), strict=True
+  ):
+    mask = want.pop("mask", None)
+    assert row == want and (mask is None or np.size(mask))
+
+
+def test_a_published_size():
+  same("vit", "B/16", {"depth": 2})
+
+
+def test_bad_models_are_refused_alike():
+  with pytest.raises(ValueError, match="did you mean 'depth'"):
+    models.abstract("vit", "B/16", dept=1)
