@@ -1,4 +1,4 @@
-"""What recipes draw at random, for the reference to be given."""
+"""Random numbers that recipes draw, as input of the reference."""
 
 import functools
 import zlib
@@ -14,58 +14,79 @@ from .pieces import TOTAL
 
 
 class Draws:
-  """What a recipe draws for one kernel, laid [in, out]."""
+  """The random numbers of one kernel, laid [in, out]."""
 
   def __init__(self, path, shape, axis=-2, chance=0.0):
-    self.path, self.axis, self.chance = path.encode(), axis, chance
-    self.shape = shape if axis == -2 else shape[::-1]
+    self.path, self.axis, self.chance = path, axis, chance
+    self.shape = tuple(shape if axis == -2 else shape[::-1])
 
   def once(self):
-    return self._upright(self._once)
+    return self._upright(_scores(self.path, self.shape))
 
   def regrow(self, step, m):
     """(uniform numbers [groups, out], growth [in, out])."""
-    uniform, growth = self._regrow(m)
+    uniform, growth = _regrowth(self.path, self.shape, self.axis, m)
     return self._upright(uniform[step]), self._upright(growth[step])
 
   def due(self, step):
-    return bool(self._due[step])
+    return bool(_due(self.chance)[step])
 
   def _upright(self, drawn):
     return drawn.T if self.axis == -1 else drawn
 
-  def _by_step(self, draw, path):
-    """draw(key) at every step; the key is that of a kernel, or of the run."""
 
-    def one(step):
-      key = jax.random.key(0)
-      if not path:
-        return draw(jax.random.fold_in(key, step))
-      key = jax.random.fold_in(jax.random.fold_in(key, 0), step)
-      return draw(jax.random.fold_in(key, zlib.crc32(path)))
+# One program serves every kernel of a shape, so the path's hash is an argument.
 
-    drawn = compiled(jax.vmap(one))(jnp.arange(TOTAL + 1))
-    return jax.tree.map(np.asarray, drawn)
 
-  @functools.cached_property
-  def _once(self):
-    draw = functools.partial(random_scores, shape=self.shape)
-    return self._by_step(draw, self.path)[0]
+@functools.cache
+def _scores(path, shape):
+  return np.asarray(_scores_program(shape)(_hash(path)))
 
-  @functools.cache  # noqa: B019
-  def _regrow(self, m):
-    one = list(self.shape)
-    one[self.axis] //= m
-    one.insert(self.axis % 2 + 1, 1)
 
-    def draw(key):
-      rounding, growing = jax.random.split(key)
-      uniform = jax.random.uniform(rounding, one)
-      uniform = jnp.squeeze(uniform, self.axis % 2 + 1)
-      return uniform, random_scores(growing, self.shape)
+@functools.cache
+def _scores_program(shape):
+  return compiled(lambda path: random_scores(_keys(path)[0], shape))
 
-    return self._by_step(draw, self.path)
 
-  @functools.cached_property
-  def _due(self):
-    return self._by_step(lambda k: jax.random.bernoulli(k, self.chance), b"")
+@functools.cache
+def _regrowth(path, shape, axis, m):
+  drawn = _regrowth_program(shape, axis, m)(_hash(path))
+  return jax.tree.map(np.asarray, drawn)
+
+
+@functools.cache
+def _regrowth_program(shape, axis, m):
+  groups = list(shape)
+  groups[axis] //= m
+  groups.insert(axis % 2 + 1, 1)
+
+  def draw(key):
+    rounding, growing = jax.random.split(key)
+    uniform = jax.random.uniform(rounding, groups)
+    uniform = jnp.squeeze(uniform, axis % 2 + 1)
+    return uniform, random_scores(growing, shape)
+
+  return compiled(lambda path: jax.vmap(draw)(_keys(path)))
+
+
+@functools.cache
+def _due(chance):
+  def one(step):
+    key = jax.random.fold_in(jax.random.key(0), step)
+    return jax.random.bernoulli(key, chance)
+
+  return np.asarray(compiled(jax.vmap(one))(jnp.arange(TOTAL + 1)))
+
+
+def _keys(path):
+  """The keys of a kernel at every step, seeds of run and recipe being 0."""
+
+  def one(step):
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    return jax.random.fold_in(jax.random.fold_in(key, step), path)
+
+  return jax.vmap(one)(jnp.arange(TOTAL + 1))
+
+
+def _hash(path):
+  return jnp.uint32(zlib.crc32(path.encode()))

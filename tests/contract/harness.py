@@ -208,8 +208,19 @@ class History(NamedTuple):
 
 @functools.cache
 def history(row, kind):
-  """The runs from both seeds, one compiled program: vmap over scan."""
-  run = run_of(row, kind)
+  """The runs from both seeds, one compiled program: vmap over scan.
+
+  It returns a list, so that containers whose programs differ in the names of
+  their results only share one compilation in JAX's cache.
+  """
+  run, structures = run_of(row, kind), []
+
+  def program(w, data):
+    result = jax.vmap(functools.partial(scanned, run), (0, None))(w, data)
+    leaves, structure = jax.tree.flatten(result)
+    structures.append(structure)
+    return leaves
+
   both = jax.tree.map(lambda *x: np.stack(x), *map(weights, SEEDS))
-  program = compiled(jax.vmap(functools.partial(scanned, run), (0, None)))
-  return History(*jax.tree.map(np.asarray, program(both, batches())))
+  leaves = map(np.asarray, compiled(program)(both, batches()))
+  return History(*structures[0].unflatten(leaves))

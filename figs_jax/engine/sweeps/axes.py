@@ -74,19 +74,19 @@ def as_axes(axes: Axes | str | Iterable[str]) -> dict[str, Sequence[Any]]:
   Raises:
     ValueError: If there are none, or values are neither a sequence nor text.
   """
+  known: dict[str, Any] = {}
   if isinstance(axes, Mapping):
-    found = {
-      name: read_values(name, values) if isinstance(values, str) else values
-      for name, values in axes.items()
-    }
+    for name, values in axes.items():
+      text = isinstance(values, str)
+      known[name] = read_values(name, values) if text else values
   else:
-    found = read_axes(axes)
-  if not found:
+    known |= read_axes(axes)
+  if not known:
     raise ValueError(
       "sweep: no axes; give at least one, as in 'rows=8,16,...,256', or call"
       " cost()"
     )
-  for name, values in found.items():
+  for name, values in known.items():
     if not np.iterable(values) or isinstance(values, Mapping):
       raise ValueError(
         f"sweep axis {name!r}: got {values!r}; expected a list of values, as in"
@@ -94,7 +94,7 @@ def as_axes(axes: Axes | str | Iterable[str]) -> dict[str, Sequence[Any]]:
       )
     if not len(values):
       raise ValueError(f"sweep axis {name!r}: no values; give at least one")
-  return found
+  return known
 
 
 def workloads_of(
@@ -131,16 +131,16 @@ def read_axis(
         raise ValueError(f"sweep axis {name!r}: got {row!r}; give {name} each")
     columns = list(zip(*values))
   limits = engine.limits()
-  found: dict[str, np.ndarray] = {}
+  read: dict[str, np.ndarray] = {}
   for part, column in zip(names, columns):
     if part in AXES:
-      found |= AXES[part](column)
+      read |= AXES[part](column)
     elif part in limits:
-      found |= _integers(part, limits[part], column)
+      read |= _integers(part, limits[part], column)
     else:
       known = nearest(part, {*limits, *AXES})
       raise ValueError(f"sweep axis {name!r} of {engine}: {known}")
-  return found
+  return read
 
 
 def parts_of(name: str) -> list[str]:
