@@ -26,7 +26,7 @@ ENTRY = re.compile(
   re.MULTILINE,
 )
 RAISES = re.compile(r"^ +\w*Error: (?!If |Always|When ).*", re.MULTILINE)
-WORDS = re.compile(r"\b(?:(?:is|are) no|told|said|strange|none of our)\b", re.I)
+WORDS = re.compile(r"\b(?:is no|told|said|strange|none of our)\b", re.I)
 NAMES = {"found", "said", "strange", "told"}
 
 
