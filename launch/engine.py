@@ -200,13 +200,15 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
     if len(quantities) != 2:
       cli.fail("--pareto takes two quantities, as in cycles,energy_pj")
     points = designs.pareto(*quantities, where=where)
-    what = f"points where none beats {' and '.join(quantities)}"
+    what = f"that no other beats in {' and '.join(quantities)}"
   else:
     quantities = [str(_SMALLEST.value)]
     points = designs.smallest(quantities[0], _TOP.value or 1, where=where)
-    what = f"points of the smallest {quantities[0]}"
-  caption += f" {len(points['design']):,} {what}, of {len(designs):,}"
-  caption += f" where {where}." if where else "."
+    what = f"with the smallest {quantities[0]}"
+  caption += (
+    f" {len(points['design']):,} of {len(designs):,} points,"
+    f" {f'where {where}, ' if where else ''}those {what}."
+  )
   # Without the engine, which the design tells, and other results.
   hidden = ("engine", "n", "m", *designs.results)
   labels = [name for name in designs.columns if name not in hidden]

@@ -302,14 +302,14 @@ def _read(named: tuple[str, Any], legal: tuple[int, int]) -> tuple[Any, Any]:
     array = np.asarray(size)
     is_whole = array.dtype.kind in "iu"
     if not is_whole and not all(isinstance(x, int) for x in array.flat):
-      raise ValueError(f"{name}: got {array.dtype} values; give integers")
+      raise ValueError(f"{name}: expected integers, got {array.dtype} values")
     if not array.size:
       return array.astype(np.int64), None
     least, most = int(array.min()), int(array.max())
   for value in (least, most):
     if not legal[0] <= value <= legal[1]:
       raise ValueError(
-        f"{name}: got {value}; give integers from {legal[0]} to {legal[1]}"
+        f"{name}: expected integers from {legal[0]} to {legal[1]}, got {value}"
       )
   if not np.ndim(array):
     return least, (least, most)

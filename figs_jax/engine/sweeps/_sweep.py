@@ -26,12 +26,13 @@ from figs_jax.engine._cost import AT_45_NM
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.int64 import Singles, fastest
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Engine, nearest
+from figs_jax.engine.spec import Engine, nearest, text_of
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.sweeps.axes import (
   SIZES,
   Axes,
   as_axes,
+  choices_of,
   design,
   own_axes,
   parts_of,
@@ -124,7 +125,8 @@ def sweep(
   devices = jax.local_devices() if devices is None else devices
   for one, names in zip(engines, own_axes(engines, axes, fixed)):
     # Choices change what is compiled; numbers only what it reads.
-    chosen = [name for name in names if {*parts_of(name)} & {*one.CHOICES}]
+    static = choices_of(one)
+    chosen = [name for name in names if static & {*parts_of(name)}]
     varied = {name: axes[name] for name in names if name not in chosen}
     for point in itertools.product(*(axes[name] for name in chosen)):
       choices = dict(zip(chosen, point))
@@ -133,8 +135,9 @@ def sweep(
         labels = {"workload": label} if tables.keys() != {""} else {}
         labels |= {"engine": str(one)} if several else {}
         for name, choice in choices.items():
-          together = parts_of(name)
-          labels |= zip(together, choice if together[1:] else [choice])
+          fields = parts_of(name)
+          values = choice if len(fields) > 1 else [choice]
+          labels |= zip(fields, map(text_of, values))
         parts.append((labels, Points.of(machine, varied, table)))
   return Sweep(parts, precision, devices)
 
@@ -181,12 +184,13 @@ class Sweep:
     self.parts: list[Part] = []
     self._ratios: set[str] = set()  # results of a true division
     shared: list[set[str]] = []
+    every = dict.fromkeys(itertools.chain(*(own for own, _ in parts)), "")
     for labels, points in parts:
       bounds = overflow_check(points)
       kind = fastest(itertools.chain(*bounds.values()))
       kind = Singles if self._rough else kind
       walker = Walker(points, kind, (*points.axes, *sorted(bounds)), devices)
-      self.parts.append(Part(labels, points, walker))
+      self.parts.append(Part(every | labels, points, walker))
       self._ratios |= {
         x for x in bounds if isinstance(bounds[x][0].most, float)
       }
@@ -363,11 +367,8 @@ class Sweep:
   @property
   def columns(self) -> tuple[str, ...]:
     """Everything that `chunks` and `write` can give."""
-    labels = dict.fromkeys(
-      itertools.chain(*(part.labels for part in self.parts))
-    )
     pattern = ("pattern",) if "m" in self.axes else ()
-    return (*labels, *pattern, *self.fields)
+    return (*self.parts[0].labels, *pattern, *self.fields)
 
   def _check(self, names: Iterable[Any], more: Iterable[str] = ()) -> None:
     """Raises ValueError for a name that not all engines have."""

@@ -1,7 +1,7 @@
 """What a sweep varies: axes by name, and the designs that they make.
 
 `AXES` holds the axes of a layer. Besides these every field of an engine that
-holds a number is an axis, and so is every choice by name (`overlap`).
+holds a number is an axis, and so is every choice (`overlap`, `sparse`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import LIMITS, Engine, nearest
+from figs_jax.engine.spec import LIMITS, Engine, nearest, text_of
 from figs_jax.engine.spec_text import field_value
 from figs_jax.engine.sweeps.text import read_axes, read_values
 
@@ -192,12 +192,19 @@ def own_axes(
 
 
 def fields_of(engine: Engine) -> dict[str, dataclasses.Field]:
-  """The fields that may be axes: numbers, and choices by name."""
+  """The fields that may be axes: numbers, and choices by name or yes and no."""
   return {
     field.name: field
     for field in dataclasses.fields(engine)
-    if field in engine.numeric() or field.name in engine.CHOICES
+    if field in engine.numeric()
+    or field.name in engine.CHOICES
+    or field.type in ("bool", bool)
   }
+
+
+def choices_of(engine: Engine) -> set[str]:
+  """The fields among them that are static."""
+  return {*fields_of(engine)} - {field.name for field in engine.numeric()}
 
 
 def designs(
@@ -261,7 +268,7 @@ def design(engine: Engine, point: Mapping[str, Any]) -> Engine:
       )
   try:
     changes = {
-      name: field_value(type(engine), fields[name], str(value))
+      name: field_value(type(engine), fields[name], text_of(value))
       for name, value in values.items()
     }
     return dataclasses.replace(engine, name="", **changes)

@@ -357,6 +357,21 @@ def test_choices_alone_are_axes():
   )
 
 
+def test_what_an_engine_lacks_stands_still():
+  points = sweep(["ws", "figs"], "sparse=true,false; rows=8,16", ROWS)
+  got = points.smallest("cycles", 9)
+  assert len(points) == len(got["design"]) == 6
+  for spec, sparse, cycles in zip(got["design"], got["sparse"], got["cycles"]):
+    assert cycles == cost(ROWS, str(spec)).total("cycles")
+    assert sparse == (
+      ""
+      if spec.startswith("figs")
+      else "false"
+      if "sparse=false" in spec
+      else "true"
+    )
+
+
 def test_equal_layers_are_evaluated_once():
   many = [row | {"name": str(i)} for i in range(20) for row in ROWS]
   one, twenty = (sweep("figs", "rows=8,16", rows) for rows in (ROWS, many))
