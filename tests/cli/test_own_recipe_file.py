@@ -81,14 +81,14 @@ def results(files):
 
 def test_mistakes_get_one_line_that_names_file_and_line(results, files):
   unknown, faulty, broken, config, weights, _ = results
-  assert_one_clear_line(unknown, "no recipe 'mine_only'", "--recipe_file")
+  assert_one_clear_line(unknown, "Unknown recipe 'mine_only'", "--recipe_file")
   where = f"--recipe_file {files / 'faulty.py'}, line 4: ZeroDivisionError"
   assert_one_clear_line(faulty, where)
   where = f"--recipe_file {files / 'broken.py'}, line 1: SyntaxError"
   assert_one_clear_line(broken, where)
   where = f"--config {files / 'faulty.py'}, line 4: ZeroDivisionError"
   assert_one_clear_line(config, where)
-  assert_one_clear_line(weights, "there is no such file or directory")
+  assert_one_clear_line(weights, "file or directory not found")
 
 
 def test_train_runs_the_file_and_keeps_its_name(results, files):
@@ -109,7 +109,7 @@ def test_evaluate_names_the_file_and_runs_it_on_request(files):
     "launch/evaluate.py", plain, faulty, own
   )
   wanted = f"--recipe_file {files / 'own.py'}"
-  assert_one_clear_line(first, "no recipe 'mine_only'", wanted)
+  assert_one_clear_line(first, "Unknown recipe 'mine_only'", wanted)
   assert_one_clear_line(second, "faulty.py, line 4: ZeroDivisionError")
   code, output, errors = third
   assert code == 0, errors
@@ -127,7 +127,7 @@ def test_a_run_is_repeated_with_its_own_recipe(files, monkeypatch):
   monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
   again = runpy.run_path(str(REPO / "launch" / "again.py"))["get_config"]
   saved = json.loads((files / "run" / "config.json").read_text())
-  with pytest.raises(ConfigError, match="own.py: add --recipe_file"):
+  with pytest.raises(ConfigError, match="own.py; add --recipe_file"):
     again(str(files / "run" / "config.json"))
   run_recipe_file(files / "own.py")
   config = again(str(files / "run" / "config.json"))
