@@ -42,9 +42,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.engine import Layers, cost, parse
+from figs_jax.engine import Energy, Layers, cost, parse
 from figs_jax.engine.int64 import Doubles
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
+from figs_jax.engine.sweeps.points import GEMM, Machine
 
 TARGET = 20e6
 SIDES = {"rows": range(16, 16 * 17, 16), "cols": range(16, 16 * 17, 16)}
@@ -142,7 +143,7 @@ def random_points(spec: str, points: int) -> tuple[Layers, Any]:
 
 
 def write_all(designs: Sweep) -> None:
-  names = [x for x in designs.fields if x not in designs.points.axes]
+  names = designs.results
   for _ in designs.chunks(names):
     pass
 
@@ -174,15 +175,16 @@ def floors() -> tuple[float, float]:
 
 
 def operations(spec: str) -> float:
-  """Operations of the formula for cycles per point, counted by the compiler."""
-  points = product(spec, 1e4).points
+  """Operations of the formula for cycles per point, by the compiler's count."""
+  machine = Machine(parse(spec), itemsize=2, energy=Energy())
+  names = (*GEMM, *(field.name for field in machine.engine.numeric()))
 
   def cycles(values):
     numbers = {name: Doubles(x) for name, x in values.items()}
-    return points.machine(numbers)["cycles"].x
+    return machine(numbers)["cycles"].x
 
   with jax.enable_x64(True):
-    values = {name: jnp.ones(4096) for name in points.values}
+    values = {name: jnp.ones(4096) for name in names}
     analysis: Any = jax.jit(cycles).lower(values).compile().cost_analysis()
   return analysis["flops"] / 4096
 
@@ -198,7 +200,7 @@ def print_kinds(
   for spec in KINDS:
     designs = product(spec, args.points)
     few = product(spec, min(args.points, 1e7))
-    fields = len(few.fields) - len(few.points.axes)
+    fields = len(few.results)
     layers, engine = random_points(spec, 10**6)
     smallest = partial(designs.smallest, "cycles")
     runs = [

@@ -9,7 +9,7 @@ Expected:  3 seeds, % of 355 images (± s.e.): dense 96.2 ± .2; at 1:8 on the
            step 95.8 ± .0; more in docs/results.md.
 
 All recipes train densely for the first tenth of the run; STEP switches by
-itself, but not earlier.
+itself, not before the end of that phase.
 """
 
 from figs_jax.train.config import default_config

@@ -9,7 +9,7 @@ Expected:  3 seeds, bits per byte (± s.e.): dense 4.007 ± .004; at 1:8 on the
            .005, figs 4.069 ± .004; more in docs/results.md.
 
 The task is span corruption of bytes. All recipes train densely for the first
-tenth of the run; STEP switches by itself, but not earlier.
+tenth of the run; STEP switches by itself, not before that.
 """
 
 from figs_jax.train.config import default_config

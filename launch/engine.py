@@ -199,19 +199,21 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
     quantities = [text.strip() for text in _PARETO.value.split(",")]
     if len(quantities) != 2:
       cli.fail("--pareto takes two quantities, as in cycles,energy_pj")
-    found = designs.pareto(*quantities, where=where)
-    what = f"points where none beats {' and '.join(quantities)}"
+    points = designs.pareto(*quantities, where=where)
+    what = f"that no other beats in {' and '.join(quantities)}"
   else:
     quantities = [str(_SMALLEST.value)]
-    found = designs.smallest(quantities[0], _TOP.value or 1, where=where)
-    what = f"points of the smallest {quantities[0]}"
-  caption += f" {len(found['design']):,} {what}, of {len(designs):,}"
-  caption += f" where {where}." if where else "."
+    points = designs.smallest(quantities[0], _TOP.value or 1, where=where)
+    what = f"with the smallest {quantities[0]}"
+  caption += (
+    f" {len(points['design']):,} of {len(designs):,} points,"
+    f" {f'where {where}, ' if where else ''}those {what}."
+  )
   # Without the engine, which the design tells, and other results.
   hidden = ("engine", "n", "m", *designs.results)
   labels = [name for name in designs.columns if name not in hidden]
   names = dict.fromkeys(("design", *labels, *quantities, *_SHOWN))
-  text = columns_text({x: found[x] for x in names}, caption, _FORMAT.value)
+  text = columns_text({x: points[x] for x in names}, caption, _FORMAT.value)
   return f"{text}\n".encode(), caption, len(designs)
 
 

@@ -23,6 +23,7 @@ _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Directory of the data, if it was moved after training."
 )
 _RECIPE_FILE = cli.define_user_file("recipe")
+_ENGINE_FILE = cli.define_user_file("engine")
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "Format of the printed result."
 )
@@ -36,6 +37,7 @@ def main() -> None:
   from figs_jax.train._evaluate import evaluate
 
   cli.run_user_file(_RECIPE_FILE)
+  cli.run_user_file(_ENGINE_FILE)
 
   try:
     result = evaluate(

@@ -134,8 +134,8 @@ def _line(tensor: Any) -> str:
     parts.append(f"zeros {tensor.sparsity:.4f}")
   for axes, pattern in tensor.patterns.items():
     parts.append(f"axis {','.join(map(str, axes))}: {pattern}")
-  if tensor.told is not None:
-    parts.append(f"stored as {tensor.told} in {tensor.stored} bytes")
+  if tensor.declared is not None:
+    parts.append(f"stored as {tensor.declared} in {tensor.stored} bytes")
   return "  ".join(parts)
 
 

@@ -60,6 +60,7 @@ _OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Whether to replace existing files."
 )
 _RECIPE_FILE = cli.define_user_file("recipe")
+_ENGINE_FILE = cli.define_user_file("engine")
 
 
 def main(words: list[str]) -> None:
@@ -71,6 +72,7 @@ def main(words: list[str]) -> None:
   if not workdirs:
     cli.fail("--workdir is missing: name the directories of one or more runs")
   cli.run_user_file(_RECIPE_FILE)
+  cli.run_user_file(_ENGINE_FILE)
   from figs_jax.analysis.history import histories
   from figs_jax.engine import parse
   from figs_jax.engine.plots import figure_type

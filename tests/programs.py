@@ -31,8 +31,10 @@ for words in calls:
       code = end.code or 0
   out.flush()
   print(json.dumps([code, out.buffer.getvalue().decode(), err.getvalue()]))
-  for own in list(flags.FLAGS.flags_by_module_dict()[path]):
-    delattr(flags.FLAGS, own.name)
+  own = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[path]]
+  fields = [name for name in flags.FLAGS if name.startswith("config.")]
+  for name in own + fields:
+    delattr(flags.FLAGS, name)
 """
 
 

@@ -147,7 +147,8 @@ def test_points_of_a_sweep_can_be_selected(table, tmp_path):
   got = [(point["rows"], point["cols"]) for point in made["points"]]
   areas = {rows * cols for rows, cols in best}
   assert {rows * cols for rows, cols in got} == areas and set(got) <= set(best)
-  assert "of 18" in made["caption"] and "not measured" in made["caption"]
+  assert "not measured" in made["caption"]
+  assert f"{len(got)} of 18 points, those that no other" in made["caption"]
   assert "Swept 18 points (rows 6, cols 3; engines 1)." in front[2]
   rows = list(csv.DictReader(io.StringIO(top[1])))
   assert len(rows) == 3 and "Swept 54 points" in top[2]

@@ -114,7 +114,7 @@ def cost(
       " the layers, or pass dataclasses.replace(layers, masks=None)"
     )
   try:
-    results = evaluate(gemm, engine, itemsize, energy, table.masks)
+    results = gemm_cost(gemm, engine, itemsize, energy, table.masks)
   except LayerError as error:
     name = table.names[error.layer % len(table)]
     raise ValueError(f"layer {name!r}: {error}") from error
@@ -128,7 +128,7 @@ def cost(
   return Cost(**aligned, count=table.count)
 
 
-def evaluate(
+def gemm_cost(
   gemm: Gemm,
   engine: Engine,
   itemsize: int = 2,
@@ -139,7 +139,7 @@ def evaluate(
 
   What an engine counts beyond the fields of `Cost` is there too.
 
-  >>> counts = evaluate(Gemm(8, 8, 8, 1, 4), parse("ws"))
+  >>> counts = gemm_cost(Gemm(8, 8, 8, 1, 4), parse("ws"))
   >>> int(counts["cycles"]), float(counts["mapping_efficiency"])
   (86, 0.03125)
   """

@@ -51,19 +51,20 @@ class Total(NamedTuple):
   """The whole model on one engine: every instance of every layer (Amdahl).
 
   Attributes:
-    workload: which layers, if the report says so.
-    engine: the engine.
-    pattern: of the sparse layers; "dense" without any, "mixed" if several.
-    unit: what cycles are: "cycles", or "ns" of a roofline.
-    cycles: the sum.
-    baseline_cycles: the sum of what `speedup` compares with.
-    speedup: baseline_cycles / cycles.
-    utilisation: useful MACs / (cycles x multipliers).
-    energy_pj: the sum.
-    dram_bytes: the sum.
-    stall_factor: how much longer swapping makes vectors stream, 1 without;
-      `figs_jax.engine.figs.checkpoint_stall_factor`.
-    parts: the parts of cycles by name, which add up to them.
+    workload: Label of the layers, or "".
+    engine: Name of the engine.
+    pattern: Pattern of the sparse layers; "dense" without any, "mixed" if
+      there are several.
+    unit: Unit of cycles: "cycles", or "ns" of a roofline.
+    cycles: Sum of the cycles.
+    baseline_cycles: Sum of the cycles that `speedup` compares with.
+    speedup: Ratio baseline_cycles / cycles.
+    utilisation: Useful MACs / (cycles x multipliers).
+    energy_pj: Sum of the energy.
+    dram_bytes: Sum of the memory traffic.
+    stall_factor: Factor by which swapping makes vectors stream longer, 1
+      without; `figs_jax.engine.figs.checkpoint_stall_factor`.
+    parts: Parts of cycles by name, which add up to them.
   """
 
   workload: str
@@ -85,12 +86,12 @@ class Report:
   """Rows per layer and engine, totals per engine; its str() is the table.
 
   Attributes:
-    rows: every layer on the first engine, then on the next.
-    totals: one per engine, in the same order.
-    engines: what ran them, beside `totals`.
-    baseline: what the speed-ups are over, in words.
-    note: what else a reader must know, sentences or nothing.
-    fmt: one of `FORMATS`; "csv" holds the rows alone.
+    rows: Costs of every layer on the first engine, then on the next.
+    totals: Costs of the whole model, one per engine, in the same order.
+    engines: Engine of each of `totals`.
+    baseline: Description of what the speed-ups are over.
+    note: Further sentences that a reader must know, or "".
+    fmt: One of `FORMATS`; "csv" holds the rows alone.
   """
 
   rows: tuple[Row, ...]
@@ -286,11 +287,11 @@ def _costs(
         f"report: engine {engine} has an array of values; report designs singly"
       )
     groups.setdefault(_kind(engine), []).append(place)
-  found: dict[int, _Priced] = {}
+  priced: dict[int, _Priced] = {}
   for places in groups.values():
     several = [engines[place] for place in places]
-    found |= zip(places, _together(table, several, options))
-  return [found[place] for place in range(len(engines))]
+    priced |= zip(places, _together(table, several, options))
+  return [priced[place] for place in range(len(engines))]
 
 
 def _kind(engine: Engine) -> tuple[Any, ...]:
@@ -333,25 +334,31 @@ def _together(
   ]
 
 
-def _rows(table, patterns, engine, found, base) -> list[Row]:
+def _rows(
+  table: Layers,
+  patterns: Sequence[str],
+  engine: Engine,
+  price: Cost,
+  base: Cost,
+) -> list[Row]:
   columns = (
     table.names,
     [str(engine)] * len(table),
     *(size.tolist() for size in (table.M, table.N, table.K)),
     patterns,
-    found.cycles.tolist(),
-    found.utilisation.tolist(),
-    (base.cycles / found.cycles).tolist(),
-    found.energy_pj.tolist(),
-    found.dram_bytes.tolist(),
+    price.cycles.tolist(),
+    price.utilisation.tolist(),
+    (base.cycles / price.cycles).tolist(),
+    price.energy_pj.tolist(),
+    price.dram_bytes.tolist(),
   )
   return [Row(*row) for row in zip(*columns)]
 
 
-def _total(workload, patterns, engine, found, base) -> Total:
-  cycles, baseline = found.sums["cycles"], base.sums["cycles"]
+def _total(workload, patterns, engine, price, base) -> Total:
+  cycles, baseline = price.sums["cycles"], base.sums["cycles"]
   sparse = {pattern for pattern in patterns if pattern != "dense"}
-  cost, count = found.cost, found.cost.count
+  cost, count = price.cost, price.cost.count
   return Total(
     workload=workload,
     engine=str(engine),
@@ -362,9 +369,9 @@ def _total(workload, patterns, engine, found, base) -> Total:
     speedup=baseline / cycles,
     utilisation=float((cost.utilisation * cost.cycles * count).sum()) / cycles,
     energy_pj=float((cost.energy_pj * count).sum()),
-    dram_bytes=found.sums["dram_bytes"],
-    stall_factor=1 + found.sums["stall_exchange"] / found.sums["compute"],
-    parts={part: found.sums[part] for part in PARTS},
+    dram_bytes=price.sums["dram_bytes"],
+    stall_factor=1 + price.sums["stall_exchange"] / price.sums["compute"],
+    parts={part: price.sums[part] for part in PARTS},
   )
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from figs_jax.engine.int64 import (
   LayerError,
   ceil_div,
+  exact,
   is_traced,
   larger,
   smaller,
-  traceable,
 )
 
 # The real mask of each layer, Bool (K, N), or None where it is not known.
@@ -64,10 +64,10 @@ def fit(n: Any, m: Any, block: Any, masks: Masks | None = None) -> Any:
   (2, 1, 4)
   """
   if is_traced(n, m, block):
-    return worst(*traceable(n, m, block))
+    return _exact_worst(n, m, block)["run"]
   n, m, block = np.broadcast_arrays(n, m, block)
   _check(n, m, block)
-  run = worst(n, m, block)
+  run = worst_fit(n, m, block)
   if masks is None or all(mask is None for mask in masks):
     return run
   run = run.copy()
@@ -81,15 +81,18 @@ def fit(n: Any, m: Any, block: Any, masks: Masks | None = None) -> Any:
   return run
 
 
-def worst(n: Any, m: Any, block: Any) -> Any:
+def worst_fit(n: Any, m: Any, block: Any) -> Any:
   """The largest count of a block under n:m, in numbers of any kind.
 
   n B / m where m divides B, min(n, B) where B divides m.
 
-  >>> int(worst(2, 4, 8)), int(worst(3, 16, 8)), int(worst(4, 4, 1))
+  >>> int(worst_fit(2, 4, 8)), int(worst_fit(3, 16, 8)), int(worst_fit(4, 4, 1))
   (4, 3, 1)
   """
   return larger(n * block // m, smaller(n, block))
+
+
+_exact_worst = exact(lambda n, m, block: {"run": worst_fit(n, m, block)})
 
 
 def block_counts(mask: np.ndarray, block: int) -> np.ndarray:
@@ -148,7 +151,7 @@ def exchanges(
     rows: Rows of the array, R.
     cols: Columns of the array, C.
     beta: MACs of a PE.
-    mask_group: Outputs that share a mask, 1 or beta; see `check_shared`.
+    mask_group: Outputs that share a mask, 1 or beta; see `check_shared_masks`.
 
   >>> sizes = {"block": 2, "run": 1, "rows": 4, "cols": 1}
   >>> mask = np.array([[1, 1], [0, 0], [0, 1], [1, 0]], bool)
@@ -175,7 +178,7 @@ def exchanges(
   return np.maximum(np.max(shown, (1, 2, 4)), wants)
 
 
-def check_shared(mask: np.ndarray, group: int) -> None:
+def check_shared_masks(mask: np.ndarray, group: int) -> None:
   """Raises ValueError unless `group` neighbouring outputs share each mask."""
   first = mask[:, ::group].repeat(group, 1)[:, : mask.shape[1]]
   differs = (mask != first).any(0)
@@ -188,10 +191,10 @@ def check_shared(mask: np.ndarray, group: int) -> None:
     )
 
 
-def fits(n: Any, m: Any, block: Any) -> Any:
+def fits_blocks(n: Any, m: Any, block: Any) -> Any:
   """Whether blocks of B run n:m: B divides m, m divides B, or n = m.
 
-  >>> fits(1, np.array([2, 3, 4, 6, 8]), 4).tolist()
+  >>> fits_blocks(1, np.array([2, 3, 4, 6, 8]), 4).tolist()
   [True, False, True, False, True]
   """
   n, m, block = (np.asarray(x) for x in (n, m, block))
@@ -199,7 +202,7 @@ def fits(n: Any, m: Any, block: Any) -> Any:
 
 
 def _check(n, m, block) -> None:
-  bad = ~fits(n, m, block)
+  bad = ~fits_blocks(n, m, block)
   if not bad.any():
     return
   at = tuple(np.argwhere(bad)[0])

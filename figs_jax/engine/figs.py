@@ -45,14 +45,14 @@ from jax.typing import ArrayLike
 
 from figs_jax.engine.blocks import (
   Masks,
-  check_shared,
+  check_shared_masks,
   exchanges,
   fit,
-  fits,
+  fits_blocks,
   index_bits,
   kept_depth,
-  worst,
   worst_exchange,
+  worst_fit,
 )
 from figs_jax.engine.int64 import (
   LayerError,
@@ -167,7 +167,7 @@ class Figs(Engine):
     """
     n, m, rows = (np.asarray(x) for x in (n, m, self.rows))
     block = _block(n, m, np.asarray(self.alpha), np.asarray(self.block))
-    possible = fits(n, m, block)
+    possible = fits_blocks(n, m, block)
     for bad, _ in self._misfits(block, rows):
       possible = possible & (bad == 0)
     return np.asarray(possible)
@@ -211,9 +211,8 @@ class Figs(Engine):
     if self.exchange == "swap":
       lanes = ceil_div(self.beta, self.mask_group)
       kappa = worst_exchange(packed.run, packed.block, lanes)
-    folds = ceil_div(gemm.K, packed.used) * ceil_div(
-      gemm.N, packed.slots
-    )  # (1)
+    across = ceil_div(gemm.N, packed.slots)
+    folds = ceil_div(gemm.K, packed.used) * across  # (1)
     parts = schedule(folds, packed.fold(gemm.M, self, kappa))
     return _finish(gemm, self, packed, parts, itemsize)
 
@@ -238,7 +237,7 @@ class Figs(Engine):
     for layer, mask in enumerate(masks or ()):
       if mask is not None and (n < m)[..., layer].any():
         for group in np.unique(self.mask_group).tolist():
-          check_shared(mask, group)
+          check_shared_masks(mask, group)
     return block, fit(n, m, block, masks)
 
   def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
@@ -364,7 +363,7 @@ class _Packed:
     n, m = gemm.n, gemm.m
     self.block = larger(_block(n, m, array.alpha, array.block), 1)
     # 0: nothing is known, so that the worst runs.
-    run = run + (1 - smaller(run, 1)) * worst(n, m, self.block)
+    run = run + (1 - smaller(run, 1)) * worst_fit(n, m, self.block)
     self.run = larger(smaller(run, self.block), 1)
     self.used = larger(array.rows // self.block * self.block, 1)
     outputs = larger(self.block // self.run, 1)

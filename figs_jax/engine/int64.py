@@ -11,18 +11,16 @@ An 8 x 8 array takes 4e12 cycles on a 64k cube: int32 wraps, and float32 keeps
 
 No vector unit divides 64-bit integers, so that long tables and sweeps divide in
 float64, where a rounding changes a number by a factor within 1 +- p, p = 2^-53.
-Let b >= 1 and q = floor(a / b).
 
-NumPy rounds a / b once. Its floor is q wherever |a| + b < 2^53: a quotient that
-is not whole differs from the next whole number w by at least 1 / b, and rounds
-to it only if |w| p >= 1 / b, but |w| b p <= (|a| + b) p < 1.
+NumPy rounds a / b once. Where |a| + b < 2^53, its floor is q = floor(a / b): a
+quotient that is not whole differs from the next whole number w by at least
+1 / b, and rounds to it only if |w| p >= 1 / b, but |w| b p <= (|a| + b) p < 1.
 
-XLA may multiply by 1 / b instead, as it does for a scalar b, and 49 (1 / 49) is
-below 1. Where |a| <= 2^52 and b <= 2^51, the two roundings change a / b by at
-most |a / b| (2 p + p^2) < 1 for b >= 2, and not at all for b = 1. So its floor
-q' is q - 1, q or q + 1. Both q' b, at most |a| + 2 b <= 2^53, and
-r' = a - q' b, in [-b, 2 b), are integers that float64 holds: r' >= b shows that
-q' = q - 1, and r' < 0 that q' = q + 1.
+XLA may multiply by 1 / b instead, and 49 (1 / 49) < 1. Where |a| <= 2^52 and
+b <= 2^51, two roundings change a / b by at most |a / b| (2 p + p^2) < 1 for
+b >= 2, and not at all for b = 1. So its floor q' is q - 1, q or q + 1. Both
+q' b, at most |a| + 2 b <= 2^53, and r' = a - q' b, in [-b, 2 b), are integers
+that float64 holds: r' >= b shows that q' = q - 1, and r' < 0 that q' = q + 1.
 
 `Longs` divide twice. float64 rounds a <= 2^62 too, so that the first quotient
 differs from a / b by at most 3.01 p |a / b| + 1, and what is left, a - q' b, is
@@ -36,7 +34,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -65,9 +63,7 @@ class LayerError(ValueError):
 _FIELDS: dict[type, tuple[tuple[str, ...], ...]] = {}
 
 
-def array_dataclass(
-  *static: str, labels: tuple[str, ...] = ()
-) -> Callable[[type], type]:
+def array_dataclass(*static: str, labels: tuple[str, ...] = ()) -> Any:
   """Registers a dataclass as a pytree of its fields.
 
   Unflattening skips `__init__`: a JAX transform may put anything in a leaf, so
@@ -136,13 +132,6 @@ def is_traced(*values: Any) -> bool:
   return any(isinstance(value, _TRACED) for value in values)
 
 
-def traceable(*values: Any) -> tuple[Any, ...]:
-  """Values as they go with tracers, or with a `Number` among them."""
-  if any(isinstance(value, Number) for value in values):
-    return values
-  return tuple(jnp.asarray(value) for value in values)
-
-
 def ceil_div(a: Any, b: Any) -> Any:
   """ceil(a / b) in whichever numbers a and b are."""
   return -(-a // b)
@@ -159,22 +148,14 @@ def larger(a: Any, b: Any) -> Any:
 
 
 def _extreme(op: Any, a: Any, b: Any) -> Any:
-  if isinstance(a, int | float) and isinstance(b, int | float):
+  if isinstance(a, _PLAIN) and isinstance(b, _PLAIN):
     return op(a, b)
   for x in (a, b):
     if isinstance(x, Number):
       return x.apply(op, a, b)
   on_host = isinstance(a, _HOST) and isinstance(b, _HOST)
-  return _elementwise(op, np if on_host else jnp)(a, b)
-
-
-def _elementwise(op: Any, numbers: Any) -> Any:
-  return {min: numbers.minimum, max: numbers.maximum}.get(op, op)
-
-
-_Range = tuple[int, int]
-# The structures of a formula's arguments, and its options.
-_Static = tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]
+  numbers: Any = np if on_host else jnp
+  return {min: numbers.minimum, max: numbers.maximum}[op](a, b)
 
 
 class exact:
@@ -189,13 +170,13 @@ class exact:
     formula: The formula.
     limits: Least and largest legal value of each size, by the name of its
       parameter or field.
-    least: Least legal value of a size without limits.
+    least: Least legal value of a size without limits, 0 or more.
     elementwise: Whether the formula is, so that bounds of its sizes bound its
       results. A formula that also sums along axes is not.
 
   Raises:
-    ValueError: If (on a call) a size is not an integer within its limits, or a
-      result, or an integer on the way to it, does not fit int64.
+    ValueError: If (on a call) a size is not an integer within its limits, or an
+      integer on the way to a result does not fit int64.
 
   >>> area = exact(lambda M, N: {"area": M * N})
   >>> int(area(2**31, 2**31)["area"]) == 2**62
@@ -233,22 +214,20 @@ class exact:
     whole = None if None in ranges else self._fit(static, sizes, ranges)
     return self._concrete(static, sizes, whole)
 
-  def _run(self, static: _Static, *numbers: Any) -> dict[str, Any]:
+  def _run(self, static: Any, *numbers: Any) -> dict[str, Any]:
     structures, options = static
     leaves = iter(numbers)
     args = [_unflatten(structure, leaves) for structure in structures]
     return self.formula(*args, **dict(options))
 
-  def _traced(self, static: _Static, sizes: Sequence[Any]) -> dict[str, Any]:
+  def _traced(self, static: Any, sizes: Any) -> dict[str, Any]:
     # Leading axes of one: rank promotion may be an error in the caller.
     rank = max(map(np.ndim, sizes))
     with jax.enable_x64(True):
       arrays = [jnp.asarray(x).astype(jnp.int64) for x in sizes]
       return self._compiled(static, *(_ranked(x, rank) for x in arrays))
 
-  def _fit(
-    self, static: _Static, sizes: Sequence[Any], ranges: tuple[_Range, ...]
-  ) -> frozenset[str] | None:
+  def _fit(self, static: Any, sizes: Any, ranges: Any) -> Any:
     """Shows that all fits int64; names the integer results if doubles do.
 
     Raises:
@@ -265,9 +244,7 @@ class exact:
     _refuse_overflow(run, sizes, self.elementwise)
     return None
 
-  def _reach_within(
-    self, ranges: tuple[_Range, ...], static: _Static
-  ) -> tuple[int, frozenset[str] | None]:
+  def _reach_within(self, ranges: Any, static: Any) -> tuple[int, Any]:
     """The largest integer; the integer results, if doubles are exact."""
     results = self._run(static, *(Interval(*ends) for ends in ranges))
     bounds = {name: Interval.of(x) for name, x in results.items()}
@@ -276,20 +253,17 @@ class exact:
     whole = (name for name, bound in bounds.items() if bound.whole)
     return peak, frozenset(whole) if peak + divisor < 2**53 else None
 
-  def _concrete(
-    self, static: _Static, sizes: Sequence[Any], whole: frozenset[str] | None
-  ) -> dict[str, np.ndarray]:
+  def _concrete(self, static: Any, sizes: Any, whole: Any) -> dict[str, Any]:
     """Results in NumPy, long ones chunk by chunk along their longest axis."""
     shape = np.broadcast_shapes(*map(np.shape, sizes))
     rank, count = len(shape), math.ceil(math.prod(shape) / _CHUNK)
     if not self.elementwise:
       sizes = [_ranked(np.asarray(x), rank) for x in sizes]
-      return {k: _own(x) for k, x in self._run(static, *sizes).items()}
+      rank = count = 0
     if count < 2:
       results = self._run(static, *sizes)
-      return {name: _ranked(_own(x), rank) for name, x in results.items()}
-    axis = int(np.argmax(shape))
-    length = shape[axis]
+      return {name: _own(x, rank) for name, x in results.items()}
+    axis, length = shape.index(max(shape)), max(shape)
     count = min(count, length // 2)  # so that no part has a length of one
     sizes = [_ranked(x, rank) if np.ndim(x) else x for x in sizes]
     out: dict[str, np.ndarray] = {}
@@ -300,7 +274,9 @@ class exact:
         x[here] if np.ndim(x) and x.shape[axis] > 1 else x for x in sizes
       ]
       if whole is not None:
-        chunk = [_HostDoubles.of(x) if np.ndim(x) else x for x in chunk]
+        chunk = [
+          x.astype(float).view(_Doubles) if np.ndim(x) else x for x in chunk
+        ]
       for name, x in self._run(static, *chunk).items():
         x = _ranked(np.asarray(x), rank)
         along = x.shape[axis] > 1
@@ -312,9 +288,7 @@ class exact:
     return out
 
 
-def _read(
-  named: tuple[str, Any], legal: tuple[int, int]
-) -> tuple[Any, _Range | None]:
+def _read(named: tuple[str, Any], legal: tuple[int, int]) -> tuple[Any, Any]:
   """A size as an integer, a read-only int64 array or a tracer, and its range.
 
   Raises:
@@ -328,14 +302,14 @@ def _read(
     array = np.asarray(size)
     is_whole = array.dtype.kind in "iu"
     if not is_whole and not all(isinstance(x, int) for x in array.flat):
-      raise ValueError(f"{name}: got {array.dtype} values; give integers")
+      raise ValueError(f"{name}: expected integers, got {array.dtype} values")
     if not array.size:
       return array.astype(np.int64), None
     least, most = int(array.min()), int(array.max())
   for value in (least, most):
     if not legal[0] <= value <= legal[1]:
       raise ValueError(
-        f"{name}: got {value}; give integers from {legal[0]} to {legal[1]}"
+        f"{name}: expected integers from {legal[0]} to {legal[1]}, got {value}"
       )
   if not np.ndim(array):
     return least, (least, most)
@@ -344,13 +318,10 @@ def _read(
   return array, (least, most)
 
 
-def _outward(ends: _Range) -> _Range:
+def _outward(ends: tuple[int, int]) -> tuple[int, int]:
   """A range that reaches to the next powers of two."""
   least, most = ends
-  return (
-    1 << (least.bit_length() - 1) if least > 0 else least,
-    1 << (most - 1).bit_length() if most > 0 else most,
-  )
+  return (1 << least.bit_length()) >> 1, 1 << max(most - 1, 0).bit_length()
 
 
 def _ranked(x: Any, rank: int) -> Any:
@@ -358,15 +329,13 @@ def _ranked(x: Any, rank: int) -> Any:
   return x if x.ndim == rank else x.reshape((1,) * (rank - x.ndim) + x.shape)
 
 
-def _own(x: Any) -> np.ndarray:
+def _own(x: Any, rank: int) -> np.ndarray:
   """A result as an array that is not part of a size."""
   array = np.asarray(x)
-  return array if array.flags.writeable else array.copy()
+  return _ranked(array if array.flags.writeable else array.copy(), rank)
 
 
-def _refuse_overflow(
-  run: Callable[..., dict[str, Any]], sizes: Iterable[Any], elementwise: bool
-) -> None:
+def _refuse_overflow(run: Callable, sizes: Any, elementwise: bool) -> None:
   """Shows element by element that all integers fit int64.
 
   Raises:
@@ -376,11 +345,11 @@ def _refuse_overflow(
   sizes = [np.atleast_1d(x) for x in sizes]
   shape = np.broadcast_shapes(*(x.shape for x in sizes))
 
-  def reach(kind):
-    results = run(*(Interval(x, x) for x in map(kind, sizes)))
+  def reach(dtype):
+    results = run(*(Interval(x, x) for x in (x.astype(dtype) for x in sizes)))
     return {name: Interval.of(x) for name, x in results.items()}
 
-  peaks = (x.peak for x in reach(_HostDoubles.of).values())
+  peaks = (x.peak for x in reach(float).values())
   doubtful = functools.reduce(np.maximum, peaks) >= _SURE
   if not np.any(doubtful):
     return
@@ -389,17 +358,15 @@ def _refuse_overflow(
     chosen = np.broadcast_to(doubtful, shape)
     index = np.argwhere(chosen)
     sizes = [np.broadcast_to(x, shape)[chosen] for x in sizes]
-  results = reach(lambda x: x.astype(object))
-  whole = {name: x.most for name, x in results.items() if x.whole}
-  peaks = {name: x.peak for name, x in results.items()}
-  for values, why in (
-    (whole, "= {} does not fit int64"),
-    (peaks, "needs {} on the way, past int64"),
+  results = reach(object)
+  for part, why in (
+    ("most", "= {} does not fit int64"),
+    ("peak", "needs {} on the way, past int64"),
   ):
-    for name, x in values.items():
-      x = np.atleast_1d(x)
+    for name, result in results.items():
+      x = np.atleast_1d(getattr(result, part))
       at = x.argmax()
-      if x.flat[at] > INT64_MAX:
+      if x.flat[at] > INT64_MAX and (result.whole or part == "peak"):
         where = np.unravel_index(at, x.shape) if index is None else index[at]
         raise LayerError(
           f"{name}[{', '.join(map(str, where))}] {why.format(x.flat[at])};"
@@ -408,12 +375,8 @@ def _refuse_overflow(
         )
 
 
-class _HostDoubles(np.ndarray):
+class _Doubles(np.ndarray):
   """Integers in float64, floor-divided by `/`, which is a vector operation."""
-
-  @classmethod
-  def of(cls, x: np.ndarray) -> _HostDoubles:
-    return x.astype(np.float64).view(cls)
 
   def __floordiv__(self, other):
     return np.floor(self / other)
@@ -458,7 +421,8 @@ class Number:
 
 Size = ArrayLike | Number
 _TRACED = (jax.core.Tracer, Number)
-_HOST = (np.ndarray, np.generic, int, float)
+_PLAIN = (int, float)
+_HOST = (np.ndarray, np.generic, *_PLAIN)
 
 
 @dataclasses.dataclass(slots=True)
@@ -494,15 +458,14 @@ class Interval(Number):
 
   def __post_init__(self):
     if self.whole:
-      magnitude = larger(abs(self.least), abs(self.most))
-      self.peak = larger(self.peak, magnitude)
+      self.peak = larger(self.peak, larger(-self.least, self.most))
 
   @classmethod
   def of(cls, values: Any) -> Interval:
     """The interval of a number, or of integers that are not empty."""
     if isinstance(values, Interval):
       return values
-    if isinstance(values, int | float):
+    if isinstance(values, _PLAIN):
       return cls(values, values, whole=isinstance(values, int))
     values = np.asarray(values)
     return cls(int(values.min()), int(values.max()))
@@ -511,9 +474,9 @@ class Interval(Number):
   def apply(cls, op: Any, a: Any, b: Any) -> Interval:
     a, b = cls.of(a), cls.of(b)
     is_point = a.least is a.most and b.least is b.most
-    op = {min: smaller, max: larger}.get(op, op)
+    op = _OPS.get(op, op)
     divisor, ends = larger(a.divisor, b.divisor), (b.least, b.most)
-    if op in _DIVISIONS and b.whole:
+    if b.whole and op in (operator.floordiv, operator.mod, operator.truediv):
       ends = larger(b.least, 1), larger(b.most, 1)
       divisor = divisor if op is operator.truediv else larger(divisor, ends[1])
     if is_point:
@@ -538,7 +501,7 @@ class Interval(Number):
     return Interval(total, total, peak, whole=self.whole)
 
 
-_DIVISIONS = operator.floordiv, operator.mod, operator.truediv
+_OPS: dict[Any, Any] = {min: smaller, max: larger}
 
 
 def _remainder(least: int, most: int, low: int, high: int) -> tuple[int, int]:
@@ -563,7 +526,7 @@ class Whole(Number):
     if op is operator.truediv:
       return a.astype(float) / b.astype(float)
     if op not in (operator.floordiv, operator.mod):
-      return cls(_elementwise(op, jnp)(a, b))
+      return cls(_OPS.get(op, op)(a, b))
     quotient, rest = (cls._scaled if is_power else cls._divided)(a, b)
     return cls(quotient if op is operator.floordiv else rest)
 
@@ -578,11 +541,8 @@ class Whole(Number):
     """Quotient and remainder, corrected as proved above."""
     quotient = jnp.floor(a / b)
     rest = a - quotient * b
-    low, high = rest >= b, rest < 0
-    quotient += low.astype(a.dtype) - high.astype(a.dtype)
-    zero = jnp.zeros((), a.dtype)
-    rest += jnp.where(high, b, zero) - jnp.where(low, b, zero)
-    return quotient, rest
+    quotient += (rest >= b).astype(a.dtype) - (rest < 0).astype(a.dtype)
+    return quotient, a - quotient * b
 
 
 class Doubles(Whole):
@@ -610,10 +570,7 @@ class Longs(Whole):
 
 
 class Singles(Whole):
-  """Integers in float32, for devices without fast float64 and int64.
-
-  Not exact: they are rounded above 2^24, and so are quotients of such.
-  """
+  """Integers in float32, rounded above 2^24; so are quotients of such."""
 
   dtype = jnp.float32
 
@@ -629,10 +586,8 @@ class Singles(Whole):
 def fastest(bounds: Iterable[Interval]) -> type[Whole] | None:
   """The fastest kind that is exact within bounds; None: int64 as it is.
 
-  >>> fastest([Interval.of(2**50)]).__name__
-  'Doubles'
-  >>> fastest([Interval.of(2**60)]).__name__
-  'Longs'
+  >>> [fastest([Interval.of(2**bits)]).__name__ for bits in (50, 60)]
+  ['Doubles', 'Longs']
   """
   bounds = list(bounds)
   # Elsewhere float64 is put together from narrower numbers.

@@ -34,11 +34,12 @@ def speedup(report: Report) -> Any:
   m/n itself, what a model of nothing but sparse layers could gain at most.
 
   Args:
-    report: of workloads that differ in the pattern of their sparse layers.
+    report: Report of workloads that differ in the pattern of their sparse
+      layers.
 
   Raises:
-    ValueError: matplotlib is missing, a workload mixes patterns, or there are
-      too many engines for one picture.
+    ValueError: If matplotlib is missing, a workload mixes patterns, or there
+      are too many engines for one picture.
 
   >>> from figs_jax.engine import report
   >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "1:8"}]
@@ -78,17 +79,17 @@ def speedup(report: Report) -> Any:
 def roofline(report: Report, title: str = "") -> Any:
   """The layers under the roofs of each engine, a panel per engine.
 
-  Arithmetic intensity is useful FLOP per byte of memory traffic; where an
-  engine's memory is unlimited there is no slope, only the roof of its
-  multipliers, and the panel says so. An engine with 2:4 units has two roofs.
+  Arithmetic intensity is useful FLOP per byte of memory traffic. Where an
+  engine's memory is unlimited, its multipliers are the only roof, and the panel
+  says so. An engine with 2:4 units has two roofs.
   Engines that count in one unit share the y axis.
 
   Args:
-    report: of one workload.
-    title: whose layers these are; the workload's name by default.
+    report: Report of one workload.
+    title: Name of the layers' model. Defaults to the workload's label.
 
   Raises:
-    ValueError: matplotlib is missing, or there are too many engines.
+    ValueError: If matplotlib is missing, or there are too many engines.
 
   >>> from figs_jax.engine import report
   >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "1:8"}]
@@ -135,10 +136,10 @@ def roofline(report: Report, title: str = "") -> Any:
 
 
 def breakdown(report: Report) -> Any:
-  """What the cycles of the whole model go to, a bar per engine.
+  """Parts of the cycles of the whole model, a bar per engine.
 
   Raises:
-    ValueError: matplotlib is missing, or there are too many bars.
+    ValueError: If matplotlib is missing, or there are too many bars.
 
   >>> from figs_jax.engine import report
   >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "1:8"}]
@@ -191,7 +192,7 @@ def figure_type() -> Any:
   """matplotlib's Figure.
 
   Raises:
-    ValueError: matplotlib is not installed.
+    ValueError: If matplotlib is not installed.
   """
   try:
     from matplotlib.figure import Figure
@@ -206,7 +207,7 @@ def empty_figure(width: float, height: float) -> Any:
   """A figure without axes, so many inches wide and high.
 
   Raises:
-    ValueError: as `figure_type`.
+    ValueError: If matplotlib is not installed.
   """
   return figure_type()(figsize=(width, height), dpi=150, layout="constrained")
 

@@ -25,7 +25,7 @@ from figs_jax.engine.int64 import ceil_div, larger, smaller
 from figs_jax.engine.spec import Engine, Gemm, check_itemsize, is_default
 from figs_jax.engine.timing import PARTS, bounded
 
-_KEPT, BLOCK = 2, 4  # of tensor cores
+_KEPT, _BLOCK = 2, 4  # of tensor cores
 
 
 class Processor(Engine):
@@ -94,7 +94,7 @@ class Roofline(Processor):
   PREFIX = ("kind", "chip")
   CHOICES = {"kind": KINDS}
   FROM_ZERO = ("overhead", "sparse_overhead")
-  BLOCK = BLOCK
+  BLOCK = _BLOCK
 
   @property
   def memory_bandwidth(self) -> Any:
@@ -157,7 +157,7 @@ def _call(gemm, chip, rate, sparse, itemsize):
   depth = padded[2] + sparse * (_halved(padded[2]) - padded[2])
   stored = K + sparse * (_halved(K) - K)
   flops = 2 * padded[0] * padded[1] * depth
-  bits = sparse * index_bits(_KEPT, BLOCK)
+  bits = sparse * index_bits(_KEPT, _BLOCK)
   metadata = ceil_div(stored * N * bits, 8)
   dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
   parts = bounded(arithmetic(ceil_div(flops, rate)), dram_bytes, chip.hbm)
@@ -174,7 +174,7 @@ def _call(gemm, chip, rate, sparse, itemsize):
 
 def _halved(depth):
   """2 of every 4, the last block padded."""
-  return ceil_div(depth, BLOCK) * _KEPT
+  return ceil_div(depth, _BLOCK) * _KEPT
 
 
 def arithmetic(compute: Any) -> dict[str, Any]:
@@ -215,8 +215,8 @@ def calibrated_overhead(
   check_itemsize(itemsize)
   bound = dataclasses.replace(engine, sparse_overhead=0, fallback=False)
   dense, sparse = (
-    int(bound.counts(Gemm(M, N, K, n, BLOCK), itemsize)["cycles"])
-    for n in (BLOCK, _KEPT)
+    int(bound.counts(Gemm(M, N, K, n, _BLOCK), itemsize)["cycles"])
+    for n in (_BLOCK, _KEPT)
   )
   overhead = round(dense / ratio) - sparse
   if overhead < 0:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from figs_jax.engine.blocks import Masks, fit, fits, kept_depth
+from figs_jax.engine.blocks import Masks, fit, fits_blocks, kept_depth
 from figs_jax.engine.int64 import array_dataclass, exact, is_traced
 
 MAX_SIDE = 2**31 - 1
@@ -188,7 +188,7 @@ class Engine:
 
   def runs(self, n: Any, m: Any) -> np.ndarray:
     """Whether the designs run patterns n:m; all three broadcast."""
-    return fits(n, m, self.BLOCK if self._has_blocks else 1)
+    return fits_blocks(n, m, self.BLOCK if self._has_blocks else 1)
 
   def note(self, sparse: int, known: int) -> str:
     """What a report must say about the engine's assumptions, or "".

@@ -46,7 +46,7 @@ from figs_jax.engine.spec import (
 )
 from figs_jax.engine.timing import Fold, bounded, schedule
 
-BLOCK = 4
+_BLOCK = 4
 # An SPMM tile: rows of A and columns of B, and the contraction at 4:4.
 _TILE, _TILE_DEPTH = 16, 32
 # Published speed-up of the dense tile: what the CPU's front end leaves.
@@ -103,7 +103,7 @@ class Vegeta(Engine):
   PREFIX = ("sparse", "alpha", "beta", "rows", "cols")
   CHOICES = {"overlap": OVERLAPS}
   FROM_ZERO = ("interleave",)
-  BLOCK = BLOCK
+  BLOCK = _BLOCK
 
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
@@ -131,14 +131,14 @@ class Vegeta(Engine):
   def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
     M, N, K, rows, cols = gemm.M, gemm.N, gemm.K, self.rows, self.cols
     held = held_of(run, rows)
-    depth = larger(rows, rows // held * BLOCK)  # K_eff
+    depth = larger(rows, rows // held * _BLOCK)  # K_eff
     down, across = ceil_div(K, depth), ceil_div(N, cols)  # (4)
-    stored = kept_depth(K, held, BLOCK)
-    metadata = ceil_div(stored * N * index_bits(held, BLOCK), 8)
+    stored = kept_depth(K, held, _BLOCK)
+    metadata = ceil_div(stored * N * index_bits(held, _BLOCK), 8)
     dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
     parts = bounded(_tiled(M, down, across, self), dram_bytes, self.dram_bw)
     # A mask may hold less than its pattern allows.
-    kept = smaller(gemm.kept, kept_depth(K, _lanes(run), BLOCK))
+    kept = smaller(gemm.kept, kept_depth(K, _lanes(run), _BLOCK))
     # Ratios that cannot pass 1, so that rounding cannot lift their product.
     utilisation = kept / (down * rows) * (N / (across * cols))
     return parts | {
@@ -156,9 +156,9 @@ class Vegeta(Engine):
     The wires carry 4 values to each row of multipliers whatever the pattern;
     values that two or four rows share count once.
     """
-    run = fit(n, m, BLOCK) if self.sparse else BLOCK
+    run = fit(n, m, _BLOCK) if self.sparse else _BLOCK
     rows = np.asarray(self.rows)
-    inputs = np.maximum(rows, rows // held_of(run, rows) * BLOCK)
+    inputs = np.maximum(rows, rows // held_of(run, rows) * _BLOCK)
     return {"inputs": inputs, "outputs": np.asarray(self.cols)}
 
 
@@ -173,17 +173,17 @@ def held_of(run: Any, rows: Any) -> Any:
   """
   held = _lanes(run)
   fits = smaller(rows // held, 1)
-  return fits * held + (1 - fits) * BLOCK
+  return fits * held + (1 - fits) * _BLOCK
 
 
 def _lanes(run):
-  return BLOCK // (BLOCK // larger(run, 1))
+  return _BLOCK // (_BLOCK // larger(run, 1))
 
 
 def _tiled(M, down, across, array):
   """The parts of the cycles of the whole tiles of M and of what remains."""
   load, hops = array.rows // array.beta, array.cols // array.alpha
-  enter = ceil_div(array.rows * (BLOCK if array.sparse else 1), array.bw_in)
+  enter = ceil_div(array.rows * (_BLOCK if array.sparse else 1), array.bw_in)
   leave = ceil_div(array.cols, array.bw_out)
 
   def fold(T):  # WL + T + fill is (3)
@@ -303,8 +303,8 @@ def spmm_lines(n: int, line: int = 64, itemsize: int = 2) -> int:
   [32, 50, 82]
   """
   values = _TILE * _TILE_DEPTH
-  bits = int(index_bits(n, BLOCK))
-  columns = _TILE_DEPTH * BLOCK // n * _TILE
+  bits = int(index_bits(n, _BLOCK))
+  columns = _TILE_DEPTH * _BLOCK // n * _TILE
   sizes = (values * itemsize, ceil_div(values * bits, 8), columns * itemsize)
   return sum(ceil_div(size, line) for size in sizes)
 
@@ -328,6 +328,6 @@ def spmm_speedup(
   >>> [tuple(round(x, 2) for x in spmm_speedup(n)) for n in (4, 2, 1)]
   [(1.09, 1.09), (2.18, 2.18), (3.4, 4.36)]
   """
-  compute = dense * BLOCK / n
+  compute = dense * _BLOCK / n
   starved = max(1.0, spmm_lines(n) / (_TILE * clock))
   return compute / starved, compute

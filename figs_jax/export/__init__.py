@@ -1,7 +1,7 @@
-"""Finished weights for others: checked files of plain arrays.
+"""Export of finished weights to checked files of plain arrays.
 
-Trees of arrays in, files out, each read back before it gets its name. Nothing
-here knows a model or a workdir; `figs_jax.cli.export` does.
+Trees of arrays in, files out. Each file is read back before it gets its name.
+Models and workdirs are handled by `figs_jax.cli.export`.
 """
 
 from figs_jax.export._survey import Finding, survey

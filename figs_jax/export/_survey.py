@@ -1,9 +1,9 @@
-"""Which N:M patterns the tensors of any safetensors file have.
+"""Survey of the N:M patterns in the tensors of any safetensors file.
 
-Nothing is assumed of the file but its format. For every floating tensor of two
-axes or more, and every axis, the most entries that a group of m = 2, 4, 8, 16
-or 32 holds are counted; the pattern told is the one of least n / m, and of the
-smallest m where several are. Zeros of either sign are no entries, NaN is one.
+For every floating tensor of two axes or more, and every axis, the largest count
+of entries in a group of m = 2, 4, 8, 16 or 32 is computed. The reported pattern
+has the smallest n / m, and of several the smallest m. Zeros of either sign do
+not count as entries, NaN does.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ Axes = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What a tensor is.
+  """Survey of one tensor.
 
   Attributes:
-    name, shape, kind: of the tensor; kind in the words of safetensors.
-    stored: bytes in the file.
-    sparsity: share of zeros; None of a tensor that was not looked at.
-    patterns: axes -> tightest pattern; those without one are left out. Several
-      axes are one flattened group axis, in that order: a convolution's product.
-    told: what the file itself says, where it is packed.
-    path: of the file.
+    name: Name of the tensor.
+    shape: Shape of the tensor.
+    kind: Dtype as named by safetensors.
+    stored: Number of bytes in the file.
+    sparsity: Share of zeros, or None for a tensor that was not examined.
+    patterns: Axes -> tightest pattern; axes without one are left out. Several
+      axes are one group axis, flattened in that order (a convolution).
+    declared: Pattern declared by the file, for a packed tensor.
+    path: Path of the file.
   """
 
   name: str
@@ -49,28 +51,28 @@ class Finding:
   stored: int
   sparsity: float | None
   patterns: dict[Axes, NM]
-  told: NM | None = None
+  declared: NM | None = None
   path: Path = Path()
 
 
 def survey(path: str | Path) -> Iterator[Finding]:
-  """Every tensor of a file, a few megabytes of it in memory at a time.
+  """Surveys every tensor of a file, with a few megabytes in memory at a time.
 
-  Packed tensors are unpacked one by one, and compared with their hashes.
+  Packed tensors are unpacked one by one and compared with their hashes.
 
   Args:
-    path: a .safetensors file, or a directory that holds such files.
+    path: A .safetensors file, or a directory of such files.
 
   Raises:
-    ExportError: a file that is damaged or contradicts itself, or a directory
-      without one that its index names.
+    ExportError: If a file is damaged or contradicts itself, or a directory
+      lacks a file that its index names.
 
   >>> import tempfile
   >>> from figs_jax.export import write
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   write(f"{folder}/a.safetensors", {"w": np.eye(4, dtype=np.float32)})
-  ...   [found] = survey(folder)
-  >>> {axes: str(nm) for axes, nm in found.patterns.items()}, found.sparsity
+  ...   [w] = survey(folder)
+  >>> {axes: str(nm) for axes, nm in w.patterns.items()}, w.sparsity
   ({(0,): '1:4', (1,): '1:4'}, 0.75)
   """
   path = Path(path)
@@ -84,7 +86,7 @@ def survey(path: str | Path) -> Iterator[Finding]:
 
 
 def _files_of(directory: Path) -> list[Path]:
-  """The files of a directory, all that its index names among them."""
+  """The files of a directory, which must include all that its index names."""
   names = {each.name for each in directory.iterdir()}
   files = {name for name in names if name.endswith(SUFFIX)}
   for index in sorted(n for n in names if n.endswith(f"{SUFFIX}.index.json")):
@@ -101,13 +103,13 @@ def _files_of(directory: Path) -> list[Path]:
 def _finding(weight: Weight) -> Finding:
   size = math.prod(weight.shape)
   dtype = DTYPES.get(weight.kind)
-  told = weight.leaf.pattern if weight.leaf else None
+  declared = weight.leaf.pattern if weight.leaf else None
   same = (weight.name, weight.shape, weight.kind, weight.stored)
   is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
   if len(weight.shape) < 2 or not size or not is_float:
     if weight.rows is None:
       weight.read()  # for its hash
-    return Finding(*same, None, {}, told)
+    return Finding(*same, None, {}, declared)
   axes: list[Axes] = [(axis,) for axis in range(len(weight.shape))]
   if len(weight.shape) == 4:
     axes.append((2, 3, 1))  # [out, in, height, width]
@@ -123,15 +125,15 @@ def _finding(weight: Weight) -> Finding:
         most[each][m] = max(n, most[each].get(m, 0))
   patterns = {}
   for each in axes:
-    found = [NM(max(n, 1), m) for m, n in most[each].items()]
-    found = [nm for nm in found if not nm.is_dense]
-    if found:
-      patterns[each] = min(found, key=lambda nm: (nm.density, nm.m))
-  return Finding(*same, 1 - entries / size, patterns, told)
+    fitting = [NM(max(n, 1), m) for m, n in most[each].items()]
+    fitting = [nm for nm in fitting if not nm.is_dense]
+    if fitting:
+      patterns[each] = min(fitting, key=lambda nm: (nm.density, nm.m))
+  return Finding(*same, 1 - entries / size, patterns, declared)
 
 
 def _parts(weight: Weight) -> Iterator[np.ndarray]:
-  """The tensor in parts of axis 0 that no group straddles."""
+  """The tensor in parts of axis 0, with all groups whole."""
   rows, length = weight.rows, weight.shape[0]
   each = math.prod(weight.shape[1:]) * DTYPES[weight.kind].itemsize
   step = max(_MOST_BYTES // (each * SIZES[-1]), 1) * SIZES[-1]
@@ -143,7 +145,7 @@ def _parts(weight: Weight) -> Iterator[np.ndarray]:
 
 
 def _used(part: np.ndarray) -> Bool[np.ndarray, "*shape"]:
-  """Where a float is no zero, read from its bits: any format has a sign."""
+  """True at non-zero floats, read from the bits for any format."""
   words = np.ascontiguousarray(part).view(_WORDS[part.dtype.itemsize])
   return (words << 1) != 0
 
@@ -151,21 +153,21 @@ def _used(part: np.ndarray) -> Bool[np.ndarray, "*shape"]:
 def _counts(
   used: Bool[np.ndarray, "*shape"], axes: Axes, whole: int
 ) -> dict[int, int]:
-  """m -> the most entries of a group, for every m that divides the axes.
+  """m -> the largest count of a group, for every m that divides the axes.
 
   Args:
-    used: a part of the tensor.
-    axes: the group axes.
-    whole: length of the tensor's own axis 0.
+    used: Non-zeros of a part of the tensor.
+    axes: Group axes.
+    whole: Length of axis 0 of the whole tensor.
   """
   length = math.prod(used.shape[axis] for axis in axes)
   total = length if 0 not in axes else length // used.shape[0] * whole
   rest = [axis for axis in range(used.ndim) if axis not in axes]
   counts = used.transpose(*rest, *axes).astype(np.uint8).reshape(-1, length)
-  found = {}
+  most = {}
   for m in SIZES:
     if total % m:
       break
     counts = counts[:, 0::2] + counts[:, 1::2]
-    found[m] = int(counts.max())
-  return found
+    most[m] = int(counts.max())
+  return most

@@ -1,4 +1,4 @@
-"""Where an export goes: whole or not at all, and never over what is there."""
+"""Atomic writes: a file appears whole or not at all, and replaces nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class ExportError(ValueError):
-  """Weights that cannot be written as asked, or a file that lies."""
+  """Weights that cannot be written as asked, or a damaged file."""
 
 
 @contextlib.contextmanager
@@ -26,18 +26,20 @@ def replacing(
   overwrite: bool = False,
   own: Collection[str] | None = None,
 ) -> Iterator[Path]:
-  """A path to write to, which becomes `path` at the end if nothing failed.
+  """Yields a path to write to, which becomes `path` at the end without errors.
 
-  Where `path` is a link, what it leads to is written. What is on the disk is
-  whole even if the machine stops in between.
+  A link is followed. The result on disk is whole even if the machine stops in
+  between.
 
   Args:
-    path: of a file, or with `own` of a directory, which is made.
-    overwrite: replaces what is there.
-    own: the names of a directory's files; one that holds others is kept.
+    path: Path of a file or, with `own`, of a directory, which is created.
+    overwrite: Whether to replace an existing file or directory.
+    own: Names of the files of a directory; one with other files is not
+      replaced.
 
   Raises:
-    ExportError: as `check_free`, or the file system refuses.
+    ExportError: If the path is not free (see `check_free`), or the file system
+      refuses.
   """
   check_free(path, overwrite=overwrite, own=own)
   where = Path(os.path.realpath(path))
@@ -49,18 +51,18 @@ def replacing(
         part.mkdir()
       try:
         yield part
-      except ExportError as error:  # in words of what the user named
-        told = str(error).replace(str(part), str(path))
-        raise ExportError(told) from error
+      except ExportError as error:  # name the path that the user gave
+        message = str(error).replace(str(part), str(path))
+        raise ExportError(message) from error
       _to_disk(part, mode)
-      # Another program may have been quicker.
+      # Another program may have created it meanwhile.
       check_free(path, overwrite=overwrite, own=own)
       try:
         if where.is_dir():
           where.replace(old)
         part.replace(where)
       finally:
-        # Whatever came between, Ctrl-C too: one of the two stays.
+        # Even after Ctrl-C one of the two stays.
         if old.is_dir() and not where.exists():
           old.replace(where)
       _sync(where.parent)
@@ -70,7 +72,7 @@ def replacing(
 
 @contextlib.contextmanager
 def _folder_in(parent: Path) -> Iterator[Path]:
-  """A new folder of this call's own; it goes, with all that is left in it."""
+  """A new temporary folder, removed at the end."""
   folder = Path(tempfile.mkdtemp(prefix=".part-", dir=parent))
   try:
     yield folder
@@ -80,7 +82,7 @@ def _folder_in(parent: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-  """SIGTERM as an exception, so that nothing half-written stays behind."""
+  """Turns SIGTERM into an exception, so that no partial file stays behind."""
   is_ours = (
     threading.current_thread() is threading.main_thread()
     and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -95,14 +97,14 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _mode(where: Path, folder: Path) -> int:
-  """The permissions of the file that is replaced, or of any new file."""
+  """The permissions of the replaced file, or of a new file."""
   probe = folder / "mode"
   probe.touch()
   return stat.S_IMODE((where if where.is_file() else probe).stat().st_mode)
 
 
 def _to_disk(part: Path, mode: int) -> None:
-  """Files that others can read, which some libraries' are not, and whole."""
+  """Sets the permissions and flushes to disk."""
   for file in part.iterdir() if part.is_dir() else (part,):
     file.chmod(mode)
     _sync(file)
@@ -115,7 +117,7 @@ def _sync(path: Path) -> None:
   try:
     os.fsync(handle)
   except OSError as error:
-    # A file system may know no such thing, of a directory above all.
+    # Some file systems do not support this, especially for directories.
     if error.errno not in (errno.EINVAL, errno.ENOTSUP):
       raise
   finally:
@@ -128,15 +130,15 @@ def check_free(
   overwrite: bool = False,
   own: Collection[str] | None = None,
 ) -> None:
-  """Raises where nothing could be written.
+  """Raises if nothing can be written to a path.
 
   Args:
-    path: of the file or directory to come.
-    overwrite: as in `replacing`.
-    own: as in `replacing`.
+    path: Path of the new file or directory.
+    overwrite: Whether an existing file or directory may be replaced.
+    own: Names of the files of a directory, see `replacing`.
 
   Raises:
-    ExportError: something else is there, or there is no directory for it.
+    ExportError: If the path exists, or its parent is not a directory.
 
   >>> import tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
@@ -146,21 +148,21 @@ def check_free(
   try:
     where = Path(os.path.realpath(path))
     if not where.parent.is_dir():
-      raise ExportError(f"{path}: there is no such directory; make it first")
+      raise ExportError(f"{path}: no such directory; create it first")
     if own is None and where.is_dir():
-      raise ExportError(f"{path}: this is a directory; name a file in it")
+      raise ExportError(f"{path}: expected a file, got a directory")
     if own is not None and where.is_dir():
       names = {each.name for each in where.iterdir()}
       for other in sorted(names - set(own)):
         raise ExportError(
-          f"{path}: this directory holds {other!r} too; name a new one"
+          f"{path}: the directory also holds {other!r}; use a new one"
         )
       is_taken = bool(names)
     elif where.is_symlink() or where.exists():
-      # A link here leads to itself.
+      # A link at this point leads to itself.
       if own is not None or where.is_symlink() or not where.is_file():
         kind = "regular file" if own is None else "directory"
-        raise ExportError(f"{path}: this is no {kind}; name another")
+        raise ExportError(f"{path}: not a {kind}; use another path")
       is_taken = True
   except (OSError, ValueError) as error:  # such as a name with a NUL
     if isinstance(error, ExportError):
@@ -171,7 +173,7 @@ def check_free(
 
 
 def printable(text: str) -> str:
-  r"""Text whose other characters are escaped, as a terminal should see it.
+  r"""The text with all unprintable characters escaped.
 
   >>> printable("\x1b[31mred")
   '\\x1b[31mred'
@@ -182,7 +184,7 @@ def printable(text: str) -> str:
 
 
 def line(error: Exception) -> str:
-  """What a library said, in one line.
+  """The message of a library in one line.
 
   >>> line(ValueError("this\\nand that"))
   'this'
@@ -197,5 +199,5 @@ def line(error: Exception) -> str:
 
 
 def unreadable(path: str | Path, error: OSError | ValueError) -> ExportError:
-  """The error of a path that the file system refuses."""
+  """The error for a path that the file system refuses."""
   return ExportError(f"{path}: {getattr(error, 'strerror', '') or line(error)}")

@@ -1,8 +1,8 @@
-"""Safetensors files: checked before a tensor is read, written whole or not.
+"""Safetensors files: checked before a tensor is read, written atomically.
 
-A file from a stranger is data. Every length, dtype, shape and place in it is
-compared with the others and with the file's own length before memory is
-allocated, and nothing is ever unpickled.
+Files are not trusted. Every length, dtype, shape and offset is compared with
+the others and with the length of the file before memory is allocated, and
+nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -48,28 +48,30 @@ DTYPES = {
 _MOST_HEADER = 16 << 20
 _MOST_INDEX = 64 << 20
 _FIELDS = {"dtype", "shape", "data_offsets"}
-# Of other programs' files, which would have a header by chance at best.
+# Suffixes of other formats.
 _OTHERS = {
   ".bin": "a pickle",
   ".pt": "a pickle",
   ".pth": "a pickle",
   ".ckpt": "a pickle",
   ".pkl": "a pickle",
-  ".npz": "numpy's",
-  ".json": "no weights",
+  ".npz": "a NumPy archive",
+  ".json": "JSON",
 }
 _MOST_RANK = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A tensor of a file; nothing of it is in memory.
+  """A tensor of a file, not yet in memory.
 
   Attributes:
-    path: of the file.
-    name, shape: of the tensor.
-    kind: its dtype, in the file's words.
-    offset, nbytes: its place in the file.
+    path: Path of the file.
+    name: Name of the tensor.
+    shape: Shape of the tensor.
+    kind: Dtype as named in the file.
+    offset: First byte of the tensor in the file.
+    nbytes: Number of bytes.
   """
 
   path: Path
@@ -81,31 +83,31 @@ class Entry:
 
   @property
   def dtype(self) -> np.dtype:
-    """The dtype.
+    """The NumPy dtype.
 
     Raises:
-      ExportError: numpy has none of that kind.
+      ExportError: If NumPy has no such dtype.
     """
     if self.kind not in DTYPES:
       raise ExportError(
-        f"{self.path}: {self.name} has dtype {self.kind}; known are"
+        f"{self.path}: {self.name} has unknown dtype {self.kind}. Known:"
         f" {', '.join(DTYPES)}"
       )
     return DTYPES[self.kind]
 
   def read(self) -> Shaped[np.ndarray, "*shape"]:
-    """The tensor.
+    """Reads the tensor.
 
     Raises:
-      ExportError: the file became shorter.
+      ExportError: If the file became shorter.
     """
     return self._part(0, self.shape)
 
   def rows(self, begin: int, end: int) -> Shaped[np.ndarray, "*shape"]:
-    """The part begin <= i < end of axis 0, without reading the rest.
+    """Reads only the part begin <= i < end of axis 0.
 
     Raises:
-      ExportError: the file became shorter.
+      ExportError: If the file became shorter.
     """
     each = math.prod(self.shape[1:]) * self.dtype.itemsize
     return self._part(begin * each, (end - begin, *self.shape[1:]))
@@ -126,14 +128,14 @@ def opened(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
   """The tensors of a .safetensors file by name, and its metadata.
 
   Args:
-    path: of the file.
+    path: Path of the file.
 
   Returns:
-    Entries, whose arrays are read when asked for, and the header's metadata.
+    Entries, which read their arrays on request, and the metadata of the header.
 
   Raises:
-    ExportError: no such file, or one that is no whole safetensors file: a line
-      says in what it contradicts itself.
+    ExportError: If the file is missing or not a whole safetensors file. The
+      message names the contradiction.
 
   >>> import tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
@@ -148,16 +150,16 @@ def opened(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
   path = Path(path)
   header, start = _header(path)
   try:
-    # Every dtype, shape and offset, and that they cover the file exactly.
+    # Checks every dtype, shape and offset, and that they cover the file.
     with safe_open(path, framework="numpy") as file:
       metadata = dict(file.metadata() or {})
   except (SafetensorError, OSError, MemoryError) as error:
     raise damaged(path, line(error)) from error
   header.pop("__metadata__", None)
-  found = {
+  entries = {
     name: _entry(path, name, entry, start) for name, entry in header.items()
   }
-  return found, metadata
+  return entries, metadata
 
 
 def write(
@@ -167,17 +169,17 @@ def write(
   metadata: Mapping[str, str] | None = None,
   overwrite: bool = False,
 ) -> None:
-  """Writes a .safetensors file, reads it back, and only then names it so.
+  """Writes a .safetensors file, and reads it back before it gets its name.
 
   Args:
-    path: its suffix is .safetensors.
-    tensors: by name.
-    metadata: of the file's header.
-    overwrite: replaces a file of that name.
+    path: Path with the suffix .safetensors.
+    tensors: Arrays by name.
+    metadata: Metadata for the header of the file.
+    overwrite: Whether to replace an existing file.
 
   Raises:
-    ExportError: a path that cannot be, a dtype that the format lacks, a file
-      that exists, or one that does not hold what was written.
+    ExportError: If the path is invalid or exists, the format lacks a dtype, or
+      the file does not hold what was written.
 
   >>> import tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
@@ -191,13 +193,13 @@ def write(
 
 
 def check_suffix(path: str | Path) -> None:
-  """Raises unless a path says that it is of a safetensors file.
+  """Raises unless a path ends in .safetensors.
 
   Args:
-    path: need not exist.
+    path: Path, which need not exist.
 
   Raises:
-    ExportError: it does not.
+    ExportError: If the suffix differs.
 
   >>> check_suffix("model.safetensors")
   """
@@ -210,10 +212,10 @@ def save(
   tensors: Mapping[str, np.ndarray],
   metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """The tensors in a new file, compared with it bit by bit.
+  """Writes tensors to a new file and compares it with them bit by bit.
 
   Raises:
-    ExportError: as `write`.
+    ExportError: If the file cannot be written or differs, see `write`.
   """
   from safetensors import SafetensorError
   from safetensors.numpy import save_file
@@ -223,60 +225,61 @@ def save(
     array = np.asarray(value)
     if array.dtype not in DTYPES.values():
       raise ExportError(
-        f"{name}: dtype {array.dtype} has no place in a safetensors file; cast"
-        " it to one that has"
+        f"{name}: safetensors files do not support dtype {array.dtype}; cast it"
+        " to another"
       )
-    # Not for arrays without axes, to which it would give one.
+    # Not for arrays without axes, to which NumPy would add one.
     whole[name] = array if array.ndim == 0 else np.ascontiguousarray(array)
   try:
     save_file(whole, path, metadata=dict(metadata) if metadata else None)
   except (SafetensorError, ValueError, TypeError) as error:
     raise ExportError(
-      f"{path}: cannot be written ({line(error)}); is the disk full, or a name"
-      " no text?"
+      f"{path}: cannot be written ({line(error)}); check the disk space, and"
+      " that all names are text"
     ) from error
-  found, told = opened(path)
-  if found.keys() != whole.keys() or told != dict(metadata or {}):
+  entries, header = opened(path)
+  if entries.keys() != whole.keys() or header != dict(metadata or {}):
     raise ExportError(f"{path}: the file's header is not what was written")
-  for name, entry in found.items():
+  for name, entry in entries.items():
     same = entry.dtype == whole[name].dtype and entry.shape == whole[name].shape
     if not (same and entry.read().tobytes() == whole[name].tobytes()):
-      raise ExportError(f"{path}: {name} is not what was written; is the disk?")
+      raise ExportError(
+        f"{path}: {name} is not what was written; check the disk"
+      )
 
 
 def damaged(path: Path, why: str) -> ExportError:
-  """The error of a file that lies."""
+  """The error for a damaged file."""
   return ExportError(
-    f"{path}: no whole safetensors file ({why}); fetch it again"
+    f"{path}: not a whole safetensors file ({why}); fetch it again"
   )
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """An object of JSON whose names differ, as `json.loads` takes it.
+  """Hook of `json.loads` that refuses an object with a duplicate name.
 
   Raises:
-    ValueError: a name is there twice; readers differ in which one they take.
+    ValueError: If a name occurs twice, where readers differ in their choice.
 
-  >>> json.loads('{"a": 1, "a": 2}', object_pairs_hook=unique)
-  Traceback (most recent call last):
-  ValueError: the name 'a' is there twice
+  >>> json.loads('{"a": 1, "b": 2}', object_pairs_hook=unique)
+  {'a': 1, 'b': 2}
   """
-  found: dict[str, Any] = {}
+  values: dict[str, Any] = {}
   for name, value in pairs:
-    if name in found:
+    if name in values:
       raise ValueError(f"the name {name[:80]!r} is there twice")
-    found[name] = value
-  return found
+    values[name] = value
+  return values
 
 
 def weight_map(index: Path) -> dict[str, str]:
-  """Tensor -> file, as the index of a model in several files has it.
+  """Tensor -> file, from the index of a model in several files.
 
   Args:
-    index: path of the JSON, whose `weight_map` it is.
+    index: Path of the JSON file with a `weight_map`.
 
   Raises:
-    ExportError: no such file, or none that is an index.
+    ExportError: If the file is missing or not an index.
 
   >>> import tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
@@ -289,25 +292,25 @@ def weight_map(index: Path) -> dict[str, str]:
   if index.stat().st_size > _MOST_INDEX:
     raise ExportError(f"{index}: too long for an index of tensors")
   try:
-    found = json.loads(index.read_bytes(), object_pairs_hook=unique)
-    places = dict(found["weight_map"])
+    content = json.loads(index.read_bytes(), object_pairs_hook=unique)
+    places = dict(content["weight_map"])
     if not all(isinstance(name, str) for name in places.values()):
-      raise ValueError("its files are no names")
+      raise ValueError("a file name is not text")
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise ExportError(
-      f"{index}: no index of tensors, with a weight_map of them to files"
+      f"{index}: not an index of tensors with a weight_map to files"
       f" ({line(error)})"
     ) from error
   return places
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-  """The header's object, and where the tensors begin."""
+  """The header, and the offset of the first tensor."""
   check_readable(path)
   if path.suffix in _OTHERS:
     raise ExportError(
-      f"{path}: {_OTHERS[path.suffix]}, and no safetensors file; name one that"
-      f" ends in {SUFFIX}, or a directory of them"
+      f"{path}: expected a safetensors file, got {_OTHERS[path.suffix]}; name a"
+      f" file that ends in {SUFFIX}, or a directory of them"
     )
   try:
     size = path.stat().st_size
@@ -327,45 +330,45 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
       raise
     raise damaged(path, line(error)) from error
   if not isinstance(header, dict):
-    raise damaged(path, "its header is no object")
+    raise damaged(path, "its header is not an object")
   return header, 8 + length
 
 
 def check_readable(path: Path) -> None:
-  """Raises where there is no regular file to read.
+  """Raises unless a path is a regular file.
 
   Args:
-    path: of the file.
+    path: Path of the file.
 
   Raises:
-    ExportError: none is there, or something else is, or one may not look.
+    ExportError: If the file is missing, not a regular file, or not accessible.
 
   >>> check_readable(Path("nowhere"))
   Traceback (most recent call last):
-  figs_jax.export.atomic_write.ExportError: nowhere: there is no such file
+  figs_jax.export.atomic_write.ExportError: nowhere: no such file
   """
   try:
     kind = path.stat().st_mode
   except FileNotFoundError as error:
-    raise ExportError(f"{path}: there is no such file") from error
+    raise ExportError(f"{path}: no such file") from error
   except (OSError, ValueError) as error:
     raise unreadable(path, error) from error
   if not stat.S_ISREG(kind):
-    raise ExportError(f"{path}: this is no regular file; name one")
+    raise ExportError(f"{path}: not a regular file")
 
 
 def _entry(path: Path, name: str, entry: Any, start: int) -> Entry:
-  """What the header says of a tensor, its sums checked already.
+  """A tensor of the header; only its sums are checked already.
 
-  Its form is not: libraries take an array for an object.
+  Libraries accept an array in place of an object, for example.
   """
   if not (isinstance(entry, dict) and entry.keys() == _FIELDS):
     raise damaged(path, f"{name[:80]!r} has not just dtype, shape and offsets")
   kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
   numbers = [shape, offsets]
   if not isinstance(kind, str) or not all(map(are_sizes, numbers)):
-    raise damaged(path, f"{name[:80]!r} has another form than its library's")
-  # No array has more axes or is longer, even one without entries.
+    raise damaged(path, f"{name[:80]!r} has an unexpected form")
+  # Limits of NumPy arrays, even of empty ones.
   span = math.prod(max(length, 1) for length in shape)
   if not name.isprintable() or len(shape) > _MOST_RANK or span >= 2**59:
     raise damaged(path, f"a tensor {name[:80]!r} of shape {str(shape)[:80]}")
@@ -374,7 +377,7 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> Entry:
 
 
 def are_sizes(numbers: Any) -> bool:
-  """Whether something from JSON is a list of whole numbers, none below 0.
+  """Whether a JSON value is a list of non-negative integers.
 
   >>> are_sizes([2, 0]), are_sizes([True]), are_sizes("2")
   (True, False, False)

@@ -1,13 +1,13 @@
-"""What a packed file says of itself, believed only where its tensors agree.
+"""The manifest of a packed file, which is checked against its tensors.
 
 The manifest is JSON in the header of a .safetensors file, under `figs_jax`:
 {"version": 1, "tensors": {NAME: {"layout", "dtype", "shape", "sha256"}}}, and
-"pattern" and "axis" where a tensor is packed. The hash is of the tensor's own
-bytes, unpacked, in C order. A tensor is stored as the parts of its layout:
+"pattern" and "axis" for a packed tensor. The hash is that of the bytes of the
+unpacked tensor in C order. A tensor is stored as the parts of its layout:
 
 * `dense`: NAME itself;
-* `indices`, `bitmask`: NAME.values and NAME.metadata, of `core.packing`;
-* `torch-2:4`: NAME.packed and NAME.meta, of `export.semi_structured`.
+* `indices`, `bitmask`: NAME.values and NAME.metadata, see `core.packing`;
+* `torch-2:4`: NAME.packed and NAME.meta, see `export.semi_structured`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARTS = {
   "bitmask": (".values", ".metadata"),
   "torch-2:4": (".packed", ".meta"),
 }
-# A file is unpacked to m / n times its length, which its reader has to have.
+# A file unpacks to m / n times its length, which must fit into memory.
 MOST_M = 1024
 _WORDS = {dtype: word for word, dtype in DTYPES.items()}
 _ALWAYS = {"layout", "dtype", "shape", "sha256"}
@@ -47,10 +47,12 @@ class Record:
   """One tensor of a manifest.
 
   Attributes:
-    layout: a key of `PARTS`.
-    shape, dtype: of the tensor, unpacked.
-    sha256: of its bytes, as 64 hexadecimal digits.
-    pattern, axis: where it is packed: its pattern and its group axes.
+    layout: Key of `PARTS`.
+    shape: Shape of the unpacked tensor.
+    dtype: Dtype of the unpacked tensor.
+    sha256: Hash of the bytes, as 64 hexadecimal digits.
+    pattern: Pattern of a packed tensor.
+    axis: Group axes of a packed tensor.
   """
 
   layout: str
@@ -68,11 +70,11 @@ class Record:
     layout: str = "dense",
     leaf: MaskedKernel | None = None,
   ) -> Record:
-    """The record of an array that is stored in this layout."""
+    """The record of an array stored in this layout."""
     if array.dtype not in _WORDS:
       raise ExportError(
-        f"{name}: dtype {array.dtype} has no place in a safetensors file; cast"
-        " it to one that has"
+        f"{name}: safetensors files do not support dtype {array.dtype}; cast it"
+        " to another"
       )
     pattern, axis = None, ()
     if leaf is not None:
@@ -113,12 +115,10 @@ def written(records: Mapping[str, Record]) -> dict[str, str]:
 def parsed(
   path: Path, metadata: Mapping[str, str], entries: Mapping[str, Entry]
 ) -> dict[str, Record]:
-  """The manifest of a file, which its tensors bear out in name, dtype and size.
-
-  A file without one is read as it stands: nothing in it is packed.
+  """The manifest of a file, checked against its tensors.
 
   Raises:
-    ExportError: a manifest that is none, or that the tensors contradict.
+    ExportError: If the manifest is invalid or contradicts the tensors.
   """
   try:
     whole = json.loads(metadata[KEY], object_pairs_hook=unique)
@@ -127,9 +127,9 @@ def parsed(
     if whole.keys() != {"version", "tensors"}:
       raise ValueError(f"it holds {sorted(whole)}")
     if not isinstance(whole["tensors"], dict):
-      raise ValueError("its tensors are no object")
+      raise ValueError("its tensors are not an object")
     records = {
-      name: _record(name, told) for name, told in whole["tensors"].items()
+      name: _record(name, fields) for name, fields in whole["tensors"].items()
     }
     _check_parts(records, entries)
   except (ValueError, RecursionError) as error:
@@ -139,20 +139,20 @@ def parsed(
   return records
 
 
-def _record(name: str, told: Any) -> Record:
+def _record(name: str, fields: Any) -> Record:
   """A record from JSON.
 
   Raises:
-    ValueError: it is no record.
+    ValueError: If a field is missing, unknown or invalid.
   """
-  # A list is no key, and `in` of a dictionary would raise.
-  if not isinstance(told, dict) or told.get("layout") not in [*PARTS]:
-    raise ValueError(f"{name!r} is of no known layout")
-  layout = told["layout"]
+  # A list of keys, since `in` a dictionary raises for unhashable values.
+  if not isinstance(fields, dict) or fields.get("layout") not in [*PARTS]:
+    raise ValueError(f"{name!r} has an unknown layout")
+  layout = fields["layout"]
   is_packed = layout != "dense"
-  if told.keys() != _ALWAYS | ({"pattern", "axis"} if is_packed else set()):
-    raise ValueError(f"{name!r} has the fields {sorted(told)}")
-  shape, kind, sha256 = told["shape"], told["dtype"], told["sha256"]
+  if fields.keys() != _ALWAYS | ({"pattern", "axis"} if is_packed else set()):
+    raise ValueError(f"{name!r} has the fields {sorted(fields)}")
+  shape, kind, sha256 = fields["shape"], fields["dtype"], fields["sha256"]
   if not isinstance(kind, str) or kind not in DTYPES:
     raise ValueError(f"{name!r} has an unknown dtype")
   if not (_are_places(shape) and len(shape) <= 32):
@@ -162,11 +162,11 @@ def _record(name: str, told: Any) -> Record:
   record = Record(layout, tuple(shape), DTYPES[kind], sha256)
   if not is_packed:
     return record
-  if not (_are_places(told["axis"]) and isinstance(told["pattern"], str)):
+  if not (_are_places(fields["axis"]) and isinstance(fields["pattern"], str)):
     raise ValueError(f"{name!r} has no pattern along axes")
-  axis, pattern = tuple(told["axis"]), NM.parse(told["pattern"][:32])
-  if str(pattern) != told["pattern"]:
-    raise ValueError(f"{name!r} has the pattern {told['pattern'][:32]!r}")
+  axis, pattern = tuple(fields["axis"]), NM.parse(fields["pattern"][:32])
+  if str(pattern) != fields["pattern"]:
+    raise ValueError(f"{name!r} has the pattern {fields['pattern'][:32]!r}")
   if pattern.m > MOST_M:
     raise ValueError(f"{name!r} has m={pattern.m}, beyond {MOST_M}")
   Groups.of(record.shape, pattern.m, axis)
@@ -194,7 +194,7 @@ def _check_parts(
     for end in PARTS[record.layout][1:]:
       rank = 1 if record.layout in ("indices", "bitmask") else 2
       if len(entries[name + end].shape) != rank:
-        raise ValueError(f"{name + end!r} has not {rank} axes")
+        raise ValueError(f"{name + end!r} does not have {rank} axes")
     values = entries[name + PARTS[record.layout][0]]
     if values.kind != _WORDS[record.dtype]:
       raise ValueError(f"{name!r} is stored as {values.kind}")
@@ -203,17 +203,17 @@ def _check_parts(
     for end in PARTS[record.layout][1:]:
       kind = "I16" if record.layout == "torch-2:4" else "U8"
       if entries[name + end].kind != kind:
-        raise ValueError(f"{name + end!r} is no {kind}")
+        raise ValueError(f"{name + end!r} is not {kind}")
 
 
 def _stored_shape(name: str, record: Record) -> tuple[int, ...]:
-  """Of the first part: the kept values, or all."""
+  """The shape of the first part: the kept values, or all values."""
   shape, nm = record.shape, record.pattern
   if nm is None:
     return shape
   if record.layout == "torch-2:4":
     if len(shape) != 2 or nm != NM(2, 4) or record.axis != (1,):
-      raise ValueError(f"{name!r} is no matrix of 2:4 along axis 1")
+      raise ValueError(f"{name!r} is not a 2:4 matrix along axis 1")
     return shape[0], shape[1] // 2
   rest = (n for axis, n in enumerate(shape) if axis not in record.axis)
   return (*rest, axis_length(shape, record.axis) // nm.m, nm.n)

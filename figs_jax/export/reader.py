@@ -1,4 +1,4 @@
-"""The tensors that a file stands for, packed or not."""
+"""Reader of the tensors of a file, packed or not."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ from figs_jax.export.semi_structured import decompress
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-  """A tensor as it was before it was packed; nothing of it is in memory.
+  """An unpacked tensor of a file, not yet in memory.
 
   Attributes:
-    name, shape: of the tensor.
-    kind: its dtype, in the words of safetensors.
-    stored: bytes in the file.
-    read: gives the array, its hash checked where the file has one.
-    leaf: pattern and axis as the file says, where it is packed.
-    rows: (begin, end) gives a part of axis 0, where the file has no hash.
+    name: Name of the tensor.
+    shape: Shape of the tensor.
+    kind: Dtype as named by safetensors.
+    stored: Number of bytes in the file.
+    read: Function that returns the array, after a check of its hash if the file
+      has one.
+    leaf: Pattern and axis of a packed tensor, as declared by the file.
+    rows: Function of (begin, end) that returns a part of axis 0, for a file
+      without hashes.
   """
 
   name: str
@@ -43,13 +46,13 @@ class Weight:
 
 
 def weights(path: str | Path) -> list[Weight]:
-  """What a .safetensors file stands for, in the order of its names.
+  """The unpacked tensors of a .safetensors file, sorted by name.
 
   Args:
-    path: of the file, as any of the writers made it.
+    path: Path of a file from any of the writers.
 
   Raises:
-    ExportError: a file that is damaged or contradicts itself.
+    ExportError: If the file is damaged or contradicts itself.
 
   >>> import tempfile
   >>> from figs_jax.export import write
@@ -66,7 +69,7 @@ def weights(path: str | Path) -> list[Weight]:
       Weight(name, e.shape, e.kind, e.nbytes, e.read, rows=e.rows)
       for name, e in sorted(entries.items())
     ]
-  found = []
+  tensors = []
   for name, record in sorted(parsed(path, metadata, entries).items()):
     parts = [entries[name + end] for end in PARTS[record.layout]]
     leaf = None
@@ -77,19 +80,20 @@ def weights(path: str | Path) -> list[Weight]:
       return _unpacked(path, name, record, parts)
 
     stored = sum(part.nbytes for part in parts)
-    found.append(Weight(name, record.shape, parts[0].kind, stored, read, leaf))
-  return found
+    kind = parts[0].kind
+    tensors.append(Weight(name, record.shape, kind, stored, read, leaf))
+  return tensors
 
 
 def read(path: str | Path) -> dict[str, Shaped[np.ndarray, "*shape"]]:
   """The arrays of a .safetensors file by name, unpacked, bit for bit.
 
   Args:
-    path: of the file, as any of the writers made it.
+    path: Path of a file from any of the writers.
 
   Raises:
-    ExportError: a file that is damaged or contradicts itself, or that holds
-      something else than its hashes say.
+    ExportError: If the file is damaged, contradicts itself, or differs from its
+      hashes.
 
   >>> import tempfile
   >>> from figs_jax.core.pattern import NM
@@ -131,14 +135,13 @@ def _unpacked(
     ) from error
   if digest(array) != record.sha256:
     raise ExportError(
-      f"{path}: {name} is not the tensor whose SHA-256 the file holds; fetch"
-      " it again"
+      f"{path}: the SHA-256 of {name} differs from the manifest; fetch it again"
     )
   return array
 
 
 def _memory() -> int:
-  """Bytes of this machine, where it says so."""
+  """Bytes of memory of this machine, if known."""
   try:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   except (AttributeError, OSError, ValueError):  # not on every system

@@ -1,16 +1,16 @@
-"""2:4 matrices as PyTorch's sparse tensor cores read them (CUTLASS).
+"""2:4 matrices in PyTorch's layout for sparse tensor cores (CUTLASS).
 
-A weight is [out, in], its groups of four along `in`, of 16 bits each value.
-`packed` [out, in / 2] holds two values of every group in order, and `meta`
-[out, in / 16], int16, says where they were: four bits per group, the first
-value's place in the lower two, the second's in the upper two, four groups to a
-word from its low end. Its words are then laid out as the hardware fetches them
+A weight is [out, in] with 16-bit values and groups of four along `in`. `packed`
+[out, in / 2] holds two values of every group in order. `meta` [out, in / 16],
+int16, holds their positions: four bits per group, the position of the first
+value in the lower two and of the second in the upper two, and four groups per
+word from its low end. The words are then ordered as the hardware fetches them
 (`_places`).
 
-This is what `torch.sparse.to_sparse_semi_structured` makes with its CUTLASS
-backend, bit for bit; cuSPARSELt's own layout is not public. A group of fewer
-than two entries keeps a zero beside them, at the place that PyTorch chooses.
-Signed zeros have no place here: -0.0 is stored as 0.0.
+This equals `torch.sparse.to_sparse_semi_structured` with its CUTLASS backend,
+bit for bit; the layout of cuSPARSELt is not public. A group of fewer than two
+entries also keeps a zero, at the position that PyTorch chooses. -0.0 is stored
+as 0.0.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from figs_jax.core.types import Shaped
 from figs_jax.export.atomic_write import ExportError
 
 ROWS, COLUMNS = 32, 64
-# Bit j of the key: whether entry j of the group is used. The value: the four
-# bits of metadata. Three or four entries have none.
+# Key: bit j is set if entry j of the group is used. Value: the four bits of
+# metadata. Three or four entries have no code.
 _CODES = {
   0b0000: 0b1110,
   0b0001: 0b1000,
@@ -42,7 +42,7 @@ _SHIFTS = np.arange(0, 16, 4, dtype=np.uint16)
 
 
 def fits(shape: tuple[int, ...]) -> bool:
-  """Whether a weight of this shape has the layout at all.
+  """Whether a weight of this shape fits the layout.
 
   >>> fits((32, 64)), fits((10, 64)), fits((3, 3, 32, 64))
   (True, False, False)
@@ -61,11 +61,12 @@ def compress(
   """(packed, meta) of a 2:4 weight of 16-bit floats.
 
   Args:
-    weight: [out, in], out a multiple of 32 and in of 64.
-    name: for error messages.
+    weight: Weight [out, in], with out a multiple of 32 and in of 64.
+    name: Name of the tensor in error messages.
 
   Raises:
-    ExportError: another dtype or shape, or a group of more than two entries.
+    ExportError: If dtype or shape do not fit, or a group has more than two
+      entries.
 
   >>> weight = np.zeros((32, 64), np.float16)
   >>> weight[:, 1::4] = 3
@@ -101,16 +102,16 @@ def decompress(
   meta: Shaped[np.ndarray, "out sixteenth"],
   name: str = "weight",
 ) -> Shaped[np.ndarray, "out inputs"]:
-  """The weight that was compressed.
+  """Restores the weight that was compressed.
 
   Args:
-    packed: the kept values.
-    meta: int16, where they were.
-    name: of the tensor, for error messages.
+    packed: Kept values.
+    meta: Positions of the values, int16.
+    name: Name of the tensor in error messages.
 
   Raises:
-    ExportError: parts that do not fit one another, or metadata that names no
-      two places in order.
+    ExportError: If the parts do not match, or the metadata does not name two
+      positions in order.
 
   >>> weight = np.zeros((32, 64), np.float16)
   >>> weight[3, 6:8] = 1, 2
@@ -122,14 +123,14 @@ def decompress(
   _check((rows, columns), packed.dtype, name)
   if meta.shape != (rows, columns // 16) or meta.dtype != np.int16:
     raise ExportError(
-      f"{name}: metadata of shape {meta.shape} and dtype {meta.dtype}, expected"
-      f" {(rows, columns // 16)} and int16; read it again"
+      f"{name}: expected int16 metadata of shape {(rows, columns // 16)}, got"
+      f" {meta.dtype} of {meta.shape}; read it again"
     )
   words = meta.view(np.uint16).reshape(-1)[_places(rows, columns // 16)]
   code = (words[..., None] >> _SHIFTS) & 15
   if not np.isin(code, list(set(_CODES.values()))).all():
     raise ExportError(
-      f"{name}: the metadata names no 2 places of every 4 in order; read it"
+      f"{name}: expected metadata with 2 places of every 4 in order; read it"
       " again"
     )
   both = np.stack([code & 3, code >> 2], axis=-1).astype(np.int64)
@@ -145,10 +146,10 @@ def decompress(
 
 
 def _places(rows: int, columns: int) -> np.ndarray:
-  """Where each word of metadata [rows, columns] goes in the flat result.
+  """The position of each word of metadata [rows, columns] in the flat result.
 
-  Rows of 32 are dealt out eight at a time, each 2 x 2 block is transposed, and
-  pairs of columns follow one another.
+  Blocks of 32 rows are interleaved eight at a time, each 2 x 2 block is
+  transposed, and pairs of columns follow one another.
   """
   row, column = np.arange(rows)[:, None], np.arange(columns)[None]
   row = row // 32 * 32 + row % 8 * 4 + row % 32 // 8
@@ -160,11 +161,11 @@ def _places(rows: int, columns: int) -> np.ndarray:
 def _check(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
   if dtype.name not in ("float16", "bfloat16"):
     raise ExportError(
-      f"{name}: dtype {dtype}, but the layout is of 16-bit floats; cast it to"
-      " bfloat16 or float16 (--dtype)"
+      f"{name}: expected 16-bit floats, got {dtype}; cast it to bfloat16 or"
+      " float16 (--dtype)"
     )
   if not fits(shape):
     raise ExportError(
-      f"{name}: shape {shape}, but the layout is of [out, in] with out a"
-      f" multiple of {ROWS} and in of {COLUMNS}; keep it dense"
+      f"{name}: expected [out, in] with out a multiple of {ROWS} and in of"
+      f" {COLUMNS}, got {shape}; keep it dense"
     )

@@ -1,8 +1,7 @@
-"""A function with its weights as StableHLO, for any number of samples.
+"""A function with its weights as StableHLO, for any batch size.
 
-The file is what `jax.export` serializes, which reads it too, and after that a
-SHA-256 of it. It is a program: run only those of people whom you would let run
-code on your machine.
+The file is the serialization of `jax.export`, followed by its SHA-256. It is a
+program: only run files of people whose code you would run.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 _MOST_BYTES = 2**31 - 1
 _MARK = b"figs_jax SHA-256 "
 _END = len(_MARK) + hashlib.sha256().digest_size
-# Whatever a damaged file makes flatbuffers and jax raise.
+# Exceptions that flatbuffers and jax raise for damaged files.
 _BROKEN = (
   ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError,
   AssertionError, OSError, StopIteration, struct.error,
@@ -40,23 +39,23 @@ def write_program(
   platforms: Sequence[str] = PLATFORMS,
   overwrite: bool = False,
 ) -> None:
-  """Writes `fn` as StableHLO, what it closes over inside.
+  """Writes `fn` as StableHLO, including the arrays that it closes over.
 
-  Before the file has its name, it is run on the examples, and has to give what
-  `fn` gives to 1e-5 of the largest value.
+  Before the file gets its name, it is run on the examples and must agree with
+  `fn` up to 1e-5 of the largest value.
 
   Args:
-    path: of the file.
-    fn: arrays -> an array; axis 0 of all of them is the batch.
-    examples: arguments, two samples or more.
-    platforms: where the program may run: cpu, cuda, rocm, tpu. Verified on
-      this machine's own, if it is among them, and else not run.
-    overwrite: replaces a file of that name.
+    path: Path of the file.
+    fn: Function from arrays to an array; axis 0 of each is the batch.
+    examples: Example arguments with two samples or more.
+    platforms: Platforms of the program: cpu, cuda, rocm, tpu. It is verified if
+      the platform of this machine is among them.
+    overwrite: Whether to replace an existing file.
 
   Raises:
-    ExportError: an unknown platform or none, a program beyond 2 GB or that
-      computes something else, or a place that cannot be written.
-    TypeError: from jax: a function that needs to know its batch.
+    ExportError: If a platform is unknown or none is given, the program is
+      larger than 2 GB or computes other values, or the path cannot be written.
+    TypeError: If the function depends on the batch size (from jax).
 
   >>> import tempfile
   >>> weight = np.eye(3, dtype=np.float32)
@@ -66,10 +65,10 @@ def write_program(
   (2, 3)
   """
   if not platforms:
-    raise ExportError(f"platforms: none given; give some of {PLATFORMS}")
+    raise ExportError(f"Expected platforms among {PLATFORMS}, got none")
   for platform in platforms:
     if platform not in (*PLATFORMS, "rocm"):
-      raise ExportError(f"platform {platform!r}: give some of {PLATFORMS}")
+      raise ExportError(f"Unknown platform {platform!r}. Known: {PLATFORMS}")
   if len(set(platforms)) < len(platforms):
     raise ExportError(f"platforms {', '.join(platforms)}: name each once")
   (batch,) = jax.export.symbolic_shape("batch")
@@ -99,24 +98,24 @@ def write_program(
     most = np.max(np.abs(want), initial=1e-30)
     if not np.isfinite(want).all():
       raise ExportError(
-        f"{path}: the function gives no finite numbers; look at its weights"
+        f"{path}: the function returns infinities or NaN; check its weights"
       )
     if not np.allclose(got, want, rtol=0, atol=1e-5 * most):
-      raise ExportError(f"{path}: the program does not compute what it should")
+      raise ExportError(f"{path}: the program differs from the function")
 
 
 def read_program(path: str | Path) -> Callable[..., Any]:
-  """The function of a file that `write_program` wrote; see the module.
+  """Reads the function of a file that `write_program` wrote.
 
   Args:
-    path: of the file.
+    path: Path of the file, which must be trusted (see the module).
 
   Returns:
-    Arrays -> an array, compiled on the first call.
+    A function from arrays to an array, compiled on the first call.
 
   Raises:
-    ExportError: no such file, none that `write_program` wrote, or one that has
-      changed since.
+    ExportError: If the file is missing, was not written by `write_program`, or
+      has changed since.
 
   >>> import tempfile
   >>> x = np.ones((2, 3), np.float32)
@@ -129,19 +128,19 @@ def read_program(path: str | Path) -> Callable[..., Any]:
   path = Path(path)
   check_readable(path)
   try:
-    data = bytearray(path.read_bytes())  # up to 2 GB, as deserialize wants it
+    data = bytearray(path.read_bytes())  # up to 2 GB, as deserialize expects it
     end = bytes(data[-_END:])
     del data[-_END:]
     if not end.startswith(_MARK):
       raise ValueError("no SHA-256 at its end")
     if hashlib.sha256(data).digest() != end.removeprefix(_MARK):
-      raise ValueError("its SHA-256 is another")
+      raise ValueError("its SHA-256 differs")
     return jax.export.deserialize(data).call
   except ImportError as error:
     raise _needs_flatbuffers(path) from error
   except _BROKEN as error:
     raise ExportError(
-      f"{path}: no whole program of write_program ({line(error)}); fetch it"
+      f"{path}: not a whole program of write_program ({line(error)}); fetch it"
       " again"
     ) from error
 

@@ -1,7 +1,7 @@
-"""Trees of finished weights to files: dense, packed, for 2:4 tensor cores.
+"""Writers of finished weights: dense, packed, or for 2:4 tensor cores.
 
-Every writer refuses kernels that are not N:M, reads back what it wrote, and
-names the file only if all bits are the same.
+Every writer refuses kernels that are not N:M, reads back the file, and gives it
+its name only if all bits agree.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ _OF_FOUR = NM(2, 4)
 
 
 def cast(tree: Any, dtype: str) -> dict[str, Shaped[np.ndarray, "*shape"]]:
-  """The tree by path, its floating leaves rounded to nearest in this dtype.
+  """The leaves by path, with floats rounded to nearest in this dtype.
 
-  Those of 64 bits are rounded to 32 on the way to 16.
+  Floats of 64 bits are rounded to 32 bits on the way to 16.
 
   Args:
-    tree: of arrays.
-    dtype: one of `DTYPES`.
+    tree: Tree of arrays.
+    dtype: One of `DTYPES`.
 
   Raises:
-    ExportError: another dtype than `DTYPES`, or a number beyond its range.
+    ExportError: If the dtype is not in `DTYPES`, or a number exceeds its range.
 
   >>> cast({"a": np.float32([1.001]), "b": np.array([3])}, "bfloat16")
   {'a': array([1], dtype=bfloat16), 'b': array([3])}
   """
   if dtype not in DTYPES:
-    raise ExportError(f"dtype {dtype!r}: give one of {', '.join(DTYPES)}")
-  kind, found = jnp.dtype(dtype), {}
+    raise ExportError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}")
+  kind, arrays = jnp.dtype(dtype), {}
   for path, array in _arrays(tree).items():
     if jnp.issubdtype(array.dtype, jnp.floating):
       with np.errstate(over="ignore"):
@@ -56,8 +56,8 @@ def cast(tree: Any, dtype: str) -> dict[str, Shaped[np.ndarray, "*shape"]]:
       if (np.isfinite(array) & ~np.isfinite(rounded)).any():
         raise ExportError(f"{path}: holds numbers beyond the range of {dtype}")
       array = rounded
-    found[path] = array
-  return found
+    arrays[path] = array
+  return arrays
 
 
 def write_dense(
@@ -71,14 +71,14 @@ def write_dense(
   """Writes a directory with `model.safetensors` and `config.json`.
 
   Args:
-    directory: is made; one that holds nothing else can be overwritten.
-    tensors: by the names that its readers ask for, zeros included.
-    leaves: pattern and axis of those that are N:M, by the same names.
-    config: JSON.
-    overwrite: replaces a directory with these two files.
+    directory: Path of the directory, which is created.
+    tensors: Arrays by the names that readers expect, zeros included.
+    leaves: Pattern and axis of the N:M tensors, by the same names.
+    config: Content of the JSON file.
+    overwrite: Whether to replace a directory that holds only these two files.
 
   Raises:
-    ExportError: a tensor that is not N:M, or a place that cannot be written.
+    ExportError: If a tensor is not N:M, or the path cannot be written.
 
   >>> import os, tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def write_dense(
   """
   arrays = _checked(tensors, leaves)
   with replacing(directory, overwrite=overwrite, own=DENSE) as part:
-    # The format's name for [out, in] kernels, which other readers ask for.
+    # Other readers expect this format name for [out, in] kernels.
     files.save(part / MODEL, arrays, {"format": "pt"})
     try:
       text = json.dumps(dict(config), indent=2, allow_nan=False) + "\n"
@@ -109,27 +109,27 @@ def write_packed(
   layout: Layout = "indices",
   overwrite: bool = False,
 ) -> None:
-  """Writes kept values and their places, and all other tensors whole.
+  """Writes masked kernels packed, and all other tensors whole.
 
   Signed zeros and NaN are kept. `read` is the inverse.
 
   Args:
-    path: a .safetensors file.
-    tree: finished parameters.
+    path: Path of a .safetensors file.
+    tree: Finished parameters.
     leaves: Path -> `MaskedKernel`, as from `nn.masked_leaves`.
     layout: "indices" or "bitmask", see `core.packing`.
-    overwrite: replaces a file of that name.
+    overwrite: Whether to replace an existing file.
 
   Raises:
-    ExportError: a kernel that is not N:M (-0.0 counts as an entry here), a
-      pattern with m beyond 1024, or a place that cannot be written.
+    ExportError: If a kernel is not N:M (-0.0 counts as an entry here), m
+      exceeds 1024, or the path cannot be written.
 
   >>> import tempfile
   >>> kernel = np.eye(4, dtype=np.float32)
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   file = f"{folder}/a.safetensors"
   ...   write_packed(file, {"k": kernel}, {"k": MaskedKernel((4, 4), NM(1, 4))})
-  ...   bool((contents.read(file)["k"] == kernel).all())
+  ...   bool((reader.read(file)["k"] == kernel).all())
   True
   """
   arrays = _checked(tree, leaves)
@@ -159,20 +159,20 @@ def write_semi_structured(
   *,
   overwrite: bool = False,
 ) -> dict[str, str]:
-  """Writes the 2:4 weights in PyTorch's CUTLASS layout, the others whole.
+  """Writes 2:4 weights in PyTorch's CUTLASS layout, and the others whole.
 
   Args:
-    path: a .safetensors file.
-    tensors: by name, weights [out, in]. -0.0 is written as 0.0.
-    leaves: pattern and axis of those that are N:M, by the same names.
-    overwrite: replaces a file of that name.
+    path: Path of a .safetensors file.
+    tensors: Weights [out, in] by name. -0.0 is written as 0.0.
+    leaves: Pattern and axis of the N:M weights, by the same names.
+    overwrite: Whether to replace an existing file.
 
   Returns:
-    Name -> why it is whole, of the N:M weights that the layout cannot hold.
+    Name -> reason, for the N:M weights that the layout cannot hold.
 
   Raises:
-    ExportError: a kernel that is not 2:4, or not of 16 bits, none that fits, or
-      a place that cannot be written.
+    ExportError: If a kernel is not N:M or not of 16 bits, no weight fits the
+      layout, or the path cannot be written.
 
   >>> import tempfile
   >>> weight = np.tile(np.float16([1, 0, 2, 0]), (32, 16))
@@ -211,14 +211,14 @@ def _named(name: str) -> list[str]:
 
 
 def _unfit(array: np.ndarray, leaf: MaskedKernel) -> str:
-  """Why the layout cannot hold a weight; empty where it can."""
+  """The reason why the layout cannot hold a weight, or an empty text."""
   shape = array.shape
   if len(shape) != 2 or normalized(shape, leaf.axis) != (1,):
-    return "no matrix with its groups along the inputs"
+    return "not a matrix with groups along the inputs"
   if not semi_structured.fits(shape):
     rows, columns = semi_structured.ROWS, semi_structured.COLUMNS
     return f"{list(shape)} is not a multiple of [{rows}, {columns}]"
-  # Of 2:4 itself that was looked at already.
+  # 2:4 itself was checked already.
   is_other = leaf.pattern != _OF_FOUR
   if is_other and first_bad_group(array, _OF_FOUR, 1) is not None:
     return f"{leaf.pattern} leaves more than 2 of 4 in a row"
@@ -226,20 +226,20 @@ def _unfit(array: np.ndarray, leaf: MaskedKernel) -> str:
 
 
 def _arrays(tree: Any) -> dict[str, np.ndarray]:
-  found = {
+  arrays = {
     path: np.asarray(leaf)
     for path, leaf in flatten(tree).items()
     if leaf is not None
   }
-  if len(found) < len(jax.tree.leaves(tree)):
-    raise ExportError("two leaves of the tree have one path; rename one")
-  return found
+  if len(arrays) < len(jax.tree.leaves(tree)):
+    raise ExportError("two leaves of the tree have the same path; rename one")
+  return arrays
 
 
 def _checked(
   tree: Any, leaves: Mapping[str, MaskedKernel]
 ) -> dict[str, np.ndarray]:
-  """The arrays by path, if those listed are N:M."""
+  """The arrays by path, after a check that the listed ones are N:M."""
   arrays = _arrays(tree)
   try:
     check_nm(arrays, leaves)
@@ -255,9 +255,9 @@ def _write(
   records: Mapping[str, Record],
   overwrite: bool,
 ) -> None:
-  """A file with a manifest, if it stands for exactly these arrays."""
+  """Writes a file with a manifest, and checks that it holds these arrays."""
   if sum(len(PARTS[r.layout]) for r in records.values()) != len(tensors):
-    raise ExportError(f"{path}: two tensors would have one name; rename one")
+    raise ExportError(f"{path}: two tensors have the same name; rename one")
   files.check_suffix(path)
   with replacing(path, overwrite=overwrite) as part:
     files.save(part, tensors, written(records))

@@ -124,7 +124,7 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
   """
 
   def build() -> Any:
-    rngs = nnx.Rngs()
+    rngs: Any = nnx.Rngs()
     rngs.default = _OneKey(jax.random.key(0), tag="default")
     return create(family, variant, rngs=rngs, **options)
 

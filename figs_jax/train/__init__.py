@@ -1,7 +1,7 @@
-"""From a configuration to a trained, checkpointed, evaluated model.
+"""Training: from a configuration to an evaluated, checkpointed model.
 
-Names are resolved on first use: a program that only reads flags, and a model's
-layers, need no Orbax.
+Names are imported on first use, so that reading flags or the layers of a model
+does not import Orbax.
 """
 
 import importlib

@@ -69,7 +69,7 @@ def get(tiny_config):
 @pytest.mark.parametrize(
   ("run", "engine_spec", "message"),
   [
-    (("figss", None), "ws:8x8", "no recipe 'figss', did you mean 'figs'"),
+    (("figss", None), "ws:8x8", "Unknown recipe 'figss', did you mean 'figs'"),
     (("figs", "ff: 1:7"), "ws:8x8", "not a multiple of m=7"),
     (("figs", "fff: 1:4"), "ws:8x8", "fff"),
     (("figs", None), "wss:8x8", "unknown kind 'wss', did you mean 'ws'"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from figs_jax.core import NM, density, is_nm, nm_mask
 
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
-# Every way of ranking (core.select): comparison, maximum, network, search.
+# Every way of ranking (core.top_n): comparison, maximum, network, search.
 PATTERNS = ("2:4", "3:7", "1:16", "4:16", "8:32", "1:160", "5:130")
 SEEDS = st.integers(0, 2**32 - 1)
 

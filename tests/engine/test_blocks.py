@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from figs_jax.engine import cost
 from figs_jax.engine.blocks import (
   block_counts,
-  check_shared,
+  check_shared_masks,
   exchanges,
   fit,
   worst_exchange,
@@ -154,10 +154,10 @@ def test_fit_is_the_fullest_block_and_never_above_the_worst(seed, block, times):
 
 def test_a_mask_that_is_not_shared_is_refused():
   mask = np.eye(4, dtype=bool)
-  check_shared(mask, 1)
-  check_shared(mask.repeat(3, 1)[:, :11], 3)  # a last group of two
+  check_shared_masks(mask, 1)
+  check_shared_masks(mask.repeat(3, 1)[:, :11], 3)  # a last group of two
   with pytest.raises(ValueError, match="output 1 has another mask than output"):
-    check_shared(mask, 2)
+    check_shared_masks(mask, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Bounds enclose what formulas reach; device numbers divide exactly."""
+"""Bounds enclose what formulas reach; quotients in floating point are exact."""
 
 import copy
 import functools
+import itertools
 import operator
 
 import jax
@@ -12,12 +13,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from figs_jax.engine import Gemm, parse
-from figs_jax.engine._cost import evaluate
+from figs_jax.engine._cost import gemm_cost
 from figs_jax.engine.int64 import (
   INT64_MAX,
   Doubles,
   Interval,
   Longs,
+  _Doubles,
   ceil_div,
   exact,
   fastest,
@@ -71,7 +73,7 @@ def test_bounds_enclose_every_result_and_all_on_the_way(
       return number(rows if name == "rows" else np.array([value], object))
 
     sizes = [number(x) for x in (M, N, K, n, m)]
-    return evaluate(Gemm(*sizes), with_leaves(engine, leaf))
+    return gemm_cost(Gemm(*sizes), with_leaves(engine, leaf))
 
   bounds, points = run(Interval.of), run(point)
   assert bounds.keys() == points.keys()
@@ -146,6 +148,22 @@ def test_quotients_are_exact_up_to_the_limits(kind, sign):
   check()
 
 
+@settings(deadline=None, max_examples=500)
+@given(
+  st.integers(1, 2**53 - 1) | st.sampled_from([1, 2, 3, 49, 2**52]), st.data()
+)
+def test_doubles_of_numpy_divide_exactly(b, data):  # fmt: skip
+  most = 2**53 - 1 - b  # |a| + b < 2^53
+  near = data.draw(st.integers(0, most // b) | st.just(most // b)) * b
+  a = min(max(near + data.draw(st.integers(-2, 2)), 0), most)
+  a *= data.draw(st.sampled_from([1, -1]))
+  x, y = (np.full(2, value, float).view(_Doubles) for value in (a, b))
+  for quotient in (x // y, x // b, a // y, -ceil_div(-x, y)):
+    assert quotient.tolist() == [a // b] * 2
+  for rest in (x % y, x % b, a % y):
+    assert rest.tolist() == [a % b] * 2
+
+
 @pytest.mark.parametrize("kind", [Doubles, Longs])
 @pytest.mark.parametrize("divisor", [1, 3, 4, 49, 10**6 + 3])
 def test_quotients_by_a_constant_are_exact(kind, divisor):
@@ -169,25 +187,33 @@ def test_the_kind_follows_from_peak_and_divisor():
 
 @pytest.mark.parametrize("spec", ENGINES)
 @pytest.mark.parametrize("scale", [1, 2**19, 2**27])
-def test_all_kinds_agree_with_python_integers(spec, scale):
+def test_all_kinds_agree_with_python_integers(spec, scale, monkeypatch):
   rng, size = np.random.default_rng(scale), 32
   M, N, K = rng.integers(1, [[2048], [max(4096 // scale, 2)], [64]], (3, size))
   M = M * scale + rng.integers(0, 7, size)
   m = 2 ** rng.integers(0, 5, size)
   n = np.maximum(m // 2, 1)
-  got = evaluate(Gemm(M, N, K, n, m), parse(spec))
-  big = with_leaves(
-    parse(spec), lambda name, value: point(np.array([value], object))
-  )
-  sizes = (point(x.astype(object)) for x in (M, N, K, n, m))
-  want = evaluate(Gemm(*sizes), big)
-  for name, value in want.items():
+
+  def run(number):
+    leaves = with_leaves(parse(spec), lambda name, value: number(value))
+    return gemm_cost(Gemm(*map(number, (M, N, K, n, m))), leaves)
+
+  want = run(lambda x: point(np.atleast_1d(x).astype(object)))
+  results = [run(lambda x: x)]
+  monkeypatch.setattr("figs_jax.engine.int64._CHUNK", 8)
+  results.append(run(lambda x: x))
+  kind = {1: Doubles, 2**19: Longs}.get(scale)
+  if kind is not None:
+    with jax.enable_x64(True):
+      numbers = run(kind)
+    results.append({k: getattr(x, "x", x) for k, x in numbers.items()})
+  for result, (name, value) in itertools.product(results, want.items()):
+    have = np.asarray(result[name])
     if value.whole:
-      np.testing.assert_array_equal(got[name], value.most.astype(np.int64))
+      np.testing.assert_array_equal(have, value.most.astype(np.int64), name)
     else:
-      np.testing.assert_allclose(
-        got[name], value.most.astype(float), rtol=1e-13, err_msg=name
-      )
+      expected = value.most.astype(float)
+      np.testing.assert_allclose(have, expected, rtol=1e-13, err_msg=name)
 
 
 def test_what_wraps_only_on_the_way_is_refused():

@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax.engine import Layers, report
@@ -69,6 +69,7 @@ names = st.text(
 sizes = st.integers(1, 2**53)
 
 
+@settings(deadline=None, max_examples=50)
 @given(
   st.lists(
     st.tuples(

@@ -88,14 +88,14 @@ def test_csv_has_a_row_per_layer_and_engine():
 def test_totals_weigh_by_count_and_their_parts_add_up():
   for spec in ("ws:32x16:dram_bw=64", "vegeta", "figs", "tensorcore:h200"):
     total = report(ROWS, [spec]).totals[0]
-    found = cost(ROWS, spec)
+    costs = cost(ROWS, spec)
     assert sum(total.parts.values()) == total.cycles
     for part in PARTS:
-      weighed = (getattr(found, part) * found.count).sum()
+      weighed = (getattr(costs, part) * costs.count).sum()
       assert total.parts[part] == int(weighed)
-    assert total.dram_bytes == int((found.dram_bytes * found.count).sum())
+    assert total.dram_bytes == int((costs.dram_bytes * costs.count).sum())
     assert total.energy_pj == pytest.approx(
-      (found.energy_pj * found.count).sum()
+      (costs.energy_pj * costs.count).sum()
     )
     assert total.unit == ("ns" if "tensor" in spec else "cycles")
     assert total.pattern == "1:8"

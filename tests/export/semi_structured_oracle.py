@@ -48,8 +48,8 @@ def packed(values: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
 def main() -> None:
   stored = {}
   for seed, (case, (dtype, shape)) in enumerate(CASES.items()):
-    found = packed(weight(seed, shape), dtype)
-    stored |= {f"{case}/{name}": value for name, value in found.items()}
+    parts = packed(weight(seed, shape), dtype)
+    stored |= {f"{case}/{name}": value for name, value in parts.items()}
   TARGET.parent.mkdir(exist_ok=True)
   np.savez_compressed(TARGET, **stored)
   print(f"{TARGET}: {TARGET.stat().st_size / 1024:.0f} KiB")

@@ -24,10 +24,10 @@ def test_the_layout_is_that_of_the_fixture(case):
     )
   weight = weight.view(jnp.dtype(dtype))
   assert weight.shape == shape
-  found = export.compress(weight)
-  assert np.array_equal(bits(found[0]), packed)
-  assert np.array_equal(found[1], meta)
-  assert np.array_equal(bits(export.decompress(*found)), bits(weight))
+  parts = export.compress(weight)
+  assert np.array_equal(bits(parts[0]), packed)
+  assert np.array_equal(parts[1], meta)
+  assert np.array_equal(bits(export.decompress(*parts)), bits(weight))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -36,9 +36,9 @@ def test_the_layout_is_that_of_torch(dtype, seed):
   pytest.importorskip("torch", reason="needs torch: the extra `oracles`")
   shape = [(32, 64), (96, 64), (32, 256), (128, 320)][seed]
   want = oracle.packed(oracle.weight(seed + 10, shape), dtype)
-  found = export.compress(want["weight"].view(jnp.dtype(dtype)))
-  assert np.array_equal(bits(found[0]), want["packed"])
-  assert np.array_equal(found[1], want["meta"])
+  parts = export.compress(want["weight"].view(jnp.dtype(dtype)))
+  assert np.array_equal(bits(parts[0]), want["packed"])
+  assert np.array_equal(parts[1], want["meta"])
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemi")
@@ -76,11 +76,11 @@ def test_a_file_holds_the_weights_in_half_and_an_eighth_more(tmp_path):
   path = tmp_path / "a.safetensors"
   left = export.write_semi_structured(path, tensors, leaves)
   assert left == {"odd.weight": "[10, 64] is not a multiple of [32, 64]"}
-  found = export.read(path)
+  weights = export.read(path)
   want = np.where(a == 0, np.zeros((), a.dtype), a)  # without signs
-  assert np.array_equal(bits(found["a.weight"]), bits(want))
-  assert np.array_equal(found["odd.weight"], odd)
-  assert np.array_equal(found["a.bias"], bias)
+  assert np.array_equal(bits(weights["a.weight"]), bits(want))
+  assert np.array_equal(weights["odd.weight"], odd)
+  assert np.array_equal(weights["a.bias"], bias)
   sizes = {each.name: each.stored for each in export.weights(path)}
   assert sizes["a.weight"] == engine.packed_bytes(a.size, "2:4", 2)
 
@@ -94,9 +94,13 @@ def test_a_file_holds_the_weights_in_half_and_an_eighth_more(tmp_path):
       "3:4",
       "3:4 leaves more than 2",
     ),
-    (np.zeros((32, 64), np.float32), "2:4", "w: dtype float32.*--dtype"),
+    (
+      np.zeros((32, 64), np.float32),
+      "2:4",
+      "w: expected 16-bit floats, got float32.*--dtype",
+    ),
     (np.zeros((16, 64), np.float16), "2:4", "no weight fits.*multiple of"),
-    (np.zeros((2, 32, 64), np.float16), "2:4", "no weight fits.*no matrix"),
+    (np.zeros((2, 32, 64), np.float16), "2:4", "no weight fits.*not a matrix"),
   ],
 )
 def test_what_the_layout_cannot_hold(value, pattern, message, tmp_path):
@@ -111,7 +115,9 @@ def test_what_the_layout_cannot_hold(value, pattern, message, tmp_path):
 def test_metadata_that_names_no_two_places():
   packed, meta = export.compress(np.zeros((32, 64), np.float16))
   meta[3, 2] ^= 1
-  with pytest.raises(export.ExportError, match="names no 2 places"):
+  with pytest.raises(
+    export.ExportError, match="expected metadata with 2 places"
+  ):
     export.decompress(packed, meta)
   with pytest.raises(export.ExportError, match="metadata of shape"):
     export.decompress(packed, meta[:, :2])

@@ -33,10 +33,10 @@ def test_any_number_of_samples(program):
 def test_a_damaged_program_is_one_clear_line(program, cut, tmp_path):
   path = tmp_path / "b.stablehlo"
   path.write_bytes(program.read_bytes()[:cut])
-  with pytest.raises(export.ExportError, match="no whole program") as error:
+  with pytest.raises(export.ExportError, match="not a whole program") as error:
     export.read_program(path)
   assert "\n" not in str(error.value)
-  with pytest.raises(export.ExportError, match="there is no such file"):
+  with pytest.raises(export.ExportError, match="no such file"):
     export.read_program(tmp_path / "c")
 
 
@@ -45,11 +45,11 @@ def test_a_program_that_computes_something_else_gets_no_name(
 ):
   module = sys.modules[export.write_program.__module__]
   monkeypatch.setattr(module, "read_program", lambda path: lambda x: x + 1)
-  with pytest.raises(export.ExportError, match="does not compute what"):
+  with pytest.raises(export.ExportError, match="differs from the function"):
     export.write_program(
       tmp_path / "a", lambda x: x * 3, [np.ones((2, 2), np.float32)]
     )
-  with pytest.raises(export.ExportError, match="platform 'gpu': give some"):
+  with pytest.raises(export.ExportError, match="Unknown platform 'gpu'. Known"):
     export.write_program(tmp_path / "a", jnp.sin, [], platforms=("gpu",))
   assert list(tmp_path.iterdir()) == []
 
@@ -61,7 +61,7 @@ def test_no_changed_byte_is_taken_for_the_program(program, tmp_path):
     changed = bytearray(whole)
     changed[place] ^= 0x5A
     path.write_bytes(changed)
-    with pytest.raises(export.ExportError, match="no whole program"):
+    with pytest.raises(export.ExportError, match="not a whole program"):
       export.read_program(path)
 
 
@@ -71,8 +71,8 @@ def test_jax_alone_reads_it(program):
   assert np.array_equal(np.asarray(again.call(x)), x @ WEIGHT)
 
 
-def test_weights_that_are_no_numbers_are_named_as_such(tmp_path):
-  with pytest.raises(export.ExportError, match="no finite numbers; look at"):
+def test_weights_that_are_not_finite_are_named_as_such(tmp_path):
+  with pytest.raises(export.ExportError, match="returns infinities or NaN"):
     export.write_program(
       tmp_path / "a", lambda x: x * np.nan, [np.ones((2, 2), np.float32)]
     )

@@ -1,4 +1,4 @@
-"""Patterns found in files, against a count group by group."""
+"""Patterns of the tensors in files, against a count group by group."""
 
 import json
 import tracemalloc
@@ -43,15 +43,15 @@ def test_the_tightest_pattern_of_every_axis(
   array = array.astype(jnp.dtype(dtype))
   path = tmp_path / "a.safetensors"
   export.write(path, {"w": array, "b": np.ones(3), "i": np.eye(2, dtype=int)})
-  found = {each.name: each for each in export.survey(path)}
+  tensors = {each.name: each for each in export.survey(path)}
   axes = [(a,) for a in range(len(shape))]
   axes += [(2, 3, 1)] if len(shape) == 4 else []
   want = {a: tightest(array, a) for a in axes}
   want = {a: nm for a, nm in want.items() if nm is not None}
-  assert found["w"].patterns == want
+  assert tensors["w"].patterns == want
   zeros = np.asarray(array, np.float32) == 0
-  assert found["w"].sparsity == pytest.approx(zeros.mean())
-  assert found["b"].sparsity is found["i"].sparsity is None
+  assert tensors["w"].sparsity == pytest.approx(zeros.mean())
+  assert tensors["b"].sparsity is tensors["i"].sparsity is None
 
 
 def test_a_large_file_is_read_in_small_parts(tmp_path, monkeypatch):
@@ -63,11 +63,11 @@ def test_a_large_file_is_read_in_small_parts(tmp_path, monkeypatch):
   del array
   tracemalloc.start()
   try:
-    [found] = export.survey(path)
+    [tensor] = export.survey(path)
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
-  assert found.patterns == {(1,): NM(1, 8)}
+  assert tensor.patterns == {(1,): NM(1, 8)}
   assert path.stat().st_size > 32 << 20
   assert peak < 6 << 20
 
@@ -78,7 +78,7 @@ def test_a_directory_is_surveyed_file_by_file(tmp_path):
   for name in "ab":
     export.write(tmp_path / f"{name}.safetensors", {name: np.ones((2, 2))})
   assert [each.name for each in export.survey(tmp_path)] == ["a", "b"]
-  with pytest.raises(export.ExportError, match="there is no such file"):
+  with pytest.raises(export.ExportError, match="no such file"):
     list(export.survey(tmp_path / "c"))
 
 
@@ -90,9 +90,9 @@ def test_a_part_that_the_index_names_is_missed(tmp_path):
   with pytest.raises(export.ExportError, match="names 'two.safetensors'"):
     list(export.survey(tmp_path))
   export.write(tmp_path / "two.safetensors", {"b": np.ones((2, 2))})
-  found = {each.name: each.path.name for each in export.survey(tmp_path)}
-  assert found == names
+  tensors = {each.name: each.path.name for each in export.survey(tmp_path)}
+  assert tensors == names
   for text in ("[]", "{", '{"weight_map": {"a": 3}}', '{"weight_map": [1]}'):
     index.write_text(text)
-    with pytest.raises(export.ExportError, match="no index of tensors"):
+    with pytest.raises(export.ExportError, match="not an index of tensors"):
       list(export.survey(tmp_path))

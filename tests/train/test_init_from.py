@@ -146,12 +146,12 @@ def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
 @pytest.mark.parametrize(
   ("name", "message"),
   [
-    ("truncated", "no whole safetensors file.*fetch it again"),
+    ("truncated", "not a whole safetensors file.*fetch it again"),
     ("missing tensor", "vit.layernorm.bias is missing"),
     ("other classes", "classifier.*needs.*head='fresh'"),
-    ("other family", "the weights of a ViT, but the model is a T5"),
+    ("other family", "expected weights of a T5, got those of a ViT"),
     ("other vocabulary", r"shared.weight has shape \[50, 16\].*vocab="),
-    ("absent", "there is no such file or directory"),
+    ("absent", "file or directory not found"),
   ],
 )
 def test_weights_that_do_not_fit_are_one_clear_line(
@@ -192,4 +192,4 @@ def test_the_program_prints_one_line_and_exits_with_2(
     f"--config.data.data_dir={data_dir}",
     f"--config.init_from={path}",
   )
-  assert_one_clear_line(done, f"{path}: no whole safetensors file")
+  assert_one_clear_line(done, f"{path}: not a whole safetensors file")

@@ -11,13 +11,13 @@ DRIVER = """
 import json, runpy, sys
 from absl import flags
 from figs_jax import cli
-from figs_jax.analysis import compare
+from figs_jax.analysis import _compare
 
 def stopped(config, where):
   print("training", where.name, file=sys.stderr)
   return {"finished": False}
 
-compare.train = stopped
+_compare.train = stopped
 program = runpy.run_path("launch/quickstart.py", run_name="quickstart")
 for arguments in json.loads(sys.argv[1]):
   flags.FLAGS.unparse_flags()
@@ -29,20 +29,20 @@ for arguments in json.loads(sys.argv[1]):
     print("exit code:", end.code or 0, file=sys.stderr, flush=True)
 """
 MISTAKES = {
-  "--recipes=figs,figss": "--recipes: no recipe 'figss', did you mean 'figs'?",
-  "--recipes=figs,,step": "--recipes: no recipe ''",
-  "--patterns=1:8,ff": "--patterns: Invalid N:M pattern 'ff': expected 'n:m'",
-  "--patterns=1:7": "axis -2 has length 64, not a multiple of m=7",
-  "--patterns=": "--patterns is empty: give at least one",
-  "--engines=wss:8x8": "--engines: engine 'wss:8x8': unknown kind 'wss', did you",
-  "--engines=ws:8": "--engines: engine 'ws:8': size '8' is not ROWSxCOLS",
-  "--steps=9": "--steps=9: 9 is not integer >= 10",
-  "--seeds=0": "--seeds=0: 0 is not a positive integer",
-  "--seed=3": "Did you mean: seeds",
-  "--workdir=": "--workdir is empty",
-  "--workdir=FILE": "FILE/dense: Not a directory; use another workdir",
-  "runs": "unexpected argument 'runs'",
-}  # fmt: skip
+  "--recipes=figs,figss": ["--recipes: ", "'figss'", "'figs'"],
+  "--recipes=figs,,step": ["--recipes: ", "''"],
+  "--patterns=1:8,ff": ["--patterns: ", "'ff'", "'n:m'"],
+  "--patterns=1:7": ["axis -2 has length 64", "m=7"],
+  "--patterns=": ["--patterns is empty: give at least one"],
+  "--engines=wss:8x8": ["--engines: ", "'wss'", "'ws'"],
+  "--engines=ws:8": ["--engines: ", "'8'", "ROWSxCOLS"],
+  "--steps=9": ["--steps=9: 9 is not integer >= 10"],
+  "--seeds=0": ["--seeds=0: 0 is not a positive integer"],
+  "--seed=3": ["Did you mean: seeds"],
+  "--workdir=": ["--workdir is empty"],
+  "--workdir=FILE": ["FILE/dense: Not a directory; use another workdir"],
+  "runs": ["unexpected argument 'runs'"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,8 @@ def test_mistakes_get_one_line_and_exit_2(word, outcomes):
   lines = text.splitlines()
   assert len(lines) == 1, text
   assert lines[0].startswith("quickstart.py: ")
-  assert MISTAKES[word] in lines[0]
+  for part in MISTAKES[word]:
+    assert part in lines[0]
   assert code == "2"
 
 

@@ -19,7 +19,7 @@ from figs_jax.core.pattern import NM
 from figs_jax.engine.blocks import fit
 from figs_jax.engine.int64 import ceil_div
 from figs_jax.engine.simulator.array import ArrayProgram, extended
-from figs_jax.engine.vegeta import BLOCK, Vegeta
+from figs_jax.engine.vegeta import Vegeta
 
 
 class _Shape(NamedTuple):
@@ -60,7 +60,7 @@ def program_of(
   (M, K), N = x.shape, w.shape[1]
   block, held = _packing(mask, engine, pattern)
   down, across = ceil_div(K, R // held * block), ceil_div(N, cols)
-  lanes, C = BLOCK if engine.sparse else 1, cols // alpha
+  lanes, C = Vegeta.BLOCK if engine.sparse else 1, cols // alpha
   shape = _Shape(R, C, alpha, beta, lanes, block, held, down, across)
   folds = _folds(M, down, across, engine)
   output = extended(np.ones(N, bool), across * cols)
@@ -93,9 +93,9 @@ def _packing(mask: np.ndarray, engine: Vegeta, pattern: NM) -> tuple[int, int]:
   """Rows of the weight in a block, and the rows of the array they take."""
   if engine.sparse:
     n, m = np.array([pattern.n]), np.array([pattern.m])
-    held = int(fit(n, m, BLOCK, [mask])[0])
+    held = int(fit(n, m, Vegeta.BLOCK, [mask])[0])
     if held < 3 and held <= int(engine.rows):
-      return BLOCK, held
+      return Vegeta.BLOCK, held
   return 1, 1  # dense
 
 

@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from figs_jax.engine._cost import AT_45_NM, evaluate
+from figs_jax.engine._cost import AT_45_NM, gemm_cost
 from figs_jax.engine.energy import Energy, picojoules
 from figs_jax.engine.int64 import (
   array_dataclass,
@@ -206,7 +206,7 @@ def attention_cost(
   )
 
   def product(rows: Any, N: Any, K: Any) -> _Product:
-    parts = evaluate(Gemm(rows, N, K), engine, itemsize)
+    parts = gemm_cost(Gemm(rows, N, K), engine, itemsize)
     return _Product(
       parts["cycles"] - parts["stall_dram"],
       parts["ifmap_reads"] + parts["filter_reads"] + parts["ofmap_writes"],

@@ -26,12 +26,13 @@ from figs_jax.engine._cost import AT_45_NM
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.int64 import Singles, fastest
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Engine, nearest
+from figs_jax.engine.spec import Engine, nearest, text_of
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.sweeps.axes import (
   SIZES,
   Axes,
   as_axes,
+  choices_of,
   design,
   own_axes,
   parts_of,
@@ -124,7 +125,8 @@ def sweep(
   devices = jax.local_devices() if devices is None else devices
   for one, names in zip(engines, own_axes(engines, axes, fixed)):
     # Choices change what is compiled; numbers only what it reads.
-    chosen = [name for name in names if {*parts_of(name)} & {*one.CHOICES}]
+    static = choices_of(one)
+    chosen = [name for name in names if static & {*parts_of(name)}]
     varied = {name: axes[name] for name in names if name not in chosen}
     for point in itertools.product(*(axes[name] for name in chosen)):
       choices = dict(zip(chosen, point))
@@ -133,13 +135,14 @@ def sweep(
         labels = {"workload": label} if tables.keys() != {""} else {}
         labels |= {"engine": str(one)} if several else {}
         for name, choice in choices.items():
-          together = parts_of(name)
-          labels |= zip(together, choice if together[1:] else [choice])
+          fields = parts_of(name)
+          values = choice if len(fields) > 1 else [choice]
+          labels |= zip(fields, map(text_of, values))
         parts.append((labels, Points.of(machine, varied, table)))
   return Sweep(parts, precision, devices)
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
   """The points of one engine and workload, and what is equal at all of them."""
 
   labels: dict[str, Any]
@@ -151,11 +154,11 @@ class Sweep:
   """Products of axes, evaluated where it is asked; made by `sweep`.
 
   Results are columns, NumPy arrays by name: the spec of the `design`, the axes
-  (-1 where an engine lacks one), the fields, and products that were
-  asked for. A `by` is a quantity to be small and a `where` conditions, both as
-  text ("cycles", "-utilisation", "rows*cols"; "rows*cols<=1024; m<=8")
-  or as functions. Functions take a mapping from names to floating arrays
-  (float64, exact up to 2^53), are compiled with the sweep, and must be pure.
+  (-1 where an engine lacks one), the fields, and products that were asked for.
+  A quantity `by` and conditions `where` are text ("cycles", "-utilisation",
+  "rows*cols"; "rows*cols<=1024; m<=8") or functions. Functions take a mapping
+  from names to floating arrays (float64, exact up to 2^53), are compiled with
+  the sweep, and must be pure.
 
   With precision "float32" and sizes up to 2^22, the relative error of a field
   is below `FLOAT32_ERROR` = 2^-18 (and 2^-24 for each further layer of a sum);
@@ -165,6 +168,7 @@ class Sweep:
 
   Attributes:
     axes: Names of the axes' columns; a pattern is "n" and "m".
+    parts: Points of each engine, choice and workload.
     results: Names of the fields that are evaluated.
     fields: Axes, then results. A quantity or condition may also name any number
       of the engine.
@@ -177,21 +181,22 @@ class Sweep:
     devices: Sequence[Any],
   ):
     self._rough = precision == "float32"
-    self._parts: list[_Part] = []
+    self.parts: list[Part] = []
     self._ratios: set[str] = set()  # results of a true division
     shared: list[set[str]] = []
+    every = dict.fromkeys(itertools.chain(*(own for own, _ in parts)), "")
     for labels, points in parts:
       bounds = overflow_check(points)
       kind = fastest(itertools.chain(*bounds.values()))
       kind = Singles if self._rough else kind
       walker = Walker(points, kind, (*points.axes, *sorted(bounds)), devices)
-      self._parts.append(_Part(labels, points, walker))
+      self.parts.append(Part(every | labels, points, walker))
       self._ratios |= {
         x for x in bounds if isinstance(bounds[x][0].most, float)
       }
       shared.append(set(bounds))
     columns = dict.fromkeys(
-      itertools.chain(*(part.points.varied for part in self._parts))
+      itertools.chain(*(part.points.varied for part in self.parts))
     )
     self.axes = tuple(columns)
     self.results = tuple(sorted(set.intersection(*shared)))
@@ -199,7 +204,7 @@ class Sweep:
 
   def __len__(self) -> int:
     """The number of points, impossible ones included."""
-    return sum(part.points.count for part in self._parts)
+    return sum(part.points.count for part in self.parts)
 
   def smallest(
     self, by: By, k: int = 1, *, where: Where = None, steps: int = _STEPS
@@ -218,7 +223,7 @@ class Sweep:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
       raise ValueError(f"sweep k={k!r}: expected an integer from 1")
     self._check((*quantity_names(by), *condition_names(where)))
-    picks = [_smallest(part, by, k, where, steps) for part in self._parts]
+    picks = [_smallest(part, by, k, where, steps) for part in self.parts]
     values = np.concatenate([values for _, values in picks])
     order = np.argsort(values, kind="stable")[:k]
     columns = self._columns([numbers for numbers, _ in picks], order)
@@ -229,8 +234,8 @@ class Sweep:
   ) -> dict[str, np.ndarray]:
     """The points that none beats in x and y, both to be small, by x.
 
-    A point beats those that are no smaller in either and larger in one, or
-    equal in both and after it.
+    A point beats those that are as large or larger in both and larger in one,
+    or equal in both and after it.
 
     Args:
       x: Quantity to be small.
@@ -243,7 +248,7 @@ class Sweep:
     """
     self._check((*quantity_names(x), *quantity_names(y)))
     self._check(condition_names(where))
-    fronts = [_front(part, x, y, where, steps) for part in self._parts]
+    fronts = [_front(part, x, y, where, steps) for part in self.parts]
     xs, ys = (np.concatenate([front[i] for front in fronts]) for i in (1, 2))
     order = _undominated(np.arange(len(xs)), xs, ys)
     columns = self._columns([numbers for numbers, _, _ in fronts], order)
@@ -259,7 +264,7 @@ class Sweep:
     """
     count, least, most, total = 0, [], [], 0.0
     reduction = Moments(by, where)
-    for part in self._parts:
+    for part in self.parts:
       for _, (state, _) in part.walker.walks(reduction, steps):
         some = state[0] > 0
         if some.any():
@@ -296,7 +301,7 @@ class Sweep:
     self._check((*names, *condition_names(where)), self.columns)
     if not isinstance(chunk, int) or chunk < 1:
       raise ValueError(f"chunk={chunk!r}: expected an integer from 1")
-    for part in self._parts:
+    for part in self.parts:
       walker = part.walker
       read = {n for name in names for n in _UNDERLYING.get(name, (name,))}
       read = read & set(walker.fields) or {walker.fields[0]}
@@ -362,15 +367,12 @@ class Sweep:
   @property
   def columns(self) -> tuple[str, ...]:
     """Everything that `chunks` and `write` can give."""
-    labels = dict.fromkeys(
-      itertools.chain(*(part.labels for part in self._parts))
-    )
     pattern = ("pattern",) if "m" in self.axes else ()
-    return (*labels, *pattern, *self.fields)
+    return (*self.parts[0].labels, *pattern, *self.fields)
 
   def _check(self, names: Iterable[Any], more: Iterable[str] = ()) -> None:
     """Raises ValueError for a name that not all engines have."""
-    shared = [set(part.walker.fields) for part in self._parts]
+    shared = [set(part.walker.fields) for part in self.parts]
     known = set.intersection(*shared) | set(more)
     for name in names:
       if isinstance(name, str) and name not in known:
@@ -381,7 +383,7 @@ class Sweep:
   ) -> dict[str, np.ndarray]:
     """Columns of the points of each part, all of them put in an order."""
     each = []
-    for part, number in zip(self._parts, numbers):
+    for part, number in zip(self.parts, numbers):
       fields = _at(part, number)
       columns = _labelled(part, fields, self.columns)
       each.append({"design": _specs(part, fields, len(number))} | columns)
@@ -422,7 +424,7 @@ def _check_engines(engines: Sequence[Engine]) -> None:
 
 
 def _smallest(
-  part: _Part, by: By, k: int, where: Where, steps: int
+  part: Part, by: By, k: int, where: Where, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """The numbers and values of the k points of the smallest value, in order."""
   number, walker = part.walker.grid.number, part.walker
@@ -447,15 +449,15 @@ def _smallest(
 
 
 def _front(
-  part: _Part, x: By, y: By, where: Where, steps: int
+  part: Part, x: By, y: By, where: Where, steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """The numbers, x and y of the points that none beats, by x."""
 
   def reduced(number):
     number, fields = _allowed(part, number, where)
-    columns = number, _value(x, fields), _value(y, fields)
-    order = _undominated(*columns)
-    return tuple(column[order] for column in columns)
+    xs, ys = _value(x, fields), _value(y, fields)
+    order = _undominated(number, xs, ys)
+    return number[order], xs[order], ys[order]
 
   walker, seen = part.walker, 0
   sample = np.random.default_rng(0).integers(0, part.points.count, _SAMPLE)
@@ -494,13 +496,13 @@ def _undominated(
   return order[stays]
 
 
-def _at(part: _Part, number: np.ndarray) -> dict[str, np.ndarray]:
+def _at(part: Part, number: np.ndarray) -> dict[str, np.ndarray]:
   none = dict.fromkeys(part.walker.fields, np.zeros(0))
   return part.points.at(number) if len(number) else none
 
 
 def _allowed(
-  part: _Part, number: np.ndarray, where: Where
+  part: Part, number: np.ndarray, where: Where
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """Which points are allowed, once and in order, and their fields."""
   number = np.unique(number[number >= 0])
@@ -517,7 +519,7 @@ def _value(by: By, fields: Mapping[str, Any]) -> np.ndarray:
 
 
 def _labelled(
-  part: _Part, fields: Mapping[str, np.ndarray], names: Iterable[str]
+  part: Part, fields: Mapping[str, np.ndarray], names: Iterable[str]
 ) -> dict[str, np.ndarray]:
   """Columns by name, those of labels and absent axes filled in."""
   length = len(next(iter(fields.values())))
@@ -542,7 +544,7 @@ def _patterns(n: np.ndarray, m: np.ndarray) -> np.ndarray:
 
 
 def _specs(
-  part: _Part, fields: Mapping[str, np.ndarray], length: int
+  part: Part, fields: Mapping[str, np.ndarray], length: int
 ) -> np.ndarray:
   """The spec of the engine at each point."""
   engine = part.points.machine.engine

@@ -1,7 +1,7 @@
 """What a sweep varies: axes by name, and the designs that they make.
 
 `AXES` holds the axes of a layer. Besides these every field of an engine that
-holds a number is an axis, and so is every choice by name (`overlap`).
+holds a number is an axis, and so is every choice (`overlap`, `sparse`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import LIMITS, Engine, nearest
+from figs_jax.engine.spec import LIMITS, Engine, nearest, text_of
 from figs_jax.engine.spec_text import field_value
 from figs_jax.engine.sweeps.text import read_axes, read_values
 
@@ -74,19 +74,19 @@ def as_axes(axes: Axes | str | Iterable[str]) -> dict[str, Sequence[Any]]:
   Raises:
     ValueError: If there are none, or values are neither a sequence nor text.
   """
+  known: dict[str, Any] = {}
   if isinstance(axes, Mapping):
-    found = {
-      name: read_values(name, values) if isinstance(values, str) else values
-      for name, values in axes.items()
-    }
+    for name, values in axes.items():
+      text = isinstance(values, str)
+      known[name] = read_values(name, values) if text else values
   else:
-    found = read_axes(axes)
-  if not found:
+    known |= read_axes(axes)
+  if not known:
     raise ValueError(
       "sweep: no axes; give at least one, as in 'rows=8,16,...,256', or call"
       " cost()"
     )
-  for name, values in found.items():
+  for name, values in known.items():
     if not np.iterable(values) or isinstance(values, Mapping):
       raise ValueError(
         f"sweep axis {name!r}: got {values!r}; expected a list of values, as in"
@@ -94,7 +94,7 @@ def as_axes(axes: Axes | str | Iterable[str]) -> dict[str, Sequence[Any]]:
       )
     if not len(values):
       raise ValueError(f"sweep axis {name!r}: no values; give at least one")
-  return found
+  return known
 
 
 def workloads_of(
@@ -131,16 +131,16 @@ def read_axis(
         raise ValueError(f"sweep axis {name!r}: got {row!r}; give {name} each")
     columns = list(zip(*values))
   limits = engine.limits()
-  found: dict[str, np.ndarray] = {}
+  read: dict[str, np.ndarray] = {}
   for part, column in zip(names, columns):
     if part in AXES:
-      found |= AXES[part](column)
+      read |= AXES[part](column)
     elif part in limits:
-      found |= _integers(part, limits[part], column)
+      read |= _integers(part, limits[part], column)
     else:
       known = nearest(part, {*limits, *AXES})
       raise ValueError(f"sweep axis {name!r} of {engine}: {known}")
-  return found
+  return read
 
 
 def parts_of(name: str) -> list[str]:
@@ -192,12 +192,19 @@ def own_axes(
 
 
 def fields_of(engine: Engine) -> dict[str, dataclasses.Field]:
-  """The fields that may be axes: numbers, and choices by name."""
+  """The fields that may be axes: numbers, and choices by name or yes and no."""
   return {
     field.name: field
     for field in dataclasses.fields(engine)
-    if field in engine.numeric() or field.name in engine.CHOICES
+    if field in engine.numeric()
+    or field.name in engine.CHOICES
+    or field.type in ("bool", bool)
   }
+
+
+def choices_of(engine: Engine) -> set[str]:
+  """The fields among them that are static."""
+  return {*fields_of(engine)} - {field.name for field in engine.numeric()}
 
 
 def designs(
@@ -261,7 +268,7 @@ def design(engine: Engine, point: Mapping[str, Any]) -> Engine:
       )
   try:
     changes = {
-      name: field_value(type(engine), fields[name], str(value))
+      name: field_value(type(engine), fields[name], text_of(value))
       for name, value in values.items()
     }
     return dataclasses.replace(engine, name="", **changes)

@@ -41,10 +41,10 @@ class Grid:
   """How a product is cut into blocks.
 
   Attributes:
-    sizes: the length of each axis.
-    axis: the axis of which a block holds a part, `tile` values; it holds one
-      value of those before and all of those after.
-    tile: a last part may be shorter, and is filled up.
+    sizes: Length of each axis.
+    axis: Axis of which a block holds a part, `tile` values; it holds one value
+      of the axes before and all values of those after.
+    tile: Length of a part; a last one may be shorter, and is filled up.
 
   >>> grid = Grid.of((4, 10, 8), 32)
   >>> grid.axis, grid.tile, grid.slots, grid.blocks
@@ -60,7 +60,7 @@ class Grid:
     """Blocks of at most `most` points.
 
     Raises:
-      ValueError: there would be too many.
+      ValueError: If there are too many.
     """
     axis, inner = len(sizes) - 1, 1
     while axis > 0 and inner * sizes[axis] <= most:
@@ -122,11 +122,11 @@ class Grid:
     )
 
   def place(self, table: Any, block: Any) -> Any:
-    """What a block sees of a filled table: (slots,), or () if it is one value.
+    """The part of a filled table that a block sees: (slots,), or () for one.
 
     Args:
-      table: filled.
-      block: the block's number, int32.
+      table: Filled table.
+      block: Number of the block, int32.
     """
     digits, rest = [], block // self.parts
     for size in reversed(self.sizes[: self.axis]):
@@ -154,16 +154,16 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What to compute at a point, from open tables by name.
+  """The fields to compute at a point, from open tables by name.
 
   Attributes:
-    machine: maps values to fields.
-    grid: the blocks of points.
-    kind: the numbers to compute in; None for int64 as it is.
-    fields: those that are read, axes among them.
-    axes: the columns of the axes.
-    layers: how many to sum over, each as often as it counts; 0 for a single
-      GEMM per point.
+    machine: Function from values to fields.
+    grid: Blocks of points.
+    kind: Numbers to compute in; None for int64 as it is.
+    fields: Names of the fields that are read, axes among them.
+    axes: Names of the axes' columns.
+    layers: Number of layers to sum over, each as often as it counts; 0 for a
+      single GEMM per point.
   """
 
   machine: Machine
@@ -177,7 +177,7 @@ class Program:
     """A function from a block's number to the fields of its points, (slots,).
 
     Args:
-      tables: filled, with the layers as a last dimension.
+      tables: Filled tables, with the layers as a last dimension.
     """
     grid, full = self.grid, (self.grid.slots,)
     still = {
@@ -199,9 +199,9 @@ class Program:
       def gemm(layer):
         return self._gemm({name: see(name, block, layer) for name in tables})
 
-      found = self._total(gemm) if self.layers else gemm(0)
-      found |= {name: see(label(name), block, 0) for name in self.axes}
-      return {name: jnp.broadcast_to(found[name], full) for name in self.fields}
+      seen = self._total(gemm) if self.layers else gemm(0)
+      seen |= {name: see(label(name), block, 0) for name in self.axes}
+      return {name: jnp.broadcast_to(seen[name], full) for name in self.fields}
 
     return fields
 
@@ -209,24 +209,24 @@ class Program:
     numbers = values
     if self.kind is not None:
       numbers = {name: self.kind(x) for name, x in values.items()}
-    found = self.machine(numbers) | {"count": numbers["count"]}
+    results = self.machine(numbers) | {"count": numbers["count"]}
     return {
       name: x.x if isinstance(x, Whole) else jnp.asarray(x)
-      for name, x in found.items()
+      for name, x in results.items()
     }
 
   def _total(self, gemm: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """Sums over the layers; means are weighed by the cycles."""
+    """Sums over the layers; means are weighted by the cycles."""
     own = set(self.fields) - set(self.axes)
 
     def add(layer, sums):
-      found = gemm(layer)
-      count = found["count"]
-      time = (count * found["cycles"]).astype(float)
+      results = gemm(layer)
+      count = results["count"]
+      time = (count * results["cycles"]).astype(float)
       terms = {
-        name: time * found[name]
+        name: time * results[name]
         if name in MEANS
-        else count.astype(found[name].dtype) * found[name]
+        else count.astype(results[name].dtype) * results[name]
         for name in own
       } | {"time": time}
       return {name: sums[name] + terms[name] for name in sums}
@@ -259,18 +259,18 @@ def walk(
   """Visits `steps` successive blocks on each device of a mesh, all at once.
 
   Args:
-    program: what to compute.
-    reduce: what to keep.
-    mesh: of one axis.
-    steps: blocks per device.
-    first: the number of the first block, int32; each device takes the next.
-    tables: filled, the layers as a last dimension.
-    possible: filled masks; all of them hold at a point that is possible.
-    given: what the reduction knows from earlier walks.
+    program: Fields to compute.
+    reduce: Reduction of the fields.
+    mesh: Mesh of one axis.
+    steps: Number of blocks per device.
+    first: Number of the first block, int32; each device takes the next ones.
+    tables: Filled tables, with the layers as a last dimension.
+    possible: Filled masks; all of them hold at a point that is possible.
+    given: Values that the reduction knows from earlier walks.
 
   Returns:
-    The reduction's state after the last block and its stacked outs, both with a
-    leading dimension for the devices.
+    The reduction's state after the last block and its stacked outputs, both
+    with a leading dimension for the devices.
   """
   grid = program.grid
   (name,) = mesh.axis_names
@@ -303,7 +303,7 @@ class Walker:
   """Points on devices, ready to be walked.
 
   Attributes:
-    fields: the fields that can be read.
+    fields: Names of the fields that can be read.
   """
 
   def __init__(
@@ -343,15 +343,16 @@ class Walker:
     """The blocks of successive walks, (devices, steps), and what was kept.
 
     Args:
-      reduction: what to keep.
-      steps: blocks per device and walk, at most.
-      given: what the reduction is to know; asked before every walk.
+      reduction: Reduction of the fields.
+      steps: Largest number of blocks per device and walk.
+      given: Function that returns what the reduction is to know; called before
+        every walk.
 
     Raises:
-      ValueError: no block at a time, or an unknown field.
+      ValueError: If steps is below 1, or a field is unknown.
     """
     if steps < 1:
-      raise ValueError(f"sweep steps={steps}: give 1 or more")
+      raise ValueError(f"sweep steps={steps}: expected an integer from 1")
     devices, grid, points = self.devices, self.grid, self._points
     steps = min(steps, math.ceil(grid.blocks / devices))
     with self._x64():

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from figs_jax.engine._cost import evaluate
+from figs_jax.engine._cost import gemm_cost
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.int64 import INT64_MAX, Interval
 from figs_jax.engine.layers import Layers
@@ -47,7 +47,7 @@ class Machine:
       values: M, N, K, n, m and every numeric field of the engine.
     """
     gemm = Gemm(*(values[name] for name in GEMM))
-    return evaluate(gemm, self.design(values), self.itemsize, self.energy)
+    return gemm_cost(gemm, self.design(values), self.itemsize, self.energy)
 
   def design(self, values: Mapping[str, Any]) -> Engine:
     """The engine with these fields, unchecked: designs may be impossible."""

@@ -69,10 +69,10 @@ def read_values(name: str, text: str) -> tuple[Any, ...]:
   Args:
     name: Name of the axis; where it names several, "rows,cols", a value is a
       tuple, as in "32x16".
-    text: "value,value,...".
+    text: Values separated by commas, with dots.
 
   Raises:
-    ValueError: As `read_axes`.
+    ValueError: If a value is missing, or as `read_axes`.
 
   >>> read_values("rows", "8,16,32,...,256")
   (8, 16, 32, 64, 128, 256)
@@ -112,8 +112,8 @@ def read_quantity(text: str) -> tuple[float, tuple[str, ...]]:
   >>> read_quantity("-rows*2*cols")
   (-2.0, ('rows', 'cols'))
   """
-  sign, product = re.fullmatch(r"\s*(-?)(.*)", text, re.DOTALL).groups()
-  scale, names = -1.0 if sign else 1.0, []
+  product = text.strip().removeprefix("-")
+  scale, names = 1.0 if product == text.strip() else -1.0, []
   for factor in map(str.strip, product.split("*")):
     if re.fullmatch(r"[A-Za-z_]\w*", factor):
       names.append(factor)
@@ -190,8 +190,8 @@ def _between(where: str, before: list[Any], end: Any) -> list[Any]:
       f"{where}: dots between patterns multiply m by a whole number and keep n;"
       f" {', '.join(map(str, patterns))} do not; write the values out"
     )
-  found = _multiplied(where, known[-1].m, factor, final.m)
-  return [f"{final.n}:{m}" for m in found]
+  between = _multiplied(where, known[-1].m, factor, final.m)
+  return [f"{final.n}:{m}" for m in between]
 
 
 def _numbers(where: str, numbers: list[int], end: int) -> list[int]:

@@ -18,7 +18,7 @@ def test_blocks_are_visited(steps):
     lambda: designs.pareto("cycles", "energy_pj", steps=steps),
     lambda: designs.summary("cycles", steps=steps),
   ):
-    with pytest.raises(ValueError, match=f"steps={steps}: give 1 or more"):
+    with pytest.raises(ValueError, match=f"steps={steps}: expected an integer"):
       ask()
 
 
