@@ -296,7 +296,9 @@ def test_tasks_are_decoded_by_the_model(small, tmp_path, beams):
 def test_answers_that_are_cut_to_the_same_are_refused(small, tmp_path):
   small.data.data_dir = str(tmp_path)
   small.data.target_length = 3
-  message = "target_length=3 cannot distinguish the answers of stsb; set it to 4"
+  message = (
+    "target_length=3 cannot distinguish the answers of stsb; set it to 4"
+  )
   with pytest.raises(ValueError, match=message):
     _ = build(small).task.measure
 
