@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from figs_jax.core.pattern import NM
 from figs_jax.engine import Layers, cost, parse
 from figs_jax.engine.sweeps._sweep import FLOAT32_ERROR, Sweep, sweep
+from figs_jax.engine.sweeps.axes import as_axes
 from figs_jax.engine.sweeps.device import Grid
 
 GEMM = {"M": [196, 7], "N": [3072, 100], "K": [768, 40]}
@@ -325,8 +326,12 @@ def test_several_engines_choices_and_workloads_are_one_product(several):
   [("energy_pj", None), ("rows*cols", "rows<=16; m>=4"),
    ("-dram_bytes", "cycles > 300000; cols=8")],
 )  # fmt: skip
-def test_text_says_what_functions_say(several, y, where):
-  points, plain = several
+def test_fronts_and_conditions_as_text(several, y, where):
+  axes = {name: x for name, x in as_axes(SEVERAL).items() if name != "overlap"}
+  points = sweep(["ws:8x8", "figs"], axes, ROWS)
+  here = {"overlap": "none", "workload": "all"}
+  plain = [p for p in several[1] if p | here == p]
+  assert len(points) == len(plain) == 18
   allowed = {
     None: lambda p: True,
     "rows<=16; m>=4": lambda p: p["rows"] <= 16 and p["pattern"] == "1:4",
