@@ -79,8 +79,8 @@ def assert_one_clear_line(done, *words):
   """A mistake of the user's: exit code 2 and one line with these words.
 
   Args:
-    done: what `call` returned, or one of `in_one_process`.
-    words: that the line must have.
+    done: Result of `call`, or one result of `in_one_process`.
+    words: Texts that the line must contain.
   """
   if isinstance(done, subprocess.CompletedProcess):
     done = done.returncode, done.stdout, done.stderr

@@ -89,14 +89,14 @@ def test_every_recipe_has_a_section_and_nothing_else_does(script):
 def test_sections_name_modes_and_sources(name):
   recipe = recipes.create(name, "1:4", 100)
   section = SECTIONS[name]
-  said = re.search(r"\*\*Gradient\*\*(.*?)\*\*Sources?\*\*", section, re.DOTALL)
-  named = [m for m in re.findall(r"`(\w+)`", said[1]) if m in GRAD_MODES]
+  gradient = re.search(r"\*\*Gradient\*\*(.*?)\*\*Sources?\*\*", section, re.DOTALL)
+  named = [m for m in re.findall(r"`(\w+)`", gradient[1]) if m in GRAD_MODES]
   if recipe.sparse:
     assert named[0] == recipe.grad_mode
   if "grad_mode" in recipes.options(name):
     assert set(named) == {mode for mode in GRAD_MODES if _takes(name, mode)}
   papers = {s for s in recipe.sources if re.fullmatch(r"\d+\.\d+", s)}
-  tail = section[said.end() :].partition("<!--")[0]
+  tail = section[gradient.end() :].partition("<!--")[0]
   assert set(re.findall(r"arxiv\.org/abs/([\d.]+)\)", tail)) == papers
   assert "```\n" in section.partition("![")[0]  # the equation
 

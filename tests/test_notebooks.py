@@ -102,10 +102,10 @@ def words(name):
   return " ".join(text.split())
 
 
-def test_the_limits_of_looking_at_single_steps_are_told():
-  said = words("quick_start")
-  assert "one in `config.diagnose_every`" in said
-  assert "not looked at" in said and "`rigl` and `set`" in said
+def test_the_limits_of_single_steps_are_named():
+  text = words("quick_start")
+  assert "one in `config.diagnose_every`" in text
+  assert "not looked at" in said and "`rigl` and `set`" in text
 
 
 def test_engines_without_a_knee_are_named_where_knees_are_read():
@@ -120,11 +120,11 @@ def test_engines_without_a_knee_are_named_where_knees_are_read():
   assert len(specs) == 3
   for spec in specs:
     limited = hasattr(engine.parse(spec), "hbm")
-    told = f"`{spec}` has no memory limit" in words("engine_explorer")
-    assert told != limited
+    named = f"`{spec}` has no memory limit" in words("engine_explorer")
+    assert named != limited
 
 
-# What a notebook's last lines must have said, whatever the numbers are.
+# Texts that a notebook must print, for any numbers.
 SAID = {
   "quick_start": ["exact N:M: True", "speed-up 1.00×", "vegeta-s-16-2"],
   "write_a_recipe": ["cosine_leak keeps the contract", "test accuracy"],

@@ -75,8 +75,8 @@ def test_code_speaks_plain_english(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_pages_speak_plain_english(path):
-  lines = path.read_text().splitlines()
-  assert [line for line in lines if WORDS.search(line)] == []
+  prose = re.sub(r"`[^`]*`", "``", path.read_text())  # without names
+  assert [line for line in prose.splitlines() if WORDS.search(line)] == []
 
 
 @pytest.mark.parametrize(
