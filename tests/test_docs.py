@@ -89,7 +89,9 @@ def test_every_recipe_has_a_section_and_nothing_else_does(script):
 def test_sections_name_modes_and_sources(name):
   recipe = recipes.create(name, "1:4", 100)
   section = SECTIONS[name]
-  gradient = re.search(r"\*\*Gradient\*\*(.*?)\*\*Sources?\*\*", section, re.DOTALL)
+  gradient = re.search(
+    r"\*\*Gradient\*\*(.*?)\*\*Sources?\*\*", section, re.DOTALL
+  )
   named = [m for m in re.findall(r"`(\w+)`", gradient[1]) if m in GRAD_MODES]
   if recipe.sparse:
     assert named[0] == recipe.grad_mode

@@ -105,7 +105,7 @@ def words(name):
 def test_the_limits_of_single_steps_are_named():
   text = words("quick_start")
   assert "one in `config.diagnose_every`" in text
-  assert "not looked at" in said and "`rigl` and `set`" in text
+  assert "not looked at" in text and "`rigl` and `set`" in text
 
 
 def test_engines_without_a_knee_are_named_where_knees_are_read():
