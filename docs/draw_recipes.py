@@ -123,7 +123,7 @@ def common_table() -> str:
 
 
 def _table(rows: dict[str, tuple[Any, str]], head: str = "option") -> str:
-  lines = [f"| {head} | default | |", "|---|---|---|"]
+  lines = [f"| {head} | default | meaning |", "|---|---|---|"]
   for key, (default, text) in rows.items():
     if not text:
       raise ValueError(f"docs: no docstring documents {key!r}")

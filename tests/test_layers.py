@@ -1,6 +1,7 @@
 """The house's floors: who may import whom, and what imports without what."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -29,15 +30,39 @@ ROOMS = {
 
 
 def imports(path: Path) -> set[str]:
-  """Modules of ours that a file names, inside functions too."""
-  found = set()
+  """Names of ours that a file imports, inside functions and type checks too."""
+  names = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
-      found |= {alias.name for alias in node.names}
+      names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom) and node.module:
       assert node.level == 0, f"{path}: relative import"
-      found |= {f"{node.module}.{alias.name}" for alias in node.names}
-  return {name for name in found if name.split(".")[0] == "figs_jax"}
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return {name for name in names if name.split(".")[0] == "figs_jax"}
+
+
+def modules() -> dict[str, Path]:
+  """Every module of the package by its dotted name."""
+  paths = sorted(ROOT.rglob("*.py"))
+  return {
+    ".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(
+      ".__init__"
+    ): p
+    for p in paths
+  }
+
+
+def graph() -> dict[str, set[str]]:
+  """The modules that each module imports."""
+  known = modules()
+  return {
+    module: {
+      name if name in known else name.rpartition(".")[0]
+      for name in imports(path)
+    }
+    & set(known) - {module}
+    for module, path in known.items()
+  }
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
@@ -47,6 +72,42 @@ def test_rooms_import_downwards_only(room):
     for name in imports(path):
       fits = any(name == ok or name.startswith(ok + ".") for ok in allowed)
       assert fits, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_circle_of_imports():
+  arrows = graph()
+  # Remove modules that import nothing which is left, until none is removed.
+  while free := [m for m, below in arrows.items() if not below & set(arrows)]:
+    for module in free:
+      del arrows[module]
+  assert not arrows
+
+
+def test_engine_and_train_keep_few_floors():
+  """The longest chain of imports inside a room, from its top to its bottom."""
+  arrows = graph()
+
+  def height(module: str, room: str) -> int:
+    below = [name for name in arrows[module] if name.startswith(room)]
+    return 1 + max((height(name, room) for name in below), default=0)
+
+  floors = {
+    room: max(
+      height(module, f"figs_jax.{room}.")
+      for module in arrows
+      if module.startswith(f"figs_jax.{room}.")
+    )
+    for room in ("engine", "train")
+  }
+  assert floors["engine"] <= 8
+  assert floors["train"] <= 8
+
+
+def test_no_module_is_hidden_by_a_name_of_its_package():
+  for module in modules():
+    package, _, name = module.rpartition(".")
+    bound = getattr(importlib.import_module(package or module), name, None)
+    assert bound is None or bound is importlib.import_module(module), module
 
 
 def test_every_room_is_on_a_floor():

@@ -55,6 +55,10 @@ from figs_jax.engine.training import (
 )
 from figs_jax.engine.vegeta import Vegeta, unstructured_speedup
 
+# The registry of engines: adding one takes its own file and its name here.
+for _kind in (Systolic, Vegeta, Figs, Roofline, Csr):
+  register(_kind)
+
 __all__ = [
   "AttentionCost",
   "AttentionShape",

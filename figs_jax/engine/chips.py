@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from figs_jax.engine.spec import nearest
-
 
 class Chip(NamedTuple):
   """A processor's data sheet.
@@ -47,22 +45,3 @@ CHIPS = {"tpu": TPUS, "gpu": GPUS, "tensorcore": GPUS, "csr": GPUS | TPUS}
 # ratio, 1.11 at 4096^3 in 16 bits on an A100, measured from PyTorch
 # (`figs_jax.engine.roofline.calibrated_overhead`).
 SPARSE_OVERHEAD = 176_601
-
-
-def chip_of(kind: str, name: str | None) -> Chip:
-  """The chip of a spec.
-
-  Raises:
-    ValueError: If the kind of engine knows no chip of this name.
-
-  >>> chip_of("tpu", "v5e").peak
-  197000
-  """
-  chips = CHIPS[kind]
-  if name is None:
-    raise ValueError(
-      f"expected a chip, as in '{kind}:{min(chips)}'; {nearest('', chips)}"
-    )
-  if name not in chips:
-    raise ValueError(f"unknown chip {name!r}, {nearest(name, chips)}")
-  return chips[name]

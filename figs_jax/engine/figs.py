@@ -43,17 +43,8 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.blocks import (
-  Masks,
-  check_shared_masks,
-  exchanges,
-  fit,
-  fits_blocks,
-  index_bits,
-  kept_depth,
-  worst_exchange,
-  worst_fit,
-)
+from figs_jax.engine import blocks
+from figs_jax.engine.blocks import Masks, index_bits, kept_depth
 from figs_jax.engine.int64 import (
   LayerError,
   ceil_div,
@@ -167,7 +158,7 @@ class Figs(Engine):
     """
     n, m, rows = (np.asarray(x) for x in (n, m, self.rows))
     block = _block(n, m, np.asarray(self.alpha), np.asarray(self.block))
-    possible = fits_blocks(n, m, block)
+    possible = blocks.fits_blocks(n, m, block)
     for bad, _ in self._misfits(block, rows):
       possible = possible & (bad == 0)
     return np.asarray(possible)
@@ -210,7 +201,7 @@ class Figs(Engine):
     packed, kappa = _Packed(gemm, self, run), 1
     if self.exchange == "swap":
       lanes = ceil_div(self.beta, self.mask_group)
-      kappa = worst_exchange(packed.run, packed.block, lanes)
+      kappa = blocks.worst_exchange(packed.run, packed.block, lanes)
     across = ceil_div(gemm.N, packed.slots)
     folds = ceil_div(gemm.K, packed.used) * across  # (1)
     parts = schedule(folds, packed.fold(gemm.M, self, kappa))
@@ -237,8 +228,8 @@ class Figs(Engine):
     for layer, mask in enumerate(masks or ()):
       if mask is not None and (n < m)[..., layer].any():
         for group in np.unique(self.mask_group).tolist():
-          check_shared_masks(mask, group)
-    return block, fit(n, m, block, masks)
+          blocks.check_shared_masks(mask, group)
+    return block, blocks.fit(n, m, block, masks)
 
   def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
     block, run = self.packing(n, m)
@@ -331,7 +322,7 @@ def _kinds(gemm, block, run, array, masks):
   lanes = np.asarray(array.beta) // np.asarray(array.mask_group)
   sides = run, block, array.rows, array.cols, array.beta, array.mask_group
   *fields, unknown, N, K = np.broadcast_arrays(
-    *sides, worst_exchange(run, block, lanes), gemm.N, gemm.K
+    *sides, blocks.worst_exchange(run, block, lanes), gemm.N, gemm.K
   )
   most = int(fields[1].max())
   shape = fields[0].shape
@@ -348,7 +339,7 @@ def _kinds(gemm, block, run, array, masks):
       continue
     key = (at[-1], sizes)
     if key not in seen:
-      seen[key] = exchanges(mask, **dict(zip(names, sizes)))
+      seen[key] = blocks.exchanges(mask, **dict(zip(names, sizes)))
     kappa = seen[key]
     share[(slice(None), *at)] = np.bincount(kappa.ravel() - 1, minlength=most)
     last[at] = kappa[-1, -1]
@@ -363,7 +354,7 @@ class _Packed:
     n, m = gemm.n, gemm.m
     self.block = larger(_block(n, m, array.alpha, array.block), 1)
     # 0: nothing is known, so that the worst runs.
-    run = run + (1 - smaller(run, 1)) * worst_fit(n, m, self.block)
+    run = run + (1 - smaller(run, 1)) * blocks.worst_fit(n, m, self.block)
     self.run = larger(smaller(run, self.block), 1)
     self.used = larger(array.rows // self.block * self.block, 1)
     outputs = larger(self.block // self.run, 1)

@@ -20,9 +20,15 @@ import dataclasses
 from typing import Any
 
 from figs_jax.engine.blocks import index_bits
-from figs_jax.engine.chips import SPARSE_OVERHEAD, chip_of
+from figs_jax.engine.chips import CHIPS, SPARSE_OVERHEAD, Chip
 from figs_jax.engine.int64 import ceil_div, larger, smaller
-from figs_jax.engine.spec import Engine, Gemm, check_itemsize, is_default
+from figs_jax.engine.spec import (
+  Engine,
+  Gemm,
+  check_itemsize,
+  is_default,
+  nearest,
+)
 from figs_jax.engine.timing import PARTS, bounded
 
 _KEPT, _BLOCK = 2, 4  # of tensor cores
@@ -234,3 +240,22 @@ def amdahl(fraction: Any, gain: Any) -> Any:
   1.56
   """
   return 1 / (1 - fraction + fraction / gain)
+
+
+def chip_of(kind: str, name: str | None) -> Chip:
+  """The chip of a spec.
+
+  Raises:
+    ValueError: If the kind of engine knows no chip of this name.
+
+  >>> chip_of("tpu", "v5e").peak
+  197000
+  """
+  chips = CHIPS[kind]
+  if name is None:
+    raise ValueError(
+      f"expected a chip, as in '{kind}:{min(chips)}'; {nearest('', chips)}"
+    )
+  if name not in chips:
+    raise ValueError(f"unknown chip {name!r}, {nearest(name, chips)}")
+  return chips[name]

@@ -161,13 +161,8 @@ class Engine:
     """The formula, exact in int64; sizes, patterns and fields broadcast.
 
     It runs under jit and vmap, where sizes are traced and overflow goes
-    unchecked. Concrete sizes give NumPy arrays.
-
-    Args:
-      gemm: Sizes and pattern.
-      itemsize: Bytes per value of every operand off chip.
-      masks: Real masks of the layers of the last axis. Engines without blocks
-        ignore them.
+    unchecked. Concrete sizes give NumPy arrays. Engines without blocks ignore
+    the masks of the layers, which lie on the last axis.
 
     Raises:
       ValueError: If the engine cannot run the pattern, a size is below 1, or a

@@ -20,12 +20,7 @@ import os
 import re
 from typing import Any, TypeVar
 
-from figs_jax.engine.csr import Csr
-from figs_jax.engine.figs import Figs
-from figs_jax.engine.roofline import Roofline
 from figs_jax.engine.spec import Engine, nearest
-from figs_jax.engine.systolic import Systolic
-from figs_jax.engine.vegeta import Vegeta
 
 # First word of a spec -> the class that reads it.
 _CLASSES: dict[str, type[Engine]] = {}
@@ -66,10 +61,6 @@ def _again(old: type, new: type) -> bool:
   same_file = len({os.path.realpath(code.co_filename) for code in codes}) == 1
   here = same_file or old.__module__ == new.__module__
   return here and old.__qualname__ == new.__qualname__
-
-
-for _cls in (Systolic, Vegeta, Figs, Roofline, Csr):
-  register(_cls)
 
 
 def parse(spec: str | Engine) -> Engine:
@@ -142,7 +133,8 @@ def field_value(cls: type[Engine], field: dataclasses.Field, text: str) -> Any:
   Raises:
     ValueError: If the text is not one of the choices, or not an integer.
 
-  >>> field_value(Figs, Figs.numeric()[0], "64")
+  >>> figs = type(parse("figs"))
+  >>> field_value(figs, figs.numeric()[0], "64")
   64
   """
   key = field.name

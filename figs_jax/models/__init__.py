@@ -117,7 +117,7 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
     **options: Keyword arguments of the family's constructor.
 
   Raises:
-    ValueError: As `create`.
+    ValueError: If the family, variant or an option is invalid, as in `create`.
 
   >>> abstract("vit", "H/14").head.kernel.shape
   (1280, 1000)

@@ -88,7 +88,7 @@ def test_mistakes_get_one_line_that_names_file_and_line(results, files):
   assert_one_clear_line(broken, where)
   where = f"--config {files / 'faulty.py'}, line 4: ZeroDivisionError"
   assert_one_clear_line(config, where)
-  assert_one_clear_line(weights, "no such file or directory")
+  assert_one_clear_line(weights, "file or directory not found")
 
 
 def test_train_runs_the_file_and_keeps_its_name(results, files):

@@ -149,7 +149,7 @@ def test_a_run_can_be_repeated_from_its_config_json(tmp_path):
   [
     (None, "No such file"),
     ("{", "JSONDecodeError"),
-    ("[]", "not the configuration of a run"),
+    ("[]", "expected the config.json of a run"),
     ('{"recipe": {"name": "ste"}}', "family"),
     ('{"family": "vit", "recipe": {"name": "fig"}}', "did you mean 'figs'"),
     ('{"family": "vit", "recipe": {"name": "ste"}, "sed": 1}', "sed"),

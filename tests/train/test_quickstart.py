@@ -41,7 +41,7 @@ MISTAKES = {
   "--seed=3": ["Did you mean: seeds"],
   "--workdir=": ["--workdir is empty"],
   "--workdir=FILE": ["FILE/dense: Not a directory; use another workdir"],
-  "runs": ["unexpected argument 'runs'"],
+  "runs": ["Unexpected argument 'runs'"],
 }
 
 
