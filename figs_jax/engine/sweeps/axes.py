@@ -92,7 +92,7 @@ def as_axes(axes: Axes | str | Iterable[str]) -> dict[str, Sequence[Any]]:
         f"sweep axis {name!r}: got {values!r}; expected a list of values, as in"
         f" [{values!r}], or text, as in '8,16,...,256'"
       )
-    if not len(values):
+    if not len(known[name]):
       raise ValueError(f"sweep axis {name!r}: no values; give at least one")
   return known
 
