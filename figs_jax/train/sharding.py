@@ -26,11 +26,11 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
   >>> dict(make_mesh().shape)
   {'data': 1, 'fsdp': 1}
   """
-  count = jax.device_count()
+  count, asked = jax.device_count(), f"data={data}, fsdp={fsdp}"
   if (data, fsdp).count(-1) > 1 or min(data, fsdp) < -1 or 0 in (data, fsdp):
     raise ValueError(
-      "expected positive mesh sizes, at most one of them -1, got"
-      f" data={data}, fsdp={fsdp}; set --config.mesh.data and fsdp"
+      f"mesh {asked}: expected positive sizes, at most one of them -1; set"
+      " --config.mesh.data and --config.mesh.fsdp"
     )
   if data == -1:
     data = count // fsdp
@@ -38,13 +38,13 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
     fsdp = count // data
   if data * fsdp > count or data * fsdp == 0:
     raise ValueError(
-      f"mesh data={data}, fsdp={fsdp} needs {data * fsdp} devices, got"
-      f" {count}; set --config.mesh.data and fsdp to fit"
+      f"mesh {asked}: expected a product of at most {count}, the number of"
+      " devices; set --config.mesh.data and --config.mesh.fsdp"
     )
   if jax.process_count() > 1 and data * fsdp != count:
     raise ValueError(
-      f"mesh data={data}, fsdp={fsdp} leaves {count - data * fsdp} of the"
-      f" {count} devices of {jax.process_count()} processes idle; set"
+      f"mesh {asked} leaves {count - data * fsdp} of the {count} devices of"
+      f" {jax.process_count()} processes idle; set"
       " --config.mesh.data=-1"
     )
   devices = jax.devices()[: data * fsdp]
