@@ -109,6 +109,7 @@ def noise(config, options):
   return {"image": rng.random(shape, np.float32), "label": labels}
 
 
+@pytest.mark.slow
 @each
 def test_it_takes_a_step_at_reduced_size(name, monkeypatch):
   config = reduced(load(name).get_config())

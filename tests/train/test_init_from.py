@@ -109,6 +109,7 @@ def test_a_fresh_head_differs_by_seed_and_nothing_else_does(
     assert same == (path != "head/kernel"), path
 
 
+@pytest.mark.slow
 def test_resumption_does_not_read_the_file_and_a_sparse_run_is_none(
   weights_file, tiny_config, tmp_path
 ):
@@ -128,6 +129,7 @@ def test_resumption_does_not_read_the_file_and_a_sparse_run_is_none(
     workdirs.weights(build(start(tiny_config, first)))
 
 
+@pytest.mark.slow
 def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
   train(tiny_config("dense", seeds=2, total_steps=2), tmp_path)
   config = start(tiny_config, tmp_path, init_seed=1)
