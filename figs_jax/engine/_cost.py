@@ -124,7 +124,10 @@ def cost(
   broadcast = (
     jnp.broadcast_to if is_traced(*values.values()) else np.broadcast_to
   )
-  aligned = {name: broadcast(x, shape) for name, x in values.items()}
+  aligned = {
+    name: x if np.shape(x) == shape else broadcast(x, shape)
+    for name, x in values.items()
+  }
   return Cost(**aligned, count=table.count)
 
 
