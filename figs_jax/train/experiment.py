@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
@@ -20,11 +21,7 @@ from figs_jax.train.optimizer import make_optimizer
 from figs_jax.train.state import TrainState
 from figs_jax.train.tasks import Task, task_of
 
-# The program that makes the first state runs once, and on a CPU compiling it
-# takes far longer than running it.
-_QUICKLY_COMPILED: dict[str, dict[str, bool | str]] = {
-  "cpu": {"xla_backend_optimization_level": "1"}
-}
+_LEVEL = "xla_backend_optimization_level"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +91,7 @@ class Experiment:
     make = jax.jit(
       jaxpr_as_fun(self._traced.jaxpr), out_shardings=jax.tree.leaves(shardings)
     )
-    options = _QUICKLY_COMPILED.get(jax.default_backend())
-    leaves = make.lower().compile(options)()
+    leaves = make.lower().compile(_quick_options())()
     return jax.tree.unflatten(jax.tree.structure(self.abstract_state), leaves)
 
   @property
@@ -106,6 +102,18 @@ class Experiment:
   @functools.cached_property
   def _traced(self) -> jax.stages.Traced:
     return jax.jit(self.state).trace()
+
+
+def _quick_options() -> dict[str, bool | str] | None:
+  """Compiler options for a program that runs once.
+
+  On a CPU, compiling it takes far longer than running it. XLA_FLAGS win.
+  """
+  if jax.default_backend() != "cpu" or _LEVEL in os.environ.get(
+    "XLA_FLAGS", ""
+  ):
+    return None
+  return {_LEVEL: "1"}
 
 
 def build(config: config_dict.ConfigDict) -> Experiment:

@@ -45,7 +45,7 @@ OVERRIDES = {
 # stage, 37 in its third; step: 55 is after the switch, which comes at step 41
 # at the latest; mdgf_exp: 30 is in its decay.
 KILLS = {"figs": [13, 37], "step": [55], "mdgf_exp": [30]}
-TERMINATED = 21  # of sr_ste
+TERMINATED = 21  # a step of another run of figs, which gets SIGTERM
 
 
 def arguments(recipe, workdir, data_dir, **overrides):
@@ -114,17 +114,19 @@ def runs(tmp_path_factory, data_dir):
       process = start(recipe, broken / recipe, data_dir)
       send_at_step(process, broken / recipe, kill, signal.SIGKILL)
       assert process.returncode == -signal.SIGKILL
-  process = start("sr_ste", broken / "sr_ste", data_dir)
-  output = send_at_step(process, broken / "sr_ste", TERMINATED, signal.SIGTERM)
+  terminated = broken / "terminated"
+  process = start("figs", terminated, data_dir)
+  output = send_at_step(process, terminated, TERMINATED, signal.SIGTERM)
   assert process.returncode == 0, output
-  saved = restore(broken / "sr_ste")[2]
+  saved = restore(terminated)[2]
   done = in_one_process(
     "launch/train.py",
     *(
       arguments(recipe, parent / recipe, data_dir)
       for parent in (whole, broken)
-      for recipe in (*KILLS, "sr_ste")
+      for recipe in KILLS
     ),
+    arguments("figs", terminated, data_dir),
   )
   for code, _, errors in done:
     assert code == 0, errors
@@ -144,7 +146,7 @@ def test_sigterm_saves_exits_zero_and_resumes(runs):
   whole, broken, output, saved = runs
   assert "SIGTERM: saved step" in output
   assert TERMINATED <= saved < STEPS
-  assert_same_end(whole / "sr_ste", broken / "sr_ste")
+  assert_same_end(whole / "figs", broken / "terminated")
 
 
 def test_nan_stops_and_names_step_and_checkpoint(tmp_path, data_dir):
