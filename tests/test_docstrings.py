@@ -28,6 +28,7 @@ NO_EXAMPLE = {
   "data.find_texts",
   "data.load",
   "data.train_batches",
+  "train.evaluate",  # of a run
 }
 
 

@@ -9,7 +9,7 @@ from figs_jax.core.pattern import NM
 
 
 def abstract(variant="B/16", **options):
-  return nnx.eval_shape(lambda: models.create("vit", variant, **options))
+  return models.abstract("vit", variant, **options)
 
 
 def flops(rows):

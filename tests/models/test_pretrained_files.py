@@ -129,7 +129,7 @@ def test_attention_pooling_and_other_heads_are_refused(model, tmp_path):
   ("name", "message"),
   [
     ("absent.safetensors", "file or directory not found"),
-    ("weights.bin", "pickles could run code"),
+    ("weights.bin", "pickles, which can run code"),
     (
       "folder",
       "expected model.safetensors.index.json or|expected model.safetensors or",
