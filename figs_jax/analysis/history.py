@@ -24,7 +24,7 @@ from figs_jax.train import seeds
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed
 from figs_jax.train.experiment import Experiment
-from figs_jax.train.log_writer import read
+from figs_jax.train.log_writer import read_log
 from figs_jax.train.run_rows import layers_of
 from figs_jax.train.state import TrainState
 from figs_jax.train.workdir import restore
@@ -195,7 +195,7 @@ def histories(workdirs: Sequence[str | Path]) -> list[History]:
     if path in resolved[:i]:
       raise ValueError(f"{paths[i]}: given twice; name each run once")
   return [
-    History(path, label, _config(path), read(path))
+    History(path, label, _config(path), read_log(path))
     for path, label in zip(paths, _labels(resolved))
   ]
 

@@ -63,7 +63,7 @@ def test_phases_are_the_steps_of_every_recipe(name):
     zip(spread, by_every_step(model, recipe), strict=True)
   ):
     assert got == wanted, step
-  rows = models.layers_of(model, 3)
+  rows = models.gemms_of(model, 3)
   for phase in phases:
     assert phase.weight_gradient == recipe.flow.mvue
     assert phase.input_gradient == (phase.forward and recipe.transposable)
