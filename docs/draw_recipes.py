@@ -28,7 +28,7 @@ from figs_jax.recipes import listing, registry
 from figs_jax.recipes.docstrings import entries
 from figs_jax.recipes.picture import draw, timeline_table
 from figs_jax.train.config import default_config
-from figs_jax.train.schema import IMAGES, SHARED, TEXT, flat, meanings
+from figs_jax.train.schema import IMAGES, SHARED, TEXT, field_meanings, flat
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -111,7 +111,7 @@ def fields_table(name: str) -> str:
   else:
     config = default_config(family=name.removeprefix("model "))
     shown = [key for key in flat(config) if key.startswith("model.")]
-  values, texts = flat(config), meanings(config)
+  values, texts = flat(config), field_meanings(config)
   return _table({key: (values[key], texts[key]) for key in shown}, "field")
 
 

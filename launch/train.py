@@ -59,7 +59,7 @@ def main() -> None:
 
   try:
     if _DISTRIBUTED.value:
-      distributed.join()
+      distributed.initialize()
     result = train(config, _WORKDIR.value)
   except (ValueError, DataError) as error:
     cli.fail(str(error))
@@ -87,7 +87,7 @@ def more_help() -> str:
   from figs_jax.train.config import default_config
 
   config = _CONFIG.value or default_config()
-  return f"{schema.catalogue(config)}\n\n{listing.catalogue()}"
+  return f"{schema.field_list(config)}\n\n{listing.catalogue()}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ which is new for every run of the suite and goes with it.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -35,6 +36,13 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("figs_jax", "beartype.beartype")
+
+
+def pytest_collection_finish():
+  """Makes collections rare: traced programs are many objects that stay."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

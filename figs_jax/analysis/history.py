@@ -24,7 +24,7 @@ from figs_jax.train import seeds
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed
 from figs_jax.train.experiment import Experiment
-from figs_jax.train.log_writer import read
+from figs_jax.train.log_writer import read_log
 from figs_jax.train.run_rows import layers_of
 from figs_jax.train.state import TrainState
 from figs_jax.train.workdir import restore
@@ -64,16 +64,29 @@ class History:
 
   @property
   def recipe(self) -> str:
+    """Name of the run's recipe, as in `figs_jax.recipes.names`."""
     return self.config["recipe"]["name"]
 
   def curve(self, name: str) -> Curve:
-    """The values of a metric; empty if it was never logged."""
+    """The values of a metric; empty if it was never logged.
+
+    Args:
+      name: Name of a field in the rows, such as "loss" or "eval/accuracy".
+
+    >>> rows = [{"step": 5, "loss": 2.5}, {"step": 10, "loss": 1.5}]
+    >>> steps, losses = History(Path("run"), "run", {}, rows).curve("loss")
+    >>> steps.tolist(), losses.tolist()
+    ([5, 10], [2.5, 1.5])
+    """
     points = [(row["step"], row[name]) for row in self.rows if name in row]
     steps, values = zip(*points) if points else ((), ())
     return Curve(np.asarray(steps, int), np.asarray(values, float))
 
   def layer_curves(self, statistic: str) -> dict[str, Curve]:
     """A statistic of `core.diagnostics.layer_table` by path of the kernel.
+
+    Args:
+      statistic: Name of a column of that table, such as "flip_rate".
 
     Raises:
       ValueError: If the run did not log it. The message says how to.
@@ -168,6 +181,9 @@ class History:
 def histories(workdirs: Sequence[str | Path]) -> list[History]:
   """Reads runs, each with a label of its own.
 
+  Args:
+    workdirs: Workdirs of `launch/train.py`, each with at least a configuration.
+
   Raises:
     ValueError: If no workdir is given, or one of them twice or without a run.
   """
@@ -179,7 +195,7 @@ def histories(workdirs: Sequence[str | Path]) -> list[History]:
     if path in resolved[:i]:
       raise ValueError(f"{paths[i]}: given twice; name each run once")
   return [
-    History(path, label, _config(path), read(path))
+    History(path, label, _config(path), read_log(path))
     for path, label in zip(paths, _labels(resolved))
   ]
 

@@ -50,6 +50,10 @@ def pareto_points(
 ) -> list[ParetoPoint]:
   """Every configuration on the first engine, then on the next.
 
+  Args:
+    runs: Runs from `histories`, each with an evaluation and a checkpoint.
+    specs: Specs for `figs_jax.engine.parse`.
+
   Raises:
     ValueError: If a run has no evaluation or checkpoint, the seeds of a
       configuration were evaluated at different steps, a seed occurs twice, or
@@ -87,6 +91,9 @@ def pareto_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
 
   A point is dominated by one that is at least as fast and as accurate, and
   better in one of the two. Errors and diverged runs play no part.
+
+  Args:
+    points: Points of one engine, in any order.
 
   >>> a, b, c = (ParetoPoint("ws", "figs", "1:4", speedup, (accuracy,), ())
   ...            for speedup, accuracy in [(1.0, 0.9), (2.0, 0.8), (1.5, 0.7)])

@@ -45,6 +45,19 @@ def plot_masks(evolution: MaskEvolution, title: str = "") -> Any:
   the pattern of that step: kept since the panel before, new, dropped or pruned.
   Below, the share of entries that differ from the checkpoint before, by kind of
   layer: the mean over the layers, and a band from the smallest to the largest.
+
+  Args:
+    evolution: Masks from `mask_evolution`.
+    title: Start of the title of the upper panels, such as the label of the run.
+
+  >>> from figs_jax.analysis.history import Curve
+  >>> evolution = MaskEvolution(
+  ...   steps=np.array([10, 20]), layer="0/fc1/kernel", patterns=("1:2", "1:2"),
+  ...   shape=(2, 1), window=np.array([[[True], [False]], [[False], [True]]]),
+  ...   changed={"0/fc1/kernel": Curve(np.array([20]), np.array([1.0]))},
+  ... )
+  >>> [ax.get_title() for ax in plot_masks(evolution).axes]
+  ['step 10\\n1:2', 'step 20\\n1:2', '']
   """
   count = len(evolution.steps)
   panels = np.linspace(0, count - 1, min(count, _MOST_PANELS)).round()
@@ -113,8 +126,20 @@ def plot_mask_changes(
   has a band per kind of layer, that of several a band per run: the mean over
   the layers, and a band from the smallest to the largest.
 
+  Args:
+    runs: Sparse runs from `histories`.
+    order: Labels of all runs in the order of their colours. Defaults to those
+      of `runs`.
+
   Raises:
     ValueError: If a run has no diagnostics. The message says how to get them.
+
+  >>> from pathlib import Path
+  >>> config = {"recipe": {"name": "figs"}, "diagnose_every": 10}
+  >>> rows = [{"step": 10, "layers/0/fc1/kernel/flip_rate": 0.25}]
+  >>> figure = plot_mask_changes([History(Path("a"), "a", config, rows)])
+  >>> figure.axes[0].get_ylabel()
+  'mask entries changed in one step, %\\n(one step in 10 measured)'
   """
   curves = {run.label: run.layer_curves("flip_rate") for run in runs}
   bands, styles, legend = _bands(curves, order)
@@ -141,8 +166,21 @@ def plot_gradient_variance(
 
   Zeros are left out, since the axis is logarithmic.
 
+  Args:
+    runs: Sparse runs from `histories`.
+    order: Labels of all runs in the order of their colours. Defaults to those
+      of `runs`.
+
   Raises:
     ValueError: If a run has no diagnostics. The message says how to get them.
+
+  >>> from pathlib import Path
+  >>> config = {"recipe": {"name": "figs"}, "diagnose_every": 10}
+  >>> layer = "layers/0/fc1/kernel"
+  >>> row = {f"{layer}/grad_var_kept": 1e-4, f"{layer}/grad_var_pruned": 1e-6}
+  >>> run = History(Path("a"), "a", config, [{"step": 10, **row}])
+  >>> [ax.get_title() for ax in plot_gradient_variance([run]).axes]
+  ['kept entries', 'pruned entries']
   """
   figure = empty_figure(9.2, 3.6)
   axes = list(figure.subplots(1, 2, sharey=True))
@@ -174,7 +212,19 @@ def plot_gradient_variance(
 
 
 def plot_training(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
-  """Training loss, and test accuracy with its standard error over seeds."""
+  """Training loss, and test accuracy with its standard error over seeds.
+
+  Args:
+    runs: Runs from `histories`.
+    order: Labels of all runs in the order of their colours. Defaults to those
+      of `runs`.
+
+  >>> from pathlib import Path
+  >>> rows = [{"step": 10, "loss": 1.5, "eval/accuracy": 0.4}]
+  >>> figure = plot_training([History(Path("a"), "a", {}, rows)])
+  >>> [ax.get_ylabel() for ax in figure.axes]
+  ['training loss', 'test accuracy, % (band: ± s.e.)']
+  """
   order = order or [run.label for run in runs]
   figure = empty_figure(9.2, 3.6)
   left, right = figure.subplots(1, 2)
@@ -208,6 +258,15 @@ def plot_pareto(
   Points are means with standard errors over seeds, in the colour of their first
   run and with the pattern beside them. The grey line is the Pareto front, the
   dotted line the speed-up of a dense run.
+
+  Args:
+    points: Points from `pareto_points`.
+    order: Labels of all runs in the order of their colours. Defaults to the
+      first run of each point.
+
+  >>> figs = ParetoPoint("ws", "figs", "1:4", 1.9, (0.91, 0.93), ("a", "b"))
+  >>> plot_pareto([figs]).axes[0].get_xlabel()
+  'modelled speed-up on ws, ×'
   """
   order = order or list(dict.fromkeys(point.runs[0] for point in points))
   panels, fronts = {}, {}

@@ -21,7 +21,7 @@ from figs_jax.models.pretrained.config import (
   for_transformers,
   published_leaves,
 )
-from figs_jax.models.pretrained.matching import parameters, published
+from figs_jax.models.pretrained.matching import parameters_of, published
 from figs_jax.train.workdir import finished_model
 
 FORMATS = ("dense", "packed", "torch-2:4", "stablehlo")
@@ -142,7 +142,7 @@ def _stablehlo(
   model = nn.sparsify(model, ".*: dense")
   model.eval()
   if dtype is not None:
-    leaves = parameters(model)
+    leaves = parameters_of(model)
     for path, value in export.cast(nn.split(model)[1], dtype).items():
       leaves[path].set_value(jnp.asarray(value))
   graph, state = nnx.split(model)

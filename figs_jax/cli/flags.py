@@ -42,7 +42,17 @@ class _DelayedRemarks(logging.handlers.MemoryHandler):
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-  """Prints one line to standard error and exits."""
+  """Prints one line to standard error and exits.
+
+  Args:
+    message: What is wrong and how to mend it.
+    code: Exit code.
+
+  >>> fail("--workdir runs/a: no run here")
+  Traceback (most recent call last):
+    ...
+  SystemExit: 2
+  """
   for handler in logging.getLogger("figs_jax").handlers:
     if isinstance(handler, _DelayedRemarks):
       handler.buffer.clear()
@@ -103,7 +113,16 @@ def quiet() -> None:
 
 
 def define_user_file(noun: str) -> flags.FlagHolder[str | None]:
-  """Defines `--{noun}_file`: a Python file that registers a `noun`."""
+  """Defines `--{noun}_file`: a Python file that registers a `noun`.
+
+  Args:
+    noun: What the file registers, "recipe" or "engine".
+
+  >>> flag = define_user_file("model")
+  >>> flag.name
+  'model_file'
+  >>> del flags.FLAGS.model_file
+  """
   article = "an" if noun[0] in "aeiou" else "a"
   return flags.DEFINE_string(
     f"{noun}_file",
@@ -117,6 +136,18 @@ def run_user_file(flag: flags.FlagHolder[str | None] | flags.Flag) -> None:
 
   Recipes or engines that the file registers are known afterwards. If the file
   is missing or raises, the program fails and names the line.
+
+  Args:
+    flag: Flag from `define_user_file`.
+
+  >>> values = flags.FlagValues()
+  >>> _ = flags.DEFINE_string("recipe_file", None, "", flag_values=values)
+  >>> run_user_file(values["recipe_file"])
+  >>> values["recipe_file"].value = "missing.py"
+  >>> run_user_file(values["recipe_file"])
+  Traceback (most recent call last):
+    ...
+  SystemExit: 2
   """
   path = flag.value
   if not path:
@@ -131,7 +162,20 @@ def run_user_file(flag: flags.FlagHolder[str | None] | flags.Flag) -> None:
 
 
 def config_of(flag: flags.FlagHolder) -> Any:
-  """The configuration of a config-file flag; fails if there is none."""
+  """The configuration of a config-file flag; fails if there is none.
+
+  Args:
+    flag: Flag of `ml_collections.config_flags`.
+
+  >>> from ml_collections import ConfigDict, config_flags
+  >>> values = flags.FlagValues()
+  >>> flag = config_flags.DEFINE_config_dict(
+  ...   "config", ConfigDict({"seed": 0}), flag_values=values
+  ... )
+  >>> _ = values(["train.py"])
+  >>> config_of(flag).seed
+  0
+  """
   try:
     config = flag.value
     if config is None:
@@ -144,12 +188,32 @@ def config_of(flag: flags.FlagHolder) -> Any:
 
 
 def say(*lines: str) -> None:
-  """Writes lines to standard output."""
+  """Writes lines to standard output.
+
+  Args:
+    *lines: Lines without their line ends.
+
+  >>> out = io.TextIOWrapper(io.BytesIO())
+  >>> with contextlib.redirect_stdout(out):
+  ...   say("dense", "figs")
+  >>> out.buffer.getvalue()
+  b'dense\\nfigs\\n'
+  """
   emit("".join(f"{line}\n" for line in lines).encode())
 
 
 def emit(data: bytes) -> None:
-  """Writes data to standard output; exits silently if its reader has closed."""
+  """Writes data to standard output; exits silently if its reader has closed.
+
+  Args:
+    data: Bytes to write, such as those of a PNG.
+
+  >>> out = io.TextIOWrapper(io.BytesIO())
+  >>> with contextlib.redirect_stdout(out):
+  ...   emit(b"<svg/>")
+  >>> out.buffer.getvalue()
+  b'<svg/>'
+  """
   left = memoryview(data)
   try:
     while left:
@@ -165,7 +229,17 @@ def emit(data: bytes) -> None:
 
 
 def check_output(path: str, *, overwrite: bool) -> None:
-  """Fails early if `write_output` would fail for the path of --out."""
+  """Fails early if `write_output` would fail for the path of --out.
+
+  Args:
+    path: Path of the file.
+    overwrite: Whether an existing file may be replaced.
+
+  >>> check_output("no/such/folder/plot.png", overwrite=False)
+  Traceback (most recent call last):
+    ...
+  SystemExit: 2
+  """
   try:
     atomic_write.check_free(path, overwrite=overwrite)
   except atomic_write.ExportError as error:
@@ -173,7 +247,20 @@ def check_output(path: str, *, overwrite: bool) -> None:
 
 
 def write_output(path: str, data: bytes, *, overwrite: bool) -> None:
-  """Writes the file of --out atomically, or the target of a symbolic link."""
+  """Writes the file of --out atomically, or the target of a symbolic link.
+
+  Args:
+    path: Path of the file.
+    data: Content of the file.
+    overwrite: Whether to replace an existing file instead of failing.
+
+  >>> import pathlib, tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = pathlib.Path(folder, "plot.svg")
+  ...   write_output(str(path), b"<svg/>", overwrite=False)
+  ...   path.read_bytes()
+  b'<svg/>'
+  """
   try:
     with atomic_write.replacing(path, overwrite=overwrite) as part:
       part.write_bytes(data)

@@ -216,7 +216,7 @@ def first_bad_group(
   Returns:
     The index of the group's first entry, and the number of entries that the
     group keeps: True entries of a Boolean mask, non-zeros (including NaN) of
-      any other array.
+    any other array.
 
   Raises:
     ValueError: If the axis does not fit the shape, see `nm_mask`.

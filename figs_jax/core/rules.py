@@ -88,7 +88,8 @@ class Rules:
 
     Args:
       text: Rules such as "head: dense, ff: 1:8", or one pattern such as "1:8"
-        or NM(1, 8), which stands for "*: 1:8". `Rules` are returned unchanged.
+        or NM(1, 8), which stands for `"*: 1:8"`. `Rules` are returned
+        unchanged.
 
     Raises:
       ValueError: If the text is malformed, a pattern does not satisfy

@@ -135,7 +135,7 @@ class Report:
         },
         indent=1,
       )
-    draw = markdown if self.fmt == "md" else aligned
+    draw = markdown if self.fmt == "md" else text_table
     tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
     tables.append(draw(Row._fields, self.rows))
     return "\n\n".join((self.caption, *tables))
@@ -428,10 +428,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   """A table for a terminal: text to the left, numbers to the right.
 
-  >>> print(aligned(["name", "size"], [["a", 5], ["bb", 50]]))
+  >>> print(text_table(["name", "size"], [["a", 5], ["bb", 50]]))
   name  size
   a        5
   bb      50
@@ -470,7 +470,7 @@ def columns_text(columns: Mapping[str, Any], caption: str, fmt: str) -> str:
     return json.dumps({"caption": caption, "points": points}, indent=1)
   if fmt == "csv":
     return csv_text(list(columns), rows)
-  draw = markdown if fmt == "md" else aligned
+  draw = markdown if fmt == "md" else text_table
   return f"{caption}\n\n{draw(list(columns), rows)}"
 
 

@@ -189,7 +189,7 @@ def write(
   """
   check_suffix(path)
   with replacing(path, overwrite=overwrite) as part:
-    save(part, tensors, metadata)
+    write_verified(part, tensors, metadata)
 
 
 def check_suffix(path: str | Path) -> None:
@@ -207,7 +207,7 @@ def check_suffix(path: str | Path) -> None:
     raise ExportError(f"{path}: name a file that ends in {SUFFIX}")
 
 
-def save(
+def write_verified(
   path: Path,
   tensors: Mapping[str, np.ndarray],
   metadata: Mapping[str, str] | None = None,

@@ -91,7 +91,7 @@ def write_dense(
   arrays = _checked(tensors, leaves)
   with replacing(directory, overwrite=overwrite, own=DENSE) as part:
     # Other readers expect this format name for [out, in] kernels.
-    files.save(part / MODEL, arrays, {"format": "pt"})
+    files.write_verified(part / MODEL, arrays, {"format": "pt"})
     try:
       text = json.dumps(dict(config), indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -260,7 +260,7 @@ def _write(
     raise ExportError(f"{path}: two tensors have the same name; rename one")
   files.check_suffix(path)
   with replacing(path, overwrite=overwrite) as part:
-    files.save(part, tensors, written(records))
+    files.write_verified(part, tensors, written(records))
     for weight in reader.weights(part):
       if weight.read().tobytes() != arrays[weight.name].tobytes():
         raise ExportError(f"{path}: {weight.name} is not what was written")

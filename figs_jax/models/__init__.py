@@ -26,7 +26,7 @@ __all__ = [
   "ViT",
   "abstract",
   "create",
-  "layers_of",
+  "gemms_of",
   "names",
   "options_of",
 ]
@@ -131,7 +131,7 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
   return nnx.eval_shape(build)
 
 
-def layers_of(model: nnx.Module, batch: int = 1) -> list[dict[str, Any]]:
+def gemms_of(model: nnx.Module, batch: int = 1) -> list[dict[str, Any]]:
   """Lists the matrix products of one forward pass, for the engine.
 
   Args:
@@ -147,7 +147,7 @@ def layers_of(model: nnx.Module, batch: int = 1) -> list[dict[str, Any]]:
     ValueError: If the batch is below 1 or the model has another origin.
 
   >>> model = create("vit", "Ti/4", depth=1, image_size=8, num_classes=10)
-  >>> [row["name"] for row in layers_of(model)][:3]
+  >>> [row["name"] for row in gemms_of(model)][:3]
   ['patch_embed', 'blocks/0/attn/q', 'blocks/0/attn/k']
   """
   if batch < 1:

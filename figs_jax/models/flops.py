@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from figs_jax.core.pattern import NM
-from figs_jax.models import layers_of
+from figs_jax.models import gemms_of
 from figs_jax.models.phases import phases_of
 from figs_jax.recipes import Recipe
 
@@ -51,7 +51,7 @@ def forward_flops(rows: Iterable[Mapping[str, Any]]) -> int:
   """FLOPs of one forward pass that exploits every pattern.
 
   Args:
-    rows: Rows of `figs_jax.models.layers_of`.
+    rows: Rows of `figs_jax.models.gemms_of`.
 
   >>> row = {"name": "ff", "M": 2, "N": 3, "K": 8, "count": 1}
   >>> forward_flops([row | {"pattern": NM(1, 4)}, row | {"pattern": None}])
@@ -107,7 +107,7 @@ def train_flops(
       inputs += phase.steps * _product(row, sparse)
       sparse = None if pattern is None else phase.weight_gradient
       weights += phase.steps * _weight_gradient(row, sparse)
-  whole = sum(_product(row, None) for row in layers_of(model, batch))
+  whole = sum(_product(row, None) for row in gemms_of(model, batch))
   dense = 3 * whole * sum(phase.steps for phase in phases)
   return TrainFlops(forward, inputs, weights, dense)
 

@@ -1,4 +1,4 @@
-"""A matrix product as a row of `figs_jax.models.layers_of`."""
+"""A matrix product as a row of `figs_jax.models.gemms_of`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core.pattern import NM
-from figs_jax.models import layers_of
+from figs_jax.models import gemms_of
 from figs_jax.recipes import BoundLeaf, Recipe
 from figs_jax.recipes.leak_schedule import Hard
 
@@ -30,7 +30,7 @@ class Phase(NamedTuple):
 
   Attributes:
     steps: Number of steps.
-    layers: Rows of `figs_jax.models.layers_of` with the patterns of the phase:
+    layers: Rows of `figs_jax.models.gemms_of` with the patterns of the phase:
       m:m for a masked kernel in its dense stage, None for one without a mask.
     forward: Whether the forward pass is sparse (no leak).
     input_gradient: Whether the input gradient is sparse, by masks that are N:M
@@ -87,7 +87,7 @@ def phases_of(
     )
   recipe = _switching(recipe, switched_at)
   bound = recipe.bind(nn.masked_leaves(model))
-  rows = layers_of(model, batch)
+  rows = gemms_of(model, batch)
   kernels = {k.path.removesuffix("/kernel"): k for k in bound.kernels}
   unknown = kernels.keys() - {row["name"] for row in rows}
   if unknown:

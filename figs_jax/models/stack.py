@@ -20,7 +20,7 @@ from figs_jax.core.types import Array
 Blocks = Any  # an nnx.List of blocks, or one stacked block
 
 
-def build(
+def build_blocks(
   make: Callable[[nnx.Rngs], nnx.Module],
   depth: int,
   *,
@@ -37,9 +37,9 @@ def build(
 
   >>> def make(rngs):
   ...   return nnx.Linear(3, 3, rngs=rngs)
-  >>> build(make, 4, scan=True, rngs=nnx.Rngs(0)).kernel.shape
+  >>> build_blocks(make, 4, scan=True, rngs=nnx.Rngs(0)).kernel.shape
   (4, 3, 3)
-  >>> len(build(make, 4, scan=False, rngs=nnx.Rngs(0)))
+  >>> len(build_blocks(make, 4, scan=False, rngs=nnx.Rngs(0)))
   4
   """
   if not scan:
@@ -53,7 +53,7 @@ def build(
   return stacked(rngs)
 
 
-def run(
+def run_blocks(
   blocks: Blocks,
   x: Array,
   *shared: Any,
@@ -64,7 +64,7 @@ def run(
   """Applies the blocks in order: x = block(x, *shared).
 
   Args:
-    blocks: Blocks from `build`.
+    blocks: Blocks from `build_blocks`.
     x: Input of the first block; blocks keep its shape and dtype.
     *shared: Further arguments, equal for all blocks.
     per_layer: Pytree of arrays with a leading depth axis, whose slice is the
@@ -76,9 +76,9 @@ def run(
     (x, ys): If blocks return (x, y), ys stacks their y along a leading depth
     axis; else it is None.
 
-  >>> blocks = build(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4, scan=True,
-  ...                rngs=nnx.Rngs(0))
-  >>> run(blocks, jnp.ones((2, 3)))[0].shape
+  >>> blocks = build_blocks(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4,
+  ...                       scan=True, rngs=nnx.Rngs(0))
+  >>> run_blocks(blocks, jnp.ones((2, 3)))[0].shape
   (2, 3)
   """
   if isinstance(blocks, nnx.List):
@@ -110,8 +110,8 @@ def run(
 def named(name: str, blocks: Blocks) -> list[tuple[str, Any, int]]:
   """(path, block, number of stacked blocks) of the blocks stored at `name`.
 
-  >>> blocks = build(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4, scan=True,
-  ...                rngs=nnx.Rngs(0))
+  >>> blocks = build_blocks(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4,
+  ...                       scan=True, rngs=nnx.Rngs(0))
   >>> [(path, count) for path, _, count in named("blocks", blocks)]
   [('blocks', 4)]
   """

@@ -36,7 +36,13 @@ from figs_jax.models.sizes import (
   check_positive,
   pair,
 )
-from figs_jax.models.swin_v2_stage import EPSILON, INIT, Rates, Shape, Stage
+from figs_jax.models.swin_v2_stage import (
+  EPSILON,
+  INIT,
+  Rates,
+  Stage,
+  StageShape,
+)
 from figs_jax.nn import SparseConv
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -219,7 +225,7 @@ class SwinV2(nnx.Module):
     return self.head(self.norm(x).mean(axis=1)).astype(jnp.float32)
 
   def gemms(self, batch: int) -> list[dict[str, Any]]:
-    """The rows of `figs_jax.models.layers_of`, padding included."""
+    """The rows of `figs_jax.models.gemms_of`, padding included."""
     height, width = self.grid
     size = self.patch**2 * self.in_channels
     embed, head = self.patch_embed, self.head
@@ -234,13 +240,13 @@ class SwinV2(nnx.Module):
   def _per_stage(self, rates: np.ndarray) -> list[np.ndarray]:
     return np.split(rates, np.cumsum(self.depths)[:-1])
 
-  def _shape(self, index: int) -> Shape:
+  def _shape(self, index: int) -> StageShape:
     height, width = self.grid
     # Rounded down, unlike the map itself, as in the reference code.
     resolution = (self.image_size[0] // self.patch) >> index
     window = min(self.window, resolution)
     channels = self.width << index
-    return Shape(
+    return StageShape(
       height=-(-height // 2**index),
       width=-(-width // 2**index),
       channels=channels,

@@ -26,7 +26,7 @@ _APART = -200.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class StageShape:
   """Sizes of a stage.
 
   Attributes:
@@ -73,13 +73,13 @@ class Rates:
   path: float
 
 
-class PositionBias(nnx.Module):
+class OffsetBias(nnx.Module):
   """16 sigmoid(fc2(relu(fc1(log offset)))): one bias per head and offset.
 
   Computed in float32 for any model dtype: it is small, its input a logarithm.
   """
 
-  def __init__(self, parts: Parts, shape: Shape):
+  def __init__(self, parts: Parts, shape: StageShape):
     parts = dataclasses.replace(parts, dtype=jnp.dtype("float32"))
     self.fc1 = parts.linear(2, _HIDDEN, **INIT)
     self.fc2 = parts.linear(_HIDDEN, shape.heads, use_bias=False, **INIT)
@@ -98,7 +98,9 @@ class WindowAttention(nnx.Module):
   The key has no bias. 1 / temperature is learned per head, at most 100.
   """
 
-  def __init__(self, parts: Parts, shape: Shape, qkv_bias: bool, rates: Rates):
+  def __init__(
+    self, parts: Parts, shape: StageShape, qkv_bias: bool, rates: Rates
+  ):
     channels = shape.channels
     self.heads = shape.heads
     self.q = parts.linear(channels, channels, use_bias=qkv_bias, **INIT)
@@ -107,7 +109,7 @@ class WindowAttention(nnx.Module):
     self.o = parts.linear(channels, channels, **INIT)
     start = jnp.full((shape.heads,), math.log(10.0), parts.param_dtype)
     self.logit_scale = nnx.Param(start)
-    self.cpb = PositionBias(parts, shape)
+    self.cpb = OffsetBias(parts, shape)
     self.dropout = parts.dropout(rates.attention)
 
   def __call__(
@@ -142,10 +144,12 @@ class WindowAttention(nnx.Module):
     return x.reshape(*x.shape[:-1], self.heads, -1)
 
 
-class Block(nnx.Module):
+class WindowBlock(nnx.Module):
   """x += norm1(attn(x)); x += norm2(mlp(x)): norms follow the branches."""
 
-  def __init__(self, parts: Parts, shape: Shape, qkv_bias: bool, rates: Rates):
+  def __init__(
+    self, parts: Parts, shape: StageShape, qkv_bias: bool, rates: Rates
+  ):
     self.shape = shape
     self.attn = WindowAttention(parts, shape, qkv_bias, rates)
     self.norm1 = _branch_norm(parts, shape.channels)
@@ -178,8 +182,8 @@ class Block(nnx.Module):
     if not still:
       grid = _rolled(grid, -shift)
     apart = None if still else windows.apart(height, width, side, shift)
-    out = self.attn(windows.split(grid, side), apart)
-    out = windows.join(out, side, height, width)
+    out = self.attn(windows.split_windows(grid, side), apart)
+    out = windows.join_windows(out, side, height, width)
     if not still:
       out = _rolled(out, shift)
     return out[:, : shape.height, : shape.width].reshape(x.shape)
@@ -188,7 +192,7 @@ class Block(nnx.Module):
 class PatchMerging(nnx.Module):
   """Merges 2 x 2 tokens of C channels into one of 2 C; odd maps are padded."""
 
-  def __init__(self, parts: Parts, shape: Shape):
+  def __init__(self, parts: Parts, shape: StageShape):
     self.shape = shape
     channels = shape.channels
     self.reduction = parts.linear(
@@ -226,7 +230,7 @@ class Stage(nnx.Module):
   def __init__(
     self,
     parts: Parts,
-    shape: Shape,
+    shape: StageShape,
     depth: int,
     *,
     merge: bool,
@@ -236,12 +240,12 @@ class Stage(nnx.Module):
   ):
     self.shape = shape
 
-    def block(rngs: nnx.Rngs) -> Block:
-      return Block(
+    def block(rngs: nnx.Rngs) -> WindowBlock:
+      return WindowBlock(
         dataclasses.replace(parts, rngs=rngs), shape, qkv_bias, rates
       )
 
-    self.blocks = stack.build(block, depth, scan=scan, rngs=parts.rngs)
+    self.blocks = stack.build_blocks(block, depth, scan=scan, rngs=parts.rngs)
     self.merge = PatchMerging(parts, shape) if merge else None
 
   def __call__(
@@ -252,11 +256,11 @@ class Stage(nnx.Module):
   ) -> Float[Array, "batch merged wide"]:
     """Applies the stage; rates are those of stochastic depth per block."""
     odd = np.arange(len(rates), dtype=np.int32) % 2
-    x, _ = stack.run(self.blocks, x, per_layer=(rates, odd), remat=remat)
+    x, _ = stack.run_blocks(self.blocks, x, per_layer=(rates, odd), remat=remat)
     return x if self.merge is None else self.merge(x)
 
   def gemms(self, name: str, batch: int) -> list[dict[str, Any]]:
-    """Rows of `figs_jax.models.layers_of` for the stage stored at `name`."""
+    """Rows of `figs_jax.models.gemms_of` for the stage stored at `name`."""
     shape, width = self.shape, self.shape.channels
     tokens, side = shape.height * shape.width, shape.window
     inside, seen = side**2, math.prod(shape.padded)  # per window; per image

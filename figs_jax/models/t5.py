@@ -34,8 +34,8 @@ from figs_jax.models.sizes import check_positive
 from figs_jax.models.t5_stack import (
   DecoderBlock,
   EncoderBlock,
-  Shape,
   Stack,
+  StackShape,
   normal,
 )
 
@@ -167,7 +167,7 @@ class T5(nnx.Module):
     self._check()
     param_dtype = jnp.dtype(param_dtype)
     parts = Parts(self.dtype, param_dtype, rngs)
-    shape = Shape(
+    shape = StackShape(
       width=width,
       heads=heads,
       head_dim=head_dim,
@@ -316,7 +316,9 @@ class T5(nnx.Module):
   ) -> Cache:
     """Runs the encoder; creates the cache of `step` for batch * beams rows."""
     encoded, inputs_seen = self.encode(inputs)
-    _, memory = stack.run(self.decoder.blocks, encoded, method="remember")
+    _, memory = stack.run_blocks(
+      self.decoder.blocks, encoded, method="remember"
+    )
     rows = len(inputs) * beams
     shape = (rows, max_length, self.heads, self.head_dim)
     empty = jnp.zeros((self.decoder_depth, *shape), self.dtype)
@@ -335,7 +337,7 @@ class T5(nnx.Module):
     """
     bias = jax.lax.dynamic_slice_in_dim(cache.bias, place, 1, axis=2)
     seen = (jnp.arange(bias.shape[-1]) <= place)[None, None, None]
-    x, past = stack.run(
+    x, past = stack.run_blocks(
       self.decoder.blocks,
       self._embed(tokens[:, None]),
       place,
@@ -348,7 +350,7 @@ class T5(nnx.Module):
     return self._logits(self.decoder.norm(x))[:, 0], cache._replace(past=past)
 
   def gemms(self, batch: int) -> list[dict[str, Any]]:
-    """The rows of `figs_jax.models.layers_of`, at the assumed lengths."""
+    """The rows of `figs_jax.models.gemms_of`, at the assumed lengths."""
     inputs, targets = self.input_length, self.target_length
     rows = []
     for name, block, count in stack.named(

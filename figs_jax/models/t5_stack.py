@@ -18,7 +18,7 @@ from figs_jax.models.gemm import row
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class StackShape:
   """Sizes and options of both stacks.
 
   Attributes:
@@ -101,7 +101,7 @@ class RMSNorm(nnx.Module):
 class PositionBias(nnx.Module):
   """A learned bias per bucket and head, shared by all blocks of a stack."""
 
-  def __init__(self, parts: Parts, shape: Shape, bidirectional: bool):
+  def __init__(self, parts: Parts, shape: StackShape, bidirectional: bool):
     init = nnx.initializers.normal(shape.width**-0.5)
     size = (shape.num_buckets, shape.heads)
     table = init(parts.rngs.params(), size, parts.param_dtype)
@@ -125,7 +125,7 @@ class PositionBias(nnx.Module):
 class T5Attention(nnx.Module):
   """softmax(q kᵀ + bias) v, without biases; q's kernel holds the scale."""
 
-  def __init__(self, parts: Parts, shape: Shape):
+  def __init__(self, parts: Parts, shape: StackShape):
     width, inner = shape.width, shape.heads * shape.head_dim
     self.heads = shape.heads
     self.q = parts.linear(
@@ -176,7 +176,7 @@ class T5Attention(nnx.Module):
   def gemms(
     self, name: str, batch: int, queries: int, keys: int, count: int
   ) -> list[dict[str, Any]]:
-    """Rows of `figs_jax.models.layers_of`."""
+    """Rows of `figs_jax.models.gemms_of`."""
     width, inner = self.q.in_features, self.q.out_features
     depth, many = inner // self.heads, batch * self.heads * count
     return [
@@ -192,7 +192,7 @@ class T5Attention(nnx.Module):
 class T5MLP(nnx.Module):
   """wo(relu(wi(x))), or wo(gelu(wi_0(x)) * wi_1(x)) with the tanh gelu."""
 
-  def __init__(self, parts: Parts, shape: Shape):
+  def __init__(self, parts: Parts, shape: StackShape):
     self.names = ("wi_0", "wi_1") if shape.gated else ("wi",)
     width, hidden = shape.width, shape.mlp_dim
     for name in self.names:
@@ -207,7 +207,7 @@ class T5MLP(nnx.Module):
     return self.wo(self.dropout(hidden))
 
   def gemms(self, name: str, rows: int, count: int) -> list[dict[str, Any]]:
-    """Rows of `figs_jax.models.layers_of`."""
+    """Rows of `figs_jax.models.gemms_of`."""
     hidden, width = self.wo.in_features, self.wo.out_features
     first = [
       row(f"{name}/{wi}", rows, hidden, width, getattr(self, wi), count)
@@ -219,7 +219,7 @@ class T5MLP(nnx.Module):
 class EncoderBlock(nnx.Module):
   """x += attn(norm(x)); x += mlp(norm(x))."""
 
-  def __init__(self, parts: Parts, shape: Shape):
+  def __init__(self, parts: Parts, shape: StackShape):
     self.attn_norm = RMSNorm(parts, shape.width)
     self.attn = T5Attention(parts, shape)
     self.mlp_norm = RMSNorm(parts, shape.width)
@@ -240,7 +240,7 @@ class EncoderBlock(nnx.Module):
 class DecoderBlock(nnx.Module):
   """An encoder block with cross-attention to the encoder's output."""
 
-  def __init__(self, parts: Parts, shape: Shape):
+  def __init__(self, parts: Parts, shape: StackShape):
     self.attn_norm = RMSNorm(parts, shape.width)
     self.attn = T5Attention(parts, shape)
     self.cross_norm = RMSNorm(parts, shape.width)
@@ -323,7 +323,7 @@ class Stack(nnx.Module):
   def __init__(
     self,
     parts: Parts,
-    shape: Shape,
+    shape: StackShape,
     depth: int,
     kind: type[EncoderBlock] | type[DecoderBlock],
   ):
@@ -332,7 +332,9 @@ class Stack(nnx.Module):
     def block(rngs: nnx.Rngs) -> nnx.Module:
       return kind(dataclasses.replace(parts, rngs=rngs), shape)
 
-    self.blocks = stack.build(block, depth, scan=shape.scan, rngs=parts.rngs)
+    self.blocks = stack.build_blocks(
+      block, depth, scan=shape.scan, rngs=parts.rngs
+    )
     self.norm = RMSNorm(parts, shape.width)
     self.dropout = parts.dropout(shape.dropout)
 
@@ -346,5 +348,5 @@ class Stack(nnx.Module):
     """The normalized output; `memory` has a decoder block's further inputs."""
     bias = self.position_bias(x.shape[1])
     x = self.dropout(x)
-    x, _ = stack.run(self.blocks, x, seen, bias, *memory, remat=remat)
+    x, _ = stack.run_blocks(self.blocks, x, seen, bias, *memory, remat=remat)
     return self.dropout(self.norm(x))

@@ -168,7 +168,7 @@ class ViT(nnx.Module):
         gelu=gelu,
       )
 
-    self.blocks = stack.build(block, depth, scan=scan, rngs=rngs)
+    self.blocks = stack.build_blocks(block, depth, scan=scan, rngs=rngs)
     self.norm = parts.norm(width, norm_epsilon)
     self.head = parts.linear(
       width, num_classes, kernel_init=nnx.initializers.truncated_normal(0.02)
@@ -236,13 +236,13 @@ class ViT(nnx.Module):
       x = jnp.concatenate([cls, x], axis=1)
     x = self.dropout(x + self.positions().astype(self.dtype))
     rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
-    x, _ = stack.run(self.blocks, x, per_layer=rates, remat=self.remat)
+    x, _ = stack.run_blocks(self.blocks, x, per_layer=rates, remat=self.remat)
     x = self.norm(x)
     x = x[:, 0] if self.pool == "cls" else x.mean(axis=1)
     return self.head(x).astype(jnp.float32)
 
   def gemms(self, batch: int) -> list[dict[str, Any]]:
-    """The rows of `figs_jax.models.layers_of`."""
+    """The rows of `figs_jax.models.gemms_of`."""
     tokens, width, depth = self.tokens, self.width, self.width // self.heads
     patches = self.grid[0] * self.grid[1]
     size = self.patch[0] * self.patch[1] * self.in_channels

@@ -20,13 +20,13 @@ def padding(length: int, side: int) -> int:
   return -length % side
 
 
-def split(
+def split_windows(
   x: Float[Array, "batch height width channels"], side: int
 ) -> Float[Array, "batch windows tokens channels"]:
   """Splits a map into windows, row by row; the side divides both lengths.
 
   >>> x = jnp.arange(8.0).reshape(1, 2, 4, 1)
-  >>> split(x, 2)[0, :, :, 0].tolist()
+  >>> split_windows(x, 2)[0, :, :, 0].tolist()
   [[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]]
   """
   batch, height, width, channels = x.shape
@@ -35,16 +35,16 @@ def split(
   return x.reshape(batch, -1, side * side, channels)
 
 
-def join(
+def join_windows(
   x: Float[Array, "batch windows tokens channels"],
   side: int,
   height: int,
   width: int,
 ) -> Float[Array, "batch height width channels"]:
-  """Joins windows into a map: the inverse of `split`.
+  """Joins windows into a map: the inverse of `split_windows`.
 
   >>> x = jnp.arange(8.0).reshape(1, 2, 4, 1)
-  >>> bool((join(split(x, 2), 2, 2, 4) == x).all())
+  >>> bool((join_windows(split_windows(x, 2), 2, 2, 4) == x).all())
   True
   """
   batch, _, _, channels = x.shape

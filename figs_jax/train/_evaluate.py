@@ -22,7 +22,7 @@ from figs_jax.train import seeds, tasks
 from figs_jax.train.distributed import global_batch
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.sharding import batch_sharding, replicated
-from figs_jax.train.state import TrainState, finish, finished_model
+from figs_jax.train.state import TrainState, evaluation_model, finish
 from figs_jax.train.workdir import restore
 
 
@@ -73,7 +73,7 @@ class Evaluator:
       yield name, value.tolist()
 
   def _count_of(self, state: TrainState, params: Any, masks: Any, batch: Any):
-    return self._measure.count(finished_model(state, params, masks), batch)
+    return self._measure.count(evaluation_model(state, params, masks), batch)
 
   def _over_seeds(self, fn, *axes):
     """`fn(state, *rest)`, vmapped over the seed axis if there is one."""

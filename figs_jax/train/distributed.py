@@ -44,7 +44,7 @@ class JoinError(RuntimeError):
   """The other processes are missing, possibly only for now."""
 
 
-def join() -> None:
+def initialize() -> None:
   """Joins the processes of a run; call it before any use of a device.
 
   The processes are given by JAX_COORDINATOR_ADDRESS (host:port of the first

@@ -44,7 +44,8 @@ class Experiment:
     Args:
       seed: Seed for initialization.
       weights: Parameters by path that replace the new ones, as
-        `figs_jax.train.workdir.weights` returns them; masks follow them.
+        `figs_jax.train.workdir.initial_weights` returns them; masks are
+        recomputed from them.
     """
     config = self.config
     model = models.create(
@@ -80,7 +81,7 @@ class Experiment:
     """The state at step 0, with a leading seed axis if there are seeds."""
     make = functools.partial(self.lone_state, weights=weights)
     if self.seeds:
-      return seeds.create(make, self.seeds)
+      return seeds.create_states(make, self.seeds)
     return make(self.config.seed)
 
   def placed_state(self, shardings: Any, weights: Any = None) -> TrainState:

@@ -3,7 +3,7 @@
 `metrics.jsonl` holds one strict JSON object per line, "step" first. Floats are
 written with all their digits, so that reading them gives the same bits. JSON
 lacks NaN and infinities: they are written as the strings "NaN", "Infinity" and
-"-Infinity", which `read` converts back. Keys under "time/" depend on the
+"-Infinity", which `read_log` converts back. Keys under "time/" depend on the
 machine; all others of a resumed run equal those of an uninterrupted one.
 """
 
@@ -30,7 +30,7 @@ _FIRST_LINE = 10.0
 _LINE_SHARE = 0.05
 
 
-def read(workdir: str | Path) -> list[dict[str, Any]]:
+def read_log(workdir: str | Path) -> list[dict[str, Any]]:
   """All complete rows of a run in order; [] if there are none.
 
   A last line that was cut short by a kill is left out.
@@ -49,7 +49,7 @@ class MetricLog:
   >>> with MetricLog(workdir) as log:
   ...   log.write(1, {"loss": 0.1})
   ...   log.write(2, {"loss": float("inf")})
-  >>> [(row["step"], row["loss"]) for row in read(workdir)]
+  >>> [(row["step"], row["loss"]) for row in read_log(workdir)]
   [(1, 0.1), (2, inf)]
   """
 

@@ -27,7 +27,7 @@ from figs_jax.train.sharding import (
   state_shardings,
 )
 from figs_jax.train.state import TrainState, update, with_fresh_masks
-from figs_jax.train.workdir import weights
+from figs_jax.train.workdir import initial_weights
 
 _log = logging.getLogger("figs_jax")
 _AHEAD = 2  # steps dispatched ahead, so that batches do not pile up
@@ -56,7 +56,7 @@ def train(
 ) -> dict[str, Any]:
   """Trains to the last step, resuming if the workdir holds a checkpoint.
 
-  With several processes, each one calls `distributed.join` and then this
+  With several processes, each one calls `distributed.initialize` and then this
   function with the same arguments, and gets the same result.
 
   Args:
@@ -129,7 +129,9 @@ def compiled_step(experiment: Experiment, shardings: Any, metrics: Any = None):
   """
   fn = partial(update)  # a new object has a compilation cache of its own
   if experiment.seeds:
-    fn = partial(seeds.step, mode=seeds_mode(experiment.config.seeds_mode))
+    fn = partial(
+      seeds.step_seeds, mode=seeds_mode(experiment.config.seeds_mode)
+    )
   return jax.jit(fn, donate_argnums=0, out_shardings=(shardings, metrics))
 
 
@@ -179,7 +181,7 @@ def _begin(experiment, checkpoints, abstract, shardings):
   """(state, data position): restored, or (a new state, None)."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
-    state = experiment.placed_state(shardings, weights(experiment))
+    state = experiment.placed_state(shardings, initial_weights(experiment))
     _log.info(
       "training for %d steps in %s",
       experiment.config.total_steps,

@@ -42,7 +42,7 @@ def layers_of(
 
   Returns:
     Rows {"name", "M", "N", "K", "pattern", "count"} as from
-    `figs_jax.models.layers_of`, and "mask", Bool (K, N), where the layer is
+    `figs_jax.models.gemms_of`, and "mask", Bool (K, N), where the layer is
     sparse and its mask is known. Scanned layers then have one row each, such as
     "blocks/mlp/fc1[0]".
 
@@ -125,7 +125,7 @@ def train_cost(
 def _rows(model: nnx.Module, batch: int) -> list[dict[str, Any]]:
   masks = flatten(nn.split(model)[2])
   rows = []
-  for row in models.layers_of(model, batch):
+  for row in models.gemms_of(model, batch):
     mask = masks.get(f"{row['name']}/kernel")
     if mask is None or not _is_known(mask):
       rows.append(row)

@@ -199,7 +199,7 @@ def flat(config: config_dict.ConfigDict) -> dict[str, Any]:
   return traverse_util.flatten_dict(config.to_dict(), sep=".")
 
 
-def meanings(config: config_dict.ConfigDict) -> dict[str, str]:
+def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
   """Meanings of all fields by dotted name; "" for unknown fields.
 
   Args:
@@ -216,7 +216,7 @@ def meanings(config: config_dict.ConfigDict) -> dict[str, str]:
   return {name: known.get(name, "") for name in flat(config)}
 
 
-def catalogue(config: config_dict.ConfigDict, width: int = 80) -> str:
+def field_list(config: config_dict.ConfigDict, width: int = 80) -> str:
   """Text that lists every field with value and meaning, for `--help`.
 
   Args:
@@ -225,7 +225,7 @@ def catalogue(config: config_dict.ConfigDict, width: int = 80) -> str:
   """
   lines = ["fields of the configuration (--config.FIELD=VALUE):"]
   values = flat(config)
-  for name, meaning in meanings(config).items():
+  for name, meaning in field_meanings(config).items():
     lines += textwrap.wrap(
       f"{name}={values[name]!r}: {meaning}".removesuffix(": "),
       width,

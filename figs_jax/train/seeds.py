@@ -27,7 +27,7 @@ def axes(state: TrainState, seeds: int | None = 0) -> TrainState:
   return dataclasses.replace(jax.tree.map(lambda _: seeds, state), step=None)
 
 
-def create(make: Callable[[Array], TrainState], seeds: Sequence[int]):
+def create_states(make: Callable[[Array], TrainState], seeds: Sequence[int]):
   """One state of all seeds; `make(seed)` must be traceable.
 
   >>> import figs_jax as figs, optax
@@ -36,7 +36,7 @@ def create(make: Callable[[Array], TrainState], seeds: Sequence[int]):
   ...   model = nnx.Linear(8, 4, rngs=nnx.Rngs(jax.random.key(seed)))
   ...   recipe = figs.recipes.create("dense", "1:4", total_steps=10)
   ...   return figs.TrainState.create(model, recipe, optax.sgd(.1), seed=seed)
-  >>> state = create(make, [0, 1, 2])
+  >>> state = create_states(make, [0, 1, 2])
   >>> state.params["kernel"].shape, state.step.shape
   ((3, 8, 4), ())
   """
@@ -44,13 +44,13 @@ def create(make: Callable[[Array], TrainState], seeds: Sequence[int]):
   return dataclasses.replace(stacked, step=stacked.step[0])
 
 
-def step(
+def step_seeds(
   state: TrainState, batch: Any, *, mode: Mode = "vmap"
 ) -> tuple[TrainState, dict[str, Any]]:
   """`train.state.update` of every seed on one batch; metrics gain the axis.
 
   Args:
-    state: State from `create`.
+    state: State from `create_states`.
     batch: Batch that all seeds share.
     mode: "vmap" runs the seeds together, "map" one after the other inside the
       same compiled step, which is faster on few CPU cores. The results agree.

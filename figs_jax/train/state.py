@@ -145,7 +145,7 @@ class TrainState:
     the target pattern. So are the masks of averaged weights, unless the recipe
     chooses masks by more than weights.
     """
-    return finished_model(self, *finish(self, ema=ema))
+    return evaluation_model(self, *finish(self, ema=ema))
 
 
 def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
@@ -176,7 +176,7 @@ def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
   return bound.finish(params, masks, nn.scales(state.rest, masks)), masks
 
 
-def finished_model(state: TrainState, params: Any, masks: Any) -> nnx.Module:
+def evaluation_model(state: TrainState, params: Any, masks: Any) -> nnx.Module:
   """The evaluation model of parameters and masks from `finish`; traceable."""
   zero = jnp.zeros((), jnp.float32)
   model = nn.merge(state.graphdef, params, masks, zero, state.rest)

@@ -73,7 +73,7 @@ def finished_model(
   return state.finished(ema=ema)
 
 
-def weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
+def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
   """Parameters by path from `config.init_from`; None if it is empty.
 
   `init_from` is a file or directory that `models.pretrained.load` reads, or the

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from figs_jax.train.checkpoint import named_leaves
-from figs_jax.train.log_writer import read
+from figs_jax.train.log_writer import read_log
 from figs_jax.train.workdir import restore
 from tests.programs import REPO, environment
 
@@ -236,7 +236,7 @@ def cluster():
 
 
 def last_step(workdir):
-  rows = read(workdir)
+  rows = read_log(workdir)
   return rows[-1]["step"] if rows else 0
 
 
@@ -256,7 +256,7 @@ def tasks_of(workdir):
 def rows(workdir):
   return [
     {k: v for k, v in row.items() if not k.startswith("time/")}
-    for row in read(workdir)
+    for row in read_log(workdir)
   ]
 
 

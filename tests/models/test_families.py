@@ -32,15 +32,15 @@ def test_every_family_is_here():
 def test_rows_are_every_product_of_the_forward_pass(family, scan):
   model = create(family, scan=scan)
   traced = dot_flops(lambda *args: model(*args), *TINY[family].args(3))
-  assert forward_flops(models.layers_of(model, 3)) == traced
+  assert forward_flops(models.gemms_of(model, 3)) == traced
 
 
 @each
 @pytest.mark.parametrize("scan", [False, True])
 def test_every_kernel_is_a_row_of_its_size(family, scan):
   model = nnx.eval_shape(lambda: create(family, scan=scan))
-  rows = {row["name"]: row for row in models.layers_of(model, 3)}
-  assert len(rows) == len(models.layers_of(model, 3))
+  rows = {row["name"]: row for row in models.gemms_of(model, 3)}
+  assert len(rows) == len(models.gemms_of(model, 3))
   kernels = {
     path.removesuffix("/kernel"): leaf.size
     for path, leaf in flatten(nn.split(model)[1]).items()
@@ -57,14 +57,14 @@ def test_every_kernel_is_a_row_of_its_size(family, scan):
 @pytest.mark.parametrize("scan", [False, True])
 def test_words_name_kernels_and_patterns_reach_the_rows(family, scan):
   model = nnx.eval_shape(lambda: create(family, scan=scan))
-  whole = forward_flops(models.layers_of(model))
+  whole = forward_flops(models.gemms_of(model))
   for word in models.FAMILIES[family].words:
     if word in ("conv", "embed"):  # contractions of another length
       continue
     sparse = nn.sparsify(model, f"{word}: 1:4")
     leaves = nn.masked_leaves(sparse)
     assert leaves, word
-    rows = models.layers_of(sparse)
+    rows = models.gemms_of(sparse)
     masked = {f"{r['name']}/kernel" for r in rows if r["pattern"] is not None}
     assert masked == set(leaves), word
     assert forward_flops(rows) < whole

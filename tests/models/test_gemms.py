@@ -9,7 +9,7 @@ from figs_jax.core.pattern import NM
 
 
 def abstract(variant="B/16", **options):
-  return nnx.eval_shape(lambda: models.create("vit", variant, **options))
+  return models.abstract("vit", variant, **options)
 
 
 def flops(rows):
@@ -18,7 +18,7 @@ def flops(rows):
 
 def test_flops_of_vit_base_are_the_published_ones():
   # arXiv 2402.04744, appendix D: sequence 196, SA 12.51 G and FF 22.19 G.
-  rows = models.layers_of(abstract(pool="gap"), batch=1)
+  rows = models.gemms_of(abstract(pool="gap"), batch=1)
   attention = flops([r for r in rows if "/attn/" in r["name"]])
   ff = flops([r for r in rows if "/mlp/" in r["name"]])
   assert attention / 1e9 == pytest.approx(12.51, abs=0.01)
@@ -27,7 +27,7 @@ def test_flops_of_vit_base_are_the_published_ones():
 
 def test_rows_are_the_weights_and_the_attention_products():
   model = nn.sparsify(abstract("Ti/16"), "ff: 1:8, q: 2:4")
-  rows = models.layers_of(model, batch=3)
+  rows = models.gemms_of(model, batch=3)
   by_name = {row["name"]: row for row in rows}
   assert len(by_name) == len(rows) == 2 + 12 * 8
   tokens = 14 * 14 + 1
@@ -65,12 +65,12 @@ def test_rows_are_the_weights_and_the_attention_products():
 
 
 def test_products_grow_with_the_batch():
-  one, four = (models.layers_of(abstract("Ti/16"), b) for b in (1, 4))
+  one, four = (models.gemms_of(abstract("Ti/16"), b) for b in (1, 4))
   assert flops(four) == 4 * flops(one)
 
 
 def test_errors():
   with pytest.raises(ValueError, match="batch=0"):
-    models.layers_of(abstract("Ti/16"), 0)
+    models.gemms_of(abstract("Ti/16"), 0)
   with pytest.raises(ValueError, match="of our families .* got Linear"):
-    models.layers_of(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    models.gemms_of(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))

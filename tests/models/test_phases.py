@@ -4,7 +4,6 @@ import dataclasses
 
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 from figs_jax import models, nn, recipes
 from figs_jax.core.pattern import NM
@@ -17,14 +16,11 @@ RULES = Rules.parse("ff: 1:8, qk: 2:4")
 
 
 def small(rules=RULES):
-  def build():
-    sizes = {"width": 64, "depth": 1, "heads": 2, "mlp_dim": 96}
-    model = models.create(
-      "vit", "custom/4", image_size=8, num_classes=10, **sizes
-    )
-    return model if rules is None else nn.sparsify(model, rules)
-
-  return nnx.eval_shape(build)
+  sizes = {"width": 64, "depth": 1, "heads": 2, "mlp_dim": 96}
+  model = models.abstract(
+    "vit", "custom/4", image_size=8, num_classes=10, **sizes
+  )
+  return model if rules is None else nn.sparsify(model, rules)
 
 
 def by_every_step(model, recipe):
@@ -67,7 +63,7 @@ def test_phases_are_the_steps_of_every_recipe(name):
     zip(spread, by_every_step(model, recipe), strict=True)
   ):
     assert got == wanted, step
-  rows = models.layers_of(model, 3)
+  rows = models.gemms_of(model, 3)
   for phase in phases:
     assert phase.weight_gradient == recipe.flow.mvue
     assert phase.input_gradient == (phase.forward and recipe.transposable)

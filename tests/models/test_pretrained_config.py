@@ -161,5 +161,5 @@ def test_what_transformers_lacks_is_refused():
     PretrainedError, match="reads a class token.*got pool='gap'"
   ):
     for_transformers(families.create("vit", pool="gap"))
-  with pytest.raises(PretrainedError, match="Linear: transformers has no such"):
+  with pytest.raises(PretrainedError, match="transformers has .*got Linear"):
     for_transformers(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))

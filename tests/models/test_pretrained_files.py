@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from figs_jax.models import pretrained
 from figs_jax.models.pretrained import PretrainedError
-from figs_jax.models.pretrained.files import opened
+from figs_jax.models.pretrained.files import opened_weights
 
 from .families import create
 
@@ -104,7 +104,7 @@ def test_a_damaged_npz_file_is_one_clear_line(tmp_path, capsys):
   ):
     path.write_bytes(raw)
     with pytest.raises(PretrainedError, match=reason) as error:
-      with opened(path) as tensors:
+      with opened_weights(path) as tensors:
         tensors["head/bias"].read()
     assert "\n" not in str(error.value)
   assert capsys.readouterr().out == ""
@@ -113,7 +113,7 @@ def test_a_damaged_npz_file_is_one_clear_line(tmp_path, capsys):
 def test_bfloat16_in_an_npz_file_is_read(tmp_path):
   path, value = tmp_path / "weights.npz", np.arange(3).astype(jnp.bfloat16)
   np.savez(path, **{"head/bias": value})
-  with opened(path) as tensors:
+  with opened_weights(path) as tensors:
     assert np.array_equal(tensors["head/bias"].read(), value)
 
 
@@ -129,7 +129,7 @@ def test_attention_pooling_and_other_heads_are_refused(model, tmp_path):
   ("name", "message"),
   [
     ("absent.safetensors", "file or directory not found"),
-    ("weights.bin", "pickles could run code"),
+    ("weights.bin", "pickles, which can run code"),
     (
       "folder",
       "expected model.safetensors.index.json or|expected model.safetensors or",

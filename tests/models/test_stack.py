@@ -96,10 +96,10 @@ def test_every_layer_draws_its_own_numbers():
     return nnx.Dropout(0.5, rngs=rngs)
 
   for scan in (False, True):
-    blocks = stack.build(block, 2, scan=scan, rngs=nnx.Rngs(0))
+    blocks = stack.build_blocks(block, 2, scan=scan, rngs=nnx.Rngs(0))
     x = jnp.ones((4096,))
-    first, _ = stack.run(blocks, x)
-    again, _ = stack.run(blocks, x)
+    first, _ = stack.run_blocks(blocks, x)
+    again, _ = stack.run_blocks(blocks, x)
     # A value survives both with probability 1/4, and calls differ.
     assert abs(float((first > 0).mean()) - 0.25) < 0.03
     assert not jnp.array_equal(first, again)
@@ -115,10 +115,10 @@ def test_slices_go_in_and_results_come_out_per_layer(scan):
       x = x + shared * mine["a"] * self.w[...]
       return x, {"x": x}
 
-  blocks = stack.build(Block, 3, scan=scan, rngs=nnx.Rngs(0))
+  blocks = stack.build_blocks(Block, 3, scan=scan, rngs=nnx.Rngs(0))
   w = blocks.w[...] if scan else jnp.stack([b.w[...] for b in blocks])
   mine = {"a": jnp.arange(1.0, 4.0)}
-  x, ys = stack.run(blocks, jnp.zeros(1), 2.0, per_layer=mine)
+  x, ys = stack.run_blocks(blocks, jnp.zeros(1), 2.0, per_layer=mine)
   want = np.cumsum(2 * np.arange(1, 4)[:, None] * np.asarray(w), axis=0)
   np.testing.assert_allclose(ys["x"], want, rtol=1e-6)
   np.testing.assert_allclose(x, want[-1], rtol=1e-6)
@@ -177,7 +177,7 @@ def test_the_engine_sees_every_layer():
     np.testing.assert_array_equal(one.pop("mask"), other.pop("mask"))
     assert one | {"name": ""} == other | {"name": ""}
   macs = [
-    sum(r["M"] * r["N"] * r["K"] * r["count"] for r in models.layers_of(model))
+    sum(r["M"] * r["N"] * r["K"] * r["count"] for r in models.gemms_of(model))
     for model in (listed, scanned)
   ]
   assert macs[0] == macs[1]

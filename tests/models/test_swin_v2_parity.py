@@ -10,7 +10,7 @@ from flax import nnx
 from figs_jax import models, nn
 from figs_jax.core import tree
 from figs_jax.models import pretrained
-from figs_jax.models.pretrained.files import write
+from figs_jax.models.pretrained.files import write_weights
 
 from ..contract.compiling import compiled
 from . import swin_v2_oracle as oracle
@@ -19,7 +19,7 @@ ATOL, COSINE = 1e-4, 0.99999
 
 
 def loaded(folder, tensors, model):
-  write(folder / "model.safetensors", tensors)
+  write_weights(folder / "model.safetensors", tensors)
   return pretrained.load(model, folder)
 
 

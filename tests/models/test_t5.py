@@ -49,7 +49,7 @@ def forward(model, inputs, targets):
 
 
 def abstract(variant, **options):
-  return nnx.eval_shape(lambda: models.create("t5", variant, **options))
+  return models.abstract("t5", variant, **options)
 
 
 def test_every_size_has_a_published_count():
@@ -97,10 +97,10 @@ def test_rows_are_every_product_of_a_published_size(variant):
   inputs, targets = (
     jax.ShapeDtypeStruct((3, length), jnp.int32) for length in (40, 30)
   )
-  rows = models.layers_of(model, 3)
+  rows = models.gemms_of(model, 3)
   assert forward_flops(rows) == dot_flops(logits, state, inputs, targets)
   assert forward_flops(rows) == forward_flops(
-    models.layers_of(abstract(variant, input_length=40, target_length=30), 3)
+    models.gemms_of(abstract(variant, input_length=40, target_length=30), 3)
   )
 
 

@@ -9,7 +9,7 @@ import pytest
 from figs_jax import models, nn
 from figs_jax.core import tree
 from figs_jax.models import decode, pretrained
-from figs_jax.models.pretrained.files import write
+from figs_jax.models.pretrained.files import write_weights
 from figs_jax.models.t5_stack import bucket
 
 from . import t5_oracle as oracle
@@ -45,7 +45,7 @@ def live(case):
 
 def loaded(folder, case, weights):
   """Our model with these tensors, by way of a file."""
-  write(folder / "model.safetensors", weights)
+  write_weights(folder / "model.safetensors", weights)
   model = models.create("t5", "custom", **oracle.options(case))
   return pretrained.load(model, folder)
 

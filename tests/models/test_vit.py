@@ -1,7 +1,5 @@
 """ViT: published sizes, options, errors."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +50,7 @@ def forward(model, x):
   ],
 )
 def test_parameter_counts_are_the_published_ones(variant, count):
-  model = nnx.eval_shape(lambda: models.create("vit", variant))
+  model = models.abstract("vit", variant)
   params = jax.tree.leaves(nn.split(model)[1])
   assert sum(leaf.size for leaf in params) == count
 
@@ -178,8 +176,7 @@ def test_a_model_without_dropout_has_no_other_state():
 def test_every_word_names_kernels_of_every_size(word):
   for variant in ("Ti/16", "custom/4"):
     options = TINY if variant == "custom/4" else {}
-    build = functools.partial(models.create, "vit", variant, **options)
-    model = nnx.eval_shape(build)
+    model = models.abstract("vit", variant, **options)
     leaves = nn.masked_leaves(nn.sparsify(model, f"{word}: 1:4"))
     depth = model.depth
     expected = {"ff": 2, "q": 1, "k": 1, "v": 1, "o": 1, "qk": 2, "qkv": 3}.get(

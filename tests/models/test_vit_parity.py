@@ -12,7 +12,7 @@ from flax import nnx
 from figs_jax import models, nn
 from figs_jax.core import tree
 from figs_jax.models import pretrained
-from figs_jax.models.pretrained.files import write
+from figs_jax.models.pretrained.files import write_weights
 
 from . import vit_oracle as oracle
 
@@ -25,7 +25,7 @@ def create(**options):
 
 
 def loaded(folder, weights, model=None):
-  write(folder / "model.safetensors", weights)
+  write_weights(folder / "model.safetensors", weights)
   return pretrained.load(model or create(), folder)
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from pathlib import Path
 from figs_jax.train import checkpoint, distributed
 
-distributed.join()
+distributed.initialize()
 if distributed.is_first():
   logging.basicConfig(level=logging.WARNING)
 mesh = jax.make_mesh((2,), ("data",))

@@ -11,7 +11,7 @@ import pytest
 from figs_jax.train import distributed
 from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.config import ConfigError
-from figs_jax.train.log_writer import read
+from figs_jax.train.log_writer import read_log
 from figs_jax.train.sharding import make_mesh
 from figs_jax.train.workdir import restore
 from tests.programs import assert_one_clear_line, call, in_one_process
@@ -76,7 +76,7 @@ def two(tmp_path_factory, data_dir, dense_and_one):
 
 
 def assert_same(workdir, other, atol=1e-5):
-  rows = read(workdir), read(other)
+  rows = read_log(workdir), read_log(other)
   assert len(rows[0]) == len(rows[1]) == STEPS + 2  # and two evaluations
   for row, wanted in zip(*rows):
     assert row.keys() == wanted.keys()

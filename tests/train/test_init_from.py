@@ -14,7 +14,7 @@ from figs_jax.train import seeds
 from figs_jax.train import workdir as workdirs
 from figs_jax.train.config import default_config
 from figs_jax.train.experiment import build
-from figs_jax.train.log_writer import read
+from figs_jax.train.log_writer import read_log
 from figs_jax.train.loop import train
 from figs_jax.train.workdir import restore
 from tests.programs import assert_one_clear_line, call
@@ -78,7 +78,7 @@ def test_a_file_and_its_run_give_the_same_weights(
   dense_run, weights_file, tiny_config
 ):
   a, b = (
-    workdirs.weights(build(start(tiny_config, path)))
+    workdirs.initial_weights(build(start(tiny_config, path)))
     for path in (dense_run[0], weights_file)
   )
   assert a.keys() == b.keys()
@@ -88,7 +88,7 @@ def test_a_file_and_its_run_give_the_same_weights(
 
 def test_masks_are_those_of_the_loaded_weights(weights_file, tiny_config):
   experiment = build(start(tiny_config, weights_file, "ste"))
-  weights = workdirs.weights(experiment)
+  weights = workdirs.initial_weights(experiment)
   state = jax.jit(experiment.state)(weights)
   masks = tree.flatten(state.masks)
   leaves = nn.masked_leaves(experiment.model(0))
@@ -103,7 +103,7 @@ def test_a_fresh_head_differs_by_seed_and_nothing_else_does(
 ):
   config = start(tiny_config, weights_file, seeds=2, init_head="fresh")
   experiment = build(config)
-  state = jax.jit(experiment.state)(workdirs.weights(experiment))
+  state = jax.jit(experiment.state)(workdirs.initial_weights(experiment))
   for path, leaf in tree.flatten(state.params).items():
     same = bool((leaf[0] == leaf[1]).all())
     assert same == (path != "head/kernel"), path
@@ -122,18 +122,18 @@ def test_resumption_does_not_read_the_file_and_a_sparse_run_is_none(
   copy.unlink()
   config.total_steps = 3
   assert train(config, first)["step"] == 3
-  assert {row["step"] for row in read(first)} >= {2, 3}
+  assert {row["step"] for row in read_log(first)} >= {2, 3}
   with pytest.raises(
     ValueError, match="expected a dense run, got recipe 'figs'"
   ):
-    workdirs.weights(build(start(tiny_config, first)))
+    workdirs.initial_weights(build(start(tiny_config, first)))
 
 
 @pytest.mark.slow
 def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
   train(tiny_config("dense", seeds=2, total_steps=2), tmp_path)
   config = start(tiny_config, tmp_path, init_seed=1)
-  weights = workdirs.weights(build(config))
+  weights = workdirs.initial_weights(build(config))
   state = restore(tmp_path)[1]
   for path, leaf in tree.flatten(state.params).items():
     assert np.array_equal(weights[path], leaf[1]), path
@@ -142,7 +142,7 @@ def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
   )
   config.init_seed = 2
   with pytest.raises(ValueError, match="expected 0 to 1, got seed=2"):
-    workdirs.weights(build(config))
+    workdirs.initial_weights(build(config))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_weights_that_do_not_fit_are_one_clear_line(
     config.variant, config.init_from = "custom", str(path)
     config.model.update(TEXT)
   with pytest.raises(ValueError, match=message) as error:
-    workdirs.weights(build(config))
+    workdirs.initial_weights(build(config))
   assert "\n" not in str(error.value)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
 from figs_jax.train import log_writer as log_module
-from figs_jax.train.log_writer import MetricLog, read
+from figs_jax.train.log_writer import MetricLog, read_log
 from tests.programs import call
 
 
@@ -46,7 +46,7 @@ def test_floats_come_back_bit_for_bit(tmp_path_factory, values):
   names = [f"x{i}" for i in range(len(values))]
   with MetricLog(workdir, progress=False) as log:
     log.write(1, dict(zip(names, values)))
-  (row,) = read(workdir)
+  (row,) = read_log(workdir)
   for name, value in zip(names, values):
     if math.isnan(value):
       assert math.isnan(row[name])
@@ -70,7 +70,7 @@ def test_numbers_of_every_library_are_taken(tmp_path):
         "nan": jnp.asarray(jnp.nan),
       },
     )
-  (row,) = read(tmp_path)
+  (row,) = read_log(tmp_path)
   assert math.isnan(row.pop("nan"))
   assert timeless([row]) == [
     {
@@ -92,7 +92,7 @@ def test_other_values_are_refused(tmp_path, value):
     pytest.raises(ValueError, match="metric 'x'.*expected a single number"),
   ):
     log.write(1, {"x": value})
-  assert read(tmp_path) == []
+  assert read_log(tmp_path) == []
 
 
 @pytest.mark.parametrize("saved", [0, 4, 7, 10])
@@ -100,14 +100,14 @@ def test_a_resumed_run_has_the_rows_of_an_unbroken_one(tmp_path, saved):
   write_steps(tmp_path / "whole", 1, 10)
   write_steps(tmp_path / "broken", 1, 7)
   write_steps(tmp_path / "broken", saved + 1, 10)
-  wanted = timeless(read(tmp_path / "whole"))
-  rows = timeless(read(tmp_path / "broken"))
+  wanted = timeless(read_log(tmp_path / "whole"))
+  rows = timeless(read_log(tmp_path / "broken"))
   assert rows == (wanted if saved <= 7 else wanted[:7])
 
 
 def test_time_lies_below_its_prefix(tmp_path):
   write_steps(tmp_path, 1, 3)
-  row = read(tmp_path)[-1]
+  row = read_log(tmp_path)[-1]
   assert row["time/elapsed"] > 0
   assert row["time/steps_per_second"] > 0
   assert set(timeless([row])[0]) == {"step", "loss", "count"}
@@ -118,9 +118,9 @@ def test_a_line_cut_short_is_dropped(tmp_path, cut):
   write_steps(tmp_path, 1, 5)
   path = tmp_path / log_module.FILE
   os.truncate(path, path.stat().st_size - cut)
-  assert [row["step"] for row in read(tmp_path)] == [1, 2, 3, 4]
+  assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 4]
   write_steps(tmp_path, 5, 6)
-  assert [row["step"] for row in read(tmp_path)] == [1, 2, 3, 4, 5, 6]
+  assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
   for line in path.read_text().splitlines():
     strict(line)
 
@@ -131,7 +131,7 @@ def test_a_damaged_line_is_skipped_and_said(tmp_path, caplog):
   lines = path.read_text().splitlines()
   lines[1] = lines[1][:9]
   path.write_text("\n".join(lines) + "\n")
-  assert [row["step"] for row in read(tmp_path)] == [1, 3]
+  assert [row["step"] for row in read_log(tmp_path)] == [1, 3]
   assert "skipped line 2" in caplog.text
 
 
@@ -148,7 +148,7 @@ def test_truncation_is_one_move(tmp_path, monkeypatch):
       MetricLog(tmp_path, 2, progress=False)
   assert (tmp_path / log_module.FILE).read_bytes() == before
   MetricLog(tmp_path, 2, progress=False).close()
-  assert [row["step"] for row in read(tmp_path)] == [1, 2]
+  assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
 
 
 def test_every_written_row_survives_a_kill(tmp_path):
@@ -162,7 +162,7 @@ def test_every_written_row_survives_a_kill(tmp_path):
     """
   run = call("-c", textwrap.dedent(code), tmp_path)
   assert run.returncode == -signal.SIGKILL
-  assert [row["step"] for row in read(tmp_path)] == [1, 2, 3, 4, 5]
+  assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 def events(workdir):
@@ -238,7 +238,7 @@ def test_a_disabled_log_touches_nothing(tmp_path):
     log.write(1, {"loss": 1.0})
     log.progress(1)
   assert not (tmp_path / "run").exists()
-  assert read(tmp_path / "run") == []
+  assert read_log(tmp_path / "run") == []
 
 
 def test_closing_twice_and_writing_after_do_nothing(tmp_path):
@@ -247,4 +247,4 @@ def test_closing_twice_and_writing_after_do_nothing(tmp_path):
   log.close()
   log.close()
   log.write(2, {"loss": 1.0})
-  assert len(read(tmp_path)) == 1
+  assert len(read_log(tmp_path)) == 1

@@ -15,7 +15,7 @@ import pytest
 
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import named_leaves
-from figs_jax.train.log_writer import read
+from figs_jax.train.log_writer import read_log
 from figs_jax.train.workdir import restore
 from tests.programs import (
   REPO,
@@ -91,7 +91,7 @@ def send_at_step(process, workdir, step, what):
 def rows(workdir):
   return [
     {k: v for k, v in row.items() if not k.startswith("time/")}
-    for row in read(workdir)
+    for row in read_log(workdir)
   ]
 
 

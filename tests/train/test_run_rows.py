@@ -53,7 +53,7 @@ def test_a_run_has_the_patterns_and_masks_of_its_finished_model(run):
   _, state, _ = restore(run, seed=0)
   rows = figs_jax.layers_of(run, batch=3)
   model = state.finished()
-  plain = models.layers_of(model, 3)
+  plain = models.gemms_of(model, 3)
   for row, want in zip(rows, plain, strict=True):
     assert {k: v for k, v in row.items() if k != "mask"} == want
   masks = masked(rows)
@@ -149,7 +149,7 @@ def test_models():
 
 
 def test_abstract_models_cost_nothing():
-  model = nnx.eval_shape(lambda: models.create("vit", "H/14", depth=2))
+  model = models.abstract("vit", "H/14", depth=2)
   rows = layers_of(nn.sparsify(model, "ff: 1:8"), batch=8)
   assert len(rows) == 2 + 2 * 8
   assert masked(rows) == {}

@@ -20,7 +20,7 @@ OURS = [  # other tests may register theirs
 @pytest.mark.parametrize("family", models.names())
 def test_every_field_has_a_meaning(family):
   for recipe in OURS:
-    meanings = schema.meanings(default_config(recipe, family))
+    meanings = schema.field_meanings(default_config(recipe, family))
     assert [name for name, meaning in meanings.items() if not meaning] == []
 
 
@@ -52,7 +52,7 @@ def test_configurations_share_no_field():
 def test_help_has_every_field_with_its_value():
   config = default_config("figs")
   config.batch_size = 77
-  lines = schema.catalogue(config).splitlines()
+  lines = schema.field_list(config).splitlines()
   assert max(map(len, lines)) <= 80
   heads = [line for line in lines if re.match(r"  \S", line)]
   assert [line.split("=")[0].strip() for line in heads] == list(

@@ -62,9 +62,11 @@ def single_runs(request):
 def test_each_seed_equals_its_single_run(single_runs, mode):
   name, lone, losses = single_runs
   make = maker(name)
-  state = seeds.create(make, SEEDS)
+  state = seeds.create_states(make, SEEDS)
   assert state.step.shape == ()
-  many = jax.jit(lambda s, b: seeds.step(s, b, mode=mode), donate_argnums=0)
+  many = jax.jit(
+    lambda s, b: seeds.step_seeds(s, b, mode=mode), donate_argnums=0
+  )
   for i in range(30):
     state, metrics = many(state, batch_of(i))
     np.testing.assert_allclose(metrics["loss"], losses[i], rtol=2e-3)
@@ -90,8 +92,8 @@ def test_each_seed_equals_its_single_run(single_runs, mode):
 
 def test_branches_stay_branches():
   """The step is not batched, so the refresh's cond is not a select."""
-  state = seeds.create(maker("figs"), SEEDS)
-  text = str(jax.make_jaxpr(seeds.step)(state, batch_of(0)))
+  state = seeds.create_states(maker("figs"), SEEDS)
+  text = str(jax.make_jaxpr(seeds.step_seeds)(state, batch_of(0)))
   assert " cond[" in text
 
 

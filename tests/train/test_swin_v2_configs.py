@@ -1,7 +1,6 @@
 """The Swin-V2 experiments: the paper's numbers, and digits that are learned."""
 
 import pytest
-from flax import nnx
 
 from figs_jax import models, nn
 from figs_jax.core.pattern import NM
@@ -17,9 +16,7 @@ def test_the_paper_hyper_parameters():
   assert config.optimizer.warmup_steps == int(20 * epoch)
   assert config.optimizer.learning_rate == 1e-3
   options = {"image_size": config.data.image_size, "scan": True}
-  model = nnx.eval_shape(
-    lambda: models.create(config.family, config.variant, **options)
-  )
+  model = models.abstract(config.family, config.variant, **options)
   leaves = nn.masked_leaves(nn.sparsify(model, config.pattern))
   assert {leaf.pattern for leaf in leaves.values()} == {NM(1, 8)}
   assert {path.split("/")[1] for path in leaves} == set("0123")

@@ -21,7 +21,7 @@ from figs_jax.train.config import (
   differences,
 )
 from figs_jax.train.experiment import build
-from figs_jax.train.log_writer import read
+from figs_jax.train.log_writer import read_log
 from figs_jax.train.losses import TeacherForcing, teacher_forcing
 from figs_jax.train.optimizer import learning_rate
 
@@ -143,7 +143,7 @@ def test_bits_per_byte_by_hand(text_config, seeds):
 def rows(workdir):
   return [
     {k: v for k, v in row.items() if not k.startswith("time/")}
-    for row in read(workdir)
+    for row in read_log(workdir)
   ]
 
 
@@ -228,9 +228,7 @@ def test_published_sizes_are_not_undone_by_defaults():
   config = default_config("dense", "t5")
   config.variant = "v1_1-small"
   given = {k: v for k, v in config.model.items() if v is not None}
-  model = nnx.eval_shape(
-    lambda: models.create("t5", "v1_1-small", depth=1, **given)
-  )
+  model = models.abstract("t5", "v1_1-small", depth=1, **given)
   assert model.head is not None
   assert hasattr(model.encoder.blocks[0].mlp, "wi_1")
 

@@ -184,8 +184,8 @@ def cross_validated(
   of all others. The mean of the result, times 100, is the cross-validated MAPE.
 
   Args:
-    fit: Function from (*columns, measured) to a model whose `predict` takes the
-      columns.
+    fit: Function from `(*columns, measured)` to a model whose `predict` takes
+      the columns.
     columns: Predictors, (calls,) each.
     measured: Microseconds, (calls,).
     folds: Number of parts, at most the number of calls.

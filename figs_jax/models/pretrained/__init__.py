@@ -25,12 +25,12 @@ from figs_jax.core.masks import nm_mask
 from figs_jax.models.pretrained.files import (
   PretrainedError,
   Tensor,
-  opened,
-  write,
+  opened_weights,
+  write_weights,
 )
 from figs_jax.models.pretrained.matching import (
   matched,
-  parameters,
+  parameters_of,
   published,
 )
 from figs_jax.nn import Masked
@@ -98,7 +98,7 @@ def save(model: nnx.Module, path: str | Path) -> None:
   Raises:
     PretrainedError: If the model's family is unknown or the path is invalid.
   """
-  write(path, published(model))
+  write_weights(path, published(model))
 
 
 def read(
@@ -109,7 +109,7 @@ def read(
   resize_positions: bool = False,
 ) -> dict[str, np.ndarray]:
   """Reads the parameters by our paths, as for `load`; see `fill`."""
-  with opened(path) as tensors:
+  with opened_weights(path) as tensors:
     return matched(
       model,
       tensors,
@@ -125,7 +125,7 @@ def fill(model: M, weights: Mapping[str, Any]) -> M:
   Masks are recomputed from the kernels. Works inside a trace.
   """
   model = nnx.clone(model)
-  leaves = parameters(model)
+  leaves = parameters_of(model)
   for path, value in weights.items():
     leaves[path].set_value(jnp.asarray(value))
   for _, layer in nnx.iter_modules(model):

@@ -42,7 +42,7 @@ class Tensor:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[dict[str, Tensor]]:
+def opened_weights(path: str | Path) -> Iterator[dict[str, Tensor]]:
   """Opens the tensors of a file or directory by name, inside a context.
 
   Args:
@@ -64,7 +64,7 @@ def opened(path: str | Path) -> Iterator[dict[str, Tensor]]:
       yield _safetensors(place)
 
 
-def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_weights(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
   """Writes a .safetensors file atomically; replaces an existing one.
 
   Raises:

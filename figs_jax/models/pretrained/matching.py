@@ -60,7 +60,7 @@ class Place:
     return np.stack(layers) if self.stacked else layers[0]
 
 
-def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
+def parameters_of(model: nnx.Module) -> dict[str, nnx.Variable]:
   """The model's own parameters, by path."""
   return {
     "/".join(map(str, path)): node
@@ -82,7 +82,7 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
   (1000, 8)
   """
   tensors = {}
-  for path, leaf in parameters(model).items():
+  for path, leaf in parameters_of(model).items():
     place = place_of(model, path, tuple(leaf.shape))
     value = np.asarray(leaf[...])
     for name, layer in zip(place.names, value if place.stacked else [value]):
@@ -116,7 +116,7 @@ def matched(
   dialect = _spoken(model, tensors, where)
   places = {
     path: _place(dialect, path, tuple(leaf.shape))
-    for path, leaf in parameters(model).items()
+    for path, leaf in parameters_of(model).items()
     if head == "strict" or path not in _HEAD
   }
   if head == "fresh":
@@ -127,7 +127,7 @@ def matched(
     }
   _check_names(model, dialect, places, tensors, where)
   weights = {}
-  leaves = parameters(model)
+  leaves = parameters_of(model)
   for path in sorted(places, key=_HEAD.__contains__):  # the head last
     place, leaf = places[path], leaves[path]
     shape = tuple(leaf.shape)
@@ -243,7 +243,7 @@ def _spoken(
     wanted = {
       each: {
         name
-        for path, leaf in parameters(model).items()
+        for path, leaf in parameters_of(model).items()
         for name in _place(each, path, tuple(leaf.shape)).names
       }
       for each in own
