@@ -43,6 +43,7 @@ class Page(HTMLParser):
     self.links += [attrs[k] for k in ("href", "src") if attrs.get(k)]
 
 
+@pytest.mark.slow
 def test_the_pages_build_and_lead_somewhere(tmp_path):
   """One test, since workers that share the suite would each build again."""
   built = build(tmp_path)

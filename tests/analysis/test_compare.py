@@ -131,6 +131,7 @@ def test_sigterm_ends_the_comparison(tiny_config, tmp_path, monkeypatch):
   assert seen == ["dense"]
 
 
+@pytest.mark.slow
 def test_a_trained_run_has_its_cost_beside_its_accuracy(
   short_workdir, tiny_config, tmp_path, monkeypatch
 ):

@@ -73,6 +73,7 @@ def page(run):
   return Page(html_report.report_html([lone], ["ws:16x16", "figs"]))
 
 
+@pytest.mark.slow
 def test_nothing_comes_from_outside(page):
   """No tag that loads or runs, and every source inside the file."""
   assert {tag for tag, _ in page.tags} <= set(TAGS)
@@ -185,6 +186,7 @@ def test_the_command_names_the_run(page, run):
   assert "\n  --recipe_file 'my own.py' \\\n" in command
 
 
+@pytest.mark.slow
 def test_several_runs_are_compared(run):
   other = History(run.path, "other", run.config | {"total_steps": 7}, run.rows)
   page = Page(html_report.report_html([run, other], ["ws:16x16"]))

@@ -247,6 +247,7 @@ def test_a_real_run_is_a_point(sparse):
   assert point.speedup > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evolved", ["figs", "step"], indirect=True)
 def test_each_panel_names_the_pattern_of_its_own_step(evolved):
   """The sparsest pattern of the chain that every group of the mask has."""

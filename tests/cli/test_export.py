@@ -141,6 +141,7 @@ def test_mistakes_are_one_line_and_write_nothing(program):
     assert_one_clear_line(result, message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["t5", "vit"])
 def test_a_program_is_run_again_from_its_file(family, tmp_path):
   """A scanned model, in half precision, on a batch that it never saw."""

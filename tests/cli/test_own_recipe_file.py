@@ -13,7 +13,7 @@ from figs_jax.recipes import registry
 from figs_jax.train.config import ConfigError
 from tests.programs import REPO, assert_one_clear_line, call, in_one_process
 
-pytestmark = pytest.mark.standard_promotion
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
 OWN = '''
 from figs_jax.recipes import register
 

@@ -59,6 +59,7 @@ def assert_valid(mask, nm):
   assert np.all(blocks.sum(-1) == nm.n) and np.all(blocks.sum(-2) == nm.n)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
   pattern=st.sampled_from(("1:2", "2:4", "4:5") + NEAR),

@@ -97,6 +97,7 @@ TINY = {
     ("inputs", "targets"),
     teacher_forcing,
     kernels=2 * (4 + 3) + (8 + 3) + 1,
+    fewer={"depth": 1, "gated": False},
     noise={"dropout": 0.2},
     rules="ff: 1:8, qk: 1:4",
   ),

@@ -155,6 +155,7 @@ def test_a_second_call_compiles_nothing():
   assert decode._beam_search._cache_size() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_the_cache_changes_nothing(scan):
   """A sparse T5 with dropout, against its own teacher forcing."""

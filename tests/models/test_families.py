@@ -27,6 +27,7 @@ def test_every_family_is_here():
   assert sorted(TINY) == models.names()
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("scan", [False, True])
 def test_rows_are_every_product_of_the_forward_pass(family, scan):
@@ -70,6 +71,7 @@ def test_words_name_kernels_and_patterns_reach_the_rows(family, scan):
     assert forward_flops(rows) < whole
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("remat", [False, True])
 def test_a_scanned_model_is_the_listed_one(family, remat):
@@ -145,6 +147,7 @@ def test_a_rule_that_matches_nothing_is_one_clear_error(family):
     nn.sparsify(model, "nowhere/.*/kernel: 1:4")
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion  # optax mixes dtypes
 @each
 @pytest.mark.parametrize("name", recipes.names())

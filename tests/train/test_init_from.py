@@ -48,6 +48,7 @@ def start(tiny_config, path, recipe="dense", **overrides):
   return tiny_config(recipe, init_from=str(path), **(STILL | overrides))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "overrides",
   [
