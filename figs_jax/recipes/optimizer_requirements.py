@@ -214,7 +214,7 @@ def _checked(
   try:
     opt_state = jax.eval_shape(tx.init, _PROBE)
   except Exception:
-    pass
+    pass  # The probe is not the user's params; `init` checks those.
   else:
     check(opt_state)
   return optax.GradientTransformationExtraArgs(init, tx.update)
