@@ -24,12 +24,12 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from worktree import ROOT, checkout
+
 ENGINES = {
   "ws": "ws:32x32",
   "vegeta": "vegeta-s-16-2",
@@ -124,23 +124,6 @@ class Version:
     if not line:
       raise SystemExit("A worker stopped; its error is above.")
     return line
-
-
-@contextlib.contextmanager
-def checkout(revision: str) -> Iterator[pathlib.Path]:
-  """A worktree of a revision in a temporary folder."""
-  git = ["git", "-C", str(ROOT), "worktree"]
-  with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder) / "base"
-    add = [*git, "add", "--detach", str(root), revision]
-    done = subprocess.run(add, capture_output=True, text=True)
-    if done.returncode:
-      reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-      raise SystemExit(f"--base {revision}: {reason}")
-    try:
-      yield root
-    finally:
-      subprocess.run([*git, "remove", "--force", str(root)], check=True)
 
 
 @contextlib.contextmanager

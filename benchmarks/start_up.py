@@ -24,10 +24,10 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
+from worktree import ROOT, checkout
+
 COMMAND = (
   "launch/engine.py", "--model", "vit:B/16", "--batch", "8", "--pattern",
   "ff: 1:8", "--engines",
@@ -61,28 +61,14 @@ def seconds(root: pathlib.Path, python: str, words: Sequence[str]) -> float:
   return user + system - before.ru_stime
 
 
-@contextlib.contextmanager
-def worktree(revision: str) -> Iterator[pathlib.Path]:
-  """A checkout of a revision, for as long as it is needed."""
-  git = ["git", "-C", str(REPO), "worktree"]
-  with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder) / "before"
-    add = [*git, "add", "--detach", str(root), revision]
-    subprocess.run(add, check=True, capture_output=True)
-    try:
-      yield root
-    finally:
-      subprocess.run([*git, "remove", "--force", str(root)], check=True)
-
-
 def compare(before: pathlib.Path, python: str, rounds: int) -> None:
   """Prints the seconds of each round, and the medians."""
   print(f"{'round':>6} {'import':>7} {'before':>7} {'now':>7} {'share':>6}")
   rows = []
   for turn in range(-1, rounds):
-    jax = seconds(REPO, sys.executable, IMPORT)
+    jax = seconds(ROOT, sys.executable, IMPORT)
     old = seconds(before, python, COMMAND) - jax
-    new = seconds(REPO, sys.executable, COMMAND) - jax
+    new = seconds(ROOT, sys.executable, COMMAND) - jax
     if turn < 0:
       continue  # the first fills caches of files
     rows.append((jax, old, new, new / old))
@@ -103,7 +89,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()
   with contextlib.ExitStack() as stack:
-    before = args.before or stack.enter_context(worktree(args.revision))
+    before = args.before or stack.enter_context(checkout(args.revision))
     compare(before.resolve(), args.python, args.rounds)
 
 

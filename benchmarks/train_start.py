@@ -16,7 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from worktree import ROOT, checkout
+
 _MEASURED = """
 import sys, time
 import jax
@@ -64,22 +65,13 @@ def main() -> None:
     "--python", default=sys.executable, help="Interpreter for both versions."
   )
   args = parser.parse_args()
-  with tempfile.TemporaryDirectory() as parent:
-    other = Path(parent) / "worktree"
-    git = ["git", "-C", str(ROOT), "worktree"]
-    subprocess.run(
-      [*git, "add", "--quiet", "--detach", str(other), args.revision],
-      check=True,
-    )
-    try:
-      for root in (ROOT, other):  # the first start prepares data and bytecode
-        seconds(root, args.python)
-      pairs = [
-        (seconds(ROOT, args.python), seconds(other, args.python))
-        for _ in range(args.pairs)
-      ]
-    finally:
-      subprocess.run([*git, "remove", "--force", str(other)], check=True)
+  with checkout(args.revision) as other:
+    for root in (ROOT, other):  # the first start prepares data and bytecode
+      seconds(root, args.python)
+    pairs = [
+      (seconds(ROOT, args.python), seconds(other, args.python))
+      for _ in range(args.pairs)
+    ]
   here, there = map(statistics.median, zip(*pairs))
   ratio = statistics.median(new / old for new, old in pairs)
   print(f"this version  {here:6.2f} s")
