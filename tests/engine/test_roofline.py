@@ -11,10 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine import Csr, Roofline, cost, parse
+from figs_jax.engine import Csr, Roofline, TensorCore, cost, parse
 from figs_jax.engine.chips import CHIPS, SPARSE_OVERHEAD
 from figs_jax.engine.csr import intensity
-from figs_jax.engine.roofline import amdahl, calibrated_overhead
+from figs_jax.engine.roofline import amdahl
+from figs_jax.engine.tensorcore import calibrated_overhead
 from figs_jax.engine.timing import PARTS
 from tests.engine.counting import counts
 
@@ -72,8 +73,9 @@ def one_call(M, N, K, halves, itemsize, rate, hbm, side):
 def test_a_call_takes_what_its_operands_do(
   M, N, K, nm, itemsize, peak, hbm, side, sparse, fallback
 ):
-  kind = "tensorcore" if sparse else "gpu"
-  engine = Roofline(kind, "x", peak, hbm, side, 70, 30, fallback=fallback)
+  chip = "x", peak, hbm, side, 70
+  engine = TensorCore(*chip, 30, fallback) if sparse else Roofline("gpu", *chip)
+  fallback = fallback and sparse
   got = counts(M, N, K, engine, nm.n, nm.m, itemsize)
   machine = itemsize, peak, hbm, side
   # The most that a block of four may hold, of all places that n:m allows.
@@ -95,8 +97,9 @@ def test_a_call_takes_what_its_operands_do(
 def test_parts_add_up_and_only_kept_weights_are_useful(
   M, N, K, nm, itemsize, peak, hbm, side, sparse, fallback
 ):
-  kind = "tensorcore" if sparse else "gpu"
-  engine = Roofline(kind, "x", peak, hbm, side, 70, 30, fallback=fallback)
+  chip = "x", peak, hbm, side, 70
+  engine = TensorCore(*chip, 30, fallback) if sparse else Roofline("gpu", *chip)
+  fallback = fallback and sparse
   got = counts(M, N, K, engine, nm.n, nm.m, itemsize)
   assert got["cycles"] == sum(got[part] for part in PARTS)
   kept = np.count_nonzero(np.arange(K) % nm.m < nm.n)
@@ -113,7 +116,6 @@ def test_a_preset_reads_its_data_sheet(kind, chip):
   assert (engine.peak, engine.hbm) == (sheet.peaks["bf16"], sheet.hbm)
   wide = kind == "tpu" and sheet.peaks["bf16"] > 500_000
   assert engine.side == (256 if wide else 128 if kind == "tpu" else 16)
-  assert engine.sparse == (kind == "tensorcore")
   # A large cube runs at the peak; tensor cores take half of that at 2:4.
   size = 2**14
   row = {"name": "cube", "M": size, "N": size, "K": size}
@@ -130,15 +132,12 @@ def test_every_key_is_read():
     "tensorcore:h200:peak=7:hbm=6:side=5:overhead=3:sparse_overhead=2"
     ":fallback=true:name=mine"
   )
-  assert parse(spec) == Roofline(
-    *("tensorcore", "h200", 7, 6, 5, 3, 2, True), name="mine"
-  )
+  assert parse(spec) == TensorCore("h200", 7, 6, 5, 3, 2, True, name="mine")
   spec = (
     "csr:v5e:peak=7:hbm=6:value_bytes=2:index_bytes=1:pointer_bytes=8"
     ":reuse=false:name=mine"
   )
   assert parse(spec) == Csr("v5e", 7, 6, 2, 1, 8, False, name="mine")
-  assert not parse("gpu:h200").sparse
   assert str(parse("tpu:v5e:overhead=9")) == "tpu:v5e:overhead=9"
 
 
@@ -193,7 +192,7 @@ def test_patterns_that_tensor_cores_lack():
   with pytest.raises(ValueError, match="n <= m"):
     of(5, 4)
   # Weights of the pattern that a mask lacks are not useful.
-  wide = Roofline("tensorcore", "x", 1, 10**6)
+  wide = TensorCore("x", 1, 10**6)
   M, N, K, n, m = (np.array([size]) for size in (256, 64, 512, 3, 4))
   assert counts(M, N, K, wide, n, m, masks=[evenly])["utilisation"] == 1
   # A chip without sparse units takes any pattern, and gains nothing.
@@ -248,8 +247,8 @@ def test_the_gain_grows_with_the_call_and_a_fallback_never_loses():
 
 CHIP = "x", np.array([9, 70, 800]), np.array([4, 5, 6])
 WAYS = {
-  "fallback": Roofline("tensorcore", *CHIP, 8, 7, 500, fallback=True),
-  "sparse": Roofline("tensorcore", *CHIP, 8, 7, np.array([0, 5000, 30])),
+  "fallback": TensorCore(*CHIP, 8, 7, 500, fallback=True),
+  "sparse": TensorCore(*CHIP, 8, 7, np.array([0, 5000, 30])),
   "csr": Csr(*CHIP, np.array([1, 2, 4])),
 }
 
