@@ -340,6 +340,9 @@ CHIPS = {
   "gpu": GPUS,
   "tensorcore": {name: chip for name, chip in GPUS.items() if chip.sparse},
   "csr": GPUS | TPUS | TRAINIUMS,
+  "nm-spmm": GPUS,
+  "trainium2": TRAINIUMS,
+  "trainium3": TRAINIUMS,
 }
 # ns of a 2:4 call before it computes, on any GPU: calibrated on one published
 # ratio, 1.11 at 4096^3 in 16 bits on an A100, measured from PyTorch
