@@ -69,12 +69,13 @@ class NmSpmm(Processor):
     return f"nm-spmm:{self.chip}"
 
   def note(self, sparse: int, known: int) -> str:
+    del known
     if not sparse:
       return ""
     return (
-      f"{self} is a prediction: what a kernel that packs N:M could reach, if"
-      " vectors of outputs share a mask. Published kernels compute in float32 on"
-      " CUDA cores and reach .79 to .91 of it on an A100."
+      f"{self} is a prediction: what a kernel that packs N:M could reach where"
+      " vectors of outputs share a mask. Published kernels compute in float32"
+      " on CUDA cores and reach 0.79 to 0.91 of it on an A100."
     )
 
   def formula(

@@ -114,8 +114,8 @@ class Processor(Engine):
     own, sheet = self.dtype, self.sheet()
     if own and itemsize_of(own) != itemsize:
       raise ValueError(
-        f"{self.prefix()}: dtype {own} takes {itemsize_of(own)} bytes per"
-        f" value, got itemsize {itemsize}; give one of them"
+        f"{self.prefix()}: dtype {own} has itemsize {itemsize_of(own)}, got"
+        f" itemsize {itemsize}; give one of them"
       )
     have = DTYPES if sheet is None else sheet.peaks
     asked = (own,) if own else _OF_SIZE.get(itemsize, ())
@@ -124,8 +124,7 @@ class Processor(Engine):
         return dtype
     what = " or ".join(asked) or f"itemsize {itemsize}"
     raise ValueError(
-      f"{self.prefix()}: expected a data type that the chip has,"
-      f" {', '.join(have)}, got {what}"
+      f"{self.prefix()} has no {what}; choose one of {', '.join(have)}"
     )
 
   def multiple(
@@ -201,6 +200,14 @@ class Roofline(Processor):
 
   def prefix(self) -> str:
     return f"{self.kind}:{self.chip}"
+
+  def note(self, sparse: int, known: int) -> str:
+    del known
+    if not sparse:
+      return ""
+    has_units = self.kind == "gpu" and chips.find("tensorcore", self.chip)
+    instead = f"; tensorcore:{self.chip} runs 2:4" if has_units else ""
+    return f"{self} runs patterns dense{instead}."
 
   def formula(
     self, gemm: Gemm, run: Any, *, itemsize: int | Fraction

@@ -1,6 +1,7 @@
 """Trainium2 and Trainium3, which run N:M beyond 2:4; cycles are nanoseconds.
 
-  t = overhead + max(2 M N K_kept / peak, 2 M N K / sparse peak, bytes / HBM) (1)
+  t = overhead
+    + max(2 M N K_kept / peak, 2 M N K / sparse peak, bytes / bandwidth)    (1)
 
 AWS states two peaks, dense and "up to" with sparse weights, and seven patterns
 (NeuronCore-v3 and v4 Architecture). It states no rate for each of them: here
@@ -73,6 +74,7 @@ class Trainium(Processor):
     return self.chip
 
   def note(self, sparse: int, known: int) -> str:
+    del known
     sheet = self.sheet()
     if not sparse or sheet is None or self.dtype not in ("", "bf16"):
       return ""

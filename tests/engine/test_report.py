@@ -275,7 +275,6 @@ def test_columns_are_text_in_every_format():
     ("tensorcore:a100:sparse_overhead=7", ("7 ns to each sparse call",)),
     ("tensorcore:a100:fallback=true", ("176,601 ns", ":sparse_overhead=0")),
     ("tensorcore:a100:sparse_overhead=0", ()),
-    ("tpu:v5e", ()),
   ],
 )
 def test_the_caption_tells_what_a_sparse_call_is_charged(spec, parts):
@@ -287,3 +286,19 @@ def test_the_caption_tells_what_a_sparse_call_is_charged(spec, parts):
   advises = "runs a layer dense" in caption
   assert advises == (bool(parts) and "fallback" not in spec)
   assert "assumed" not in report([row | {"pattern": "dense"}], [spec]).caption
+
+
+@pytest.mark.parametrize(
+  "spec, words",
+  [
+    ("tpu:v5e", "tpu:v5e runs patterns dense."),
+    ("gpu:h200", "gpu:h200 runs patterns dense; tensorcore:h200 runs 2:4."),
+    ("gpu:h20", "gpu:h20 runs patterns dense."),
+    ("nm-spmm:a100", "nm-spmm:a100 is a prediction"),
+  ],
+)
+def test_the_caption_tells_where_patterns_run_dense(spec, words):
+  row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
+  assert words in report([row], [spec]).caption
+  dense = report([row | {"pattern": "dense"}], [spec]).caption
+  assert words not in dense

@@ -19,7 +19,7 @@ SIDE = 128
 
 
 def always_fits(n, m, kept, group):
-  """Whether no mask of n:m puts more than `kept` into a group, by trying all."""
+  """Whether no mask of n:m puts more than `kept` into a group."""
   masks = itertools.combinations(range(m), n)
   each = [np.isin(np.arange(m), mask) for mask in masks]
   length = math.lcm(m, group)
@@ -94,7 +94,7 @@ def test_types_without_a_sparse_peak_run_dense():
   # Trainium2: 2563 over 1299 TFLOP/s in fp8, whatever the pattern.
   dense, sparse = times("trainium2", "fp8")
   np.testing.assert_allclose(dense / sparse, 2563 / 1299, rtol=1e-5)
-  with pytest.raises(ValueError, match="trainium2: .* got int8"):
+  with pytest.raises(ValueError, match="trainium2 has no int8; choose one of"):
     times("trainium2", "int8")
 
 
