@@ -32,7 +32,9 @@ _KEPT, _BLOCK = 2, 4  # of tensor cores
 class TensorCore(Processor):
   """A GPU with units for 2:4, whose calls take (1).
 
-  A layer is sparse to the engine if no block of 4 keeps more than 2. Its
+  A layer is sparse to the engine if no block of 4 keeps more than 2. V:N:M runs
+  as 2:4 on 4 columns of each group (`Gemm.narrow`), whose indices are read once
+  for V outputs; all activations are read. Its
   counts also hold `flops`, those that run, padding included; on-chip accesses
   are not modelled and 0.
 
@@ -63,6 +65,7 @@ class TensorCore(Processor):
   KINDS = ("tensorcore",)
   PREFIX = ("chip",)
   FROM_ZERO = ("overhead", "sparse_overhead")
+  NARROWS = True
   BLOCK = _BLOCK
 
   @property
@@ -116,12 +119,16 @@ class TensorCore(Processor):
 def _call(gemm, chip, rate, sparse, itemsize):
   """The parts and bytes of one call (1); `sparse` is 1 for 2:4, else 0."""
   M, N, K = gemm.M, gemm.N, gemm.K
-  padded = [ceil_div(size, chip.side) * chip.side for size in (M, N, K)]
-  depth = padded[2] + sparse * (_halved(padded[2]) - padded[2])
-  stored = K + sparse * (_halved(K) - K)
-  flops = 2 * padded[0] * padded[1] * depth
+  thin = gemm.narrow().K
+  rows, cols, deep, narrow = (
+    ceil_div(size, chip.side) * chip.side for size in (M, N, K, thin)
+  )
+  depth = deep + sparse * (_halved(narrow) - deep)
+  stored = K + sparse * (_halved(thin) - K)
+  flops = 2 * rows * cols * depth
   bits = sparse * index_bits(_KEPT, _BLOCK)
   metadata = ceil_div(stored * N * bits, 8)
+  metadata = metadata + sparse * _column_bytes(gemm, thin)
   dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
   parts = bounded(arithmetic(ceil_div(flops, rate)), dram_bytes, chip.hbm)
   overhead = chip.overhead + sparse * chip.sparse_overhead
@@ -133,6 +140,14 @@ def _call(gemm, chip, rate, sparse, itemsize):
     "metadata_bytes": metadata,
     "dram_bytes": dram_bytes,
   }
+
+
+def _column_bytes(gemm, thin):
+  """Indices of the columns that V outputs share, ceil(log2 m) bits each."""
+  if isinstance(gemm.v, int) and not gemm.v:
+    return 0
+  vectors = ceil_div(gemm.N, larger(gemm.v, 1)) * smaller(gemm.v, 1)
+  return ceil_div(vectors * thin * index_bits(gemm.n, gemm.m), 8)
 
 
 def _halved(depth):
