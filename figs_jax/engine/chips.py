@@ -114,7 +114,7 @@ TPUS = {
     side=128,
     link=200,
     network=3.125,
-    source=f"TPU v5e, {_TPU}v5e",
+    source=f"TPU v5e, {_TPU}v5e (819 GB/s; of late 800 GiB/s)",
   ),
   "v5p": Chip(
     "95 GiB HBM2e",
@@ -248,7 +248,8 @@ GPUS = {
     network=100,
     source="NVIDIA HGX B300 (eight GPUs); network: DGX B300 data sheet; its"
     " pages differ on fp4 and int8",
-    via=f"{_TABLES}; {_GARDEN}/B300",
+    via=f"{_TABLES}; {_GARDEN}/B300; memory: https://verda.com/blog/"
+    "gb300-nvl72-architecture",
   ),
   "l40s": Chip(
     "PCIe, 48 GB GDDR6",

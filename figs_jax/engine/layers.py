@@ -219,7 +219,7 @@ def _read_row(index: int, row: Any) -> tuple[Any, ...]:
   return *names, sizes["count"], mask, v
 
 
-def read_pattern(text: NM | str) -> tuple[int, NM]:
+def read_pattern(text: Any) -> tuple[int, NM]:
   """Reads "n:m", or "V:2:M" of VENOM (arXiv 2310.02065).
 
   V outputs share 4 columns of each M, in which each keeps 2 of its own, so that
