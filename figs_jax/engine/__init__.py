@@ -46,7 +46,7 @@ from figs_jax.engine.studies.cluster import (
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
-from figs_jax.engine.tensorcore import TensorCore, calibrated_overhead
+from figs_jax.engine.tensorcore import TensorCore
 from figs_jax.engine.training import (
   RunCost,
   StepCost,
@@ -90,7 +90,6 @@ __all__ = [
   "TrainingPhase",
   "Vegeta",
   "attention_cost",
-  "calibrated_overhead",
   "checkpoint_stall_factor",
   "cost",
   "cross_validated",
