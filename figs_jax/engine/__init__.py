@@ -43,6 +43,7 @@ from figs_jax.engine.studies.cluster import (
   estimate_all,
   train_seconds,
 )
+from figs_jax.engine.studies.sparse24 import MeasuredPair, fit_sparse24
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
@@ -75,6 +76,7 @@ __all__ = [
   "Gemm",
   "LatencyModel",
   "Layers",
+  "MeasuredPair",
   "Memory",
   "ModelCost",
   "Parallel",
@@ -97,6 +99,7 @@ __all__ = [
   "estimate_all",
   "fit_cycles",
   "fit_latency",
+  "fit_sparse24",
   "flops",
   "iso_bandwidth_speedup",
   "ledger",

@@ -119,9 +119,9 @@ class TensorCore(Processor):
   # Fitted by benchmarks/fit_sparse24.py to 16 measured pairs of five sources on
   # A100 and H100. Behind them, the range of the fits that leave a source out.
   dense_rate: Any = 704  # 693 to 711
-  sparse_rate: Any = 593  # 569 to 620
-  ramp: Any = 248  # 204 to 299
-  stream: Any = 1401  # 1119 to 1526
+  sparse_rate: Any = 593  # 572 to 622
+  ramp: Any = 248  # 208 to 303
+  stream: Any = 1401  # 1119 to 1524
   # A dense product of 64 x 64 on an A100: LLMCompass (ISCA 2024), figure 5.
   lag: Any = 29_600
   latency: Any = round(latency_of(593))
