@@ -44,10 +44,11 @@ from figs_jax.engine.studies.cluster import (
   estimate_all,
   train_seconds,
 )
+from figs_jax.engine.studies.sparse24 import MeasuredPair, fit_sparse24
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
-from figs_jax.engine.tensorcore import TensorCore, calibrated_overhead
+from figs_jax.engine.tensorcore import TensorCore
 from figs_jax.engine.training import (
   RunCost,
   StepCost,
@@ -80,6 +81,7 @@ __all__ = [
   "Gemm",
   "LatencyModel",
   "Layers",
+  "MeasuredPair",
   "Memory",
   "ModelCost",
   "NmSpmm",
@@ -97,7 +99,6 @@ __all__ = [
   "Trainium",
   "Vegeta",
   "attention_cost",
-  "calibrated_overhead",
   "checkpoint_stall_factor",
   "cost",
   "cross_validated",
@@ -105,6 +106,7 @@ __all__ = [
   "estimate_all",
   "fit_cycles",
   "fit_latency",
+  "fit_sparse24",
   "flops",
   "iso_bandwidth_speedup",
   "ledger",

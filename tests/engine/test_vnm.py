@@ -30,7 +30,7 @@ def packed(N, K, v, m):
 @pytest.mark.parametrize("M, N, K", [(64, 64, 64), (3, 50, 37), (1, 1, 1)])
 def test_a_call_moves_what_is_packed_and_all_activations(v, m, M, N, K):
   row = {"name": "ff", "M": M, "N": N, "K": K, "pattern": f"{v}:2:{m}"}
-  got = cost([row], "tensorcore:a100:side=1:sparse_overhead=0")
+  got = cost([row], "tensorcore:a100:side=1:ideal=true")
   values, bits = packed(N, K, v, m)
   indices = math.ceil(values * 2 / 8) + math.ceil(bits / 8)
   assert got.metadata_bytes[0] == indices
@@ -40,7 +40,7 @@ def test_a_call_moves_what_is_packed_and_all_activations(v, m, M, N, K):
   assert got.cycles[0] == max(math.ceil(flops / 312_000), memory)
 
 
-def gains(pattern, spec="tensorcore:a100:sparse_overhead=0", size=8192):
+def gains(pattern, spec="tensorcore:a100:ideal=true", size=8192):
   row = {"name": "ff", "M": size, "N": size, "K": size}
   dense, sparse = cost([row, row | {"pattern": pattern}], spec).cycles
   return dense / sparse
@@ -53,7 +53,7 @@ def test_the_contraction_shrinks_to_four_of_m():
   # Without V, 2:8 is 2:4 to them.
   np.testing.assert_allclose(gains("2:8"), 2, rtol=1e-3)
   # The fallback compares with all of K.
-  call = "tensorcore:a100:sparse_overhead=100000000"
+  call = "tensorcore:a100:ideal=true:sparse_overhead=100000000"
   assert gains("64:2:8", call) < 0.1
   assert gains("64:2:8", f"{call}:fallback=true") == 1
 
@@ -70,7 +70,7 @@ def test_other_engines_run_it_as_n_of_m_and_the_report_says_so():
 
 
 def test_a_run_tells_it_from_n_of_m():
-  spec = "tensorcore:a100:sparse_overhead=0"
+  spec = "tensorcore:a100:ideal=true"
   row = {"name": "ff", "M": 2048, "N": 2048, "K": 2048}
   tables = [[row | {"pattern": x}] for x in ("2:8", "64:2:8")]
   run = run_cost([(1, table) for table in tables], spec)
