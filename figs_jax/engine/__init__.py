@@ -12,6 +12,7 @@ from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
 from figs_jax.engine.layer_csv import read_layers
 from figs_jax.engine.layers import Layers, flops, packed_bytes
+from figs_jax.engine.nm_spmm import NmSpmm
 from figs_jax.engine.roofline import Roofline
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm
@@ -55,10 +56,14 @@ from figs_jax.engine.training import (
   run_cost,
   step_cost,
 )
+from figs_jax.engine.trainium import Trainium
 from figs_jax.engine.vegeta import Vegeta, unstructured_speedup
 
 # The registry of engines: adding one takes its own file and its name here.
-for _kind in (Systolic, Vegeta, Figs, Roofline, TensorCore, Csr):
+for _kind in (
+  *(Systolic, Vegeta, Figs),
+  *(Roofline, TensorCore, Trainium, NmSpmm, Csr),
+):
   register(_kind)
 
 __all__ = [
@@ -79,6 +84,7 @@ __all__ = [
   "MeasuredPair",
   "Memory",
   "ModelCost",
+  "NmSpmm",
   "Parallel",
   "Report",
   "Roofline",
@@ -90,6 +96,7 @@ __all__ = [
   "TensorCore",
   "Total",
   "TrainingPhase",
+  "Trainium",
   "Vegeta",
   "attention_cost",
   "checkpoint_stall_factor",
