@@ -78,8 +78,8 @@ class TensorCore(Processor):
   A layer is sparse to the engine if no block of 4 keeps more than 2 and the
   chip runs 2:4 in the operands' data type. V:N:M runs as 2:4 on 4 columns of
   each group (`Gemm.narrow`), whose indices are read once for V outputs; all
-  activations are read. Its counts also hold `flops`, those
-  that run, padding included; on-chip accesses are not modelled and 0.
+  activations are read. Its counts also hold `flops`, those that run, padding
+  included; on-chip accesses are not modelled and 0.
 
   Attributes:
     chip: Name of the chip.
@@ -198,9 +198,9 @@ class TensorCore(Processor):
     kernel = _Kernel(side, self.hbm) if self.ideal else _measured(self)
     tile = either(side, kernel.tile)
     rows, cols = ceil_div(M, tile), ceil_div(N, tile)
-    thin = gemm.narrow().K  # that of 2:4
-    deep, shallow = (ceil_div(size, side) * side for size in (K, thin))
-    depth = either(deep, _halved(shallow))
+    thin = gemm.narrow().K
+    deep, narrow = (ceil_div(size, side) * side for size in (K, thin))
+    depth = either(deep, _halved(narrow))
     outputs = rows * tile * (cols * tile)
     flops = 2 * outputs * depth
     # 2 of every 4 rows run, at the dense peak.
