@@ -288,6 +288,7 @@ def _note(table: Layers, engines: Sequence[Engine], dtype: str | None) -> str:
   masks = table.masks or [None] * len(table)
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
   known = sum(mask is not None for mask in sparse)
+  engines = [engine.at(dtype) if dtype else engine for engine in engines]
   notes = dict.fromkeys(engine.note(len(sparse), known) for engine in engines)
   plain = [str(engine) for engine in engines if not engine.NARROWS]
   if table.v is not None and table.v.any() and plain:
