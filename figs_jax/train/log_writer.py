@@ -13,7 +13,6 @@ import functools
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from figs_jax.export.atomic_write import replacing
 
 FILE = "metrics.jsonl"
 _log = logging.getLogger("figs_jax")
@@ -256,15 +257,8 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _truncate(path: Path, step: int) -> None:
   """Keeps complete rows up to `step`; replaces the file atomically."""
-  if not path.exists():
-    return
   kept = [text for text, row in _lines(path) if row["step"] <= step]
   content = "".join(f"{text}\n" for text in kept).encode()
-  if content == path.read_bytes():
-    return
-  partial = path.with_name(f"{path.name}.partial")
-  with open(partial, "wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
+  if path.exists() and content != path.read_bytes():
+    with replacing(path, overwrite=True) as part:
+      part.write_bytes(content)
