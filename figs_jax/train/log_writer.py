@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from figs_jax.export.atomic_write import replacing
-
 FILE = "metrics.jsonl"
 _log = logging.getLogger("figs_jax")
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -260,5 +258,7 @@ def _truncate(path: Path, step: int) -> None:
   kept = [text for text, row in _lines(path) if row["step"] <= step]
   content = "".join(f"{text}\n" for text in kept).encode()
   if path.exists() and content != path.read_bytes():
+    from figs_jax.export.atomic_write import replacing  # to resume only
+
     with replacing(path, overwrite=True) as part:
       part.write_bytes(content)
