@@ -109,9 +109,7 @@ class Systolic(Engine):
     return parts | {
       "mapping_efficiency": mapping,
       # M N kept / (cycles R C)
-      "utilisation": mapping
-      * (kept / stored)
-      * (folds * T / parts["cycles"]),
+      "utilisation": mapping * (kept / stored) * (folds * T / parts["cycles"]),
       # An operand is read again for each fold of the side that lacks it.
       "ifmap_reads": (1 if dataflow == "is" else across_folds) * M * K,
       "filter_reads": {"ws": 1, "is": across_folds, "os": down_folds}[dataflow]
