@@ -136,6 +136,8 @@ def _line(tensor: Any) -> str:
     parts.append(f"axis {','.join(map(str, axes))}: {pattern}")
   if tensor.declared is not None:
     parts.append(f"stored as {tensor.declared} in {tensor.stored} bytes")
+  if tensor.note:
+    parts.append(f"({tensor.note})")
   return "  ".join(parts)
 
 
