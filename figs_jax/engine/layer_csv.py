@@ -194,8 +194,7 @@ def _columns(
   columns = [_column(cell) for cell in header]
   notes = []
   for layout in () if strict else _LAYOUTS:
-    start = columns[: len(layout)]
-    if start != list(layout) and _is_placed(start, layout):
+    if columns[: len(layout)] != list(layout) and _is_placed(columns, layout):
       notes = [
         f"{where}, column {number}: {_got(header[number - 1])} is read as"
         f" {column!r}, by its place"
@@ -219,18 +218,20 @@ def _column(cell: str) -> str | None:
   return _COLUMN_OF.get(" ".join(cell.lower().replace("_", " ").split()))
 
 
-def _is_placed(columns: list[str | None], layout: Sequence[str]) -> bool:
+def _is_placed(columns: Sequence[str | None], layout: Sequence[str]) -> bool:
   """Whether places say more than names, some of which are unknown or doubled.
 
-  Most columns are in their places, and none of the others is out of place: its
-  name is unknown, or that of a column that is in its own.
+  Most columns are in their places, and none of the others is elsewhere: what
+  stands there is unknown, or the second of its name.
   """
   if len(columns) < len(layout):
     return False
-  others = [x for x, want in zip(columns, layout) if x != want]
   placed = {x for x, want in zip(columns, layout) if x == want}
-  return len(placed) > len(layout) / 2 and all(
-    x is None or x in placed for x in others
+  absent = not (set(layout) - placed) & set(columns)
+  return (
+    absent
+    and len(placed) > len(layout) / 2
+    and all(x is None or x in placed for x in columns[: len(layout)])
   )
 
 

@@ -211,6 +211,8 @@ def test_a_topology_ends_at_a_column_without_a_name(table, caplog):
     # A name in another's place: both may be meant.
     ("Layer,M,K,NN,", ["column 4: unknown column 'NN', did you mean 'N'"]),
     ("Layer,M,N,K,K,", ["column 5: column 'K' is given twice"]),
+    ("Layer,X,N,K,M,", ["column 2: unknown column 'X'"]),
+    (f"{CONV[:-1]}, IFMAP Height", ["'IFMAP Height' is given twice"]),
     ("name,M,N,KK", ["unknown column 'KK', did you mean 'K'? Known: K, M, N"]),
     ("name,M,N,K,,count", ["column 5: unknown column ''"]),
     # The names of a table of their kind, and no others.
