@@ -105,19 +105,14 @@ def _bitmask_parts(names: set[str]) -> dict[str, str]:
   """Tensor -> its part in a bitmask layout of compressed-tensors."""
   notes = {}
   for name in names:
-    stem, dot, end = name.rpartition(".")
-    ends = [
-      e
-      for e in ("compressed", "shape", "row_offsets")
-      if stem + dot + e in names
-    ]
-    if end != "bitmask" or ends[:2] != ["compressed", "shape"]:
+    stem = name.removesuffix(".bitmask")
+    if stem == name or f"{stem}.compressed" not in names:
       continue
-    layout = "sparse-bitmask" if ends[2:] else "sparse-24-bitmask (2:4)"
-    for part in (end, *ends):
-      notes[stem + dot + part] = (
-        f"{part} of {stem} in compressed-tensors' {layout}"
-      )
+    unstructured = f"{stem}.row_offsets" in names
+    layout = "sparse-bitmask" if unstructured else "sparse-24-bitmask (2:4)"
+    for part in ("bitmask", "compressed", "shape", "row_offsets"):
+      text = f"{part} of {stem} in compressed-tensors' {layout}"
+      notes[f"{stem}.{part}"] = text
   return notes
 
 
