@@ -6,6 +6,7 @@ called: a table from a file needs neither Flax nor Orbax.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,15 +41,11 @@ def from_file(path: str | Path, pattern: str | None = None) -> Tables:
   kernels: dict[str, Any] = {name: ((k, n), -2) for name, k, n in sizes}
   names = {name: re.escape(name) for name in table.names}
   leaves = rules.resolve(kernels, names)
-  rows = [
-    {"name": name, "M": m, "N": n, "K": k, "count": count}
-    | ({"pattern": leaves[name].pattern} if name in leaves else {})
-    for name, m, n, k, count in zip(
-      table.names, *(x.tolist() for x in (table.M, table.N, table.K)),
-      table.count.tolist(),
-    )
-  ]  # fmt: skip
-  return {label: Layers.of(rows)}
+  n, m = table.dense().n, table.dense().m
+  for i, name in enumerate(table.names):
+    if name in leaves:
+      n[i], m[i] = leaves[name].pattern.n, leaves[name].pattern.m
+  return {label: dataclasses.replace(table, n=n, m=m, masks=None)}
 
 
 def from_model(
