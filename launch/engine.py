@@ -6,7 +6,7 @@
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines figs,ws
     --sweep "pattern=1:2,1:4,...,1:128; rows=32,64" --format png --out a.png
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines ws
-    --sweep "rows=1,2,...,1000; cols=1,2,...,1000" --pareto cycles,rows*cols
+    --sweep "rows=1,2,...,1000; cols=1,2,...,1000" --pareto time_ns,area_mm2
 
 Standard output holds the table and nothing else.
 """
@@ -63,8 +63,8 @@ _SWEEP = flags.DEFINE_multi_string(
 _PARETO = flags.DEFINE_string(
   "pareto",
   None,
-  "Two quantities, as in cycles,energy_pj: prints the points of the sweep that"
-  " no other beats in both.",
+  "Two quantities, as in time_ns,area_mm2: prints the points of the sweep that"
+  " no other beats in both. --format png draws them over the others.",
 )
 _SMALLEST = flags.DEFINE_string(
   "smallest",
@@ -116,6 +116,14 @@ _ENERGY = flags.DEFINE_string(
   "Picojoules: a type (int8, float16, bfloat16, float32), operations (mult=1.1,"
   "add=0.9,sram_byte=1.25,dram_byte=160), or both.",
 )
+_AREA = flags.DEFINE_string(
+  "area",
+  None,
+  "Square micrometres: a type (int8, float16, float32), parts (mult=1640,"
+  "add=4184,register_bit=4.522,mux_bit=1.862,value_bits=16,sum_bits=32,scale=1),"
+  " or both. Adds the area of each engine to a report, and sets the area_mm2 of"
+  " a sweep; a reconstruction from counted parts.",
+)
 _STEP = flags.DEFINE_integer(
   "step", None, "Step of --workdir; the newest good one by default."
 )
@@ -126,13 +134,14 @@ _RECIPE_FILE = cli.define_user_file("recipe")
 _SELECTIONS = (_PARETO, _SMALLEST, _POINTS)
 # Columns of --pareto and --smallest beside the axes and what was asked for.
 _SHOWN = ("cycles", "utilisation", "energy_pj", "dram_bytes")
+_AREA_NOTE = " Areas are reconstructed from counted parts, without wires."
 
 
 def main() -> None:
   cli.quiet()
   _check_flags()
   cli.run_user_file(_ENGINE_FILE)
-  from figs_jax.engine import Energy, parse
+  from figs_jax.engine import Area, Energy, parse
   from figs_jax.engine.sweeps.text import read_axes
 
   log = logging.getLogger("figs_jax").info
@@ -144,6 +153,8 @@ def main() -> None:
     options: dict[str, Any] = {"itemsize": _ITEMSIZE.value}
     if _ENERGY.value:
       options["energy"] = Energy.parse(_ENERGY.value)
+    if _AREA.value:
+      options["area"] = Area.parse(_AREA.value)
     chosen = any(flag.value is not None for flag in _SELECTIONS)
     make = _selected if chosen else _reported
     data, caption, count = make(tables, engines, axes, options)
@@ -209,6 +220,13 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
     f" {len(points['design']):,} of {len(designs):,} points,"
     f" {f'where {where}, ' if where else ''}those {what}."
   )
+  if any("area_mm2" in text for text in (*quantities, where or "")):
+    caption += _AREA_NOTE
+  if _FORMAT.value == "png":
+    from figs_jax.engine.sweeps.front_plot import pareto_front
+
+    figure = pareto_front(designs, *quantities, where=where)
+    return _png(figure), caption, len(designs)
   # Without the engine, which the design tells, and other results.
   hidden = ("engine", "n", "m", *designs.results)
   labels = [name for name in designs.columns if name not in hidden]
@@ -218,7 +236,15 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
 
 
 def _check_flags() -> None:
-  texts = (_ENERGY, _OUT, _RECIPE_FILE, _ENGINE_FILE, _WHERE, *_SELECTIONS)
+  texts = (
+    _ENERGY,
+    _AREA,
+    _OUT,
+    _RECIPE_FILE,
+    _ENGINE_FILE,
+    _WHERE,
+    *_SELECTIONS,
+  )
   for flag in texts:
     if flag.value is not None and not flag.value.strip():
       cli.fail(f"--{flag.name} is empty; give it a value or leave it out")
@@ -232,6 +258,10 @@ def _check_flags() -> None:
     if flag.value is not None and not _WORKDIR.value:
       cli.fail(f"--{flag.name} is of --workdir; leave it out")
   _check_selection()
+  if (
+    _AREA.value and _FORMAT.value in ("csv", "png") and not _given(*_SELECTIONS)
+  ):
+    cli.fail("--area is shown in a table, md or json; choose one as --format")
   if _PLOT.value and _FORMAT.value != "png":
     cli.fail("--plot is of --format png; add it")
   if _FORMAT.value == "png" and not _OUT.value:
@@ -258,7 +288,7 @@ def _check_selection() -> None:
     cli.fail(f"{name} selects points of a --sweep; add axes, as in rows=8,16")
   for other in _given(_BASELINE, _PLOT):
     cli.fail(f"{other} does not go with {name}; leave one out")
-  if _FORMAT.value == "png":
+  if _FORMAT.value == "png" and not _PARETO.value:
     cli.fail(f"--format png does not go with {name}; leave one out")
   if _TOP.value and not _SMALLEST.value:
     cli.fail(f"--top goes with --smallest, not {name}; leave one out")
@@ -306,8 +336,12 @@ def _picture(made: Any, axes: Any) -> bytes:
   from figs_jax.engine.plots import PLOTS
 
   kind = _PLOT.value or ("speedup" if "pattern" in axes else "breakdown")
+  return _png(PLOTS[kind](made))
+
+
+def _png(figure: Any) -> bytes:
   out = io.BytesIO()
-  PLOTS[kind](made).savefig(out, format="png")
+  figure.savefig(out, format="png")
   return out.getvalue()
 
 

@@ -7,6 +7,7 @@ into cycles, accesses and bytes. Every number is modelled, none is measured.
 
 from figs_jax.engine._cost import Cost, cost
 from figs_jax.engine._report import Report, Total, report
+from figs_jax.engine.area import Area, Parts
 from figs_jax.engine.csr import Csr
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
@@ -60,6 +61,7 @@ for _kind in (Systolic, Vegeta, Figs, Roofline, Csr):
   register(_kind)
 
 __all__ = [
+  "Area",
   "AttentionCost",
   "AttentionShape",
   "BytesPerValue",
@@ -77,6 +79,7 @@ __all__ = [
   "Memory",
   "ModelCost",
   "Parallel",
+  "Parts",
   "Report",
   "Roofline",
   "RunCost",

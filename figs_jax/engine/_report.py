@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.engine._cost import AT_45_NM, Cost, cost
+from figs_jax.engine.area import Area, Parts
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine, nearest
@@ -92,6 +93,7 @@ class Report:
     baseline: Description of what the speed-ups are over.
     note: Further sentences that a reader must know, or "".
     fmt: One of `FORMATS`; "csv" holds the rows alone.
+    area: Area of each part, for a table of the engines' areas, or None.
   """
 
   rows: tuple[Row, ...]
@@ -100,6 +102,7 @@ class Report:
   baseline: str
   note: str = ""
   fmt: str = "table"
+  area: Area | None = None
 
   def __post_init__(self):
     if self.fmt not in FORMATS:
@@ -121,22 +124,45 @@ class Report:
     return (
       "Modelled cycles (ns on rooflines), not measured. Speed-up is over"
       f" {self.baseline}.{self.note and ' '}{self.note}"
+      f"{self.area and ' Areas are reconstructed from counted parts.' or ''}"
     )
+
+  @property
+  def _areas(self) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of the mm² of each engine, in all and by part."""
+    area = self.area or Area()
+    known = {
+      str(engine): area.square_millimetres(parts)
+      for engine in self.engines
+      if (parts := engine.parts()) is not None
+    }
+    names = [
+      x for x in Parts._fields if any(each[x] for each in known.values())
+    ]
+    rows = [
+      [engine, sum(each.values()), *(each[name] for name in names)]
+      for engine, each in known.items()
+    ]
+    return ["area, mm²", "total", *names], rows
 
   def __str__(self) -> str:
     if self.fmt == "csv":
       return csv_text(Row._fields, self.rows)
     if self.fmt == "json":
+      header, areas = self._areas
+      tables = {"areas": [dict(zip(header, row)) for row in areas]}
       return json.dumps(
         {
           "caption": self.caption,
           "totals": [total._asdict() for total in self.totals],
+          **(tables if self.area else {}),
           "rows": [row._asdict() for row in self.rows],
         },
         indent=1,
       )
     draw = markdown if self.fmt == "md" else text_table
     tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
+    tables += [draw(*self._areas)] if self.area else []
     tables.append(draw(Row._fields, self.rows))
     return "\n\n".join((self.caption, *tables))
 
@@ -151,6 +177,7 @@ def report(
   itemsize: int = 2,
   energy: Energy = AT_45_NM,
   workload: str = "",
+  area: Area | None = None,
 ) -> Report:
   """Costs the layers on each engine, beside a baseline.
 
@@ -174,6 +201,7 @@ def report(
     itemsize: Bytes per value, of every operand off chip.
     energy: Picojoules per operation.
     workload: Label of the layers in the totals.
+    area: Square micrometres per part; adds a table of the engines' areas.
 
   Raises:
     ValueError: If there are no engines or too many designs; a row, spec, axis
@@ -202,13 +230,14 @@ def report(
     rows = sum(map(len, tables.values())) * len(patterns)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
   options = {"itemsize": itemsize, "energy": energy}
-  return Report.joined(
+  whole = Report.joined(
     [
       _report(_with(table, pattern), machines, fmt, baseline, options, label)
       for label, table in tables.items()
       for pattern in patterns
     ]
   )
+  return dataclasses.replace(whole, area=area)
 
 
 def _report(

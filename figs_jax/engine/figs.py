@@ -44,6 +44,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from figs_jax.engine import blocks
+from figs_jax.engine.area import Parts
 from figs_jax.engine.blocks import Masks, index_bits, kept_depth
 from figs_jax.engine.int64 import (
   LayerError,
@@ -55,6 +56,7 @@ from figs_jax.engine.int64 import (
 )
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import (
+  CLOCK,
   LIMITS,
   OVERLAPS,
   UNLIMITED,
@@ -91,6 +93,7 @@ class Figs(Engine):
     bw_in: Values that may enter per cycle; a full array takes R.
     bw_out: Partial sums that may leave per cycle.
     dram_bw: Bytes per cycle between chip and memory.
+    clock: Clock in MHz.
 
   Raises:
     ValueError: If block is above alpha + 1, does not divide rows, or is not a
@@ -117,6 +120,7 @@ class Figs(Engine):
   bw_in: Any = UNLIMITED
   bw_out: Any = UNLIMITED
   dram_bw: Any = UNLIMITED
+  clock: Any = CLOCK
 
   KINDS = ("figs",)
   CHOICES = {"overlap": OVERLAPS, "exchange": EXCHANGES}
@@ -230,6 +234,28 @@ class Figs(Engine):
         for group in np.unique(self.mask_group).tolist():
           blocks.check_shared_masks(mask, group)
     return block, blocks.fit(n, m, block, masks)
+
+  def parts(self) -> Parts:
+    """See `Engine.parts`; like the array itself, a reconstruction.
+
+    A PE has one swap register; a MAC, the registers of its weight and its sum.
+    An (alpha + 1):1 multiplexer stands before each MAC, or before the
+    `mask_group` MACs that share an operand; where registers swap, before each
+    register, which then holds the passing value and the exchanged one. As many
+    indices of ceil(log2(alpha + 1)) bits steer them.
+
+    >>> Figs(32, 16, alpha=7).parts()[2:]
+    (1024, 512, 3584, 1536)
+    """
+    pes = self.rows * self.cols
+    macs = pes * self.beta
+    held = 1 if self.overlap == "none" else 2
+    swaps = int(self.exchange == "swap")
+    indices = ceil_div(macs, self.mask_group)
+    selectors = pes if swaps else indices
+    bits = held * indices * index_bits(1, self.alpha + 1)
+    registers = (1 + swaps) * pes + held * macs
+    return Parts(macs, macs, registers, macs, self.alpha * selectors, bits)
 
   def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
     block, run = self.packing(n, m)

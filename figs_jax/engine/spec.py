@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from figs_jax.engine.area import Parts
 from figs_jax.engine.blocks import Masks, fit, fits_blocks, kept_depth
 from figs_jax.engine.int64 import array_dataclass, exact, is_traced
 
 MAX_SIDE = 2**31 - 1
+CLOCK = 1000  # MHz of an array by default: a cycle takes a nanosecond
 UNLIMITED = MAX_SIDE  # a bandwidth, or the length of a tile, without a bound
 OVERLAPS = ("none", "weights", "full")
 # Sizes stay exact in float64, patterns and counts in int32.
@@ -206,6 +208,24 @@ class Engine:
         model of ports.
     """
     raise ValueError(f"{self}: expected an engine with ports: FIGS or VEGETA")
+
+  def parts(self) -> Parts | None:
+    """What the area is made of (`figs_jax.engine.area`), or None if unknown.
+
+    Only operators and the functions of `figs_jax.engine.int64` may be used.
+    """
+    return None
+
+  def nanoseconds(self, cycles: Any) -> Any:
+    """The duration of cycles, float64, in numbers of any kind.
+
+    A field `clock` holds the MHz of an array; a roofline counts nanoseconds.
+
+    >>> from figs_jax.engine import parse
+    >>> parse("ws:clock=500").nanoseconds(3)
+    6.0
+    """
+    return cycles / 1 / (getattr(self, "clock", CLOCK) / CLOCK)
 
   @property
   def memory_bandwidth(self) -> Any:

@@ -32,9 +32,11 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from figs_jax.engine.area import Parts
 from figs_jax.engine.blocks import fit, index_bits, kept_depth
 from figs_jax.engine.int64 import ceil_div, exact, larger, smaller
 from figs_jax.engine.spec import (
+  CLOCK,
   LIMITS,
   OVERLAPS,
   UNLIMITED,
@@ -75,6 +77,7 @@ class Vegeta(Engine):
     bw_in: Values that may enter per cycle; a full S engine takes 4 rows.
     bw_out: Values that may leave per cycle; a full array gives cols.
     dram_bw: Bytes per cycle between chip and memory.
+    clock: Clock in MHz.
 
   Raises:
     ValueError: If beta does not divide rows, alpha does not divide cols, or a
@@ -98,6 +101,7 @@ class Vegeta(Engine):
   bw_in: Any = UNLIMITED
   bw_out: Any = UNLIMITED
   dram_bw: Any = UNLIMITED
+  clock: Any = CLOCK
 
   KINDS = ("vegeta", "vegeta-")
   PREFIX = ("sparse", "alpha", "beta", "rows", "cols")
@@ -149,6 +153,25 @@ class Vegeta(Engine):
       "metadata_bytes": metadata,
       "dram_bytes": dram_bytes,
     }
+
+  def parts(self) -> Parts:
+    """See `Engine.parts`.
+
+    The alpha PUs of a PE share its input registers, beta values or 4 beta in an
+    S engine, and the beta MACs of a PU share a sum. Before each multiplier of
+    an S engine stands a 4:1 multiplexer, steered by 2 bits.
+
+    >>> Vegeta(True, 16, 2).parts()[2:]
+    (640, 256, 1536, 1024)
+    """
+    size = self.rows * self.cols
+    held = 1 if self.overlap == "none" else 2
+    wide = _BLOCK if self.sparse else 1
+    inputs = self.rows * (self.cols // self.alpha) * wide
+    sums = self.rows // self.beta * self.cols
+    muxes = (wide - 1) * size
+    bits = int(self.sparse) * 2 * held * size
+    return Parts(size, size, held * size + inputs, sums, muxes, bits)
 
   def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
     """See `Engine.port_values`.

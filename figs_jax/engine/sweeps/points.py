@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from figs_jax.engine._cost import gemm_cost
+from figs_jax.engine.area import AT_45_NM as AREA_AT_45_NM
+from figs_jax.engine.area import Area
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.int64 import INT64_MAX, Interval
 from figs_jax.engine.layers import Layers
@@ -28,6 +30,8 @@ from figs_jax.engine.sweeps.axes import SIZES, parts_of, read_axis
 GEMM = (*SIZES, "n", "m")
 # Fields that are not sums over layers but means, weighted by cycles.
 MEANS = ("utilisation", "mapping_efficiency")
+# Fields of a design, whatever it runs.
+OF_DESIGN = ("area_mm2",)
 _JOINT = 2**24  # entries of a mask of all reasons for which points fail
 _BOXES = 2000  # boxes that `overflow_check` looks into
 
@@ -39,15 +43,26 @@ class Machine:
   engine: Engine
   itemsize: int
   energy: Energy
+  area: Area = AREA_AT_45_NM
 
   def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
     """All fields of a GEMM on a design, in the numbers of its values.
+
+    Beside the counts and `energy_pj`: `time_ns`, the cycles at the engine's
+    clock, and `area_mm2` where the engine knows its parts.
 
     Args:
       values: M, N, K, n, m and every numeric field of the engine.
     """
     gemm = Gemm(*(values[name] for name in GEMM))
-    return gemm_cost(gemm, self.design(values), self.itemsize, self.energy)
+    engine = self.design(values)
+    fields = gemm_cost(gemm, engine, self.itemsize, self.energy)
+    fields["time_ns"] = engine.nanoseconds(fields["cycles"])
+    parts = engine.parts()
+    if parts is not None:
+      each = self.area.square_millimetres(parts).values()
+      fields["area_mm2"] = sum(each)
+    return fields
 
   def design(self, values: Mapping[str, Any]) -> Engine:
     """The engine with these fields, unchecked: designs may be impossible."""
@@ -165,12 +180,14 @@ class Points:
     if not self.layers:
       return {name: x[:, 0] for name, x in results.items()}
     time = count[:1] * results["cycles"] / 1
-    return {
+    sums = {
       name: (x * time).sum(1) / time.sum(1)
       if name in MEANS
       else (x * count[:1]).sum(1)
       for name, x in results.items()
+      if name not in OF_DESIGN
     }
+    return {x: results[x][:, 0] for x in OF_DESIGN if x in results} | sums
 
   def _refuse_barren(self, names: list[str]) -> None:
     """Raises ValueError where a value of an axis is possible nowhere."""
@@ -306,9 +323,12 @@ def _bounds(points: Points, box: Any) -> dict[str, Interval]:
   ]
   if not points.layers:
     return of_layers[0]
+  first, *rest = of_layers
   return {
-    name: functools.reduce(operator.add, (layer[name] for layer in of_layers))
-    for name in of_layers[0]
+    name: x
+    if name in OF_DESIGN
+    else functools.reduce(operator.add, (layer[name] for layer in rest), x)
+    for name, x in first.items()
   }
 
 
@@ -319,7 +339,11 @@ def _gemm(points: Points, values: dict[str, np.ndarray]) -> dict[str, Interval]:
   count = numbers["count"]
   time = count * fields["cycles"]
   return {
-    name: x + 0 * time if name in MEANS else count * x
+    name: x
+    if name in OF_DESIGN
+    else x + 0 * time
+    if name in MEANS
+    else count * x
     for name, x in fields.items()
   }
 
