@@ -3,6 +3,7 @@
   python launch/engine.py --layers FILE.csv --engines ws:32x32,figs --format csv
   python launch/engine.py --model vit:B/16 --batch 8 --pattern "ff: 1:8"
   python launch/engine.py --workdir RUN --baseline ws:32x16:sparse=false
+  python launch/engine.py --model vit:B/16 --weights PRUNED.safetensors --cover
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines figs,ws
     --sweep "pattern=1:2,1:4,...,1:128; rows=32,64" --format png --out a.png
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines ws
@@ -33,6 +34,12 @@ _LAYERS = flags.DEFINE_string(
 )
 _MODEL = flags.DEFINE_string(
   "model", None, "Model by name, as in vit:B/16 or vit:L/16:image_size=384."
+)
+_WEIGHTS = flags.DEFINE_string(
+  "weights",
+  None,
+  "Weights of --model: a .safetensors file, a directory with one, or an .npz of"
+  " big_vision. Their zeros are masks, beside those of --pattern.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
 _BATCH = flags.DEFINE_integer(
@@ -124,6 +131,12 @@ _AREA = flags.DEFINE_string(
   " or both. Adds the area of each engine to a report, and sets the area_mm2 of"
   " a sweep; a reconstruction from counted parts.",
 )
+_COVER = flags.DEFINE_bool(
+  "cover",
+  False,
+  "Print the density of each real mask of --workdir or --weights, the n:4 that"
+  " its rows take on a VEGETA engine, and the speed-ups by row and by layer.",
+)
 _STEP = flags.DEFINE_integer(
   "step", None, "Step of --workdir; the newest good one by default."
 )
@@ -156,7 +169,7 @@ def main() -> None:
     if _AREA.value:
       options["area"] = Area.parse(_AREA.value)
     chosen = any(flag.value is not None for flag in _SELECTIONS)
-    make = _selected if chosen else _reported
+    make = _selected if chosen else _covered if _COVER.value else _reported
     data, caption, count = make(tables, engines, axes, options)
   except ValueError as error:
     cli.fail(str(error))
@@ -184,17 +197,37 @@ def _reported(tables, engines, axes, options) -> tuple[bytes, str, int]:
   return f"{made}\n".encode(), made.caption, len(made.totals)
 
 
+def _covered(tables, engines, axes, options) -> tuple[bytes, str, int]:
+  """How the rows of the real masks are covered, and the speed-ups."""
+  from figs_jax.engine.studies.row_cover import CAPTION, cover_text, row_covers
+
+  del axes, options
+  arrays = [each for each in engines if "granularity" in each.CHOICES]
+  (table,) = tables.values()
+  covers = {str(each): row_covers(table, each) for each in arrays or engines}
+  text = cover_text(covers, _FORMAT.value)
+  return f"{text}\n".encode(), CAPTION, len(covers)
+
+
 def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   """Some points of a sweep as a table, or all of them in a file."""
   from figs_jax.engine import sweep
   from figs_jax.engine._report import columns_text
+  from figs_jax.engine.sweeps.points import UnreadMasksError
 
   caption = "Modelled cycles (ns on rooflines), not measured."
-  if any(table.masks is not None for table in tables.values()):
-    caption += " Patterns are taken at their worst: real masks go unread."
-    tables = {k: dataclasses.replace(x, masks=None) for k, x in tables.items()}
-  layers = tables if len(tables) > 1 else next(iter(tables.values()))
-  designs = sweep(engines, axes, layers, **options)
+
+  def swept(tables):
+    layers = tables if len(tables) > 1 else next(iter(tables.values()))
+    return sweep(engines, axes, layers, **options)
+
+  try:
+    designs = swept(tables)
+  except UnreadMasksError as error:
+    caption += f" Patterns are taken at their worst: {error}."
+    designs = swept(
+      {k: dataclasses.replace(x, masks=None) for k, x in tables.items()}
+    )
   where = _WHERE.value
   if _POINTS.value:
     names = [name.strip() for name in _POINTS.value.split(",")]
@@ -274,6 +307,21 @@ def _check_flags() -> None:
     cli.fail(f"--out {_OUT.value} is the table of --layers; name another")
 
 
+def _check_cover() -> None:
+  """Refuses flags that do not go with --cover."""
+  if not _COVER.value:
+    return
+  if _LAYERS.value:
+    cli.fail(
+      "--cover needs real masks: give --workdir, or --model and --weights"
+    )
+  others = (_BASELINE, _PLOT, _AREA, _ENERGY, *_SELECTIONS)
+  for name in _given(*others) + ["--sweep"] * bool(_SWEEP.value):
+    cli.fail(f"{name} does not go with --cover; leave one out")
+  if _FORMAT.value == "png":
+    cli.fail("--format png does not go with --cover; leave one out")
+
+
 def _check_selection() -> None:
   """Refuses flags that do not go with --pareto, --smallest or --points."""
   chosen = _given(*_SELECTIONS)
@@ -316,7 +364,9 @@ def _tables(batches: Any, sweeps_pattern: bool) -> Any:
       cli.fail(f"batch {size!r}: expected an integer from 1 to {10**9 - 1}")
   sizes = batches or [_BATCH.value or 1]
   if _MODEL.value:
-    tables = workloads.from_model(_MODEL.value, sizes, _PATTERN.value)
+    tables = workloads.from_model(
+      _MODEL.value, sizes, _PATTERN.value, _WEIGHTS.value
+    )
   else:
     cli.run_user_file(_RECIPE_FILE)
     tables = workloads.from_run(

@@ -44,6 +44,7 @@ from figs_jax.engine.studies.cluster import (
   estimate_all,
   train_seconds,
 )
+from figs_jax.engine.studies.row_cover import LayerCover, row_covers
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
@@ -75,6 +76,7 @@ __all__ = [
   "Figs",
   "Gemm",
   "LatencyModel",
+  "LayerCover",
   "Layers",
   "Memory",
   "ModelCost",
@@ -108,6 +110,7 @@ __all__ = [
   "read_layers",
   "register",
   "report",
+  "row_covers",
   "run_cost",
   "simulate",
   "stall_factor",

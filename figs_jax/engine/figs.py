@@ -201,6 +201,16 @@ class Figs(Engine):
     known = (parts[name] for name in PARTS[:-1])
     return _exact_known(*known, gemm, self, run, itemsize=itemsize)
 
+  def occupancy(
+    self, gemm: Gemm, masks: Masks | None = None, *, check: bool = True
+  ) -> Any:
+    """See `Engine.occupancy`."""
+    return self.packing(gemm.n, gemm.m, masks, check=check)[1]
+
+  @property
+  def sweeps_masks(self) -> bool:
+    return self.exchange != "swap"
+
   def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
     packed, kappa = _Packed(gemm, self, run), 1
     if self.exchange == "swap":
@@ -212,12 +222,13 @@ class Figs(Engine):
     return _finish(gemm, self, packed, parts, itemsize)
 
   def packing(
-    self, n: Any, m: Any, masks: Masks | None = None
+    self, n: Any, m: Any, masks: Masks | None = None, *, check: bool = True
   ) -> tuple[Any, Any]:
     """B, and the weights of each block that run, per design and layer.
 
     Raises:
-      ValueError: If `counts` would refuse the pattern.
+      ValueError: If `check` is set and `counts` would refuse the pattern, or
+        masks are not shared as `mask_group` says.
 
     >>> [int(x) for x in Figs(32, 16, alpha=7).packing(3, 16)]
     [8, 3]
@@ -228,12 +239,13 @@ class Figs(Engine):
     block = _block(n, m, np.asarray(self.alpha), np.asarray(self.block))
     values = {"n": n, "m": m, "block": block, "rows": rows}
     for bad, why in self._misfits(block, rows):
-      _refuse(bad, why, values)
+      if check:
+        _refuse(bad, why, values)
     for layer, mask in enumerate(masks or ()):
       if mask is not None and (n < m)[..., layer].any():
         for group in np.unique(self.mask_group).tolist():
           blocks.check_shared_masks(mask, group)
-    return block, blocks.fit(n, m, block, masks)
+    return block, blocks.fit(n, m, block, masks, check=check)
 
   def parts(self) -> Parts:
     """See `Engine.parts`; like the array itself, a reconstruction.

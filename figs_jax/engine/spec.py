@@ -153,7 +153,8 @@ class Engine:
       `ifmap_reads`, `filter_reads` and `ofmap_writes`, in words moved on chip;
       `metadata_bytes`; `dram_bytes`, every operand moved once.
       Floats: `utilisation`, the share of multiplier cycles spent on kept
-      weights. A kind may add results of its own.
+      weights. A kind may add results of its own; `macs` are then the useful
+      multiplications that energy is charged for.
     """
     raise NotImplementedError
 
@@ -170,10 +171,34 @@ class Engine:
       ValueError: If the engine cannot run the pattern, a size is below 1, or a
         result does not fit int64.
     """
-    run = self.BLOCK
+    run = self.occupancy(gemm, masks)
+    return self.occupied(gemm, run, itemsize)
+
+  def occupancy(
+    self, gemm: Gemm, masks: Masks | None = None, *, check: bool = True
+  ) -> Any:
+    """What the masks decide, `run` of `formula`, for `occupied`.
+
+    Args:
+      gemm: Sizes and patterns.
+      masks: Real masks of the layers; the worst that n:m allows without.
+      check: Whether to refuse patterns that the engine cannot run.
+
+    Raises:
+      ValueError: If the engine cannot run a pattern.
+    """
     if self._has_blocks:
-      run = fit(gemm.n, gemm.m, self.BLOCK, masks)
+      return fit(gemm.n, gemm.m, self.BLOCK, masks, check=check)
+    return self.BLOCK
+
+  def occupied(self, gemm: Gemm, run: Any, itemsize: int = 2) -> dict[str, Any]:
+    """The counts under a known `occupancy`."""
     return self._exact(self, gemm, run, itemsize=itemsize)
+
+  @property
+  def sweeps_masks(self) -> bool:
+    """Whether `occupancy` is all that the masks decide, so that sweeps can."""
+    return True
 
   @property
   def _has_blocks(self) -> bool:
