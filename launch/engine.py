@@ -97,8 +97,9 @@ _WHERE = flags.DEFINE_string(
 _BASELINE = flags.DEFINE_string(
   "baseline",
   None,
-  "Engine that speed-ups are over, on the same layers and patterns. By default"
-  " each engine itself, running the layers dense.",
+  "Engine that speed-ups are over, on the same layers and patterns; or dense,"
+  " the fastest dense array of as many multipliers and as wide an input port."
+  " By default each engine itself, running the layers dense.",
 )
 _FORMAT = flags.DEFINE_enum(
   "format", "table", ["table", "csv", "json", "md", "png"], "What is printed."

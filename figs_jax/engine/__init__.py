@@ -24,6 +24,7 @@ from figs_jax.engine.studies.attention import (
   attention_cost,
 )
 from figs_jax.engine.studies.bandwidth import (
+  dense_peers,
   iso_bandwidth_speedup,
   ledger,
   utilisation_bound,
@@ -97,6 +98,7 @@ __all__ = [
   "checkpoint_stall_factor",
   "cost",
   "cross_validated",
+  "dense_peers",
   "estimate",
   "estimate_all",
   "fit_cycles",

@@ -17,6 +17,7 @@ from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.studies.bandwidth import dense_peers
 from figs_jax.engine.sweeps.axes import (
   Axes,
   as_axes,
@@ -27,6 +28,7 @@ from figs_jax.engine.timing import PARTS
 
 FORMATS = ("table", "csv", "json", "md")
 DENSE = "the same engine running the dense model"
+BEST_DENSE = "dense"  # a baseline: the fastest of an engine's dense peers
 # What a report of a sweep can hold.
 _DESIGNS, _ROWS = 100_000, 2_000_000
 _SUMMED = ("cycles", "dram_bytes", *PARTS)
@@ -94,6 +96,8 @@ class Report:
     note: Further sentences that a reader must know, or "".
     fmt: One of `FORMATS`; "csv" holds the rows alone.
     area: Area of each part, for a table of the engines' areas, or None.
+    peers: Dense engine that each of `totals` is over, if the baseline is
+      "dense".
   """
 
   rows: tuple[Row, ...]
@@ -103,6 +107,7 @@ class Report:
   note: str = ""
   fmt: str = "table"
   area: Area | None = None
+  peers: tuple[Engine, ...] = ()
 
   def __post_init__(self):
     if self.fmt not in FORMATS:
@@ -116,6 +121,7 @@ class Report:
       rows=tuple(row for each in reports for row in each.rows),
       totals=tuple(total for each in reports for total in each.totals),
       engines=tuple(engine for each in reports for engine in each.engines),
+      peers=tuple(engine for each in reports for engine in each.peers),
     )
 
   @property
@@ -123,7 +129,7 @@ class Report:
     """What the numbers are, and are not."""
     return (
       "Modelled cycles (ns on rooflines), not measured. Speed-up is over"
-      f" {self.baseline}.{self.note and ' '}{self.note}"
+      f" {self.baseline}{_named(self.peers)}.{self.note and ' '}{self.note}"
       f"{self.area and ' Areas are reconstructed from counted parts.' or ''}"
     )
 
@@ -196,8 +202,9 @@ def report(
     baseline: Engine whose cycles on the same layers, patterns included, the
       speed-ups are over; to compare with dense execution, name one that does
       not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
-      `gpu:h200`). By default each engine is compared with itself running the
-      layers dense.
+      `gpu:h200`), or "dense", the fastest dense array of as many multipliers
+      behind as wide a port (`figs_jax.engine.dense_peers`). By default each
+      engine is compared with itself running the layers dense.
     itemsize: Bytes per value, of every operand off chip.
     energy: Picojoules per operation.
     workload: Label of the layers in the totals.
@@ -249,8 +256,13 @@ def _report(
   workload: str,
 ) -> Report:
   costs = _costs(table, machines, options)
+  peers: tuple[Engine, ...] = ()
   if baseline is None:
     words, over = DENSE, _costs(table.dense(), machines, options)
+  elif baseline == BEST_DENSE:
+    words = "the fastest dense array of as many multipliers and as wide a port"
+    best = [_best_dense(table, engine, options) for engine in machines]
+    peers, over = zip(*best)
   else:
     other = parse(baseline)
     _check_units(machines, other)
@@ -266,7 +278,18 @@ def _report(
     baseline=words,
     note=_note(table, machines),
     fmt=fmt,
+    peers=peers,
   )
+
+
+def _best_dense(
+  table: Layers, engine: Engine, options: dict[str, Any]
+) -> tuple[Engine, _Priced]:
+  """The fastest dense peer or the engine itself, and what it takes."""
+  peers = dense_peers(engine) or (engine,)
+  priced = _costs(table.dense(), peers, options)
+  best = min(range(len(peers)), key=lambda i: priced[i].sums["cycles"])
+  return peers[best], priced[best]
 
 
 def _with(table: Layers, pattern: Any) -> Layers:
@@ -278,6 +301,12 @@ def _with(table: Layers, pattern: Any) -> Layers:
     return table.with_pattern(pattern)
   except ValueError as error:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
+
+
+def _named(peers: Sequence[Engine]) -> str:
+  names = list(dict.fromkeys(map(str, peers)))
+  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  return f" ({', '.join(names[:3])}{more})" if names else ""
 
 
 def _note(table: Layers, engines: Sequence[Engine]) -> str:

@@ -247,6 +247,10 @@ class Figs(Engine):
           blocks.check_shared_masks(mask, group)
     return block, blocks.fit(n, m, block, masks, check=check)
 
+  @property
+  def input_width(self) -> Any:
+    return smaller(self.rows, self.bw_in)
+
   def parts(self) -> Parts:
     """See `Engine.parts`; like the array itself, a reconstruction.
 

@@ -253,6 +253,16 @@ class Engine:
     return cycles / 1 / (getattr(self, "clock", CLOCK) / CLOCK)
 
   @property
+  def input_width(self) -> Any:
+    """Values that may enter an array per cycle, or None if unknown."""
+    return None
+
+  @property
+  def is_ideal(self) -> bool:
+    """Whether it runs N:M as no hardware can, so that it is a bound alone."""
+    return False
+
+  @property
   def memory_bandwidth(self) -> Any:
     """Bytes per cycle between chip and memory, or `UNLIMITED`."""
     return getattr(self, "dram_bw", UNLIMITED)

@@ -130,6 +130,15 @@ class Systolic(Engine):
       "dram_bytes": dram_bytes,
     }
 
+  @property
+  def input_width(self) -> Any:
+    columns = self.cols if self.dataflow == "os" else 0
+    return smaller(self.rows + columns, self.bw_in)
+
+  @property
+  def is_ideal(self) -> bool:
+    return self.sparse
+
   def parts(self) -> Parts:
     """See `Engine.parts`: those of a plain array, whatever `sparse` says.
 

@@ -231,6 +231,11 @@ class Vegeta(Engine):
       "dram_bytes": dram_bytes,
     }
 
+  @property
+  def input_width(self) -> Any:
+    wide = _BLOCK if self.sparse else 1
+    return smaller(self.rows * wide, self.bw_in)
+
   def parts(self) -> Parts:
     """See `Engine.parts`.
 
