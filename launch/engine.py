@@ -291,6 +291,9 @@ def _check_flags() -> None:
   for flag in (_STEP, _SEED, _RECIPE_FILE):
     if flag.value is not None and not _WORKDIR.value:
       cli.fail(f"--{flag.name} is of --workdir; leave it out")
+  if _WEIGHTS.value is not None and not _MODEL.value:
+    cli.fail("--weights are of --model; name it, as in --model vit:B/16")
+  _check_cover()
   _check_selection()
   if (
     _AREA.value and _FORMAT.value in ("csv", "png") and not _given(*_SELECTIONS)

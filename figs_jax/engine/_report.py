@@ -323,7 +323,7 @@ def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
     if engine.unit != baseline.unit:
       raise ValueError(
         f"baseline {baseline} counts {baseline.unit} and {engine}"
-        f" {engine.unit}: no clock is known; choose a baseline of its kind"
+        f" {engine.unit}, which do not compare; choose a baseline of its kind"
       )
 
 

@@ -452,7 +452,7 @@ def _check_engines(engines: Sequence[Engine]) -> None:
     if engine.unit != engines[0].unit:
       raise ValueError(
         f"sweep: {engines[0]} counts {engines[0].unit} and {engine}"
-        f" {engine.unit}, and no clock is known; sweep them apart"
+        f" {engine.unit}, which do not compare; sweep them apart"
       )
 
 
