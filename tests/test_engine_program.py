@@ -197,7 +197,7 @@ def test_bad_selections_are_one_line(table, tmp_path):
     ("--sweep", "alpha=3"): "axis 'alpha' of ws",
     ("--sweep", "sparse=8,...,64"): "one number before the dots",
     ("--sweep", "bw_in=1,2,...,6000"): "108,000 designs are more than",
-    ("--engines", "ws,tpu:v5e", "--smallest", "cycles"): "no clock is known",
+    ("--engines", "ws,tpu:v5e", "--smallest", "cycles"): "do not compare",
     ("--engine_file", broken): f"{broken}, line 2: ZeroDivisionError",
     ("--engine_file", tmp_path / "no.py"): "no.py: no such file",
   }  # fmt: skip

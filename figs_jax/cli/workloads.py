@@ -63,8 +63,8 @@ def from_model(
     spec: "family:variant" and options, as in "vit:B/16:image_size=384".
     batches: Numbers of images (or sequences) per pass.
     pattern: Rules, as in "ff: 1:8", or one n:m for every kernel; None is dense.
-    weights: File that `figs_jax.models.pretrained.load` reads. Masks are then
-      real: those of the pattern, and elsewhere the zeros of the file.
+    weights: File that `figs_jax.models.pretrained.load` reads. It gives the
+      masks of the pattern; the zeros of all other kernels are masks as well.
 
   Raises:
     ValueError: If the family, variant or an option is unknown, an option is
