@@ -133,8 +133,7 @@ def compare(
     _log.info("== %s", path.name)
     if not train(config, path)["finished"]:
       return rows
-    options = {"engine_spec": engine_spec, "batch": config.batch_size}
-    result = shares | evaluate(path, **options)
+    result = shares | evaluate(path, engine_spec=engine_spec)
     row = ComparisonRow(**{n: result[n] for n in names if n in result})
     _log.info("   accuracy %s, speed-up %s", _percent(row), times(row.speedup))
     rows.append(row)

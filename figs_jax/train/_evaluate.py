@@ -153,7 +153,7 @@ def evaluate(
   step: int | None = None,
   ema: bool = False,
   engine_spec: str | None = None,
-  batch: int = 1,
+  batch: int | None = None,
   data_dir: str | None = None,
 ) -> dict[str, Any]:
   """Evaluates a step of a run; nothing is written.
@@ -166,7 +166,8 @@ def evaluate(
       forward pass the `speedup` over the `baseline`, the fastest dense array of
       that size (`figs_jax.engine.dense_peers`), and the `ideal_speedup` of such
       an array that compresses N:M at no cost, or None.
-    batch: Images or sequences of that forward pass.
+    batch: Images or sequences of that forward pass. Defaults to the batch of
+      the run.
     data_dir: Directory of the data sets, in place of the configured one.
 
   Returns:
@@ -219,7 +220,8 @@ def evaluate(
     "flops_dense": float(engine.flops(layers.dense()).sum()),
   }
   if engine_spec is not None:
-    result |= speedups(layers_of(model, batch), engine_spec)
+    size = experiment.config.batch_size if batch is None else batch
+    result |= speedups(layers_of(model, size), engine_spec)
   return result
 
 

@@ -137,7 +137,7 @@ def _rows(
     if mask is None and _is_known(kernels.get(path)):
       kept = np.asarray(kernels[path]) != 0
       mask = None if kept.all() else kept
-    if not _is_known(mask):
+    if mask is None or not _is_known(mask):
       rows.append(row)
       continue
     stacked, rest = divmod(math.prod(mask.shape), row["K"] * row["N"])

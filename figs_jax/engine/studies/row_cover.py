@@ -103,20 +103,17 @@ def row_covers(
     shares = _shares(mask, depth)
     dense, layer, row = (float(each[i]) for each in cycles)
     n = _BLOCK * by_layer.n[i] / by_layer.m[i]
-    rows.append(
-      LayerCover(table.names[i], *sizes, *shares, n, dense / layer, dense / row)
-    )
+    gains = n, dense / layer, dense / row
+    rows.append(LayerCover._make((table.names[i], *sizes, *shares, *gains)))
     weights.append(0 if mask is None else mask.size * sizes[-1])
   dense, layer, row = (float(each.sum()) for each in cycles)
   means = [
     float(np.average(np.nan_to_num(column), weights=weights))
     for column in zip(*(row[5:10] for row in rows))
   ]
-  whole = LayerCover(
-    *(WHOLE, -1, -1, -1, int(table.count.sum()), *means, -1),
-    dense / layer,
-    dense / row,
-  )
+  gains = -1, dense / layer, dense / row
+  head = WHOLE, -1, -1, -1, int(table.count.sum())
+  whole = LayerCover._make((*head, *means, *gains))
   return (*rows, whole)
 
 
