@@ -316,7 +316,7 @@ def _draw_bounds(ax: Any, bounds: Mapping[str, float]) -> None:
   """Dashed lines at ideal speed-ups, each named by its pattern above it."""
   for place, (pattern, x) in enumerate(bounds.items()):
     style = {"color": "0.5", "linestyle": "--", "linewidth": 1}
-    ax.axvline(x, zorder=0, label=IDEAL, **style)
+    ax.axvline(x, zorder=1, label=IDEAL, **style)
     ax.annotate(
       literal(f"ideal, {pattern}"), (x, 1), xycoords=("data", "axes fraction"),
       xytext=(0, 2 + 8 * place), textcoords="offset points", ha="center",
