@@ -176,3 +176,17 @@ def test_what_has_no_cover_is_refused():
   with pytest.raises(ValueError, match="leave granularity out"):
     ones = np.ones((8, 8), int)
     simulate(ones, ones, "vegeta-s-1-2:8x8:granularity=row", "1:1")
+
+
+def test_unknown_masks_run_the_layers_pattern():
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    m = int(rng.choice([1, 2, 4, 16]))
+    n, K, N = (int(rng.integers(1, most)) for most in (m + 1, 200, 50))
+    rows, cols = int(rng.choice([2, 4, 32])), int(rng.integers(1, 9))
+    gemm = Gemm(7, N, K, np.array([n]), np.array([m]))
+    array = Vegeta(True, 1, 2, rows, cols, granularity="row")
+    got = array.counts(gemm, masks=[None])
+    want = dataclasses.replace(array, granularity="layer", name="").counts(gemm)
+    for name, value in want.items():
+      np.testing.assert_allclose(got[name], value, rtol=1e-12, err_msg=name)
