@@ -57,19 +57,24 @@ def from_file(path: str | Path, pattern: str | None = None) -> Tables:
 
 
 def from_model(
-  spec: str, batches: Sequence[int], pattern: str | None = None
+  spec: str,
+  batches: Sequence[int],
+  pattern: str | None = None,
+  weights: str | Path | None = None,
 ) -> Tables:
-  """The layers of a model by name, without its weights.
+  """The layers of a model by name, without or with its weights.
 
   Args:
     spec: "family:variant" and options, as in "vit:B/16:image_size=384".
     batches: Numbers of images (or sequences) per pass.
     pattern: Rules, as in "ff: 1:8", or one n:m for every kernel; None is dense.
       V:2:M of VENOM is read too.
+    weights: File that `figs_jax.models.pretrained.load` reads. It gives the
+      masks of the pattern; the zeros of all other kernels are masks as well.
 
   Raises:
     ValueError: If the family, variant or an option is unknown, an option is
-      given twice, or the pattern does not fit.
+      given twice, or the pattern or the weights do not fit.
 
   >>> tables = from_model("vit:Ti/16", [1, 8], "ff: 1:8")
   >>> [(label, int(table.M[0])) for label, table in tables.items()]
@@ -102,9 +107,13 @@ def from_model(
   if pattern is not None:
     pattern, vectors = _split_vectors(pattern)
     model = nn.sparsify(model, pattern)
+  if weights is not None:
+    from figs_jax.models import pretrained
+
+    model = pretrained.load(model, weights)
   return {
     f"{spec}, batch {batch}": _with_vectors(
-      Layers.of(layers_of(model, batch)), vectors
+      Layers.of(layers_of(model, batch, zeros=True)), vectors
     )
     for batch in batches
   }
@@ -116,7 +125,7 @@ def from_run(
   pattern: str | None = None,
   **options: Any,
 ) -> Tables:
-  """The layers of a run, with its real masks.
+  """The layers of a run, with its real masks and the zeros of other kernels.
 
   Args:
     workdir: Directory of the run.
@@ -140,7 +149,7 @@ def from_run(
   model = finished_model(workdir, **options)
   tables = {}
   for batch in batches:
-    table = Layers.of(layers_of(model, batch))
+    table = Layers.of(layers_of(model, batch, zeros=True))
     if single is not None:
       require_sparse(table, str(workdir))
       table = table.with_pattern(single)
