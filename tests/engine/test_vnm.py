@@ -53,7 +53,7 @@ def test_the_contraction_shrinks_to_four_of_m():
   # Without V, 2:8 is 2:4 to them.
   np.testing.assert_allclose(gains("2:8"), 2, rtol=1e-3)
   # The fallback compares with all of K.
-  call = "tensorcore:a100:sparse_overhead=100000000"
+  call = "tensorcore:a100:ideal=true:sparse_overhead=100000000"
   assert gains("64:2:8", call) < 0.1
   assert gains("64:2:8", f"{call}:fallback=true") == 1
 
