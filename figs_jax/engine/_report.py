@@ -223,7 +223,9 @@ def report(
   if varied:
     rows = sum(map(len, tables.values())) * len(patterns)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
-  options = {"itemsize": itemsize, "energy": energy, "dtype": dtype}
+  options: dict[str, Any] = {
+    "itemsize": itemsize, "energy": energy, "dtype": dtype
+  }  # fmt: skip
   made = Report.joined(
     [
       _report(_with(table, pattern), machines, fmt, baseline, options, label)
@@ -235,8 +237,9 @@ def report(
   if not silicon:
     return made
   over = None if baseline is None else parse(baseline)
-  options |= {"baseline": over and (over.silicon() or over)}
-  return made.beside(report(tables, silicon, axes=axes, **options))
+  over = over and (over.silicon() or over)
+  ideal = report(tables, silicon, axes=axes, baseline=over, **options)
+  return made.beside(ideal)
 
 
 def _beside(item: Any, ideal: Iterator[Any]) -> Any:

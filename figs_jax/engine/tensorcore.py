@@ -158,9 +158,9 @@ class TensorCore(Processor):
       return ""
     where = "" if self.chip in _MEASURED else f" and not the {self.chip}"
     note = (
-      f"{self} expects of 2:4 what measured kernels reach (A100, H100{where}; off"
-      " by a factor of 1.2 on average); ideal_speedup is the silicon's"
-      " (:ideal=true)"
+      f"{self} expects of 2:4 what kernels reach (measured on A100 and H100"
+      f"{where}; off by a factor of 1.2 on average); ideal_speedup is the"
+      " silicon's (:ideal=true)"
     )
     if self.fallback:
       return f"{note}."
@@ -223,7 +223,7 @@ class TensorCore(Processor):
     sheet = ceil_div(dram_bytes, self.hbm)  # (4)
     moved = smaller(ceil_div(dram_bytes, kernel.stream), kernel.lag + sheet)
     moved = larger(sheet, moved)
-    # (3); 1000 ps are a nanosecond.
+    # (3), from picoseconds.
     waves = ceil_div(rows * cols, self.units) + IN_FLIGHT - 1
     tiles = sparse * waves * bytes_of(thin, itemsize)
     exposed = ceil_div(tiles * kernel.latency, 1000 * IN_FLIGHT)
