@@ -48,15 +48,12 @@ def from_file(path: str | Path, pattern: str | None = None) -> Tables:
   kernels: dict[str, Any] = {name: ((k, n), -2) for name, k, n in sizes}
   names = {name: re.escape(name) for name in table.names}
   leaves = rules.resolve(kernels, names)
-  rows = [
-    {"name": name, "M": m, "N": n, "K": k, "count": count}
-    | ({"pattern": leaves[name].pattern} if name in leaves else {})
-    for name, m, n, k, count in zip(
-      table.names, *(x.tolist() for x in (table.M, table.N, table.K)),
-      table.count.tolist(),
-    )
-  ]  # fmt: skip
-  return {label: _with_vectors(Layers.of(rows), vectors)}
+  n, m = table.dense().n, table.dense().m
+  for i, name in enumerate(table.names):
+    if name in leaves:
+      n[i], m[i] = leaves[name].pattern.n, leaves[name].pattern.m
+  made = dataclasses.replace(table, n=n, m=m, masks=None, v=None)
+  return {label: _with_vectors(made, vectors)}
 
 
 def from_model(
