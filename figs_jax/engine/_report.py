@@ -258,7 +258,9 @@ def report(
   if varied:
     rows = sum(map(len, tables.values())) * len(patterns)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
-  options = {"itemsize": itemsize, "energy": energy, "dtype": dtype}
+  options: dict[str, Any] = {
+    "itemsize": itemsize, "energy": energy, "dtype": dtype
+  }  # fmt: skip
   made = Report.joined(
     [
       _report(_with(table, pattern), machines, fmt, baseline, options, label)
@@ -271,11 +273,11 @@ def report(
   if not silicon:
     return made
   over = baseline
-  if baseline is not None and baseline != "dense":
-    over = parse(baseline)
+  if over is not None and over != "dense":
+    over = parse(over)
     over = over.silicon() or over
-  options |= {"baseline": over}
-  return made.beside(report(tables, silicon, axes=axes, **options))
+  ideal = report(tables, silicon, axes=axes, baseline=over, **options)
+  return made.beside(ideal)
 
 
 def _beside(item: Any, ideal: Iterator[Any]) -> Any:

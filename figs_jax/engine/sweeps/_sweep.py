@@ -143,9 +143,7 @@ def sweep(
     for point in itertools.product(*(axes[name] for name in chosen)):
       choices = dict(zip(chosen, point))
       chosen_design = design(one, choices)
-      machine = Machine(
-        *operands(chosen_design, itemsize, energy, dtype), area
-      )
+      machine = Machine(*operands(chosen_design, itemsize, energy, dtype), area)
       for label, table in tables.items():
         labels = {"workload": label} if tables.keys() != {""} else {}
         labels |= {"engine": str(one)} if several else {}
