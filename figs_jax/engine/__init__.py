@@ -34,15 +34,19 @@ from figs_jax.engine.studies.calibration import (
   fit_cycles,
   fit_latency,
 )
-from figs_jax.engine.studies.cluster import (
-  BytesPerValue,
-  Cluster,
-  Estimate,
-  Parallel,
+from figs_jax.engine.studies.cluster._estimate import (
   estimate,
   estimate_all,
   train_seconds,
 )
+from figs_jax.engine.studies.cluster.decoder import Decoder
+from figs_jax.engine.studies.cluster.network import Cluster
+from figs_jax.engine.studies.cluster.parallel import (
+  Assumptions,
+  BytesPerValue,
+  Parallel,
+)
+from figs_jax.engine.studies.cluster.placements import Estimate, Placements
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
@@ -60,6 +64,7 @@ for _kind in (Systolic, Vegeta, Figs, Roofline, Csr):
   register(_kind)
 
 __all__ = [
+  "Assumptions",
   "AttentionCost",
   "AttentionShape",
   "BytesPerValue",
@@ -67,6 +72,7 @@ __all__ = [
   "Cost",
   "Csr",
   "CycleModel",
+  "Decoder",
   "Energy",
   "Engine",
   "Estimate",
@@ -77,6 +83,7 @@ __all__ = [
   "Memory",
   "ModelCost",
   "Parallel",
+  "Placements",
   "Report",
   "Roofline",
   "RunCost",
