@@ -7,11 +7,12 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from figs_jax.engine._cost import AT_45_NM, Cost, cost
+from figs_jax.engine._cost import Cost, cost
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine, nearest
@@ -148,8 +149,9 @@ def report(
   *,
   axes: Axes | str | None = None,
   baseline: Engine | str | None = None,
-  itemsize: int = 2,
-  energy: Energy = AT_45_NM,
+  itemsize: int | Fraction | None = None,
+  energy: Energy | None = None,
+  dtype: str | None = None,
   workload: str = "",
 ) -> Report:
   """Costs the layers on each engine, beside a baseline.
@@ -171,8 +173,9 @@ def report(
       not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
       `gpu:h200`). By default each engine is compared with itself running the
       layers dense.
-    itemsize: Bytes per value, of every operand off chip.
-    energy: Picojoules per operation.
+    itemsize: Bytes per value of every operand off chip; see `cost`.
+    energy: Picojoules per operation; see `cost`.
+    dtype: Data type of the operands; see `cost`.
     workload: Label of the layers in the totals.
 
   Raises:
@@ -201,7 +204,7 @@ def report(
   if varied:
     rows = sum(map(len, tables.values())) * len(patterns)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
-  options = {"itemsize": itemsize, "energy": energy}
+  options = {"itemsize": itemsize, "energy": energy, "dtype": dtype}
   return Report.joined(
     [
       _report(_with(table, pattern), machines, fmt, baseline, options, label)

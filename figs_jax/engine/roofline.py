@@ -17,10 +17,13 @@ N:M weights: on "tpu" and "gpu" a sparse layer runs dense.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
+from figs_jax.engine import chips
 from figs_jax.engine.blocks import index_bits
-from figs_jax.engine.chips import CHIPS, SPARSE_OVERHEAD, Chip
+from figs_jax.engine.chips import DTYPES, SPARSE_OVERHEAD, Chip, itemsize_of
 from figs_jax.engine.int64 import ceil_div, larger, smaller
 from figs_jax.engine.spec import (
   Engine,
@@ -29,41 +32,144 @@ from figs_jax.engine.spec import (
   is_default,
   nearest,
 )
-from figs_jax.engine.timing import PARTS, bounded
+from figs_jax.engine.timing import PARTS, bounded, bytes_of
 
 _KEPT, _BLOCK = 2, 4  # of tensor cores
+# Data types of operands of a size, the preferred one first.
+_OF_SIZE: dict[Any, tuple[str, ...]] = {
+  4: ("float32",),
+  2: ("bf16",),
+  1: ("int8", "fp8"),
+  itemsize_of("fp4"): ("fp4",),
+}
 
 
 class Processor(Engine):
   """Base class of the engines whose specs name a chip.
 
   Their cycles are nanoseconds. The fields `peak` and `hbm`, and what else a
-  subclass reads from the chip, default to the chip's values.
+  subclass reads from the chip, default to the chip's values. A spec that gives
+  both may name a chip that `figs_jax.engine.chips` lacks.
+
+  Attributes:
+    peak: Dense GFLOP/s in bf16. The other data types run at the same multiple
+      of it as on the chip's data sheet; on a chip without one, at `peak`.
+    dtype: Data type of the operands; "" leaves it to the caller.
   """
 
-  LABELS = ("name", "chip")
+  dtype: str = dataclasses.field(default="", kw_only=True)
+
+  CHOICES = {"dtype": ("", *DTYPES)}
   unit = "ns"
   is_array = False
 
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
-    chip = chip_of(kind, size)
-    return {"chip": size, "peak": chip.peak, "hbm": chip.hbm}
+    if size is None:
+      known = chips.names(kind)
+      raise ValueError(
+        f"expected a chip, as in '{kind}:{known[0]}'; {nearest('', known)}"
+      )
+    pair = chips.find(kind, size)
+    if pair is None:
+      return {"chip": size}
+    name, chip = pair
+    return {"chip": name, "peak": chip.peak, "hbm": chip.hbm}
+
+  @classmethod
+  def missing(cls, kind: str, size: str | None, keys: Sequence[str]) -> str:
+    del keys
+    hint = nearest(size, chips.names(kind))
+    return f"unknown chip {size!r}, {hint}; or give your own :peak= and :hbm="
+
+  def sheet(self) -> Chip | None:
+    """The chip's data sheet, or None for a chip of the caller's own."""
+    kind, _, name = self.prefix().partition(":")
+    pair = chips.find(kind, name or kind)
+    return pair and pair[1]
 
   def defaults(self) -> dict[str, Any]:
     values = super().defaults()
-    try:
-      preset = self.read_prefix(*self.prefix().split(":", 1))
-    except ValueError:  # a chip of the caller's own
-      return values
+    kind, _, name = self.prefix().partition(":")
+    preset = self.read_prefix(kind, name or None)
     return values | {k: v for k, v in preset.items() if k in values}
+
+  @property
+  def itemsize(self) -> int | Fraction:
+    return itemsize_of(self.dtype or "bf16")
+
+  def at(self, dtype: str) -> Processor:
+    if self.dtype not in ("", dtype):
+      raise ValueError(
+        f"{self}: expected its own dtype={self.dtype}, got dtype {dtype}; give"
+        " one of them"
+      )
+    made = dataclasses.replace(self, dtype=dtype)
+    made.dtype_of(itemsize_of(dtype))
+    return made
+
+  def dtype_of(self, itemsize: int | Fraction) -> str:
+    """The data type of operands of a size.
+
+    That is `dtype` if it is set. If not, 4 bytes are float32, 2 are bf16, and 1
+    is int8, or fp8 on a chip without it.
+
+    Raises:
+      ValueError: If the chip lacks the type, or `dtype` has another size.
+    """
+    own, sheet = self.dtype, self.sheet()
+    if own and itemsize_of(own) != itemsize:
+      raise ValueError(
+        f"{self.prefix()}: dtype {own} takes {itemsize_of(own)} bytes per"
+        f" value, got itemsize {itemsize}; give one of them"
+      )
+    have = DTYPES if sheet is None else sheet.peaks
+    asked = (own,) if own else _OF_SIZE.get(itemsize, ())
+    for dtype in asked:
+      if dtype in have:
+        return dtype
+    what = " or ".join(asked) or f"itemsize {itemsize}"
+    raise ValueError(
+      f"{self.prefix()}: expected a data type that the chip has,"
+      f" {', '.join(have)}, got {what}"
+    )
+
+  def multiple(
+    self, itemsize: int | Fraction, sparse: bool = False
+  ) -> Fraction:
+    """The rate of operands of a size, as a multiple of `peak`.
+
+    Args:
+      itemsize: Bytes per value.
+      sparse: Whether the units for sparse weights run, whose rate counts the
+        weights that are left out. The multiple is 0 if there are none for the
+        data type, and 2 on a chip of the caller's own.
+
+    Raises:
+      ValueError: If the chip lacks the data type.
+    """
+    sheet = self.sheet()
+    if sheet is None:
+      return Fraction(1 + sparse)
+    peaks = sheet.sparse if sparse else sheet.peaks
+    return Fraction(peaks.get(self.dtype_of(itemsize), 0), sheet.peak)
+
+
+def scaled(peak: Any, multiple: Fraction) -> Any:
+  """A multiple of GFLOP/s, rounded down.
+
+  >>> scaled(312_000, Fraction(1, 16))
+  19500
+  """
+  if multiple.denominator == 1:
+    return multiple.numerator * peak
+  return multiple.numerator * peak // multiple.denominator
 
 
 class Roofline(Processor):
   """A processor whose calls take (1).
 
-  A layer is sparse to the engine if no block of 4 keeps more than 2. Operands
-  of one byte run at `int8` times the peak, all others at the peak itself. Its
+  A layer is sparse to the engine if no block of 4 keeps more than 2. Its
   counts also hold `flops`, those that run, padding included; on-chip accesses
   are not modelled and 0.
 
@@ -71,10 +177,9 @@ class Roofline(Processor):
     kind: "tpu", "gpu", or "tensorcore", which runs 2:4 operands at twice the
       peak.
     chip: Name of the chip.
-    peak: Dense GFLOP/s (FLOP per ns) of 16-bit operands.
+    peak: Dense GFLOP/s (FLOP per ns) in bf16; see `Processor`.
     hbm: GB/s (bytes per ns) of its memory.
     side: Side of its matrix unit; M, N and K are padded to multiples of it.
-    int8: Rate of operands of one byte, as a multiple of the peak.
     overhead: Nanoseconds of every call.
     sparse_overhead: Further nanoseconds of every call with a 2:4 operand.
     fallback: Whether a layer runs dense where that is faster, as a runtime that
@@ -91,14 +196,13 @@ class Roofline(Processor):
   peak: Any
   hbm: Any
   side: Any = 1
-  int8: Any = 1
   overhead: Any = 0
   sparse_overhead: Any = 0
   fallback: bool = False
 
   KINDS = ("tpu", "gpu", "tensorcore")
   PREFIX = ("kind", "chip")
-  CHOICES = {"kind": KINDS}
+  CHOICES = Processor.CHOICES | {"kind": KINDS}
   FROM_ZERO = ("overhead", "sparse_overhead")
   BLOCK = _BLOCK
 
@@ -113,11 +217,13 @@ class Roofline(Processor):
 
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
-    chip = chip_of(kind, size)
-    fields = {"kind": kind, "side": chip.side, "int8": chip.int8}
+    fields = {"kind": kind} | super().read_prefix(kind, size)
+    pair = chips.find(kind, fields["chip"])
+    if pair is not None:
+      fields["side"] = pair[1].side
     if kind == "tensorcore":
       fields["sparse_overhead"] = SPARSE_OVERHEAD
-    return fields | super().read_prefix(kind, size)
+    return fields
 
   def prefix(self) -> str:
     return f"{self.kind}:{self.chip}"
@@ -133,9 +239,11 @@ class Roofline(Processor):
       return f"{note}."
     return f"{note}, :fallback=true runs a layer dense where that is faster."
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(
+    self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
+  ) -> dict[str, Any]:
     M, N, side = gemm.M, gemm.N, self.side
-    rate = self.peak * self.int8 if itemsize == 1 else self.peak
+    rate = scaled(self.peak, self.multiple(itemsize))
     # 1 where no block keeps more than 2 of its 4, else 0.
     sparse = smaller(larger(_KEPT + 1 - run, 0), 1)
     if self.fallback:
@@ -165,7 +273,7 @@ def _call(gemm, chip, rate, sparse, itemsize):
   flops = 2 * padded[0] * padded[1] * depth
   bits = sparse * index_bits(_KEPT, _BLOCK)
   metadata = ceil_div(stored * N * bits, 8)
-  dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
+  dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
   parts = bounded(arithmetic(ceil_div(flops, rate)), dram_bytes, chip.hbm)
   overhead = chip.overhead + sparse * chip.sparse_overhead
   return parts | {
@@ -195,7 +303,12 @@ def no_accesses(size: Any) -> dict[str, Any]:
 
 
 def calibrated_overhead(
-  ratio: float, M: int, N: int, K: int, engine: Roofline, itemsize: int = 2
+  ratio: float,
+  M: int,
+  N: int,
+  K: int,
+  engine: Roofline,
+  itemsize: int | Fraction = 2,
 ) -> int:
   """The `sparse_overhead` that makes 2:4 `ratio` times as fast as dense.
 
@@ -240,22 +353,3 @@ def amdahl(fraction: Any, gain: Any) -> Any:
   1.56
   """
   return 1 / (1 - fraction + fraction / gain)
-
-
-def chip_of(kind: str, name: str | None) -> Chip:
-  """The chip of a spec.
-
-  Raises:
-    ValueError: If the kind of engine knows no chip of this name.
-
-  >>> chip_of("tpu", "v5e").peak
-  197000
-  """
-  chips = CHIPS[kind]
-  if name is None:
-    raise ValueError(
-      f"expected a chip, as in '{kind}:{min(chips)}'; {nearest('', chips)}"
-    )
-  if name not in chips:
-    raise ValueError(f"unknown chip {name!r}, {nearest(name, chips)}")
-  return chips[name]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -64,7 +65,9 @@ class Gemm:
     return kept_depth(self.K, self.n, self.m)
 
 
-@typing.dataclass_transform(frozen_default=True)
+@typing.dataclass_transform(
+  frozen_default=True, field_specifiers=(dataclasses.field,)
+)
 @dataclasses.dataclass(frozen=True)
 class Engine:
   """Base class of all kinds of engines.
@@ -135,7 +138,9 @@ class Engine:
     if not self.name:
       object.__setattr__(self, "name", self.spec())
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(
+    self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
+  ) -> dict[str, Any]:
     """What a GEMM costs, in numbers of any kind.
 
     Only operators and the functions of `figs_jax.engine.int64` may be used, so
@@ -144,7 +149,8 @@ class Engine:
     Args:
       gemm: Sizes and pattern.
       run: The most weights that any block runs; 0 for an engine without blocks.
-      itemsize: Bytes per value of every operand off chip.
+      itemsize: Bytes per value of every operand off chip, 1/2 of fp4;
+        `figs_jax.engine.timing.bytes_of` counts them.
 
     Returns:
       Integers: `cycles` and the parts of `timing.PARTS`, which add up to them;
@@ -156,7 +162,10 @@ class Engine:
     raise NotImplementedError
 
   def counts(
-    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
+    self,
+    gemm: Gemm,
+    itemsize: int | Fraction | None = None,
+    masks: Masks | None = None,
   ) -> dict[str, Any]:
     """The formula, exact in int64; sizes, patterns and fields broadcast.
 
@@ -171,11 +180,28 @@ class Engine:
     run = self.BLOCK
     if self._has_blocks:
       run = fit(gemm.n, gemm.m, self.BLOCK, masks)
-    return self._exact(self, gemm, run, itemsize=itemsize)
+    size = self.itemsize if itemsize is None else itemsize
+    return self._exact(self, gemm, run, itemsize=size)
 
   @property
   def _has_blocks(self) -> bool:
     return self.BLOCK > 0 and getattr(self, "sparse", True)
+
+  @property
+  def itemsize(self) -> int | Fraction:
+    """Bytes per value where the caller gives neither size nor data type."""
+    return 2
+
+  def at(self, dtype: str) -> Engine:
+    """The engine for operands of a data type.
+
+    Arrays have no rates of their own: to them a type is the size of its values.
+
+    Raises:
+      ValueError: If its chip has no such type, or it is set to another one.
+    """
+    del dtype
+    return self
 
   def invalid(self) -> Iterator[tuple[Any, str]]:
     """Where fields do not go together, and why; traced ones go unchecked."""
@@ -234,6 +260,18 @@ class Engine:
       )
     return {"rows": int(rows), "cols": int(cols)}
 
+  @classmethod
+  def missing(cls, kind: str, size: str | None, keys: Sequence[str]) -> str:
+    """What to tell the author of a spec that leaves fields without a value.
+
+    Args:
+      kind: First word.
+      size: Second word, or None.
+      keys: The fields.
+    """
+    del cls, size
+    return f"{kind} needs {' and '.join(f':{key}=' for key in keys)}"
+
   def prefix(self) -> str:
     """The spec without its keys, as in "ws:32x16"."""
     return f"{self.KINDS[0]}:{self.sides()}"
@@ -283,9 +321,9 @@ class Engine:
 
 
 def check_itemsize(itemsize: Any) -> None:
-  """Raises ValueError unless bytes per value are a positive integer."""
+  """Raises ValueError unless bytes per value are an integer from 1, or 1/2."""
   whole = isinstance(itemsize, Integral) and not isinstance(itemsize, bool)
-  if not whole or itemsize < 1:
+  if itemsize != Fraction(1, 2) and (not whole or itemsize < 1):
     raise ValueError(
       f"itemsize: expected bytes per value, an integer from 1, got {itemsize!r}"
     )
@@ -335,7 +373,7 @@ def text_of(value: Any) -> str:
 
 def nearest(word: object, choices: Iterable[str]) -> str:
   """A hint for an error message: the closest choice, then all of them."""
-  choices = sorted(choices)
+  choices = sorted(filter(None, choices))
   close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
   hint = f"did you mean {close[0]!r}? Known" if close else "known"
   return f"{hint}: {', '.join(choices)}"

@@ -99,10 +99,19 @@ def parse(spec: str | Engine) -> Engine:
   size = parts.pop(0) if parts and "=" not in parts[0] else None
   try:
     options = _options(cls, parts)
-    fields = {"name": spec.strip()} | cls.read_prefix(kind, size)
-    return cls(**(fields | options))
+    fields = {"name": spec.strip()} | cls.read_prefix(kind, size) | options
+    missing = [name for name in _required(cls) if name not in fields]
+    if missing:
+      raise ValueError(cls.missing(kind, size, missing))
+    return cls(**fields)
   except ValueError as error:
     raise ValueError(f"engine {spec!r}: {error}") from error
+
+
+def _required(cls: type[Engine]) -> list[str]:
+  """Fields without a default."""
+  absent = dataclasses.MISSING
+  return [f.name for f in dataclasses.fields(cls) if f.default is absent]
 
 
 def _options(cls: type[Engine], parts: list[str]) -> dict[str, Any]:

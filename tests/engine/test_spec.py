@@ -130,7 +130,7 @@ def test_presets_have_512_multipliers():
     ("vegeta-d-1-5", "rows=32 is not a multiple of beta=5"),
     ("vegeta-x-1-2", "expected vegeta-d-ALPHA-BETA .*got 'vegeta-x-1-2'"),
     ("vegeta-s-1-2:sparse=false", "unknown key 'sparse'"),
-    ("tpu", "expected a chip, as in 'tpu:v4'"),
+    ("tpu", "expected a chip, as in 'tpu:v3'"),
     ("tpu:v9", "unknown chip 'v9'"),
   ],
 )
@@ -156,7 +156,7 @@ changes = st.fixed_dictionaries(
     "peak": st.integers(1, 10**6),
     "hbm": st.integers(1, 10**5),
     "side": st.sampled_from([1, 16, 128, 256]),
-    "int8": st.integers(1, 10**6),
+    "dtype": st.sampled_from(["", "bf16", "fp8", "int8"]),
     "overhead": st.integers(0, 10**6),
     "sparse_overhead": st.integers(0, 10**6),
     "fallback": st.booleans(),
