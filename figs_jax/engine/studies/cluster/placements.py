@@ -170,3 +170,16 @@ def pareto_front(values: np.ndarray) -> np.ndarray:
     best = values[left[0]]
     left = left[(values[left] < best).any(1)]
   return np.array(sorted(front), int)
+
+
+def describe(parallel: Parallel) -> str:
+  """A placement in a few words.
+
+  >>> describe(Parallel(8, 4, 2, 16, zero=1, recompute="full", sequence=True))
+  'd8 t4 p2 u16, ZeRO 1, full, seq'
+  """
+  chunks = f"v{parallel.interleave}" if parallel.interleave > 1 else ""
+  sizes = f"d{parallel.data} t{parallel.tensor} p{parallel.pipeline}{chunks}"
+  words = [f"{sizes} u{parallel.microbatches}", f"ZeRO {parallel.zero}"]
+  words += [] if parallel.recompute == "none" else [parallel.recompute]
+  return ", ".join([*words, *(["seq"] if parallel.sequence else [])])

@@ -3,7 +3,7 @@
 The end of a row's name says what it is. Per row, with v bytes a value and
 in = M K, out = M N, a device of a tensor group stores for the backward pass
 
-  q, fc1 (or wi, wi_0)     2 v in        inputs of the norm and of the product
+  q, fc1 (up, wi, wi_0)    2 v in        inputs of the norm and of the product
   q, k, v, fc1, gate, wi   v out / t     operands of attention, inputs of GeLU
   av                       (2 v + 1) in / t   softmax, dropout's mask, result
   o, fc2 (or wo, down)     v in / t + out     input, and mask of dropout
@@ -47,7 +47,7 @@ _SPLITS = {
 }
 _AXES = {end: axis for axis, ends in _SPLITS.items() for end in ends}
 # The first product after a norm.
-_ENTRIES = ("q", "fc1", "wi", "wi_0")
+_ENTRIES = ("q", "fc1", "up", "wi", "wi_0")
 _BACKWARD = 1.5  # traffic of norms and the like, over the forward pass's
 _LOGIT = 4  # bytes of a logit of the head, kept in 32 bits
 
@@ -348,9 +348,11 @@ def _products_ns(rows, local, engine, clock_ghz, sizes, assume):
     m=np.tile(rows.m, repeats),
     **flat,
   )
+  size = None if assume.dtype else sizes.value
   products = cost(
-    rows.phase._replace(layers=table).products(), engine, sizes.value
-  )
+    rows.phase._replace(layers=table).products(), engine, size,
+    dtype=assume.dtype or None,
+  )  # fmt: skip
   cycles = products.cycles.astype(float) * products.count
   ns = nanoseconds(cycles, engine, clock_ghz) / assume.efficiency
   return ns.reshape(3, *shape)
