@@ -499,7 +499,7 @@ class Trained(NamedTuple):
 def step_of(run: Trained, **assume: float) -> Estimate:
   """The step as modelled, gradients in 32 bits."""
   return estimate(
-    lambda batch: (1, run.decoder.rows(batch)), f"gpu:{run.chip}", run.cluster,
+    lambda batch: (1, run.decoder.table(batch)), f"gpu:{run.chip}", run.cluster,
     run.parallel, run.batch, sizes=BytesPerValue(gradient=4),
     assume=Assumptions(**assume),
   )  # fmt: skip

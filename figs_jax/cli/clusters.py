@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,14 +85,11 @@ def workload(
   """
   if model.partition(":")[0] == "gpt":
     decoder = Decoder.parse(model, **({} if seq is None else {"seq": seq}))
-    patterns = _decoder_patterns(decoder, pattern)
+    n, m = _decoder_patterns(decoder, pattern)
     label, embedding = f"{model}, {decoder.seq:,} tokens", decoder.embedding
 
     def layers_at(batch: int) -> Layers:
-      rows = decoder.rows(batch)
-      return Layers.of(
-        [row | {"pattern": patterns.get(row["name"])} for row in rows]
-      )
+      return dataclasses.replace(decoder.table(batch), n=n, m=m)
   else:
     from figs_jax.cli import workloads
 
@@ -117,21 +115,26 @@ def workload(
   )
 
 
-def _decoder_patterns(decoder: Decoder, pattern: str | None) -> dict[str, Any]:
-  """Name of a row -> its pattern."""
+def _decoder_patterns(
+  decoder: Decoder, pattern: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """n and m of each row."""
+  one = decoder.table(1)
+  n, m = np.ones((2, len(one)), np.int64)
   if pattern is None:
-    return {}
+    return n, m
   from figs_jax.nn.kernel_names import foreign_words
 
-  kernels = {
-    f"{row['name']}/kernel": ((row["K"], row["N"]), -2)
-    for row in decoder.rows(1)
-    if not re.search(r"/(qk|av)$", row["name"])
+  kernels: dict[str, Any] = {
+    f"{name}/kernel": ((k, n), -2)
+    for name, k, n in zip(one.names, one.K.tolist(), one.N.tolist())
+    if not re.search(r"/(qk|av)$", name)
   }
   leaves = Rules.parse(pattern).resolve(kernels, foreign_words())
-  return {
-    path.removesuffix("/kernel"): leaf.pattern for path, leaf in leaves.items()
-  }
+  for i, name in enumerate(one.names):
+    if f"{name}/kernel" in leaves:
+      n[i], m[i] = (getattr(leaves[f"{name}/kernel"].pattern, x) for x in "nm")
+  return n, m
 
 
 def engine_of(chip: str, sparse: bool) -> Engine:

@@ -671,6 +671,10 @@ def test_decoders_are_read_from_text():
   made = Decoder.parse(text, seq=16)
   assert made == Decoder(128, 2, 8, 16, 352, 2, True)
   table = {row["name"]: row for row in made.rows(3)}
+  columns, wanted = made.table(3), Layers.of(made.rows(3))
+  assert columns.names == wanted.names
+  for name in ("M", "N", "K", "count", "n", "m"):
+    assert (getattr(columns, name) == getattr(wanted, name)).all()
   assert len(table) == 2 * 9 + 1
   assert table["blocks/1/attn/k"]["N"] == 2 * 16
   assert (

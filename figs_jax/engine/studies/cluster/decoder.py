@@ -7,6 +7,9 @@ import re
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
+from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import nearest
 from figs_jax.engine.studies.cluster.network import check_fields
 
@@ -121,6 +124,16 @@ class Decoder:
       for name, sizes in one.items()
     ]
     return [*blocks, {"name": "head", **tokens, "N": self.vocab, "K": h}]
+
+  def table(self, batch: int) -> Layers:
+    """The same rows as a table, without reading them one by one."""
+    one = Layers.of(dataclasses.replace(self, layers=1).rows(batch))
+    place = np.array([*list(range(len(one) - 1)) * self.layers, len(one) - 1])
+    ends = [name.partition("/0/")[2] for name in one.names[:-1]]
+    names = [f"blocks/{i}/{end}" for i in range(self.layers) for end in ends]
+    columns = {c: getattr(one, c)[place] for c in ("M", "N", "K", "count")}
+    ones = np.ones(len(place), np.int64)
+    return Layers((*names, one.names[-1]), n=ones, m=ones, **columns)
 
   @property
   def embedding(self) -> int:
