@@ -96,10 +96,16 @@ def workload(
     if seq is not None:
       raise ValueError(f"seq goes with gpt:, {model!r} has a length of its own")
     label, embedding = model, 0
+    first, second = workloads.from_model(model, [1, 2], pattern).values()
 
     def layers_at(batch: int) -> Layers:
-      (table,) = workloads.from_model(model, [batch], pattern).values()
-      return table
+      # Rows and counts grow by the same number with every image.
+      more = {
+        name: getattr(first, name)
+        + (batch - 1) * (getattr(second, name) - getattr(first, name))
+        for name in ("M", "count")
+      }
+      return dataclasses.replace(first, **more)
 
   one = layers_at(1)
   K, N, M, count = (x.astype(float) for x in (one.K, one.N, one.M, one.count))
@@ -187,13 +193,13 @@ def cluster_of(engine: Engine, devices: int, **given: Any) -> Cluster:
     values |= {"intra": sheet.link, "inter": sheet.network}
     values |= {"memory": sheet.memory}
   values |= {key: x for key, x in given.items() if x is not None}
-  for field, flag in (
-    ("intra", "intra"), ("inter", "inter"), ("memory", "memory")
-  ):  # fmt: skip
+  for field, what in (
+    ("intra", "bandwidth within a node"),
+    ("inter", "bandwidth between nodes"),
+    ("memory", "size of the memory"),
+  ):
     if values.get(field) is None:
-      raise ValueError(
-        f"{engine}: no {field} is known of this chip; add --{flag}"
-      )
+      raise ValueError(f"{engine}: its {what} is not known; add --{field}")
   return Cluster(devices, **values)
 
 
