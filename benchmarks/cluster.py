@@ -52,9 +52,12 @@ def main() -> None:
 
   whole, alone, made = [], [], search()
   choices, rows = _estimate._choices(phase_at, counts, BATCH, assume)
+  groups, stages = (
+    np.unique(choices[name]).tolist() for name in ("tensor", "pipeline")
+  )
   tables = profile(
-    rows, _estimate.parse(ENGINE), cluster, np.unique(choices["tensor"]),
-    np.unique(choices["pipeline"]), clock_ghz=1, sizes=SIZES, assume=assume,
+    rows, _estimate.parse(ENGINE), cluster, groups, stages, clock_ghz=1,
+    sizes=SIZES, assume=assume,
   )  # fmt: skip
   for _ in range(args.rounds):
     start = time.process_time()

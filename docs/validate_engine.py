@@ -535,8 +535,8 @@ def cluster_memory() -> list[Claim]:
     ]
     kept = sum(steps[0].bytes[x] for x in ("weights", "gradients", "optimizer"))
     activations = [step.bytes["activations"] for step in steps]
-    whats = ("weights and optimizer", "activations", "with both techniques")
-    for what, figure, model in zip(whats, published, (kept, *activations)):
+    kinds = ("weights and optimizer", "activations", "with both techniques")
+    for what, figure, model in zip(kinds, published, (kept, *activations)):
       row = against(f"{name}: {what}, GiB", figure, model / 2**30, PREDICTION)
       claims.append(row)
 
@@ -548,7 +548,7 @@ def cluster_memory() -> list[Claim]:
     way = Parallel(64, zero=zero)
     kept = estimate(at, "gpu:a100", Cluster(64), way, 64).bytes
     states = sum(kept[x] for x in ("weights", "gradients", "optimizer"))
-    # The layer that is gathered for a while is no state.
+    # Without the layer that is gathered for a while.
     states -= 2 * 7500 * 10_000 * (zero == 3)
     what = f"ZeRO {zero}: 7.5e9 weights on 64 devices, GB"
     claims.append(against(what, published, states / 1e9, PREDICTION))

@@ -113,7 +113,7 @@ def test_bad_flags_are_one_line(tmp_path):
   cases = {
     ("--chip", "h10"): "unknown chip 'h10', did you mean 'h100'",
     ("--chip", "gpu:x"): "unknown chip 'x', known: ",
-    ("--chip", "rtx4090"): "its bandwidth within a node is not known; add --intra",
+    ("--chip", "rtx4090"): "within a node is not known; add --intra",
     ("--chip", "ws:8x8"): "ws:8x8: its bandwidth within a node is not",
     ("--dtype", "bf15"): "unknown 'bf15', did you mean 'bf16'",
     ("--dtype", "fp8"): "fp8",

@@ -25,8 +25,8 @@ from figs_jax.engine._report import columns_text
 from figs_jax.engine.studies.cluster.parallel import RECOMPUTE
 from figs_jax.engine.studies.cluster.placements import MEMORY, TIME, describe
 
-# Devices of a scale-up domain where it is no node of 8: NVIDIA's GB200 NVL72;
-# pods of Google's TPUs (docs.cloud.google.com/tpu/docs).
+# Devices of scale-up domains other than a node of 8: GB200 NVL72, Trainium's
+# UltraServers, pods of Google's TPUs (docs.cloud.google.com/tpu/docs).
 _DOMAINS = {
   "gb200": 72, "v3": 1024, "v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256,
   "v7x": 9216, "trainium2": 64, "trainium3": 144,

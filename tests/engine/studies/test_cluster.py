@@ -353,8 +353,7 @@ TIGHT = Cluster(
 )
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("pattern", [None, "2:4"])
+@pytest.mark.parametrize("overlap, pattern", [(False, None), (True, "2:4")])
 def test_every_placement_is_that_of_a_plain_loop(overlap, pattern):
   options = {
     "assume": Assumptions(embedding=SMALL.embedding),
