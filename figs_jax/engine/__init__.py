@@ -12,7 +12,7 @@ from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
 from figs_jax.engine.layer_csv import read_layers
 from figs_jax.engine.layers import Layers, flops, packed_bytes
-from figs_jax.engine.roofline import Roofline, calibrated_overhead
+from figs_jax.engine.roofline import Roofline
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm
 from figs_jax.engine.spec_text import parse, register
@@ -50,6 +50,7 @@ from figs_jax.engine.studies.cluster.placements import Estimate, Placements
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
+from figs_jax.engine.tensorcore import TensorCore
 from figs_jax.engine.training import (
   RunCost,
   StepCost,
@@ -60,7 +61,7 @@ from figs_jax.engine.training import (
 from figs_jax.engine.vegeta import Vegeta, unstructured_speedup
 
 # The registry of engines: adding one takes its own file and its name here.
-for _kind in (Systolic, Vegeta, Figs, Roofline, Csr):
+for _kind in (Systolic, Vegeta, Figs, Roofline, TensorCore, Csr):
   register(_kind)
 
 __all__ = [
@@ -91,11 +92,11 @@ __all__ = [
   "StepCost",
   "Sweep",
   "Systolic",
+  "TensorCore",
   "Total",
   "TrainingPhase",
   "Vegeta",
   "attention_cost",
-  "calibrated_overhead",
   "checkpoint_stall_factor",
   "cost",
   "cross_validated",

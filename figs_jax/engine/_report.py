@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -33,7 +33,10 @@ _SUMMED = ("cycles", "dram_bytes", *PARTS)
 
 
 class Row(NamedTuple):
-  """One layer on one engine: one of its instances, however many there are."""
+  """One layer on one engine: one of its instances, however many there are.
+
+  `ideal_speedup` is that of `Engine.silicon`, None for an engine without one.
+  """
 
   name: str
   engine: str
@@ -46,6 +49,7 @@ class Row(NamedTuple):
   speedup: float
   energy_pj: float
   dram_bytes: int
+  ideal_speedup: float | None = None
 
 
 class Total(NamedTuple):
@@ -66,6 +70,8 @@ class Total(NamedTuple):
     stall_factor: Factor by which swapping makes vectors stream longer, 1
       without; `figs_jax.engine.figs.checkpoint_stall_factor`.
     parts: Parts of cycles by name, which add up to them.
+    ideal_speedup: The speed-up at the rates of the silicon (`Engine.silicon`),
+      None for an engine that models no lower ones.
   """
 
   workload: str
@@ -80,6 +86,7 @@ class Total(NamedTuple):
   dram_bytes: int
   stall_factor: float
   parts: dict[str, int]
+  ideal_speedup: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +123,18 @@ class Report:
       engines=tuple(engine for each in reports for engine in each.engines),
     )
 
+  def beside(self, ideal: Report) -> Report:
+    """The report with the speed-ups of another, of its engines' silicon."""
+    has = {str(x): x.silicon() is not None for x in self.engines}
+    rows, totals = iter(ideal.rows), iter(ideal.totals)
+    return dataclasses.replace(
+      self,
+      rows=tuple(_beside(row, rows) if has[row.engine] else row
+                 for row in self.rows),
+      totals=tuple(_beside(total, totals) if has[total.engine] else total
+                   for total in self.totals),
+    )  # fmt: skip
+
   @property
   def caption(self) -> str:
     """What the numbers are, and are not."""
@@ -126,7 +145,7 @@ class Report:
 
   def __str__(self) -> str:
     if self.fmt == "csv":
-      return csv_text(Row._fields, self.rows)
+      return csv_text(*_layers(self.rows))
     if self.fmt == "json":
       return json.dumps(
         {
@@ -138,7 +157,7 @@ class Report:
       )
     draw = markdown if self.fmt == "md" else text_table
     tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
-    tables.append(draw(Row._fields, self.rows))
+    tables.append(draw(*_layers(self.rows)))
     return "\n\n".join((self.caption, *tables))
 
 
@@ -205,13 +224,23 @@ def report(
     rows = sum(map(len, tables.values())) * len(patterns)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
   options = {"itemsize": itemsize, "energy": energy, "dtype": dtype}
-  return Report.joined(
+  made = Report.joined(
     [
       _report(_with(table, pattern), machines, fmt, baseline, options, label)
       for label, table in tables.items()
       for pattern in patterns
     ]
   )
+  silicon = [chip for x in engines if (chip := parse(x).silicon()) is not None]
+  if not silicon:
+    return made
+  over = None if baseline is None else parse(baseline)
+  options |= {"baseline": over and (over.silicon() or over)}
+  return made.beside(report(tables, silicon, axes=axes, **options))
+
+
+def _beside(item: Any, ideal: Iterator[Any]) -> Any:
+  return item._replace(ideal_speedup=next(ideal).speedup)
 
 
 def _report(
@@ -378,6 +407,13 @@ def _total(workload, patterns, engine, price, base) -> Total:
   )
 
 
+def _layers(rows: Sequence[Row]) -> tuple[Sequence[str], Sequence[Any]]:
+  """Header and rows of the layers."""
+  if any(row.ideal_speedup is not None for row in rows):
+    return Row._fields, rows
+  return Row._fields[:-1], [row[:-1] for row in rows]
+
+
 def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
   """Header and rows of the totals, without their parts."""
   names = [name for name in Total._fields if name != "parts"]
@@ -385,6 +421,8 @@ def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
     names.remove("workload")
   if all(total.stall_factor == 1 for total in totals):
     names.remove("stall_factor")
+  if all(total.ideal_speedup is None for total in totals):
+    names.remove("ideal_speedup")
   return names, [[getattr(total, name) for name in names] for total in totals]
 
 

@@ -341,10 +341,6 @@ CHIPS = {
   "tensorcore": {name: chip for name, chip in GPUS.items() if chip.sparse},
   "csr": GPUS | TPUS | TRAINIUMS,
 }
-# ns of a 2:4 call before it computes, on any GPU: calibrated on one published
-# ratio, 1.11 at 4096^3 in 16 bits on an A100, measured from PyTorch
-# (`figs_jax.engine.roofline.calibrated_overhead`).
-SPARSE_OVERHEAD = 176_601
 
 
 def itemsize_of(dtype: str) -> int | Fraction:

@@ -6,12 +6,8 @@ with M, N and K padded to the side of the matrix unit and every operand moved
 once. Most calls take longer, for all that a kernel loses. It is a model and no
 strict bound: a kernel may pad less, or find an operand in a cache. A FLOP per
 nanosecond is a GFLOP/s and a byte per nanosecond a GB/s, so that the formulas
-stay in integers.
-
-Tensor cores multiply 2 of every 4 weights, twice the dense rate, and read
-those and their indices, 2 bits each. What a call of a sparse operand costs on
-top, `sparse_overhead`, is calibrated (see `calibrated_overhead`). No TPU runs
-N:M weights: on "tpu" and "gpu" a sparse layer runs dense.
+stay in integers. No TPU runs N:M weights: on "tpu" and "gpu" a sparse layer
+runs dense.
 """
 
 from __future__ import annotations
@@ -22,19 +18,15 @@ from fractions import Fraction
 from typing import Any
 
 from figs_jax.engine import chips
-from figs_jax.engine.blocks import index_bits
-from figs_jax.engine.chips import DTYPES, SPARSE_OVERHEAD, Chip, itemsize_of
-from figs_jax.engine.int64 import ceil_div, larger, smaller
+from figs_jax.engine.chips import DTYPES, Chip, itemsize_of
+from figs_jax.engine.int64 import ceil_div, smaller
 from figs_jax.engine.spec import (
   Engine,
   Gemm,
-  check_itemsize,
-  is_default,
   nearest,
 )
 from figs_jax.engine.timing import PARTS, bounded, bytes_of
 
-_KEPT, _BLOCK = 2, 4  # of tensor cores
 # Data types of operands of a size, the preferred one first.
 _OF_SIZE: dict[Any, tuple[str, ...]] = {
   4: ("float32",),
@@ -74,7 +66,9 @@ class Processor(Engine):
     if pair is None:
       return {"chip": size}
     name, chip = pair
-    return {"chip": name, "peak": chip.peak, "hbm": chip.hbm}
+    fields = {"chip": name, "peak": chip.peak, "hbm": chip.hbm}
+    has_side = "side" in {field.name for field in dataclasses.fields(cls)}
+    return fields | ({"side": chip.side} if has_side else {})
 
   @classmethod
   def missing(cls, kind: str, size: str | None, keys: Sequence[str]) -> str:
@@ -169,26 +163,20 @@ def scaled(peak: Any, multiple: Fraction) -> Any:
 class Roofline(Processor):
   """A processor whose calls take (1).
 
-  A layer is sparse to the engine if no block of 4 keeps more than 2. Its
-  counts also hold `flops`, those that run, padding included; on-chip accesses
-  are not modelled and 0.
+  Its counts also hold `flops`, those that run, padding included; on-chip
+  accesses are not modelled and 0.
 
   Attributes:
-    kind: "tpu", "gpu", or "tensorcore", which runs 2:4 operands at twice the
-      peak.
+    kind: "tpu" or "gpu".
     chip: Name of the chip.
     peak: Dense GFLOP/s (FLOP per ns) in bf16; see `Processor`.
     hbm: GB/s (bytes per ns) of its memory.
     side: Side of its matrix unit; M, N and K are padded to multiples of it.
     overhead: Nanoseconds of every call.
-    sparse_overhead: Further nanoseconds of every call with a 2:4 operand.
-    fallback: Whether a layer runs dense where that is faster, as a runtime that
-      has both kernels would choose.
 
-  >>> chip = Roofline("tensorcore", "mine", peak=989_000, hbm=4800)
-  >>> cubes = (Gemm(8192, 8192, 8192, n, 4) for n in (4, 2))
-  >>> [int(chip.counts(cube)["cycles"]) for cube in cubes]
-  [1111741, 555871]
+  >>> chip = Roofline("gpu", "mine", peak=989_000, hbm=4800)
+  >>> int(chip.counts(Gemm(8192, 8192, 8192))["cycles"])
+  1111741
   """
 
   kind: str
@@ -197,98 +185,46 @@ class Roofline(Processor):
   hbm: Any
   side: Any = 1
   overhead: Any = 0
-  sparse_overhead: Any = 0
-  fallback: bool = False
 
-  KINDS = ("tpu", "gpu", "tensorcore")
+  KINDS = ("tpu", "gpu")
   PREFIX = ("kind", "chip")
   CHOICES = Processor.CHOICES | {"kind": KINDS}
-  FROM_ZERO = ("overhead", "sparse_overhead")
-  BLOCK = _BLOCK
+  FROM_ZERO = ("overhead",)
 
   @property
   def memory_bandwidth(self) -> Any:
     return self.hbm
 
-  @property
-  def sparse(self) -> bool:
-    """Whether it has units for 2:4."""
-    return self.kind == "tensorcore"
-
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
-    fields = {"kind": kind} | super().read_prefix(kind, size)
-    pair = chips.find(kind, fields["chip"])
-    if pair is not None:
-      fields["side"] = pair[1].side
-    if kind == "tensorcore":
-      fields["sparse_overhead"] = SPARSE_OVERHEAD
-    return fields
+    return {"kind": kind} | super().read_prefix(kind, size)
 
   def prefix(self) -> str:
     return f"{self.kind}:{self.chip}"
 
-  def note(self, sparse: int, known: int) -> str:
-    if not (sparse and self.sparse) or is_default(self.sparse_overhead, 0):
-      return ""
-    note = (
-      f"{self} adds an assumed {self.sparse_overhead:,} ns to each sparse call,"
-      " which small layers do not earn back; :sparse_overhead=0 leaves it out"
-    )
-    if self.fallback:
-      return f"{note}."
-    return f"{note}, :fallback=true runs a layer dense where that is faster."
-
   def formula(
     self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
   ) -> dict[str, Any]:
-    M, N, side = gemm.M, gemm.N, self.side
+    del run
+    M, N, K, side = gemm.M, gemm.N, gemm.K, self.side
     rate = scaled(self.peak, self.multiple(itemsize))
-    # 1 where no block keeps more than 2 of its 4, else 0.
-    sparse = smaller(larger(_KEPT + 1 - run, 0), 1)
-    if self.fallback:
-      dense, fast = (
-        _call(gemm, self, rate, which, itemsize)["cycles"] for which in (0, 1)
-      )
-      sparse = sparse * smaller(larger(dense - fast, 0), 1)
-    call = _call(gemm, self, rate, sparse, itemsize)
-    depth = call.pop("depth")
-    kept = smaller(gemm.kept, depth)
-    # Ratios that cannot pass 1; the fourth could by rounding alone.
-    useful = M / (ceil_div(M, side) * side) * (N / (ceil_div(N, side) * side))
-    busy = smaller(call["flops"] / call["compute"] * (1 / rate), 1.0)
-    useful = useful * (kept / depth) * busy
-    return call | {
-      "utilisation": useful * (call["compute"] / call["cycles"]),
+    padded = [ceil_div(size, side) * side for size in (M, N, K)]
+    flops = 2 * padded[0] * padded[1] * padded[2]
+    dram_bytes = bytes_of(M * K + K * N + M * N, itemsize)
+    parts = bounded(arithmetic(ceil_div(flops, rate)), dram_bytes, self.hbm)
+    cycles = parts["cycles"] + self.overhead
+    # Ratios that cannot pass 1; the last one could by rounding alone.
+    useful = M / padded[0] * (N / padded[1]) * (gemm.kept / padded[2])
+    useful = useful * smaller(flops / parts["compute"] * (1 / rate), 1.0)
+    return parts | {
+      "fill": parts["fill"] + self.overhead,
+      "cycles": cycles,
+      "flops": flops,
+      "metadata_bytes": 0 * M,
+      "dram_bytes": dram_bytes,
+      "utilisation": useful * (parts["compute"] / cycles),
       **no_accesses(M),
     }
-
-
-def _call(gemm, chip, rate, sparse, itemsize):
-  """The parts and bytes of one call (1); `sparse` is 1 for 2:4, else 0."""
-  M, N, K = gemm.M, gemm.N, gemm.K
-  padded = [ceil_div(size, chip.side) * chip.side for size in (M, N, K)]
-  depth = padded[2] + sparse * (_halved(padded[2]) - padded[2])
-  stored = K + sparse * (_halved(K) - K)
-  flops = 2 * padded[0] * padded[1] * depth
-  bits = sparse * index_bits(_KEPT, _BLOCK)
-  metadata = ceil_div(stored * N * bits, 8)
-  dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
-  parts = bounded(arithmetic(ceil_div(flops, rate)), dram_bytes, chip.hbm)
-  overhead = chip.overhead + sparse * chip.sparse_overhead
-  return parts | {
-    "fill": parts["fill"] + overhead,
-    "cycles": parts["cycles"] + overhead,
-    "flops": flops,
-    "depth": depth,
-    "metadata_bytes": metadata,
-    "dram_bytes": dram_bytes,
-  }
-
-
-def _halved(depth):
-  """2 of every 4, the last block padded."""
-  return ceil_div(depth, _BLOCK) * _KEPT
 
 
 def arithmetic(compute: Any) -> dict[str, Any]:
@@ -300,50 +236,6 @@ def no_accesses(size: Any) -> dict[str, Any]:
   """On-chip accesses of a processor, which are not modelled."""
   names = ("ifmap_reads", "filter_reads", "ofmap_writes")
   return dict.fromkeys(names, 0 * size)
-
-
-def calibrated_overhead(
-  ratio: float,
-  M: int,
-  N: int,
-  K: int,
-  engine: Roofline,
-  itemsize: int | Fraction = 2,
-) -> int:
-  """The `sparse_overhead` that makes 2:4 `ratio` times as fast as dense.
-
-  Args:
-    ratio: Measured time of the dense call / time of the 2:4 call.
-    M: Rows of the activations.
-    N: Columns of the weight.
-    K: Length of the contraction.
-    engine: Tensor cores; their own `sparse_overhead` is ignored.
-    itemsize: Bytes per value.
-
-  Returns:
-    Nanoseconds, rounded.
-
-  Raises:
-    ValueError: If the ratio is above what the engine could reach.
-
-  >>> from figs_jax.engine import parse
-  >>> cube = (4096, 4096, 4096)
-  >>> calibrated_overhead(1.11, *cube, parse("tensorcore:a100"))
-  176601
-  """
-  check_itemsize(itemsize)
-  bound = dataclasses.replace(engine, sparse_overhead=0, fallback=False)
-  dense, sparse = (
-    int(bound.counts(Gemm(M, N, K, n, _BLOCK), itemsize)["cycles"])
-    for n in (_BLOCK, _KEPT)
-  )
-  overhead = round(dense / ratio) - sparse
-  if overhead < 0:
-    raise ValueError(
-      f"ratio {ratio}: {engine} reaches {dense / sparse:.3f} at most at {M} x"
-      f" {K} x {N}; give a ratio from 0 to that"
-    )
-  return overhead
 
 
 def amdahl(fraction: Any, gain: Any) -> Any:

@@ -221,6 +221,10 @@ class Engine:
     del sparse, known
     return ""
 
+  def silicon(self) -> Engine | None:
+    """The same engine at the rates of its silicon, if it models lower ones."""
+    return None
+
   def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
     """Values that cross the ports for each vector, if those are wide enough.
 
