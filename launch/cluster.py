@@ -54,7 +54,7 @@ _CHIP = flags.DEFINE_string(
   "chip",
   None,
   "Chip by name, as in h100 or v5p, or the spec of an engine, as in"
-  " tensorcore:h100. With --pattern its units for sparse weights run.",
+  " tensorcore:h100:ideal=true.",
 )
 _DTYPE = flags.DEFINE_string(
   "dtype",
@@ -89,8 +89,8 @@ _PRICE = flags.DEFINE_float(
 _EFFICIENCY = flags.DEFINE_float(
   "efficiency",
   None,
-  "Share of the chip's roofline that products reach; 0.71 by default, measured"
-  " on an A100, and 1 for the spec of an engine.",
+  "Share of the engine's rate that products reach. By default 1 on tensor cores,"
+  " whose rates are measured, and for a spec; 0.71 on other chips.",
 )
 _OVERLAP = flags.DEFINE_bool(
   "overlap", True, "Replicas' exchange hides behind compute where it can."
@@ -139,7 +139,7 @@ def main() -> None:
       seq=_SEQ.value,
       transposable=_TRANSPOSABLE.value,
     )
-    engine = clusters.engine_of(str(_CHIP.value), _PATTERN.value is not None)
+    engine, efficiency = clusters.engine_of(str(_CHIP.value))
     cluster = clusters.cluster_of(
       engine,
       devices[0],
@@ -155,7 +155,7 @@ def main() -> None:
     made = estimate_all(
       work.phase_at, engine, cluster, batch, devices=devices,
       overlap=_OVERLAP.value, where=_WHERE.value, tiered=_TIERED.value,
-      **_settings(work),
+      **_settings(work, efficiency),
     )  # fmt: skip
     if not made.fits.any():
       cli.fail(clusters.shortfall(made, cluster))
@@ -207,15 +207,12 @@ def _bytes(gigabytes: float | None) -> int | None:
   return None if gigabytes is None else round(gigabytes * 1e9)
 
 
-def _settings(work: Any) -> dict[str, Any]:
+def _settings(work: Any, efficiency: float) -> dict[str, Any]:
   """Bytes per value and assumptions, from the flags."""
   from figs_jax.engine import Assumptions, BytesPerValue
-  from figs_jax.engine.studies.cluster.parallel import MEASURED_EFFICIENCY
 
   wide = _DTYPE.value in ("float32", "tf32")
   given = _EFFICIENCY.value
-  named = ":" not in str(_CHIP.value)
-  measured = MEASURED_EFFICIENCY if named else 1.0
   return {
     "sizes": BytesPerValue(
       value=4 if wide else 2,
@@ -223,7 +220,7 @@ def _settings(work: Any) -> dict[str, Any]:
       states=8 if wide else 12,
     ),
     "assume": Assumptions(
-      efficiency=measured if given is None else given,
+      efficiency=efficiency if given is None else given,
       fused_attention=_FUSED.value,
       dropout=_DROPOUT.value,
       packed=_PACKED.value,

@@ -10,7 +10,6 @@ import pytest
 from figs_jax.cli import clusters
 from figs_jax.cli.workloads import from_model
 from figs_jax.engine import Assumptions, Cluster, Decoder, estimate_all
-from figs_jax.engine.studies.cluster.parallel import MEASURED_EFFICIENCY
 from tests.programs import assert_one_clear_line, in_one_process
 
 SMALL = (
@@ -43,9 +42,9 @@ def test_a_report_in_every_format(tmp_path):
   made = json.loads(out.read_text())
   model = Decoder(512, 8, 8, 128, vocab=1000)
   wanted = estimate_all(
-    lambda batch: (1, model.rows(batch)), "gpu:a100",
+    lambda batch: (1, model.rows(batch)), "tensorcore:a100",
     Cluster(16, intra=300, inter=25), 64, overlap=True,
-    assume=Assumptions(MEASURED_EFFICIENCY, embedding=model.embedding),
+    assume=Assumptions(embedding=model.embedding),
   )  # fmt: skip
   first, *_ = made["points"]
   assert [p["front"] for p in made["points"][:4]] == ["no"] * 3 + ["yes"]
@@ -151,13 +150,13 @@ def test_models_by_name_and_chips_by_spec():
     layers = work.phase_at(batch).layers
     for name in ("M", "N", "K", "count", "n", "m"):
       assert (getattr(layers, name) == getattr(table, name)).all()
-  engine = clusters.engine_of("h100", sparse=True)
-  assert str(engine) == "tensorcore:h100"
+  engine, efficiency = clusters.engine_of("h100")
+  assert (str(engine), efficiency) == ("tensorcore:h100", 1)
+  v5e, efficiency = clusters.engine_of("v5e")
+  assert (str(v5e), efficiency) == ("tpu:v5e", 0.71)
   made = clusters.cluster_of(engine, 4, inter=10.0)
   assert (made.intra, made.inter, made.memory) == (450, 10, 80 * 10**9)
-  assert (
-    clusters.cluster_of(clusters.engine_of("v5e", False), 4).per_node == 256
-  )
+  assert clusters.cluster_of(v5e, 4).per_node == 256
   ways = estimate_all(work.phase_at, engine, made, 64)
   assert (ways.columns["masks"] > 0).all() and ways.fits.all()
   shares = clusters.fraction_of_peak(ways, work, 64, engine)

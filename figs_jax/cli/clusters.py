@@ -22,7 +22,10 @@ from figs_jax.engine import (
   parse,
 )
 from figs_jax.engine._report import columns_text
-from figs_jax.engine.studies.cluster.parallel import RECOMPUTE
+from figs_jax.engine.studies.cluster.parallel import (
+  MEASURED_EFFICIENCY,
+  RECOMPUTE,
+)
 from figs_jax.engine.studies.cluster.placements import MEMORY, TIME, describe
 
 # Devices of scale-up domains other than a node of 8: GB200 NVL72, Trainium's
@@ -32,7 +35,9 @@ _DOMAINS = {
   "v7x": 9216, "trainium2": 64, "trainium3": 144,
 }  # fmt: skip
 _DOMAIN = 8
-_KINDS = ("gpu", "tpu")
+# Kinds of engines that run a chip by its name, the first that knows it. Tensor
+# cores have measured rates; the others are rooflines.
+_KINDS = ("tensorcore", "gpu", "tpu")
 # What a row of the printed placements holds, in this order.
 _SHOWN = (
   "devices", "data", "tensor", "pipeline", "interleave", "microbatch",
@@ -143,28 +148,30 @@ def _decoder_patterns(
   return n, m
 
 
-def engine_of(chip: str, sparse: bool) -> Engine:
-  """The engine of a chip's name, or of a spec.
+def engine_of(chip: str) -> tuple[Engine, float]:
+  """The engine of a chip's name or of a spec, and its default efficiency.
+
+  The efficiency is the measured one where a name stands for a roofline, else 1.
 
   Args:
-    chip: Name of a chip, as in "h100", or spec, as in "tensorcore:h100".
-    sparse: Whether to take the chip's units for sparse weights, if it has any.
+    chip: Name of a chip, as in "h100", or spec, as in "gpu:h100".
 
   Raises:
     ValueError: If the chip or spec is unknown.
 
-  >>> str(engine_of("h100", sparse=False)), str(engine_of("v5e", sparse=True))
-  ('gpu:h100', 'tpu:v5e')
+  >>> [(str(engine), x) for engine, x in map(engine_of, ("h100", "v5e"))]
+  [('tensorcore:h100', 1.0), ('tpu:v5e', 0.71)]
   """
-  for kind in ("tensorcore", *_KINDS) if sparse else _KINDS:
+  for kind in _KINDS:
     if chips.find(kind, chip):
-      return parse(f"{kind}:{chip}")
+      measured = MEASURED_EFFICIENCY if kind != "tensorcore" else 1.0
+      return parse(f"{kind}:{chip}"), measured
   try:
-    return parse(chip)
+    return parse(chip), 1.0
   except ValueError as error:
     if ":" in chip:
       raise
-    known = [name for kind in _KINDS for name in chips.names(kind)]
+    known = {name for kind in _KINDS for name in chips.names(kind)}
     raise ValueError(
       f"unknown chip {chip!r}, {nearest(chip, known)}; or give a spec with its"
       " own peak and bandwidth, as in gpu:mine:peak=989000:hbm=3350"
@@ -183,7 +190,7 @@ def cluster_of(engine: Engine, devices: int, **given: Any) -> Cluster:
     ValueError: If the data sheet lacks a field that is not given, or as
       `Cluster`.
 
-  >>> cluster_of(engine_of("h100", False), 64, inter=None).inter
+  >>> cluster_of(engine_of("h100")[0], 64, inter=None).inter
   50
   """
   sheet = engine.sheet() if hasattr(engine, "sheet") else None
