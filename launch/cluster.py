@@ -89,8 +89,8 @@ _PRICE = flags.DEFINE_float(
 _EFFICIENCY = flags.DEFINE_float(
   "efficiency",
   None,
-  "Share of the engine's rate that products reach. By default 1 on tensor cores,"
-  " whose rates are measured, and for a spec; 0.71 on other chips.",
+  "Share of the engine's rate that products reach. By default 1 on tensor"
+  " cores, whose rates are measured, and for a spec; 0.71 on other chips.",
 )
 _OVERLAP = flags.DEFINE_bool(
   "overlap", True, "Replicas' exchange hides behind compute where it can."

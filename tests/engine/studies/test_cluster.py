@@ -502,7 +502,7 @@ def test_masks_and_packed_weights_are_counted():
   fast, slow = (
     estimate(
       lambda _, x=x: (1, [{"name": "blocks/0/mlp/fc1", **large, "pattern": x}]),
-      "tensorcore:h100:sparse_overhead=0", Cluster(1), Parallel(), 1,
+      "tensorcore:h100:ideal=true", Cluster(1), Parallel(), 1,
     )
     for x in ("2:4", None)
   )  # fmt: skip
