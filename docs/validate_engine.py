@@ -411,6 +411,87 @@ def tensor_cores() -> list[Claim]:
   ]
 
 
+# spec, data type, M, N, K and the TFLOP/s measured there.
+MATMULS = (
+  ("gpu:a100", "bf16", 1024, 10_240, 5120, 271.2),
+  ("gpu:h100", "bf16", 2048, 2048, 13_312, 794.5),
+  ("gpu:b200", "bf16", 1792, 16_128, 3072, 1745.0),
+  ("gpu:gb200", "bf16", 4096, 9728, 2048, 1822.0),
+  ("gpu:b300", "bf16", 12_288, 18_432, 1024, 1769.0),
+  ("gpu:mi300x", "bf16", 10_240, 15_360, 8192, 668.4),
+  ("gpu:mi355x", "bf16", 12_288, 8192, 8192, 1565.0),
+  ("gpu:h100", "fp8", 1024, 9216, 14_336, 1402.6),
+  ("gpu:b200", "fp8", 15_360, 4096, 3072, 3432.5),
+)
+# spec, data type, pattern, chips and the PFLOP/s stated of them together.
+SYSTEMS = (
+  ("trainium2", "bf16", "dense", 16, 10.7),
+  ("trainium2", "fp8", "dense", 16, 20.8),
+  ("trainium2", "bf16", "4:16", 16, 41.0),
+  ("trainium3", "bf16", "dense", 144, 96.624),
+  ("trainium3", "fp8", "dense", 144, 362.448),
+)
+
+
+def tera(spec: str, dtype: str, M: int, N: int, K: int, pattern: str) -> float:
+  """TFLOP/s of a product, counting the weights that are left out."""
+  row = {"name": spec, "M": M, "N": N, "K": K, "pattern": pattern}
+  return 2e-3 * M * N * K / float(cost([row], spec, dtype=dtype).cycles[0])
+
+
+def chips() -> list[Claim]:
+  claims = [
+    against(
+      f"{spec}, {dtype}, {M} x {N} x {K}, TFLOP/s",
+      measured,
+      tera(spec, dtype, M, N, K, "dense"),
+      PREDICTION,
+    )
+    for spec, dtype, M, N, K, measured in MATMULS
+  ]
+  cube = (2**15,) * 3
+  return claims + [
+    against(
+      f"{count} x {spec}, {dtype}, {pattern}, PFLOP/s",
+      stated,
+      count * tera(spec, dtype, *cube, pattern) / 1000,
+      CALIBRATION,
+    )
+    for spec, dtype, pattern, count, stated in SYSTEMS
+  ]
+
+
+# N, K of the layers of Llama 7B to 65B; each with 256, ..., 4096 rows.
+LLAMA = np.array(
+  [(h * a, h * b)
+   for h, wide in ((2048, 2.75), (4096, 2.6875), (5120, 2.7), (8192, 2.6875))
+   for a, b in ((1, 1), (3, 1), (1, wide), (wide, 1))]
+  + [(6656, 6656), (19_968, 6656), (6656, 17_920), (17_920, 6656)]
+).astype(int)  # fmt: skip
+PACKED = {
+  "nm-spmm:a100:hbm=1935": (1.827, 2.381, 3.450, 6.311),
+  "nm-spmm:rtx4090": (1.454, 1.882, 2.709, 4.323),
+}
+
+
+def packed_kernels() -> list[Claim]:
+  claims = []
+  rows = [
+    {"name": "", "M": M, "N": N, "K": K}
+    for M in (256, 512, 1024, 2048, 4096)
+    for N, K in LLAMA.tolist()
+  ]
+  for spec, means in PACKED.items():
+    dense = cost(rows, spec, dtype="float32").cycles
+    for n, mean in zip((16, 12, 8, 4), means):
+      sparse = [row | {"pattern": NM(n, 32)} for row in rows]
+      gains = dense / cost(sparse, spec, dtype="float32").cycles
+      model = float(np.exp(np.log(gains).mean()))
+      what = f"{spec}, {n}:32 over cuBLAS, mean of {len(rows)} products"
+      claims.append(against(what, mean, model, PREDICTION))
+  return claims
+
+
 def tpu_latencies() -> list[Claim]:
   claims = []
   sizes = {"128": "32 to 128", "1024": "128 to 1024", "4096": "1024 to 4096"}
@@ -710,6 +791,22 @@ SECTIONS: dict[str, tuple[str, Callable[[], list[Claim]]]] = {
     " alone would predict less than was measured. The share of RetinaNet that"
     " is sparse is itself read off its two times.",
     tensor_cores,
+  ),
+  "Chips of 2023 to 2026": (
+    "Dense products: the best that a search over shapes in PyTorch measured on"
+    " each chip (stas00/ml-engineering, 2026-08-22), beside the roofline at the"
+    " same shape, which no kernel reaches. Trainium: what AWS states of a"
+    " trn2.48xlarge and a Trn3 Gen2 UltraServer, beside that many of the chips"
+    " of its other pages. We know of no measured product with sparse weights on"
+    " it.",
+    chips,
+  ),
+  "N:M in packed kernels": (
+    "NM-SpMM (arXiv 2503.01253): geometric means, by us, of the speed-ups in"
+    " its repository (143c1be), float32 on CUDA cores. An A100 of the PCIe form"
+    " has 1935 GB/s. The model is the bound that the kernels approach, so that"
+    " it is above; nothing is published in 16 bits or on tensor cores.",
+    packed_kernels,
   ),
   "TPU latencies": (
     "Measured GEMMs of a TPU, times in the file's microseconds, fitted and"

@@ -12,6 +12,7 @@ from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
 from figs_jax.engine.layer_csv import read_layers
 from figs_jax.engine.layers import Layers, flops, packed_bytes
+from figs_jax.engine.nm_spmm import NmSpmm
 from figs_jax.engine.roofline import Roofline
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm
@@ -47,6 +48,7 @@ from figs_jax.engine.studies.cluster.parallel import (
   Parallel,
 )
 from figs_jax.engine.studies.cluster.placements import Estimate, Placements
+from figs_jax.engine.studies.sparse24 import MeasuredPair, fit_sparse24
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
@@ -58,10 +60,14 @@ from figs_jax.engine.training import (
   run_cost,
   step_cost,
 )
+from figs_jax.engine.trainium import Trainium
 from figs_jax.engine.vegeta import Vegeta, unstructured_speedup
 
 # The registry of engines: adding one takes its own file and its name here.
-for _kind in (Systolic, Vegeta, Figs, Roofline, TensorCore, Csr):
+for _kind in (
+  *(Systolic, Vegeta, Figs),
+  *(Roofline, TensorCore, Trainium, NmSpmm, Csr),
+):
   register(_kind)
 
 __all__ = [
@@ -81,8 +87,10 @@ __all__ = [
   "Gemm",
   "LatencyModel",
   "Layers",
+  "MeasuredPair",
   "Memory",
   "ModelCost",
+  "NmSpmm",
   "Parallel",
   "Placements",
   "Report",
@@ -95,6 +103,7 @@ __all__ = [
   "TensorCore",
   "Total",
   "TrainingPhase",
+  "Trainium",
   "Vegeta",
   "attention_cost",
   "checkpoint_stall_factor",
@@ -104,6 +113,7 @@ __all__ = [
   "estimate_all",
   "fit_cycles",
   "fit_latency",
+  "fit_sparse24",
   "flops",
   "iso_bandwidth_speedup",
   "ledger",

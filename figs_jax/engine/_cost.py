@@ -192,8 +192,8 @@ def operands(
   size = itemsize_of(dtype)
   if itemsize not in (None, size):
     raise ValueError(
-      f"dtype {dtype} takes {size} bytes per value, got itemsize {itemsize};"
-      " give one of them"
+      f"dtype {dtype} has itemsize {size}, got itemsize {itemsize}; give one of"
+      " them"
     )
   return Operands(engine.at(dtype), size, energy or Energy.at_least(dtype))
 

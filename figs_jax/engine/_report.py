@@ -289,6 +289,9 @@ def _note(table: Layers, engines: Sequence[Engine]) -> str:
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
   known = sum(mask is not None for mask in sparse)
   notes = dict.fromkeys(engine.note(len(sparse), known) for engine in engines)
+  plain = [str(engine) for engine in engines if not engine.NARROWS]
+  if table.v is not None and table.v.any() and plain:
+    notes[f"V:N:M runs as N:M on {', '.join(plain)}."] = None
   return " ".join(filter(None, notes))
 
 

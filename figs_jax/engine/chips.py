@@ -114,7 +114,7 @@ TPUS = {
     side=128,
     link=200,
     network=3.125,
-    source=f"TPU v5e, {_TPU}v5e",
+    source=f"TPU v5e, {_TPU}v5e (819 GB/s; of late 800 GiB/s)",
   ),
   "v5p": Chip(
     "95 GiB HBM2e",
@@ -248,7 +248,8 @@ GPUS = {
     network=100,
     source="NVIDIA HGX B300 (eight GPUs); network: DGX B300 data sheet; its"
     " pages differ on fp4 and int8",
-    via=f"{_TABLES}; {_GARDEN}/B300",
+    via=f"{_TABLES}; {_GARDEN}/B300; memory: https://verda.com/blog/"
+    "gb300-nvl72-architecture",
   ),
   "l40s": Chip(
     "PCIe, 48 GB GDDR6",
@@ -334,12 +335,15 @@ TRAINIUMS = {
     " Trn3 UltraServers",
   ),
 }
-# kind of engine -> the chips that it knows.
+# Kind of engine -> the chips that it knows.
 CHIPS = {
   "tpu": TPUS,
   "gpu": GPUS,
   "tensorcore": {name: chip for name, chip in GPUS.items() if chip.sparse},
   "csr": GPUS | TPUS | TRAINIUMS,
+  "nm-spmm": GPUS,
+  "trainium2": TRAINIUMS,
+  "trainium3": TRAINIUMS,
 }
 
 
@@ -372,3 +376,31 @@ def names(kind: str) -> list[str]:
   """Names of the chips that a kind of engine knows, aliases included."""
   chips = CHIPS[kind]
   return [*chips, *(alias for chip in chips.values() for alias in chip.aliases)]
+
+
+def markdown() -> str:
+  """All chips as the documentation's table, with TFLOP/s dense / sparse.
+
+  >>> print(markdown().splitlines()[5].partition(" | TPU")[0])
+  | `v5p` | 95 GiB HBM2e | bf16 459, fp8 459, int8 918 | 2765 | 600
+  """
+  lines = [
+    "| chip | form | TFLOP/s, dense / sparse | GB/s | link GB/s | source |",
+    "|---|---|---|---|---|---|",
+  ]
+  for name, chip in (TPUS | GPUS | TRAINIUMS).items():
+    rates = ", ".join(
+      f"{dtype} {peak / 1000:g}{_beside(chip.sparse.get(dtype))}"
+      for dtype, peak in chip.peaks.items()
+      if dtype != "fp16"
+    )
+    called = ", ".join(f"`{word}`" for word in (name, *chip.aliases))
+    link = "" if chip.link is None else f"{chip.link:g}"
+    source = chip.source + (f" (read in {chip.via})" if chip.via else "")
+    cells = called, chip.form, rates, f"{chip.hbm}", link, source
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def _beside(sparse: int | None) -> str:
+  return "" if sparse is None else f" / {sparse / 1000:g}"

@@ -15,11 +15,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from figs_jax.engine import chips
 from figs_jax.engine.chips import DTYPES, Chip, itemsize_of
-from figs_jax.engine.int64 import ceil_div, smaller
+from figs_jax.engine.int64 import ceil_div, larger, smaller
 from figs_jax.engine.spec import (
   Engine,
   Gemm,
@@ -114,8 +114,8 @@ class Processor(Engine):
     own, sheet = self.dtype, self.sheet()
     if own and itemsize_of(own) != itemsize:
       raise ValueError(
-        f"{self.prefix()}: dtype {own} takes {itemsize_of(own)} bytes per"
-        f" value, got itemsize {itemsize}; give one of them"
+        f"{self.prefix()}: dtype {own} has itemsize {itemsize_of(own)}, got"
+        f" itemsize {itemsize}; give one of them"
       )
     have = DTYPES if sheet is None else sheet.peaks
     asked = (own,) if own else _OF_SIZE.get(itemsize, ())
@@ -124,8 +124,7 @@ class Processor(Engine):
         return dtype
     what = " or ".join(asked) or f"itemsize {itemsize}"
     raise ValueError(
-      f"{self.prefix()}: expected a data type that the chip has,"
-      f" {', '.join(have)}, got {what}"
+      f"{self.prefix()} has no {what}; choose one of {', '.join(have)}"
     )
 
   def multiple(
@@ -202,29 +201,73 @@ class Roofline(Processor):
   def prefix(self) -> str:
     return f"{self.kind}:{self.chip}"
 
+  def note(self, sparse: int, known: int) -> str:
+    del known
+    if not sparse:
+      return ""
+    has_units = self.kind == "gpu" and chips.find("tensorcore", self.chip)
+    instead = f"; tensorcore:{self.chip} runs 2:4" if has_units else ""
+    return f"{self} runs patterns dense{instead}."
+
   def formula(
     self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
   ) -> dict[str, Any]:
     del run
-    M, N, K, side = gemm.M, gemm.N, gemm.K, self.side
     rate = scaled(self.peak, self.multiple(itemsize))
-    padded = [ceil_div(size, side) * side for size in (M, N, K)]
-    flops = 2 * padded[0] * padded[1] * padded[2]
-    dram_bytes = bytes_of(M * K + K * N + M * N, itemsize)
-    parts = bounded(arithmetic(ceil_div(flops, rate)), dram_bytes, self.hbm)
-    cycles = parts["cycles"] + self.overhead
-    # Ratios that cannot pass 1; the last one could by rounding alone.
-    useful = M / padded[0] * (N / padded[1]) * (gemm.kept / padded[2])
-    useful = useful * smaller(flops / parts["compute"] * (1 / rate), 1.0)
-    return parts | {
-      "fill": parts["fill"] + self.overhead,
-      "cycles": cycles,
-      "flops": flops,
-      "metadata_bytes": 0 * M,
-      "dram_bytes": dram_bytes,
-      "utilisation": useful * (parts["compute"] / cycles),
-      **no_accesses(M),
-    }
+    depth = ceil_div(gemm.K, self.side) * self.side
+    weight = Weight(depth, gemm.K, 0 * gemm.M)
+    return call(self, gemm, weight, rate, itemsize)
+
+
+class Weight(NamedTuple):
+  """What a processor runs and reads of a weight.
+
+  Attributes:
+    depth: Rows that run along K, padding included.
+    stored: Values read of each column.
+    metadata: Bytes of all indices.
+    least: Nanoseconds that the arithmetic takes at least.
+  """
+
+  depth: Any
+  stored: Any
+  metadata: Any
+  least: Any = 0
+
+
+def call(
+  engine: Any, gemm: Gemm, weight: Weight, rate: Any, itemsize: int | Fraction
+) -> dict[str, Any]:
+  """What `Engine.formula` returns, for one call (1).
+
+  Args:
+    engine: Processor with the fields `side`, `hbm` and `overhead`.
+    gemm: Sizes and pattern.
+    weight: What is run and read of the weight.
+    rate: GFLOP/s of the rows that run.
+    itemsize: Bytes per value.
+  """
+  M, N, K, side = gemm.M, gemm.N, gemm.K, engine.side
+  rows, cols = (ceil_div(size, side) * side for size in (M, N))
+  flops = 2 * rows * cols * weight.depth
+  moved = bytes_of(M * K + weight.stored * N + M * N, itemsize)
+  dram_bytes = moved + weight.metadata
+  compute = larger(ceil_div(flops, rate), weight.least)
+  parts = bounded(arithmetic(compute), dram_bytes, engine.hbm)
+  cycles = parts["cycles"] + engine.overhead
+  # Ratios that cannot pass 1; the last one could by rounding alone.
+  kept = smaller(gemm.kept, weight.depth)
+  useful = M / rows * (N / cols) * (kept / weight.depth)
+  useful = useful * smaller(flops / compute * (1 / rate), 1.0)
+  return parts | {
+    "fill": parts["fill"] + engine.overhead,
+    "cycles": cycles,
+    "flops": flops,
+    "metadata_bytes": weight.metadata,
+    "dram_bytes": dram_bytes,
+    "utilisation": useful * (compute / cycles),
+    **no_accesses(M),
+  }
 
 
 def arithmetic(compute: Any) -> dict[str, Any]:

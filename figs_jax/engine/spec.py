@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from figs_jax.engine.blocks import Masks, fit, fits_blocks, kept_depth
-from figs_jax.engine.int64 import array_dataclass, exact, is_traced
+from figs_jax.engine.int64 import array_dataclass, exact, is_traced, smaller
 
 MAX_SIDE = 2**31 - 1
 UNLIMITED = MAX_SIDE  # a bandwidth, or the length of a tile, without a bound
@@ -26,6 +26,7 @@ OVERLAPS = ("none", "weights", "full")
 LIMITS = {
   **dict.fromkeys(("M", "N", "K"), (1, 2**53)),
   **dict.fromkeys(("n", "m", "count"), (1, 2**31 - 1)),
+  "v": (0, 2**31 - 1),
 }
 
 
@@ -40,6 +41,8 @@ class Gemm:
     K: Length of the contraction, along which the groups lie.
     n: Weights kept of every m; n = m is dense.
     m: Length of a group.
+    v: Outputs that share the 4 columns of each group which hold their n, as in
+      V:N:M (VENOM, arXiv 2310.02065); 0 without.
 
   Raises:
     ValueError: If n is above m. Traced patterns go unchecked.
@@ -53,6 +56,7 @@ class Gemm:
   K: Any
   n: Any = 1
   m: Any = 1
+  v: Any = 0
 
   def __post_init__(self):
     n, m = self.n, self.m
@@ -63,6 +67,19 @@ class Gemm:
   def kept(self) -> Any:
     """Weights kept along K, at most n of a last part."""
     return kept_depth(self.K, self.n, self.m)
+
+  def narrow(self) -> Gemm:
+    """V:N:M as the n:4 that remains of 4 columns of each group, others as is.
+
+    >>> thin = Gemm(M=8, N=64, K=32, n=2, m=8, v=64).narrow()
+    >>> int(thin.K), int(thin.n), int(thin.m)
+    (16, 2, 4)
+    """
+    if isinstance(self.v, int) and not self.v:
+      return self
+    shared = smaller(self.v, 1)
+    K = self.K + shared * (kept_depth(self.K, 4, self.m) - self.K)
+    return Gemm(self.M, self.N, K, self.n, self.m + shared * (4 - self.m))
 
 
 @typing.dataclass_transform(
@@ -89,6 +106,7 @@ class Engine:
     CHOICES: Legal values of fields of type `str`.
     FROM_ZERO: Numeric fields that may be 0; the others start at 1.
     LABELS: Static fields that do not change any count.
+    NARROWS: Whether V:N:M runs as `Gemm.narrow`; the others run it as n:m.
     BLOCK: Rows of the blocks in which patterns run, if the field `sparse` is
       set; 0 for an engine without such blocks.
     unit: Unit of its cycles, "cycles" or "ns".
@@ -108,6 +126,7 @@ class Engine:
   CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
   FROM_ZERO: ClassVar[tuple[str, ...]] = ()
   LABELS: ClassVar[tuple[str, ...]] = ("name",)
+  NARROWS: ClassVar[bool] = False
   BLOCK: ClassVar[int] = 0
   unit: ClassVar[str] = "cycles"
   is_array: ClassVar[bool] = True
@@ -179,7 +198,8 @@ class Engine:
     """
     run = self.BLOCK
     if self._has_blocks:
-      run = fit(gemm.n, gemm.m, self.BLOCK, masks)
+      pattern = gemm.narrow() if self.NARROWS else gemm
+      run = fit(pattern.n, pattern.m, self.BLOCK, masks)
     size = self.itemsize if itemsize is None else itemsize
     return self._exact(self, gemm, run, itemsize=size)
 

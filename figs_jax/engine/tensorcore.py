@@ -76,7 +76,9 @@ class TensorCore(Processor):
   """A GPU with units for 2:4, whose calls take (1) or (2).
 
   A layer is sparse to the engine if no block of 4 keeps more than 2 and the
-  chip runs 2:4 in the operands' data type. Its counts also hold `flops`, those
+  chip runs 2:4 in the operands' data type. V:N:M runs as 2:4 on 4 columns of
+  each group (`Gemm.narrow`), whose indices are read once for V outputs; all
+  activations are read. Its counts also hold `flops`, those
   that run, padding included; on-chip accesses are not modelled and 0.
 
   Attributes:
@@ -119,9 +121,9 @@ class TensorCore(Processor):
   # Fitted by benchmarks/fit_sparse24.py to 16 measured pairs of five sources on
   # A100 and H100. Behind them, the range of the fits that leave a source out.
   dense_rate: Any = 704  # 693 to 711
-  sparse_rate: Any = 593  # 569 to 620
-  ramp: Any = 248  # 204 to 299
-  stream: Any = 1401  # 1119 to 1526
+  sparse_rate: Any = 593  # 572 to 622
+  ramp: Any = 248  # 208 to 303
+  stream: Any = 1401  # 1119 to 1524
   # A dense product of 64 x 64 on an A100: LLMCompass (ISCA 2024), figure 5.
   lag: Any = 29_600
   latency: Any = round(latency_of(593))
@@ -129,6 +131,7 @@ class TensorCore(Processor):
   KINDS = ("tensorcore",)
   PREFIX = ("chip",)
   FROM_ZERO = ("overhead", "sparse_overhead", "ramp", "lag", "latency")
+  NARROWS = True
   BLOCK = _BLOCK
 
   @property
@@ -195,8 +198,9 @@ class TensorCore(Processor):
     kernel = _Kernel(side, self.hbm) if self.ideal else _measured(self)
     tile = either(side, kernel.tile)
     rows, cols = ceil_div(M, tile), ceil_div(N, tile)
-    deep = ceil_div(K, side) * side
-    depth = either(deep, _halved(deep))
+    thin = gemm.narrow().K  # that of 2:4
+    deep, shallow = (ceil_div(size, side) * side for size in (K, thin))
+    depth = either(deep, _halved(shallow))
     outputs = rows * tile * (cols * tile)
     flops = 2 * outputs * depth
     # 2 of every 4 rows run, at the dense peak.
@@ -205,15 +209,16 @@ class TensorCore(Processor):
     rate = larger(peak * share // 1000, 1)
     # (1), (2)
     compute = ceil_div(flops + outputs * sparse * kernel.ramp, rate)
-    stored = either(K, _halved(K))
+    stored = either(K, _halved(thin))
     metadata = ceil_div(stored * N * sparse * index_bits(_KEPT, _BLOCK), 8)
+    metadata = metadata + sparse * _column_bytes(gemm, thin)
     dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
     sheet = ceil_div(dram_bytes, self.hbm)  # (4)
     moved = smaller(ceil_div(dram_bytes, kernel.stream), kernel.lag + sheet)
     moved = larger(sheet, moved)
     # (3); 1000 ps are a nanosecond.
     waves = ceil_div(rows * cols, self.units) + IN_FLIGHT - 1
-    tiles = sparse * waves * bytes_of(K, itemsize)
+    tiles = sparse * waves * bytes_of(thin, itemsize)
     exposed = ceil_div(tiles * kernel.latency, 1000 * IN_FLIGHT)
     busy = larger(compute, moved)
     cycles = larger(busy, exposed)
@@ -244,6 +249,14 @@ class _Kernel(NamedTuple):
 def _measured(engine: TensorCore) -> _Kernel:
   names = _Kernel._fields[1:]
   return _Kernel(TILE, *(getattr(engine, name) for name in names))
+
+
+def _column_bytes(gemm: Gemm, thin: Any) -> Any:
+  """Indices of the columns that V outputs share, ceil(log2 m) bits each."""
+  if isinstance(gemm.v, int) and not gemm.v:
+    return 0
+  vectors = ceil_div(gemm.N, larger(gemm.v, 1)) * smaller(gemm.v, 1)
+  return ceil_div(vectors * thin * index_bits(gemm.n, gemm.m), 8)
 
 
 def _halved(depth: Any) -> Any:

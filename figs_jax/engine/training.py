@@ -76,6 +76,10 @@ class TrainingPhase(NamedTuple):
       own if self.input_gradient else dense,
       (np.where(masked, nm.n, 1), np.where(masked, nm.m, 1)),
     )
+    # Transposed, a V:N:M weight is n:m at most.
+    shared = None
+    if table.v is not None and self.forward:
+      shared = np.concatenate([table.v, 0 * ones, 0 * ones])
     names = [
       name + suffix
       for suffix in ("", "/input_gradient", "/weight_gradient")
@@ -89,6 +93,7 @@ class TrainingPhase(NamedTuple):
       n=np.concatenate(n),
       m=np.concatenate(m),
       count=np.tile(table.count, 3),
+      v=shared,
     )
 
 
@@ -241,7 +246,8 @@ def run_cost(
 
   def cost_of(table: Layers) -> StepCost:
     columns = (table.M, table.N, table.K, table.n, table.m, table.count)
-    key = np.stack(columns).tobytes()
+    shared = 0 * table.M if table.v is None else table.v
+    key = np.stack((*columns, shared)).tobytes()
     if key not in known:
       known[key] = _cost_of(table, given)
     return known[key]

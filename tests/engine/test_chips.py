@@ -1,11 +1,12 @@
 """Chips: each figure beside the number in its vendor's document."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from figs_jax.engine import cost, parse
+from figs_jax.engine import chips, cost, parse
 from figs_jax.engine.chips import CHIPS, DTYPES, GPUS, TPUS, TRAINIUMS, find
 
 # TFLOP/s (TOP/s) per chip as printed, dense, in the order of DTYPES: float32,
@@ -116,3 +117,10 @@ def test_a_large_product_runs_at_the_rate_of_its_type(name, dtype):
   time = cost([cube], f"{kind}:{name}", dtype=dtype).cycles[0]
   want = PRINTED[name][0][[*DTYPES].index(dtype)] * 1000
   np.testing.assert_allclose(2 * 2**45 / time, want, rtol=1e-4)
+
+
+def test_the_documentation_has_the_table():
+  page = Path(__file__).parents[2] / "docs" / "engine.md"
+  assert chips.markdown() in page.read_text(), (
+    "out of date: paste figs_jax.engine.chips.markdown()"
+  )

@@ -274,7 +274,6 @@ def test_columns_are_text_in_every_format():
     ("tensorcore:a100", ("a factor of 1.2", "ideal=true", ":fallback=true")),
     ("tensorcore:a100:fallback=true", ("a factor of 1.2", "ideal=true")),
     ("tensorcore:a100:ideal=true", ()),
-    ("tpu:v5e", ()),
   ],
 )
 def test_the_caption_tells_what_kernels_reach_of_the_silicon(spec, parts):
@@ -286,6 +285,22 @@ def test_the_caption_tells_what_kernels_reach_of_the_silicon(spec, parts):
   advises = "runs a layer dense" in caption
   assert advises == (bool(parts) and "fallback" not in spec)
   assert "silicon" not in report([row | {"pattern": "dense"}], [spec]).caption
+
+
+@pytest.mark.parametrize(
+  "spec, words",
+  [
+    ("tpu:v5e", "tpu:v5e runs patterns dense."),
+    ("gpu:h200", "gpu:h200 runs patterns dense; tensorcore:h200 runs 2:4."),
+    ("gpu:h20", "gpu:h20 runs patterns dense."),
+    ("nm-spmm:a100", "nm-spmm:a100 is a prediction"),
+  ],
+)
+def test_the_caption_tells_where_patterns_run_dense(spec, words):
+  row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
+  assert words in report([row], [spec]).caption
+  dense = report([row | {"pattern": "dense"}], [spec]).caption
+  assert words not in dense
 
 
 def test_the_silicons_speed_up_stands_beside_the_expected_one():

@@ -43,7 +43,10 @@ def test_a_bare_kind_is_the_preset_of_512_multipliers(kind):
   "spec, message",
   [
     ("wss:32x32", "unknown kind 'wss', did you mean 'ws'"),
-    ("vgeta-s-16-2", "unknown kind 'vgeta-s-16-2'.*[Kk]nown: .*is, os"),
+    (
+      "vgeta-s-16-2",
+      "unknown kind 'vgeta-s-16-2'.*[Kk]nown: .*is, nm-spmm, os",
+    ),
     ("", "unknown kind ''"),
     ("ws:32", "expected a size ROWSxCOLS, as in 'ws:32x16', got '32'"),
     ("ws:32x", "got '32x'"),

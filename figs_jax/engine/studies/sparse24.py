@@ -13,7 +13,6 @@ machine and a way to measure.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,8 +33,9 @@ SEARCHED = {
   "lag": (1000, 100_000),
   "sparse_overhead": (1000, 300_000),
 }
-_D, _PULL = 0.1, 1e-3
-_POINTS, _ZOOMS, _ZOOM = 5, 12, 0.55
+_D, _PULL = 0.1, 1e-2
+_POINTS, _ZOOMS, _ZOOM = 5, 9, 0.6
+_LINE, _ROUNDS = 1201, 4
 
 
 class MeasuredPair(NamedTuple):
@@ -118,8 +118,9 @@ def fit_sparse24(
 ) -> dict[str, Any]:
   """The fields of `TensorCore` that fit measured pairs best.
 
-  Deterministic: a grid of all fitted fields, in steps of equal ratio, that
-  closes in on its best point.
+  Deterministic: a grid of all fitted fields, in steps of equal ratio, closes in
+  on its best point; then each field in turn takes the best of its whole range.
+  A field that the calls leave undecided is drawn to the middle of that.
 
   Args:
     pairs: Measured calls.
@@ -153,19 +154,29 @@ def fit_sparse24(
   )
   low, high = np.log([SEARCHED[name] for name in names]).T
   middle, half = (low + high) / 2, (high - low) / 2
-  centre, reach = middle, half
-  steps = np.array(list(itertools.product(
-    np.linspace(-1, 1, _POINTS), repeat=len(names))))  # fmt: skip
-  for _ in range(_ZOOMS):
-    points = np.clip(centre + reach * steps, low, high)
+
+  def best(points: np.ndarray) -> np.ndarray:
     fields = dict(zip(names, np.rint(np.exp(points)).astype(int).T))
     times = modelled(pairs, **_with_latency(fields, fixed))
     errors = np.log(times / measured[:, None])
     loss = (np.sqrt(_D**2 + errors**2) - _D).sum((0, 2))
     loss = loss + _PULL * np.square((points - middle) / half).sum(-1)
-    centre, reach = points[loss.argmin()], reach * _ZOOM
-  best = {name: int(value[loss.argmin()]) for name, value in fields.items()}
-  return _with_latency(best, fixed)
+    return points[loss.argmin()]
+
+  grid = [np.linspace(-1, 1, _POINTS)] * len(names)
+  steps = np.stack(np.meshgrid(*grid), -1).reshape(-1, len(names))
+  point = middle
+  for zoom in range(_ZOOMS):
+    reach = half * _ZOOM**zoom
+    point = best(np.clip(point + reach * steps, low, high))
+  # One field after another, over its whole range.
+  lines = np.linspace(-1, 1, _LINE)[:, None, None] * np.diag(half)
+  for _ in range(_ROUNDS):
+    for line in lines.swapaxes(0, 1):
+      along = np.where(line.any(0), middle + line, point)
+      point = best(np.concatenate([point[None], along]))
+  fields = dict(zip(names, np.rint(np.exp(point)).astype(int).tolist()))
+  return _with_latency(fields, fixed)
 
 
 def left_one_out(

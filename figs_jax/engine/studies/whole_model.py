@@ -153,4 +153,5 @@ def _take(table: Layers, indices: np.ndarray) -> Layers:
     tuple(table.names[i] for i in indices),
     *(np.asarray(column)[indices] for column in columns),
     masks=None if masks is None else tuple(masks[i] for i in indices),
+    v=None if table.v is None else table.v[indices],
   )

@@ -124,6 +124,12 @@ def sweep(
   tables: dict[str, Any] = {"": None}
   if layers is not None:
     tables = workloads_of(layers)
+    for table in tables.values():
+      if table.v is not None and table.v.any():
+        raise ValueError(
+          f"sweep: expected n:m, got {table.pattern(int(table.v.argmax()))};"
+          " V:N:M is for cost and report"
+        )
   parts = []
   fixed = () if layers is None else SIZES
   devices = jax.local_devices() if devices is None else devices
