@@ -151,7 +151,7 @@ def main() -> None:
       tier_bandwidth=_TIER_BANDWIDTH.value,
       price=_PRICE.value,
     )
-    batch = int(_BATCH.value or 0)
+    batch: int = _BATCH.value or 0
     made = estimate_all(
       work.phase_at, engine, cluster, batch, devices=devices,
       overlap=_OVERLAP.value, where=_WHERE.value, tiered=_TIERED.value,

@@ -9,7 +9,14 @@ import pytest
 
 from figs_jax.cli import clusters
 from figs_jax.cli.workloads import from_model
-from figs_jax.engine import Assumptions, Cluster, Decoder, estimate_all
+from figs_jax.engine import (
+  Assumptions,
+  Cluster,
+  Decoder,
+  Parallel,
+  estimate,
+  estimate_all,
+)
 from tests.programs import assert_one_clear_line, in_one_process
 
 SMALL = (
@@ -166,3 +173,24 @@ def test_models_by_name_and_chips_by_spec():
     ways = estimate_all(work.phase_at, engine, made, 8)
     assert len(np.unique(ways.columns["tensor"])) > 1
     assert len(np.unique(ways.columns["pipeline"])) > 1
+  # A scanned stack of blocks is the same model.
+  scanned = clusters.workload("t5:small:scan=true")
+  again = estimate_all(scanned.phase_at, engine, made, 8)
+  plain = estimate_all(clusters.workload("t5:small").phase_at, engine, made, 8)
+  for name, column in plain.columns.items():
+    np.testing.assert_allclose(again.columns[name], column, rtol=1e-12)
+
+
+def test_vectors_of_a_pattern_reach_the_engine():
+  work = clusters.workload("gpt:width=512,layers=2,heads=8", "ff: 64:2:8")
+  phase = work.phase_at(2)
+  vectors = dict(zip(phase.layers.names, phase.layers.v.tolist()))
+  assert vectors["blocks/0/mlp/fc2"] == 64 and vectors["blocks/0/attn/o"] == 0
+  times = [
+    estimate(
+      clusters.workload("gpt:width=4096,layers=2,heads=32", pattern).phase_at,
+      "tensorcore:h100", Cluster(1), Parallel(), 8,
+    ).times["products"]
+    for pattern in ("ff: 64:2:8", "ff: 2:4", None)
+  ]  # fmt: skip
+  assert times[0] < times[1] < times[2]

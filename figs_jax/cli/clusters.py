@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from figs_jax.core.rules import Rules, nearest
+from figs_jax.cli import workloads
+from figs_jax.core.rules import nearest, word_table
 from figs_jax.engine import (
   Cluster,
   Decoder,
@@ -38,6 +39,12 @@ _DOMAIN = 8
 # Kinds of engines that run a chip by its name, the first that knows it. Tensor
 # cores have measured rates; the others are rooflines.
 _KINDS = ("tensorcore", "gpu", "tpu")
+# Words of rules over a decoder's rows.
+_WORDS = word_table(
+  ff=r"blocks/\d+/mlp/.*",
+  **{x: rf"blocks/\d+/attn/{x}" for x in ("q", "k", "v", "o")},
+  head="head",
+)
 # What a row of the printed placements holds, in this order.
 _SHOWN = (
   "devices", "data", "tensor", "pipeline", "interleave", "microbatch",
@@ -90,14 +97,16 @@ def workload(
   """
   if model.partition(":")[0] == "gpt":
     decoder = Decoder.parse(model, **({} if seq is None else {"seq": seq}))
-    n, m = _decoder_patterns(decoder, pattern)
     label, embedding = f"{model}, {decoder.seq:,} tokens", decoder.embedding
+    sparse = decoder.table(1)
+    if pattern is not None:
+      kernels = [x for x in sparse.names if not re.search(r"/(qk|av)$", x)]
+      sparse = workloads.with_rules(sparse, pattern, _WORDS, kernels)
 
     def layers_at(batch: int) -> Layers:
-      return dataclasses.replace(decoder.table(batch), n=n, m=m)
+      table, like = decoder.table(batch), sparse
+      return dataclasses.replace(table, n=like.n, m=like.m, v=like.v)
   else:
-    from figs_jax.cli import workloads
-
     if seq is not None:
       raise ValueError(f"seq goes with gpt:, {model!r} has a length of its own")
     label, embedding = model, 0
@@ -126,28 +135,6 @@ def workload(
   )
 
 
-def _decoder_patterns(
-  decoder: Decoder, pattern: str | None
-) -> tuple[np.ndarray, np.ndarray]:
-  """n and m of each row."""
-  one = decoder.table(1)
-  n, m = np.ones((2, len(one)), np.int64)
-  if pattern is None:
-    return n, m
-  from figs_jax.nn.kernel_names import foreign_words
-
-  kernels: dict[str, Any] = {
-    f"{name}/kernel": ((k, n), -2)
-    for name, k, n in zip(one.names, one.K.tolist(), one.N.tolist())
-    if not re.search(r"/(qk|av)$", name)
-  }
-  leaves = Rules.parse(pattern).resolve(kernels, foreign_words())
-  for i, name in enumerate(one.names):
-    if f"{name}/kernel" in leaves:
-      n[i], m[i] = (getattr(leaves[f"{name}/kernel"].pattern, x) for x in "nm")
-  return n, m
-
-
 def engine_of(chip: str) -> tuple[Engine, float]:
   """The engine of a chip's name or of a spec, and its default efficiency.
 
@@ -167,7 +154,9 @@ def engine_of(chip: str) -> tuple[Engine, float]:
       measured = MEASURED_EFFICIENCY if kind != "tensorcore" else 1.0
       return parse(f"{kind}:{chip}"), measured
   try:
-    return parse(chip), 1.0
+    engine = parse(chip)
+    is_roofline = ":" not in chip and not engine.is_array
+    return engine, MEASURED_EFFICIENCY if is_roofline else 1.0
   except ValueError as error:
     if ":" in chip:
       raise

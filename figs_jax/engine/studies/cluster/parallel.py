@@ -60,7 +60,7 @@ class Parallel:
     if self.recompute not in RECOMPUTE:
       raise ValueError(
         f"Parallel recompute: unknown {self.recompute!r},"
-        f" {nearest(str(self.recompute), RECOMPUTE)}"
+        f" {nearest(self.recompute, RECOMPUTE)}"
       )
     check_bools(self, "overlap", "sequence")
 
@@ -137,7 +137,7 @@ class Assumptions:
     if self.dtype not in ("", *DTYPES):
       raise ValueError(
         f"Assumptions dtype: unknown {self.dtype!r},"
-        f" {nearest(str(self.dtype), DTYPES)}"
+        f" {nearest(self.dtype, DTYPES)}"
       )
 
 

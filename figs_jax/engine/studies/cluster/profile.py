@@ -23,6 +23,7 @@ as much again in the backward pass.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -118,14 +119,15 @@ class Rows:
 
   def __init__(self, phase_at: Callable[[int], Any], batches: Sequence[int]):
     phases = [TrainingPhase(*phase_at(batch)) for batch in batches]
-    tables = [Layers.of(phase.layers) for phase in phases]
+    tables = [unrolled(Layers.of(phase.layers)) for phase in phases]
     self.names = tables[0].names
     if any(table.names != self.names for table in tables):
       raise ValueError(
         "phase_at: expected the same rows for every size of a microbatch"
       )
     roles = [_role(name) for name in self.names]
-    columns = ("M", "N", "K", "count", "n", "m")
+    tables = [dataclasses.replace(t, v=_vectors(t)) for t in tables]
+    columns = ("M", "N", "K", "count", "n", "m", "v")
     kinds = sorted(set(roles))
     stack = np.concatenate(
       [np.array([[kinds.index(role)] for role in roles])]
@@ -142,7 +144,7 @@ class Rows:
     every = {
       c: np.stack([getattr(t, c)[first] for t in tables]) for c in columns
     }
-    self.n, self.m = every.pop("n")[0], every.pop("m")[0]
+    self.n, self.m, self.v = (every.pop(name)[0] for name in "nmv")
     self.sizes = every
     self.batches = tuple(batches)
     self.phase = phases[0]
@@ -177,13 +179,40 @@ class Rows:
         continue
       size = int(self.sizes[axis][0, i])
       size //= self.batches[0] if axis == "count" else 1
-      group = int(self.m[i]) if axis == "K" else 1
+      groups = {"K": self.m[i], "N": max(self.v[i], 1), "count": 1}
+      group = int(groups[axis])
       if size % (tensor * group):
         return (
           f"layer {self.labels[i]!r}: {axis}={size} does not divide among"
           f" tensor={tensor} devices; give a divisor of {size // group}"
         )
     return None
+
+
+def unrolled(table: Layers) -> Layers:
+  """The table with a row per block where a scanned model has one for all.
+
+  >>> rows = [{"name": "blocks/mlp/fc1", "M": 1, "N": 4, "K": 2, "count": 3}]
+  >>> unrolled(Layers.of(rows)).names[1:]
+  ('blocks/1/mlp/fc1', 'blocks/2/mlp/fc1')
+  """
+  ends = [re.match(r"(.*\bblocks/)(?!\d)(.*)", name) for name in table.names]
+  if not any(ends):
+    return table
+  stems = [(end[1], end[2]) if end else ("", "") for end in ends]
+  places, names, counts = [], [], []
+  for stack, run in itertools.groupby(range(len(ends)), lambda i: stems[i][0]):
+    rows = list(run)
+    # The first row is a product with a weight, one per block.
+    depth = int(table.count[rows[0]]) if stack else 1
+    for block, i in itertools.product(range(depth), rows):
+      name = f"{stack}{block}/{stems[i][1]}" if stack else table.names[i]
+      names.append(name)
+      places.append(i)
+      counts.append(int(table.count[i]) // depth)
+  columns = {x: getattr(table, x)[places] for x in ("M", "N", "K", "n", "m")}
+  v = None if table.v is None else table.v[places]
+  return Layers(tuple(names), count=np.array(counts), v=v, **columns)
 
 
 def blocks_of(names: Sequence[str]) -> tuple[np.ndarray, int]:
@@ -346,6 +375,7 @@ def _products_ns(rows, local, engine, clock_ghz, sizes, assume):
     rows.labels * repeats,
     n=np.tile(rows.n, repeats),
     m=np.tile(rows.m, repeats),
+    v=np.tile(rows.v, repeats) if rows.v.any() else None,
     **flat,
   )
   size = None if assume.dtype else sizes.value
@@ -435,6 +465,10 @@ def _block_bytes(features, per_block, t):
     ] * share
     totals.append((each @ per_block.T).max(-1))
   return np.stack(totals)
+
+
+def _vectors(table: Layers) -> np.ndarray:
+  return np.zeros(len(table), np.int64) if table.v is None else table.v
 
 
 def _role(name: str) -> str:
