@@ -16,6 +16,7 @@ the model. Standard output holds the report and nothing else.
 import io
 import logging
 import os
+import textwrap
 from typing import Any
 
 from absl import flags
@@ -240,5 +241,14 @@ def _picture(made: Any, cluster: Any, work: Any, batch: int) -> bytes:
   return out.getvalue()
 
 
+def columns() -> str:
+  from figs_jax.engine.studies.cluster import placements
+
+  names = (*placements.CHOICES, "ns", "memory", "cost", *placements.TIME)
+  text = ", ".join((*names, *placements.MEMORY))
+  lines = textwrap.wrap(text, 78, initial_indent="  ", subsequent_indent="  ")
+  return "\n".join(["COLUMNS of --where", *lines, ""])
+
+
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, more_help=columns)

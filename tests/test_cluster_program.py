@@ -100,6 +100,12 @@ def test_a_trillion_weights_on_1024_devices():
   assert point["seconds"] > float(full[1].split(" s a step")[0].split()[-1])
 
 
+def test_help_names_the_columns():
+  ((code, text, _),) = cluster(("--help",))
+  assert code == 0 and "--tier_memory" in text
+  assert "COLUMNS of --where" in text and "tensor_exchange" in text
+
+
 def test_what_would_make_it_fit_does():
   common = (*SMALL, "--format", "csv", "--memory")
   ((_, _, errors),) = cluster((*common, 0.02))

@@ -280,6 +280,8 @@ def report(
   fullest = {name: first.bytes[name] for name in MEMORY}
   share = tables[0].get("mfu")
   headline = (
+    "In short, d: data, t: tensor, p: pipeline, v: chunks of a stage, u:"
+    " microbatches, seq: sequence parallelism.\n"
     f"Fastest: {describe(first.parallel)}: {first.ns * 1e-9:.4g} s a step"
     + ("" if share is None else f", {100 * share[0]:.3g} % of the dense peak")
   )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from figs_jax.engine import step_cost
 from figs_jax.engine.layers import Layers
+from figs_jax.engine.studies.cluster import _estimate
 from figs_jax.engine.studies.cluster._estimate import (
   estimate,
   estimate_all,
@@ -521,7 +522,7 @@ def test_the_front_is_that_of_a_brute_force():
       assert (i in front) == (not beaten and first)
 
 
-def test_the_sweep_tries_every_way_and_puts_the_best_first():
+def test_the_sweep_tries_every_way_and_puts_the_best_first(monkeypatch):
   cluster = Cluster(8, per_node=4)
   ways = estimate_all(phase_at, "ws:16x16", cluster, 32)
   used = {(e.parallel.data, e.parallel.tensor, e.parallel.pipeline)
@@ -542,6 +543,10 @@ def test_the_sweep_tries_every_way_and_puts_the_best_first():
     and e.parallel.microbatches * e.parallel.data < 9
     for e in few
   )
+  monkeypatch.setattr(_estimate, "_AT_ONCE", 100)
+  parts = estimate_all(phase_at, "ws:16x16", cluster, 32)
+  for name, column in ways.columns.items():
+    assert (parts.columns[name] == column).all()
   # More devices are faster and cost more.
   both = estimate_all(phase_at, "ws:16x16", cluster, 32, devices=(1, 8))
   front = both.pareto()

@@ -65,6 +65,7 @@ from figs_jax.engine.training import TrainingPhase
 _MIXED = BytesPerValue()
 _IDEAL = Assumptions()
 _INTERLEAVE = 8  # the most chunks per stage that are tried
+_AT_ONCE = 2**17  # placements, which bounds the memory of a search
 
 
 def estimate(
@@ -206,7 +207,15 @@ def estimate_all(
     np.unique(choices["pipeline"]).tolist(), clock_ghz=clock_ghz, sizes=sizes,
     assume=assume,
   )  # fmt: skip
-  made = evaluate(choices, tables, cluster, sizes, overlap, tiered)
+  parts = [
+    evaluate(
+      {name: x[at : at + _AT_ONCE] for name, x in choices.items()},
+      *(tables, cluster, sizes, overlap, tiered),
+    ).columns
+    for at in range(0, len(choices["data"]), _AT_ONCE)
+  ]
+  joined = {x: np.concatenate([part[x] for part in parts]) for x in parts[0]}
+  made = Placements(joined, overlap)
   if where is not None:
     every, made = len(made), made.where(where)
     if not len(made):
