@@ -60,8 +60,8 @@ class Cluster:
     ValueError: If a size, rate or price is not positive, or a latency or
       `tier_memory` is negative.
 
-  >>> Cluster(16, per_node=8).link(16) == Cluster(16, per_node=8).link(2)
-  False
+  >>> Cluster(16, per_node=8, inter=25).pass_ns(0, 16).item()
+  12000.0
   """
 
   devices: int
@@ -81,12 +81,6 @@ class Cluster:
     check_fields(self, Real, "tier_bandwidth", "price")
     names = ("intra_latency", "inter_latency", "tier_memory")
     check_fields(self, Real, *names, zero=True)
-
-  def link(self, span: int) -> tuple[float, float]:
-    """(GB/s, ns) of the slowest link among `span` neighbouring devices."""
-    if span <= self.per_node:
-      return float(self.intra), float(self.intra_latency)
-    return float(self.inter), float(self.inter_latency)
 
   def pass_ns(self, size: Any, devices: Any, stride: Any = 1) -> Any:
     """Gathering or scattering bytes over a group in every device's reach, (2).

@@ -112,9 +112,17 @@ class Rows:
   Attributes:
     names: Names of all rows, in order.
     which: For each of them, the index of its different row.
-    roles: The end of each different row's name.
-    table: Sizes by name: M, N, K, count of shape (b, rows), n and m of (rows,).
+    roles: The ends of the different rows' names; "" where it means nothing.
+    labels: Names of the first rows of each kind.
+    sizes: M, N, K and count by name, (b, rows).
+    n: Weights kept of every m, (rows,).
+    m: Lengths of the groups.
+    v: Outputs that share columns, 0 for n:m.
+    batches: Sizes of the microbatches.
     phase: Which products of the step are sparse.
+
+  Raises:
+    ValueError: If the rows depend on the size of the microbatch.
   """
 
   def __init__(self, phase_at: Callable[[int], Any], batches: Sequence[int]):
@@ -159,17 +167,11 @@ class Rows:
     shape = len(self.batches), len(tensors), len(self.roles)
     local = {}
     for name, size in self.sizes.items():
-      axis = "vocabulary" if name == "N" else name
-      whole = np.broadcast_to(size[:, None], shape)
-      split = self.has(*_SPLITS.get(name, ())) | self.has(
-        *_SPLITS.get(axis, ())
-      )
+      ends = _SPLITS.get(name, ())
+      ends += _SPLITS["vocabulary"] if name == "N" else ()
+      whole, split = np.broadcast_to(size[:, None], shape), self.has(*ends)
       local[name] = np.where(split, -(-whole // t), whole)
     return local
-
-  def divides(self, tensor: int) -> bool:
-    """Whether a tensor group of this size gets equal shares of every row."""
-    return self.misfit(tensor) is None
 
   def misfit(self, tensor: int) -> str | None:
     """What a tensor group of this size cannot share; None if it can."""
