@@ -32,7 +32,7 @@ import numpy as np
 
 from figs_jax.engine._cost import cost
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import UNLIMITED, Engine
+from figs_jax.engine.spec import UNLIMITED, Engine, Gemm
 from figs_jax.engine.studies.cluster.network import Cluster
 from figs_jax.engine.studies.cluster.parallel import Assumptions, BytesPerValue
 from figs_jax.engine.training import TrainingPhase, nanoseconds
@@ -333,7 +333,8 @@ def _features(rows, engine, tensors, clock_ghz, sizes, assume):
   own = ~pair
   core = 0 if assume.fused_attention else 1
   weights = K * N * count * own
-  kept = rows.n / rows.m
+  sizes_of = (local[name] for name in "MNK")
+  kept = Gemm(*sizes_of, rows.n, rows.m).kept / K
   sparse = rows.n < rows.m
   bits = np.ceil(np.log2(np.maximum(rows.m, 1))) * sparse
   packed = assume.packed * sparse
