@@ -195,6 +195,8 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   from figs_jax.engine._report import columns_text
 
   caption = "Modelled cycles (ns on rooflines), not measured."
+  if _DTYPE.value:
+    caption += f" Operands are {_DTYPE.value}."
   if any(table.masks is not None for table in tables.values()):
     caption += " Patterns are taken at their worst: real masks go unread."
     tables = {k: dataclasses.replace(x, masks=None) for k, x in tables.items()}

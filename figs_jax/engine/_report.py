@@ -267,7 +267,7 @@ def _report(
   return Report(
     *(tuple(rows), tuple(totals), tuple(machines)),
     baseline=words,
-    note=_note(table, machines),
+    note=_note(table, machines, options["dtype"]),
     fmt=fmt,
   )
 
@@ -283,16 +283,18 @@ def _with(table: Layers, pattern: Any) -> Layers:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
 
 
-def _note(table: Layers, engines: Sequence[Engine]) -> str:
+def _note(table: Layers, engines: Sequence[Engine], dtype: str | None) -> str:
   """What the engines assume of these layers, in sentences."""
   masks = table.masks or [None] * len(table)
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
   known = sum(mask is not None for mask in sparse)
+  engines = [engine.at(dtype) if dtype else engine for engine in engines]
   notes = dict.fromkeys(engine.note(len(sparse), known) for engine in engines)
   plain = [str(engine) for engine in engines if not engine.NARROWS]
   if table.v is not None and table.v.any() and plain:
     notes[f"V:N:M runs as N:M on {', '.join(plain)}."] = None
-  return " ".join(filter(None, notes))
+  operands = f"Operands are {dtype}." if dtype else ""
+  return " ".join(filter(None, (operands, *notes)))
 
 
 def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:

@@ -58,6 +58,7 @@ UNITS = {
   "mi300x": 304,
   "mi355x": 256,
 }
+_MEASURED = ("a100", "h100", "h200")  # an H200 is an H100 with more memory
 # Dense GFLOP/s in bf16 of one of the A100's multiprocessors, whose tiles set
 # the latency of all chips.
 _A100_UNIT = 312_000 / UNITS["a100"]
@@ -78,8 +79,8 @@ class TensorCore(Processor):
   A layer is sparse to the engine if no block of 4 keeps more than 2 and the
   chip runs 2:4 in the operands' data type. V:N:M runs as 2:4 on 4 columns of
   each group (`Gemm.narrow`), whose indices are read once for V outputs; all
-  activations are read. Its counts also hold `flops`, those
-  that run, padding included; on-chip accesses are not modelled and 0.
+  activations are read. Its counts also hold `flops`, those that run, padding
+  included; on-chip accesses are not modelled and 0.
 
   Attributes:
     chip: Name of the chip.
@@ -155,13 +156,15 @@ class TensorCore(Processor):
   def note(self, sparse: int, known: int) -> str:
     if not sparse or self.ideal:
       return ""
+    where = "" if self.chip in _MEASURED else f" and not the {self.chip}"
     note = (
-      f"{self} expects of 2:4 what measured kernels reach (A100, H100; off by a"
-      " factor of 1.2 on average); ideal_speedup is the silicon's, :ideal=true"
+      f"{self} expects of 2:4 what measured kernels reach (A100, H100{where}; off"
+      " by a factor of 1.2 on average); ideal_speedup is the silicon's"
+      " (:ideal=true)"
     )
     if self.fallback:
       return f"{note}."
-    return f"{note}, :fallback=true runs a layer dense where that is faster."
+    return f"{note}; :fallback=true runs a layer dense where that is faster."
 
   def formula(
     self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
@@ -196,17 +199,21 @@ class TensorCore(Processor):
 
     M, N, K, side = gemm.M, gemm.N, gemm.K, self.side
     kernel = _Kernel(side, self.hbm) if self.ideal else _measured(self)
-    tile = either(side, kernel.tile)
+    tile = kernel.tile
     rows, cols = ceil_div(M, tile), ceil_div(N, tile)
-    thin = gemm.narrow().K  # that of 2:4
-    deep, shallow = (ceil_div(size, side) * side for size in (K, thin))
-    depth = either(deep, _halved(shallow))
-    outputs = rows * tile * (cols * tile)
+    thin = gemm.narrow().K
+    deep, narrow = (ceil_div(size, side) * side for size in (K, thin))
+    depth = either(deep, _halved(narrow))
+    outputs = either(ceil_div(M, side) * side, rows * tile) * either(
+      ceil_div(N, side) * side, cols * tile
+    )
     flops = 2 * outputs * depth
     # 2 of every 4 rows run, at the dense peak.
     peak = scaled(self.peak, self.multiple(itemsize))
-    share = either(kernel.dense_rate, kernel.sparse_rate)
-    rate = larger(peak * share // 1000, 1)
+    rate = either(
+      larger(peak * kernel.dense_rate // 1000, 1),
+      larger(peak * kernel.sparse_rate // 1000, 1),
+    )
     # (1), (2)
     compute = ceil_div(flops + outputs * sparse * kernel.ramp, rate)
     stored = either(K, _halved(thin))

@@ -75,15 +75,17 @@ class Trainium(Processor):
 
   def note(self, sparse: int, known: int) -> str:
     del known
-    sheet = self.sheet()
-    if not sparse or sheet is None or self.dtype not in ("", "bf16"):
+    sheet, dtype = self.sheet(), self.dtype or "bf16"
+    if not sparse or sheet is None:
       return ""
-    peak, fp8 = sheet.sparse["bf16"], sheet.peaks["fp8"]
+    if dtype not in sheet.sparse:
+      return f"{self} runs patterns dense in {dtype}."
+    peak, fp8 = sheet.sparse[dtype], sheet.peaks["fp8"]
     beside = "as much as" if peak == fp8 else f"{peak / fp8:.2f} times"
     return (
       f"{self} runs {', '.join(f'{n}:{m}' for n, m in PATTERNS)} and what fits"
       f" into them, as AWS states them, at up to {peak / 1000:,.0f} TFLOP/s in"
-      f" bf16, {beside} its dense fp8; nothing sparse is measured."
+      f" {dtype}, {beside} its dense fp8; nothing sparse is measured."
     )
 
   def formula(

@@ -85,6 +85,11 @@ def test_what_is_not_there_or_contradicts_is_one_line(spec, options, message):
     sweep(spec, {"M": [1], "N": [1], "K": [1]}, **options)
 
 
+def test_a_report_says_what_its_operands_are():
+  assert "Operands are fp8." in report([SMALL], ["ws"], dtype="fp8").caption
+  assert "Operands" not in report([SMALL], ["ws"]).caption
+
+
 def test_a_spec_with_an_unknown_type_names_the_known_ones():
   with pytest.raises(ValueError, match="unknown dtype='half', known: bf16, fl"):
     parse("gpu:h100:dtype=half")

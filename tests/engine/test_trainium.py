@@ -104,6 +104,10 @@ def test_the_report_says_what_is_stated_and_that_nothing_is_measured():
   assert "2,517 TFLOP/s in bf16, as much as its dense fp8" in text
   assert "1.97 times its dense fp8" in report([row], ["trainium2"]).caption
   assert "fp8" not in report([row | {"pattern": "4:4"}], ["trainium3"]).caption
+  dense = "runs patterns dense in fp8."
+  assert dense in report([row], ["trainium3"], dtype="fp8").caption
+  assert dense in report([row], ["trainium3:dtype=fp8"]).caption
+  assert dense not in report([row], ["trainium2"], dtype="fp8").caption
 
 
 @pytest.mark.parametrize("spec", ["trainium2", "nm-spmm:a100"])
