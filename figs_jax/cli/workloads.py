@@ -75,7 +75,7 @@ def with_rules(
   for i, name in enumerate(table.names):
     if name in leaves:
       n[i], m[i] = leaves[name].pattern.n, leaves[name].pattern.m
-  sparse = dataclasses.replace(table, n=n, m=m, masks=None)
+  sparse = dataclasses.replace(table, n=n, m=m, masks=None, v=None)
   return _with_vectors(sparse, vectors)
 
 
