@@ -333,8 +333,8 @@ def _features(rows, engine, tensors, clock_ghz, sizes, assume):
   own = ~pair
   core = 0 if assume.fused_attention else 1
   weights = K * N * count * own
-  sizes_of = (local[name] for name in "MNK")
-  kept = Gemm(*sizes_of, rows.n, rows.m).kept / K
+  gemm = Gemm(local["M"], local["N"], local["K"], rows.n, rows.m)
+  kept = gemm.kept / K
   sparse = rows.n < rows.m
   bits = np.ceil(np.log2(np.maximum(rows.m, 1))) * sparse
   packed = assume.packed * sparse
