@@ -37,15 +37,19 @@ from figs_jax.engine.studies.calibration import (
   fit_cycles,
   fit_latency,
 )
-from figs_jax.engine.studies.cluster import (
-  BytesPerValue,
-  Cluster,
-  Estimate,
-  Parallel,
+from figs_jax.engine.studies.cluster._estimate import (
   estimate,
   estimate_all,
   train_seconds,
 )
+from figs_jax.engine.studies.cluster.decoder import Decoder
+from figs_jax.engine.studies.cluster.network import Cluster
+from figs_jax.engine.studies.cluster.parallel import (
+  Assumptions,
+  BytesPerValue,
+  Parallel,
+)
+from figs_jax.engine.studies.cluster.placements import Estimate, Placements
 from figs_jax.engine.studies.row_cover import LayerCover, row_covers
 from figs_jax.engine.studies.sparse24 import MeasuredPair, fit_sparse24
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
@@ -71,6 +75,7 @@ for _kind in (
 
 __all__ = [
   "Area",
+  "Assumptions",
   "AttentionCost",
   "AttentionShape",
   "BytesPerValue",
@@ -78,6 +83,7 @@ __all__ = [
   "Cost",
   "Csr",
   "CycleModel",
+  "Decoder",
   "Energy",
   "Engine",
   "Estimate",
@@ -92,6 +98,7 @@ __all__ = [
   "NmSpmm",
   "Parallel",
   "Parts",
+  "Placements",
   "Report",
   "Roofline",
   "RunCost",
