@@ -1,9 +1,13 @@
-"""Losses: functions (model, batch, key) -> (scalar, metrics)."""
+"""Losses: functions (model, batch, key) -> (loss, metrics).
+
+The loss and each metric is a `Mean`, which gradient accumulation combines
+exactly, or a scalar, whose mean over micro-batches is taken.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +18,40 @@ from figs_jax.core.types import Array
 from figs_jax.data.mixup import mixup
 
 
+class Mean(NamedTuple):
+  """A mean as sum and weight, so that parts of a batch combine exactly.
+
+  Attributes:
+    total: Sum over the examples or tokens.
+    weight: Number of examples or tokens, which is 0 if there are none. No
+      gradient passes through it.
+
+  >>> long, short = Mean(jnp.array(6.0), jnp.array(3)), Mean(1.0, 1)
+  >>> float(long.value), float(short.value)
+  (2.0, 1.0)
+  >>> float(Mean(long.total + short.total, long.weight + short.weight).value)
+  1.75
+  """
+
+  total: Any
+  weight: Any
+
+  @property
+  def value(self) -> Array:
+    """The mean, or 0 if the weight is 0."""
+    total = jnp.asarray(self.total)
+    weight = jax.lax.stop_gradient(jnp.asarray(self.weight, total.dtype))
+    return total / jnp.where(weight == 0, jnp.ones_like(weight), weight)
+
+
+def as_mean(value: Any) -> Mean:
+  """The mean itself; that of a scalar has weight 1."""
+  return value if isinstance(value, Mean) else Mean(value, 1.0)
+
+
 def cross_entropy(
   model: nnx.Module, batch: dict[str, Any], key: Array
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Mean, dict[str, Mean]]:
   """Mean softmax cross-entropy of integer labels, and the accuracy.
 
   Args:
@@ -30,7 +65,7 @@ def cross_entropy(
     logits, batch["label"]
   )
   hits = jnp.argmax(logits, -1) == batch["label"]
-  return losses.mean(), {"accuracy": hits.mean(dtype=jnp.float32)}
+  return _mean(losses), {"accuracy": _mean(hits)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +87,7 @@ class MixedCrossEntropy:
 
   def __call__(
     self, model: nnx.Module, batch: dict[str, Any], key: Array
-  ) -> tuple[Array, dict[str, Array]]:
+  ) -> tuple[Mean, dict[str, Mean]]:
     images = batch["image"]
     targets = jax.nn.one_hot(batch["label"], self.num_classes)
     targets = optax.smooth_labels(targets, self.smoothing)
@@ -61,14 +96,14 @@ class MixedCrossEntropy:
     logits = model(images)
     losses = optax.softmax_cross_entropy(logits, targets)
     hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
-    return losses.mean(), {"accuracy": hits.mean(dtype=jnp.float32)}
+    return _mean(losses), {"accuracy": _mean(hits)}
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherForcing:
   """Mean cross-entropy of target tokens given the tokens before them, in nats.
 
-  The mean is over the tokens of a batch or micro-batch, without padding (id 0).
+  The mean is over the tokens of the whole batch, without padding (id 0).
   The accuracy is the share of tokens that the model ranks first.
 
   Attributes:
@@ -79,7 +114,7 @@ class TeacherForcing:
 
   def __call__(
     self, model: nnx.Module, batch: dict[str, Any], key: Array
-  ) -> tuple[Array, dict[str, Array]]:
+  ) -> tuple[Mean, dict[str, Mean]]:
     """Loss and accuracy of a batch.
 
     Args:
@@ -93,8 +128,8 @@ class TeacherForcing:
     losses, hits, counted = token_losses(
       logits, batch["targets"], self.smoothing
     )
-    tokens = jnp.maximum(counted.sum(), 1.0)
-    return losses.sum() / tokens, {"accuracy": hits.sum() / tokens}
+    tokens = counted.sum()
+    return Mean(losses.sum(), tokens), {"accuracy": Mean(hits.sum(), tokens)}
 
 
 teacher_forcing = TeacherForcing()
@@ -117,3 +152,7 @@ def token_losses(
     losses = (1 - smoothing) * losses + smoothing * uniform
   hits = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
   return losses * counted, hits * counted, counted
+
+
+def _mean(values: Array) -> Mean:
+  return Mean(values.sum(dtype=jnp.float32), float(values.size))
