@@ -38,6 +38,7 @@ from figs_jax.models.t5_stack import (
   StackShape,
   normal,
 )
+from figs_jax.nn.initializers import drawing_dtype, in_float32
 
 PAD, EOS = 0, 1
 
@@ -178,13 +179,13 @@ class T5(nnx.Module):
       dropout=dropout,
       scan=scan,
     )
-    # Looked up in the parameters' dtype: the gradient adds up many rows.
+    # Looked up in float32: the gradient adds up many rows.
     self.shared = nnx.Embed(
       vocab,
       width,
-      dtype=param_dtype,
+      dtype=drawing_dtype(param_dtype),
       param_dtype=param_dtype,
-      embedding_init=nnx.initializers.normal(1.0),
+      embedding_init=in_float32(nnx.initializers.normal(1.0)),
       rngs=rngs,
     )
     self.encoder = Stack(parts, shape, depth, EncoderBlock)

@@ -20,7 +20,7 @@ from flax import nnx
 from figs_jax import nn
 from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
-from figs_jax.core.tree import map_paths
+from figs_jax.core.tree import flatten, map_paths
 from figs_jax.core.types import Array
 from figs_jax.recipes import BoundRecipe, Recipe
 from figs_jax.train.losses import Mean, as_mean, cross_entropy
@@ -99,8 +99,9 @@ class TrainState:
         them.
 
     Raises:
-      ValueError: If `tx` lacks a transform that the recipe needs, or the recipe
-        is sparse and no layer of the model is.
+      ValueError: If `tx` lacks a transform that the recipe needs, the recipe
+        is sparse and no layer of the model is, or a parameter is not finite
+        (which is not checked inside a trace).
 
     >>> import figs_jax as figs, optax
     >>> from flax import nnx
@@ -121,6 +122,7 @@ class TrainState:
     bound = recipe.bind(leaves)
     tx = optax.with_extra_args_support(tx)
     graphdef, params, _, rest = nn.split(model)
+    check_finite(params)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
     opt_state = tx.init(params)
     recipe.check(opt_state)
@@ -154,6 +156,24 @@ class TrainState:
     chooses masks by more than weights.
     """
     return evaluation_model(self, *finish(self, ema=ema))
+
+
+def check_finite(params: Any) -> None:
+  """Raises ValueError at a parameter with NaN or infinity, by its path.
+
+  Tracers are not checked.
+  """
+  for path, leaf in flatten(params).items():
+    if not isinstance(leaf, jax.core.Tracer) and not _is_finite(leaf):
+      raise ValueError(
+        f"{path}: expected finite initial values, got NaN or infinity in"
+        f" {leaf.dtype}; use a wider param_dtype, or other weights"
+      )
+
+
+@jax.jit
+def _is_finite(leaf: Array) -> Array:
+  return jnp.isfinite(leaf).all()
 
 
 def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
