@@ -2,6 +2,11 @@
 
 The loss and each metric is a `Mean`, which gradient accumulation combines
 exactly, or a scalar, whose mean over micro-batches is taken.
+
+One rule holds for labels and target tokens: `IGNORED` (-100) counts in neither
+sum nor weight, nor does padding (token 0). Any other label outside of the
+classes raises ValueError; inside a trace, where values are not known, the loss
+is NaN.
 """
 
 from __future__ import annotations
@@ -16,6 +21,8 @@ from flax import nnx
 
 from figs_jax.core.types import Array
 from figs_jax.data.mixup import mixup
+
+IGNORED = -100
 
 
 class Mean(NamedTuple):
@@ -49,6 +56,31 @@ def as_mean(value: Any) -> Mean:
   return value if isinstance(value, Mean) else Mean(value, 1.0)
 
 
+def label_weights(labels: Any, classes: int) -> Array:
+  """1 for a label that counts, 0 for `IGNORED`, NaN for others in a trace.
+
+  Args:
+    labels: Int [...].
+    classes: Number of classes; labels are 0 to classes - 1.
+
+  Raises:
+    ValueError: If a label that is neither is known.
+
+  >>> label_weights(jnp.array([2, -100]), 3).tolist()
+  [1.0, 0.0]
+  """
+  ignored = jnp.equal(labels, IGNORED)
+  known = ignored | ((labels >= 0) & (labels < classes))
+  if not isinstance(known, jax.core.Tracer) and not known.all():
+    wrong = jnp.asarray(labels)[~known].ravel()[0]
+    raise ValueError(
+      f"expected labels from 0 to {classes - 1}, or {IGNORED} for those to"
+      f" ignore, got {wrong}; set the number of classes (vocab= of T5), or"
+      " correct the data"
+    )
+  return jnp.where(ignored, 0.0, jnp.where(known, 1.0, jnp.nan))
+
+
 def cross_entropy(
   model: nnx.Module, batch: dict[str, Any], key: Array
 ) -> tuple[Mean, dict[str, Mean]]:
@@ -58,14 +90,28 @@ def cross_entropy(
     model: Model from images to logits [batch, classes].
     batch: {"image": [batch, ...], "label": int [batch]}.
     key: Unused, since the model's own streams are seeded already.
+
+  Raises:
+    ValueError: If `label_weights` raises it.
   """
   del key
-  logits = model(batch["image"])
+  losses, hits, weights = label_losses(model(batch["image"]), batch["label"])
+  return _mean(losses, weights), {"accuracy": _mean(hits, weights)}
+
+
+def label_losses(logits: Array, labels: Any) -> tuple[Array, Array, Array]:
+  """(loss in nats, hit, weight) of each label, float32; see `label_weights`.
+
+  Args:
+    logits: Float [..., classes].
+    labels: Int [...].
+  """
+  weights = label_weights(labels, logits.shape[-1])
   losses = optax.softmax_cross_entropy_with_integer_labels(
-    logits, batch["label"]
+    logits, jnp.where(weights == 1, labels, 0)
   )
-  hits = jnp.argmax(logits, -1) == batch["label"]
-  return _mean(losses), {"accuracy": _mean(hits)}
+  hits = jnp.argmax(logits, -1) == labels
+  return losses.astype(jnp.float32), hits.astype(jnp.float32), weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,38 +119,50 @@ class MixedCrossEntropy:
   """Cross-entropy with mixup and label smoothing, drawn inside the step.
 
   With both at 0 it equals `cross_entropy`. For mixed images, the accuracy
-  counts the label with the larger share.
+  counts the label with the larger share. An image that is mixed with an ignored
+  one counts with its share.
 
   Attributes:
     num_classes: Number of classes.
     mixup: Parameter alpha of mixup; 0 disables it.
     smoothing: Label smoothing.
+    binary: Whether the loss is the binary cross-entropy of each class,
+      averaged over classes as in timm, instead of that of a softmax.
   """
 
   num_classes: int
   mixup: float = 0.0
   smoothing: float = 0.0
+  binary: bool = False
 
   def __call__(
     self, model: nnx.Module, batch: dict[str, Any], key: Array
   ) -> tuple[Mean, dict[str, Mean]]:
     images = batch["image"]
+    weights = label_weights(batch["label"], self.num_classes)
     targets = jax.nn.one_hot(batch["label"], self.num_classes)
-    targets = optax.smooth_labels(targets, self.smoothing)
+    targets = optax.smooth_labels(targets, self.smoothing) * weights[:, None]
     if self.mixup:
-      images, targets = mixup(key, images, targets, self.mixup)
+      both = jnp.concatenate([targets, weights[:, None]], axis=1)
+      images, both = mixup(key, images, both, self.mixup)
+      targets, weights = both[:, :-1], both[:, -1]
+    targets /= jnp.where(weights == 0, 1.0, weights)[:, None]
     logits = model(images)
-    losses = optax.softmax_cross_entropy(logits, targets)
+    if self.binary:
+      losses = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+    else:
+      losses = optax.softmax_cross_entropy(logits, targets)
     hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
-    return _mean(losses), {"accuracy": _mean(hits)}
+    return _mean(losses, weights), {"accuracy": _mean(hits, weights)}
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherForcing:
   """Mean cross-entropy of target tokens given the tokens before them, in nats.
 
-  The mean is over the tokens of the whole batch, without padding (id 0).
-  The accuracy is the share of tokens that the model ranks first.
+  The mean is over the tokens of the whole batch, without padding (id 0) and
+  `IGNORED` ones, which the model sees as padding. The accuracy is the share of
+  tokens that the model ranks first.
 
   Attributes:
     smoothing: Label smoothing over the whole vocabulary.
@@ -122,17 +180,28 @@ class TeacherForcing:
         it shifts the targets itself.
       batch: {"inputs": int [batch, n], "targets": int [batch, length]}.
       key: Unused, since the model's own streams are seeded already.
+
+    Raises:
+      ValueError: If `label_weights` or the model raises it.
     """
     del key
-    logits = model(batch["inputs"], batch["targets"])
-    losses, hits, counted = token_losses(
-      logits, batch["targets"], self.smoothing
-    )
+    targets = padded(batch["targets"])
+    logits = model(batch["inputs"], targets)
+    losses, hits, counted = token_losses(logits, targets, self.smoothing)
     tokens = counted.sum()
     return Mean(losses.sum(), tokens), {"accuracy": Mean(hits.sum(), tokens)}
 
 
 teacher_forcing = TeacherForcing()
+
+
+def padded(targets: Any) -> Array:
+  """The targets with padding (id 0) in place of `IGNORED`.
+
+  >>> padded(jnp.array([5, -100, 1])).tolist()
+  [5, 0, 1]
+  """
+  return jnp.where(jnp.equal(targets, IGNORED), 0, targets)
 
 
 def token_losses(
@@ -142,17 +211,17 @@ def token_losses(
 
   Args:
     logits: Float [batch, length, vocabulary].
-    targets: Int [batch, length], where 0 is padding.
+    targets: Int [batch, length], where 0 is padding; see `label_weights` too.
     smoothing: Label smoothing.
   """
-  counted = (jnp.asarray(targets) != 0).astype(jnp.float32)
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+  losses, hits, weights = label_losses(logits, targets)
+  counted = jnp.where(jnp.equal(targets, 0), 0.0, weights)
   if smoothing:
     uniform = -jax.nn.log_softmax(logits).mean(-1)
     losses = (1 - smoothing) * losses + smoothing * uniform
-  hits = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
   return losses * counted, hits * counted, counted
 
 
-def _mean(values: Array) -> Mean:
-  return Mean(values.sum(dtype=jnp.float32), float(values.size))
+def _mean(values: Array, weights: Array) -> Mean:
+  total = (values.astype(jnp.float32) * weights).sum()
+  return Mean(total, weights.sum())

@@ -15,8 +15,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
+
+from figs_jax.train.losses import label_losses
 
 Sums = dict[str, Any]
 Values = Iterator[tuple[str, np.ndarray]]
@@ -40,12 +41,8 @@ class LabelAccuracy:
   """Accuracy and loss of images with one label each."""
 
   def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
-    logits = model(batch["image"])
-    valid = batch["valid"].astype(jnp.float32)
-    hits = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-      logits, batch["label"]
-    )
+    losses, hits, weights = label_losses(model(batch["image"]), batch["label"])
+    valid = jnp.where(batch["valid"], weights, 0.0)
     return {
       "hits": (hits * valid).sum(),
       "losses": (losses * valid).sum(),
