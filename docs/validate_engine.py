@@ -38,12 +38,12 @@ from figs_jax.engine import (
 from figs_jax.engine.csr import intensity
 from figs_jax.engine.roofline import amdahl
 from figs_jax.engine.studies import calibration
-from figs_jax.engine.studies.attention import flat_claims, flat_ideal
 from figs_jax.engine.studies.bandwidth import (
   iso_bandwidth_speedup,
   ledger,
   utilisation_bound,
 )
+from figs_jax.engine.studies.flat import flat_claims, flat_ideal
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "engine" / "data"

@@ -23,7 +23,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax.analysis import plot_style
-from figs_jax.engine._report import times
+from figs_jax.engine.text_tables import times
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import completed, differences

@@ -6,13 +6,14 @@ called: a table from a file needs neither Flax nor Orbax.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from figs_jax.core.rules import Rules
-from figs_jax.engine import Layers, read_layers
+from figs_jax.engine import Forward, Layers, read_layers
 
 Tables = dict[str, Layers]
 
@@ -52,7 +53,13 @@ def from_file(path: str | Path, pattern: str | None = None) -> Tables:
 
 
 def from_model(
-  spec: str, batches: Sequence[int], pattern: str | None = None
+  spec: str,
+  batches: Sequence[int],
+  pattern: str | None = None,
+  *,
+  seqs: Sequence[int] = (),
+  contexts: Sequence[int] = (),
+  phase: str | None = None,
 ) -> Tables:
   """The layers of a model by name, without its weights.
 
@@ -60,24 +67,30 @@ def from_model(
     spec: "family:variant" and options, as in "vit:B/16:image_size=384".
     batches: Numbers of images (or sequences) per pass.
     pattern: Rules, as in "ff: 1:8", or one n:m for every kernel; None is dense.
+    seqs: Numbers of tokens per sequence. Defaults to the model's own.
+    contexts: Numbers of tokens of the prompt, or in the cache. Defaults to the
+      longest that the model takes.
+    phase: Phase of a decoder, "prefill" or "decode".
 
   Raises:
     ValueError: If the family, variant or an option is unknown, an option is
-      given twice, or the pattern does not fit.
+      given twice, the pattern does not fit, or the family has no such length or
+      phase.
 
   >>> tables = from_model("vit:Ti/16", [1, 8], "ff: 1:8")
   >>> [(label, int(table.M[0])) for label, table in tables.items()]
   [('vit:Ti/16, batch 1', 196), ('vit:Ti/16, batch 8', 1568)]
+  >>> list(from_model("llama:8b", [8], phase="decode", contexts=[4096]))
+  ['llama:8b, batch 8, decode, context 4096']
   """
   from figs_jax import models, nn
-  from figs_jax.train.run_rows import layers_of
 
   family, _, rest = spec.partition(":")
   variant, *options = rest.split(":")
   if not variant:
     raise ValueError(
       f"model {spec!r}: write family:variant, as in 'vit:B/16'; known families:"
-      f" {', '.join(models.names())}"
+      f" {', '.join(sorted({*models.names(), *models.SHAPES}))}"
     )
   given: dict[str, Any] = {}
   for option in options:
@@ -92,12 +105,24 @@ def from_model(
     raise ValueError(
       f"model {spec!r}: the value of an option is of the wrong type ({reason})"
     ) from error
-  if pattern is not None:
+  if pattern is not None and isinstance(model, models.Shape):
+    model = model.with_rules(pattern)
+  elif pattern is not None:
     model = nn.sparsify(model, pattern)
-  return {
-    f"{spec}, batch {batch}": Layers.of(layers_of(model, batch))
-    for batch in batches
-  }
+  tables = {}
+  for batch, seq, context in itertools.product(
+    batches, seqs or [None], contexts or [None]
+  ):
+    label = [spec, f"batch {batch}", phase]
+    label += [f"seq {seq}" if seq else None]
+    label += [f"context {context}" if context else None]
+    lengths = {"seq": seq, "phase": phase, "context": context}
+    rows = models.gemms_of(model, batch, **lengths)
+    beside = models.non_gemms_of(model, batch, **lengths)
+    length = seq or context or getattr(model, "length", 0)
+    forward = Forward.of(beside, length, phase or "")
+    tables[", ".join(filter(None, label))] = Layers.of(rows, forward)
+  return tables
 
 
 def from_run(
@@ -118,6 +143,7 @@ def from_run(
   Raises:
     ValueError: If the pattern is not n:m, or as `figs_jax.layers_of`.
   """
+  from figs_jax import models
   from figs_jax.train.run_rows import layers_of
   from figs_jax.train.workdir import finished_model
 
@@ -130,7 +156,8 @@ def from_run(
   model = finished_model(workdir, **options)
   tables = {}
   for batch in batches:
-    table = Layers.of(layers_of(model, batch))
+    forward = Forward.of(models.non_gemms_of(model, batch))
+    table = Layers.of(layers_of(model, batch), forward)
     if single is not None:
       require_sparse(table, str(workdir))
       table = table.with_pattern(single)

@@ -11,7 +11,14 @@ from figs_jax.engine.csr import Csr
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
 from figs_jax.engine.layer_csv import read_layers
-from figs_jax.engine.layers import Layers, flops, packed_bytes
+from figs_jax.engine.layers import (
+  Forward,
+  Layers,
+  NonGemm,
+  flops,
+  packed_bytes,
+)
+from figs_jax.engine.non_gemm import non_gemm_cycles
 from figs_jax.engine.roofline import Roofline, calibrated_overhead
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm
@@ -19,6 +26,7 @@ from figs_jax.engine.spec_text import parse, register
 from figs_jax.engine.studies.attention import (
   AttentionCost,
   AttentionShape,
+  Fusion,
   Memory,
   attention_cost,
 )
@@ -71,11 +79,14 @@ __all__ = [
   "Engine",
   "Estimate",
   "Figs",
+  "Forward",
+  "Fusion",
   "Gemm",
   "LatencyModel",
   "Layers",
   "Memory",
   "ModelCost",
+  "NonGemm",
   "Parallel",
   "Report",
   "Roofline",
@@ -100,6 +111,7 @@ __all__ = [
   "iso_bandwidth_speedup",
   "ledger",
   "model_cost",
+  "non_gemm_cycles",
   "packed_bytes",
   "parse",
   "read_layers",

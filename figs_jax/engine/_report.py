@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,18 +13,30 @@ import numpy as np
 from figs_jax.engine._cost import AT_45_NM, Cost, cost
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Engine, nearest
+from figs_jax.engine.non_gemm import non_gemm_cycles
+from figs_jax.engine.spec import UNLIMITED, Engine, nearest
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.studies.attention import (
+  Fusion,
+  attention_pairs,
+  fused_cost,
+)
 from figs_jax.engine.sweeps.axes import (
   Axes,
   as_axes,
   designs,
   workloads_of,
 )
+from figs_jax.engine.text_tables import csv_text, markdown, text_table
 from figs_jax.engine.timing import PARTS
 
 FORMATS = ("table", "csv", "json", "md")
 DENSE = "the same engine running the dense model"
+_WHOLE = (
+  "cycles and speedup are of the products alone; whole_cycles and whole_speedup"
+  " add norms, softmax, activations, residual additions and embeddings, each a"
+  " pass through the memory."
+)
 # What a report of a sweep can hold.
 _DESIGNS, _ROWS = 100_000, 2_000_000
 _SUMMED = ("cycles", "dram_bytes", *PARTS)
@@ -65,6 +76,15 @@ class Total(NamedTuple):
     stall_factor: Factor by which swapping makes vectors stream longer, 1
       without; `figs_jax.engine.figs.checkpoint_stall_factor`.
     parts: Parts of cycles by name, which add up to them.
+    memory_bound: Share of cycles in products that wait for the memory.
+    fuse: How attention runs, as `figs_jax.engine.Fusion` prints it.
+    seq: Tokens of a sequence; 0 if unknown.
+    cache_bytes: Bytes of keys and values that are read where the model decodes;
+      they are part of dram_bytes.
+    non_gemm: Cycles of what is no product, by kind; empty if the layers are
+      not a whole model.
+    whole_cycles: Sum of cycles and non_gemm.
+    whole_speedup: Speed-up of the whole pass, over the same kind of baseline.
   """
 
   workload: str
@@ -79,6 +99,13 @@ class Total(NamedTuple):
   dram_bytes: int
   stall_factor: float
   parts: dict[str, int]
+  memory_bound: float
+  fuse: str
+  seq: int
+  cache_bytes: int
+  non_gemm: dict[str, int]
+  whole_cycles: int
+  whole_speedup: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +135,10 @@ class Report:
   @classmethod
   def joined(cls, reports: Sequence[Report]) -> Report:
     """Several workloads' reports as one."""
+    notes = dict.fromkeys(each.note for each in reports)
     return dataclasses.replace(
       reports[0],
+      note=" ".join(filter(None, notes)),
       rows=tuple(row for each in reports for row in each.rows),
       totals=tuple(total for each in reports for total in each.totals),
       engines=tuple(engine for each in reports for engine in each.engines),
@@ -151,6 +180,7 @@ def report(
   itemsize: int = 2,
   energy: Energy = AT_45_NM,
   workload: str = "",
+  fuse: Fusion | str = "none",
 ) -> Report:
   """Costs the layers on each engine, beside a baseline.
 
@@ -165,7 +195,8 @@ def report(
     fmt: "table", "md", "csv" (the rows alone) or "json".
     axes: Axes of a sweep, as in "pattern=1:2,1:4,...,1:128; rows=8,16": every
       pattern, of the layers that are sparse (`Layers.with_pattern`), on every
-      design (`figs_jax.engine.sweep` selects from more of them).
+      design (`figs_jax.engine.sweep` selects from more of them). Fields of a
+      `Fusion` are axes too, as in "fuse=none,flat; buffer=524288,33554432".
     baseline: Engine whose cycles on the same layers, patterns included, the
       speed-ups are over; to compare with dense execution, name one that does
       not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
@@ -174,6 +205,8 @@ def report(
     itemsize: Bytes per value, of every operand off chip.
     energy: Picojoules per operation.
     workload: Label of the layers in the totals.
+    fuse: How attention runs, "none" or "flat", or a `Fusion`. The dense model
+      that speed-ups are over by default is not fused.
 
   Raises:
     ValueError: If there are no engines or too many designs; a row, spec, axis
@@ -198,46 +231,87 @@ def report(
     )
   varied = {} if axes is None else dict(as_axes(axes))
   patterns = varied.pop("pattern", (None,))
+  fusions = _fusions(fuse, varied)
   if varied:
-    rows = sum(map(len, tables.values())) * len(patterns)
+    rows = sum(map(len, tables.values())) * len(patterns) * len(fusions)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
   options = {"itemsize": itemsize, "energy": energy}
   return Report.joined(
     [
-      _report(_with(table, pattern), machines, fmt, baseline, options, label)
+      made
       for label, table in tables.items()
       for pattern in patterns
+      for made in _reports(
+        _with(table, pattern), machines, fusions, fmt, baseline, options, label
+      )
     ]
   )
 
 
-def _report(
+def _fusions(
+  fuse: Fusion | str, axes: dict[str, Sequence[Any]]
+) -> list[Fusion]:
+  """Every `Fusion` of the axes that it has, which are removed from them."""
+  first = fuse if isinstance(fuse, Fusion) else Fusion(fuse)
+  names = [field.name for field in dataclasses.fields(Fusion)]
+  own = {name: axes.pop(name) for name in names if name in axes}
+  try:
+    made = [
+      dataclasses.replace(first, **dict(zip(own, point)))
+      for point in itertools.product(*own.values())
+    ]
+  except ValueError as error:
+    raise ValueError(f"sweep axis: {error}") from error
+  idle = own.keys() - {"fuse"}
+  if idle and all(fusion.fuse == "none" for fusion in made):
+    raise ValueError(f"sweep axis {min(idle)!r}: expected fuse=flat with it")
+  # Unfused attention has no buffer, so that one of these is enough.
+  alike = {str(fusion): fusion for fusion in made}
+  return list(alike.values())
+
+
+def _reports(
   table: Layers,
   machines: Sequence[Engine],
+  fusions: Sequence[Fusion],
   fmt: str,
   baseline: Engine | str | None,
   options: dict[str, Any],
   workload: str,
-) -> Report:
-  costs = _costs(table, machines, options)
+) -> list[Report]:
+  """A report of one table for each fusion."""
+  apart, made = Fusion(), []
   if baseline is None:
-    words, over = DENSE, _costs(table.dense(), machines, options)
+    words, over = DENSE, _costs(table.dense(), machines, options, apart)
   else:
     other = parse(baseline)
     _check_units(machines, other)
     words = f"{other} running the same layers"
-    over = _costs(table, [other], options) * len(machines)
-  rows, totals = [], []
+    over = _costs(table, [other], options, apart) * len(machines)
+  if any(fusion.fuse != "none" for fusion in fusions):
+    words += ", attention unfused"
   patterns = [table.pattern(i) for i in range(len(table))]
-  for engine, priced, base in zip(machines, costs, over):
-    rows += _rows(table, patterns, engine, priced.cost, base.cost)
-    totals.append(_total(workload, patterns, engine, priced, base))
-  return Report(
-    *(tuple(rows), tuple(totals), tuple(machines)),
-    baseline=words,
-    note=_note(table, machines),
-    fmt=fmt,
-  )
+  known = {
+    "seq": table.forward.seq if table.forward else 0,
+    "cache_bytes": _cache_bytes(table, options["itemsize"]),
+  }
+  for fusion in fusions:
+    rows, totals = [], []
+    costs = _costs(table, machines, options, fusion)
+    for engine, priced, base in zip(machines, costs, over):
+      rows += _rows(table, patterns, engine, priced.cost, base.cost)
+      total = _total(workload, patterns, engine, priced, base)
+      totals.append(total._replace(fuse=str(fusion), **known))
+    note = _note(table, machines)
+    made.append(
+      Report(
+        *(tuple(rows), tuple(totals), tuple(machines)),
+        baseline=words,
+        note=" ".join(filter(None, (note, _unfused(fusion, totals, costs)))),
+        fmt=fmt,
+      )
+    )
+  return made
 
 
 def _with(table: Layers, pattern: Any) -> Layers:
@@ -251,13 +325,53 @@ def _with(table: Layers, pattern: Any) -> Layers:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
 
 
+def _unfused(
+  fusion: Fusion, totals: Sequence[Total], costs: Sequence[_Priced]
+) -> str:
+  """Where attention was to be fused and was not."""
+  kept = [
+    total.engine
+    for total, priced in zip(totals, costs)
+    if not priced.fused.all()
+  ]
+  if fusion.fuse == "none" or not kept:
+    return ""
+  where = f", seq {totals[0].seq}" if totals[0].seq else ""
+  return (
+    f"{fusion}{where}: attention stays unfused on {', '.join(kept[:3])}"
+    f"{' and more' if len(kept) > 3 else ''}, where no tile fits or tiles take"
+    " longer."
+  )
+
+
 def _note(table: Layers, engines: Sequence[Engine]) -> str:
   """What the engines assume of these layers, in sentences."""
   masks = table.masks or [None] * len(table)
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
   known = sum(mask is not None for mask in sparse)
   notes = dict.fromkeys(engine.note(len(sparse), known) for engine in engines)
+  if table.forward is not None:
+    notes[_WHOLE] = None
+    ports = [
+      str(engine)
+      for engine in engines
+      if np.any(np.asarray(engine.memory_bandwidth) == UNLIMITED)
+    ]
+    if ports:
+      notes[
+        f"Where no memory is given ({', '.join(ports[:3])}"
+        f"{', ...' if len(ports) > 3 else ''}), that is the input ports."
+      ] = None
   return " ".join(filter(None, notes))
+
+
+def _cache_bytes(table: Layers, itemsize: int) -> int:
+  """Bytes of keys and values that a decoded token of every sequence reads."""
+  if table.forward is None or table.forward.phase != "decode":
+    return 0
+  both = list(itertools.chain(*attention_pairs(table)))
+  sizes = (table.K[both] * table.N[both] * table.count[both]).tolist()
+  return itemsize * sum(sizes)
 
 
 def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
@@ -270,14 +384,26 @@ def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
 
 
 class _Priced(NamedTuple):
-  """A table on one engine: the cost per layer, and sums weighed by count."""
+  """A table on one engine.
+
+  Attributes:
+    cost: Cost per layer.
+    sums: Sums of its fields, weighed by count.
+    fused: Whether each pair of attention's products is fused.
+    non_gemm: Cycles of what is no product, by kind.
+  """
 
   cost: Cost
   sums: dict[str, int]
+  fused: np.ndarray
+  non_gemm: dict[str, int]
 
 
 def _costs(
-  table: Layers, engines: Sequence[Engine], options: dict[str, Any]
+  table: Layers,
+  engines: Sequence[Engine],
+  options: dict[str, Any],
+  fusion: Fusion,
 ) -> list[_Priced]:
   """The cost on each engine; those of one kind in one call."""
   groups: dict[Any, list[int]] = {}
@@ -290,7 +416,7 @@ def _costs(
   priced: dict[int, _Priced] = {}
   for places in groups.values():
     several = [engines[place] for place in places]
-    priced |= zip(places, _together(table, several, options))
+    priced |= zip(places, _together(table, several, options, fusion))
   return [priced[place] for place in range(len(engines))]
 
 
@@ -303,7 +429,10 @@ def _kind(engine: Engine) -> tuple[Any, ...]:
 
 
 def _together(
-  table: Layers, engines: Sequence[Engine], options: dict[str, Any]
+  table: Layers,
+  engines: Sequence[Engine],
+  options: dict[str, Any],
+  fusion: Fusion,
 ) -> list[_Priced]:
   first = engines[0]
   columns: dict[str, Any] = {
@@ -312,26 +441,70 @@ def _together(
   }
   all_at_once = dataclasses.replace(first, name="all", **columns)
   try:
-    whole = cost(table, all_at_once, **options)
+    whole, fused = _priced(table, all_at_once, options, fusion)
     sums = {name: whole.total(name).tolist() for name in _SUMMED}
   except ValueError:
     # Again one by one, so that the error names its engine.
     for engine in engines:
       try:
-        alone = cost(table, engine, **options)
+        alone, _ = _priced(table, engine, options, fusion)
         _ = [alone.total(name) for name in _SUMMED]
       except ValueError as error:
         raise ValueError(f"engine {engine}: {error}") from error
     raise
   names = [field.name for field in dataclasses.fields(Cost)]
   fields = {name: getattr(whole, name) for name in names if name != "count"}
+  fused = np.broadcast_to(fused, (len(engines), fused.shape[-1]))
+  beside = _non_gemms(table, all_at_once, options["itemsize"], fused)
   return [
     _Priced(
       Cost(**{k: v[place] for k, v in fields.items()}, count=whole.count),
       {name: column[place] for name, column in sums.items()},
+      fused[place],
+      {kind: int(column[place]) for kind, column in beside.items()},
     )
     for place in range(len(engines))
   ]
+
+
+def _priced(
+  table: Layers, engine: Engine, options: dict[str, Any], fusion: Fusion
+) -> tuple[Cost, np.ndarray]:
+  """The cost of the layers, and which of attention's pairs are fused."""
+  price = cost(table, engine, **options)
+  if fusion.fuse == "none":
+    return price, np.zeros((1, 0), bool)
+  return fused_cost(table, engine, price, fusion, **options)
+
+
+def _non_gemms(
+  table: Layers, engine: Engine, itemsize: int, fused: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Kind -> cycles on each design; fused attention has no softmax of its own.
+
+  Args:
+    table: Layers, of a whole model or not.
+    engine: Engine of several designs.
+    itemsize: Bytes per value.
+    fused: Whether each pair of attention's products is fused, (designs, pairs).
+  """
+  if table.forward is None:
+    return {}
+  passes = table.forward.non_gemms
+  cycles = np.array(non_gemm_cycles(passes, engine, itemsize))
+  cycles = np.broadcast_to(cycles, (len(fused), len(passes))).copy()
+  if fused.size:
+    qk, _ = attention_pairs(table)
+    pairs = {table.names[i].rpartition("/")[0]: p for p, i in enumerate(qk)}
+    for place, one in enumerate(passes):
+      pair = pairs.get(one.name.rpartition("/")[0])
+      if one.kind == "softmax" and pair is not None:
+        cycles[:, place] *= ~fused[:, pair]
+  kinds = dict.fromkeys(one.kind for one in passes)
+  return {
+    kind: cycles[:, [one.kind == kind for one in passes]].sum(-1)
+    for kind in kinds
+  }
 
 
 def _rows(
@@ -359,6 +532,8 @@ def _total(workload, patterns, engine, price, base) -> Total:
   cycles, baseline = price.sums["cycles"], base.sums["cycles"]
   sparse = {pattern for pattern in patterns if pattern != "dense"}
   cost, count = price.cost, price.cost.count
+  waits = (cost.cycles * count)[cost.stall_dram > 0].sum()
+  whole = cycles + sum(price.non_gemm.values())
   return Total(
     workload=workload,
     engine=str(engine),
@@ -372,129 +547,38 @@ def _total(workload, patterns, engine, price, base) -> Total:
     dram_bytes=price.sums["dram_bytes"],
     stall_factor=1 + price.sums["stall_exchange"] / price.sums["compute"],
     parts={part: price.sums[part] for part in PARTS},
+    memory_bound=int(waits) / cycles,
+    fuse="none",
+    seq=0,
+    cache_bytes=0,
+    non_gemm=price.non_gemm,
+    whole_cycles=whole,
+    whole_speedup=(baseline + sum(base.non_gemm.values())) / whole,
   )
 
 
 def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
-  """Header and rows of the totals, without their parts."""
-  names = [name for name in Total._fields if name != "parts"]
-  if not any(total.workload for total in totals):
-    names.remove("workload")
-  if all(total.stall_factor == 1 for total in totals):
-    names.remove("stall_factor")
+  """Header and rows of the totals, without their parts and what is alike."""
+  shows = {
+    "workload": any(total.workload for total in totals),
+    "stall_factor": any(total.stall_factor != 1 for total in totals),
+    "memory_bound": any(total.memory_bound for total in totals),
+    "cache_bytes": any(total.cache_bytes for total in totals),
+    "fuse": any(total.fuse != "none" for total in totals),
+    "whole_cycles": any(total.non_gemm for total in totals),
+    "whole_speedup": any(total.non_gemm for total in totals),
+  } | dict.fromkeys(("parts", "non_gemm", "seq"), False)
+  names = [name for name in Total._fields if shows.get(name, True)]
   return names, [[getattr(total, name) for name in names] for total in totals]
 
 
 def _parts(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
-  """Header and rows of the shares of cycles, of parts that occur."""
+  """Header and rows of the shares of all cycles, of parts that occur."""
   parts = [part for part in PARTS if any(total.parts[part] for total in totals)]
-  rows = [
-    [
-      total.engine,
-      total.pattern,
-      *(total.parts[part] / total.cycles for part in parts),
-    ]
-    for total in totals
-  ]
-  return ["share of cycles", "pattern", *parts], rows
-
-
-def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """Comma-separated values; fractions with nine digits.
-
-  >>> print(csv_text(["name", "share"], [["a, b", 1 / 3]]))
-  name,share
-  "a, b",0.333333333
-  """
-  out = io.StringIO()
-  writer = csv.writer(out, lineterminator="\n")
-  writer.writerow(header)
-  writer.writerows(
-    [f"{x:.9g}" if isinstance(x, float) else x for x in row] for row in rows
-  )
-  return out.getvalue().rstrip("\n")
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A table for a page.
-
-  >>> print(markdown(["name", "share"], [["a", 0.5]]))
-  | name | share |
-  | --- | --- |
-  | a | 0.500 |
-  """
-  cells = [[x.replace("|", "\\|") for x in row] for row in _texts(header, rows)]
-  cells.insert(1, ["---"] * len(header))
-  return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A table for a terminal: text to the left, numbers to the right.
-
-  >>> print(text_table(["name", "size"], [["a", 5], ["bb", 50]]))
-  name  size
-  a        5
-  bb      50
-  """
-  cells = _texts(header, rows)
-  widths = [max(map(len, column)) for column in zip(*cells)]
-  left = [isinstance(x, str) for x in (rows[0] if rows else header)]
-  return "\n".join(
-    "  ".join(
-      x.ljust(w) if to_left else x.rjust(w)
-      for x, w, to_left in zip(row, widths, left)
-    ).rstrip()
-    for row in cells
-  )
-
-
-def columns_text(columns: Mapping[str, Any], caption: str, fmt: str) -> str:
-  """Columns as one of `FORMATS`, with a caption but in CSV.
-
-  Args:
-    columns: Arrays of equal length by name; -1 stands for nothing.
-    caption: What the numbers are.
-    fmt: Format of the text.
-
-  >>> print(columns_text({"a": np.array([1, -1])}, "Two rows.", "table"))
-  Two rows.
-  <BLANKLINE>
-  a
-  1
-  -
-  """
-  lists = [np.asarray(x).tolist() for x in columns.values()]
-  rows = [[None if x == -1 else x for x in row] for row in zip(*lists)]
-  if fmt == "json":
-    points = [dict(zip(columns, row)) for row in rows]
-    return json.dumps({"caption": caption, "points": points}, indent=1)
-  if fmt == "csv":
-    return csv_text(list(columns), rows)
-  draw = markdown if fmt == "md" else text_table
-  return f"{caption}\n\n{draw(list(columns), rows)}"
-
-
-def times(ratio: float) -> str:
-  """A speed-up, which may be tiny, as text.
-
-  >>> times(2.149), times(1.0), times(0.000412)
-  ('2.15×', '1.00×', '0.00041×')
-  """
-  return f"{ratio:.2f}×" if ratio >= 0.1 else f"{ratio:.2g}×"
-
-
-def _texts(
-  header: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> list[list[str]]:
-  return [list(header), *([_text(x) for x in row] for row in rows)]
-
-
-def _text(value: Any) -> str:
-  """Three decimals, or a few digits where a number is large or tiny."""
-  if value is None:
-    return "-"
-  if not isinstance(value, float):
-    return str(value)
-  if value and value < 0.001:
-    return f"{value:.2g}"
-  return f"{value:.3f}" if value < 1000 else f"{value:.4g}"
+  kinds = list(dict.fromkeys(k for total in totals for k in total.non_gemm))
+  rows = []
+  for total in totals:
+    cycles = total.parts | total.non_gemm
+    shares = [cycles.get(x, 0) / total.whole_cycles for x in (*parts, *kinds)]
+    rows.append([total.engine, total.pattern, *shares])
+  return ["share of cycles", "pattern", *parts, *kinds], rows

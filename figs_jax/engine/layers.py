@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -22,7 +22,69 @@ from figs_jax.engine.spec import LIMITS, Gemm, nearest
 _COLUMNS = ("name", "M", "N", "K", "pattern", "count", "mask")
 
 
-@array_dataclass("names")
+class NonGemm(NamedTuple):
+  """Passes of a model that are no products, such as norms and softmax.
+
+  Attributes:
+    name: Path of the operation.
+    kind: Kind of the operation, as in "norm".
+    reads: Values that one pass reads.
+    writes: Values that one pass writes.
+    count: Number of such passes.
+  """
+
+  name: str
+  kind: str
+  reads: int
+  writes: int
+  count: int = 1
+
+
+class Forward(NamedTuple):
+  """What a whole model's forward pass is beside its products.
+
+  Attributes:
+    non_gemms: All passes that are no products.
+    seq: Tokens of a sequence, in the cache where it decodes; 0 if unknown.
+    phase: "prefill", "decode", or "" for whole sequences.
+  """
+
+  non_gemms: tuple[NonGemm, ...]
+  seq: int = 0
+  phase: str = ""
+
+  @classmethod
+  def of(
+    cls, rows: Iterable[Mapping[str, Any]], seq: int = 0, phase: str = ""
+  ) -> Forward:
+    """Builds it from rows {name, kind, reads, writes, count=1}.
+
+    Raises:
+      ValueError: If a row has other columns or a number is not a positive
+        integer.
+
+    >>> row = {"name": "norm", "kind": "norm", "reads": 8, "writes": 8}
+    >>> Forward.of([row]).non_gemms[0].count
+    1
+    """
+    passes = []
+    for index, row in enumerate(rows):
+      where = f"non-GEMM row {index} {row.get('name', '?')!r}"
+      full = {"count": 1} | dict(row)
+      if full.keys() != set(NonGemm._fields):
+        raise ValueError(
+          f"{where}: expected the columns {', '.join(NonGemm._fields)}, got"
+          f" {', '.join(full)}"
+        )
+      numbers = {
+        column: _read_size(where, column, full[column])
+        for column in ("reads", "writes", "count")
+      }
+      passes.append(NonGemm(**full | numbers))
+    return cls(tuple(passes), seq, phase)
+
+
+@array_dataclass("names", "forward")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layers:
   """A table of GEMMs, (M x K) times (K x N): columns of int64, one per layer.
@@ -37,6 +99,8 @@ class Layers:
     count: Number of such GEMMs that the model runs.
     masks: Real masks, Bool (K, N), or None for a layer without; None if no
       layer has one.
+    forward: The rest of the model's forward pass, or None if the layers are not
+      a whole model.
 
   >>> row = {"name": "ff", "M": 196, "N": 3072, "K": 768, "pattern": "1:8"}
   >>> Layers.of([row]).m.tolist()
@@ -51,6 +115,7 @@ class Layers:
   m: Any
   count: Any
   masks: tuple[np.ndarray | None, ...] | None = None
+  forward: Forward | None = None
 
   def __post_init__(self):
     columns = {name: getattr(self, name) for name in LIMITS}
@@ -73,13 +138,16 @@ class Layers:
 
   @classmethod
   def of(
-    cls, rows: Layers | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+    cls,
+    rows: Layers | Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    forward: Forward | None = None,
   ) -> Layers:
     """Builds the table from rows {name, M, N, K, pattern=None, count=1}.
 
     A pattern is an `NM`, "n:m", or None (or "dense"). A row may hold the real
     `mask` of its weight, Bool (K, N). A mapping of columns of equal length is
     read in the same way; its `name` is optional. A table is returned as it is.
+    `forward` is the rest of the pass of a whole model.
 
     Raises:
       ValueError: If rows or a column are missing, a column is unknown, a size
@@ -96,7 +164,7 @@ class Layers:
     names, M, N, K, n, m, count, masks = zip(*table)
     sizes = [np.array(column, np.int64) for column in (M, N, K, n, m, count)]
     known = any(mask is not None for mask in masks)
-    return cls(names, *sizes, masks=masks if known else None)
+    return cls(names, *sizes, masks if known else None, forward)
 
   @property
   def gemm(self) -> Gemm:
@@ -209,10 +277,11 @@ def _read_size(where: str, column: str, value: Any) -> int:
     size = operator.index(value)
   except TypeError:
     size = 0
-  if isinstance(value, bool) or not 1 <= size <= LIMITS[column][1]:
+  most = LIMITS.get(column, LIMITS["M"])[1]
+  if isinstance(value, bool) or not 1 <= size <= most:
     raise ValueError(
-      f"{where}, column {column!r}: expected an integer from 1 to"
-      f" {LIMITS[column][1]}, got {value!r}"
+      f"{where}, column {column!r}: expected an integer from 1 to {most}, got"
+      f" {value!r}"
     )
   return size
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine._report import Report, Row, Total, times
+from figs_jax.engine._report import Report, Row, Total
 from figs_jax.engine.blocks import kept_depth
 from figs_jax.engine.spec import UNLIMITED, Engine
+from figs_jax.engine.text_tables import times
 from figs_jax.engine.timing import PARTS
 
 # Okabe and Ito's colours, which all kinds of vision tell apart, with wine for

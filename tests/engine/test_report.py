@@ -19,8 +19,9 @@ from figs_jax.engine import (
   parse,
   report,
 )
-from figs_jax.engine._report import Row, columns_text
+from figs_jax.engine._report import Row
 from figs_jax.engine.figs import checkpoint_stall_factor
+from figs_jax.engine.text_tables import columns_text
 from figs_jax.engine.timing import PARTS
 
 

@@ -22,7 +22,7 @@ from figs_jax.engine.studies.attention import (
   AttentionShape,
   Memory,
   attention_cost,
-  check_array,
+  attention_pairs,
 )
 
 
@@ -89,9 +89,12 @@ def model_cost(
   """
   table = Layers.of(layers)
   array: Any = parse(engine)
-  check_array(array)
+  if not array.is_array:
+    raise ValueError(
+      f"engine: expected an array, as in 'ws:128x128', got {array}"
+    )
   array = dataclasses.replace(array, dram_bw=memory.dram_bw)
-  qk, av = _pairs(table)
+  qk, av = attention_pairs(table)
   rest = np.setdiff1d(np.arange(len(table)), qk + av)
   linear = dense = attention = dram_bytes = 0
   energy_pj = 0.0
@@ -110,34 +113,6 @@ def model_cost(
     dram_bytes += int(both.dram_bytes.sum())
     energy_pj += float(both.energy_pj.sum())
   return ModelCost(linear, attention, dense + attention, dram_bytes, energy_pj)
-
-
-def _pairs(table: Layers) -> tuple[list[int], list[int]]:
-  """The rows of attention's first products, and of their partners."""
-  where = {name: index for index, name in enumerate(table.names)}
-  pairs = {}
-  for name, index in where.items():
-    stem, _, last = name.rpartition("/")
-    if last not in ("qk", "av"):
-      continue
-    other = f"{stem}/{'av' if last == 'qk' else 'qk'}".lstrip("/")
-    if other not in where:
-      raise ValueError(
-        f"layer {name!r}: its partner {other!r} is missing; give both products"
-        " of attention, or rename this one"
-      )
-    if last == "qk":
-      pairs[index] = where[other]
-  columns = np.stack([table.M, table.N, table.K, table.count], -1)
-  for qk, av in pairs.items():
-    L, S, D, count = columns[qk].tolist()
-    if columns[av].tolist() != [L, D, S, count]:
-      raise ValueError(
-        f"layer {table.names[av]!r}: expected (M, N, K, count) ="
-        f" {(L, D, S, count)} after {table.names[qk]!r}, got"
-        f" {tuple(columns[av].tolist())}"
-      )
-  return list(pairs), list(pairs.values())
 
 
 def _take(table: Layers, indices: np.ndarray) -> Layers:

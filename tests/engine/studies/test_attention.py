@@ -15,8 +15,8 @@ from figs_jax.engine.studies.attention import (
   AttentionShape,
   Memory,
   attention_cost,
-  flat_claims,
 )
+from figs_jax.engine.studies.flat import flat_claims
 from figs_jax.engine.studies.whole_model import model_cost
 
 laws = settings(deadline=None, max_examples=30)
