@@ -37,6 +37,10 @@ _WHOLE = (
   " add norms, softmax, activations, residual additions and embeddings, each a"
   " pass through the memory."
 )
+_FUSED = (
+  "fused is the share of attention whose logits stay on chip; elsewhere no tile"
+  " fits, or tiles take longer."
+)
 # What a report of a sweep can hold.
 _DESIGNS, _ROWS = 100_000, 2_000_000
 _SUMMED = ("cycles", "dram_bytes", *PARTS)
@@ -77,7 +81,8 @@ class Total(NamedTuple):
       without; `figs_jax.engine.figs.checkpoint_stall_factor`.
     parts: Parts of cycles by name, which add up to them.
     memory_bound: Share of cycles in products that wait for the memory.
-    fuse: How attention runs, as `figs_jax.engine.Fusion` prints it.
+    fuse: How attention was to run, as `figs_jax.engine.Fusion` prints it.
+    fused: Share of attention that runs fused.
     seq: Tokens of a sequence; 0 if unknown.
     cache_bytes: Bytes of keys and values that are read where the model decodes;
       they are part of dram_bytes.
@@ -101,6 +106,7 @@ class Total(NamedTuple):
   parts: dict[str, int]
   memory_bound: float
   fuse: str
+  fused: float
   seq: int
   cache_bytes: int
   non_gemm: dict[str, int]
@@ -135,10 +141,8 @@ class Report:
   @classmethod
   def joined(cls, reports: Sequence[Report]) -> Report:
     """Several workloads' reports as one."""
-    notes = dict.fromkeys(each.note for each in reports)
     return dataclasses.replace(
       reports[0],
-      note=" ".join(filter(None, notes)),
       rows=tuple(row for each in reports for row in each.rows),
       totals=tuple(total for each in reports for total in each.totals),
       engines=tuple(engine for each in reports for engine in each.engines),
@@ -236,15 +240,26 @@ def report(
     rows = sum(map(len, tables.values())) * len(patterns) * len(fusions)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
   options = {"itemsize": itemsize, "energy": energy}
-  return Report.joined(
-    [
-      made
-      for label, table in tables.items()
-      for pattern in patterns
-      for made in _reports(
-        _with(table, pattern), machines, fusions, fmt, baseline, options, label
-      )
-    ]
+  notes: dict[str, None] = {}
+  rows, totals, words = [], [], ""
+  for label, table in tables.items():
+    for pattern in patterns:
+      one = _with(table, pattern)
+      words, over = _baseline(one, machines, baseline, options)
+      notes |= _notes(one, machines)
+      for fusion in fusions:
+        parts = _report(one, machines, over, fusion, options, label)
+        rows += parts[0]
+        totals += parts[1]
+  if any(total.fuse != "none" for total in totals):
+    words += ", attention unfused"
+    notes[_FUSED] = None
+  repeats = len(totals) // len(machines)
+  return Report(
+    *(tuple(rows), tuple(totals), tuple(machines) * repeats),
+    baseline=words,
+    note=" ".join(notes),
+    fmt=fmt,
   )
 
 
@@ -270,48 +285,43 @@ def _fusions(
   return list(alike.values())
 
 
-def _reports(
+def _baseline(
   table: Layers,
   machines: Sequence[Engine],
-  fusions: Sequence[Fusion],
-  fmt: str,
   baseline: Engine | str | None,
   options: dict[str, Any],
-  workload: str,
-) -> list[Report]:
-  """A report of one table for each fusion."""
-  apart, made = Fusion(), []
+) -> tuple[str, list[_Priced]]:
+  """What the speed-ups are over, in words, and its cost beside each engine."""
   if baseline is None:
-    words, over = DENSE, _costs(table.dense(), machines, options, apart)
-  else:
-    other = parse(baseline)
-    _check_units(machines, other)
-    words = f"{other} running the same layers"
-    over = _costs(table, [other], options, apart) * len(machines)
-  if any(fusion.fuse != "none" for fusion in fusions):
-    words += ", attention unfused"
+    return DENSE, _costs(table.dense(), machines, options, Fusion())
+  other = parse(baseline)
+  _check_units(machines, other)
+  over = _costs(table, [other], options, Fusion()) * len(machines)
+  return f"{other} running the same layers", over
+
+
+def _report(
+  table: Layers,
+  machines: Sequence[Engine],
+  over: Sequence[_Priced],
+  fusion: Fusion,
+  options: dict[str, Any],
+  workload: str,
+) -> tuple[list[Row], list[Total]]:
+  """The rows and totals of one table under one fusion."""
+  rows, totals = [], []
   patterns = [table.pattern(i) for i in range(len(table))]
   known = {
+    "fuse": str(fusion),
     "seq": table.forward.seq if table.forward else 0,
     "cache_bytes": _cache_bytes(table, options["itemsize"]),
   }
-  for fusion in fusions:
-    rows, totals = [], []
-    costs = _costs(table, machines, options, fusion)
-    for engine, priced, base in zip(machines, costs, over):
-      rows += _rows(table, patterns, engine, priced.cost, base.cost)
-      total = _total(workload, patterns, engine, priced, base)
-      totals.append(total._replace(fuse=str(fusion), **known))
-    note = _note(table, machines)
-    made.append(
-      Report(
-        *(tuple(rows), tuple(totals), tuple(machines)),
-        baseline=words,
-        note=" ".join(filter(None, (note, _unfused(fusion, totals, costs)))),
-        fmt=fmt,
-      )
-    )
-  return made
+  costs = _costs(table, machines, options, fusion)
+  for engine, priced, base in zip(machines, costs, over):
+    rows += _rows(table, patterns, engine, priced.cost, base.cost)
+    total = _total(workload, patterns, engine, priced, base)
+    totals.append(total._replace(**known))
+  return rows, totals
 
 
 def _with(table: Layers, pattern: Any) -> Layers:
@@ -325,31 +335,13 @@ def _with(table: Layers, pattern: Any) -> Layers:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
 
 
-def _unfused(
-  fusion: Fusion, totals: Sequence[Total], costs: Sequence[_Priced]
-) -> str:
-  """Where attention was to be fused and was not."""
-  kept = [
-    total.engine
-    for total, priced in zip(totals, costs)
-    if not priced.fused.all()
-  ]
-  if fusion.fuse == "none" or not kept:
-    return ""
-  where = f", seq {totals[0].seq}" if totals[0].seq else ""
-  return (
-    f"{fusion}{where}: attention stays unfused on {', '.join(kept[:3])}"
-    f"{' and more' if len(kept) > 3 else ''}, where no tile fits or tiles take"
-    " longer."
-  )
-
-
-def _note(table: Layers, engines: Sequence[Engine]) -> str:
-  """What the engines assume of these layers, in sentences."""
+def _notes(table: Layers, engines: Sequence[Engine]) -> dict[str, None]:
+  """What the engines assume of these layers, sentence by sentence."""
   masks = table.masks or [None] * len(table)
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
   known = sum(mask is not None for mask in sparse)
   notes = dict.fromkeys(engine.note(len(sparse), known) for engine in engines)
+  notes.pop("", None)
   if table.forward is not None:
     notes[_WHOLE] = None
     ports = [
@@ -362,7 +354,7 @@ def _note(table: Layers, engines: Sequence[Engine]) -> str:
         f"Where no memory is given ({', '.join(ports[:3])}"
         f"{', ...' if len(ports) > 3 else ''}), that is the input ports."
       ] = None
-  return " ".join(filter(None, notes))
+  return notes
 
 
 def _cache_bytes(table: Layers, itemsize: int) -> int:
@@ -549,6 +541,7 @@ def _total(workload, patterns, engine, price, base) -> Total:
     parts={part: price.sums[part] for part in PARTS},
     memory_bound=int(waits) / cycles,
     fuse="none",
+    fused=float(price.fused.mean()) if price.fused.size else 0.0,
     seq=0,
     cache_bytes=0,
     non_gemm=price.non_gemm,
@@ -564,7 +557,9 @@ def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
     "stall_factor": any(total.stall_factor != 1 for total in totals),
     "memory_bound": any(total.memory_bound for total in totals),
     "cache_bytes": any(total.cache_bytes for total in totals),
-    "fuse": any(total.fuse != "none" for total in totals),
+    **dict.fromkeys(
+      ("fuse", "fused"), any(total.fuse != "none" for total in totals)
+    ),
     "whole_cycles": any(total.non_gemm for total in totals),
     "whole_speedup": any(total.non_gemm for total in totals),
   } | dict.fromkeys(("parts", "non_gemm", "seq"), False)

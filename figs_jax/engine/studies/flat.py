@@ -18,15 +18,19 @@ and fusing moves the logits from the bandwidth off chip to that on chip.
   fused    max(compute, operands / BW + logits / BW on chip)                (2)
 
 for either product: logits are written once and read once, 2 passes. It has no
-buffer that tiles must fit.
+buffer that tiles must fit. `frame_claims` sets what it prints beside this model
+on the same processors with 2 passes, where both products of a fused pair share
+one maximum with what they move.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
+from figs_jax.engine.roofline import Roofline
 from figs_jax.engine.studies.attention import (
   AttentionShape,
   Memory,
@@ -132,6 +136,56 @@ def flat_claims() -> tuple[FlatClaim, ...]:
           extremes=(float(low.min()), float(high.max())),
         )
       )
+  return tuple(claims)
+
+
+class FrameClaim(NamedTuple):
+  """What FRAME prints for fusing logit and attend, beside this model.
+
+  Attributes:
+    system: Name of the system.
+    keys: Queries, and keys, of each head.
+    published: Unfused over fused time by FRAME.
+    model: The same ratio by `attention_cost`, at least 1.
+  """
+
+  system: str
+  keys: int
+  published: float
+  model: float
+
+
+# System: GFLOP/s, bytes per ns off chip, bytes on chip (which FRAME does not
+# have), and what FRAME (commit 952f46e) gives for each length. Its bandwidths
+# on chip, 20 times those off chip, decide at 512 keys alone.
+_FRAME = {
+  "cloud": (
+    (123_000, 429, 2**25),
+    {512: 4.167, 2048: 4.754, 8192: 4.545, 65536: 4.484},
+  ),
+  "defaults": ((123_000, 966, 2**25), {512: 2.486, 65536: 1.993}),
+  "edge": ((1925, 54, 2**19), {512: 1.0, 65536: 1.0}),
+}
+
+
+def frame_claims() -> tuple[FrameClaim, ...]:
+  """FRAME's ratios of 64 x 12 heads of 64 beside this model with 2 passes.
+
+  >>> claims = {(c.system, c.keys): c for c in frame_claims()}
+  >>> round(claims["cloud", 2048].model, 2)
+  4.76
+  """
+  claims = []
+  for system, ((peak, hbm, buffer), ratios) in _FRAME.items():
+    chip = Roofline("gpu", system, peak=peak, hbm=hbm)
+    memory = Memory(buffer, hbm, logit_passes=2, unfused="operator")
+    lengths = np.array(list(ratios))
+    shape = AttentionShape(_BATCH, 12, lengths, lengths, 64)
+    fused, apart = (
+      attention_cost(shape, chip, memory, way).cycles for way in (True, False)
+    )
+    for keys, ratio in zip(ratios, apart / np.minimum(fused, apart)):
+      claims.append(FrameClaim(system, keys, ratios[keys], float(ratio)))
   return tuple(claims)
 
 
