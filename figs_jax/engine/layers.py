@@ -76,11 +76,11 @@ class Forward(NamedTuple):
           f"{where}: expected the columns {', '.join(NonGemm._fields)}, got"
           f" {', '.join(full)}"
         )
-      numbers = {
-        column: _read_size(where, column, full[column])
+      numbers = (
+        _read_size(where, column, full[column])
         for column in ("reads", "writes", "count")
-      }
-      passes.append(NonGemm(**full | numbers))
+      )
+      passes.append(NonGemm(str(full["name"]), str(full["kind"]), *numbers))
     return cls(tuple(passes), seq, phase)
 
 
@@ -164,7 +164,8 @@ class Layers:
     names, M, N, K, n, m, count, masks = zip(*table)
     sizes = [np.array(column, np.int64) for column in (M, N, K, n, m, count)]
     known = any(mask is not None for mask in masks)
-    return cls(names, *sizes, masks if known else None, forward)
+    real = masks if known else None
+    return cls(names, *sizes, masks=real, forward=forward)
 
   @property
   def gemm(self) -> Gemm:

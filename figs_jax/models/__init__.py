@@ -179,7 +179,7 @@ def gemms_of(
   >>> [(row["M"], row["N"], row["count"]) for row in rows][3]  # q k', 8 heads
   (4, 4096, 256)
   """
-  return model.gemms(batch, **_lengths(model, batch, seq, phase, context))
+  return _rows(model, "gemms", batch, seq, phase, context)
 
 
 def non_gemms_of(
@@ -213,17 +213,18 @@ def non_gemms_of(
   >>> row["kind"], row["reads"], row["writes"]  # 5 tokens of width 192
   ('norm', 1344, 960)
   """
-  return model.non_gemms(batch, **_lengths(model, batch, seq, phase, context))
+  return _rows(model, "non_gemms", batch, seq, phase, context)
 
 
-def _lengths(
+def _rows(
   model: Any,
+  method: str,
   batch: int,
   seq: int | None,
   phase: str | None,
   context: int | None,
-) -> dict[str, Any]:
-  """The lengths and the phase that were given, if the model has such."""
+) -> list[dict[str, Any]]:
+  """What a method of the model lists, if it has such lengths and phases."""
   if batch < 1:
     raise ValueError(f"Expected a batch of 1 or more, got batch={batch}")
   family = type(model).__name__
@@ -238,7 +239,8 @@ def _lengths(
       raise ValueError(f"Expected {name} of 1 or more, got {value}")
   given = {"seq": seq, "phase": phase, "context": context}
   given = {name: value for name, value in given.items() if value is not None}
-  known = inspect.signature(model.gemms).parameters
+  make = getattr(model, method)
+  known = inspect.signature(make).parameters
   if "seq" in given and "seq" not in known:
     raise ValueError(
       f"{family}: expected no seq, since its windows follow the image; set"
@@ -250,7 +252,7 @@ def _lengths(
         f"{family}: expected no {name}, since only decoders' shapes"
         f" ({', '.join(_decoders())}) have phases"
       )
-  return given
+  return make(batch, **given)
 
 
 def _decoders() -> list[str]:

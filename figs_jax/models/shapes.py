@@ -98,11 +98,11 @@ class Shape:
   @property
   def kernels(self) -> dict[str, tuple[tuple[int, ...], int]]:
     """Path -> (shape, axis of the groups) of every kernel but embeddings."""
-    table = {}
-    for name, (n, k) in self._linears().items():
-      stacked = (self.depth,) if self.scan and name.startswith("blocks") else ()
-      table[f"{name}/kernel"] = (*stacked, k, n), -2
-    return table
+    stacked = (self.depth,) if self.scan else ()
+    return {
+      f"{name}/kernel": ((stacked if "/" in name else ()) + (k, n), -2)
+      for name, (n, k) in self._linears().items()
+    }
 
   @property
   def parameters(self) -> int:
@@ -235,7 +235,7 @@ class Shape:
         f"{self.family}: expected no phase and no context, since an encoder"
         " does not decode; give seq"
       )
-    if phase not in (None, *PHASES):
+    if phase is not None and phase not in PHASES:
       raise ValueError(f"phase {phase!r}: {nearest(phase, PHASES)}")
     if context is not None and phase is None:
       raise ValueError(
@@ -249,8 +249,13 @@ class Shape:
     return (1 if phase == "decode" else keys), keys
 
 
-def _llama(*sizes: int) -> Shape:
-  return Shape("llama", *sizes, rotary=True, gated=True, biases=False)
+def _llama(
+  width: int, depth: int, heads: int, kv_heads: int, mlp_dim: int, vocab: int
+) -> Shape:
+  sizes = (width, depth, heads, kv_heads, mlp_dim, vocab)
+  length = 8192 if vocab > 32000 else 4096
+  options = {"rotary": True, "gated": True, "biases": False}
+  return Shape("llama", *sizes, length, **options)
 
 
 def _gpt2(width: int, depth: int, heads: int) -> Shape:
@@ -264,11 +269,11 @@ def _bert(width: int, depth: int, heads: int) -> Shape:
 
 
 _LLAMA = {
-  "2-7b": _llama(4096, 32, 32, 32, 11008, 32000, 4096),
-  "2-13b": _llama(5120, 40, 40, 40, 13824, 32000, 4096),
-  "2-70b": _llama(8192, 80, 64, 8, 28672, 32000, 4096),
-  "3-8b": _llama(4096, 32, 32, 8, 14336, 128256, 8192),
-  "3-70b": _llama(8192, 80, 64, 8, 28672, 128256, 8192),
+  "2-7b": _llama(4096, 32, 32, 32, 11008, 32000),
+  "2-13b": _llama(5120, 40, 40, 40, 13824, 32000),
+  "2-70b": _llama(8192, 80, 64, 8, 28672, 32000),
+  "3-8b": _llama(4096, 32, 32, 8, 14336, 128256),
+  "3-70b": _llama(8192, 80, 64, 8, 28672, 128256),
 }
 # A size alone stands for the newest generation that has it.
 _NEWEST = {"7b": "2-7b", "13b": "2-13b", "8b": "3-8b", "70b": "3-70b"}
