@@ -128,7 +128,7 @@ def test_engines_without_a_knee_are_named_where_knees_are_read():
 SAID = {
   "quick_start": ["exact N:M: True", "speed-up 1.00×", "vegeta-s-16-2"],
   "write_a_recipe": ["cosine_leak keeps the contract", "test accuracy"],
-  "engine_explorer": ["256 designs"],
+  "engine_explorer": ["256 designs", "of them cache"],
   "from_dense_checkpoint": ["from_scratch", "from_run", "from_file"],
 }
 

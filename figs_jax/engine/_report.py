@@ -86,8 +86,8 @@ class Total(NamedTuple):
     seq: Tokens of a sequence; 0 if unknown.
     cache_bytes: Bytes of keys and values that are read where the model decodes;
       they are part of dram_bytes.
-    non_gemm: Cycles of what is no product, by kind; empty if the layers are
-      not a whole model.
+    non_gemm: Cycles beside the products, by kind; empty if the layers are not a
+      whole model.
     whole_cycles: Sum of cycles and non_gemm.
     whole_speedup: Speed-up of the whole pass, over the same kind of baseline.
   """
@@ -213,7 +213,7 @@ def report(
       that speed-ups are over by default is not fused.
 
   Raises:
-    ValueError: If there are no engines or too many designs; a row, spec, axis
+    ValueError: If engines are missing or designs too many; a row, spec, axis
       or fmt is bad; the baseline counts in another unit; or a result does not
       fit int64.
 
@@ -382,7 +382,7 @@ class _Priced(NamedTuple):
     cost: Cost per layer.
     sums: Sums of its fields, weighed by count.
     fused: Whether each pair of attention's products is fused.
-    non_gemm: Cycles of what is no product, by kind.
+    non_gemm: Cycles beside the products, by kind.
   """
 
   cost: Cost

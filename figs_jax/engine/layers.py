@@ -23,7 +23,7 @@ _COLUMNS = ("name", "M", "N", "K", "pattern", "count", "mask")
 
 
 class NonGemm(NamedTuple):
-  """Passes of a model that are no products, such as norms and softmax.
+  """Passes of a model beside its products, such as norms and softmax.
 
   Attributes:
     name: Path of the operation.
@@ -44,7 +44,7 @@ class Forward(NamedTuple):
   """What a whole model's forward pass is beside its products.
 
   Attributes:
-    non_gemms: All passes that are no products.
+    non_gemms: All passes beside the products.
     seq: Tokens of a sequence, in the cache where it decodes; 0 if unknown.
     phase: "prefill", "decode", or "" for whole sequences.
   """

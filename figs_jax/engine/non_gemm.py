@@ -1,4 +1,4 @@
-"""The time of what is no product: norms, softmax, activations, embeddings.
+"""The time beside a model's products: norms, softmax, activations, embeddings.
 
 A pass moves its operands and its result once, and arithmetic hides behind:
 
@@ -27,7 +27,7 @@ def non_gemm_cycles(
   """Cycles of each pass (1), count included: int64, (..., passes).
 
   Args:
-    passes: What is no product, as from `figs_jax.models.non_gemms_of`.
+    passes: Passes beside the products, as from `figs_jax.models.non_gemms_of`.
     engine: Engine; its fields may be arrays (..., 1), which describe several.
     itemsize: Bytes per value.
 

@@ -165,8 +165,8 @@ def roofline(report: Report, title: str = "") -> Any:
 def breakdown(report: Report) -> Any:
   """Parts of the cycles of the whole model, a bar per engine.
 
-  Hatched parts are no products. Of whole models both speed-ups are named, that
-  of the products alone in brackets.
+  Hatched parts are those beside the products. Of whole models both speed-ups
+  are named, that of the products alone in brackets.
 
   Raises:
     ValueError: If matplotlib is missing, or there are too many bars.

@@ -216,8 +216,8 @@ class Engine:
   def stream_values(self) -> Any:
     """Values per cycle that can stream through it, or `UNLIMITED`.
 
-    What is no product (norms, softmax) passes at this rate where the memory is
-    no limit. An array has its input ports, one value for each row.
+    Norms, softmax and the like take this rate where the memory has no limit. An
+    array has its input ports, one value for each row.
     """
     if not self.is_array:
       return UNLIMITED

@@ -206,7 +206,7 @@ def non_gemms_of(
     and write so many values.
 
   Raises:
-    ValueError: As `gemms_of`.
+    ValueError: If `gemms_of` raises it.
 
   >>> model = create("vit", "Ti/4", depth=1, image_size=8, num_classes=10)
   >>> row = non_gemms_of(model)[1]

@@ -1,4 +1,4 @@
-"""What is no product: bytes over the memory's bandwidth, or the ports'."""
+"""Norms, softmax and the like: bytes over the bandwidth, or the ports."""
 
 import numpy as np
 import pytest
