@@ -3,7 +3,9 @@
 What stays dense dilutes the gain of a sparse layer (Amdahl's law). Rows named
 `.../qk` and `.../av` are attention's products, `count` of them, one per head
 and image; together they run as in `figs_jax.engine.studies.attention`. All
-other rows run as in `figs_jax.engine.cost`, on the same memory.
+other rows run as in `figs_jax.engine.cost`, on the same memory, and so do the
+passes beside the products (`figs_jax.engine.non_gemm`) where the table has
+them; the softmax is attention's.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 
 from figs_jax.engine._cost import cost
 from figs_jax.engine.layers import Layers
+from figs_jax.engine.non_gemm import non_gemm_cycles
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.studies.attention import (
@@ -33,6 +36,8 @@ class ModelCost:
   Attributes:
     linear_cycles: Cycles of all rows except attention's products.
     attention_cycles: Cycles of attention's products and softmax.
+    non_gemm_cycles: Cycles of norms, activations and the like; 0 if the table
+      has none.
     dense_cycles: Cycles of the whole pass without patterns.
     dram_bytes: Bytes to and from memory.
     energy_pj: Energy in picojoules.
@@ -40,6 +45,7 @@ class ModelCost:
 
   linear_cycles: int
   attention_cycles: int
+  non_gemm_cycles: int
   dense_cycles: int
   dram_bytes: int
   energy_pj: float
@@ -47,7 +53,8 @@ class ModelCost:
   @property
   def cycles(self) -> int:
     """Cycles of the whole pass."""
-    return self.linear_cycles + self.attention_cycles
+    products = self.linear_cycles + self.attention_cycles
+    return products + self.non_gemm_cycles
 
   @property
   def speedup(self) -> float:
@@ -65,7 +72,8 @@ def model_cost(
   """What a whole forward pass costs on an array.
 
   Args:
-    layers: Table of layers or its rows, as from `figs_jax.layers_of`.
+    layers: Table of layers or its rows, as from `figs_jax.layers_of`. A table
+      with `forward` brings its other passes too.
     engine: Array with scalar sides, or its spec; `memory` gives its bandwidth
       off chip.
     memory: Buffer and bandwidths, scalars.
@@ -96,7 +104,7 @@ def model_cost(
   array = dataclasses.replace(array, dram_bw=memory.dram_bw)
   qk, av = attention_pairs(table)
   rest = np.setdiff1d(np.arange(len(table)), qk + av)
-  linear = dense = attention = dram_bytes = 0
+  linear = dense = attention = other = dram_bytes = 0
   energy_pj = 0.0
   if rest.size:
     part = _take(table, rest)
@@ -112,7 +120,12 @@ def model_cost(
     attention = int(both.cycles.sum())
     dram_bytes += int(both.dram_bytes.sum())
     energy_pj += float(both.energy_pj.sum())
-  return ModelCost(linear, attention, dense + attention, dram_bytes, energy_pj)
+  if table.forward is not None:
+    passes = [x for x in table.forward.non_gemms if x.kind != "softmax"]
+    other = int(non_gemm_cycles(passes, array, itemsize).sum())
+    dram_bytes += sum(itemsize * (x.reads + x.writes) * x.count for x in passes)
+  dense += attention + other
+  return ModelCost(linear, attention, other, dense, dram_bytes, energy_pj)
 
 
 def _take(table: Layers, indices: np.ndarray) -> Layers:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from figs_jax.engine import Energy, Layers, cost, parse
+from figs_jax.engine import Energy, Forward, Layers, NonGemm, cost, parse
 from figs_jax.engine.studies.attention import (
   AttentionShape,
   Fusion,
@@ -393,6 +393,21 @@ def test_the_whole_model_is_its_layers_and_its_attention():
   memory = Memory(2**19, 57, tile_rows=64)
   speedups = [model_cost(rows, array, memory, f).speedup for f in (False, True)]
   assert speedups[0] < speedups[1]
+
+
+def test_the_whole_model_has_its_other_passes():
+  memory, array = Memory(2**19, 57), "os:32x32:overlap=full"
+  passes = (
+    NonGemm("b/norm", "norm", 800, 800, 3),
+    NonGemm("b/attn/softmax", "softmax", 10**6, 10**6),
+  )
+  bare = model_cost(vit(64), array, memory)
+  full = model_cost(Layers.of(vit(64), Forward(passes)), array, memory)
+  # 3200 bytes at 57 per cycle; softmax is part of attention.
+  assert (bare.non_gemm_cycles, full.non_gemm_cycles) == (0, 3 * 57)
+  assert full.cycles == bare.cycles + 3 * 57
+  assert full.dense_cycles == bare.dense_cycles + 3 * 57
+  assert full.dram_bytes == bare.dram_bytes + 3 * 3200
 
 
 def test_all_rows_are_counted_once_whatever_they_are():
