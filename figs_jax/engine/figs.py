@@ -18,7 +18,9 @@ it needs n PEs and s = floor(B / n) outputs share a column of PEs:
 put through `figs_jax.engine.timing`. B is the layer's m, at most alpha + 1, or
 `block`; a dense layer runs in blocks of one row. Rows that do not make up a
 block idle, and so do those of an output's share that floor(B / n) leaves over
-(3:8 packs 2 outputs in 6 of 8 rows): both show in the utilisation.
+(3:8 packs 2 outputs in 6 of 8 rows): both show in the utilisation. K is not
+compressed but packed: a last block that it cuts takes all B rows and n PEs per
+output, of which only the K mod B real rows are read, and their weights stored.
 
 Where multiplexers exchange, each MAC selects its own value and kappa is 1.
 Where registers swap, a PE shows its one value to its beta MACs, and in a cycle

@@ -1,7 +1,7 @@
 """Layers as columns, one row per GEMM, and what they compute and weigh.
 
-A GEMM takes 2 M N K FLOPs times the density of its weight, so that a model
-takes total = SA + (n / m) FF (arXiv 2402.04744, appendix D). A kept weight is
+A GEMM takes 2 M FLOPs for each kept weight, so that a model takes total = SA +
+(n / m) FF where m divides K (arXiv 2402.04744, appendix D). A kept weight is
 stored with ceil(log2 m) index bits.
 """
 
@@ -288,20 +288,19 @@ def _read_size(where: str, column: str, value: Any) -> int:
 
 
 def flops(layers: Layers | Iterable[Mapping[str, Any]]) -> np.ndarray:
-  """Inference FLOPs of each layer, count included: 2 M N K count n / m.
+  """Inference FLOPs of each layer: 2 M N count for each weight kept along K.
 
   Args:
     layers: A table, or its rows.
 
-  >>> row = {"name": "ff", "M": 4, "N": 8, "K": 8, "pattern": "1:4"}
+  >>> row = {"name": "ff", "M": 4, "N": 8, "K": 9, "pattern": "1:4"}
   >>> flops([row])
-  array([128.])
+  array([192.])
   """
   layers = Layers.of(layers)
   # In float64 throughout: a product of sizes may pass int64.
-  columns = (layers.M, layers.N, layers.K, layers.count)
-  dense = 2.0 * np.prod([np.asarray(c, np.float64) for c in columns], axis=0)
-  return dense * (layers.n / layers.m)
+  columns = (layers.M, layers.N, layers.gemm.kept, layers.count)
+  return 2.0 * np.prod([np.asarray(c, np.float64) for c in columns], axis=0)
 
 
 def packed_bytes(size: int, pattern: NM | str | None, itemsize: int) -> int:

@@ -13,9 +13,11 @@ are the cycles that the authors' RTL reports. A GEMM is
 
   F = ceil(K / K_eff) ceil(N / M_c)                                         (4)
 
-such folds for each tile of M, put through `figs_jax.engine.timing`. Its "full"
-starts a tile every II = max(WL, T) cycles, as if tiles never waited for each
-other. Those that add to the same output do wait: with d outputs in turn,
+such folds for each tile of M, put through `figs_jax.engine.timing`. A last
+block that K cuts takes the rows of a whole one, as tiles hold whole blocks; its
+padding is neither read nor stored. Overlap "full" starts a tile every
+II = max(WL, T) cycles, as if tiles never waited for each other. Those that add
+to the same output do wait: with d outputs in turn,
 
   II = max(WL, T, mode / d)                                                 (5)
 
