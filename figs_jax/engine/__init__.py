@@ -6,7 +6,7 @@ into cycles, accesses and bytes. Every number is modelled, none is measured.
 """
 
 from figs_jax.engine._cost import Cost, cost
-from figs_jax.engine._report import Report, Total, report
+from figs_jax.engine._report import Report, report
 from figs_jax.engine.csr import Csr
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
@@ -18,8 +18,10 @@ from figs_jax.engine.layers import (
   flops,
   packed_bytes,
 )
+from figs_jax.engine.nm_spmm import NmSpmm
 from figs_jax.engine.non_gemm import non_gemm_cycles
-from figs_jax.engine.roofline import Roofline, calibrated_overhead
+from figs_jax.engine.report_rows import Total
+from figs_jax.engine.roofline import Roofline
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm
 from figs_jax.engine.spec_text import parse, register
@@ -51,9 +53,11 @@ from figs_jax.engine.studies.cluster import (
   estimate_all,
   train_seconds,
 )
+from figs_jax.engine.studies.sparse24 import MeasuredPair, fit_sparse24
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
+from figs_jax.engine.tensorcore import TensorCore
 from figs_jax.engine.training import (
   RunCost,
   StepCost,
@@ -61,10 +65,14 @@ from figs_jax.engine.training import (
   run_cost,
   step_cost,
 )
+from figs_jax.engine.trainium import Trainium
 from figs_jax.engine.vegeta import Vegeta, unstructured_speedup
 
 # The registry of engines: adding one takes its own file and its name here.
-for _kind in (Systolic, Vegeta, Figs, Roofline, Csr):
+for _kind in (
+  *(Systolic, Vegeta, Figs),
+  *(Roofline, TensorCore, Trainium, NmSpmm, Csr),
+):
   register(_kind)
 
 __all__ = [
@@ -84,8 +92,10 @@ __all__ = [
   "Gemm",
   "LatencyModel",
   "Layers",
+  "MeasuredPair",
   "Memory",
   "ModelCost",
+  "NmSpmm",
   "NonGemm",
   "Parallel",
   "Report",
@@ -95,11 +105,12 @@ __all__ = [
   "StepCost",
   "Sweep",
   "Systolic",
+  "TensorCore",
   "Total",
   "TrainingPhase",
+  "Trainium",
   "Vegeta",
   "attention_cost",
-  "calibrated_overhead",
   "checkpoint_stall_factor",
   "cost",
   "cross_validated",
@@ -107,6 +118,7 @@ __all__ = [
   "estimate_all",
   "fit_cycles",
   "fit_latency",
+  "fit_sparse24",
   "flops",
   "iso_bandwidth_speedup",
   "ledger",

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from figs_jax.engine._cost import AT_45_NM, Cost, cost
+from figs_jax.engine._cost import Cost, cost, operands
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.non_gemm import non_gemm_cycles
+from figs_jax.engine.report_rows import Row, Total
 from figs_jax.engine.spec import UNLIMITED, Engine, nearest
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.studies.attention import (
@@ -44,74 +47,6 @@ _FUSED = (
 # What a report of a sweep can hold.
 _DESIGNS, _ROWS = 100_000, 2_000_000
 _SUMMED = ("cycles", "dram_bytes", *PARTS)
-
-
-class Row(NamedTuple):
-  """One layer on one engine: one of its instances, however many there are."""
-
-  name: str
-  engine: str
-  M: int
-  N: int
-  K: int
-  pattern: str
-  cycles: int
-  utilisation: float
-  speedup: float
-  energy_pj: float
-  dram_bytes: int
-
-
-class Total(NamedTuple):
-  """The whole model on one engine: every instance of every layer (Amdahl).
-
-  Attributes:
-    workload: Label of the layers, or "".
-    engine: Name of the engine.
-    pattern: Pattern of the sparse layers; "dense" without any, "mixed" if
-      there are several.
-    unit: Unit of cycles: "cycles", or "ns" of a roofline.
-    cycles: Sum of the cycles.
-    baseline_cycles: Sum of the cycles that `speedup` compares with.
-    speedup: Ratio baseline_cycles / cycles.
-    utilisation: Useful MACs / (cycles x multipliers).
-    energy_pj: Sum of the energy.
-    dram_bytes: Sum of the memory traffic.
-    stall_factor: Factor by which swapping makes vectors stream longer, 1
-      without; `figs_jax.engine.figs.checkpoint_stall_factor`.
-    parts: Parts of cycles by name, which add up to them.
-    memory_bound: Share of cycles in products that wait for the memory.
-    fuse: How attention was to run, as `figs_jax.engine.Fusion` prints it.
-    fused: Share of attention that runs fused.
-    seq: Tokens of a sequence; 0 if unknown.
-    cache_bytes: Bytes of keys and values that are read where the model decodes;
-      they are part of dram_bytes.
-    non_gemm: Cycles beside the products, by kind; empty if the layers are not a
-      whole model.
-    whole_cycles: Sum of cycles and non_gemm.
-    whole_speedup: Speed-up of the whole pass, over the same kind of baseline.
-  """
-
-  workload: str
-  engine: str
-  pattern: str
-  unit: str
-  cycles: int
-  baseline_cycles: int
-  speedup: float
-  utilisation: float
-  energy_pj: float
-  dram_bytes: int
-  stall_factor: float
-  parts: dict[str, int]
-  memory_bound: float
-  fuse: str
-  fused: float
-  seq: int
-  cache_bytes: int
-  non_gemm: dict[str, int]
-  whole_cycles: int
-  whole_speedup: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +83,18 @@ class Report:
       engines=tuple(engine for each in reports for engine in each.engines),
     )
 
+  def beside(self, ideal: Report) -> Report:
+    """The report with the speed-ups of another, of its engines' silicon."""
+    has = {str(x): x.silicon() is not None for x in self.engines}
+    rows, totals = iter(ideal.rows), iter(ideal.totals)
+    return dataclasses.replace(
+      self,
+      rows=tuple(_beside(row, rows) if has[row.engine] else row
+                 for row in self.rows),
+      totals=tuple(_beside(total, totals) if has[total.engine] else total
+                   for total in self.totals),
+    )  # fmt: skip
+
   @property
   def caption(self) -> str:
     """What the numbers are, and are not."""
@@ -158,7 +105,7 @@ class Report:
 
   def __str__(self) -> str:
     if self.fmt == "csv":
-      return csv_text(Row._fields, self.rows)
+      return csv_text(*_layers(self.rows))
     if self.fmt == "json":
       return json.dumps(
         {
@@ -170,7 +117,7 @@ class Report:
       )
     draw = markdown if self.fmt == "md" else text_table
     tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
-    tables.append(draw(Row._fields, self.rows))
+    tables.append(draw(*_layers(self.rows)))
     return "\n\n".join((self.caption, *tables))
 
 
@@ -181,8 +128,9 @@ def report(
   *,
   axes: Axes | str | None = None,
   baseline: Engine | str | None = None,
-  itemsize: int = 2,
-  energy: Energy = AT_45_NM,
+  itemsize: int | Fraction | None = None,
+  energy: Energy | None = None,
+  dtype: str | None = None,
   workload: str = "",
   fuse: Fusion | str = "none",
 ) -> Report:
@@ -206,8 +154,9 @@ def report(
       not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
       `gpu:h200`). By default each engine is compared with itself running the
       layers dense.
-    itemsize: Bytes per value, of every operand off chip.
-    energy: Picojoules per operation.
+    itemsize: Bytes per value of every operand off chip; see `cost`.
+    energy: Picojoules per operation; see `cost`.
+    dtype: Data type of the operands; see `cost`.
     workload: Label of the layers in the totals.
     fuse: How attention runs, "none" or "flat", or a `Fusion`. The dense model
       that speed-ups are over by default is not fused.
@@ -239,14 +188,15 @@ def report(
   if varied:
     rows = sum(map(len, tables.values())) * len(patterns) * len(fusions)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
-  options = {"itemsize": itemsize, "energy": energy}
+  options: dict[str, Any] = {"itemsize": itemsize, "energy": energy}
+  options["dtype"] = dtype
   notes: dict[str, None] = {}
   rows, totals, words = [], [], ""
   for label, table in tables.items():
     for pattern in patterns:
       one = _with(table, pattern)
       words, over = _baseline(one, machines, baseline, options)
-      notes |= _notes(one, machines)
+      notes |= _notes(one, machines, dtype)
       for fusion in fusions:
         parts = _report(one, machines, over, fusion, options, label)
         rows += parts[0]
@@ -255,12 +205,23 @@ def report(
     words += ", attention unfused"
     notes[_FUSED] = None
   repeats = len(totals) // len(machines)
-  return Report(
+  made = Report(
     *(tuple(rows), tuple(totals), tuple(machines) * repeats),
     baseline=words,
     note=" ".join(notes),
     fmt=fmt,
   )
+  silicon = [chip for x in engines if (chip := parse(x).silicon()) is not None]
+  if not silicon:
+    return made
+  over = None if baseline is None else parse(baseline)
+  options |= {"baseline": over and (over.silicon() or over)}
+  ideal = report(tables, silicon, axes=axes, fuse=fuse, **options)
+  return made.beside(ideal)
+
+
+def _beside(item: Any, ideal: Iterator[Any]) -> Any:
+  return item._replace(ideal_speedup=next(ideal).speedup)
 
 
 def _fusions(
@@ -314,13 +275,14 @@ def _report(
   known = {
     "fuse": str(fusion),
     "seq": table.forward.seq if table.forward else 0,
-    "cache_bytes": _cache_bytes(table, options["itemsize"]),
   }
+  cached = _cached(table)
   costs = _costs(table, machines, options, fusion)
   for engine, priced, base in zip(machines, costs, over):
     rows += _rows(table, patterns, engine, priced.cost, base.cost)
     total = _total(workload, patterns, engine, priced, base)
-    totals.append(total._replace(**known))
+    size = operands(engine, **options).itemsize
+    totals.append(total._replace(**known, cache_bytes=math.ceil(size * cached)))
   return rows, totals
 
 
@@ -335,13 +297,19 @@ def _with(table: Layers, pattern: Any) -> Layers:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
 
 
-def _notes(table: Layers, engines: Sequence[Engine]) -> dict[str, None]:
+def _notes(
+  table: Layers, engines: Sequence[Engine], dtype: str | None
+) -> dict[str, None]:
   """What the engines assume of these layers, sentence by sentence."""
   masks = table.masks or [None] * len(table)
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
   known = sum(mask is not None for mask in sparse)
+  engines = [engine.at(dtype) if dtype else engine for engine in engines]
   notes = dict.fromkeys(engine.note(len(sparse), known) for engine in engines)
   notes.pop("", None)
+  plain = [str(engine) for engine in engines if not engine.NARROWS]
+  if table.v is not None and table.v.any() and plain:
+    notes[f"V:N:M runs as N:M on {', '.join(plain)}."] = None
   if table.forward is not None:
     notes[_WHOLE] = None
     ports = [
@@ -354,16 +322,15 @@ def _notes(table: Layers, engines: Sequence[Engine]) -> dict[str, None]:
         f"Where no memory is given ({', '.join(ports[:3])}"
         f"{', ...' if len(ports) > 3 else ''}), that is the input ports."
       ] = None
-  return notes
+  return ({f"Operands are {dtype}.": None} if dtype else {}) | notes
 
 
-def _cache_bytes(table: Layers, itemsize: int) -> int:
-  """Bytes of keys and values that a decoded token of every sequence reads."""
+def _cached(table: Layers) -> int:
+  """Keys and values that a decoded token of every sequence reads."""
   if table.forward is None or table.forward.phase != "decode":
     return 0
   both = list(itertools.chain(*attention_pairs(table)))
-  sizes = (table.K[both] * table.N[both] * table.count[both]).tolist()
-  return itemsize * sum(sizes)
+  return sum((table.K[both] * table.N[both] * table.count[both]).tolist())
 
 
 def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
@@ -447,7 +414,8 @@ def _together(
   names = [field.name for field in dataclasses.fields(Cost)]
   fields = {name: getattr(whole, name) for name in names if name != "count"}
   fused = np.broadcast_to(fused, (len(engines), fused.shape[-1]))
-  beside = _non_gemms(table, all_at_once, options["itemsize"], fused)
+  given = operands(all_at_once, **options)
+  beside = _non_gemms(table, given.engine, given.itemsize, fused)
   return [
     _Priced(
       Cost(**{k: v[place] for k, v in fields.items()}, count=whole.count),
@@ -466,11 +434,13 @@ def _priced(
   price = cost(table, engine, **options)
   if fusion.fuse == "none":
     return price, np.zeros((1, 0), bool)
-  return fused_cost(table, engine, price, fusion, **options)
+  given = operands(engine, **options)
+  sizes = {"itemsize": given.itemsize, "energy": given.energy}
+  return fused_cost(table, given.engine, price, fusion, **sizes)
 
 
 def _non_gemms(
-  table: Layers, engine: Engine, itemsize: int, fused: np.ndarray
+  table: Layers, engine: Engine, itemsize: int | Fraction, fused: np.ndarray
 ) -> dict[str, np.ndarray]:
   """Kind -> cycles on each design; fused attention has no softmax of its own.
 
@@ -550,6 +520,13 @@ def _total(workload, patterns, engine, price, base) -> Total:
   )
 
 
+def _layers(rows: Sequence[Row]) -> tuple[Sequence[str], Sequence[Any]]:
+  """Header and rows of the layers."""
+  if any(row.ideal_speedup is not None for row in rows):
+    return Row._fields, rows
+  return Row._fields[:-1], [row[:-1] for row in rows]
+
+
 def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
   """Header and rows of the totals, without their parts and what is alike."""
   shows = {
@@ -560,6 +537,7 @@ def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
     **dict.fromkeys(
       ("fuse", "fused"), any(total.fuse != "none" for total in totals)
     ),
+    "ideal_speedup": any(x.ideal_speedup is not None for x in totals),
     "whole_cycles": any(total.non_gemm for total in totals),
     "whole_speedup": any(total.non_gemm for total in totals),
   } | dict.fromkeys(("parts", "non_gemm", "seq"), False)

@@ -40,6 +40,7 @@ at the array. `figs_jax.engine.simulator` clocks such an array.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,15 @@ from figs_jax.engine.spec import (
   Gemm,
   text_of,
 )
-from figs_jax.engine.timing import PARTS, Fold, bounded, once, schedule, streams
+from figs_jax.engine.timing import (
+  PARTS,
+  Fold,
+  bounded,
+  bytes_of,
+  once,
+  schedule,
+  streams,
+)
 
 EXCHANGES = ("mux", "swap")
 
@@ -174,7 +183,10 @@ class Figs(Engine):
     )
 
   def counts(
-    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
+    self,
+    gemm: Gemm,
+    itemsize: int | Fraction | None = None,
+    masks: Masks | None = None,
   ) -> dict[str, Any]:
     """What a GEMM costs; see `Engine.counts`.
 
@@ -187,6 +199,7 @@ class Figs(Engine):
         a power of two where registers swap, or (with masks) is not shared as
         `mask_group` says; or as `Engine.counts`. Traced values go unchecked.
     """
+    itemsize = self.itemsize if itemsize is None else itemsize
     block, run = None, 0  # the worst
     sides = self.rows, self.alpha, self.block, self.mask_group
     if not is_traced(gemm.n, gemm.m, *sides):
@@ -199,7 +212,9 @@ class Figs(Engine):
     known = (parts[name] for name in PARTS[:-1])
     return _exact_known(*known, gemm, self, run, itemsize=itemsize)
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(
+    self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
+  ) -> dict[str, Any]:
     packed, kappa = _Packed(gemm, self, run), 1
     if self.exchange == "swap":
       lanes = ceil_div(self.beta, self.mask_group)
@@ -401,7 +416,7 @@ def _known(
   array: Figs,
   run: Any,
   *,
-  itemsize: int,
+  itemsize: int | Fraction,
 ) -> dict[str, Any]:
   stalls = stall_weights, stall_exchange, stall_input, stall_output
   parts = dict(zip(PARTS, (compute, fill, *stalls)))
@@ -415,7 +430,7 @@ def _finish(gemm, array, packed, parts, itemsize):
   stored = gemm.kept
   indices = stored * ceil_div(N, array.mask_group)
   metadata = ceil_div(indices * index_bits(gemm.n, gemm.m), 8)
-  dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
+  dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
   parts = bounded(parts, dram_bytes, array.dram_bw)
   # A mask may hold less than its pattern allows.
   kept = smaller(stored, kept_depth(K, run, block))

@@ -31,7 +31,7 @@ from typing import Any, TextIO
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.layers import Layers
+from figs_jax.engine.layers import Layers, read_pattern
 from figs_jax.engine.spec import LIMITS, nearest
 
 _log = logging.getLogger(__name__)
@@ -348,12 +348,12 @@ def _product(where: str, row: dict[str, str]) -> tuple[dict[str, int], int]:
   return product, channels if depthwise else 1
 
 
-def _pattern(where: str, text: str) -> NM | None:
+def _pattern(where: str, text: str) -> NM | str | None:
   if text in ("", _DENSE):
     return None
   try:
     # NM's own errors grow with the text, and int() refuses 4300 digits.
-    pattern = NM.parse(text if len(text) <= _SHOWN else "")
+    v, pattern = read_pattern(text if len(text) <= _SHOWN else "")
   except ValueError as error:
     raise ValueError(
       f"{where}, column 'pattern': expected dense, or n:m with 1 <= n <= m as"
@@ -364,7 +364,7 @@ def _pattern(where: str, text: str) -> NM | None:
       f"{where}, column 'pattern': expected m up to {LIMITS['m'][1]}, got"
       f" {_got(text)}"
     )
-  return pattern
+  return text if v else pattern
 
 
 def _size(where: str, column: str, text: str) -> int:

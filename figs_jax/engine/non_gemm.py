@@ -13,6 +13,7 @@ alone. A compiler's fusion lies between.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from figs_jax.engine.spec import UNLIMITED, Engine
 
 
 def non_gemm_cycles(
-  passes: Sequence[NonGemm], engine: Engine, itemsize: int = 2
+  passes: Sequence[NonGemm], engine: Engine, itemsize: int | Fraction = 2
 ) -> np.ndarray:
   """Cycles of each pass (1), count included: int64, (..., passes).
 
@@ -49,5 +50,6 @@ def non_gemm_cycles(
   counts = np.array([x.count for x in passes], np.int64)
   memory = np.asarray(engine.memory_bandwidth)
   # An unlimited memory takes no time at all, not a cycle per pass.
-  moved = ceil_div(itemsize * values, memory) * (memory < UNLIMITED)
+  size, unit = Fraction(itemsize).as_integer_ratio()
+  moved = ceil_div(size * values, memory * unit) * (memory < UNLIMITED)
   return np.maximum(moved, ceil_div(values, engine.stream_values)) * counts

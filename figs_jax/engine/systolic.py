@@ -27,12 +27,13 @@ weights. Here the outputs choose their own, so that all K are read.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from figs_jax.engine.blocks import index_bits
 from figs_jax.engine.int64 import ceil_div
 from figs_jax.engine.spec import OVERLAPS, UNLIMITED, Engine, Gemm
-from figs_jax.engine.timing import Fold, bounded, schedule
+from figs_jax.engine.timing import Fold, bounded, bytes_of, schedule
 
 DATAFLOWS = ("ws", "os", "is")
 
@@ -93,7 +94,9 @@ class Systolic(Engine):
       " array."
     )
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(
+    self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
+  ) -> dict[str, Any]:
     M, N, K, n, m = gemm.M, gemm.N, gemm.K, gemm.n, gemm.m
     rows, cols, dataflow = self.rows, self.cols, self.dataflow
     kept = gemm.kept
@@ -102,7 +105,7 @@ class Systolic(Engine):
     down_folds, across_folds = ceil_div(down, rows), ceil_div(across, cols)
     folds = down_folds * across_folds
     metadata = ceil_div(int(self.sparse) * stored * N * index_bits(n, m), 8)
-    dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
+    dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
     parts = bounded(_parts(folds, T, self), dram_bytes, self.dram_bw)
     # Ratios that cannot pass 1, so that rounding cannot lift their product.
     mapping = down / (down_folds * rows) * (across / (across_folds * cols))

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ from figs_jax.engine.spec import (
   is_default,
   text_of,
 )
-from figs_jax.engine.timing import Fold, bounded, schedule
+from figs_jax.engine.timing import Fold, bounded, bytes_of, schedule
 
 _BLOCK = 4
 # An SPMM tile: rows of A and columns of B, and the contraction at 4:4.
@@ -130,14 +131,16 @@ class Vegeta(Engine):
     yield from indivisible(self, "rows", "beta")
     yield from indivisible(self, "cols", "alpha")
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(
+    self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
+  ) -> dict[str, Any]:
     M, N, K, rows, cols = gemm.M, gemm.N, gemm.K, self.rows, self.cols
     held = held_of(run, rows)
     depth = larger(rows, rows // held * _BLOCK)  # K_eff
     down, across = ceil_div(K, depth), ceil_div(N, cols)  # (4)
     stored = kept_depth(K, held, _BLOCK)
     metadata = ceil_div(stored * N * index_bits(held, _BLOCK), 8)
-    dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
+    dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
     parts = bounded(_tiled(M, down, across, self), dram_bytes, self.dram_bw)
     # A mask may hold less than its pattern allows.
     kept = smaller(gemm.kept, kept_depth(K, _lanes(run), _BLOCK))

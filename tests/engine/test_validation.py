@@ -84,7 +84,7 @@ def test_a_reconstruction_is_never_called_a_prediction(claims):
 def test_a_step_of_vit_l_is_bounded_whatever_its_tokens(script):
   # Two of three equal products take half the time, or none does.
   for tokens in (2048, 10**6):
-    silicon = script.trained(tokens, "tensorcore:a100:sparse_overhead=0")
+    silicon = script.trained(tokens, "tensorcore:a100:ideal=true")
     assert silicon == pytest.approx(3 / (2 / 2 + 1), rel=1e-4)
   assert script.trained(64, "tensorcore:a100:fallback=true") == 1
 

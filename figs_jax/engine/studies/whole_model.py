@@ -11,12 +11,14 @@ them; the softmax is attention's.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from figs_jax.engine._cost import cost
+from figs_jax.engine._cost import cost, operands
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.non_gemm import non_gemm_cycles
 from figs_jax.engine.spec import Engine
@@ -67,7 +69,8 @@ def model_cost(
   engine: Engine | str,
   memory: Memory,
   fused: bool = True,
-  itemsize: int = 2,
+  itemsize: int | Fraction | None = None,
+  dtype: str | None = None,
 ) -> ModelCost:
   """What a whole forward pass costs on an array.
 
@@ -78,7 +81,8 @@ def model_cost(
       off chip.
     memory: Buffer and bandwidths, scalars.
     fused: Whether attention is fused.
-    itemsize: Bytes per value.
+    itemsize: Bytes per value. Defaults to those of the data type, else to 2.
+    dtype: Data type of the operands; see `cost`.
 
   Raises:
     ValueError: If a product of attention has no partner or one of another size,
@@ -102,28 +106,32 @@ def model_cost(
       f"engine: expected an array, as in 'ws:128x128', got {array}"
     )
   array = dataclasses.replace(array, dram_bw=memory.dram_bw)
+  given = operands(array, itemsize, None, dtype)
   qk, av = attention_pairs(table)
   rest = np.setdiff1d(np.arange(len(table)), qk + av)
   linear = dense = attention = other = dram_bytes = 0
   energy_pj = 0.0
   if rest.size:
     part = _take(table, rest)
-    linear_cost = cost(part, array, itemsize)
+    linear_cost = cost(part, *given)
     linear = int(linear_cost.total("cycles"))
-    dense = int(cost(part.dense(), array, itemsize).total("cycles"))
+    dense = int(cost(part.dense(), *given).total("cycles"))
     dram_bytes = int(linear_cost.total("dram_bytes"))
     energy_pj = float(linear_cost.total("energy_pj"))
   if qk:
     sizes = (column[qk] for column in (table.M, table.N, table.K))
     shape = AttentionShape(1, table.count[qk], *sizes)
-    both = attention_cost(shape, array, memory, fused, itemsize)
+    both = attention_cost(
+      shape, array, memory, fused, given.itemsize, given.energy
+    )
     attention = int(both.cycles.sum())
     dram_bytes += int(both.dram_bytes.sum())
     energy_pj += float(both.energy_pj.sum())
   if table.forward is not None:
     passes = [x for x in table.forward.non_gemms if x.kind != "softmax"]
-    other = int(non_gemm_cycles(passes, array, itemsize).sum())
-    dram_bytes += sum(itemsize * (x.reads + x.writes) * x.count for x in passes)
+    other = int(non_gemm_cycles(passes, array, given.itemsize).sum())
+    values = sum((x.reads + x.writes) * x.count for x in passes)
+    dram_bytes += math.ceil(given.itemsize * values)
   dense += attention + other
   return ModelCost(linear, attention, other, dense, dram_bytes, energy_pj)
 
@@ -135,4 +143,5 @@ def _take(table: Layers, indices: np.ndarray) -> Layers:
     tuple(table.names[i] for i in indices),
     *(np.asarray(column)[indices] for column in columns),
     masks=None if masks is None else tuple(masks[i] for i in indices),
+    v=None if table.v is None else table.v[indices],
   )
