@@ -16,6 +16,7 @@ import pathlib
 import numpy as np
 
 from figs_jax.engine import Gemm, TensorCore, parse
+from figs_jax.engine.reports.text import markdown
 from figs_jax.engine.studies.sparse24 import (
   FITTED,
   MeasuredPair,
@@ -24,7 +25,6 @@ from figs_jax.engine.studies.sparse24 import (
   left_one_out,
   modelled,
 )
-from figs_jax.engine.text_tables import markdown
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "why_no_speedup.md"

@@ -266,8 +266,8 @@ def _covered(tables, engines, axes, options) -> tuple[bytes, str, int]:
 def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   """Some points of a sweep as a table, or all of them in a file."""
   from figs_jax.engine import sweep
+  from figs_jax.engine.reports.text import columns_text
   from figs_jax.engine.sweeps.points import UnreadMasksError
-  from figs_jax.engine.text_tables import columns_text
 
   for name in ("fuse", "buffer", "sram_bw"):
     if name in axes or name == "fuse" and _FUSE.value != "none":

@@ -22,12 +22,12 @@ from figs_jax.engine import (
   chips,
   parse,
 )
+from figs_jax.engine.reports.text import columns_text
 from figs_jax.engine.studies.cluster.parallel import (
   MEASURED_EFFICIENCY,
   RECOMPUTE,
 )
 from figs_jax.engine.studies.cluster.placements import MEMORY, TIME, describe
-from figs_jax.engine.text_tables import columns_text
 
 # Devices of scale-up domains other than a node of 8: GB200 NVL72, Trainium's
 # UltraServers, pods of Google's TPUs (docs.cloud.google.com/tpu/docs).

@@ -6,7 +6,6 @@ into cycles, accesses and bytes. Every number is modelled, none is measured.
 """
 
 from figs_jax.engine._cost import Cost, cost
-from figs_jax.engine._report import Report, report
 from figs_jax.engine.area import Area, Parts
 from figs_jax.engine.csr import Csr
 from figs_jax.engine.energy import Energy
@@ -21,7 +20,8 @@ from figs_jax.engine.layers import (
 )
 from figs_jax.engine.nm_spmm import NmSpmm
 from figs_jax.engine.non_gemm import non_gemm_cycles
-from figs_jax.engine.report_rows import Total
+from figs_jax.engine.reports._report import Report, report
+from figs_jax.engine.reports.rows import Total
 from figs_jax.engine.roofline import Roofline
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm

@@ -7,25 +7,24 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from figs_jax.engine._report import Report
 from figs_jax.engine.blocks import kept_depth
+from figs_jax.engine.figures import (
+  COLOURS,
+  LAYERS,
+  LINES,
+  MARKERS,
+  empty_figure,
+  engine_style,
+)
 from figs_jax.engine.layers import read_pattern
-from figs_jax.engine.report_rows import Row, Total
+from figs_jax.engine.reports._report import Report
+from figs_jax.engine.reports.rows import Row, Total
+from figs_jax.engine.reports.text import times
 from figs_jax.engine.spec import UNLIMITED, Engine
-from figs_jax.engine.text_tables import times
 from figs_jax.engine.timing import PARTS
 
 # Okabe and Ito's colours, which all kinds of vision tell apart, with wine for
 # their pale yellow; black is left for roofs.
-_COLOURS = (
-  "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#882255",
-)  # fmt: skip
-# Of layers: Tol's muted colours, none of which an engine or a run has.
-LAYERS = (
-  "#332288", "#CC6677", "#117733", "#AA4499", "#999933", "#44AA99", "#661100",
-)  # fmt: skip
-_MARKERS = "os^DvPX*<>"
-_LINES = ("-", "--", "-.", ":")
 _LENGTH = re.compile(r", (?:seq|context) \d+")  # of a workload's label
 _MOST = 40  # bars or lines that can be told apart
 _PANELS = 9
@@ -184,7 +183,7 @@ def breakdown(report: Report) -> Any:
   places = list(range(len(totals)))
   left = [0.0] * len(totals)
   kinds = list(dict.fromkeys(k for total in totals for k in total.non_gemm))
-  styles = [(part, colour, "") for part, colour in zip(PARTS, _COLOURS)]
+  styles = [(part, colour, "") for part, colour in zip(PARTS, COLOURS)]
   styles += [(kind, colour, "////") for kind, colour in zip(kinds, LAYERS)]
   for part, colour, hatch in styles:
     widths = [
@@ -237,7 +236,7 @@ def _speedup_lines(
     xs = [x for x, _ in points]
     style = engine_style(place)
     marker = style.pop("marker")
-    style["linestyle"] = _LINES[place // len(_COLOURS) % len(_LINES)]
+    style["linestyle"] = LINES[place // len(COLOURS) % len(LINES)]
     wholes = [total.whole_speedup for _, total in points]
     products = [total.speedup for _, total in points]
     ax.plot(xs, wholes, marker=marker, markersize=5, label=label, **style)
@@ -263,38 +262,6 @@ PLOTS: dict[str, Callable[[Report], Any]] = {
   "roofline": roofline,
   "breakdown": breakdown,
 }
-
-
-def engine_style(place: int) -> dict[str, str]:
-  """Colour and marker of an engine, by its place among those of a picture."""
-  return {
-    "color": _COLOURS[place % len(_COLOURS)],
-    "marker": _MARKERS[place % len(_MARKERS)],
-  }
-
-
-def figure_type() -> Any:
-  """matplotlib's Figure.
-
-  Raises:
-    ValueError: If matplotlib is not installed.
-  """
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as error:
-    raise ValueError(
-      "plotting needs matplotlib: pip install 'figs_jax[plots]'"
-    ) from error
-  return Figure
-
-
-def empty_figure(width: float, height: float) -> Any:
-  """A figure without axes, so many inches wide and high.
-
-  Raises:
-    ValueError: If matplotlib is not installed.
-  """
-  return figure_type()(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _figure(width: float, height: float, down: int = 0, across: int = 0) -> Any:
@@ -399,7 +366,7 @@ def _styles(rows: Sequence[Row]) -> dict[tuple[Any, ...], dict[str, Any]]:
     text = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     styles[key] = {
       "color": LAYERS[place % len(LAYERS)],
-      "marker": _MARKERS[place % len(_MARKERS)],
+      "marker": MARKERS[place % len(MARKERS)],
       # Open, smaller and smaller, so that marks on one point all show.
       "markersize": max(11 - place, 5),
       "label": f"{text} ({key[-1]})" if place < 12 else None,

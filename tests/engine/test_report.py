@@ -24,8 +24,8 @@ from figs_jax.engine import (
   report,
 )
 from figs_jax.engine.figs import checkpoint_stall_factor
-from figs_jax.engine.report_rows import Row
-from figs_jax.engine.text_tables import columns_text
+from figs_jax.engine.reports.rows import Row
+from figs_jax.engine.reports.text import columns_text
 from figs_jax.engine.timing import PARTS
 
 

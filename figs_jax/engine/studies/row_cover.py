@@ -16,9 +16,9 @@ import numpy as np
 from figs_jax.engine._cost import cost
 from figs_jax.engine.blocks import block_counts, row_cover
 from figs_jax.engine.layers import Layers
+from figs_jax.engine.reports.text import columns_text
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
-from figs_jax.engine.text_tables import columns_text
 
 _BLOCK = 4
 WHOLE = "whole model"

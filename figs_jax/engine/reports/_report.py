@@ -17,7 +17,8 @@ from figs_jax.engine.area import Area, area_table
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.non_gemm import non_gemm_cycles
-from figs_jax.engine.report_rows import Row, Total
+from figs_jax.engine.reports.rows import Row, Total
+from figs_jax.engine.reports.text import csv_text, markdown, text_table
 from figs_jax.engine.spec import UNLIMITED, Engine, nearest
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.studies.attention import (
@@ -32,7 +33,6 @@ from figs_jax.engine.sweeps.axes import (
   designs,
   workloads_of,
 )
-from figs_jax.engine.text_tables import csv_text, markdown, text_table
 from figs_jax.engine.timing import PARTS
 
 FORMATS = ("table", "csv", "json", "md")
@@ -80,6 +80,15 @@ class Report:
   def __post_init__(self):
     if self.fmt not in FORMATS:
       raise ValueError(f"report fmt {self.fmt!r}: {nearest(self.fmt, FORMATS)}")
+
+  @classmethod
+  def joined(cls, reports: Sequence[Report]) -> Report:
+    """Several workloads' reports as one."""
+    parts = {
+      name: tuple(one for each in reports for one in getattr(each, name))
+      for name in ("rows", "totals", "engines", "peers")
+    }
+    return dataclasses.replace(reports[0], **parts)
 
   def beside(self, ideal: Report) -> Report:
     """The report with the speed-ups of another, of its engines' silicon."""
