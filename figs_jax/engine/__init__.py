@@ -7,6 +7,7 @@ into cycles, accesses and bytes. Every number is modelled, none is measured.
 
 from figs_jax.engine._cost import Cost, cost
 from figs_jax.engine._report import Report, report
+from figs_jax.engine.area import Area, Parts
 from figs_jax.engine.csr import Csr
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
@@ -19,8 +20,6 @@ from figs_jax.engine.layers import (
   packed_bytes,
 )
 from figs_jax.engine.nm_spmm import NmSpmm
-from figs_jax.engine.non_gemm import non_gemm_cycles
-from figs_jax.engine.report_rows import Total
 from figs_jax.engine.roofline import Roofline
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm
@@ -33,6 +32,7 @@ from figs_jax.engine.studies.attention import (
   attention_cost,
 )
 from figs_jax.engine.studies.bandwidth import (
+  dense_peers,
   iso_bandwidth_speedup,
   ledger,
   utilisation_bound,
@@ -44,20 +44,27 @@ from figs_jax.engine.studies.calibration import (
   fit_cycles,
   fit_latency,
 )
-from figs_jax.engine.studies.cluster import (
-  BytesPerValue,
-  Cluster,
-  Estimate,
-  Parallel,
+from figs_jax.engine.studies.cluster._estimate import (
   estimate,
   estimate_all,
   train_seconds,
 )
+from figs_jax.engine.studies.cluster.decoder import Decoder
+from figs_jax.engine.studies.cluster.network import Cluster
+from figs_jax.engine.studies.cluster.parallel import (
+  Assumptions,
+  BytesPerValue,
+  Parallel,
+)
+from figs_jax.engine.studies.cluster.placements import Estimate, Placements
+from figs_jax.engine.studies.non_gemm import non_gemm_cycles
+from figs_jax.engine.studies.row_cover import LayerCover, row_covers
 from figs_jax.engine.studies.sparse24 import MeasuredPair, fit_sparse24
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
 from figs_jax.engine.tensorcore import TensorCore
+from figs_jax.engine.text_tables import Total
 from figs_jax.engine.training import (
   RunCost,
   StepCost,
@@ -76,6 +83,8 @@ for _kind in (
   register(_kind)
 
 __all__ = [
+  "Area",
+  "Assumptions",
   "AttentionCost",
   "AttentionShape",
   "BytesPerValue",
@@ -83,6 +92,7 @@ __all__ = [
   "Cost",
   "Csr",
   "CycleModel",
+  "Decoder",
   "Energy",
   "Engine",
   "Estimate",
@@ -91,6 +101,7 @@ __all__ = [
   "Fusion",
   "Gemm",
   "LatencyModel",
+  "LayerCover",
   "Layers",
   "MeasuredPair",
   "Memory",
@@ -98,6 +109,8 @@ __all__ = [
   "NmSpmm",
   "NonGemm",
   "Parallel",
+  "Parts",
+  "Placements",
   "Report",
   "Roofline",
   "RunCost",
@@ -114,6 +127,7 @@ __all__ = [
   "checkpoint_stall_factor",
   "cost",
   "cross_validated",
+  "dense_peers",
   "estimate",
   "estimate_all",
   "fit_cycles",
@@ -129,6 +143,7 @@ __all__ = [
   "read_layers",
   "register",
   "report",
+  "row_covers",
   "run_cost",
   "simulate",
   "stall_factor",

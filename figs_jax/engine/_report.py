@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,24 +12,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.engine._cost import Cost, cost, operands
+from figs_jax.engine.area import Area, Parts
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.non_gemm import non_gemm_cycles
-from figs_jax.engine.report_rows import Row, Total
 from figs_jax.engine.spec import UNLIMITED, Engine, nearest
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.studies.attention import (
   Fusion,
   attention_pairs,
+  cached_values,
   fused_cost,
+  fusions_of,
 )
+from figs_jax.engine.studies.bandwidth import dense_peers
+from figs_jax.engine.studies.non_gemm import non_gemm_cycles
 from figs_jax.engine.sweeps.axes import (
   Axes,
   as_axes,
   designs,
   workloads_of,
 )
-from figs_jax.engine.text_tables import csv_text, markdown, text_table
+from figs_jax.engine.text_tables import (
+  Row,
+  Total,
+  csv_text,
+  markdown,
+  text_table,
+)
 from figs_jax.engine.timing import PARTS
 
 FORMATS = ("table", "csv", "json", "md")
@@ -44,6 +52,7 @@ _FUSED = (
   "fused is the share of attention whose logits stay on chip; elsewhere no tile"
   " fits, or tiles take longer."
 )
+BEST_DENSE = "dense"  # a baseline: the fastest of an engine's dense peers
 # What a report of a sweep can hold.
 _DESIGNS, _ROWS = 100_000, 2_000_000
 _SUMMED = ("cycles", "dram_bytes", *PARTS)
@@ -60,6 +69,9 @@ class Report:
     baseline: Description of what the speed-ups are over.
     note: Further sentences that a reader must know, or "".
     fmt: One of `FORMATS`; "csv" holds the rows alone.
+    area: Area of each part, for a table of the engines' areas, or None.
+    peers: Dense engine that each of `totals` is over, if the baseline is
+      "dense".
   """
 
   rows: tuple[Row, ...]
@@ -68,6 +80,8 @@ class Report:
   baseline: str
   note: str = ""
   fmt: str = "table"
+  area: Area | None = None
+  peers: tuple[Engine, ...] = ()
 
   def __post_init__(self):
     if self.fmt not in FORMATS:
@@ -81,6 +95,7 @@ class Report:
       rows=tuple(row for each in reports for row in each.rows),
       totals=tuple(total for each in reports for total in each.totals),
       engines=tuple(engine for each in reports for engine in each.engines),
+      peers=tuple(engine for each in reports for engine in each.peers),
     )
 
   def beside(self, ideal: Report) -> Report:
@@ -100,23 +115,46 @@ class Report:
     """What the numbers are, and are not."""
     return (
       "Modelled cycles (ns on rooflines), not measured. Speed-up is over"
-      f" {self.baseline}.{self.note and ' '}{self.note}"
+      f" {self.baseline}{_named(self.peers)}.{self.note and ' '}{self.note}"
+      f"{self.area and ' Areas are reconstructed from counted parts.' or ''}"
     )
+
+  @property
+  def _areas(self) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of the mm² of each engine, in all and by part."""
+    area = self.area or Area()
+    known = {
+      str(engine): area.square_millimetres(parts)
+      for engine in self.engines
+      if (parts := engine.parts()) is not None
+    }
+    names = [
+      x for x in Parts._fields if any(each[x] for each in known.values())
+    ]
+    rows = [
+      [engine, sum(each.values()), *(each[name] for name in names)]
+      for engine, each in known.items()
+    ]
+    return ["area, mm²", "total", *names], rows
 
   def __str__(self) -> str:
     if self.fmt == "csv":
       return csv_text(*_layers(self.rows))
     if self.fmt == "json":
+      header, areas = self._areas
+      tables = {"areas": [dict(zip(header, row)) for row in areas]}
       return json.dumps(
         {
           "caption": self.caption,
           "totals": [total._asdict() for total in self.totals],
+          **(tables if self.area else {}),
           "rows": [row._asdict() for row in self.rows],
         },
         indent=1,
       )
     draw = markdown if self.fmt == "md" else text_table
     tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
+    tables += [draw(*self._areas)] if self.area else []
     tables.append(draw(*_layers(self.rows)))
     return "\n\n".join((self.caption, *tables))
 
@@ -133,6 +171,7 @@ def report(
   dtype: str | None = None,
   workload: str = "",
   fuse: Fusion | str = "none",
+  area: Area | None = None,
 ) -> Report:
   """Costs the layers on each engine, beside a baseline.
 
@@ -152,14 +191,16 @@ def report(
     baseline: Engine whose cycles on the same layers, patterns included, the
       speed-ups are over; to compare with dense execution, name one that does
       not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
-      `gpu:h200`). By default each engine is compared with itself running the
-      layers dense.
+      `gpu:h200`), or "dense", the fastest dense array of as many multipliers
+      behind as wide a port (`figs_jax.engine.dense_peers`). By default each
+      engine is compared with itself running the layers dense.
     itemsize: Bytes per value of every operand off chip; see `cost`.
     energy: Picojoules per operation; see `cost`.
     dtype: Data type of the operands; see `cost`.
     workload: Label of the layers in the totals.
     fuse: How attention runs, "none" or "flat", or a `Fusion`. The dense model
       that speed-ups are over by default is not fused.
+    area: Square micrometres per part; adds a table of the engines' areas.
 
   Raises:
     ValueError: If engines are missing or designs too many; a row, spec, axis
@@ -184,23 +225,25 @@ def report(
     )
   varied = {} if axes is None else dict(as_axes(axes))
   patterns = varied.pop("pattern", (None,))
-  fusions = _fusions(fuse, varied)
+  fusions = fusions_of(fuse, varied)
   if varied:
     rows = sum(map(len, tables.values())) * len(patterns) * len(fusions)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
-  options: dict[str, Any] = {"itemsize": itemsize, "energy": energy}
-  options["dtype"] = dtype
+  options: dict[str, Any] = {
+    "itemsize": itemsize, "energy": energy, "dtype": dtype
+  }  # fmt: skip
   notes: dict[str, None] = {}
-  rows, totals, words = [], [], ""
+  rows, totals, peers, words = [], [], [], ""
   for label, table in tables.items():
     for pattern in patterns:
       one = _with(table, pattern)
-      words, over = _baseline(one, machines, baseline, options)
+      words, over, best = _baseline(one, machines, baseline, options)
       notes |= _notes(one, machines, dtype)
       for fusion in fusions:
         parts = _report(one, machines, over, fusion, options, label)
         rows += parts[0]
         totals += parts[1]
+        peers += best
   if any(total.fuse != "none" for total in totals):
     words += ", attention unfused"
     notes[_FUSED] = None
@@ -210,13 +253,19 @@ def report(
     baseline=words,
     note=" ".join(notes),
     fmt=fmt,
+    peers=tuple(peers),
   )
+  made = dataclasses.replace(made, area=area)
   silicon = [chip for x in engines if (chip := parse(x).silicon()) is not None]
   if not silicon:
     return made
-  over = None if baseline is None else parse(baseline)
-  options |= {"baseline": over and (over.silicon() or over)}
-  ideal = report(tables, silicon, axes=axes, fuse=fuse, **options)
+  over = baseline
+  if over is not None and over != "dense":
+    over = parse(over)
+    over = over.silicon() or over
+  ideal = report(
+    tables, silicon, axes=axes, baseline=over, fuse=fuse, **options
+  )
   return made.beside(ideal)
 
 
@@ -224,41 +273,24 @@ def _beside(item: Any, ideal: Iterator[Any]) -> Any:
   return item._replace(ideal_speedup=next(ideal).speedup)
 
 
-def _fusions(
-  fuse: Fusion | str, axes: dict[str, Sequence[Any]]
-) -> list[Fusion]:
-  """Every `Fusion` of the axes that it has, which are removed from them."""
-  first = fuse if isinstance(fuse, Fusion) else Fusion(fuse)
-  names = [field.name for field in dataclasses.fields(Fusion)]
-  own = {name: axes.pop(name) for name in names if name in axes}
-  try:
-    made = [
-      dataclasses.replace(first, **dict(zip(own, point)))
-      for point in itertools.product(*own.values())
-    ]
-  except ValueError as error:
-    raise ValueError(f"sweep axis: {error}") from error
-  idle = own.keys() - {"fuse"}
-  if idle and all(fusion.fuse == "none" for fusion in made):
-    raise ValueError(f"sweep axis {min(idle)!r}: expected fuse=flat with it")
-  # Unfused attention has no buffer, so that one of these is enough.
-  alike = {str(fusion): fusion for fusion in made}
-  return list(alike.values())
-
-
 def _baseline(
   table: Layers,
   machines: Sequence[Engine],
   baseline: Engine | str | None,
   options: dict[str, Any],
-) -> tuple[str, list[_Priced]]:
-  """What the speed-ups are over, in words, and its cost beside each engine."""
+) -> tuple[str, Sequence[_Priced], Sequence[Engine]]:
+  """What the speed-ups are over: words, costs, and dense peers if any."""
   if baseline is None:
-    return DENSE, _costs(table.dense(), machines, options, Fusion())
+    return DENSE, _costs(table.dense(), machines, options, Fusion()), ()
+  if baseline == BEST_DENSE:
+    best = [_best_dense(table, engine, options) for engine in machines]
+    peers, over = zip(*best)
+    words = "the fastest dense array of as many multipliers and as wide a port"
+    return words, over, peers
   other = parse(baseline)
   _check_units(machines, other)
   over = _costs(table, [other], options, Fusion()) * len(machines)
-  return f"{other} running the same layers", over
+  return f"{other} running the same layers", over, ()
 
 
 def _report(
@@ -276,7 +308,7 @@ def _report(
     "fuse": str(fusion),
     "seq": table.forward.seq if table.forward else 0,
   }
-  cached = _cached(table)
+  cached = cached_values(table)
   costs = _costs(table, machines, options, fusion)
   for engine, priced, base in zip(machines, costs, over):
     rows += _rows(table, patterns, engine, priced.cost, base.cost)
@@ -284,6 +316,16 @@ def _report(
     size = operands(engine, **options).itemsize
     totals.append(total._replace(**known, cache_bytes=math.ceil(size * cached)))
   return rows, totals
+
+
+def _best_dense(
+  table: Layers, engine: Engine, options: dict[str, Any]
+) -> tuple[Engine, _Priced]:
+  """The fastest dense peer or the engine itself, and what it takes."""
+  peers = dense_peers(engine) or (engine,)
+  priced = _costs(table.dense(), peers, options, Fusion())
+  best = min(range(len(peers)), key=lambda i: priced[i].sums["cycles"])
+  return peers[best], priced[best]
 
 
 def _with(table: Layers, pattern: Any) -> Layers:
@@ -295,6 +337,12 @@ def _with(table: Layers, pattern: Any) -> Layers:
     return table.with_pattern(pattern)
   except ValueError as error:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
+
+
+def _named(peers: Sequence[Engine]) -> str:
+  names = list(dict.fromkeys(map(str, peers)))
+  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  return f" ({', '.join(names[:3])}{more})" if names else ""
 
 
 def _notes(
@@ -325,20 +373,12 @@ def _notes(
   return ({f"Operands are {dtype}.": None} if dtype else {}) | notes
 
 
-def _cached(table: Layers) -> int:
-  """Keys and values that a decoded token of every sequence reads."""
-  if table.forward is None or table.forward.phase != "decode":
-    return 0
-  both = list(itertools.chain(*attention_pairs(table)))
-  return sum((table.K[both] * table.N[both] * table.count[both]).tolist())
-
-
 def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
   for engine in engines:
     if engine.unit != baseline.unit:
       raise ValueError(
         f"baseline {baseline} counts {baseline.unit} and {engine}"
-        f" {engine.unit}: no clock is known; choose a baseline of its kind"
+        f" {engine.unit}, which do not compare; choose a baseline of its kind"
       )
 
 

@@ -10,21 +10,17 @@ from typing import Any
 from figs_jax.engine._report import Report
 from figs_jax.engine.blocks import kept_depth
 from figs_jax.engine.layers import read_pattern
-from figs_jax.engine.report_rows import Row, Total
 from figs_jax.engine.spec import UNLIMITED, Engine
-from figs_jax.engine.text_tables import times
+from figs_jax.engine.studies.plot_style import (
+  COLOURS,
+  LAYERS,
+  MARKERS,
+  empty_figure,
+  engine_style,
+)
+from figs_jax.engine.text_tables import Row, Total, times
 from figs_jax.engine.timing import PARTS
 
-# Okabe and Ito's colours, which all kinds of vision tell apart, with wine for
-# their pale yellow; black is left for roofs.
-_COLOURS = (
-  "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#882255",
-)  # fmt: skip
-# Of layers: Tol's muted colours, none of which an engine or a run has.
-LAYERS = (
-  "#332288", "#CC6677", "#117733", "#AA4499", "#999933", "#44AA99", "#661100",
-)  # fmt: skip
-_MARKERS = "os^DvPX*<>"
 _LINES = ("-", "--", "-.", ":")
 _LENGTH = re.compile(r", (?:seq|context) \d+")  # of a workload's label
 _MOST = 40  # bars or lines that can be told apart
@@ -184,7 +180,7 @@ def breakdown(report: Report) -> Any:
   places = list(range(len(totals)))
   left = [0.0] * len(totals)
   kinds = list(dict.fromkeys(k for total in totals for k in total.non_gemm))
-  styles = [(part, colour, "") for part, colour in zip(PARTS, _COLOURS)]
+  styles = [(part, colour, "") for part, colour in zip(PARTS, COLOURS)]
   styles += [(kind, colour, "////") for kind, colour in zip(kinds, LAYERS)]
   for part, colour, hatch in styles:
     widths = [
@@ -235,14 +231,14 @@ def _speedup_lines(
   for place, (label, points) in enumerate(lines.items()):
     points.sort(key=lambda point: point[0])
     xs = [x for x, _ in points]
+    marked = engine_style(place)
     style = {
-      "color": _COLOURS[place % len(_COLOURS)],
-      "linestyle": _LINES[place // len(_COLOURS) % len(_LINES)],
+      "color": marked["color"],
+      "linestyle": _LINES[place // len(COLOURS) % len(_LINES)],
     }
     wholes = [total.whole_speedup for _, total in points]
     products = [total.speedup for _, total in points]
-    marker = _MARKERS[place % len(_MARKERS)]
-    ax.plot(xs, wholes, marker=marker, markersize=5, label=label, **style)
+    ax.plot(xs, wholes, markersize=5, label=label, **marked | style)
     if any(total.non_gemm for _, total in points):
       ax.plot(xs, products, linewidth=0.8, alpha=0.6, **style)
     speedups += wholes + products
@@ -265,30 +261,6 @@ PLOTS: dict[str, Callable[[Report], Any]] = {
   "roofline": roofline,
   "breakdown": breakdown,
 }
-
-
-def figure_type() -> Any:
-  """matplotlib's Figure.
-
-  Raises:
-    ValueError: If matplotlib is not installed.
-  """
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as error:
-    raise ValueError(
-      "plotting needs matplotlib: pip install 'figs_jax[plots]'"
-    ) from error
-  return Figure
-
-
-def empty_figure(width: float, height: float) -> Any:
-  """A figure without axes, so many inches wide and high.
-
-  Raises:
-    ValueError: If matplotlib is not installed.
-  """
-  return figure_type()(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _figure(width: float, height: float, down: int = 0, across: int = 0) -> Any:
@@ -393,7 +365,7 @@ def _styles(rows: Sequence[Row]) -> dict[tuple[Any, ...], dict[str, Any]]:
     text = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     styles[key] = {
       "color": LAYERS[place % len(LAYERS)],
-      "marker": _MARKERS[place % len(_MARKERS)],
+      "marker": MARKERS[place % len(MARKERS)],
       # Open, smaller and smaller, so that marks on one point all show.
       "markersize": max(11 - place, 5),
       "label": f"{text} ({key[-1]})" if place < 12 else None,

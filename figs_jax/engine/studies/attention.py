@@ -21,6 +21,8 @@ does not fit, attention runs unfused, and `AttentionCost.fused` says so.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -36,7 +38,6 @@ from figs_jax.engine.int64 import (
   smaller,
 )
 from figs_jax.engine.layers import Layers, NonGemm
-from figs_jax.engine.non_gemm import non_gemm_cycles
 from figs_jax.engine.spec import (
   UNLIMITED,
   Engine,
@@ -46,6 +47,7 @@ from figs_jax.engine.spec import (
   nearest,
 )
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.studies.non_gemm import non_gemm_cycles
 from figs_jax.engine.timing import PARTS
 
 _SIZE = (1, 2**31 - 1)
@@ -266,6 +268,35 @@ class Fusion:
     return self.fuse + "".join(keys)
 
 
+def fusions_of(
+  fuse: Fusion | str, axes: dict[str, Sequence[Any]]
+) -> list[Fusion]:
+  """Every `Fusion` of the axes that it has, which are removed from them.
+
+  Raises:
+    ValueError: If a value is invalid, or nothing is fused beside other axes.
+
+  >>> list(map(str, fusions_of("flat", {"buffer": (1024, 2048)})))
+  ['flat:buffer=1024', 'flat:buffer=2048']
+  """
+  first = fuse if isinstance(fuse, Fusion) else Fusion(fuse)
+  names = [field.name for field in dataclasses.fields(Fusion)]
+  own = {name: axes.pop(name) for name in names if name in axes}
+  try:
+    made = [
+      dataclasses.replace(first, **dict(zip(own, point)))
+      for point in itertools.product(*own.values())
+    ]
+  except ValueError as error:
+    raise ValueError(f"sweep axis: {error}") from error
+  idle = own.keys() - {"fuse"}
+  if idle and all(fusion.fuse == "none" for fusion in made):
+    raise ValueError(f"sweep axis {min(idle)!r}: expected fuse=flat with it")
+  # Unfused attention has no buffer, so that one of these is enough.
+  alike = {str(fusion): fusion for fusion in made}
+  return list(alike.values())
+
+
 def attention_pairs(table: Layers) -> tuple[list[int], list[int]]:
   """The rows `.../qk` of attention's first products, and their `.../av`.
 
@@ -296,6 +327,14 @@ def attention_pairs(table: Layers) -> tuple[list[int], list[int]]:
         f" {tuple(columns[av].tolist())}"
       )
   return list(pairs), list(pairs.values())
+
+
+def cached_values(table: Layers) -> int:
+  """Keys and values that a decoded token of every sequence reads."""
+  if table.forward is None or table.forward.phase != "decode":
+    return 0
+  both = list(itertools.chain(*attention_pairs(table)))
+  return sum((table.K[both] * table.N[both] * table.count[both]).tolist())
 
 
 def fused_cost(

@@ -4,8 +4,8 @@ What stays dense dilutes the gain of a sparse layer (Amdahl's law). Rows named
 `.../qk` and `.../av` are attention's products, `count` of them, one per head
 and image; together they run as in `figs_jax.engine.studies.attention`. All
 other rows run as in `figs_jax.engine.cost`, on the same memory, and so do the
-passes beside the products (`figs_jax.engine.non_gemm`) where the table has
-them; the softmax is attention's.
+passes beside the products (`figs_jax.engine.studies.non_gemm`), if the table
+has them; the softmax is attention's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 
 from figs_jax.engine._cost import cost, operands
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.non_gemm import non_gemm_cycles
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.studies.attention import (
@@ -29,6 +28,7 @@ from figs_jax.engine.studies.attention import (
   attention_cost,
   attention_pairs,
 )
+from figs_jax.engine.studies.non_gemm import non_gemm_cycles
 
 
 @dataclasses.dataclass(frozen=True)
