@@ -107,7 +107,7 @@ def from_model(
   Raises:
     ValueError: If the family, variant or an option is unknown, an option is
       given twice, the pattern or the weights do not fit, or the family has no
-      such length or phase.
+      such length, phase or weights.
 
   >>> tables = from_model("vit:Ti/16", [1, 8], "ff: 1:8")
   >>> [(label, int(table.M[0])) for label, table in tables.items()]
@@ -116,7 +116,6 @@ def from_model(
   ['llama:8b, batch 8, decode, context 4096']
   """
   from figs_jax import models, nn
-  from figs_jax.train.run_rows import layers_of
 
   family, _, rest = spec.partition(":")
   variant, *options = rest.split(":")
@@ -139,19 +138,19 @@ def from_model(
       f"model {spec!r}: the value of an option is of the wrong type ({reason})"
     ) from error
   vectors: dict[NM, int] = {}
+  is_shape = isinstance(model, models.Shape)
   if pattern is not None:
     pattern, vectors = _split_vectors(pattern)
-    is_shape = isinstance(model, models.Shape)
     sparsify = models.Shape.with_rules if is_shape else nn.sparsify
     model = sparsify(model, pattern)
   if weights is not None:
+    if is_shape:
+      raise ValueError(
+        f"--weights {weights}: expected a model with weights, got {spec!r}, of"
+        " which only the shapes are known"
+      )
     from figs_jax.models import pretrained
 
-    if isinstance(model, models.Shape):
-      raise ValueError(
-        f"model {spec!r}: expected no weights, since {family} is known by its"
-        " shape alone"
-      )
     model = pretrained.load(model, weights)
   tables = {}
   for batch, seq, context in itertools.product(
@@ -162,8 +161,10 @@ def from_model(
     label += [f"context {context}" if context else None]
     lengths = {"seq": seq, "phase": phase, "context": context}
     rows = models.gemms_of(model, batch, **lengths)
-    if not isinstance(model, models.Shape):
-      rows = layers_of(model, batch, zeros=True, seq=seq)
+    if weights is not None:
+      from figs_jax.train.run_rows import with_masks
+
+      rows = with_masks(model, rows, zeros=True)
     beside = models.non_gemms_of(model, batch, **lengths)
     length = seq or context or getattr(model, "length", 0)
     forward = Forward.of(beside, length, phase or "")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.engine._cost import Cost, cost, operands
-from figs_jax.engine.area import Area, Parts
+from figs_jax.engine.area import Area, area_table
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import UNLIMITED, Engine, nearest
@@ -43,6 +43,7 @@ from figs_jax.engine.timing import PARTS
 
 FORMATS = ("table", "csv", "json", "md")
 DENSE = "the same engine running the dense model"
+BEST_DENSE = "dense"  # a baseline: the fastest of an engine's dense peers
 _WHOLE = (
   "cycles and speedup are of the products alone; whole_cycles and whole_speedup"
   " add norms, softmax, activations, residual additions and embeddings, each a"
@@ -52,7 +53,6 @@ _FUSED = (
   "fused is the share of attention whose logits stay on chip; elsewhere no tile"
   " fits, or tiles take longer."
 )
-BEST_DENSE = "dense"  # a baseline: the fastest of an engine's dense peers
 # What a report of a sweep can hold.
 _DESIGNS, _ROWS = 100_000, 2_000_000
 _SUMMED = ("cycles", "dram_bytes", *PARTS)
@@ -115,46 +115,29 @@ class Report:
     """What the numbers are, and are not."""
     return (
       "Modelled cycles (ns on rooflines), not measured. Speed-up is over"
-      f" {self.baseline}{_named(self.peers)}.{self.note and ' '}{self.note}"
+      f" {self.baseline}.{self.note and ' '}{self.note}"
       f"{self.area and ' Areas are reconstructed from counted parts.' or ''}"
     )
-
-  @property
-  def _areas(self) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of the mm² of each engine, in all and by part."""
-    area = self.area or Area()
-    known = {
-      str(engine): area.square_millimetres(parts)
-      for engine in self.engines
-      if (parts := engine.parts()) is not None
-    }
-    names = [
-      x for x in Parts._fields if any(each[x] for each in known.values())
-    ]
-    rows = [
-      [engine, sum(each.values()), *(each[name] for name in names)]
-      for engine, each in known.items()
-    ]
-    return ["area, mm²", "total", *names], rows
 
   def __str__(self) -> str:
     if self.fmt == "csv":
       return csv_text(*_layers(self.rows))
     if self.fmt == "json":
-      header, areas = self._areas
+      header, areas = area_table(self.engines, self.area or Area())
       tables = {"areas": [dict(zip(header, row)) for row in areas]}
       return json.dumps(
         {
           "caption": self.caption,
           "totals": [total._asdict() for total in self.totals],
-          **(tables if self.area else {}),
           "rows": [row._asdict() for row in self.rows],
+          **(tables if self.area else {}),
         },
         indent=1,
       )
     draw = markdown if self.fmt == "md" else text_table
     tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
-    tables += [draw(*self._areas)] if self.area else []
+    if self.area:
+      tables.append(draw(*area_table(self.engines, self.area)))
     tables.append(draw(*_layers(self.rows)))
     return "\n\n".join((self.caption, *tables))
 
@@ -170,8 +153,8 @@ def report(
   energy: Energy | None = None,
   dtype: str | None = None,
   workload: str = "",
-  fuse: Fusion | str = "none",
   area: Area | None = None,
+  fuse: Fusion | str = "none",
 ) -> Report:
   """Costs the layers on each engine, beside a baseline.
 
@@ -198,9 +181,9 @@ def report(
     energy: Picojoules per operation; see `cost`.
     dtype: Data type of the operands; see `cost`.
     workload: Label of the layers in the totals.
+    area: Square micrometres per part; adds a table of the engines' areas.
     fuse: How attention runs, "none" or "flat", or a `Fusion`. The dense model
       that speed-ups are over by default is not fused.
-    area: Square micrometres per part; adds a table of the engines' areas.
 
   Raises:
     ValueError: If engines are missing or designs too many; a row, spec, axis
@@ -229,21 +212,21 @@ def report(
   if varied:
     rows = sum(map(len, tables.values())) * len(patterns) * len(fusions)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
-  options: dict[str, Any] = {
-    "itemsize": itemsize, "energy": energy, "dtype": dtype
-  }  # fmt: skip
+  options: dict[str, Any] = {"itemsize": itemsize, "energy": energy}
+  options["dtype"] = dtype
   notes: dict[str, None] = {}
   rows, totals, peers, words = [], [], [], ""
   for label, table in tables.items():
     for pattern in patterns:
       one = _with(table, pattern)
-      words, over, best = _baseline(one, machines, baseline, options)
+      words, dense, over = _baseline(one, machines, baseline, options)
       notes |= _notes(one, machines, dtype)
       for fusion in fusions:
         parts = _report(one, machines, over, fusion, options, label)
         rows += parts[0]
         totals += parts[1]
-        peers += best
+        peers += dense
+  words += _named(peers)
   if any(total.fuse != "none" for total in totals):
     words += ", attention unfused"
     notes[_FUSED] = None
@@ -253,19 +236,18 @@ def report(
     baseline=words,
     note=" ".join(notes),
     fmt=fmt,
+    area=area,
     peers=tuple(peers),
   )
-  made = dataclasses.replace(made, area=area)
   silicon = [chip for x in engines if (chip := parse(x).silicon()) is not None]
   if not silicon:
     return made
   over = baseline
-  if over is not None and over != "dense":
+  if over is not None and over != BEST_DENSE:
     over = parse(over)
     over = over.silicon() or over
-  ideal = report(
-    tables, silicon, axes=axes, baseline=over, fuse=fuse, **options
-  )
+  options |= {"baseline": over}
+  ideal = report(tables, silicon, axes=axes, fuse=fuse, **options)
   return made.beside(ideal)
 
 
@@ -278,19 +260,34 @@ def _baseline(
   machines: Sequence[Engine],
   baseline: Engine | str | None,
   options: dict[str, Any],
-) -> tuple[str, Sequence[_Priced], Sequence[Engine]]:
-  """What the speed-ups are over: words, costs, and dense peers if any."""
+) -> tuple[str, list[Engine], list[_Priced]]:
+  """What the speed-ups are over, in words, and each engine's peer and cost."""
   if baseline is None:
-    return DENSE, _costs(table.dense(), machines, options, Fusion()), ()
+    return DENSE, [], _costs(table.dense(), machines, options, Fusion())
   if baseline == BEST_DENSE:
-    best = [_best_dense(table, engine, options) for engine in machines]
-    peers, over = zip(*best)
     words = "the fastest dense array of as many multipliers and as wide a port"
-    return words, over, peers
+    peers, over = zip(*(_best_dense(table, x, options) for x in machines))
+    return words, list(peers), list(over)
   other = parse(baseline)
   _check_units(machines, other)
   over = _costs(table, [other], options, Fusion()) * len(machines)
-  return f"{other} running the same layers", over, ()
+  return f"{other} running the same layers", [], over
+
+
+def _best_dense(
+  table: Layers, engine: Engine, options: dict[str, Any]
+) -> tuple[Engine, _Priced]:
+  """The fastest dense peer or the engine itself, and what it takes."""
+  peers = dense_peers(engine) or (engine,)
+  priced = _costs(table.dense(), peers, options, Fusion())
+  best = min(range(len(peers)), key=lambda i: priced[i].sums["cycles"])
+  return peers[best], priced[best]
+
+
+def _named(peers: Sequence[Engine]) -> str:
+  names = list(dict.fromkeys(map(str, peers)))
+  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  return f" ({', '.join(names[:3])}{more})" if names else ""
 
 
 def _report(
@@ -318,16 +315,6 @@ def _report(
   return rows, totals
 
 
-def _best_dense(
-  table: Layers, engine: Engine, options: dict[str, Any]
-) -> tuple[Engine, _Priced]:
-  """The fastest dense peer or the engine itself, and what it takes."""
-  peers = dense_peers(engine) or (engine,)
-  priced = _costs(table.dense(), peers, options, Fusion())
-  best = min(range(len(peers)), key=lambda i: priced[i].sums["cycles"])
-  return peers[best], priced[best]
-
-
 def _with(table: Layers, pattern: Any) -> Layers:
   if pattern is None:
     return table
@@ -337,12 +324,6 @@ def _with(table: Layers, pattern: Any) -> Layers:
     return table.with_pattern(pattern)
   except ValueError as error:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
-
-
-def _named(peers: Sequence[Engine]) -> str:
-  names = list(dict.fromkeys(map(str, peers)))
-  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-  return f" ({', '.join(names[:3])}{more})" if names else ""
 
 
 def _notes(

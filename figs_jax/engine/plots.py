@@ -231,14 +231,12 @@ def _speedup_lines(
   for place, (label, points) in enumerate(lines.items()):
     points.sort(key=lambda point: point[0])
     xs = [x for x, _ in points]
-    marked = engine_style(place)
-    style = {
-      "color": marked["color"],
-      "linestyle": _LINES[place // len(COLOURS) % len(_LINES)],
-    }
+    style = engine_style(place)
+    marker = style.pop("marker")
+    style["linestyle"] = _LINES[place // len(COLOURS) % len(_LINES)]
     wholes = [total.whole_speedup for _, total in points]
     products = [total.speedup for _, total in points]
-    ax.plot(xs, wholes, markersize=5, label=label, **marked | style)
+    ax.plot(xs, wholes, marker=marker, markersize=5, label=label, **style)
     if any(total.non_gemm for _, total in points):
       ax.plot(xs, products, linewidth=0.8, alpha=0.6, **style)
     speedups += wholes + products

@@ -4,8 +4,7 @@ A sweep is a product of named axes (`figs_jax.engine.sweeps.text` is their
 language) on one engine or several. It is evaluated in blocks on the devices,
 exactly, and reduced there: the best designs under constraints, the front of two
 aims, the range and mean of a field, or columns, chunk by chunk. Memory is
-bounded whatever the number of points, and that everything fits int64 is shown
-before anything runs.
+bounded, and that everything fits int64 is shown before anything runs.
 """
 
 from __future__ import annotations
