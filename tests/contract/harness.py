@@ -18,7 +18,6 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.core.tree import MaskedKernel
 
-from .compiling import compiled
 from .containers import CONTAINERS, SIZES, Net, Plain
 from .draws import Draws
 from .pieces import B1, B2, CLIP, EPS, RATE, TOTAL
@@ -222,5 +221,5 @@ def history(row, kind):
     return leaves
 
   both = jax.tree.map(lambda *x: np.stack(x), *map(weights, SEEDS))
-  leaves = map(np.asarray, compiled(program)(both, batches()))
+  leaves = map(np.asarray, jax.jit(program)(both, batches()))
   return History(*structures[0].unflatten(leaves))

@@ -15,7 +15,6 @@ from figs_jax.models.flops import forward_flops
 from figs_jax.train.optimizer import decayed
 from figs_jax.train.state import TrainState, update
 
-from ..contract.compiling import compiled
 from .dot_flops import dot_flops
 from .families import TINY, create
 
@@ -86,7 +85,7 @@ def test_a_scanned_model_is_the_listed_one(family, remat):
     if weights is not None:
       params, masks = stacked(params, weights), stacked(masks, kept)
 
-    @compiled
+    @jax.jit
     def fn(params, masks):
       def loss(params):
         model = nn.merge(graphdef, params, masks, 0.0, rest)
@@ -166,7 +165,7 @@ def test_every_recipe_takes_three_steps_and_ends_with_exact_masks(family, name):
     traces.append(1)
     return update(state, batch)
 
-  step = compiled(one)
+  step = jax.jit(one)
   for _ in range(STEPS):
     state, metrics = step(state, tiny.batch(4))
     assert np.isfinite(metrics["loss"])
