@@ -8,6 +8,8 @@ flattened in the given order. For an `[in, out]` kernel the contraction axis is
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,11 +111,7 @@ def is_nm(
   pattern = NM.parse(pattern)
   array = jnp.asarray(array_or_mask)
   groups = Groups.of(array.shape, pattern.m, axis, stride)
-  mask = array if array.dtype == bool else array != 0
-  kept = jnp.sum(groups.split(mask), groups.axis, dtype=jnp.int32)
-  if array.dtype == bool:
-    return jnp.all(kept == pattern.n)
-  return jnp.all(kept <= pattern.n)
+  return _obeys(array, groups, pattern.n)
 
 
 def flip_rate(
@@ -184,6 +182,13 @@ def _mask(
     inside = groups.split(inside)
   choose = top_n.by_comparison if compare else top_n.by_threshold
   return groups.join(choose(groups.split(keys), n, groups.axis, inside))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _obeys(array: Array, groups: Groups, n: int) -> Array:
+  mask = array if array.dtype == bool else array != 0
+  kept = jnp.sum(groups.split(mask), groups.axis, dtype=jnp.int32)
+  return jnp.all(kept == n if array.dtype == bool else kept <= n)
 
 
 # Compiled even if called eagerly: a network is hundreds of operations.
