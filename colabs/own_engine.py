@@ -10,7 +10,7 @@ from figs_jax.engine import Engine, Gemm, register
 from figs_jax.engine.blocks import index_bits
 from figs_jax.engine.int64 import ceil_div
 from figs_jax.engine.spec import UNLIMITED
-from figs_jax.engine.timing import Fold, bounded, schedule
+from figs_jax.engine.timing import Fold, bounded, bytes_of, schedule
 
 
 @register
@@ -35,13 +35,13 @@ class Vector(Engine):
   def note(self, sparse: int, known: int) -> str:
     return f"{self} gathers activations without a conflict." if sparse else ""
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(self, gemm: Gemm, run: Any, *, itemsize: Any) -> dict[str, Any]:
     # ceil(N / R) folds; in each, every row of activations takes the kept K / C.
     M, N, K, kept = gemm.M, gemm.N, gemm.K, gemm.kept
     steps = ceil_div(kept, self.cols)
     folds = ceil_div(N, self.rows)
     metadata = ceil_div(kept * N * index_bits(gemm.n, gemm.m), 8)
-    dram_bytes = itemsize * (M * K + kept * N + M * N) + metadata
+    dram_bytes = bytes_of(M * K + kept * N + M * N, itemsize) + metadata
     fold = Fold(M * steps, load=0, fill=self.latency, overlap="none")
     parts = bounded(schedule(folds, fold), dram_bytes, self.dram_bw)
     return parts | {

@@ -110,8 +110,8 @@ def fields_table(name: str) -> str:
     config = default_config(family="t5" if name == "text" else "vit")
   else:
     config = default_config(family=name.removeprefix("model "))
-    shown = [key for key in flat(config) if key.startswith("model.")]
-  values, texts = flat(config), field_meanings(config)
+    shown = [key for key in flat(config.to_dict()) if key.startswith("model.")]
+  values, texts = flat(config.to_dict()), field_meanings(config)
   return _table({key: (values[key], texts[key]) for key in shown}, "field")
 
 

@@ -107,14 +107,27 @@ _OUT = flags.DEFINE_string(
   "out", None, "File to write in place of standard output."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out.")
+_DTYPE = flags.DEFINE_string(
+  "dtype",
+  None,
+  "Data type of the operands: float32, tf32, bf16, fp16, fp8, int8 or fp4. A"
+  " chip runs at its own rate for it and refuses what it lacks; to an array it"
+  " is the size of a value.",
+)
 _ITEMSIZE = flags.DEFINE_integer(
-  "itemsize", 2, "Bytes per value.", lower_bound=1, upper_bound=64
+  "itemsize",
+  None,
+  "Bytes per value; those of --dtype by default, else 2. On a chip 4 stand for"
+  " float32, 2 for bf16, and 1 for int8, or fp8 on chips without int8.",
+  lower_bound=1,
+  upper_bound=64,
 )
 _ENERGY = flags.DEFINE_string(
   "energy",
   None,
   "Picojoules: a type (int8, float16, bfloat16, float32), operations (mult=1.1,"
-  "add=0.9,sram_byte=1.25,dram_byte=160), or both.",
+  "add=0.9,sram_byte=1.25,dram_byte=160), or both; by default"
+  " those of --dtype.",
 )
 _STEP = flags.DEFINE_integer(
   "step", None, "Step of --workdir; the newest good one by default."
@@ -141,7 +154,10 @@ def main() -> None:
     engines = [parse(spec) for spec in _ENGINES.value.split(",")]
     batches = axes.pop("batch", ())
     tables = _tables(batches, "pattern" in axes)
-    options: dict[str, Any] = {"itemsize": _ITEMSIZE.value}
+    options: dict[str, Any] = {
+      "itemsize": _ITEMSIZE.value,
+      "dtype": _DTYPE.value,
+    }
     if _ENERGY.value:
       options["energy"] = Energy.parse(_ENERGY.value)
     chosen = any(flag.value is not None for flag in _SELECTIONS)
@@ -179,6 +195,8 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   from figs_jax.engine._report import columns_text
 
   caption = "Modelled cycles (ns on rooflines), not measured."
+  if _DTYPE.value:
+    caption += f" Operands are {_DTYPE.value}."
   if any(table.masks is not None for table in tables.values()):
     caption += " Patterns are taken at their worst: real masks go unread."
     tables = {k: dataclasses.replace(x, masks=None) for k, x in tables.items()}
@@ -218,7 +236,15 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
 
 
 def _check_flags() -> None:
-  texts = (_ENERGY, _OUT, _RECIPE_FILE, _ENGINE_FILE, _WHERE, *_SELECTIONS)
+  texts = (
+    _ENERGY,
+    _DTYPE,
+    _OUT,
+    _RECIPE_FILE,
+    _ENGINE_FILE,
+    _WHERE,
+    *_SELECTIONS,
+  )
   for flag in texts:
     if flag.value is not None and not flag.value.strip():
       cli.fail(f"--{flag.name} is empty; give it a value or leave it out")

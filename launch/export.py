@@ -5,6 +5,8 @@
   python launch/export.py --workdir RUN --out F.safetensors --format torch-2:4
     --dtype bfloat16
   python launch/export.py --workdir RUN --out F.stablehlo --format stablehlo
+  python launch/export.py --workdir RUN --out F.mlir --format stablehlo-module
+    --batch 8 --platform cuda
   python launch/export.py --verify F.safetensors
 
 The model is finished to exact N:M first, and refused if a kernel is not N:M.
@@ -29,10 +31,12 @@ _OUT = flags.DEFINE_string(
 _OUT_FORMAT = flags.DEFINE_enum(
   "format",
   None,
-  ["dense", "packed", "torch-2:4", "stablehlo"],
+  ["dense", "packed", "torch-2:4", "stablehlo", "stablehlo-module"],
   "dense: model.safetensors and config.json for transformers, with zeros."
   " packed: kept values and their indices. torch-2:4: PyTorch's CUTLASS layout."
-  " stablehlo: the forward pass with its weights, for any batch size.",
+  " stablehlo: the forward pass with its weights as an artifact of jax.export,"
+  " for any batch size. stablehlo-module: the same as a plain StableHLO module,"
+  " for one --batch and --platform.",
 )
 _VERIFY = flags.DEFINE_string(
   "verify", None, "A .safetensors file, or a directory of them, to survey."
@@ -57,6 +61,15 @@ _LAYOUT = flags.DEFINE_enum(
 )
 _PLATFORMS = flags.DEFINE_list(
   "platforms", ["cpu", "cuda", "tpu"], "Platforms of --format stablehlo."
+)
+_BATCH = flags.DEFINE_integer(
+  "batch", None, "Batch size of --format stablehlo-module.", lower_bound=1
+)
+_PLATFORM = flags.DEFINE_enum(
+  "platform",
+  None,
+  ["cpu", "cuda", "rocm", "tpu"],
+  "Platform of --format stablehlo-module.",
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether to replace --out.")
 _RECIPE_FILE = cli.define_user_file("recipe")
@@ -87,6 +100,8 @@ def main() -> None:
       dtype=_DTYPE.value,
       layout=_LAYOUT.value,
       platforms=_PLATFORMS.value,
+      batch=_BATCH.value,
+      platform=_PLATFORM.value,
       overwrite=_OVERWRITE.value,
     )
   except ValueError as error:
@@ -96,10 +111,15 @@ def main() -> None:
 
 def _check_flags() -> None:
   """Fails if a flag would have no effect."""
-  of_format = (_LAYOUT, "packed"), (_PLATFORMS, "stablehlo")
+  of_format = (
+    (_LAYOUT, "packed"),
+    (_PLATFORMS, "stablehlo"),
+    (_BATCH, "stablehlo-module"),
+    (_PLATFORM, "stablehlo-module"),
+  )
   of_run = (
     _WORKDIR, _OUT, _OUT_FORMAT, _STEP, _SEED, _EMA, _DTYPE, _OVERWRITE,
-    _RECIPE_FILE, _LAYOUT, _PLATFORMS,
+    _RECIPE_FILE, _LAYOUT, _PLATFORMS, _BATCH, _PLATFORM,
   )  # fmt: skip
   for flag in of_run if _VERIFY.value else ():
     if flag.present:
@@ -136,6 +156,8 @@ def _line(tensor: Any) -> str:
     parts.append(f"axis {','.join(map(str, axes))}: {pattern}")
   if tensor.declared is not None:
     parts.append(f"stored as {tensor.declared} in {tensor.stored} bytes")
+  if tensor.note:
+    parts.append(f"({tensor.note})")
   return "  ".join(parts)
 
 

@@ -28,6 +28,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit all of this
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -49,6 +50,14 @@ def strict_jax(request):
     jax.numpy_rank_promotion("raise"),
   ):
     yield
+
+
+@pytest.fixture
+def unchecked():
+  """Without the run-time type check of the tests, which would speak first."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,36 @@ def test_a_sweep_over_a_model_into_a_file(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_data_type_decides_the_rate_or_is_refused(tmp_path):
+  path = tmp_path / "t.csv"
+  path.write_text("name,M,N,K,pattern\ncube,4096,4096,4096,64:2:8\n")
+  flags = ("--layers", path, "--format", "csv", "--engines")
+  wide, half, old, chips, lacks, contradicts, unknown = in_one_process(
+    "launch/engine.py",
+    (*flags, "gpu:a100", "--dtype", "float32"),
+    (*flags, "gpu:a100", "--dtype", "bf16"),
+    (*flags, "gpu:a100", "--itemsize", 4),
+    (*flags, "tensorcore:b200,gpu:mi300x,tpu:ironwood,tpu:trillium,trainium2,"
+     "trainium3,nm-spmm:a100", "--dtype", "bf16"),
+    (*flags, "tpu:v5e", "--dtype", "float32"),
+    (*flags, "gpu:a100", "--dtype", "int8", "--itemsize", 2),
+    (*flags, "gpu:h3000"),
+  )  # fmt: skip
+  cycles = [
+    int(next(csv.DictReader(io.StringIO(output)))["cycles"])
+    for _, output, _ in (wide, half, old)
+  ]
+  assert cycles[0] == cycles[2] == pytest.approx(16 * cycles[1], rel=1e-4)
+  assert chips[0] == 0 and len(chips[1].splitlines()) == 8
+  for (code, output, errors), words in (
+    (lacks, "tpu:v5e has no float32; choose one of bf16, int8"),
+    (contradicts, "dtype int8 has itemsize 1, got itemsize 2"),
+    (unknown, "unknown chip 'h3000'"),
+  ):
+    assert (code, output) == (2, "") and words in errors
+  assert ":peak= and :hbm=" in unknown[2]
+
+
 def test_a_picture(table, tmp_path):
   pytest.importorskip("matplotlib")
   out = tmp_path / "a.png"

@@ -26,7 +26,7 @@ from figs_jax.analysis import plot_style
 from figs_jax.engine._report import times
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import Checkpointer
-from figs_jax.train.config import completed, differences
+from figs_jax.train.config import changes
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import train
 from figs_jax.train.run_rows import train_cost
@@ -139,17 +139,10 @@ def _check_resumable(path: Path, config: config_dict.ConfigDict) -> None:
   with Checkpointer(path) as checkpoints:
     if not checkpoints.steps():
       return
-    saved = completed(checkpoints.meta()["config"])
-  now = json.loads(json.dumps(config.to_dict()))
-  free = set(config.allow_change)
-  changed = [
-    name
-    for name in differences(saved, now)
-    if not free & {name, name.split(".")[0]}
-  ]
-  if changed:
+    _, refused = changes(checkpoints.meta()["config"], config)
+  if refused:
     raise ValueError(
-      f"{path}: holds a run with another {', '.join(changed)}; use another"
+      f"{path}: holds a run with another {', '.join(refused)}; use another"
       " workdir, or remove this one"
     )
 

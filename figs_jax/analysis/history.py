@@ -133,11 +133,6 @@ class History:
     )
 
   @property
-  def evaluated_step(self) -> int:
-    """Step of the last evaluation, at most that of the last row."""
-    return self.last_evaluation["step"]
-
-  @property
   def accuracies(self) -> list[float]:
     """Accuracies in [0, 1] of the last evaluation, one per seed."""
     row = self.last_evaluation
@@ -162,10 +157,7 @@ class History:
   @property
   def states(self) -> list[TrainState]:
     """The restored state of each seed."""
-    experiment, state, _ = self.restored
-    if not experiment.seeds:
-      return [state]
-    return [seeds.take(state, i) for i in range(len(experiment.seeds))]
+    return list(seeds.singles(self.restored[1]))
 
   @functools.cached_property
   def model(self) -> nnx.Module:

@@ -239,7 +239,7 @@ def _results(
   flops = float(engine.flops(layers).sum())
   dense = float(engine.flops(layers.dense()).sum())
   rows = [
-    ("evaluated at step", f"{run.evaluated_step:,}"),
+    ("evaluated at step", f"{run.last_evaluation['step']:,}"),
     ("test accuracy, %", percent(accuracies)),
   ]
   if len(accuracies) > 1:

@@ -125,11 +125,11 @@ def _check_seeds(group: Sequence[History]) -> None:
           " too; leave one of them out"
         )
       taken[seed] = str(run.path)
-    if run.evaluated_step != group[0].evaluated_step:
+    step, other = (each.last_evaluation["step"] for each in (run, group[0]))
+    if step != other:
       raise ValueError(
-        f"{run.path}: evaluated at step {run.evaluated_step}, but"
-        f" {group[0].path} at {group[0].evaluated_step}; a mean needs equal"
-        " steps, so let both finish"
+        f"{run.path}: evaluated at step {step}, but {group[0].path} at {other};"
+        " a mean needs equal steps, so let both finish"
       )
 
 

@@ -24,7 +24,7 @@ from figs_jax.models.pretrained.config import (
 from figs_jax.models.pretrained.matching import parameters_of, published
 from figs_jax.train.workdir import finished_model
 
-FORMATS = ("dense", "packed", "torch-2:4", "stablehlo")
+FORMATS = ("dense", "packed", "torch-2:4", "stablehlo", "stablehlo-module")
 
 
 def export_run(
@@ -48,6 +48,8 @@ def export_run(
     CheckpointError: If the checkpoint does not exist.
   """
   _check(out, format, overwrite)
+  if format == "stablehlo-module":
+    _plain(options.get("batch"), options.get("platform"))
   model = finished_model(workdir, step=step, seed=seed, ema=ema)
   return export_model(model, out, format, overwrite=overwrite, **options)
 
@@ -60,22 +62,27 @@ def export_model(
   dtype: str | None = None,
   layout: Layout = "indices",
   platforms: Sequence[str] = export.PLATFORMS,
+  batch: int | None = None,
+  platform: str | None = None,
   overwrite: bool = False,
 ) -> list[str]:
   """Writes a finished model (`TrainState.finished`).
 
   Args:
     model: A ViT, Swin-V2 or T5 whose masked kernels are exactly N:M.
-    out: Directory for "dense", any file for "stablehlo", else a .safetensors
-      file.
+    out: Directory for "dense", any file for "stablehlo" and "stablehlo-module",
+      else a .safetensors file.
     format: "dense" is a checkpoint of `transformers`, with zeros; "packed" has
       kept values and their indices under figs_jax's own paths; "torch-2:4" has
       PyTorch's CUTLASS layout; "stablehlo" is the forward pass with its
-      weights, for any batch size (for T5, with teacher forcing).
+      weights (for T5, with teacher forcing) as an artifact of `jax.export`, for
+      any batch size; "stablehlo-module" the same as a plain StableHLO module.
     dtype: Type of the written weights: float32, bfloat16 or float16. Defaults
       to their own.
     layout: Layout of "packed": "indices" or "bitmask".
     platforms: Platforms that "stablehlo" can run on.
+    batch: Batch size of "stablehlo-module".
+    platform: Platform of "stablehlo-module": cpu, cuda, rocm or tpu.
     overwrite: Whether to replace `out`.
 
   Returns:
@@ -96,8 +103,11 @@ def export_model(
   '24 tensors, 0 of them N:M'
   """
   _check(out, format, overwrite)
-  if format == "stablehlo":
-    return _stablehlo(model, Path(out), dtype, platforms, overwrite)
+  if format in ("stablehlo", "stablehlo-module"):
+    plain = None
+    if format == "stablehlo-module":
+      plain = _plain(batch, platform)
+    return _stablehlo(model, Path(out), dtype, platforms, plain, overwrite)
   config: dict[str, Any] = {}
   if format == "packed":
     tensors: Any = flatten(nn.split(model)[1])
@@ -132,8 +142,10 @@ def _stablehlo(
   out: Path,
   dtype: str | None,
   platforms: Sequence[str],
+  plain: tuple[int, str] | None,
   overwrite: bool,
 ) -> list[str]:
+  """Writes a program, or a plain module of a batch size and platform."""
   try:
     check_nm(nn.split(model)[1], nn.masked_leaves(model))
   except ValueError as error:
@@ -150,24 +162,49 @@ def _stablehlo(
   def forward(*inputs: Any) -> Any:
     return nnx.merge(graph, state)(*inputs)
 
-  examples = _examples(model)
-  export.write_program(
-    out, forward, examples, platforms=platforms, overwrite=overwrite
-  )
+  batch, platform = plain or (2, "")
+  examples = _examples(model, batch)
+  if plain:
+    export.write_module(
+      out, forward, examples, platform=platform, overwrite=overwrite
+    )
+    platforms = [platform]
+  else:
+    export.write_program(
+      out, forward, examples, platforms=platforms, overwrite=overwrite
+    )
+  first = batch if plain else "batch"
   inputs = ", ".join(
-    f"{x.dtype} [batch, {', '.join(map(str, x.shape[1:]))}]" for x in examples
+    f"{x.dtype} [{', '.join(map(str, (first, *x.shape[1:])))}]"
+    for x in examples
   )
   signature = f"{inputs} -> float32 logits; {', '.join(platforms)}"
   return [signature, *_checksums(out)]
 
 
-def _examples(model: Any) -> list[np.ndarray]:
-  """Inputs of a model, with two samples."""
+def _plain(batch: int | None, platform: str | None) -> tuple[int, str]:
+  """The batch size and platform of a plain module, both of which it needs."""
+  if batch is None or batch < 1:
+    raise export.ExportError(
+      "stablehlo-module: expected a batch size from 1 (--batch), got"
+      f" {batch}; a plain module has one"
+    )
+  if platform is None:
+    raise export.ExportError(
+      "stablehlo-module: expected a platform (--platform), got none; a plain"
+      f" module has one of {', '.join(export.PLATFORMS)}"
+    )
+  return batch, platform
+
+
+def _examples(model: Any, batch: int) -> list[np.ndarray]:
+  """Inputs of a model."""
   rng = np.random.default_rng(0)
   if isinstance(model, T5):
     lengths = (model.input_length, model.target_length)
-    return [rng.integers(0, model.vocab, (2, n), np.int32) for n in lengths]
-  shape = (2, *model.image_size, model.in_channels)
+    sizes = [(batch, length) for length in lengths]
+    return [rng.integers(0, model.vocab, size, np.int32) for size in sizes]
+  shape = (batch, *model.image_size, model.in_channels)
   return [rng.standard_normal(shape, np.float32)]
 
 

@@ -369,4 +369,5 @@ def _known_fields() -> list[str]:
   # No configuration is available while its flag is parsed.
   defaults = (default_config(family=family) for family in models.names())
   trees = defaults if config is None else [config]
-  return list(dict.fromkeys(field for tree in trees for field in flat(tree)))
+  fields = (field for tree in trees for field in flat(tree.to_dict()))
+  return list(dict.fromkeys(fields))

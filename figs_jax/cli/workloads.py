@@ -6,13 +6,18 @@ called: a table from a file needs neither Flax nor Orbax.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.engine import Layers, read_layers
+from figs_jax.engine.layers import read_pattern
 
 Tables = dict[str, Layers]
 
@@ -24,7 +29,8 @@ def from_file(path: str | Path, pattern: str | None = None) -> Tables:
     path: Path of the CSV file.
     pattern: One n:m replaces the pattern of the sparse layers, or of all if
       none is sparse. Rules, as in "fc1: 1:8, .*_proj: 2:4", name layers or
-      match the whole of their names, and leave all others dense.
+      match the whole of their names, and leave all others dense. V:2:M of VENOM
+      is read too (`figs_jax.engine.layers.read_pattern`).
 
   Raises:
     ValueError: If the table or the pattern is bad, or no layer follows a rule.
@@ -33,22 +39,21 @@ def from_file(path: str | Path, pattern: str | None = None) -> Tables:
   label = Path(path).name
   if pattern is None:
     return {label: table}
+  pattern, vectors = _split_vectors(pattern)
   rules = Rules.parse(pattern)
   if rules.single is not None:
-    return {label: table.with_pattern(rules.single)}
+    table = table.with_pattern(rules.single)
+    return {label: _with_vectors(table, vectors)}
   sizes = zip(table.names, table.K.tolist(), table.N.tolist())
   kernels: dict[str, Any] = {name: ((k, n), -2) for name, k, n in sizes}
   names = {name: re.escape(name) for name in table.names}
   leaves = rules.resolve(kernels, names)
-  rows = [
-    {"name": name, "M": m, "N": n, "K": k, "count": count}
-    | ({"pattern": leaves[name].pattern} if name in leaves else {})
-    for name, m, n, k, count in zip(
-      table.names, *(x.tolist() for x in (table.M, table.N, table.K)),
-      table.count.tolist(),
-    )
-  ]  # fmt: skip
-  return {label: Layers.of(rows)}
+  n, m = table.dense().n, table.dense().m
+  for i, name in enumerate(table.names):
+    if name in leaves:
+      n[i], m[i] = leaves[name].pattern.n, leaves[name].pattern.m
+  made = dataclasses.replace(table, n=n, m=m, masks=None, v=None)
+  return {label: _with_vectors(made, vectors)}
 
 
 def from_model(
@@ -60,6 +65,7 @@ def from_model(
     spec: "family:variant" and options, as in "vit:B/16:image_size=384".
     batches: Numbers of images (or sequences) per pass.
     pattern: Rules, as in "ff: 1:8", or one n:m for every kernel; None is dense.
+      V:2:M of VENOM is read too.
 
   Raises:
     ValueError: If the family, variant or an option is unknown, an option is
@@ -92,10 +98,14 @@ def from_model(
     raise ValueError(
       f"model {spec!r}: the value of an option is of the wrong type ({reason})"
     ) from error
+  vectors: dict[NM, int] = {}
   if pattern is not None:
+    pattern, vectors = _split_vectors(pattern)
     model = nn.sparsify(model, pattern)
   return {
-    f"{spec}, batch {batch}": Layers.of(layers_of(model, batch))
+    f"{spec}, batch {batch}": _with_vectors(
+      Layers.of(layers_of(model, batch)), vectors
+    )
     for batch in batches
   }
 
@@ -136,6 +146,41 @@ def from_run(
       table = table.with_pattern(single)
     tables[f"{workdir}, batch {batch}"] = table
   return tables
+
+
+# V of V:N:M, where a pattern may begin.
+_VECTORS = re.compile(r"(?<![^\s,;:])(\d+):(\d+:\d+)(?=\s*(?:[,;]|$))")
+
+
+def _split_vectors(text: str) -> tuple[str, dict[NM, int]]:
+  """Rules without the V of V:N:M patterns, and V of each n:m.
+
+  Raises:
+    ValueError: If a pattern is not V:2:M, or an n:m comes with several V.
+
+  >>> _split_vectors("ff: 64:2:8, head: 1:4")
+  ('ff: 2:8, head: 1:4', {NM(n=2, m=8): 64})
+  """
+  vectors: dict[NM, int] = {}
+  for match in _VECTORS.finditer(text):
+    v, pattern = read_pattern(match[0])
+    if vectors.setdefault(pattern, v) != v:
+      raise ValueError(f"pattern {text!r}: expected one V for {pattern}")
+  plain, count = _VECTORS.subn(r"\2", text)
+  shared = [nm for _, nm in Rules.parse(plain).rules if nm in vectors]
+  if len(shared) != count:
+    raise ValueError(
+      f"pattern {text!r}: expected {shared[0]} with V everywhere or nowhere"
+    )
+  return plain, vectors
+
+
+def _with_vectors(table: Layers, vectors: dict[NM, int]) -> Layers:
+  if not vectors:
+    return table
+  pairs = zip(table.n.tolist(), table.m.tolist())
+  v = [vectors.get(NM(n, m), 0) for n, m in pairs]
+  return dataclasses.replace(table, v=np.array(v, np.int64))
 
 
 def all_sparse(tables: Tables) -> Tables:

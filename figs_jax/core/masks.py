@@ -92,7 +92,8 @@ def is_nm(
   """Whether every group obeys the pattern.
 
   A Boolean mask must have exactly n True entries per group, any other array at
-  most n non-zeros, since a kept weight may be zero. NaN counts as non-zero.
+  most n non-zeros, since a kept weight may be zero. NaN and denormal numbers
+  count as non-zero.
 
   Args:
     array_or_mask: A Boolean mask, or weights of any other dtype.
@@ -112,6 +113,19 @@ def is_nm(
   array = jnp.asarray(array_or_mask)
   groups = Groups.of(array.shape, pattern.m, axis, stride)
   return _obeys(array, groups, pattern.n)
+
+
+def _non_zero(array: Shaped[Array, "*shape"]) -> Bool[Array, "*shape"]:
+  """`array != 0`, denormal numbers too, which XLA compares as 0 on a CPU."""
+  mask = array != 0
+  if jnp.issubdtype(array.dtype, jnp.floating):
+    bits = lax.bitcast_convert_type(
+      array, jnp.dtype(f"uint{jnp.finfo(array.dtype).bits}")
+    )
+    # A magnitude of 1, 2, ... below the smallest normal number.
+    magnitude = bits & jnp.array(jnp.iinfo(bits.dtype).max >> 1, bits.dtype)
+    mask |= magnitude != 0
+  return mask
 
 
 def flip_rate(
@@ -186,7 +200,7 @@ def _mask(
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _obeys(array: Array, groups: Groups, n: int) -> Array:
-  mask = array if array.dtype == bool else array != 0
+  mask = array if array.dtype == bool else _non_zero(array)
   kept = jnp.sum(groups.split(mask), groups.axis, dtype=jnp.int32)
   return jnp.all(kept == n if array.dtype == bool else kept <= n)
 

@@ -89,6 +89,7 @@ def pack(
   """Packs an array without the zeros of its pattern; inverse of `unpack`.
 
   Takes every dtype of 1 to 8 bytes: floats (including 8-bit), integers, bool.
+  A -0.0 counts as a zero; if any group needs its place, `unpack` gives 0.0.
 
   Args:
     array: Finished weights, at most n non-zeros per group.
@@ -129,8 +130,10 @@ def pack(
     values, metadata = rows, np.zeros(0, np.uint8)
   else:
     kept = _slots(rows.reshape(groups, nm.m) != 0, nm.n)
+    if kept is None:  # -0.0 is a zero where it finds no place
+      kept = _slots(rows.view(host.dtype).reshape(groups, nm.m) != 0, nm.n)
     if kept is None:
-      raise _too_many(words, nm, axis, name)
+      raise _too_many(host, nm, axis, name)
     flat = np.flatnonzero(kept)
     values = rows[flat]
     if layout == "bitmask":
@@ -277,14 +280,14 @@ def _slots(used: np.ndarray, n: int) -> np.ndarray | None:
   return used
 
 
-def _too_many(words: np.ndarray, nm: NM, axis: Axis, name: str) -> ValueError:
+def _too_many(host: np.ndarray, nm: NM, axis: Axis, name: str) -> ValueError:
   # As uint8, since a Boolean array must hold exactly n.
-  bad = first_bad_group((words != 0).astype(np.uint8), nm, axis)
+  bad = first_bad_group((host != 0).astype(np.uint8), nm, axis)
   where, count = bad if bad is not None else ("?", "too many")
   return ValueError(
     f"{name}: the group of {nm.m} along axis {axis} that starts at entry"
     f" {where} holds {count} entries, expected at most {nm.n} ({nm}); multiply"
-    " the array by its mask (-0.0 and NaN count as entries)"
+    " the array by its mask (NaN counts as an entry)"
   )
 
 

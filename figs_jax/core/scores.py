@@ -11,23 +11,30 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from figs_jax.core.groups import Axis, normalized
-from figs_jax.core.types import Array, Float
+from figs_jax.core.types import Array, Float, Shaped
 
 
 def magnitude(
-  weight: Float[Array | np.ndarray, "*shape"],
-) -> Float[Array, "*shape"]:
-  """|w|, in the dtype of the weight.
+  weight: Shaped[Array | np.ndarray, "*shape"],
+) -> Shaped[Array, "*shape"]:
+  """|w|, in the dtype of the weight; of signed integers, in the unsigned one.
 
   Args:
-    weight: Weights of any shape and float dtype.
+    weight: Weights of any shape and real dtype.
 
   >>> magnitude(jnp.array([-2., 1.]))
   Array([2., 1.], dtype=float32)
+  >>> magnitude(jnp.array([-128, 127], jnp.int8))
+  Array([128, 127], dtype=uint8)
   """
-  return jnp.abs(jnp.asarray(weight))
+  size = jnp.abs(jnp.asarray(weight))
+  if jnp.issubdtype(size.dtype, jnp.signedinteger):
+    # |-128| wraps around to -128 in 8 bits, which reads 128 without a sign.
+    return lax.bitcast_convert_type(size, jnp.dtype(f"u{size.dtype}"))
+  return size
 
 
 def saliency(

@@ -12,7 +12,8 @@ from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
 from figs_jax.engine.layer_csv import read_layers
 from figs_jax.engine.layers import Layers, flops, packed_bytes
-from figs_jax.engine.roofline import Roofline, calibrated_overhead
+from figs_jax.engine.nm_spmm import NmSpmm
+from figs_jax.engine.roofline import Roofline
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm
 from figs_jax.engine.spec_text import parse, register
@@ -43,9 +44,11 @@ from figs_jax.engine.studies.cluster import (
   estimate_all,
   train_seconds,
 )
+from figs_jax.engine.studies.sparse24 import MeasuredPair, fit_sparse24
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
 from figs_jax.engine.systolic import Systolic
+from figs_jax.engine.tensorcore import TensorCore
 from figs_jax.engine.training import (
   RunCost,
   StepCost,
@@ -53,10 +56,14 @@ from figs_jax.engine.training import (
   run_cost,
   step_cost,
 )
+from figs_jax.engine.trainium import Trainium
 from figs_jax.engine.vegeta import Vegeta, unstructured_speedup
 
 # The registry of engines: adding one takes its own file and its name here.
-for _kind in (Systolic, Vegeta, Figs, Roofline, Csr):
+for _kind in (
+  *(Systolic, Vegeta, Figs),
+  *(Roofline, TensorCore, Trainium, NmSpmm, Csr),
+):
   register(_kind)
 
 __all__ = [
@@ -74,8 +81,10 @@ __all__ = [
   "Gemm",
   "LatencyModel",
   "Layers",
+  "MeasuredPair",
   "Memory",
   "ModelCost",
+  "NmSpmm",
   "Parallel",
   "Report",
   "Roofline",
@@ -84,11 +93,12 @@ __all__ = [
   "StepCost",
   "Sweep",
   "Systolic",
+  "TensorCore",
   "Total",
   "TrainingPhase",
+  "Trainium",
   "Vegeta",
   "attention_cost",
-  "calibrated_overhead",
   "checkpoint_stall_factor",
   "cost",
   "cross_validated",
@@ -96,6 +106,7 @@ __all__ = [
   "estimate_all",
   "fit_cycles",
   "fit_latency",
+  "fit_sparse24",
   "flops",
   "iso_bandwidth_speedup",
   "ledger",

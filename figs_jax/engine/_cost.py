@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.engine.blocks import Masks
+from figs_jax.engine.chips import DTYPES, itemsize_of
 from figs_jax.engine.energy import Energy, picojoules
 from figs_jax.engine.int64 import LayerError, array_dataclass, exact, is_traced
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import LIMITS, Engine, Gemm, check_itemsize
+from figs_jax.engine.spec import (
+  LIMITS,
+  Engine,
+  Gemm,
+  check_itemsize,
+  nearest,
+)
 from figs_jax.engine.spec_text import parse
 
 AT_45_NM = Energy()
@@ -81,8 +89,10 @@ class Cost:
 def cost(
   layers: Layers | Iterable[Mapping[str, Any]],
   engine: Engine | str,
-  itemsize: int = 2,
-  energy: Energy = AT_45_NM,
+  itemsize: int | Fraction | None = None,
+  energy: Energy | None = None,
+  *,
+  dtype: str | None = None,
 ) -> Cost:
   """The cost of each layer on the engine.
 
@@ -93,18 +103,29 @@ def cost(
   Args:
     layers: A table, or its rows.
     engine: An engine, or its spec.
-    itemsize: Bytes per value of every operand off chip.
-    energy: Picojoules per operation.
+    itemsize: Bytes per value of every operand off chip. Defaults to those of
+      the data type, else to 2. On a chip 4 stand for float32, 2 for bf16, and 1
+      for int8, or fp8 on chips without int8.
+    energy: Picojoules per operation. Defaults to those of the data type, else
+      to 16-bit operands.
+    dtype: Data type of the operands, one of `figs_jax.engine.chips.DTYPES`. It
+      decides at which rate a chip runs; to an array it is the size of a value.
 
   Raises:
     ValueError: If a row or the spec cannot be read, the engine cannot run a
-      pattern, or a result does not fit int64.
+      pattern, the chip lacks the data type, itemsize and data type contradict
+      each other, or a result does not fit int64.
 
   >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
   >>> cost([row], "ws:32x32").cycles
   array([316])
+  >>> cube = dict.fromkeys("MNK", 8192) | {"name": "cube"}
+  >>> types = ("float32", "tf32", "bf16", "int8")
+  >>> [int(cost([cube], "gpu:a100", dtype=x).cycles[0]) for x in types]
+  [56385212, 7048152, 3524076, 1762038]
   """
   table, engine = Layers.of(layers), parse(engine)
+  engine, itemsize, energy = operands(engine, itemsize, energy, dtype)
   gemm = table.gemm
   if table.masks is not None and is_traced(
     *vars(gemm).values(), *engine.leaves
@@ -131,10 +152,56 @@ def cost(
   return Cost(**aligned, count=table.count)
 
 
+class Operands(NamedTuple):
+  """What the data type of the operands decides.
+
+  Attributes:
+    engine: The engine, set to the type if it has rates of its own.
+    itemsize: Bytes per value.
+    energy: Picojoules per operation.
+  """
+
+  engine: Engine
+  itemsize: int | Fraction
+  energy: Energy
+
+
+def operands(
+  engine: Engine,
+  itemsize: int | Fraction | None = None,
+  energy: Energy | None = None,
+  dtype: str | None = None,
+) -> Operands:
+  """The engine, size and energy of operands, of which each may be left out.
+
+  Raises:
+    ValueError: If the type is unknown, the chip lacks it, or the size is
+      another one than that of the type.
+
+  >>> operands(parse("tpu:v6e"), dtype="int8").itemsize
+  1
+  """
+  if itemsize is not None:
+    check_itemsize(itemsize)
+  dtype = dtype or getattr(engine, "dtype", "")
+  if not dtype:
+    size = engine.itemsize if itemsize is None else itemsize
+    return Operands(engine, size, energy or AT_45_NM)
+  if dtype not in DTYPES:
+    raise ValueError(f"unknown dtype {dtype!r}, {nearest(dtype, DTYPES)}")
+  size = itemsize_of(dtype)
+  if itemsize not in (None, size):
+    raise ValueError(
+      f"dtype {dtype} has itemsize {size}, got itemsize {itemsize}; give one of"
+      " them"
+    )
+  return Operands(engine.at(dtype), size, energy or Energy.at_least(dtype))
+
+
 def gemm_cost(
   gemm: Gemm,
   engine: Engine,
-  itemsize: int = 2,
+  itemsize: int | Fraction = 2,
   energy: Energy = AT_45_NM,
   masks: Masks | None = None,
 ) -> dict[str, Any]:
@@ -161,7 +228,7 @@ def _picojoules(
   dram_bytes: Any,
   *,
   energy: Energy,
-  itemsize: int,
+  itemsize: int | Fraction,
 ) -> dict[str, Any]:
   macs = gemm.M * gemm.N / 1 * (gemm.kept / 1)
   words = ifmap / 1 + weights / 1 + ofmap / 1

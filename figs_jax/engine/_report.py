@@ -6,12 +6,13 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from figs_jax.engine._cost import AT_45_NM, Cost, cost
+from figs_jax.engine._cost import Cost, cost
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine, nearest
@@ -32,7 +33,10 @@ _SUMMED = ("cycles", "dram_bytes", *PARTS)
 
 
 class Row(NamedTuple):
-  """One layer on one engine: one of its instances, however many there are."""
+  """One layer on one engine: one of its instances, however many there are.
+
+  `ideal_speedup` is that of `Engine.silicon`, None for an engine without one.
+  """
 
   name: str
   engine: str
@@ -45,6 +49,7 @@ class Row(NamedTuple):
   speedup: float
   energy_pj: float
   dram_bytes: int
+  ideal_speedup: float | None = None
 
 
 class Total(NamedTuple):
@@ -65,6 +70,8 @@ class Total(NamedTuple):
     stall_factor: Factor by which swapping makes vectors stream longer, 1
       without; `figs_jax.engine.figs.checkpoint_stall_factor`.
     parts: Parts of cycles by name, which add up to them.
+    ideal_speedup: The speed-up at the rates of the silicon (`Engine.silicon`),
+      None for an engine that models no lower ones.
   """
 
   workload: str
@@ -79,6 +86,7 @@ class Total(NamedTuple):
   dram_bytes: int
   stall_factor: float
   parts: dict[str, int]
+  ideal_speedup: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +123,18 @@ class Report:
       engines=tuple(engine for each in reports for engine in each.engines),
     )
 
+  def beside(self, ideal: Report) -> Report:
+    """The report with the speed-ups of another, of its engines' silicon."""
+    has = {str(x): x.silicon() is not None for x in self.engines}
+    rows, totals = iter(ideal.rows), iter(ideal.totals)
+    return dataclasses.replace(
+      self,
+      rows=tuple(_beside(row, rows) if has[row.engine] else row
+                 for row in self.rows),
+      totals=tuple(_beside(total, totals) if has[total.engine] else total
+                   for total in self.totals),
+    )  # fmt: skip
+
   @property
   def caption(self) -> str:
     """What the numbers are, and are not."""
@@ -125,7 +145,7 @@ class Report:
 
   def __str__(self) -> str:
     if self.fmt == "csv":
-      return csv_text(Row._fields, self.rows)
+      return csv_text(*_layers(self.rows))
     if self.fmt == "json":
       return json.dumps(
         {
@@ -137,7 +157,7 @@ class Report:
       )
     draw = markdown if self.fmt == "md" else text_table
     tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
-    tables.append(draw(Row._fields, self.rows))
+    tables.append(draw(*_layers(self.rows)))
     return "\n\n".join((self.caption, *tables))
 
 
@@ -148,8 +168,9 @@ def report(
   *,
   axes: Axes | str | None = None,
   baseline: Engine | str | None = None,
-  itemsize: int = 2,
-  energy: Energy = AT_45_NM,
+  itemsize: int | Fraction | None = None,
+  energy: Energy | None = None,
+  dtype: str | None = None,
   workload: str = "",
 ) -> Report:
   """Costs the layers on each engine, beside a baseline.
@@ -171,8 +192,9 @@ def report(
       not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
       `gpu:h200`). By default each engine is compared with itself running the
       layers dense.
-    itemsize: Bytes per value, of every operand off chip.
-    energy: Picojoules per operation.
+    itemsize: Bytes per value of every operand off chip; see `cost`.
+    energy: Picojoules per operation; see `cost`.
+    dtype: Data type of the operands; see `cost`.
     workload: Label of the layers in the totals.
 
   Raises:
@@ -201,14 +223,24 @@ def report(
   if varied:
     rows = sum(map(len, tables.values())) * len(patterns)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
-  options = {"itemsize": itemsize, "energy": energy}
-  return Report.joined(
+  options = {"itemsize": itemsize, "energy": energy, "dtype": dtype}
+  made = Report.joined(
     [
       _report(_with(table, pattern), machines, fmt, baseline, options, label)
       for label, table in tables.items()
       for pattern in patterns
     ]
   )
+  silicon = [chip for x in engines if (chip := parse(x).silicon()) is not None]
+  if not silicon:
+    return made
+  over = None if baseline is None else parse(baseline)
+  options |= {"baseline": over and (over.silicon() or over)}
+  return made.beside(report(tables, silicon, axes=axes, **options))
+
+
+def _beside(item: Any, ideal: Iterator[Any]) -> Any:
+  return item._replace(ideal_speedup=next(ideal).speedup)
 
 
 def _report(
@@ -235,7 +267,7 @@ def _report(
   return Report(
     *(tuple(rows), tuple(totals), tuple(machines)),
     baseline=words,
-    note=_note(table, machines),
+    note=_note(table, machines, options["dtype"]),
     fmt=fmt,
   )
 
@@ -251,13 +283,18 @@ def _with(table: Layers, pattern: Any) -> Layers:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
 
 
-def _note(table: Layers, engines: Sequence[Engine]) -> str:
+def _note(table: Layers, engines: Sequence[Engine], dtype: str | None) -> str:
   """What the engines assume of these layers, in sentences."""
   masks = table.masks or [None] * len(table)
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
   known = sum(mask is not None for mask in sparse)
+  engines = [engine.at(dtype) if dtype else engine for engine in engines]
   notes = dict.fromkeys(engine.note(len(sparse), known) for engine in engines)
-  return " ".join(filter(None, notes))
+  plain = [str(engine) for engine in engines if not engine.NARROWS]
+  if table.v is not None and table.v.any() and plain:
+    notes[f"V:N:M runs as N:M on {', '.join(plain)}."] = None
+  operands = f"Operands are {dtype}." if dtype else ""
+  return " ".join(filter(None, (operands, *notes)))
 
 
 def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
@@ -375,6 +412,13 @@ def _total(workload, patterns, engine, price, base) -> Total:
   )
 
 
+def _layers(rows: Sequence[Row]) -> tuple[Sequence[str], Sequence[Any]]:
+  """Header and rows of the layers."""
+  if any(row.ideal_speedup is not None for row in rows):
+    return Row._fields, rows
+  return Row._fields[:-1], [row[:-1] for row in rows]
+
+
 def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
   """Header and rows of the totals, without their parts."""
   names = [name for name in Total._fields if name != "parts"]
@@ -382,6 +426,8 @@ def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
     names.remove("workload")
   if all(total.stall_factor == 1 for total in totals):
     names.remove("stall_factor")
+  if all(total.ideal_speedup is None for total in totals):
+    names.remove("ideal_speedup")
   return names, [[getattr(total, name) for name in names] for total in totals]
 
 

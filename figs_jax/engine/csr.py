@@ -12,10 +12,17 @@ FLOPs per byte. At n = 1 nothing is used twice, and the intensity tends to
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
+from figs_jax.engine.chips import itemsize_of
 from figs_jax.engine.int64 import ceil_div, smaller
-from figs_jax.engine.roofline import Processor, arithmetic, no_accesses
+from figs_jax.engine.roofline import (
+  Processor,
+  arithmetic,
+  no_accesses,
+  scaled,
+)
 from figs_jax.engine.spec import Gemm
 from figs_jax.engine.timing import bounded
 
@@ -24,14 +31,15 @@ class Csr(Processor):
   """A processor that multiplies a CSR matrix by dense columns.
 
   Every pattern runs. The bytes are those of (1), in which `value_bytes` counts
-  and not `itemsize`. Its counts also hold `flops`; on-chip accesses are not
+  and not `itemsize`. Without a data type it computes in float32, or in bf16 on
+  chips without it. Its counts also hold `flops`; on-chip accesses are not
   modelled and 0.
 
   Attributes:
     chip: Name of the chip.
-    peak: GFLOP/s (FLOP per ns).
+    peak: GFLOP/s (FLOP per ns) in bf16; see `Processor`.
     hbm: GB/s (bytes per ns) of its memory.
-    value_bytes: Bytes per value, B_T.
+    value_bytes: Bytes per value, B_T; 0 stands for those of the data type.
     index_bytes: Bytes per column index, B_I.
     pointer_bytes: Bytes of row pointer per row, delta.
     reuse: Whether the sparse operand is kept while dense columns stream. If
@@ -46,13 +54,25 @@ class Csr(Processor):
   chip: str
   peak: Any
   hbm: Any
-  value_bytes: Any = 4
+  value_bytes: Any = 0
   index_bytes: Any = 4
   pointer_bytes: Any = 4
   reuse: bool = True
 
   KINDS = ("csr",)
   PREFIX = ("chip",)
+  FROM_ZERO = ("value_bytes",)
+
+  @property
+  def itemsize(self) -> int | Fraction:
+    sheet = self.sheet()
+    wide = sheet is None or "float32" in sheet.peaks
+    return itemsize_of(self.dtype or ("float32" if wide else "bf16"))
+
+  def at(self, dtype: str) -> Processor:
+    if itemsize_of(dtype) < 1:
+      raise ValueError(f"{self}: expected values of whole bytes, got {dtype}")
+    return super().at(dtype)
 
   @property
   def memory_bandwidth(self) -> Any:
@@ -61,19 +81,24 @@ class Csr(Processor):
   def prefix(self) -> str:
     return f"csr:{self.chip}"
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(
+    self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
+  ) -> dict[str, Any]:
     M, N, kept = gemm.M, gemm.N, gemm.kept
+    rate = scaled(self.peak, self.multiple(self.itemsize))
+    width = self.value_bytes
+    width = width + int(self.itemsize) * (1 - smaller(width, 1))
     metadata = N * (self.index_bytes * kept + self.pointer_bytes)
-    matrix = N * self.value_bytes * kept + metadata
-    dense = M * N * self.value_bytes * (kept + 1)
+    matrix = N * width * kept + metadata
+    dense = M * N * width * (kept + 1)
     dram_bytes = (1 if self.reuse else M) * matrix + dense
     flops = 2 * M * N * kept
-    parts = arithmetic(ceil_div(flops, self.peak))
+    parts = arithmetic(ceil_div(flops, rate))
     parts = bounded(parts, dram_bytes, self.hbm)
     return parts | {
       "flops": flops,
       # At most 1, but for rounding.
-      "utilisation": smaller(flops / parts["cycles"] * (1 / self.peak), 1.0),
+      "utilisation": smaller(flops / parts["cycles"] * (1 / rate), 1.0),
       **no_accesses(M),
       "metadata_bytes": metadata,
       "dram_bytes": dram_bytes,

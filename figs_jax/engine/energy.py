@@ -9,6 +9,7 @@ gated. Leakage and clocks are left out.
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from numbers import Real
 from typing import Any
 
@@ -61,6 +62,18 @@ class Energy:
     return cls(mult, add)
 
   @classmethod
+  def at_least(cls, dtype: str) -> Energy:
+    """The operations on one of `figs_jax.engine.chips.DTYPES`.
+
+    Types that the table lacks count as the next wider one: tf32 as float32, fp8
+    and fp4 as float16.
+
+    >>> Energy.at_least("fp8") == Energy.of("float16")
+    True
+    """
+    return cls.of(_WIDER.get(dtype, dtype))
+
+  @classmethod
   def parse(cls, text: str) -> Energy:
     """Reads "int8", "mult=2,add=1", or both, the type first.
 
@@ -92,7 +105,12 @@ class Energy:
 
 
 def picojoules(
-  macs: Any, words: Any, dram_bytes: Any, *, energy: Energy, itemsize: int
+  macs: Any,
+  words: Any,
+  dram_bytes: Any,
+  *,
+  energy: Energy,
+  itemsize: int | Fraction,
 ) -> Any:
   """Energy of counted operations, float64.
 
@@ -109,11 +127,15 @@ def picojoules(
   # Dividing by one turns integers of any kind into floats.
   return (
     macs / 1 * (energy.mult + energy.add)
-    + words / 1 * (itemsize * energy.sram_byte)
+    + words / 1 * (float(itemsize) * energy.sram_byte)
     + dram_bytes / 1 * energy.dram_byte
   )
 
 
+_WIDER = {
+  **{"tf32": "float32", "bf16": "bfloat16"},
+  **dict.fromkeys(("fp16", "fp8", "fp4"), "float16"),
+}
 # type -> picojoules of a product and of its addition to a sum.
 _MACS = {
   "int8": (0.2, 0.1),

@@ -18,7 +18,9 @@ it needs n PEs and s = floor(B / n) outputs share a column of PEs:
 put through `figs_jax.engine.timing`. B is the layer's m, at most alpha + 1, or
 `block`; a dense layer runs in blocks of one row. Rows that do not make up a
 block idle, and so do those of an output's share that floor(B / n) leaves over
-(3:8 packs 2 outputs in 6 of 8 rows): both show in the utilisation.
+(3:8 packs 2 outputs in 6 of 8 rows): both show in the utilisation. K is not
+compressed but packed: a last block that it cuts takes all B rows and n PEs per
+output, of which only the K mod B real rows are read, and their weights stored.
 
 Where multiplexers exchange, each MAC selects its own value and kappa is 1.
 Where registers swap, a PE shows its one value to its beta MACs, and in a cycle
@@ -38,6 +40,7 @@ at the array. `figs_jax.engine.simulator` clocks such an array.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -62,7 +65,15 @@ from figs_jax.engine.spec import (
   Gemm,
   text_of,
 )
-from figs_jax.engine.timing import PARTS, Fold, bounded, once, schedule, streams
+from figs_jax.engine.timing import (
+  PARTS,
+  Fold,
+  bounded,
+  bytes_of,
+  once,
+  schedule,
+  streams,
+)
 
 EXCHANGES = ("mux", "swap")
 
@@ -172,7 +183,10 @@ class Figs(Engine):
     )
 
   def counts(
-    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
+    self,
+    gemm: Gemm,
+    itemsize: int | Fraction | None = None,
+    masks: Masks | None = None,
   ) -> dict[str, Any]:
     """What a GEMM costs; see `Engine.counts`.
 
@@ -185,6 +199,7 @@ class Figs(Engine):
         a power of two where registers swap, or (with masks) is not shared as
         `mask_group` says; or as `Engine.counts`. Traced values go unchecked.
     """
+    itemsize = self.itemsize if itemsize is None else itemsize
     block, run = None, 0  # the worst
     sides = self.rows, self.alpha, self.block, self.mask_group
     if not is_traced(gemm.n, gemm.m, *sides):
@@ -197,7 +212,9 @@ class Figs(Engine):
     known = (parts[name] for name in PARTS[:-1])
     return _exact_known(*known, gemm, self, run, itemsize=itemsize)
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(
+    self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
+  ) -> dict[str, Any]:
     packed, kappa = _Packed(gemm, self, run), 1
     if self.exchange == "swap":
       lanes = ceil_div(self.beta, self.mask_group)
@@ -399,7 +416,7 @@ def _known(
   array: Figs,
   run: Any,
   *,
-  itemsize: int,
+  itemsize: int | Fraction,
 ) -> dict[str, Any]:
   stalls = stall_weights, stall_exchange, stall_input, stall_output
   parts = dict(zip(PARTS, (compute, fill, *stalls)))
@@ -413,7 +430,7 @@ def _finish(gemm, array, packed, parts, itemsize):
   stored = gemm.kept
   indices = stored * ceil_div(N, array.mask_group)
   metadata = ceil_div(indices * index_bits(gemm.n, gemm.m), 8)
-  dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
+  dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
   parts = bounded(parts, dram_bytes, array.dram_bw)
   # A mask may hold less than its pattern allows.
   kept = smaller(stored, kept_depth(K, run, block))

@@ -7,6 +7,9 @@ The header says which kind a file is and what its columns are:
   Layer name,IFMAP Height,IFMAP Width,Filter Height,Filter Width,Channels,
     Num Filter,Strides,[Sparsity,]
 
+SCALE-Sim itself reads columns by their place and no name at all. A header that
+has its names in most of these places may have others in the rest.
+
 A convolution becomes the product of its patches with the filters, as in
 SCALE-Sim:
 
@@ -20,16 +23,18 @@ that junk of any size is refused at once.
 from __future__ import annotations
 
 import csv
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from figs_jax.core.pattern import NM
 from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.layers import Layers
+from figs_jax.engine.layers import Layers, read_pattern
 from figs_jax.engine.spec import LIMITS, nearest
 
+_log = logging.getLogger(__name__)
 _LONGEST = 2**16  # characters of a line
 _SHOWN = 40  # characters of a cell in an error message
 _DENSE = "dense"
@@ -59,6 +64,8 @@ _CONV = (
 )  # fmt: skip
 _STRIDES = ("Strides", "Stride Height", "Stride Width")
 _OPTIONAL = ("pattern", "count")
+# The columns of SCALE-Sim's topologies, in their order.
+_LAYOUTS = ((*_CONV, "Strides"), _GEMM)
 _FIX = (
   "name the columns in the first row, separated by commas, as in"
   " name,M,N,K,pattern,count"
@@ -72,7 +79,9 @@ def read_layers(path: str | Path) -> Layers:
   are understood: trailing commas, comments after the last column that begin
   with #, a pattern (n:m) or a count there without a header, `Stride Height` and
   `Stride Width` in place of `Strides`, and layers with DP in their name, which
-  are depth-wise: `Channels` products over one channel each.
+  are depth-wise: `Channels` products over one channel each. Its columns end at
+  the first one without a name. Where names are unknown or doubled but most of
+  the others stand in SCALE-Sim's places, these decide, and a warning is logged.
 
   Args:
     path: CSV file with columns name, M, N, K and optionally pattern and count,
@@ -93,30 +102,52 @@ def read_layers(path: str | Path) -> Layers:
     with open(
       path, encoding="utf-8-sig", errors="surrogateescape", newline=None
     ) as file:
-      return Layers.of(_read(str(path), file))
+      rows, notes = _read(str(path), file)
   except OSError as error:
     reason = error.strerror or type(error).__name__
     raise ValueError(
       f"{path}: {reason[0].lower()}{reason[1:]}; give the path of a CSV file"
       " with columns name,M,N,K"
     ) from error
+  for note in notes:
+    _log.warning(note)
+  return Layers.of(rows)
 
 
-def _read(path: str, file: TextIO) -> list[dict[str, Any]]:
+def _read(path: str, file: TextIO) -> tuple[list[dict[str, Any]], list[str]]:
+  """The rows, and what a reader of the table should know."""
   records = _records(path, file)
   number, header = next(records, (0, []))
   if not header:
     raise ValueError(f"{path}: the file is empty; {_FIX}")
-  columns = _columns(f"{path}, row {number}", header)
+  where = f"{path}, row {number}"
   # SCALE-Sim's rows may omit cells or add some; those of plain tables may not.
-  strict = header[columns.index("name")].lower() == "name"
-  rows = [
-    _row(f"{path}, row {number}", columns, cells, strict)
-    for number, cells in records
-  ]
+  strict = "name" in map(str.lower, header)
+  named, rest = _named(header, strict)
+  columns, notes = _columns(where, named, strict)
+  rows = []
+  for number, cells in records:
+    if rest:
+      cells = cells[: len(columns)]
+    rows.append(_row(f"{path}, row {number}", columns, cells, strict))
   if not rows:
     raise ValueError(f"{path}: no row below the header; add one per layer")
-  return rows
+  if rest:
+    notes.append(
+      f"{where}: column {len(columns) + 1} has no name; it and what follows it"
+      f" ({', '.join(map(_got, rest[:4]))}) are left out"
+    )
+  return rows, notes
+
+
+def _named(header: list[str], strict: bool) -> tuple[list[str], list[str]]:
+  """The header's columns, and the names that stand behind a nameless one."""
+  if strict:
+    while not header[-1]:
+      header.pop()
+    return header, []
+  end = header.index("") if "" in header else len(header)
+  return header[:end], [cell for cell in header[end:] if cell]
 
 
 def _records(path: str, file: TextIO) -> Iterator[tuple[int, list[str]]]:
@@ -156,21 +187,68 @@ def _lines(path: str, file: TextIO) -> Iterator[str]:
       )
 
 
-def _columns(where: str, header: list[str]) -> list[str]:
-  """The names of the header's columns."""
-  while not header[-1]:
-    header.pop()
-  columns: list[str] = []
-  for number, cell in enumerate(header, 1):
+def _columns(
+  where: str, header: list[str], strict: bool
+) -> tuple[list[str], list[str]]:
+  """The columns of a header, and what a reader should know about them."""
+  columns = [_column(cell) for cell in header]
+  notes = []
+  for layout in () if strict else _LAYOUTS:
+    if columns[: len(layout)] != list(layout) and _is_placed(columns, layout):
+      notes = [
+        f"{where}, column {number}: {_got(header[number - 1])} is read as"
+        f" {column!r}, by its place"
+        for number, column in enumerate(layout, 1)
+        if columns[number - 1] != column
+      ]
+      columns[: len(layout)] = layout
+      break
+  for number, (cell, column) in enumerate(zip(header, columns), 1):
     here = f"{where}, column {number}"
-    text = " ".join(cell.lower().replace("_", " ").split())
-    column = _COLUMN_OF.get(text)
     if column is None:
-      known = nearest(cell[:_SHOWN], (*_GEMM, *_OPTIONAL))
-      raise ValueError(f"{here}: unknown column {_got(cell)}, {known}; {_FIX}")
-    if column in columns:
+      raise ValueError(f"{here}: unknown column {_hint(cell, columns, strict)}")
+    if column in columns[: number - 1]:
       raise ValueError(f"{here}: column {_got(cell)} is given twice; keep one")
-    columns.append(column)
+  named = [column for column in columns if column is not None]
+  _check_kind(where, named)
+  return named, notes
+
+
+def _column(cell: str) -> str | None:
+  return _COLUMN_OF.get(" ".join(cell.lower().replace("_", " ").split()))
+
+
+def _is_placed(columns: Sequence[str | None], layout: Sequence[str]) -> bool:
+  """Whether places say more than names, some of which are unknown or doubled.
+
+  Most columns are in their places, and none of the others is elsewhere: what
+  stands there is unknown, or the second of its name.
+  """
+  if len(columns) < len(layout):
+    return False
+  placed = {x for x, want in zip(columns, layout) if x == want}
+  absent = not (set(layout) - placed) & set(columns)
+  return (
+    absent
+    and len(placed) > len(layout) / 2
+    and all(x is None or x in placed for x in columns[: len(layout)])
+  )
+
+
+def _hint(cell: str, columns: Sequence[str | None], strict: bool) -> str:
+  """An unknown column, and the names that a table of its kind may have."""
+  word, kind = cell[:_SHOWN], (*_GEMM, *_OPTIONAL)
+  if not {*_CONV[1:], *_STRIDES}.isdisjoint(columns):
+    word = word.title().replace("Ifmap", "IFMAP")
+    kind = ("Layer Name", *_CONV[1:], *_STRIDES, "Sparsity", "Batch Size")
+    return f"{_got(cell)}, {nearest(word, kind)}"
+  if "name" in columns and not strict:
+    word, kind = word.title(), ("Layer", *_GEMM[1:], "Sparsity", "Batch Size")
+  return f"{_got(cell)}, {nearest(word, kind)}; {_FIX}"
+
+
+def _check_kind(where: str, columns: list[str]) -> None:
+  """Raises ValueError if a column is missing, or is of another kind."""
   convolution = not {*_CONV[1:], *_STRIDES}.isdisjoint(columns)
   needed = _CONV if convolution else _GEMM
   if convolution and not set(_STRIDES[1:]) <= set(columns):
@@ -188,7 +266,6 @@ def _columns(where: str, header: list[str]) -> list[str]:
       f"{where}: column {min(extra)!r} does not belong to a convolution; remove"
       " it"
     )
-  return columns
 
 
 def _row(
@@ -271,12 +348,12 @@ def _product(where: str, row: dict[str, str]) -> tuple[dict[str, int], int]:
   return product, channels if depthwise else 1
 
 
-def _pattern(where: str, text: str) -> NM | None:
+def _pattern(where: str, text: str) -> NM | str | None:
   if text in ("", _DENSE):
     return None
   try:
     # NM's own errors grow with the text, and int() refuses 4300 digits.
-    pattern = NM.parse(text if len(text) <= _SHOWN else "")
+    v, pattern = read_pattern(text if len(text) <= _SHOWN else "")
   except ValueError as error:
     raise ValueError(
       f"{where}, column 'pattern': expected dense, or n:m with 1 <= n <= m as"
@@ -287,7 +364,7 @@ def _pattern(where: str, text: str) -> NM | None:
       f"{where}, column 'pattern': expected m up to {LIMITS['m'][1]}, got"
       f" {_got(text)}"
     )
-  return pattern
+  return text if v else pattern
 
 
 def _size(where: str, column: str, text: str) -> int:

@@ -1,7 +1,7 @@
 """Layers as columns, one row per GEMM, and what they compute and weigh.
 
-A GEMM takes 2 M N K FLOPs times the density of its weight, so that a model
-takes total = SA + (n / m) FF (arXiv 2402.04744, appendix D). A kept weight is
+A GEMM takes 2 M FLOPs for each kept weight, so that a model takes total = SA +
+(n / m) FF where m divides K (arXiv 2402.04744, appendix D). A kept weight is
 stored with ceil(log2 m) index bits.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -37,6 +38,8 @@ class Layers:
     count: Number of such GEMMs that the model runs.
     masks: Real masks, Bool (K, N), or None for a layer without; None if no
       layer has one.
+    v: Outputs that share the columns of a V:N:M pattern, 0 for n:m; None if all
+      are n:m.
 
   >>> row = {"name": "ff", "M": 196, "N": 3072, "K": 768, "pattern": "1:8"}
   >>> Layers.of([row]).m.tolist()
@@ -51,9 +54,12 @@ class Layers:
   m: Any
   count: Any
   masks: tuple[np.ndarray | None, ...] | None = None
+  v: Any = None
 
   def __post_init__(self):
     columns = {name: getattr(self, name) for name in LIMITS}
+    if self.v is None:
+      del columns["v"]
     if is_traced(*columns.values()):
       return
     for name, column in columns.items():
@@ -77,9 +83,10 @@ class Layers:
   ) -> Layers:
     """Builds the table from rows {name, M, N, K, pattern=None, count=1}.
 
-    A pattern is an `NM`, "n:m", or None (or "dense"). A row may hold the real
-    `mask` of its weight, Bool (K, N). A mapping of columns of equal length is
-    read in the same way; its `name` is optional. A table is returned as it is.
+    A pattern is an `NM`, "n:m", "V:2:M" (see `read_pattern`), or None (or
+    "dense"). A row may hold the real `mask` of its weight, Bool (K, N). A
+    mapping of columns of equal length is read in the same way; its `name` is
+    optional. A table is returned as it is.
 
     Raises:
       ValueError: If rows or a column are missing, a column is unknown, a size
@@ -93,25 +100,28 @@ class Layers:
     table = [_read_row(index, row) for index, row in enumerate(rows)]
     if not table:
       raise ValueError("layers: expected {name, M, N, K} rows, got no rows")
-    names, M, N, K, n, m, count, masks = zip(*table)
+    names, M, N, K, n, m, count, masks, v = zip(*table)
     sizes = [np.array(column, np.int64) for column in (M, N, K, n, m, count)]
     known = any(mask is not None for mask in masks)
-    return cls(names, *sizes, masks=masks if known else None)
+    shared = np.array(v, np.int64) if any(v) else None
+    return cls(names, *sizes, masks=masks if known else None, v=shared)
 
   @property
   def gemm(self) -> Gemm:
     """Sizes and patterns of all layers."""
-    return Gemm(self.M, self.N, self.K, self.n, self.m)
+    v = 0 if self.v is None else self.v
+    return Gemm(self.M, self.N, self.K, self.n, self.m, v)
 
   def pattern(self, index: int) -> str:
     """The pattern of one layer as text, "dense" if all is kept."""
     n, m = int(self.n[index]), int(self.m[index])
-    return "dense" if n == m else f"{n}:{m}"
+    v = 0 if self.v is None else int(self.v[index])
+    return "dense" if n == m else f"{v}:{n}:{m}" if v else f"{n}:{m}"
 
   def dense(self) -> Layers:
     """The same layers without patterns."""
     ones = np.ones(np.shape(self.m), np.int64)
-    return dataclasses.replace(self, n=ones, m=ones, masks=None)
+    return dataclasses.replace(self, n=ones, m=ones, masks=None, v=None)
 
   def with_pattern(self, pattern: NM | str) -> Layers:
     """The layers with another pattern where they are sparse, or all if none is.
@@ -123,7 +133,7 @@ class Layers:
     >>> [Layers.of(rows).with_pattern("1:8").pattern(i) for i in (0, 1)]
     ['dense', '1:8']
     """
-    given = NM.parse(pattern)
+    shared, given = read_pattern(pattern)
     sparse = self.n != self.m
     chosen = sparse | ~sparse.any()
     n = np.where(chosen, given.n, self.n)
@@ -132,7 +142,10 @@ class Layers:
     masks = self.masks and tuple(
       mask if same else None for mask, same in zip(self.masks, kept)
     )
-    return dataclasses.replace(self, n=n, m=m, masks=masks)
+    v = None
+    if shared or self.v is not None:
+      v = np.where(chosen, shared, 0 if self.v is None else self.v)
+    return dataclasses.replace(self, n=n, m=m, masks=masks, v=v)
 
   def __len__(self) -> int:
     return len(self.names)
@@ -155,7 +168,7 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _read_row(index: int, row: Any) -> tuple[Any, ...]:
-  """(name, M, N, K, n, m, count, mask) of a row, or the error that names it."""
+  """(name, M, N, K, n, m, count, mask, v) of a row, or the error naming it."""
   if not isinstance(row, Mapping):
     raise ValueError(
       f"layers row {index}: expected a mapping of name, M, N and K, got"
@@ -179,7 +192,9 @@ def _read_row(index: int, row: Any) -> tuple[Any, ...]:
   }
   try:
     given: Any = row["pattern"]
-    pattern = NM(1, 1) if given in (None, "dense") else NM.parse(given)
+    v, pattern = 0, NM(1, 1)
+    if given not in (None, "dense"):
+      v, pattern = read_pattern(given)
     if pattern.m > LIMITS["m"][1]:
       raise ValueError(f"{pattern} has m above {LIMITS['m'][1]}")
   except ValueError as error:
@@ -201,7 +216,36 @@ def _read_row(index: int, row: Any) -> tuple[Any, ...]:
         f" (pattern {pattern}), got {most}"
       )
   names = str(row["name"]), *gemm, pattern.n, pattern.m
-  return *names, sizes["count"], mask
+  return *names, sizes["count"], mask, v
+
+
+def read_pattern(text: Any) -> tuple[int, NM]:
+  """Reads "n:m", or "V:2:M" of VENOM (arXiv 2310.02065).
+
+  V outputs share 4 columns of each M, in which each keeps 2 of its own, so that
+  units for 2:4 run any M. To all else it is 2:M.
+
+  Returns:
+    V, or 0, and n:m.
+
+  Raises:
+    ValueError: If the text is neither, n is not 2, or M is below 4.
+
+  >>> read_pattern("64:2:8"), read_pattern("1:8")
+  ((64, NM(n=2, m=8)), (0, NM(n=1, m=8)))
+  """
+  match = None
+  if isinstance(text, str):
+    match = re.fullmatch(r"\s*(\d{1,9})\s*:([^:]*:[^:]*)", text)
+  if match is None:
+    return 0, NM.parse(text)
+  v, pattern = int(match[1]), NM.parse(match[2])
+  if v < 1 or pattern.n != 2 or pattern.m < 4:
+    raise ValueError(
+      f"Invalid V:N:M pattern {text!r}: expected 'V:2:M' with M of at least 4,"
+      " for example '64:2:8'."
+    )
+  return v, pattern
 
 
 def _read_size(where: str, column: str, value: Any) -> int:
@@ -218,20 +262,19 @@ def _read_size(where: str, column: str, value: Any) -> int:
 
 
 def flops(layers: Layers | Iterable[Mapping[str, Any]]) -> np.ndarray:
-  """Inference FLOPs of each layer, count included: 2 M N K count n / m.
+  """Inference FLOPs of each layer: 2 M N count for each weight kept along K.
 
   Args:
     layers: A table, or its rows.
 
-  >>> row = {"name": "ff", "M": 4, "N": 8, "K": 8, "pattern": "1:4"}
+  >>> row = {"name": "ff", "M": 4, "N": 8, "K": 9, "pattern": "1:4"}
   >>> flops([row])
-  array([128.])
+  array([192.])
   """
   layers = Layers.of(layers)
   # In float64 throughout: a product of sizes may pass int64.
-  columns = (layers.M, layers.N, layers.K, layers.count)
-  dense = 2.0 * np.prod([np.asarray(c, np.float64) for c in columns], axis=0)
-  return dense * (layers.n / layers.m)
+  columns = (layers.M, layers.N, layers.gemm.kept, layers.count)
+  return 2.0 * np.prod([np.asarray(c, np.float64) for c in columns], axis=0)
 
 
 def packed_bytes(size: int, pattern: NM | str | None, itemsize: int) -> int:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from figs_jax.core.pattern import NM
 from figs_jax.engine._report import Report, Row, Total, times
 from figs_jax.engine.blocks import kept_depth
+from figs_jax.engine.layers import read_pattern
 from figs_jax.engine.spec import UNLIMITED, Engine
 from figs_jax.engine.timing import PARTS
 
@@ -238,7 +238,7 @@ def _ratio(total: Total) -> float:
     )
   if total.pattern == "dense":
     return 1.0
-  pattern = NM.parse(total.pattern)
+  _, pattern = read_pattern(total.pattern)
   return pattern.m / pattern.n
 
 
@@ -327,7 +327,7 @@ def _decades(low: float, high: float) -> tuple[float, float]:
 def _flops(row: Row) -> float:
   """Of the kept weights."""
   dense = row.pattern == "dense"
-  n, m = (1, 1) if dense else map(int, row.pattern.split(":"))
+  n, m = (1, 1) if dense else map(int, row.pattern.split(":")[-2:])
   return 2.0 * row.M * row.N * kept_depth(row.K, n, m)
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 
 from figs_jax.engine.blocks import Masks, fit, fits_blocks, kept_depth
-from figs_jax.engine.int64 import array_dataclass, exact, is_traced
+from figs_jax.engine.int64 import array_dataclass, exact, is_traced, smaller
 
 MAX_SIDE = 2**31 - 1
 UNLIMITED = MAX_SIDE  # a bandwidth, or the length of a tile, without a bound
@@ -25,6 +26,7 @@ OVERLAPS = ("none", "weights", "full")
 LIMITS = {
   **dict.fromkeys(("M", "N", "K"), (1, 2**53)),
   **dict.fromkeys(("n", "m", "count"), (1, 2**31 - 1)),
+  "v": (0, 2**31 - 1),
 }
 
 
@@ -39,6 +41,8 @@ class Gemm:
     K: Length of the contraction, along which the groups lie.
     n: Weights kept of every m; n = m is dense.
     m: Length of a group.
+    v: Outputs that share the 4 columns of each group which hold their n, as in
+      V:N:M (VENOM, arXiv 2310.02065); 0 without.
 
   Raises:
     ValueError: If n is above m. Traced patterns go unchecked.
@@ -52,6 +56,7 @@ class Gemm:
   K: Any
   n: Any = 1
   m: Any = 1
+  v: Any = 0
 
   def __post_init__(self):
     n, m = self.n, self.m
@@ -63,8 +68,23 @@ class Gemm:
     """Weights kept along K, at most n of a last part."""
     return kept_depth(self.K, self.n, self.m)
 
+  def narrow(self) -> Gemm:
+    """V:N:M as the n:4 that remains of 4 columns of each group, others as is.
 
-@typing.dataclass_transform(frozen_default=True)
+    >>> thin = Gemm(M=8, N=64, K=32, n=2, m=8, v=64).narrow()
+    >>> int(thin.K), int(thin.n), int(thin.m)
+    (16, 2, 4)
+    """
+    if isinstance(self.v, int) and not self.v:
+      return self
+    shared = smaller(self.v, 1)
+    K = self.K + shared * (kept_depth(self.K, 4, self.m) - self.K)
+    return Gemm(self.M, self.N, K, self.n, self.m + shared * (4 - self.m))
+
+
+@typing.dataclass_transform(
+  frozen_default=True, field_specifiers=(dataclasses.field,)
+)
 @dataclasses.dataclass(frozen=True)
 class Engine:
   """Base class of all kinds of engines.
@@ -86,6 +106,7 @@ class Engine:
     CHOICES: Legal values of fields of type `str`.
     FROM_ZERO: Numeric fields that may be 0; the others start at 1.
     LABELS: Static fields that do not change any count.
+    NARROWS: Whether V:N:M runs as `Gemm.narrow`; the others run it as n:m.
     BLOCK: Rows of the blocks in which patterns run, if the field `sparse` is
       set; 0 for an engine without such blocks.
     unit: Unit of its cycles, "cycles" or "ns".
@@ -105,6 +126,7 @@ class Engine:
   CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
   FROM_ZERO: ClassVar[tuple[str, ...]] = ()
   LABELS: ClassVar[tuple[str, ...]] = ("name",)
+  NARROWS: ClassVar[bool] = False
   BLOCK: ClassVar[int] = 0
   unit: ClassVar[str] = "cycles"
   is_array: ClassVar[bool] = True
@@ -135,7 +157,9 @@ class Engine:
     if not self.name:
       object.__setattr__(self, "name", self.spec())
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(
+    self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
+  ) -> dict[str, Any]:
     """What a GEMM costs, in numbers of any kind.
 
     Only operators and the functions of `figs_jax.engine.int64` may be used, so
@@ -144,7 +168,8 @@ class Engine:
     Args:
       gemm: Sizes and pattern.
       run: The most weights that any block runs; 0 for an engine without blocks.
-      itemsize: Bytes per value of every operand off chip.
+      itemsize: Bytes per value of every operand off chip, 1/2 of fp4;
+        `figs_jax.engine.timing.bytes_of` counts them.
 
     Returns:
       Integers: `cycles` and the parts of `timing.PARTS`, which add up to them;
@@ -156,7 +181,10 @@ class Engine:
     raise NotImplementedError
 
   def counts(
-    self, gemm: Gemm, itemsize: int = 2, masks: Masks | None = None
+    self,
+    gemm: Gemm,
+    itemsize: int | Fraction | None = None,
+    masks: Masks | None = None,
   ) -> dict[str, Any]:
     """The formula, exact in int64; sizes, patterns and fields broadcast.
 
@@ -170,12 +198,30 @@ class Engine:
     """
     run = self.BLOCK
     if self._has_blocks:
-      run = fit(gemm.n, gemm.m, self.BLOCK, masks)
-    return self._exact(self, gemm, run, itemsize=itemsize)
+      pattern = gemm.narrow() if self.NARROWS else gemm
+      run = fit(pattern.n, pattern.m, self.BLOCK, masks)
+    size = self.itemsize if itemsize is None else itemsize
+    return self._exact(self, gemm, run, itemsize=size)
 
   @property
   def _has_blocks(self) -> bool:
     return self.BLOCK > 0 and getattr(self, "sparse", True)
+
+  @property
+  def itemsize(self) -> int | Fraction:
+    """Bytes per value where the caller gives neither size nor data type."""
+    return 2
+
+  def at(self, dtype: str) -> Engine:
+    """The engine for operands of a data type.
+
+    Arrays have no rates of their own: to them a type is the size of its values.
+
+    Raises:
+      ValueError: If its chip has no such type, or it is set to another one.
+    """
+    del dtype
+    return self
 
   def invalid(self) -> Iterator[tuple[Any, str]]:
     """Where fields do not go together, and why; traced ones go unchecked."""
@@ -194,6 +240,10 @@ class Engine:
     """
     del sparse, known
     return ""
+
+  def silicon(self) -> Engine | None:
+    """The same engine at the rates of its silicon, if it models lower ones."""
+    return None
 
   def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
     """Values that cross the ports for each vector, if those are wide enough.
@@ -233,6 +283,18 @@ class Engine:
         f"expected a size ROWSxCOLS, as in '{kind}:32x16', got {size!r}"
       )
     return {"rows": int(rows), "cols": int(cols)}
+
+  @classmethod
+  def missing(cls, kind: str, size: str | None, keys: Sequence[str]) -> str:
+    """What to tell the author of a spec that leaves fields without a value.
+
+    Args:
+      kind: First word.
+      size: Second word, or None.
+      keys: The fields.
+    """
+    del cls, size
+    return f"{kind} needs {' and '.join(f':{key}=' for key in keys)}"
 
   def prefix(self) -> str:
     """The spec without its keys, as in "ws:32x16"."""
@@ -283,9 +345,9 @@ class Engine:
 
 
 def check_itemsize(itemsize: Any) -> None:
-  """Raises ValueError unless bytes per value are a positive integer."""
+  """Raises ValueError unless bytes per value are an integer from 1, or 1/2."""
   whole = isinstance(itemsize, Integral) and not isinstance(itemsize, bool)
-  if not whole or itemsize < 1:
+  if itemsize != Fraction(1, 2) and (not whole or itemsize < 1):
     raise ValueError(
       f"itemsize: expected bytes per value, an integer from 1, got {itemsize!r}"
     )
@@ -335,7 +397,7 @@ def text_of(value: Any) -> str:
 
 def nearest(word: object, choices: Iterable[str]) -> str:
   """A hint for an error message: the closest choice, then all of them."""
-  choices = sorted(choices)
+  choices = sorted(filter(None, choices))
   close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
   hint = f"did you mean {close[0]!r}? Known" if close else "known"
   return f"{hint}: {', '.join(choices)}"

@@ -5,7 +5,12 @@
   figs:32x16:alpha=7:beta=1     FIGS
   tensorcore:h200               2:4 tensor cores; gpu:h200 runs all layers dense
   tpu:v5e                       a TPU's roofline
+  trainium2, trainium3          4:16, 4:12, 4:8, 2:8, 2:4, 1:4 and 1:2
+  nm-spmm:a100                  a bound for N:M kernels without sparse units
   csr:h200                      sparse times dense in CSR on that memory
+
+Chips: `figs_jax.engine.chips`, or any name with :peak= and :hbm=. A chip runs
+at its rate for the data type of the operands; :dtype= sets one for an engine.
 
 Keys are the fields of the engine's class. A bare kind is a preset of 512
 multipliers: `ws`, `is`, `os` 32x16; `vegeta`, which is vegeta-s-16-2; `figs`,
@@ -99,10 +104,19 @@ def parse(spec: str | Engine) -> Engine:
   size = parts.pop(0) if parts and "=" not in parts[0] else None
   try:
     options = _options(cls, parts)
-    fields = {"name": spec.strip()} | cls.read_prefix(kind, size)
-    return cls(**(fields | options))
+    fields = {"name": spec.strip()} | cls.read_prefix(kind, size) | options
+    missing = [name for name in _required(cls) if name not in fields]
+    if missing:
+      raise ValueError(cls.missing(kind, size, missing))
+    return cls(**fields)
   except ValueError as error:
     raise ValueError(f"engine {spec!r}: {error}") from error
+
+
+def _required(cls: type[Engine]) -> list[str]:
+  """Fields without a default."""
+  absent = dataclasses.MISSING
+  return [f.name for f in dataclasses.fields(cls) if f.default is absent]
 
 
 def _options(cls: type[Engine], parts: list[str]) -> dict[str, Any]:

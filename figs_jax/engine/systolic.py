@@ -15,22 +15,25 @@ that leaves, C. The R C sums of an "os" fold leave a row at a time.
 
 With overlap "none" these are the cycles of SCALE-Sim v2 and v3 (which report
 one less). So are the on-chip accesses, except for its os outputs, to which it
-adds F (R + C). An N:M weight is compressed layer-wise:
+adds F (R + C). An N:M weight is compressed layer-wise, to what it keeps of K:
 
-  K becomes ceil(K / m) n                                                   (2)
+  K becomes floor(K / m) n + min(K mod m, n)                                (2)
 
-This agrees with SCALE-Sim v3 for ws; for is and os it is the same formula, with
-nothing to compare it to.
+These are the cycles, weights and outputs of SCALE-Sim v3 for all dataflows. Its
+activations are not: it reads m / n for each kept weight (ws), more than a last
+part of K has, or the kept ones alone (is, os), as if all outputs kept the same
+weights. Here the outputs choose their own, so that all K are read.
 """
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from figs_jax.engine.blocks import index_bits
-from figs_jax.engine.int64 import ceil_div, smaller
+from figs_jax.engine.int64 import ceil_div
 from figs_jax.engine.spec import OVERLAPS, UNLIMITED, Engine, Gemm
-from figs_jax.engine.timing import Fold, bounded, schedule
+from figs_jax.engine.timing import Fold, bounded, bytes_of, schedule
 
 DATAFLOWS = ("ws", "os", "is")
 
@@ -91,35 +94,27 @@ class Systolic(Engine):
       " array."
     )
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(
+    self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
+  ) -> dict[str, Any]:
     M, N, K, n, m = gemm.M, gemm.N, gemm.K, gemm.n, gemm.m
     rows, cols, dataflow = self.rows, self.cols, self.dataflow
     kept = gemm.kept
-    depth, stored, read = K, K, K
-    if self.sparse:
-      # (2), but never above K, as ceil(K / m) n can be.
-      depth, stored = smaller(K, ceil_div(K, m) * n), kept
-      # As SCALE-Sim counts: kept m / n activations, rounded up in a last part.
-      read = K // m * m + ceil_div(smaller(K % m, n) * m, n)
-    down, across, T = _mapped(dataflow, M, N, depth)
+    stored = kept if self.sparse else K  # (2)
+    down, across, T = _mapped(dataflow, M, N, stored)
     down_folds, across_folds = ceil_div(down, rows), ceil_div(across, cols)
     folds = down_folds * across_folds
     metadata = ceil_div(int(self.sparse) * stored * N * index_bits(n, m), 8)
-    dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
+    dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
     parts = bounded(_parts(folds, T, self), dram_bytes, self.dram_bw)
     # Ratios that cannot pass 1, so that rounding cannot lift their product.
-    used_down, used_across, used_T = _mapped(dataflow, M, N, stored)
-    mapping = (
-      used_down / (down_folds * rows) * (used_across / (across_folds * cols))
-    )
+    mapping = down / (down_folds * rows) * (across / (across_folds * cols))
     return parts | {
       "mapping_efficiency": mapping,
       # M N kept / (cycles R C)
-      "utilisation": mapping
-      * (kept / stored)
-      * (folds * used_T / parts["cycles"]),
+      "utilisation": mapping * (kept / stored) * (folds * T / parts["cycles"]),
       # An operand is read again for each fold of the side that lacks it.
-      "ifmap_reads": (1 if dataflow == "is" else across_folds) * M * read,
+      "ifmap_reads": (1 if dataflow == "is" else across_folds) * M * K,
       "filter_reads": {"ws": 1, "is": across_folds, "os": down_folds}[dataflow]
       * (stored * N),
       "ofmap_writes": (1 if dataflow == "os" else down_folds) * M * N,

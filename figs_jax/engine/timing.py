@@ -17,6 +17,7 @@ T < WL) it exceeds "none".
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from figs_jax.engine.int64 import ceil_div, larger
@@ -112,6 +113,18 @@ def once(last: Fold) -> dict[str, Any]:
   if last.overlap == "full":
     return {"stall_weights": last.load, "fill": last.fill}
   return {"stall_weights": last.load - last.wait}
+
+
+def bytes_of(values: Any, itemsize: int | Fraction) -> Any:
+  """Whole bytes of values that take `itemsize` bytes each, ceil(values size).
+
+  >>> bytes_of(3, 2), bytes_of(3, Fraction(1, 2))
+  (6, 2)
+  """
+  size = Fraction(itemsize)
+  if size.denominator == 1:
+    return size.numerator * values
+  return ceil_div(size.numerator * values, size.denominator)
 
 
 def bounded(

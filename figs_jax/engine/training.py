@@ -23,13 +23,14 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine._cost import AT_45_NM, Cost, cost
+from figs_jax.engine._cost import Cost, Operands, cost, operands
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine, Gemm
@@ -75,6 +76,10 @@ class TrainingPhase(NamedTuple):
       own if self.input_gradient else dense,
       (np.where(masked, nm.n, 1), np.where(masked, nm.m, 1)),
     )
+    # Transposed, a V:N:M weight is n:m at most.
+    shared = None
+    if table.v is not None and self.forward:
+      shared = np.concatenate([table.v, 0 * ones, 0 * ones])
     names = [
       name + suffix
       for suffix in ("", "/input_gradient", "/weight_gradient")
@@ -88,6 +93,7 @@ class TrainingPhase(NamedTuple):
       n=np.concatenate(n),
       m=np.concatenate(m),
       count=np.tile(table.count, 3),
+      v=shared,
     )
 
 
@@ -172,8 +178,9 @@ def step_cost(
   forward: bool = True,
   input_gradient: bool = False,
   weight_gradient: NM | str | None = None,
-  itemsize: int = 2,
-  energy: Energy = AT_45_NM,
+  itemsize: int | Fraction | None = None,
+  energy: Energy | None = None,
+  dtype: str | None = None,
 ) -> StepCost:
   """What one training step costs.
 
@@ -183,8 +190,9 @@ def step_cost(
     forward: Whether the forward pass runs sparse.
     input_gradient: Whether the input gradient runs sparse.
     weight_gradient: Pattern of the weight gradient's pruned operand.
-    itemsize: Bytes per value off chip.
-    energy: Picojoules per operation.
+    itemsize: Bytes per value off chip; see `cost`.
+    energy: Picojoules per operation; see `cost`.
+    dtype: Data type of the operands; see `cost`.
 
   Raises:
     ValueError: If a row or spec is invalid, the engine cannot run a pattern, or
@@ -196,23 +204,25 @@ def step_cost(
   """
   sparsity = forward, input_gradient, weight_gradient
   table = TrainingPhase(1, layers, *sparsity).products()
-  return _cost_of(table, parse(engine), itemsize, energy)
+  return _cost_of(table, operands(parse(engine), itemsize, energy, dtype))
 
 
 def run_cost(
   phases: Iterable[Any],
   engine: Engine | str,
   *,
-  itemsize: int = 2,
-  energy: Energy = AT_45_NM,
+  itemsize: int | Fraction | None = None,
+  energy: Energy | None = None,
+  dtype: str | None = None,
 ) -> RunCost:
   """What a run of several phases costs, beside the same run without patterns.
 
   Args:
     phases: `TrainingPhase`s, or tuples of the same fields.
     engine: Engine with scalar sides, or its spec.
-    itemsize: Bytes per value off chip.
-    energy: Picojoules per operation.
+    itemsize: Bytes per value off chip; see `cost`.
+    energy: Picojoules per operation; see `cost`.
+    dtype: Data type of the operands; see `cost`.
 
   Raises:
     ValueError: If phases are missing or without steps, and as `step_cost`.
@@ -222,7 +232,7 @@ def run_cost(
   >>> run.total("cycles"), round(run.share("flops"), 2)
   (161160, 0.85)
   """
-  engine = parse(engine)
+  given = operands(parse(engine), itemsize, energy, dtype)
   run = [TrainingPhase(*phase) for phase in phases]
   if not run:
     raise ValueError("run_cost: expected at least one phase (steps, layers)")
@@ -236,13 +246,14 @@ def run_cost(
 
   def cost_of(table: Layers) -> StepCost:
     columns = (table.M, table.N, table.K, table.n, table.m, table.count)
-    key = np.stack(columns).tobytes()
+    shared = 0 * table.M if table.v is None else table.v
+    key = np.stack((*columns, shared)).tobytes()
     if key not in known:
-      known[key] = _cost_of(table, engine, itemsize, energy)
+      known[key] = _cost_of(table, given)
     return known[key]
 
   return RunCost(
-    engine,
+    given.engine,
     steps,
     tuple(cost_of(phase.products()) for phase in run),
     tuple(
@@ -268,10 +279,8 @@ def nanoseconds(
   return cycles / clock_ghz
 
 
-def _cost_of(
-  table: Layers, engine: Engine, itemsize: int, energy: Energy
-) -> StepCost:
-  layers = cost(table, engine, itemsize, energy)
+def _cost_of(table: Layers, given: Operands) -> StepCost:
+  layers = cost(table, *given)
   # In Python's integers: a product of sizes may pass int64.
   columns = (table.M, table.N, table.K, table.n, table.m)
   gemm = Gemm(*(column.astype(object) for column in columns))

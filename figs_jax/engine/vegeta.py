@@ -13,9 +13,11 @@ are the cycles that the authors' RTL reports. A GEMM is
 
   F = ceil(K / K_eff) ceil(N / M_c)                                         (4)
 
-such folds for each tile of M, put through `figs_jax.engine.timing`. Its "full"
-starts a tile every II = max(WL, T) cycles, as if tiles never waited for each
-other. Those that add to the same output do wait: with d outputs in turn,
+such folds for each tile of M, put through `figs_jax.engine.timing`. A last
+block that K cuts takes the rows of a whole one, as tiles hold whole blocks; its
+padding is neither read nor stored. Overlap "full" starts a tile every
+II = max(WL, T) cycles, as if tiles never waited for each other. Those that add
+to the same output do wait: with d outputs in turn,
 
   II = max(WL, T, mode / d)                                                 (5)
 
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -44,7 +47,7 @@ from figs_jax.engine.spec import (
   is_default,
   text_of,
 )
-from figs_jax.engine.timing import Fold, bounded, schedule
+from figs_jax.engine.timing import Fold, bounded, bytes_of, schedule
 
 _BLOCK = 4
 # An SPMM tile: rows of A and columns of B, and the contraction at 4:4.
@@ -128,14 +131,16 @@ class Vegeta(Engine):
     yield from indivisible(self, "rows", "beta")
     yield from indivisible(self, "cols", "alpha")
 
-  def formula(self, gemm: Gemm, run: Any, *, itemsize: int) -> dict[str, Any]:
+  def formula(
+    self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
+  ) -> dict[str, Any]:
     M, N, K, rows, cols = gemm.M, gemm.N, gemm.K, self.rows, self.cols
     held = held_of(run, rows)
     depth = larger(rows, rows // held * _BLOCK)  # K_eff
     down, across = ceil_div(K, depth), ceil_div(N, cols)  # (4)
     stored = kept_depth(K, held, _BLOCK)
     metadata = ceil_div(stored * N * index_bits(held, _BLOCK), 8)
-    dram_bytes = itemsize * (M * K + stored * N + M * N) + metadata
+    dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
     parts = bounded(_tiled(M, down, across, self), dram_bytes, self.dram_bw)
     # A mask may hold less than its pattern allows.
     kept = smaller(gemm.kept, kept_depth(K, _lanes(run), _BLOCK))

@@ -9,7 +9,12 @@ from figs_jax.export.atomic_write import ExportError, check_free
 from figs_jax.export.files import SUFFIX, Entry, check_suffix, opened, write
 from figs_jax.export.reader import Weight, read, weights
 from figs_jax.export.semi_structured import compress, decompress
-from figs_jax.export.stablehlo import PLATFORMS, read_program, write_program
+from figs_jax.export.stablehlo import (
+  PLATFORMS,
+  read_program,
+  write_module,
+  write_program,
+)
 from figs_jax.export.writers import (
   DENSE,
   cast,
@@ -38,6 +43,7 @@ __all__ = [
   "weights",
   "write",
   "write_dense",
+  "write_module",
   "write_packed",
   "write_program",
   "write_semi_structured",

@@ -1,9 +1,14 @@
 """Survey of the N:M patterns in the tensors of any safetensors file.
 
-For every floating tensor of two axes or more, and every axis, the largest count
-of entries in a group of m = 2, 4, 8, 16 or 32 is computed. The reported pattern
-has the smallest n / m, and of several the smallest m. Zeros of either sign do
-not count as entries, NaN does.
+For every floating or int8 tensor of two axes or more, and every axis, the
+largest count of entries in a group of m = 2, 4, 8, 16 or 32 is computed. The
+reported pattern has the smallest n / m, and of several the smallest m. Zeros of
+either sign do not count as entries, NaN does.
+
+Tensors of dtypes that NumPy lacks are not examined. A note says so, and names
+the parts of compressed-tensors' bitmask layouts: NAME.compressed, the kept
+values, NAME.bitmask, a bit per weight, and NAME.shape; without
+NAME.row_offsets, two of every four weights along the last axis are kept.
 """
 
 from __future__ import annotations
@@ -24,6 +29,11 @@ from figs_jax.export.files import DTYPES, SUFFIX, weight_map
 from figs_jax.export.reader import Weight, weights
 
 SIZES = (2, 4, 8, 16, 32)
+_INT8 = "a zero is a pruned weight if the quantization is symmetric"
+_NOT_EXAMINED = {
+  "F8_E8M0": "powers of two, the scales of a block format; not examined",
+  "F4": "4-bit floats, two per byte; not examined",
+}
 _MOST_BYTES = 16 << 20
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 Axes = tuple[int, ...]
@@ -42,6 +52,7 @@ class Finding:
     patterns: Axes -> tightest pattern; axes without one are left out. Several
       axes are one group axis, flattened in that order (a convolution).
     declared: Pattern declared by the file, for a packed tensor.
+    note: What a reader of the numbers should know, or "".
     path: Path of the file.
   """
 
@@ -52,6 +63,7 @@ class Finding:
   sparsity: float | None
   patterns: dict[Axes, NM]
   declared: NM | None = None
+  note: str = ""
   path: Path = Path()
 
 
@@ -81,8 +93,35 @@ def survey(path: str | Path) -> Iterator[Finding]:
   except OSError as error:
     raise unreadable(path, error) from error
   for file in files:
-    for weight in weights(file):
-      yield dataclasses.replace(_finding(weight), path=file)
+    tensors = weights(file)
+    parts = _bitmask_parts({weight.name for weight in tensors})
+    for weight in tensors:
+      notes = parts.get(weight.name, ""), _note(weight)
+      note = "; ".join(filter(None, notes))
+      yield dataclasses.replace(_finding(weight), note=note, path=file)
+
+
+def _bitmask_parts(names: set[str]) -> dict[str, str]:
+  """Tensor -> its part in a bitmask layout of compressed-tensors."""
+  notes = {}
+  for name in names:
+    stem = name.removesuffix(".bitmask")
+    if stem == name or f"{stem}.compressed" not in names:
+      continue
+    unstructured = f"{stem}.row_offsets" in names
+    layout = "sparse-bitmask" if unstructured else "sparse-24-bitmask (2:4)"
+    for part in ("bitmask", "compressed", "shape", "row_offsets"):
+      text = f"{part} of {stem} in compressed-tensors' {layout}"
+      notes[f"{stem}.{part}"] = text
+  return notes
+
+
+def _note(weight: Weight) -> str:
+  if weight.kind == "I8":
+    return _INT8 if len(weight.shape) > 1 else ""
+  if weight.kind in DTYPES:
+    return ""
+  return _NOT_EXAMINED.get(weight.kind, "not examined")
 
 
 def _files_of(directory: Path) -> list[Path]:
@@ -105,8 +144,10 @@ def _finding(weight: Weight) -> Finding:
   dtype = DTYPES.get(weight.kind)
   declared = weight.leaf.pattern if weight.leaf else None
   same = (weight.name, weight.shape, weight.kind, weight.stored)
-  is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-  if len(weight.shape) < 2 or not size or not is_float:
+  is_weight = dtype is not None and (
+    dtype == np.int8 or jnp.issubdtype(dtype, jnp.floating)
+  )
+  if len(weight.shape) < 2 or not size or not is_weight:
     if weight.rows is None:
       weight.read()  # for its hash
     return Finding(*same, None, {}, declared)
@@ -145,7 +186,9 @@ def _parts(weight: Weight) -> Iterator[np.ndarray]:
 
 
 def _used(part: np.ndarray) -> Bool[np.ndarray, "*shape"]:
-  """True at non-zero floats, read from the bits for any format."""
+  """True at non-zero numbers, of floats read from the bits for any format."""
+  if part.dtype == np.int8:
+    return part != 0
   words = np.ascontiguousarray(part).view(_WORDS[part.dtype.itemsize])
   return (words << 1) != 0
 

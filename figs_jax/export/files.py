@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import stat
 import struct
 from collections.abc import Mapping
@@ -44,6 +45,16 @@ DTYPES = {
   "U16": np.dtype("uint16"),
   "U8": np.dtype("uint8"),
   "BOOL": np.dtype("bool"),
+}
+# Bits of an element, also of the dtypes that NumPy lacks.
+_BITS = {kind: 8 * dtype.itemsize for kind, dtype in DTYPES.items()} | {
+  "C64": 64,
+  "F8_E8M0": 8,
+  "F8_E4M3FNUZ": 8,
+  "F8_E5M2FNUZ": 8,
+  "F6_E2M3": 6,
+  "F6_E3M2": 6,
+  "F4": 4,
 }
 _MOST_HEADER = 16 << 20
 _MOST_INDEX = 64 << 20
@@ -145,20 +156,24 @@ def opened(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
   >>> entries["w"].shape, metadata
   ((2, 4), {'by': 'us'})
   """
-  from safetensors import SafetensorError, safe_open
-
   path = Path(path)
-  header, start = _header(path)
-  try:
-    # Checks every dtype, shape and offset, and that they cover the file.
-    with safe_open(path, framework="numpy") as file:
-      metadata = dict(file.metadata() or {})
-  except (SafetensorError, OSError, MemoryError) as error:
-    raise damaged(path, line(error)) from error
-  header.pop("__metadata__", None)
+  header, start, size = _header(path)
+  metadata = header.pop("__metadata__", {})
+  if not _is_text(metadata):
+    raise damaged(path, "its metadata are not text")
   entries = {
     name: _entry(path, name, entry, start) for name, entry in header.items()
   }
+  # Without gaps or overlaps, to the end of the file.
+  place = start
+  for entry in sorted(entries.values(), key=lambda e: (e.offset, e.nbytes)):
+    if entry.offset != place or entry.nbytes < 0:
+      raise damaged(
+        path, f"{entry.name[:80]!r} is not where the one before ends"
+      )
+    place += entry.nbytes
+  if place != size:
+    raise damaged(path, f"its tensors end at {place} of {size} bytes")
   return entries, metadata
 
 
@@ -304,8 +319,8 @@ def weight_map(index: Path) -> dict[str, str]:
   return places
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-  """The header, and the offset of the first tensor."""
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+  """The header, the offset of the first tensor, and the length of the file."""
   check_readable(path)
   if path.suffix in _OTHERS:
     raise ExportError(
@@ -331,7 +346,19 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     raise damaged(path, line(error)) from error
   if not isinstance(header, dict):
     raise damaged(path, "its header is not an object")
-  return header, 8 + length
+  return header, 8 + length, size
+
+
+def _is_text(metadata: Any) -> bool:
+  """Whether it maps names to texts that UTF-8 can hold."""
+  if not isinstance(metadata, dict):
+    return False
+  texts = (*metadata, *metadata.values())
+  # Not a lone surrogate, which JSON can spell.
+  return all(
+    isinstance(text, str) and not re.search("[\ud800-\udfff]", text)
+    for text in texts
+  )
 
 
 def check_readable(path: Path) -> None:
@@ -358,10 +385,7 @@ def check_readable(path: Path) -> None:
 
 
 def _entry(path: Path, name: str, entry: Any, start: int) -> Entry:
-  """A tensor of the header; only its sums are checked already.
-
-  Libraries accept an array in place of an object, for example.
-  """
+  """A tensor of the header, whose length is that of its dtype and shape."""
   if not (isinstance(entry, dict) and entry.keys() == _FIELDS):
     raise damaged(path, f"{name[:80]!r} has not just dtype, shape and offsets")
   kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -372,6 +396,12 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> Entry:
   span = math.prod(max(length, 1) for length in shape)
   if not name.isprintable() or len(shape) > _MOST_RANK or span >= 2**59:
     raise damaged(path, f"a tensor {name[:80]!r} of shape {str(shape)[:80]}")
+  if kind not in _BITS:
+    raise damaged(path, f"{name[:80]!r} has the unknown dtype {kind[:20]!r}")
+  if len(offsets) != 2 or (offsets[1] - offsets[0]) * 8 != (
+    math.prod(shape) * _BITS[kind]
+  ):
+    raise damaged(path, f"{name[:80]!r} is not as long as its dtype and shape")
   begin, end = offsets
   return Entry(path, name, tuple(shape), kind, start + begin, end - begin)
 

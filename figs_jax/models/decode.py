@@ -62,7 +62,7 @@ def beam_search(
   beams: int,
   max_length: int,
   length_penalty: float = 1.0,
-  early_stopping: bool | str = False,
+  early_stopping: bool | np.bool_ | str = False,
 ) -> tuple[Int[Array, "batch max_length"], Float[Array, " batch"]]:
   """Decodes by beam search.
 
@@ -100,7 +100,10 @@ def beam_search(
   ((1, 4), (1,))
   """
   _at_least_one(beams=beams, max_length=max_length)
-  if early_stopping not in (False, True, "never"):
+  # 1 equals True, but only True itself stops where True does.
+  if isinstance(early_stopping, np.bool_):
+    early_stopping = bool(early_stopping)
+  if not isinstance(early_stopping, bool) and early_stopping != "never":
     raise ValueError(
       "Expected early_stopping of False, True or 'never', got"
       f" {early_stopping!r}"

@@ -114,13 +114,19 @@ def train_flops(
 
 def _product(row: Mapping[str, Any], pattern: NM | None) -> int:
   """2 M K N, with n of every m kept along K."""
-  k = row["K"] if pattern is None else row["K"] // pattern.m * pattern.n
-  return 2 * row["M"] * row["N"] * k * row["count"]
+  kept = _kept(row["K"], pattern)
+  return 2 * row["M"] * row["N"] * kept * row["count"]
 
 
 def _weight_gradient(row: Mapping[str, Any], mvue: NM | None) -> int:
-  """2 M K N, with n of every m kept along M (at most n of a last group)."""
-  kept = row["M"]
-  if mvue is not None:
-    kept = kept // mvue.m * mvue.n + min(kept % mvue.m, mvue.n)
+  """2 M K N, with n of every m kept along M."""
+  kept = _kept(row["M"], mvue)
   return 2 * kept * row["N"] * row["K"] * row["count"]
+
+
+def _kept(length: int, pattern: NM | None) -> int:
+  """n of every m, and at most n of a last group that the length cuts."""
+  if pattern is None:
+    return length
+  groups, rest = divmod(length, pattern.m)
+  return groups * pattern.n + min(rest, pattern.n)

@@ -20,6 +20,9 @@ from figs_jax.recipes.timeline import Timeline
 
 Leak = Callable[[Int[Array, ""]], Float[Array, ""]]
 CUT = 1e-3  # below this the exponential leak is 0 (2402.04744)
+# Half of float32's step at 1: a D below it is a rounding error of 1 - β j, as
+# in 1 / (1 / 49) > 49, and no step of the schedule.
+_ROUNDING = 2.0**-24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,7 @@ def staircase(
   """
   if not 0 < omega <= 1:
     raise ValueError(f"omega: expected a number in (0, 1], got {omega}")
-  stairs = math.ceil(1 / omega)
+  stairs = math.ceil((1 - _ROUNDING) / omega)
   start, end = timeline.dense_end, timeline.finetune_start
   schedule = Equal() if freq is None else Fixed(freq)
   starts = schedule(stairs, start, end)
@@ -98,7 +101,7 @@ def linear(
     steps = _steps_until(timeline, zero_at)
     return Linear(start, start + steps, 1 / max(steps, 1))
   _check_beta(beta, zero_at)
-  return Linear(start, _end(timeline, math.ceil(1 / beta)), beta)
+  return Linear(start, _end(timeline, math.ceil((1 - _ROUNDING) / beta)), beta)
 
 
 def exponential(
@@ -114,7 +117,7 @@ def exponential(
     end = _end(timeline, steps + 1)
     return Exponential(start, end, -math.log(CUT) / max(steps, 1))
   _check_beta(beta, zero_at)
-  steps = math.floor(-math.log(CUT) / beta)
+  steps = math.floor(-math.log(CUT) / beta * (1 + _ROUNDING))
   return Exponential(start, _end(timeline, steps + 1), beta)
 
 

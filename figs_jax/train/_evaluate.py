@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.train import seeds, tasks
 from figs_jax.train.distributed import global_batch
 from figs_jax.train.experiment import Experiment
-from figs_jax.train.sharding import batch_sharding, replicated
+from figs_jax.train.sharding import batch_sharding, make_mesh, replicated
 from figs_jax.train.state import TrainState, evaluation_model, finish
 from figs_jax.train.workdir import restore
 
@@ -33,7 +33,7 @@ class Evaluator:
     measure: Measure of the task, see `figs_jax.train.metrics`.
     batches: Batches of the split; with several processes, this one's share.
     has_seeds: Whether states have a seed axis; values then are lists.
-    mesh: Mesh to split each batch over.
+    mesh: Mesh to split each batch over. Defaults to one device.
   """
 
   def __init__(
@@ -45,17 +45,14 @@ class Evaluator:
   ):
     self._measure, self._batches = measure, batches
     self._has_seeds = has_seeds
-    self._place: Callable[[Any], Any] = lambda batch: batch
-    sums = None
-    if mesh is not None:
-      self._place = functools.partial(global_batch, batch_sharding(mesh))
-      sums = replicated(mesh)
+    mesh = mesh or make_mesh()
+    self._place = functools.partial(global_batch, batch_sharding(mesh))
     self._finish = {
       ema: jax.jit(self._over_seeds(functools.partial(finish, ema=ema)))
       for ema in (False, True)
     }
     count = self._over_seeds(self._count_of, 0, 0, None)
-    self._count = jax.jit(count, out_shardings=sums)
+    self._count = jax.jit(count, out_shardings=replicated(mesh))
 
   def run(
     self, state: TrainState, *, ema: bool = False
@@ -91,16 +88,14 @@ def evaluator(
 
   Over a mesh, the batch size is rounded up to a multiple of its devices.
   """
-  task, has_seeds = experiment.task, bool(experiment.seeds)
-  if mesh is None:
-    return Evaluator(task.measure, task.eval_batches(), has_seeds)
+  task, mesh = experiment.task, mesh or make_mesh()
   each = -(-experiment.config.data.eval_batch_size // mesh.size)
   batches = task.eval_batches(
     each * len(mesh.local_devices),
     shard_index=jax.process_index(),
     num_shards=jax.process_count(),
   )
-  return Evaluator(task.measure, batches, has_seeds, mesh)
+  return Evaluator(task.measure, batches, bool(experiment.seeds), mesh)
 
 
 def exact_nm(
@@ -189,9 +184,7 @@ def evaluate(
   }
   accuracies = values.pop("accuracy")
   mean, error = seeds.mean_and_se(accuracies)
-  singles = [state]
-  if experiment.seeds:
-    singles = [seeds.take(state, i) for i in range(len(experiment.seeds))]
+  singles = list(seeds.singles(state))
   model = singles[0].finished(ema=ema)
   leaves = nn.masked_leaves(model)
   weights = [finish(single, ema=ema)[0] for single in singles]

@@ -13,9 +13,9 @@ import importlib.metadata
 import logging
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from figs_jax.core.tree import path_str
 from figs_jax.train import distributed
 
+T = TypeVar("T")
 FORMAT = "figs_jax/1"
 _log = logging.getLogger("figs_jax")
 # Seconds to let Orbax's other reads finish after one has failed: an error that
@@ -155,12 +156,7 @@ class Checkpointer:
     Raises:
       CheckpointError: If no step, or not the given one, can be read.
     """
-    for candidate in self._candidates(step):
-      try:
-        return self._meta(candidate)
-      except CheckpointError as error:
-        self._fall_back(step, error)
-    raise self._none_left()
+    return self._newest(step, self._meta)
 
   def restore(
     self, abstract: Any, step: int | None = None
@@ -177,17 +173,16 @@ class Checkpointer:
     Raises:
       CheckpointError: If no step, or not the given one, can be restored.
     """
-    for candidate in self._candidates(step):
-      try:
-        with _by_all():
-          items = self._read(abstract, candidate)
-        # Checksums of arrays that span processes need every process's shards.
-        with _by_all():
-          state = self._verified(abstract, candidate, items)
-        return state, items["data"], candidate
-      except CheckpointError as error:
-        self._fall_back(step, error)
-    raise self._none_left()
+
+    def read(candidate: int) -> tuple[Any, dict[str, Any], int]:
+      with _by_all():
+        items = self._read(abstract, candidate)
+      # Checksums of arrays that span processes need every process's shards.
+      with _by_all():
+        state = self._verified(abstract, candidate, items)
+      return state, items["data"], candidate
+
+    return self._newest(step, read)
 
   def set_aside_after(self, step: int) -> None:
     """Moves the steps after `step`, which `restore` skipped, to `damaged/`."""
@@ -221,7 +216,8 @@ class Checkpointer:
   def __exit__(self, *exc: object) -> None:
     self.close()
 
-  def _candidates(self, step: int | None) -> Iterator[int]:
+  def _newest(self, step: int | None, read: Callable[[int], T]) -> T:
+    """`read` of a step, by default of the newest that it can read."""
     steps = self.steps()
     if not steps:
       runs = sorted(self.path.parent.glob(f"*/{self.path.name}"))
@@ -229,23 +225,21 @@ class Checkpointer:
       raise CheckpointError(
         f"{self.path}: no checkpoint here; set --workdir to a run{example}"
       )
-    if step is None:
-      yield from reversed(steps)
-    elif step in steps:
-      yield step
-    else:
+    if step is not None:
+      if step in steps:
+        return read(step)
       listed = ", ".join(map(str, steps))
       raise CheckpointError(f"{self.path}: no step {step}; saved: {listed}")
-
-  def _fall_back(self, step: int | None, error: CheckpointError) -> None:
-    if step is not None or isinstance(error, MismatchError):
-      raise error
-    _log.warning("%s; trying the previous step", error)
-
-  def _none_left(self) -> CheckpointError:
-    return CheckpointError(
-      f"{self.path}: none of the steps {self.steps()} can be read; see the"
-      " warnings above"
+    for candidate in reversed(steps):
+      try:
+        return read(candidate)
+      except MismatchError:
+        raise
+      except CheckpointError as error:
+        _log.warning("%s; trying the previous step", error)
+    raise CheckpointError(
+      f"{self.path}: none of the steps {steps} can be read; see the warnings"
+      " above"
     )
 
   def _meta(self, step: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from flax import traverse_util
 from ml_collections import config_dict
 
 from figs_jax import models, recipes
@@ -42,8 +43,6 @@ _KINDS: dict[str, type] = {
 }
 # Options that default to the variant's value.
 _OF_VARIANT = ("head_dim", "gated", "tied")
-
-
 # Model options that follow from the variant or from the data.
 _DERIVED = (
   "patch",
@@ -148,7 +147,7 @@ def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
 
 def validate(config: config_dict.ConfigDict) -> None:
   """Raises a ConfigError at the first invalid field."""
-  fields = schema.flat(config)
+  fields = schema.flat(config.to_dict())
 
   def check(names: str, expected: str, valid: Callable[[Any], bool]) -> None:
     for name in names.split():
@@ -211,26 +210,24 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
         f"expected config.{new}, got a run of figs_jax 0.1 with config.{old};"
         " read it with that version, or train it again"
       )
-  default = default_of(saved)
-  # Through JSON, like the saved one, which turns tuples into lists.
-  return _merged(json.loads(json.dumps(default.to_dict())), saved)
+  fields = schema.flat(plain(default_of(saved))) | schema.flat(saved)
+  return traverse_util.unflatten_dict(fields, sep=".")
 
 
-def _merged(default: dict[str, Any], saved: Mapping[str, Any]):
-  out = dict(default)
-  for name, value in saved.items():
-    both = isinstance(value, Mapping) and isinstance(out.get(name), dict)
-    out[name] = _merged(out[name], value) if both else value
-  return out
+def plain(config: config_dict.ConfigDict) -> dict[str, Any]:
+  """A configuration as JSON saves it, which turns tuples into lists."""
+  return json.loads(json.dumps(config.to_dict()))
 
 
-def differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def differences(
+  saved: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[str]:
   """Dotted names of fields that differ, except those in `FREE`.
 
   >>> differences({"a": {"b": 1}, "keep": 2}, {"a": {"b": 2}, "keep": 3})
   ['a.b']
   """
-  old, new = _flat(saved), _flat(config)
+  old, new = schema.flat(saved), schema.flat(config)
   return sorted(
     name
     for name in old.keys() | new.keys()
@@ -240,11 +237,15 @@ def differences(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
   )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  out = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      out |= _flat(value, f"{prefix}{key}.")
-    else:
-      out[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return out
+def changes(
+  saved: Mapping[str, Any], config: config_dict.ConfigDict
+) -> tuple[list[str], list[str]]:
+  """Fields that differ from those of a saved run, and the refused ones.
+
+  Those in `config.allow_change` are not refused.
+  """
+  changed = differences(completed(saved), plain(config))
+  free = set(config.allow_change)
+  return changed, [
+    name for name in changed if not free & {name, name.split(".")[0]}
+  ]

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import jax
 import optax
 from flax import nnx
-from jax.extend.core import jaxpr_as_fun
 from ml_collections import config_dict
 
 from figs_jax import models, nn, recipes
 from figs_jax.core.types import Array
 from figs_jax.train import seeds
+from figs_jax.train._run_once import run_once
 from figs_jax.train.config import given, recipe_of, validate
 from figs_jax.train.optimizer import make_optimizer
 from figs_jax.train.state import TrainState
 from figs_jax.train.tasks import Task, task_of
-
-_LEVEL = "xla_backend_optimization_level"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +86,7 @@ class Experiment:
     if weights is not None:
       return jax.jit(self.state, out_shardings=shardings)(weights)
     # As it was traced for `abstract_state`: building a model takes a while.
-    make = jax.jit(
-      jaxpr_as_fun(self._traced.jaxpr), out_shardings=jax.tree.leaves(shardings)
-    )
-    leaves = make.lower().compile(_quick_options())()
+    leaves = run_once(self._traced.jaxpr, jax.tree.leaves(shardings))
     return jax.tree.unflatten(jax.tree.structure(self.abstract_state), leaves)
 
   @property
@@ -103,18 +97,6 @@ class Experiment:
   @functools.cached_property
   def _traced(self) -> jax.stages.Traced:
     return jax.jit(self.state).trace()
-
-
-def _quick_options() -> dict[str, bool | str] | None:
-  """Compiler options for a program that runs once.
-
-  On a CPU, compiling it takes far longer than running it. XLA_FLAGS win.
-  """
-  if jax.default_backend() != "cpu" or _LEVEL in os.environ.get(
-    "XLA_FLAGS", ""
-  ):
-    return None
-  return {_LEVEL: "1"}
 
 
 def build(config: config_dict.ConfigDict) -> Experiment:

@@ -13,7 +13,6 @@ import functools
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -79,7 +78,7 @@ class MetricLog:
     workdir.mkdir(parents=True, exist_ok=True)
     _truncate(workdir / FILE, step)
     self._file = open(workdir / FILE, "a", encoding="utf-8")  # noqa: SIM115
-    self._open_board = functools.partial(_board, workdir / "tensorboard", step)
+    self._events, self._restored = workdir / "tensorboard", step
     self._started = time.monotonic()
     self._clock = _Clock(step, self._started)
     self._progress = _Progress(step, total) if progress else None
@@ -117,7 +116,15 @@ class MetricLog:
   @functools.cached_property
   def _board(self) -> Any:
     # At the first write: tensorboardX takes a while to import.
-    return self._open_board()
+    from tensorboardX import SummaryWriter
+
+    # Purges later events of a run that was killed. The names of event files
+    # only differ in seconds, so the suffix keeps them apart.
+    return SummaryWriter(
+      str(self._events),
+      purge_step=self._restored + 1,
+      filename_suffix=f".{self._restored}",
+    )
 
   def progress(self, step: int) -> None:
     """Shows that `step` is done; cheap enough for every step."""
@@ -205,29 +212,16 @@ def _line(step: int, total: int | None, loss: float | None, rate: float) -> str:
   return ", ".join(parts)
 
 
-def _board(path: Path, step: int) -> Any:
-  from tensorboardX import SummaryWriter
-
-  # Purges later events of a run that was killed. The names of event files only
-  # differ in seconds, so the suffix keeps them apart.
-  return SummaryWriter(
-    str(path), purge_step=step + 1, filename_suffix=f".{step}"
-  )
-
-
 def _number(name: str, value: Any) -> int | float:
   array = np.asarray(value)
-  if array.size != 1 or array.dtype.kind not in "biuf" and not _is_small(array):
+  # The names of NumPy's floats and of others, such as bfloat16.
+  is_float = "float" in array.dtype.name
+  if array.size != 1 or array.dtype.kind not in "biu" and not is_float:
     raise ValueError(
       f"metric {name!r}: expected a single number, got {value!r}; reduce it"
     )
   item = array.item()
   return int(item) if isinstance(item, (bool, int)) else float(item)
-
-
-def _is_small(array: np.ndarray) -> bool:
-  """Whether the dtype is a float that NumPy lacks, such as bfloat16."""
-  return "float" in array.dtype.name
 
 
 def _spell(value: float) -> float | str:
@@ -261,15 +255,10 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _truncate(path: Path, step: int) -> None:
   """Keeps complete rows up to `step`; replaces the file atomically."""
-  if not path.exists():
-    return
   kept = [text for text, row in _lines(path) if row["step"] <= step]
   content = "".join(f"{text}\n" for text in kept).encode()
-  if content == path.read_bytes():
-    return
-  partial = path.with_name(f"{path.name}.partial")
-  with open(partial, "wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
+  if path.exists() and content != path.read_bytes():
+    from figs_jax.export.atomic_write import replacing  # to resume only
+
+    with replacing(path, overwrite=True) as part:
+      part.write_bytes(content)

@@ -17,7 +17,7 @@ from ml_collections import config_dict
 from figs_jax.train import distributed, seeds
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer
-from figs_jax.train.config import ConfigError, completed, differences
+from figs_jax.train.config import ConfigError, changes, plain
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log_writer import MetricLog
 from figs_jax.train.sharding import (
@@ -218,15 +218,7 @@ def _changes(saved, config, path) -> list[str]:
   Raises:
     ConfigError: If one of them is not in `config.allow_change`.
   """
-  changed = differences(
-    completed(saved), json.loads(json.dumps(config.to_dict()))
-  )
-  refused = [
-    name
-    for name in changed
-    if name not in config.allow_change
-    and name.split(".")[0] not in config.allow_change
-  ]
+  changed, refused = changes(saved, config)
   if refused:
     raise ConfigError(
       f"{path}: this run was started with another {', '.join(refused)};"
@@ -303,7 +295,7 @@ def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
   leaves = jax.tree.leaves(run.state.params)
   if not all(bool(jnp.isfinite(leaf).any()) for leaf in leaves):
     raise _diverged(run, f"a whole parameter is not finite at step {step}")
-  config = json.loads(json.dumps(run.experiment.config.to_dict()))
+  config = plain(run.experiment.config)
   run.checkpoints.save(
     step, run.state, run.batches.get_state(), config, metrics
   )

@@ -85,7 +85,8 @@ def train_cost(
   *,
   steps: int | None = None,
   switched_at: int | None = None,
-  itemsize: int = 2,
+  itemsize: int | None = None,
+  dtype: str | None = None,
 ) -> RunCost:
   """Modelled cost of a whole training run, beside the same run without masks.
 
@@ -101,7 +102,8 @@ def train_cost(
     batch: Images or sequences per optimizer step.
     steps: Number of steps to count from the start. Defaults to all.
     switched_at: First masked step of STEP. Defaults to the latest possible.
-    itemsize: Bytes per value off chip.
+    itemsize: Bytes per value off chip; see `figs_jax.engine.cost`.
+    dtype: Data type of the operands; see `figs_jax.engine.cost`.
 
   Raises:
     ValueError: If `figs_jax.models.phases.phases_of` or
@@ -119,7 +121,7 @@ def train_cost(
   phases = phases_of(
     model, recipe, batch=batch, steps=steps, switched_at=switched_at
   )
-  return run_cost(phases, engine, itemsize=itemsize)
+  return run_cost(phases, engine, itemsize=itemsize, dtype=dtype)
 
 
 def _rows(model: nnx.Module, batch: int) -> list[dict[str, Any]]:

@@ -190,13 +190,13 @@ def defaults(text: bool) -> config_dict.ConfigDict:
   return config_dict.ConfigDict(traverse_util.unflatten_dict(values, sep="."))
 
 
-def flat(config: config_dict.ConfigDict) -> dict[str, Any]:
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
   """Values of all fields by dotted name.
 
-  >>> flat(config_dict.ConfigDict({"mesh": {"data": 1}}))
+  >>> flat({"mesh": {"data": 1}})
   {'mesh.data': 1}
   """
-  return traverse_util.flatten_dict(config.to_dict(), sep=".")
+  return traverse_util.flatten_dict(config, sep=".")
 
 
 def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
@@ -213,7 +213,7 @@ def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
   known |= _under("model", docstrings.entries(model))
   known |= _under("recipe", listing.meanings(config.recipe.name))
   known["recipe.name"] = _RECIPE
-  return {name: known.get(name, "") for name in flat(config)}
+  return {name: known.get(name, "") for name in flat(config.to_dict())}
 
 
 def field_list(config: config_dict.ConfigDict, width: int = 80) -> str:
@@ -224,7 +224,7 @@ def field_list(config: config_dict.ConfigDict, width: int = 80) -> str:
     width: Characters per line.
   """
   lines = ["fields of the configuration (--config.FIELD=VALUE):"]
-  values = flat(config)
+  values = flat(config.to_dict())
   for name, meaning in field_meanings(config).items():
     lines += textwrap.wrap(
       f"{name}={values[name]!r}: {meaning}".removesuffix(": "),

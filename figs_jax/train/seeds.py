@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -78,6 +78,14 @@ def take(state: TrainState, seed: int) -> TrainState:
   seeds = state.seed.shape[0]
   each = dataclasses.replace(state, step=jnp.full(seeds, state.step))
   return jax.tree.map(lambda leaf: leaf[seed], each)
+
+
+def singles(state: TrainState) -> Iterator[TrainState]:
+  """The state of each seed in turn; that of a run without a seed axis alone."""
+  if not state.seed.shape:
+    yield state
+  else:
+    yield from (take(state, seed) for seed in range(len(state.seed)))
 
 
 def mean_and_se(values: Sequence[float]) -> tuple[float, float]:

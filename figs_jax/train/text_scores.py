@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -115,9 +116,10 @@ class GlueScore:
     for name in seen:
       number, classes = tasks.index(name), len(self.answers[name])
       counts = confusion[..., number, :, :classes]
+      tables = counts.reshape(-1, *counts.shape[-2:]).astype(np.int64)
       scores = {}
       for score in _SCORES.get(name, ("accuracy",)):
-        flat = [_SCORE[score](table) for table in _tables(counts)]
+        flat = [_SCORE[score](table) for table in tables]
         value = np.reshape(flat, counts.shape[:-2])
         scores[score] = np.where(finite, value, np.nan)
         if score != "accuracy":
@@ -172,14 +174,13 @@ class Bleu:
 
   def _grams(self, decoded: np.ndarray, wanted: np.ndarray) -> list[int]:
     """Matching n-grams, all n-grams, and the lengths of both in words."""
-    texts, right = map(self._texts, (decoded, wanted))
+    texts, right = (
+      [self.decode(row) for row in rows] for rows in (decoded, wanted)
+    )
     if not texts:
       return [0] * (2 * _BLEU_ORDERS + 2)
     score = _sacrebleu().corpus_bleu(texts, [right])
     return [*score.counts, *score.totals, score.sys_len, score.ref_len]
-
-  def _texts(self, rows: np.ndarray) -> list[str]:
-    return [self.decode(row) for row in rows]
 
   def values(self, sums: Sums) -> Values:
     yield from _match_values(sums, ("",))
@@ -236,11 +237,6 @@ def _class_of(ids: Array, table: np.ndarray, none: int) -> Array:
   return jnp.where(same.any(1), jnp.argmax(same, 1), none)
 
 
-def _tables(counts: np.ndarray) -> np.ndarray:
-  """Integer counts [seeds, given, wanted]; a missing seed axis is added."""
-  return counts.reshape(-1, *counts.shape[-2:]).astype(np.int64)
-
-
 def _pairs(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(wanted, given) class of every example; -1 for any other text."""
   given, wanted = np.nonzero(table)
@@ -269,33 +265,23 @@ def _accuracy(table: np.ndarray) -> float:
   return float(np.trace(table) / table.sum())
 
 
-def _pearson(table: np.ndarray) -> float:
-  from scipy.stats import pearsonr
+def _correlation(table: np.ndarray, name: str) -> float:
+  from scipy import stats
 
-  return _correlation(table, pearsonr)
-
-
-def _spearman(table: np.ndarray) -> float:
-  from scipy.stats import spearmanr
-
-  return _correlation(table, spearmanr)
-
-
-def _correlation(table: np.ndarray, of: Callable[..., Any]) -> float:
   wanted, given = _pairs(table)
   # A class is ten times its similarity, and -1 stands for any other text.
   given = np.where(given < 0, -10, given)
   if wanted.min() == wanted.max() or given.min() == given.max():
     return 0.0
-  return float(of(wanted, given).statistic)
+  return float(getattr(stats, name)(wanted, given).statistic)
 
 
 _SCORE = {
   "matthews": _matthews,
   "f1": _f1,
   "accuracy": _accuracy,
-  "pearson": _pearson,
-  "spearman": _spearman,
+  "pearson": partial(_correlation, name="pearsonr"),
+  "spearman": partial(_correlation, name="spearmanr"),
 }
 
 

@@ -67,10 +67,8 @@ def finished_model(
   Raises:
     ValueError: If `restore` raises it.
   """
-  experiment, state, _ = restore(workdir, step, seed=seed, data_dir=data_dir)
-  if experiment.seeds and seed is None:
-    state = seeds.take(state, 0)
-  return state.finished(ema=ema)
+  _, state, _ = restore(workdir, step, seed=seed, data_dir=data_dir)
+  return next(seeds.singles(state)).finished(ema=ema)
 
 
 def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:

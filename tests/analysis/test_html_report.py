@@ -152,7 +152,7 @@ def test_tiny_speed_ups_keep_their_digits_and_their_reason(run):
   cells = {row[0]: row[1:] for row in page.rows}
   assert cells[f"modelled speed-up on {spec}"] == [f"{total.speedup:.2g}×"]
   assert cells[spec][1] == f"{total.speedup:.2g}×"
-  assert ":sparse_overhead=0" in page.text and "0.00×" not in page.text
+  assert ":ideal=true" in page.text and "0.00×" not in page.text
 
 
 def test_exactness_per_layer(page, run):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
 
 from figs_jax import engine, export, nn
 from figs_jax.cli.export import export_model
@@ -63,6 +65,23 @@ MISTAKES = {
   "--layout goes with --format packed only": (
     "RUN stablehlo --out A --layout bitmask"
   ),
+  "--batch goes with --format stablehlo-module only": (
+    "RUN stablehlo --out A --batch 8"
+  ),
+  "--platform goes with --format stablehlo-module only": (
+    "RUN packed --out A --platform cuda"
+  ),
+  "--platforms goes with": (
+    "RUN stablehlo-module --out A --batch 8 --platform cpu --platforms cpu"
+  ),
+  "expected a batch size from 1 (--batch), got None": (
+    "RUN stablehlo-module --out A --platform cuda"
+  ),
+  "expected a platform (--platform), got none": (
+    "RUN stablehlo-module --out A --batch 8"
+  ),
+  "flag --batch=0": "RUN stablehlo-module --out A --batch 0 --platform cuda",
+  "--batch does not go with --verify": "--verify TAKEN --batch 8",
 }
 
 
@@ -85,6 +104,7 @@ def program(run, tmp_path_factory):
     f"RUN packed --out {out}/p.safetensors --layout bitmask",
     f"RUN torch-2:4 --out {out}/t.safetensors --dtype float16",
     f"RUN stablehlo --out {out}/m.stablehlo --platforms cpu",
+    f"RUN stablehlo-module --out {out}/m.mlir --batch 8 --platform cuda",
     f"--verify {out}/dense",
     f"--verify {out}/t.safetensors",
   )
@@ -103,7 +123,7 @@ def test_a_run_is_exported_in_every_format(run, program):
   dense, packed, hlo = out / "dense", out / "p.safetensors", out / "m.stablehlo"
   for code, _, err in results:
     assert (code, err) == (0, "")
-  names = ["dense", "m.stablehlo", "p.safetensors", "t.safetensors"]
+  names = ["dense", "m.mlir", "m.stablehlo", "p.safetensors", "t.safetensors"]
   assert sorted(p.name for p in out.iterdir()) == names
   # Each is the finished model of its seed.
   one, two = (restore(run, seed=i)[1].finished() for i in range(2))
@@ -122,12 +142,19 @@ def test_a_run_is_exported_in_every_format(run, program):
   size = packed.stat().st_size
   assert f"{packed}: {size} bytes, SHA-256 {digest}\n" in results[1][1]
   ff = "vit.encoder.layer.0.intermediate.dense.weight"
-  (line,) = [x for x in results[4][1].splitlines() if x.startswith(ff)]
+  (line,) = [x for x in results[5][1].splitlines() if x.startswith(ff)]
   assert line.startswith(f"{ff} F32[64,32]  zeros 0.5000")
   assert line.endswith("  axis 1: 2:4")
   # [64, 32] has no room for the layout; [32, 64] has.
   assert f"kept dense: {ff}: [64, 32] is not a multiple" in results[2][1]
-  assert "stored as 2:4 in 2304 bytes" in results[5][1]
+  assert "stored as 2:4 in 2304 bytes" in results[6][1]
+  assert "float32 [8, 8, 8, 1] -> float32 logits; cuda" in results[4][1]
+  with ir.Context() as context:
+    data = (out / "m.mlir").read_bytes()
+    module = stablehlo.deserialize_portable_artifact(context, data)
+    main = str(module.body.operations[0].type)
+    assert main == "(tensor<8x8x8x1xf32>) -> tensor<8x10xf32>"
+    assert "custom_call" not in str(module)
   images = np.random.default_rng(1).random((5, 8, 8, 1), np.float32)
   got = export.read_program(hlo)(images)
   graph, state = nnx.split(one)

@@ -17,6 +17,7 @@ from figs_jax.core import (
   kept_magnitude,
   nm_mask,
 )
+from figs_jax.core.packing import pack
 
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 INTEGERS = (jnp.int8, jnp.uint8, jnp.int16, jnp.int32, jnp.uint32)
@@ -281,6 +282,24 @@ def test_scores_without_an_order_and_bad_counts(unchecked):
   for n in (jnp.float32(2), jnp.array([2])):
     with pytest.raises(TypeError, match="n as an integer scalar"):
       nm_mask(ones, "2:4", n=n)
+
+
+@pytest.mark.parametrize(
+  "dtype",
+  ["float16", "float32", "bfloat16", "float8_e4m3fn", "float4_e2m1fn", "int8"],
+)
+def test_is_nm_agrees_with_packing_on_denormal_numbers(dtype):
+  tiny = jnp.finfo(dtype).smallest_subnormal if "float" in dtype else 1
+  for n in range(5):
+    for sign in (1, -1):
+      array = np.zeros(4, dtype)
+      array[:n] = np.asarray(sign * tiny).astype(dtype)
+      if n <= 2:
+        pack(array, "2:4", axis=0)
+      else:
+        with pytest.raises(ValueError, match=f"holds {n} entries"):
+          pack(array, "2:4", axis=0)
+      assert bool(is_nm(array, "2:4", axis=0)) == (n <= 2)
 
 
 def test_is_nm_is_exact_for_masks_and_at_most_for_arrays():

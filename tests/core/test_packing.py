@@ -166,9 +166,23 @@ def test_arrays_of_jax(dtype):
     np.testing.assert_array_equal(unpack(pack(wide, "1:8")), wide)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn"])
+def test_negative_zeros_of_a_product_with_a_mask_are_zeros(layout, dtype):
+  weight = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+  mask = np.asarray(nm_mask(np.abs(weight), "2:4"))
+  product = (mask * weight).astype(dtype)
+  assert (np.signbit(product) & (product == 0)).sum() > 8
+  packed = pack(product, "2:4", layout=layout)
+  assert packed.values.size == mask.sum()
+  np.testing.assert_array_equal(
+    unpack(packed).astype(np.float32), product.astype(np.float32)
+  )
+
+
 def test_refusals_name_the_leaf_and_the_first_bad_group(unchecked):
   x = np.zeros((8, 3), np.float32)
-  x[5:8, 1] = 1, -0.0, np.nan
+  x[4:8, 1] = 1, -0.0, 1e-40, np.nan
   message = (
     r"blocks/0/kernel: the group of 4 along axis -2 that starts at entry"
     r" \(4, 1\) holds 3 entries, expected at most 2 \(2:4\)"

@@ -24,6 +24,13 @@ def test_equations(dtype):
   )
 
 
+def test_the_least_integer_is_the_largest():
+  weight = jnp.array([-128, 127, -127, 0], jnp.int8)
+  assert magnitude(weight).tolist() == [128, 127, 127, 0]
+  mask = nm_mask(magnitude(weight), "1:4", axis=0)
+  assert mask.tolist() == [True, False, False, False]
+
+
 def test_saliency_is_the_first_order_change_of_the_loss():
   w = jax.random.normal(jax.random.key(0), (3, 2))
   a = jax.random.normal(jax.random.key(1), (3, 2))

@@ -70,6 +70,20 @@ def test_training_flops_count_the_products_of_a_step(leak):
   assert counted.total == 2 * 2 * step
 
 
+@pytest.mark.parametrize("pattern", ["1:4", "3:4", "5:8", "4:4", "1:32"])
+def test_flops_of_a_depth_that_m_does_not_divide(pattern):
+  nm = NM.parse(pattern)
+  for K in (1, 2, 9, 33, 38):
+    mask = (np.arange(K) % nm.m < nm.n)[:, None] * np.ones(6)
+    counted = multiplied(((5, K), mask))
+    row = {"name": "a", "M": 5, "N": 6, "K": K, "pattern": nm, "count": 3}
+    assert flops([row]).tolist() == [2 * 3 * counted]
+    assert step_cost([row], "csr:h200").flops.forward == 2 * 3 * counted
+    assert cost([row], "csr:h200").metadata_bytes == 6 * (
+      4 * mask[:, 0].sum() + 4
+    )
+
+
 def test_flops_do_not_wrap():
   row = {"name": "a", "M": 2**40, "N": 2**40, "K": 2**40}
   assert flops([row]).tolist() == [2.0**121]

@@ -170,6 +170,73 @@ def test_habits_of_topologies(table):
   assert rows(table(f"{two}\nc,10,12,3,3,3,4,1,2"))[0][1] == 8 * 6
 
 
+def test_places_decide_where_names_of_a_topology_do_not(table, caplog):
+  # Headers of SCALE-Sim v3's topologies: deepbench, dlrm, ispass25_models.
+  doubled = (
+    "Layer, IFMAP Width, IFMAP Width, Filter Height, Filter Width, Channels,"
+    " Num Filter, Strides,"
+  )
+  row = "DeepSpeech_1,700,161,20,5,1,32,2,"
+  want = [("DeepSpeech_1", 341 * 79, 32, 100, "dense", 1)]
+  headers = {
+    doubled: "column 2: 'IFMAP Width' is read as 'IFMAP Height', by its place",
+    CONV.replace("Channels", "channel"): "'channel' is read as 'Channels'",
+    CONV.replace("Layer name", "L").lower(): "'l' is read as 'name'",
+    CONV.replace("IFMAP H", "H").replace("Filter", "Kernel", 2): "'H",
+  }
+  assert rows(table(f"{CONV}\n{row}")) == want
+  assert not caplog.records
+  for header, note in headers.items():
+    caplog.clear()
+    assert rows(table(f"{header}\n{row}")) == want
+    assert note in caplog.text and "t.csv, row 1, column" in caplog.text
+  caplog.clear()
+  products = "L,M,N,K,Sparsity,\nL0,256,768,762,1:4,\n"
+  assert rows(table(products)) == [("L0", 256, 768, 762, "1:4", 1)]
+  assert "column 1: 'L' is read as 'name', by its place" in caplog.text
+
+
+def test_a_topology_ends_at_a_column_without_a_name(table, caplog):
+  # As conv_nets/Resnet50.csv of SCALE-Sim v3.
+  text = f"{CONV},,Eh,Ew,e2\n,,,,,\nConv1,224,224,7,7,3,64,2,,,110,110,12100\n"
+  want = [("Conv1", 110 * 110, 64, 147, "dense", 1)]
+  assert rows(table(text)) == want
+  assert "column 9 has no name" in caplog.text
+  assert "('Eh', 'Ew', 'e2') are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "header, words",
+  [
+    # A name in another's place: both may be meant.
+    ("Layer,M,K,NN,", ["column 4: unknown column 'NN', did you mean 'N'"]),
+    ("Layer,M,N,K,K,", ["column 5: column 'K' is given twice"]),
+    ("Layer,X,N,K,M,", ["column 2: unknown column 'X'"]),
+    (f"{CONV[:-1]}, IFMAP Height", ["'IFMAP Height' is given twice"]),
+    ("name,M,N,KK", ["unknown column 'KK', did you mean 'K'? Known: K, M, N"]),
+    ("name,M,N,K,,count", ["column 5: unknown column ''"]),
+    # The names of a table of their kind, and no others.
+    ("name,M,N,K,sparsty", ["known: K, M, N, count, name, pattern"]),
+    ("Layer,M,N,K,sparsty,", ["'sparsty', did you mean 'Sparsity'? Known: Ba"]),
+    (f"{CONV}sparsty,", ["'sparsty', did you mean 'Sparsity'? Known: Batch"]),
+    ("Layer,ifmap_hight,IFMAP Width,x,y", ["did you mean 'IFMAP Height'"]),
+    (f"{CONV}K,strids,", ["did you mean 'Strides'?", ", Layer Name, Num Filt"]),
+  ],
+)
+def test_unknown_columns_are_refused_with_names_of_their_kind(
+  table, header, words
+):
+  with pytest.raises(ValueError) as caught:
+    table(f"{header}\na,3,3,3,3,3,3,3,3,\n")
+  message = str(caught.value)
+  for word in words:
+    assert word in message
+  if "IFMAP" in header:
+    assert " K," not in message
+  assert "\n" not in message
+  assert len(message) - message.index("t.csv") < 300
+
+
 def test_a_pattern_replaces_patterns_and_their_masks():
   mask = np.zeros((8, 2), bool)
   given = [

@@ -271,19 +271,57 @@ def test_columns_are_text_in_every_format():
 @pytest.mark.parametrize(
   ("spec", "parts"),
   [
-    ("tensorcore:a100", ("176,601 ns", ":sparse_overhead=0", ":fallback=true")),
-    ("tensorcore:a100:sparse_overhead=7", ("7 ns to each sparse call",)),
-    ("tensorcore:a100:fallback=true", ("176,601 ns", ":sparse_overhead=0")),
-    ("tensorcore:a100:sparse_overhead=0", ()),
-    ("tpu:v5e", ()),
+    ("tensorcore:a100", ("a factor of 1.2", "ideal=true", ":fallback=true")),
+    ("tensorcore:a100:fallback=true", ("a factor of 1.2", "ideal=true")),
+    ("tensorcore:a100:ideal=true", ()),
   ],
 )
-def test_the_caption_tells_what_a_sparse_call_is_charged(spec, parts):
+def test_the_caption_tells_what_kernels_reach_of_the_silicon(spec, parts):
   row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
   caption = report([row], [spec]).caption
   for words in parts:
     assert words in caption
-  assert ("assumed" in caption) == bool(parts)
+  assert ("silicon" in caption) == bool(parts)
   advises = "runs a layer dense" in caption
   assert advises == (bool(parts) and "fallback" not in spec)
-  assert "assumed" not in report([row | {"pattern": "dense"}], [spec]).caption
+  assert "silicon" not in report([row | {"pattern": "dense"}], [spec]).caption
+
+
+def test_the_silicons_speed_up_stands_beside_the_expected_one():
+  rows = [{"name": "ff", "M": 12288, "N": 768, "K": 3072, "pattern": "2:4"}]
+  specs = ["ws:32x32:bw_in=9", "tensorcore:a100", "tensorcore:a100:ideal=true"]
+  axes = "pattern=2:4,dense"
+  made = report(rows, specs, axes=axes)
+  silicon = report(rows, specs[2:], axes=axes).totals
+  pairs = [(total.ideal_speedup, total.engine) for total in made.totals]
+  assert pairs == [
+    pair
+    for total in silicon
+    for pair in ((None, specs[0]), (total.speedup, specs[1]), (None, specs[2]))
+  ]
+  assert [total.speedup for total in silicon] == [2, 1]
+  assert [row.ideal_speedup for row in made.rows] == [x for x, _ in pairs]
+  # Over a baseline, the silicon's own; a column where there is one.
+  over = report(rows, specs[1:2], baseline="tensorcore:h100")
+  dense = report(rows, specs[2:], baseline="tensorcore:h100:ideal=true")
+  assert over.totals[0].ideal_speedup == dense.totals[0].speedup
+  for fmt in ("table", "csv", "json", "md"):
+    for engines in (specs[:1], specs[:2]):
+      text = str(report(rows, engines, fmt))
+      assert (fmt == "json" or len(engines) > 1) == ("ideal_speedup" in text)
+
+
+@pytest.mark.parametrize(
+  "spec, words",
+  [
+    ("tpu:v5e", "tpu:v5e runs patterns dense."),
+    ("gpu:h200", "gpu:h200 runs patterns dense; tensorcore:h200 runs 2:4."),
+    ("gpu:h20", "gpu:h20 runs patterns dense."),
+    ("nm-spmm:a100", "nm-spmm:a100 is a prediction"),
+  ],
+)
+def test_the_caption_tells_where_patterns_run_dense(spec, words):
+  row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
+  assert words in report([row], [spec]).caption
+  dense = report([row | {"pattern": "dense"}], [spec]).caption
+  assert words not in dense

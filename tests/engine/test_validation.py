@@ -84,9 +84,26 @@ def test_a_reconstruction_is_never_called_a_prediction(claims):
 def test_a_step_of_vit_l_is_bounded_whatever_its_tokens(script):
   # Two of three equal products take half the time, or none does.
   for tokens in (2048, 10**6):
-    silicon = script.trained(tokens, "tensorcore:a100:sparse_overhead=0")
+    silicon = script.trained(tokens, "tensorcore:a100:ideal=true")
     assert silicon == pytest.approx(3 / (2 / 2 + 1), rel=1e-4)
   assert script.trained(64, "tensorcore:a100:fallback=true") == 1
+
+
+@pytest.mark.parametrize(
+  "dataflow, M, N, K, C, pattern, reported",
+  [
+    ("ws", 60, 23, 51, 20, "7:16", 6582.857142857142),
+    ("ws", 51, 8, 19, 8, "5:16", 1305.6000000000001),
+    ("os", 52, 22, 133, 24, "3:4", 5200),
+    ("is", 48, 38, 102, 24, "7:16", 2304),
+  ],
+)
+def test_activations_as_scalesim_counts_them(
+  script, dataflow, M, N, K, C, pattern, reported
+):
+  n, m = map(int, pattern.split(":"))
+  counted = script.scalesim_ifmap_reads(dataflow, M, N, K, C, n, m)
+  assert counted == pytest.approx(reported, rel=1e-14)
 
 
 def test_a_changed_row_would_be_seen(script, tmp_path, monkeypatch):

@@ -71,6 +71,49 @@ def test_jax_alone_reads_it(program):
   assert np.array_equal(np.asarray(again.call(x)), x @ WEIGHT)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
+def test_a_plain_module_is_read_by_stablehlo_alone(platform, tmp_path):
+  from jaxlib.mlir import ir
+  from jaxlib.mlir.dialects import stablehlo
+
+  path = tmp_path / "a.mlir"
+  x = np.linspace(-1, 1, 16, dtype=np.float32).reshape(8, 2)
+  export.write_module(
+    path, lambda x: jnp.tanh(x @ WEIGHT), [x], platform=platform
+  )
+  with ir.Context() as context:
+    module = stablehlo.deserialize_portable_artifact(context, path.read_bytes())
+    (main,) = module.body.operations
+    assert main.sym_name.value == "main"
+    assert str(main.type) == "(tensor<8x2xf32>) -> tensor<8x3xf32>"
+    # StableHLO's reference interpreter, which knows nothing of JAX.
+    (got,) = stablehlo.eval_module(module, [ir.DenseElementsAttr.get(x)])
+    got = np.array(got)
+  np.testing.assert_allclose(got, np.tanh(x @ WEIGHT), rtol=1e-5)
+
+
+def test_a_plain_module_is_no_artifact_of_jax(program, tmp_path):
+  from jaxlib.mlir import ir
+  from jaxlib.mlir.dialects import stablehlo
+
+  with ir.Context() as context:
+    with pytest.raises(ValueError, match="failed to deserialize"):
+      stablehlo.deserialize_portable_artifact(context, program.read_bytes())
+  path = tmp_path / "a.mlir"
+  one = [np.ones((1, 2), np.float32)]
+  export.write_module(path, lambda x: x @ WEIGHT, one, platform="cpu")
+  with pytest.raises(export.ExportError, match="not a whole program"):
+    export.read_program(path)
+  with pytest.raises(export.ExportError, match="it exists; .*--overwrite"):
+    export.write_module(path, lambda x: x, one, platform="cpu")
+  path.unlink()
+  with pytest.raises(export.ExportError, match="Unknown platform 'gpu'. Known"):
+    export.write_module(path, lambda x: x, one, platform="gpu")
+  with pytest.raises(export.ExportError, match="returns infinities or NaN"):
+    export.write_module(path, lambda x: x / 0, one, platform="cpu")
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_that_are_not_finite_are_named_as_such(tmp_path):
   with pytest.raises(export.ExportError, match="returns infinities or NaN"):
     export.write_program(

@@ -1,6 +1,7 @@
 """Patterns of the tensors in files, against a count group by group."""
 
 import json
+import struct
 import tracemalloc
 
 import jax.numpy as jnp
@@ -96,3 +97,77 @@ def test_a_part_that_the_index_names_is_missed(tmp_path):
     index.write_text(text)
     with pytest.raises(export.ExportError, match="not an index of tensors"):
       list(export.survey(tmp_path))
+
+
+def file_of(path, **tensors):
+  """Writes (dtype, shape, bytes) by name, whatever the dtype."""
+  header, data = {}, b""
+  for name, (kind, shape, content) in tensors.items():
+    offsets = [len(data), len(data) + len(content)]
+    header[name] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
+    data += content
+  text = json.dumps(header).encode()
+  path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def test_quantized_tensors_are_listed_with_a_note(tmp_path):
+  path = tmp_path / "a.safetensors"
+  weight = np.tile(np.int8([5, -128, 0, 0, 0, 1, 0, 2]), (4, 1))
+  kernel = np.eye(8, dtype=np.float32)
+  file_of(
+    path,
+    weight=("I8", [4, 8], weight.tobytes()),
+    bias=("I8", [4], bytes(4)),
+    scales=("F8_E8M0", [4, 2], bytes(8)),
+    fours=("F4", [4, 8], bytes(16)),
+    sixes=("F6_E2M3", [4, 8], bytes(24)),
+    places=("I64", [2, 2], bytes(32)),
+    kernel=("F32", [8, 8], kernel.tobytes()),
+  )
+  tensors = {each.name: each for each in export.survey(path)}
+  int8 = tensors["weight"]
+  assert (int8.patterns, int8.sparsity) == ({(1,): NM(2, 4)}, 0.5)
+  assert "zero is a pruned weight if" in int8.note
+  assert tensors["kernel"].patterns[0,] == NM(1, 8)
+  notes = {name: each.note for name, each in tensors.items()}
+  assert "scales of a block format; not examined" in notes["scales"]
+  assert "4-bit floats, two per byte; not examined" in notes["fours"]
+  assert notes["sixes"] == "not examined"
+  assert notes["bias"] == notes["places"] == notes["kernel"] == ""
+  for name in ("scales", "fours", "sixes"):
+    assert tensors[name].sparsity is None and not tensors[name].patterns
+
+
+def test_the_layouts_of_compressed_tensors_are_named(tmp_path):
+  # As compressed-tensors 0.10 writes them: Sparse24BitMaskTensor, and
+  # BitmaskTensor with its row offsets.
+  rng = np.random.default_rng(0)
+  path = tmp_path / "a.safetensors"
+  kept = rng.random((8, 4, 4)).argsort(-1) < 2
+  bits = np.packbits(kept.reshape(8, 16), axis=-1, bitorder="little")
+  shape = np.array([8, 16])
+  values = rng.normal(size=(8, 8)).astype(np.float16)
+  export.write(
+    path,
+    {
+      "fc.compressed": values,
+      "fc.bitmask": bits,
+      "fc.shape": shape[:, None],
+      "q.compressed": values.ravel(),
+      "q.bitmask": bits,
+      "q.shape": shape,
+      "q.row_offsets": np.arange(0, 64, 8),
+      "other.bitmask": bits,
+      "other.shape": shape,
+      "norm": np.ones(8),
+    },
+  )
+  notes = {each.name: each.note for each in export.survey(path)}
+  for part in ("compressed", "bitmask", "shape"):
+    assert notes[f"fc.{part}"] == (
+      f"{part} of fc in compressed-tensors' sparse-24-bitmask (2:4)"
+    )
+  for part in ("compressed", "bitmask", "shape", "row_offsets"):
+    layout = f"{part} of q in compressed-tensors' sparse-bitmask"
+    assert notes[f"q.{part}"] == layout
+  assert notes["other.bitmask"] == notes["other.shape"] == notes["norm"] == ""

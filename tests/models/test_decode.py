@@ -127,7 +127,8 @@ def test_one_beam_that_stops_early_is_greedy():
     model = Markov(seed, ends=0.5)
     inputs = np.arange(3)[:, None]
     tokens = decode.greedy(model, inputs, LENGTH)
-    again, _ = decode.beam_search(model, inputs, 1, LENGTH, 0.0, True)
+    stops = np.bool_(True) if seed % 2 else True
+    again, _ = decode.beam_search(model, inputs, 1, LENGTH, 0.0, stops)
     np.testing.assert_array_equal(tokens, again)
     for row in np.asarray(tokens).tolist():
       ended += EOS in row
@@ -197,9 +198,10 @@ def test_the_cache_changes_nothing(scan):
     ({"beams": 0}, "beams of 1 or more, got 0"),
     ({"max_length": 0}, "max_length of 1 or more, got 0"),
     ({"early_stopping": "always"}, "of False, True or 'never', got 'always'"),
+    ({"early_stopping": 1}, "of False, True or 'never', got 1"),
   ],
 )
-def test_errors_say_what_and_the_fix(options, message):
+def test_errors_say_what_and_the_fix(options, message, unchecked):
   options = {"beams": 2, "max_length": 3, **options}
   with pytest.raises(ValueError, match=message):
     decode.beam_search(Markov(), np.zeros((1, 1), np.int32), **options)

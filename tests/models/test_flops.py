@@ -48,6 +48,12 @@ def test_published_inference_flops_of_vit_base(pattern, giga):
   assert forward_flops(blocks) / 1e9 == pytest.approx(giga, abs=0.01)
 
 
+def test_a_last_group_that_k_cuts_keeps_n_at_most():
+  row = {"name": "a", "M": 2, "N": 3, "count": 5, "pattern": NM(3, 4)}
+  counted = [forward_flops([row | {"K": K}]) for K in (2, 4, 5, 8)]
+  assert counted == [2 * 2 * 3 * 5 * kept for kept in (2, 3, 4, 6)]
+
+
 def by_every_step(model, recipe, batch, steps, switched_at=None):
   """The same by a loop over all steps, from what the recipe says of each."""
   bound = recipe.bind(nn.masked_leaves(model))

@@ -37,7 +37,7 @@ def test_the_page_has_every_field_with_its_default(family):
   shown["family"] = repr(family)  # the page has that of the default family
   wanted = {
     name: repr(value)
-    for name, value in schema.flat(config).items()
+    for name, value in schema.flat(config.to_dict()).items()
     if not name.startswith("recipe.")
   }
   assert shown == wanted
@@ -56,7 +56,7 @@ def test_help_has_every_field_with_its_value():
   assert max(map(len, lines)) <= 80
   heads = [line for line in lines if re.match(r"  \S", line)]
   assert [line.split("=")[0].strip() for line in heads] == list(
-    schema.flat(config)
+    schema.flat(config.to_dict())
   )
   assert (
     "  batch_size=77: Examples per optimizer step, over all devices." in lines

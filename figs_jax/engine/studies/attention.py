@@ -31,6 +31,7 @@ this model reaches neither (`flat_claims`).
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
@@ -173,7 +174,7 @@ def attention_cost(
   engine: Engine | str,
   memory: Memory,
   fused: bool = True,
-  itemsize: int = 2,
+  itemsize: int | Fraction = 2,
   energy: Energy = AT_45_NM,
 ) -> AttentionCost:
   """What attention costs on an array; arguments broadcast, jit and vmap.
@@ -270,13 +271,14 @@ class _Product:
 
 def _plan(
   L: Any, S: Any, D: Any, buffer: Any, tile_rows: Any, *, fused: bool,
-  itemsize: int,
+  itemsize: int | Fraction,
 ) -> dict[str, Any]:  # fmt: skip
   """The fields of `_Plan`."""
-  row = itemsize * (S + 2 * D)
-  passing = larger((buffer - itemsize * 2 * D) // row, 0)  # (1)
-  beside = larger((buffer - itemsize * 2 * S * D) // row, 0)  # (2)
-  half = _at_least(buffer, 2 * itemsize * 2 * S * D)
+  size, unit = Fraction(itemsize).as_integer_ratio()
+  room, row = unit * buffer, size * (S + 2 * D)  # in shares of a byte
+  passing = larger((room - size * 2 * D) // row, 0)  # (1)
+  beside = larger((room - size * 2 * S * D) // row, 0)  # (2)
+  half = _at_least(room, 2 * size * 2 * S * D)
   most = half * beside + (1 - half) * passing
   given = smaller(tile_rows, 1)
   rows = smaller(given * tile_rows + (1 - given) * most, L)
@@ -301,19 +303,22 @@ def _total(
   qk_tail: _Product,
   av_tail: _Product,
   *,
-  itemsize: int,
+  itemsize: int | Fraction,
   energy: Energy,
 ) -> dict[str, Any]:
   L, S, D = shape.queries, shape.keys, shape.head_dim
   many = shape.batch * shape.heads
-  logits = many * itemsize * L * S
-  ends, sides = many * itemsize * L * D, many * itemsize * S * D
+  # Sizes are in shares of a byte, of which fp4 takes one of two.
+  size, unit = Fraction(itemsize).as_integer_ratio()
+  room = unit * memory.buffer
+  logits = many * size * L * S
+  ends, sides = many * size * L * D, many * size * S * D
   compute, sram = [], []
   for tile, tail in ((qk, qk_tail), (av, av_tail)):
     cycles = plan.whole * tile.cycles + plan.last * tail.cycles
     words = plan.whole * tile.words + plan.last * tail.words
     compute.append(many * cycles)
-    sram.append(many * itemsize * words)
+    sram.append(many * size * words)
   softmax = ceil_div(many * L * S, larger(memory.lanes, 1))
   softmax = smaller(memory.lanes, 1) * softmax
   # Fused: Q in, the output out, K and V once or for every tile, (3) and (4).
@@ -321,17 +326,18 @@ def _total(
   tiled = 2 * ends + 2 * sides * tiles
   # Unfused: the logits stay if they fit beside K and V.
   alive = L * S * (many if memory.unfused == "operator" else 1)
-  holds = _at_least(memory.buffer, itemsize * (alive + 2 * S * D))
+  holds = _at_least(room, size * (alive + 2 * S * D))
   crossing = (1 - holds) * logits
   # Otherwise each operator keeps its K or V, or as many rows of Q as fit.
-  kept = larger(holds, _at_least(memory.buffer, itemsize * (S + 2) * D))
-  blocks = ceil_div(L, larger(memory.buffer // (itemsize * D) - 2, 1))
+  kept = larger(holds, _at_least(room, size * (S + 2) * D))
+  blocks = ceil_div(L, larger(room // (size * D) - 2, 1))
   product = ends + sides * (kept + (1 - kept) * blocks) + crossing
   between = crossing * (memory.logit_passes - 2)
 
   def bound(cycles, dram, on_chip):  # (5)
     moved = larger(
-      ceil_div(dram, memory.dram_bw), ceil_div(on_chip, memory.sram_bw)
+      ceil_div(dram, unit * memory.dram_bw),
+      ceil_div(on_chip, unit * memory.sram_bw),
     )
     is_hidden = memory.overlap == "full"
     return larger(cycles, moved) if is_hidden else cycles + moved
@@ -343,8 +349,9 @@ def _total(
     + bound(compute[1], product, sram[1])
   )
   cycles = plan.fits * together + (1 - plan.fits) * in_turn
-  dram_bytes = plan.fits * tiled + (1 - plan.fits) * (2 * product + between)
-  sram_bytes = sum(sram) + 2 * logits
+  moved = plan.fits * tiled + (1 - plan.fits) * (2 * product + between)
+  dram_bytes = ceil_div(moved, unit)
+  sram_bytes = ceil_div(sum(sram) + 2 * logits, unit)
   return {
     "cycles": cycles,
     "compute": sum(compute),

@@ -31,7 +31,7 @@ def utilisation_bound(
   Args:
     inputs: Values that enter per cycle, I.
     outputs: Outputs whose weights the array holds, O.
-    density: Share of weights kept, n / m.
+    density: Share of weights kept, n / m if m divides K.
     multipliers: Number of multipliers, P.
 
   >>> float(utilisation_bound(32, 16, 0.25, 512))  # a dense array, 1:4 weights

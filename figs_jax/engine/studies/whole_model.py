@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from figs_jax.engine._cost import cost
+from figs_jax.engine._cost import cost, operands
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
@@ -60,7 +61,8 @@ def model_cost(
   engine: Engine | str,
   memory: Memory,
   fused: bool = True,
-  itemsize: int = 2,
+  itemsize: int | Fraction | None = None,
+  dtype: str | None = None,
 ) -> ModelCost:
   """What a whole forward pass costs on an array.
 
@@ -70,7 +72,8 @@ def model_cost(
       off chip.
     memory: Buffer and bandwidths, scalars.
     fused: Whether attention is fused.
-    itemsize: Bytes per value.
+    itemsize: Bytes per value. Defaults to those of the data type, else to 2.
+    dtype: Data type of the operands; see `cost`.
 
   Raises:
     ValueError: If a product of attention has no partner or one of another size,
@@ -91,21 +94,24 @@ def model_cost(
   array: Any = parse(engine)
   check_array(array)
   array = dataclasses.replace(array, dram_bw=memory.dram_bw)
+  given = operands(array, itemsize, None, dtype)
   qk, av = _pairs(table)
   rest = np.setdiff1d(np.arange(len(table)), qk + av)
   linear = dense = attention = dram_bytes = 0
   energy_pj = 0.0
   if rest.size:
     part = _take(table, rest)
-    linear_cost = cost(part, array, itemsize)
+    linear_cost = cost(part, *given)
     linear = int(linear_cost.total("cycles"))
-    dense = int(cost(part.dense(), array, itemsize).total("cycles"))
+    dense = int(cost(part.dense(), *given).total("cycles"))
     dram_bytes = int(linear_cost.total("dram_bytes"))
     energy_pj = float(linear_cost.total("energy_pj"))
   if qk:
     sizes = (column[qk] for column in (table.M, table.N, table.K))
     shape = AttentionShape(1, table.count[qk], *sizes)
-    both = attention_cost(shape, array, memory, fused, itemsize)
+    both = attention_cost(
+      shape, array, memory, fused, given.itemsize, given.energy
+    )
     attention = int(both.cycles.sum())
     dram_bytes += int(both.dram_bytes.sum())
     energy_pj += float(both.energy_pj.sum())
@@ -147,4 +153,5 @@ def _take(table: Layers, indices: np.ndarray) -> Layers:
     tuple(table.names[i] for i in indices),
     *(np.asarray(column)[indices] for column in columns),
     masks=None if masks is None else tuple(masks[i] for i in indices),
+    v=None if table.v is None else table.v[indices],
   )

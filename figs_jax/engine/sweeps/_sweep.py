@@ -17,12 +17,13 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from figs_jax.engine._cost import AT_45_NM
+from figs_jax.engine._cost import operands
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.int64 import Singles, fastest
 from figs_jax.engine.layers import Layers
@@ -71,10 +72,12 @@ def sweep(
   | Iterable[Mapping[str, Any]]
   | Mapping[str, Layers]
   | None = None,
-  itemsize: int = 2,
-  energy: Energy = AT_45_NM,
+  itemsize: int | Fraction | None = None,
+  energy: Energy | None = None,
   precision: str = "exact",
   devices: Sequence[jax.Device] | None = None,
+  *,
+  dtype: str | None = None,
 ) -> Sweep:
   """Every combination of the axes on one engine or several.
 
@@ -90,11 +93,12 @@ def sweep(
       label. Fields are then sums over the layers, each as often as it counts,
       and ratios are means weighted by the cycles. A pattern axis replaces the
       patterns of the layers that are sparse.
-    itemsize: Bytes per value, of every operand off chip.
-    energy: Picojoules per operation.
+    itemsize: Bytes per value of every operand off chip; see `cost`.
+    energy: Picojoules per operation; see `cost`.
     precision: "exact", or "float32" for devices on which int64 and float64 are
       slow; see `Sweep`.
     devices: Devices to split the points over. Defaults to all local devices.
+    dtype: Data type of the operands; see `cost`.
 
   Raises:
     ValueError: If an axis is bad, no point is possible with a value of an axis,
@@ -120,6 +124,12 @@ def sweep(
   tables: dict[str, Any] = {"": None}
   if layers is not None:
     tables = workloads_of(layers)
+    for table in tables.values():
+      if table.v is not None and table.v.any():
+        raise ValueError(
+          f"sweep: expected n:m, got {table.pattern(int(table.v.argmax()))};"
+          " V:N:M is for cost and report"
+        )
   parts = []
   fixed = () if layers is None else SIZES
   devices = jax.local_devices() if devices is None else devices
@@ -130,7 +140,8 @@ def sweep(
     varied = {name: axes[name] for name in names if name not in chosen}
     for point in itertools.product(*(axes[name] for name in chosen)):
       choices = dict(zip(chosen, point))
-      machine = Machine(design(one, choices), itemsize, energy)
+      chosen_design = design(one, choices)
+      machine = Machine(*operands(chosen_design, itemsize, energy, dtype))
       for label, table in tables.items():
         labels = {"workload": label} if tables.keys() != {""} else {}
         labels |= {"engine": str(one)} if several else {}

@@ -14,6 +14,7 @@ import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Machine:
   """What is evaluated at every point; numeric fields come from the tables."""
 
   engine: Engine
-  itemsize: int
+  itemsize: int | Fraction
   energy: Energy
 
   def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,6 +92,36 @@ def test_named_arrays(spec, pattern, M, N, K):
   check(engine, nm, *operands(0, M, N, K, nm, group))
 
 
+@pytest.mark.parametrize(
+  "spec, block, patterns",
+  [
+    ("figs:8x2", 8, ["3:8", "1:8"]),
+    ("figs:8x2", 4, ["1:4", "3:4"]),
+    ("figs:8x3:alpha=3:beta=2:load=3:overlap=full", 4, ["2:4", "1:16"]),
+    ("vegeta-s-2-2:8x4", 4, ["1:2", "1:4", "3:8"]),
+    ("vegeta-s-2-1:3x4", 4, ["2:4"]),
+    ("vegeta-s-2-1:3x4", 1, ["4:4"]),
+  ],
+)
+def test_a_block_that_k_cuts_takes_the_place_of_a_whole_one(
+  spec, block, patterns
+):
+  engine = parse(spec)
+  for pattern in patterns:
+    nm = NM.parse(pattern)
+    for K in (1, nm.n, nm.m - 1, nm.m + 1, 2 * nm.m + nm.n):
+      x, w, mask = operands(K, 3, 7, K, nm)
+      result = check(engine, nm, x, w, mask)
+      # Without the mask, what its fullest block may hold decides.
+      whole = -(-K // block) * block
+      worst, padded = (
+        engine.counts(Gemm(3, 7, depth, nm.n, nm.m))["cycles"]
+        for depth in (K, whole)
+      )
+      assert worst == padded
+      assert result.cycles == worst or (result.cycles < worst and nm.n > K)
+
+
 @st.composite
 def figs_designs(draw):
   exchange = draw(st.sampled_from(EXCHANGES))
