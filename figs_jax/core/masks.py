@@ -116,15 +116,20 @@ def is_nm(
 
 
 def _non_zero(array: Shaped[Array, "*shape"]) -> Bool[Array, "*shape"]:
-  """`array != 0`, denormal numbers too, which XLA compares as 0 on a CPU."""
-  mask = array != 0
-  if jnp.issubdtype(array.dtype, jnp.floating):
-    bits = lax.bitcast_convert_type(
-      array, jnp.dtype(f"uint{jnp.finfo(array.dtype).bits}")
-    )
-    # A magnitude of 1, 2, ... below the smallest normal number.
-    magnitude = bits & jnp.array(jnp.iinfo(bits.dtype).max >> 1, bits.dtype)
-    mask |= magnitude != 0
+  """`array != 0`, denormal numbers too, which XLA compares as 0 on a CPU.
+
+  Bits alone are compared: of `array != 0` and the bits of its magnitude under
+  one `or`, LLVM keeps the first, as if denormal numbers were not flushed.
+  """
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    return array != 0
+  bits = lax.bitcast_convert_type(
+    array, jnp.dtype(f"uint{jnp.finfo(array.dtype).bits}")
+  )
+  zeros = np.array([0.0, -0.0]).astype(array.dtype)
+  mask = jnp.ones(array.shape, bool)
+  for code in zeros[zeros == 0].view(f"uint{8 * zeros.itemsize}").tolist():
+    mask &= bits != jnp.array(code, bits.dtype)
   return mask
 
 
