@@ -3,13 +3,15 @@
 Both versions run in turn, each in a process of its own with the same Python;
 the earlier one is checked out as a git worktree in a temporary folder. A ratio
 is the median over the pairs of earlier / this, so that above 1 this version is
-faster. Two tables, in Markdown:
+faster. Three tables, in Markdown:
 
 1. `cost` of random layers by kind of engine and number of rows. The first call
    is the first with this number of rows in its process, as in a program that
    asks once; a later one repeats it.
 2. A sweep that looks for the fewest cycles: its first run and a later one, in
    M points per second of processor time.
+3. The Pareto front of a million designs by launch/engine.py, in seconds of
+   processor time over those of a start without a sweep.
 
   python benchmarks/engine_call.py --base 95af0f9 --rounds 3
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -45,6 +48,10 @@ AXES = {
   "rows": list(range(16, 272, 16)),
   "cols": list(range(16, 272, 16)),
 }
+
+
+PROGRAM = "launch/engine.py --model vit:B/16 --pattern ff:1:2 --engines figs"
+DESIGNS = "rows=8,16,...,800; cols=1,2,...,1000; alpha=1,3,...,19"
 
 
 def work() -> None:
@@ -198,19 +205,59 @@ def print_sweep(args: argparse.Namespace, base: pathlib.Path) -> None:
     print(f"| {name} | {' | '.join(rates)} | **{ratio(pairs):.3g}** |")
 
 
+def processor_seconds(root: pathlib.Path, *words: str) -> float:
+  """Processor time of a program of a checkout, its children included."""
+  variables = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+  before = os.times()
+  done = subprocess.run(
+    [sys.executable, *words], cwd=root, env=variables, capture_output=True
+  )
+  after = os.times()
+  if done.returncode:  # an earlier version may lack a flag
+    print(done.stderr.decode().strip(), file=sys.stderr)
+    return math.nan
+  return (
+    after.children_user + after.children_system
+    - before.children_user - before.children_system
+  )  # fmt: skip
+
+
+def print_front(args: argparse.Namespace, base: pathlib.Path) -> None:
+  aims = {"cycles,rows*cols": (base, ROOT), "time_ns,area_mm2": (ROOT,)}
+  print("\nPareto front of 10^6 designs, s of processor time.\n")
+  print("| version | front | start | with the sweep | sweep | M points/s |")
+  print("|---|---|--:|--:|--:|--:|")
+  for aim, roots in aims.items():
+    for root in roots:
+      words = PROGRAM.split()
+      start, whole = (
+        statistics.median(
+          processor_seconds(root, *words, *more) for _ in range(args.rounds)
+        )
+        for more in ((), ("--sweep", DESIGNS, "--pareto", aim))
+      )
+      name = "now" if root == ROOT else "before"
+      times = start, whole, whole - start, 1 / (whole - start)
+      cells = " | ".join(f"{x:.2f}" for x in times)
+      print(f"| {name} | {aim} | {cells} |", flush=True)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description="Processor time of cost().")
   parser.add_argument("--base", default="95af0f9", help="earlier revision")
   parser.add_argument("--rounds", type=int, default=3, help="fresh processes")
   parser.add_argument("--repeats", type=int, default=5, help="later calls each")
   parser.add_argument("--points", type=float, default=2e7, help="of the sweep")
+  parser.add_argument("--front", action="store_true", help="table 3 alone")
   parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.work:
     return work()
   with checkout(args.base) as base:
-    print_costs(args, base)
-    print_sweep(args, base)
+    if not args.front:
+      print_costs(args, base)
+      print_sweep(args, base)
+    print_front(args, base)
 
 
 if __name__ == "__main__":

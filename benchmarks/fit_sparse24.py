@@ -72,6 +72,12 @@ def pairs() -> list[MeasuredPair]:
     return [MeasuredPair.of(row) for row in csv.DictReader(file)]
 
 
+@functools.cache
+def left_out():
+  """The pairs' times by fits without their source, and those fits."""
+  return left_one_out(pairs())
+
+
 def speedups() -> np.ndarray:
   return np.array([pair.speedup for pair in pairs()])
 
@@ -116,7 +122,7 @@ def candidates() -> str:
 
 def constants() -> str:
   fields = fit_sparse24(pairs())
-  _, folds = left_one_out(pairs())
+  _, folds = left_out()
   rows = [
     [f"`{x}`", fields[x], f"{min(f[x] for f in folds)} to"
      f" {max(f[x] for f in folds)}"]
@@ -130,7 +136,7 @@ def measured() -> str:
   now, ideal = (
     modelled(pairs(), **fields)[:, 0] for fields in ({}, {"ideal": True})
   )
-  left, _ = left_one_out(pairs())
+  left, _ = left_out()
   rows = [
     [pair.source, pair.chip, pair.M, pair.N, pair.K, 8 * pair.itemsize,
      pair.speedup, *(float(t[0, i] / t[1, i]) for t in (now, left, ideal))]

@@ -22,7 +22,9 @@ _RECIPES = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds of each recipe.", 1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the runs.")
-_ENGINES = flags.DEFINE_string("engines", "ws:16x16", "Spec of the engine.")
+_ENGINES = flags.DEFINE_string(
+  "engines", "figs:16x16:alpha=15", "Spec of the engine."
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the data.")
 
 

@@ -3,10 +3,11 @@
   python launch/engine.py --layers FILE.csv --engines ws:32x32,figs --format csv
   python launch/engine.py --model vit:B/16 --batch 8 --pattern "ff: 1:8"
   python launch/engine.py --workdir RUN --baseline ws:32x16:sparse=false
+  python launch/engine.py --model vit:B/16 --weights PRUNED.safetensors --cover
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines figs,ws
     --sweep "pattern=1:2,1:4,...,1:128; rows=32,64" --format png --out a.png
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines ws
-    --sweep "rows=1,2,...,1000; cols=1,2,...,1000" --pareto cycles,rows*cols
+    --sweep "rows=1,2,...,1000; cols=1,2,...,1000" --pareto time_ns,area_mm2
 
 Standard output holds the table and nothing else.
 """
@@ -33,6 +34,12 @@ _LAYERS = flags.DEFINE_string(
 )
 _MODEL = flags.DEFINE_string(
   "model", None, "Model by name, as in vit:B/16 or vit:L/16:image_size=384."
+)
+_WEIGHTS = flags.DEFINE_string(
+  "weights",
+  None,
+  "Weights of --model: a .safetensors file, a directory with one, or an .npz of"
+  " big_vision. Their zeros are masks, beside those of --pattern.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
 _BATCH = flags.DEFINE_integer(
@@ -63,8 +70,8 @@ _SWEEP = flags.DEFINE_multi_string(
 _PARETO = flags.DEFINE_string(
   "pareto",
   None,
-  "Two quantities, as in cycles,energy_pj: prints the points of the sweep that"
-  " no other beats in both.",
+  "Two quantities, as in time_ns,area_mm2: prints the points of the sweep that"
+  " no other beats in both. --format png draws them over the others.",
 )
 _SMALLEST = flags.DEFINE_string(
   "smallest",
@@ -90,8 +97,9 @@ _WHERE = flags.DEFINE_string(
 _BASELINE = flags.DEFINE_string(
   "baseline",
   None,
-  "Engine that speed-ups are over, on the same layers and patterns. By default"
-  " each engine itself, running the layers dense.",
+  "Engine that speed-ups are over, on the same layers and patterns; or dense,"
+  " the fastest dense array of as many multipliers and as wide an input port."
+  " By default each engine itself, running the layers dense.",
 )
 _FORMAT = flags.DEFINE_enum(
   "format", "table", ["table", "csv", "json", "md", "png"], "What is printed."
@@ -129,6 +137,20 @@ _ENERGY = flags.DEFINE_string(
   "add=0.9,sram_byte=1.25,dram_byte=160), or both; by default"
   " those of --dtype.",
 )
+_AREA = flags.DEFINE_string(
+  "area",
+  None,
+  "Square micrometres: a type (int8, float16, float32), parts (mult=1640,"
+  "add=4184,register_bit=4.522,mux_bit=1.862,value_bits=16,sum_bits=32,scale=1),"
+  " or both. Adds the area of each engine to a report, and sets the area_mm2 of"
+  " a sweep; a reconstruction from counted parts.",
+)
+_COVER = flags.DEFINE_bool(
+  "cover",
+  False,
+  "Print the density of each real mask of --workdir or --weights, the n:4 that"
+  " its rows take on a VEGETA engine, and the speed-ups by row and by layer.",
+)
 _STEP = flags.DEFINE_integer(
   "step", None, "Step of --workdir; the newest good one by default."
 )
@@ -139,13 +161,14 @@ _RECIPE_FILE = cli.define_user_file("recipe")
 _SELECTIONS = (_PARETO, _SMALLEST, _POINTS)
 # Columns of --pareto and --smallest beside the axes and what was asked for.
 _SHOWN = ("cycles", "utilisation", "energy_pj", "dram_bytes")
+_AREA_NOTE = " Areas are reconstructed from counted parts, without wires."
 
 
 def main() -> None:
   cli.quiet()
   _check_flags()
   cli.run_user_file(_ENGINE_FILE)
-  from figs_jax.engine import Energy, parse
+  from figs_jax.engine import Area, Energy, parse
   from figs_jax.engine.sweeps.text import read_axes
 
   log = logging.getLogger("figs_jax").info
@@ -160,8 +183,10 @@ def main() -> None:
     }
     if _ENERGY.value:
       options["energy"] = Energy.parse(_ENERGY.value)
+    if _AREA.value:
+      options["area"] = Area.parse(_AREA.value)
     chosen = any(flag.value is not None for flag in _SELECTIONS)
-    make = _selected if chosen else _reported
+    make = _selected if chosen else _covered if _COVER.value else _reported
     data, caption, count = make(tables, engines, axes, options)
   except ValueError as error:
     cli.fail(str(error))
@@ -189,19 +214,39 @@ def _reported(tables, engines, axes, options) -> tuple[bytes, str, int]:
   return f"{made}\n".encode(), made.caption, len(made.totals)
 
 
+def _covered(tables, engines, axes, options) -> tuple[bytes, str, int]:
+  """How the rows of the real masks are covered, and the speed-ups."""
+  from figs_jax.engine.studies.row_cover import CAPTION, cover_text, row_covers
+
+  del axes, options
+  arrays = [each for each in engines if "granularity" in each.CHOICES]
+  (table,) = tables.values()
+  covers = {str(each): row_covers(table, each) for each in arrays or engines}
+  text = cover_text(covers, _FORMAT.value)
+  return f"{text}\n".encode(), CAPTION, len(covers)
+
+
 def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   """Some points of a sweep as a table, or all of them in a file."""
   from figs_jax.engine import sweep
   from figs_jax.engine._report import columns_text
+  from figs_jax.engine.sweeps.points import UnreadMasksError
 
   caption = "Modelled cycles (ns on rooflines), not measured."
+
+  def swept(tables):
+    layers = tables if len(tables) > 1 else next(iter(tables.values()))
+    return sweep(engines, axes, layers, **options)
+
   if _DTYPE.value:
     caption += f" Operands are {_DTYPE.value}."
-  if any(table.masks is not None for table in tables.values()):
-    caption += " Patterns are taken at their worst: real masks go unread."
-    tables = {k: dataclasses.replace(x, masks=None) for k, x in tables.items()}
-  layers = tables if len(tables) > 1 else next(iter(tables.values()))
-  designs = sweep(engines, axes, layers, **options)
+  try:
+    designs = swept(tables)
+  except UnreadMasksError as error:
+    caption += f" Patterns are taken at their worst: {error}."
+    designs = swept(
+      {k: dataclasses.replace(x, masks=None) for k, x in tables.items()}
+    )
   where = _WHERE.value
   if _POINTS.value:
     names = [name.strip() for name in _POINTS.value.split(",")]
@@ -227,6 +272,13 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
     f" {len(points['design']):,} of {len(designs):,} points,"
     f" {f'where {where}, ' if where else ''}those {what}."
   )
+  if any("area_mm2" in text for text in (*quantities, where or "")):
+    caption += _AREA_NOTE
+  if _FORMAT.value == "png":
+    from figs_jax.engine.sweeps.front_plot import pareto_front
+
+    figure = pareto_front(designs, *quantities, where=where)
+    return _png(figure), caption, len(designs)
   # Without the engine, which the design tells, and other results.
   hidden = ("engine", "n", "m", *designs.results)
   labels = [name for name in designs.columns if name not in hidden]
@@ -239,6 +291,7 @@ def _check_flags() -> None:
   texts = (
     _ENERGY,
     _DTYPE,
+    _AREA,
     _OUT,
     _RECIPE_FILE,
     _ENGINE_FILE,
@@ -257,7 +310,14 @@ def _check_flags() -> None:
   for flag in (_STEP, _SEED, _RECIPE_FILE):
     if flag.value is not None and not _WORKDIR.value:
       cli.fail(f"--{flag.name} is of --workdir; leave it out")
+  if _WEIGHTS.value is not None and not _MODEL.value:
+    cli.fail("--weights are of --model; name it, as in --model vit:B/16")
+  _check_cover()
   _check_selection()
+  if (
+    _AREA.value and _FORMAT.value in ("csv", "png") and not _given(*_SELECTIONS)
+  ):
+    cli.fail("--area is shown in a table, md or json; choose one as --format")
   if _PLOT.value and _FORMAT.value != "png":
     cli.fail("--plot is of --format png; add it")
   if _FORMAT.value == "png" and not _OUT.value:
@@ -268,6 +328,21 @@ def _check_flags() -> None:
   source = _LAYERS.value
   if source and Path(source).resolve() == Path(_OUT.value).resolve():
     cli.fail(f"--out {_OUT.value} is the table of --layers; name another")
+
+
+def _check_cover() -> None:
+  """Refuses flags that do not go with --cover."""
+  if not _COVER.value:
+    return
+  if _LAYERS.value:
+    cli.fail(
+      "--cover needs real masks: give --workdir, or --model and --weights"
+    )
+  others = (_BASELINE, _PLOT, _AREA, _ENERGY, *_SELECTIONS)
+  for name in _given(*others) + ["--sweep"] * bool(_SWEEP.value):
+    cli.fail(f"{name} does not go with --cover; leave one out")
+  if _FORMAT.value == "png":
+    cli.fail("--format png does not go with --cover; leave one out")
 
 
 def _check_selection() -> None:
@@ -284,7 +359,7 @@ def _check_selection() -> None:
     cli.fail(f"{name} selects points of a --sweep; add axes, as in rows=8,16")
   for other in _given(_BASELINE, _PLOT):
     cli.fail(f"{other} does not go with {name}; leave one out")
-  if _FORMAT.value == "png":
+  if _FORMAT.value == "png" and not _PARETO.value:
     cli.fail(f"--format png does not go with {name}; leave one out")
   if _TOP.value and not _SMALLEST.value:
     cli.fail(f"--top goes with --smallest, not {name}; leave one out")
@@ -312,7 +387,9 @@ def _tables(batches: Any, sweeps_pattern: bool) -> Any:
       cli.fail(f"batch {size!r}: expected an integer from 1 to {10**9 - 1}")
   sizes = batches or [_BATCH.value or 1]
   if _MODEL.value:
-    tables = workloads.from_model(_MODEL.value, sizes, _PATTERN.value)
+    tables = workloads.from_model(
+      _MODEL.value, sizes, _PATTERN.value, _WEIGHTS.value
+    )
   else:
     cli.run_user_file(_RECIPE_FILE)
     tables = workloads.from_run(
@@ -332,8 +409,12 @@ def _picture(made: Any, axes: Any) -> bytes:
   from figs_jax.engine.plots import PLOTS
 
   kind = _PLOT.value or ("speedup" if "pattern" in axes else "breakdown")
+  return _png(PLOTS[kind](made))
+
+
+def _png(figure: Any) -> bytes:
   out = io.BytesIO()
-  PLOTS[kind](made).savefig(out, format="png")
+  figure.savefig(out, format="png")
   return out.getvalue()
 
 

@@ -26,7 +26,10 @@ _RECIPES = flags.DEFINE_list(
   "Recipes to compare with dense.",
 )
 _ENGINES = flags.DEFINE_string(
-  "engines", "ws:16x16", "Engine of the speed-up, such as figs:32x16."
+  "engines",
+  "figs:16x16:alpha=15",
+  "Engine of the speed-up over the fastest dense array of as many multipliers,"
+  " such as vegeta-s-16-2.",
 )
 
 
@@ -94,8 +97,11 @@ def main() -> None:
     "# figs_jax quickstart\n\n"
     f"A ViT on scikit-learn's digits, {_STEPS.value} steps,"
     f" {_SEEDS.value} seeds. The speed-up is modelled for the forward pass of"
-    f" one image on the engine {_ENGINES.value}. Training time is modelled"
-    " for the forward and backward passes of all steps.\n\n"
+    f" a batch on the engine {_ENGINES.value}, over the fastest dense array"
+    f" of as many multipliers and as wide an input port ({rows[-1].baseline})."
+    " `ideal` is what such an array would gain if it compressed N:M at no cost."
+    " Training time is modelled for the forward and backward passes of all"
+    " steps, over the fastest dense array for them.\n\n"
     f"{table}\n![accuracy against speed-up](report.png)\n"
   )
   cli.say(

@@ -227,7 +227,7 @@ def test_bad_selections_are_one_line(table, tmp_path):
     ("--sweep", "alpha=3"): "axis 'alpha' of ws",
     ("--sweep", "sparse=8,...,64"): "one number before the dots",
     ("--sweep", "bw_in=1,2,...,6000"): "108,000 designs are more than",
-    ("--engines", "ws,tpu:v5e", "--smallest", "cycles"): "no clock is known",
+    ("--engines", "ws,tpu:v5e", "--smallest", "cycles"): "do not compare",
     ("--engine_file", broken): f"{broken}, line 2: ZeroDivisionError",
     ("--engine_file", tmp_path / "no.py"): "no.py: no such file",
   }  # fmt: skip
@@ -349,3 +349,87 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, capsys, monkeypatch):
     cli.write_output(str(out), b"four", overwrite=True)
   assert out.read_bytes() == b"two"
   assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def pruned_weights(path):
+  """A tiny ViT with a tenth of the weights of its feed-forward."""
+  import jax.numpy as jnp
+  from flax import nnx
+
+  from figs_jax import models
+  from figs_jax.models import pretrained
+
+  sizes = {"depth": 1, "image_size": 32, "num_classes": 3}
+  model = models.create("vit", "Ti/16", rngs=nnx.Rngs(0), **sizes)
+  keep = np.random.default_rng(0)
+  masks = {}
+  for name in ("fc1", "fc2"):
+    kernel = getattr(model.blocks[0].mlp, name).kernel
+    masks[name] = keep.random(kernel.shape) < 0.1
+    kernel.set_value(jnp.where(masks[name], kernel[...], 0.0))
+  pretrained.save(model, path)
+  return masks
+
+
+def test_weights_give_real_masks_and_engines_have_an_area(table, tmp_path):
+  weights, png = tmp_path / "w.safetensors", tmp_path / "a.png"
+  masks = pruned_weights(weights)
+  model = ("--model", "vit:Ti/16:depth=1:image_size=32:num_classes=3")
+  real = (*model, "--weights", weights)
+  rows = "vegeta-s-16-2:granularity=row"
+  sweep = (
+    "--layers",
+    table,
+    "--engines",
+    "figs",
+    "--sweep",
+    "rows=8,16,...,64",
+  )
+  cover, swept, area, drawn, front = in_one_process(
+    "launch/engine.py",
+    (*real, "--cover", "--batch", 8, "--format", "csv"),
+    (*real, "--batch", 8, "--engines", rows, "--sweep", "rows=32,64",
+     "--smallest", "cycles", "--format", "json"),
+    ("--layers", table, "--engines", "figs,tpu:v5e", "--area", "int8"),
+    (*sweep, "--pareto", "time_ns,area_mm2", "--format", "png", "--out", png),
+    (*sweep, "--pareto", "time_ns,area_mm2", "--area", "int8,scale=2",
+     "--format", "csv"),
+  )  # fmt: skip
+  for code, _, errors in (cover, swept, area, drawn, front):
+    assert code == 0, errors
+  lines = {row["name"]: row for row in csv.DictReader(io.StringIO(cover[1]))}
+  for name, mask in masks.items():
+    row = lines[f"blocks/0/mlp/{name}"]
+    assert float(row["density"]) == pytest.approx(mask.mean())
+    blocks = mask.reshape(-1, 16, 4, mask.shape[1]).sum(2).max(1)
+    n = np.array([1, 1, 2, 4, 4])[blocks]
+    assert float(row["cover"]) == pytest.approx(n.mean())
+    assert float(row["row_speedup"]) > 2 > float(row["layer_speedup"]) == 1
+  assert lines["blocks/0/attn/q"]["density"] == ""
+  whole = lines["whole model"]
+  (point,) = json.loads(swept[1])["points"]
+  assert "at their worst" not in swept[2]
+  assert float(whole["row_speedup"]) > 1 and point["rows"] == 64
+  assert "area, mm²" in area[1] and "reconstructed" in area[1]
+  assert png.read_bytes()[1:4] == b"PNG"
+  best = list(csv.DictReader(io.StringIO(front[1])))
+  assert [float(row["area_mm2"]) for row in best] == sorted(
+    (float(row["area_mm2"]) for row in best), reverse=True
+  )
+  assert "reconstructed from counted parts" in front[2]
+
+
+def test_flags_of_masks_and_areas_that_do_not_go_together(table):
+  layers = ("--layers", table)
+  mistakes = {
+    (*layers, "--cover"): "--cover needs real masks",
+    (*layers, "--weights", "a"): "--weights are of --model",
+    (*layers, "--area", "int8", "--format", "csv"): "--area is shown in",
+    (*layers, "--area", "fp4"): "Area of 'fp4'",
+    ("--model", "vit:Ti/16", "--cover"): "no layer has a real mask",
+    ("--model", "vit:Ti/16", "--cover", "--area", "int8"): "--area does not go",
+    (*layers, "--baseline", "densest"): "unknown kind 'densest'",
+  }
+  done = in_one_process("launch/engine.py", *mistakes)
+  for one, words in zip(done, mistakes.values(), strict=True):
+    assert_one_clear_line(one, words)

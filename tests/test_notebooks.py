@@ -22,6 +22,7 @@ PATHS = sorted((ROOT / "colabs").glob("*.ipynb"))
 NAMES = {
   "quick_start",
   "write_a_recipe",
+  "cluster_explorer",
   "engine_explorer",
   "from_dense_checkpoint",
 }
@@ -41,7 +42,7 @@ def code(notebook):
   ]
 
 
-def test_the_four_are_there():
+def test_all_are_there():
   assert {path.stem for path in PATHS} == NAMES
 
 
@@ -128,6 +129,7 @@ def test_engines_without_a_knee_are_named_where_knees_are_read():
 SAID = {
   "quick_start": ["exact N:M: True", "speed-up 1.00×", "vegeta-s-16-2"],
   "write_a_recipe": ["cosine_leak keeps the contract", "test accuracy"],
+  "cluster_explorer": ["1.008 trillion parameters", "placements", "masks"],
   "engine_explorer": ["256 designs"],
   "from_dense_checkpoint": ["from_scratch", "from_run", "from_file"],
 }

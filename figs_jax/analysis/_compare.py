@@ -23,13 +23,15 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax.analysis import plot_style
+from figs_jax.engine import report
 from figs_jax.engine._report import times
+from figs_jax.engine.training import TrainingPhase
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import changes
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import train
-from figs_jax.train.run_rows import train_cost
+from figs_jax.train.run_rows import layers_of, train_cost
 
 _log = logging.getLogger("figs_jax")
 
@@ -39,9 +41,11 @@ class ComparisonRow:
   """One run of a comparison; `X_se` is the standard error of X over seeds.
 
   Accuracies are in [0, 1], per token for span corruption; `glue_score` is in
-  [0, 1] and `bleu` in [0, 100]. Speed-up is that of one image's forward pass
-  over the dense model on the same engine. `train_flops` and `train_time` are
-  shares of the same run without masks.
+  [0, 1] and `bleu` in [0, 100]. Speed-up is that of a batch's forward pass
+  over `baseline`, the fastest dense array of that size, and `ideal_speedup`
+  that of such an array that compresses N:M at no cost. `train_flops` is a share
+  of the same run without masks, `train_time` of that run on the fastest dense
+  array for it.
   """
 
   recipe: str
@@ -60,6 +64,8 @@ class ComparisonRow:
   speedup: float
   train_flops: float
   train_time: float
+  baseline: str = ""
+  ideal_speedup: float | None = None
   bits_per_byte: float | None = None
   bits_per_byte_se: float | None = None
   glue_score: float | None = None
@@ -175,7 +181,10 @@ def training_shares(
   experiment = build(config)
   model = nnx.eval_shape(lambda: experiment.model(config.seed))
   run = train_cost(model, experiment.recipe, engine_spec, config.batch_size)
-  return {"train_flops": run.share("flops"), "train_time": run.share("cycles")}
+  step = TrainingPhase(1, layers_of(model, config.batch_size)).products()
+  dense = report(step.dense(), [engine_spec], baseline="dense").totals[0]
+  time = run.share("cycles") / dense.speedup
+  return {"train_flops": run.share("flops"), "train_time": time}
 
 
 def _percent(row: ComparisonRow) -> str:
@@ -227,6 +236,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> str:
     "FLOPs, share of dense": lambda row: f"{row.flops / row.flops_dense:.3f}",
     "engine": lambda row: row.engine,
     "speed-up": lambda row: times(row.speedup),
+    "ideal": lambda row: times(row.ideal_speedup) if row.ideal_speedup else "–",
     "training FLOPs, share": lambda row: f"{row.train_flops:.3f}",
     "training time, share": lambda row: f"{row.train_time:.3f}",
   }
@@ -259,7 +269,8 @@ def plot_comparison(
   """Writes a PNG: accuracy against speed-up and against the cost of training.
 
   Each recipe has a colour and a marker, and each marker its pattern beside it.
-  A dotted line shows the position of a dense run.
+  A dotted line shows the position of a dense run, a dashed one the speed-up of
+  a pattern on a dense array that compresses it at no cost.
 
   Args:
     rows: Rows from `compare`, at least one.
@@ -297,7 +308,16 @@ def plot_comparison(
     ]
     for field, label in _PANELS.items()
   }
-  engine = f"speed-up and time modelled on {rows[0].engine}, relative to dense"
+  engine = (
+    f"speed-up and time modelled on {rows[0].engine}, over the fastest dense"
+    " array of that size"
+  )
   title = f"{title}; {engine}" if title else engine
-  figure = plot_style.scatter(panels, 10.2, title)
+  ideal = {
+    row.pattern: row.ideal_speedup
+    for row in rows
+    if row.ideal_speedup and row.pattern != "dense"
+  }
+  bounds = {_PANELS["speedup"]: ideal}
+  figure = plot_style.scatter(panels, 10.2, title, bounds=bounds)
   Path(path).write_bytes(plot_style.image_bytes(figure, "png"))

@@ -169,6 +169,11 @@ class History:
     """Rows for the engine: the model's GEMMs for one image or sequence."""
     return layers_of(self.model, batch=1)
 
+  @functools.cached_property
+  def batch_layers(self) -> list[dict[str, Any]]:
+    """Rows for the engine: the model's GEMMs for a batch of the run."""
+    return layers_of(self.model, batch=self.config["batch_size"])
+
 
 def histories(workdirs: Sequence[str | Path]) -> list[History]:
   """Reads runs, each with a label of its own.

@@ -136,7 +136,7 @@ def _section(
   _, _, step = run.restored
   label, leaves = run.label, nn.masked_leaves(run.model)
   weights = [finish(state)[0] for state in run.states]
-  report = engine.report(run.layers, list(engines))
+  report = engine.report(run.batch_layers, list(engines), baseline="dense")
   parts = [
     _table(("field", "value"), _facts(run).items()),
     f'<p class="note">Step {step:,} of'
@@ -175,8 +175,8 @@ def _section(
   parts += [
     heading("Engines"),
     _table(_ENGINE_COLUMNS, _engines(report), numbers=set(range(2, 7))),
-    f'<p class="note">{escape(report.caption)} One image or sequence per pass.'
-    "</p>",
+    f'<p class="note">{escape(report.caption)} A pass is of'
+    f" {run.config['batch_size']} images or sequences.</p>",
     _plot(f"rooflines of {label}", lambda: roofline(report, label)),
     heading("Reproduce"),
     f"<pre>{escape(command(run))}</pre>",
@@ -255,7 +255,7 @@ def _results(
     ("parameters", f"{stored['parameters']:,}"),
     ("bytes, packed", f"{stored['bytes_packed']:,}"),
     ("bytes, dense", f"{stored['bytes_dense']:,}"),
-    ("FLOPs of a forward pass", f"{flops:,.0f}"),
+    ("FLOPs of a forward pass of one image or sequence", f"{flops:,.0f}"),
     ("the same, share of dense", f"{flops / dense:.3f}"),
     *(
       (f"modelled speed-up on {total.engine}", times(total.speedup))

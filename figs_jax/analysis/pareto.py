@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from figs_jax import engine
 from figs_jax.analysis.history import History
 from figs_jax.train import seeds
+from figs_jax.train._evaluate import speedups
 from figs_jax.train.config import differences
 
 
@@ -21,10 +22,12 @@ class ParetoPoint:
     recipe: Name of the recipe.
     pattern: Pattern of the sparse layers: "dense" if there are none, the rules
       if there are several.
-    speedup: Speed-up of one image's forward pass over the dense model on the
-      same engine, with the masks of the first run's first seed.
+    speedup: Speed-up of a batch's forward pass over the fastest dense array of
+      that size, with the masks of the first run's first seed; see
+      `figs_jax.train.evaluate`.
     accuracies: Accuracies in [0, 1], one per seed.
     runs: Labels of the runs.
+    ideal: Speed-up of such an array that compresses N:M at no cost, or None.
   """
 
   engine: str
@@ -33,6 +36,7 @@ class ParetoPoint:
   speedup: float
   accuracies: tuple[float, ...]
   runs: tuple[str, ...]
+  ideal: float | None = None
 
   @property
   def accuracy(self) -> float:
@@ -71,19 +75,26 @@ def pareto_points(
       groups.append([run])
   for group in groups:
     _check_seeds(group)
-  reports = [engine.report(group[0].layers, list(specs)) for group in groups]
-  return [
-    ParetoPoint(
-      engine=spec,
-      recipe=group[0].recipe,
-      pattern=_pattern(report.totals[index].pattern, group[0]),
-      speedup=report.totals[index].speedup,
-      accuracies=tuple(a for run in group for a in run.accuracies),
-      runs=tuple(run.label for run in group),
-    )
-    for index, spec in enumerate(specs)
-    for group, report in zip(groups, reports)
+  patterns = [
+    _pattern(engine.report(group[0].batch_layers, specs[:1]), group[0])
+    for group in groups
   ]
+  points = []
+  for spec in specs:
+    for group, pattern in zip(groups, patterns):
+      gain = speedups(group[0].batch_layers, spec)
+      points.append(
+        ParetoPoint(
+          engine=spec,
+          recipe=group[0].recipe,
+          pattern=pattern,
+          speedup=gain["speedup"],
+          accuracies=tuple(a for run in group for a in run.accuracies),
+          runs=tuple(run.label for run in group),
+          ideal=gain["ideal_speedup"],
+        )
+      )
+  return points
 
 
 def pareto_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
@@ -133,5 +144,6 @@ def _check_seeds(group: Sequence[History]) -> None:
       )
 
 
-def _pattern(reported: str, run: History) -> str:
-  return str(run.config["pattern"]) if reported == "mixed" else reported
+def _pattern(report: engine.Report, run: History) -> str:
+  pattern = report.totals[0].pattern
+  return str(run.config["pattern"]) if pattern == "mixed" else pattern

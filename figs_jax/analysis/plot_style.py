@@ -22,6 +22,7 @@ from figs_jax.engine.plots import empty_figure
 RUNS = (
   "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
 )  # fmt: skip
+IDEAL = "ideal bound: N:M\ncompressed for free"
 _INK = "#333333"
 _MARKERS = "os^DvPX*<>"
 _LINES = ("-", "--", "-.", ":")
@@ -226,6 +227,7 @@ def scatter(
   width: float,
   title: str,
   fronts: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+  bounds: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Any:
   """Accuracies as annotated markers with error bars, in panels that share y.
 
@@ -237,6 +239,7 @@ def scatter(
     width: Width of the figure in inches.
     title: Title of the figure.
     fronts: Corners of the Pareto front by the label of the x axis.
+    bounds: Ideal x by pattern, by the label of the x axis: dashed lines.
   """
   figure = empty_figure(width, 4.2)
   axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
@@ -249,7 +252,10 @@ def scatter(
       )
     _draw_marks(ax, marks)
     ax.set_xlabel(label)
-    ax.set_xlim(*limits([1.0, *(mark.x for mark in marks)], least=0.2))
+    ideal = (bounds or {}).get(label, {})
+    _draw_bounds(ax, ideal)
+    ends = 1.0, *(mark.x for mark in marks), *ideal.values()
+    ax.set_xlim(*limits(ends, least=0.2))
     ax.set_ylim(*limits(heights, least=1.0))
     ax.xaxis.get_major_locator().set_params(nbins=6)
     style_axes(ax, steps=False)
@@ -304,6 +310,18 @@ def _draw_marks(ax: Any, marks: Sequence[Mark]) -> None:
     )  # fmt: skip
     edge = withStroke(linewidth=1.7 + extra, foreground="white")
     bar.set_path_effects([edge])
+
+
+def _draw_bounds(ax: Any, bounds: Mapping[str, float]) -> None:
+  """Dashed lines at ideal speed-ups, each named by its pattern above it."""
+  for place, (pattern, x) in enumerate(bounds.items()):
+    style = {"color": "0.5", "linestyle": "--", "linewidth": 1}
+    ax.axvline(x, zorder=1, label=IDEAL, **style)
+    ax.annotate(
+      literal(f"ideal, {pattern}"), (x, 1), xycoords=("data", "axes fraction"),
+      xytext=(0, 2 + 8 * place), textcoords="offset points", ha="center",
+      fontsize=7, color="0.4",
+    )  # fmt: skip
 
 
 def _overlap(mark: Mark, other: Mark) -> bool:

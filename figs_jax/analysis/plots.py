@@ -23,6 +23,7 @@ from figs_jax.analysis.history import (
   bands_by_kind,
 )
 from figs_jax.analysis.pareto import ParetoPoint, pareto_front
+from figs_jax.engine import parse
 from figs_jax.engine.plots import LAYERS, empty_figure
 
 # An entry in two masks: pruned in both, dropped, new, kept in both. The first
@@ -257,28 +258,35 @@ def plot_pareto(
 
   Points are means with standard errors over seeds, in the colour of their first
   run and with the pattern beside them. The grey line is the Pareto front, the
-  dotted line the speed-up of a dense run.
+  dotted line the speed-up of the fastest dense array of that size, a dashed
+  line what such an array would gain if it compressed the pattern at no cost.
+  An engine that does so is named the ideal bound.
 
   Args:
     points: Points from `pareto_points`.
     order: Labels of all runs in the order of their colours. Defaults to the
       first run of each point.
 
-  >>> figs = ParetoPoint("ws", "figs", "1:4", 1.9, (0.91, 0.93), ("a", "b"))
-  >>> plot_pareto([figs]).axes[0].get_xlabel()
-  'modelled speed-up on ws, ×'
+  >>> a = ParetoPoint("figs", "figs", "1:4", 1.9, (0.91, 0.93), ("a", "b"))
+  >>> plot_pareto([a]).axes[0].get_xlabel()
+  'modelled speed-up on figs, ×'
   """
   order = order or list(dict.fromkeys(point.runs[0] for point in points))
-  panels, fronts = {}, {}
+  panels, fronts, bounds = {}, {}, {}
   for engine in dict.fromkeys(point.engine for point in points):
     here = [point for point in points if point.engine == engine]
-    label = f"modelled speed-up on {engine}, ×"
+    ideal = parse(engine).is_ideal
+    what = "ideal bound of the speed-up" if ideal else "modelled speed-up"
+    label = f"{what} on {engine}, ×"
     panels[label] = [_mark(point, order) for point in here]
     fronts[label] = [(p.speedup, 100 * p.accuracy) for p in pareto_front(here)]
+    sparse = [p for p in here if p.ideal and p.pattern != "dense" and not ideal]
+    bounds[label] = {p.pattern: p.ideal for p in sparse}
   runs = dict.fromkeys(run for point in points for run in point.runs)
   names = plot_style.join_labels(list(runs))
   title = f"Accuracy against modelled speed-up: {names}"
-  return plot_style.scatter(panels, 2.6 + 3.4 * len(panels), title, fronts)
+  width = 2.6 + 3.4 * len(panels)
+  return plot_style.scatter(panels, width, title, fronts, bounds)
 
 
 def _mark(point: ParetoPoint, order: Sequence[str]) -> plot_style.Mark:

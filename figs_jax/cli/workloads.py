@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from figs_jax.core.pattern import NM
-from figs_jax.core.rules import Rules
+from figs_jax.core.rules import Rules, Words
 from figs_jax.engine import Layers, read_layers
 from figs_jax.engine.layers import read_pattern
 
@@ -39,37 +39,65 @@ def from_file(path: str | Path, pattern: str | None = None) -> Tables:
   label = Path(path).name
   if pattern is None:
     return {label: table}
-  pattern, vectors = _split_vectors(pattern)
-  rules = Rules.parse(pattern)
-  if rules.single is not None:
-    table = table.with_pattern(rules.single)
-    return {label: _with_vectors(table, vectors)}
+  plain, vectors = _split_vectors(pattern)
+  single = Rules.parse(plain).single
+  if single is not None:
+    return {label: _with_vectors(table.with_pattern(single), vectors)}
+  words = {name: re.escape(name) for name in table.names}
+  return {label: with_rules(table, pattern, words, table.names)}
+
+
+def with_rules(
+  table: Layers, pattern: str, words: Words, names: Sequence[str]
+) -> Layers:
+  """The table with patterns by rules over some layers, all others dense.
+
+  Args:
+    table: Layers.
+    pattern: Rules, or one pattern for all layers that may be sparse.
+    words: Word -> regex of whole names.
+    names: Names of the layers that may be sparse.
+
+  Raises:
+    ValueError: If the pattern cannot be read, or no layer follows a rule.
+
+  >>> rows = [{"name": x, "M": 8, "N": 8, "K": 8} for x in ("ff", "head")]
+  >>> with_rules(Layers.of(rows), "f.: 2:4", {}, ["ff", "head"]).m.tolist()
+  [4, 1]
+  """
+  plain, vectors = _split_vectors(pattern)
   sizes = zip(table.names, table.K.tolist(), table.N.tolist())
-  kernels: dict[str, Any] = {name: ((k, n), -2) for name, k, n in sizes}
-  names = {name: re.escape(name) for name in table.names}
-  leaves = rules.resolve(kernels, names)
-  n, m = table.dense().n, table.dense().m
+  kernels: dict[str, Any] = {
+    name: ((k, n), -2) for name, k, n in sizes if name in set(names)
+  }
+  leaves = Rules.parse(plain).resolve(kernels, words)
+  n, m = np.ones((2, len(table)), np.int64)
   for i, name in enumerate(table.names):
     if name in leaves:
       n[i], m[i] = leaves[name].pattern.n, leaves[name].pattern.m
-  made = dataclasses.replace(table, n=n, m=m, masks=None, v=None)
-  return {label: _with_vectors(made, vectors)}
+  sparse = dataclasses.replace(table, n=n, m=m, masks=None, v=None)
+  return _with_vectors(sparse, vectors)
 
 
 def from_model(
-  spec: str, batches: Sequence[int], pattern: str | None = None
+  spec: str,
+  batches: Sequence[int],
+  pattern: str | None = None,
+  weights: str | Path | None = None,
 ) -> Tables:
-  """The layers of a model by name, without its weights.
+  """The layers of a model by name, without or with its weights.
 
   Args:
     spec: "family:variant" and options, as in "vit:B/16:image_size=384".
     batches: Numbers of images (or sequences) per pass.
     pattern: Rules, as in "ff: 1:8", or one n:m for every kernel; None is dense.
       V:2:M of VENOM is read too.
+    weights: File that `figs_jax.models.pretrained.load` reads. It gives the
+      masks of the pattern; the zeros of all other kernels are masks as well.
 
   Raises:
     ValueError: If the family, variant or an option is unknown, an option is
-      given twice, or the pattern does not fit.
+      given twice, or the pattern or the weights do not fit.
 
   >>> tables = from_model("vit:Ti/16", [1, 8], "ff: 1:8")
   >>> [(label, int(table.M[0])) for label, table in tables.items()]
@@ -102,9 +130,13 @@ def from_model(
   if pattern is not None:
     pattern, vectors = _split_vectors(pattern)
     model = nn.sparsify(model, pattern)
+  if weights is not None:
+    from figs_jax.models import pretrained
+
+    model = pretrained.load(model, weights)
   return {
     f"{spec}, batch {batch}": _with_vectors(
-      Layers.of(layers_of(model, batch)), vectors
+      Layers.of(layers_of(model, batch, zeros=True)), vectors
     )
     for batch in batches
   }
@@ -116,7 +148,7 @@ def from_run(
   pattern: str | None = None,
   **options: Any,
 ) -> Tables:
-  """The layers of a run, with its real masks.
+  """The layers of a run, with its real masks and the zeros of other kernels.
 
   Args:
     workdir: Directory of the run.
@@ -140,7 +172,7 @@ def from_run(
   model = finished_model(workdir, **options)
   tables = {}
   for batch in batches:
-    table = Layers.of(layers_of(model, batch))
+    table = Layers.of(layers_of(model, batch, zeros=True))
     if single is not None:
       require_sparse(table, str(workdir))
       table = table.with_pattern(single)

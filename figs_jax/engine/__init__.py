@@ -7,6 +7,7 @@ into cycles, accesses and bytes. Every number is modelled, none is measured.
 
 from figs_jax.engine._cost import Cost, cost
 from figs_jax.engine._report import Report, Total, report
+from figs_jax.engine.area import Area, Parts
 from figs_jax.engine.csr import Csr
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
@@ -24,6 +25,7 @@ from figs_jax.engine.studies.attention import (
   attention_cost,
 )
 from figs_jax.engine.studies.bandwidth import (
+  dense_peers,
   iso_bandwidth_speedup,
   ledger,
   utilisation_bound,
@@ -35,15 +37,20 @@ from figs_jax.engine.studies.calibration import (
   fit_cycles,
   fit_latency,
 )
-from figs_jax.engine.studies.cluster import (
-  BytesPerValue,
-  Cluster,
-  Estimate,
-  Parallel,
+from figs_jax.engine.studies.cluster._estimate import (
   estimate,
   estimate_all,
   train_seconds,
 )
+from figs_jax.engine.studies.cluster.decoder import Decoder
+from figs_jax.engine.studies.cluster.network import Cluster
+from figs_jax.engine.studies.cluster.parallel import (
+  Assumptions,
+  BytesPerValue,
+  Parallel,
+)
+from figs_jax.engine.studies.cluster.placements import Estimate, Placements
+from figs_jax.engine.studies.row_cover import LayerCover, row_covers
 from figs_jax.engine.studies.sparse24 import MeasuredPair, fit_sparse24
 from figs_jax.engine.studies.whole_model import ModelCost, model_cost
 from figs_jax.engine.sweeps._sweep import Sweep, sweep
@@ -67,6 +74,8 @@ for _kind in (
   register(_kind)
 
 __all__ = [
+  "Area",
+  "Assumptions",
   "AttentionCost",
   "AttentionShape",
   "BytesPerValue",
@@ -74,18 +83,22 @@ __all__ = [
   "Cost",
   "Csr",
   "CycleModel",
+  "Decoder",
   "Energy",
   "Engine",
   "Estimate",
   "Figs",
   "Gemm",
   "LatencyModel",
+  "LayerCover",
   "Layers",
   "MeasuredPair",
   "Memory",
   "ModelCost",
   "NmSpmm",
   "Parallel",
+  "Parts",
+  "Placements",
   "Report",
   "Roofline",
   "RunCost",
@@ -102,6 +115,7 @@ __all__ = [
   "checkpoint_stall_factor",
   "cost",
   "cross_validated",
+  "dense_peers",
   "estimate",
   "estimate_all",
   "fit_cycles",
@@ -116,6 +130,7 @@ __all__ = [
   "read_layers",
   "register",
   "report",
+  "row_covers",
   "run_cost",
   "simulate",
   "stall_factor",

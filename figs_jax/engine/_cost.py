@@ -204,20 +204,28 @@ def gemm_cost(
   itemsize: int | Fraction = 2,
   energy: Energy = AT_45_NM,
   masks: Masks | None = None,
+  run: Any = None,
 ) -> dict[str, Any]:
   """The counts of an engine and `energy_pj`, in the numbers of the sizes.
 
-  What an engine counts beyond the fields of `Cost` is there too.
+  What an engine counts beyond the fields of `Cost` is there too. `run` is the
+  engine's `occupancy` where it is known, in place of the masks.
 
   >>> counts = gemm_cost(Gemm(8, 8, 8, 1, 4), parse("ws"))
   >>> int(counts["cycles"]), float(counts["mapping_efficiency"])
   (86, 0.03125)
   """
   check_itemsize(itemsize)
-  counts = engine.counts(gemm, itemsize, masks)
+  if run is None:
+    counts = engine.counts(gemm, itemsize, masks)
+  else:
+    counts = engine.occupied(gemm, run, itemsize)
   names = ("ifmap_reads", "filter_reads", "ofmap_writes", "dram_bytes")
-  moved = (counts[name] for name in names)
-  return counts | _energy(gemm, *moved, energy=energy, itemsize=itemsize)
+  moved = [counts[name] for name in names]
+  options: Any = {"energy": energy, "itemsize": itemsize}
+  if "macs" in counts:  # an engine that counts them itself
+    return counts | _energy_of(counts["macs"], *moved, **options)
+  return counts | _energy(gemm, *moved, **options)
 
 
 def _picojoules(
@@ -231,12 +239,27 @@ def _picojoules(
   itemsize: int | Fraction,
 ) -> dict[str, Any]:
   macs = gemm.M * gemm.N / 1 * (gemm.kept / 1)
+  options: Any = {"energy": energy, "itemsize": itemsize}
+  return _picojoules_of(macs, ifmap, weights, ofmap, dram_bytes, **options)
+
+
+def _picojoules_of(
+  macs: Any,
+  ifmap: Any,
+  weights: Any,
+  ofmap: Any,
+  dram_bytes: Any,
+  *,
+  energy: Energy,
+  itemsize: int | Fraction,
+) -> dict[str, Any]:
   words = ifmap / 1 + weights / 1 + ofmap / 1
-  options = {"energy": energy, "itemsize": itemsize}
+  options: Any = {"energy": energy, "itemsize": itemsize}
   return {"energy_pj": picojoules(macs, words, dram_bytes, **options)}
 
 
 _energy = exact(_picojoules, LIMITS, least=0)
+_energy_of = exact(_picojoules_of, least=0)
 
 
 def _weighed(value, count):

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.engine._cost import Cost, cost
+from figs_jax.engine.area import Area, Parts
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.studies.bandwidth import dense_peers
 from figs_jax.engine.sweeps.axes import (
   Axes,
   as_axes,
@@ -27,6 +29,7 @@ from figs_jax.engine.timing import PARTS
 
 FORMATS = ("table", "csv", "json", "md")
 DENSE = "the same engine running the dense model"
+BEST_DENSE = "dense"  # a baseline: the fastest of an engine's dense peers
 # What a report of a sweep can hold.
 _DESIGNS, _ROWS = 100_000, 2_000_000
 _SUMMED = ("cycles", "dram_bytes", *PARTS)
@@ -100,6 +103,9 @@ class Report:
     baseline: Description of what the speed-ups are over.
     note: Further sentences that a reader must know, or "".
     fmt: One of `FORMATS`; "csv" holds the rows alone.
+    area: Area of each part, for a table of the engines' areas, or None.
+    peers: Dense engine that each of `totals` is over, if the baseline is
+      "dense".
   """
 
   rows: tuple[Row, ...]
@@ -108,6 +114,8 @@ class Report:
   baseline: str
   note: str = ""
   fmt: str = "table"
+  area: Area | None = None
+  peers: tuple[Engine, ...] = ()
 
   def __post_init__(self):
     if self.fmt not in FORMATS:
@@ -121,6 +129,7 @@ class Report:
       rows=tuple(row for each in reports for row in each.rows),
       totals=tuple(total for each in reports for total in each.totals),
       engines=tuple(engine for each in reports for engine in each.engines),
+      peers=tuple(engine for each in reports for engine in each.peers),
     )
 
   def beside(self, ideal: Report) -> Report:
@@ -140,23 +149,46 @@ class Report:
     """What the numbers are, and are not."""
     return (
       "Modelled cycles (ns on rooflines), not measured. Speed-up is over"
-      f" {self.baseline}.{self.note and ' '}{self.note}"
+      f" {self.baseline}{_named(self.peers)}.{self.note and ' '}{self.note}"
+      f"{self.area and ' Areas are reconstructed from counted parts.' or ''}"
     )
+
+  @property
+  def _areas(self) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of the mm² of each engine, in all and by part."""
+    area = self.area or Area()
+    known = {
+      str(engine): area.square_millimetres(parts)
+      for engine in self.engines
+      if (parts := engine.parts()) is not None
+    }
+    names = [
+      x for x in Parts._fields if any(each[x] for each in known.values())
+    ]
+    rows = [
+      [engine, sum(each.values()), *(each[name] for name in names)]
+      for engine, each in known.items()
+    ]
+    return ["area, mm²", "total", *names], rows
 
   def __str__(self) -> str:
     if self.fmt == "csv":
       return csv_text(*_layers(self.rows))
     if self.fmt == "json":
+      header, areas = self._areas
+      tables = {"areas": [dict(zip(header, row)) for row in areas]}
       return json.dumps(
         {
           "caption": self.caption,
           "totals": [total._asdict() for total in self.totals],
+          **(tables if self.area else {}),
           "rows": [row._asdict() for row in self.rows],
         },
         indent=1,
       )
     draw = markdown if self.fmt == "md" else text_table
     tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
+    tables += [draw(*self._areas)] if self.area else []
     tables.append(draw(*_layers(self.rows)))
     return "\n\n".join((self.caption, *tables))
 
@@ -172,6 +204,7 @@ def report(
   energy: Energy | None = None,
   dtype: str | None = None,
   workload: str = "",
+  area: Area | None = None,
 ) -> Report:
   """Costs the layers on each engine, beside a baseline.
 
@@ -190,12 +223,14 @@ def report(
     baseline: Engine whose cycles on the same layers, patterns included, the
       speed-ups are over; to compare with dense execution, name one that does
       not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
-      `gpu:h200`). By default each engine is compared with itself running the
-      layers dense.
+      `gpu:h200`), or "dense", the fastest dense array of as many multipliers
+      behind as wide a port (`figs_jax.engine.dense_peers`). By default each
+      engine is compared with itself running the layers dense.
     itemsize: Bytes per value of every operand off chip; see `cost`.
     energy: Picojoules per operation; see `cost`.
     dtype: Data type of the operands; see `cost`.
     workload: Label of the layers in the totals.
+    area: Square micrometres per part; adds a table of the engines' areas.
 
   Raises:
     ValueError: If there are no engines or too many designs; a row, spec, axis
@@ -223,7 +258,9 @@ def report(
   if varied:
     rows = sum(map(len, tables.values())) * len(patterns)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
-  options = {"itemsize": itemsize, "energy": energy, "dtype": dtype}
+  options: dict[str, Any] = {
+    "itemsize": itemsize, "energy": energy, "dtype": dtype
+  }  # fmt: skip
   made = Report.joined(
     [
       _report(_with(table, pattern), machines, fmt, baseline, options, label)
@@ -231,12 +268,16 @@ def report(
       for pattern in patterns
     ]
   )
+  made = dataclasses.replace(made, area=area)
   silicon = [chip for x in engines if (chip := parse(x).silicon()) is not None]
   if not silicon:
     return made
-  over = None if baseline is None else parse(baseline)
-  options |= {"baseline": over and (over.silicon() or over)}
-  return made.beside(report(tables, silicon, axes=axes, **options))
+  over = baseline
+  if over is not None and over != "dense":
+    over = parse(over)
+    over = over.silicon() or over
+  ideal = report(tables, silicon, axes=axes, baseline=over, **options)
+  return made.beside(ideal)
 
 
 def _beside(item: Any, ideal: Iterator[Any]) -> Any:
@@ -252,8 +293,13 @@ def _report(
   workload: str,
 ) -> Report:
   costs = _costs(table, machines, options)
+  peers: tuple[Engine, ...] = ()
   if baseline is None:
     words, over = DENSE, _costs(table.dense(), machines, options)
+  elif baseline == BEST_DENSE:
+    words = "the fastest dense array of as many multipliers and as wide a port"
+    best = [_best_dense(table, engine, options) for engine in machines]
+    peers, over = zip(*best)
   else:
     other = parse(baseline)
     _check_units(machines, other)
@@ -269,7 +315,18 @@ def _report(
     baseline=words,
     note=_note(table, machines, options["dtype"]),
     fmt=fmt,
+    peers=peers,
   )
+
+
+def _best_dense(
+  table: Layers, engine: Engine, options: dict[str, Any]
+) -> tuple[Engine, _Priced]:
+  """The fastest dense peer or the engine itself, and what it takes."""
+  peers = dense_peers(engine) or (engine,)
+  priced = _costs(table.dense(), peers, options)
+  best = min(range(len(peers)), key=lambda i: priced[i].sums["cycles"])
+  return peers[best], priced[best]
 
 
 def _with(table: Layers, pattern: Any) -> Layers:
@@ -281,6 +338,12 @@ def _with(table: Layers, pattern: Any) -> Layers:
     return table.with_pattern(pattern)
   except ValueError as error:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
+
+
+def _named(peers: Sequence[Engine]) -> str:
+  names = list(dict.fromkeys(map(str, peers)))
+  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  return f" ({', '.join(names[:3])}{more})" if names else ""
 
 
 def _note(table: Layers, engines: Sequence[Engine], dtype: str | None) -> str:
@@ -302,7 +365,7 @@ def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
     if engine.unit != baseline.unit:
       raise ValueError(
         f"baseline {baseline} counts {baseline.unit} and {engine}"
-        f" {engine.unit}: no clock is known; choose a baseline of its kind"
+        f" {engine.unit}, which do not compare; choose a baseline of its kind"
       )
 
 

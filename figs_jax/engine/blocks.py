@@ -47,7 +47,14 @@ def index_bits(n: Any, m: Any) -> Any:
   return (bits + left) * smaller(m - n, 1)
 
 
-def fit(n: Any, m: Any, block: Any, masks: Masks | None = None) -> Any:
+def fit(
+  n: Any,
+  m: Any,
+  block: Any,
+  masks: Masks | None = None,
+  *,
+  check: bool = True,
+) -> Any:
   """How many weights of each block an engine must run; all of them if n = m.
 
   Args:
@@ -55,6 +62,7 @@ def fit(n: Any, m: Any, block: Any, masks: Masks | None = None) -> Any:
     m: Length of a group.
     block: Rows B of the engine's blocks; broadcasts.
     masks: The layers' real masks.
+    check: Whether to refuse patterns that do not fit.
 
   Raises:
     LayerError: If neither B divides m nor m divides B. Traced patterns go
@@ -66,7 +74,8 @@ def fit(n: Any, m: Any, block: Any, masks: Masks | None = None) -> Any:
   if is_traced(n, m, block):
     return _exact_worst(n, m, block)["run"]
   n, m, block = np.broadcast_arrays(n, m, block)
-  _check(n, m, block)
+  if check:
+    _check(n, m, block)
   run = worst_fit(n, m, block)
   if masks is None or all(mask is None for mask in masks):
     return run
@@ -105,6 +114,32 @@ def block_counts(mask: np.ndarray, block: int) -> np.ndarray:
   padded = np.zeros((ceil_div(K, block) * block, N), bool)
   padded[:K] = mask
   return padded.reshape(-1, block, N).sum(1)
+
+
+def row_cover(mask: np.ndarray, depth: int, block: int = 4) -> np.ndarray:
+  """The least n of {1, 2, ..., block} that covers each output's blocks.
+
+  An output takes its own n:block in every slice of the contraction.
+
+  Args:
+    mask: Bool (K, N).
+    depth: Rows of a slice, a multiple of the block's.
+    block: Rows of a block, a power of two.
+
+  Returns:
+    Integers (ceil(K / depth), N), powers of two. An empty slice takes 1.
+
+  >>> mask = np.zeros((16, 2), bool)
+  >>> mask[[0, 9, 10, 11], [0, 1, 1, 1]] = True
+  >>> row_cover(mask, depth=8).tolist()
+  [[1, 1], [1, 4]]
+  """
+  counts = block_counts(mask, block)
+  each = depth // block
+  padded = np.zeros((ceil_div(len(counts), each) * each, mask.shape[1]), int)
+  padded[: len(counts)] = counts
+  most = padded.reshape(-1, each, mask.shape[1]).max(1)
+  return 2 ** np.ceil(np.log2(np.maximum(most, 1))).astype(int)
 
 
 def worst_exchange(run: Any, block: Any, lanes: Any) -> Any:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import dataclasses
 from fractions import Fraction
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
+
+_F = TypeVar("_F")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +42,7 @@ class Energy:
   dram_byte: float = 640 / 4
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-        raise ValueError(
-          f"Energy {field.name}: expected picojoules, 0 or more, got {value!r}"
-        )
+    check_factors(self, "picojoules")
 
   @classmethod
   def of(cls, dtype: str) -> Energy:
@@ -84,24 +81,49 @@ class Energy:
     >>> Energy.parse("int8,dram_byte=100").dram_byte
     100.0
     """
-    parts = [part.strip() for part in text.split(",")]
-    base = cls.of(parts.pop(0)) if "=" not in parts[0] else cls()
-    known = {field.name for field in dataclasses.fields(cls)}
-    values: dict[str, float] = {}
-    for part in parts:
-      name, _, value = (word.strip() for word in part.partition("="))
-      if name not in known:
-        raise ValueError(
-          f"Energy {part!r}: expected operation=picojoules, the operation one"
-          f" of {', '.join(sorted(known))}"
-        )
-      try:
-        values[name] = float(value)
-      except ValueError:
-        raise ValueError(
-          f"Energy {part!r}: expected picojoules, got {value!r}"
-        ) from None
-    return dataclasses.replace(base, **values)
+    return read_factors(cls, text, "picojoules")
+
+
+def check_factors(factors: Any, unit: str) -> None:
+  """Raises ValueError unless all fields of a dataclass are 0 or more."""
+  for field in dataclasses.fields(factors):
+    value = getattr(factors, field.name)
+    if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+      raise ValueError(
+        f"{type(factors).__name__} {field.name}: expected {unit}, 0 or more,"
+        f" got {value!r}"
+      )
+
+
+def read_factors(cls: type[_F], text: str, unit: str) -> _F:
+  """Reads a type that `cls.of` knows, field=number pairs, or both.
+
+  Args:
+    cls: Dataclass of numbers.
+    text: Text such as "int8,add=2", the type first.
+    unit: What the numbers are, for messages.
+
+  Raises:
+    ValueError: If a type or a field is unknown, or a value is not a number.
+  """
+  factory: Any = cls
+  parts = [part.strip() for part in text.split(",")]
+  base = factory.of(parts.pop(0)) if "=" not in parts[0] else factory()
+  known = {field.name for field in dataclasses.fields(factory)}
+  values: dict[str, float] = {}
+  for part in parts:
+    name, _, value = (word.strip() for word in part.partition("="))
+    where = f"{cls.__name__} {part!r}"
+    if name not in known:
+      raise ValueError(
+        f"{where}: expected name={unit}, the name one of"
+        f" {', '.join(sorted(known))}"
+      )
+    try:
+      values[name] = float(value)
+    except ValueError:
+      raise ValueError(f"{where}: expected {unit}, got {value!r}") from None
+  return dataclasses.replace(base, **values)
 
 
 def picojoules(

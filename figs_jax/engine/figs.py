@@ -47,6 +47,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from figs_jax.engine import blocks
+from figs_jax.engine.area import Parts
 from figs_jax.engine.blocks import Masks, index_bits, kept_depth
 from figs_jax.engine.int64 import (
   LayerError,
@@ -58,6 +59,7 @@ from figs_jax.engine.int64 import (
 )
 from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import (
+  CLOCK,
   LIMITS,
   OVERLAPS,
   UNLIMITED,
@@ -102,6 +104,7 @@ class Figs(Engine):
     bw_in: Values that may enter per cycle; a full array takes R.
     bw_out: Partial sums that may leave per cycle.
     dram_bw: Bytes per cycle between chip and memory.
+    clock: Clock in MHz.
 
   Raises:
     ValueError: If block is above alpha + 1, does not divide rows, or is not a
@@ -128,6 +131,7 @@ class Figs(Engine):
   bw_in: Any = UNLIMITED
   bw_out: Any = UNLIMITED
   dram_bw: Any = UNLIMITED
+  clock: Any = CLOCK
 
   KINDS = ("figs",)
   CHOICES = {"overlap": OVERLAPS, "exchange": EXCHANGES}
@@ -212,6 +216,16 @@ class Figs(Engine):
     known = (parts[name] for name in PARTS[:-1])
     return _exact_known(*known, gemm, self, run, itemsize=itemsize)
 
+  def occupancy(
+    self, gemm: Gemm, masks: Masks | None = None, *, check: bool = True
+  ) -> Any:
+    """See `Engine.occupancy`."""
+    return self.packing(gemm.n, gemm.m, masks, check=check)[1]
+
+  @property
+  def sweeps_masks(self) -> bool:
+    return self.exchange != "swap"
+
   def formula(
     self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
   ) -> dict[str, Any]:
@@ -225,12 +239,13 @@ class Figs(Engine):
     return _finish(gemm, self, packed, parts, itemsize)
 
   def packing(
-    self, n: Any, m: Any, masks: Masks | None = None
+    self, n: Any, m: Any, masks: Masks | None = None, *, check: bool = True
   ) -> tuple[Any, Any]:
     """B, and the weights of each block that run, per design and layer.
 
     Raises:
-      ValueError: If `counts` would refuse the pattern.
+      ValueError: If `check` is set and `counts` would refuse the pattern, or
+        masks are not shared as `mask_group` says.
 
     >>> [int(x) for x in Figs(32, 16, alpha=7).packing(3, 16)]
     [8, 3]
@@ -241,12 +256,39 @@ class Figs(Engine):
     block = _block(n, m, np.asarray(self.alpha), np.asarray(self.block))
     values = {"n": n, "m": m, "block": block, "rows": rows}
     for bad, why in self._misfits(block, rows):
-      _refuse(bad, why, values)
+      if check:
+        _refuse(bad, why, values)
     for layer, mask in enumerate(masks or ()):
       if mask is not None and (n < m)[..., layer].any():
         for group in np.unique(self.mask_group).tolist():
           blocks.check_shared_masks(mask, group)
-    return block, blocks.fit(n, m, block, masks)
+    return block, blocks.fit(n, m, block, masks, check=check)
+
+  @property
+  def input_width(self) -> Any:
+    return smaller(self.rows, self.bw_in)
+
+  def parts(self) -> Parts:
+    """See `Engine.parts`; like the array itself, a reconstruction.
+
+    A PE has one swap register; a MAC, the registers of its weight and its sum.
+    An (alpha + 1):1 multiplexer stands before each MAC, or before the
+    `mask_group` MACs that share an operand; where registers swap, before each
+    register, which then holds the passing value and the exchanged one. As many
+    indices of ceil(log2(alpha + 1)) bits steer them.
+
+    >>> Figs(32, 16, alpha=7).parts()[2:]
+    (1024, 512, 3584, 1536)
+    """
+    pes = self.rows * self.cols
+    macs = pes * self.beta
+    held = 1 if self.overlap == "none" else 2
+    swaps = int(self.exchange == "swap")
+    indices = ceil_div(macs, self.mask_group)
+    selectors = pes if swaps else indices
+    bits = held * indices * index_bits(1, self.alpha + 1)
+    registers = (1 + swaps) * pes + held * macs
+    return Parts(macs, macs, registers, macs, self.alpha * selectors, bits)
 
   def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
     block, run = self.packing(n, m)

@@ -57,8 +57,7 @@ def speedup(report: Report) -> Any:
     ax.plot(
       [x for x, _ in points],
       [total.speedup for _, total in points],
-      color=_COLOURS[place % len(_COLOURS)],
-      marker=_MARKERS[place % len(_MARKERS)],
+      **engine_style(place),
       linestyle=_LINES[place // len(_COLOURS) % len(_LINES)],
       markersize=5,
       label=label,
@@ -186,6 +185,14 @@ PLOTS: dict[str, Callable[[Report], Any]] = {
   "roofline": roofline,
   "breakdown": breakdown,
 }
+
+
+def engine_style(place: int) -> dict[str, str]:
+  """Colour and marker of an engine, by its place among those of a picture."""
+  return {
+    "color": _COLOURS[place % len(_COLOURS)],
+    "marker": _MARKERS[place % len(_MARKERS)],
+  }
 
 
 def figure_type() -> Any:

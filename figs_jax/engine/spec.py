@@ -16,10 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from figs_jax.engine.area import Parts
 from figs_jax.engine.blocks import Masks, fit, fits_blocks, kept_depth
 from figs_jax.engine.int64 import array_dataclass, exact, is_traced, smaller
 
 MAX_SIDE = 2**31 - 1
+CLOCK = 1000  # MHz of an array by default: a cycle takes a nanosecond
 UNLIMITED = MAX_SIDE  # a bandwidth, or the length of a tile, without a bound
 OVERLAPS = ("none", "weights", "full")
 # Sizes stay exact in float64, patterns and counts in int32.
@@ -176,7 +178,8 @@ class Engine:
       `ifmap_reads`, `filter_reads` and `ofmap_writes`, in words moved on chip;
       `metadata_bytes`; `dram_bytes`, every operand moved once.
       Floats: `utilisation`, the share of multiplier cycles spent on kept
-      weights. A kind may add results of its own.
+      weights. A kind may add results of its own; `macs` are then the useful
+      multiplications that energy is charged for.
     """
     raise NotImplementedError
 
@@ -196,12 +199,38 @@ class Engine:
       ValueError: If the engine cannot run the pattern, a size is below 1, or a
         result does not fit int64.
     """
-    run = self.BLOCK
+    run = self.occupancy(gemm, masks)
+    return self.occupied(gemm, run, itemsize)
+
+  def occupancy(
+    self, gemm: Gemm, masks: Masks | None = None, *, check: bool = True
+  ) -> Any:
+    """What the masks decide, `run` of `formula`, for `occupied`.
+
+    Args:
+      gemm: Sizes and patterns.
+      masks: Real masks of the layers; the worst that n:m allows without.
+      check: Whether to refuse patterns that the engine cannot run.
+
+    Raises:
+      ValueError: If the engine cannot run a pattern.
+    """
     if self._has_blocks:
       pattern = gemm.narrow() if self.NARROWS else gemm
-      run = fit(pattern.n, pattern.m, self.BLOCK, masks)
+      return fit(pattern.n, pattern.m, self.BLOCK, masks, check=check)
+    return self.BLOCK
+
+  def occupied(
+    self, gemm: Gemm, run: Any, itemsize: int | Fraction | None = None
+  ) -> dict[str, Any]:
+    """The counts under a known `occupancy`."""
     size = self.itemsize if itemsize is None else itemsize
     return self._exact(self, gemm, run, itemsize=size)
+
+  @property
+  def sweeps_masks(self) -> bool:
+    """Whether `occupancy` is all that the masks decide, so that sweeps can."""
+    return True
 
   @property
   def _has_blocks(self) -> bool:
@@ -256,6 +285,34 @@ class Engine:
         model of ports.
     """
     raise ValueError(f"{self}: expected an engine with ports: FIGS or VEGETA")
+
+  def parts(self) -> Parts | None:
+    """What the area is made of (`figs_jax.engine.area`), or None if unknown.
+
+    Only operators and the functions of `figs_jax.engine.int64` may be used.
+    """
+    return None
+
+  def nanoseconds(self, cycles: Any) -> Any:
+    """The duration of cycles, float64, in numbers of any kind.
+
+    A field `clock` holds the MHz of an array; a roofline counts nanoseconds.
+
+    >>> from figs_jax.engine import parse
+    >>> parse("ws:clock=500").nanoseconds(3)
+    6.0
+    """
+    return cycles / 1 / (getattr(self, "clock", CLOCK) / CLOCK)
+
+  @property
+  def input_width(self) -> Any:
+    """Values that may enter an array per cycle, or None if unknown."""
+    return None
+
+  @property
+  def is_ideal(self) -> bool:
+    """Whether it runs N:M as no hardware can, so that it is a bound alone."""
+    return False
 
   @property
   def memory_bandwidth(self) -> Any:

@@ -30,9 +30,10 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from figs_jax.engine.area import Parts
 from figs_jax.engine.blocks import index_bits
-from figs_jax.engine.int64 import ceil_div
-from figs_jax.engine.spec import OVERLAPS, UNLIMITED, Engine, Gemm
+from figs_jax.engine.int64 import ceil_div, smaller
+from figs_jax.engine.spec import CLOCK, OVERLAPS, UNLIMITED, Engine, Gemm
 from figs_jax.engine.timing import Fold, bounded, bytes_of, schedule
 
 DATAFLOWS = ("ws", "os", "is")
@@ -54,6 +55,7 @@ class Systolic(Engine):
     bw_in: Values that may enter per cycle; a full array takes R ("os": R + C).
     bw_out: Values that may leave per cycle; a full array gives C.
     dram_bw: Bytes per cycle between chip and memory.
+    clock: Clock in MHz.
 
   Its counts also hold `mapping_efficiency`, the share of multipliers that a
   fold occupies, averaged over the folds.
@@ -73,6 +75,7 @@ class Systolic(Engine):
   bw_in: Any = UNLIMITED
   bw_out: Any = UNLIMITED
   dram_bw: Any = UNLIMITED
+  clock: Any = CLOCK
 
   KINDS = DATAFLOWS
   PREFIX = ("dataflow", "rows", "cols")
@@ -121,6 +124,28 @@ class Systolic(Engine):
       "metadata_bytes": metadata,
       "dram_bytes": dram_bytes,
     }
+
+  @property
+  def input_width(self) -> Any:
+    columns = self.cols if self.dataflow == "os" else 0
+    return smaller(self.rows + columns, self.bw_in)
+
+  @property
+  def is_ideal(self) -> bool:
+    return self.sparse
+
+  def parts(self) -> Parts:
+    """See `Engine.parts`: those of a plain array, whatever `sparse` says.
+
+    Each multiplier has an adder, two operands' registers (a third for the next
+    stationary operand, where its loading is hidden) and one of a sum.
+
+    >>> Systolic("ws", 32, 16).parts().value_registers
+    1024
+    """
+    size = self.rows * self.cols
+    held = 2 if self.overlap == "none" or self.dataflow == "os" else 3
+    return Parts(size, size, held * size, size)
 
 
 def _mapped(dataflow, M, N, K):

@@ -58,6 +58,7 @@ UNITS = {
   "mi300x": 304,
   "mi355x": 256,
 }
+_MEASURED = ("a100", "h100", "h200")  # an H200 is an H100 with more memory
 # Dense GFLOP/s in bf16 of one of the A100's multiprocessors, whose tiles set
 # the latency of all chips.
 _A100_UNIT = 312_000 / UNITS["a100"]
@@ -155,13 +156,15 @@ class TensorCore(Processor):
   def note(self, sparse: int, known: int) -> str:
     if not sparse or self.ideal:
       return ""
+    where = "" if self.chip in _MEASURED else f" and not the {self.chip}"
     note = (
-      f"{self} expects of 2:4 what measured kernels reach (A100, H100; off by a"
-      " factor of 1.2 on average); ideal_speedup is the silicon's, :ideal=true"
+      f"{self} expects of 2:4 what kernels reach (measured on A100 and H100"
+      f"{where}; off by a factor of 1.2 on average); ideal_speedup is the"
+      " silicon's (:ideal=true)"
     )
     if self.fallback:
       return f"{note}."
-    return f"{note}, :fallback=true runs a layer dense where that is faster."
+    return f"{note}; :fallback=true runs a layer dense where that is faster."
 
   def formula(
     self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
@@ -196,17 +199,21 @@ class TensorCore(Processor):
 
     M, N, K, side = gemm.M, gemm.N, gemm.K, self.side
     kernel = _Kernel(side, self.hbm) if self.ideal else _measured(self)
-    tile = either(side, kernel.tile)
+    tile = kernel.tile
     rows, cols = ceil_div(M, tile), ceil_div(N, tile)
     thin = gemm.narrow().K
     deep, narrow = (ceil_div(size, side) * side for size in (K, thin))
     depth = either(deep, _halved(narrow))
-    outputs = rows * tile * (cols * tile)
+    outputs = either(ceil_div(M, side) * side, rows * tile) * either(
+      ceil_div(N, side) * side, cols * tile
+    )
     flops = 2 * outputs * depth
     # 2 of every 4 rows run, at the dense peak.
     peak = scaled(self.peak, self.multiple(itemsize))
-    share = either(kernel.dense_rate, kernel.sparse_rate)
-    rate = larger(peak * share // 1000, 1)
+    rate = either(
+      larger(peak * kernel.dense_rate // 1000, 1),
+      larger(peak * kernel.sparse_rate // 1000, 1),
+    )
     # (1), (2)
     compute = ceil_div(flops + outputs * sparse * kernel.ramp, rate)
     stored = either(K, _halved(thin))
@@ -216,7 +223,7 @@ class TensorCore(Processor):
     sheet = ceil_div(dram_bytes, self.hbm)  # (4)
     moved = smaller(ceil_div(dram_bytes, kernel.stream), kernel.lag + sheet)
     moved = larger(sheet, moved)
-    # (3); 1000 ps are a nanosecond.
+    # (3), from picoseconds.
     waves = ceil_div(rows * cols, self.units) + IN_FLIGHT - 1
     tiles = sparse * waves * bytes_of(thin, itemsize)
     exposed = ceil_div(tiles * kernel.latency, 1000 * IN_FLIGHT)

@@ -155,11 +155,11 @@ class RunCost:
     """A total as a share of the dense run's."""
     return self.total(field) / self._sum(self.dense, field)
 
-  def seconds(self, clock_ghz: float | int = 1.0) -> float:
+  def seconds(self, clock_ghz: float | int | None = None) -> float:
     """The duration of the run.
 
     Args:
-      clock_ghz: Clock of an array; 1 for a roofline, which counts nanoseconds.
+      clock_ghz: Clock of an array in place of the engine's own.
 
     Raises:
       ValueError: If the clock is not positive, or a roofline is given one.
@@ -264,9 +264,11 @@ def run_cost(
 
 
 def nanoseconds(
-  cycles: Any, engine: Engine, clock_ghz: float | int = 1.0
+  cycles: Any, engine: Engine, clock_ghz: float | int | None = None
 ) -> Any:
   """The duration of an engine's cycles; see `RunCost.seconds`."""
+  if clock_ghz is None:
+    return engine.nanoseconds(cycles)
   if not isinstance(clock_ghz, Real) or not 0 < clock_ghz < float("inf"):
     raise ValueError(
       f"clock_ghz: expected a positive number, got {clock_ghz!r}"

@@ -23,10 +23,21 @@ to the same output do wait: with d outputs in turn,
 
 which is the paper's max(16, mode / d) at T = WL = 16. `interleave` is d; see
 `_waits` for the exact sum.
+
+With granularity "row", every output takes its own n:4 in every slice of 2 K_c
+rows of the contraction, the least n of {1, 2, 4} that covers its blocks there.
+Its n K_c / 2 values fill n / 2 columns, so that slice k of the outputs j takes
+
+  F_k = ceil(sum_j n_kj / (2 M_c))                                          (8)
+
+folds, F in all. This runs weights without any pattern: a dense engine's folds
+over F tend to (7) for a random weight. A layer whose mask is not known, or that
+takes no more folds under a single n:4, runs that.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -35,9 +46,24 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.blocks import fit, index_bits, kept_depth
-from figs_jax.engine.int64 import ceil_div, exact, larger, smaller
+from figs_jax.engine.area import Parts
+from figs_jax.engine.blocks import (
+  Masks,
+  fit,
+  index_bits,
+  kept_depth,
+  row_cover,
+)
+from figs_jax.engine.int64 import (
+  array_dataclass,
+  ceil_div,
+  exact,
+  is_traced,
+  larger,
+  smaller,
+)
 from figs_jax.engine.spec import (
+  CLOCK,
   LIMITS,
   OVERLAPS,
   UNLIMITED,
@@ -54,6 +80,30 @@ _BLOCK = 4
 _TILE, _TILE_DEPTH = 16, 32
 # Published speed-up of the dense tile: what the CPU's front end leaves.
 DENSE_TILE_SPEEDUP = 1.09
+GRANULARITIES = ("layer", "row")
+_MOST_COVERS = 2**22  # designs x layers whose rows are covered at once
+
+
+@array_dataclass()
+@dataclasses.dataclass(frozen=True)
+class RowCover:
+  """What a weight takes on an array whose rows have their own n:4.
+
+  Attributes:
+    slices: Slices of the contraction, each of which writes its sums.
+    folds: Folds of the array for each tile of M, sum of (8).
+    entered: Rows of the contraction that enter, summed over the folds.
+    stored: Weights stored.
+    index_bits: Bits of their places, and 2 bits for the n of each row.
+    useful: Weights kept.
+  """
+
+  slices: Any
+  folds: Any
+  entered: Any
+  stored: Any
+  index_bits: Any
+  useful: Any
 
 
 class Vegeta(Engine):
@@ -71,6 +121,8 @@ class Vegeta(Engine):
     rows: Multipliers along the contraction, K_c; rows / beta rows of PEs.
     cols: Multipliers along the outputs, M_c; cols / alpha columns of PEs.
     overlap: Work hidden behind the streaming of another tile, as in `Systolic`.
+    granularity: "layer", one n:4 for a whole weight, or "row", one for each
+      row of a tile (8); known masks then need no pattern.
     tile: Rows of activations that stream through a tile of weights.
     interleave: Output tiles worked on in turn, d, if overlap is "full"; a tile
       waits for the last sums of its output to leave. 0 forwards sums, so that
@@ -78,10 +130,12 @@ class Vegeta(Engine):
     bw_in: Values that may enter per cycle; a full S engine takes 4 rows.
     bw_out: Values that may leave per cycle; a full array gives cols.
     dram_bw: Bytes per cycle between chip and memory.
+    clock: Clock in MHz.
 
   Raises:
-    ValueError: If beta does not divide rows, alpha does not divide cols, or a
-      number is out of range.
+    ValueError: If beta does not divide rows, alpha does not divide cols, a
+      number is out of range, or granularity is "row" on a D engine, with odd
+      rows or with `interleave`.
 
   >>> engine = Vegeta(True, 16, 2, overlap="full")
   >>> str(engine)
@@ -96,15 +150,17 @@ class Vegeta(Engine):
   rows: Any = 32
   cols: Any = 16
   overlap: str = "none"
+  granularity: str = "layer"
   tile: Any = UNLIMITED
   interleave: Any = 0
   bw_in: Any = UNLIMITED
   bw_out: Any = UNLIMITED
   dram_bw: Any = UNLIMITED
+  clock: Any = CLOCK
 
   KINDS = ("vegeta", "vegeta-")
   PREFIX = ("sparse", "alpha", "beta", "rows", "cols")
-  CHOICES = {"overlap": OVERLAPS}
+  CHOICES = {"overlap": OVERLAPS, "granularity": GRANULARITIES}
   FROM_ZERO = ("interleave",)
   BLOCK = _BLOCK
 
@@ -130,6 +186,34 @@ class Vegeta(Engine):
   def invalid(self) -> Iterator[tuple[Any, str]]:
     yield from indivisible(self, "rows", "beta")
     yield from indivisible(self, "cols", "alpha")
+    if self.granularity == "row" and not is_traced(self.rows, self.interleave):
+      why = (
+        "granularity='row': expected an S engine, even rows and interleave=0"
+      )
+      odd = np.asarray(self.rows) % 2
+      yield (
+        (not self.sparse) | (odd > 0) | (np.asarray(self.interleave) > 0),
+        why,
+      )
+
+  def occupancy(
+    self, gemm: Gemm, masks: Masks | None = None, *, check: bool = True
+  ) -> Any:
+    """See `Engine.occupancy`; a `RowCover` if rows have patterns and masks."""
+    run = super().occupancy(gemm, masks, check=check)
+    if self.granularity == "layer" or masks is None:
+      return run
+    if is_traced(gemm.N, gemm.K, self.rows, self.cols):
+      return run
+    return _row_covers(gemm, run, self, masks)
+
+  def occupied(
+    self, gemm: Gemm, run: Any, itemsize: int | Fraction | None = None
+  ) -> dict[str, Any]:
+    if not isinstance(run, RowCover):
+      return super().occupied(gemm, run, itemsize)
+    size = self.itemsize if itemsize is None else itemsize
+    return _exact_row_wise(gemm, self, run, itemsize=size)
 
   def formula(
     self, gemm: Gemm, run: Any, *, itemsize: int | Fraction
@@ -155,6 +239,30 @@ class Vegeta(Engine):
       "dram_bytes": dram_bytes,
     }
 
+  @property
+  def input_width(self) -> Any:
+    wide = _BLOCK if self.sparse else 1
+    return smaller(self.rows * wide, self.bw_in)
+
+  def parts(self) -> Parts:
+    """See `Engine.parts`.
+
+    The alpha PUs of a PE share its input registers, beta values or 4 beta in an
+    S engine, and the beta MACs of a PU share a sum. Before each multiplier of
+    an S engine stands a 4:1 multiplexer, steered by 2 bits.
+
+    >>> Vegeta(True, 16, 2).parts()[2:]
+    (640, 256, 1536, 1024)
+    """
+    size = self.rows * self.cols
+    held = 1 if self.overlap == "none" else 2
+    wide = _BLOCK if self.sparse else 1
+    inputs = self.rows * (self.cols // self.alpha) * wide
+    sums = self.rows // self.beta * self.cols
+    muxes = (wide - 1) * size
+    bits = int(self.sparse) * 2 * held * size
+    return Parts(size, size, held * size + inputs, sums, muxes, bits)
+
   def port_values(self, n: Any = 1, m: Any = 1) -> dict[str, Any]:
     """See `Engine.port_values`.
 
@@ -164,6 +272,8 @@ class Vegeta(Engine):
     run = fit(n, m, _BLOCK) if self.sparse else _BLOCK
     rows = np.asarray(self.rows)
     inputs = np.maximum(rows, rows // held_of(run, rows) * _BLOCK)
+    if self.granularity == "row":
+      inputs = 2 * rows
     return {"inputs": inputs, "outputs": np.asarray(self.cols)}
 
 
@@ -226,6 +336,81 @@ def _waits(outputs, stream, load, hops, interleave):
   whole = outputs // group * larger(mode - group * step, 0)
   last = smaller(rest, 1) * larger(mode - rest * step, 0)
   return smaller(interleave, 1) * (whole + last)
+
+
+def _layer_cover(gemm, run, rows, cols):
+  """The cover of a weight that runs one n:4, as in `Vegeta.formula`."""
+  N, K, n = gemm.N, gemm.K, held_of(run, rows)
+  depth = larger(rows, rows // n * _BLOCK)
+  down, across = ceil_div(K, depth), ceil_div(N, cols)
+  stored = kept_depth(K, n, _BLOCK) * N
+  kept = smaller(gemm.kept, kept_depth(K, _lanes(run), _BLOCK))
+  bits = stored * index_bits(n, _BLOCK)
+  return RowCover(down, down * across, across * K, stored, bits, kept * N)
+
+
+def _row_covers(gemm, run, array, masks):
+  """The covers of known masks, if they take fewer folds than the layer's."""
+  size = np.empty(len(masks))
+  fields = gemm.N, gemm.K, gemm.n, gemm.m, run, array.rows, array.cols
+  N, K, n, m, run, rows, cols, _ = np.broadcast_arrays(*fields, size)
+  if N.size > _MOST_COVERS:
+    raise ValueError(
+      f"granularity='row': real masks of {len(masks)} layers on"
+      f" {N.size // len(masks):,} designs are too many; give at most"
+      f" {_MOST_COVERS // len(masks):,} designs"
+    )
+  whole = _layer_cover(Gemm(1, N, K, n, m), run, rows, cols)
+  names = [field.name for field in dataclasses.fields(RowCover)]
+  columns = {x: np.array(getattr(whole, x), np.int64) for x in names}
+  for layer, mask in enumerate(masks):
+    if mask is None:
+      continue
+    for depth in np.unique(2 * rows[..., layer]).tolist():
+      cover = row_cover(mask, depth)
+      here = 2 * rows[..., layer] == depth
+      wide = cols[..., layer][here]
+      folds = ceil_div(cover.sum(1), 2 * wide[:, None])
+      # The last slice and its last block may be cut short.
+      lengths = np.minimum(depth, len(mask) - depth * np.arange(len(cover)))
+      held = kept_depth(lengths[:, None], cover, _BLOCK)
+      bits = 2 * (held * (cover < _BLOCK)).sum() + 2 * cover.size
+      entered = (folds * lengths).sum(1)
+      row = RowCover(
+        len(cover), folds.sum(1), entered, held.sum(), bits, mask.sum()
+      )
+      fewer = row.folds < columns["folds"][..., layer][here]
+      for name in names:
+        column = columns[name][..., layer]
+        column[here] = np.where(fewer, getattr(row, name), column[here])
+  return RowCover(**columns)
+
+
+def _row_wise(
+  gemm: Gemm, array: Vegeta, cover: RowCover, *, itemsize: int | Fraction
+) -> dict[str, Any]:
+  """The counts of rows with patterns of their own."""
+  M, N, K, folds = gemm.M, gemm.N, gemm.K, cover.folds
+  metadata = ceil_div(cover.index_bits, 8)
+  dram_bytes = bytes_of(M * K + cover.stored + M * N, itemsize) + metadata
+  parts = bounded(_tiled(M, 1, folds, array), dram_bytes, array.dram_bw)
+  # Ratios that cannot pass 1, so that rounding cannot lift their product.
+  used = cover.useful / (folds * array.rows * array.cols)
+  return parts | {
+    "utilisation": used * (folds * M / parts["cycles"]),
+    "macs": M * cover.useful,
+    "ifmap_reads": cover.entered * M,
+    "filter_reads": ceil_div(M, array.tile) * cover.stored,
+    "ofmap_writes": cover.slices * M * N,
+    "metadata_bytes": metadata,
+    "dram_bytes": dram_bytes,
+  }
+
+
+_COVERED = dict.fromkeys(
+  (field.name for field in dataclasses.fields(RowCover)), (0, 2**62)
+)
+_exact_row_wise = exact(_row_wise, LIMITS | Vegeta.limits() | _COVERED)
 
 
 def tile_cycles(engine: Vegeta, T: ArrayLike = _TILE) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from figs_jax.core.rules import nearest
 from figs_jax.recipes.bibliography import bibtex
 from figs_jax.recipes.recipe import Recipe
@@ -15,9 +13,12 @@ ENGINES = {
   "figs": ("figsdeck",),
   "gpu": ("10.1145/1498765.1498785",),
   "is": ("2504.15377",),
+  "nm-spmm": ("2503.01253",),
   "os": ("2504.15377",),
   "tensorcore": ("2104.08378",),
   "tpu": ("10.1145/1498765.1498785",),
+  "trainium2": ("neuron2026architecture",),
+  "trainium3": ("neuron2026architecture",),
   "vegeta": ("2302.08687",),
   "ws": ("2504.15377",),
 }
@@ -62,7 +63,9 @@ def _sources(method: str | Recipe) -> tuple[str, ...]:
   kind, colon, spec = method.partition(":")
   if not colon or kind != "engine":
     return create(method, "1:4", total_steps=1000).cited
-  head = re.split("[:-]", spec)[0]
+  head = spec.partition(":")[0]
+  if head not in ENGINES:  # vegeta-s-16-2
+    head = head.partition("-")[0]
   if head not in ENGINES:
     raise ValueError(f"Unknown engine {head!r}, {nearest(head, ENGINES)}")
   return ENGINES[head]

@@ -148,6 +148,7 @@ def evaluate(
   step: int | None = None,
   ema: bool = False,
   engine_spec: str | None = None,
+  batch: int | None = None,
   data_dir: str | None = None,
 ) -> dict[str, Any]:
   """Evaluates a step of a run; nothing is written.
@@ -156,8 +157,12 @@ def evaluate(
     workdir: Directory of the run.
     step: Step to evaluate. Defaults to the newest good one.
     ema: Whether to evaluate the averaged weights.
-    engine_spec: Engine as for `figs_jax.engine.parse`; adds `engine`, and the
-      `speedup` over the dense model of one image's forward pass.
+    engine_spec: Engine as for `figs_jax.engine.parse`; adds `engine`, and for a
+      forward pass the `speedup` over the `baseline`, the fastest dense array of
+      that size (`figs_jax.engine.dense_peers`), and the `ideal_speedup` of such
+      an array that compresses N:M at no cost, or None.
+    batch: Images or sequences of that forward pass. Defaults to the batch of
+      the run.
     data_dir: Directory of the data sets, in place of the configured one.
 
   Returns:
@@ -208,9 +213,35 @@ def evaluate(
     "flops_dense": float(engine.flops(layers.dense()).sum()),
   }
   if engine_spec is not None:
-    report = engine.report(rows, engines=[engine_spec])
-    result |= {"engine": engine_spec, "speedup": report.totals[0].speedup}
+    size = experiment.config.batch_size if batch is None else batch
+    result |= speedups(layers_of(model, size), engine_spec)
   return result
+
+
+def speedups(rows: Any, engine_spec: str) -> dict[str, Any]:
+  """`engine`, `speedup`, `baseline` and `ideal_speedup`, as in `evaluate`.
+
+  >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "1:4"}
+  >>> gain = speedups([row], "figs:16x16:overlap=full")
+  >>> gain["baseline"]
+  'ws:8x32:overlap=full:sparse=false:bw_in=16'
+  >>> round(gain["speedup"], 2), round(gain["ideal_speedup"], 2)
+  (3.68, 3.54)
+  """
+  from figs_jax import engine
+
+  report = engine.report(rows, [engine_spec], baseline="dense")
+  (total,), (peer,) = report.totals, report.peers
+  ideal = None
+  if arrays := engine.dense_peers(engine_spec, ideal=True):
+    cycles = min(each.cycles for each in engine.report(rows, arrays).totals)
+    ideal = total.baseline_cycles / cycles
+  return {
+    "engine": engine_spec,
+    "speedup": total.speedup,
+    "baseline": str(peer),
+    "ideal_speedup": ideal,
+  }
 
 
 def _others(values: Mapping[str, list[float]]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def layers_of(
   seed: int | None = None,
   ema: bool = False,
   data_dir: str | None = None,
+  zeros: bool = False,
 ) -> list[dict[str, Any]]:
   """The rows that `figs_jax.engine` takes: one per product of a forward pass.
 
@@ -39,6 +40,8 @@ def layers_of(
     seed: Index of the seed, for a run with several. Defaults to the first.
     ema: Whether to take the run's averaged weights.
     data_dir: Directory of the run's data sets, in place of the configured one.
+    zeros: Whether the zeros of a kernel without a pattern are its mask, as
+      after unstructured pruning.
 
   Returns:
     Rows {"name", "M", "N", "K", "pattern", "count"} as from
@@ -67,14 +70,14 @@ def layers_of(
           f"layers_of: {name}={value!r} applies to a run's workdir only; omit"
           " it for a model"
         )
-    return _rows(source, batch)
+    return _rows(source, batch, zeros)
   # Orbax is needed for checkpoints alone.
   from figs_jax.train.workdir import finished_model
 
   model = finished_model(
     source, step=step, seed=seed, ema=ema, data_dir=data_dir
   )
-  return _rows(model, batch)
+  return _rows(model, batch, zeros)
 
 
 def train_cost(
@@ -124,11 +127,18 @@ def train_cost(
   return run_cost(phases, engine, itemsize=itemsize, dtype=dtype)
 
 
-def _rows(model: nnx.Module, batch: int) -> list[dict[str, Any]]:
-  masks = flatten(nn.split(model)[2])
+def _rows(
+  model: nnx.Module, batch: int, zeros: bool = False
+) -> list[dict[str, Any]]:
+  _, params, masks, *_ = nn.split(model)
+  masks, kernels = flatten(masks), flatten(params) if zeros else {}
   rows = []
   for row in models.gemms_of(model, batch):
-    mask = masks.get(f"{row['name']}/kernel")
+    path = f"{row['name']}/kernel"
+    mask = masks.get(path)
+    if mask is None and _is_known(kernels.get(path)):
+      kept = np.asarray(kernels[path]) != 0
+      mask = None if kept.all() else kept
     if mask is None or not _is_known(mask):
       rows.append(row)
       continue
@@ -151,5 +161,6 @@ def _rows(model: nnx.Module, batch: int) -> list[dict[str, Any]]:
   return rows
 
 
-def _is_known(mask: Any) -> bool:
-  return not isinstance(mask, (jax.core.Tracer, jax.ShapeDtypeStruct))
+def _is_known(array: Any) -> bool:
+  unknown = (jax.core.Tracer, jax.ShapeDtypeStruct)
+  return array is not None and not isinstance(array, unknown)

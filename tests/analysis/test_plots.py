@@ -244,7 +244,7 @@ def test_a_real_run_is_a_point(sparse):
   )
   assert point.error == pytest.approx(last["eval/accuracy_se"])
   assert (point.recipe, point.pattern) == ("sr_ste", "1:4")
-  assert point.speedup > 1
+  assert point.ideal >= point.speedup > 0
 
 
 @pytest.mark.slow

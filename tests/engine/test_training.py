@@ -148,6 +148,8 @@ def test_clocks():
   row = {"name": "ff", "M": 8, "N": 8, "K": 8}
   run = run_cost([(1, [row])], "ws:8x8")
   assert run.seconds(0.5) == 4 * run.seconds(2)
+  slow = run_cost([(1, [row])], "ws:8x8:clock=250")
+  assert slow.seconds() == 4 * run_cost([(1, [row])], "ws:8x8").seconds()
   with pytest.raises(
     ValueError, match="clock_ghz: expected a positive number, got nan"
   ):

@@ -64,6 +64,7 @@ def test_entries_come_once_in_the_order_given():
 
 SPECS = ["ws:32x32", "is", "os", "figs:32x16:alpha=7", "vegeta-s-16-2"]
 SPECS += ["vegeta", "tensorcore:h200", "gpu:h200", "tpu:v5e", "csr:h200"]
+SPECS += ["nm-spmm:a100", "trainium2", "trainium3:dtype=fp8"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -73,10 +74,11 @@ def test_engines_have_sources(spec):
 
 
 def test_every_kind_of_engine_is_known():
-  assert {re.split("[:-]", spec)[0] for spec in SPECS} == set(citations.ENGINES)
+  kinds = {spec.partition(":")[0] for spec in SPECS} - {"vegeta-s-16-2"}
+  assert kinds == set(citations.ENGINES)
   with pytest.raises(ValueError) as error:
     parse("nonsense")
-  known = re.findall(r"[a-z]+", str(error.value).partition("nown: ")[2])
+  known = re.findall(r"[a-z0-9-]+", str(error.value).partition("nown: ")[2])
   assert set(known) == set(citations.ENGINES)
 
 

@@ -85,7 +85,7 @@ def test_evaluate_prints_one_json_object(evaluated):
   assert len(result["accuracies"]) == 2
   assert 0 < result["bytes_packed"] < result["bytes_dense"]
   assert result["flops"] < result["flops_dense"]
-  assert result["speedup"] > 1
+  assert result["ideal_speedup"] > 1 and ":sparse=false" in result["baseline"]
 
 
 def test_evaluate_an_earlier_step(evaluated):

@@ -146,4 +146,9 @@ def _clockable(engine: Engine) -> Any:
       f"simulate: {engine} bounds the memory, which is not clocked; leave"
       " dram_bw out"
     )
+  if getattr(engine, "granularity", "layer") != "layer":
+    raise ValueError(
+      f"simulate: {engine} gives rows their own patterns, which is not clocked;"
+      " leave granularity out"
+    )
   return engine

@@ -7,17 +7,20 @@ of every m inputs. With P multipliers its utilisation is at most
   min(1, I O (n / m) / P)                                                    (1)
 
 so that a sparse engine has to take more inputs (VEGETA) or hold more outputs
-(FIGS). `ledger` shows the cost of each.
+(FIGS). `ledger` shows the cost of each, and `dense_peers` are the arrays to
+compare with.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.spec import Engine
+from figs_jax.engine.spec import Engine, text_of
+from figs_jax.engine.spec_text import parse
 
 
 def utilisation_bound(
@@ -41,6 +44,46 @@ def utilisation_bound(
   """
   work = np.asarray(inputs) * np.asarray(outputs) * np.asarray(density)
   return np.minimum(1.0, work / np.asarray(multipliers))
+
+
+def dense_peers(
+  engine: Engine | str, ideal: bool = False
+) -> tuple[Engine, ...]:
+  """The dense arrays that an engine is to be compared with.
+
+  Systolic arrays of every dataflow and shape with as many multipliers, behind
+  an input port as wide, and with the same overlap, output port, memory and
+  clock. A layer's speed-up over the fastest of them is what sparse hardware
+  gains, and not what is regained from a badly chosen shape.
+
+  Args:
+    engine: Array with scalar fields, or its spec.
+    ideal: Whether the arrays compress N:M at no cost, as no hardware does; the
+      fastest of them bounds what an engine of that size could gain.
+
+  Returns:
+    The arrays; none for an engine without multipliers to count.
+
+  >>> peers = dense_peers("figs:4x2")
+  >>> len(peers), str(peers[0])
+  (12, 'ws:1x8:sparse=false:bw_in=4')
+  """
+  engine = parse(engine)
+  parts, width = engine.parts(), engine.input_width
+  if parts is None or width is None:
+    return ()
+  names = ("overlap", "bw_out", "dram_bw", "clock")
+  shared = {x: getattr(engine, x) for x in names if hasattr(engine, x)}
+  keys = {"sparse": ideal, "bw_in": width} | shared
+  text = "".join(f":{key}={text_of(value)}" for key, value in keys.items())
+  size = int(parts.multipliers)
+  shapes = [(r, size // r) for r in range(1, size + 1) if size % r == 0]
+  arrays = [
+    parse(f"{dataflow}:{rows}x{cols}{text}")
+    for dataflow in ("ws", "is", "os")
+    for rows, cols in shapes
+  ]
+  return tuple(dataclasses.replace(array, name="") for array in arrays)
 
 
 def ledger(

@@ -76,6 +76,7 @@ class MeasuredPair(NamedTuple):
 
   @property
   def speedup(self) -> float:
+    """Time of the dense call over that of the 2:4 call."""
     return self.dense_us / self.sparse_us
 
 
@@ -93,7 +94,7 @@ def modelled(pairs: Sequence[MeasuredPair], **fields: Any) -> np.ndarray:
   >>> modelled([pair], ideal=True).round().tolist()
   [[[441.0]], [[220.0]]]
   """
-  designs = {
+  designs: dict[str, Any] = {
     name: np.asarray(value)[:, None] if np.ndim(value) else value
     for name, value in fields.items()
   }
@@ -103,10 +104,10 @@ def modelled(pairs: Sequence[MeasuredPair], **fields: Any) -> np.ndarray:
   for kind in dict.fromkeys(kinds):
     chip, itemsize = kind
     here = [place for place, other in enumerate(kinds) if other == kind]
-    sizes = np.array([pairs[place][2:5] for place in here] * 2).T
+    M, N, K = np.array([pairs[place][2:5] for place in here] * 2).T
     kept = np.repeat([4, 2], len(here))
     engine = dataclasses.replace(parse(f"tensorcore:{chip}"), **designs)
-    cycles = engine.counts(Gemm(*sizes, kept, 4), itemsize)["cycles"]
+    cycles = engine.counts(Gemm(M, N, K, kept, 4), itemsize)["cycles"]
     both = np.split(np.atleast_2d(cycles) / 1000, 2, axis=-1)
     times[..., here] = both
   return times
@@ -201,9 +202,10 @@ def left_one_out(
     raise ValueError("left_one_out: expected two sources or more, got one")
   times, fits = np.empty((2, len(pairs))), []
   for source in dict.fromkeys(sources):
-    held = np.flatnonzero(sources == source)
-    fields = fit([pairs[i] for i in np.flatnonzero(sources != source)])
-    times[:, held] = modelled([pairs[i] for i in held], **fields)[:, 0]
+    held = sources == source
+    fields = fit([pair for pair, out in zip(pairs, held) if not out])
+    own = [pair for pair, out in zip(pairs, held) if out]
+    times[:, held] = modelled(own, **fields)[:, 0]
     fits.append(fields)
   return times, fits
 

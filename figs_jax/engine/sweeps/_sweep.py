@@ -10,12 +10,9 @@ before anything runs.
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import itertools
 import os
 import pathlib
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -24,6 +21,8 @@ import jax
 import numpy as np
 
 from figs_jax.engine._cost import operands
+from figs_jax.engine.area import AT_45_NM as AREA_AT_45_NM
+from figs_jax.engine.area import Area
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.int64 import Singles, fastest
 from figs_jax.engine.layers import Layers
@@ -40,6 +39,7 @@ from figs_jax.engine.sweeps.axes import (
   workloads_of,
 )
 from figs_jax.engine.sweeps.device import Walker
+from figs_jax.engine.sweeps.files import write_csv, write_npz
 from figs_jax.engine.sweeps.points import Machine, Points, overflow_check
 from figs_jax.engine.sweeps.reductions import (
   By,
@@ -76,6 +76,7 @@ def sweep(
   energy: Energy | None = None,
   precision: str = "exact",
   devices: Sequence[jax.Device] | None = None,
+  area: Area = AREA_AT_45_NM,
   *,
   dtype: str | None = None,
 ) -> Sweep:
@@ -98,6 +99,7 @@ def sweep(
     precision: "exact", or "float32" for devices on which int64 and float64 are
       slow; see `Sweep`.
     devices: Devices to split the points over. Defaults to all local devices.
+    area: Square micrometres per part.
     dtype: Data type of the operands; see `cost`.
 
   Raises:
@@ -141,7 +143,7 @@ def sweep(
     for point in itertools.product(*(axes[name] for name in chosen)):
       choices = dict(zip(chosen, point))
       chosen_design = design(one, choices)
-      machine = Machine(*operands(chosen_design, itemsize, energy, dtype))
+      machine = Machine(*operands(chosen_design, itemsize, energy, dtype), area)
       for label, table in tables.items():
         labels = {"workload": label} if tables.keys() != {""} else {}
         labels |= {"engine": str(one)} if several else {}
@@ -265,6 +267,37 @@ class Sweep:
     columns = self._columns([numbers for numbers, _, _ in fronts], order)
     return columns | _asked({x: xs[order], y: ys[order]}, columns)
 
+  def sample(
+    self, names: Sequence[By], count: int, *, where: Where = None, seed: int = 0
+  ) -> dict[By, np.ndarray]:
+    """Quantities of at most `count` random points, as for a picture.
+
+    Args:
+      names: Quantities, or "engine" where there are several.
+      count: Number of points to draw; those that are impossible, not allowed or
+        drawn twice are left out.
+      where: Conditions on the points.
+      seed: Seed of the draw.
+
+    Raises:
+      ValueError: If a field is unknown.
+    """
+    labels = {*self.parts[0].labels}
+    quantities = [name for name in names if name not in labels]
+    fields = (x for name in quantities for x in quantity_names(name))
+    self._check((*fields, *condition_names(where)))
+    draw = np.random.default_rng(seed)
+    each = []
+    for part in self.parts:
+      size = part.points.count
+      number = np.arange(size)
+      if len(self) > count:
+        number = draw.integers(0, size, round(count * size / len(self)))
+      number, fields = _allowed(part, number, where)
+      columns = _labelled(part, fields, labels)
+      each.append(columns | {by: _value(by, fields) for by in quantities})
+    return {x: np.concatenate([columns[x] for columns in each]) for x in names}
+
   def summary(
     self, by: By, *, where: Where = None, steps: int = _STEPS
   ) -> dict[str, Any]:
@@ -356,7 +389,7 @@ class Sweep:
     if isinstance(names, str) or not len(names):
       raise ValueError(f"sweep fields {names!r}: give a list of names")
     self._check((*names, *condition_names(where)), self.columns)
-    writers = {".csv": _write_csv, ".npz": _write_npz}
+    writers = {".csv": write_csv, ".npz": write_npz}
     if path.suffix not in writers:
       raise ValueError(f"sweep file {str(path)!r}: end it in .csv or .npz")
     if path.exists() and not (overwrite and path.is_file()):
@@ -430,7 +463,7 @@ def _check_engines(engines: Sequence[Engine]) -> None:
     if engine.unit != engines[0].unit:
       raise ValueError(
         f"sweep: {engines[0]} counts {engines[0].unit} and {engine}"
-        f" {engine.unit}, and no clock is known; sweep them apart"
+        f" {engine.unit}, which do not compare; sweep them apart"
       )
 
 
@@ -566,27 +599,3 @@ def _specs(
   for row in set(rows):
     known[row] = str(design(engine, dict(zip(names, row))))
   return np.array([known[row] for row in rows] or [str(engine)] * length, "U")
-
-
-@contextlib.contextmanager
-def _write_csv(path: pathlib.Path, names: Sequence[str]) -> Iterator[Any]:
-  with open(path, "w", newline="") as file:
-    writer = csv.writer(file)
-    writer.writerow(names)
-    yield lambda columns: writer.writerows(
-      zip(*(columns[name].tolist() for name in names))
-    )
-
-
-@contextlib.contextmanager
-def _write_npz(path: pathlib.Path, names: Sequence[str]) -> Iterator[Any]:
-  chunk = itertools.count()
-  with zipfile.ZipFile(path, "w") as archive:
-
-    def put(columns):
-      index = next(chunk)
-      for name in names:
-        with archive.open(f"{name}.{index}.npy", "w") as member:
-          np.lib.format.write_array(member, columns[name])
-
-    yield put

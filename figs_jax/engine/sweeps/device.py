@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from figs_jax.engine.int64 import Longs, Singles, Whole
 from figs_jax.engine.spec import nearest
-from figs_jax.engine.sweeps.points import MEANS, Machine, Points
+from figs_jax.engine.sweeps.points import MEANS, OF_DESIGN, Machine, Points
 from figs_jax.engine.sweeps.reductions import Reduction
 
 # Points of a block: its vectors stay in a core's cache, and a loop over them is
@@ -224,7 +224,9 @@ class Program:
       count = results["count"]
       time = (count * results["cycles"]).astype(float)
       terms = {
-        name: time * results[name]
+        name: results[name] - sums[name]  # of a design, equal in all layers
+        if name in OF_DESIGN
+        else time * results[name]
         if name in MEANS
         else count.astype(results[name].dtype) * results[name]
         for name in own

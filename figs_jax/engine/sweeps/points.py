@@ -17,9 +17,12 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+import jax
 import numpy as np
 
 from figs_jax.engine._cost import gemm_cost
+from figs_jax.engine.area import AT_45_NM as AREA_AT_45_NM
+from figs_jax.engine.area import Area
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.int64 import INT64_MAX, Interval
 from figs_jax.engine.layers import Layers
@@ -29,26 +32,58 @@ from figs_jax.engine.sweeps.axes import SIZES, parts_of, read_axis
 GEMM = (*SIZES, "n", "m")
 # Fields that are not sums over layers but means, weighted by cycles.
 MEANS = ("utilisation", "mapping_efficiency")
+# Fields of a design, whatever it runs.
+OF_DESIGN = ("area_mm2",)
 _JOINT = 2**24  # entries of a mask of all reasons for which points fail
 _BOXES = 2000  # boxes that `overflow_check` looks into
 
 
+class UnreadMasksError(ValueError):
+  """Real masks decide more than a sweep of this engine can read."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
-  """What is evaluated at every point; numeric fields come from the tables."""
+  """What is evaluated at every point; numeric fields come from the tables.
+
+  Attributes:
+    engine: Engine whose other fields hold at every point.
+    itemsize: Bytes per value.
+    energy: Picojoules per operation.
+    area: Square micrometres per part.
+    occupancy: Structure of the `Engine.occupancy` under real masks, whose
+      numbers are values "occupancy 0", ...; None without masks.
+  """
 
   engine: Engine
   itemsize: int | Fraction
   energy: Energy
+  area: Area = AREA_AT_45_NM
+  occupancy: Any = None
 
   def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
     """All fields of a GEMM on a design, in the numbers of its values.
+
+    Beside the counts and `energy_pj`: `time_ns`, the cycles at the engine's
+    clock, and `area_mm2` where the engine knows its parts.
 
     Args:
       values: M, N, K, n, m and every numeric field of the engine.
     """
     gemm = Gemm(*(values[name] for name in GEMM))
-    return gemm_cost(gemm, self.design(values), self.itemsize, self.energy)
+    engine = self.design(values)
+    run = None
+    if self.occupancy is not None:
+      numbers = map(_occupancy_name, range(self.occupancy.num_leaves))
+      run = jax.tree.unflatten(self.occupancy, [values[x] for x in numbers])
+    options: Any = {"itemsize": self.itemsize, "energy": self.energy}
+    fields = gemm_cost(gemm, engine, **options, run=run)
+    fields["time_ns"] = engine.nanoseconds(fields["cycles"])
+    parts = engine.parts()
+    if parts is not None:
+      each = self.area.square_millimetres(parts).values()
+      fields["area_mm2"] = sum(each)
+    return fields
 
   def design(self, values: Mapping[str, Any]) -> Engine:
     """The engine with these fields, unchecked: designs may be impossible."""
@@ -93,8 +128,10 @@ class Points:
 
     Raises:
       ValueError: If an axis is illegal (`read_axis`), given twice or missing;
-        the layers have real masks, which would go unused, or none is sparse
-        where patterns vary; or a value of an axis makes no point possible.
+        no layer is sparse where patterns vary; or a value of an axis makes no
+        point possible.
+      UnreadMasksError: If the layers' real masks decide more than the engine's
+        `occupancy`.
     """
     engine = machine.engine
     columns: dict[str, np.ndarray] = {}
@@ -115,7 +152,9 @@ class Points:
     values = dict.fromkeys(("n", "m", "count"), one)
     values |= {name: column[..., None] for name, column in columns.items()}
     if layers is not None:
-      values |= _of_layers(layers, values, "m" in columns)
+      own, occupancy = _of_layers(layers, values, "m" in columns, machine)
+      values |= own
+      machine = dataclasses.replace(machine, occupancy=occupancy)
     for name in GEMM:
       if name not in values:
         raise ValueError(
@@ -166,12 +205,14 @@ class Points:
     if not self.layers:
       return {name: x[:, 0] for name, x in results.items()}
     time = count[:1] * results["cycles"] / 1
-    return {
+    sums = {
       name: (x * time).sum(1) / time.sum(1)
       if name in MEANS
       else (x * count[:1]).sum(1)
       for name, x in results.items()
+      if name not in OF_DESIGN
     }
+    return {x: results[x][:, 0] for x in OF_DESIGN if x in results} | sums
 
   def _refuse_barren(self, names: list[str]) -> None:
     """Raises ValueError where a value of an axis is possible nowhere."""
@@ -214,35 +255,85 @@ class Points:
 
 
 def _of_layers(
-  layers: Layers, values: Mapping[str, np.ndarray], varied: bool
-) -> dict[str, np.ndarray]:
-  """Columns of the layers, equal ones as one; sparse ones take the pattern."""
-  if layers.masks is not None:
-    raise ValueError(
-      "sweep: the layers have real masks, which a sweep does not read; pass"
-      " dataclasses.replace(layers, masks=None) to take patterns at their worst"
-    )
+  layers: Layers,
+  values: Mapping[str, np.ndarray],
+  varied: bool,
+  machine: Machine,
+) -> tuple[dict[str, np.ndarray], Any]:
+  """Columns of the layers, equal ones as one; sparse ones take the pattern.
+
+  Beside them, the structure of what real masks decide; see `Machine`.
+  """
   count = np.asarray(layers.count, np.int64)
   table = np.stack(
     np.broadcast_arrays(*(getattr(layers, x) for x in GEMM), count)
   )
-  columns, place = np.unique(table[:-1], axis=1, return_inverse=True)
-  total = np.zeros(columns.shape[1], np.int64)
-  np.add.at(total, place.reshape(-1), table[-1])
   shape = [1] * (values["n"].ndim - 1) + [-1]
   own = {
     name: np.ascontiguousarray(column).reshape(shape)
-    for name, column in zip((*GEMM, "count"), (*columns, total))
+    for name, column in zip(GEMM, table)
   }
-  if not varied:
-    return own
   sparse = own["n"] < own["m"]
-  if not sparse.any():
+  if varied and not sparse.any():
     raise ValueError(
       "sweep axis 'pattern': it replaces the patterns of sparse layers, and no"
       " layer is sparse"
     )
-  return own | {x: np.where(sparse, values[x], own[x]) for x in ("n", "m")}
+  chosen = own
+  if varied:
+    taken = {x: np.where(sparse, values[x], own[x]) for x in ("n", "m")}
+    chosen = own | taken
+  decided, structure = {}, None
+  if layers.masks is not None:
+    decided, structure = _decided(layers.masks, own, chosen, values, machine)
+  keys = [table[:-1], *(x.reshape(-1, x.shape[-1]) for x in decided.values())]
+  _, first, place = np.unique(
+    np.concatenate(keys), axis=1, return_index=True, return_inverse=True
+  )
+  total = np.zeros(len(first), np.int64)
+  np.add.at(total, place.reshape(-1), table[-1])
+  columns = {name: x[..., first] for name, x in (chosen | decided).items()}
+  return columns | {"count": total.reshape(shape)}, structure
+
+
+def _decided(
+  masks: Any,
+  own: Mapping[str, np.ndarray],
+  chosen: Mapping[str, np.ndarray],
+  values: Mapping[str, np.ndarray],
+  machine: Machine,
+) -> tuple[dict[str, np.ndarray], Any]:
+  """What the masks decide at every point, as open tables, and its structure.
+
+  A mask is of its layer's own pattern; under another the worst is assumed.
+  """
+  if not machine.engine.sweeps_masks:
+    raise UnreadMasksError(
+      f"sweep {machine.engine}: the layers have real masks, which decide more"
+      " than a sweep reads; to take patterns at their worst pass"
+      " dataclasses.replace(layers, masks=None)"
+    )
+  engine, count = machine.design(values), len(masks)
+  real, worst = (
+    engine.occupancy(Gemm(*(x[name] for name in GEMM)), known, check=False)
+    for x, known in ((own, masks), (chosen, (None,) * count))
+  )
+  same = (own["n"] == chosen["n"]) & (own["m"] == chosen["m"])
+  leaves, structure = jax.tree.flatten(real)
+  rank = own["n"].ndim
+  decided = {}
+  for i, pair in enumerate(zip(leaves, jax.tree.leaves(worst))):
+    pair = [np.asarray(x, np.int64) for x in pair]
+    table = np.where(same, *pair)
+    table = table.reshape((1,) * (rank - table.ndim) + table.shape)
+    decided[_occupancy_name(i)] = np.broadcast_to(
+      table, (*table.shape[:-1], count)
+    )
+  return decided, structure
+
+
+def _occupancy_name(index: int) -> str:
+  return f"occupancy {index}"
 
 
 def _possible(design: Engine, n: Any, m: Any) -> tuple[np.ndarray, ...]:
@@ -307,9 +398,12 @@ def _bounds(points: Points, box: Any) -> dict[str, Interval]:
   ]
   if not points.layers:
     return of_layers[0]
+  first, *rest = of_layers
   return {
-    name: functools.reduce(operator.add, (layer[name] for layer in of_layers))
-    for name in of_layers[0]
+    name: x
+    if name in OF_DESIGN
+    else functools.reduce(operator.add, (layer[name] for layer in rest), x)
+    for name, x in first.items()
   }
 
 
@@ -320,7 +414,11 @@ def _gemm(points: Points, values: dict[str, np.ndarray]) -> dict[str, Interval]:
   count = numbers["count"]
   time = count * fields["cycles"]
   return {
-    name: x + 0 * time if name in MEANS else count * x
+    name: x
+    if name in OF_DESIGN
+    else x + 0 * time
+    if name in MEANS
+    else count * x
     for name, x in fields.items()
   }
 

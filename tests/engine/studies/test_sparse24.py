@@ -1,6 +1,7 @@
 """The fit of 2:4 tensor cores: it finds what made the calls, and the preset."""
 
 import csv
+import importlib.util
 import pathlib
 
 import numpy as np
@@ -88,3 +89,16 @@ def test_too_few_calls_or_sources_are_refused(pairs):
     fit_sparse24(pairs[:1])
   with pytest.raises(ValueError, match="expected two sources or more, got"):
     left_one_out(pairs[:3])
+
+
+def test_the_page_is_what_the_code_gives():
+  path = pathlib.Path(__file__).parents[3] / "benchmarks" / "fit_sparse24.py"
+  spec = importlib.util.spec_from_file_location("fit_sparse24", path)
+  script = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(script)
+  text = script.PAGE.read_text()
+  # The candidates take many fits; one of them is the preset's.
+  blocks = tuple(name for name in script.BLOCKS if name != "candidates")
+  assert script.written(text, blocks) == text, (
+    "out of date: python benchmarks/fit_sparse24.py --write"
+  )

@@ -443,7 +443,7 @@ def test_layers_that_do_not_go_with_a_sweep_are_refused():
     sweep("ws", {"pattern": ["1:2"]}, layers=ROWS[:1])
   masked = Layers.of([ROWS[0] | {"mask": np.ones((768, 768), bool)}])
   with pytest.raises(ValueError, match="real masks.*masks=None"):
-    sweep("ws", {"rows": [8]}, layers=masked)
+    sweep("figs:exchange=swap", {"rows": [8]}, layers=masked)
   with pytest.raises(ValueError, match="'cycle': did you mean 'cycles'"):
     sweep("ws", SIZES).smallest("cycle")
   for k in (0, -1, 1.5, True):

@@ -1,0 +1,1 @@
+"""Training steps on clusters: how models are spread, memory, time."""
