@@ -308,7 +308,10 @@ def read_pattern(text: Any) -> tuple[int, NM]:
     match = re.fullmatch(r"\s*(\d{1,9})\s*:([^:]*:[^:]*)", text)
   if match is None:
     return 0, NM.parse(text)
-  v, pattern = int(match[1]), NM.parse(match[2])
+  try:
+    v, pattern = int(match[1]), NM.parse(match[2])
+  except ValueError:
+    return 0, NM.parse(text)  # its message
   if v < 1 or pattern.n != 2 or pattern.m < 4:
     raise ValueError(
       f"Invalid V:N:M pattern {text!r}: expected 'V:2:M' with M of at least 4,"
