@@ -3,10 +3,7 @@
 The loss and each metric is a `Mean`, which gradient accumulation combines
 exactly, or a scalar, whose mean over micro-batches is taken.
 
-One rule holds for labels and target tokens: `IGNORED` (-100) counts in neither
-sum nor weight, nor does padding (token 0). Any other label outside of the
-classes raises ValueError; inside a trace, where values are not known, the loss
-is NaN.
+Labels and target tokens follow the rule of `figs_jax.data.labels`.
 """
 
 from __future__ import annotations
@@ -20,9 +17,8 @@ import optax
 from flax import nnx
 
 from figs_jax.core.types import Array
+from figs_jax.data.labels import label_weights, padded
 from figs_jax.data.mixup import mixup
-
-IGNORED = -100
 
 
 class Mean(NamedTuple):
@@ -54,31 +50,6 @@ class Mean(NamedTuple):
 def as_mean(value: Any) -> Mean:
   """The mean itself; that of a scalar has weight 1."""
   return value if isinstance(value, Mean) else Mean(value, 1.0)
-
-
-def label_weights(labels: Any, classes: int) -> Array:
-  """1 for a label that counts, 0 for `IGNORED`, NaN for others in a trace.
-
-  Args:
-    labels: Int [...].
-    classes: Number of classes; labels are 0 to classes - 1.
-
-  Raises:
-    ValueError: If a label that is neither is known.
-
-  >>> label_weights(jnp.array([2, -100]), 3).tolist()
-  [1.0, 0.0]
-  """
-  ignored = jnp.equal(labels, IGNORED)
-  known = ignored | ((labels >= 0) & (labels < classes))
-  if not isinstance(known, jax.core.Tracer) and not known.all():
-    wrong = jnp.asarray(labels)[~known].ravel()[0]
-    raise ValueError(
-      f"expected labels from 0 to {classes - 1}, or {IGNORED} for those to"
-      f" ignore, got {wrong}; set the number of classes (vocab= of T5), or"
-      " correct the data"
-    )
-  return jnp.where(ignored, 0.0, jnp.where(known, 1.0, jnp.nan))
 
 
 def cross_entropy(
@@ -161,8 +132,8 @@ class TeacherForcing:
   """Mean cross-entropy of target tokens given the tokens before them, in nats.
 
   The mean is over the tokens of the whole batch, without padding (id 0) and
-  `IGNORED` ones, which the model sees as padding. The accuracy is the share of
-  tokens that the model ranks first.
+  ignored (-100) ones, which the model sees as padding. The accuracy is the
+  share of tokens that the model ranks first.
 
   Attributes:
     smoothing: Label smoothing over the whole vocabulary.
@@ -193,15 +164,6 @@ class TeacherForcing:
 
 
 teacher_forcing = TeacherForcing()
-
-
-def padded(targets: Any) -> Array:
-  """The targets with padding (id 0) in place of `IGNORED`.
-
-  >>> padded(jnp.array([5, -100, 1])).tolist()
-  [5, 0, 1]
-  """
-  return jnp.where(jnp.equal(targets, IGNORED), 0, targets)
 
 
 def token_losses(

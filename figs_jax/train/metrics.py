@@ -15,9 +15,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
-from figs_jax.train.losses import label_losses
+from figs_jax.data.labels import label_weights
 
 Sums = dict[str, Any]
 Values = Iterator[tuple[str, np.ndarray]]
@@ -41,8 +42,13 @@ class LabelAccuracy:
   """Accuracy and loss of images with one label each."""
 
   def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
-    losses, hits, weights = label_losses(model(batch["image"]), batch["label"])
+    logits, labels = model(batch["image"]), batch["label"]
+    weights = label_weights(labels, logits.shape[-1])
     valid = jnp.where(batch["valid"], weights, 0.0)
+    hits = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, jnp.where(weights == 1, labels, 0)
+    )
     return {
       "hits": (hits * valid).sum(),
       "losses": (losses * valid).sum(),

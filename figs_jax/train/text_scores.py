@@ -17,8 +17,9 @@ import numpy as np
 from flax import nnx
 
 from figs_jax.core.types import Array
+from figs_jax.data.labels import padded
 from figs_jax.models import decode
-from figs_jax.train.losses import padded, token_losses
+from figs_jax.train.losses import token_losses
 from figs_jax.train.metrics import Sums, Values, accuracy_and_loss, as_counted
 
 # The scores of GLUE's tasks (Wang et al., arXiv 1804.07461, table 1).

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from figs_jax.data.labels import IGNORED
 from figs_jax.data.mixup import mixup
 from figs_jax.train.losses import (
-  IGNORED,
   MixedCrossEntropy,
   TeacherForcing,
   cross_entropy,
