@@ -118,12 +118,14 @@ class T5(nnx.Module):
     target_length: Length of the targets that `gemms` assumes.
     scan: Whether to scan over one stacked block per stack (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
-    dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
+    dtype: Dtype of the computation, as in "bfloat16". Logits are float32. In
+      float16 activations would overflow, so it is refused.
     param_dtype: Dtype of the parameters.
     rngs: Random streams `params` and, with dropout, `dropout`.
 
   Raises:
-    ValueError: If a size is below 1 or the buckets do not fit the distance.
+    ValueError: If a size is below 1, the buckets do not fit the distance, or
+      dtype is float16.
   """
 
   words: ClassVar[dict[str, str]] = word_table(
@@ -423,6 +425,11 @@ class T5(nnx.Module):
     )
 
   def _check(self) -> None:
+    if self.dtype == jnp.float16:
+      raise ValueError(
+        "T5: expected dtype float32 or bfloat16, got float16, in which its"
+        " activations overflow (above 65,504); use bfloat16"
+      )
     check_positive(
       self, "width", "depth", "decoder_depth", "heads", "head_dim", "mlp_dim",
       "vocab", "input_length", "target_length",

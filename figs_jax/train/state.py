@@ -44,7 +44,8 @@ class TrainState:
     seed: Seed, uint32 scalar; dropout's key is fold_in(seed, step).
     params: Nested dict of parameters.
     masks: Nested dict of Boolean masks, None at dense leaves.
-    opt_state: State of the optimizer.
+    opt_state: State of the optimizer, which sees gradients and parameters in
+      float32 (or wider).
     rest: Other state of the model (batch statistics, random streams).
     ema: Averaged parameters in float32 (or wider), or None.
     graphdef, bound, tx, loss: Static objects.
@@ -124,7 +125,7 @@ class TrainState:
     graphdef, params, _, rest = nn.split(model)
     check_finite(params)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
-    opt_state = tx.init(params)
+    opt_state = tx.init(_wide(params))
     recipe.check(opt_state)
     return cls(
       step=jnp.zeros((), jnp.int32),
@@ -230,8 +231,9 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   moment = recipe.at(state.step, switched)
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
   grads, loss, metrics, rest = _gradients(state, batch, moment.leak, key)
+  # In float32: as float16, eps = 1e-8 is 0, and moments stick in 16 bits.
   updates, opt_state = state.tx.update(
-    grads, state.opt_state, state.params, masks=state.masks
+    _wide(grads), state.opt_state, _wide(state.params), masks=state.masks
   )
   params = optax.apply_updates(state.params, updates)
   masks = bound.masks(

@@ -215,3 +215,36 @@ def test_averages_of_low_precision_move(decay):
   finished = state.finished(ema=True).w[...]
   assert finished.dtype == jnp.bfloat16
   np.testing.assert_array_equal(finished, state.ema["w"].astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["dense", "ste", "sr_ste", "step"])
+def test_adam_sees_float32(name, dtype):
+  """In float16, 1e-8 is 0, and an input without signal made 0 / 0."""
+  recipe = recipes.create(name, "1:4", total_steps=10, dense=0.0)
+  params = []
+  for each in (dtype, "float32"):
+    model = Classes(nnx.Rngs(0))
+    kernel = model.out.kernel[...].astype(dtype).astype(each)
+    model.out.kernel.set_value(kernel)
+    model = figs.sparsify(model, recipe)
+    state = TrainState.create(model, recipe, recipe.adamw(1e-2))
+    image = jax.random.normal(jax.random.key(0), (6, 4)).at[:, 3].set(0.0)
+    for _ in range(4):
+      state, _ = train_step(state, {"image": image, "label": jnp.arange(6) % 3})
+    params.append(np.asarray(state.params["out"]["kernel"], np.float32))
+    floats = jax.tree.leaves(state.opt_state)
+    assert not [x for x in floats if x.dtype in (jnp.float16, jnp.bfloat16)]
+  np.testing.assert_allclose(*params, atol=0.02)
+
+
+def test_second_moments_do_not_stick():
+  """An exponential mean in bfloat16 stands still at a part of its limit."""
+  recipe = recipes.create("dense", "1:4", total_steps=10)
+  tx = recipe.adamw(0.0, weight_decay=0.0)
+  state = TrainState.create(Weights("bfloat16"), recipe, tx, loss=weighted)
+  x = np.full((1, 4), 0.25, jnp.bfloat16)
+  body = lambda state, _: (update(state, x)[0], None)  # noqa: E731
+  state, _ = jax.lax.scan(body, state, None, length=3000)
+  nu = optax.tree.get(state.opt_state, "nu")["w"]
+  np.testing.assert_allclose(nu, 0.25**2 * (1 - 0.999**3000), rtol=1e-4)
