@@ -10,6 +10,8 @@ Hours:     not measured.
 Expected:  published single runs of ViT-Base (table 2 of that paper), top-1 %:
            dense 76.39; at 1:8 on the feed-forward SR-STE 77.87, MdGf-exp
            78.01, FiGS (SdGf-geometric) 78.18.
+Sources:   the binary cross-entropy is from vit_base_training.yaml of the
+           authors' code (abhibambhaniya/progressive_gradient_flow_nm_sparsity).
 """
 
 from figs_jax.train.config import default_config
@@ -39,6 +41,7 @@ def get_config(arg: str = "figs"):
   config.optimizer.b2 = 0.999
   config.optimizer.weight_decay = 0.01
   config.optimizer.clip = 1.0
+  config.loss = "bce"
   config.mixup = 0.5
   config.data.name = "imagenet2012"
   config.data.eval_split = "validation"

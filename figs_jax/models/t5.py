@@ -38,6 +38,7 @@ from figs_jax.models.t5_stack import (
   StackShape,
   normal,
 )
+from figs_jax.nn.initializers import drawing_dtype, in_float32
 
 PAD, EOS = 0, 1
 
@@ -117,12 +118,14 @@ class T5(nnx.Module):
     target_length: Length of the targets that `gemms` assumes.
     scan: Whether to scan over one stacked block per stack (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
-    dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
+    dtype: Dtype of the computation, as in "bfloat16". Logits are float32. In
+      float16 activations would overflow, so it is refused.
     param_dtype: Dtype of the parameters.
     rngs: Random streams `params` and, with dropout, `dropout`.
 
   Raises:
-    ValueError: If a size is below 1 or the buckets do not fit the distance.
+    ValueError: If a size is below 1, the buckets do not fit the distance, or
+      dtype is float16.
   """
 
   words: ClassVar[dict[str, str]] = word_table(
@@ -178,13 +181,13 @@ class T5(nnx.Module):
       dropout=dropout,
       scan=scan,
     )
-    # Looked up in the parameters' dtype: the gradient adds up many rows.
+    # Looked up in float32: the gradient adds up many rows.
     self.shared = nnx.Embed(
       vocab,
       width,
-      dtype=param_dtype,
+      dtype=drawing_dtype(param_dtype),
       param_dtype=param_dtype,
-      embedding_init=nnx.initializers.normal(1.0),
+      embedding_init=in_float32(nnx.initializers.normal(1.0)),
       rngs=rngs,
     )
     self.encoder = Stack(parts, shape, depth, EncoderBlock)
@@ -422,6 +425,11 @@ class T5(nnx.Module):
     )
 
   def _check(self) -> None:
+    if self.dtype == jnp.float16:
+      raise ValueError(
+        "T5: expected dtype float32 or bfloat16, got float16, in which its"
+        " activations overflow (above 65,504); use bfloat16"
+      )
     check_positive(
       self, "width", "depth", "decoder_depth", "heads", "head_dim", "mlp_dim",
       "vocab", "input_length", "target_length",

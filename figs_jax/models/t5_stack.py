@@ -15,6 +15,7 @@ from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import stack
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
+from figs_jax.nn.initializers import in_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class PositionBias(nnx.Module):
   """A learned bias per bucket and head, shared by all blocks of a stack."""
 
   def __init__(self, parts: Parts, shape: StackShape, bidirectional: bool):
-    init = nnx.initializers.normal(shape.width**-0.5)
+    init = in_float32(nnx.initializers.normal(shape.width**-0.5))
     size = (shape.num_buckets, shape.heads)
     table = init(parts.rngs.params(), size, parts.param_dtype)
     self.embedding = nnx.Param(table)

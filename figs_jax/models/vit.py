@@ -36,6 +36,7 @@ from figs_jax.models.sizes import (
   pair,
 )
 from figs_jax.nn import SparseConv
+from figs_jax.nn.initializers import in_float32
 
 SIZES: dict[str, dict[str, int]] = {
   "Ti": {"width": 192, "depth": 12, "heads": 3, "mlp_dim": 768},
@@ -148,7 +149,7 @@ class ViT(nnx.Module):
       self.cls_token = nnx.Param(jnp.zeros((1, 1, width), param_dtype))
     if pos == "learned":
       shape = (1, self.tokens, width)
-      normal = nnx.initializers.normal(0.02)
+      normal = in_float32(nnx.initializers.normal(0.02))
       self.pos_embed = nnx.Param(normal(rngs.params(), shape, param_dtype))
     self.dropout = parts.dropout(dropout)
     self.drop_path = drop_path

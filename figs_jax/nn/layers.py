@@ -21,6 +21,7 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.rules import check_groups
 from figs_jax.core.soft import s_ste
 from figs_jax.core.types import Array, Bool, Float
+from figs_jax.nn.initializers import drawing_dtype
 from figs_jax.nn.kernel_axes import (
   Axis,
   contraction_axis,
@@ -81,7 +82,10 @@ class Masked(nnx.Module):
     grad_mode: GradMode = "ste",
     **kwargs: Any,
   ):
-    super().__init__(*args, **kwargs)
+    dtype = jnp.dtype(kwargs.get("param_dtype", jnp.float32))
+    super().__init__(*args, **kwargs | {"param_dtype": drawing_dtype(dtype)})
+    if dtype != drawing_dtype(dtype):
+      self._cast(dtype)
     self.group_axis = _negative(group_axis, self.kernel.ndim)
     set_pattern(self, pattern, grad_mode)
 
@@ -98,6 +102,13 @@ class Masked(nnx.Module):
     out = _dense(self, jax.lax.stop_gradient(kernel))(*args, **kwargs)
     args, kwargs = constant((args, kwargs))
     return pruned(out, branch(*args, **kwargs), token_axes(self, out.ndim))
+
+  def _cast(self, dtype: Any) -> None:
+    """Makes this the dtype of the parameters, which were drawn in float32."""
+    for param in (self.kernel, getattr(self, "bias", None)):
+      if isinstance(param, nnx.Param):
+        param.set_value(param[...].astype(dtype))
+    self.param_dtype = dtype
 
   @property
   def grad_mode(self) -> GradMode:

@@ -66,6 +66,7 @@ _NOT_NEGATIVE = (
 _CHOICES = {
   "seeds_mode": ("auto", "vmap", "map"),
   "init_head": ("strict", "fresh"),
+  "loss": ("softmax", "bce"),
   "optimizer.schedule": ("cosine", "linear", "rsqrt", "constant"),
 }
 # Fields of saved runs that 0.2.0 has renamed.

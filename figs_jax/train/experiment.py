@@ -17,7 +17,7 @@ from figs_jax.train import seeds
 from figs_jax.train._run_once import run_once
 from figs_jax.train.config import given, recipe_of, validate
 from figs_jax.train.optimizer import make_optimizer
-from figs_jax.train.state import TrainState
+from figs_jax.train.state import TrainState, check_finite
 from figs_jax.train.tasks import Task, task_of
 
 
@@ -82,12 +82,20 @@ class Experiment:
     return make(self.config.seed)
 
   def placed_state(self, shardings: Any, weights: Any = None) -> TrainState:
-    """`state()` on devices, one sharding per leaf, created where it lives."""
+    """`state()` on devices, one sharding per leaf, created where it lives.
+
+    Raises:
+      ValueError: If a parameter is not finite.
+    """
     if weights is not None:
-      return jax.jit(self.state, out_shardings=shardings)(weights)
-    # As it was traced for `abstract_state`: building a model takes a while.
-    leaves = run_once(self._traced.jaxpr, jax.tree.leaves(shardings))
-    return jax.tree.unflatten(jax.tree.structure(self.abstract_state), leaves)
+      state = jax.jit(self.state, out_shardings=shardings)(weights)
+    else:
+      # As it was traced for `abstract_state`: building a model takes a while.
+      leaves = run_once(self._traced.jaxpr, jax.tree.leaves(shardings))
+      tree = jax.tree.structure(self.abstract_state)
+      state = jax.tree.unflatten(tree, leaves)
+    check_finite(state.params)
+    return state
 
   @property
   def abstract_state(self) -> Any:

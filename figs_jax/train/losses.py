@@ -1,9 +1,15 @@
-"""Losses: functions (model, batch, key) -> (scalar, metrics)."""
+"""Losses: functions (model, batch, key) -> (loss, metrics).
+
+The loss and each metric is a `Mean`, which gradient accumulation combines
+exactly, or a scalar, whose mean over micro-batches is taken.
+
+Labels and target tokens follow the rule of `figs_jax.data.labels`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +17,72 @@ import optax
 from flax import nnx
 
 from figs_jax.core.types import Array
+from figs_jax.data.labels import label_weights, padded
 from figs_jax.data.mixup import mixup
+
+
+class Mean(NamedTuple):
+  """A mean as sum and weight, so that parts of a batch combine exactly.
+
+  Attributes:
+    total: Sum over the examples or tokens.
+    weight: Number of examples or tokens, which is 0 if there are none. No
+      gradient passes through it.
+
+  >>> long, short = Mean(jnp.array(6.0), jnp.array(3)), Mean(1.0, 1)
+  >>> float(long.value), float(short.value)
+  (2.0, 1.0)
+  >>> float(Mean(long.total + short.total, long.weight + short.weight).value)
+  1.75
+  """
+
+  total: Any
+  weight: Any
+
+  @property
+  def value(self) -> Array:
+    """The mean, or 0 if the weight is 0."""
+    total = jnp.asarray(self.total)
+    weight = jax.lax.stop_gradient(jnp.asarray(self.weight, total.dtype))
+    return total / jnp.where(weight == 0, jnp.ones_like(weight), weight)
+
+
+def as_mean(value: Any) -> Mean:
+  """The mean itself; that of a scalar has weight 1."""
+  return value if isinstance(value, Mean) else Mean(value, 1.0)
 
 
 def cross_entropy(
   model: nnx.Module, batch: dict[str, Any], key: Array
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Mean, dict[str, Mean]]:
   """Mean softmax cross-entropy of integer labels, and the accuracy.
 
   Args:
     model: Model from images to logits [batch, classes].
     batch: {"image": [batch, ...], "label": int [batch]}.
     key: Unused, since the model's own streams are seeded already.
+
+  Raises:
+    ValueError: If `label_weights` raises it.
   """
   del key
-  logits = model(batch["image"])
+  losses, hits, weights = label_losses(model(batch["image"]), batch["label"])
+  return _mean(losses, weights), {"accuracy": _mean(hits, weights)}
+
+
+def label_losses(logits: Array, labels: Any) -> tuple[Array, Array, Array]:
+  """(loss in nats, hit, weight) of each label, float32; see `label_weights`.
+
+  Args:
+    logits: Float [..., classes].
+    labels: Int [...].
+  """
+  weights = label_weights(labels, logits.shape[-1])
   losses = optax.softmax_cross_entropy_with_integer_labels(
-    logits, batch["label"]
+    logits, jnp.where(weights == 1, labels, 0)
   )
-  hits = jnp.argmax(logits, -1) == batch["label"]
-  return losses.mean(), {"accuracy": hits.mean(dtype=jnp.float32)}
+  hits = jnp.argmax(logits, -1) == labels
+  return losses.astype(jnp.float32), hits.astype(jnp.float32), weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,38 +90,50 @@ class MixedCrossEntropy:
   """Cross-entropy with mixup and label smoothing, drawn inside the step.
 
   With both at 0 it equals `cross_entropy`. For mixed images, the accuracy
-  counts the label with the larger share.
+  counts the label with the larger share. An image that is mixed with an ignored
+  one counts with its share.
 
   Attributes:
     num_classes: Number of classes.
     mixup: Parameter alpha of mixup; 0 disables it.
     smoothing: Label smoothing.
+    binary: Whether the loss is the binary cross-entropy of each class,
+      averaged over classes as in timm, instead of that of a softmax.
   """
 
   num_classes: int
   mixup: float = 0.0
   smoothing: float = 0.0
+  binary: bool = False
 
   def __call__(
     self, model: nnx.Module, batch: dict[str, Any], key: Array
-  ) -> tuple[Array, dict[str, Array]]:
+  ) -> tuple[Mean, dict[str, Mean]]:
     images = batch["image"]
+    weights = label_weights(batch["label"], self.num_classes)
     targets = jax.nn.one_hot(batch["label"], self.num_classes)
-    targets = optax.smooth_labels(targets, self.smoothing)
+    targets = optax.smooth_labels(targets, self.smoothing) * weights[:, None]
     if self.mixup:
-      images, targets = mixup(key, images, targets, self.mixup)
+      both = jnp.concatenate([targets, weights[:, None]], axis=1)
+      images, both = mixup(key, images, both, self.mixup)
+      targets, weights = both[:, :-1], both[:, -1]
+    targets /= jnp.where(weights == 0, 1.0, weights)[:, None]
     logits = model(images)
-    losses = optax.softmax_cross_entropy(logits, targets)
+    if self.binary:
+      losses = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+    else:
+      losses = optax.softmax_cross_entropy(logits, targets)
     hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
-    return losses.mean(), {"accuracy": hits.mean(dtype=jnp.float32)}
+    return _mean(losses, weights), {"accuracy": _mean(hits, weights)}
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherForcing:
   """Mean cross-entropy of target tokens given the tokens before them, in nats.
 
-  The mean is over the tokens of a batch or micro-batch, without padding (id 0).
-  The accuracy is the share of tokens that the model ranks first.
+  The mean is over the tokens of the whole batch, without padding (id 0) and
+  ignored (-100) ones, which the model sees as padding. The accuracy is the
+  share of tokens that the model ranks first.
 
   Attributes:
     smoothing: Label smoothing over the whole vocabulary.
@@ -79,7 +143,7 @@ class TeacherForcing:
 
   def __call__(
     self, model: nnx.Module, batch: dict[str, Any], key: Array
-  ) -> tuple[Array, dict[str, Array]]:
+  ) -> tuple[Mean, dict[str, Mean]]:
     """Loss and accuracy of a batch.
 
     Args:
@@ -87,14 +151,16 @@ class TeacherForcing:
         it shifts the targets itself.
       batch: {"inputs": int [batch, n], "targets": int [batch, length]}.
       key: Unused, since the model's own streams are seeded already.
+
+    Raises:
+      ValueError: If `label_weights` or the model raises it.
     """
     del key
-    logits = model(batch["inputs"], batch["targets"])
-    losses, hits, counted = token_losses(
-      logits, batch["targets"], self.smoothing
-    )
-    tokens = jnp.maximum(counted.sum(), 1.0)
-    return losses.sum() / tokens, {"accuracy": hits.sum() / tokens}
+    targets = padded(batch["targets"])
+    logits = model(batch["inputs"], targets)
+    losses, hits, counted = token_losses(logits, targets, self.smoothing)
+    tokens = counted.sum()
+    return Mean(losses.sum(), tokens), {"accuracy": Mean(hits.sum(), tokens)}
 
 
 teacher_forcing = TeacherForcing()
@@ -107,13 +173,17 @@ def token_losses(
 
   Args:
     logits: Float [batch, length, vocabulary].
-    targets: Int [batch, length], where 0 is padding.
+    targets: Int [batch, length], where 0 is padding; see `label_weights` too.
     smoothing: Label smoothing.
   """
-  counted = (jnp.asarray(targets) != 0).astype(jnp.float32)
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+  losses, hits, weights = label_losses(logits, targets)
+  counted = jnp.where(jnp.equal(targets, 0), 0.0, weights)
   if smoothing:
     uniform = -jax.nn.log_softmax(logits).mean(-1)
     losses = (1 - smoothing) * losses + smoothing * uniform
-  hits = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
   return losses * counted, hits * counted, counted
+
+
+def _mean(values: Array, weights: Array) -> Mean:
+  total = (values.astype(jnp.float32) * weights).sum()
+  return Mean(total, weights.sum())

@@ -18,6 +18,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from figs_jax.data.labels import label_weights
+
 Sums = dict[str, Any]
 Values = Iterator[tuple[str, np.ndarray]]
 
@@ -40,11 +42,12 @@ class LabelAccuracy:
   """Accuracy and loss of images with one label each."""
 
   def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
-    logits = model(batch["image"])
-    valid = batch["valid"].astype(jnp.float32)
-    hits = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
+    logits, labels = model(batch["image"]), batch["label"]
+    weights = label_weights(labels, logits.shape[-1])
+    valid = jnp.where(batch["valid"], weights, 0.0)
+    hits = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(
-      logits, batch["label"]
+      logits, jnp.where(weights == 1, labels, 0)
     )
     return {
       "hits": (hits * valid).sum(),

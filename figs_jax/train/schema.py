@@ -130,6 +130,11 @@ SHARED: dict[str, Field] = {
 }
 # Fields of families that read images.
 IMAGES: dict[str, Field] = {
+  "loss": Field(
+    "softmax",
+    "Training loss: the cross-entropy of a softmax, or bce, the binary"
+    " cross-entropy of each class, averaged over classes.",
+  ),
   "mixup": Field(0.0, "Parameter alpha of mixup; 0 disables it."),
   "data.name": Field("digits", "Data set: digits, or any of tfds with images."),
   "data.augment": Field(

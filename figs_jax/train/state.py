@@ -8,7 +8,7 @@ arrays. Masks in the state are always those of the state's own step.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,14 @@ from flax import nnx
 from figs_jax import nn
 from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
-from figs_jax.core.tree import map_paths
+from figs_jax.core.tree import flatten, map_paths
 from figs_jax.core.types import Array
 from figs_jax.recipes import BoundRecipe, Recipe
-from figs_jax.train.losses import cross_entropy
+from figs_jax.train.losses import Mean, as_mean, cross_entropy
 
-Loss = Callable[[nnx.Module, Any, Array], tuple[Array, dict[str, Array]]]
+Loss = Callable[
+  [nnx.Module, Any, Array], tuple[Array | Mean, Mapping[str, Array | Mean]]
+]
 
 
 def _static() -> Any:
@@ -42,9 +44,10 @@ class TrainState:
     seed: Seed, uint32 scalar; dropout's key is fold_in(seed, step).
     params: Nested dict of parameters.
     masks: Nested dict of Boolean masks, None at dense leaves.
-    opt_state: State of the optimizer.
+    opt_state: State of the optimizer, which sees gradients and parameters in
+      float32 (or wider).
     rest: Other state of the model (batch statistics, random streams).
-    ema: Averaged parameters, or None.
+    ema: Averaged parameters in float32 (or wider), or None.
     graphdef, bound, tx, loss: Static objects.
     ema_decay, grad_accum_steps, diagnose_every: Static options, see `create`.
   """
@@ -83,16 +86,23 @@ class TrainState:
       model: Sparsified model; training mode is set here.
       recipe: Recipe that decides masks, leak and gradient mode.
       tx: Optimizer from `recipe.transform(...)`.
-      loss: Function (model, batch, key) -> (scalar, {name: scalar}).
+      loss: Function (model, batch, key) -> (loss, {name: metric}), each a
+        scalar or a `figs_jax.train.losses.Mean`; `grad_accum_steps` decides
+        which.
       seed: Seed for dropout and every other draw inside the step.
       ema_decay: Decay of the averaged parameters; 0 disables averaging.
       grad_accum_steps: Micro-batches per optimizer step; must divide the batch.
+        They give the loss, metrics and gradients of the whole batch if the loss
+        returns a `Mean`; of scalars the mean over micro-batches is taken, which
+        is the same only if every micro-batch has the same weight. Dropout and
+        mixup draw anew, and batch statistics move, in each micro-batch.
       diagnose_every: Steps between mask and gradient statistics; 0 disables
         them.
 
     Raises:
-      ValueError: If `tx` lacks a transform that the recipe needs, or the recipe
-        is sparse and no layer of the model is.
+      ValueError: If `tx` lacks a transform that the recipe needs, the recipe
+        is sparse and no layer of the model is, or a parameter is not finite
+        (which is not checked inside a trace).
 
     >>> import figs_jax as figs, optax
     >>> from flax import nnx
@@ -113,8 +123,9 @@ class TrainState:
     bound = recipe.bind(leaves)
     tx = optax.with_extra_args_support(tx)
     graphdef, params, _, rest = nn.split(model)
+    check_finite(params)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
-    opt_state = tx.init(params)
+    opt_state = tx.init(_wide(params))
     recipe.check(opt_state)
     return cls(
       step=jnp.zeros((), jnp.int32),
@@ -123,7 +134,7 @@ class TrainState:
       masks=_first_masks(bound, params, seed),
       opt_state=opt_state,
       rest=rest,
-      ema=jax.tree.map(jnp.copy, params) if ema_decay else None,
+      ema=jax.tree.map(jnp.copy, _wide(params)) if ema_decay else None,
       graphdef=graphdef,
       bound=bound,
       tx=tx,
@@ -148,6 +159,24 @@ class TrainState:
     return evaluation_model(self, *finish(self, ema=ema))
 
 
+def check_finite(params: Any) -> None:
+  """Raises ValueError at a parameter with NaN or infinity, by its path.
+
+  Tracers are not checked.
+  """
+  for path, leaf in flatten(params).items():
+    if not isinstance(leaf, jax.core.Tracer) and not _is_finite(leaf):
+      raise ValueError(
+        f"{path}: expected finite initial values, got NaN or infinity in"
+        f" {leaf.dtype}; use a wider param_dtype, or other weights"
+      )
+
+
+@jax.jit
+def _is_finite(leaf: Array) -> Array:
+  return jnp.isfinite(leaf).all()
+
+
 def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
   """The masks of step 0; those of a dense phase need no selection."""
   timeline = bound.recipe.timeline
@@ -164,8 +193,9 @@ def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
       "expected averaged weights, got a state without; train with"
       " config.ema_decay > 0"
     )
-  bound = state.bound
-  params = state.ema if ema else state.params
+  bound, params = state.bound, state.params
+  if ema:
+    params = _cast_like(state.ema, params)
   if ema and not state.recipe.is_stateful:
     masks = bound.target(params, seed=state.seed)
   else:
@@ -201,8 +231,9 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   moment = recipe.at(state.step, switched)
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
   grads, loss, metrics, rest = _gradients(state, batch, moment.leak, key)
+  # In float32: as float16, eps = 1e-8 is 0, and moments stick in 16 bits.
   updates, opt_state = state.tx.update(
-    grads, state.opt_state, state.params, masks=state.masks
+    _wide(grads), state.opt_state, _wide(state.params), masks=state.masks
   )
   params = optax.apply_updates(state.params, updates)
   masks = bound.masks(
@@ -225,7 +256,7 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     metrics["layers"] = layers_if(due, masks, params, grads, state.masks)
   ema = state.ema
   if state.ema_decay:
-    ema = optax.incremental_update(params, ema, 1 - state.ema_decay)
+    ema = optax.incremental_update(_wide(params), ema, 1 - state.ema_decay)
   new = dataclasses.replace(
     state,
     step=state.step + 1,
@@ -281,7 +312,7 @@ def train_step(
 
 
 def _gradients(state, batch, leak, key):
-  """(mean gradients, loss, metrics, rest) over the micro-batches."""
+  """(gradients, loss, metrics, rest) of a batch, over its micro-batches."""
 
   def loss_of(params, rest, batch, key):
     streams, key = jax.random.split(key)
@@ -289,13 +320,14 @@ def _gradients(state, batch, leak, key):
       state.graphdef, params, state.masks, leak, nn.reseed(rest, streams)
     )
     loss, metrics = state.loss(model, batch, key)
-    return loss, (metrics, nn.split(model)[3])
+    means = jax.tree.map(as_mean, (loss, metrics), is_leaf=_is_mean)
+    return means[0].value, (means, nn.split(model)[3])
 
-  grad = jax.value_and_grad(loss_of, has_aux=True)
+  grad = jax.grad(loss_of, has_aux=True)
   count = state.grad_accum_steps
   if count == 1:
-    (loss, (metrics, rest)), grads = grad(state.params, state.rest, batch, key)
-    return grads, loss, metrics, rest
+    grads, (means, rest) = grad(state.params, state.rest, batch, key)
+    return grads, *_values(means), rest
 
   sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}
   if any(size % count for size in sizes):
@@ -310,8 +342,12 @@ def _gradients(state, batch, leak, key):
   keys = jax.random.split(key, count)
 
   def body(rest, xs):
-    (loss, (metrics, rest)), grads = grad(state.params, rest, *xs)
-    return rest, (grads, loss, metrics)
+    """Sums of a micro-batch with weight w: w times its mean gradient, means."""
+    grads, (means, rest) = grad(state.params, rest, *xs)
+    means = _wide(means)
+    weight = means[0].weight
+    grads = jax.tree.map(lambda g: g * weight.astype(g.dtype), _wide(grads))
+    return rest, (grads, means)
 
   first = jax.tree.map(lambda x: x[0], (micro, keys))
   shapes = jax.eval_shape(body, state.rest, first)[1]
@@ -322,8 +358,35 @@ def _gradients(state, batch, leak, key):
     rest, one = body(rest, xs)
     return (rest, jax.tree.map(jnp.add, total, one)), None
 
-  (rest, total), _ = jax.lax.scan(add, (state.rest, zeros), (micro, keys))
-  grads, loss, metrics = jax.tree.map(
-    lambda x: x / jnp.asarray(count, x.dtype), total
+  (rest, (grads, means)), _ = jax.lax.scan(
+    add, (state.rest, zeros), (micro, keys)
   )
-  return grads, loss, metrics, rest
+  grads = jax.tree.map(lambda g: Mean(g, means[0].weight).value, grads)
+  return _cast_like(grads, state.params), *_values(means), rest
+
+
+def _is_mean(value: Any) -> bool:
+  return isinstance(value, Mean)
+
+
+def _values(means: Any) -> Any:
+  return jax.tree.map(lambda mean: mean.value, means, is_leaf=_is_mean)
+
+
+def _wide(tree: Any) -> Any:
+  """The leaves in float32, which sums need; wider ones as they are."""
+
+  def widen(leaf):
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+      if jnp.finfo(leaf.dtype).bits >= 32:
+        return leaf.astype(leaf.dtype)  # no longer weakly typed
+      # Else XLA may skip the rounding that gave the leaf its value.
+      leaf = jax.lax.optimization_barrier(leaf)
+    return leaf.astype(jnp.float32)
+
+  return jax.tree.map(widen, tree)
+
+
+def _cast_like(tree: Any, like: Any) -> Any:
+  return jax.tree.map(lambda leaf, to: leaf.astype(to.dtype), tree, like)

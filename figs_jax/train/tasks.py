@@ -46,8 +46,12 @@ class ImageClassification:
 
   @property
   def loss(self) -> MixedCrossEntropy:
+    config = self.config
     return MixedCrossEntropy(
-      self.info.num_classes, self.config.mixup, self.config.label_smoothing
+      self.info.num_classes,
+      config.mixup,
+      config.label_smoothing,
+      binary=config.loss == "bce",
     )
 
   @property

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from figs_jax.core.types import Array
+from figs_jax.data.labels import padded
 from figs_jax.models import decode
 from figs_jax.train.losses import token_losses
 from figs_jax.train.metrics import Sums, Values, accuracy_and_loss, as_counted
@@ -49,7 +50,7 @@ class TokenLoss:
   byte_lengths: np.ndarray
 
   def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
-    targets = jnp.where(batch["valid"][:, None], batch["targets"], 0)
+    targets = jnp.where(batch["valid"][:, None], padded(batch["targets"]), 0)
     logits = model(batch["inputs"], targets)
     losses, hits, counted = token_losses(logits, targets)
     lengths = jnp.asarray(self.byte_lengths, jnp.float32)
@@ -202,7 +203,7 @@ def _matches(
 ) -> Sums:
   """Exact matches per task, and the loss of all examples."""
   valid = batch["valid"]
-  targets = jnp.where(valid[:, None], batch["targets"], 0)
+  targets = jnp.where(valid[:, None], padded(batch["targets"]), 0)
   losses, _, counted = token_losses(model(batch["inputs"], targets), targets)
   hits = (decoded == targets).all(-1) & valid
   of_task = batch["task"][:, None] == jnp.arange(tasks)[None]

@@ -214,6 +214,7 @@ def test_rules_reach_both_attentions_and_leave_the_embedding():
       {"max_distance": 16},
       "distance above half of them.*max_distance=16",
     ),
+    ("small", {"dtype": "float16"}, "float32 or bfloat16, got float16"),
     ("small", {"droput": 0.1}, "did you mean 'dropout'"),
   ],
 )

@@ -48,6 +48,7 @@ def test_the_paper_hyper_parameters():
   assert (optimizer.b1, optimizer.b2) == (0.9, 0.999)
   assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-3, 0.01)
   assert (optimizer.clip, config.mixup) == (1.0, 0.5)
+  assert config.loss == "bce"
 
 
 def test_the_paper_hyper_parameters_for_text():
@@ -67,6 +68,7 @@ def test_the_paper_hyper_parameters_for_text():
   [
     ("total_steps", 0, "total_steps: expected at least 1, got 0"),
     ("grad_accum_steps", 3, "multiple of grad_accum_steps=3"),
+    ("loss", "mse", r"loss: expected one of \('softmax', 'bce'\), got 'mse'"),
     ("mixup", -1.0, "mixup: expected 0 or more, got -1.0"),
     ("seeds_mode", "magic", "seeds_mode: expected one of .*, got 'magic'"),
     ("ema_decay", 1.0, r"ema_decay: expected \[0, 1\), got 1.0"),

@@ -99,6 +99,18 @@ def test_masks_are_those_of_the_loaded_weights(weights_file, tiny_config):
     assert jnp.array_equal(masks[path], want), path
 
 
+def test_a_start_that_is_not_finite_is_refused(weights_file, tiny_config):
+  experiment = build(start(tiny_config, weights_file))
+  weights = dict(workdirs.initial_weights(experiment))
+  weights["head/kernel"] = np.full_like(weights["head/kernel"], np.inf)
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  shardings = jax.tree.map(lambda _: place, experiment.abstract_state)
+  with pytest.raises(
+    ValueError, match="head/kernel: expected finite .*float32"
+  ):
+    experiment.placed_state(shardings, weights)
+
+
 def test_a_fresh_head_differs_by_seed_and_nothing_else_does(
   weights_file, tiny_config
 ):

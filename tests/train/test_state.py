@@ -305,3 +305,13 @@ def test_finishing_a_checkpoint_of_the_dense_phase():
   kernel = state.finished().out.kernel[...]
   assert figs.is_nm(kernel, "1:2")
   assert int((kernel != 0).sum()) == kernel.size // 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float8_e4m3fn"])
+def test_a_start_that_is_not_finite_is_refused(dtype):
+  model = Plain(nnx.Rngs(0))
+  kernel = model.out.kernel[...].at[1, 2].set(jnp.nan).astype(dtype)
+  model.out.kernel.set_value(kernel)
+  recipe = recipes.create("dense", "1:4", total_steps=STEPS)
+  with pytest.raises(ValueError, match=f"out/kernel: expected fin.*{dtype}"):
+    TrainState.create(model, recipe, optax.sgd(0.1))
