@@ -12,9 +12,9 @@ once,
 A 2:4 kernel loses `ramp` rows of K on each tile, which short contractions feel.
 A tile takes `latency` per byte of K on an A100 as on an H100, and a
 multiprocessor works on four at once: few rows of activations make few tiles,
-which a higher peak does not speed up. A short call streams its operands at `stream` GB/s, a
-long one loses `lag` to the data sheet. r_d, r_s, `ramp` and `stream` are fitted
-to measured calls, `latency` follows from r_s
+which a higher peak does not speed up. A short call streams its operands at
+`stream` GB/s, a long one loses `lag` to the data sheet. r_d, r_s, `ramp` and
+`stream` are fitted to measured calls, `latency` follows from r_s
 (`figs_jax.engine.studies.sparse24`); `lag` is published, four is assumed.
 Measured were A100s and H100s. A chip with quicker multiprocessors than an H100
 is taken to lose the same shares of its calls: its `latency` and `lag` are
