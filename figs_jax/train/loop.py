@@ -195,9 +195,12 @@ def _begin(experiment, checkpoints, abstract, shardings):
     abstract,
     shardings,
   )
-  saved = checkpoints.meta()["config"]
-  changed = _changes(saved, experiment.config, checkpoints.path)
-  state, position, step = checkpoints.restore(placed)
+  changed: list[str] = []
+
+  def check(saved: dict[str, Any]) -> None:
+    changed[:] = _changes(saved, experiment.config, checkpoints.path)
+
+  state, position, step = checkpoints.restore(placed, check=check)
   checkpoints.set_aside_after(step)
   if any(name.split(".")[0] in _OF_MASKS for name in changed):
     fresh = jax.jit(
