@@ -295,8 +295,8 @@ class Checkpointer:
   def _without_digest(self, where: Path, meta: dict[str, Any]) -> Any:
     """The `meta` of a step of figs_jax 0.1."""
     self._log_once(
-      f"{self.path}: saved by figs_jax 0.1, without a SHA-256; configuration and"
-      " data position cannot be verified"
+      f"{self.path}: saved by figs_jax 0.1, without a SHA-256; configuration"
+      " and data position cannot be verified"
     )
     try:
       data = _orbax(where, data=ocp.args.JsonRestore())["data"]

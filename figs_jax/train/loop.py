@@ -175,10 +175,20 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
 
 # Fields that decide the masks of a step.
 _OF_MASKS = ("recipe", "pattern", "total_steps")
+# Fields without which a position in the data means nothing.
+_OF_STREAM = (
+  "data.name",
+  "data.seed",
+  "data.train_split",
+  "data.vocabulary",
+  "data.input_length",
+  "data.mean_span",
+  "data.density",
+)
 
 
 def _begin(experiment, checkpoints, abstract, shardings):
-  """(state, data position): restored, or (a new state, None)."""
+  """(state, data position): restored, or a new state; None is the start."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
     state = experiment.placed_state(shardings, initial_weights(experiment))
@@ -196,9 +206,11 @@ def _begin(experiment, checkpoints, abstract, shardings):
     shardings,
   )
   changed: list[str] = []
+  saved: dict[str, Any] = {}
 
-  def check(saved: dict[str, Any]) -> None:
-    changed[:] = _changes(saved, experiment.config, checkpoints.path)
+  def check(config: dict[str, Any]) -> None:
+    changed[:] = _changes(config, experiment.config, checkpoints.path)
+    saved.update(config)
 
   state, position, step = checkpoints.restore(placed, check=check)
   checkpoints.set_aside_after(step)
@@ -212,7 +224,34 @@ def _begin(experiment, checkpoints, abstract, shardings):
     _log.info("resuming from step %d of %s", step, checkpoints.path)
   else:
     _log.info("all %d steps of %s are done", step, checkpoints.path)
-  return state, position
+  return state, _moved(position, saved["batch_size"], changed)
+
+
+def _moved(
+  position: dict[str, Any], batch_size: int, changed: list[str]
+) -> dict[str, Any] | None:
+  """A saved position in the data, for a configuration with these changes.
+
+  Args:
+    position: Saved position; in figs_jax 0.1 it counted batches.
+    batch_size: Batch size with which it was saved.
+    changed: Fields that differ from the saved ones.
+
+  Returns:
+    The position, or None if the data changed, so that it means nothing.
+
+  >>> _moved({"next_batch": 3}, 64, ["batch_size"])
+  {'next_example': 192}
+  """
+  if other := [name for name in changed if name in _OF_STREAM]:
+    _log.warning(
+      "another %s: the saved position means nothing there; starting an epoch",
+      ", ".join(other),
+    )
+    return None
+  if isinstance(batches := position.get("next_batch"), int):
+    return {"next_example": batches * batch_size}
+  return position
 
 
 def _changes(saved, config, path) -> list[str]:
