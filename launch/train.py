@@ -56,6 +56,7 @@ def main() -> None:
   from figs_jax.data import DataError
   from figs_jax.train import distributed
   from figs_jax.train.loop import Diverged, train
+  from figs_jax.train.workdir_lock import LockLostError
 
   try:
     if _DISTRIBUTED.value:
@@ -65,7 +66,7 @@ def main() -> None:
     cli.fail(str(error))
   except distributed.JoinError as error:
     cli.fail(str(error), code=_STOPPED_CODE.value or 1)
-  except Diverged as error:
+  except (Diverged, LockLostError) as error:
     cli.fail(str(error), code=1)
   if distributed.is_first():
     _print(result)

@@ -221,6 +221,32 @@ def first_failure(mine: str | None) -> str | None:
   return None
 
 
+def by_first(attempt: Callable[[], bool]) -> None:
+  """Calls `attempt` in the first process, every second until it returns True.
+
+  The others wait for it.
+
+  Raises:
+    ConfigError: In the others, if `attempt` raises a ValueError or an OSError.
+  """
+  done = False
+  while not done:
+    error = None
+    if is_first():
+      try:
+        done = attempt()
+      except (ValueError, OSError) as mine:
+        error = mine
+    failed = first_failure(None if error is None else str(error))
+    if error is not None:
+      raise error
+    if failed:
+      raise ConfigError(failed)
+    done = bool(_everywhere(done)[0])
+    if not done:
+      time.sleep(1)
+
+
 def global_batch(sharding: Sharding, local: Any) -> Any:
   """Global arrays from this process's rows of each."""
   return jax.tree.map(

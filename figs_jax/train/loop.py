@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from figs_jax.train import distributed, seeds
+from figs_jax.train import distributed, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError, changes, plain
@@ -43,6 +43,7 @@ class Run:
 
   experiment: Experiment
   checkpoints: Checkpointer
+  lock: workdir_lock.WorkdirLock
   log: MetricLog
   evaluator: Evaluator
   batches: Any
@@ -71,6 +72,9 @@ def train(
   Raises:
     ValueError: If the configuration is invalid, or differs from that of the
       run to resume.
+    LockedError: If another process trains in the workdir.
+    LockLostError: If another process has taken over the workdir, because this
+      one was suspended for a minute.
     Diverged: If the loss becomes NaN or infinite (in every seed).
   """
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -88,6 +92,7 @@ def train(
   with (
     # Outermost, since the last save may take a while.
     distributed.preemption() as stopped,
+    workdir_lock.held(workdir) as lock,
     Checkpointer(workdir, keep=config.keep) as checkpoints,
   ):
     state, position = _begin(experiment, checkpoints, abstract, shardings)
@@ -110,6 +115,7 @@ def train(
       run = Run(
         experiment,
         checkpoints,
+        lock,
         log,
         evaluator(experiment, mesh),
         batches,
@@ -156,6 +162,7 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
     stopping = stopped(step)
     if step % config.log_every == 0 or _diagnosed(config, step) or last:
       _check_finite(run)
+      run.lock.check()
       run.log.write(step, _row(metrics, config, step))
     run.log.progress(step)
     if step % config.checkpoint_every == 0 or last:
@@ -338,6 +345,7 @@ def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
   if not all(bool(jnp.isfinite(leaf).any()) for leaf in leaves):
     raise _diverged(run, f"a whole parameter is not finite at step {step}")
   config = plain(run.experiment.config)
+  run.lock.check()
   run.checkpoints.save(
     step, run.state, run.batches.get_state(), config, metrics
   )
