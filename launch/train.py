@@ -55,6 +55,7 @@ def main() -> None:
     config.recipe_file = str(Path(_RECIPE_FILE.value).absolute())
   from figs_jax.data import DataError
   from figs_jax.train import distributed
+  from figs_jax.train.checkpoint import SaveError
   from figs_jax.train.loop import Diverged, train
   from figs_jax.train.workdir_lock import LockLostError
 
@@ -66,7 +67,7 @@ def main() -> None:
     cli.fail(str(error))
   except distributed.JoinError as error:
     cli.fail(str(error), code=_STOPPED_CODE.value or 1)
-  except (Diverged, LockLostError) as error:
+  except (Diverged, LockLostError, SaveError) as error:
     cli.fail(str(error), code=1)
   if distributed.is_first():
     _print(result)

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import logging
 import math
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ T = TypeVar("T")
 FORMAT = "figs_jax/2"
 _WITHOUT_DIGEST = "figs_jax/1"
 _log = logging.getLogger("figs_jax")
+_ABSL = logging.getLogger("absl")  # of Orbax
 # Seconds to let Orbax's other reads finish after one has failed: an error that
 # they report after the program has ended cannot be caught.
 _GRACE = 0.3
@@ -47,6 +49,10 @@ class CheckpointError(ValueError):
 
 class MismatchError(CheckpointError):
   """A checkpoint is intact but belongs to another model or optimizer."""
+
+
+class SaveError(RuntimeError):
+  """A checkpoint cannot be written; the message names the last good one."""
 
 
 class Checkpointer:
@@ -77,6 +83,7 @@ class Checkpointer:
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._open is None:
+      _ABSL.addFilter(_is_not_of_save)
       # Metrics are ours to keep: Orbax reads those of all steps at once, fails
       # if one is damaged, and takes NaN for the best.
       self._open = ocp.CheckpointManager(
@@ -127,6 +134,7 @@ class Checkpointer:
 
     Raises:
       CheckpointError: If the step exists already.
+      SaveError: If the step before it could not be written, as for a full disk.
     """
     if step in self.steps():
       raise CheckpointError(
@@ -149,16 +157,15 @@ class Checkpointer:
         for name, leaf in leaves.items()
       },
     }
-    self._manager().save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(leaves),
-        meta=ocp.args.JsonSave(
-          {"format": FORMAT, "sha256": _digest(content), "content": content}
+    meta = {"format": FORMAT, "sha256": _digest(content), "content": content}
+    with self._writing():
+      self._manager().save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
         ),
-      ),
-      force=True,
-    )
+        force=True,
+      )
 
   def meta(self, step: int | None = None) -> dict[str, Any]:
     """The `meta` of a step: config, versions, data, metrics and leaves.
@@ -218,16 +225,47 @@ class Checkpointer:
       self._open.reload()
 
   def wait(self) -> None:
-    """Returns once all saves are on disk."""
+    """Returns once all saves are on disk.
+
+    Raises:
+      SaveError: If one could not be written.
+    """
     if self._open is not None:
-      self._open.wait_until_finished()
+      with self._writing():
+        self._open.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for all saves and closes the directory."""
-    if self._open is not None:
-      self.wait()
-      self._open.close()
-      self._open = None
+    """Waits for all saves and closes the directory.
+
+    Raises:
+      SaveError: If one could not be written.
+    """
+    manager, self._open = self._open, None
+    if manager is not None:
+      try:
+        with self._writing():
+          manager.close()
+      finally:
+        _ABSL.removeFilter(_is_not_of_save)
+
+  def last_good(self) -> str:
+    """Words that name the newest step on disk."""
+    steps = self.steps()
+    if not steps:
+      return "no checkpoint was saved yet"
+    return f"the last good checkpoint is step {steps[-1]} in {self.path}"
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Orbax raises many types
+      if distributed.may_be_of_peer(error):
+        raise
+      raise SaveError(
+        f"{self.path}: a checkpoint cannot be written ({_reason(error)});"
+        f" {self.last_good()}"
+      ) from error
 
   def __enter__(self) -> Checkpointer:
     return self
@@ -460,6 +498,25 @@ def _compare(where: Path, saved: dict[str, Any], wanted: dict[str, Any]):
         f"{where}: expected {name} as {want[1]}{list(want[0])}, got"
         f" {got[1]}{list(got[0])}; use the configuration of the run"
       )
+
+
+def _is_not_of_save(record: logging.LogRecord) -> bool:
+  """Whether a record of absl is no failed save of Orbax, which is raised."""
+  return not (record.exc_info and "/orbax/" in record.pathname)
+
+
+def _reason(error: Exception) -> str:
+  """What the operating system says in an error, or else its first line.
+
+  >>> _reason(OSError(28, "No space left on device", "a"))
+  'No space left on device'
+  >>> _reason(ValueError("write of a: File too large [os_error_code='27']"))
+  'File too large'
+  """
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  of_system = re.search(r"([^:]+) \[os_error_code=", str(error))
+  return of_system[1].strip() if of_system else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from ml_collections import config_dict
 
 from figs_jax.train import distributed, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
-from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.checkpoint import Checkpointer, SaveError
 from figs_jax.train.config import ConfigError, changes, plain
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log_writer import MetricLog
@@ -75,6 +77,8 @@ def train(
     LockedError: If another process trains in the workdir.
     LockLostError: If another process has taken over the workdir, because this
       one was suspended for a minute.
+    SaveError: If the disk refuses a file after the run has begun; before, it is
+      a ConfigError.
     Diverged: If the loss becomes NaN or infinite (in every seed).
   """
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -89,11 +93,14 @@ def train(
   shardings = state_shardings(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
   )
+  checkpoints = Checkpointer(workdir, keep=config.keep)
+  runs: list[Run] = []
   with (
     # Outermost, since the last save may take a while.
     distributed.preemption() as stopped,
+    _refusals_of_disk(checkpoints, runs),
     workdir_lock.held(workdir) as lock,
-    Checkpointer(workdir, keep=config.keep) as checkpoints,
+    checkpoints,
   ):
     state, position = _begin(experiment, checkpoints, abstract, shardings)
     batches = experiment.task.train_batches(
@@ -121,8 +128,27 @@ def train(
         batches,
         state,
       )
+      runs.append(run)
       step_fn = compiled_step(experiment, shardings, replicated(mesh))
       return _loop(run, start, step_fn, batch_sharding(mesh), stopped)
+
+
+@contextlib.contextmanager
+def _refusals_of_disk(
+  checkpoints: Checkpointer, runs: list[Run]
+) -> Iterator[None]:
+  """Raises an OSError in one line: a ConfigError until there is a run."""
+  try:
+    yield
+  except OSError as error:
+    if distributed.may_be_of_peer(error):
+      raise
+    if runs:
+      raise SaveError(f"{error}; {checkpoints.last_good()}") from error
+    raise ConfigError(
+      f"{checkpoints.path.parent}: cannot be written ({error}); set --workdir"
+      " to a directory in which files can be created"
+    ) from error
 
 
 def compiled_step(experiment: Experiment, shardings: Any, metrics: Any = None):
@@ -312,13 +338,7 @@ def _check_finite(run: Run) -> None:
 
 def _diverged(run: Run, what: str) -> Diverged:
   run.checkpoints.wait()
-  good = run.checkpoints.steps()
-  safe = (
-    f"the last good checkpoint is step {good[-1]} in {run.checkpoints.path}"
-    if good
-    else "no checkpoint was saved yet"
-  )
-  return Diverged(f"{what}; {safe}")
+  return Diverged(f"{what}; {run.checkpoints.last_good()}")
 
 
 def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:

@@ -37,7 +37,7 @@ class LockedError(ValueError):
 
 
 class LockLostError(RuntimeError):
-  """Another process has taken over this workdir."""
+  """Another process has taken over this workdir, or it was deleted."""
 
 
 class WorkdirLock:
@@ -98,7 +98,12 @@ class WorkdirLock:
     if self._thread is None:
       return
     holder, _ = _read(self.path)
-    if holder is not None and holder.get("token") != self._me["token"]:
+    if holder is None:
+      raise LockLostError(
+        f"{self.path}: this file of the run is gone, so its directory was"
+        " deleted or moved; stopping"
+      )
+    if holder.get("token") != self._me["token"]:
       raise LockLostError(
         f"{self.path.parent}: {_named(holder)} has taken over this run, since"
         f" this process gave no sign for {_STALE:.0f} s; stopping"

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import resource
 import warnings
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from figs_jax.train.checkpoint import (
   Checkpointer,
   CheckpointError,
+  SaveError,
   crc32,
   named_leaves,
 )
@@ -270,6 +272,40 @@ def test_silent_corruption_is_noticed(tmp_path, monkeypatch):
   with Checkpointer(tmp_path) as checkpoints:
     with pytest.raises(CheckpointError, match="crc32 differs"):
       checkpoints.restore(example_state(), 2)
+
+
+def test_a_full_disk_is_one_line_with_the_last_good_step(tmp_path, caplog):
+  """As a limit on the size of files, which needs no file system of its own."""
+  save_steps(tmp_path, [1])
+  state = {"w": jax.random.normal(jax.random.key(0), (64, 1024))}
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with Checkpointer(tmp_path) as checkpoints:
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+      checkpoints.save(2, state, {}, {})
+      with pytest.raises(
+        SaveError, match=r"\(File too large\); the last good .* step 1 in"
+      ):
+        checkpoints.wait()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    checkpoints.save(3, state, {}, {})
+  assert not caplog.records  # no traceback of Orbax
+  assert Checkpointer(tmp_path).steps() == [1, 3]
+
+
+def test_a_peer_that_dies_in_a_save_is_no_full_disk(tmp_path, monkeypatch):
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, example_state(), {}, {})
+    checkpoints.wait()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(TimeoutError):
+      with checkpoints._writing():
+        raise TimeoutError("Timeout waiting at barrier 'checkpoint'.")
+    monkeypatch.undo()
+    with pytest.raises(SaveError, match="cannot be written"):
+      with checkpoints._writing():
+        raise TimeoutError("of a file system")
 
 
 def test_foreign_checkpoint(tmp_path):

@@ -203,6 +203,7 @@ def test_peers_that_are_not_there_are_worth_a_new_start(tmp_path):
   [
     (RuntimeError("Event loop is closed"), None),
     (KeyError("ours"), 1),
+    (TimeoutError("Timeout waiting at barrier 'checkpoint'."), 134),
     (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: ours"), 1),
     (jax.errors.JaxRuntimeError("INTERNAL: connection closed"), 134),
   ],

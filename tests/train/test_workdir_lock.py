@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -146,6 +147,15 @@ def test_the_second_trainer_changes_nothing(tmp_path, tiny_config):
     with pytest.raises(LockedError, match=f"process {os.getpid()} on"):
       loop.train(tiny_config(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [workdir_lock.FILE]
+
+
+def test_a_run_whose_directory_was_deleted_stops(tmp_path):
+  with workdir_lock.held(tmp_path / "run") as lock:
+    lock.check()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(LockLostError, match="was deleted or moved"):
+      lock.check()
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_directory_goes_with_the_lock(tmp_path):
