@@ -22,7 +22,7 @@ from figs_jax.engine import (
   chips,
   parse,
 )
-from figs_jax.engine._report import columns_text
+from figs_jax.engine.reports.text import columns_text
 from figs_jax.engine.studies.cluster.parallel import (
   MEASURED_EFFICIENCY,
   RECOMPUTE,
