@@ -7,6 +7,7 @@ how to start them.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,13 @@ def main() -> None:
     cli.fail(str(error))
   except distributed.JoinError as error:
     cli.fail(str(error), code=_STOPPED_CODE.value or 1)
-  except (Diverged, LockLostError, SaveError) as error:
+  except (Diverged, LockLostError) as error:
     cli.fail(str(error), code=1)
+  except SaveError as error:
+    try:
+      cli.fail(str(error), code=1)
+    finally:
+      os._exit(1)  # tensorboardX would write again at exit, with a traceback
   if distributed.is_first():
     _print(result)
   if not result["finished"]:

@@ -501,7 +501,7 @@ def _compare(where: Path, saved: dict[str, Any], wanted: dict[str, Any]):
 
 
 def _is_not_of_save(record: logging.LogRecord) -> bool:
-  """Whether a record of absl is no failed save of Orbax, which is raised."""
+  """False for absl's record of an error that Orbax raises as well."""
   return not (record.exc_info and "/orbax/" in record.pathname)
 
 

@@ -236,7 +236,7 @@ def by_first(attempt: Callable[[], bool]) -> None:
   The others wait for it.
 
   Raises:
-    ConfigError: In the others, if `attempt` raises a ValueError or an OSError.
+    ConfigError: If `attempt` raises a ValueError or an OSError; in the others.
   """
   done = False
   while not done:

@@ -144,7 +144,9 @@ def _refusals_of_disk(
     if distributed.may_be_of_peer(error):
       raise
     if runs:
-      raise SaveError(f"{error}; {checkpoints.last_good()}") from error
+      raise SaveError(
+        f"{checkpoints.path.parent}: {error}; {checkpoints.last_good()}"
+      ) from error
     raise ConfigError(
       f"{checkpoints.path.parent}: cannot be written ({error}); set --workdir"
       " to a directory in which files can be created"

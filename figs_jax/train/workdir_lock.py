@@ -194,7 +194,7 @@ def held(workdir: str | Path) -> Iterator[WorkdirLock]:
 
   Raises:
     LockedError: If another run holds it.
-    ConfigError: In the other processes of this run, if the first one raises.
+    ConfigError: If the first process of this run raises; in the others.
     OSError: If the directory cannot be written.
   """
   lock = WorkdirLock(workdir)
@@ -253,7 +253,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, int]:
 def _named(holder: dict[str, Any]) -> str:
   """
   >>> _named({"host": "a", "pid": 3, "since": "2026-01-01 00:00:00"})
-  'process 3 on a, since 2026-01-01 00:00:00,'
+  'process 3 on a (since 2026-01-01 00:00:00)'
   """
   host, pid, since = (holder.get(name, "?") for name in _ID)
-  return f"process {pid} on {host}, since {since},"
+  return f"process {pid} on {host} (since {since})"

@@ -44,7 +44,7 @@ def test_a_live_holder_is_named_and_a_killed_one_replaced(tmp_path, caplog):
   )
   try:
     assert holder.stdout.readline() == "held\n"
-    named = rf"process {holder.pid} on \S+, since 20\S+ \S+, is training here"
+    named = rf"process {holder.pid} on \S+ \(since 20\S+ \S+\) is training here"
     with pytest.raises(LockedError, match=named):
       WorkdirLock(tmp_path).acquire()
   finally:
@@ -75,7 +75,7 @@ def test_another_host_is_dead_if_it_gives_no_sign(
   for elapsed in (0, 30, 59):
     now[0] = 100.0 + elapsed
     assert not lock.acquire()
-  assert caplog.text.count("process 7 on far, since today, was training") == 1
+  assert caplog.text.count("process 7 on far (since today) was training") == 1
   now[0] = 160.0
   assert lock.acquire()
   assert "took over from process 7 on far" in caplog.text
