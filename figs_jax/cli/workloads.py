@@ -80,6 +80,46 @@ def with_rules(
   return _with_vectors(sparse, vectors)
 
 
+def model_of(spec: str) -> Any:
+  """A model by name, of shapes alone.
+
+  Args:
+    spec: "family:variant" and options, as in "vit:B/16:image_size=384".
+
+  Returns:
+    Abstract model of one of our families, or a `figs_jax.models.Shape`.
+
+  Raises:
+    ValueError: If the family, variant or an option is unknown, or an option is
+      given twice.
+
+  >>> model_of("llama:8b").parameters
+  8030261248
+  """
+  from figs_jax import models
+
+  family, _, rest = spec.partition(":")
+  variant, *options = rest.split(":")
+  if not variant:
+    raise ValueError(
+      f"model {spec!r}: write family:variant, as in 'vit:B/16'; known families:"
+      f" {', '.join(sorted({*models.names(), *models.SHAPES}))}"
+    )
+  given: dict[str, Any] = {}
+  for option in options:
+    name, value = _option(spec, option)
+    if name in given:
+      raise ValueError(f"model {spec!r}: {name} is given twice; keep one")
+    given[name] = value
+  try:
+    return models.abstract(family, variant, **given)
+  except TypeError as error:
+    reason = str(error).splitlines()[0]
+    raise ValueError(
+      f"model {spec!r}: the value of an option is of the wrong type ({reason})"
+    ) from error
+
+
 def from_model(
   spec: str,
   batches: Sequence[int],
@@ -117,26 +157,7 @@ def from_model(
   """
   from figs_jax import models, nn
 
-  family, _, rest = spec.partition(":")
-  variant, *options = rest.split(":")
-  if not variant:
-    raise ValueError(
-      f"model {spec!r}: write family:variant, as in 'vit:B/16'; known families:"
-      f" {', '.join(sorted({*models.names(), *models.SHAPES}))}"
-    )
-  given: dict[str, Any] = {}
-  for option in options:
-    name, value = _option(spec, option)
-    if name in given:
-      raise ValueError(f"model {spec!r}: {name} is given twice; keep one")
-    given[name] = value
-  try:
-    model = models.abstract(family, variant, **given)
-  except TypeError as error:
-    reason = str(error).splitlines()[0]
-    raise ValueError(
-      f"model {spec!r}: the value of an option is of the wrong type ({reason})"
-    ) from error
+  model = model_of(spec)
   vectors: dict[NM, int] = {}
   is_shape = isinstance(model, models.Shape)
   if pattern is not None:

@@ -84,7 +84,7 @@ class Report:
   @classmethod
   def joined(cls, reports: Sequence[Report]) -> Report:
     """Several workloads' reports as one."""
-    parts = {
+    parts: dict[str, Any] = {
       name: tuple(one for each in reports for one in getattr(each, name))
       for name in ("rows", "totals", "engines", "peers")
     }
