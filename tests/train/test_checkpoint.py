@@ -3,6 +3,7 @@
 import gc
 import logging
 import resource
+import time
 import warnings
 
 import jax
@@ -162,15 +163,18 @@ def test_damage_falls_back_to_the_step_before(tmp_path, damage, caplog):
     with Checkpointer(tmp_path) as checkpoints:
       with pytest.raises(CheckpointError, match="damaged"):
         checkpoints.restore(example_state(), 2)
+  collect(caplog)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_flipped_bit_gives_another_run(tmp_path, caplog):
-  """In any file of a step: that step, or with one line the one before."""
+  """In any small file: that step, or with one line the one before."""
   save_steps(tmp_path, [1, 2])
   folder = tmp_path / "checkpoints" / "2"
   draw = np.random.default_rng(0)
-  for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+  paths = sorted(p for p in folder.rglob("*") if p.is_file())
+  # benchmarks/survival.py flips bits of the others too.
+  for path in (p for p in paths if "state" not in p.parts):
     content, is_meta = path.read_bytes(), path.parent.name == "meta"
     bits = draw.integers(8 * len(content), size=16 if is_meta else 1)
     for damaged in (b"", *(flipped(content, int(bit)) for bit in bits)):
@@ -188,7 +192,14 @@ def test_no_flipped_bit_gives_another_run(tmp_path, caplog):
       if is_meta and path.name == "metadata":
         assert step == 1
     path.write_bytes(content)
-  gc.collect()  # of what Orbax has left, while its warnings are ignored
+  collect(caplog)
+
+
+def collect(caplog):
+  """Collects the reads that Orbax has left, while warnings are ignored."""
+  caplog.clear()  # its records refer to them
+  time.sleep(0.3)
+  gc.collect()
 
 
 def flipped(content, bit):
