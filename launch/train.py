@@ -7,6 +7,7 @@ how to start them.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def main() -> None:
     config.recipe_file = str(Path(_RECIPE_FILE.value).absolute())
   from figs_jax.data import DataError
   from figs_jax.train import distributed
+  from figs_jax.train.checkpoint import SaveError
   from figs_jax.train.loop import Diverged, train
+  from figs_jax.train.workdir_lock import LockLostError
 
   try:
     if _DISTRIBUTED.value:
@@ -65,8 +68,13 @@ def main() -> None:
     cli.fail(str(error))
   except distributed.JoinError as error:
     cli.fail(str(error), code=_STOPPED_CODE.value or 1)
-  except Diverged as error:
+  except (Diverged, LockLostError) as error:
     cli.fail(str(error), code=1)
+  except SaveError as error:
+    try:
+      cli.fail(str(error), code=1)
+    finally:
+      os._exit(1)  # tensorboardX would write again at exit, with a traceback
   if distributed.is_first():
     _print(result)
   if not result["finished"]:

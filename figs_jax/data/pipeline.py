@@ -186,7 +186,7 @@ def train_batches(
   def make(first: int) -> grain.DatasetIterator:
     return pipeline.iterate(order, seed, first, shard_index, num_shards)
 
-  return TrainBatches(make, start)
+  return TrainBatches(make, batch_size * num_shards, start)
 
 
 @dataclasses.dataclass(frozen=True)

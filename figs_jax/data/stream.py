@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import sys
 import weakref
@@ -29,6 +30,7 @@ Batch = dict[str, np.ndarray]
 # Decoded sets of up to this many bytes stay in memory; cifar10 has 154 MB.
 _CACHE_BYTES = 256 * 2**20
 _OF_EVALUATION = ("valid", "task")
+_log = logging.getLogger("figs_jax")
 
 
 class Examples:
@@ -123,19 +125,29 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class TrainBatches(grain.DatasetIterator):
-  """An endless iterator of batches; its state is the number of the next one.
+  """An endless iterator of batches; its state is a position in the stream.
 
-  `get_state()` returns {"next_batch": k}, which JSON and
-  `grain.checkpoint.CheckpointSave` can store. After `set_state` the next batch
-  is the k-th of the stream, bit for bit, with any number of threads or workers.
+  `get_state()` returns {"next_example": k}, which JSON and
+  `grain.checkpoint.CheckpointSave` can store: k examples were read by all
+  shards together. After `set_state` the stream goes on bit for bit, with any
+  number of threads or workers; with another batch size, it goes on at the last
+  start of a batch of that size.
+
+  Args:
+    make: Function from the number of the first batch to an iterator.
+    batch_size: Batch size over all shards.
+    start: Number of the first batch.
   """
 
   def __init__(
-    self, make: Callable[[int], grain.DatasetIterator], start: int = 0
+    self,
+    make: Callable[[int], grain.DatasetIterator],
+    batch_size: int,
+    start: int = 0,
   ):
     super().__init__()
     self._make = make
-    self._next_batch = start
+    self._batch_size, self._next_batch = batch_size, start
     self._inner: Any = None
     self._stop: Any = None
 
@@ -146,7 +158,7 @@ class TrainBatches(grain.DatasetIterator):
     return {k: v for k, v in batch.items() if k not in _OF_EVALUATION}
 
   def get_state(self) -> dict[str, Any]:
-    return {"next_batch": self._next_batch}
+    return {"next_example": self._next_batch * self._batch_size}
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Moves to a saved position.
@@ -154,13 +166,21 @@ class TrainBatches(grain.DatasetIterator):
     Raises:
       ValueError: If the state did not come from `get_state`.
     """
-    position = state.get("next_batch")
+    position = state.get("next_example")
     if not isinstance(position, int) or position < 0:
       raise ValueError(
-        f"Expected a data position {{'next_batch': 0 or more}}, got {state!r}"
+        f"Expected a data position {{'next_example': 0 or more}}, got {state!r}"
       )
     self._drop()
-    self._next_batch = position
+    self._next_batch, repeated = divmod(position, self._batch_size)
+    if repeated:
+      _log.warning(
+        "batches of %d do not divide the %d examples that were read; the last"
+        " %d of them are read again",
+        self._batch_size,
+        position,
+        repeated,
+      )
 
   def start_prefetch(self) -> None:
     """Starts the threads before the first batch is requested."""

@@ -278,7 +278,7 @@ def train_batches(
       return iter(batches.mp_prefetch(options))
     return iter(_read(stream, examples, threads).batch(batch_size))
 
-  return TrainBatches(make, start)
+  return TrainBatches(make, batch_size * num_shards, start)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,25 @@
 """Saving and restoring states with Orbax: named leaves, verified by checksum.
 
-A step holds three items: `state` (one array per leaf, under its path), `data`
-(the iterator's position) and `meta` (configuration, versions, and every leaf's
-shape, dtype and crc32). Orbax silently casts a wrong dtype and does not notice
-flipped bits; the checks against `meta` do.
+A step holds two items, which appear together or not at all: `state` (one array
+per leaf, under its path) and `meta` (configuration, versions, position of the
+data, metrics, and every leaf's shape, dtype and crc32, under one SHA-256).
+Orbax silently casts a wrong dtype and does not notice flipped bits; the checks
+against `meta` do. Steps of figs_jax 0.1 have no SHA-256, and items of their own
+for position and metrics.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
+import json
 import logging
+import math
+import re
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +33,10 @@ from figs_jax.core.tree import path_str
 from figs_jax.train import distributed
 
 T = TypeVar("T")
-FORMAT = "figs_jax/1"
+FORMAT = "figs_jax/2"
+_WITHOUT_DIGEST = "figs_jax/1"
 _log = logging.getLogger("figs_jax")
+_ABSL = logging.getLogger("absl")  # of Orbax
 # Seconds to let Orbax's other reads finish after one has failed: an error that
 # they report after the program has ended cannot be caught.
 _GRACE = 0.3
@@ -41,6 +49,10 @@ class CheckpointError(ValueError):
 
 class MismatchError(CheckpointError):
   """A checkpoint is intact but belongs to another model or optimizer."""
+
+
+class SaveError(RuntimeError):
+  """A checkpoint cannot be written; the message names the last good one."""
 
 
 class Checkpointer:
@@ -66,29 +78,34 @@ class Checkpointer:
     self.path = Path(workdir).resolve() / "checkpoints"
     self._keep, self._best = keep, best
     self._open: ocp.CheckpointManager | None = None
+    self._metrics: dict[int, dict[str, float]] = {}  # by step
+    self._logged: set[str] = set()
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._open is None:
-      kept: list[Any] = [policies.LatestN(self._keep)]
-      if self._best:
-        kept.append(
-          policies.BestN(
-            get_metric_fn=lambda metrics: metrics[self._best],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-          )
-        )
+      _ABSL.addFilter(_is_not_of_save)
+      # Metrics are ours to keep: Orbax reads those of all steps at once, fails
+      # if one is damaged, and takes NaN for the best.
       self._open = ocp.CheckpointManager(
         self.path,
         options=ocp.CheckpointManagerOptions(
-          preservation_policy=policies.AnyPreservationPolicy(kept),
-          # Without a best_fn Orbax does not keep metrics on disk, and a
-          # reopened manager would not know the best step.
-          best_fn=(lambda m: m[self._best]) if self._best else None,
+          preservation_policy=_NewestAndBest(self._keep, self._metric)
         ),
-        item_names=("state", "data", "meta"),
+        item_names=("state", "meta"),
       )
     return self._open
+
+  def _metric(self, step: int) -> float | None:
+    """The metric that chooses the best step; None if it was not measured.
+
+    Raises:
+      CheckpointError: If the step cannot be read.
+    """
+    if self._best is None:
+      return None
+    if step not in self._metrics:
+      self._metrics[step] = _finite(self._meta(step)["metrics"])
+    return self._metrics[step].get(self._best)
 
   def steps(self) -> list[int]:
     """Saved steps in ascending order; other directories are ignored."""
@@ -112,10 +129,12 @@ class Checkpointer:
       state: Tree of arrays.
       data: Position of the data iterator, as plain values.
       config: Configuration of the run, for later checks.
-      metrics: Metrics that choose the best step; None if not measured.
+      metrics: Metrics that choose the best step; None if not measured. A NaN or
+        infinite one counts as not measured.
 
     Raises:
       CheckpointError: If the step exists already.
+      SaveError: If the step before it could not be written, as for a full disk.
     """
     if step in self.steps():
       raise CheckpointError(
@@ -123,9 +142,11 @@ class Checkpointer:
         " use a new workdir"
       )
     leaves = named_leaves(state)
-    meta = {
-      "format": FORMAT,
+    self._metrics[step] = _finite(metrics or {})
+    content = {
       "config": config,
+      "data": data,
+      "metrics": self._metrics[step],
       "versions": {p: importlib.metadata.version(p) for p in _VERSIONED},
       "leaves": {
         name: {
@@ -136,19 +157,18 @@ class Checkpointer:
         for name, leaf in leaves.items()
       },
     }
-    self._manager().save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(leaves),
-        data=ocp.args.JsonSave(data),
-        meta=ocp.args.JsonSave(meta),
-      ),
-      metrics=metrics,
-      force=True,
-    )
+    meta = {"format": FORMAT, "sha256": _digest(content), "content": content}
+    with self._writing():
+      self._manager().save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
+        ),
+        force=True,
+      )
 
   def meta(self, step: int | None = None) -> dict[str, Any]:
-    """The `meta` of a step.
+    """The `meta` of a step: config, versions, data, metrics and leaves.
 
     Args:
       step: Step to read. Defaults to the newest one that can be read.
@@ -159,16 +179,22 @@ class Checkpointer:
     return self._newest(step, self._meta)
 
   def restore(
-    self, abstract: Any, step: int | None = None
+    self,
+    abstract: Any,
+    step: int | None = None,
+    *,
+    check: Callable[[dict[str, Any]], None] | None = None,
   ) -> tuple[Any, dict[str, Any], int]:
     """Restores (state, data position, step), verified leaf by leaf.
 
     Args:
       abstract: State of arrays or `jax.ShapeDtypeStruct`s; their shardings
         place the result.
-      step: Step to restore. Defaults to the newest good one; the log says why
-        newer ones were skipped. With several processes, a step is good only if
-        every process can read it.
+      step: Step to restore. Defaults to the newest good one; one line of the
+        log says which was taken, and why no newer one. With several processes,
+        a step is good only if every process can read it.
+      check: Function of the step's configuration, which may refuse it by an
+        error before anything else is read.
 
     Raises:
       CheckpointError: If no step, or not the given one, can be restored.
@@ -176,11 +202,11 @@ class Checkpointer:
 
     def read(candidate: int) -> tuple[Any, dict[str, Any], int]:
       with _by_all():
-        items = self._read(abstract, candidate)
+        items = self._read(abstract, candidate, check)
       # Checksums of arrays that span processes need every process's shards.
       with _by_all():
         state = self._verified(abstract, candidate, items)
-      return state, items["data"], candidate
+      return state, items["meta"]["data"], candidate
 
     return self._newest(step, read)
 
@@ -199,16 +225,47 @@ class Checkpointer:
       self._open.reload()
 
   def wait(self) -> None:
-    """Returns once all saves are on disk."""
+    """Returns once all saves are on disk.
+
+    Raises:
+      SaveError: If one could not be written.
+    """
     if self._open is not None:
-      self._open.wait_until_finished()
+      with self._writing():
+        self._open.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for all saves and closes the directory."""
-    if self._open is not None:
-      self.wait()
-      self._open.close()
-      self._open = None
+    """Waits for all saves and closes the directory.
+
+    Raises:
+      SaveError: If one could not be written.
+    """
+    manager, self._open = self._open, None
+    if manager is not None:
+      try:
+        with self._writing():
+          manager.close()
+      finally:
+        _ABSL.removeFilter(_is_not_of_save)
+
+  def last_good(self) -> str:
+    """Words that name the newest step on disk."""
+    steps = self.steps()
+    if not steps:
+      return "no checkpoint was saved yet"
+    return f"the last good checkpoint is step {steps[-1]} in {self.path}"
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Orbax raises many types
+      if distributed.may_be_of_peer(error):
+        raise
+      raise SaveError(
+        f"{self.path}: a checkpoint cannot be written ({_reason(error)});"
+        f" {self.last_good()}"
+      ) from error
 
   def __enter__(self) -> Checkpointer:
     return self
@@ -230,19 +287,29 @@ class Checkpointer:
         return read(step)
       listed = ", ".join(map(str, steps))
       raise CheckpointError(f"{self.path}: no step {step}; saved: {listed}")
+    errors: list[str] = []
     for candidate in reversed(steps):
       try:
-        return read(candidate)
+        result = read(candidate)
       except MismatchError:
         raise
       except CheckpointError as error:
-        _log.warning("%s; trying the previous step", error)
+        errors.append(str(error))
+      else:
+        if errors:
+          self._log_once(f"{'; '.join(errors)}; taking step {candidate}")
+        return result
     raise CheckpointError(
-      f"{self.path}: none of the steps {steps} can be read; see the warnings"
-      " above"
+      f"{self.path}: none of the steps {steps} can be read: {'; '.join(errors)}"
     )
 
+  def _log_once(self, line: str) -> None:
+    if line not in self._logged:
+      self._logged.add(line)
+      _log.warning("%s", line)
+
   def _meta(self, step: int) -> dict[str, Any]:
+    """The verified `meta` of a step, in the layout of today."""
     where = self.path / str(step)
     try:
       meta = _orbax(where, meta=ocp.args.JsonRestore())["meta"]
@@ -250,13 +317,45 @@ class Checkpointer:
       raise CheckpointError(
         f"{where}: not a complete figs_jax checkpoint ({_first_line(error)})"
       ) from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+    form = meta.get("format") if isinstance(meta, dict) else None
+    if form == _WITHOUT_DIGEST:
+      return self._without_digest(where, meta)
+    if form != FORMAT:
       raise CheckpointError(
-        f"{where}: foreign checkpoint; its meta lacks the format {FORMAT!r}"
+        f"{where}: foreign or damaged; its meta lacks the format {FORMAT!r}"
       )
-    return meta
+    if meta.get("sha256") != _digest(meta.get("content")):
+      raise CheckpointError(
+        f"{where}: meta is damaged; its SHA-256 differs from the saved one"
+      )
+    return meta["content"]
 
-  def _read(self, abstract: Any, step: int) -> dict[str, Any]:
+  def _without_digest(self, where: Path, meta: dict[str, Any]) -> Any:
+    """The `meta` of a step of figs_jax 0.1."""
+    self._log_once(
+      f"{self.path}: saved by figs_jax 0.1, without a SHA-256; configuration"
+      " and data position cannot be verified"
+    )
+    try:
+      data = _orbax(where, data=ocp.args.JsonRestore())["data"]
+    except Exception as error:  # Orbax raises many types on damaged files
+      raise CheckpointError(
+        f"{where}: its data position is damaged ({_first_line(error)})"
+      ) from error
+    try:
+      metrics = _finite(json.loads((where / "metrics/metrics").read_text()))
+    except (OSError, ValueError, TypeError, AttributeError):
+      metrics = {}  # not measured, or damaged
+    if not isinstance(data, dict) or not {"config", "leaves"} <= meta.keys():
+      raise CheckpointError(f"{where}: its meta or data position is damaged")
+    return meta | {"data": data, "metrics": metrics}
+
+  def _read(
+    self,
+    abstract: Any,
+    step: int,
+    check: Callable[[dict[str, Any]], None] | None,
+  ) -> dict[str, Any]:
     """The items of a step, in so far as this process holds them.
 
     Raises:
@@ -265,6 +364,8 @@ class Checkpointer:
     """
     where = self.path / str(step)
     meta, wanted = self._meta(step), named_leaves(abstract)
+    if check is not None:
+      check(meta["config"])
     _compare(where, meta["leaves"], wanted)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = {
@@ -277,17 +378,13 @@ class Checkpointer:
       for (name, leaf), old in zip(wanted.items(), jax.tree.leaves(abstract))
     }
     try:
-      items = _orbax(
-        where,
-        state=ocp.args.StandardRestore(target),
-        data=ocp.args.JsonRestore(),
-      )
+      items = _orbax(where, state=ocp.args.StandardRestore(target))
     except Exception as error:  # Orbax raises many types on damaged files
       time.sleep(_GRACE)
       raise CheckpointError(
         f"{where}: damaged or truncated ({_first_line(error)})"
       ) from error
-    return {"state": items["state"], "data": items["data"], "meta": meta}
+    return {"state": items["state"], "meta": meta}
 
   def _verified(self, abstract: Any, step: int, items: dict[str, Any]) -> Any:
     """The state in `items`, with the structure of `abstract`.
@@ -305,6 +402,53 @@ class Checkpointer:
           " the saved one"
         )
     return from_leaves(abstract, leaves)
+
+
+class _NewestAndBest(policies.PreservationPolicy):
+  """Keeps the newest steps, the best one, and those that cannot be read.
+
+  Args:
+    keep: Number of newest steps.
+    metric: Function of a step that returns its metric, or None.
+  """
+
+  def __init__(self, keep: int, metric: Callable[[int], float | None]):
+    self._keep, self._metric = keep, metric
+
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: Any
+  ) -> Sequence[bool]:
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    kept, metrics = set(steps[-self._keep :]), {}
+    for step in steps:
+      try:
+        if (metric := self._metric(step)) is not None:
+          metrics[step] = metric
+      except CheckpointError:
+        kept.add(step)  # damaged steps are set aside, not deleted
+    if metrics:  # of equal ones, the newest
+      kept.add(max(metrics, key=lambda step: (metrics[step], step)))
+    return [step in kept for step in steps]
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+  """The metrics that can be compared.
+
+  >>> _finite({"accuracy": float("nan"), "loss": 2})
+  {'loss': 2.0}
+  """
+  return {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+
+
+def _digest(content: Any) -> str:
+  """SHA-256 of a JSON value, whatever the order of its keys.
+
+  >>> _digest({"a": 1, "b": [2]}) == _digest({"b": (2,), "a": 1})
+  True
+  """
+  plain = json.loads(json.dumps(content))  # keys become text
+  return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _orbax(where: Path, **items: Any) -> Any:
@@ -354,6 +498,25 @@ def _compare(where: Path, saved: dict[str, Any], wanted: dict[str, Any]):
         f"{where}: expected {name} as {want[1]}{list(want[0])}, got"
         f" {got[1]}{list(got[0])}; use the configuration of the run"
       )
+
+
+def _is_not_of_save(record: logging.LogRecord) -> bool:
+  """False for absl's record of an error that Orbax raises as well."""
+  return not (record.exc_info and "/orbax/" in record.pathname)
+
+
+def _reason(error: Exception) -> str:
+  """What the operating system says in an error, or else its first line.
+
+  >>> _reason(OSError(28, "No space left on device", "a"))
+  'No space left on device'
+  >>> _reason(ValueError("write of a: File too large [os_error_code='27']"))
+  'File too large'
+  """
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  of_system = re.search(r"([^:]+) \[os_error_code=", str(error))
+  return of_system[1].strip() if of_system else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -99,15 +99,24 @@ def _leave_on_error() -> None:
 def _exit_code(error: BaseException) -> int:
   """1, or that of an abort if the cause may be the death of a peer.
 
+  >>> _exit_code(TimeoutError("Timeout waiting at barrier 'checkpoint'."))
+  134
   >>> _exit_code(jax.errors.JaxRuntimeError("UNAVAILABLE: connection reset"))
   134
   >>> _exit_code(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"))
   1
   """
   of_jax = isinstance(error, jax.errors.JaxRuntimeError)
-  if of_jax and not str(error).startswith(_OURS):
+  # Orbax raises a TimeoutError if a barrier ends for any reason.
+  of_orbax = isinstance(error, TimeoutError)
+  if of_orbax or of_jax and not str(error).startswith(_OURS):
     return 128 + signal.SIGABRT
   return 1
+
+
+def may_be_of_peer(error: BaseException) -> bool:
+  """Whether the cause of an error may be the death of another process."""
+  return jax.process_count() > 1 and _exit_code(error) != 1
 
 
 def _given(
@@ -219,6 +228,32 @@ def first_failure(mine: str | None) -> str | None:
     if words := line.tobytes().rstrip(b"\0"):
       return f"process {index}: {words.decode(errors='ignore')}"
   return None
+
+
+def by_first(attempt: Callable[[], bool]) -> None:
+  """Calls `attempt` in the first process, every second until it returns True.
+
+  The others wait for it.
+
+  Raises:
+    ConfigError: If `attempt` raises a ValueError or an OSError; in the others.
+  """
+  done = False
+  while not done:
+    error = None
+    if is_first():
+      try:
+        done = attempt()
+      except (ValueError, OSError) as mine:
+        error = mine
+    failed = first_failure(None if error is None else str(error))
+    if error is not None:
+      raise error
+    if failed:
+      raise ConfigError(failed)
+    done = bool(_everywhere(done)[0])
+    if not done:
+      time.sleep(1)
 
 
 def global_batch(sharding: Sharding, local: Any) -> Any:

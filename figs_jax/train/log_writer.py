@@ -123,6 +123,7 @@ class MetricLog:
     return SummaryWriter(
       str(self._events),
       purge_step=self._restored + 1,
+      max_queue=0,  # without bound: a full one waits forever on a full disk
       filename_suffix=f".{self._restored}",
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from figs_jax.train import distributed, seeds
+from figs_jax.train import distributed, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
-from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.checkpoint import Checkpointer, SaveError
 from figs_jax.train.config import ConfigError, changes, plain
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log_writer import MetricLog
@@ -43,6 +45,7 @@ class Run:
 
   experiment: Experiment
   checkpoints: Checkpointer
+  lock: workdir_lock.WorkdirLock
   log: MetricLog
   evaluator: Evaluator
   batches: Any
@@ -71,6 +74,11 @@ def train(
   Raises:
     ValueError: If the configuration is invalid, or differs from that of the
       run to resume.
+    LockedError: If another process trains in the workdir.
+    LockLostError: If another process has taken over the workdir, because this
+      one was suspended for a minute.
+    SaveError: If the disk refuses a file after the run has begun; before, it is
+      a ConfigError.
     Diverged: If the loss becomes NaN or infinite (in every seed).
   """
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -85,10 +93,14 @@ def train(
   shardings = state_shardings(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
   )
+  checkpoints = Checkpointer(workdir, keep=config.keep)
+  runs: list[Run] = []
   with (
     # Outermost, since the last save may take a while.
     distributed.preemption() as stopped,
-    Checkpointer(workdir, keep=config.keep) as checkpoints,
+    _refusals_of_disk(checkpoints, runs),
+    workdir_lock.held(workdir) as lock,
+    checkpoints,
   ):
     state, position = _begin(experiment, checkpoints, abstract, shardings)
     batches = experiment.task.train_batches(
@@ -110,13 +122,35 @@ def train(
       run = Run(
         experiment,
         checkpoints,
+        lock,
         log,
         evaluator(experiment, mesh),
         batches,
         state,
       )
+      runs.append(run)
       step_fn = compiled_step(experiment, shardings, replicated(mesh))
       return _loop(run, start, step_fn, batch_sharding(mesh), stopped)
+
+
+@contextlib.contextmanager
+def _refusals_of_disk(
+  checkpoints: Checkpointer, runs: list[Run]
+) -> Iterator[None]:
+  """Raises an OSError in one line: a ConfigError until there is a run."""
+  try:
+    yield
+  except OSError as error:
+    if distributed.may_be_of_peer(error):
+      raise
+    if runs:
+      raise SaveError(
+        f"{checkpoints.path.parent}: {error}; {checkpoints.last_good()}"
+      ) from error
+    raise ConfigError(
+      f"{checkpoints.path.parent}: cannot be written ({error}); set --workdir"
+      " to a directory in which files can be created"
+    ) from error
 
 
 def compiled_step(experiment: Experiment, shardings: Any, metrics: Any = None):
@@ -156,6 +190,7 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
     stopping = stopped(step)
     if step % config.log_every == 0 or _diagnosed(config, step) or last:
       _check_finite(run)
+      run.lock.check()
       run.log.write(step, _row(metrics, config, step))
     run.log.progress(step)
     if step % config.checkpoint_every == 0 or last:
@@ -175,10 +210,20 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
 
 # Fields that decide the masks of a step.
 _OF_MASKS = ("recipe", "pattern", "total_steps")
+# Fields without which a position in the data means nothing.
+_OF_STREAM = (
+  "data.name",
+  "data.seed",
+  "data.train_split",
+  "data.vocabulary",
+  "data.input_length",
+  "data.mean_span",
+  "data.density",
+)
 
 
 def _begin(experiment, checkpoints, abstract, shardings):
-  """(state, data position): restored, or (a new state, None)."""
+  """(state, data position): restored, or a new state; None is the start."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
     state = experiment.placed_state(shardings, initial_weights(experiment))
@@ -195,9 +240,14 @@ def _begin(experiment, checkpoints, abstract, shardings):
     abstract,
     shardings,
   )
-  saved = checkpoints.meta()["config"]
-  changed = _changes(saved, experiment.config, checkpoints.path)
-  state, position, step = checkpoints.restore(placed)
+  changed: list[str] = []
+  saved: dict[str, Any] = {}
+
+  def check(config: dict[str, Any]) -> None:
+    changed[:] = _changes(config, experiment.config, checkpoints.path)
+    saved.update(config)
+
+  state, position, step = checkpoints.restore(placed, check=check)
   checkpoints.set_aside_after(step)
   if any(name.split(".")[0] in _OF_MASKS for name in changed):
     fresh = jax.jit(
@@ -209,7 +259,34 @@ def _begin(experiment, checkpoints, abstract, shardings):
     _log.info("resuming from step %d of %s", step, checkpoints.path)
   else:
     _log.info("all %d steps of %s are done", step, checkpoints.path)
-  return state, position
+  return state, _moved(position, saved["batch_size"], changed)
+
+
+def _moved(
+  position: dict[str, Any], batch_size: int, changed: list[str]
+) -> dict[str, Any] | None:
+  """A saved position in the data, for a configuration with these changes.
+
+  Args:
+    position: Saved position; in figs_jax 0.1 it counted batches.
+    batch_size: Batch size with which it was saved.
+    changed: Fields that differ from the saved ones.
+
+  Returns:
+    The position, or None if the data changed, so that it means nothing.
+
+  >>> _moved({"next_batch": 3}, 64, ["batch_size"])
+  {'next_example': 192}
+  """
+  if other := [name for name in changed if name in _OF_STREAM]:
+    _log.warning(
+      "another %s: the saved position means nothing there; starting an epoch",
+      ", ".join(other),
+    )
+    return None
+  if isinstance(batches := position.get("next_batch"), int):
+    return {"next_example": batches * batch_size}
+  return position
 
 
 def _changes(saved, config, path) -> list[str]:
@@ -263,13 +340,7 @@ def _check_finite(run: Run) -> None:
 
 def _diverged(run: Run, what: str) -> Diverged:
   run.checkpoints.wait()
-  good = run.checkpoints.steps()
-  safe = (
-    f"the last good checkpoint is step {good[-1]} in {run.checkpoints.path}"
-    if good
-    else "no checkpoint was saved yet"
-  )
-  return Diverged(f"{what}; {safe}")
+  return Diverged(f"{what}; {run.checkpoints.last_good()}")
 
 
 def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
@@ -296,6 +367,7 @@ def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
   if not all(bool(jnp.isfinite(leaf).any()) for leaf in leaves):
     raise _diverged(run, f"a whole parameter is not finite at step {step}")
   config = plain(run.experiment.config)
+  run.lock.check()
   run.checkpoints.save(
     step, run.state, run.batches.get_state(), config, metrics
   )

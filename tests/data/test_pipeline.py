@@ -126,7 +126,7 @@ def test_resuming_is_bit_exact(kind, make):
     before = make(kind)
     take(before, stop)
     saved = json.dumps(before.get_state())
-    assert json.loads(saved) == {"next_batch": stop}
+    assert json.loads(saved) == {"next_example": 8 * stop}
     after = make(kind)
     take(after, 2)  # wherever it was
     after.set_state(json.loads(saved))
@@ -134,7 +134,7 @@ def test_resuming_is_bit_exact(kind, make):
     before.close()
     after.close()
   started = make(kind, start=5)
-  assert started.get_state() == {"next_batch": 5}
+  assert started.get_state() == {"next_example": 8 * 5}
   assert_equal(take(started, 7), whole[5:])
   started.close()
 
@@ -168,7 +168,38 @@ def test_worker_processes_change_nothing(make):
   state = workers.get_state()
   workers.close()
   inline.set_state(state)
-  assert inline.get_state() == {"next_batch": 5}
+  assert inline.get_state() == {"next_example": 8 * 5}
+
+
+@pytest.mark.parametrize("kind", ["vectorised", "cached"])
+def test_a_position_counts_examples(kind, digits_dir, caplog):
+  """It holds for another batch size and another number of shards."""
+  augment = {"vectorised": "standard", "cached": "rand-m15-n2"}[kind]
+
+  def make(size, **shard):
+    options = {"seed": 3, "augment": augment, "data_dir": digits_dir}
+    return data.train_batches("digits", "train", size, **options, **shard)
+
+  def labels(batches, count):
+    return np.concatenate([batch["label"] for batch in take(batches, count)])
+
+  whole = labels(make(64), 15)
+  before = make(32, num_shards=2)
+  take(before, 10)
+  assert before.get_state() == {"next_example": 640}
+  for size in (32, 128, 64):
+    after = make(size)
+    after.set_state(before.get_state())
+    assert after.get_state() == {"next_example": 640}
+    read = labels(after, 256 // size)
+    np.testing.assert_array_equal(read, whole[640 : 640 + len(read)])
+  assert not caplog.text
+  after = make(96)
+  after.set_state(before.get_state())
+  assert after.get_state() == {"next_example": 576}
+  np.testing.assert_array_equal(labels(after, 1), whole[576 : 576 + 96])
+  assert "batches of 96 do not divide the 640" in caplog.text
+  assert "the last 64 of them are read again" in caplog.text
 
 
 def test_grain_checkpoints_hold_the_position(tmp_path, make):
@@ -319,8 +350,8 @@ def test_bad_arguments_are_named(digits_dir, options, message):
 
 
 @pytest.mark.parametrize(
-  "state", [{}, {"next_batch": -1}, {"next_batch": "3"}, {"next_index": 3}]
+  "state", [{}, {"next_example": -1}, {"next_example": "3"}, {"next_batch": 3}]
 )
 def test_a_foreign_state_is_refused(make, state):
-  with pytest.raises(ValueError, match="next_batch"):
+  with pytest.raises(ValueError, match="next_example"):
     make("vectorised").set_state(state)

@@ -79,7 +79,7 @@ def test_resuming_is_bit_exact(request, kind):
     before = make()
     take(before, stop)
     saved = json.dumps(before.get_state())
-    assert json.loads(saved) == {"next_batch": stop}
+    assert json.loads(saved) == {"next_example": 8 * stop}
     after = make(threads=2)
     take(after, 2)  # wherever it was
     after.set_state(json.loads(saved))

@@ -107,7 +107,7 @@ def test_processes_agree_on_the_step_they_restore(both, fault):
   warnings = [line for line in log.splitlines() if str(where) in line]
   assert len(warnings) == bool(words)
   for line in warnings:
-    assert line.endswith(f"{words.format(where)}; trying the previous step")
+    assert line.endswith(f"{words.format(where)}; taking step 1")
 
 
 def test_another_list_of_steps_is_waited_for_and_then_refused(

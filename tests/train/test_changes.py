@@ -10,34 +10,44 @@ from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.experiment import build
 
 
-def masks_of(config, workdir):
-  """The state that the newest checkpoint gives, through the resuming path."""
+def resumed(config, workdir):
+  """(masks, data position) of the newest checkpoint, as training resumes it."""
   experiment = build(config)
   abstract = jax.eval_shape(experiment.state)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   places = jax.tree.map(lambda _: place, abstract)
   checkpoints = Checkpointer(workdir)
-  state, _ = loop._begin(experiment, checkpoints, abstract, places)
+  state, position = loop._begin(experiment, checkpoints, abstract, places)
   checkpoints.close()
   masks = flatten(state.masks)
-  return {path: np.asarray(m) for path, m in masks.items() if m is not None}
+  masks = {path: np.asarray(m) for path, m in masks.items() if m is not None}
+  return masks, position
 
 
 @pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_masks_are_taken_anew_only_where_they_depend_on_the_change(
-  tiny_config, tmp_path
+  tiny_config, tmp_path, caplog
 ):
   """Saliency masks cannot be had again from the weights alone."""
   options = {"total_steps": 10, "recipe.dense": 0.5, "recipe.finetune": 0.1}
   options |= {"recipe.criterion": "saliency"}
   loop.train(tiny_config("one_shot", **options), tmp_path)
-  same = masks_of(tiny_config("one_shot", **options), tmp_path)
-  allowed = ("optimizer.learning_rate", "total_steps")
+  same, position = resumed(tiny_config("one_shot", **options), tmp_path)
+  assert position == {"next_example": 160}
+  allowed = ("optimizer.learning_rate", "total_steps", "batch_size", "data")
   rate = {"optimizer.learning_rate": 1e-4, "allow_change": allowed}
-  rate = masks_of(tiny_config("one_shot", **options | rate), tmp_path)
-  longer = options | {"total_steps": 12, "allow_change": allowed}
-  longer = masks_of(tiny_config("one_shot", **longer), tmp_path)
+  rate["batch_size"] = 32
+  rate, position = resumed(tiny_config("one_shot", **options | rate), tmp_path)
+  assert position == {"next_example": 160}
+  longer = options | {
+    "total_steps": 12,
+    "allow_change": allowed,
+    "data.seed": 1,
+  }
+  longer, position = resumed(tiny_config("one_shot", **longer), tmp_path)
+  assert position is None
+  assert "another data.seed: the saved position means nothing" in caplog.text
   for path, mask in same.items():
     np.testing.assert_array_equal(rate[path], mask)
   assert any((longer[path] != mask).any() for path, mask in same.items())

@@ -1,6 +1,9 @@
 """Checkpoints: what comes back is what was saved, or one clear error."""
 
+import gc
 import logging
+import resource
+import time
 import warnings
 
 import jax
@@ -9,7 +12,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from figs_jax.train.checkpoint import Checkpointer, CheckpointError
+from figs_jax.train.checkpoint import (
+  Checkpointer,
+  CheckpointError,
+  SaveError,
+  crc32,
+  named_leaves,
+)
 from figs_jax.train.sharding import make_mesh
 
 
@@ -68,6 +77,15 @@ def test_the_best_step_outlives_a_restart(tmp_path):
         metrics = None if accuracy is None else {"accuracy": accuracy}
         checkpoints.save(step, example_state(), {}, {}, metrics)
   assert Checkpointer(tmp_path).steps() == [1, 4, 5]
+
+
+def test_nan_is_no_metric(tmp_path):
+  """Orbax's own policy takes it for the best and deletes the best step."""
+  accuracies = [0.9, 0.1, float("nan"), 0.2, 0.3]
+  with Checkpointer(tmp_path, keep=1) as checkpoints:
+    for step, accuracy in enumerate(accuracies, start=1):
+      checkpoints.save(step, example_state(), {}, {}, {"accuracy": accuracy})
+  assert Checkpointer(tmp_path).steps() == [1, 5]
 
 
 def test_damaged_steps_are_set_aside_not_deleted(tmp_path):
@@ -140,11 +158,119 @@ def test_damage_falls_back_to_the_step_before(tmp_path, damage, caplog):
   expected = 2 if damage == "empty" else 1
   assert (data, step) == ({"next": expected}, expected)
   assert_same(state, example_state(expected))
-  assert "trying the previous step" in caplog.text
+  assert f"; taking step {expected}" in caplog.text
   if damage != "empty":
     with Checkpointer(tmp_path) as checkpoints:
       with pytest.raises(CheckpointError, match="damaged"):
         checkpoints.restore(example_state(), 2)
+  collect(caplog)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_flipped_bit_gives_another_run(tmp_path, caplog):
+  """In any small file: that step, or with one line the one before."""
+  save_steps(tmp_path, [1, 2])
+  folder = tmp_path / "checkpoints" / "2"
+  draw = np.random.default_rng(0)
+  paths = sorted(p for p in folder.rglob("*") if p.is_file())
+  # benchmarks/survival.py flips bits of the others too.
+  for path in (p for p in paths if "state" not in p.parts):
+    content, is_meta = path.read_bytes(), path.parent.name == "meta"
+    bits = draw.integers(8 * len(content), size=16 if is_meta else 1)
+    for damaged in (b"", *(flipped(content, int(bit)) for bit in bits)):
+      path.write_bytes(damaged)
+      caplog.clear()
+      with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.meta()  # the line comes once
+        state, data, step = checkpoints.restore(jax.eval_shape(example_state))
+        assert checkpoints.meta(step)["config"] == {"lr": 0.1}
+      assert data == {"next": step}
+      assert_same(state, example_state(step))
+      lines = [r.getMessage() for r in caplog.records if r.name == "figs_jax"]
+      assert len(lines) == (step == 1)
+      assert all(line.endswith("; taking step 1") for line in lines)
+      if is_meta and path.name == "metadata":
+        assert step == 1
+    path.write_bytes(content)
+  collect(caplog)
+
+
+def collect(caplog):
+  """Collects the reads that Orbax has left, while warnings are ignored."""
+  caplog.clear()  # its records refer to them
+  time.sleep(0.3)
+  gc.collect()
+
+
+def flipped(content, bit):
+  changed = bytearray(content)
+  changed[bit // 8] ^= 1 << bit % 8
+  return bytes(changed)
+
+
+def test_another_position_is_noticed(tmp_path):
+  save_steps(tmp_path, [115])
+  path = tmp_path / "checkpoints" / "115" / "meta" / "metadata"
+  path.write_text(path.read_text().replace('"next": 115', '"next": 112'))
+  with Checkpointer(tmp_path) as checkpoints:
+    with pytest.raises(CheckpointError, match="115: meta is damaged; its SHA"):
+      checkpoints.restore(example_state(), 115)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{}", b"[]", b"\xff"])
+def test_only_the_step_that_is_read_can_stop_a_run(tmp_path, damaged):
+  save_steps(tmp_path, [1, 2, 3], keep=3)
+  path = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
+  path.write_bytes(damaged)
+  with Checkpointer(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.restore(example_state())[2] == 3
+    checkpoints.save(4, example_state(4), {}, {})
+  # The damaged step is nobody's to delete.
+  assert Checkpointer(tmp_path).steps() == [1, 3, 4]
+
+
+def save_as_0_1(workdir, accuracies):
+  """Steps in the layout of figs_jax 0.1."""
+  import orbax.checkpoint as ocp
+
+  state = named_leaves(example_state())
+  leaves = {
+    name: {
+      "shape": list(leaf.shape),
+      "dtype": str(leaf.dtype),
+      "crc32": crc32(leaf),
+    }
+    for name, leaf in state.items()
+  }
+  meta = {"format": "figs_jax/1", "config": {"lr": 0.1}, "leaves": leaves}
+  options = ocp.CheckpointManagerOptions(best_fn=lambda m: m["accuracy"])
+  with ocp.CheckpointManager(
+    workdir / "checkpoints", options=options
+  ) as manager:
+    for step, accuracy in enumerate(accuracies, start=1):
+      items = ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        data=ocp.args.JsonSave({"next": step}),
+        meta=ocp.args.JsonSave(meta),
+      )
+      metrics = None if accuracy is None else {"accuracy": accuracy}
+      manager.save(step, args=items, metrics=metrics)
+
+
+def test_steps_without_a_digest_are_read_with_a_note(tmp_path, caplog):
+  save_as_0_1(tmp_path, [0.9, 0.1, None])
+  with Checkpointer(tmp_path, keep=1) as checkpoints:
+    state, data, step = checkpoints.restore(example_state())
+    assert caplog.text.count("saved by figs_jax 0.1, without a SHA-256") == 1
+    assert (data, step) == ({"next": 3}, 3)
+    assert_same(state, example_state())
+    checkpoints.save(4, example_state(), {}, {}, {"accuracy": 0.2})
+  assert Checkpointer(tmp_path).steps() == [1, 4]
+  path = tmp_path / "checkpoints" / "1" / "data" / "metadata"
+  path.write_text("{")
+  with Checkpointer(tmp_path) as checkpoints:
+    with pytest.raises(CheckpointError, match="its data position is damaged"):
+      checkpoints.restore(example_state(), 1)
 
 
 def test_silent_corruption_is_noticed(tmp_path, monkeypatch):
@@ -157,6 +283,40 @@ def test_silent_corruption_is_noticed(tmp_path, monkeypatch):
   with Checkpointer(tmp_path) as checkpoints:
     with pytest.raises(CheckpointError, match="crc32 differs"):
       checkpoints.restore(example_state(), 2)
+
+
+def test_a_full_disk_is_one_line_with_the_last_good_step(tmp_path, caplog):
+  """As a limit on the size of files, which needs no file system of its own."""
+  save_steps(tmp_path, [1])
+  state = {"w": jax.random.normal(jax.random.key(0), (64, 1024))}
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with Checkpointer(tmp_path) as checkpoints:
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+      checkpoints.save(2, state, {}, {})
+      with pytest.raises(
+        SaveError, match=r"\(File too large\); the last good .* step 1 in"
+      ):
+        checkpoints.wait()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    checkpoints.save(3, state, {}, {})
+  assert not caplog.records  # no traceback of Orbax
+  assert Checkpointer(tmp_path).steps() == [1, 3]
+
+
+def test_a_peer_that_dies_in_a_save_is_no_full_disk(tmp_path, monkeypatch):
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, example_state(), {}, {})
+    checkpoints.wait()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(TimeoutError):
+      with checkpoints._writing():
+        raise TimeoutError("Timeout waiting at barrier 'checkpoint'.")
+    monkeypatch.undo()
+    with pytest.raises(SaveError, match="cannot be written"):
+      with checkpoints._writing():
+        raise TimeoutError("of a file system")
 
 
 def test_foreign_checkpoint(tmp_path):

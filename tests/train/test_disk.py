@@ -1,0 +1,50 @@
+"""What a disk refuses is one line: a mistake of the user's, or a saved run."""
+
+import errno
+import os
+
+import pytest
+
+from figs_jax.train import loop
+from figs_jax.train.checkpoint import SaveError
+from figs_jax.train.config import ConfigError
+from figs_jax.train.log_writer import MetricLog
+
+
+def full(*_):
+  raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+
+
+@pytest.mark.parametrize("place", ["", "below"])
+def test_a_workdir_that_is_a_file_is_refused(tmp_path, tiny_config, place):
+  (tmp_path / "file").write_text("mine")
+  with pytest.raises(ConfigError, match="cannot be written .* set --workdir"):
+    loop.train(tiny_config(), tmp_path / "file" / place)
+  assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_at_the_start_is_refused(
+  tmp_path, tiny_config, monkeypatch
+):
+  monkeypatch.setattr(loop, "_write_config", full)
+  with pytest.raises(ConfigError, match="No space left on device"):
+    loop.train(tiny_config(), tmp_path / "run")
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.standard_promotion
+def test_a_disk_that_fills_names_the_last_good_step(
+  tmp_path, tiny_config, monkeypatch
+):
+  write = MetricLog.write
+
+  def until_full(log, step, row):
+    full() if step > 2 else write(log, step, row)
+
+  monkeypatch.setattr(MetricLog, "write", until_full)
+  config = tiny_config(total_steps=4, checkpoint_every=2, log_every=1)
+  with pytest.raises(
+    SaveError, match="No space left .* last good checkpoint is step 2 in"
+  ):
+    loop.train(config, tmp_path)
+  assert not (tmp_path / "trainer.lock").exists()
