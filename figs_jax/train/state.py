@@ -22,6 +22,7 @@ from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
 from figs_jax.core.tree import map_paths
 from figs_jax.core.types import Array
+from figs_jax.optim import pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
 from figs_jax.train.losses import cross_entropy
 
@@ -69,7 +70,7 @@ class TrainState:
     cls,
     model: nnx.Module,
     recipe: Recipe,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformation | optax.MultiSteps,
     *,
     loss: Loss = cross_entropy,
     seed: int | Array = 0,
@@ -82,7 +83,9 @@ class TrainState:
     Args:
       model: Sparsified model; training mode is set here.
       recipe: Recipe that decides masks, leak and gradient mode.
-      tx: Optimizer from `recipe.transform(...)`.
+      tx: Optimizer from `recipe.transform(...)`, also inside of optax's
+        wrappers. Besides `masks` its update gets `value`, `grad` and
+        `value_fn`.
       loss: Function (model, batch, key) -> (scalar, {name: scalar}).
       seed: Seed for dropout and every other draw inside the step.
       ema_decay: Decay of the averaged parameters; 0 disables averaging.
@@ -111,10 +114,14 @@ class TrainState:
         " figs_jax.sparsify(model, rules) first, or use the recipe 'dense'"
       )
     bound = recipe.bind(leaves)
-    tx = optax.with_extra_args_support(tx)
+    tx = pass_masks(tx)
     graphdef, params, _, rest = nn.split(model)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
-    opt_state = tx.init(params)
+    # Copied, since some optimizers keep the params, or one array twice; with a
+    # dtype, since a weak one would be compiled for again after the first step.
+    opt_state = jax.tree.map(
+      lambda x: jnp.array(x, jnp.result_type(x)), tx.init(params)
+    )
     recipe.check(opt_state)
     return cls(
       step=jnp.zeros((), jnp.int32),
@@ -202,7 +209,13 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
   grads, loss, metrics, rest = _gradients(state, batch, moment.leak, key)
   updates, opt_state = state.tx.update(
-    grads, state.opt_state, state.params, masks=state.masks
+    grads,
+    state.opt_state,
+    state.params,
+    masks=state.masks,
+    value=loss,
+    grad=grads,
+    value_fn=_value_fn(state, batch, moment.leak, key),
   )
   params = optax.apply_updates(state.params, updates)
   masks = bound.masks(
@@ -278,6 +291,18 @@ def train_step(
   (1, ['leak', 'loss', 'stage'])
   """
   return update(state, batch)
+
+
+def _value_fn(state, batch, leak, key):
+  """The step's loss as a function of the params, for line searches."""
+  streams, key = jax.random.split(key)
+  rest = nn.reseed(state.rest, streams)
+
+  def value_fn(params, masks=state.masks):  # optax passes masks= where it can
+    model = nn.merge(state.graphdef, params, masks, leak, rest)
+    return state.loss(model, batch, key)[0]
+
+  return value_fn
 
 
 def _gradients(state, batch, leak, key):
