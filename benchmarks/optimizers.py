@@ -47,7 +47,6 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
   "noisy_sgd": lambda lr: optax.noisy_sgd(lr, key=0),
   "optimistic_adam": lambda lr: optax.optimistic_adam(lr, 1.0),
   "polyak_sgd": optax.polyak_sgd,
-  "lbfgs": optax.lbfgs,
   **{name: getattr(contrib, name) for name in _CONTRIB.split()},
   "galore": lambda lr: contrib.galore(lr, rank=2),
   "mechanize": lambda lr: contrib.mechanize(optax.adam(lr)),
@@ -59,6 +58,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
   "reduce_on_plateau": lambda lr: optax.chain(
     optax.adam(lr), contrib.reduce_on_plateau()
   ),
+  "lbfgs": optax.lbfgs,
 }
 
 # Optimizers that need more than gradients; the report says why.

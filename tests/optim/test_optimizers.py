@@ -24,7 +24,11 @@ SPEC = importlib.util.spec_from_file_location("benchmarks_optimizers", FILE)
 matrix = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(matrix)
 
-pytestmark = pytest.mark.standard_promotion
+pytestmark = [
+  pytest.mark.standard_promotion,
+  # optax.optimistic_adam is another name of optimistic_adam_v2.
+  pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 SPARSE = [name for name in matrix.RECIPES if name != "step"]
 # 5 recipes and 7 wrappers have no common factor.
 CASES = [
