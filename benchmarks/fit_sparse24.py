@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 
 from figs_jax.engine import Gemm, TensorCore, parse
-from figs_jax.engine._report import markdown
+from figs_jax.engine.reports.text import markdown
 from figs_jax.engine.studies.sparse24 import (
   FITTED,
   MeasuredPair,

@@ -33,7 +33,7 @@ _MODEL = flags.DEFINE_string(
   " kv_heads, gated, vocab), or model by name, as in vit:B/16.",
 )
 _SEQ = flags.DEFINE_integer(
-  "seq", None, "Tokens of a gpt: decoder's sequence; 2048 by default.",
+  "seq", None, "Tokens of a sequence; 2048 for gpt:, else the model's own.",
   lower_bound=1, upper_bound=2**30,
 )  # fmt: skip
 _BATCH = flags.DEFINE_integer(

@@ -8,6 +8,10 @@
     --sweep "pattern=1:2,1:4,...,1:128; rows=32,64" --format png --out a.png
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines ws
     --sweep "rows=1,2,...,1000; cols=1,2,...,1000" --pareto time_ns,area_mm2
+  python launch/engine.py --model llama:8b --phase decode --context 4096
+    --batch 8 --pattern "ff: 2:4" --engines tensorcore:h100,tpu:v5e
+  python launch/engine.py --model bert:base --batch 64 --engines tpu:v5e
+    --sweep "seq=512,1024,2048,...,65536; fuse=none,flat; buffer=33554432"
 
 Standard output holds the table and nothing else.
 """
@@ -49,6 +53,36 @@ _BATCH = flags.DEFINE_integer(
   lower_bound=1,
   upper_bound=10**9 - 1,
 )
+_SEQ = flags.DEFINE_integer(
+  "seq",
+  None,
+  "Tokens of a sequence of --model: of a ViT with its class token, of T5's"
+  " inputs; by default the model's own.",
+  lower_bound=1,
+  upper_bound=2**31 - 1,
+)
+_PHASE = flags.DEFINE_enum(
+  "phase",
+  None,
+  ["prefill", "decode"],
+  "Phase of a decoder (gpt2, llama): all tokens of a prompt, or one token of"
+  " each sequence; by default whole sequences with all their logits.",
+)
+_CONTEXT = flags.DEFINE_integer(
+  "context",
+  None,
+  "Tokens of the prompt with --phase prefill; with decode, those that the next"
+  " token attends to, itself included; by default the longest of the model.",
+  lower_bound=1,
+  upper_bound=2**31 - 1,
+)
+_FUSE = flags.DEFINE_enum(
+  "fuse",
+  "none",
+  ["none", "flat"],
+  "How attention runs: none writes its logits to memory and reads them again;"
+  " flat keeps them on chip (FLAT), in 32 MiB unless --sweep has buffer=.",
+)
 _PATTERN = flags.DEFINE_string(
   "pattern",
   None,
@@ -65,7 +99,8 @@ _SWEEP = flags.DEFINE_multi_string(
   [],
   "Axes, as in rows=8,16,...,256; several separated by ; or by repeating the"
   " flag. An axis is pattern (of the sparse layers; of all in a table without"
-  " any), batch, or a field of the engines.",
+  " any), batch, seq, context, fuse, the buffer or sram_bw of fuse=flat, or a"
+  " field of the engines.",
 )
 _PARETO = flags.DEFINE_string(
   "pareto",
@@ -107,9 +142,9 @@ _FORMAT = flags.DEFINE_enum(
 _PLOT = flags.DEFINE_enum(
   "plot",
   None,
-  ["speedup", "roofline", "breakdown"],
-  "Picture of --format png; by default speedup if patterns are swept, else"
-  " breakdown.",
+  ["speedup", "length", "roofline", "breakdown"],
+  "Picture of --format png; by default speedup if patterns are swept, length"
+  " (speed-up over sequence length) if seq or context is, else breakdown.",
 )
 _OUT = flags.DEFINE_string(
   "out", None, "File to write in place of standard output."
@@ -169,14 +204,15 @@ def main() -> None:
   _check_flags()
   cli.run_user_file(_ENGINE_FILE)
   from figs_jax.engine import Area, Energy, parse
+  from figs_jax.engine.sweeps.axes import WORKLOAD_AXES
   from figs_jax.engine.sweeps.text import read_axes
 
   log = logging.getLogger("figs_jax").info
   try:
     axes = read_axes(_SWEEP.value)
     engines = [parse(spec) for spec in _ENGINES.value.split(",")]
-    batches = axes.pop("batch", ())
-    tables = _tables(batches, "pattern" in axes)
+    lengths = {name: axes.pop(name, ()) for name in WORKLOAD_AXES}
+    tables = _tables(lengths, "pattern" in axes)
     options: dict[str, Any] = {
       "itemsize": _ITEMSIZE.value,
       "dtype": _DTYPE.value,
@@ -195,7 +231,7 @@ def main() -> None:
   elif data:
     cli.emit(data)
   if _SWEEP.value:
-    sizes = {"batch": batches} | axes
+    sizes = lengths | axes
     each = ", ".join(f"{name} {len(x):,}" for name, x in sizes.items() if x)
     log(f"Swept {count:,} points ({each}; engines {len(engines)}).")
   if _FORMAT.value in ("csv", "png") or not data:
@@ -208,9 +244,10 @@ def _reported(tables, engines, axes, options) -> tuple[bytes, str, int]:
 
   fmt = "csv" if _FORMAT.value == "png" else _FORMAT.value
   options |= {"axes": axes or None, "baseline": _BASELINE.value}
+  options["fuse"] = _FUSE.value
   made = report(tables, engines, fmt, **options)
   if _FORMAT.value == "png":
-    return _picture(made, axes), made.caption, len(made.totals)
+    return _picture(made, axes, tables), made.caption, len(made.totals)
   return f"{made}\n".encode(), made.caption, len(made.totals)
 
 
@@ -229,9 +266,15 @@ def _covered(tables, engines, axes, options) -> tuple[bytes, str, int]:
 def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   """Some points of a sweep as a table, or all of them in a file."""
   from figs_jax.engine import sweep
-  from figs_jax.engine._report import columns_text
+  from figs_jax.engine.reports.text import columns_text
   from figs_jax.engine.sweeps.points import UnreadMasksError
 
+  for name in ("fuse", "buffer", "sram_bw"):
+    if name in axes or name == "fuse" and _FUSE.value != "none":
+      raise ValueError(
+        f"{name}: expected a report, since points are selected by the products"
+        " alone; leave out --pareto, --smallest and --points"
+      )
   caption = "Modelled cycles (ns on rooflines), not measured."
 
   def swept(tables):
@@ -240,6 +283,8 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
 
   if _DTYPE.value:
     caption += f" Operands are {_DTYPE.value}."
+  if any(table.forward is not None for table in tables.values()):
+    caption += " Products alone."
   try:
     designs = swept(tables)
   except UnreadMasksError as error:
@@ -371,24 +416,37 @@ def _given(*several: Any) -> list[str]:
   return [f"--{flag.name}" for flag in several if flag.value is not None]
 
 
-def _tables(batches: Any, sweeps_pattern: bool) -> Any:
+def _tables(lengths: Any, sweeps_pattern: bool) -> Any:
   """Label -> layers, from the source that was given."""
   from figs_jax.cli import workloads
 
+  batches = lengths["batch"]
+  given = [name for name in ("seq", "context") if lengths[name]]
+  given += [flag.name for flag in (_SEQ, _PHASE, _CONTEXT) if flag.value]
+  if given and not _MODEL.value:
+    cli.fail(f"--{given[0]} is of --model; leave it out")
   if _LAYERS.value:
     if batches or _BATCH.value:
       cli.fail("the batch is part of M in a table: --batch is of --model")
     tables = workloads.from_file(_LAYERS.value, _PATTERN.value)
     return workloads.all_sparse(tables) if sweeps_pattern else tables
-  if batches and _BATCH.value:
-    cli.fail("--batch and --sweep batch=: give one of them")
-  for size in batches:
-    if not isinstance(size, int) or not 0 < size < 10**9:
-      cli.fail(f"batch {size!r}: expected an integer from 1 to {10**9 - 1}")
+  for flag in (_BATCH, _SEQ, _CONTEXT):
+    name, swept = flag.name, lengths[flag.name]
+    if swept and flag.value:
+      cli.fail(f"--{name} and --sweep {name}=: give one of them")
+    for size in swept:
+      if not isinstance(size, int) or not 0 < size < 10**9:
+        cli.fail(f"{name} {size!r}: expected an integer from 1 to {10**9 - 1}")
   sizes = batches or [_BATCH.value or 1]
   if _MODEL.value:
     tables = workloads.from_model(
-      _MODEL.value, sizes, _PATTERN.value, _WEIGHTS.value
+      _MODEL.value,
+      sizes,
+      _PATTERN.value,
+      _WEIGHTS.value,
+      seqs=lengths["seq"] or [*filter(None, [_SEQ.value])],
+      contexts=lengths["context"] or [*filter(None, [_CONTEXT.value])],
+      phase=_PHASE.value,
     )
   else:
     cli.run_user_file(_RECIPE_FILE)
@@ -405,11 +463,14 @@ def _tables(batches: Any, sweeps_pattern: bool) -> Any:
   return tables
 
 
-def _picture(made: Any, axes: Any) -> bytes:
+def _picture(made: Any, axes: Any, tables: Any) -> bytes:
   from figs_jax.engine.plots import PLOTS
 
-  kind = _PLOT.value or ("speedup" if "pattern" in axes else "breakdown")
-  return _png(PLOTS[kind](made))
+  kind = "speedup" if "pattern" in axes else "breakdown"
+  forwards = [table.forward for table in tables.values()]
+  if len({forward and forward.seq for forward in forwards}) > 1:
+    kind = "length"
+  return _png(PLOTS[_PLOT.value or kind](made))
 
 
 def _png(figure: Any) -> bytes:

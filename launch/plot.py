@@ -76,7 +76,7 @@ def main(words: list[str]) -> None:
   cli.run_user_file(_ENGINE_FILE)
   from figs_jax.analysis.history import histories
   from figs_jax.engine import parse
-  from figs_jax.engine.plots import figure_type
+  from figs_jax.engine.figures import figure_type
 
   try:
     figure_type()  # fails early without matplotlib

@@ -68,7 +68,7 @@ def main() -> None:
   check_flags()
   from figs_jax import analysis
   from figs_jax.data import DataError
-  from figs_jax.engine.plots import figure_type
+  from figs_jax.engine.figures import figure_type
   from figs_jax.train.loop import Diverged
 
   start = time.monotonic()

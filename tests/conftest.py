@@ -14,20 +14,16 @@ import os
 import shutil
 import tempfile
 
-from tests.programs import QUICKLY_COMPILED
+from tests.programs import DEVICES, known_flags
 
-os.environ["XLA_FLAGS"] = " ".join(
-  (
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=8",
-    QUICKLY_COMPILED,
-  )
-)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # not a worker
-  _cache = tempfile.mkdtemp(prefix="figs_jax_programs_")
-  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit all of this
+  _flags = (os.environ.get("XLA_FLAGS", ""), DEVICES, *known_flags())
+  os.environ["XLA_FLAGS"] = " ".join(_flags)
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="figs_jax_programs_")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

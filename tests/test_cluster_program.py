@@ -135,7 +135,7 @@ def test_bad_flags_are_one_line(tmp_path):
     ("--devices", ""): "--devices is missing",
     ("--model", "gpt:width=512"): "layers is missing",
     ("--model", "gtp:width=512"): "gtp",
-    ("--model", "vit:Ti/16"): "seq goes with gpt:",
+    ("--model", "swin_v2:T/w8-256"): "seq",
     ("--pattern", "fff: 2:4"): "did you mean 'ff'",
     ("--transposable",): "--transposable goes with --pattern",
     ("--packed",): "--packed goes with --pattern",
@@ -200,3 +200,13 @@ def test_vectors_of_a_pattern_reach_the_engine():
     for pattern in ("ff: 64:2:8", "ff: 2:4", None)
   ]  # fmt: skip
   assert times[0] < times[1] < times[2]
+
+
+def test_the_weights_of_language_models_are_the_published_numbers():
+  for model, seq, count in (
+    ("llama:8b", 4096, 8_030_261_248),
+    ("gpt2:small", 1024, 124_439_808),
+  ):
+    made = clusters.workload(model, seq=seq)
+    assert made.weights == count
+    assert f"{seq:,} tokens" in made.label

@@ -60,6 +60,7 @@ def script():
   return module
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_run(block):

@@ -237,6 +237,77 @@ def test_bad_selections_are_one_line(table, tmp_path):
   assert not out.exists()
 
 
+def model(*several):
+  """(code, output, errors) of the program with each list of flags."""
+  return in_one_process("launch/engine.py", *several)
+
+
+def test_models_by_length_phase_and_fusion(tmp_path):
+  out = tmp_path / "a.png"
+  llama = ("--model", "llama:8b:depth=1", "--phase", "decode", "--batch", 8)
+  chips = ("--engines", "gpu:h100,tpu:v5e")
+  bert = ("--model", "bert:base:depth=1", "--engines", "gpu:h100")
+  seqs = "seq=64,128,256,...,1024"
+  done = model(
+    (*llama, "--context", 4096, *chips, "--pattern", "ff: 2:4",
+     "--format", "json"),
+    (*llama, "--sweep", "context=512,4096", *chips, "--format", "json"),
+    (*bert, "--sweep", f"{seqs};fuse=none,flat;buffer=524288", "--format",
+     "json"),
+    (*bert, "--seq", 128, "--fuse", "flat", "--format", "json"),
+    (*bert, "--sweep", seqs, "--fuse", "flat", "--format", "png", "--out", out),
+    (*bert, "--sweep", "seq=64,128;hbm=1000,2000", "--smallest", "cycles",
+     "--format", "json"),
+  )  # fmt: skip
+  for code, _, errors in done:
+    assert code == 0, errors
+  decode, contexts, swept, flat, _, points = (x[1] for x in done)
+  (gpu, tpu) = json.loads(decode)["totals"]
+  assert gpu["workload"] == "llama:8b:depth=1, batch 8, decode, context 4096"
+  assert gpu["cache_bytes"] == 8 * 4096 * 2 * 8 * 128 * 2
+  assert gpu["memory_bound"] == tpu["memory_bound"] == 1
+  assert gpu["whole_cycles"] > gpu["cycles"]
+  cache = [total["cache_bytes"] for total in json.loads(contexts)["totals"]]
+  assert cache[2] == 8 * cache[0]
+  totals = json.loads(swept)["totals"]
+  assert [(total["seq"], total["fuse"]) for total in totals] == [
+    (n, fuse)
+    for n in (64, 128, 256, 512, 1024)
+    for fuse in ("none", "flat:buffer=524288")
+  ]
+  (one,) = json.loads(flat)["totals"]
+  assert one["fuse"] == "flat" and one["fused"] == 1
+  assert one["whole_speedup"] == totals[3]["whole_speedup"] > 1
+  assert out.read_bytes().startswith(b"\x89PNG")
+  assert "Swept 5 points (seq 5; engines 1)" in done[4][2]
+  assert "Products alone." in json.loads(points)["caption"]
+
+
+def test_bad_lengths_and_phases_are_one_line(table):
+  vit = ("--model", "vit:Ti/16:depth=1")
+  cases = {
+    (*vit, "--phase", "decode"): "ViT: expected no phase",
+    (*vit, "--context", "8"): "ViT: expected no context",
+    (*vit, "--seq", "1"): "ViT: expected seq of 2 or more",
+    (*vit, "--seq", "8", "--sweep", "seq=8,16"): "--seq and --sweep seq=",
+    (*vit, "--sweep", "seq=8,x"): "seq 'x': expected an integer",
+    (*vit, "--sweep", "buffer=8"): "expected fuse=flat with it",
+    ("--model", "swin_v2:T/w8-256", "--seq", "8"): "set image_size= instead",
+    ("--model", "bert:base", "--phase", "prefill"): "does not decode",
+    ("--model", "gpt2:xl", "--phase", "decode", "--seq", "8"): "give context",
+    ("--model", "gpt2:xl", "--context", "8"): "expected a phase with it",
+    ("--model", "gpt3:xl"): "did you mean 'gpt2'",
+    ("--layers", table, "--seq", "8"): "--seq is of --model",
+    ("--layers", table, "--phase", "decode"): "--phase is of --model",
+    ("--layers", table, "--sweep", "seq=8,9"): "--seq is of --model",
+    ("--layers", table, "--fuse", "flat"): "its partner 'av' is missing",
+    (*vit, "--fuse", "flat", "--sweep", "rows=8,9", "--smallest", "cycles"):
+      "fuse: expected a report",
+  }  # fmt: skip
+  for done, words in zip(model(*cases), cases.values()):
+    assert_one_clear_line(done, words)
+
+
 def test_help_explains_engines_and_sweeps():
   done = program("--help")
   assert done.returncode == 0

@@ -148,6 +148,10 @@ assert not jax._src.xla_bridge.backends_are_initialized()
   assert done.returncode == 0, done.stderr
 
 
+def test_the_top_of_the_engine_stays_small():
+  assert len(list((ROOT / "engine").glob("*.py"))) <= 24
+
+
 def test_no_page_is_overlong():
   for path in sorted(ROOT.rglob("*.py")):
     assert len(path.read_text().splitlines()) <= 600, path

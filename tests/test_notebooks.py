@@ -130,7 +130,7 @@ SAID = {
   "quick_start": ["exact N:M: True", "speed-up 1.00×", "vegeta-s-16-2"],
   "write_a_recipe": ["cosine_leak keeps the contract", "test accuracy"],
   "cluster_explorer": ["1.008 trillion parameters", "placements", "masks"],
-  "engine_explorer": ["256 designs"],
+  "engine_explorer": ["256 designs", "of them cache"],
   "from_dense_checkpoint": ["from_scratch", "from_run", "from_file"],
 }
 

@@ -24,7 +24,7 @@ from ml_collections import config_dict
 
 from figs_jax.analysis import plot_style
 from figs_jax.engine import report
-from figs_jax.engine._report import times
+from figs_jax.engine.reports.text import times
 from figs_jax.engine.training import TrainingPhase
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import Checkpointer

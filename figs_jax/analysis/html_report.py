@@ -18,8 +18,9 @@ from figs_jax import engine, nn
 from figs_jax.analysis import plot_style, plots
 from figs_jax.analysis.history import History, mask_evolution
 from figs_jax.analysis.pareto import pareto_points
-from figs_jax.engine._report import times
-from figs_jax.engine.plots import figure_type, roofline
+from figs_jax.engine.figures import figure_type
+from figs_jax.engine.plots import roofline
+from figs_jax.engine.reports.text import times
 from figs_jax.train import seeds
 from figs_jax.train._evaluate import exact_nm, storage
 from figs_jax.train.state import finish

@@ -1,9 +1,10 @@
 """The style of run plots: colours, markers, lines, axes and annotated markers.
 
 Runs have Okabe and Ito's colours, kinds of layers have Tol's muted ones
-(`figs_jax.engine.plots.LAYERS`). Readers with any colour vision can tell either
-set apart, and no colour is in both sets. Markers and line styles differ too, so
-that plots can be read in grey. matplotlib is imported by the functions only.
+(`figs_jax.engine.figures.LAYERS`). Readers with any colour vision can tell
+either set apart, and no colour is in both sets. Markers and line styles differ
+too, so that plots can be read in grey. matplotlib is imported by the functions
+only.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.analysis.history import Band
-from figs_jax.engine.plots import empty_figure
+from figs_jax.engine.figures import empty_figure
 
 RUNS = (
   "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",

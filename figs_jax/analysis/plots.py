@@ -24,7 +24,7 @@ from figs_jax.analysis.history import (
 )
 from figs_jax.analysis.pareto import ParetoPoint, pareto_front
 from figs_jax.engine import parse
-from figs_jax.engine.plots import LAYERS, empty_figure
+from figs_jax.engine.figures import LAYERS, empty_figure
 
 # An entry in two masks: pruned in both, dropped, new, kept in both. The first
 # and the last, the most frequent, differ most in lightness.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from figs_jax import models
 from figs_jax.cli import workloads
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.engine import (
@@ -22,7 +23,7 @@ from figs_jax.engine import (
   chips,
   parse,
 )
-from figs_jax.engine._report import columns_text
+from figs_jax.engine.reports.text import columns_text
 from figs_jax.engine.studies.cluster.parallel import (
   MEASURED_EFFICIENCY,
   RECOMPUTE,
@@ -45,6 +46,7 @@ _WORDS = word_table(
   **{x: rf"blocks/\d+/attn/{x}" for x in ("q", "k", "v", "o")},
   head="head",
 )
+_ATTENTION = ("qk", "av")  # products without weights
 # What a row of the printed placements holds, in this order.
 _SHOWN = (
   "devices", "data", "tensor", "pipeline", "interleave", "microbatch",
@@ -84,12 +86,13 @@ def workload(
     model: "gpt:width=25600,layers=128,heads=160", or a model as in
       `figs_jax.cli.workloads.from_model`.
     pattern: Rules, as in "ff: 2:4", or one n:m for every kernel; None is dense.
-    seq: Tokens of a decoder's sequence. Defaults to 2048.
+    seq: Tokens of a sequence. Defaults to 2048 of "gpt:", else to the model's
+      own.
     transposable: Whether masks make the input gradient sparse too.
 
   Raises:
     ValueError: If the model or pattern cannot be read, a rule fits no kernel,
-      or `seq` is given for a model with a length of its own.
+      or the model takes no such length.
 
   >>> made = workload("gpt:width=64,layers=2,heads=4", "ff: 2:4", seq=16)
   >>> made.phase_at(3).layers.m.tolist()[:8]
@@ -107,10 +110,17 @@ def workload(
       table, like = decoder.table(batch), sparse
       return dataclasses.replace(table, n=like.n, m=like.m, v=like.v)
   else:
-    if seq is not None:
-      raise ValueError(f"seq goes with gpt:, {model!r} has a length of its own")
-    label, embedding = model, 0
-    first, second = workloads.from_model(model, [1, 2], pattern).values()
+    seqs = [] if seq is None else [seq]
+    tables = workloads.from_model(model, [1, 2], pattern, seqs=seqs)
+    first, second = tables.values()
+    label = model if seq is None else f"{model}, {seq:,} tokens"
+    # What products do not read; our own families have too little to count.
+    last = [name.rpartition("/")[2] for name in first.names]
+    weighted = [name not in _ATTENTION for name in last]
+    embedding = 0
+    if isinstance(shape := workloads.model_of(model), models.Shape):
+      read = (first.K * first.N * first.count)[weighted].sum()
+      embedding = max(shape.parameters - int(read), 0)
 
     def layers_at(batch: int) -> Layers:
       # Rows and counts grow by the same number with every image.
@@ -123,7 +133,7 @@ def workload(
 
   one = layers_at(1)
   K, N, M, count = (x.astype(float) for x in (one.K, one.N, one.M, one.count))
-  attention = [name.rpartition("/")[2] in ("qk", "av") for name in one.names]
+  attention = [name.rpartition("/")[2] in _ATTENTION for name in one.names]
   return Workload(
     label,
     lambda batch: TrainingPhase(

@@ -7,6 +7,7 @@ called: a table from a file needs neither Flax nor Orbax.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, Words
-from figs_jax.engine import Layers, read_layers
+from figs_jax.engine import Forward, Layers, read_layers
 from figs_jax.engine.layers import read_pattern
 
 Tables = dict[str, Layers]
@@ -79,11 +80,55 @@ def with_rules(
   return _with_vectors(sparse, vectors)
 
 
+def model_of(spec: str) -> Any:
+  """A model by name, of shapes alone.
+
+  Args:
+    spec: "family:variant" and options, as in "vit:B/16:image_size=384".
+
+  Returns:
+    Abstract model of one of our families, or a `figs_jax.models.Shape`.
+
+  Raises:
+    ValueError: If the family, variant or an option is unknown, or an option is
+      given twice.
+
+  >>> model_of("llama:8b").parameters
+  8030261248
+  """
+  from figs_jax import models
+
+  family, _, rest = spec.partition(":")
+  variant, *options = rest.split(":")
+  if not variant:
+    raise ValueError(
+      f"model {spec!r}: write family:variant, as in 'vit:B/16'; known families:"
+      f" {', '.join(sorted({*models.names(), *models.SHAPES}))}"
+    )
+  given: dict[str, Any] = {}
+  for option in options:
+    name, value = _option(spec, option)
+    if name in given:
+      raise ValueError(f"model {spec!r}: {name} is given twice; keep one")
+    given[name] = value
+  try:
+    return models.abstract(family, variant, **given)
+  except TypeError as error:
+    reason = str(error).splitlines()[0]
+    raise ValueError(
+      f"model {spec!r}: the value of an option is of the wrong type ({reason})"
+    ) from error
+
+
 def from_model(
   spec: str,
   batches: Sequence[int],
   pattern: str | None = None,
   weights: str | Path | None = None,
+  *,
+  seqs: Sequence[int] = (),
+  contexts: Sequence[int] = (),
+  phase: str | None = None,
 ) -> Tables:
   """The layers of a model by name, without or with its weights.
 
@@ -94,52 +139,59 @@ def from_model(
       V:2:M of VENOM is read too.
     weights: File that `figs_jax.models.pretrained.load` reads. It gives the
       masks of the pattern; the zeros of all other kernels are masks as well.
+    seqs: Numbers of tokens per sequence. Defaults to the model's own.
+    contexts: Numbers of tokens of the prompt, or in the cache. Defaults to the
+      longest that the model takes.
+    phase: Phase of a decoder, "prefill" or "decode".
 
   Raises:
     ValueError: If the family, variant or an option is unknown, an option is
-      given twice, or the pattern or the weights do not fit.
+      given twice, the pattern or the weights do not fit, or the family has no
+      such length, phase or weights.
 
   >>> tables = from_model("vit:Ti/16", [1, 8], "ff: 1:8")
   >>> [(label, int(table.M[0])) for label, table in tables.items()]
   [('vit:Ti/16, batch 1', 196), ('vit:Ti/16, batch 8', 1568)]
+  >>> list(from_model("llama:8b", [8], phase="decode", contexts=[4096]))
+  ['llama:8b, batch 8, decode, context 4096']
   """
   from figs_jax import models, nn
-  from figs_jax.train.run_rows import layers_of
 
-  family, _, rest = spec.partition(":")
-  variant, *options = rest.split(":")
-  if not variant:
-    raise ValueError(
-      f"model {spec!r}: write family:variant, as in 'vit:B/16'; known families:"
-      f" {', '.join(models.names())}"
-    )
-  given: dict[str, Any] = {}
-  for option in options:
-    name, value = _option(spec, option)
-    if name in given:
-      raise ValueError(f"model {spec!r}: {name} is given twice; keep one")
-    given[name] = value
-  try:
-    model = models.abstract(family, variant, **given)
-  except TypeError as error:
-    reason = str(error).splitlines()[0]
-    raise ValueError(
-      f"model {spec!r}: the value of an option is of the wrong type ({reason})"
-    ) from error
+  model = model_of(spec)
   vectors: dict[NM, int] = {}
+  is_shape = isinstance(model, models.Shape)
   if pattern is not None:
     pattern, vectors = _split_vectors(pattern)
-    model = nn.sparsify(model, pattern)
+    sparsify = models.Shape.with_rules if is_shape else nn.sparsify
+    model = sparsify(model, pattern)
   if weights is not None:
+    if is_shape:
+      raise ValueError(
+        f"--weights {weights}: expected a model with weights, got {spec!r}, of"
+        " which only the shapes are known"
+      )
     from figs_jax.models import pretrained
 
     model = pretrained.load(model, weights)
-  return {
-    f"{spec}, batch {batch}": _with_vectors(
-      Layers.of(layers_of(model, batch, zeros=True)), vectors
-    )
-    for batch in batches
-  }
+  tables = {}
+  for batch, seq, context in itertools.product(
+    batches, seqs or [None], contexts or [None]
+  ):
+    label = [spec, f"batch {batch}", phase]
+    label += [f"seq {seq}" if seq else None]
+    label += [f"context {context}" if context else None]
+    lengths = {"seq": seq, "phase": phase, "context": context}
+    rows = models.gemms_of(model, batch, **lengths)
+    if weights is not None:
+      from figs_jax.train.run_rows import with_masks
+
+      rows = with_masks(model, rows, zeros=True)
+    beside = models.non_gemms_of(model, batch, **lengths)
+    length = seq or context or getattr(model, "length", 0)
+    forward = Forward.of(beside, length, phase or "")
+    table = _with_vectors(Layers.of(rows, forward), vectors)
+    tables[", ".join(filter(None, label))] = table
+  return tables
 
 
 def from_run(
@@ -160,6 +212,7 @@ def from_run(
   Raises:
     ValueError: If the pattern is not n:m, or as `figs_jax.layers_of`.
   """
+  from figs_jax import models
   from figs_jax.train.run_rows import layers_of
   from figs_jax.train.workdir import finished_model
 
@@ -172,7 +225,8 @@ def from_run(
   model = finished_model(workdir, **options)
   tables = {}
   for batch in batches:
-    table = Layers.of(layers_of(model, batch, zeros=True))
+    forward = Forward.of(models.non_gemms_of(model, batch))
+    table = Layers.of(layers_of(model, batch, zeros=True), forward)
     if single is not None:
       require_sparse(table, str(workdir))
       table = table.with_pattern(single)

@@ -8,6 +8,8 @@ flattened in the given order. For an `[in, out]` kernel the contraction axis is
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,23 +112,24 @@ def is_nm(
   pattern = NM.parse(pattern)
   array = jnp.asarray(array_or_mask)
   groups = Groups.of(array.shape, pattern.m, axis, stride)
-  mask = array if array.dtype == bool else _non_zero(array)
-  kept = jnp.sum(groups.split(mask), groups.axis, dtype=jnp.int32)
-  if array.dtype == bool:
-    return jnp.all(kept == pattern.n)
-  return jnp.all(kept <= pattern.n)
+  return _obeys(array, groups, pattern.n)
 
 
 def _non_zero(array: Shaped[Array, "*shape"]) -> Bool[Array, "*shape"]:
-  """`array != 0`, denormal numbers too, which XLA compares as 0 on a CPU."""
-  mask = array != 0
-  if jnp.issubdtype(array.dtype, jnp.floating):
-    bits = lax.bitcast_convert_type(
-      array, jnp.dtype(f"uint{jnp.finfo(array.dtype).bits}")
-    )
-    # A magnitude of 1, 2, ... below the smallest normal number.
-    magnitude = bits & jnp.array(jnp.iinfo(bits.dtype).max >> 1, bits.dtype)
-    mask |= magnitude != 0
+  """`array != 0`, denormal numbers too, which XLA compares as 0 on a CPU.
+
+  Bits alone are compared: of `array != 0` and the bits of its magnitude under
+  one `or`, LLVM keeps the first, as if denormal numbers were not flushed.
+  """
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    return array != 0
+  bits = lax.bitcast_convert_type(
+    array, jnp.dtype(f"uint{jnp.finfo(array.dtype).bits}")
+  )
+  zeros = np.array([0.0, -0.0]).astype(array.dtype)
+  mask = jnp.ones(array.shape, bool)
+  for code in zeros[zeros == 0].view(f"uint{8 * zeros.itemsize}").tolist():
+    mask &= bits != jnp.array(code, bits.dtype)
   return mask
 
 
@@ -198,6 +201,13 @@ def _mask(
     inside = groups.split(inside)
   choose = top_n.by_comparison if compare else top_n.by_threshold
   return groups.join(choose(groups.split(keys), n, groups.axis, inside))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _obeys(array: Array, groups: Groups, n: int) -> Array:
+  mask = array if array.dtype == bool else _non_zero(array)
+  kept = jnp.sum(groups.split(mask), groups.axis, dtype=jnp.int32)
+  return jnp.all(kept == n if array.dtype == bool else kept <= n)
 
 
 # Compiled even if called eagerly: a network is hundreds of operations.

@@ -6,14 +6,22 @@ into cycles, accesses and bytes. Every number is modelled, none is measured.
 """
 
 from figs_jax.engine._cost import Cost, cost
-from figs_jax.engine._report import Report, Total, report
 from figs_jax.engine.area import Area, Parts
 from figs_jax.engine.csr import Csr
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.figs import Figs, checkpoint_stall_factor, stall_factor
 from figs_jax.engine.layer_csv import read_layers
-from figs_jax.engine.layers import Layers, flops, packed_bytes
+from figs_jax.engine.layers import (
+  Forward,
+  Layers,
+  NonGemm,
+  flops,
+  packed_bytes,
+)
 from figs_jax.engine.nm_spmm import NmSpmm
+from figs_jax.engine.non_gemm import non_gemm_cycles
+from figs_jax.engine.reports._report import Report, report
+from figs_jax.engine.reports.rows import Total
 from figs_jax.engine.roofline import Roofline
 from figs_jax.engine.simulator._simulate import Simulation, simulate
 from figs_jax.engine.spec import Engine, Gemm
@@ -21,6 +29,7 @@ from figs_jax.engine.spec_text import parse, register
 from figs_jax.engine.studies.attention import (
   AttentionCost,
   AttentionShape,
+  Fusion,
   Memory,
   attention_cost,
 )
@@ -88,6 +97,8 @@ __all__ = [
   "Engine",
   "Estimate",
   "Figs",
+  "Forward",
+  "Fusion",
   "Gemm",
   "LatencyModel",
   "LayerCover",
@@ -96,6 +107,7 @@ __all__ = [
   "Memory",
   "ModelCost",
   "NmSpmm",
+  "NonGemm",
   "Parallel",
   "Parts",
   "Placements",
@@ -125,6 +137,7 @@ __all__ = [
   "iso_bandwidth_speedup",
   "ledger",
   "model_cost",
+  "non_gemm_cycles",
   "packed_bytes",
   "parse",
   "read_layers",

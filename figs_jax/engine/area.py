@@ -13,6 +13,7 @@ than areas.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from figs_jax.engine.energy import check_factors, read_factors
@@ -131,3 +132,30 @@ _MACS = {
   "float16": (1640.0, 4184.0, 16.0),
   "float32": (7700.0, 4184.0, 32.0),
 }
+
+
+def area_table(
+  engines: Sequence[Any], area: Area
+) -> tuple[list[str], list[list[Any]]]:
+  """Header and rows of the mm² of each engine, in all and by part.
+
+  Args:
+    engines: Engines; those whose parts are unknown have no row.
+    area: Square micrometres per part.
+
+  >>> from figs_jax.engine import parse
+  >>> header, rows = area_table([parse("ws:32x16"), parse("tpu:v5e")], Area())
+  >>> header[:2], [row[0] for row in rows]
+  (['area, mm²', 'total'], ['ws:32x16'])
+  """
+  known = {
+    str(engine): area.square_millimetres(parts)
+    for engine in engines
+    if (parts := engine.parts()) is not None
+  }
+  names = [x for x in Parts._fields if any(each[x] for each in known.values())]
+  rows = [
+    [engine, sum(each.values()), *(each[name] for name in names)]
+    for engine, each in known.items()
+  ]
+  return ["area, mm²", "total", *names], rows

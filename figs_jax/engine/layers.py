@@ -11,7 +11,7 @@ import dataclasses
 import operator
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -23,7 +23,69 @@ from figs_jax.engine.spec import LIMITS, Gemm, nearest
 _COLUMNS = ("name", "M", "N", "K", "pattern", "count", "mask")
 
 
-@array_dataclass("names")
+class NonGemm(NamedTuple):
+  """Passes of a model beside its products, such as norms and softmax.
+
+  Attributes:
+    name: Path of the operation.
+    kind: Kind of the operation, as in "norm".
+    reads: Values that one pass reads.
+    writes: Values that one pass writes.
+    count: Number of such passes.
+  """
+
+  name: str
+  kind: str
+  reads: int
+  writes: int
+  count: int = 1
+
+
+class Forward(NamedTuple):
+  """What a whole model's forward pass is beside its products.
+
+  Attributes:
+    non_gemms: All passes beside the products.
+    seq: Tokens of a sequence, in the cache where it decodes; 0 if unknown.
+    phase: "prefill", "decode", or "" for whole sequences.
+  """
+
+  non_gemms: tuple[NonGemm, ...]
+  seq: int = 0
+  phase: str = ""
+
+  @classmethod
+  def of(
+    cls, rows: Iterable[Mapping[str, Any]], seq: int = 0, phase: str = ""
+  ) -> Forward:
+    """Builds it from rows {name, kind, reads, writes, count=1}.
+
+    Raises:
+      ValueError: If a row has other columns or a number is not a positive
+        integer.
+
+    >>> row = {"name": "norm", "kind": "norm", "reads": 8, "writes": 8}
+    >>> Forward.of([row]).non_gemms[0].count
+    1
+    """
+    passes = []
+    for index, row in enumerate(rows):
+      where = f"non-GEMM row {index} {row.get('name', '?')!r}"
+      full = {"count": 1} | dict(row)
+      if full.keys() != set(NonGemm._fields):
+        raise ValueError(
+          f"{where}: expected the columns {', '.join(NonGemm._fields)}, got"
+          f" {', '.join(full)}"
+        )
+      numbers = (
+        _read_size(where, column, full[column])
+        for column in ("reads", "writes", "count")
+      )
+      passes.append(NonGemm(str(full["name"]), str(full["kind"]), *numbers))
+    return cls(tuple(passes), seq, phase)
+
+
+@array_dataclass("names", "forward")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layers:
   """A table of GEMMs, (M x K) times (K x N): columns of int64, one per layer.
@@ -40,6 +102,8 @@ class Layers:
       layer has one.
     v: Outputs that share the columns of a V:N:M pattern, 0 for n:m; None if all
       are n:m.
+    forward: The rest of the model's forward pass, or None if the layers are not
+      a whole model.
 
   >>> row = {"name": "ff", "M": 196, "N": 3072, "K": 768, "pattern": "1:8"}
   >>> Layers.of([row]).m.tolist()
@@ -55,6 +119,7 @@ class Layers:
   count: Any
   masks: tuple[np.ndarray | None, ...] | None = None
   v: Any = None
+  forward: Forward | None = None
 
   def __post_init__(self):
     columns = {name: getattr(self, name) for name in LIMITS}
@@ -79,14 +144,17 @@ class Layers:
 
   @classmethod
   def of(
-    cls, rows: Layers | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+    cls,
+    rows: Layers | Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    forward: Forward | None = None,
   ) -> Layers:
     """Builds the table from rows {name, M, N, K, pattern=None, count=1}.
 
     A pattern is an `NM`, "n:m", "V:2:M" (see `read_pattern`), or None (or
     "dense"). A row may hold the real `mask` of its weight, Bool (K, N). A
     mapping of columns of equal length is read in the same way; its `name` is
-    optional. A table is returned as it is.
+    optional. A table is returned as it is. `forward` is the rest of the pass of
+    a whole model.
 
     Raises:
       ValueError: If rows or a column are missing, a column is unknown, a size
@@ -104,7 +172,8 @@ class Layers:
     sizes = [np.array(column, np.int64) for column in (M, N, K, n, m, count)]
     known = any(mask is not None for mask in masks)
     shared = np.array(v, np.int64) if any(v) else None
-    return cls(names, *sizes, masks=masks if known else None, v=shared)
+    real = masks if known else None
+    return cls(names, *sizes, masks=real, v=shared, forward=forward)
 
   @property
   def gemm(self) -> Gemm:
@@ -239,7 +308,10 @@ def read_pattern(text: Any) -> tuple[int, NM]:
     match = re.fullmatch(r"\s*(\d{1,9})\s*:([^:]*:[^:]*)", text)
   if match is None:
     return 0, NM.parse(text)
-  v, pattern = int(match[1]), NM.parse(match[2])
+  try:
+    v, pattern = int(match[1]), NM.parse(match[2])
+  except ValueError:
+    return 0, NM.parse(text)  # its message
   if v < 1 or pattern.n != 2 or pattern.m < 4:
     raise ValueError(
       f"Invalid V:N:M pattern {text!r}: expected 'V:2:M' with M of at least 4,"
@@ -253,10 +325,11 @@ def _read_size(where: str, column: str, value: Any) -> int:
     size = operator.index(value)
   except TypeError:
     size = 0
-  if isinstance(value, bool) or not 1 <= size <= LIMITS[column][1]:
+  most = LIMITS.get(column, LIMITS["M"])[1]
+  if isinstance(value, bool) or not 1 <= size <= most:
     raise ValueError(
-      f"{where}, column {column!r}: expected an integer from 1 to"
-      f" {LIMITS[column][1]}, got {value!r}"
+      f"{where}, column {column!r}: expected an integer from 1 to {most}, got"
+      f" {value!r}"
     )
   return size
 

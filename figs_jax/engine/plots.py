@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from figs_jax.engine._report import Report, Row, Total, times
 from figs_jax.engine.blocks import kept_depth
+from figs_jax.engine.figures import (
+  COLOURS,
+  LAYERS,
+  LINES,
+  MARKERS,
+  empty_figure,
+  engine_style,
+)
 from figs_jax.engine.layers import read_pattern
+from figs_jax.engine.reports._report import Report
+from figs_jax.engine.reports.rows import Row, Total
+from figs_jax.engine.reports.text import times
 from figs_jax.engine.spec import UNLIMITED, Engine
 from figs_jax.engine.timing import PARTS
 
 # Okabe and Ito's colours, which all kinds of vision tell apart, with wine for
 # their pale yellow; black is left for roofs.
-_COLOURS = (
-  "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#882255",
-)  # fmt: skip
-# Of layers: Tol's muted colours, none of which an engine or a run has.
-LAYERS = (
-  "#332288", "#CC6677", "#117733", "#AA4499", "#999933", "#44AA99", "#661100",
-)  # fmt: skip
-_MARKERS = "os^DvPX*<>"
-_LINES = ("-", "--", "-.", ":")
+_LENGTH = re.compile(r", (?:seq|context) \d+")  # of a workload's label
 _MOST = 40  # bars or lines that can be told apart
 _PANELS = 9
 
@@ -31,7 +34,8 @@ def speedup(report: Report) -> Any:
   """Speed-up against sparsity, a line per engine: the matplotlib figure.
 
   The axis of patterns shows m/n, doubling from tick to tick; the dotted line is
-  m/n itself, what a model of nothing but sparse layers could gain at most.
+  m/n itself, what a model of nothing but sparse layers could gain at most. Of
+  whole models, marks are the whole pass and thin lines its products alone.
 
   Args:
     report: Report of workloads that differ in the pattern of their sparse
@@ -46,31 +50,55 @@ def speedup(report: Report) -> Any:
   >>> speedup(report(rows, ["ws"])).axes[0].get_ylabel()
   'modelled speed-up'
   """
-  lines: dict[str, list[tuple[float, Total]]] = {}
-  labels = _labels(report.totals, several=("workload",))
-  for label, total in zip(labels, report.totals):
-    lines.setdefault(label, []).append((_ratio(total), total))
-  _check_number("lines", len(lines), _MOST)
-  figure, ax = _figure(7.6, max(4.2, 0.19 * len(lines) + 1))
-  for place, (label, points) in enumerate(lines.items()):
-    points.sort(key=lambda point: point[0])
-    ax.plot(
-      [x for x, _ in points],
-      [total.speedup for _, total in points],
-      **engine_style(place),
-      linestyle=_LINES[place // len(_COLOURS) % len(_LINES)],
-      markersize=5,
-      label=label,
-    )
+  labels = _labels(report.totals, several=("workload", "fuse"))
+  places = [_ratio(total) for total in report.totals]
+  figure, ax = _speedup_lines(report.totals, labels, places)
   _pattern_axis(ax, report.totals)
-  speedups = [1.0, *(total.speedup for total in report.totals)]
-  xs = sorted({_ratio(total) for total in report.totals})
+  xs = sorted(set(places))
   ax.plot(xs, xs, color="0.5", linestyle=":", linewidth=1, label="m/n")
-  _log_axis(ax, min(speedups) * 0.93, max(speedups) * 1.08)
-  ax.set_ylabel("modelled speed-up")
   ax.set_title(f"over {report.baseline}", fontsize=9, color="0.3")
-  ax.grid(color="0.92")
-  ax.set_axisbelow(True)
+  _legend(figure, ax)
+  return figure
+
+
+def length(report: Report) -> Any:
+  """Speed-up against sequence length, a line per engine and fusion.
+
+  Of whole models, marks are the whole pass and thin lines its products alone.
+
+  Args:
+    report: Report of workloads that differ in the length of their sequences.
+
+  Raises:
+    ValueError: If matplotlib is missing, a length is unknown, or there are too
+      many lines for one picture.
+
+  >>> from figs_jax.engine import Forward, Layers, report
+  >>> head = [{"name": "qk", "M": 64, "N": 64, "K": 8}]
+  >>> head += [{"name": "av", "M": 64, "N": 8, "K": 64}]
+  >>> tables = {"net, seq 64": Layers.of(head, Forward((), seq=64))}
+  >>> made = report(tables, ["ws:8x8:dram_bw=4"], fuse="flat")
+  >>> length(made).axes[0].get_xlabel()
+  'tokens of a sequence'
+  """
+  totals = report.totals
+  if not all(total.seq for total in totals):
+    raise ValueError(
+      "speed-up over sequence length: expected workloads of known length; sweep"
+      " seq or context of a model"
+    )
+  stems = [_LENGTH.sub("", total.workload) for total in totals]
+  named = [total._replace(workload=stem) for total, stem in zip(totals, stems)]
+  labels = _labels(named, several=("workload", "pattern", "fuse"))
+  places = [float(total.seq) for total in totals]
+  figure, ax = _speedup_lines(totals, labels, places)
+  ax.set_xscale("log", base=2)
+  ticks = sorted(set(places))
+  ax.set_xticks(ticks, [_thousands(int(tick)) for tick in ticks])
+  ax.set_xticks([], minor=True)
+  ax.set_xlabel("tokens of a sequence")
+  title = f"{stems[0]}\nover {report.baseline}".strip()
+  ax.set_title(title.replace("$", r"\$"), fontsize=9, color="0.3")
   _legend(figure, ax)
   return figure
 
@@ -137,6 +165,9 @@ def roofline(report: Report, title: str = "") -> Any:
 def breakdown(report: Report) -> Any:
   """Parts of the cycles of the whole model, a bar per engine.
 
+  Hatched parts are those beside the products. Of whole models both speed-ups
+  are named, that of the products alone in brackets.
+
   Raises:
     ValueError: If matplotlib is missing, or there are too many bars.
 
@@ -148,21 +179,31 @@ def breakdown(report: Report) -> Any:
   totals = report.totals
   _check_number("bars", len(totals), _MOST)
   figure, ax = _figure(8.4, 1.1 + 0.34 * len(totals))
-  labels = _labels(totals, several=("workload", "pattern"))
+  labels = _labels(totals, several=("workload", "pattern", "fuse"))
   places = list(range(len(totals)))
   left = [0.0] * len(totals)
-  for part, colour in zip(PARTS, _COLOURS):
-    widths = [100 * total.parts[part] / total.cycles for total in totals]
+  kinds = list(dict.fromkeys(k for total in totals for k in total.non_gemm))
+  styles = [(part, colour, "") for part, colour in zip(PARTS, COLOURS)]
+  styles += [(kind, colour, "////") for kind, colour in zip(kinds, LAYERS)]
+  for part, colour, hatch in styles:
+    widths = [
+      100 * (total.parts | total.non_gemm).get(part, 0) / total.whole_cycles
+      for total in totals
+    ]
     if not any(widths):
       continue
     ax.barh(
       places, widths, left=left, color=colour, height=0.7, edgecolor="white",
-      linewidth=0.5, label=part.replace("_", " "),
+      linewidth=0.5, hatch=hatch, label=part.replace("_", " "),
     )  # fmt: skip
     left = [a + b for a, b in zip(left, widths)]
   for place, total in zip(places, totals):
+    text = (
+      f"{total.whole_cycles:.3g} {total.unit}, {times(total.whole_speedup)}"
+    )
+    products = f" ({times(total.speedup)})" if total.non_gemm else ""
     ax.annotate(
-      f"{total.cycles:.3g} {total.unit}, {times(total.speedup)}",
+      text + products,
       (100, place),
       xytext=(6, 0),
       textcoords="offset points",
@@ -180,43 +221,47 @@ def breakdown(report: Report) -> Any:
   return figure
 
 
+def _speedup_lines(
+  totals: Sequence[Total], labels: Sequence[str], places: Sequence[float]
+) -> tuple[Any, Any]:
+  """A figure with a line of speed-ups for each label, and its axes."""
+  lines: dict[str, list[tuple[float, Total]]] = {}
+  for label, place, total in zip(labels, places, totals):
+    lines.setdefault(label, []).append((place, total))
+  _check_number("lines", len(lines), _MOST)
+  figure, ax = _figure(7.6, max(4.2, 0.19 * len(lines) + 1))
+  speedups = [1.0]
+  for place, (label, points) in enumerate(lines.items()):
+    points.sort(key=lambda point: point[0])
+    xs = [x for x, _ in points]
+    style = engine_style(place)
+    marker = style.pop("marker")
+    style["linestyle"] = LINES[place // len(COLOURS) % len(LINES)]
+    wholes = [total.whole_speedup for _, total in points]
+    products = [total.speedup for _, total in points]
+    ax.plot(xs, wholes, marker=marker, markersize=5, label=label, **style)
+    if any(total.non_gemm for _, total in points):
+      ax.plot(xs, products, linewidth=0.8, alpha=0.6, **style)
+    speedups += wholes + products
+  if any(total.non_gemm for total in totals):
+    ax.plot([], [], color="0.4", linewidth=0.8, label="products alone")
+  _log_axis(ax, min(speedups) * 0.93, max(speedups) * 1.08)
+  ax.set_ylabel("modelled speed-up")
+  ax.grid(color="0.92")
+  ax.set_axisbelow(True)
+  return figure, ax
+
+
+def _thousands(count: int) -> str:
+  return f"{count // 1024}K" if count % 1024 == 0 else str(count)
+
+
 PLOTS: dict[str, Callable[[Report], Any]] = {
   "speedup": speedup,
+  "length": length,
   "roofline": roofline,
   "breakdown": breakdown,
 }
-
-
-def engine_style(place: int) -> dict[str, str]:
-  """Colour and marker of an engine, by its place among those of a picture."""
-  return {
-    "color": _COLOURS[place % len(_COLOURS)],
-    "marker": _MARKERS[place % len(_MARKERS)],
-  }
-
-
-def figure_type() -> Any:
-  """matplotlib's Figure.
-
-  Raises:
-    ValueError: If matplotlib is not installed.
-  """
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as error:
-    raise ValueError(
-      "plotting needs matplotlib: pip install 'figs_jax[plots]'"
-    ) from error
-  return Figure
-
-
-def empty_figure(width: float, height: float) -> Any:
-  """A figure without axes, so many inches wide and high.
-
-  Raises:
-    ValueError: If matplotlib is not installed.
-  """
-  return figure_type()(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _figure(width: float, height: float, down: int = 0, across: int = 0) -> Any:
@@ -281,7 +326,7 @@ def _log_axis(ax: Any, low: float, high: float) -> None:
 
   ax.set_yscale("log", base=2)
   ax.set_ylim(low, high)
-  steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 8 * low else (1, 2, 5)
+  steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 16 * low else (1, 2, 5)
   ticks = [step * 10.0**power for power in range(-6, 7) for step in steps]
   ax.yaxis.set_major_locator(
     FixedLocator([t for t in ticks if low <= t <= high])
@@ -295,8 +340,16 @@ def _legend(figure: Any, ax: Any) -> None:
   if len(labels) <= 6 and max(map(len, labels)) <= 30:
     ax.legend(handles, labels, frameon=False, fontsize=8)
   else:
+    # Beside the axes, or below them where names would take their width.
+    long = max(map(len, labels)) > 40
+    place, columns = ("lower center", 2) if long else ("right upper", 1)
     figure.legend(
-      handles, labels, loc="outside right upper", fontsize=7, frameon=False
+      handles,
+      labels,
+      loc=f"outside {place}",
+      ncols=columns,
+      fontsize=7,
+      frameon=False,
     )
 
 
@@ -313,7 +366,7 @@ def _styles(rows: Sequence[Row]) -> dict[tuple[Any, ...], dict[str, Any]]:
     text = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     styles[key] = {
       "color": LAYERS[place % len(LAYERS)],
-      "marker": _MARKERS[place % len(_MARKERS)],
+      "marker": MARKERS[place % len(MARKERS)],
       # Open, smaller and smaller, so that marks on one point all show.
       "markersize": max(11 - place, 5),
       "label": f"{text} ({key[-1]})" if place < 12 else None,

@@ -319,6 +319,18 @@ class Engine:
     """Bytes per cycle between chip and memory, or `UNLIMITED`."""
     return getattr(self, "dram_bw", UNLIMITED)
 
+  @property
+  def stream_values(self) -> Any:
+    """Values per cycle that can stream through it, or `UNLIMITED`.
+
+    Norms, softmax and the like take this rate where the memory has no limit. An
+    array has its input ports, one value for each row.
+    """
+    if not self.is_array:
+      return UNLIMITED
+    ports = getattr(self, "bw_in", UNLIMITED)
+    return np.minimum(getattr(self, "rows", UNLIMITED), ports)
+
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
     """Fields from the start of a spec.

@@ -10,12 +10,15 @@ once,
   mem(b) = max(b / hbm, min(b / stream, lag + b / hbm))                     (4)
 
 A 2:4 kernel loses `ramp` rows of K on each tile, which short contractions feel.
-A tile takes `latency` per byte of K whatever the chip, and a multiprocessor
-works on four at once: few rows of activations make few tiles, which a higher
-peak does not speed up. A short call streams its operands at `stream` GB/s, a
+A tile takes `latency` per byte of K on an A100 as on an H100, and a
+multiprocessor works on four at once: few rows of activations make few tiles,
+which a higher peak does not speed up. A short call streams its operands at `stream` GB/s, a
 long one loses `lag` to the data sheet. r_d, r_s, `ramp` and `stream` are fitted
 to measured calls, `latency` follows from r_s
 (`figs_jax.engine.studies.sparse24`); `lag` is published, four is assumed.
+Measured were A100s and H100s. A chip with quicker multiprocessors than an H100
+is taken to lose the same shares of its calls: its `latency` and `lag` are
+shorter and its `stream` higher in the ratio of their bf16 rates.
 
 The host's time per call is not in them: in a model it hides behind the calls
 before, and a batch of products is one call. `overhead` and `sparse_overhead`
@@ -62,6 +65,7 @@ _MEASURED = ("a100", "h100", "h200")  # an H200 is an H100 with more memory
 # Dense GFLOP/s in bf16 of one of the A100's multiprocessors, whose tiles set
 # the latency of all chips.
 _A100_UNIT = 312_000 / UNITS["a100"]
+_H100_UNIT = 989_000 / UNITS["h100"]
 
 
 def latency_of(sparse_rate: Any) -> Any:
@@ -143,7 +147,15 @@ class TensorCore(Processor):
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
     fields = super().read_prefix(kind, size)
     units = UNITS.get(fields["chip"])
-    return fields if units is None else fields | {"units": units}
+    if units is None:
+      return fields
+    quicker = max(fields["peak"] / units / _H100_UNIT, 1)
+    return fields | {
+      "units": units,
+      "stream": round(cls.stream * quicker),
+      "lag": round(cls.lag / quicker),
+      "latency": round(cls.latency / quicker),
+    }
 
   def prefix(self) -> str:
     return f"tensorcore:{self.chip}"

@@ -276,6 +276,12 @@ class Vegeta(Engine):
       inputs = 2 * rows
     return {"inputs": inputs, "outputs": np.asarray(self.cols)}
 
+  @property
+  def stream_values(self) -> Any:
+    """See `Engine.stream_values`; a row of an S engine takes 4 values."""
+    ports = np.asarray(self.rows) * (_BLOCK if self.sparse else 1)
+    return np.minimum(ports, self.bw_in)
+
 
 def held_of(run: Any, rows: Any) -> Any:
   """Weights of each block that take rows: 1, 2, or 4, which is dense.

@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from figs_jax.core.rules import nearest
+from figs_jax.models.shapes import SHAPES, Shape, shape_of
 from figs_jax.models.swin_v2 import SwinV2
 from figs_jax.models.t5 import T5
 from figs_jax.models.vit import ViT
@@ -21,6 +22,8 @@ FAMILIES: dict[str, type[Any]] = {
 
 __all__ = [
   "FAMILIES",
+  "SHAPES",
+  "Shape",
   "SwinV2",
   "T5",
   "ViT",
@@ -28,7 +31,9 @@ __all__ = [
   "create",
   "gemms_of",
   "names",
+  "non_gemms_of",
   "options_of",
+  "shape_of",
 ]
 
 
@@ -112,7 +117,7 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
   the random streams too.
 
   Args:
-    family: One of `names()`.
+    family: One of `names()`, or of `SHAPES`, which gives a `Shape`.
     variant: Size and patch, as for `create`.
     **options: Keyword arguments of the family's constructor.
 
@@ -123,6 +128,12 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
   (1280, 1000)
   """
 
+  if family in SHAPES and family not in FAMILIES:
+    return shape_of(family, variant, **options)
+  if family not in FAMILIES:
+    known = {*FAMILIES, *SHAPES}
+    raise ValueError(f"Unknown family {family!r}: {nearest(family, known)}")
+
   def build() -> Any:
     rngs: Any = nnx.Rngs()
     rngs.default = _OneKey(jax.random.key(0), tag="default")
@@ -131,12 +142,26 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
   return nnx.eval_shape(build)
 
 
-def gemms_of(model: nnx.Module, batch: int = 1) -> list[dict[str, Any]]:
+def gemms_of(
+  model: nnx.Module | Shape,
+  batch: int = 1,
+  *,
+  seq: int | None = None,
+  phase: str | None = None,
+  context: int | None = None,
+) -> list[dict[str, Any]]:
   """Lists the matrix products of one forward pass, for the engine.
 
   Args:
-    model: Model of one of our families, sparse or dense, possibly abstract.
+    model: Model of one of our families, sparse or dense, possibly abstract; or
+      the shape of a language model.
     batch: Number of images (or sequences) per pass.
+    seq: Tokens of a sequence: of a ViT with its class token, of T5's inputs.
+      Defaults to what the model says.
+    phase: Phase of a decoder's shape, "prefill" or "decode". None runs whole
+      sequences.
+    context: Tokens of the prompt in "prefill"; in "decode" those that the next
+      token attends to, itself included.
 
   Returns:
     Rows {"name", "M", "N", "K", "pattern", "count"} for `figs_jax.engine`:
@@ -144,18 +169,92 @@ def gemms_of(model: nnx.Module, batch: int = 1) -> list[dict[str, Any]]:
     K. The pattern is an `NM`, or None for dense kernels.
 
   Raises:
-    ValueError: If the batch is below 1 or the model has another origin.
+    ValueError: If a number is below 1, the model has another origin, or its
+      family has no such length or phase.
 
   >>> model = create("vit", "Ti/4", depth=1, image_size=8, num_classes=10)
   >>> [row["name"] for row in gemms_of(model)][:3]
   ['patch_embed', 'blocks/0/attn/q', 'blocks/0/attn/k']
+  >>> rows = gemms_of(shape_of("llama", "8b"), phase="decode", context=4096)
+  >>> [(row["M"], row["N"], row["count"]) for row in rows][3]  # q k', 8 heads
+  (4, 4096, 256)
   """
+  return _rows(model, "gemms", batch, seq, phase, context)
+
+
+def non_gemms_of(
+  model: nnx.Module | Shape,
+  batch: int = 1,
+  *,
+  seq: int | None = None,
+  phase: str | None = None,
+  context: int | None = None,
+) -> list[dict[str, Any]]:
+  """Lists what a forward pass does beside its products, for the engine.
+
+  `figs_jax.models.non_gemm` says what counts as a pass.
+
+  Args:
+    model: Model, as for `gemms_of`.
+    batch: Number of images (or sequences) per pass.
+    seq: Tokens of a sequence, as for `gemms_of`.
+    phase: Phase of a decoder's shape, as for `gemms_of`.
+    context: Tokens of the prompt or in the cache, as for `gemms_of`.
+
+  Returns:
+    Rows {"name", "kind", "reads", "writes", "count"}: `count` passes that read
+    and write so many values.
+
+  Raises:
+    ValueError: If `gemms_of` raises it.
+
+  >>> model = create("vit", "Ti/4", depth=1, image_size=8, num_classes=10)
+  >>> row = non_gemms_of(model)[1]
+  >>> row["kind"], row["reads"], row["writes"]  # 5 tokens of width 192
+  ('norm', 1344, 960)
+  """
+  return _rows(model, "non_gemms", batch, seq, phase, context)
+
+
+def _rows(
+  model: Any,
+  method: str,
+  batch: int,
+  seq: int | None,
+  phase: str | None,
+  context: int | None,
+) -> list[dict[str, Any]]:
+  """What a method of the model lists, if it has such lengths and phases."""
   if batch < 1:
     raise ValueError(f"Expected a batch of 1 or more, got batch={batch}")
-  if not isinstance(model, tuple(FAMILIES.values())):
+  family = type(model).__name__
+  if not isinstance(model, (Shape, *FAMILIES.values())):
     raise ValueError(
       f"Expected a model of our families ({', '.join(names())}), got"
-      f" {type(model).__name__}; write its rows (name, M, N, K, pattern, count)"
-      " for the engine yourself"
+      f" {family}; write its rows (name, M, N, K, pattern, count) for the"
+      " engine yourself"
     )
-  return model.gemms(batch)
+  for name, value in (("seq", seq), ("context", context)):
+    if value is not None and value < 1:
+      raise ValueError(f"Expected {name} of 1 or more, got {value}")
+  given = {"seq": seq, "phase": phase, "context": context}
+  given = {name: value for name, value in given.items() if value is not None}
+  make = getattr(model, method)
+  known = inspect.signature(make).parameters
+  if "seq" in given and "seq" not in known:
+    raise ValueError(
+      f"{family}: expected no seq, since its windows follow the image; set"
+      " image_size= instead"
+    )
+  for name in given:
+    if name not in known:
+      raise ValueError(
+        f"{family}: expected no {name}, since only decoders' shapes"
+        f" ({', '.join(_decoders())}) have phases"
+      )
+  return make(batch, **given)
+
+
+def _decoders() -> list[str]:
+  shapes = {family: next(iter(x.values())) for family, x in SHAPES.items()}
+  return sorted(family for family, shape in shapes.items() if shape.causal)

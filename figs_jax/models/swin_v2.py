@@ -27,7 +27,7 @@ from flax import nnx
 
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Float
-from figs_jax.models import windows
+from figs_jax.models import non_gemm, windows
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
 from figs_jax.models.sizes import (
@@ -236,6 +236,17 @@ class SwinV2(nnx.Module):
       row("head", batch, self.num_classes, self.head.in_features, head)
     )
     return rows
+
+  def non_gemms(self, batch: int) -> list[dict[str, Any]]:
+    """The rows of `figs_jax.models.non_gemms_of`."""
+    patches = batch * self.grid[0] * self.grid[1]
+    rows = [non_gemm.norm("patch_norm", patches, self.width)]
+    for i, stage in enumerate(self.stages):
+      rows += stage.non_gemms(f"stages/{i}", batch)
+    shape = self.stages[-1].shape
+    tokens, width = batch * shape.height * shape.width, shape.channels
+    pool = non_gemm.row("pool", "pooling", tokens * width, batch * width)
+    return [*rows, non_gemm.norm("norm", tokens, width), pool]
 
   def _per_stage(self, rates: np.ndarray) -> list[np.ndarray]:
     return np.split(rates, np.cumsum(self.depths)[:-1])

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from figs_jax.core.types import Array, Bool, Float
-from figs_jax.models import stack, windows
+from figs_jax.models import non_gemm, stack, windows
 from figs_jax.models.encoder import MLP, Parts
 from figs_jax.models.gemm import row
 
@@ -296,6 +296,35 @@ class Stage(nnx.Module):
       m, reduction = batch * math.prod(shape.merged), self.merge.reduction
       path = f"{name}/merge/reduction"
       rows.append(row(path, m, 2 * width, 4 * width, reduction))
+    return rows
+
+  def non_gemms(self, name: str, batch: int) -> list[dict[str, Any]]:
+    """Rows of `figs_jax.models.non_gemms_of` for the stage at `name`."""
+    shape, width, heads = self.shape, self.shape.channels, self.shape.heads
+    tokens, seen = batch * shape.height * shape.width, math.prod(shape.padded)
+    pairs, offsets = shape.window**4, (2 * shape.window - 1) ** 2
+    logits = batch * seen // shape.window**2 * heads * pairs
+    both, bias = 2 * batch * seen * width, heads * pairs
+    rows = []
+    for path, _, count in stack.named(f"{name}/blocks", self.blocks):
+      attn, mlp = f"{path}/attn", f"{path}/mlp"
+      rows += [
+        # q / |q| and k / |k|.
+        non_gemm.row(f"{attn}/unit", "norm", both, both, count),
+        # The position bias is made once per pass, for any batch size.
+        non_gemm.activation(f"{attn}/cpb/relu", offsets * _HIDDEN, count),
+        non_gemm.activation(f"{attn}/cpb/sigmoid", offsets * heads, count),
+        non_gemm.row(f"{attn}/cpb/bias", "embedding", bias, bias, count),
+        non_gemm.softmax(f"{attn}/softmax", logits, count, bias),
+        non_gemm.norm(f"{path}/norm1", tokens, width, count),
+        non_gemm.residual(f"{attn}/residual", tokens * width, count),
+        non_gemm.activation(f"{mlp}/gelu", tokens * shape.hidden, count),
+        non_gemm.norm(f"{path}/norm2", tokens, width, count),
+        non_gemm.residual(f"{mlp}/residual", tokens * width, count),
+      ]
+    if self.merge is not None:
+      merged = batch * math.prod(shape.merged)
+      rows.append(non_gemm.norm(f"{name}/merge/norm", merged, 2 * width))
     return rows
 
 

@@ -27,7 +27,7 @@ from flax import nnx
 
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Bool, Float, Int
-from figs_jax.models import stack
+from figs_jax.models import non_gemm, stack
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
 from figs_jax.models.sizes import check_positive
@@ -349,9 +349,9 @@ class T5(nnx.Module):
     )
     return self._logits(self.decoder.norm(x))[:, 0], cache._replace(past=past)
 
-  def gemms(self, batch: int) -> list[dict[str, Any]]:
-    """The rows of `figs_jax.models.gemms_of`, at the assumed lengths."""
-    inputs, targets = self.input_length, self.target_length
+  def gemms(self, batch: int, seq: int | None = None) -> list[dict[str, Any]]:
+    """The rows of `figs_jax.models.gemms_of`; `seq` replaces `input_length`."""
+    inputs, targets = seq or self.input_length, self.target_length
     rows = []
     for name, block, count in stack.named(
       "encoder/blocks", self.encoder.blocks
@@ -366,6 +366,43 @@ class T5(nnx.Module):
       rows += block.mlp.gemms(f"{name}/mlp", batch * targets, count)
     head = row("head", batch * targets, self.vocab, self.width, self.head)
     return [*rows, head]
+
+  def non_gemms(
+    self, batch: int, seq: int | None = None
+  ) -> list[dict[str, Any]]:
+    """The rows of `figs_jax.models.non_gemms_of`."""
+    inputs, targets = seq or self.input_length, self.target_length
+    stacks = (
+      ("encoder", self.encoder, inputs, ("attn",)),
+      ("decoder", self.decoder, targets, ("attn", "cross")),
+    )
+    rows = []
+    for stack_name, one, length, attentions in stacks:
+      tokens, bias = batch * length, self.heads * length**2
+      size, hidden = tokens * self.width, tokens * self.mlp_dim
+      rows += [
+        non_gemm.row(f"{stack_name}/embed", "embedding", size, size),
+        non_gemm.row(f"{stack_name}/bias", "embedding", bias, bias),
+      ]
+      for name, block, count in stack.named(f"{stack_name}/blocks", one.blocks):
+        operands = len(block.mlp.names)
+        for part in attentions:
+          keys = inputs if part == "cross" else length
+          logits = batch * self.heads * length * keys
+          own = 0 if part == "cross" else bias
+          rows += [
+            non_gemm.norm(f"{name}/{part}_norm", tokens, self.width, count, 1),
+            non_gemm.softmax(f"{name}/{part}/softmax", logits, count, own),
+            non_gemm.residual(f"{name}/{part}/residual", size, count),
+          ]
+        act = f"{name}/mlp/{'gelu' if operands == 2 else 'relu'}"
+        rows += [
+          non_gemm.norm(f"{name}/mlp_norm", tokens, self.width, count, 1),
+          non_gemm.activation(act, hidden, count, operands),
+          non_gemm.residual(f"{name}/mlp/residual", size, count),
+        ]
+      rows.append(non_gemm.norm(f"{stack_name}/norm", tokens, self.width, 1, 1))
+    return rows
 
   def _embed(
     self, ids: Int[Array, "batch tokens"]

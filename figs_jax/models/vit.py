@@ -25,7 +25,7 @@ from flax import nnx
 
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Float
-from figs_jax.models import stack
+from figs_jax.models import non_gemm, stack
 from figs_jax.models.encoder import Block, Parts
 from figs_jax.models.gemm import row
 from figs_jax.models.positions import sincos_positions
@@ -241,10 +241,10 @@ class ViT(nnx.Module):
     x = x[:, 0] if self.pool == "cls" else x.mean(axis=1)
     return self.head(x).astype(jnp.float32)
 
-  def gemms(self, batch: int) -> list[dict[str, Any]]:
+  def gemms(self, batch: int, seq: int | None = None) -> list[dict[str, Any]]:
     """The rows of `figs_jax.models.gemms_of`."""
-    tokens, width, depth = self.tokens, self.width, self.width // self.heads
-    patches = self.grid[0] * self.grid[1]
+    tokens, patches = self._lengths(seq)
+    width, depth = self.width, self.width // self.heads
     size = self.patch[0] * self.patch[1] * self.in_channels
     products = batch * self.heads
     rows = [row("patch_embed", batch * patches, width, size, self.patch_embed)]
@@ -266,6 +266,43 @@ class ViT(nnx.Module):
         row(f"{mlp}/fc2", batch * tokens, width, hidden, fc2, count),
       ]
     return [*rows, row("head", batch, self.num_classes, width, self.head)]
+
+  def non_gemms(
+    self, batch: int, seq: int | None = None
+  ) -> list[dict[str, Any]]:
+    """The rows of `figs_jax.models.non_gemms_of`."""
+    tokens, patches = self._lengths(seq)
+    width, logits = self.width, batch * self.heads * tokens**2
+    size = batch * tokens * width
+    # Patches, the class token and the positions, which the batch shares.
+    read = (batch * patches + (self.pool == "cls") + tokens) * width
+    rows = [non_gemm.row("embed", "embedding", read, size)]
+    for name, block, count in stack.named("blocks", self.blocks):
+      hidden = batch * tokens * block.mlp.fc1.out_features
+      rows += [
+        non_gemm.norm(f"{name}/norm1", batch * tokens, width, count),
+        non_gemm.softmax(f"{name}/attn/softmax", logits, count),
+        non_gemm.residual(f"{name}/attn/residual", size, count),
+        non_gemm.norm(f"{name}/norm2", batch * tokens, width, count),
+        non_gemm.activation(f"{name}/mlp/gelu", hidden, count),
+        non_gemm.residual(f"{name}/mlp/residual", size, count),
+      ]
+    rows.append(non_gemm.norm("norm", batch * tokens, width))
+    if self.pool == "gap":
+      pooled = batch * width
+      rows.append(non_gemm.row("pool", "pooling", size, pooled))
+    return rows
+
+  def _lengths(self, seq: int | None) -> tuple[int, int]:
+    """Tokens and patches of an image, or of a sequence of `seq` tokens."""
+    extra = int(self.pool == "cls")
+    tokens = self.tokens if seq is None else seq
+    if tokens <= extra:
+      raise ValueError(
+        f"ViT: expected seq of {extra + 1} or more (a patch beside the class"
+        f" token), got {seq}"
+      )
+    return tokens, tokens - extra
 
   def positions(self) -> Float[Array, "1 tokens width"]:
     """The position embeddings, learned or fixed."""

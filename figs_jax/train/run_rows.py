@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +71,14 @@ def layers_of(
           f"layers_of: {name}={value!r} applies to a run's workdir only; omit"
           " it for a model"
         )
-    return _rows(source, batch, zeros)
+    return with_masks(source, models.gemms_of(source, batch), zeros)
   # Orbax is needed for checkpoints alone.
   from figs_jax.train.workdir import finished_model
 
   model = finished_model(
     source, step=step, seed=seed, ema=ema, data_dir=data_dir
   )
-  return _rows(model, batch, zeros)
+  return with_masks(model, models.gemms_of(model, batch), zeros)
 
 
 def train_cost(
@@ -127,13 +128,31 @@ def train_cost(
   return run_cost(phases, engine, itemsize=itemsize, dtype=dtype)
 
 
-def _rows(
-  model: nnx.Module, batch: int, zeros: bool = False
+def with_masks(
+  model: nnx.Module, products: Sequence[dict[str, Any]], zeros: bool = False
 ) -> list[dict[str, Any]]:
+  """Adds the masks of a model to rows of `figs_jax.models.gemms_of`.
+
+  Args:
+    model: Model that the rows are of.
+    products: Rows of its products.
+    zeros: Whether zeros of other kernels are masks, as in `layers_of`.
+
+  Returns:
+    Rows as from `layers_of`.
+
+  Raises:
+    ValueError: If a mask has another size than its row.
+
+  >>> sizes = {"width": 8, "depth": 1, "heads": 2, "image_size": 4}
+  >>> model = nn.sparsify(models.create("vit", "custom/4", **sizes), "ff: 1:8")
+  >>> len(with_masks(model, models.gemms_of(model))) == len(layers_of(model))
+  True
+  """
   _, params, masks, *_ = nn.split(model)
   masks, kernels = flatten(masks), flatten(params) if zeros else {}
   rows = []
-  for row in models.gemms_of(model, batch):
+  for row in products:
     path = f"{row['name']}/kernel"
     mask = masks.get(path)
     if mask is None and _is_known(kernels.get(path)):

@@ -15,7 +15,7 @@ from figs_jax import engine
 from figs_jax.analysis import plot_style, plots
 from figs_jax.analysis.history import History
 from figs_jax.analysis.pareto import ParetoPoint, pareto_front, pareto_points
-from figs_jax.engine.plots import LAYERS
+from figs_jax.engine.figures import LAYERS
 
 pytest.importorskip("matplotlib")
 

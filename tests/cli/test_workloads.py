@@ -56,11 +56,45 @@ def test_models_by_name():
     require_sparse(dense, "it")
 
 
+def test_a_model_brings_the_rest_of_its_pass():
+  spec = "vit:Ti/16:depth=1"
+  tables = from_model(spec, [2], seqs=[50, 100])
+  assert list(tables) == [f"{spec}, batch 2, seq {n}" for n in (50, 100)]
+  for length, table in zip((50, 100), tables.values()):
+    assert table.forward.seq == length
+    (softmax,) = [x for x in table.forward.non_gemms if x.kind == "softmax"]
+    assert softmax.reads == 2 * 3 * length**2
+  (plain,) = from_model(spec, [1]).values()
+  assert plain.forward.seq == 0
+
+
+def test_decoders_by_name():
+  (label,) = tables = from_model(
+    "llama:8b:depth=2", [8], "ff: 2:4", phase="decode", contexts=[4096]
+  )
+  assert label == "llama:8b:depth=2, batch 8, decode, context 4096"
+  table = tables[label]
+  assert (table.forward.phase, table.forward.seq) == ("decode", 4096)
+  kinds = {n: table.pattern(i) for i, n in enumerate(table.names)}
+  assert kinds["blocks/mlp/gate"] == "2:4" and kinds["head"] == "dense"
+  (whole,) = from_model("gpt2:small", [1]).values()
+  assert whole.forward.seq == 1024
+  for options, words in (
+    ({"phase": "decode"}, "ViT: expected no phase"),
+    ({"contexts": [8]}, "ViT: expected no context"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      from_model("vit:Ti/16:depth=1", [1], **options)
+
+
 @pytest.mark.parametrize(
   ("spec", "words"),
   [
     ("vit", "write family:variant"),
     ("vot:B/16", "did you mean 'vit'"),
+    ("lama:8b", "did you mean 'llama'"),
+    ("llama:9b", "Unknown llama variant '9b'"),
+    ("llama:8b:depth=two", "expected int"),
     ("vit:Q/16", "ViT variant 'Q/16'"),
     ("vit:B/16:depth", "write option=value"),
     ("vit:B/16:dept=1", "did you mean 'depth'"),

@@ -9,7 +9,6 @@ import numpy as np
 
 from figs_jax.core.scores import random_scores
 
-from .compiling import compiled
 from .pieces import TOTAL
 
 
@@ -45,7 +44,7 @@ def _scores(path, shape):
 
 @functools.cache
 def _scores_program(shape):
-  return compiled(lambda path: random_scores(_keys(path)[0], shape))
+  return jax.jit(lambda path: random_scores(_keys(path)[0], shape))
 
 
 @functools.cache
@@ -66,7 +65,7 @@ def _regrowth_program(shape, axis, m):
     uniform = jnp.squeeze(uniform, axis % 2 + 1)
     return uniform, random_scores(growing, shape)
 
-  return compiled(lambda path: jax.vmap(draw)(_keys(path)))
+  return jax.jit(lambda path: jax.vmap(draw)(_keys(path)))
 
 
 @functools.cache
@@ -75,7 +74,7 @@ def _due(chance):
     key = jax.random.fold_in(jax.random.key(0), step)
     return jax.random.bernoulli(key, chance)
 
-  return np.asarray(compiled(jax.vmap(one))(jnp.arange(TOTAL + 1)))
+  return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(TOTAL + 1)))
 
 
 def _keys(path):

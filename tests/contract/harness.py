@@ -18,7 +18,6 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.core.tree import MaskedKernel
 
-from .compiling import compiled
 from .containers import CONTAINERS, SIZES, Net, Plain
 from .draws import Draws
 from .pieces import B1, B2, CLIP, EPS, RATE, TOTAL
@@ -206,21 +205,34 @@ class History(NamedTuple):
   finished: Any
 
 
+def seeds_of(kind):
+  """A vmap over seeds is traced once more, so half of the containers have one.
+
+  The programs of "plain" and "linen" are the same, and compiled once.
+  """
+  return SEEDS if kind in ("plain", "linen") else SEEDS[:1]
+
+
 @functools.cache
 def history(row, kind):
-  """The runs from both seeds, one compiled program: vmap over scan.
+  """The runs from the seeds of a container, one compiled program.
 
   It returns a list, so that containers whose programs differ in the names of
   their results only share one compilation in JAX's cache.
   """
-  run, structures = run_of(row, kind), []
+  run, structures, seeds = run_of(row, kind), [], seeds_of(kind)
+  one = functools.partial(scanned, run)
+  many = jax.vmap(one, (0, None)) if len(seeds) > 1 else one
 
   def program(w, data):
-    result = jax.vmap(functools.partial(scanned, run), (0, None))(w, data)
-    leaves, structure = jax.tree.flatten(result)
+    leaves, structure = jax.tree.flatten(many(w, data))
     structures.append(structure)
     return leaves
 
-  both = jax.tree.map(lambda *x: np.stack(x), *map(weights, SEEDS))
-  leaves = map(np.asarray, compiled(program)(both, batches()))
+  w = jax.tree.map(lambda *x: np.stack(x), *map(weights, seeds))
+  if many is one:
+    w = jax.tree.map(lambda x: x[0], w)
+  leaves = [np.asarray(x) for x in jax.jit(program)(w, batches())]
+  if many is one:
+    leaves = [x[None] for x in leaves]
   return History(*structures[0].unflatten(leaves))

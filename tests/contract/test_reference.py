@@ -7,7 +7,7 @@ from figs_jax import recipes
 from figs_jax.core.masks import is_nm
 
 from . import reference
-from .harness import SEEDS, batches, draws_of, history, weights
+from .harness import batches, draws_of, history, seeds_of, weights
 from .pieces import TOTAL, both_ways
 from .table import FIRST, ROWS
 
@@ -23,7 +23,7 @@ def test_every_recipe_has_a_row():
 def check(row, kind):
   """Masks exactly, the rest within float32 of float64."""
   got, data = history(row, kind), list(zip(*batches()))
-  for i, seed in enumerate(SEEDS):
+  for i, seed in enumerate(seeds_of(kind)):
     wanted = reference.run(row, weights(seed), data, draws_of(row, kind))
     assert len(wanted) == TOTAL + 1
     for step, want in enumerate(wanted):
@@ -75,7 +75,14 @@ def test_a_run_equals_numpy(row):
   check_finished(row, "plain")
 
 
-@pytest.mark.parametrize("kind", ["linen", "equinox", "nnx"])
+@pytest.mark.parametrize(
+  "kind",
+  [
+    pytest.param("linen", marks=pytest.mark.slow),
+    pytest.param("equinox", marks=pytest.mark.slow),
+    "nnx",
+  ],
+)
 @pytest.mark.parametrize("row", FIRST, ids=lambda row: row.name)
 def test_in_every_container(row, kind):
   check(row, kind)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from .compiling import compiled
 from .containers import Plain
 from .harness import Functional, batches, history
 from .pieces import TOTAL
@@ -45,7 +44,7 @@ def test_one_compilation_donation_and_resume_at_every_step(row):
     traces.append(1)
     return run.step(state, batch)
 
-  one = compiled(step, donate_argnums=0)
+  one = jax.jit(step, donate_argnums=0)
   state = first_state(row)
   kept = [saved(state)]
   for batch in data:

@@ -16,7 +16,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from figs_jax.core.masks import is_nm
 
-from .compiling import compiled
 from .draws import Draws
 from .harness import leaf_of, recipe_of
 from .pieces import TOTAL, geometric
@@ -75,7 +74,7 @@ class Sharded:
       {k: leaf_of(self.shapes[k], nm, -2) for k, nm in row.targets.items()}
     )
     places = self.places
-    program = compiled(self.masks, out_shardings=(places, places, places))
+    program = jax.jit(self.masks, out_shardings=(places, places, places))
     self.program = program.lower(*self.inputs(1, self.all_kept())).compile()
 
   def masks(self, step, params, masks, grads, switched, was):

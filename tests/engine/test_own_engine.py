@@ -94,7 +94,9 @@ def test_it_goes_through_cost_under_transforms_too():
 
 
 def test_it_goes_through_report_and_plots():
-  report = engine.report(ROWS, ["vector:8x4", "ws:8x4"])
+  passes = (engine.NonGemm("norm", "norm", 288, 288),)
+  table = engine.Layers.of(ROWS, engine.Forward(passes, seq=9))
+  report = engine.report(table, ["vector:8x4", "ws:8x4"])
   first = report.totals[0]
   assert (first.engine, first.unit, first.pattern) == (
     "vector:8x4",
@@ -102,6 +104,7 @@ def test_it_goes_through_report_and_plots():
     "1:4",
   )
   assert first.cycles == engine.cost(ROWS, "vector:8x4").total("cycles")
+  assert first.whole_cycles == first.cycles + 576 // 8  # a value per lane
   assert "vector:8x4 gathers activations without a conflict." in str(report)
   for draw in plots.PLOTS.values():
     assert draw(report).axes

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from figs_jax.engine import Report, parse, plots, report
-from figs_jax.engine.layers import Layers
+from figs_jax.engine.layers import Forward, Layers, NonGemm
 from figs_jax.engine.plots import breakdown, roofline, speedup
 from figs_jax.engine.timing import PARTS
 
@@ -145,8 +145,10 @@ def test_a_tiny_speed_up_keeps_its_digits():
 
 
 def test_pictures_can_be_written(sweep):
+  others = {roofline: report(ROWS, SPECS)}
+  others[plots.length] = report(whole(64), SPECS)
   for draw in plots.PLOTS.values():
-    made = sweep if draw is not roofline else report(ROWS, SPECS)
+    made = others.get(draw, sweep)
     out = io.BytesIO()
     draw(made).savefig(out, format="png")
     assert out.getvalue().startswith(b"\x89PNG")
@@ -163,8 +165,75 @@ def test_what_cannot_be_drawn():
     roofline(many)
 
 
+def whole(tokens, label="net"):
+  """A model of one head, a sparse layer and a norm."""
+  rows = [
+    {"name": "a/qk", "M": tokens, "N": tokens, "K": 32},
+    {"name": "a/av", "M": tokens, "N": 32, "K": tokens},
+    {"name": "fc", "M": tokens, "N": 128, "K": 128, "pattern": "1:2"},
+  ]
+  size = tokens * 128
+  passes = [
+    NonGemm("norm", "norm", size, size),
+    NonGemm("a/softmax", "softmax", tokens**2, tokens**2),
+  ]
+  return {
+    f"{label}, seq {tokens}": Layers.of(rows, Forward(tuple(passes), tokens))
+  }
+
+
+def test_both_figures_of_a_whole_model_are_drawn():
+  made = report(whole(64), ["ws:8x8", "tpu:v5e"], axes="pattern=1:2,1:4")
+  for draw in (speedup, plots.length):
+    lines = draw(made).axes[0].lines
+    for place, spec in enumerate(["ws:8x8", "tpu:v5e"]):
+      totals = [total for total in made.totals if total.engine == spec]
+      marked, thin = lines[2 * place : 2 * place + 2]
+      if draw is speedup:
+        assert marked.get_label() == spec
+        assert list(marked.get_ydata()) == [t.whole_speedup for t in totals]
+        assert list(thin.get_ydata()) == [t.speedup for t in totals]
+        assert thin.get_color() == marked.get_color()
+    assert "products alone" in [line.get_label() for line in lines]
+  ax = breakdown(made).axes[0]
+  widths = np.array([[bar.get_width() for bar in c] for c in ax.containers])
+  np.testing.assert_allclose(widths.sum(0), 100)
+  hatched = [c.get_label() for c in ax.containers if c[0].get_hatch()]
+  assert hatched == ["norm", "softmax"]
+  first = made.totals[0]
+  assert (
+    ax.texts[0]
+    .get_text()
+    .endswith(f"{first.whole_speedup:.2f}× ({first.speedup:.2f}×)")
+  )
+
+
+def test_length_draws_a_line_per_engine_and_fusion():
+  tables = whole(1024) | whole(64) | whole(256)
+  specs = ["os:8x8:overlap=full:dram_bw=4", "tpu:v5e"]
+  made = report(tables, specs, axes="fuse=none,flat")
+  ax = plots.length(made).axes[0]
+  lines = {line.get_label(): line for line in ax.lines}
+  for spec in specs:
+    for fuse in ("none", "flat"):
+      x, y = lines[f"{spec}, {fuse}"].get_data()
+      assert list(x) == [64, 256, 1024]
+      totals = {
+        t.seq: t.whole_speedup
+        for t in made.totals
+        if (t.engine, t.fuse) == (spec, fuse)
+      }
+      assert list(y) == [totals[place] for place in x]
+  assert max(lines["tpu:v5e, flat"].get_ydata()) > 1
+  ticks = [label.get_text() for label in ax.get_xticklabels()]
+  assert ticks == ["64", "256", "1K"]
+  assert ax.get_title().startswith("net\nover the same engine")
+  with pytest.raises(ValueError, match="expected workloads of known length"):
+    plots.length(report(ROWS, ["ws"]))
+
+
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
   for draw in plots.PLOTS.values():
     with pytest.raises(ValueError, match=r"pip install 'figs_jax\[plots\]'"):
-      draw(report(ROWS, ["ws"]))
+      draw(report(whole(64), ["ws:8x8"]))

@@ -1,6 +1,7 @@
 """Reports: Amdahl over the whole model, and three formats of one table."""
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -11,16 +12,20 @@ import pytest
 import figs_jax
 from figs_jax.engine import (
   Energy,
+  Forward,
+  Fusion,
   Layers,
   Report,
   Systolic,
   Total,
   cost,
+  non_gemm_cycles,
   parse,
   report,
 )
-from figs_jax.engine._report import Row, columns_text
 from figs_jax.engine.figs import checkpoint_stall_factor
+from figs_jax.engine.reports.rows import Row
+from figs_jax.engine.reports.text import columns_text
 from figs_jax.engine.timing import PARTS
 
 
@@ -325,3 +330,136 @@ def test_the_caption_tells_where_patterns_run_dense(spec, words):
   assert words in report([row], [spec]).caption
   dense = report([row | {"pattern": "dense"}], [spec]).caption
   assert words not in dense
+
+
+def attention(tokens=64, heads=4):
+  """Both products of heads of 32 and a sparse layer, with their passes."""
+  many = {"M": tokens, "count": heads}
+  rows = [
+    {"name": "b/attn/qk", "N": tokens, "K": 32, **many},
+    {"name": "b/attn/av", "N": 32, "K": tokens, **many},
+    {"name": "b/fc", "M": tokens, "N": 512, "K": 128, "pattern": "2:4"},
+  ]
+  logits, wide = heads * tokens**2, tokens * 512
+  passes = [
+    ("b/norm", "norm", tokens * 128 + 256, tokens * 128),
+    ("b/attn/softmax", "softmax", logits, logits),
+    ("b/gelu", "activation", wide, wide),
+  ]
+  names = ("name", "kind", "reads", "writes")
+  beside = [dict(zip(names, one)) for one in passes]
+  return Layers.of(rows, Forward.of(beside, seq=tokens))
+
+
+SPECS = ["ws:16x16", "os:16x16:overlap=full:dram_bw=4", "gpu:h100"]
+
+
+def test_a_whole_model_has_both_figures():
+  table = attention()
+  made = report(table, SPECS)
+  for spec, total in zip(SPECS, made.totals):
+    passes = table.forward.non_gemms
+    cycles = non_gemm_cycles(passes, parse(spec)).tolist()
+    assert total.non_gemm == dict(
+      zip(("norm", "softmax", "activation"), cycles)
+    )
+    assert total.whole_cycles == total.cycles + sum(cycles)
+    assert total.whole_speedup == pytest.approx(
+      (total.baseline_cycles + sum(cycles)) / total.whole_cycles
+    )
+    assert 1 < total.whole_speedup < total.speedup or spec == "gpu:h100"
+    # The products are what they are without the rest.
+    alone = report(dataclasses.replace(table, forward=None), [spec]).totals[0]
+    for name in ("cycles", "speedup", "parts", "dram_bytes", "memory_bound"):
+      assert getattr(alone, name) == getattr(total, name)
+    assert alone.whole_cycles == alone.cycles and not alone.non_gemm
+    assert alone.whole_speedup == alone.speedup
+  text = str(made)
+  shares = text.split("\n\n")[2]
+  assert "whole_speedup" in text and "softmax" in shares
+  assert "Where no memory is given (ws:16x16), that is the input ports" in text
+  for line in shares.splitlines()[1:]:
+    assert sum(map(float, line.split()[2:])) == pytest.approx(1, abs=0.004)
+  assert "whole" not in str(report(ROWS, SPECS))
+  # A baseline of another kind has its own bandwidth.
+  over = report(table, SPECS[:1], baseline=SPECS[1]).totals[0]
+  base = made.totals[1]
+  assert over.whole_speedup * over.whole_cycles == pytest.approx(
+    base.whole_cycles
+  )
+
+
+def test_fused_attention_has_no_softmax_of_its_own():
+  table = attention(1024)
+  fusions = report(table, SPECS, axes="fuse=none,flat;buffer=64,1048576")
+  plain = report(table, SPECS)
+  flat = report(table, SPECS, fuse=Fusion("flat", buffer=2**20))
+  # No buffer without fusing, so that 3 of 4 points are left.
+  assert [t.fuse for t in fusions.totals[::3]] == [
+    "none", "flat:buffer=64", "flat:buffer=1048576"
+  ]  # fmt: skip
+  assert fusions.totals[:3] == plain.totals
+  assert fusions.totals[6:] == flat.totals
+  # Nothing fits in 64 bytes, as the report says.
+  for got, want in zip(fusions.totals[3:6], plain.totals):
+    assert got._replace(fuse="none") == want and got.fused == 0
+  for got, want in zip(flat.totals[1:], plain.totals[1:]):
+    assert got.fused == 1 and got.non_gemm["softmax"] == 0
+    assert got.non_gemm["norm"] == want.non_gemm["norm"]
+    # Over the unfused model, dense: fusing is part of the gain.
+    assert got.baseline_cycles == want.baseline_cycles
+    assert got.whole_speedup > want.whole_speedup
+    assert got.dram_bytes < want.dram_bytes
+  words = "over the same engine running the dense model, attention unfused"
+  assert words in flat.caption and "fused is the share" in flat.caption
+  assert "unfused" not in plain.caption
+  assert "fused" in str(flat) and "fused" not in str(plain)
+  rows = report(table, SPECS, "csv", fuse="flat")
+  assert len(rows.rows) == len(plain.rows)
+  with pytest.raises(ValueError, match="'buffer': expected fuse=flat with it"):
+    report(table, SPECS, axes="buffer=64")
+  with pytest.raises(ValueError, match="sweep axis: fuse 'flt': did you mean"):
+    report(table, SPECS, axes="fuse=flt")
+  with pytest.raises(
+    ValueError, match="sweep axis: sram_bw: expected integers"
+  ):
+    report(table, SPECS, axes="fuse=flat; sram_bw=0")
+  with pytest.raises(ValueError, match="expected products of attention"):
+    report(ROWS[3:], SPECS, fuse="flat")
+
+
+def test_what_waits_for_memory_is_memory_bound():
+  fast = [{"name": "a", "M": 4096, "N": 4096, "K": 4096, "count": 2}]
+  slow = [{"name": "b", "M": 8, "N": 4096, "K": 4096, "count": 3}]
+  total = report(fast + slow, ["gpu:h100", "ws:sparse=false"]).totals
+  a, b = (cost(rows, "gpu:h100").cycles[0] for rows in (fast, slow))
+  assert total[0].memory_bound == pytest.approx(3 * b / (2 * a + 3 * b))
+  assert total[1].memory_bound == 0
+  assert "memory_bound" in str(report(slow, ["gpu:h100"]))
+  assert "memory_bound" not in str(report(fast, ["gpu:h100", "ws"]))
+
+
+def test_decoding_shows_what_the_cache_takes():
+  from figs_jax import models
+
+  shape = models.shape_of("llama", "8b").with_rules("ff: 2:4")
+  lengths = {"phase": "decode", "context": 4096}
+  rows = models.gemms_of(shape, 8, **lengths)
+  beside = models.non_gemms_of(shape, 8, **lengths)
+  table = Layers.of(rows, Forward.of(beside, 4096, "decode"))
+  spec = "tensorcore:h100:ideal=true"
+  dense = report(table.dense(), [spec], itemsize=2).totals[0]
+  half = report(table, [spec], itemsize=2).totals[0]
+  assert (
+    dense.cache_bytes == half.cache_bytes == 8 * 4096 * 32 * 2 * 8 * 128 * 2
+  )
+  # All waits for memory, and the gain is what is not read: of each pair of
+  # 2-byte weights one, with 4 bits of indices for two of four.
+  assert dense.memory_bound == half.memory_bound == 1
+  ff = 32 * 3 * 4096 * 14336
+  assert dense.dram_bytes - half.dram_bytes == ff * 2 - ff - ff // 8
+  assert half.speedup == pytest.approx(
+    dense.dram_bytes / half.dram_bytes, rel=1e-3
+  )
+  assert "cache_bytes" in str(report(table, [spec]))
+  assert "cache_bytes" not in str(report(attention(), [spec]))

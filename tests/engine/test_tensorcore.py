@@ -1,6 +1,7 @@
 """2:4 tensor cores: a call laid out tile by tile, and what was measured."""
 
 import csv
+import dataclasses
 import functools
 import math
 import pathlib
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from figs_jax.engine import TensorCore, parse, read_layers, report
+from figs_jax.engine import Gemm, TensorCore, parse, read_layers, report
 from figs_jax.engine.roofline import amdahl
 from figs_jax.engine.timing import PARTS
 from tests.engine.counting import counts
@@ -174,3 +175,23 @@ def test_a_table_of_one_layer(tmp_path):
   (total,) = report(read_layers(file), ["tensorcore:a100"]).totals
   np.testing.assert_allclose(total.speedup, 1.56, atol=0.01)
   assert total.ideal_speedup == 2
+
+
+def test_a_chip_quicker_than_those_measured_loses_an_h100s_shares():
+  """A B200 whose memory kept pace is an H100 whose nanoseconds are shorter."""
+  h100, b200 = parse("tensorcore:h100"), parse("tensorcore:b200")
+  for chip in ("a100", "h200"):  # measured, or of measured multiprocessors
+    other = parse(f"tensorcore:{chip}")
+    for name in ("stream", "lag", "latency"):
+      assert getattr(other, name) == getattr(h100, name)
+  quicker = 2_250_000 / 148 / (989_000 / 132)
+  both = dataclasses.replace(h100, units=148, peak=round(989_000 * 148 / 132))
+  kept = dataclasses.replace(b200, hbm=round(3350 * quicker))
+  for M in (128, 1024, 12_288):
+    for N, K in ((768, 3072), (4096, 4096)):
+      for n in (2, 4):
+        gemm = Gemm(M, N, K, n, 4)
+        slow, fast = (
+          float(chip.counts(gemm, 2)["cycles"]) for chip in (both, kept)
+        )
+        assert slow / fast == pytest.approx(quicker, rel=2e-3)

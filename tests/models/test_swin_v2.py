@@ -13,7 +13,6 @@ from flax import nnx
 from figs_jax import models, nn
 from figs_jax.models import windows
 
-from ..contract.compiling import compiled
 from .families import create
 
 COUNTS = {
@@ -126,7 +125,7 @@ def random_norms(model):
 
 @functools.cache
 def _forward(graphdef):
-  return compiled(lambda state, x: nnx.merge(graphdef, state)(x))
+  return jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
 
 
 def forward(model, x):
@@ -151,7 +150,7 @@ def test_a_new_model_is_patches_merging_and_head_alone():
 def test_every_parameter_has_a_gradient():
   graphdef, params, masks, rest = nn.split(random_norms(create("swin_v2")))
 
-  @compiled
+  @jax.jit
   @jax.grad
   def slope(params):
     model = nn.merge(graphdef, params, masks, 0.0, rest)
@@ -194,7 +193,7 @@ def test_dropout_is_a_function_of_the_key_and_off_in_evaluation():
   )
   graphdef, params, masks, rest = nn.split(random_norms(model))
 
-  @compiled
+  @jax.jit
   def logits(key):
     model = nn.merge(graphdef, params, masks, 0.0, nn.reseed(rest, key))
     view = nnx.view(model, deterministic=True)

@@ -12,7 +12,6 @@ from figs_jax.core import tree
 from figs_jax.models import pretrained
 from figs_jax.models.pretrained.files import write_weights
 
-from ..contract.compiling import compiled
 from . import swin_v2_oracle as oracle
 
 ATOL, COSINE = 1e-4, 0.99999
@@ -52,7 +51,7 @@ def compare(folder, case, weights, expected, **options):
   model = loaded(folder, weights, abstract)
   graphdef, params, masks, rest = nn.split(model)
 
-  @compiled
+  @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
   def slope(params):
     logits = nn.merge(graphdef, params, masks, 0.0, rest)(expected["images"])

@@ -41,11 +41,16 @@ OVERRIDES = {
   "progress": False,
   "keep": 2,
 }
-# Steps at which the runs of each recipe are stopped. figs: 13 is in its first
-# stage, 37 in its third; step: 55 is after the switch, which comes at step 41
-# at the latest; mdgf_exp: 30 is in its decay.
-KILLS = {"figs": [13, 37], "step": [55], "mdgf_exp": [30]}
-TERMINATED = 21  # a step of another run of figs, which gets SIGTERM
+# Steps at which the runs of each recipe are stopped, and how. figs: 13 is in
+# its first stage, 37 in its third; step: 55 is after the switch, which comes at
+# step 41 at the latest; mdgf_exp: 30 is in its decay. SIGTERM comes to a new
+# run: a log that holds its step already would have it sent before the program
+# can catch it.
+STOPS = {
+  "figs": [(13, signal.SIGKILL), (37, signal.SIGKILL)],
+  "step": [(21, signal.SIGTERM), (55, signal.SIGKILL)],
+  "mdgf_exp": [(30, signal.SIGKILL)],
+}
 
 
 def arguments(recipe, workdir, data_dir, **overrides):
@@ -107,33 +112,31 @@ def assert_same_end(a, b):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, data_dir):
-  """(directory of whole runs, directory of broken ones, SIGTERM's output)."""
+  """(directory of whole runs, of broken ones, SIGTERM's output, its step)."""
   whole, broken = (tmp_path_factory.mktemp(x) for x in ("whole", "broken"))
-  for recipe, kills in KILLS.items():
-    for kill in kills:
+  for recipe, stops in STOPS.items():
+    for step, how in stops:
       process = start(recipe, broken / recipe, data_dir)
-      send_at_step(process, broken / recipe, kill, signal.SIGKILL)
-      assert process.returncode == -signal.SIGKILL
-  terminated = broken / "terminated"
-  process = start("figs", terminated, data_dir)
-  output = send_at_step(process, terminated, TERMINATED, signal.SIGTERM)
-  assert process.returncode == 0, output
-  saved = restore(terminated)[2]
+      printed = send_at_step(process, broken / recipe, step, how)
+      if how == signal.SIGTERM:
+        assert process.returncode == 0, printed
+        output, saved = printed, restore(broken / recipe)[2]
+      else:
+        assert process.returncode == -how
   done = in_one_process(
     "launch/train.py",
     *(
       arguments(recipe, parent / recipe, data_dir)
       for parent in (whole, broken)
-      for recipe in KILLS
+      for recipe in STOPS
     ),
-    arguments("figs", terminated, data_dir),
   )
   for code, _, errors in done:
     assert code == 0, errors
   return whole, broken, output, saved
 
 
-@pytest.mark.parametrize("recipe", KILLS)
+@pytest.mark.parametrize("recipe", STOPS)
 def test_killed_and_resumed_is_bit_equal(runs, recipe):
   whole, broken, *_ = runs
   assert_same_end(whole / recipe, broken / recipe)
@@ -143,10 +146,11 @@ def test_killed_and_resumed_is_bit_equal(runs, recipe):
 
 
 def test_sigterm_saves_exits_zero_and_resumes(runs):
-  whole, broken, output, saved = runs
-  assert "SIGTERM: saved step" in output
-  assert TERMINATED <= saved < STEPS
-  assert_same_end(whole / "figs", broken / "terminated")
+  """That the run which goes on from there ends as it should is above."""
+  _, _, output, saved = runs
+  (step,) = [k for k, how in STOPS["step"] if how == signal.SIGTERM]
+  assert f"SIGTERM: saved step {saved}" in output
+  assert step <= saved < STEPS
 
 
 def test_nan_stops_and_names_step_and_checkpoint(tmp_path, data_dir):

@@ -179,6 +179,8 @@ def test_runs_in_programs(run):
   np.testing.assert_array_equal(tables[other].M, want.M)
   for mask, known in zip(tables[other].masks, want.masks):
     np.testing.assert_array_equal(mask, known)
+  kinds = {one.kind for one in tables[other].forward.non_gemms}
+  assert kinds >= {"norm", "softmax", "activation", "residual"}
   changed = from_run(run, [1], "1:8")[label]
   patterns = {changed.pattern(i) for i in range(len(changed))}
   assert patterns == {"dense", "1:8"}

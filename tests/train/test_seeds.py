@@ -45,10 +45,18 @@ def batch_of(i):
   return {"image": image, "label": jnp.arange(12) % 3}
 
 
-@pytest.fixture(scope="module", params=["sr_ste", "figs", "mdgf_exp", "step"])
+@pytest.fixture(
+  scope="module",
+  params=[
+    "figs",
+    "step",
+    pytest.param("sr_ste", marks=pytest.mark.slow),
+    pytest.param("mdgf_exp", marks=pytest.mark.slow),
+  ],
+)
 def single_runs(request):
   """Recipe, the last state of each seed, and losses [step][seed]."""
-  make = maker(request.param)
+  make = jax.jit(maker(request.param))
   step = jax.jit(update, donate_argnums=0)
   losses, states = np.zeros((30, len(SEEDS))), [make(seed) for seed in SEEDS]
   for i in range(30):
@@ -62,7 +70,7 @@ def single_runs(request):
 def test_each_seed_equals_its_single_run(single_runs, mode):
   name, lone, losses = single_runs
   make = maker(name)
-  state = seeds.create_states(make, SEEDS)
+  state = jax.jit(lambda: seeds.create_states(make, SEEDS))()
   assert state.step.shape == ()
   many = jax.jit(
     lambda s, b: seeds.step_seeds(s, b, mode=mode), donate_argnums=0

@@ -16,16 +16,6 @@ An unfused operator takes such a maximum of its own; where memory is not hidden,
 maxima become sums. Compute is what the engine needs for products of r rows. The
 softmax waits for its rows, and the products wait for the softmax. Where a tile
 does not fit, attention runs unfused, and `AttentionCost.fused` says so.
-
-FLAT publishes means of 1.94x at the edge and 1.76x in the cloud over
-accelerators without its dataflow, but neither the sequence lengths behind them
-nor how its baseline overlaps memory with compute. Its platforms and models are
-public in the artefact of FuseMax (arXiv 2406.10491, MIT licence), which
-recomputed FLAT: 940 MHz, 16-bit values, batch 64, an edge array of 32 x 32 with
-512 KiB and 50 GiB/s, a cloud array of 256 x 256 with 32 MiB and 400 GiB/s. The
-bandwidths on chip, 1 and 8 TB/s, are those commonly quoted. With these, an
-ideal machine brackets the edge figure but not the cloud figure, and the mean of
-this model reaches neither (`flat_claims`).
 """
 
 from __future__ import annotations
@@ -36,7 +26,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from figs_jax.engine._cost import AT_45_NM, gemm_cost
+from figs_jax.engine._cost import AT_45_NM, Cost, gemm_cost
 from figs_jax.engine.energy import Energy, picojoules
 from figs_jax.engine.int64 import (
   array_dataclass,
@@ -45,6 +35,8 @@ from figs_jax.engine.int64 import (
   larger,
   smaller,
 )
+from figs_jax.engine.layers import Layers, NonGemm
+from figs_jax.engine.non_gemm import non_gemm_cycles
 from figs_jax.engine.spec import (
   UNLIMITED,
   Engine,
@@ -54,7 +46,7 @@ from figs_jax.engine.spec import (
   nearest,
 )
 from figs_jax.engine.spec_text import parse
-from figs_jax.engine.systolic import Systolic
+from figs_jax.engine.timing import PARTS
 
 _SIZE = (1, 2**31 - 1)
 
@@ -177,19 +169,19 @@ def attention_cost(
   itemsize: int | Fraction = 2,
   energy: Energy = AT_45_NM,
 ) -> AttentionCost:
-  """What attention costs on an array; arguments broadcast, jit and vmap.
+  """What attention costs on an engine; arguments broadcast, jit and vmap.
 
   Args:
     attention: Sizes.
-    engine: Array, or its spec; its own `dram_bw` is ignored.
+    engine: Engine, or its spec. Its own memory is ignored, and so is what a
+      processor charges for each call.
     memory: Buffer and bandwidths.
     fused: Whether to fuse.
     itemsize: Bytes per value, b.
     energy: Picojoules per operation.
 
   Raises:
-    ValueError: If the engine is a roofline, `itemsize` is invalid, or a result
-      does not fit int64.
+    ValueError: If `itemsize` is invalid, or a result does not fit int64.
 
   >>> short = AttentionShape(1, 12, 512, 512, 64)
   >>> chip = Memory(buffer=2**19, dram_bw=57)
@@ -199,7 +191,6 @@ def attention_cost(
   ([28311552, 3145728], 307)
   """
   engine = parse(engine)
-  check_array(engine)
   check_itemsize(itemsize)
   L, S, D = attention.queries, attention.keys, attention.head_dim
   plan = _exact_plan(
@@ -208,8 +199,10 @@ def attention_cost(
 
   def product(rows: Any, N: Any, K: Any) -> _Product:
     parts = gemm_cost(Gemm(rows, N, K), engine, itemsize)
+    # Tiles are one call, so that a processor's overhead is not theirs.
+    apart = parts["stall_dram"] + (0 if engine.is_array else parts["fill"])
     return _Product(
-      parts["cycles"] - parts["stall_dram"],
+      parts["cycles"] - apart,
       parts["ifmap_reads"] + parts["filter_reads"] + parts["ofmap_writes"],
     )
 
@@ -230,16 +223,143 @@ def attention_cost(
   )
 
 
-def check_array(engine: Engine) -> None:
-  """Refuses a roofline, which has neither ports nor a buffer.
+@dataclasses.dataclass(frozen=True)
+class Fusion:
+  """How attention's products of a model run.
+
+  Attributes:
+    fuse: "none" runs q k', softmax and a v one after the other, each through
+      the memory; "flat" keeps the logits of a tile of rows on chip, except
+      where no tile fits or the tiles take longer.
+    buffer: Bytes on chip. Defaults to 32 MiB, as on FLAT's cloud platform.
+    sram_bw: Bytes per cycle between buffer and multipliers.
 
   Raises:
-    ValueError: If the engine is not an array.
+    ValueError: If `fuse` is unknown or a number is out of range.
+
+  >>> str(Fusion("flat", buffer=2**19)), str(Fusion())
+  ('flat:buffer=524288', 'none')
   """
-  if not engine.is_array:
-    raise ValueError(
-      f"engine: expected an array, as in 'ws:128x128', got {engine}"
+
+  fuse: str = "none"
+  buffer: int = 2**25
+  sram_bw: int = UNLIMITED
+
+  CHOICES: ClassVar[tuple[str, ...]] = ("none", "flat")
+
+  def __post_init__(self):
+    if self.fuse not in self.CHOICES:
+      raise ValueError(
+        f"fuse {self.fuse!r}: {nearest(self.fuse, self.CHOICES)}"
+      )
+    for name in ("buffer", "sram_bw"):
+      check_integers(name, getattr(self, name), *Memory.LIMITS[name])
+
+  def __str__(self) -> str:
+    if self.fuse == "none":
+      return self.fuse
+    keys = (
+      f":{field.name}={getattr(self, field.name)}"
+      for field in dataclasses.fields(self)[1:]
+      if getattr(self, field.name) != field.default
     )
+    return self.fuse + "".join(keys)
+
+
+def attention_pairs(table: Layers) -> tuple[list[int], list[int]]:
+  """The rows `.../qk` of attention's first products, and their `.../av`.
+
+  Raises:
+    ValueError: If a product has no partner, or one of another size.
+  """
+  where = {name: index for index, name in enumerate(table.names)}
+  pairs = {}
+  for name, index in where.items():
+    stem, _, last = name.rpartition("/")
+    if last not in ("qk", "av"):
+      continue
+    other = f"{stem}/{'av' if last == 'qk' else 'qk'}".lstrip("/")
+    if other not in where:
+      raise ValueError(
+        f"layer {name!r}: its partner {other!r} is missing; give both products"
+        " of attention, or rename this one"
+      )
+    if last == "qk":
+      pairs[index] = where[other]
+  columns = np.stack([table.M, table.N, table.K, table.count], -1)
+  for qk, av in pairs.items():
+    L, S, D, count = columns[qk].tolist()
+    if columns[av].tolist() != [L, D, S, count]:
+      raise ValueError(
+        f"layer {table.names[av]!r}: expected (M, N, K, count) ="
+        f" {(L, D, S, count)} after {table.names[qk]!r}, got"
+        f" {tuple(columns[av].tolist())}"
+      )
+  return list(pairs), list(pairs.values())
+
+
+def fused_cost(
+  table: Layers,
+  engine: Engine,
+  price: Cost,
+  fusion: Fusion,
+  itemsize: int | Fraction = 2,
+  energy: Energy = AT_45_NM,
+) -> tuple[Cost, np.ndarray]:
+  """The cost of layers whose attention runs as in FLAT, and where it does.
+
+  The two rows of a fused pair share its cost equally; all time that is not
+  waiting for memory counts as compute. A pair stays unfused where no tile fits,
+  or where the tiles take longer than both products and a softmax between them.
+
+  Args:
+    table: Layers with pairs of attention's products.
+    engine: Engine; its fields may be arrays (..., 1), which describe several.
+    price: Cost of the layers, unfused.
+    fusion: Buffer and bandwidth on chip.
+    itemsize: Bytes per value.
+    energy: Picojoules per operation.
+
+  Returns:
+    The cost, and 1 where a pair is fused, else 0: (..., pairs).
+
+  Raises:
+    ValueError: If the layers have no pairs, or as `attention_pairs` and
+      `attention_cost`.
+  """
+  qk, av = attention_pairs(table)
+  if not qk:
+    raise ValueError(
+      "fuse 'flat': expected products of attention, rows '.../qk' and '.../av',"
+      " among the layers"
+    )
+  L, S, D = (np.asarray(column)[qk] for column in (table.M, table.N, table.K))
+  memory = Memory(fusion.buffer, engine.memory_bandwidth, fusion.sram_bw)
+  shape = AttentionShape(1, 1, L, S, D)
+  tiled = attention_cost(shape, engine, memory, True, itemsize, energy)
+  logits = [NonGemm("", "softmax", a, a) for a in (L * S).tolist()]
+  apart = price.cycles[..., qk] + price.cycles[..., av]
+  apart = apart + non_gemm_cycles(logits, engine, itemsize)
+  chosen = tiled.fused.astype(bool) & (tiled.cycles <= apart)
+  fields = dict.fromkeys(PARTS, 0 * tiled.cycles) | {
+    "cycles": tiled.cycles,
+    "compute": tiled.cycles - tiled.stall,
+    "stall_dram": tiled.stall,
+    "dram_bytes": tiled.dram_bytes,
+    "energy_pj": tiled.energy_pj,
+  }
+  shared = {"utilisation": np.array(price.utilisation)}
+  work = price.utilisation * price.cycles
+  for name, whole in fields.items():
+    column = np.array(getattr(price, name))
+    second = whole / 2 if name == "energy_pj" else whole // 2
+    column[..., qk] = np.where(chosen, whole - second, column[..., qk])
+    column[..., av] = np.where(chosen, second, column[..., av])
+    shared[name] = column
+  for rows in (qk, av):
+    busy = work[..., rows] / shared["cycles"][..., rows]
+    shared["utilisation"][..., rows] = busy
+  return dataclasses.replace(price, **shared), chosen
 
 
 def _at_least(a: Any, b: Any) -> Any:
@@ -376,107 +496,3 @@ _FLAGS = dict.fromkeys(("last", "fits", "resident"), (0, 1))
 _LIMITS = _SIZES | _FLAGS | Memory.LIMITS
 _exact_plan = exact(_plan, _LIMITS)
 _exact_total = exact(_total, _LIMITS, least=0)
-
-# FLAT's platforms: array, memory and published speed-up. Bytes per cycle at
-# 940 MHz, rounded to whole bytes (by less than 0.3 %).
-_PLATFORMS = {
-  "edge": (
-    Systolic("os", 32, 32, "full"),
-    Memory(buffer=512 * 2**10, dram_bw=57, sram_bw=1064),
-    1.94,
-  ),
-  "cloud": (
-    Systolic("os", 256, 256, "full"),
-    Memory(buffer=32 * 2**20, dram_bw=457, sram_bw=8511),
-    1.76,
-  ),
-}
-# Heads and head dimensions of BERT, TrXL, T5 and XLM.
-_HEADS = np.array([(12, 64), (16, 64), (8, 64), (16, 128)]).T[:, :, None]
-_BATCH, _LENGTHS = 64, 512 << np.arange(8)  # 512 to 64K
-
-
-@dataclasses.dataclass(frozen=True)
-class FlatClaim:
-  """A speed-up that FLAT publishes, beside this model's.
-
-  Pairs are over a baseline that hides memory behind compute, and over one that
-  hides nothing. Means are geometric.
-
-  Attributes:
-    platform: "edge" or "cloud".
-    baseline: When an unfused operator ends, as in `Memory.unfused`.
-    published: Speed-up of FLAT over its baseline.
-    ideal: Result of `flat_ideal` on this platform.
-    mean: Means of this model over all models and lengths.
-    extremes: The least of the first kind and the greatest of the second.
-  """
-
-  platform: str
-  baseline: str
-  published: float
-  ideal: tuple[float, float]
-  mean: tuple[float, float]
-  extremes: tuple[float, float]
-
-  @property
-  def status(self) -> str:
-    """Whether the ideal machine brackets the published mean."""
-    low, high = self.ideal
-    return "bracket" if low <= self.published <= high else "not reproduced"
-
-
-def flat_ideal(
-  multipliers: int, dram_bw: int, dim: int = 64, passes: int = 4
-) -> tuple[float, float]:
-  """Speed-up by fusion if products fill the array and only logits move.
-
-  A logit costs c = 2 dim / multipliers cycles of compute and m = 2 passes /
-  dram_bw of memory, at 16 bits: max(1, m / c) over a baseline that overlaps
-  both, 1 + m / c over one that does not.
-
-  >>> [round(x, 2) for x in flat_ideal(32 * 32, 50)]  # edge: 1 GHz, 50 GB/s
-  [1.28, 2.28]
-  """
-  ratio = passes * multipliers / (dram_bw * dim)
-  return max(1.0, ratio), 1 + ratio
-
-
-def flat_claims() -> tuple[FlatClaim, ...]:
-  """FLAT's claims beside this model's, over models and lengths.
-
-  The faster of fused and unfused counts as FLAT: tiles of few rows do not fill
-  the array, and FLAT's own search falls back there too.
-
-  >>> [(c.platform, c.status) for c in flat_claims() if c.baseline == "head"]
-  [('edge', 'bracket'), ('cloud', 'not reproduced')]
-  """
-  heads, dims = _HEADS
-  shape = AttentionShape(_BATCH, heads, _LENGTHS, _LENGTHS, dims)
-  claims = []
-  for platform, (array, memory, published) in _PLATFORMS.items():
-    fused = attention_cost(shape, array, memory).cycles
-    for baseline in Memory.CHOICES["unfused"]:
-      hidden = dataclasses.replace(memory, unfused=baseline)
-      serial = dataclasses.replace(hidden, overlap="none")
-      apart, slow = (
-        attention_cost(shape, array, chip, False).cycles
-        for chip in (hidden, serial)
-      )
-      best = np.minimum(fused, apart)
-      low, high = apart / best, slow / best
-      claims.append(
-        FlatClaim(
-          platform,
-          baseline,
-          published,
-          ideal=flat_ideal(array.rows * array.cols, memory.dram_bw),
-          mean=(_mean(low), _mean(high)),
-          extremes=(float(low.min()), float(high.max())),
-        )
-      )
-  return tuple(claims)
-
-
-def _mean(x: np.ndarray) -> float:
-  return float(np.exp(np.log(x).mean()))

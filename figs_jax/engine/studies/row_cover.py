@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.engine._cost import cost
-from figs_jax.engine._report import columns_text
 from figs_jax.engine.blocks import block_counts, row_cover
 from figs_jax.engine.layers import Layers
+from figs_jax.engine.reports.text import columns_text
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
 

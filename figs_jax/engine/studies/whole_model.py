@@ -3,12 +3,15 @@
 What stays dense dilutes the gain of a sparse layer (Amdahl's law). Rows named
 `.../qk` and `.../av` are attention's products, `count` of them, one per head
 and image; together they run as in `figs_jax.engine.studies.attention`. All
-other rows run as in `figs_jax.engine.cost`, on the same memory.
+other rows run as in `figs_jax.engine.cost`, on the same memory, and so do the
+passes beside the products (`figs_jax.engine.non_gemm`) where the table has
+them; the softmax is attention's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -17,13 +20,14 @@ import numpy as np
 
 from figs_jax.engine._cost import cost, operands
 from figs_jax.engine.layers import Layers
+from figs_jax.engine.non_gemm import non_gemm_cycles
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.studies.attention import (
   AttentionShape,
   Memory,
   attention_cost,
-  check_array,
+  attention_pairs,
 )
 
 
@@ -34,6 +38,8 @@ class ModelCost:
   Attributes:
     linear_cycles: Cycles of all rows except attention's products.
     attention_cycles: Cycles of attention's products and softmax.
+    non_gemm_cycles: Cycles of norms, activations and the like; 0 if the table
+      has none.
     dense_cycles: Cycles of the whole pass without patterns.
     dram_bytes: Bytes to and from memory.
     energy_pj: Energy in picojoules.
@@ -41,6 +47,7 @@ class ModelCost:
 
   linear_cycles: int
   attention_cycles: int
+  non_gemm_cycles: int
   dense_cycles: int
   dram_bytes: int
   energy_pj: float
@@ -48,7 +55,8 @@ class ModelCost:
   @property
   def cycles(self) -> int:
     """Cycles of the whole pass."""
-    return self.linear_cycles + self.attention_cycles
+    products = self.linear_cycles + self.attention_cycles
+    return products + self.non_gemm_cycles
 
   @property
   def speedup(self) -> float:
@@ -67,7 +75,8 @@ def model_cost(
   """What a whole forward pass costs on an array.
 
   Args:
-    layers: Table of layers or its rows, as from `figs_jax.layers_of`.
+    layers: Table of layers or its rows, as from `figs_jax.layers_of`. A table
+      with `forward` brings its other passes too.
     engine: Array with scalar sides, or its spec; `memory` gives its bandwidth
       off chip.
     memory: Buffer and bandwidths, scalars.
@@ -92,12 +101,15 @@ def model_cost(
   """
   table = Layers.of(layers)
   array: Any = parse(engine)
-  check_array(array)
+  if not array.is_array:
+    raise ValueError(
+      f"engine: expected an array, as in 'ws:128x128', got {array}"
+    )
   array = dataclasses.replace(array, dram_bw=memory.dram_bw)
   given = operands(array, itemsize, None, dtype)
-  qk, av = _pairs(table)
+  qk, av = attention_pairs(table)
   rest = np.setdiff1d(np.arange(len(table)), qk + av)
-  linear = dense = attention = dram_bytes = 0
+  linear = dense = attention = other = dram_bytes = 0
   energy_pj = 0.0
   if rest.size:
     part = _take(table, rest)
@@ -115,35 +127,13 @@ def model_cost(
     attention = int(both.cycles.sum())
     dram_bytes += int(both.dram_bytes.sum())
     energy_pj += float(both.energy_pj.sum())
-  return ModelCost(linear, attention, dense + attention, dram_bytes, energy_pj)
-
-
-def _pairs(table: Layers) -> tuple[list[int], list[int]]:
-  """The rows of attention's first products, and of their partners."""
-  where = {name: index for index, name in enumerate(table.names)}
-  pairs = {}
-  for name, index in where.items():
-    stem, _, last = name.rpartition("/")
-    if last not in ("qk", "av"):
-      continue
-    other = f"{stem}/{'av' if last == 'qk' else 'qk'}".lstrip("/")
-    if other not in where:
-      raise ValueError(
-        f"layer {name!r}: its partner {other!r} is missing; give both products"
-        " of attention, or rename this one"
-      )
-    if last == "qk":
-      pairs[index] = where[other]
-  columns = np.stack([table.M, table.N, table.K, table.count], -1)
-  for qk, av in pairs.items():
-    L, S, D, count = columns[qk].tolist()
-    if columns[av].tolist() != [L, D, S, count]:
-      raise ValueError(
-        f"layer {table.names[av]!r}: expected (M, N, K, count) ="
-        f" {(L, D, S, count)} after {table.names[qk]!r}, got"
-        f" {tuple(columns[av].tolist())}"
-      )
-  return list(pairs), list(pairs.values())
+  if table.forward is not None:
+    passes = [x for x in table.forward.non_gemms if x.kind != "softmax"]
+    other = int(non_gemm_cycles(passes, array, given.itemsize).sum())
+    values = sum((x.reads + x.writes) * x.count for x in passes)
+    dram_bytes += math.ceil(given.itemsize * values)
+  dense += attention + other
+  return ModelCost(linear, attention, other, dense, dram_bytes, energy_pj)
 
 
 def _take(table: Layers, indices: np.ndarray) -> Layers:

@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from figs_jax.engine._cost import operands
-from figs_jax.engine.area import AT_45_NM as AREA_AT_45_NM
 from figs_jax.engine.area import Area
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.int64 import Singles, fastest
@@ -76,7 +75,7 @@ def sweep(
   energy: Energy | None = None,
   precision: str = "exact",
   devices: Sequence[jax.Device] | None = None,
-  area: Area = AREA_AT_45_NM,
+  area: Area | None = None,
   *,
   dtype: str | None = None,
 ) -> Sweep:
@@ -142,8 +141,8 @@ def sweep(
     varied = {name: axes[name] for name in names if name not in chosen}
     for point in itertools.product(*(axes[name] for name in chosen)):
       choices = dict(zip(chosen, point))
-      chosen_design = design(one, choices)
-      machine = Machine(*operands(chosen_design, itemsize, energy, dtype), area)
+      given = operands(design(one, choices), itemsize, energy, dtype)
+      machine = Machine(*given, area or Area())
       for label, table in tables.items():
         labels = {"workload": label} if tables.keys() != {""} else {}
         labels |= {"engine": str(one)} if several else {}

@@ -65,7 +65,7 @@ AXES: dict[str, Callable[[Sequence[Any]], dict[str, np.ndarray]]] = {
 }
 # Axes that change the layers as a whole, one workload per value. Whoever makes
 # the layers reads them: launch/engine.py for a model.
-WORKLOAD_AXES = ("batch",)
+WORKLOAD_AXES = ("batch", "seq", "context")
 
 
 def as_axes(axes: Axes | str | Iterable[str]) -> dict[str, Sequence[Any]]:

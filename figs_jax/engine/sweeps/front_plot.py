@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from figs_jax.engine.plots import empty_figure, engine_style
+from figs_jax.engine.figures import empty_figure, engine_style
 from figs_jax.engine.sweeps.reductions import Where
 
 _CLOUD = 20_000  # points that stand for all

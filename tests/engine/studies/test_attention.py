@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from figs_jax.engine import Energy, cost
+from figs_jax.engine import Energy, Forward, Layers, NonGemm, cost, parse
 from figs_jax.engine.studies.attention import (
   AttentionShape,
+  Fusion,
   Memory,
   attention_cost,
-  flat_claims,
+  fused_cost,
 )
+from figs_jax.engine.studies.flat import flat_claims, frame_claims
 from figs_jax.engine.studies.whole_model import model_cost
+from figs_jax.engine.timing import PARTS
 
 laws = settings(deadline=None, max_examples=30)
 sizes = st.integers(1, 24)
@@ -269,6 +272,95 @@ def test_compute_of_flats_own_cost_model(side, length, seconds):
   np.testing.assert_allclose(int(got.cycles) / 940e6, seconds, rtol=1e-3)
 
 
+def frame(gflops, off_gib, on_gib, keys):
+  """FRAME's time of logit and attend, unfused over fused (64 x 12 of 64)."""
+  off, on = (gib * 2**30 / 1e9 for gib in (off_gib, on_gib))  # bytes per ns
+  compute = 2 * keys * keys * 64 / gflops
+  operands, logits = 2 * 2 * keys * 64, 2 * keys * keys
+  apart = max(compute, (operands + logits) / off)
+  return apart / max(compute, operands / off + logits / on)
+
+
+def test_frames_figures():
+  """Its own code gave 4.167, 4.754, 4.545, 4.484 on its cloud system."""
+  systems = {
+    "cloud": (123e3, 400, 8000),
+    "defaults": (123e3, 900, 18000),
+    "edge": (2 * 32 * 32 * 0.94, 50, 1000),
+  }
+  claims = frame_claims()
+  assert {claim.system for claim in claims} == set(systems)
+  for claim in claims:
+    published = frame(*systems[claim.system], claim.keys)
+    assert claim.published == pytest.approx(published, abs=6e-4)
+    if claim.keys > 512 or claim.system != "cloud":
+      assert claim.model == pytest.approx(published, rel=2e-3)
+  assert 4.9 < next(c.model for c in claims if c.keys == 512) < 5.1
+
+
+@pytest.mark.parametrize(
+  "spec", ["os:32x32:overlap=full:dram_bw=57", "ws:16x16", "gpu:h100"]
+)
+def test_fused_rows_share_what_a_fused_head_costs(spec):
+  rows = vit(1024) + [
+    {**row, "name": row["name"].replace("b/", "c/"), "M": 200, "count": 3}
+    | ({"N": 300} if row["name"][-2:] == "qk" else {"K": 300})
+    for row in vit(300)
+    if "attn" in row["name"]
+  ]
+  table, engine = Layers.of(rows), parse(spec)
+  fusion = Fusion("flat", buffer=2**19)
+  plain = cost(table, engine)
+  got, fused = fused_cost(table, engine, plain, fusion)
+  assert fused.shape == (2,)
+  memory = Memory(2**19, engine.memory_bandwidth)
+  for pair, (L, S, qk, av) in enumerate([(1024, 1024, 0, 2), (200, 300, 3, 4)]):
+    alone = attention_cost(AttentionShape(1, 1, L, S, 64), engine, memory)
+    softmax = 2 * 2 * L * S / engine.memory_bandwidth
+    if engine.unit != "ns" and "dram" not in spec:
+      softmax = 2 * L * S / engine.rows
+    apart = plain.cycles[qk] + plain.cycles[av] + math.ceil(softmax)
+    assert fused[pair] == (alone.fused and alone.cycles <= apart)
+    for name in ("cycles", "dram_bytes", "energy_pj", "stall_dram"):
+      both = getattr(got, name)[[qk, av]]
+      source = "stall" if name == "stall_dram" else name
+      want = getattr(alone, source) if fused[pair] else None
+      if want is not None:
+        np.testing.assert_allclose(both.sum(), want, rtol=1e-12)
+        assert abs(both[0] - both[1]) <= 1 or name == "energy_pj"
+      else:
+        assert both.tolist() == getattr(plain, name)[[qk, av]].tolist()
+    work = plain.utilisation * plain.cycles
+    np.testing.assert_allclose(got.utilisation * got.cycles, work, rtol=1e-12)
+  parts = sum(getattr(got, part) for part in PARTS)
+  assert parts.tolist() == got.cycles.tolist()
+  assert got.cycles[1] == plain.cycles[1]
+
+
+def test_where_no_tile_fits_attention_stays_unfused():
+  table, engine = Layers.of(vit(4096)), parse("gpu:h100")
+  plain = cost(table, engine)
+  fused = {
+    buffer: fused_cost(table, engine, plain, Fusion("flat", buffer))
+    for buffer in (2**12, 2**17, 2**25)
+  }
+  # A row of 4096 logits takes 8 KB; tiles of 14 rows read K and V too often.
+  assert [bool(on.all()) for _, on in fused.values()] == [False, False, True]
+  for buffer in (2**12, 2**17):
+    assert fused[buffer][0].cycles.tolist() == plain.cycles.tolist()
+  assert fused[2**25][0].cycles.sum() < plain.cycles.sum()
+
+
+def test_bad_fusions():
+  with pytest.raises(ValueError, match="fuse 'flash': did you mean 'flat'"):
+    Fusion("flash")
+  with pytest.raises(ValueError, match="buffer: expected integers from 1"):
+    Fusion("flat", buffer=0)
+  table, engine = Layers.of(vit(64)[1:2]), parse("ws")
+  with pytest.raises(ValueError, match="expected products of attention"):
+    fused_cost(table, engine, cost(table, engine), Fusion("flat"))
+
+
 def vit(tokens, pattern="1:8"):
   many = {"M": tokens, "count": 12}
   return [
@@ -303,6 +395,21 @@ def test_the_whole_model_is_its_layers_and_its_attention():
   assert speedups[0] < speedups[1]
 
 
+def test_the_whole_model_has_its_other_passes():
+  memory, array = Memory(2**19, 57), "os:32x32:overlap=full"
+  passes = (
+    NonGemm("b/norm", "norm", 800, 800, 3),
+    NonGemm("b/attn/softmax", "softmax", 10**6, 10**6),
+  )
+  bare = model_cost(vit(64), array, memory)
+  full = model_cost(Layers.of(vit(64), Forward(passes)), array, memory)
+  # 3200 bytes at 57 per cycle; softmax is part of attention.
+  assert (bare.non_gemm_cycles, full.non_gemm_cycles) == (0, 3 * 57)
+  assert full.cycles == bare.cycles + 3 * 57
+  assert full.dense_cycles == bare.dense_cycles + 3 * 57
+  assert full.dram_bytes == bare.dram_bytes + 3 * 3200
+
+
 def test_all_rows_are_counted_once_whatever_they_are():
   memory = Memory(2**19)
   only = model_cost(vit(64)[1:2], "ws", memory)
@@ -314,7 +421,7 @@ def test_all_rows_are_counted_once_whatever_they_are():
 def test_bad_requests():
   a = AttentionShape(1, 1, 8, 8, 8)
   with pytest.raises(ValueError, match="expected an array, .* got tpu:v5e"):
-    attention_cost(a, "tpu:v5e", Memory(100))
+    model_cost(vit(64), "tpu:v5e", Memory(100))
   with pytest.raises(
     ValueError, match="logit_passes: expected .* from 2 to 4, got 5"
   ):

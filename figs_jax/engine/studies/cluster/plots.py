@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from figs_jax.engine.plots import LAYERS, empty_figure
+from figs_jax.engine.figures import LAYERS, empty_figure
 from figs_jax.engine.studies.cluster.placements import (
   MEMORY,
   TIME,

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from figs_jax.engine._cost import Cost, cost
-from figs_jax.engine.area import Area, Parts
+from figs_jax.engine._cost import Cost, cost, operands
+from figs_jax.engine.area import Area, area_table
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.spec import Engine, nearest
+from figs_jax.engine.non_gemm import non_gemm_cycles
+from figs_jax.engine.reports.rows import Row, Total
+from figs_jax.engine.reports.text import csv_text, markdown, text_table
+from figs_jax.engine.spec import UNLIMITED, Engine, nearest
 from figs_jax.engine.spec_text import parse
+from figs_jax.engine.studies.attention import (
+  Fusion,
+  attention_pairs,
+  fused_cost,
+)
 from figs_jax.engine.studies.bandwidth import dense_peers
 from figs_jax.engine.sweeps.axes import (
   Axes,
@@ -30,66 +38,18 @@ from figs_jax.engine.timing import PARTS
 FORMATS = ("table", "csv", "json", "md")
 DENSE = "the same engine running the dense model"
 BEST_DENSE = "dense"  # a baseline: the fastest of an engine's dense peers
+_WHOLE = (
+  "cycles and speedup are of the products alone; whole_cycles and whole_speedup"
+  " add norms, softmax, activations, residual additions and embeddings, each a"
+  " pass through the memory."
+)
+_FUSED = (
+  "fused is the share of attention whose logits stay on chip; elsewhere no tile"
+  " fits, or tiles take longer."
+)
 # What a report of a sweep can hold.
 _DESIGNS, _ROWS = 100_000, 2_000_000
 _SUMMED = ("cycles", "dram_bytes", *PARTS)
-
-
-class Row(NamedTuple):
-  """One layer on one engine: one of its instances, however many there are.
-
-  `ideal_speedup` is that of `Engine.silicon`, None for an engine without one.
-  """
-
-  name: str
-  engine: str
-  M: int
-  N: int
-  K: int
-  pattern: str
-  cycles: int
-  utilisation: float
-  speedup: float
-  energy_pj: float
-  dram_bytes: int
-  ideal_speedup: float | None = None
-
-
-class Total(NamedTuple):
-  """The whole model on one engine: every instance of every layer (Amdahl).
-
-  Attributes:
-    workload: Label of the layers, or "".
-    engine: Name of the engine.
-    pattern: Pattern of the sparse layers; "dense" without any, "mixed" if
-      there are several.
-    unit: Unit of cycles: "cycles", or "ns" of a roofline.
-    cycles: Sum of the cycles.
-    baseline_cycles: Sum of the cycles that `speedup` compares with.
-    speedup: Ratio baseline_cycles / cycles.
-    utilisation: Useful MACs / (cycles x multipliers).
-    energy_pj: Sum of the energy.
-    dram_bytes: Sum of the memory traffic.
-    stall_factor: Factor by which swapping makes vectors stream longer, 1
-      without; `figs_jax.engine.figs.checkpoint_stall_factor`.
-    parts: Parts of cycles by name, which add up to them.
-    ideal_speedup: The speed-up at the rates of the silicon (`Engine.silicon`),
-      None for an engine that models no lower ones.
-  """
-
-  workload: str
-  engine: str
-  pattern: str
-  unit: str
-  cycles: int
-  baseline_cycles: int
-  speedup: float
-  utilisation: float
-  energy_pj: float
-  dram_bytes: int
-  stall_factor: float
-  parts: dict[str, int]
-  ideal_speedup: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +84,11 @@ class Report:
   @classmethod
   def joined(cls, reports: Sequence[Report]) -> Report:
     """Several workloads' reports as one."""
-    return dataclasses.replace(
-      reports[0],
-      rows=tuple(row for each in reports for row in each.rows),
-      totals=tuple(total for each in reports for total in each.totals),
-      engines=tuple(engine for each in reports for engine in each.engines),
-      peers=tuple(engine for each in reports for engine in each.peers),
-    )
+    parts: dict[str, Any] = {
+      name: tuple(one for each in reports for one in getattr(each, name))
+      for name in ("rows", "totals", "engines", "peers")
+    }
+    return dataclasses.replace(reports[0], **parts)
 
   def beside(self, ideal: Report) -> Report:
     """The report with the speed-ups of another, of its engines' silicon."""
@@ -149,46 +107,29 @@ class Report:
     """What the numbers are, and are not."""
     return (
       "Modelled cycles (ns on rooflines), not measured. Speed-up is over"
-      f" {self.baseline}{_named(self.peers)}.{self.note and ' '}{self.note}"
+      f" {self.baseline}.{self.note and ' '}{self.note}"
       f"{self.area and ' Areas are reconstructed from counted parts.' or ''}"
     )
-
-  @property
-  def _areas(self) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of the mm² of each engine, in all and by part."""
-    area = self.area or Area()
-    known = {
-      str(engine): area.square_millimetres(parts)
-      for engine in self.engines
-      if (parts := engine.parts()) is not None
-    }
-    names = [
-      x for x in Parts._fields if any(each[x] for each in known.values())
-    ]
-    rows = [
-      [engine, sum(each.values()), *(each[name] for name in names)]
-      for engine, each in known.items()
-    ]
-    return ["area, mm²", "total", *names], rows
 
   def __str__(self) -> str:
     if self.fmt == "csv":
       return csv_text(*_layers(self.rows))
     if self.fmt == "json":
-      header, areas = self._areas
+      header, areas = area_table(self.engines, self.area or Area())
       tables = {"areas": [dict(zip(header, row)) for row in areas]}
       return json.dumps(
         {
           "caption": self.caption,
           "totals": [total._asdict() for total in self.totals],
-          **(tables if self.area else {}),
           "rows": [row._asdict() for row in self.rows],
+          **(tables if self.area else {}),
         },
         indent=1,
       )
     draw = markdown if self.fmt == "md" else text_table
     tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
-    tables += [draw(*self._areas)] if self.area else []
+    if self.area:
+      tables.append(draw(*area_table(self.engines, self.area)))
     tables.append(draw(*_layers(self.rows)))
     return "\n\n".join((self.caption, *tables))
 
@@ -205,6 +146,7 @@ def report(
   dtype: str | None = None,
   workload: str = "",
   area: Area | None = None,
+  fuse: Fusion | str = "none",
 ) -> Report:
   """Costs the layers on each engine, beside a baseline.
 
@@ -219,7 +161,8 @@ def report(
     fmt: "table", "md", "csv" (the rows alone) or "json".
     axes: Axes of a sweep, as in "pattern=1:2,1:4,...,1:128; rows=8,16": every
       pattern, of the layers that are sparse (`Layers.with_pattern`), on every
-      design (`figs_jax.engine.sweep` selects from more of them).
+      design (`figs_jax.engine.sweep` selects from more of them). Fields of a
+      `Fusion` are axes too, as in "fuse=none,flat; buffer=524288,33554432".
     baseline: Engine whose cycles on the same layers, patterns included, the
       speed-ups are over; to compare with dense execution, name one that does
       not exploit patterns (`ws:32x16:sparse=false`, `vegeta-d-1-2`,
@@ -231,9 +174,11 @@ def report(
     dtype: Data type of the operands; see `cost`.
     workload: Label of the layers in the totals.
     area: Square micrometres per part; adds a table of the engines' areas.
+    fuse: How attention runs, "none" or "flat", or a `Fusion`. The dense model
+      that speed-ups are over by default is not fused.
 
   Raises:
-    ValueError: If there are no engines or too many designs; a row, spec, axis
+    ValueError: If engines are missing or designs too many; a row, spec, axis
       or fmt is bad; the baseline counts in another unit; or a result does not
       fit int64.
 
@@ -255,28 +200,46 @@ def report(
     )
   varied = {} if axes is None else dict(as_axes(axes))
   patterns = varied.pop("pattern", (None,))
+  fusions = _fusions(fuse, varied)
   if varied:
-    rows = sum(map(len, tables.values())) * len(patterns)
+    rows = sum(map(len, tables.values())) * len(patterns) * len(fusions)
     machines = designs(machines, varied, min(_DESIGNS, _ROWS // rows))
-  options: dict[str, Any] = {
-    "itemsize": itemsize, "energy": energy, "dtype": dtype
-  }  # fmt: skip
-  made = Report.joined(
-    [
-      _report(_with(table, pattern), machines, fmt, baseline, options, label)
-      for label, table in tables.items()
-      for pattern in patterns
-    ]
+  options: dict[str, Any] = {"itemsize": itemsize, "energy": energy}
+  options["dtype"] = dtype
+  notes: dict[str, None] = {}
+  rows, totals, peers, words = [], [], [], ""
+  for label, table in tables.items():
+    for pattern in patterns:
+      one = _with(table, pattern)
+      words, dense, over = _baseline(one, machines, baseline, options)
+      notes |= _notes(one, machines, dtype)
+      for fusion in fusions:
+        parts = _report(one, machines, over, fusion, options, label)
+        rows += parts[0]
+        totals += parts[1]
+        peers += dense
+  words += _named(peers)
+  if any(total.fuse != "none" for total in totals):
+    words += ", attention unfused"
+    notes[_FUSED] = None
+  repeats = len(totals) // len(machines)
+  made = Report(
+    *(tuple(rows), tuple(totals), tuple(machines) * repeats),
+    baseline=words,
+    note=" ".join(notes),
+    fmt=fmt,
+    area=area,
+    peers=tuple(peers),
   )
-  made = dataclasses.replace(made, area=area)
   silicon = [chip for x in engines if (chip := parse(x).silicon()) is not None]
   if not silicon:
     return made
   over = baseline
-  if over is not None and over != "dense":
+  if over is not None and over != BEST_DENSE:
     over = parse(over)
     over = over.silicon() or over
-  ideal = report(tables, silicon, axes=axes, baseline=over, **options)
+  options |= {"baseline": over}
+  ideal = report(tables, silicon, axes=axes, fuse=fuse, **options)
   return made.beside(ideal)
 
 
@@ -284,39 +247,45 @@ def _beside(item: Any, ideal: Iterator[Any]) -> Any:
   return item._replace(ideal_speedup=next(ideal).speedup)
 
 
-def _report(
+def _fusions(
+  fuse: Fusion | str, axes: dict[str, Sequence[Any]]
+) -> list[Fusion]:
+  """Every `Fusion` of the axes that it has, which are removed from them."""
+  first = fuse if isinstance(fuse, Fusion) else Fusion(fuse)
+  names = [field.name for field in dataclasses.fields(Fusion)]
+  own = {name: axes.pop(name) for name in names if name in axes}
+  try:
+    made = [
+      dataclasses.replace(first, **dict(zip(own, point)))
+      for point in itertools.product(*own.values())
+    ]
+  except ValueError as error:
+    raise ValueError(f"sweep axis: {error}") from error
+  idle = own.keys() - {"fuse"}
+  if idle and all(fusion.fuse == "none" for fusion in made):
+    raise ValueError(f"sweep axis {min(idle)!r}: expected fuse=flat with it")
+  # Unfused attention has no buffer, so that one of these is enough.
+  alike = {str(fusion): fusion for fusion in made}
+  return list(alike.values())
+
+
+def _baseline(
   table: Layers,
   machines: Sequence[Engine],
-  fmt: str,
   baseline: Engine | str | None,
   options: dict[str, Any],
-  workload: str,
-) -> Report:
-  costs = _costs(table, machines, options)
-  peers: tuple[Engine, ...] = ()
+) -> tuple[str, list[Engine], list[_Priced]]:
+  """What the speed-ups are over, in words, and each engine's peer and cost."""
   if baseline is None:
-    words, over = DENSE, _costs(table.dense(), machines, options)
-  elif baseline == BEST_DENSE:
+    return DENSE, [], _costs(table.dense(), machines, options, Fusion())
+  if baseline == BEST_DENSE:
     words = "the fastest dense array of as many multipliers and as wide a port"
-    best = [_best_dense(table, engine, options) for engine in machines]
-    peers, over = zip(*best)
-  else:
-    other = parse(baseline)
-    _check_units(machines, other)
-    words = f"{other} running the same layers"
-    over = _costs(table, [other], options) * len(machines)
-  rows, totals = [], []
-  patterns = [table.pattern(i) for i in range(len(table))]
-  for engine, priced, base in zip(machines, costs, over):
-    rows += _rows(table, patterns, engine, priced.cost, base.cost)
-    totals.append(_total(workload, patterns, engine, priced, base))
-  return Report(
-    *(tuple(rows), tuple(totals), tuple(machines)),
-    baseline=words,
-    note=_note(table, machines, options["dtype"]),
-    fmt=fmt,
-    peers=peers,
-  )
+    peers, over = zip(*(_best_dense(table, x, options) for x in machines))
+    return words, list(peers), list(over)
+  other = parse(baseline)
+  _check_units(machines, other)
+  over = _costs(table, [other], options, Fusion()) * len(machines)
+  return f"{other} running the same layers", [], over
 
 
 def _best_dense(
@@ -324,9 +293,40 @@ def _best_dense(
 ) -> tuple[Engine, _Priced]:
   """The fastest dense peer or the engine itself, and what it takes."""
   peers = dense_peers(engine) or (engine,)
-  priced = _costs(table.dense(), peers, options)
+  priced = _costs(table.dense(), peers, options, Fusion())
   best = min(range(len(peers)), key=lambda i: priced[i].sums["cycles"])
   return peers[best], priced[best]
+
+
+def _named(peers: Sequence[Engine]) -> str:
+  names = list(dict.fromkeys(map(str, peers)))
+  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  return f" ({', '.join(names[:3])}{more})" if names else ""
+
+
+def _report(
+  table: Layers,
+  machines: Sequence[Engine],
+  over: Sequence[_Priced],
+  fusion: Fusion,
+  options: dict[str, Any],
+  workload: str,
+) -> tuple[list[Row], list[Total]]:
+  """The rows and totals of one table under one fusion."""
+  rows, totals = [], []
+  patterns = [table.pattern(i) for i in range(len(table))]
+  known = {
+    "fuse": str(fusion),
+    "seq": table.forward.seq if table.forward else 0,
+  }
+  cached = _cached(table)
+  costs = _costs(table, machines, options, fusion)
+  for engine, priced, base in zip(machines, costs, over):
+    rows += _rows(table, patterns, engine, priced.cost, base.cost)
+    total = _total(workload, patterns, engine, priced, base)
+    size = operands(engine, **options).itemsize
+    totals.append(total._replace(**known, cache_bytes=math.ceil(size * cached)))
+  return rows, totals
 
 
 def _with(table: Layers, pattern: Any) -> Layers:
@@ -340,24 +340,40 @@ def _with(table: Layers, pattern: Any) -> Layers:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
 
 
-def _named(peers: Sequence[Engine]) -> str:
-  names = list(dict.fromkeys(map(str, peers)))
-  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-  return f" ({', '.join(names[:3])}{more})" if names else ""
-
-
-def _note(table: Layers, engines: Sequence[Engine], dtype: str | None) -> str:
-  """What the engines assume of these layers, in sentences."""
+def _notes(
+  table: Layers, engines: Sequence[Engine], dtype: str | None
+) -> dict[str, None]:
+  """What the engines assume of these layers, sentence by sentence."""
   masks = table.masks or [None] * len(table)
   sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
   known = sum(mask is not None for mask in sparse)
   engines = [engine.at(dtype) if dtype else engine for engine in engines]
   notes = dict.fromkeys(engine.note(len(sparse), known) for engine in engines)
+  notes.pop("", None)
   plain = [str(engine) for engine in engines if not engine.NARROWS]
   if table.v is not None and table.v.any() and plain:
     notes[f"V:N:M runs as N:M on {', '.join(plain)}."] = None
-  operands = f"Operands are {dtype}." if dtype else ""
-  return " ".join(filter(None, (operands, *notes)))
+  if table.forward is not None:
+    notes[_WHOLE] = None
+    ports = [
+      str(engine)
+      for engine in engines
+      if np.any(np.asarray(engine.memory_bandwidth) == UNLIMITED)
+    ]
+    if ports:
+      notes[
+        f"Where no memory is given ({', '.join(ports[:3])}"
+        f"{', ...' if len(ports) > 3 else ''}), that is the input ports."
+      ] = None
+  return ({f"Operands are {dtype}.": None} if dtype else {}) | notes
+
+
+def _cached(table: Layers) -> int:
+  """Keys and values that a decoded token of every sequence reads."""
+  if table.forward is None or table.forward.phase != "decode":
+    return 0
+  both = list(itertools.chain(*attention_pairs(table)))
+  return sum((table.K[both] * table.N[both] * table.count[both]).tolist())
 
 
 def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
@@ -370,14 +386,26 @@ def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
 
 
 class _Priced(NamedTuple):
-  """A table on one engine: the cost per layer, and sums weighed by count."""
+  """A table on one engine.
+
+  Attributes:
+    cost: Cost per layer.
+    sums: Sums of its fields, weighed by count.
+    fused: Whether each pair of attention's products is fused.
+    non_gemm: Cycles beside the products, by kind.
+  """
 
   cost: Cost
   sums: dict[str, int]
+  fused: np.ndarray
+  non_gemm: dict[str, int]
 
 
 def _costs(
-  table: Layers, engines: Sequence[Engine], options: dict[str, Any]
+  table: Layers,
+  engines: Sequence[Engine],
+  options: dict[str, Any],
+  fusion: Fusion,
 ) -> list[_Priced]:
   """The cost on each engine; those of one kind in one call."""
   groups: dict[Any, list[int]] = {}
@@ -390,7 +418,7 @@ def _costs(
   priced: dict[int, _Priced] = {}
   for places in groups.values():
     several = [engines[place] for place in places]
-    priced |= zip(places, _together(table, several, options))
+    priced |= zip(places, _together(table, several, options, fusion))
   return [priced[place] for place in range(len(engines))]
 
 
@@ -403,7 +431,10 @@ def _kind(engine: Engine) -> tuple[Any, ...]:
 
 
 def _together(
-  table: Layers, engines: Sequence[Engine], options: dict[str, Any]
+  table: Layers,
+  engines: Sequence[Engine],
+  options: dict[str, Any],
+  fusion: Fusion,
 ) -> list[_Priced]:
   first = engines[0]
   columns: dict[str, Any] = {
@@ -412,26 +443,73 @@ def _together(
   }
   all_at_once = dataclasses.replace(first, name="all", **columns)
   try:
-    whole = cost(table, all_at_once, **options)
+    whole, fused = _priced(table, all_at_once, options, fusion)
     sums = {name: whole.total(name).tolist() for name in _SUMMED}
   except ValueError:
     # Again one by one, so that the error names its engine.
     for engine in engines:
       try:
-        alone = cost(table, engine, **options)
+        alone, _ = _priced(table, engine, options, fusion)
         _ = [alone.total(name) for name in _SUMMED]
       except ValueError as error:
         raise ValueError(f"engine {engine}: {error}") from error
     raise
   names = [field.name for field in dataclasses.fields(Cost)]
   fields = {name: getattr(whole, name) for name in names if name != "count"}
+  fused = np.broadcast_to(fused, (len(engines), fused.shape[-1]))
+  given = operands(all_at_once, **options)
+  beside = _non_gemms(table, given.engine, given.itemsize, fused)
   return [
     _Priced(
       Cost(**{k: v[place] for k, v in fields.items()}, count=whole.count),
       {name: column[place] for name, column in sums.items()},
+      fused[place],
+      {kind: int(column[place]) for kind, column in beside.items()},
     )
     for place in range(len(engines))
   ]
+
+
+def _priced(
+  table: Layers, engine: Engine, options: dict[str, Any], fusion: Fusion
+) -> tuple[Cost, np.ndarray]:
+  """The cost of the layers, and which of attention's pairs are fused."""
+  price = cost(table, engine, **options)
+  if fusion.fuse == "none":
+    return price, np.zeros((1, 0), bool)
+  given = operands(engine, **options)
+  sizes = {"itemsize": given.itemsize, "energy": given.energy}
+  return fused_cost(table, given.engine, price, fusion, **sizes)
+
+
+def _non_gemms(
+  table: Layers, engine: Engine, itemsize: int | Fraction, fused: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Kind -> cycles on each design; fused attention has no softmax of its own.
+
+  Args:
+    table: Layers, of a whole model or not.
+    engine: Engine of several designs.
+    itemsize: Bytes per value.
+    fused: Whether each pair of attention's products is fused, (designs, pairs).
+  """
+  if table.forward is None:
+    return {}
+  passes = table.forward.non_gemms
+  cycles = np.array(non_gemm_cycles(passes, engine, itemsize))
+  cycles = np.broadcast_to(cycles, (len(fused), len(passes))).copy()
+  if fused.size:
+    qk, _ = attention_pairs(table)
+    pairs = {table.names[i].rpartition("/")[0]: p for p, i in enumerate(qk)}
+    for place, one in enumerate(passes):
+      pair = pairs.get(one.name.rpartition("/")[0])
+      if one.kind == "softmax" and pair is not None:
+        cycles[:, place] *= ~fused[:, pair]
+  kinds = dict.fromkeys(one.kind for one in passes)
+  return {
+    kind: cycles[:, [one.kind == kind for one in passes]].sum(-1)
+    for kind in kinds
+  }
 
 
 def _rows(
@@ -459,6 +537,8 @@ def _total(workload, patterns, engine, price, base) -> Total:
   cycles, baseline = price.sums["cycles"], base.sums["cycles"]
   sparse = {pattern for pattern in patterns if pattern != "dense"}
   cost, count = price.cost, price.cost.count
+  waits = (cost.cycles * count)[cost.stall_dram > 0].sum()
+  whole = cycles + sum(price.non_gemm.values())
   return Total(
     workload=workload,
     engine=str(engine),
@@ -472,6 +552,14 @@ def _total(workload, patterns, engine, price, base) -> Total:
     dram_bytes=price.sums["dram_bytes"],
     stall_factor=1 + price.sums["stall_exchange"] / price.sums["compute"],
     parts={part: price.sums[part] for part in PARTS},
+    memory_bound=int(waits) / cycles,
+    fuse="none",
+    fused=float(price.fused.mean()) if price.fused.size else 0.0,
+    seq=0,
+    cache_bytes=0,
+    non_gemm=price.non_gemm,
+    whole_cycles=whole,
+    whole_speedup=(baseline + sum(base.non_gemm.values())) / whole,
   )
 
 
@@ -483,127 +571,30 @@ def _layers(rows: Sequence[Row]) -> tuple[Sequence[str], Sequence[Any]]:
 
 
 def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
-  """Header and rows of the totals, without their parts."""
-  names = [name for name in Total._fields if name != "parts"]
-  if not any(total.workload for total in totals):
-    names.remove("workload")
-  if all(total.stall_factor == 1 for total in totals):
-    names.remove("stall_factor")
-  if all(total.ideal_speedup is None for total in totals):
-    names.remove("ideal_speedup")
+  """Header and rows of the totals, without their parts and what is alike."""
+  shows = {
+    "workload": any(total.workload for total in totals),
+    "stall_factor": any(total.stall_factor != 1 for total in totals),
+    "memory_bound": any(total.memory_bound for total in totals),
+    "cache_bytes": any(total.cache_bytes for total in totals),
+    **dict.fromkeys(
+      ("fuse", "fused"), any(total.fuse != "none" for total in totals)
+    ),
+    "ideal_speedup": any(x.ideal_speedup is not None for x in totals),
+    "whole_cycles": any(total.non_gemm for total in totals),
+    "whole_speedup": any(total.non_gemm for total in totals),
+  } | dict.fromkeys(("parts", "non_gemm", "seq"), False)
+  names = [name for name in Total._fields if shows.get(name, True)]
   return names, [[getattr(total, name) for name in names] for total in totals]
 
 
 def _parts(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
-  """Header and rows of the shares of cycles, of parts that occur."""
+  """Header and rows of the shares of all cycles, of parts that occur."""
   parts = [part for part in PARTS if any(total.parts[part] for total in totals)]
-  rows = [
-    [
-      total.engine,
-      total.pattern,
-      *(total.parts[part] / total.cycles for part in parts),
-    ]
-    for total in totals
-  ]
-  return ["share of cycles", "pattern", *parts], rows
-
-
-def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """Comma-separated values; fractions with nine digits.
-
-  >>> print(csv_text(["name", "share"], [["a, b", 1 / 3]]))
-  name,share
-  "a, b",0.333333333
-  """
-  out = io.StringIO()
-  writer = csv.writer(out, lineterminator="\n")
-  writer.writerow(header)
-  writer.writerows(
-    [f"{x:.9g}" if isinstance(x, float) else x for x in row] for row in rows
-  )
-  return out.getvalue().rstrip("\n")
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A table for a page.
-
-  >>> print(markdown(["name", "share"], [["a", 0.5]]))
-  | name | share |
-  | --- | --- |
-  | a | 0.500 |
-  """
-  cells = [[x.replace("|", "\\|") for x in row] for row in _texts(header, rows)]
-  cells.insert(1, ["---"] * len(header))
-  return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A table for a terminal: text to the left, numbers to the right.
-
-  >>> print(text_table(["name", "size"], [["a", 5], ["bb", 50]]))
-  name  size
-  a        5
-  bb      50
-  """
-  cells = _texts(header, rows)
-  widths = [max(map(len, column)) for column in zip(*cells)]
-  left = [isinstance(x, str) for x in (rows[0] if rows else header)]
-  return "\n".join(
-    "  ".join(
-      x.ljust(w) if to_left else x.rjust(w)
-      for x, w, to_left in zip(row, widths, left)
-    ).rstrip()
-    for row in cells
-  )
-
-
-def columns_text(columns: Mapping[str, Any], caption: str, fmt: str) -> str:
-  """Columns as one of `FORMATS`, with a caption but in CSV.
-
-  Args:
-    columns: Arrays of equal length by name; -1 stands for nothing.
-    caption: What the numbers are.
-    fmt: Format of the text.
-
-  >>> print(columns_text({"a": np.array([1, -1])}, "Two rows.", "table"))
-  Two rows.
-  <BLANKLINE>
-  a
-  1
-  -
-  """
-  lists = [np.asarray(x).tolist() for x in columns.values()]
-  rows = [[None if x == -1 else x for x in row] for row in zip(*lists)]
-  if fmt == "json":
-    points = [dict(zip(columns, row)) for row in rows]
-    return json.dumps({"caption": caption, "points": points}, indent=1)
-  if fmt == "csv":
-    return csv_text(list(columns), rows)
-  draw = markdown if fmt == "md" else text_table
-  return f"{caption}\n\n{draw(list(columns), rows)}"
-
-
-def times(ratio: float) -> str:
-  """A speed-up, which may be tiny, as text.
-
-  >>> times(2.149), times(1.0), times(0.000412)
-  ('2.15×', '1.00×', '0.00041×')
-  """
-  return f"{ratio:.2f}×" if ratio >= 0.1 else f"{ratio:.2g}×"
-
-
-def _texts(
-  header: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> list[list[str]]:
-  return [list(header), *([_text(x) for x in row] for row in rows)]
-
-
-def _text(value: Any) -> str:
-  """Three decimals, or a few digits where a number is large or tiny."""
-  if value is None:
-    return "-"
-  if not isinstance(value, float):
-    return str(value)
-  if value and value < 0.001:
-    return f"{value:.2g}"
-  return f"{value:.3f}" if value < 1000 else f"{value:.4g}"
+  kinds = list(dict.fromkeys(k for total in totals for k in total.non_gemm))
+  rows = []
+  for total in totals:
+    cycles = total.parts | total.non_gemm
+    shares = [cycles.get(x, 0) / total.whole_cycles for x in (*parts, *kinds)]
+    rows.append([total.engine, total.pattern, *shares])
+  return ["share of cycles", "pattern", *parts, *kinds], rows

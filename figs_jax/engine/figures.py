@@ -1,0 +1,47 @@
+"""Figures of matplotlib, and the looks of engines and layers in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+COLOURS = (
+  "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#882255",
+)  # fmt: skip
+# Of layers: Tol's muted colours, none of which an engine or a run has.
+LAYERS = (
+  "#332288", "#CC6677", "#117733", "#AA4499", "#999933", "#44AA99", "#661100",
+)  # fmt: skip
+MARKERS = "os^DvPX*<>"
+LINES = ("-", "--", "-.", ":")
+
+
+def engine_style(place: int) -> dict[str, str]:
+  """Colour and marker of an engine, by its place among those of a picture."""
+  return {
+    "color": COLOURS[place % len(COLOURS)],
+    "marker": MARKERS[place % len(MARKERS)],
+  }
+
+
+def figure_type() -> Any:
+  """matplotlib's Figure.
+
+  Raises:
+    ValueError: If matplotlib is not installed.
+  """
+  try:
+    from matplotlib.figure import Figure
+  except ImportError as error:
+    raise ValueError(
+      "plotting needs matplotlib: pip install 'figs_jax[plots]'"
+    ) from error
+  return Figure
+
+
+def empty_figure(width: float, height: float) -> Any:
+  """A figure without axes, so many inches wide and high.
+
+  Raises:
+    ValueError: If matplotlib is not installed.
+  """
+  return figure_type()(figsize=(width, height), dpi=150, layout="constrained")

@@ -1,0 +1,1 @@
+"""Tables of costs: their rows, and their text."""
