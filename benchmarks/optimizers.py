@@ -65,7 +65,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 LEFT_OUT: dict[str, Callable[[Any], optax.GradientTransformation]] = {
   "lookahead": lambda lr: optax.lookahead(optax.adam(lr), 2, 0.5),
   "sophia": contrib.sophia,
-  "dpsgd": lambda lr: contrib.dpsgd(lr, 1.0, 1.0, key=0),
+  "dpsgd": lambda lr: contrib.dpsgd(lr, 1.0, 1.0, 0),
   "sam, opaque": lambda lr: contrib.sam(
     optax.adam(lr), optax.sgd(0.05), opaque_mode=True
   ),
