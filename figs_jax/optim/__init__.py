@@ -7,6 +7,7 @@ from figs_jax.optim._decay_pruned import DecayPrunedState, decay_pruned
 from figs_jax.optim._gradient_flow import GradientFlowState, gradient_flow
 from figs_jax.optim._mask_moments import MaskMomentsState, mask_moments
 from figs_jax.optim._mask_updates import MaskUpdatesState, mask_updates
+from figs_jax.optim._pass_masks import pass_masks
 from figs_jax.optim.step_adam import (
   ScaleByStepAdamState,
   scale_by_step_adam,
@@ -23,6 +24,7 @@ __all__ = [
   "gradient_flow",
   "mask_moments",
   "mask_updates",
+  "pass_masks",
   "scale_by_step_adam",
   "step_adamw",
 ]

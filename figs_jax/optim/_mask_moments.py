@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from figs_jax.core.types import Array
+from figs_jax.optim._pass_masks import pass_masks
 from figs_jax.optim.masked import (
   MISSING,
-  absent,
   aligned,
   map_leaves,
   map_like,
@@ -68,9 +68,9 @@ def mask_moments(
     requires the masks. The updates are those of `inner`, see `mask_updates`.
 
   Raises:
-    ValueError: If the mode is unknown; on init, if `inner` has no moments, or
-      is STEP's Adam, whose second moment is frozen; on update, if `masks=` is
-      missing.
+    ValueError: If the mode is unknown; on init, if all moments of `inner` are
+      factored, or if it is STEP's Adam, whose second moment is frozen; on
+      update, if `masks=` is missing.
 
   >>> tx = mask_moments(optax.trace(0.9))
   >>> grads, masks = {"w": jnp.ones(2)}, {"w": jnp.array([True, False])}
@@ -82,7 +82,7 @@ def mask_moments(
     raise ValueError(
       f"mask_moments: unknown mode {mode!r}. Known: {', '.join(MODES)}"
     )
-  inner = optax.with_extra_args_support(inner)
+  inner = pass_masks(inner)
 
   def init(params: Any) -> MaskMomentsState:
     state = inner.init(params)
@@ -135,10 +135,9 @@ def _check(params: Any, state: Any) -> None:
     )
   moments = []
   map_like(moments.append, params, state)
-  leaves = [x for x in jax.tree.leaves(params, is_leaf=absent) if not absent(x)]
-  if leaves and not moments:
+  if not moments and any(map(jnp.ndim, jax.tree.leaves(state))):
     raise ValueError(
       "mask_moments: expected an inner transform with moments shaped like the"
-      " params, got one with none (or with factored ones); leave mask_moments"
-      " out, or wrap the transform that has the moments"
+      " params, got one with factored or flattened moments only; use another"
+      " optimizer, or wrap the transform that has the moments"
     )

@@ -75,9 +75,8 @@ class AutoSwitch:
     """The ring with Z_t stored in it, and whether the criterion is met at t.
 
     Z_t is the mean of |v_t - v_{t-1}| = (1 - b2) |g² - v_{t-1}| over all
-    coordinates of all masked leaves. It is computed by the right side, in
-    float32, which is not affected by the rounding of a bfloat16 v (that may
-    stop changing long before it has settled) and needs no second copy of v.
+    coordinates of all masked leaves. It is computed by the right side, which
+    needs no second copy of v.
 
     Args:
       t: Number of the update, from 1.

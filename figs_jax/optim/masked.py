@@ -7,7 +7,9 @@ stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -20,6 +22,20 @@ from figs_jax.core.types import Array, Float, Int
 # A hyperparameter; `optax.inject_hyperparams` makes it an array.
 Scalar = float | int | Float[Array, ""] | Int[Array, ""]
 MISSING: Any = object()
+_ambient: ContextVar[Any] = ContextVar("masks", default=MISSING)
+
+
+@contextmanager
+def ambient_masks(masks: Any) -> Iterator[None]:
+  """Masks for the transforms that are called inside without `masks=`.
+
+  If they are missing, those of the scope around it stay.
+  """
+  token = _ambient.set(_ambient.get() if masks is MISSING else masks)
+  try:
+    yield
+  finally:
+    _ambient.reset(token)
 
 
 def absent(leaf: Any) -> bool:
@@ -46,36 +62,45 @@ def map_like(fn: Callable[..., Any], like: Any, state: Any, *rest: Any) -> Any:
 
   These are the leaves of all subtrees structured like `like` that have the
   shape of their counterpart. Absent leaves of `like` or of the subtree stay as
-  they are. `rest` is structured like `like`.
+  they are; in the subtree they may stand for a whole branch of `like`, as
+  `optax.partition` leaves them under labels of branches. `rest` is structured
+  like `like`.
 
   >>> like, state = {"w": jnp.ones(2)}, {"n": 3, "mu": {"w": jnp.zeros(2)}}
   >>> map_like(lambda leaf: leaf + 1, like, state)
   {'mu': {'w': Array([1., 1.], dtype=float32)}, 'n': 3}
   """
-  leaves, treedef = jax.tree.flatten(like, is_leaf=absent)
-  others = [treedef.flatten_up_to(tree) for tree in rest]
 
-  def parts(node):
-    """The counterparts of the leaves of `like`, or None if there are none."""
+  def mirrored(node):
+    """The structure and leaves of a node that mirrors `like`, and `like` there.
+
+    None for any other node.
+    """
+    leaves, treedef = jax.tree.flatten(node, is_leaf=absent)
     try:
-      counterparts = treedef.flatten_up_to(node)
+      parts = treedef.flatten_up_to(like)
     except (ValueError, TypeError):
       return None
-    simple = (absent(x) or jax.tree_util.all_leaves([x]) for x in counterparts)
-    return counterparts if all(simple) else None
+    for leaf, part in zip(leaves, parts):
+      whole = absent(part) or jax.tree_util.all_leaves([part])
+      if not whole and not absent(leaf):
+        return None
+    return treedef, leaves, parts
 
   def one(leaf, part, *other):
     if absent(leaf) or absent(part) or jnp.shape(part) != jnp.shape(leaf):
-      return part
-    return fn(part, *other)
+      return leaf
+    return fn(leaf, *other)
 
   def visit(node):
-    counterparts = parts(node)
-    if counterparts is None:
+    match = mirrored(node)
+    if match is None:
       return node
-    return treedef.unflatten(map(one, leaves, counterparts, *others))
+    treedef, leaves, parts = match
+    others = [treedef.flatten_up_to(tree) for tree in rest]
+    return treedef.unflatten(map(one, leaves, parts, *others))
 
-  return jax.tree.map(visit, state, is_leaf=lambda x: parts(x) is not None)
+  return jax.tree.map(visit, state, is_leaf=lambda x: mirrored(x) is not None)
 
 
 def promoted_dtype(*arrays: Any) -> Any:
@@ -92,7 +117,8 @@ def aligned(masks: Any, updates: Any, transform: str) -> Any:
   """The masks in the tree structure of `updates`, None where there is none.
 
   Args:
-    masks: Argument `masks=`; None means that no leaf has a mask.
+    masks: Argument `masks=`; None means that no leaf has a mask. Where it is
+      missing, those of `pass_masks` are read.
     updates: Tree that the masks belong to.
     transform: Name of the transform, for the error message.
 
@@ -101,9 +127,12 @@ def aligned(masks: Any, updates: Any, transform: str) -> Any:
       updates, or a mask has another shape than its leaf.
   """
   if masks is MISSING:
+    masks = _ambient.get()
+  if masks is MISSING:
     raise ValueError(
       f"{transform} needs masks=: call tx.update(grads, opt_state, params,"
-      " masks=masks), with None at dense leaves"
+      " masks=masks), with None at dense leaves; where a wrapper of optax drops"
+      " it, call that of figs_jax.optim.pass_masks(tx)"
     )
 
   def check(path, update, mask):

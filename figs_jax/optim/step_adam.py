@@ -40,7 +40,7 @@ class ScaleByStepAdamState(NamedTuple):
     count: Number of updates, int32 scalar.
     mu: First moment, shaped like the params.
     nu: Second moment, shaped like the params; constant for a masked leaf after
-      the switch.
+      the switch. Both are float32 for params of 16 bits.
     window: Ring of the last Tw values of Z, float32.
     switched: Boolean scalar, True in phase 2.
     correction: float32 scalar, 1 until the switch; v* = nu / correction.
@@ -67,17 +67,26 @@ def scale_by_step_adam(
   threshold: Scalar | None = None,
   bias_correct: bool = True,
   window: int | None = None,
+  eps_in_root: bool = False,
   mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Adam whose second moment is frozen by AutoSwitch (arXiv 2302.01172).
 
   Phase 1 is `optax.scale_by_adam`, bit for bit (under jit, operations in front
-  of it may be fused differently and round differently). Z_t is the mean of |v_t
+  of it may be fused differently and round differently). For params of 16 bits
+  it is Adam with float32 moments: in bfloat16 v stops at a wrong value once
+  (1 - b2) g² is below half a unit in its last place, and in float16 eps = 1e-8
+  is 0. Z_t is the mean of |v_t
   - v_{t-1}| over all coordinates of all masked leaves. The switch happens when
   the window is full, mean(window) < threshold and t > t_min, or when t > t_max
   (the module explains the timing). In phase 2 masked leaves are divided by
-  sqrt(v* + eps), while their first moment continues. Leaves without a mask stay
-  on ordinary Adam, with sqrt(v) + eps.
+  sqrt(v*) + eps, while their first moment continues. Leaves without a mask stay
+  on ordinary Adam.
+
+  The paper writes sqrt(v* + eps), which `eps_in_root=True` restores. It is not
+  continuous at the switch: a gradient of constant size g is then divided by
+  sqrt(g² + eps) instead of g + eps, so that with eps = 1e-8 updates shrink 1.4
+  times at g = 1e-4, 10 times at 1e-5 and 99 times at 1e-6.
 
   The absolute criterion depends on the scale of the gradients: for Gaussian
   gradients, b2 = .999 and eps = 1e-8, it fires at once at a standard deviation
@@ -88,8 +97,8 @@ def scale_by_step_adam(
   Args:
     b1: Decay rate of the first moment.
     b2: Decay rate of the second moment.
-    eps: Term added outside the square root, and inside it in phase 2.
-    eps_root: Term added inside the ordinary square root.
+    eps: Term added outside the square root.
+    eps_root: Term added inside the square root.
     t_min: Number of updates during which the criterion is ignored.
     t_max: Number of updates after which the switch happens in any case, at
       least `t_min`.
@@ -100,9 +109,10 @@ def scale_by_step_adam(
       makes every later step larger by 1 / sqrt(1 - b2^t).
     window: Number of values of Z in the average. Defaults to
       min(round(1 / (1 - b2)), t_min), so that a short run can switch early.
-    mu_dtype: Dtype of the stored first moment. Defaults to that of the params,
-      which the second moment always has. In bfloat16 v may stop changing
-      through rounding alone, which the criterion ignores (see `AutoSwitch`).
+    eps_in_root: Whether masked leaves are divided by sqrt(v* + eps) in phase 2,
+      without `eps_root`, as in the paper.
+    mu_dtype: Dtype of the stored first moment. Defaults to that of the second:
+      the dtype of the params, or float32 if that has 16 bits.
 
   Returns:
     A transform with `update(updates, state, params=None, *, masks)`, which
@@ -140,8 +150,8 @@ def scale_by_step_adam(
   def init(params: Any) -> ScaleByStepAdamState:
     return ScaleByStepAdamState(
       count=jnp.zeros([], jnp.int32),
-      mu=optax.tree.zeros_like(params, dtype=mu_dtype),
-      nu=optax.tree.zeros_like(params),
+      mu=map_leaves(lambda p: _zeros(p, mu_dtype), params),
+      nu=map_leaves(_zeros, params),
       window=jnp.zeros([length], jnp.float32),
       switched=jnp.zeros([], jnp.bool),
       correction=jnp.ones([], jnp.float32),
@@ -150,6 +160,7 @@ def scale_by_step_adam(
   def update(updates, state, params=None, *, masks=MISSING, **extra):
     del params, extra
     masks = aligned(masks, updates, "scale_by_step_adam")
+    grads = map_leaves(lambda g: g.astype(_wide(g)), updates)
     t = jnp.asarray(optax.safe_increment(state.count))
     # Decided from the old v: one more pass over gradients and v than Adam, and
     # none after the switch. The flag passes through the cond, so that v is
@@ -158,7 +169,7 @@ def scale_by_step_adam(
       state.switched,
       lambda: (state.window, jnp.zeros([], bool), jnp.ones([], bool)),
       lambda: (
-        *rule.watch(t, state.window, masks, updates, state.nu),
+        *rule.watch(t, state.window, masks, grads, state.nu),
         jnp.zeros([], bool),
       ),
     )
@@ -166,28 +177,31 @@ def scale_by_step_adam(
     # The arithmetic of optax, so that phase 1 rounds as its Adam does; the
     # count is a float for strict promotion.
     count = t.astype(jnp.result_type(float))
-    mu = map_leaves(lambda g, m: _moment(g, m, b1), updates, state.mu)
+    mu = map_leaves(lambda g, m: _moment(g, m, b1), grads, state.mu)
     mu_hat = optax.tree.bias_correction(mu, b1, count)
 
     def second(g, old, mask):
       v = _moment(g**2, old, b2)
       return v if mask is None else jnp.where(frozen, old.astype(v.dtype), v)
 
-    def direction(m_hat, v, v_hat, mask):
-      if mask is None:
-        root = jnp.sqrt(v_hat + eps_root) + eps
-      else:  # scalars select the phase, so there is one square root
+    def direction(g, m_hat, v, v_hat, mask):
+      inside, outside = eps_root, eps
+      if mask is not None:  # scalars select the phase: one square root
         v_star = v / state.correction.astype(v.dtype)
         v_hat = jnp.where(frozen, v_star, v_hat)
-        root = jnp.sqrt(v_hat + _either(frozen, eps, eps_root, v))
-        root = root + _either(frozen, 0.0, eps, v)
-      return _promoted(jnp.divide, m_hat, root)
+        if eps_in_root:
+          inside = _either(frozen, eps, eps_root, v)
+          outside = _either(frozen, 0.0, eps, v)
+      root = jnp.sqrt(v_hat + inside) + outside
+      return _promoted(jnp.divide, m_hat, root).astype(g.dtype)
 
-    nu = map_leaves(second, updates, state.nu, masks)
+    nu = map_leaves(second, grads, state.nu, masks)
     nu_hat = optax.tree.bias_correction(nu, b2, count)
-    out = map_leaves(direction, mu_hat, nu, nu_hat, masks)
-    nu = map_leaves(lambda v, old: v.astype(old.dtype), nu, state.nu)
-    mu = optax.tree.cast(mu, mu_dtype)
+    out = map_leaves(direction, updates, mu_hat, nu, nu_hat, masks)
+    mu, nu = (
+      map_leaves(lambda new, old: new.astype(old.dtype), *pair)
+      for pair in ((mu, state.mu), (nu, state.nu))
+    )
     correction = state.correction
     if bias_correct:
       now = (1 - b2**count).astype(jnp.float32)
@@ -213,6 +227,7 @@ def step_adamw(
   threshold: Scalar | None = None,
   bias_correct: bool = True,
   window: int | None = None,
+  eps_in_root: bool = False,
   mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """`optax.adamw` with STEP's Adam inside (arXiv 2302.01172).
@@ -227,12 +242,13 @@ def step_adamw(
       leaves are decayed (not an N:M mask).
     t_min: Number of updates during which the criterion is ignored.
     t_max: Number of updates after which the switch happens in any case.
-    eps_root: Term added inside the ordinary square root.
+    eps_root: Term added inside the square root.
     criterion: `absolute` or `relative`.
     mean: `arithmetic` or `geometric`.
     threshold: Bound below which the criterion is met. Defaults to `eps`.
     bias_correct: Whether v* is bias-corrected.
     window: Number of values of Z in the average.
+    eps_in_root: Whether phase 2 divides by sqrt(v* + eps), as in the paper.
     mu_dtype: Dtype of the stored first moment.
 
   Under `optax.inject_hyperparams` put `t_min`, `t_max`, `window` and `b2` into
@@ -263,6 +279,7 @@ def step_adamw(
     threshold=threshold,
     bias_correct=bias_correct,
     window=window,
+    eps_in_root=eps_in_root,
     mu_dtype=mu_dtype,
   )
   return optax.chain(
@@ -270,6 +287,16 @@ def step_adamw(
     optax.add_decayed_weights(weight_decay, mask),
     optax.scale_by_learning_rate(learning_rate),
   )
+
+
+def _wide(x: Any) -> Any:
+  """The dtype of an array, or float32 if that has 16 bits."""
+  return promoted_dtype(x, jnp.float32)
+
+
+def _zeros(param: Array, dtype: Any = None) -> Array:
+  """A moment of a parameter at the start."""
+  return jnp.zeros_like(param, dtype=_wide(param) if dtype is None else dtype)
 
 
 def _promoted(fn: Callable, x: Array, y: Array) -> Array:

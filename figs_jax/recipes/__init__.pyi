@@ -271,6 +271,7 @@ def step(
   threshold: float | int | None = None,
   bias_correct: bool = True,
   window: int | None = None,
+  eps_in_root: bool = False,
   dense: float | int = 0.0125,
   finetune: float | int = 0.1,
   refresh_every: int = 1,

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from figs_jax.optim import (
   DecayPrunedState,
@@ -22,11 +23,42 @@ from figs_jax.optim import (
   decay_pruned,
   mask_moments,
   mask_updates,
+  pass_masks,
   scale_by_step_adam,
 )
 
 # Params of no model: what most optimizers' init can be tried on.
 _PROBE = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+# Optimizers of optax, by a state of theirs, that need more than gradients.
+_NEEDS_MORE = {
+  optax.LookaheadState: (
+    "optax.lookahead",
+    "keeps its own pair of params, optax.LookaheadParams; average the weights"
+    " with ema_decay of TrainState.create",
+  ),
+  contrib.HutchinsonState: (
+    "optax.contrib.sophia",
+    "differentiates the gradient forwards, which straight-through gradients do"
+    " not allow; use optax.adamw or optax.lion",
+  ),
+  contrib.DifferentiallyPrivateAggregateState: (
+    "optax.contrib.dpsgd",
+    "needs one gradient per example, and a step has their mean; clip with"
+    " optax.clip_by_global_norm",
+  ),
+}
+
+
+def check_gradients_suffice(opt_state: Any) -> None:
+  """Refuses an optimizer that a training step cannot serve.
+
+  Raises:
+    ValueError: If the state is that of an optimizer that needs more than
+      gradients, the loss and its function.
+  """
+  for kind, (name, reason) in _NEEDS_MORE.items():
+    if states_of(kind, opt_state):
+      raise ValueError(f"{name} cannot train a masked model: it {reason}.")
 
 
 @runtime_checkable
@@ -204,7 +236,7 @@ def _checked(
   `check` raises ValueError. Where `tx` can be initialized for any params, that
   happens here and now; else (labels of `optax.partition`, say) on init.
   """
-  tx = optax.with_extra_args_support(tx)
+  tx = pass_masks(tx)
 
   def init(params: Any) -> Any:
     opt_state = tx.init(params)

@@ -25,7 +25,7 @@ from figs_jax.core.rules import Rules, check_groups
 from figs_jax.core.transposable import WIDEST
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
-from figs_jax.optim import ScaleByStepAdamState
+from figs_jax.optim import ScaleByStepAdamState, pass_masks
 from figs_jax.optim.masked import Scalar
 from figs_jax.recipes.bibliography import bibtex
 from figs_jax.recipes.bound_recipe import BoundLeaf, BoundRecipe
@@ -40,6 +40,7 @@ from figs_jax.recipes.leak_schedule import Hard, Leak
 from figs_jax.recipes.optimizer_requirements import (
   OptimizerRequirement,
   StepAdam,
+  check_gradients_suffice,
   states_of,
 )
 from figs_jax.recipes.pattern_schedule import Direct, PatternSchedule
@@ -299,7 +300,8 @@ class Recipe:
     The order is chain(before, needs, tx). For AdamW use `adamw`.
 
     Args:
-      tx: Any optimizer; for STEP one with `scale_by_adam` of this recipe.
+      tx: Any optimizer, `optax.MultiSteps` included; for STEP one with
+        `scale_by_adam` of this recipe.
       before: Transform in front, such as clipping, which must not see the term
         that SR-STE adds to the gradient.
       learning_rate: Learning rate of `tx`, required for `sr_ste` with mode
@@ -309,11 +311,12 @@ class Recipe:
       ValueError: If `tx` does not fit what the recipe needs. Where that depends
         on the params, `init` of the result raises it.
     """
+    tx = pass_masks(tx)
     for requirement in self.optimizer_requirements:
       tx = requirement.compose(tx, learning_rate)
     if before is not None:
       tx = optax.chain(before, tx)
-    return optax.with_extra_args_support(tx)
+    return pass_masks(tx)
 
   @property
   def cited(self) -> tuple[str, ...]:
@@ -338,8 +341,10 @@ class Recipe:
       opt_state: State of the optimizer.
 
     Raises:
-      ValueError: If a required transform is missing.
+      ValueError: If a required transform is missing, or the optimizer needs
+        more than gradients (`optax.lookahead`, `optax.contrib.sophia`).
     """
+    check_gradients_suffice(opt_state)
     for requirement in self.optimizer_requirements:
       if not states_of(requirement.state, opt_state):
         raise ValueError(

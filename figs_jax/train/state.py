@@ -22,6 +22,7 @@ from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
 from figs_jax.core.tree import flatten, map_paths
 from figs_jax.core.types import Array
+from figs_jax.optim import pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
 from figs_jax.train.losses import Mean, as_mean, cross_entropy
 
@@ -72,7 +73,7 @@ class TrainState:
     cls,
     model: nnx.Module,
     recipe: Recipe,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformation | optax.MultiSteps,
     *,
     loss: Loss = cross_entropy,
     seed: int | Array = 0,
@@ -85,7 +86,9 @@ class TrainState:
     Args:
       model: Sparsified model; training mode is set here.
       recipe: Recipe that decides masks, leak and gradient mode.
-      tx: Optimizer from `recipe.transform(...)`.
+      tx: Optimizer from `recipe.transform(...)`, also inside of optax's
+        wrappers. Besides `masks` its update gets `value`, `grad` and
+        `value_fn`.
       loss: Function (model, batch, key) -> (loss, {name: metric}), each a
         scalar or a `figs_jax.train.losses.Mean`; `grad_accum_steps` decides
         which.
@@ -121,11 +124,15 @@ class TrainState:
         " figs_jax.sparsify(model, rules) first, or use the recipe 'dense'"
       )
     bound = recipe.bind(leaves)
-    tx = optax.with_extra_args_support(tx)
+    tx = pass_masks(tx)
     graphdef, params, _, rest = nn.split(model)
     check_finite(params)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
-    opt_state = tx.init(_wide(params))
+    # Copied, since some optimizers keep the params, or one array twice; with a
+    # dtype, since a weak one would be compiled for again after the first step.
+    opt_state = jax.tree.map(
+      lambda x: jnp.array(x, jnp.result_type(x)), tx.init(_wide(params))
+    )
     recipe.check(opt_state)
     return cls(
       step=jnp.zeros((), jnp.int32),
@@ -233,7 +240,13 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   grads, loss, metrics, rest = _gradients(state, batch, moment.leak, key)
   # In float32: as float16, eps = 1e-8 is 0, and moments stick in 16 bits.
   updates, opt_state = state.tx.update(
-    _wide(grads), state.opt_state, _wide(state.params), masks=state.masks
+    _wide(grads),
+    state.opt_state,
+    _wide(state.params),
+    masks=state.masks,
+    value=loss,
+    grad=_wide(grads),
+    value_fn=_value_fn(state, batch, moment.leak, key),
   )
   params = optax.apply_updates(state.params, updates)
   masks = bound.masks(
@@ -309,6 +322,19 @@ def train_step(
   (1, ['leak', 'loss', 'stage'])
   """
   return update(state, batch)
+
+
+def _value_fn(state, batch, leak, key):
+  """The step's loss as a function of the params, for line searches."""
+  streams, key = jax.random.split(key)
+  rest = nn.reseed(state.rest, streams)
+
+  def value_fn(params, masks=state.masks):  # optax passes masks= where it can
+    params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, state.params)
+    model = nn.merge(state.graphdef, params, masks, leak, rest)
+    return as_mean(state.loss(model, batch, key)[0]).value
+
+  return value_fn
 
 
 def _gradients(state, batch, leak, key):

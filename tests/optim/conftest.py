@@ -73,7 +73,7 @@ def step(weights, grads, masks, t_max=4, b1=0.9, b2=0.999, eps=1e-8):
     mu, nu = b1 * mu + (1 - b1) * g, b2 * nu + (1 - b2) * g**2
     hat = nu / (1 - b2**t)
     masked = star is not None and m is not None
-    root = np.sqrt(star + eps) if masked else np.sqrt(hat) + eps
+    root = np.sqrt(star if masked else hat) + eps
     out.append(mu / (1 - b1**t) / root)
     if t == t_max + 1:
       star = hat

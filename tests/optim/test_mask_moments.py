@@ -193,7 +193,6 @@ def test_one_array_as_params():
 @pytest.mark.parametrize(
   "inner,message",
   [
-    (optax.sgd(0.1), "expected an inner transform with moments"),
     (optax.adafactor(0.1, min_dim_size_to_factor=2), "factored"),
     (step_adamw(0.1, t_min=1, t_max=2), "frozen"),
     (
@@ -214,6 +213,35 @@ def test_what_it_refuses(inner, message, mode):
   with pytest.raises(ValueError, match=message) as error:
     tx.init(params)
   assert "\n" not in str(error.value)
+
+
+def test_an_optimizer_without_moments_has_none_to_control():
+  params, masks = {"w": jnp.ones(2)}, {"w": jnp.array([True, False])}
+  tx = mask_moments(optax.sgd(0.5))
+  updates, _ = tx.update(params, tx.init(params), params, masks=masks)
+  np.testing.assert_array_equal(updates["w"], -0.5)
+
+
+@pytest.mark.parametrize("mode", ["zero", "reset"])
+@pytest.mark.parametrize("labels", [{"a": "x", "b": "y"}, "x"])
+def test_labels_of_whole_branches(labels, mode):
+  """`partition` hides a branch behind one node, not its leaves."""
+  params = {k: {"w": jnp.ones(4), "v": jnp.ones(2)} for k in "ab"}
+  mask = jnp.array([True, False, True, True])
+  masks = {k: {"w": mask, "v": None} for k in "ab"}
+  parts = {"x": optax.trace(0.9), "y": optax.trace(0.5)}
+  tx = mask_moments(optax.partition(parts, labels), mode)
+  state = tx.init(params)
+  for _ in range(2):  # after a change of masks, `reset` zeroes before adding
+    updates, state = tx.update(params, state, params, masks=masks)
+  kept = {"x": 1.9, "y": 1.5}
+  for branch in "ab":
+    label = labels if labels == "x" else labels[branch]
+    trace = state.inner.inner_states[label].inner_state.trace[branch]
+    pruned = {"zero": 0.0, "reset": kept[label]}[mode]
+    wanted = np.where(mask, kept[label], pruned)
+    np.testing.assert_allclose(trace["w"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(trace["v"], kept[label], rtol=1e-6)
 
 
 def test_an_unknown_mode():

@@ -117,6 +117,7 @@ def step(
   threshold: float | int | None = None,
   bias_correct: bool = True,
   window: int | None = None,
+  eps_in_root: bool = False,
 ) -> Recipe:
   """STEP: dense until Adam's second moment has settled (arXiv 2302.01172).
 
@@ -133,6 +134,9 @@ def step(
     bias_correct: Whether the frozen second moment is corrected for its bias.
     window: Steps over which the change is averaged; None is 1 / (1 - β2), at
       most t_min.
+    eps_in_root: Whether the frozen moment divides by sqrt(v* + eps), as the
+      paper writes, instead of sqrt(v*) + eps. At the switch the paper's form
+      shrinks updates: 1.4 times for gradients of 1e-4, 99 times for 1e-6.
   """
   check_fraction("t_min", t_min)
   check_fraction("t_max", t_max)
@@ -150,6 +154,7 @@ def step(
     "threshold": threshold,
     "bias_correct": bias_correct,
     "window": window,
+    "eps_in_root": eps_in_root,
   }
   return replace(
     plain,
