@@ -142,7 +142,7 @@ def decoded(model, inputs: np.ndarray) -> dict[str, np.ndarray]:
   """What `generate` gives, without the first id; 0 after the end."""
   import torch
 
-  found = {}
+  result = {}
   ids = torch.from_numpy(inputs).long()
   for name, (beams, penalty, early) in DECODING.items():
     of_beams = {"length_penalty": penalty, "early_stopping": early}
@@ -161,10 +161,10 @@ def decoded(model, inputs: np.ndarray) -> dict[str, np.ndarray]:
       ends = np.flatnonzero(given == 1)
       length = ends[0] + 1 if len(ends) else len(given)
       row[:length] = given[:length]
-    found[name] = tokens
+    result[name] = tokens
     if beams > 1:
-      found[f"{name}_scores"] = out.sequences_scores.numpy()
-  return found
+      result[f"{name}_scores"] = out.sequences_scores.numpy()
+  return result
 
 
 def buckets() -> np.ndarray:
@@ -173,11 +173,11 @@ def buckets() -> np.ndarray:
   from transformers.models.t5.modeling_t5 import T5Attention
 
   offsets = torch.arange(-OFFSET, OFFSET + 1)
-  found = [
+  result = [
     T5Attention._relative_position_bucket(offsets, bidirectional=both)
     for both in (True, False)
   ]
-  return np.stack([each.numpy() for each in found]).astype(np.int8)
+  return np.stack([each.numpy() for each in result]).astype(np.int8)
 
 
 def weights(model) -> dict[str, np.ndarray]:
@@ -213,9 +213,9 @@ def main() -> None:
   for case in CASES:
     model = random_model(SEEDS[case], case)
     stored |= {f"{case}/weight/{k}": v for k, v in weights(model).items()}
-    found = computed(model, SEEDS[case])
-    found |= decoded(model, found["inputs"])
-    stored |= {f"{case}/{name}": value for name, value in found.items()}
+    result = computed(model, SEEDS[case])
+    result |= decoded(model, result["inputs"])
+    stored |= {f"{case}/{name}": value for name, value in result.items()}
   TARGET.parent.mkdir(exist_ok=True)
   np.savez_compressed(TARGET, **stored)
   print(f"{TARGET}: {TARGET.stat().st_size / 1024:.0f} KiB")

@@ -26,7 +26,7 @@ def small(rules=RULES):
 def by_every_step(model, recipe):
   """(patterns by layer, whether forward is sparse) of each step."""
   bound = recipe.bind(nn.masked_leaves(model))
-  line, found = recipe.timeline, []
+  line, result = recipe.timeline, []
   for step in range(recipe.total_steps):
     flag = line.switched_by(step)
     patterns = {}
@@ -36,8 +36,8 @@ def by_every_step(model, recipe):
       name = kernel.path.removesuffix("/kernel")
       patterns[name] = (NM(m, m), *kernel.stages)[stage]
     sparse = float(recipe.at(step, flag).leak) == 0
-    found.append((patterns, sparse))
-  return found
+    result.append((patterns, sparse))
+  return result
 
 
 def patterns_of(phase):
@@ -84,8 +84,8 @@ def test_kernels_with_unequal_stages():
   assert got == by_every_step(model, recipe)
   # Under this schedule the kernel with fewer stages begins later.
   assert any(
-    NM(4, 4) in found.values() and NM(7, 8) in found.values()
-    for found, _ in got
+    NM(4, 4) in result.values() and NM(7, 8) in result.values()
+    for result, _ in got
   )
 
 
@@ -103,7 +103,7 @@ def test_pulses_of_a_leak_are_gathered_within_a_stage():
   steps = by_every_step(model, recipe)
   phases = phases_of(model, recipe)
   for sparse in (False, True):
-    for patterns in {tuple(found.items()): 0 for found, _ in steps}:
+    for patterns in {tuple(result.items()): 0 for result, _ in steps}:
       got = sum(
         phase.steps
         for phase in phases

@@ -171,9 +171,9 @@ def test_the_engine_sees_every_layer():
   listed = vit()
   scanned = stacked_from(listed, vit(scan=True))
   rows = {row["name"]: row for row in layers_of(listed)}
-  found = {row["name"]: row for row in layers_of(scanned)}
+  result = {row["name"]: row for row in layers_of(scanned)}
   for i in range(2):
-    one, other = rows[f"blocks/{i}/mlp/fc1"], found[f"blocks/mlp/fc1[{i}]"]
+    one, other = rows[f"blocks/{i}/mlp/fc1"], result[f"blocks/mlp/fc1[{i}]"]
     np.testing.assert_array_equal(one.pop("mask"), other.pop("mask"))
     assert one | {"name": ""} == other | {"name": ""}
   macs = [

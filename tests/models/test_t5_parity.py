@@ -39,8 +39,8 @@ def live(case):
   pytest.importorskip("torch", reason=reason)
   pytest.importorskip("transformers", reason=reason)
   model = oracle.random_model(14, case)
-  found = oracle.computed(model, 14)
-  return oracle.weights(model), found | oracle.decoded(model, found["inputs"])
+  result = oracle.computed(model, 14)
+  return oracle.weights(model), result | oracle.decoded(model, result["inputs"])
 
 
 def loaded(folder, case, weights):

@@ -71,7 +71,7 @@ def computed(model, seed: int) -> dict[str, np.ndarray]:
   logits = model(images).logits
   model.zero_grad()
   (logits * cotangent).sum().backward()
-  found = {
+  result = {
     "images": images.numpy().transpose(0, 2, 3, 1),
     "cotangent": cotangent.numpy(),
     "logits": logits.detach().numpy(),
@@ -79,7 +79,7 @@ def computed(model, seed: int) -> dict[str, np.ndarray]:
   with torch.no_grad():
     for parameter in model.parameters():
       parameter.copy_(parameter.grad)
-  return found | {f"gradient/{k}": v for k, v in published(model).items()}
+  return result | {f"gradient/{k}": v for k, v in published(model).items()}
 
 
 def main() -> None:
