@@ -90,12 +90,12 @@ def test_every_recipe_against_a_loop_over_its_steps(name):
   model = small(rules)
   recipe = recipes.create(name, rules, STEPS)
   for steps in (0, 1, 17, STEPS):
-    result = train_flops(model, recipe, batch=4, steps=steps)
-    assert result == by_every_step(model, recipe, 4, steps)
-    assert all(type(part) is int for part in result)
-    assert result.total <= result.dense
+    made = train_flops(model, recipe, batch=4, steps=steps)
+    assert made == by_every_step(model, recipe, 4, steps)
+    assert all(type(part) is int for part in made)
+    assert made.total <= made.dense
   whole = train_flops(model, recipe, batch=4)
-  assert whole == result
+  assert whole == made
   assert (whole.total < whole.dense) == recipe.sparse
 
 
@@ -109,12 +109,10 @@ def test_options_against_a_loop():
     ("figs", {"k": 16, "dense": 0, "finetune": 0.5, "mvue": "2:4"}),
   ):
     recipe = recipes.create(name, "2:4", STEPS, **options)
-    result = train_flops(model, recipe, batch=4)
-    assert result == by_every_step(model, recipe, 4, STEPS), (name, options)
-    assert (result.input_gradient < result.dense // 3) == recipe.transposable
-    assert (result.weight_gradient < result.dense // 3) == bool(
-      recipe.flow.mvue
-    )
+    made = train_flops(model, recipe, batch=4)
+    assert made == by_every_step(model, recipe, 4, STEPS), (name, options)
+    assert (made.input_gradient < made.dense // 3) == recipe.transposable
+    assert (made.weight_gradient < made.dense // 3) == bool(recipe.flow.mvue)
 
 
 def test_the_switch_of_step_is_assumed_late_unless_told():
@@ -147,32 +145,32 @@ def test_a_leak_of_ones_own_is_asked_at_every_step():
   model = small("ff: 1:8")
   plain = recipes.create("sdgf_stepwise", "ff: 1:8", STEPS)
   recipe = dataclasses.replace(plain, leak=Pulses())
-  result = train_flops(model, recipe)
-  assert result == by_every_step(model, recipe, 1, STEPS)
-  assert result.total > train_flops(model, plain).total
+  made = train_flops(model, recipe)
+  assert made == by_every_step(model, recipe, 1, STEPS)
+  assert made.total > train_flops(model, plain).total
 
 
 def test_millions_of_steps_are_exact_integers():
   model = small("ff: 1:8")
   steps = 2**31 - 1
   recipe = recipes.create("figs", "ff: 1:8", steps, dense=0, finetune=0)
-  result = train_flops(model, recipe, batch=2**17)
+  made = train_flops(model, recipe, batch=2**17)
   # The density is the same at every stage of figs.
   one = train_flops(
     model, recipes.create("ste", "1:8", 1, dense=0, finetune=0), batch=2**17
   )
-  assert result == TrainFlops(*(part * steps for part in one))
-  assert result.dense > 2**64
+  assert made == TrainFlops(*(part * steps for part in one))
+  assert made.dense > 2**64
 
 
 def test_every_mask_may_be_absent():
   model = small(None)
   recipe = recipes.create("ste", "1:8", STEPS)
-  result = train_flops(model, recipe, batch=2)
+  made = train_flops(model, recipe, batch=2)
   rows = models.gemms_of(model, 2)
-  assert result.forward == STEPS * forward_flops(rows)
-  assert result.dense == result.total == 3 * result.forward
-  assert result.share == 1
+  assert made.forward == STEPS * forward_flops(rows)
+  assert made.dense == made.total == 3 * made.forward
+  assert made.share == 1
   assert train_flops(model, recipe, steps=0) == (0, 0, 0, 0)
   assert train_flops(model, recipe, steps=0).share == 1
   for steps in (-1, STEPS + 1):
@@ -184,9 +182,9 @@ def test_narrow_layers_pad_the_groups_of_the_neural_gradient():
   # A head sees one row per image: 3 rows in groups of 4 keep 2.
   model = small("head: 1:8, ff: dense", pool="gap")
   recipe = recipes.create("ste", "head: 1:8, ff: dense", STEPS, mvue="2:4")
-  result = train_flops(model, recipe, batch=3)
+  made = train_flops(model, recipe, batch=3)
   rows = {row["name"]: row for row in models.gemms_of(model, 3)}
   head = rows["head"]
   assert head["pattern"] == NM(1, 8) and head["M"] == 3
-  saved = result.dense // 3 - result.weight_gradient
+  saved = made.dense // 3 - made.weight_gradient
   assert saved == STEPS * 2 * (3 - 2) * head["N"] * head["K"]

@@ -100,25 +100,23 @@ def finished(case):
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_config_and_sparse_tensors(case, tmp_path):
   model = finished(case)
-  result = for_transformers(model)
-  assert result.config.items() >= CASES[case][2].items()
-  assert result.config["dtype"] == "float32"
-  assert not {key for key in result.config if "spars" in key or "quant" in key}
-  json.dumps(result.config, allow_nan=False)
+  made = for_transformers(model)
+  assert made.config.items() >= CASES[case][2].items()
+  assert made.config["dtype"] == "float32"
+  assert not {key for key in made.config if "spars" in key or "quant" in key}
+  json.dumps(made.config, allow_nan=False)
   # As many kept weights as the masks say, and groups where they lie.
   masks = tree.flatten(nn.split(model)[2])
   kept = sum(int(mask.sum()) for mask in masks.values() if mask is not None)
   assert kept == sum(
-    np.count_nonzero(result.tensors[name]) for name in result.leaves
+    np.count_nonzero(made.tensors[name]) for name in made.leaves
   )
-  for name, leaf in result.leaves.items():
-    assert result.tensors[name].shape == leaf.shape, name
+  for name, leaf in made.leaves.items():
+    assert made.tensors[name].shape == leaf.shape, name
   # The survey of the file finds at least what the rules asked for.
-  export.write_dense(
-    tmp_path / "m", result.tensors, result.leaves, result.config
-  )
+  export.write_dense(tmp_path / "m", made.tensors, made.leaves, made.config)
   survey = {each.name: each for each in export.survey(tmp_path / "m")}
-  for name, leaf in result.leaves.items():
+  for name, leaf in made.leaves.items():
     assert survey[name].patterns[leaf.axis].density <= leaf.pattern.density
 
 
@@ -127,11 +125,9 @@ def test_transformers_computes_the_same_logits(case, tmp_path):
   reason = "needs torch and transformers: the extra `oracles`"
   torch = pytest.importorskip("torch", reason=reason)
   transformers = pytest.importorskip("transformers", reason=reason)
-  model, result = finished(case), for_transformers(finished(case))
-  export.write_dense(
-    tmp_path / "m", result.tensors, result.leaves, result.config
-  )
-  kind = getattr(transformers, result.config["architectures"][0])
+  model, made = finished(case), for_transformers(finished(case))
+  export.write_dense(tmp_path / "m", made.tensors, made.leaves, made.config)
+  kind = getattr(transformers, made.config["architectures"][0])
   theirs, info = kind.from_pretrained(tmp_path / "m", output_loading_info=True)
   assert not any(info.values()), info
   inputs = [np.asarray(x) for x in _inputs(case)]
