@@ -22,6 +22,7 @@ def drawing_dtype(dtype: Any) -> Any:
 def in_float32(init: nnx.Initializer) -> nnx.Initializer:
   """The initializer that draws in float32 or wider and casts.
 
+  >>> import jax
   >>> init = in_float32(nnx.initializers.normal(1.0))
   >>> init(jax.random.key(0), (2,), jnp.bfloat16).dtype
   dtype(bfloat16)

@@ -29,6 +29,9 @@ def run_once(program: ClosedJaxpr, shardings: Sequence[Any]) -> list[jax.Array]:
 
   Args:
     program: Jaxpr of a function without arguments and side effects.
+
+  Returns:
+    Function that returns arrays, NumPy's where the program has constants.
     shardings: Shardings of the results.
   """
   if jax.default_backend() != "cpu":
@@ -49,7 +52,7 @@ def run_once(program: ClosedJaxpr, shardings: Sequence[Any]) -> list[jax.Array]:
     return lowered.compile()()  # another version of XLA
 
 
-def share_calls(program: ClosedJaxpr) -> Callable[[], list[jax.Array]]:
+def share_calls(program: ClosedJaxpr) -> Callable[[], list[Any]]:
   """The function of a jaxpr without arguments, with equal calls in one loop.
 
   Calls of a jitted function or of `jax.random.fold_in` are equal if only the
@@ -58,6 +61,9 @@ def share_calls(program: ClosedJaxpr) -> Callable[[], list[jax.Array]]:
 
   Args:
     program: Jaxpr of a function without arguments and side effects.
+
+  Returns:
+    Function that returns arrays, NumPy's where the program has constants.
 
   >>> def draws():
   ...   keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(4)]
@@ -81,7 +87,7 @@ def share_calls(program: ClosedJaxpr) -> Callable[[], list[jax.Array]]:
       others[level].append(eqn)
     depth.update(dict.fromkeys(eqn.outvars, level))
 
-  def run() -> list[jax.Array]:
+  def run() -> list[Any]:
     values = dict(zip(program.jaxpr.constvars, program.consts))
 
     def arguments(atoms: Iterable[Any]) -> list[Any]:

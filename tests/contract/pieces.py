@@ -292,7 +292,9 @@ class Anew(Cleared):
     return super().after(name, new, w, mask)
 
 
-def frozen(t_min, t_max, limit, relative=False, geo=False, correct=True):
+def frozen(
+  t_min, t_max, limit, relative=False, geo=False, correct=True, in_root=False
+):
   """STEP: v of masked leaves stays where AutoSwitch found it settled."""
 
   class Frozen(Adam):
@@ -305,7 +307,10 @@ def frozen(t_min, t_max, limit, relative=False, geo=False, correct=True):
       if mask is None:
         return v, root
       if self.switched:
-        return self.v[name], np.sqrt(self.star[name] + EPS)
+        star = self.star[name]
+        return self.v[name], (
+          np.sqrt(star + EPS) if in_root else np.sqrt(star) + EPS
+        )
       self.moved.append(np.abs(v - self.v.get(name, 0)).ravel())
       self.sizes.append(v.ravel())
       self.star[name] = v / (1 - B2**self.t) if correct else v

@@ -161,8 +161,13 @@ ROWS = (
     adam=frozen(**_SWITCH, limit=2.3e-5),
   ),
   Row(
-    "step", {**_STEP, "threshold": 0.0, "bias_correct": False}, "2:4",
-    switches=True, adam=frozen(**_SWITCH, limit=0, correct=False),
+    "step",
+    {
+      **_STEP, "threshold": 0.0, "bias_correct": False, "eps_in_root": True,
+    },
+    "2:4",
+    switches=True,
+    adam=frozen(**_SWITCH, limit=0, correct=False, in_root=True),
   ),
   Row(
     "step",
