@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -179,8 +180,16 @@ def check_finite(params: Any) -> None:
       )
 
 
+def _is_finite(leaf: Any) -> bool:
+  if isinstance(leaf, jax.Array) and jax.default_backend() != "cpu":
+    return bool(_all_finite(leaf))
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return all(_is_finite(shard.data) for shard in leaf.addressable_shards)
+  return bool(np.isfinite(np.asarray(leaf)).all())  # compiles nothing
+
+
 @jax.jit
-def _is_finite(leaf: Array) -> Array:
+def _all_finite(leaf: Array) -> Array:
   return jnp.isfinite(leaf).all()
 
 
