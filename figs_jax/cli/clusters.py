@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from figs_jax import models
 from figs_jax.cli import workloads
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.engine import (
@@ -114,13 +113,11 @@ def workload(
     tables = workloads.from_model(model, [1, 2], pattern, seqs=seqs)
     first, second = tables.values()
     label = model if seq is None else f"{model}, {seq:,} tokens"
-    # What products do not read; our own families have too little to count.
-    last = [name.rpartition("/")[2] for name in first.names]
-    weighted = [name not in _ATTENTION for name in last]
-    embedding = 0
+    from figs_jax import models
+
+    embedding = 0  # our own families have too little to count
     if isinstance(shape := workloads.model_of(model), models.Shape):
-      read = (first.K * first.N * first.count)[weighted].sum()
-      embedding = max(shape.parameters - int(read), 0)
+      embedding = max(shape.parameters - _read(first), 0)
 
     def layers_at(batch: int) -> Layers:
       # Rows and counts grow by the same number with every image.
@@ -133,7 +130,6 @@ def workload(
 
   one = layers_at(1)
   K, N, M, count = (x.astype(float) for x in (one.K, one.N, one.M, one.count))
-  attention = [name.rpartition("/")[2] in _ATTENTION for name in one.names]
   return Workload(
     label,
     lambda batch: TrainingPhase(
@@ -141,8 +137,16 @@ def workload(
     ),
     embedding,
     flops=float(6 * (M * N * K * count).sum()),
-    weights=float((K * N * count)[~np.array(attention)].sum() + embedding),
+    weights=float(_read(one) + embedding),
   )
+
+
+def _read(table: Layers) -> int:
+  """The number of weights that products read."""
+  last = [name.rpartition("/")[2] for name in table.names]
+  weighted = [name not in _ATTENTION for name in last]
+  K, N, count = (x.astype(object) for x in (table.K, table.N, table.count))
+  return int((K * N * count)[weighted].sum())  # exact beyond int64
 
 
 def engine_of(chip: str) -> tuple[Engine, float]:
