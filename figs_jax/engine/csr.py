@@ -74,10 +74,6 @@ class Csr(Processor):
       raise ValueError(f"{self}: expected values of whole bytes, got {dtype}")
     return super().at(dtype)
 
-  @property
-  def memory_bandwidth(self) -> Any:
-    return self.hbm
-
   def prefix(self) -> str:
     return f"csr:{self.chip}"
 

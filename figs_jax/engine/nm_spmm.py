@@ -56,10 +56,6 @@ class NmSpmm(Processor):
   PREFIX = ("chip",)
   FROM_ZERO = ("overhead", "index_bytes")
 
-  @property
-  def memory_bandwidth(self) -> Any:
-    return self.hbm
-
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
     fields = super().read_prefix(kind, size)

@@ -55,6 +55,10 @@ class Processor(Engine):
   unit = "ns"
   is_array = False
 
+  @property
+  def memory_bandwidth(self: Any) -> Any:
+    return self.hbm
+
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
     if size is None:
@@ -189,10 +193,6 @@ class Roofline(Processor):
   PREFIX = ("kind", "chip")
   CHOICES = Processor.CHOICES | {"kind": KINDS}
   FROM_ZERO = ("overhead",)
-
-  @property
-  def memory_bandwidth(self) -> Any:
-    return self.hbm
 
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:

@@ -139,10 +139,6 @@ class TensorCore(Processor):
   NARROWS = True
   BLOCK = _BLOCK
 
-  @property
-  def memory_bandwidth(self) -> Any:
-    return self.hbm
-
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
     fields = super().read_prefix(kind, size)

@@ -60,10 +60,6 @@ class Trainium(Processor):
   PREFIX = ("chip",)
   FROM_ZERO = ("overhead",)
 
-  @property
-  def memory_bandwidth(self) -> Any:
-    return self.hbm
-
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
     if size is not None:
