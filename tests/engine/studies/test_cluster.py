@@ -398,6 +398,9 @@ def test_one_device_computes_and_does_not_talk():
   assert one.gradients_ns == one.tensor_ns == one.bubble == 0
   fast = estimate(phase_at, "ws:16x16", Cluster(1), Parallel(), 8, clock_ghz=2)
   assert fast.ns == alone / 2
+  # The engine's own clock, in MHz, if no other is given.
+  own = estimate(phase_at, "ws:16x16:clock=2000", Cluster(1), Parallel(), 8)
+  assert own.ns == alone / 2
   slow = Assumptions(efficiency=0.5)
   slow = estimate(phase_at, "ws:16x16", Cluster(1), Parallel(), 8, assume=slow)
   assert slow.ns == 2 * alone

@@ -75,7 +75,7 @@ def estimate(
   parallel: Parallel,
   batch: int,
   *,
-  clock_ghz: float | int = 1.0,
+  clock_ghz: float | int | None = None,
   sizes: BytesPerValue = _MIXED,
   assume: Assumptions = _IDEAL,
 ) -> Estimate:
@@ -90,7 +90,7 @@ def estimate(
     cluster: Devices and links.
     parallel: How to use them.
     batch: Batch of the whole cluster, per step.
-    clock_ghz: Clock of an array; 1 for a roofline.
+    clock_ghz: Clock of an array in place of the engine's own.
     sizes: Bytes per value.
     assume: Assumptions about kernels and model.
 
@@ -165,7 +165,7 @@ def estimate_all(
   devices: Sequence[int] = (),
   overlap: bool = False,
   where: str | None = None,
-  clock_ghz: float | int = 1.0,
+  clock_ghz: float | int | None = None,
   sizes: BytesPerValue = _MIXED,
   assume: Assumptions = _IDEAL,
   tiered: Sequence[str] = TIERED,
@@ -414,7 +414,7 @@ def train_seconds(
   parallel: Parallel,
   batch: int,
   *,
-  clock_ghz: float | int = 1.0,
+  clock_ghz: float | int | None = None,
   sizes: BytesPerValue = _MIXED,
   assume: Assumptions = _IDEAL,
 ) -> float:

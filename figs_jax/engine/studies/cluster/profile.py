@@ -247,7 +247,7 @@ def profile(
   tensors: Sequence[int],
   pipelines: Sequence[int],
   *,
-  clock_ghz: float | int,
+  clock_ghz: float | int | None,
   sizes: BytesPerValue,
   assume: Assumptions,
 ) -> Profile:
@@ -261,7 +261,8 @@ def profile(
   features["exchange"] = 2 * (link(1.0, t) - latency) * summed + 2 * latency * (
     summed > 0
   )
-  hbm = float(engine.memory_bandwidth) * float(clock_ghz)  # bytes per ns
+  cycle = float(nanoseconds(1, engine, clock_ghz))
+  hbm = float(engine.memory_bandwidth) / cycle  # bytes per ns
   if engine.memory_bandwidth == UNLIMITED:
     hbm = float("inf")
   for name in ("moved", "moved_shared", "moved_core"):
