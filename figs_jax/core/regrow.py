@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from figs_jax.core.groups import Axis, Groups
-from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
-from figs_jax.core.types import Array, Bool, Float
+from figs_jax.core.top_n import COMPARE, by_comparison, by_threshold, ordered
+from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.core.unstructured import top_mask
 
 SCOPES = ("group", "leaf")
@@ -64,24 +65,35 @@ def regrow_mask(
   magnitude = jnp.abs(weight).astype(jnp.float32)
   strength = jnp.where(mask, magnitude, -1)
   share = jnp.asarray(share, jnp.float32)
+  held = groups.split(mask)
   if scope == "leaf":
     kept = jnp.sum(mask, dtype=jnp.int32)
     drop = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.int32)
-    remain = mask & top_mask(strength, kept - drop)
+    remain = groups.split(mask & top_mask(strength, kept - drop))
   else:
     drop = jnp.floor(share * n).astype(jnp.int32)
-    each = [
-      groups.split(mask & nm_mask(strength, pattern, axis, n=n - drop - more))
-      for more in (0, 1)
-    ]
     one = [1 if d == groups.axis else s for d, s in enumerate(groups.grouped)]
     more = jax.random.uniform(key, one) < share * n - drop.astype(jnp.float32)
-    remain = groups.join(jnp.where(more, each[1], each[0]))
-  grown = jnp.minimum(growth.astype(jnp.float32), jnp.finfo(jnp.float32).max)
-  new = nm_mask(jnp.where(remain, jnp.inf, grown), pattern, axis)
-  whole = (
-    jnp.sum(groups.split(mask), groups.axis, keepdims=True, dtype=int) == n
+    stay = n - drop - more.astype(jnp.int32)
+    remain = held & _largest(groups.split(ordered(strength)), stay, groups.axis)
+  # Keys of floats stay below the top one, that of infinity included.
+  top = jnp.int32(jnp.iinfo(jnp.int32).max - 1)
+  grown = groups.split(ordered(growth.astype(jnp.float32)))
+  whole = jnp.sum(held, groups.axis, keepdims=True, dtype=jnp.int32) == n
+  keys = jnp.where(
+    whole,
+    jnp.where(remain, top, grown),
+    groups.split(ordered(magnitude)),
   )
-  first = nm_mask(magnitude, pattern, axis)
-  both = (groups.split(new), groups.split(first))
-  return groups.join(jnp.where(whole, *both))
+  # Else XLA computes the keys anew in each of the m comparisons of an entry.
+  keys = lax.optimization_barrier(keys)
+  return groups.join(_largest(keys, n, groups.axis))
+
+
+def _largest(
+  keys: Int[Array, "*grouped"], n: int | Int[Array, "*group"], axis: int
+) -> Bool[Array, "*grouped"]:
+  """True at the n largest keys of float32 scores; n may differ by group."""
+  if keys.shape[axis] <= COMPARE:
+    return by_comparison(keys, n, axis)
+  return by_threshold(keys, n, axis)

@@ -44,7 +44,7 @@ from jax import lax
 
 from figs_jax.core.types import Array, Bool, Int, Shaped
 
-_COMPARE, _MAXIMUM, _NETWORK, _NETWORK_TRACED = 8, 16, 128, 64
+COMPARE, _MAXIMUM, _NETWORK, _NETWORK_TRACED = 8, 16, 128, 64
 _WORD = 16
 
 Compare = Callable[[Array, Array], Array]
@@ -54,7 +54,7 @@ def compares(dtype: jnp.dtype, n: int | Array, m: int) -> bool:
   """Whether to rank by comparison: m is small, and key + 1 cannot overflow."""
   full = jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize >= 4
   half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2
-  return isinstance(n, int) and m <= _COMPARE and not full and not half
+  return isinstance(n, int) and m <= COMPARE and not full and not half
 
 
 def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
@@ -95,15 +95,15 @@ def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
 
 def by_comparison(
   keys: Int[Array, "*shape"],
-  n: int | Int[Array, ""],
+  n: int | Int[Array, ""] | Int[Array, "*group"],
   axis: int,
   inside: Bool[Array, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
   """True at the n largest keys along `axis`, where key + 1 must not overflow.
 
   rank_i = sum_j [k_j + [j < i] > k_i]: one comparison includes the tie rule.
-  Only entries `inside` are kept; the others, and only they, hold the lowest
-  integer.
+  An array n has one count per group, with length 1 along `axis`. Only entries
+  `inside` are kept; the others, and only they, hold the lowest integer.
 
   >>> by_comparison(jnp.array([1, 3, 3, 2]), 1, 0)
   Array([False,  True, False, False], dtype=bool)
@@ -121,13 +121,14 @@ def by_comparison(
 
 def by_threshold(
   keys: Int[Array, "*shape"],
-  n: int | Int[Array, ""],
+  n: int | Int[Array, ""] | Int[Array, "*group"],
   axis: int,
   inside: Bool[Array, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
   """True at the n largest keys along `axis`, for any m and any keys.
 
-  Only entries `inside` are kept; the others hold the lowest integer.
+  An array n has one count per group, with length 1 along `axis`. Only entries
+  `inside` are kept; the others hold the lowest integer.
 
   >>> by_threshold(jnp.array([1, 3, 3, 2]), 1, 0)
   Array([False,  True, False, False], dtype=bool)
@@ -145,7 +146,7 @@ def by_threshold(
 def _keep(
   keys: Int[Array, "*shape"],
   threshold: Int[Array, "*group"],
-  n: int | Int[Array, ""],
+  n: int | Int[Array, ""] | Int[Array, "*group"],
   axis: int,
   inside: Bool[Array, "*shape"] | None,
 ) -> Bool[Array, "*shape"]:
@@ -163,6 +164,8 @@ def _keep(
   width = max(d for d in range(1, _WORD + 1) if m % d == 0)
   words = keys.shape[:axis] + (m // width, width) + keys.shape[axis + 1 :]
   keys, threshold = keys.reshape(words), jnp.expand_dims(threshold, axis)
+  if jnp.ndim(n):
+    n = jnp.expand_dims(n, axis)
   place = lax.broadcasted_iota(
     jnp.uint32,
     tuple(width if d == axis + 1 else 1 for d in range(keys.ndim)),
@@ -192,7 +195,9 @@ def _keep(
 
 
 def _network(
-  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
+  keys: Int[Array, "*shape"],
+  n: int | Int[Array, ""] | Int[Array, "*group"],
+  axis: int,
 ) -> Int[Array, "*group"]:
   """The n-th largest key of each group, length 1 along `axis`."""
   m = keys.shape[axis]
@@ -277,7 +282,9 @@ def _fence(x: Array) -> Array:
 
 
 def _search(
-  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
+  keys: Int[Array, "*shape"],
+  n: int | Int[Array, ""] | Int[Array, "*group"],
+  axis: int,
 ) -> Int[Array, "*group"]:
   """The n-th largest key of each group.
 

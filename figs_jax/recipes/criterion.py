@@ -20,7 +20,12 @@ from figs_jax.core.groups import Axis
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.regrow import SCOPES, regrow_mask
-from figs_jax.core.scores import magnitude, random_scores, saliency
+from figs_jax.core.scores import (
+  magnitude,
+  random_order,
+  random_scores,
+  saliency,
+)
 from figs_jax.core.transposable import transposable_nm_mask
 from figs_jax.core.types import Array, Float
 
@@ -192,7 +197,7 @@ class Regrow:
     if kernel.grad is not None:
       growth = jnp.abs(kernel.grad)
     else:
-      growth = random_scores(growing, weight.shape)
+      growth = random_order(growing, weight.shape, pattern.m, axis)
     share = self.share(kernel.step)
     return regrow_mask(
       rounding, weight, growth, kernel.mask, share, pattern, axis,
