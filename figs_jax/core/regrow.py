@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from figs_jax.core.groups import Axis, Groups
 from figs_jax.core.pattern import NM
-from figs_jax.core.top_n import COMPARE, by_comparison, by_threshold, ordered
-from figs_jax.core.types import Array, Bool, Float, Int
+from figs_jax.core.top_n import by_threshold, ordered
+from figs_jax.core.types import Array, Bool, Float
 from figs_jax.core.unstructured import top_mask
 
 SCOPES = ("group", "leaf")
@@ -75,7 +74,9 @@ def regrow_mask(
     one = [1 if d == groups.axis else s for d, s in enumerate(groups.grouped)]
     more = jax.random.uniform(key, one) < share * n - drop.astype(jnp.float32)
     stay = n - drop - more.astype(jnp.int32)
-    remain = held & _largest(groups.split(ordered(strength)), stay, groups.axis)
+    # Within a loop over kernels this is faster than comparisons.
+    ranks = groups.split(ordered(strength))
+    remain = held & by_threshold(ranks, stay, groups.axis)
   # Keys of floats stay below the top one, that of infinity included.
   top = jnp.int32(jnp.iinfo(jnp.int32).max - 1)
   grown = groups.split(ordered(growth.astype(jnp.float32)))
@@ -85,15 +86,4 @@ def regrow_mask(
     jnp.where(remain, top, grown),
     groups.split(ordered(magnitude)),
   )
-  # Else XLA computes the keys anew in each of the m comparisons of an entry.
-  keys = lax.optimization_barrier(keys)
-  return groups.join(_largest(keys, n, groups.axis))
-
-
-def _largest(
-  keys: Int[Array, "*grouped"], n: int | Int[Array, "*group"], axis: int
-) -> Bool[Array, "*grouped"]:
-  """True at the n largest keys of float32 scores; n may differ by group."""
-  if keys.shape[axis] <= COMPARE:
-    return by_comparison(keys, n, axis)
-  return by_threshold(keys, n, axis)
+  return groups.join(by_threshold(keys, n, groups.axis))

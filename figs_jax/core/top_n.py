@@ -44,7 +44,7 @@ from jax import lax
 
 from figs_jax.core.types import Array, Bool, Int, Shaped
 
-COMPARE, _MAXIMUM, _NETWORK, _NETWORK_TRACED = 8, 16, 128, 64
+_COMPARE, _MAXIMUM, _NETWORK, _NETWORK_TRACED = 8, 16, 128, 64
 _WORD = 16
 
 Compare = Callable[[Array, Array], Array]
@@ -54,7 +54,7 @@ def compares(dtype: jnp.dtype, n: int | Array, m: int) -> bool:
   """Whether to rank by comparison: m is small, and key + 1 cannot overflow."""
   full = jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize >= 4
   half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2
-  return isinstance(n, int) and m <= COMPARE and not full and not half
+  return isinstance(n, int) and m <= _COMPARE and not full and not half
 
 
 def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
@@ -95,15 +95,15 @@ def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
 
 def by_comparison(
   keys: Int[Array, "*shape"],
-  n: int | Int[Array, ""] | Int[Array, "*group"],
+  n: int | Int[Array, ""],
   axis: int,
   inside: Bool[Array, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
   """True at the n largest keys along `axis`, where key + 1 must not overflow.
 
   rank_i = sum_j [k_j + [j < i] > k_i]: one comparison includes the tie rule.
-  An array n has one count per group, with length 1 along `axis`. Only entries
-  `inside` are kept; the others, and only they, hold the lowest integer.
+  Only entries `inside` are kept; the others, and only they, hold the lowest
+  integer.
 
   >>> by_comparison(jnp.array([1, 3, 3, 2]), 1, 0)
   Array([False,  True, False, False], dtype=bool)
