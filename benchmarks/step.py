@@ -59,7 +59,7 @@ class Run:
   bytes: int
 
   def seconds(self, batch: tuple, due: bool) -> float:
-    """Processor seconds of one step, after which a mask refresh is due or not."""
+    """Processor seconds of a step, after which a refresh is due or not."""
     *rest, _ = self.carry
     count = jnp.int32(self.at - 1 if due else self.at)
     start = time.process_time()
@@ -229,7 +229,8 @@ def main() -> None:
     print(f"{name:30} {seconds * 1e3:9.2f} ms  {share:7.2%} of a dense step")
   print(
     "| recipe | refresh at every step | masks reused | every tenth | both met"
-    " | compilation | bytes of state beyond dense |\n|---|---|---|---|---|---|---|"
+    " | compilation | bytes of state beyond dense |\n"
+    "|---|---|---|---|---|---|---|"
   )
   for name in names:
     if name != "dense":

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from figs_jax.core import is_nm, nm_mask
-from figs_jax.core.masks import nm_mask
 from figs_jax.core.scores import (
   activation,
   magnitude,
