@@ -28,7 +28,15 @@ from figs_jax.recipes import listing, registry
 from figs_jax.recipes.docstrings import entries
 from figs_jax.recipes.picture import draw, timeline_table
 from figs_jax.train.config import default_config
-from figs_jax.train.schema import IMAGES, SHARED, TEXT, field_meanings, flat
+from figs_jax.train.schema import (
+  IMAGES,
+  RECIPE,
+  SHARED,
+  TEXT,
+  field_meanings,
+  flat,
+  legal_values,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -112,7 +120,17 @@ def fields_table(name: str) -> str:
     config = default_config(family=name.removeprefix("model "))
     shown = [key for key in flat(config.to_dict()) if key.startswith("model.")]
   values, texts = flat(config.to_dict()), field_meanings(config)
-  return _table({key: (values[key], texts[key]) for key in shown}, "field")
+  legal = legal_values(config.family, config.recipe.name)
+  # A column of its own, in front of the meaning.
+  rows = {key: (values[key], f"{legal[key]} | {texts[key]}") for key in shown}
+  return _table(rows, "field", "legal | meaning")
+
+
+def recipe_numbers() -> str:
+  """The legal numbers of the recipes' options."""
+  lines = ["| option | legal |", "|---|---|"]
+  lines += [f"| `recipe.{key}` | {legal} |" for key, legal in RECIPE.items()]
+  return "\n".join(lines) + "\n"
 
 
 def common_table() -> str:
@@ -143,6 +161,8 @@ def generated(what: str) -> str:
     return common_table()
   if kind == "options":
     return options_table(name)
+  if what == "recipe numbers":
+    return recipe_numbers()
   if kind == "fields":
     return fields_table(name)
   if kind == "file":

@@ -26,7 +26,9 @@ def get_config(arg: str = ""):
       " launch/again.py:runs/a/config.json"
     )
   try:
-    saved = dict(json.loads(Path(arg).read_text()))
+    saved = json.loads(Path(arg).read_text())
+    if not isinstance(saved, dict):
+      raise ValueError("no fields")
     config = default_of(saved)
     fields = {
       # JSON has no tuples.
