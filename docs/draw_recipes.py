@@ -121,9 +121,11 @@ def fields_table(name: str) -> str:
     shown = [key for key in flat(config.to_dict()) if key.startswith("model.")]
   values, texts = flat(config.to_dict()), field_meanings(config)
   legal = legal_values(config.family, config.recipe.name)
-  # A column of its own, in front of the meaning.
-  rows = {key: (values[key], f"{legal[key]} | {texts[key]}") for key in shown}
-  return _table(rows, "field", "legal | meaning")
+  lines = ["| field | default | legal | meaning |", "|---|---|---|---|"]
+  for key in shown:
+    text = texts[key].rstrip(".;").replace("|", r"\|")
+    lines.append(f"| `{key}` | `{values[key]!r}` | {legal[key]} | {text} |")
+  return "\n".join(lines) + "\n"
 
 
 def recipe_numbers() -> str:
@@ -140,8 +142,8 @@ def common_table() -> str:
   return _table({key: (default, meanings[key]) for key, default in common})
 
 
-def _table(rows: dict[str, tuple[Any, str]], head: str = "option") -> str:
-  lines = [f"| {head} | default | meaning |", "|---|---|---|"]
+def _table(rows: dict[str, tuple[Any, str]]) -> str:
+  lines = ["| option | default | meaning |", "|---|---|---|"]
   for key, (default, text) in rows.items():
     if not text:
       raise ValueError(f"docs: no docstring documents {key!r}")

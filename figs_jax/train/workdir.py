@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
-from figs_jax.train import seeds
+from figs_jax.train import schema, seeds
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError, completed
 from figs_jax.train.experiment import Experiment, build
@@ -37,8 +37,9 @@ def restore(
       damaged or foreign one (`CheckpointError`).
   """
   with Checkpointer(workdir) as checkpoints:
-    saved = checkpoints.meta(step)["config"]
-    config = config_dict.ConfigDict(completed(saved))
+    saved = completed(checkpoints.meta(step)["config"])
+    schema.check(saved)
+    config = config_dict.ConfigDict(saved)
     if data_dir is not None:
       config.data.data_dir = data_dir
     experiment = build(config)

@@ -42,12 +42,15 @@ def test_every_field_has_a_meaning(family):
 def test_the_page_has_every_field_with_its_default(family):
   config = default_config("figs", family)
   of_kind = "Text" if reads_text(family) else "Images"
+  legal = schema.legal_values(family, "figs")
   shown = {}
   for section in re.split(r"^## ", PAGE, flags=re.MULTILINE):
     title = section.partition("\n")[0]
     if title in ("Every run", of_kind, f"`{family}`"):
-      rows = r"^\| `([\w.]+)` \| `(.+?)` \| .+ \|$"
-      shown |= re.findall(rows, section, re.MULTILINE)
+      rows = r"^\| `([\w.]+)` \| `(.+?)` \| (.+?) \| .+ \|$"
+      for name, default, values in re.findall(rows, section, re.MULTILINE):
+        shown[name] = default
+        assert values == str(legal[name])
   shown["family"] = repr(family)  # the page has that of the default family
   wanted = {
     name: repr(value)
