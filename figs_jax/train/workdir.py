@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +24,85 @@ def restore(
   *,
   seed: int | None = None,
   data_dir: str | None = None,
+  download: bool = False,
 ) -> tuple[Experiment, TrainState, int]:
   """Restores (experiment, state, step) of a run without writing to it.
+
+  Paths that the run saved are read only if `is_own(workdir)`.
 
   Args:
     workdir: Directory of the run.
     step: Step to restore. Defaults to the newest good one.
     seed: Index of the seed to restore alone, for a run with several.
     data_dir: Directory of the data sets, in place of the configured one.
+    download: Whether a missing data set may be downloaded, whatever was saved.
 
   Raises:
-    ValueError: If the run has no such seed, no such checkpoint, or only a
+    ValueError: If the run saved a path but is of another user and `data_dir` is
+      missing, or if the run has no such seed, no such checkpoint, or only a
       damaged or foreign one (`CheckpointError`).
   """
   with Checkpointer(workdir) as checkpoints:
     saved = checkpoints.meta(step)["config"]
     config = config_dict.ConfigDict(completed(saved))
+    _check_paths(workdir, config, data_dir)
     if data_dir is not None:
       config.data.data_dir = data_dir
+    config.data.download = download
     experiment = build(config)
     _check_seed(workdir, experiment, seed)
     state, _, step = checkpoints.restore(experiment.abstract_state, step)
   if seed is not None:
     state = seeds.take(state, seed)
   return experiment, state, step
+
+
+def is_own(workdir: str | Path) -> bool:
+  """Whether only this user can have written a run, by owner and permissions.
+
+  The workdir, its config.json and every `meta` must belong to the user and be
+  writable by nobody else. A copy that the user made of somebody else's run
+  passes, and the parents of the workdir are not examined.
+
+  Args:
+    workdir: Directory of the run.
+
+  >>> import tempfile
+  >>> is_own(tempfile.mkdtemp())
+  True
+  """
+  root = Path(workdir)
+  paths = [root, root / "checkpoints", root / "config.json"]
+  paths += root.glob("checkpoints/*")
+  paths += root.glob("checkpoints/*/meta")
+  paths += root.glob("checkpoints/*/meta/*")
+  states = [path.stat() for path in paths if path.exists()]
+  return all(
+    state.st_uid == os.getuid() and not state.st_mode & 0o022
+    for state in states
+  )
+
+
+def _check_paths(
+  workdir: str | Path, config: config_dict.ConfigDict, data_dir: str | None
+) -> None:
+  """Raises if another user's run would choose a path on this machine."""
+  vocabulary = config.data.get("vocabulary", "bytes")
+  is_file = vocabulary != "bytes" and not vocabulary.startswith(
+    "sentencepiece:"
+  )
+  saved = config.data.data_dir if data_dir is None else None
+  if (saved is None and not is_file) or is_own(workdir):
+    return
+  if saved is not None:
+    raise ConfigError(
+      f"{workdir}: others can write this run, so its data directory {saved!r} is"
+      " not used; name yours with --data_dir="
+    )
+  raise ConfigError(
+    f"{workdir}: others can write this run, so its vocabulary {vocabulary!r} is"
+    " not used; copy the run into a directory that only you can write"
+  )
 
 
 def finished_model(
