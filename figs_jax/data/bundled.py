@@ -41,8 +41,8 @@ def prepare(kind: _Builder, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
       f"{kind.name}: data_dir {data_dir!r} is remote; {kind.name} is prepared"
       " on first use and needs a local directory"
     )
-  if sound := _sound(kind, data_dir):
-    return sound
+  if builder := sound(kind, data_dir):
+    return builder
   prefix = f".incomplete.{kind.name}."
   _remove_stale(data_dir, prefix)
   os.makedirs(data_dir, exist_ok=True)
@@ -58,7 +58,7 @@ def prepare(kind: _Builder, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
   return kind(data_dir=data_dir)
 
 
-def _sound(
+def sound(
   kind: _Builder, data_dir: str
 ) -> tfds.core.GeneratorBasedBuilder | None:
   """The builder, if all records exist and pass array_record's checksums."""
@@ -85,7 +85,7 @@ def _move_into_place(
       os.rename(source, target)  # Fails when a non-empty target is there.
       return
     except OSError:
-      if _sound(kind, data_dir):
+      if sound(kind, data_dir):
         return
       # Somebody else may have moved the damaged copy first.
       with contextlib.suppress(FileNotFoundError):

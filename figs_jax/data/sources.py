@@ -24,7 +24,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from figs_jax.data import digits, stdlib_text
+from figs_jax.data import bundled, digits, stdlib_text
 
 _BUNDLED = {"digits": digits.prepare, "stdlib_text": stdlib_text.prepare}
 # Without TensorFlow, tfds finds c4 and translations only after these imports.
@@ -203,6 +203,17 @@ def find(
   if download:
     _check_prepared(builder)
   return builder
+
+
+def is_prepared(name: str, data_dir: str) -> bool:
+  """Whether `find` would write nothing; always so for sets that tfds has.
+
+  >>> is_prepared("digits", "nowhere"), is_prepared("cifar10", "nowhere")
+  (False, True)
+  """
+  kinds = {"digits": digits.Digits, "stdlib_text": stdlib_text.StdlibText}
+  root = root_of(data_dir)
+  return name not in kinds or bundled.sound(kinds[name], root) is not None
 
 
 def _check_local(name: str, root: str) -> None:

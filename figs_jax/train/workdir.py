@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import grp
 import os
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
+from figs_jax.data import sources
 from figs_jax.train import seeds
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError, completed
@@ -43,9 +46,11 @@ def restore(
       damaged or foreign one (`CheckpointError`).
   """
   with Checkpointer(workdir) as checkpoints:
-    saved = checkpoints.meta(step)["config"]
+    meta = checkpoints.meta(step)
+    saved = meta["config"]
     config = config_dict.ConfigDict(completed(saved))
     _check_paths(workdir, config, data_dir)
+    _check_sizes(workdir, config, meta["leaves"])
     if data_dir is not None:
       config.data.data_dir = data_dir
     config.data.download = download
@@ -61,8 +66,9 @@ def is_own(workdir: str | Path) -> bool:
   """Whether only this user can have written a run, by owner and permissions.
 
   The workdir, its config.json and every `meta` must belong to the user and be
-  writable by nobody else. A copy that the user made of somebody else's run
-  passes, and the parents of the workdir are not examined.
+  writable by nobody else; the private group of the user counts as the user. A
+  copy that the user made of somebody else's run passes, and the parents of
+  the workdir are not examined.
 
   Args:
     workdir: Directory of the run.
@@ -78,9 +84,45 @@ def is_own(workdir: str | Path) -> bool:
   paths += root.glob("checkpoints/*/meta/*")
   states = [path.stat() for path in paths if path.exists()]
   return all(
-    state.st_uid == os.getuid() and not state.st_mode & 0o022
+    state.st_uid == os.getuid()
+    and not state.st_mode & 0o002
+    and (not state.st_mode & 0o020 or _is_private(state.st_gid))
     for state in states
   )
+
+
+def _is_private(group: int) -> bool:
+  """Whether a group is the user's own, with no other member."""
+  try:
+    user, known = pwd.getpwuid(os.getuid()), grp.getgrgid(group)
+  except KeyError:
+    return False
+  return known.gr_name == user.pw_name and not set(known.gr_mem) - {
+    user.pw_name
+  }
+
+
+def _check_sizes(
+  workdir: str | Path, config: config_dict.ConfigDict, leaves: dict[str, Any]
+) -> None:
+  """Raises if a model has more blocks or seeds than the saved arrays hold.
+
+  A model is traced block by block, which would take hours for a wrong depth.
+  """
+  longest = max(
+    (length for leaf in leaves.values() for length in leaf["shape"]), default=0
+  )
+  most = longest if config.model.get("scan") else len(leaves)
+  bounds = dict.fromkeys(("depth", "decoder_depth", "depths"), most)
+  sizes = {name: config.model.get(name) for name in bounds}
+  for name, size in (sizes | {"seeds": config.seeds}).items():
+    bound = bounds.get(name, longest)
+    for each in size if isinstance(size, (list, tuple)) else [size]:
+      if isinstance(each, (int, float)) and not each <= bound:
+        raise ConfigError(
+          f"{workdir}: expected {name} of at most {bound}, as the saved arrays"
+          f" allow, got {each}; the checkpoint contradicts itself"
+        )
 
 
 def _check_paths(
@@ -93,11 +135,16 @@ def _check_paths(
   )
   saved = config.data.data_dir if data_dir is None else None
   if (saved is None and not is_file) or is_own(workdir):
+    if saved is not None and not sources.is_prepared(config.data.name, saved):
+      raise ConfigError(
+        f"{workdir}: {config.data.name!r} is not prepared in the saved data"
+        f" directory {saved!r}, which is only read; name one with --data_dir="
+      )
     return
   if saved is not None:
     raise ConfigError(
-      f"{workdir}: others can write this run, so its data directory {saved!r} is"
-      " not used; name yours with --data_dir="
+      f"{workdir}: others can write this run, so its data directory"
+      f" {saved!r} is not used; name yours with --data_dir="
     )
   raise ConfigError(
     f"{workdir}: others can write this run, so its vocabulary {vocabulary!r} is"

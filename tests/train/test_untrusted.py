@@ -6,7 +6,7 @@ import pytest
 
 from figs_jax.train.config import ConfigError
 from figs_jax.train.log_writer import FILE, read_log
-from figs_jax.train.workdir import _check_paths, is_own
+from figs_jax.train.workdir import _check_paths, _check_sizes, is_own
 
 
 def test_a_workdir_that_others_can_write_is_not_ours(tmp_path):
@@ -40,9 +40,25 @@ def test_a_strangers_path_is_one_line_with_the_flag(tmp_path, tiny_config):
     _check_paths(tmp_path, config, None)
   _check_paths(tmp_path, config, "mine")
   tmp_path.chmod(0o755)
-  _check_paths(tmp_path, config, None)
+  config.data.data_dir = str(tmp_path / "none")
+  with pytest.raises(ConfigError, match="not prepared.*only read.*--data_dir="):
+    _check_paths(tmp_path, config, None)
+  assert not (tmp_path / "none").exists()
 
 
 def test_a_deep_row_of_metrics_is_skipped(tmp_path):
   (tmp_path / FILE).write_text("[" * 10**5 + '\n{"step": 1}\n')
   assert read_log(tmp_path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize(
+  ("name", "scan"), [("depth", False), ("depth", True), ("seeds", False)]
+)
+def test_sizes_beyond_the_saved_arrays_are_refused(name, scan, tiny_config):
+  config = tiny_config("ste")
+  leaves = {f"a{i}": {"shape": [4, 16]} for i in range(8)}
+  config.model.scan = scan
+  _check_sizes("run", config, leaves)
+  (config if name == "seeds" else config.model)[name] = 10**6
+  with pytest.raises(ConfigError, match=f"run: expected {name} of at most"):
+    _check_sizes("run", config, leaves)

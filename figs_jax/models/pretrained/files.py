@@ -166,7 +166,7 @@ def _npz(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
 # Errors that zipfile and numpy raise for damaged archives.
 _BROKEN = (
   ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error,
-  NotImplementedError, RuntimeError, RecursionError, SyntaxError, KeyError, TypeError,
+  NotImplementedError, RuntimeError, SyntaxError, KeyError, TypeError,
   MemoryError,
 )  # fmt: skip
 
