@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -167,7 +168,7 @@ def _npz(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
 _BROKEN = (
   ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error,
   NotImplementedError, RuntimeError, SyntaxError, KeyError, TypeError,
-  MemoryError,
+  MemoryError, tokenize.TokenError,
 )  # fmt: skip
 
 
