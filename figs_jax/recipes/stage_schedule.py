@@ -118,8 +118,8 @@ class Stairs:
   Stair d = 0, 1, ... begins at the first step from start + d * steps / stairs
   on, also beyond the `stairs` stairs of the decay.
 
-  >>> due = jax.vmap(Stairs(100, 5, stairs=2))(jnp.arange(98, 112))
-  >>> [98 + i for i, is_due in enumerate(due) if is_due]
+  >>> due = Stairs(100, 5, stairs=2)
+  >>> [step for step in range(98, 112) if due(jnp.int32(step))]
   [100, 103, 105, 108, 110]
 
   Raises:

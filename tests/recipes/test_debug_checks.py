@@ -42,7 +42,9 @@ def test_three_steps_without_an_infinity_or_a_nan(name):
       params = optax.apply_updates(params, updates)
       switched = recipe.switched(opt_state)
       masks = bound.masks(step + 1, params, masks, switched, grads=grads)
-    assert jnp.isfinite(params["w"]).all()
+    last = bound.final(params, masks, 3, switched)
+    finished = bound.finish(params, last, scales)
+    assert jnp.isfinite(finished["w"]).all()
 
 
 def test_an_infinity_is_seen():
