@@ -10,11 +10,11 @@ Hours:     not measured.
 Expected:  unknown; we have read no published score for these settings.
 
 Adam's .9/.98, 200,000 steps and the learning rate .0625 / sqrt(step) are from
-that paper, which names no weight decay that we have read. Weight decay .25, batch
-(there per host), warm-up and eps are those of Google AQT's WMT configuration, in
-which the paper's numbers recur. It decays all parameters, this one all but
-vectors; pruned weights decay too. Vocabulary and model are ours: the T5
-family (relative positions, RMS norms first) with the sizes of the big
+that paper, which names no weight decay that we have read. Weight decay .25,
+batch (there per host), warm-up and eps are those of Google AQT's WMT
+configuration, in which the paper's numbers recur. AQT decays all parameters,
+this file all but vectors; pruned weights decay too. Vocabulary and model are
+ours, the T5 family (relative positions, RMS norms first) with the sizes of the big
 Transformer (arXiv 1706.03762, table 3). Evaluation is BLEU (sacrebleu) of a
 search with 4 beams, as for that model.
 """
