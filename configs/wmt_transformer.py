@@ -14,8 +14,8 @@ that paper, which names no weight decay that we have read. Weight decay .25,
 batch (there per host), warm-up and eps are those of Google AQT's WMT
 configuration, in which the paper's numbers recur. AQT decays all parameters,
 this file all but vectors; pruned weights decay too. Vocabulary and model are
-ours, the T5 family (relative positions, RMS norms first) with the sizes of the big
-Transformer (arXiv 1706.03762, table 3). Evaluation is BLEU (sacrebleu) of a
+ours, the T5 family (relative positions, RMS norms first) with the sizes of the
+big Transformer (arXiv 1706.03762, table 3). Evaluation is BLEU (sacrebleu) of a
 search with 4 beams, as for that model.
 """
 
