@@ -269,5 +269,5 @@ def _open(name, split, image_size, augment, data_dir, download):
   size = image_size or fixed or _DEFAULT_SIZE
   train, evaluate = augment_lib.standard(builder.name, shape, size, augment)
   source = sources.source_of(builder, split)
-  examples = Examples(source, shape, info.num_classes)
+  examples = Examples(source, shape, classes=info.num_classes)
   return examples, train, evaluate, size, identity([builder])

@@ -45,8 +45,8 @@ class Examples:
     self,
     source: Sequence[Any],
     shape: tuple[int | None, int | None, int],
-    classes: int | None = None,
     cache_bytes: int = _CACHE_BYTES,
+    classes: int | None = None,
   ):
     self._source, self._classes = source, classes
     self.shape = shape

@@ -57,7 +57,7 @@ def _usable_cores() -> int:
 
 
 def _processor() -> str:
-  if _CPUINFO.exists():
-    if name := re.search(r"model name\s*: (.*)", _CPUINFO.read_text()):
-      return name[1]
+  text = _CPUINFO.read_text() if _CPUINFO.exists() else ""
+  if name := re.search(r"model name\s*: (.*)", text):
+    return name[1]
   return platform.processor() or platform.machine()

@@ -185,6 +185,7 @@ def check_finite(params: Any) -> None:
 
 def _check_leaves(params: Any, rest: Any) -> None:
   """Raises ValueError at variables that no checkpoint can hold."""
+  keystr = jax.tree_util.keystr
   for tree in (params, rest):
     paths: dict[str, str] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -198,10 +199,10 @@ def _check_leaves(params: Any, rest: Any) -> None:
       name = path.replace("/", ".")
       if name in paths:
         raise ValueError(
-          f"{path} and {paths[name]}: expected different names, but both"
-          f" variables are saved as {name}; rename one of them"
+          f"{keystr(keys)} and {paths[name]}: expected different names, but"
+          f" both are saved as {name}; rename one of them"
         )
-      paths[name] = jax.tree_util.keystr(keys)
+      paths[name] = keystr(keys)
 
 
 def _is_finite(leaf: Any) -> bool:
