@@ -24,7 +24,9 @@ def test_a_resumed_run_says_what_changed(
   assert meta["machine"] == machine.current()
   count = meta["data"]["num_examples"]
   again = tiny_config(
-    total_steps=3, checkpoint_every=3, allow_change=("total_steps",)
+    total_steps=3,
+    checkpoint_every=3,
+    allow_change=("total_steps", "checkpoint_every"),
   )
   now = machine.current() | {"cores": 77}
   monkeypatch.setattr(machine, "current", lambda: now)
