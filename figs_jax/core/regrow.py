@@ -44,7 +44,8 @@ def regrow_mask(
     axis: Group axis, see `nm_mask`.
     scope: `group` drops the smallest share * n of each group, where a fraction
       is rounded up or down at random with the right mean, and needs no
-      communication between shards; `leaf` drops the smallest of the kernel.
+      communication between shards; `leaf` drops the smallest of the
+      kernel, floor(share * kept) in float32.
 
   Returns:
     A mask with exactly n per group.
@@ -67,7 +68,8 @@ def regrow_mask(
   held = groups.split(mask)
   if scope == "leaf":
     kept = jnp.sum(mask, dtype=jnp.int32)
-    drop = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.int32)
+    # Truncated, as in RigL's code.
+    drop = jnp.floor(share * kept.astype(jnp.float32)).astype(jnp.int32)
     remain = groups.split(mask & top_mask(strength, kept - drop))
   else:
     drop = jnp.floor(share * n).astype(jnp.int32)
@@ -77,7 +79,8 @@ def regrow_mask(
     # Within a loop over kernels this is faster than comparisons.
     ranks = groups.split(ordered(strength))
     remain = held & by_threshold(ranks, stay, groups.axis)
-  # Keys of floats stay below the top one, that of infinity included.
+  # What remains outranks every growth: keys of floats, infinity included, stay
+  # below. An infinity here would stop a sound run under jax_debug_infs.
   top = jnp.int32(jnp.iinfo(jnp.int32).max - 1)
   grown = groups.split(ordered(growth.astype(jnp.float32)))
   whole = jnp.sum(held, groups.axis, keepdims=True, dtype=jnp.int32) == n
