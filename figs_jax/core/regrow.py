@@ -76,7 +76,6 @@ def regrow_mask(
     one = [1 if d == groups.axis else s for d, s in enumerate(groups.grouped)]
     more = jax.random.uniform(key, one) < share * n - drop.astype(jnp.float32)
     stay = n - drop - more.astype(jnp.int32)
-    # Within a loop over kernels this is faster than comparisons.
     ranks = groups.split(ordered(strength))
     remain = held & by_threshold(ranks, stay, groups.axis)
   # What remains outranks every growth: keys of floats, infinity included, stay

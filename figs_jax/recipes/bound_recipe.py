@@ -373,22 +373,23 @@ class BoundRecipe:
       return {k.path: k.all_kept() for k in group}
 
     new: dict[str, Array] = {}
-    rest = []
+    rest: list[BoundLeaf] = []
     counted = takes_count(self.recipe.criterion)
-    for kernels in self._alike(group, states):
-      if not (kernels[0].traced and counted):
-        rest.append(kernels)
+    for k in group:
+      if not (k.traced and counted):
+        rest.append(k)
         continue
-      pattern = kernels[0].leaf.pattern
-      counts = [pattern.m, *(nm.n for nm in kernels[0].stages)]
+      # One ranking compiles in no time: a loop would only slow the step.
+      counts = [k.leaf.pattern.m, *(nm.n for nm in k.stages)]
       n = jnp.asarray(counts, jnp.int32)[stage]
-      new |= self._selected(kernels, states, stages, n)
+      new |= self._selected((k,), states, stages, n)
     if not rest:
       return new
+    alike = self._alike(rest, states)
 
     def at(i: int) -> dict[str, Array]:
       masks: dict[str, Array] = {}
-      for kernels in rest:
+      for kernels in alike:
         masks |= self._selected(kernels, states, i)
       return masks
 

@@ -184,7 +184,6 @@ class Regrow:
   """
 
   traced: ClassVar[bool] = False
-  looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = True
 
   by: str
