@@ -11,7 +11,6 @@ for position and metrics.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -31,7 +30,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from figs_jax.core.tree import path_str
-from figs_jax.train import distributed
+from figs_jax.train import distributed, machine
+from figs_jax.train._later_json import LaterJsonSave
 from figs_jax.train.checksums import checksums, checksums_of_now
 
 T = TypeVar("T")
@@ -82,6 +82,7 @@ class Checkpointer:
     self._open: ocp.CheckpointManager | None = None
     self._metrics: dict[int, dict[str, float]] = {}  # by step
     self._logged: set[str] = set()
+    self._last_save: int | None = None
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._open is None:
@@ -147,8 +148,13 @@ class Checkpointer:
     self._metrics[step] = _finite(metrics or {})
     # What follows in the background must not see later changes.
     plain = json.dumps(
-      {"config": config, "data": data, "versions": _versions()}
-      | {"metrics": self._metrics[step]}
+      {
+        "config": config,
+        "data": data,
+        "metrics": self._metrics[step],
+        "machine": machine.current(),
+        "versions": _versions(),
+      }
     )
     types = {k: (list(v.shape), str(v.dtype)) for k, v in leaves.items()}
     sums, returned = checksums_of_now(leaves), threading.Event()
@@ -164,13 +170,14 @@ class Checkpointer:
       return {"format": FORMAT, "sha256": _digest(content), "content": content}
 
     items = ocp.args.Composite(
-      state=ocp.args.StandardSave(leaves), meta=_LaterJsonSave(meta)
+      state=ocp.args.StandardSave(leaves), meta=LaterJsonSave(meta)
     )
     with self._writing():
       try:
         self._manager().save(step, args=items, force=True)
       finally:
         returned.set()
+    self._last_save = step
 
   def meta(self, step: int | None = None) -> dict[str, Any]:
     """The `meta` of a step: config, versions, data, metrics and leaves.
@@ -256,6 +263,11 @@ class Checkpointer:
   def last_good(self) -> str:
     """Words that name the newest step on disk."""
     steps = self.steps()
+    if not steps and self._last_save is not None:
+      return (
+        f"the checkpoints in {self.path}, of which the last save was step"
+        f" {self._last_save}, were deleted"
+      )
     if not steps:
       return "no checkpoint was saved yet"
     return f"the last good checkpoint is step {steps[-1]} in {self.path}"
@@ -405,34 +417,6 @@ class Checkpointer:
           " the saved one"
         )
     return from_leaves(abstract, leaves)
-
-
-class _LaterJson(ocp.JsonCheckpointHandler):
-  """Writes a JSON value that is computed in the background."""
-
-  async def async_save(
-    self, directory: Any, item: Any = None, args: Any = None
-  ) -> list[ocp.future.Future]:
-    del item
-
-    async def write() -> None:
-      value = args.value()
-      if distributed.is_first():
-        (directory / "metadata").write_text(json.dumps(value))
-
-    return [ocp.future.CommitFutureAwaitingContractedSignals(write())]
-
-
-@ocp.args.register_with_handler(_LaterJson, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _LaterJsonSave(ocp.args.CheckpointArgs):
-  """Argument of `_LaterJson`.
-
-  Attributes:
-    value: Function of no arguments that returns the JSON value.
-  """
-
-  value: Callable[[], Any]
 
 
 class _NewestAndBest(policies.PreservationPolicy):

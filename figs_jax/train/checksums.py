@@ -14,8 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-
-from figs_jax.train import distributed
+from jax.experimental import multihost_utils
 
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -89,7 +88,7 @@ def _here(leaf: Any) -> _Parts:
 def _gathered(leaves: Mapping[str, Any], here: Mapping) -> dict[str, int]:
   """Checksums of the arrays that span processes, one after the other."""
   return {
-    name: _crc32(distributed.whole(leaf))
+    name: _crc32(multihost_utils.process_allgather(leaf, tiled=True))
     for name, leaf in leaves.items()
     if name not in here
   }

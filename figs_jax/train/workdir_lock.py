@@ -20,7 +20,7 @@ and the Linux client's documentation, and not tested on a mounted NFS):
 
 No clocks of two hosts are compared: a heartbeat is a modification time that
 differs from the one seen before, and the minute is measured by the monotonic
-clock of the process that waits. Neither byte-range locks nor hard links are used.
+clock of the process that waits. Byte-range locks and hard links are not used.
 """
 
 from __future__ import annotations
