@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +15,8 @@ class LaterJson(ocp.JsonCheckpointHandler):
   """Writes a JSON value that is computed while the arrays are written."""
 
   async def async_save(
-    self, directory: Path, item: Any = None, args: Any = None
-  ) -> list[ocp.future.Future]:
+    self, directory: Any, item: Any = None, args: Any = None
+  ) -> list[Any] | None:
     del item
 
     async def write() -> None:
