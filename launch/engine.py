@@ -192,6 +192,9 @@ _STEP = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer(
   "seed", None, "Place of one seed of a --workdir with several; 0 by default."
 )
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Directory of --workdir's data, if it was moved."
+)
 _RECIPE_FILE = cli.define_user_file("recipe")
 _SELECTIONS = (_PARETO, _SMALLEST, _POINTS)
 # Columns of --pareto and --smallest beside the axes and what was asked for.
@@ -338,6 +341,7 @@ def _check_flags() -> None:
     _DTYPE,
     _AREA,
     _OUT,
+    _DATA_DIR,
     _RECIPE_FILE,
     _ENGINE_FILE,
     _WHERE,
@@ -352,7 +356,7 @@ def _check_flags() -> None:
   if len(given) != 1:
     got = " and ".join(given) or "none of them"
     cli.fail(f"give one of --layers, --model and --workdir, not {got}")
-  for flag in (_STEP, _SEED, _RECIPE_FILE):
+  for flag in (_STEP, _SEED, _DATA_DIR, _RECIPE_FILE):
     if flag.value is not None and not _WORKDIR.value:
       cli.fail(f"--{flag.name} is of --workdir; leave it out")
   if _WEIGHTS.value is not None and not _MODEL.value:
@@ -450,13 +454,19 @@ def _tables(lengths: Any, sweeps_pattern: bool) -> Any:
     )
   else:
     cli.run_user_file(_RECIPE_FILE)
-    tables = workloads.from_run(
-      str(_WORKDIR.value),
-      sizes,
-      _PATTERN.value,
-      step=_STEP.value,
-      seed=_SEED.value,
-    )
+    from figs_jax.data import DataError
+
+    try:
+      tables = workloads.from_run(
+        str(_WORKDIR.value),
+        sizes,
+        _PATTERN.value,
+        step=_STEP.value,
+        seed=_SEED.value,
+        data_dir=_DATA_DIR.value,
+      )
+    except DataError as error:
+      cli.fail(str(error))
   if sweeps_pattern:
     for label, table in tables.items():
       workloads.require_sparse(table, label)

@@ -50,6 +50,9 @@ _SEED = flags.DEFINE_integer(
 _EMA = flags.DEFINE_bool(
   "ema", False, "Whether to export the averaged weights."
 )
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Directory of the data, if it was moved after training."
+)
 _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
@@ -88,6 +91,7 @@ def main() -> None:
       cli.fail(f"--{flag.name} is missing; see --help")
   cli.run_user_file(_RECIPE_FILE)
   from figs_jax.cli.export import export_run
+  from figs_jax.data import DataError
 
   try:
     lines = export_run(
@@ -97,6 +101,7 @@ def main() -> None:
       step=_STEP.value,
       seed=_SEED.value,
       ema=_EMA.value,
+      data_dir=_DATA_DIR.value,
       dtype=_DTYPE.value,
       layout=_LAYOUT.value,
       platforms=_PLATFORMS.value,
@@ -104,7 +109,7 @@ def main() -> None:
       platform=_PLATFORM.value,
       overwrite=_OVERWRITE.value,
     )
-  except ValueError as error:
+  except (ValueError, DataError) as error:
     cli.fail(str(error))
   cli.say(*lines)
 
@@ -118,8 +123,8 @@ def _check_flags() -> None:
     (_PLATFORM, "stablehlo-module"),
   )
   of_run = (
-    _WORKDIR, _OUT, _OUT_FORMAT, _STEP, _SEED, _EMA, _DTYPE, _OVERWRITE,
-    _RECIPE_FILE, _LAYOUT, _PLATFORMS, _BATCH, _PLATFORM,
+    _WORKDIR, _OUT, _OUT_FORMAT, _STEP, _SEED, _EMA, _DATA_DIR, _DTYPE,
+    _OVERWRITE, _RECIPE_FILE, _LAYOUT, _PLATFORMS, _BATCH, _PLATFORM,
   )  # fmt: skip
   for flag in of_run if _VERIFY.value else ():
     if flag.present:

@@ -6,7 +6,7 @@
   python launch/plot.py --workdir runs/a --out report.html
 
 A directory gets report.html and every plot that the runs have the data for.
-Nothing is written to a workdir, and no data set is read.
+Nothing is written to a workdir, and of a data set only the description is read.
 """
 
 import logging
@@ -57,6 +57,9 @@ _LAYER = flags.DEFINE_string(
 _SEED = flags.DEFINE_integer(
   "seed", 0, "Index of the seed of masks, in runs with several."
 )
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Directory of the data, if it was moved after training."
+)
 _OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Whether to replace existing files."
 )
@@ -75,6 +78,7 @@ def main(words: list[str]) -> None:
   cli.run_user_file(_RECIPE_FILE)
   cli.run_user_file(_ENGINE_FILE)
   from figs_jax.analysis.history import histories
+  from figs_jax.data import DataError
   from figs_jax.engine import parse
   from figs_jax.engine.figures import figure_type
 
@@ -83,12 +87,12 @@ def main(words: list[str]) -> None:
     engines = _ENGINES.value.split(",")
     for spec in engines:
       parse(spec)
-    runs = histories(workdirs)
+    runs = histories(workdirs, data_dir=_DATA_DIR.value)
     if _is_directory(out):
       _directory(out, runs, engines)
     else:
       _one_file(out, runs, engines)
-  except ValueError as error:
+  except (ValueError, DataError) as error:
     cli.fail(str(error))
 
 

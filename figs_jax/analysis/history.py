@@ -55,12 +55,14 @@ class History:
     label: Name that is unique among the runs read together.
     config: The saved configuration; fields it lacks have their default.
     rows: The rows of `metrics.jsonl`.
+    data_dir: Directory of the data sets, in place of the configured one.
   """
 
   path: Path
   label: str
   config: dict[str, Any]
   rows: list[dict[str, Any]]
+  data_dir: str | None = None
 
   @property
   def recipe(self) -> str:
@@ -146,7 +148,7 @@ class History:
   @functools.cached_property
   def restored(self) -> tuple[Experiment, TrainState, int]:
     """(experiment, state, step) of the newest valid checkpoint."""
-    return restore(self.path)
+    return restore(self.path, data_dir=self.data_dir)
 
   @property
   def versions(self) -> dict[str, str]:
@@ -175,11 +177,14 @@ class History:
     return layers_of(self.model, batch=self.config["batch_size"])
 
 
-def histories(workdirs: Sequence[str | Path]) -> list[History]:
+def histories(
+  workdirs: Sequence[str | Path], *, data_dir: str | None = None
+) -> list[History]:
   """Reads runs, each with a label of its own.
 
   Args:
     workdirs: Workdirs of `launch/train.py`, each with at least a configuration.
+    data_dir: Directory of the data sets, in place of the configured ones.
 
   Raises:
     ValueError: If no workdir is given, or one of them twice or without a run.
@@ -192,7 +197,7 @@ def histories(workdirs: Sequence[str | Path]) -> list[History]:
     if path in resolved[:i]:
       raise ValueError(f"{paths[i]}: given twice; name each run once")
   return [
-    History(path, label, _config(path), read_log(path))
+    History(path, label, _config(path), read_log(path), data_dir)
     for path, label in zip(paths, _labels(resolved))
   ]
 

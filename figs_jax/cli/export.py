@@ -35,22 +35,26 @@ def export_run(
   step: int | None = None,
   seed: int | None = None,
   ema: bool = False,
+  data_dir: str | None = None,
   overwrite: bool = False,
   **options: Any,
 ) -> list[str]:
   """Writes the finished model of a run; see `export_model`.
 
   Nothing is written to `workdir`. `step` defaults to the newest valid
-  checkpoint and `seed`, an index, to the first; `ema` takes averaged weights.
-  The other arguments and errors are those of `export_model`.
+  checkpoint and `seed`, an index, to the first; `ema` takes averaged weights;
+  `data_dir` replaces the configured directory of the data sets. The other
+  arguments and errors are those of `export_model`.
 
   Raises:
-    CheckpointError: If the checkpoint does not exist.
+    ValueError: If `figs_jax.train.workdir.restore` raises it.
   """
   _check(out, format, overwrite)
   if format == "stablehlo-module":
     _plain(options.get("batch"), options.get("platform"))
-  model = finished_model(workdir, step=step, seed=seed, ema=ema)
+  model = finished_model(
+    workdir, step=step, seed=seed, ema=ema, data_dir=data_dir
+  )
   return export_model(model, out, format, overwrite=overwrite, **options)
 
 

@@ -20,6 +20,14 @@ from figs_jax.train.config import ConfigError, completed
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.state import TrainState
 
+_NAME_YOURS = (
+  "name yours with --data_dir=, or in training with --config.data.data_dir="
+)
+
+
+class SavedPathError(ConfigError):
+  """A path that a run saved and that is not used."""
+
 
 def restore(
   workdir: str | Path,
@@ -137,17 +145,17 @@ def _check_paths(
   saved = config.data.data_dir if data_dir is None else None
   if (saved is None and not is_file) or is_own(workdir):
     if saved is not None and not sources.is_prepared(config.data.name, saved):
-      raise ConfigError(
+      raise SavedPathError(
         f"{workdir}: {config.data.name!r} is not prepared in the saved data"
-        f" directory {saved!r}, which is only read; name one with --data_dir="
+        f" directory {saved!r}, which is only read; {_NAME_YOURS}"
       )
     return
   if saved is not None:
-    raise ConfigError(
+    raise SavedPathError(
       f"{workdir}: others can write this run, so its data directory"
-      f" {saved!r} is not used; name yours with --data_dir="
+      f" {saved!r} is not used; {_NAME_YOURS}"
     )
-  raise ConfigError(
+  raise SavedPathError(
     f"{workdir}: others can write this run, so its vocabulary {vocabulary!r} is"
     " not used; copy the run into a directory that only you can write"
   )
@@ -198,7 +206,7 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
   }
   if not (path / "checkpoints").is_dir():
     return pretrained.read(model, path, **options)
-  source = _dense_model(path, config.init_seed)
+  source = _dense_model(path, config.init_seed, config.data.data_dir)
   tensors = {
     name: pretrained.Tensor(value.shape, value.dtype, lambda v=value: v)
     for name, value in pretrained.published(source).items()
@@ -206,9 +214,17 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
   return pretrained.matched(model, tensors, where=str(path), **options)
 
 
-def _dense_model(workdir: Path, seed: int) -> nnx.Module:
-  """The model of a dense run's newest checkpoint."""
-  experiment, state, _ = restore(workdir)
+def _dense_model(workdir: Path, seed: int, data_dir: str | None) -> nnx.Module:
+  """The model of a dense run's newest checkpoint.
+
+  `data_dir` is that of the new run; the saved one may be of another data set.
+  """
+  try:
+    experiment, state, _ = restore(workdir)
+  except SavedPathError:
+    if data_dir is None:
+      raise
+    experiment, state, _ = restore(workdir, data_dir=data_dir)
   if experiment.recipe.sparse:
     raise ConfigError(
       f"{workdir}: expected a dense run, got recipe"

@@ -74,7 +74,7 @@ def mistakes(runs, out):
 
 
 @pytest.fixture(scope="module")
-def results(runs, times, tmp_path_factory):
+def results(runs, times, data_dir, tmp_path_factory):
   """(directory, results by name), all from one process."""
   out = tmp_path_factory.mktemp("out")
   every = (
@@ -84,7 +84,9 @@ def results(runs, times, tmp_path_factory):
   calls = {
     "first": every,
     "again": every,
-    "overwrite": (*every, "--overwrite", "--plot=pareto"),
+    "overwrite": (
+      *every, "--overwrite", "--plot=pareto", "--data_dir", data_dir
+    ),
     "single": (
       "--workdir", runs / "sparse", "--plot=flips", "--out", out / "a.svg"
     ),

@@ -81,12 +81,13 @@ MISTAKES = {
     "RUN stablehlo-module --out A --batch 8"
   ),
   "flag --batch=0": "RUN stablehlo-module --out A --batch 0 --platform cuda",
+  "--data_dir does not go with --verify": "--verify TAKEN --data_dir A",
   "--batch does not go with --verify": "--verify TAKEN --batch 8",
 }
 
 
 @pytest.fixture(scope="module")
-def program(run, tmp_path_factory):
+def program(run, data_dir, tmp_path_factory):
   """(directory, results of formats, of mistakes), all from one process."""
   out, wrong = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("wrong")
   taken = wrong / "taken.safetensors"
@@ -99,9 +100,10 @@ def program(run, tmp_path_factory):
     return [paths.get(word, word) for word in text.split()]
 
   before = {p: p.stat().st_mtime_ns for p in sorted(run.rglob("*"))}
+  data = f"--data_dir {data_dir}"
   formats = (
     f"RUN dense --out {out}/dense --seed 1",
-    f"RUN packed --out {out}/p.safetensors --layout bitmask",
+    f"RUN packed --out {out}/p.safetensors --layout bitmask {data}",
     f"RUN torch-2:4 --out {out}/t.safetensors --dtype float16",
     f"RUN stablehlo --out {out}/m.stablehlo --platforms cpu",
     f"RUN stablehlo-module --out {out}/m.mlir --batch 8 --platform cuda",

@@ -2,11 +2,21 @@
 
 import os
 
+import jax
 import pytest
 
+from figs_jax.analysis.history import histories
+from figs_jax.cli.export import export_run
+from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError
+from figs_jax.train.experiment import build
 from figs_jax.train.log_writer import FILE, read_log
-from figs_jax.train.workdir import _check_paths, _check_sizes, is_own
+from figs_jax.train.workdir import (
+  _check_paths,
+  _check_sizes,
+  initial_weights,
+  is_own,
+)
 
 
 def test_a_workdir_that_others_can_write_is_not_ours(tmp_path):
@@ -44,6 +54,47 @@ def test_a_strangers_path_is_one_line_with_the_flag(tmp_path, tiny_config):
   with pytest.raises(ConfigError, match="not prepared.*only read.*--data_dir="):
     _check_paths(tmp_path, config, None)
   assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture
+def shared(tmp_path, tiny_config):
+  """A dense run that others can write, of a data directory that is theirs."""
+  config = tiny_config("dense", total_steps=1)
+  state = jax.jit(build(config).state)()
+  config.data.data_dir = "/elsewhere"
+  path = tmp_path / "shared"
+  with Checkpointer(path) as checkpoints:
+    checkpoints.save(1, state, {}, config.to_dict(), {"accuracy": 0.0})
+  (path / "config.json").write_text(config.to_json())
+  path.chmod(0o777)
+  return path
+
+
+@pytest.mark.standard_promotion
+def test_every_reader_of_a_shared_run_takes_ones_own_data_dir(
+  shared, tiny_config, data_dir, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
+  start = tiny_config("dense", init_from=str(shared))
+
+  def weights(data_dir):
+    start.data.data_dir = data_dir
+    return initial_weights(build(start))
+
+  def exported(data_dir):
+    out = tmp_path / "a.safetensors"
+    return export_run(shared, out, "packed", data_dir=data_dir)
+
+  def restored(data_dir):
+    (run,) = histories([shared], data_dir=data_dir)
+    return run.model
+
+  for read in (weights, exported, restored):
+    with pytest.raises(
+      ConfigError, match="--data_dir=.*training.*--config.data.data_dir="
+    ):
+      read(None)
+    assert read(data_dir)
 
 
 def test_a_deep_row_of_metrics_is_skipped(tmp_path):
