@@ -57,12 +57,15 @@ def main() -> None:
   from figs_jax.data import DataError
   from figs_jax.train import distributed
   from figs_jax.train.checkpoint import SaveError
+  from figs_jax.train.config import recipe_sha256
   from figs_jax.train.loop import Diverged, train
   from figs_jax.train.workdir_lock import LockLostError
 
   try:
     if _DISTRIBUTED.value:
       distributed.initialize()
+    if _RECIPE_FILE.value:
+      config.recipe_sha256 = recipe_sha256(config.recipe.name)
     result = train(config, _WORKDIR.value)
   except (ValueError, DataError) as error:
     cli.fail(str(error))

@@ -7,9 +7,12 @@ command line. `figs_jax.train.schema` lists the fields and checks them.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -167,6 +170,46 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
   return traverse_util.unflatten_dict(fields, sep=".")
 
 
+def recipe_sha256(name: str) -> str:
+  """SHA-256 of the file that defines a recipe of one's own, in hexadecimal.
+
+  Args:
+    name: One of `figs_jax.recipes.names()`.
+
+  Returns:
+    The hash; "" for a recipe of figs_jax or of a notebook.
+
+  >>> recipe_sha256("figs")
+  ''
+  """
+  function = recipes.function_of(name)
+  if function.__module__.startswith("figs_jax."):
+    return ""
+  path = Path(inspect.unwrap(function.builder).__code__.co_filename)
+  return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def other_recipe(saved: Mapping[str, Any], sha256: str) -> str | None:
+  """A message if a run's recipe came from a file of other content.
+
+  Args:
+    saved: Configuration of the run.
+    sha256: Hash from `recipe_sha256`. One that is unknown is no difference.
+
+  >>> saved = {"recipe": {"name": "mine"}, "recipe_sha256": "ab" * 32}
+  >>> other_recipe(saved, "cd" * 32).partition(";")[0]
+  'expected recipe mine of SHA-256 abababababab..., got cdcdcdcdcdcd...'
+  >>> other_recipe(saved, "")
+  """
+  wanted = saved.get("recipe_sha256", "")
+  if not wanted or not sha256 or wanted == sha256:
+    return None
+  return (
+    f"expected recipe {saved['recipe']['name']} of SHA-256 {wanted[:12]}...,"
+    f" got {sha256[:12]}...; give the original file as --recipe_file"
+  )
+
+
 def plain(config: config_dict.ConfigDict) -> dict[str, Any]:
   """A configuration as JSON saves it, which turns tuples into lists."""
   return json.loads(json.dumps(config.to_dict()))
@@ -198,6 +241,8 @@ def changes(
   Those in `config.allow_change` are not refused.
   """
   changed = differences(completed(saved), plain(config))
+  if not other_recipe(saved, config.recipe_sha256):
+    changed = [name for name in changed if name != "recipe_sha256"]
   free = set(config.allow_change)
   return changed, [
     name for name in changed if not free & {name, name.split(".")[0]}

@@ -19,7 +19,7 @@ from ml_collections import config_dict
 from figs_jax.train import distributed, machine, schema, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
-from figs_jax.train.config import ConfigError, changes, plain
+from figs_jax.train.config import ConfigError, changes, other_recipe, plain
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log_writer import MetricLog
 from figs_jax.train.sharding import (
@@ -211,7 +211,7 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
 
 
 # Fields that decide the masks of a step.
-_OF_MASKS = ("recipe", "pattern", "total_steps")
+_OF_MASKS = ("recipe", "recipe_sha256", "pattern", "total_steps")
 # Fields without which a position in the data means nothing.
 _OF_STREAM = (
   "data.name",
@@ -336,9 +336,11 @@ def _changes(saved, config, path) -> list[str]:
   """
   changed, refused = changes(saved, config)
   if refused:
+    what = f"this run was started with another {', '.join(refused)}"
+    if refused == ["recipe_sha256"]:
+      what = other_recipe(saved, config.recipe_sha256)
     raise ConfigError(
-      f"{path}: this run was started with another {', '.join(refused)};"
-      " use a new --workdir, or allow the change with"
+      f"{path}: {what}; use a new --workdir, or allow the change with"
       f" --config.allow_change=\"('{refused[0]}',)\""
     )
   return changed

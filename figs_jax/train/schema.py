@@ -77,6 +77,9 @@ SHARED: dict[str, Field] = {
   "recipe_file": Field(
     "", "File that registers a recipe of your own; set by --recipe_file."
   ),
+  "recipe_sha256": Field(
+    "", "SHA-256 of the file that defines that recipe; set by --recipe_file."
+  ),
   "total_steps": Field(1000, "Number of optimizer steps.", _STEPS),
   "batch_size": Field(
     128, "Examples per optimizer step, over all devices.", _EXAMPLES

@@ -16,7 +16,12 @@ from ml_collections import config_dict
 from figs_jax.data import sources
 from figs_jax.train import schema, seeds
 from figs_jax.train.checkpoint import Checkpointer
-from figs_jax.train.config import ConfigError, completed
+from figs_jax.train.config import (
+  ConfigError,
+  completed,
+  other_recipe,
+  recipe_sha256,
+)
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.state import TrainState
 
@@ -50,13 +55,16 @@ def restore(
 
   Raises:
     ValueError: If the run saved a path but is of another user and `data_dir` is
-      missing, or if the run has no such seed, no such checkpoint, or only a
-      damaged or foreign one (`CheckpointError`).
+      missing, if its recipe came from another file, or if the run has no such
+      seed, no such checkpoint, or only a damaged or foreign one
+      (`CheckpointError`).
   """
   with Checkpointer(workdir) as checkpoints:
     meta = checkpoints.meta(step)
     saved = completed(meta["config"])
     schema.check(saved)
+    if other := other_recipe(saved, recipe_sha256(saved["recipe"]["name"])):
+      raise ConfigError(f"{workdir}: {other}")
     config = config_dict.ConfigDict(saved)
     _check_paths(workdir, config, data_dir)
     _check_sizes(workdir, config, meta["leaves"])

@@ -1,5 +1,6 @@
 """A recipe from a user's file: trained, restored, and reported when faulty."""
 
+import hashlib
 import json
 import runpy
 import shlex
@@ -98,6 +99,7 @@ def test_train_runs_the_file_and_keeps_its_name(results, files):
   saved = json.loads((files / "run" / "config.json").read_text())
   assert saved["recipe"]["name"] == "mine_only"
   assert saved["recipe_file"] == str(files / "own.py")
+  assert saved["recipe_sha256"] == hashlib.sha256(OWN.encode()).hexdigest()
 
 
 @pytest.mark.usefixtures("results")

@@ -1,14 +1,17 @@
 """What a workdir of somebody else may not choose."""
 
 import os
+import runpy
 
 import jax
 import pytest
 
 from figs_jax.analysis.history import histories
 from figs_jax.cli.export import export_run
+from figs_jax.recipes import registry
+from figs_jax.train import loop
 from figs_jax.train.checkpoint import Checkpointer
-from figs_jax.train.config import ConfigError
+from figs_jax.train.config import ConfigError, recipe_sha256
 from figs_jax.train.experiment import build
 from figs_jax.train.log_writer import FILE, read_log
 from figs_jax.train.workdir import (
@@ -16,6 +19,7 @@ from figs_jax.train.workdir import (
   _check_sizes,
   initial_weights,
   is_own,
+  restore,
 )
 
 
@@ -95,6 +99,48 @@ def test_every_reader_of_a_shared_run_takes_ones_own_data_dir(
     ):
       read(None)
     assert read(data_dir)
+
+
+OWN = """
+from figs_jax.recipes import register
+
+
+@register("mine_hashed")
+def mine_hashed(plain):
+  return plain
+"""
+
+
+@pytest.mark.standard_promotion
+def test_a_recipe_file_of_other_content_is_refused(
+  tiny_config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
+  file = tmp_path / "own.py"
+
+  def run_file(text):
+    file.write_text(text)
+    runpy.run_path(str(file))
+    return recipe_sha256("mine_hashed")
+
+  first = run_file(OWN)
+  config = tiny_config("mine_hashed", total_steps=1)
+  config.recipe_sha256 = first
+  state = jax.jit(build(config).state)()
+  saved = config.to_dict()
+  with Checkpointer(tmp_path / "run") as checkpoints:
+    checkpoints.save(1, state, {}, saved, {"accuracy": 0.0})
+  restore(tmp_path / "run")
+  config.recipe_sha256 = second = run_file(OWN + "# edited")
+  line = f"SHA-256 {first[:12]}.*got {second[:12]}.*original file"
+  with pytest.raises(ConfigError, match=line):
+    restore(tmp_path / "run")
+  with pytest.raises(ConfigError, match=line + ".*allow_change=.*sha256"):
+    loop._changes(saved, config, "run")
+  config.allow_change = ("recipe_sha256",)
+  assert loop._changes(saved, config, "run") == ["recipe_sha256"]
+  del saved["recipe_sha256"]  # a run of an older version
+  assert loop._changes(saved, config, "run") == []
 
 
 def test_a_deep_row_of_metrics_is_skipped(tmp_path):
