@@ -7,15 +7,18 @@ Hours:     as for that run.
 Expected:  the same numbers, on the same machine and versions.
 
 If the run used a recipe of your own, give its file as --recipe_file: no file
-that a run names is executed without being asked for.
+that a run names is executed without being asked for. From a config.json that
+others can write, neither the data directory nor leave to download is taken.
 """
 
 import json
+import logging
 from pathlib import Path
 
 from flax import traverse_util
 
 from figs_jax.train.config import ConfigError, default_of
+from figs_jax.train.workdir import is_own, vocabulary_file
 
 
 def get_config(arg: str = ""):
@@ -39,6 +42,8 @@ def get_config(arg: str = ""):
     if unknown:
       raise ValueError(f"unknown field {min(unknown)!r}")
     config.update_from_flattened_dict(fields)
+    if not is_own(arg):
+      _keep_own_paths(arg, config)
   except ConfigError:
     raise
   except (
@@ -49,6 +54,29 @@ def get_config(arg: str = ""):
       f" ({type(error).__name__}: {error})"
     ) from error
   return config
+
+
+def _keep_own_paths(arg, config):
+  """Drops or refuses what would choose a path on this machine."""
+  read = {
+    "init_from": config.init_from,
+    "data.vocabulary": vocabulary_file(config),
+  }
+  for name, path in read.items():
+    if path:
+      raise ConfigError(
+        f"{arg}: others can write this file, so its {name} {path!r} is not"
+        " used; copy the file into a directory that only you can write"
+      )
+  if config.data.data_dir is not None or config.data.download:
+    logging.getLogger("figs_jax").warning(
+      "%s: others can write this file, so its data.data_dir %r and"
+      " data.download=%r are not used; give yours as --config.data.data_dir=",
+      arg,
+      config.data.data_dir,
+      config.data.download,
+    )
+  config.data.data_dir, config.data.download = None, False
 
 
 def _fields(tree):

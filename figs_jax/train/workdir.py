@@ -85,10 +85,11 @@ def is_own(workdir: str | Path) -> bool:
   The workdir, its config.json and every `meta` must belong to the user and be
   writable by nobody else; the private group of the user counts as the user. A
   copy that the user made of somebody else's run passes, and the parents of
-  the workdir are not examined.
+  the workdir are not examined. Of a lone file, its own owner and permissions
+  count.
 
   Args:
-    workdir: Directory of the run.
+    workdir: Directory of the run, or a file.
 
   >>> import tempfile
   >>> is_own(tempfile.mkdtemp())
@@ -142,16 +143,23 @@ def _check_sizes(
         )
 
 
+def vocabulary_file(config: config_dict.ConfigDict) -> str:
+  """Path of the vocabulary; "" if it is of bytes or trained by name.
+
+  Args:
+    config: Configuration of a run.
+  """
+  name = config.data.get("vocabulary", "bytes")
+  return "" if name == "bytes" or name.startswith("sentencepiece:") else name
+
+
 def _check_paths(
   workdir: str | Path, config: config_dict.ConfigDict, data_dir: str | None
 ) -> None:
   """Raises if another user's run would choose a path on this machine."""
-  vocabulary = config.data.get("vocabulary", "bytes")
-  is_file = vocabulary != "bytes" and not vocabulary.startswith(
-    "sentencepiece:"
-  )
+  vocabulary = vocabulary_file(config)
   saved = config.data.data_dir if data_dir is None else None
-  if (saved is None and not is_file) or is_own(workdir):
+  if (saved is None and not vocabulary) or is_own(workdir):
     if saved is not None and not sources.is_prepared(config.data.name, saved):
       raise SavedPathError(
         f"{workdir}: {config.data.name!r} is not prepared in the saved data"

@@ -16,7 +16,7 @@ from figs_jax import data
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import flatten
 from figs_jax.train import experiment as experiments
-from figs_jax.train.config import ConfigError, reads_text
+from figs_jax.train.config import ConfigError, default_config, reads_text
 from figs_jax.train.state import finish, update
 from figs_jax.train.tasks import ImageClassification, Text
 
@@ -143,6 +143,39 @@ def test_a_run_can_be_repeated_from_its_config_json(tmp_path):
     repeated = again.get_config(str(path))
     assert repeated.to_dict() == config.to_dict()
     repeated.data.data_dir = "elsewhere"  # a field may still be overridden
+
+
+def test_a_config_json_of_others_chooses_no_path(tmp_path, caplog):
+  again = load("../launch/again").get_config
+  path, config = tmp_path / "config.json", default_config("ste", "t5")
+
+  def repeated(mode):
+    path.write_text(json.dumps(config.to_dict()))
+    path.chmod(mode)
+    return again(str(path))
+
+  config.data.data_dir, config.data.download = "/elsewhere", True
+  assert repeated(0o644).data == config.data
+  assert not caplog.messages
+  data = repeated(0o666).data
+  assert (data.data_dir, data.download) == (None, False)
+  (line,) = caplog.messages
+  assert "'/elsewhere'" in line and "--config.data.data_dir=" in line
+  config.init_from = "/elsewhere"
+  with pytest.raises(ConfigError, match="init_from '/elsewhere' is not used"):
+    repeated(0o666)
+  config.init_from, config.data.vocabulary = "", "/elsewhere"
+  with pytest.raises(ConfigError, match="vocabulary '/elsewhere' is not used"):
+    repeated(0o666)
+  assert repeated(0o644).data == config.data
+
+
+def test_a_config_json_without_a_batch_size_is_refused(tmp_path):
+  path, config = tmp_path / "config.json", default_config("ste")
+  path.write_text(json.dumps(config.to_dict() | {"batch_size": None}))
+  repeated = load("../launch/again").get_config(str(path))
+  with pytest.raises(ConfigError, match="batch_size: expected.*got None"):
+    experiments.build(repeated)
 
 
 @pytest.mark.parametrize(
