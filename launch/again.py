@@ -12,7 +12,7 @@ others can write, neither the data directory nor leave to download is taken.
 """
 
 import json
-import logging
+import sys
 from pathlib import Path
 
 from flax import traverse_util
@@ -69,12 +69,11 @@ def _keep_own_paths(arg, config):
         " used; copy the file into a directory that only you can write"
       )
   if config.data.data_dir is not None or config.data.download:
-    logging.getLogger("figs_jax").warning(
-      "%s: others can write this file, so its data.data_dir %r and"
-      " data.download=%r are not used; give yours as --config.data.data_dir=",
-      arg,
-      config.data.data_dir,
-      config.data.download,
+    print(  # before the programs configure their logging
+      f"{arg}: others can write this file, so its data.data_dir"
+      f" {config.data.data_dir!r} and data.download={config.data.download} are"
+      " not used; give yours as --config.data.data_dir=",
+      file=sys.stderr,
     )
   config.data.data_dir, config.data.download = None, False
 

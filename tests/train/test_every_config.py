@@ -145,7 +145,7 @@ def test_a_run_can_be_repeated_from_its_config_json(tmp_path):
     repeated.data.data_dir = "elsewhere"  # a field may still be overridden
 
 
-def test_a_config_json_of_others_chooses_no_path(tmp_path, caplog):
+def test_a_config_json_of_others_chooses_no_path(tmp_path, capsys):
   again = load("../launch/again").get_config
   path, config = tmp_path / "config.json", default_config("ste", "t5")
 
@@ -156,10 +156,10 @@ def test_a_config_json_of_others_chooses_no_path(tmp_path, caplog):
 
   config.data.data_dir, config.data.download = "/elsewhere", True
   assert repeated(0o644).data == config.data
-  assert not caplog.messages
+  assert not capsys.readouterr().err
   data = repeated(0o666).data
   assert (data.data_dir, data.download) == (None, False)
-  (line,) = caplog.messages
+  (line,) = capsys.readouterr().err.splitlines()
   assert "'/elsewhere'" in line and "--config.data.data_dir=" in line
   config.init_from = "/elsewhere"
   with pytest.raises(ConfigError, match="init_from '/elsewhere' is not used"):
