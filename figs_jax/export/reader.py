@@ -136,7 +136,7 @@ def _unpacked(
   path: Path, name: str, record: Record, parts: list[Entry]
 ) -> np.ndarray:
   size = math.prod(record.shape) * record.dtype.itemsize
-  if size > _memory():
+  if size > machine_memory():
     raise ExportError(
       f"{path}: {name} unpacks to {size} bytes, more than this machine has"
     )
@@ -163,8 +163,12 @@ def _unpacked(
   return array
 
 
-def _memory() -> int:
-  """Bytes of memory of this machine, if known."""
+def machine_memory() -> int:
+  """Bytes of memory of this machine, or the largest int if unknown.
+
+  >>> machine_memory() > 2**20
+  True
+  """
   try:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   except (AttributeError, OSError, ValueError):  # not on every system

@@ -157,10 +157,10 @@ def test_a_small_file_cannot_fill_the_memory(tmp_path, monkeypatch):
   leaf = {"w": MaskedKernel((1024, 64), NM(1, 1024), 0)}
   export.write_packed(path, {"w": np.zeros((1024, 64), np.float32)}, leaf)
   module = sys.modules[export.read.__module__]
-  monkeypatch.setattr(module, "_memory", lambda: 2**18 - 1)
+  monkeypatch.setattr(module, "machine_memory", lambda: 2**18 - 1)
   with pytest.raises(export.ExportError, match="w unpacks to 262144 bytes"):
     export.read(path)
-  monkeypatch.setattr(module, "_memory", lambda: 2**18)
+  monkeypatch.setattr(module, "machine_memory", lambda: 2**18)
   assert export.read(path)["w"].shape == (1024, 64)
 
   def full(*_, **__):

@@ -9,7 +9,7 @@ import pytest
 from figs_jax.analysis.history import histories
 from figs_jax.cli.export import export_run
 from figs_jax.recipes import registry
-from figs_jax.train import loop
+from figs_jax.train import loop, workdir
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError, recipe_sha256
 from figs_jax.train.experiment import build
@@ -148,14 +148,22 @@ def test_a_deep_row_of_metrics_is_skipped(tmp_path):
   assert read_log(tmp_path) == [{"step": 1}]
 
 
-@pytest.mark.parametrize(
-  ("name", "scan"), [("depth", False), ("depth", True), ("seeds", False)]
-)
-def test_sizes_beyond_the_saved_arrays_are_refused(name, scan, tiny_config):
+def test_sizes_beyond_the_saved_arrays_are_refused(tiny_config):
   config = tiny_config("ste")
   leaves = {f"a{i}": {"shape": [4, 16]} for i in range(8)}
-  config.model.scan = scan
   _check_sizes("run", config, leaves)
-  (config if name == "seeds" else config.model)[name] = 10**6
-  with pytest.raises(ConfigError, match=f"run: expected {name} of at most"):
+  config.model.depth = 9
+  with pytest.raises(ConfigError, match="run: expected depth of at most 8"):
+    _check_sizes("run", config, leaves)
+  config.model.scan = True
+  _check_sizes("run", config, leaves)
+
+
+def test_saved_arrays_beyond_the_memory_are_refused(tiny_config, monkeypatch):
+  config = tiny_config("ste")
+  leaves = {f"a{i}": {"shape": [4, 16]} for i in range(8)}
+  monkeypatch.setattr(workdir, "machine_memory", lambda: 512)
+  _check_sizes("run", config, leaves)
+  monkeypatch.setattr(workdir, "machine_memory", lambda: 511)
+  with pytest.raises(ConfigError, match="run: expected at most 511 bytes"):
     _check_sizes("run", config, leaves)
