@@ -42,12 +42,24 @@ def vocabulary_of(
       f"Unknown vocabulary {name!r}: expected 'bytes', 'sentencepiece:SIZE' as"
       " in 'sentencepiece:1024', or the path of a sentencepiece model"
     )
-  builder = builders[0]
-  parts = [builder.name, *_parts_of(builder), size]
-  path = os.path.join(root, "sentencepiece", "_".join(parts) + ".model")
+  path = path_of_pieces(size, builders[0], root)
   if not os.path.exists(path):
     train_pieces(_train_texts(builders), int(size), path)
   return piece_vocabulary(path)
+
+
+def path_of_pieces(
+  size: str, builder: tfds.core.DatasetBuilder, root: str
+) -> str:
+  """Path of the model that is trained for "sentencepiece:SIZE".
+
+  Args:
+    size: Number of pieces, in decimal.
+    builder: First data set that the pieces are learned from.
+    root: Directory that keeps trained models.
+  """
+  parts = [builder.name, *_parts_of(builder), size]
+  return os.path.join(root, "sentencepiece", "_".join(parts) + ".model")
 
 
 def _parts_of(builder: tfds.core.DatasetBuilder) -> list[str]:

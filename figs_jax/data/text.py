@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from figs_jax.data import sources, text_to_text
-from figs_jax.data.own_vocabulary import vocabulary_of
+from figs_jax.data.own_vocabulary import path_of_pieces, vocabulary_of
 from figs_jax.data.segments import Segments, segments_of
 from figs_jax.data.span_corruption import SpanCorruption
 from figs_jax.data.stream import (
@@ -169,6 +170,32 @@ class Tasks(Sequence):
       ) from None
 
 
+def writes_nothing(name: str, vocabulary: str, data_dir: str) -> bool:
+  """Whether `find_texts` would write nothing, neither data nor a vocabulary.
+
+  Args:
+    name, vocabulary, data_dir: Same as in `find_texts`.
+
+  >>> writes_nothing("stdlib_text", "bytes", "nowhere")
+  False
+  """
+  if not sources.is_prepared(name, data_dir):
+    return False
+  kind, _, size = vocabulary.partition(":")
+  if kind != "sentencepiece":
+    return True
+  builder = sources.find(_parts_of(name)[0], data_dir=data_dir)
+  root = sources.root_of(data_dir)
+  return os.path.exists(path_of_pieces(size, builder, root))
+
+
+def _parts_of(name: str) -> list[str]:
+  """The data sets of a name: "glue" is all tasks, tfds would take its first."""
+  if name != "glue":
+    return [name]
+  return [f"glue/{task}" for task in text_to_text.GLUE]
+
+
 def find_texts(
   name: str,
   *,
@@ -200,11 +227,9 @@ def find_texts(
     DataError: If the data set has no text or as in `figs_jax.data.load`.
     ValueError: If the lengths or the vocabulary do not fit.
   """
-  # "glue" stands for all tasks, but tfds would read its first one.
-  parts = [f"glue/{task}" for task in text_to_text.GLUE]
   builders = tuple(
     sources.find(part, data_dir=data_dir, download=download)
-    for part in (parts if name == "glue" else [name])
+    for part in _parts_of(name)
   )
   builder = builders[0]
   is_task = text_to_text.reader(builder) is not None

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
-from figs_jax.data import sources
+from figs_jax.data.text import writes_nothing
 from figs_jax.export.reader import machine_memory
 from figs_jax.train import schema, seeds
 from figs_jax.train.checkpoint import Checkpointer
@@ -160,13 +160,14 @@ def _check_paths(
   workdir: str | Path, config: config_dict.ConfigDict, data_dir: str | None
 ) -> None:
   """Raises if another user's run would choose a path on this machine."""
-  vocabulary = vocabulary_file(config)
   saved = config.data.data_dir if data_dir is None else None
-  if (saved is None and not vocabulary) or is_own(workdir):
-    if saved is not None and not sources.is_prepared(config.data.name, saved):
+  if (saved is None and not vocabulary_file(config)) or is_own(workdir):
+    name, words = config.data.name, config.data.get("vocabulary", "bytes")
+    if saved is not None and not writes_nothing(name, words, saved):
+      what = repr(name) + (f" with {words!r}" if ":" in words else "")
       raise SavedPathError(
-        f"{workdir}: {config.data.name!r} is not prepared in the saved data"
-        f" directory {saved!r}, which is only read; {_NAME_YOURS}"
+        f"{workdir}: {what} is not prepared in the saved data directory"
+        f" {saved!r}, which is only read; {_NAME_YOURS}"
       )
     return
   if saved is not None:
@@ -175,8 +176,9 @@ def _check_paths(
       f" {saved!r} is not used; {_NAME_YOURS}"
     )
   raise SavedPathError(
-    f"{workdir}: others can write this run, so its vocabulary {vocabulary!r} is"
-    " not used; copy the run into a directory that only you can write"
+    f"{workdir}: others can write this run, so its vocabulary"
+    f" {vocabulary_file(config)!r} is not used; copy the run into a"
+    " directory that only you can write"
   )
 
 

@@ -326,6 +326,8 @@ def test_pieces_are_trained_on_the_train_split_once(text_dir, monkeypatch):
     "stdlib_text", vocabulary="sentencepiece:400", **options
   )
   assert texts.vocabulary.size == 500
+  assert text.writes_nothing("stdlib_text", "sentencepiece:400", text_dir)
+  assert not text.writes_nothing("stdlib_text", "sentencepiece:401", text_dir)
   monkeypatch.setattr(own_vocabulary, "train_pieces", None)
   again = text.find_texts(
     "stdlib_text", vocabulary="sentencepiece:400", **options

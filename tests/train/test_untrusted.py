@@ -2,16 +2,18 @@
 
 import os
 import runpy
+from pathlib import Path
 
 import jax
 import pytest
 
 from figs_jax.analysis.history import histories
 from figs_jax.cli.export import export_run
+from figs_jax.data import own_vocabulary, sources, stdlib_text
 from figs_jax.recipes import registry
 from figs_jax.train import loop, workdir
 from figs_jax.train.checkpoint import Checkpointer
-from figs_jax.train.config import ConfigError, recipe_sha256
+from figs_jax.train.config import ConfigError, default_config, recipe_sha256
 from figs_jax.train.experiment import build
 from figs_jax.train.log_writer import FILE, read_log
 from figs_jax.train.workdir import (
@@ -146,6 +148,23 @@ def test_a_recipe_file_of_other_content_is_refused(
 def test_a_deep_row_of_metrics_is_skipped(tmp_path):
   (tmp_path / FILE).write_text("[" * 10**5 + '\n{"step": 1}\n')
   assert read_log(tmp_path) == [{"step": 1}]
+
+
+def test_no_vocabulary_is_trained_in_a_saved_data_directory(tmp_path):
+  stdlib_text.prepare(str(tmp_path / "data"))
+  tmp_path.chmod(0o755)
+  config = default_config("ste", "t5")
+  config.data.data_dir = str(tmp_path / "data")
+  _check_paths(tmp_path, config, None)
+  config.data.vocabulary = "sentencepiece:400"
+  with pytest.raises(ConfigError, match="with 'sentencepiece:400' is not prep"):
+    _check_paths(tmp_path, config, None)
+  root = config.data.data_dir
+  builder = sources.find("stdlib_text", data_dir=root)
+  pieces = Path(own_vocabulary.path_of_pieces("400", builder, root))
+  pieces.parent.mkdir()
+  pieces.touch()
+  _check_paths(tmp_path, config, None)
 
 
 def test_sizes_beyond_the_saved_arrays_are_refused(tiny_config):
