@@ -17,7 +17,7 @@ import numpy as np
 
 from figs_jax.core.diagnostics import check_nm, first_bad_group
 from figs_jax.core.groups import normalized
-from figs_jax.core.packing import Layout, pack
+from figs_jax.core.packing import Layout, pack, unpack
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.core.types import Shaped
@@ -111,7 +111,8 @@ def write_packed(
 ) -> None:
   """Writes masked kernels packed, and all other tensors whole.
 
-  Signed zeros and NaN are kept. `read` is the inverse.
+  Signed zeros and NaN are kept: a -0.0 takes the place of an entry. `read` is
+  the inverse.
 
   Args:
     path: Path of a .safetensors file.
@@ -121,8 +122,8 @@ def write_packed(
     overwrite: Whether to replace an existing file.
 
   Raises:
-    ExportError: If a kernel is not N:M (-0.0 counts as an entry here), m
-      exceeds 1024, or the path cannot be written.
+    ExportError: If a kernel is not N:M, a group has more than n entries with
+      its -0.0, m exceeds 1024, or the path cannot be written.
 
   >>> import tempfile
   >>> kernel = np.eye(4, dtype=np.float32)
@@ -146,6 +147,15 @@ def write_packed(
       packed = pack(array, nm, leaf.axis, layout=layout, name=name)
     except (TypeError, ValueError) as error:
       raise ExportError(str(error)) from error
+    negative = np.signbit(array) & (array == 0)
+    if negative.any() and np.any(
+      np.signbit(unpack(packed)) != np.signbit(array)
+    ):
+      raise ExportError(
+        f"{name}: expected at most {nm.n} entries other than 0.0 in each group"
+        f" of {nm.m}, got more with those of -0.0; add 0.0 to the kernel, which"
+        " makes them 0.0"
+      )
     parts = (np.asarray(packed.values), np.asarray(packed.metadata))
     tensors |= {name + end: each for end, each in zip(PARTS[layout], parts)}
     records[name] = Record.of(name, array, layout, leaf)

@@ -53,6 +53,21 @@ def cases(draw):
   return draw(st.integers(0, 99)), place, n, m, dtype
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_negative_zeros_take_places_of_entries(layout, tmp_path):
+  kernel = np.array([[1], [-0.0], [2], [0]], np.float32)
+  leaf, path = MaskedKernel((4, 1), NM(2, 4)), tmp_path / "a.safetensors"
+  with pytest.raises(export.ExportError, match="k: .*at most 2 .*add 0.0 to"):
+    export.write_packed(path, {"k": kernel}, {"k": leaf}, layout=layout)
+  assert not path.exists()
+  for right in (kernel + 0.0, kernel * [[1], [1], [0], [0]]):
+    right = right.astype(np.float32)
+    export.write_packed(
+      path, {"k": right}, {"k": leaf}, layout=layout, overwrite=True
+    )
+    assert export.read(path)["k"].tobytes() == right.tobytes()
+
+
 @settings(deadline=None, max_examples=60)
 @given(case=cases(), layout=st.sampled_from(LAYOUTS))
 def test_what_is_written_is_read(case, layout, tmp_path_factory):
