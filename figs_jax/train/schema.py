@@ -571,7 +571,7 @@ def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
 
 
 def field_list(config: config_dict.ConfigDict, width: int = 80) -> str:
-  """Text that lists every field with value and meaning, for `--help`.
+  """Text that lists every field for `--help`: value, legal values, meaning.
 
   Args:
     config: Configuration that started from `default_config`.
@@ -579,9 +579,11 @@ def field_list(config: config_dict.ConfigDict, width: int = 80) -> str:
   """
   lines = ["fields of the configuration (--config.FIELD=VALUE):"]
   values = flat(config.to_dict())
+  legal = legal_values(config.family, config.recipe.name)
   for name, meaning in field_meanings(config).items():
+    about = f" ({legal[name]}): {meaning}" if meaning else ""
     lines += textwrap.wrap(
-      f"{name}={values[name]!r}: {meaning}".removesuffix(": "),
+      f"{name}={values[name]!r}{about}",
       width,
       initial_indent="  ",
       subsequent_indent="      ",
