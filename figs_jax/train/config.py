@@ -194,7 +194,7 @@ def other_recipe(saved: Mapping[str, Any], sha256: str) -> str | None:
 
   Args:
     saved: Configuration of the run.
-    sha256: Hash from `recipe_sha256`. One that is unknown is no difference.
+    sha256: Hash from `recipe_sha256`; if either is empty, nothing is compared.
 
   >>> saved = {"recipe": {"name": "mine"}, "recipe_sha256": "ab" * 32}
   >>> other_recipe(saved, "cd" * 32).partition(";")[0]
