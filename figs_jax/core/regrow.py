@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from figs_jax.core.groups import Axis, Groups
 from figs_jax.core.masks import nm_mask
@@ -44,7 +45,8 @@ def regrow_mask(
     axis: Group axis, see `nm_mask`.
     scope: `group` drops the smallest share * n of each group, where a fraction
       is rounded up or down at random with the right mean, and needs no
-      communication between shards; `leaf` drops the smallest of the kernel.
+      communication between shards; `leaf` drops the smallest of the
+      kernel, floor(share * kept) in float32.
 
   Returns:
     A mask with exactly n per group.
@@ -66,7 +68,8 @@ def regrow_mask(
   share = jnp.asarray(share, jnp.float32)
   if scope == "leaf":
     kept = jnp.sum(mask, dtype=jnp.int32)
-    drop = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.int32)
+    # Truncated, as in RigL's code.
+    drop = jnp.floor(share * kept.astype(jnp.float32)).astype(jnp.int32)
     remain = mask & top_mask(strength, kept - drop)
   else:
     drop = jnp.floor(share * n).astype(jnp.int32)
@@ -77,8 +80,12 @@ def regrow_mask(
     one = [1 if d == groups.axis else s for d, s in enumerate(groups.grouped)]
     more = jax.random.uniform(key, one) < share * n - drop.astype(jnp.float32)
     remain = groups.join(jnp.where(more, each[1], each[0]))
-  grown = jnp.minimum(growth.astype(jnp.float32), jnp.finfo(jnp.float32).max)
-  new = nm_mask(jnp.where(remain, jnp.inf, grown), pattern, axis)
+  # What remains outranks every growth. Both bounds are finite, since an
+  # infinity of ours would stop a sound run under jax_debug_infs.
+  most = np.finfo(np.float32).max
+  below = np.nextafter(most, np.float32(0))
+  grown = jnp.minimum(growth.astype(jnp.float32), below)
+  new = nm_mask(jnp.where(remain, most, grown), pattern, axis)
   whole = (
     jnp.sum(groups.split(mask), groups.axis, keepdims=True, dtype=int) == n
   )

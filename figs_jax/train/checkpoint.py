@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from figs_jax.core.tree import path_str
-from figs_jax.train import distributed
+from figs_jax.train import distributed, machine
 
 T = TypeVar("T")
 FORMAT = "figs_jax/2"
@@ -80,6 +80,7 @@ class Checkpointer:
     self._open: ocp.CheckpointManager | None = None
     self._metrics: dict[int, dict[str, float]] = {}  # by step
     self._logged: set[str] = set()
+    self._last_save: int | None = None
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._open is None:
@@ -147,6 +148,7 @@ class Checkpointer:
       "config": config,
       "data": data,
       "metrics": self._metrics[step],
+      "machine": machine.current(),
       "versions": {p: importlib.metadata.version(p) for p in _VERSIONED},
       "leaves": {
         name: {
@@ -166,6 +168,7 @@ class Checkpointer:
         ),
         force=True,
       )
+    self._last_save = step
 
   def meta(self, step: int | None = None) -> dict[str, Any]:
     """The `meta` of a step: config, versions, data, metrics and leaves.
@@ -251,6 +254,11 @@ class Checkpointer:
   def last_good(self) -> str:
     """Words that name the newest step on disk."""
     steps = self.steps()
+    if not steps and self._last_save is not None:
+      return (
+        f"the checkpoints in {self.path}, of which the last save was step"
+        f" {self._last_save}, were deleted"
+      )
     if not steps:
       return "no checkpoint was saved yet"
     return f"the last good checkpoint is step {steps[-1]} in {self.path}"
