@@ -55,8 +55,8 @@ def batch_of(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def peer(name: str) -> Any:
   """The model of transformers, without dropout, with random weights."""
-  import torch
-  import transformers as hf
+  import torch  # pyrefly: ignore[missing-import]
+  import transformers as hf  # pyrefly: ignore[missing-import]
 
   torch.manual_seed(0)
   if name == "vit":
@@ -126,7 +126,7 @@ def our_calls(name: str, folder: str, size: int) -> tuple[np.ndarray, Calls]:
 
 def their_calls(name: str, model: Any, size: int) -> tuple[np.ndarray, Calls]:
   """The same of the model of transformers."""
-  import torch
+  import torch  # pyrefly: ignore[missing-import]
 
   x, y = batch_of(name, size)
   labels = torch.tensor(y, dtype=torch.long)
@@ -287,7 +287,7 @@ def main() -> None:
     if importlib.util.find_spec(package) is None:
       parser.error(f"{package} is missing; install it: pip install {package}")
 
-  import torch
+  import torch  # pyrefly: ignore[missing-import]
 
   torch.set_flush_denormal(True)
   versions = " ".join(

@@ -70,6 +70,7 @@ class LayerNorm(nnx.LayerNorm):
     wide = wide - wide.mean(axis=-1, keepdims=True)
     variance = (wide**2).mean(axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(variance + self.epsilon)
+    assert self.scale is not None and self.bias is not None
     scale, bias = (
       jnp.expand_dims(part[...].astype(jnp.float32), range(x.ndim - 1))
       for part in (self.scale, self.bias)

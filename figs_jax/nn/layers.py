@@ -140,7 +140,8 @@ class SparseLinear(Masked, nnx.Linear):
   dense_type = nnx.Linear
 
   def __init__(self, *args: Any, **kwargs: Any):
-    super().__init__(*args, **{"dot_general": rows_dot_general} | kwargs)
+    kwargs.setdefault("dot_general", rows_dot_general)
+    super().__init__(*args, **kwargs)
 
 
 class SparseLinearGeneral(Masked, nnx.LinearGeneral):
