@@ -6,7 +6,9 @@ AdamW. Logits must agree within 1e-4 before anything is timed. Rounds alternate
 between both sides; printed are the medians of processor time (all threads) and
 of wall time, and the median of the paired ratios, ours over theirs, with their
 quartiles. PyTorch runs eagerly, as transformers does by default, and
-subnormal numbers are zero on both sides, as XLA has them.
+subnormal numbers are zero on both sides, as XLA has them. Its threads wait
+busily for each other: on a machine with other work that counts as its processor
+time, so compare on an idle one.
 
 `--revision REV` also runs our side of a worktree of that revision, in a
 process of its own, in the same rounds.
@@ -95,11 +97,11 @@ def our_calls(name: str, folder: str, size: int) -> tuple[np.ndarray, Calls]:
   tx = optax.adamw(RATE, weight_decay=DECAY)
 
   @jax.jit
-  def forward(params):
+  def forward(params, *given):
     return nnx.merge(graphdef, params, rest)(*given)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def step(carry):
+  def step(carry, y, *given):
     params, state = carry
 
     def loss(params):
@@ -113,15 +115,15 @@ def our_calls(name: str, folder: str, size: int) -> tuple[np.ndarray, Calls]:
   carry = [jax.tree.map(jnp.copy, (params, tx.init(params)))]
 
   def train():
-    carry[0] = jax.block_until_ready(step(carry[0]))
+    carry[0] = jax.block_until_ready(step(carry[0], y, *given))
 
   calls: Calls = {
-    "forward": lambda: jax.block_until_ready(forward(params)),
+    "forward": lambda: jax.block_until_ready(forward(params, *given)),
     "step": train,
   }
   if name == "t5":
     calls["decode"] = lambda: np.asarray(decode.greedy(model, x, DECODED))
-  return np.asarray(forward(params)), calls
+  return np.asarray(forward(params, *given)), calls
 
 
 def their_calls(name: str, model: Any, size: int) -> tuple[np.ndarray, Calls]:
