@@ -28,7 +28,15 @@ from figs_jax.recipes import listing, registry
 from figs_jax.recipes.docstrings import entries
 from figs_jax.recipes.picture import draw, timeline_table
 from figs_jax.train.config import default_config
-from figs_jax.train.schema import IMAGES, SHARED, TEXT, field_meanings, flat
+from figs_jax.train.schema import (
+  IMAGES,
+  RECIPE,
+  SHARED,
+  TEXT,
+  field_meanings,
+  flat,
+  legal_values,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -112,7 +120,19 @@ def fields_table(name: str) -> str:
     config = default_config(family=name.removeprefix("model "))
     shown = [key for key in flat(config.to_dict()) if key.startswith("model.")]
   values, texts = flat(config.to_dict()), field_meanings(config)
-  return _table({key: (values[key], texts[key]) for key in shown}, "field")
+  legal = legal_values(config.family, config.recipe.name)
+  lines = ["| field | default | legal | meaning |", "|---|---|---|---|"]
+  for key in shown:
+    text = texts[key].rstrip(".;").replace("|", r"\|")
+    lines.append(f"| `{key}` | `{values[key]!r}` | {legal[key]} | {text} |")
+  return "\n".join(lines) + "\n"
+
+
+def recipe_numbers() -> str:
+  """The legal numbers of the recipes' options."""
+  lines = ["| option | legal |", "|---|---|"]
+  lines += [f"| `recipe.{key}` | {legal} |" for key, legal in RECIPE.items()]
+  return "\n".join(lines) + "\n"
 
 
 def common_table() -> str:
@@ -122,8 +142,8 @@ def common_table() -> str:
   return _table({key: (default, meanings[key]) for key, default in common})
 
 
-def _table(rows: dict[str, tuple[Any, str]], head: str = "option") -> str:
-  lines = [f"| {head} | default | meaning |", "|---|---|---|"]
+def _table(rows: dict[str, tuple[Any, str]]) -> str:
+  lines = ["| option | default | meaning |", "|---|---|---|"]
   for key, (default, text) in rows.items():
     if not text:
       raise ValueError(f"docs: no docstring documents {key!r}")
@@ -143,6 +163,8 @@ def generated(what: str) -> str:
     return common_table()
   if kind == "options":
     return options_table(name)
+  if what == "recipe numbers":
+    return recipe_numbers()
   if kind == "fields":
     return fields_table(name)
   if kind == "file":

@@ -26,7 +26,9 @@ def get_config(arg: str = ""):
       " launch/again.py:runs/a/config.json"
     )
   try:
-    saved = dict(json.loads(Path(arg).read_text()))
+    saved = json.loads(Path(arg).read_text())
+    if not isinstance(saved, dict):
+      raise ValueError("no fields")
     config = default_of(saved)
     fields = {
       # JSON has no tuples.
@@ -39,7 +41,9 @@ def get_config(arg: str = ""):
     config.update_from_flattened_dict(fields)
   except ConfigError:
     raise
-  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+  except (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
+  ) as error:  # fmt: skip
     raise ConfigError(
       f"{arg}: expected the config.json of a run's workdir"
       f" ({type(error).__name__}: {error})"

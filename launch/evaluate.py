@@ -22,6 +22,9 @@ _ENGINES = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Directory of the data, if it was moved after training."
 )
+_DOWNLOAD = flags.DEFINE_bool(
+  "download", False, "Whether to download a missing data set."
+)
 _RECIPE_FILE = cli.define_user_file("recipe")
 _ENGINE_FILE = cli.define_user_file("engine")
 _FORMAT = flags.DEFINE_enum(
@@ -46,6 +49,7 @@ def main() -> None:
       ema=_EMA.value,
       engine_spec=_ENGINES.value,
       data_dir=_DATA_DIR.value,
+      download=_DOWNLOAD.value,
     )
   except (ValueError, DataError) as error:
     cli.fail(str(error))

@@ -220,7 +220,15 @@ def _config(path: Path) -> dict[str, Any]:
     raise ValueError(
       f"{path}: no run here; expected the --workdir of launch/train.py"
     ) from error
-  except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+  except (
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+  ) as error:
     raise ValueError(
       f"{path}/config.json: cannot be read as a run's configuration"
       f" ({type(error).__name__}); expected the --workdir of launch/train.py"

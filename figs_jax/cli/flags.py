@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 import absl.logging
 from absl import app, flags
 
-from figs_jax.core.rules import nearest
 from figs_jax.export import atomic_write
 
 _EXAMPLE = "configs/digits_vit.py:figs"
@@ -348,12 +347,14 @@ def _last_line(error: Exception) -> str:
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
   """Names the --config.FIELD that does not exist, and the nearest that does."""
+  from figs_jax.train.schema import near
+
   known = _known_fields()
   given = re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE)
   for name in given:
     field = name.removeprefix("config.")
     if field not in known:
-      return f"--{name}: unknown field; {nearest(field, known)}"
+      return f"--{name}: unknown field{near(field, known)}"
   return f"The configuration refuses a field: {error}"
 
 

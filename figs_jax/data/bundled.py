@@ -41,8 +41,7 @@ def prepare(kind: _Builder, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
       f"{kind.name}: data_dir {data_dir!r} is remote; {kind.name} is prepared"
       " on first use and needs a local directory"
     )
-  builder = kind(data_dir=data_dir)
-  if _is_sound(builder):
+  if builder := sound(kind, data_dir):
     return builder
   prefix = f".incomplete.{kind.name}."
   _remove_stale(data_dir, prefix)
@@ -59,31 +58,34 @@ def prepare(kind: _Builder, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
   return kind(data_dir=data_dir)
 
 
-def _is_sound(builder: tfds.core.GeneratorBasedBuilder) -> bool:
-  """Whether all records exist and pass array_record's checksums."""
-  if not (builder.data_path.exists() and builder.is_prepared()):
-    return False
+def sound(
+  kind: _Builder, data_dir: str
+) -> tfds.core.GeneratorBasedBuilder | None:
+  """The builder, if all records exist and pass array_record's checksums."""
   try:
+    builder = kind(data_dir=data_dir)
+    if not (builder.data_path.exists() and builder.is_prepared()):
+      return None
     for split, info in builder.info.splits.items():
       raw = builder.as_data_source(split).data_source
       if len(raw.__getitems__(range(len(raw)))) != info.num_examples:
-        return False
+        return None
   except Exception:  # Whatever a damaged file raises, it is prepared again.
-    return False
-  return True
+    return None
+  return builder
 
 
 def _move_into_place(
   kind: _Builder, source: str, data_dir: str, scratch: str
 ) -> None:
-  target = str(kind(data_dir=data_dir).data_dir)
+  target = os.path.join(data_dir, os.path.relpath(source, scratch))
   os.makedirs(os.path.dirname(target), exist_ok=True)
   for attempt in range(10):
     try:
       os.rename(source, target)  # Fails when a non-empty target is there.
       return
     except OSError:
-      if _is_sound(kind(data_dir=data_dir)):
+      if sound(kind, data_dir):
         return
       # Somebody else may have moved the damaged copy first.
       with contextlib.suppress(FileNotFoundError):

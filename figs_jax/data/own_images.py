@@ -220,6 +220,27 @@ def _checked_file(path: Path, size: int, changed_ns: int) -> _File:
   return _File(path, digest, (shape[0], shape[1], shape[2]), num_classes)
 
 
+def builder_class(name: str) -> type[tfds.core.GeneratorBasedBuilder]:
+  """The class of builders for the present content of a file.
+
+  Args:
+    name: "npz:FILE".
+
+  Raises:
+    ValueError: If the file is wrong, see `read`.
+    OSError: If the file cannot be read.
+  """
+  path = Path(name.removeprefix(PREFIX)).expanduser().absolute()
+  status = path.stat()
+  file = _checked_file(path, status.st_size, status.st_mtime_ns)
+  config = tfds.core.BuilderConfig(
+    name=f"{file.stem}_{file.digest[:16]}", version=_Builder.VERSION
+  )
+  fields = {"name": "npz", "file": file, "BUILDER_CONFIGS": [config]}
+  with tfds.core.registered.skip_registration():
+    return type("Npz", (_Builder,), {"__module__": __name__, **fields})
+
+
 def prepare(name: str, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
   """Prepares one's own images; see `figs_jax.data.bundled.prepare`.
 
@@ -231,27 +252,13 @@ def prepare(name: str, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
     ValueError: If the file is wrong, see `read`.
     OSError: If a file cannot be read or written.
   """
-  path = Path(name.removeprefix(PREFIX)).expanduser().absolute()
-  status = path.stat()
-  file = _checked_file(path, status.st_size, status.st_mtime_ns)
-  config = tfds.core.BuilderConfig(
-    name=f"{file.stem}_{file.digest[:16]}", version=_Builder.VERSION
-  )
-  with tfds.core.registered.skip_registration():
-    kind = type(
-      "Npz",
-      (_Builder,),
-      {
-        "__module__": __name__,
-        "name": "npz",
-        "file": file,
-        "BUILDER_CONFIGS": [config],
-      },
-    )
-  others = Path(data_dir) / "npz"
-  if not (others / config.name).exists() and any(
-    re.fullmatch(rf"{re.escape(file.stem)}_[0-9a-f]{{16}}", other)
-    for other in (os.listdir(others) if others.is_dir() else ())
+  kind = builder_class(name)
+  own = kind.BUILDER_CONFIGS[0].name
+  copies = Path(data_dir) / "npz"
+  same_stem = re.compile(re.escape(own[:-16]) + "[0-9a-f]{16}")
+  if not (copies / own).exists() and any(
+    same_stem.fullmatch(copy)
+    for copy in (os.listdir(copies) if copies.is_dir() else ())
   ):
-    _log.info("%s: another file than that prepared before; preparing it", path)
+    _log.info("%s: another file than that prepared before; preparing it", name)
   return bundled.prepare(kind, data_dir)

@@ -3,6 +3,10 @@
 `digits` and `stdlib_text` are prepared on first use, and so are idx files and
 one's own images. All others are looked up in the user's data directory; the
 network is used only with `download=True`.
+
+A prepared set may come from somebody else. tfds imports the module of every
+feature class that `features.json` names, so that file is checked first: it may
+name the classes of tfds only.
 """
 
 from __future__ import annotations
@@ -11,19 +15,46 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from figs_jax.data import digits, idx, own_images, stdlib_text
+from figs_jax.data import bundled, digits, idx, own_images, stdlib_text
 
 _BUNDLED = {"digits": digits.prepare, "stdlib_text": stdlib_text.prepare}
 # Without TensorFlow, tfds finds c4 and translations only after these imports.
 _REGISTERING = ("text", "translate")
+# tfds finds the sets of a namespace on the network.
+_NAMESPACE = re.compile(r"[\w-]+:(?!(\d+|\*)(\.(\d+|\*)){2}(/|$))")
+# Classes of tfds by module, below tensorflow_datasets.core.features.
+_FEATURES = {
+  f"tensorflow_datasets.core.features.{module}.{name}"
+  for module, names in {
+    "audio_feature": "Audio",
+    "bounding_boxes": "BBoxFeature",
+    "class_label_feature": "ClassLabel",
+    "dataset_feature": "Dataset",
+    "feature": "Tensor",
+    "features_dict": "FeaturesDict",
+    "image_feature": "Image",
+    "labeled_image": "LabeledImage",
+    "scalar": "Scalar",
+    "sequence_feature": "Sequence",
+    "tensor_feature": "Tensor",
+    "text_feature": "Text",
+    "translation_feature": "Translation TranslationVariableLanguages",
+    "video_feature": "Video",
+  }.items()
+  for name in names.split()
+}
+# Keys of features.json under which a text names a class.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 class DataError(Exception):
@@ -176,6 +207,11 @@ def find(
       f" ({', '.join(idx.NAMES)}), got data set {name!r}; unset it"
     )
   root = root_of(data_dir)
+  if name.startswith(own_images.PREFIX):
+    with _as_data_errors(name):
+      return own_images.prepare(name, root)
+  if not download:
+    _check_local(name, root)
   if name in _BUNDLED:
     try:
       return _BUNDLED[name](root)
@@ -184,9 +220,6 @@ def find(
         f"{_first_line(error)}; choose a writable directory with"
         " --config.data.data_dir"
       ) from error
-  if name.startswith(own_images.PREFIX):
-    with _as_data_errors(name):
-      return own_images.prepare(name, root)
   builder = _builder(name, root)
   files = source or idx.directory_of(name)
   if files and not os.path.exists(builder.data_dir):
@@ -211,7 +244,77 @@ def _as_data_errors(name: str) -> Iterator[None]:
     raise DataError(f"data set {name!r}: {_first_line(error)}") from error
 
 
+def is_prepared(name: str, data_dir: str) -> bool:
+  """Whether `find` would write nothing; always so for sets of tfds, but
+  those that are made of idx files.
+
+  >>> is_prepared("digits", "nowhere"), is_prepared("cifar10", "nowhere")
+  (False, True)
+  """
+  kinds = {"digits": digits.Digits, "stdlib_text": stdlib_text.StdlibText}
+  root = root_of(data_dir)
+  if name.startswith(own_images.PREFIX):
+    with _as_data_errors(name):
+      return bundled.sound(own_images.builder_class(name), root) is not None
+  if name in idx.NAMES:
+    return _builder(name, root).data_path.exists()
+  return name not in kinds or bundled.sound(kinds[name], root) is not None
+
+
+def _check_local(name: str, root: str) -> None:
+  """Raises if a name or directory would use the network."""
+  what = None
+  if _NAMESPACE.match(name):
+    what = f"Data set {name!r}"
+  elif "://" in root:
+    what = f"data_dir {root!r}"
+  if what is not None:
+    raise DataError(
+      f"{what} is not on this machine; the network is used only if you ask for"
+      " it with --config.data.download=True (training) or --download"
+    )
+
+
+def _check_features(name: str, root: str) -> None:
+  """Raises if a prepared set names a feature class that is not of tfds."""
+  base = Path(root, re.split("[/:]", name)[0])
+  for pattern in ("*/features.json", "*/*/features.json"):
+    for path in base.glob(pattern):
+      try:
+        for kind in _class_names(json.loads(path.read_bytes())):
+          if kind not in _FEATURES:
+            raise ValueError(
+              f"expected feature classes of tfds, got {kind[:80]!r}"
+            )
+      except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+          f"data set {name!r}: {path}: {_first_line(error)}; use a data set of"
+          " tfds's own features"
+        ) from error
+
+
+def _class_names(value: Any) -> Iterator[str]:
+  """The classes in a value of features.json, at any depth.
+
+  >>> inner = {"features": {"a": {"type": "x.B"}}}
+  >>> list(_class_names({"pythonClassName": "x.A", "featuresDict": inner}))
+  ['x.A', 'x.B']
+  """
+  if isinstance(value, list):
+    for each in value:
+      yield from _class_names(each)
+  elif isinstance(value, dict):
+    for key, each in value.items():
+      if key in _CLASS_KEYS and isinstance(each, str):
+        yield each
+      elif key == "json" and isinstance(each, str):  # JSON in a text
+        yield from _class_names(json.loads(each))
+      else:
+        yield from _class_names(each)
+
+
 def _builder(name: str, root: str) -> tfds.core.DatasetBuilder:
+  _check_features(name, root)
   for module in _REGISTERING:
     importlib.import_module(f"tensorflow_datasets.{module}")
   try:

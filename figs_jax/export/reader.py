@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +45,16 @@ class Weight:
   rows: Callable[[int, int], np.ndarray] | None = None
 
 
-def weights(path: str | Path) -> list[Weight]:
+def weights(path: str | Path, *, strict: bool = True) -> list[Weight]:
   """The unpacked tensors of a .safetensors file, sorted by name.
 
   Args:
     path: Path of a file from any of the writers.
+    strict: Whether to refuse a file that has packed tensors or hashes, but not
+      the mark of its manifest.
 
   Raises:
-    ExportError: If the file is damaged or contradicts itself.
+    ExportError: If the file is damaged, contradicts itself or lost its mark.
 
   >>> import tempfile
   >>> from figs_jax.export import write
@@ -65,6 +67,8 @@ def weights(path: str | Path) -> list[Weight]:
   path = Path(path)
   entries, metadata = opened(path)
   if KEY not in metadata:
+    if strict:
+      _check_unmarked(path, entries, metadata)
     return [
       Weight(name, e.shape, e.kind, e.nbytes, e.read, rows=e.rows)
       for name, e in sorted(entries.items())
@@ -85,15 +89,34 @@ def weights(path: str | Path) -> list[Weight]:
   return tensors
 
 
-def read(path: str | Path) -> dict[str, Shaped[np.ndarray, "*shape"]]:
+def _check_unmarked(
+  path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str]
+) -> None:
+  """Raises if a file without a manifest seems to have lost it."""
+  names = [name for name, text in metadata.items() if '"sha256"' in text]
+  pairs = {ends for ends in PARTS.values() if len(ends) == 2}
+  for first, second in sorted(pairs):
+    stems = (n.removesuffix(first) for n in entries if n.endswith(first))
+    names += [stem + first for stem in stems if stem + second in entries]
+  if names:
+    raise ExportError(
+      f"{path}: expected a manifest {KEY!r} for {names[0]!r}, got none, so its"
+      " hashes cannot be checked; fetch it again, or read it with strict=False"
+    )
+
+
+def read(
+  path: str | Path, *, strict: bool = True
+) -> dict[str, Shaped[np.ndarray, "*shape"]]:
   """The arrays of a .safetensors file by name, unpacked, bit for bit.
 
   Args:
     path: Path of a file from any of the writers.
+    strict: Same as in `weights`.
 
   Raises:
-    ExportError: If the file is damaged, contradicts itself, or differs from its
-      hashes.
+    ExportError: If the file is damaged, contradicts itself, lost its mark, or
+      differs from its hashes.
 
   >>> import tempfile
   >>> from figs_jax.core.pattern import NM
@@ -106,7 +129,7 @@ def read(path: str | Path) -> dict[str, Shaped[np.ndarray, "*shape"]]:
   ...   bool((read(file)["kernel"] == kernel).all())
   True
   """
-  return {weight.name: weight.read() for weight in weights(path)}
+  return {weight.name: weight.read() for weight in weights(path, strict=strict)}
 
 
 def _unpacked(

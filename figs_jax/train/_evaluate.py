@@ -150,6 +150,7 @@ def evaluate(
   engine_spec: str | None = None,
   batch: int | None = None,
   data_dir: str | None = None,
+  download: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a step of a run; nothing is written.
 
@@ -164,6 +165,7 @@ def evaluate(
     batch: Images or sequences of that forward pass. Defaults to the batch of
       the run.
     data_dir: Directory of the data sets, in place of the configured one.
+    download: Whether a missing data set may be downloaded, whatever was saved.
 
   Returns:
     A JSON-serializable dict: accuracy (mean over seeds), accuracy_se,
@@ -182,7 +184,9 @@ def evaluate(
 
   if engine_spec is not None:
     engine.parse(engine_spec)
-  experiment, state, step = restore(workdir, step, data_dir=data_dir)
+  experiment, state, step = restore(
+    workdir, step, data_dir=data_dir, download=download
+  )
   values = {
     name: np.atleast_1d(value).tolist()
     for name, value in evaluator(experiment).run(state, ema=ema)

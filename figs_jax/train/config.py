@@ -1,16 +1,15 @@
-"""Default configurations, and validation.
+"""Default configurations, and those of saved runs.
 
 A file in configs/ starts from `default_config(recipe)`, sets the fields that
 its experiment changes, and returns it. Every field can be overridden on the
-command line. `validate` checks a configuration before anything is built;
-`figs_jax.train.schema` lists the fields.
+command line. `figs_jax.train.schema` lists the fields and checks them.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from ml_collections import config_dict
 
 from figs_jax import models, recipes
 from figs_jax.train import schema
+from figs_jax.train.schema import ConfigError
 
 # Fields that may change when a run is resumed: they affect none of its numbers.
 FREE = (
@@ -42,40 +42,9 @@ _KINDS: dict[str, type] = {
   ),
   **dict.fromkeys(("depths", "pretrained_windows"), tuple),
 }
-# Options that default to the variant's value.
-_OF_VARIANT = ("head_dim", "gated", "tied")
-# Model options that follow from the variant or from the data.
-_DERIVED = (
-  "patch",
-  "num_classes",
-  "image_size",
-  "in_channels",
-  "vocab",
-  "input_length",
-  "target_length",
-  "param_dtype",
-)
 _OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
-_COUNTS = (
-  "total_steps batch_size grad_accum_steps log_every checkpoint_every keep"
-  " data.beams"
-)
-_NOT_NEGATIVE = (
-  "seeds diagnose_every init_seed mixup optimizer.warmup_steps"
-  " optimizer.weight_decay optimizer.clip"
-)
-_CHOICES = {
-  "seeds_mode": ("auto", "vmap", "map"),
-  "init_head": ("strict", "fresh"),
-  "loss": ("softmax", "bce"),
-  "optimizer.schedule": ("cosine", "linear", "rsqrt", "constant"),
-}
 # Fields of saved runs that 0.2.0 has renamed.
 _RENAMED = {"accumulate": "grad_accum_steps"}
-
-
-class ConfigError(ValueError):
-  """An invalid configuration; the message names the field and the fix."""
 
 
 def default_config(
@@ -102,7 +71,7 @@ def default_config(
   config = schema.defaults(reads_text(family))
   config.family = family
   config.model = _fields(
-    {k: v for k, v in model_options.items() if k not in _DERIVED}
+    {k: v for k, v in model_options.items() if k not in schema.DERIVED}
   )
   config.recipe = _fields({"name": recipe} | recipe_options)
   return config
@@ -121,7 +90,7 @@ def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
   """Options as fields; those without a default are None."""
   fields = config_dict.ConfigDict()
   for name, default in options.items():
-    if name in _OF_VARIANT:
+    if name in schema.OF_VARIANT:
       fields[name] = config_dict.placeholder(type(default))
     elif default is None:
       fields[name] = config_dict.placeholder(_KINDS.get(name, float))
@@ -147,35 +116,6 @@ def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
     raise ConfigError(f"config.recipe or config.pattern: {error}") from error
 
 
-def validate(config: config_dict.ConfigDict) -> None:
-  """Raises a ConfigError at the first invalid field."""
-  fields = schema.flat(config.to_dict())
-
-  def check(names: str, expected: str, valid: Callable[[Any], bool]) -> None:
-    for name in names.split():
-      if name in fields and not valid(value := fields[name]):
-        raise ConfigError(
-          f"--config.{name}: expected {expected}, got {value!r}"
-        )
-
-  parts, steps = config.grad_accum_steps, config.total_steps
-  check(_COUNTS, "at least 1", lambda v: v >= 1)
-  check(_NOT_NEGATIVE, "0 or more", lambda v: v >= 0)
-  check("ema_decay label_smoothing", "[0, 1)", lambda v: 0 <= v < 1)
-  for name, choices in _CHOICES.items():
-    check(name, f"one of {choices}", lambda v, all=choices: v in all)
-  check(
-    "batch_size",
-    f"a multiple of grad_accum_steps={parts}",
-    lambda v: v % parts == 0,
-  )
-  check(
-    "optimizer.warmup_steps",
-    f"less than total_steps={steps}",
-    lambda v: v < steps,
-  )
-
-
 def default_of(saved: Mapping[str, Any]) -> config_dict.ConfigDict:
   """`default_config` for the recipe and family of a saved configuration.
 
@@ -186,13 +126,17 @@ def default_of(saved: Mapping[str, Any]) -> config_dict.ConfigDict:
   >>> default_of({"family": "vit", "recipe": {"name": "ste"}}).recipe.name
   'ste'
   """
-  recipe, file = saved["recipe"]["name"], saved.get("recipe_file")
-  if file and recipe not in recipes.names():
+  try:
+    recipe, file = saved["recipe"]["name"], saved.get("recipe_file")
+  except (LookupError, TypeError, AttributeError):
+    recipe = file = None  # the error below says what is missing
+  if isinstance(file, str) and file and recipe not in recipes.names():
     raise ConfigError(
       f"Unknown recipe {recipe!r}, which this run took from {file}; add"
       f" --recipe_file {shlex.quote(file)}"
     )
-  return default_config(recipe, saved["family"])
+  family, recipe = schema.kind_of(saved)
+  return default_config(recipe, family)
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,16 +147,24 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
   (0, 'cosine')
 
   Raises:
-    ConfigError: If a field has another name in this version of figs_jax, or
-      `default_of` raises it.
+    ConfigError: If this version of figs_jax lacks a field, or `default_of`
+      raises it.
   """
+  defaults = plain(default_of(saved))
   for old, new in _RENAMED.items():
     if old in saved:
       raise ConfigError(
         f"expected config.{new}, got a run of figs_jax 0.1 with config.{old};"
         " read it with that version, or train it again"
       )
-  fields = schema.flat(plain(default_of(saved))) | schema.flat(saved)
+  fields, own = schema.flat(defaults), schema.flat(saved)
+  for name in own:
+    if name not in fields:
+      raise ConfigError(
+        f"expected a run of this version of figs_jax, got one with the unknown"
+        f" field config.{name}{schema.near(name, fields)}"
+      )
+  fields |= own
   return traverse_util.unflatten_dict(fields, sep=".")
 
 

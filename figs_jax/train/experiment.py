@@ -13,9 +13,9 @@ from ml_collections import config_dict
 
 from figs_jax import models, nn, recipes
 from figs_jax.core.types import Array
-from figs_jax.train import seeds
+from figs_jax.train import schema, seeds
 from figs_jax.train._run_once import run_once
-from figs_jax.train.config import given, recipe_of, validate
+from figs_jax.train.config import ConfigError, given, recipe_of
 from figs_jax.train.optimizer import make_optimizer
 from figs_jax.train.state import TrainState, check_finite
 from figs_jax.train.tasks import Task, task_of
@@ -45,13 +45,18 @@ class Experiment:
         recomputed from them.
     """
     config = self.config
-    model = models.create(
-      config.family,
-      config.variant,
-      rngs=nnx.Rngs(jax.random.key(seed)),
-      **self.task.model_options,
-      **given(config.model),
-    )
+    try:
+      model = models.create(
+        config.family,
+        config.variant,
+        rngs=nnx.Rngs(jax.random.key(seed)),
+        **self.task.model_options,
+        **given(config.model),
+      )
+    except ValueError as error:
+      raise ConfigError(
+        f"config.model, config.variant or config.data: {error}"
+      ) from error
     if weights is not None:
       from figs_jax.models import pretrained
 
@@ -114,7 +119,7 @@ def build(config: config_dict.ConfigDict) -> Experiment:
     ValueError: If a field is wrong (mostly a `ConfigError`); the message is one
       line that names the field.
   """
-  validate(config)
+  schema.check(config)
   task = task_of(config)
   recipe = recipe_of(config)
   experiment = Experiment(

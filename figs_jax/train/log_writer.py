@@ -241,7 +241,7 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
       # Without a newline, a number that parses may have been cut short.
       row = json.loads(line) if i < len(lines) - 1 else None
-    except ValueError:
+    except (ValueError, RecursionError):
       row = None
     if isinstance(row, dict) and isinstance(row.get("step"), int):
       values = {

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from figs_jax.train import distributed, seeds, workdir_lock
+from figs_jax.train import distributed, schema, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
 from figs_jax.train.config import ConfigError, changes, plain
@@ -81,6 +81,7 @@ def train(
       a ConfigError.
     Diverged: If the loss becomes NaN or infinite (in every seed).
   """
+  schema.check(config)
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
   parts = mesh.size * config.grad_accum_steps
   if config.batch_size % parts:

@@ -1,30 +1,67 @@
-"""The fields of a configuration: default and meaning of each.
+"""The fields of a configuration: default, meaning and legal values of each.
 
 `default_config`, `--help` of the training program and docs/configuration.md
-take them from here. The options of models and recipes are documented in their
-docstrings.
+take them from here, and `check` compares a configuration with them. The options
+of models and recipes are documented in their docstrings.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import re
 import textwrap
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from flax import traverse_util
 from ml_collections import config_dict
 
 from figs_jax import models
-from figs_jax.recipes import docstrings, listing
+from figs_jax.core.legal import (
+  DTYPES,
+  UNSET,
+  WIDE_DTYPES,
+  Either,
+  Integer,
+  Legal,
+  Number,
+  Several,
+  Typed,
+  Unchecked,
+  Word,
+  suggestion,
+)
+from figs_jax.recipes import docstrings, listing, registry
+from figs_jax.recipes.checks import shown
+
+
+class ConfigError(ValueError):
+  """An invalid configuration; the message names the field and the fix."""
 
 
 class Field(NamedTuple):
-  """A default, or the type of a field without one, and the meaning."""
+  """A field of a configuration.
+
+  Attributes:
+    default: Default, or the type of a field without one.
+    meaning: Meaning in one sentence.
+    legal: Legal values. Defaults to all values of the default's type.
+  """
 
   default: Any
   meaning: str
+  legal: Legal | None = None
 
+
+# Counters are 32-bit. Sizes are bounded, so that no configuration that a
+# checkpoint brings along keeps a program busy or fills the memory.
+_STEPS, _OFF_OR_STEPS = Integer("[1, 2**31)"), Integer("[0, 2**31)")
+_SEED = Integer("[0, 2000000000]")
+_EXAMPLES = Integer("[1, 1048576]")
+_DEVICES = Integer("[1, 65536]", special=-1)
+_RATE, _SHARE = Number("[0, 1)"), Number("[0, 1]")
+_LENGTH = Integer("[2, 131072]")
 
 # Fields of every run.
 SHARED: dict[str, Field] = {
@@ -40,78 +77,110 @@ SHARED: dict[str, Field] = {
   "recipe_file": Field(
     "", "File that registers a recipe of your own; set by --recipe_file."
   ),
-  "total_steps": Field(1000, "Number of optimizer steps."),
-  "batch_size": Field(128, "Examples per optimizer step, over all devices."),
+  "total_steps": Field(1000, "Number of optimizer steps.", _STEPS),
+  "batch_size": Field(
+    128, "Examples per optimizer step, over all devices.", _EXAMPLES
+  ),
   "grad_accum_steps": Field(
-    1, "Micro-batches per optimizer step; more of them save memory."
+    1, "Micro-batches per optimizer step; more of them save memory.", _EXAMPLES
   ),
   "seed": Field(
     0,
     "Seed for initialization, dropout and the recipe (the first one if seeds >"
     " 0).",
+    _SEED,
   ),
-  "seeds": Field(0, "Number of seeds to train together; 0 trains one run."),
+  "seeds": Field(
+    0,
+    "Number of seeds to train together; 0 trains one run.",
+    Integer("[0, 1024]"),
+  ),
   "seeds_mode": Field(
     "auto",
     "How seeds are trained: vmap, map, or auto, which chooses by the device.",
+    Word(("auto", "vmap", "map")),
   ),
   "init_from": Field(
     "", "Initial weights: a file, or the workdir of a dense run."
   ),
   "init_head": Field(
-    "strict", "Classifier of init_from: strict keeps it, fresh makes a new one."
+    "strict",
+    "Classifier of init_from: strict keeps it, fresh makes a new one.",
+    Word(("strict", "fresh")),
   ),
   "init_seed": Field(
-    0, "Index of the seed to start from, if init_from is a run with several."
+    0,
+    "Index of the seed to start from, if init_from is a run with several.",
+    Integer("[0, 1024)"),
   ),
   "init_resize_positions": Field(
     False, "Whether to resize a ViT's positions from another image size."
   ),
-  "optimizer.learning_rate": Field(1e-3, "Learning rate after the warm-up."),
+  "optimizer.learning_rate": Field(
+    1e-3, "Learning rate after the warm-up.", Number("[0, 1000]")
+  ),
   "optimizer.warmup_steps": Field(
-    0, "Steps in which the learning rate rises from 0."
+    0, "Steps in which the learning rate rises from 0.", _OFF_OR_STEPS
   ),
   "optimizer.schedule": Field(
     "cosine",
     "Learning rate after the warm-up: cosine, linear, rsqrt or constant.",
+    Word(("cosine", "linear", "rsqrt", "constant")),
   ),
-  "optimizer.b1": Field(0.9, "Decay of Adam's first moment."),
-  "optimizer.b2": Field(0.999, "Decay of Adam's second moment."),
+  "optimizer.b1": Field(0.9, "Decay of Adam's first moment.", _RATE),
+  "optimizer.b2": Field(0.999, "Decay of Adam's second moment.", _RATE),
   "optimizer.eps": Field(
-    1e-8, "Constant added to the root of Adam's second moment."
+    1e-8,
+    "Constant added to the root of Adam's second moment.",
+    Number("(0, 1]"),
   ),
   "optimizer.weight_decay": Field(
     0.01,
     "Decoupled weight decay, times the learning rate; none on biases and"
     " scales.",
+    Number("[0, 1000]"),
   ),
   "optimizer.clip": Field(
-    1.0, "Largest global norm of the gradient; 0 disables clipping."
+    1.0,
+    "Largest global norm of the gradient; 0 disables clipping.",
+    Number("[0, 1e9]"),
   ),
-  "ema_decay": Field(0.0, "Decay of the averaged weights; 0 keeps none."),
+  "ema_decay": Field(
+    0.0, "Decay of the averaged weights; 0 keeps none.", _RATE
+  ),
   "label_smoothing": Field(
-    0.0, "Share of each target spread over all classes."
+    0.0, "Share of each target spread over all classes.", _RATE
   ),
-  "log_every": Field(50, "Steps between lines of metrics.jsonl."),
+  "log_every": Field(50, "Steps between lines of metrics.jsonl.", _STEPS),
   "diagnose_every": Field(
-    100, "Steps between statistics of masks and gradients; 0 disables them."
+    100,
+    "Steps between statistics of masks and gradients; 0 disables them.",
+    _OFF_OR_STEPS,
   ),
   "checkpoint_every": Field(
-    200, "Steps between checkpoints, each with an evaluation."
+    200, "Steps between checkpoints, each with an evaluation.", _STEPS
   ),
-  "keep": Field(2, "Number of newest checkpoints to keep, beside the best."),
+  "keep": Field(
+    2, "Number of newest checkpoints to keep, beside the best.", _STEPS
+  ),
   "progress": Field(True, "Whether to show a progress bar on a terminal."),
   "mesh.data": Field(
-    1, "Devices to split batches over; -1 takes the remaining ones."
+    1, "Devices to split batches over; -1 takes the remaining ones.", _DEVICES
   ),
   "mesh.fsdp": Field(
-    1, "Devices to split weights over as well; -1 takes the remaining ones."
+    1,
+    "Devices to split weights over as well; -1 takes the remaining ones.",
+    _DEVICES,
   ),
   "allow_change": Field(
-    (), "Names of fields that may change when the run is resumed."
+    (),
+    "Names of fields that may change when the run is resumed.",
+    Several(Typed(str)),
   ),
   "data.seed": Field(
-    0, "Seed for order and augmentation, shared by all seeds of the model."
+    0,
+    "Seed for order and augmentation, shared by all seeds of the model.",
+    _SEED,
   ),
   "data.data_dir": Field(
     str,
@@ -124,9 +193,13 @@ SHARED: dict[str, Field] = {
   ),
   "data.eval_split": Field("test", "Split to evaluate on."),
   "data.workers": Field(
-    0, "Number of processes that read data; 0 reads in threads."
+    0,
+    "Number of processes that read data; 0 reads in threads.",
+    Integer("[0, 1024]"),
   ),
-  "data.eval_batch_size": Field(128, "Examples per step of evaluation."),
+  "data.eval_batch_size": Field(
+    128, "Examples per step of evaluation.", _EXAMPLES
+  ),
 }
 # Fields of families that read images.
 IMAGES: dict[str, Field] = {
@@ -134,8 +207,11 @@ IMAGES: dict[str, Field] = {
     "softmax",
     "Training loss: the cross-entropy of a softmax, or bce, the binary"
     " cross-entropy of each class, averaged over classes.",
+    Word(("softmax", "bce")),
   ),
-  "mixup": Field(0.0, "Parameter alpha of mixup; 0 disables it."),
+  "mixup": Field(
+    0.0, "Parameter alpha of mixup; 0 disables it.", Number("[0, 1000]")
+  ),
   "data.name": Field(
     "digits",
     "Data set: digits, fashion_mnist, npz:FILE, or any of tfds with images.",
@@ -149,7 +225,9 @@ IMAGES: dict[str, Field] = {
     "Augmentation: none, standard (crops, flips), or RandAugment such as"
     " rand-m15-n2.",
   ),
-  "data.image_size": Field(8, "Height and width of the images."),
+  "data.image_size": Field(
+    8, "Height and width of the images.", Integer("[1, 4096]")
+  ),
 }
 # Fields of families that read text.
 TEXT: dict[str, Field] = {
@@ -163,15 +241,81 @@ TEXT: dict[str, Field] = {
     "Vocabulary: bytes, sentencepiece:1024 to train that many pieces, or the"
     " path of a sentencepiece model.",
   ),
-  "data.input_length": Field(128, "Tokens per input, with the end token."),
+  "data.input_length": Field(
+    128, "Tokens per input, with the end token.", _LENGTH
+  ),
   "data.target_length": Field(
     int,
     "Tokens per target; leave it unset for span corruption, which implies it.",
+    _LENGTH,
   ),
-  "data.density": Field(0.15, "Share of tokens that span corruption masks."),
-  "data.mean_span": Field(3.0, "Mean length of a span of span corruption."),
-  "data.beams": Field(1, "Beams of decoding in evaluation; 1 is greedy."),
+  "data.density": Field(
+    0.15, "Share of tokens that span corruption masks.", Number("(0, 1)")
+  ),
+  "data.mean_span": Field(
+    3.0, "Mean length of a span of span corruption.", Number("[1, 131072]")
+  ),
+  "data.beams": Field(
+    1, "Beams of decoding in evaluation; 1 is greedy.", Integer("[1, 1024]")
+  ),
 }
+# Legal values of the models' options; flags are True or False.
+MODEL: dict[str, Legal] = {
+  "width": Integer("[1, 65536]"),
+  "depth": Integer("[1, 512]"),
+  "decoder_depth": Integer("[1, 512]"),
+  "depths": Several(Integer("[1, 512]"), 1, 6),
+  "heads": Integer("[1, 4096]"),
+  "head_dim": Integer("[1, 4096]"),
+  "mlp_dim": Integer("[1, 1048576]"),
+  "mlp_ratio": Number("(0, 64]"),
+  "window": Integer("[1, 64]"),
+  "pretrained_windows": Several(Integer("[0, 64]"), 0, 6),
+  "num_buckets": Integer("[4, 4096]"),
+  "max_distance": Integer("[3, 1048576]"),
+  "dropout": _RATE,
+  "attention_dropout": _RATE,
+  "drop_path": _RATE,
+  "norm_epsilon": Number("(0, 1]"),
+  "pool": Word(("cls", "gap")),
+  "pos": Word(("learned", "sincos")),
+  "gelu": Word(("exact", "tanh")),
+  "dtype": DTYPES,
+}
+# Legal numbers of the recipes' options; `figs_jax.recipes` checks how they fit
+# together.
+RECIPE: dict[str, Legal] = {
+  "dense": _SHARE,
+  "finetune": _SHARE,
+  "refresh_every": _OFF_OR_STEPS,
+  "decay": Number("[0, 1e9]"),
+  "until": _SHARE,
+  "omega": Number("(0, 1]"),
+  "freq": _STEPS,
+  "beta": Number("(0, 1e9]"),
+  "zero_at": Number("(0, 1]"),
+  "k": Integer("[1, 65536]", powers=True),
+  "share": _RATE,
+  "seed": _SEED,
+  "t_min": _RATE,
+  "t_max": _RATE,
+  "threshold": Number("[0, 1e9]"),
+  "window": Integer("[1, 1048576]"),
+}
+# Model options that default to the variant's value.
+OF_VARIANT = ("head_dim", "gated", "tied")
+# Model options that follow from the variant or from the data.
+DERIVED = (
+  "patch",
+  "num_classes",
+  "image_size",
+  "in_channels",
+  "vocab",
+  "input_length",
+  "target_length",
+  "param_dtype",
+)
+_MOST_VALUES = 2**28  # of a ViT's position embedding
 _RECIPE = "Name of the recipe, given after the file: --config=FILE:NAME."
 
 
@@ -209,6 +353,208 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
   {'mesh.data': 1}
   """
   return traverse_util.flatten_dict(config, sep=".")
+
+
+def legal_values(family: str, recipe: str) -> dict[str, Legal]:
+  """Legal values of all fields by dotted name.
+
+  Args:
+    family: One of `figs_jax.models.names()`.
+    recipe: One of `figs_jax.recipes.names()`.
+
+  >>> str(legal_values("vit", "figs")["recipe.k"])
+  'a power of two in [1, 65536]'
+  """
+  options = models.options_of(family)
+  known: dict[str, Legal] = {
+    name: field_legal(field) for name, field in own("vocab" in options).items()
+  }
+  known["family"] = Word(tuple(models.names()))
+  for name, default in options.items():
+    if name not in DERIVED:
+      legal = MODEL.get(name) or Typed(type(default))
+      optional = default is None or name in OF_VARIANT
+      known[f"model.{name}"] = Either(UNSET, legal) if optional else legal
+  if family == "t5":  # its activations overflow in float16
+    known["model.dtype"] = WIDE_DTYPES
+  known["recipe.name"] = Word((recipe,))
+  ours = registry.function_of(recipe).__module__.startswith("figs_jax.")
+  for name, option in registry.parameters(recipe).items():
+    numbers = RECIPE.get(name) if ours else None
+    known[f"recipe.{name}"] = _of_annotation(option.annotation, numbers)
+  return known
+
+
+def field_legal(field: Field) -> Legal:
+  """The legal values of a field of `own`.
+
+  >>> str(field_legal(Field(False, "Whether to download.")))
+  'True or False'
+  """
+  if isinstance(field.default, type):
+    return Either(UNSET, field.legal or Typed(field.default))
+  return field.legal or Typed(type(field.default))
+
+
+def _of_annotation(annotation: Any, numbers: Legal | None) -> Legal:
+  """The legal values of a recipe's option; `numbers` are those of numbers."""
+  union = get_origin(annotation) is not Literal
+  kinds = (union and get_args(annotation)) or (annotation,)
+  legal: Legal = numbers or Unchecked("checked by the recipe")
+  if get_origin(kinds[0]) is Literal:
+    legal = Word(get_args(kinds[0]))
+  elif bool in kinds or str in kinds:
+    legal = Typed(bool if bool in kinds else str)
+  return Either(UNSET, legal) if type(None) in kinds else legal
+
+
+def check(config: Mapping[str, Any] | config_dict.ConfigDict) -> None:
+  """Checks a whole configuration, in a moment and without building anything.
+
+  Args:
+    config: Configuration of a run, or what its config.json holds.
+
+  Raises:
+    ConfigError: If a field is unknown, missing or illegal, or fields do not fit
+      together. The message is one line.
+
+  >>> config = {"family": "vit", "recipe": {"name": "figs"}, "keep": 0}
+  >>> check(config)
+  Traceback (most recent call last):
+    ...
+  figs_jax.train.schema.ConfigError: --config.keep: expected an integer in\
+ [1, 2**31), got 0
+  """
+  if isinstance(config, config_dict.ConfigDict):
+    config = config.to_dict()
+  family, recipe = kind_of(config)
+  legal, fields = legal_values(family, recipe), flat(config)
+  if ("data.vocabulary" in legal) != ("data.vocabulary" in fields) and any(
+    name.startswith("data.") for name in fields
+  ):
+    kinds = ("text", "images")
+    wanted, got = kinds if "data.vocabulary" in legal else kinds[::-1]
+    raise ConfigError(
+      f"config.family={family!r}: expected data fields for {wanted}, got those"
+      f" for {got}; start the configuration from default_config(recipe,"
+      f" {family!r})"
+    )
+  for name, value in fields.items():
+    if name not in legal:
+      raise ConfigError(f"--config.{name}: unknown field{near(name, legal)}")
+    if value not in legal[name]:
+      raise ConfigError(
+        f"--config.{name}: expected {legal[name]}, got {shown(value)}"
+        f"{suggestion(legal[name], value)}"
+      )
+  for name in legal:
+    if name not in fields:
+      raise ConfigError(
+        f"--config.{name}: missing; start the configuration from"
+        f" default_config({recipe!r}, {family!r})"
+      )
+  _check_together(fields)
+
+
+def kind_of(config: Mapping[str, Any]) -> tuple[str, str]:
+  """(family, recipe) of a configuration.
+
+  Raises:
+    ConfigError: If there are none, or they are unknown.
+
+  >>> kind_of({"family": "vit", "recipe": {"name": "ste"}})
+  ('vit', 'ste')
+  """
+  try:
+    family, recipe = config["family"], config["recipe"]["name"]
+  except (LookupError, TypeError):
+    raise ConfigError(
+      "expected a configuration with the fields family and recipe.name"
+    ) from None
+  for name, value, names in (
+    ("family", family, models.names()),
+    ("recipe.name", recipe, registry.names()),
+  ):
+    if not isinstance(value, str) or value not in names:
+      legal = Word(tuple(names))
+      raise ConfigError(
+        f"--config.{name}: expected {legal}, got {shown(value)}"
+        f"{suggestion(legal, value)}"
+      )
+  return family, recipe
+
+
+def _check_together(fields: Mapping[str, Any]) -> None:
+  """Checks fields that depend on each other, each legal by itself."""
+  parts, steps = fields["grad_accum_steps"], fields["total_steps"]
+  size, warmup = fields["batch_size"], fields["optimizer.warmup_steps"]
+  if size % parts:
+    raise ConfigError(
+      f"--config.batch_size: expected a multiple of grad_accum_steps={parts},"
+      f" got {size}"
+    )
+  if warmup >= steps:
+    raise ConfigError(
+      "--config.optimizer.warmup_steps: expected less than total_steps="
+      f"{steps}, got {warmup}"
+    )
+  patch = re.fullmatch(r"\w+/(\d{1,4})", fields["variant"])
+  if fields["family"] == "vit" and patch and int(patch[1]):
+    side = fields["data.image_size"] // int(patch[1])
+    width = fields["model.width"] or 1280  # of H
+    if side**2 * width > _MOST_VALUES:
+      raise ConfigError(
+        f"--config.data.image_size: expected at most {_MOST_VALUES} values of"
+        f" position embeddings, got {side**2} patches of width {width}; use a"
+        " larger patch in --config.variant"
+      )
+
+
+# Fields by what others call them.
+_MEANT = {
+  "lr": "optimizer.learning_rate",
+  "learningrate": "optimizer.learning_rate",
+  "batch": "batch_size",
+  "bs": "batch_size",
+  "epochs": "total_steps",
+  "numepochs": "total_steps",
+  "steps": "total_steps",
+  "warmup": "optimizer.warmup_steps",
+  "wd": "optimizer.weight_decay",
+  "gradclip": "optimizer.clip",
+  "accumulate": "grad_accum_steps",
+  "ema": "ema_decay",
+  "dropoutrate": "model.dropout",
+  "precision": "model.dtype",
+  "dataset": "data.name",
+  "datadir": "data.data_dir",
+  "sparsity": "pattern",
+}
+_EPOCHS = " (epochs * examples // batch_size)"
+
+
+def near(name: str, known: Iterable[str]) -> str:
+  """A hint with at most five fields that an unknown one may mean.
+
+  Args:
+    name: Dotted name of the unknown field.
+    known: Dotted names of the known ones.
+
+  >>> near("epochs", ["total_steps", "seed"])
+  '; did you mean total_steps (epochs * examples // batch_size)?'
+  """
+  known, last = list(known), name.rpartition(".")[2].lower()
+  meant = _MEANT.get(re.sub(r"[-_]", "", last))
+  close = [meant] if meant in known else []
+  close += [field for field in known if field.rpartition(".")[2] == last]
+  close += difflib.get_close_matches(name, known, 5, 0.6)
+  ends = {field.rpartition(".")[2]: field for field in known}
+  close += [ends[e] for e in difflib.get_close_matches(last, ends, 5, 0.7)]
+  if not close:
+    return "; --help lists all fields"
+  fields = ", ".join(list(dict.fromkeys(close))[:5])
+  epochs = "epoch" in last and fields.startswith("total_steps")
+  return f"; did you mean {fields}{_EPOCHS if epochs else ''}?"
 
 
 def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from figs_jax import data, models
 from figs_jax.data import text
-from figs_jax.train.config import ConfigError, reads_text
+from figs_jax.train.config import reads_text
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
 from figs_jax.train.metrics import LabelAccuracy
 from figs_jax.train.text_scores import Bleu, GlueScore, TokenLoss
@@ -173,16 +173,8 @@ def task_of(config: config_dict.ConfigDict) -> Task:
   """The task of a configuration, with its data looked up.
 
   Raises:
-    ConfigError: If the fields of `config.data` belong to the other task.
     DataError, ValueError: If `figs_jax.data.describe` or `find_texts` raises
       them.
   """
   is_text = reads_text(config.family)
-  if is_text != ("vocabulary" in config.data):
-    kinds = ("text", "images") if is_text else ("images", "text")
-    raise ConfigError(
-      f"config.family={config.family!r}: expected data fields for {kinds[0]},"
-      f" got those for {kinds[1]}; start the configuration from"
-      f" default_config(recipe, {config.family!r})"
-    )
   return (Text if is_text else ImageClassification).of(config)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import grp
+import os
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
-from figs_jax.train import seeds
+from figs_jax.data import sources
+from figs_jax.train import schema, seeds
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError, completed
 from figs_jax.train.experiment import Experiment, build
@@ -23,30 +27,135 @@ def restore(
   *,
   seed: int | None = None,
   data_dir: str | None = None,
+  download: bool = False,
 ) -> tuple[Experiment, TrainState, int]:
   """Restores (experiment, state, step) of a run without writing to it.
+
+  Paths that the run saved are read only if `is_own(workdir)`.
 
   Args:
     workdir: Directory of the run.
     step: Step to restore. Defaults to the newest good one.
     seed: Index of the seed to restore alone, for a run with several.
     data_dir: Directory of the data sets, in place of the configured one.
+    download: Whether a missing data set may be downloaded, whatever was saved.
 
   Raises:
-    ValueError: If the run has no such seed, no such checkpoint, or only a
+    ValueError: If the run saved a path but is of another user and `data_dir` is
+      missing, or if the run has no such seed, no such checkpoint, or only a
       damaged or foreign one (`CheckpointError`).
   """
   with Checkpointer(workdir) as checkpoints:
-    saved = checkpoints.meta(step)["config"]
-    config = config_dict.ConfigDict(completed(saved))
+    meta = checkpoints.meta(step)
+    saved = completed(meta["config"])
+    schema.check(saved)
+    config = config_dict.ConfigDict(saved)
+    _check_paths(workdir, config, data_dir)
+    _check_sizes(workdir, config, meta["leaves"])
     if data_dir is not None:
       config.data.data_dir = data_dir
+    config.data.download = download
     experiment = build(config)
     _check_seed(workdir, experiment, seed)
     state, _, step = checkpoints.restore(experiment.abstract_state, step)
   if seed is not None:
     state = seeds.take(state, seed)
   return experiment, state, step
+
+
+def is_own(workdir: str | Path) -> bool:
+  """Whether only this user can have written a run, by owner and permissions.
+
+  The workdir, its config.json and every `meta` must belong to the user and be
+  writable by nobody else; the private group of the user counts as the user. A
+  copy that the user made of somebody else's run passes, and the parents of
+  the workdir are not examined.
+
+  Args:
+    workdir: Directory of the run.
+
+  >>> import tempfile
+  >>> is_own(tempfile.mkdtemp())
+  True
+  """
+  root = Path(workdir)
+  paths = [root, root / "checkpoints", root / "config.json"]
+  paths += root.glob("checkpoints/*")
+  paths += root.glob("checkpoints/*/meta")
+  paths += root.glob("checkpoints/*/meta/*")
+  states = [path.stat() for path in paths if path.exists()]
+  return all(
+    state.st_uid == os.getuid()
+    and not state.st_mode & 0o002
+    and (not state.st_mode & 0o020 or _is_private(state.st_gid))
+    for state in states
+  )
+
+
+def _is_private(group: int) -> bool:
+  """Whether a group is the user's own, with no other member."""
+  try:
+    user, known = pwd.getpwuid(os.getuid()), grp.getgrgid(group)
+  except KeyError:
+    return False
+  return known.gr_name == user.pw_name and not set(known.gr_mem) - {
+    user.pw_name
+  }
+
+
+def _check_sizes(
+  workdir: str | Path, config: config_dict.ConfigDict, leaves: dict[str, Any]
+) -> None:
+  """Raises if a model has more blocks or seeds than the saved arrays hold.
+
+  A model is traced block by block, which would take hours for a wrong depth.
+  """
+  longest = max(
+    (length for leaf in leaves.values() for length in leaf["shape"]), default=0
+  )
+  most = longest if config.model.get("scan") else len(leaves)
+  bounds = dict.fromkeys(("depth", "decoder_depth", "depths"), most)
+  sizes = {name: config.model.get(name) for name in bounds}
+  for name, size in (sizes | {"seeds": config.seeds}).items():
+    bound = bounds.get(name, longest)
+    for each in size if isinstance(size, (list, tuple)) else [size]:
+      if isinstance(each, (int, float)) and not each <= bound:
+        raise ConfigError(
+          f"{workdir}: expected {name} of at most {bound}, as the saved arrays"
+          f" allow, got {each}; the checkpoint contradicts itself"
+        )
+
+
+def _check_paths(
+  workdir: str | Path, config: config_dict.ConfigDict, data_dir: str | None
+) -> None:
+  """Raises if another user's run would choose a path on this machine."""
+  options, files = config.data, {}
+  vocabulary = options.get("vocabulary", "bytes")
+  if vocabulary != "bytes" and not vocabulary.startswith("sentencepiece:"):
+    files["vocabulary"] = vocabulary
+  if options.name.startswith("npz:"):
+    files["data set"] = options.name
+  if options.get("source"):
+    files["data source"] = options.source
+  saved = config.data.data_dir if data_dir is None else None
+  if (saved is None and not files) or is_own(workdir):
+    if saved is not None and not sources.is_prepared(config.data.name, saved):
+      raise ConfigError(
+        f"{workdir}: {config.data.name!r} is not prepared in the saved data"
+        f" directory {saved!r}, which is only read; name one with --data_dir="
+      )
+    return
+  if saved is not None:
+    raise ConfigError(
+      f"{workdir}: others can write this run, so its data directory"
+      f" {saved!r} is not used; name yours with --data_dir="
+    )
+  what, path = next(iter(files.items()))
+  raise ConfigError(
+    f"{workdir}: others can write this run, so its {what} {path!r} is"
+    " not used; copy the run into a directory that only you can write"
+  )
 
 
 def finished_model(

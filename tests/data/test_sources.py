@@ -141,3 +141,23 @@ def test_an_unwritable_directory_is_an_error(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(data.DataError, match="data_dir"):
     data.load("digits", "train", data_dir=str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("name", ["huggingface:mnist", "ns:cifar10"])
+def test_a_namespace_is_not_looked_up(tmp_path, no_network, name):
+  with pytest.raises(data.DataError, match="not on this machine.*--download"):
+    sources.find(name, data_dir=str(tmp_path))
+
+
+def test_a_feature_class_of_others_is_not_imported(tmp_path, write_metadata):
+  write_metadata(str(tmp_path), "cifar10")
+  (path,) = tmp_path.glob("cifar10/*/features.json")
+  sound = path.read_text()
+  sources.find("cifar10", data_dir=str(tmp_path))
+  for old in ("class_label_feature.ClassLabel", "features_dict.FeaturesDict"):
+    path.write_text(sound.replace(old, "absent.Kind"))
+    with pytest.raises(data.DataError, match="features.json.*absent.Kind"):
+      sources.find("cifar10", data_dir=str(tmp_path))
+  path.write_text("[" * 10**5)
+  with pytest.raises(data.DataError, match="features.json"):
+    sources.find("cifar10", data_dir=str(tmp_path))

@@ -261,3 +261,16 @@ def test_a_manifest_that_is_none_is_one_clear_line(text, tmp_path):
   with pytest.raises(export.ExportError, match="manifest cannot be true") as e:
     export.read(path)
   assert "\n" not in str(e.value)
+
+
+def test_a_file_that_lost_its_mark_is_refused(written, tmp_path):
+  path = tmp_path / "a.safetensors"
+  path.write_bytes(written.read_bytes().replace(b"figs_jax", b"figs_jay"))
+  with pytest.raises(
+    export.ExportError, match="expected a manifest 'figs_jax'"
+  ):
+    export.read(path)
+  assert "w.values" in export.read(path, strict=False)
+  export.write(path, load_file(written), overwrite=True)
+  with pytest.raises(export.ExportError, match="for 'w.values', got none"):
+    export.read(path)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -128,8 +129,12 @@ def _sharded(path: Path) -> dict[str, Tensor]:
       f"{path}: expected parts beside the index, got the path {wrong[0]!r}"
     )
   for name in sorted(names):
-    if not (path.parent / name).is_file():
-      raise PretrainedError(f"{path}: its part {name} is missing")
+    try:
+      files.check_readable(path.parent / name)
+    except files.ExportError as error:
+      raise PretrainedError(
+        f"{path}: its part {name[:80]!r} is missing"
+      ) from error
   tensors: dict[str, Tensor] = {}
   for name in sorted(names):
     part = _safetensors(path.parent / name)
@@ -163,7 +168,7 @@ def _npz(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
 _BROKEN = (
   ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error,
   NotImplementedError, RuntimeError, SyntaxError, KeyError, TypeError,
-  MemoryError,
+  MemoryError, tokenize.TokenError,
 )  # fmt: skip
 
 
