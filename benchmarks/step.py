@@ -3,22 +3,27 @@
 A step is forward, backward and AdamW on random images, with the masks refreshed
 after the update. For every recipe the table gives the time of a step that
 refreshes the masks, of a step that keeps them, and of the mean step if every
-tenth refreshes, each over the dense step timed in the same rounds; and the
-bytes of state beyond those of the dense run (masks, optimizer, layer
-variables).
+tenth refreshes, as medians of processor time over the dense step of the same
+round; the processor time of tracing and compiling the step over that of the
+dense step (the median of `--compilations`, in turn); and the bytes of state
+beyond those of the dense run (masks, optimizer, layer variables).
 
 What a recipe adds takes at least the time to read each masked kernel (4 bytes
 per weight) and to write its effective copy (4) and mask (1) once per step, at
 the bandwidth of the printed copy. The machine is shared: read ratios, not
-times.
+times. With `--base`, another revision prints its table after this one's.
 
   python benchmarks/step.py --recipes ste,figs --pattern "ff: 1:8"
+  python benchmarks/step.py --variant Ti/16 --depth 2 --base 8e400d0
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from worktree import checkout
 
 from figs_jax import models, nn, recipes
 from figs_jax.core._flow import flow
@@ -47,24 +53,36 @@ TARGET, TARGET_TENTH = 1.05, 1.03
 class Run:
   """A compiled step, and the state it carries from one call to the next."""
 
-  step: Callable
+  step: Any
   carry: tuple
   at: int
   bytes: int
 
   def seconds(self, batch: tuple, due: bool) -> float:
-    """Seconds of one step, after which a mask refresh is due or not."""
+    """Processor seconds of a step, after which a refresh is due or not."""
     *rest, _ = self.carry
     count = jnp.int32(self.at - 1 if due else self.at)
-    start = time.perf_counter()
+    start = time.process_time()
     self.carry = jax.block_until_ready(self.step((*rest, count), *batch))
-    return time.perf_counter() - start
+    return time.process_time() - start
+
+  def compile_seconds(self, batch: tuple) -> float:
+    """Processor seconds of tracing and compiling the step anew."""
+    jax.clear_caches()
+    start = time.process_time()
+    self.step.lower(self.carry, *batch).compile()
+    return time.process_time() - start
+
+
+def _model(args: argparse.Namespace) -> Any:
+  depth = {"depth": args.depth} if args.depth else {}
+  return models.create("vit", args.variant, image_size=args.image_size, **depth)
 
 
 def build(args: argparse.Namespace, name: str) -> Run:
   options = {"refresh_every": 10} | OPTIONS.get(name, {})
   recipe = recipes.create(name, args.pattern, TOTAL, **options)
-  model = models.create("vit", args.variant, image_size=args.image_size)
+  model = _model(args)
   model = nn.sparsify(model, recipe)
   bound = recipe.bind(nn.masked_leaves(model))
   tx = recipe.adamw(1e-3)
@@ -105,9 +123,14 @@ def build(args: argparse.Namespace, name: str) -> Run:
 
 def row(args: argparse.Namespace, name: str, dense: Run, batch: tuple) -> str:
   run = build(args, name)
+  compiled = [
+    [each.compile_seconds(batch) for each in (dense, run)]
+    for _ in range(args.compilations)
+  ]
   for due in (True, False):
     run.seconds(batch, due)  # compiles
-  pairs = []
+  dense.seconds(batch, True)
+  rounds = []
   for i in range(args.repeats):
     turns = [
       lambda: dense.seconds(batch, True),
@@ -118,16 +141,16 @@ def row(args: argparse.Namespace, name: str, dense: Run, batch: tuple) -> str:
     took = [0.0] * 3
     for j in order:
       took[j] = turns[j]()
-    pairs.append(took)
-  best, due, kept = np.min(pairs, 0)
-  tenth = (due + 9 * kept) / 10 / best
-  paired = np.median([took[1] / took[0] for took in pairs])
-  good = due / best <= TARGET and tenth <= TARGET_TENTH
-  extra = run.bytes - dense.bytes
-  return (
-    f"{name:16} {due / best:8.3f} {paired:8.3f} {kept / best:8.3f}"
-    f" {tenth:8.3f} {'yes' if good else 'no':>7} {extra:12,}"
+    rounds.append(took)
+  due, kept = (
+    float(np.median([took[j] / took[0] for took in rounds])) for j in (1, 2)
   )
+  tenth = (due + 9 * kept) / 10
+  good = due <= TARGET and tenth <= TARGET_TENTH
+  compiling = np.median([own / base for base, own in compiled])
+  extra = run.bytes - dense.bytes
+  cells = f"{due:.3f} | {kept:.3f} | {tenth:.3f} | {'yes' if good else 'no'}"
+  return f"| {name} | {cells} | {compiling:.2f} | {extra:,} |"
 
 
 def fastest(fn: Callable, repeats: int = 10) -> float:
@@ -144,7 +167,7 @@ def fastest(fn: Callable, repeats: int = 10) -> float:
 def parts(args: argparse.Namespace) -> list[tuple[str, float]]:
   """Seconds of each part that sparsity adds to a step, alone on all kernels."""
   rules = Rules.parse(args.pattern)
-  model = models.create("vit", args.variant, image_size=args.image_size)
+  model = _model(args)
   leaves = nn.masked_leaves(nn.sparsify(model, rules))
   params = flatten(nn.split(model)[1])
   kernels = {path: params[path] for path in leaves}
@@ -184,6 +207,9 @@ def main() -> None:
   parser.add_argument("--image-size", type=int, default=224)
   parser.add_argument("--batch", type=int, default=32)
   parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--depth", type=int, default=0, help="0: the variant's.")
+  parser.add_argument("--compilations", type=int, default=1)
+  parser.add_argument("--base", help="Another revision to run as well.")
   args = parser.parse_args()
   names = recipes.names()
   if args.recipes != "all":
@@ -202,12 +228,29 @@ def main() -> None:
     share = seconds / step
     print(f"{name:30} {seconds * 1e3:9.2f} ms  {share:7.2%} of a dense step")
   print(
-    f"{'over dense':16} {'refresh':>8} {'(paired)':>8} {'carry':>8}"
-    f" {'tenth':>8} {'target':>7} {'bytes more':>12}"
+    "| recipe | refresh at every step | masks reused | every tenth | both met"
+    " | compilation | bytes of state beyond dense |\n"
+    "|---|---|---|---|---|---|---|"
   )
   for name in names:
     if name != "dense":
       print(row(args, name, dense, batch), flush=True)
+  if args.base:
+    print_base(args.base)
+
+
+def print_base(revision: str) -> None:
+  """Runs this program with the figs_jax of another revision."""
+  given = argparse.ArgumentParser(allow_abbrev=False)
+  given.add_argument("--base")
+  _, words = given.parse_known_args()
+  with checkout(revision) as root:
+    print(f"\n{revision}", flush=True)
+    subprocess.run(
+      [sys.executable, __file__, *words],
+      env=os.environ | {"PYTHONPATH": str(root)},
+      check=True,
+    )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from figs_jax.core.groups import Axis, Groups
-from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
+from figs_jax.core.top_n import by_threshold, ordered
 from figs_jax.core.types import Array, Bool, Float
 from figs_jax.core.unstructured import top_mask
 
@@ -44,7 +44,8 @@ def regrow_mask(
     axis: Group axis, see `nm_mask`.
     scope: `group` drops the smallest share * n of each group, where a fraction
       is rounded up or down at random with the right mean, and needs no
-      communication between shards; `leaf` drops the smallest of the kernel.
+      communication between shards; `leaf` drops the smallest of the
+      kernel, floor(share * kept) in float32.
 
   Returns:
     A mask with exactly n per group.
@@ -64,24 +65,27 @@ def regrow_mask(
   magnitude = jnp.abs(weight).astype(jnp.float32)
   strength = jnp.where(mask, magnitude, -1)
   share = jnp.asarray(share, jnp.float32)
+  held = groups.split(mask)
   if scope == "leaf":
     kept = jnp.sum(mask, dtype=jnp.int32)
-    drop = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.int32)
-    remain = mask & top_mask(strength, kept - drop)
+    # Truncated, as in RigL's code.
+    drop = jnp.floor(share * kept.astype(jnp.float32)).astype(jnp.int32)
+    remain = groups.split(mask & top_mask(strength, kept - drop))
   else:
     drop = jnp.floor(share * n).astype(jnp.int32)
-    each = [
-      groups.split(mask & nm_mask(strength, pattern, axis, n=n - drop - more))
-      for more in (0, 1)
-    ]
     one = [1 if d == groups.axis else s for d, s in enumerate(groups.grouped)]
     more = jax.random.uniform(key, one) < share * n - drop.astype(jnp.float32)
-    remain = groups.join(jnp.where(more, each[1], each[0]))
-  grown = jnp.minimum(growth.astype(jnp.float32), jnp.finfo(jnp.float32).max)
-  new = nm_mask(jnp.where(remain, jnp.inf, grown), pattern, axis)
-  whole = (
-    jnp.sum(groups.split(mask), groups.axis, keepdims=True, dtype=int) == n
+    stay = n - drop - more.astype(jnp.int32)
+    ranks = groups.split(ordered(strength))
+    remain = held & by_threshold(ranks, stay, groups.axis)
+  # What remains outranks every growth: keys of floats, infinity included, stay
+  # below. An infinity here would stop a sound run under jax_debug_infs.
+  top = jnp.int32(jnp.iinfo(jnp.int32).max - 1)
+  grown = groups.split(ordered(growth.astype(jnp.float32)))
+  whole = jnp.sum(held, groups.axis, keepdims=True, dtype=jnp.int32) == n
+  keys = jnp.where(
+    whole,
+    jnp.where(remain, top, grown),
+    groups.split(ordered(magnitude)),
   )
-  first = nm_mask(magnitude, pattern, axis)
-  both = (groups.split(new), groups.split(first))
-  return groups.join(jnp.where(whole, *both))
+  return groups.join(by_threshold(keys, n, groups.axis))

@@ -121,13 +121,14 @@ def by_comparison(
 
 def by_threshold(
   keys: Int[Array, "*shape"],
-  n: int | Int[Array, ""],
+  n: int | Int[Array, ""] | Int[Array, "*group"],
   axis: int,
   inside: Bool[Array, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
   """True at the n largest keys along `axis`, for any m and any keys.
 
-  Only entries `inside` are kept; the others hold the lowest integer.
+  An array n has one count per group, with length 1 along `axis`. Only entries
+  `inside` are kept; the others hold the lowest integer.
 
   >>> by_threshold(jnp.array([1, 3, 3, 2]), 1, 0)
   Array([False,  True, False, False], dtype=bool)
@@ -145,7 +146,7 @@ def by_threshold(
 def _keep(
   keys: Int[Array, "*shape"],
   threshold: Int[Array, "*group"],
-  n: int | Int[Array, ""],
+  n: int | Int[Array, ""] | Int[Array, "*group"],
   axis: int,
   inside: Bool[Array, "*shape"] | None,
 ) -> Bool[Array, "*shape"]:
@@ -163,6 +164,8 @@ def _keep(
   width = max(d for d in range(1, _WORD + 1) if m % d == 0)
   words = keys.shape[:axis] + (m // width, width) + keys.shape[axis + 1 :]
   keys, threshold = keys.reshape(words), jnp.expand_dims(threshold, axis)
+  if jnp.ndim(n):
+    n = jnp.expand_dims(n, axis)
   place = lax.broadcasted_iota(
     jnp.uint32,
     tuple(width if d == axis + 1 else 1 for d in range(keys.ndim)),
@@ -192,7 +195,9 @@ def _keep(
 
 
 def _network(
-  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
+  keys: Int[Array, "*shape"],
+  n: int | Int[Array, ""] | Int[Array, "*group"],
+  axis: int,
 ) -> Int[Array, "*group"]:
   """The n-th largest key of each group, length 1 along `axis`."""
   m = keys.shape[axis]
@@ -277,7 +282,9 @@ def _fence(x: Array) -> Array:
 
 
 def _search(
-  keys: Int[Array, "*shape"], n: int | Int[Array, ""], axis: int
+  keys: Int[Array, "*shape"],
+  n: int | Int[Array, ""] | Int[Array, "*group"],
+  axis: int,
 ) -> Int[Array, "*group"]:
   """The n-th largest key of each group.
 

@@ -59,19 +59,25 @@ def top_mask(
 
 
 def global_masks(
-  scores: PyTree, density: Density = None, *, count: Count = None
+  scores: PyTree,
+  density: Density = None,
+  *,
+  count: Count = None,
+  normalize: bool = False,
 ) -> PyTree:
   """`top_mask` over all leaves at once: one threshold for the whole tree.
 
   Of equal scores the earlier leaf wins, then the lowest flat index. Leaves of
   several float dtypes are compared in float32 (float64 if one is float64). None
   leaves stay None. Scores of different leaves should be comparable; magnitudes
-  of differently scaled layers often are not.
+  of differently scaled layers often are not, unless normalized.
 
   Args:
     scores: Tree of scores; larger is kept.
     density: Share of all entries to keep; may be traced.
     count: Number of entries to keep instead; may be traced.
+    normalize: Whether each leaf is first divided by its L2 norm + 1e-8, as in
+      jaxpruner's `GlobalMagnitudePruning`.
 
   Raises:
     TypeError: If scores are Boolean or complex, integer leaves are mixed with
@@ -88,8 +94,19 @@ def global_masks(
   if not leaves:
     raise ValueError("global_masks: expected a tree with scores, got no leaf")
   leaves = [jnp.asarray(leaf) for leaf in leaves]
+  if normalize:
+    leaves = [_normalized(leaf) for leaf in leaves]
   masks = _masks(_alike(leaves), _counted(leaves, count, density))
   return treedef.unflatten(masks)
+
+
+def _normalized(scores: Array) -> Array:
+  """score / (‖score‖ + 1e-8) in float32, or float64 for such scores."""
+  if jnp.issubdtype(scores.dtype, jnp.complexfloating) or scores.dtype == bool:
+    raise TypeError(f"Expected real scores, got dtype {scores.dtype}")
+  wide = scores.dtype == jnp.float64
+  scores = scores.astype(jnp.float64 if wide else jnp.float32)
+  return scores / (jnp.sqrt(jnp.sum(scores**2)) + 1e-8)
 
 
 def _alike(leaves: Sequence[Array]) -> list[Array]:

@@ -22,6 +22,7 @@ from figs_jax.data.stream import (
   Order,
   TrainBatches,
   check_shards,
+  identity,
   parse_flags,
 )
 
@@ -177,7 +178,7 @@ def train_batches(
       "Expected start, workers and seed of 0 or more, got"
       f" start={start}, workers={workers}, seed={seed}"
     )
-  examples, train, _, size = _open(
+  examples, train, _, size, data_set = _open(
     name, split, image_size, augment, data_dir, download
   )
   pipeline = _Pipeline(examples, train, size, batch_size, threads, workers)
@@ -186,7 +187,13 @@ def train_batches(
   def make(first: int) -> grain.DatasetIterator:
     return pipeline.iterate(order, seed, first, shard_index, num_shards)
 
-  return TrainBatches(make, batch_size * num_shards, start)
+  return TrainBatches(
+    make,
+    batch_size * num_shards,
+    start,
+    num_examples=len(examples),
+    data_set=data_set,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +248,7 @@ def eval_batches(
     ValueError: If an argument is out of range.
   """
   check_shards(batch_size, shard_index, num_shards)
-  examples, _, evaluate, size = _open(
+  examples, _, evaluate, size, _ = _open(
     name, split, image_size, "none", data_dir, download
   )
   pipeline = _Pipeline(examples, evaluate, size, batch_size, threads)
@@ -254,11 +261,13 @@ def eval_batches(
 
 
 def _open(name, split, image_size, augment, data_dir, download):
-  """Opens a split: (examples, train and eval preprocessing, image side)."""
+  """Opens a split: (examples, train and eval preprocessing, side, name)."""
   builder = sources.find(name, data_dir=data_dir, download=download)
-  shape = sources.describe_builder(builder).image_shape
+  info = sources.describe_builder(builder)
+  shape = info.image_shape
   fixed = shape[0] if shape[0] == shape[1] else None
   size = image_size or fixed or _DEFAULT_SIZE
   train, evaluate = augment_lib.standard(builder.name, shape, size, augment)
-  examples = Examples(sources.source_of(builder, split), shape)
-  return examples, train, evaluate, size
+  source = sources.source_of(builder, split)
+  examples = Examples(source, shape, classes=info.num_classes)
+  return examples, train, evaluate, size, identity([builder])

@@ -46,8 +46,9 @@ class Examples:
     source: Sequence[Any],
     shape: tuple[int | None, int | None, int],
     cache_bytes: int = _CACHE_BYTES,
+    classes: int | None = None,
   ):
-    self._source = source
+    self._source, self._classes = source, classes
     self.shape = shape
     height, width, channels = shape
     self.cached = False
@@ -79,6 +80,12 @@ class Examples:
       raise sources.DataError(
         f"{self._source!r}: example {index} has label {label}; the labels of"
         " this split are hidden; choose another split, such as 'validation'"
+      )
+    if self._classes is not None and label >= self._classes:
+      raise sources.DataError(
+        f"{self._source!r}: example {index} has label {label}; expected labels"
+        f" from 0 to {self._classes - 1}, the {self._classes} classes of the"
+        " data set; prepare it again with correct labels"
       )
     return example["image"], label
 
@@ -137,6 +144,8 @@ class TrainBatches(grain.DatasetIterator):
     make: Function from the number of the first batch to an iterator.
     batch_size: Batch size over all shards.
     start: Number of the first batch.
+    num_examples: Number of examples in an epoch, over all shards.
+    data_set: Name, version and size of the data set.
   """
 
   def __init__(
@@ -144,8 +153,12 @@ class TrainBatches(grain.DatasetIterator):
     make: Callable[[int], grain.DatasetIterator],
     batch_size: int,
     start: int = 0,
+    *,
+    num_examples: int,
+    data_set: str = "",
   ):
     super().__init__()
+    self.num_examples, self.data_set = num_examples, data_set
     self._make = make
     self._batch_size, self._next_batch = batch_size, start
     self._inner: Any = None
@@ -201,6 +214,13 @@ class TrainBatches(grain.DatasetIterator):
     if self._inner is not None:
       self._stop()
       self._inner = None
+
+
+def identity(builders: Sequence[Any]) -> str:
+  """Full name, with version, and size in bytes of each prepared data set."""
+  return ", ".join(
+    f"{b.info.full_name} ({b.info.dataset_size} bytes)" for b in builders
+  )
 
 
 def parse_flags() -> None:

@@ -23,7 +23,13 @@ from figs_jax.data import sources, text_to_text
 from figs_jax.data.own_vocabulary import vocabulary_of
 from figs_jax.data.segments import Segments, segments_of
 from figs_jax.data.span_corruption import SpanCorruption
-from figs_jax.data.stream import Batch, TrainBatches, check_shards, parse_flags
+from figs_jax.data.stream import (
+  Batch,
+  TrainBatches,
+  check_shards,
+  identity,
+  parse_flags,
+)
 from figs_jax.data.vocabulary import EOS, Vocabulary
 
 _THREADS = 16
@@ -278,7 +284,15 @@ def train_batches(
       return iter(batches.mp_prefetch(options))
     return iter(_read(stream, examples, threads).batch(batch_size))
 
-  return TrainBatches(make, batch_size * num_shards, start)
+  return TrainBatches(
+    make,
+    batch_size * num_shards,
+    start,
+    num_examples=len(examples),
+    data_set=identity(
+      [texts.builder] if isinstance(texts, Denoising) else texts.builders
+    ),
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from figs_jax.nn._with_flow import with_flow
 from figs_jax.nn.kernel_axes import DENSE_TYPES, contraction_axis
 from figs_jax.nn.kernel_names import foreign_words
 from figs_jax.nn.layers import Masked, set_pattern, sparse_type
+from figs_jax.nn.recomputed import recomputed, refusal
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -72,8 +73,9 @@ def sparsify(
 
   Raises:
     ValueError: If a word or mode is unknown, a rule is dead, m does not divide
-      the length of a group axis, the model has no candidates, or `grad_mode`
-      is given beside a recipe.
+      the length of a group axis, the model has no candidates, `grad_mode` is
+      given beside a recipe, or a rule masks a kernel in an `nnx.WeightNorm` or
+      `nnx.SpectralNorm`, which overwrite it.
 
   >>> attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
   >>> sparse = sparsify(attention, "o: 1:8, qk: 2:4")
@@ -96,12 +98,15 @@ def sparsify(
     for path, group in layers.items()
   }
   leaves = Rules.parse(rules).resolve(kernels, _words(model, layers))
+  overwritten = recomputed(model)
   for path, group in layers.items():
     shared = None
     for layer in group:
       pattern = leaves[path].pattern if path in leaves else None
       if pattern is None and not isinstance(layer, Masked):
         continue
+      if pattern is not None and id(layer.kernel) in overwritten:
+        raise refusal(path, overwritten[id(layer.kernel)])
       _become_sparse(layer)
       set_pattern(layer, pattern, grad_mode, shared, path)
       if pattern is not None:

@@ -95,7 +95,7 @@ def mask_decay(
   grad_mode: Literal["damped", "ste"] = "damped",
   dense: float | int = 0.0125,
   finetune: float | int = 0.1,
-  refresh_every: int = 1,
+  refresh_every: int = 0,
   transposable: bool = False,
   mvue: NM | str = "",
 ) -> Recipe:
@@ -288,7 +288,7 @@ def structure_decay(
   grad_mode: Literal["masked", "ste"] = "masked",
   dense: float | int = 0.0125,
   finetune: float | int = 0.1,
-  refresh_every: int = 1,
+  refresh_every: int = 0,
   transposable: bool = False,
   mvue: NM | str = "",
 ) -> Recipe:

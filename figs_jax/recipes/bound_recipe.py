@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,13 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.soft import kernel_scale, s_ste
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
-from figs_jax.recipes.criterion import KernelState, needs_grad, takes_count
+from figs_jax.recipes.criterion import (
+  KernelState,
+  is_looped,
+  needs_grad,
+  path_hash,
+  takes_count,
+)
 from figs_jax.recipes.stage_schedule import Every
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
@@ -268,7 +275,10 @@ class BoundRecipe:
   ) -> dict[str, Array]:
     """Masks at the target patterns, by path."""
     states = self._states(step, params, carried, None, seed, final=True)
-    return {k.path: self._mask(k, states, len(k.stages)) for k in self.kernels}
+    masks: dict[str, Array] = {}
+    for kernels in self._alike(self.kernels, states):
+      masks |= self._selected(kernels, states, len(kernels[0].stages))
+    return masks
 
   def _states(
     self,
@@ -297,19 +307,59 @@ class BoundRecipe:
       for path, w in weights.items()
     }
 
-  def _mask(
+  def _selected(
     self,
-    kernel: BoundLeaf,
+    kernels: tuple[BoundLeaf, ...],
     states: Mapping[str, KernelState],
     stage: int,
     n: Array | None = None,
-  ) -> Array:
-    """A kernel's mask at one of its stages; with n, at a traced count."""
+  ) -> dict[str, Array]:
+    """The masks of alike kernels at one stage; with n, at a traced count.
+
+    One loop over the kernels is compiled once, however many layers there are.
+    """
+    first = kernels[0]
     if not stage:
-      return kernel.all_kept()
-    leaf = kernel.leaf
-    pattern = leaf.pattern if n is not None else kernel.stages[stage - 1]
-    return self.recipe.criterion(states[kernel.path], pattern, leaf.axis, n)
+      return {k.path: k.all_kept() for k in kernels}
+    leaf = first.leaf
+    pattern = leaf.pattern if n is not None else first.stages[stage - 1]
+    criterion = self.recipe.criterion
+    if len(kernels) == 1:
+      mask = criterion(states[first.path], pattern, leaf.axis, n)
+      return {first.path: mask}
+    every = [states[k.path] for k in kernels]
+    stack = jax.tree.map(
+      lambda *leaves: jnp.stack(leaves),
+      *((s.weight, s.mask, s.grad) for s in every),
+    )
+    codes = jnp.asarray([path_hash(s.path) for s in every], jnp.uint32)
+
+    def one(xs: Any) -> Array:
+      (weight, mask, grad), code = xs
+      state = every[0]._replace(
+        weight=weight, mask=mask, grad=grad, path_hash=code
+      )
+      return criterion(state, pattern, leaf.axis, n)
+
+    masks = lax.map(one, (stack, codes))
+    return {k.path: masks[i] for i, k in enumerate(kernels)}
+
+  def _alike(
+    self, kernels: Sequence[BoundLeaf], states: Mapping[str, KernelState]
+  ) -> list[tuple[BoundLeaf, ...]]:
+    """Kernels that differ in the numbers of their paths alone, together.
+
+    Layers that differ otherwise may be sharded along other axes.
+    """
+    alike: dict[Any, list[BoundLeaf]] = {}
+    for k in kernels:
+      name: Any = k.path
+      if is_looped(self.recipe.criterion):
+        name = re.sub(r"\d+", "*", k.path)
+      state = states[k.path]
+      types = jax.tree.map(jax.typeof, (state.weight, state.mask, state.grad))
+      alike.setdefault((name, k.leaf, k.stages, types), []).append(k)
+    return [tuple(group) for group in alike.values()]
 
   def _computed(
     self,
@@ -322,19 +372,26 @@ class BoundRecipe:
     if not stages:
       return {k.path: k.all_kept() for k in group}
 
-    new = {}
+    new: dict[str, Array] = {}
+    rest: list[BoundLeaf] = []
     counted = takes_count(self.recipe.criterion)
     for k in group:
-      if k.traced and counted:
-        counts = [k.leaf.pattern.m, *(nm.n for nm in k.stages)]
-        n = jnp.asarray(counts, jnp.int32)[stage]
-        new[k.path] = self._mask(k, states, stages, n)
-    rest = [k for k in group if k.path not in new]
+      if not (k.traced and counted):
+        rest.append(k)
+        continue
+      # One ranking compiles in no time: a loop would only slow the step.
+      counts = [k.leaf.pattern.m, *(nm.n for nm in k.stages)]
+      n = jnp.asarray(counts, jnp.int32)[stage]
+      new |= self._selected((k,), states, stages, n)
     if not rest:
       return new
+    alike = self._alike(rest, states)
 
     def at(i: int) -> dict[str, Array]:
-      return {k.path: self._mask(k, states, i) for k in rest}
+      masks: dict[str, Array] = {}
+      for kernels in alike:
+        masks |= self._selected(kernels, states, i)
+      return masks
 
     branches = [lambda i=i: at(i) for i in range(stages + 1)]
     return new | lax.switch(stage, branches)

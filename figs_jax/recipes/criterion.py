@@ -2,7 +2,9 @@
 
 A criterion is a function (kernel, pattern, axis, n) -> mask, frozen and
 hashable. `kernel` is a `KernelState`. `n` is None, or a traced count in place
-of the pattern's own for criteria with `traced = True`.
+of the pattern's own for criteria with `traced = True`. A criterion with
+`looped = True` does not read `kernel.path`, so that the same kernels of all
+layers can share one loop.
 """
 
 from __future__ import annotations
@@ -20,7 +22,12 @@ from figs_jax.core.groups import Axis
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.regrow import SCOPES, regrow_mask
-from figs_jax.core.scores import magnitude, random_scores, saliency
+from figs_jax.core.scores import (
+  magnitude,
+  random_order,
+  random_scores,
+  saliency,
+)
 from figs_jax.core.transposable import transposable_nm_mask
 from figs_jax.core.types import Array, Float
 
@@ -37,6 +44,7 @@ class KernelState(NamedTuple):
     mask: Previous mask; None at the first refresh.
     grad: Gradient of the previous step; None if the caller has none.
     seed: Seed of the run, an integer scalar.
+    path_hash: CRC-32 of the path, uint32; None computes it.
   """
 
   path: str
@@ -45,6 +53,7 @@ class KernelState(NamedTuple):
   mask: Array | None = None
   grad: Array | None = None
   seed: Any = 0
+  path_hash: Array | None = None
 
   def key(self, seed: int) -> Array:
     """A random key of this kernel at this step of this run.
@@ -54,7 +63,15 @@ class KernelState(NamedTuple):
     """
     key = jax.random.fold_in(jax.random.key(seed), self.seed)
     key = jax.random.fold_in(key, self.step)
-    return jax.random.fold_in(key, zlib.crc32(self.path.encode()))
+    code = self.path_hash
+    return jax.random.fold_in(
+      key, path_hash(self.path) if code is None else code
+    )
+
+
+def path_hash(path: str) -> int:
+  """CRC-32 of a path, which tells the random keys of kernels apart."""
+  return zlib.crc32(path.encode())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +79,7 @@ class Magnitude:
   """The largest |w|; with `nested` only among those kept so far."""
 
   traced: ClassVar[bool] = True
+  looped: ClassVar[bool] = True
   nested: bool = False
 
   def __call__(
@@ -86,6 +104,7 @@ class Saliency:
   """
 
   traced: ClassVar[bool] = True
+  looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = True
   needs_grad: ClassVar[bool] = True
 
@@ -110,6 +129,7 @@ class Random:
   """
 
   traced: ClassVar[bool] = True
+  looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = False
   seed: int = 0
 
@@ -133,6 +153,7 @@ class Transposable:
   """
 
   traced: ClassVar[bool] = False
+  looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = False
 
   def __call__(
@@ -192,7 +213,7 @@ class Regrow:
     if kernel.grad is not None:
       growth = jnp.abs(kernel.grad)
     else:
-      growth = random_scores(growing, weight.shape)
+      growth = random_order(growing, weight.shape, pattern.m, axis)
     share = self.share(kernel.step)
     return regrow_mask(
       rounding, weight, growth, kernel.mask, share, pattern, axis,
@@ -233,6 +254,11 @@ def is_stateful(criterion: Criterion) -> bool:
 def needs_grad(criterion: Criterion) -> bool:
   """Whether a refresh needs gradients."""
   return bool(getattr(criterion, "needs_grad", False))
+
+
+def is_looped(criterion: Criterion) -> bool:
+  """Whether the same kernels of several layers can share one loop."""
+  return bool(getattr(criterion, "looped", False))
 
 
 def takes_count(criterion: Criterion) -> bool:

@@ -44,7 +44,7 @@ from figs_jax.recipes.optimizer_requirements import (
   states_of,
 )
 from figs_jax.recipes.pattern_schedule import Direct, PatternSchedule
-from figs_jax.recipes.stage_schedule import Once
+from figs_jax.recipes.stage_schedule import Once, Stairs
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
 _log = logging.getLogger(__name__)
@@ -113,7 +113,8 @@ class Recipe:
   @property
   def is_stateful(self) -> bool:
     """Whether masks depend on more than the step and the weights."""
-    return is_stateful(self.criterion) or self.timeline.due == Once()
+    fixed = isinstance(self.timeline.due, (Once, Stairs))
+    return is_stateful(self.criterion) or fixed
 
   @property
   def total_steps(self) -> int:

@@ -112,6 +112,42 @@ class Every:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stairs:
+  """Masks are due where a stair begins, as in Google's AQT (2209.07617).
+
+  Stair d = 0, 1, ... begins at the first step from start + d * steps / stairs
+  on, also beyond the `stairs` stairs of the decay.
+
+  >>> due = Stairs(100, 5, stairs=2)
+  >>> [step for step in range(98, 112) if due(jnp.int32(step))]
+  [100, 103, 105, 108, 110]
+
+  Raises:
+    ValueError: If steps * stairs exceeds int32.
+  """
+
+  start: int
+  steps: int
+  stairs: int = 1
+
+  def __post_init__(self):
+    if self.steps * self.stairs >= 2**31:
+      raise ValueError(
+        f"{self.stairs} stairs in {self.steps} steps: expected a product below"
+        " 2**31; take fewer stairs, or refresh_every=1"
+      )
+
+  def __call__(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+    steps = max(self.steps, 1)
+    done = step - self.start
+    first = (done % steps) * self.stairs % steps < self.stairs
+    return jnp.logical_and(done >= 0, first)
+
+  def __str__(self) -> str:
+    return "at every stair"
+
+
+@dataclasses.dataclass(frozen=True)
 class Once:
   """Masks are due at new stages only.
 

@@ -11,26 +11,28 @@ for position and metrics.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
 import math
 import re
+import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from figs_jax.core.tree import path_str
-from figs_jax.train import distributed
+from figs_jax.train import distributed, machine
+from figs_jax.train._later_json import LaterJsonSave
+from figs_jax.train.checksums import checksums, checksums_of_now
 
 T = TypeVar("T")
 FORMAT = "figs_jax/2"
@@ -58,7 +60,7 @@ class SaveError(RuntimeError):
 class Checkpointer:
   """Saves and restores one run's states under `workdir/checkpoints`.
 
-  A save copies every leaf to the host and takes its checksum, then writes in
+  A save copies every leaf to the host, then takes its checksum and writes it in
   the background. Nothing is written or deleted before the first `save`, so a
   reader may open the checkpoints of a run in progress.
 
@@ -80,6 +82,7 @@ class Checkpointer:
     self._open: ocp.CheckpointManager | None = None
     self._metrics: dict[int, dict[str, float]] = {}  # by step
     self._logged: set[str] = set()
+    self._last_save: int | None = None
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._open is None:
@@ -143,29 +146,38 @@ class Checkpointer:
       )
     leaves = named_leaves(state)
     self._metrics[step] = _finite(metrics or {})
-    content = {
-      "config": config,
-      "data": data,
-      "metrics": self._metrics[step],
-      "versions": {p: importlib.metadata.version(p) for p in _VERSIONED},
-      "leaves": {
-        name: {
-          "shape": list(leaf.shape),
-          "dtype": str(leaf.dtype),
-          "crc32": crc32(leaf),
-        }
-        for name, leaf in leaves.items()
-      },
-    }
-    meta = {"format": FORMAT, "sha256": _digest(content), "content": content}
+    # What follows in the background must not see later changes.
+    plain = json.dumps(
+      {
+        "config": config,
+        "data": data,
+        "metrics": self._metrics[step],
+        "machine": machine.current(),
+        "versions": _versions(),
+      }
+    )
+    types = {k: (list(v.shape), str(v.dtype)) for k, v in leaves.items()}
+    sums, returned = checksums_of_now(leaves), threading.Event()
+
+    def meta() -> dict[str, Any]:
+      returned.wait()  # hashing is not to slow what training waits for
+      crcs = sums()
+      described = {
+        name: {"shape": shape, "dtype": dtype, "crc32": crcs[name]}
+        for name, (shape, dtype) in types.items()
+      }
+      content = json.loads(plain) | {"leaves": described}
+      return {"format": FORMAT, "sha256": _digest(content), "content": content}
+
+    items = ocp.args.Composite(
+      state=ocp.args.StandardSave(leaves), meta=LaterJsonSave(meta)
+    )
     with self._writing():
-      self._manager().save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
-        ),
-        force=True,
-      )
+      try:
+        self._manager().save(step, args=items, force=True)
+      finally:
+        returned.set()
+    self._last_save = step
 
   def meta(self, step: int | None = None) -> dict[str, Any]:
     """The `meta` of a step: config, versions, data, metrics and leaves.
@@ -251,6 +263,11 @@ class Checkpointer:
   def last_good(self) -> str:
     """Words that name the newest step on disk."""
     steps = self.steps()
+    if not steps and self._last_save is not None:
+      return (
+        f"the checkpoints in {self.path}, of which the last save was step"
+        f" {self._last_save}, were deleted"
+      )
     if not steps:
       return "no checkpoint was saved yet"
     return f"the last good checkpoint is step {steps[-1]} in {self.path}"
@@ -393,9 +410,7 @@ class Checkpointer:
       CheckpointError: If the checksum of a leaf is wrong.
     """
     leaves, saved = items["state"], items["meta"]["leaves"]
-    # All of them before any error: each is a collective across processes.
-    checksums = {name: crc32(leaf) for name, leaf in leaves.items()}
-    for name, checksum in checksums.items():
+    for name, checksum in checksums(leaves).items():
       if checksum != saved[name]["crc32"]:
         raise CheckpointError(
           f"{self.path / str(step)}: {name} is damaged; its crc32 differs from"
@@ -430,6 +445,11 @@ class _NewestAndBest(policies.PreservationPolicy):
     if metrics:  # of equal ones, the newest
       kept.add(max(metrics, key=lambda step: (metrics[step], step)))
     return [step in kept for step in steps]
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+  return {name: importlib.metadata.version(name) for name in _VERSIONED}
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
@@ -547,12 +567,6 @@ def from_leaves(like: Any, leaves: dict[str, Any]) -> Any:
     for name, old in zip(named_leaves(like), flat)
   ]
   return jax.tree_util.tree_unflatten(treedef, built)
-
-
-def crc32(leaf: jax.Array) -> int:
-  """Checksum of a whole array; a collective if it spans processes."""
-  host = np.ascontiguousarray(distributed.whole(leaf))
-  return zlib.crc32(host.view(np.uint8).data)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -263,21 +263,6 @@ def global_batch(sharding: Sharding, local: Any) -> Any:
   )
 
 
-def whole(array: Any) -> np.ndarray:
-  """A host copy of a whole array; a collective if it spans processes.
-
-  >>> whole(jax.numpy.arange(3)).tolist()
-  [0, 1, 2]
-  """
-  split = not (
-    getattr(array, "is_fully_addressable", True)
-    or getattr(array, "is_fully_replicated", True)
-  )
-  if split:
-    array = multihost_utils.process_allgather(array, tiled=True)
-  return np.asarray(array)
-
-
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
   """Yields `stop(step)`: whether SIGTERM came; call it at every step.

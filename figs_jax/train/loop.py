@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from figs_jax.train import distributed, schema, seeds, workdir_lock
+from figs_jax.train import distributed, machine, schema, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
 from figs_jax.train.config import ConfigError, changes, plain
@@ -109,7 +109,8 @@ def train(
       shard_index=jax.process_index(),
       num_shards=jax.process_count(),
     )
-    if position is not None:
+    _check_length(batches, config)
+    if position is not None and _same_data(position, batches):
       batches.set_state(position)
     start = int(state.step)
     _write_config(workdir, config)  # after all checks: errors change nothing
@@ -250,6 +251,13 @@ def _begin(experiment, checkpoints, abstract, shardings):
 
   state, position, step = checkpoints.restore(placed, check=check)
   checkpoints.set_aside_after(step)
+  saved_on = checkpoints.meta(step).get("machine", {})  # since 0.2.0
+  if differs := machine.changed(saved_on, machine.current()):
+    _log.warning(
+      "resuming on another machine: %s; results may differ in rounding from"
+      " those of an uninterrupted run",
+      differs,
+    )
   if any(name.split(".")[0] in _OF_MASKS for name in changed):
     fresh = jax.jit(
       seeds.with_fresh_masks if experiment.seeds else with_fresh_masks,
@@ -288,6 +296,36 @@ def _moved(
   if isinstance(batches := position.get("next_batch"), int):
     return {"next_example": batches * batch_size}
   return position
+
+
+def _data_set(batches: Any) -> dict[str, Any]:
+  return {"num_examples": batches.num_examples, "data_set": batches.data_set}
+
+
+def _same_data(position: dict[str, Any], batches: Any) -> bool:
+  """Whether a saved position belongs to this data; warns if it does not."""
+  now = _data_set(batches)
+  saved = {name: position.get(name, value) for name, value in now.items()}
+  if saved == now:
+    return True
+  _log.warning(
+    "expected %s with %d training examples, got %s with %d: the saved position"
+    " means nothing there; starting an epoch",
+    saved["data_set"],
+    saved["num_examples"],
+    now["data_set"],
+    now["num_examples"],
+  )
+  return False
+
+
+def _check_length(batches: Any, config: config_dict.ConfigDict) -> None:
+  if config.batch_size > batches.num_examples:
+    raise ConfigError(
+      "--config.batch_size: expected at most the"
+      f" {batches.num_examples} examples of split {config.data.train_split!r}"
+      f" of {config.data.name!r}, got {config.batch_size}"
+    )
 
 
 def _changes(saved, config, path) -> list[str]:
@@ -369,9 +407,8 @@ def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
     raise _diverged(run, f"a whole parameter is not finite at step {step}")
   config = plain(run.experiment.config)
   run.lock.check()
-  run.checkpoints.save(
-    step, run.state, run.batches.get_state(), config, metrics
-  )
+  data = run.batches.get_state() | _data_set(run.batches)
+  run.checkpoints.save(step, run.state, data, config, metrics)
 
 
 def _write_config(workdir: str | Path, config) -> None:

@@ -21,8 +21,9 @@ from flax import nnx
 from figs_jax import nn
 from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
-from figs_jax.core.tree import flatten, map_paths
+from figs_jax.core.tree import flatten, map_paths, path_str
 from figs_jax.core.types import Array
+from figs_jax.nn.recomputed import refuse_writes
 from figs_jax.optim import pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
 from figs_jax.train.losses import Mean, as_mean, cross_entropy
@@ -105,8 +106,9 @@ class TrainState:
 
     Raises:
       ValueError: If `tx` lacks a transform that the recipe needs, the recipe
-        is sparse and no layer of the model is, or a parameter is not finite
-        (which is not checked inside a trace).
+        is sparse and no layer of the model is, a variable of the model has no
+        entries or no name of its own, or a parameter is not finite (which is
+        not checked inside a trace).
 
     >>> import figs_jax as figs, optax
     >>> from flax import nnx
@@ -127,6 +129,7 @@ class TrainState:
     bound = recipe.bind(leaves)
     tx = pass_masks(tx)
     graphdef, params, _, rest = nn.split(model)
+    _check_leaves(params, rest)
     check_finite(params)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
     # Copied, since some optimizers keep the params, or one array twice; with a
@@ -178,6 +181,28 @@ def check_finite(params: Any) -> None:
         f"{path}: expected finite initial values, got NaN or infinity in"
         f" {leaf.dtype}; use a wider param_dtype, or other weights"
       )
+
+
+def _check_leaves(params: Any, rest: Any) -> None:
+  """Raises ValueError at variables that no checkpoint can hold."""
+  keystr = jax.tree_util.keystr
+  for tree in (params, rest):
+    paths: dict[str, str] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      path = path_str(keys)
+      if jnp.size(leaf) == 0:
+        raise ValueError(
+          f"{path}: expected at least one entry, got shape {jnp.shape(leaf)};"
+          " remove the variable from the model"
+        )
+      # Checkpoints and exported files separate by ".", rules by "/".
+      name = path.replace("/", ".")
+      if name in paths:
+        raise ValueError(
+          f"{keystr(keys)} and {paths[name]}: expected different names, but"
+          f" both are saved as {name}; rename one of them"
+        )
+      paths[name] = keystr(keys)
 
 
 def _is_finite(leaf: Any) -> bool:
@@ -354,6 +379,7 @@ def _gradients(state, batch, leak, key):
     model = nn.merge(
       state.graphdef, params, state.masks, leak, nn.reseed(rest, streams)
     )
+    refuse_writes(model)
     loss, metrics = state.loss(model, batch, key)
     means = jax.tree.map(as_mean, (loss, metrics), is_leaf=_is_mean)
     return means[0].value, (means, nn.split(model)[3])

@@ -3,9 +3,24 @@
 The file holds the holder's host, process id, boot id and start, and its
 modification time is renewed every few seconds. A process that finds the file
 of a dead holder takes it over: at once if the holder ran under the same kernel
-and is gone, else after no heartbeat came for a minute. No clocks of two hosts
-are compared, and nothing but creating, replacing and reading a file is needed
-of the file system, so it may be NFS. Readers of a run need no lock.
+and is gone, else after no heartbeat came for a minute. Readers of a run need no
+lock.
+
+The directory may be on NFS, of which it needs this (written from the protocol
+and the Linux client's documentation, and not tested on a mounted NFS):
+
+* Creating with O_EXCL is atomic: an exclusive CREATE in version 3, an exclusive
+  OPEN in version 4. Version 2 has no such operation.
+* Renaming onto an existing file is atomic on the server, so that a reader sees
+  either content. Of several that replace a stale file, the last one has it;
+  each reads it again after a second, and a later `check` finds what came later.
+* Opening a file asks the server for its attributes (close-to-open consistency),
+  unless it is mounted with `nocto`. Every look opens the file anew.
+* A heartbeat is a SETATTR of "the server's time", and no write.
+
+No clocks of two hosts are compared: a heartbeat is a modification time that
+differs from the one seen before, and the minute is measured by the monotonic
+clock of the process that waits. Byte-range locks and hard links are not used.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.core.scores import random_scores
+from figs_jax.core.scores import random_order, random_scores
 
 from .pieces import TOTAL
 
@@ -63,7 +63,7 @@ def _regrowth_program(shape, axis, m):
     rounding, growing = jax.random.split(key)
     uniform = jax.random.uniform(rounding, groups)
     uniform = jnp.squeeze(uniform, axis % 2 + 1)
-    return uniform, random_scores(growing, shape)
+    return uniform, random_order(growing, shape, m, axis)
 
   return jax.jit(lambda path: jax.vmap(draw)(_keys(path)))
 

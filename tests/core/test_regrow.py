@@ -56,10 +56,46 @@ def test_scope_leaf_drops_the_smallest_of_the_kernel():
   growth = jnp.where(mask, 0.0, growth)
   new = regrow_mask(KEY, w, growth, mask, 0.2, "2:4", 0, scope="leaf")
   magnitudes = np.sort(np.abs(np.asarray(w))[np.asarray(mask)])
-  count = round(0.2 * len(magnitudes))
+  count = int(0.2 * len(magnitudes))
   wanted = np.asarray(mask) & (np.abs(np.asarray(w)) < magnitudes[count])
   np.testing.assert_array_equal(np.asarray(mask & ~new), wanted)
   assert is_nm(new, "2:4", 0)
+
+
+@pytest.mark.parametrize(("columns", "count"), [(3, 1), (5, 3), (9, 5)])
+def test_scope_leaf_truncates_the_count_as_rigl_does(columns, count):
+  # .3 of 6, 10 and 18 kept is 1.8, 3 and 5.4; int(float32) as in RigL's code,
+  # in which .3 of 10 is 3.0000001.
+  w, growth, mask = setup((4, columns), "2:4", 0)
+  assert count == int(np.float32(2 * columns) * np.float32(0.3))
+  growth = jnp.where(mask, 0.0, growth)
+  new = regrow_mask(KEY, w, growth, mask, 0.3, "2:4", 0, scope="leaf")
+  assert int((mask & ~new).sum()) == count
+
+
+@pytest.mark.parametrize("scope", ["group", "leaf"])
+def test_finite_sentinels_change_no_mask(scope):
+  """Remaining first, then growth, by numpy, with ties, zeros and infinities."""
+  rng = np.random.default_rng(0)
+  w = rng.integers(-2, 3, (8, 200)).astype(np.float32)
+  growth = rng.choice(
+    np.float32([0.0, -0.0, 1.0, 2.0, 3e38, np.inf, np.nan]), w.shape
+  )
+  mask = np.asarray(nm_mask(rng.random(w.shape), "4:8", 0))
+  arrays = map(jnp.asarray, (w, growth, mask))
+  new = regrow_mask(KEY, *arrays, 0.5, "4:8", 0, scope=scope)
+  strength = np.where(mask, np.abs(w), -1)
+  if scope == "group":
+    remain = mask & np.asarray(nm_mask(strength, "2:8", 0))
+  else:
+    best = np.argsort(-strength, axis=None, kind="stable")[: mask.sum() // 2]
+    remain = np.isin(np.arange(w.size), best).reshape(w.shape) & mask
+  rank = np.nan_to_num(growth, nan=-1.0, posinf=np.finfo(np.float32).max)
+  rank = np.where(remain, np.inf, rank)
+  order = np.argsort(-rank, axis=0, kind="stable")[:4]
+  wanted = np.zeros_like(mask)
+  np.put_along_axis(wanted, order, True, 0)
+  np.testing.assert_array_equal(new, wanted)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -3, (0, 2)])

@@ -1,12 +1,20 @@
 """Scores against their equations in numpy, and what becomes of NaN."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from figs_jax.core import is_nm, nm_mask
-from figs_jax.core.scores import activation, magnitude, random_scores, saliency
+from figs_jax.core.scores import (
+  activation,
+  magnitude,
+  random_order,
+  random_scores,
+  saliency,
+)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -99,3 +107,19 @@ def test_bad_shapes_are_named(unchecked):
     activation(w, jnp.ones(6))
   with pytest.raises(ValueError, match="within -2..1"):
     activation(w, jnp.ones(6), 2)
+
+
+@pytest.mark.parametrize("n, m", [(1, 8), (2, 4), (3, 6), (2, 32)])
+def test_random_order_makes_every_subset_as_likely(n, m):
+  """Chi-square over all C(m, n) subsets, within 4.5 standard deviations."""
+  groups = 200_000
+  scores = random_order(jax.random.key(7), (m, groups), m)
+  kept = np.asarray(nm_mask(scores, f"{n}:{m}"))
+  subsets = {c: i for i, c in enumerate(itertools.combinations(range(m), n))}
+  places = np.nonzero(kept.T)[1].reshape(groups, n)
+  counts = np.bincount(
+    [subsets[tuple(c)] for c in places.tolist()], minlength=len(subsets)
+  )
+  expected, freedom = groups / len(subsets), len(subsets) - 1
+  chi = ((counts - expected) ** 2 / expected).sum()
+  assert abs(chi - freedom) < 4.5 * np.sqrt(2 * freedom)

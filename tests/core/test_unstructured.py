@@ -172,3 +172,24 @@ def test_bad_arguments(unchecked):
   huge = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
   with pytest.raises(ValueError, match="than int32 can count"):
     jax.eval_shape(lambda s: top_mask(s, 5), huge)
+
+
+def test_normalized_leaves_share_a_threshold_as_in_jaxpruner():
+  """Densities .48 / .52 for N(0, 1) and N(0, 25), where |w| gives .21 / .79."""
+  rng = np.random.default_rng(0)
+  scores = {
+    "a": np.abs(rng.normal(size=(50, 40))).astype(np.float32),
+    "b": np.abs(5 * rng.normal(size=(50, 40))).astype(np.float32),
+  }
+  given = jax.tree.map(jnp.asarray, scores)
+  plain = global_masks(given, 0.5)
+  masks = global_masks(given, 0.5, normalize=True)
+  parts = [x.ravel() / (np.linalg.norm(x) + 1e-8) for x in scores.values()]
+  order = np.argsort(-np.concatenate(parts), kind="stable")[:2000]
+  wanted = np.isin(np.arange(4000), order).reshape(2, 50, 40)
+  np.testing.assert_array_equal(masks["a"], wanted[0])
+  np.testing.assert_array_equal(masks["b"], wanted[1])
+  assert abs(float(masks["a"].mean()) - 0.5) < 0.03
+  assert abs(float(plain["a"].mean()) - 0.21) < 0.03
+  with pytest.raises(TypeError, match="real scores, got dtype bool"):
+    global_masks({"a": jnp.ones(2, bool)}, 0.5, normalize=True)

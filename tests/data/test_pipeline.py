@@ -323,6 +323,16 @@ def test_hidden_labels_are_an_error():
       Examples(hidden, (2, 2, 1), limit)[np.arange(2)]
 
 
+@pytest.mark.parametrize("limit", [0, 2**20])
+def test_labels_outside_of_the_classes_are_an_error(limit):
+  image = np.zeros((2, 2, 1), np.uint8)
+  source = [{"image": image, "label": label} for label in (2, 3)]
+  examples = Examples(source, (2, 2, 1), limit, classes=3)
+  assert examples[np.array([0])][1].tolist() == [2]
+  with pytest.raises(data.DataError, match="example 1 has label 3; .* 0 to 2"):
+    examples[np.arange(2)]
+
+
 def test_examples_travel_to_worker_processes(digits_dir):
   examples = Examples(
     data.load("digits", "test", data_dir=digits_dir), (8, 8, 1)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from figs_jax.core.pattern import NM
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.recipes import create, leak_schedule
 from figs_jax.recipes.timeline import Timeline
 
@@ -50,3 +52,53 @@ def test_the_leak_of_a_recipe_is_exactly_zero_under_jit(name, options, zero):
   leaks = jax.jit(jax.vmap(recipe.leak))(jnp.arange(zero + 3))
   assert (leaks[:zero] > 1e-5).all()
   assert (leaks[zero:] == 0).all()
+
+
+@pytest.mark.parametrize("grad_mode", ["ste", "damped"])
+@pytest.mark.parametrize(
+  ("name", "options", "zero"),
+  [
+    ("mdgf_linear", {}, 140),
+    ("mdgf_linear", {"beta": 1 / 49}, 59),
+    ("mdgf_linear", {"zero_at": 1.0}, 180),
+    ("mdgf_exp", {}, 141),
+    ("mdgf_exp", {"beta": 1e-4}, 180),
+    ("mdgf_sdgf", {"k": 2}, 141),
+    ("mdgf_sdgf", {"k": 2, "decay": "linear"}, 140),
+    ("mask_decay", {}, 180),
+    ("mask_decay", {"omega": 0.3, "freq": 7}, 38),
+  ],
+)
+def test_a_pruned_nan_stays_out_from_the_step_at_which_d_is_zero(
+  name, options, zero, grad_mode
+):
+  """Eagerly and under jit, in the forward pass and in the gradient."""
+  recipe = create(
+    name, "1:4", 200, dense=0.05, finetune=0.1, grad_mode=grad_mode, **options
+  )
+  bound = recipe.bind({"w": MaskedKernel((4,), NM(1, 4), 0)})
+  params = {"w": jnp.array([4.0, 1.0, jnp.nan, 2.0])}
+  masks = {"w": jnp.array([True, False, False, False])}
+
+  def values(step):
+    leak = recipe.at(step).leak
+    total = lambda p: bound.effective(p, masks, leak)["w"].sum()  # noqa: E731
+    value, pullback = jax.vjp(total, params)
+    return leak, value, pullback(jnp.ones(()))[0]["w"]
+
+  for run in (values, jax.jit(values)):
+    assert run(jnp.int32(zero - 1))[0] > 0
+    for step in (zero, zero + 1, 199, 200):
+      leak, value, grad = run(jnp.int32(step))
+      assert leak == 0 and value == 4.0
+      pruned = 0.0 if grad_mode == "damped" else 1.0
+      np.testing.assert_array_equal(grad, [1.0, pruned, pruned, pruned])
+
+
+@pytest.mark.parametrize(
+  "name", ["ste", "sdgf_stepwise", "figs", "structure_decay"]
+)
+def test_recipes_without_a_leak_have_none_after_the_dense_phase(name):
+  recipe = create(name, "1:4", 200, dense=0.1)
+  leaks = jax.jit(jax.vmap(lambda step: recipe.at(step).leak))(jnp.arange(201))
+  np.testing.assert_array_equal(leaks, np.arange(201) < 20)

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from figs_jax.core.pattern import NM
+from figs_jax.core.tree import MaskedKernel
 from figs_jax.recipes import create
 from figs_jax.recipes.stage_schedule import Cubic, Equal, Every, Fixed, Once
 
@@ -75,6 +77,50 @@ def test_structure_decay_with_its_own_frequency():
   recipe = create("structure_decay", "1:16", 1000, dense=0.1, freq=100)
   counts = [recipe.pattern_at(step).n for step in range(0, 1000, 50)]
   assert counts == [16] * 2 + [15] * 2 + [4] * 2 + [2] * 2 + [1] * 12
+
+
+def aqt_mask(weights, start, freq, step, count):
+  """The mask of `step` as AQT's code keeps it, from its loop over steps."""
+  mask = np.ones(weights[0].shape, bool)
+  for at in range(step + 1):
+    if at >= start and (at - start) % freq == 0:
+      kept = np.argsort(-np.abs(weights[at]), kind="stable")
+      mask = np.isin(np.arange(kept.size), kept[: count((at - start) // freq)])
+  return mask
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("name", ["mask_decay", "structure_decay"])
+def test_masks_are_renewed_at_stairs_as_in_aqt(name, fixed):
+  """Not at every step, and with the same rhythm after the last stair."""
+  weights = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
+  stairs = {"mask_decay": {"omega": 1 / 5}, "structure_decay": {}}[name]
+  count = 5 if stairs else 4
+  freq = 40 // count
+  if fixed:
+    stairs["freq"] = freq
+  targets = [15, 4, 2, 1]
+
+  def kept(stair):
+    return 1 if name == "mask_decay" else targets[min(stair, 3)]
+
+  def run(**options):
+    recipe = create(
+      name, "1:16", 60, dense=1 / 6, finetune=1 / 6, **stairs, **options
+    )
+    bound = recipe.bind({"w": MaskedKernel((16,), NM(1, 16), 0)})
+    masks, rows = None, []
+    follow = jax.jit(bound.masks)
+    for step in range(60):
+      params = {"w": jnp.asarray(weights[step])}
+      first = bound.masks(0, params) if masks is None else masks
+      masks = follow(jnp.int32(step), params, first)
+      rows.append(np.asarray(masks["w"]))
+    return np.array(rows)
+
+  wanted = np.array([aqt_mask(weights, 10, freq, s, kept) for s in range(60)])
+  np.testing.assert_array_equal(run(), wanted)
+  assert (run(refresh_every=1) != wanted).sum() > 38
 
 
 def test_mask_decay_stairs():

@@ -17,6 +17,7 @@ from tests.programs import REPO, environment
 PROCESS = """
 import sys, jax, logging
 import jax.numpy as jnp
+from jax.experimental.multihost_utils import process_allgather
 from pathlib import Path
 from figs_jax.train import checkpoint, distributed
 
@@ -50,7 +51,7 @@ def run(workdir, fault):
   checkpoint._orbax = orbax if distributed.is_first() else read
   with checkpoint.Checkpointer(workdir) as checkpoints:
     restored, data, step = checkpoints.restore(state)
-  kernel = distributed.whole(restored["kernel"]).tolist()
+  kernel = process_allgather(restored["kernel"], tiled=True).tolist()
   print("restored", fault, step, data["at"], kernel)
 
 for fault in sys.argv[2:]:

@@ -1,10 +1,13 @@
 """Checkpoints: what comes back is what was saved, or one clear error."""
 
 import gc
+import hashlib
+import json
 import logging
 import resource
 import time
 import warnings
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +19,9 @@ from figs_jax.train.checkpoint import (
   Checkpointer,
   CheckpointError,
   SaveError,
-  crc32,
   named_leaves,
 )
+from figs_jax.train.checksums import checksums, checksums_of_now
 from figs_jax.train.sharding import make_mesh
 
 
@@ -229,19 +232,66 @@ def test_only_the_step_that_is_read_can_stop_a_run(tmp_path, damaged):
   assert Checkpointer(tmp_path).steps() == [1, 3, 4]
 
 
+def described(leaves):
+  return {
+    name: {
+      "shape": list(leaf.shape),
+      "dtype": str(leaf.dtype),
+      "crc32": zlib.crc32(np.asarray(leaf).tobytes()),
+    }
+    for name, leaf in leaves.items()
+  }
+
+
+def save_as_before(workdir, step):
+  """A step of figs_jax/2 whose meta was complete before Orbax began to write.
+
+  Its SHA-256 is that of the sorted JSON, computed here with the standard
+  library alone.
+  """
+  import orbax.checkpoint as ocp
+
+  leaves = named_leaves(example_state(step))
+  content = {
+    "config": {"lr": 0.1},
+    "data": {"next": step},
+    "metrics": {},
+    "versions": {},
+    "leaves": described(leaves),
+  }
+  text = json.dumps(content, sort_keys=True)
+  meta = {
+    "format": "figs_jax/2",
+    "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    "content": content,
+  }
+  with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+    items = ocp.args.Composite(
+      state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
+    )
+    manager.save(step, args=items)
+
+
+def test_steps_written_by_orbax_alone_are_read_and_verified(tmp_path):
+  for step in (1, 2):
+    save_as_before(tmp_path, step)
+  with Checkpointer(tmp_path) as checkpoints:
+    state, data, step = checkpoints.restore(example_state())
+    assert (data, step) == ({"next": 2}, 2)
+    assert_same(state, example_state(2))
+    checkpoints.save(3, example_state(3), {"next": 3}, {"lr": 0.1})
+  path = tmp_path / "checkpoints/3/meta/metadata"
+  path.write_text(path.read_text().replace('"next": 3', '"next": 2'))
+  with Checkpointer(tmp_path) as checkpoints:
+    assert checkpoints.restore(example_state())[2] == 2
+
+
 def save_as_0_1(workdir, accuracies):
   """Steps in the layout of figs_jax 0.1."""
   import orbax.checkpoint as ocp
 
   state = named_leaves(example_state())
-  leaves = {
-    name: {
-      "shape": list(leaf.shape),
-      "dtype": str(leaf.dtype),
-      "crc32": crc32(leaf),
-    }
-    for name, leaf in state.items()
-  }
+  leaves = described(state)
   meta = {"format": "figs_jax/1", "config": {"lr": 0.1}, "leaves": leaves}
   options = ocp.CheckpointManagerOptions(best_fn=lambda m: m["accuracy"])
   with ocp.CheckpointManager(
@@ -276,9 +326,9 @@ def test_steps_without_a_digest_are_read_with_a_note(tmp_path, caplog):
 def test_silent_corruption_is_noticed(tmp_path, monkeypatch):
   """Orbax restores a wrong value without a word; the checksum does not."""
   save_steps(tmp_path, [1])
-  module = "figs_jax.train.checkpoint.crc32"
+  module = "figs_jax.train.checksums._crc32"
   with monkeypatch.context() as patch:
-    patch.setattr(module, lambda leaf: 0)
+    patch.setattr(module, lambda array: 0)
     save_steps(tmp_path, [2])
   with Checkpointer(tmp_path) as checkpoints:
     with pytest.raises(CheckpointError, match="crc32 differs"):
@@ -393,6 +443,58 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
     for i in range(10):
       restored = checkpoints.restore(jax.eval_shape(lambda: state), i)[0]
       np.testing.assert_array_equal(restored["w"], np.full((512, 1024), 5 * i))
+
+
+def test_arrays_are_hashed_after_the_save_has_returned(tmp_path, monkeypatch):
+  """As they were then, though the next step may reuse their memory."""
+  hashed = []
+  monkeypatch.setattr(
+    "figs_jax.train.checksums._crc32",
+    lambda array: hashed.append(0) or zlib.crc32(array.tobytes()),
+  )
+  begun, save = [], Checkpointer._manager
+
+  class Slow:
+    def __init__(self, manager):
+      self._manager = manager
+
+    def __getattr__(self, name):
+      return getattr(self._manager, name)
+
+    def save(self, *args, **kwargs):
+      self._manager.save(*args, **kwargs)
+      time.sleep(0.2)  # all that Orbax does at once, and more
+      begun.append(len(hashed))
+
+  monkeypatch.setattr(Checkpointer, "_manager", lambda s: Slow(save(s)))
+  step = jax.jit(lambda x: x + 1, donate_argnums=0)
+  value = jnp.zeros((64, 64))
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, {"w": value}, {}, {})
+    for _ in range(5):
+      value = step(value)
+  assert begun == [0] and hashed
+  with Checkpointer(tmp_path) as checkpoints:
+    restored = checkpoints.restore({"w": value})[0]["w"]
+  np.testing.assert_array_equal(restored, np.zeros((64, 64)))
+
+
+@pytest.mark.parametrize(
+  "spec", [(), ("fsdp",), (None, "fsdp"), ("data", "fsdp")], ids=str
+)
+def test_checksums_are_of_the_whole_array(spec):
+  array = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
+  place = NamedSharding(make_mesh(2, 4), PartitionSpec(*spec))
+  # A copy, since JAX may share the memory of a NumPy array.
+  leaves = {"split": jax.device_put(array.copy(), place), "numpy": array.T}
+  wanted = {
+    "split": zlib.crc32(array.tobytes()),
+    "numpy": zlib.crc32(array.T.tobytes()),
+  }
+  later = checksums_of_now(leaves)
+  array.fill(0)
+  assert checksums({"split": leaves["split"]})["split"] == wanted["split"]
+  assert later() == wanted
 
 
 def test_no_warning_on_the_quiet_path(tmp_path):

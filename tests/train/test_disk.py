@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import pytest
 
@@ -48,3 +49,20 @@ def test_a_disk_that_fills_names_the_last_good_step(
   ):
     loop.train(config, tmp_path)
   assert not (tmp_path / "trainer.lock").exists()
+
+
+@pytest.mark.standard_promotion
+def test_a_workdir_deleted_in_the_run_names_its_last_step(
+  tmp_path, tiny_config, monkeypatch
+):
+  write = MetricLog.write
+
+  def until_deleted(log, step, row):
+    write(log, step, row)
+    if step == 3:
+      shutil.rmtree(tmp_path / "run")
+
+  monkeypatch.setattr(MetricLog, "write", until_deleted)
+  config = tiny_config(total_steps=4, checkpoint_every=2, log_every=1)
+  with pytest.raises(SaveError, match="the last save was step 2, were deleted"):
+    loop.train(config, tmp_path / "run")

@@ -315,3 +315,30 @@ def test_a_start_that_is_not_finite_is_refused(dtype):
   recipe = recipes.create("dense", "1:4", total_steps=STEPS)
   with pytest.raises(ValueError, match=f"out/kernel: expected fin.*{dtype}"):
     TrainState.create(model, recipe, optax.sgd(0.1))
+
+
+class _Named(nnx.Module):
+  def __init__(self, **variables):
+    self.parts = nnx.data(
+      {name.replace("_", "."): value for name, value in variables.items()}
+    )
+
+
+@pytest.mark.parametrize(
+  ("variables", "message"),
+  [
+    (
+      {
+        "fc": {"kernel": nnx.Param(jnp.ones(2))},
+        "fc_kernel": nnx.Param(jnp.ones(2)),
+      },
+      r"\['fc.kernel'\] and .*\['fc'\]\['kernel'\]: .* as parts.fc.kernel",
+    ),
+    ({"a": nnx.Param(jnp.ones((0, 2)))}, r"parts/a: .* got shape \(0, 2\)"),
+    ({"a": nnx.BatchStat(jnp.ones(0))}, r"parts/a: .* got shape \(0,\)"),
+  ],
+)
+def test_variables_that_cannot_be_saved_are_refused(variables, message):
+  recipe = recipes.create("dense", "1:4", total_steps=1)
+  with pytest.raises(ValueError, match=message):
+    TrainState.create(_Named(**variables), recipe, optax.sgd(0.1))

@@ -63,12 +63,14 @@ def of_another_host(path):
   path.write_text(json.dumps(content | {"token": "theirs"}))
 
 
+@pytest.mark.parametrize("clock", [1, 2**62], ids=["behind", "ahead"])
 def test_another_host_is_dead_if_it_gives_no_sign(
-  tmp_path, monkeypatch, caplog
+  tmp_path, monkeypatch, caplog, clock
 ):
   caplog.set_level(logging.INFO, "figs_jax")
   path = tmp_path / workdir_lock.FILE
   of_another_host(path)
+  os.utime(path, ns=(clock, clock))  # of a host or server far off in time
   now = [100.0]
   monkeypatch.setattr(workdir_lock.time, "monotonic", lambda: now[0])
   lock = WorkdirLock(tmp_path)
@@ -82,12 +84,13 @@ def test_another_host_is_dead_if_it_gives_no_sign(
   lock.release()
 
 
-def test_a_heartbeat_of_another_host_is_noticed(tmp_path):
+@pytest.mark.parametrize("clock", [1, 2**62], ids=["behind", "ahead"])
+def test_a_heartbeat_of_another_host_is_noticed(tmp_path, clock):
   path = tmp_path / workdir_lock.FILE
   of_another_host(path)
   lock = WorkdirLock(tmp_path)
   assert not lock.acquire()
-  os.utime(path, ns=(1, 1))  # by a clock that is far off
+  os.utime(path, ns=(clock, clock))
   with pytest.raises(LockedError, match="process 7 on far"):
     lock.acquire()
   lock.release()

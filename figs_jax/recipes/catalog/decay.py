@@ -11,12 +11,12 @@ from figs_jax.recipes.criterion import Magnitude
 from figs_jax.recipes.pattern_schedule import Geometric, Halving, Stepwise
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.registry import register
-from figs_jax.recipes.stage_schedule import Fixed
+from figs_jax.recipes.stage_schedule import Fixed, Once, Stairs
 
 _PAPER = "2402.04744"
 
 
-@register("mask_decay")
+@register("mask_decay", refresh_every=0)
 def mask_decay(
   plain: Recipe,
   *,
@@ -27,16 +27,19 @@ def mask_decay(
   """Mask decay by stairs, D = max(1 - d ω, 0) (arXiv 2209.07617).
 
   Args:
+    refresh_every: Steps between two updates of the masks; 0 updates them where
+      a stair begins, and as often afterwards, as AQT does.
     omega: ω, by which D falls at each stair.
     freq: Steps per stair; None shares the decay phase equally.
     grad_mode: Gradient of pruned entries: `damped` or `ste`.
   """
   plain = with_grad_mode(plain, grad_mode)
-  stairs = leak_schedule.staircase(plain.timeline, omega, freq)
-  return replace(plain, leak=stairs, sources=("2209.07617",))
+  leak = leak_schedule.staircase(plain.timeline, omega, freq)
+  plain = _at_stairs(plain, freq, len(leak.starts))
+  return replace(plain, leak=leak, sources=("2209.07617",))
 
 
-@register("structure_decay")
+@register("structure_decay", refresh_every=0)
 def structure_decay(
   plain: Recipe,
   *,
@@ -46,6 +49,8 @@ def structure_decay(
   """Structure decay, 15:16, 4:16, 2:16, 1:16 (arXiv 2209.07617).
 
   Args:
+    refresh_every: Steps between two updates of the masks; 0 updates them where
+      a stage begins, and as often afterwards, as AQT does.
     freq: Steps per stage; None shares the decay phase equally.
     grad_mode: Gradient of pruned entries: `masked` or `ste`.
   """
@@ -53,7 +58,20 @@ def structure_decay(
   if freq is not None:
     line = replace(plain.timeline, stage_schedule=Fixed(freq))
     plain = replace(plain, timeline=line)
-  return replace(plain, pattern_schedule=Halving(), sources=("2209.07617",))
+  plain = replace(plain, pattern_schedule=Halving(), sources=("2209.07617",))
+  return _at_stairs(plain, freq, max(plain.lengths))
+
+
+def _at_stairs(plain: Recipe, freq: int | None, stairs: int) -> Recipe:
+  """The recipe with masks that are due at stairs, unless they are oftener."""
+  line = plain.timeline
+  if line.due != Once():
+    return plain
+  if freq is not None:
+    due = Stairs(line.dense_end, freq)
+  else:
+    due = Stairs(line.dense_end, line.finetune_start - line.dense_end, stairs)
+  return replace(plain, timeline=replace(line, due=due))
 
 
 @register("mdgf_linear")
