@@ -18,7 +18,7 @@ from pathlib import Path
 from flax import traverse_util
 
 from figs_jax.train.config import ConfigError, default_of
-from figs_jax.train.workdir import is_own, vocabulary_file
+from figs_jax.train.workdir import is_own, saved_files
 
 
 def get_config(arg: str = ""):
@@ -58,10 +58,7 @@ def get_config(arg: str = ""):
 
 def _keep_own_paths(arg, config):
   """Drops or refuses what would choose a path on this machine."""
-  read = {
-    "init_from": config.init_from,
-    "data.vocabulary": vocabulary_file(config),
-  }
+  read = {"init_from": config.init_from} | saved_files(config)
   for name, path in read.items():
     if path:
       raise ConfigError(

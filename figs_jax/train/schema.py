@@ -74,12 +74,8 @@ SHARED: dict[str, Field] = {
   "pattern": Field(
     "ff: 1:8", "N:M pattern of each kernel; the first rule that matches wins."
   ),
-  "recipe_file": Field(
-    "", "File that registers a recipe of your own; set by --recipe_file."
-  ),
-  "recipe_sha256": Field(
-    "", "SHA-256 of the file that defines that recipe; set by --recipe_file."
-  ),
+  "recipe_file": Field("", "File of your own recipe; set by --recipe_file."),
+  "recipe_sha256": Field("", "SHA-256 of that file; set by --recipe_file."),
   "total_steps": Field(1000, "Number of optimizer steps.", _STEPS),
   "batch_size": Field(
     128, "Examples per optimizer step, over all devices.", _EXAMPLES
@@ -215,7 +211,14 @@ IMAGES: dict[str, Field] = {
   "mixup": Field(
     0.0, "Parameter alpha of mixup; 0 disables it.", Number("[0, 1000]")
   ),
-  "data.name": Field("digits", "Data set: digits, or any of tfds with images."),
+  "data.name": Field(
+    "digits",
+    "Data set: digits, fashion_mnist, npz:FILE, or any of tfds with images.",
+  ),
+  "data.source": Field(
+    str,
+    "Directory of idx files to prepare fashion_mnist, mnist or kmnist from.",
+  ),
   "data.augment": Field(
     "none",
     "Augmentation: none, standard (crops, flips), or RandAugment such as"

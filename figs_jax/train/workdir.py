@@ -146,22 +146,33 @@ def _check_sizes(
         )
 
 
-def vocabulary_file(config: config_dict.ConfigDict) -> str:
-  """Path of the vocabulary; "" if it is of bytes or trained by name.
+def saved_files(config: config_dict.ConfigDict) -> dict[str, str]:
+  """Paths of files that a configuration reads beside its data directory.
 
   Args:
     config: Configuration of a run.
+
+  Returns:
+    Path by what it is: a vocabulary, data set or data source.
   """
-  name = config.data.get("vocabulary", "bytes")
-  return "" if name == "bytes" or name.startswith("sentencepiece:") else name
+  options, files = config.data, {}
+  vocabulary = options.get("vocabulary", "bytes")
+  if vocabulary != "bytes" and not vocabulary.startswith("sentencepiece:"):
+    files["vocabulary"] = vocabulary
+  if options.name.startswith("npz:"):
+    files["data set"] = options.name
+  if options.get("source"):
+    files["data source"] = options.source
+  return files
 
 
 def _check_paths(
   workdir: str | Path, config: config_dict.ConfigDict, data_dir: str | None
 ) -> None:
   """Raises if another user's run would choose a path on this machine."""
+  files = saved_files(config)
   saved = config.data.data_dir if data_dir is None else None
-  if (saved is None and not vocabulary_file(config)) or is_own(workdir):
+  if (saved is None and not files) or is_own(workdir):
     name, words = config.data.name, config.data.get("vocabulary", "bytes")
     if saved is not None and not writes_nothing(name, words, saved):
       what = repr(name) + (f" with {words!r}" if ":" in words else "")
@@ -175,10 +186,10 @@ def _check_paths(
       f"{workdir}: others can write this run, so its data directory"
       f" {saved!r} is not used; {_NAME_YOURS}"
     )
+  what, path = next(iter(files.items()))
   raise SavedPathError(
-    f"{workdir}: others can write this run, so its vocabulary"
-    f" {vocabulary_file(config)!r} is not used; copy the run into a"
-    " directory that only you can write"
+    f"{workdir}: others can write this run, so its {what} {path!r} is"
+    " not used; copy the run into a directory that only you can write"
   )
 
 
