@@ -267,11 +267,11 @@ def pairs(folder: Path, count: int, draw: random.Random) -> bool:
 
 def stops(folder: Path, count: int, draw: random.Random) -> bool:
   """SIGTERM: exit code 0, and the step at which it came is saved."""
-  run = Run(folder / "stopped", 12 * count + 20)
+  run = Run(folder / "stopped", 20 * count + 40)
   wrong = []
   for i in range(count):
     before = run.saved()
-    (process,) = until(run, draw.choice(["step", "save"]), draw)
+    (process,) = until(run, draw.choice(["start", "step", "save"]), draw)
     process.terminate()
     if code := process.wait(PATIENCE):
       wrong.append(f"{i}: exit code {code}, not 0")
@@ -290,7 +290,8 @@ def full(folder: Path, count: int, draw: random.Random) -> bool:
     before = run.saved()
     (process,) = until(run, "step", draw)
     hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
-    limit = draw.randrange(8192)  # bytes of a file
+    # Bytes of a file; its stderr is one.
+    limit = draw.randrange(2048, 30000)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, hard))
     if (code := process.wait(PATIENCE)) != 1:
       wrong.append(f"{i}: exit code {code}, not 1")
