@@ -28,3 +28,16 @@ environment() {
   fi
   echo "$wanted" >"$stamp"
 }
+
+# floors_environment: makes .venv-floors anew, with the lowest version of each
+# requirement that setup.cfg and the extra `dev` allow. uv, which pip installs
+# there, resolves them; pip has no such option.
+floors_environment() {
+  local python=${PYTHON:-python3} bin=.venv-floors/bin
+  rm -rf .venv-floors
+  "$python" -m venv .venv-floors
+  echo "== installing the floors of figs_jax[dev] into .venv-floors"
+  $bin/python -m pip install --quiet --disable-pip-version-check uv
+  $bin/uv pip install --quiet --python $bin/python \
+    --resolution lowest-direct -e ".[dev]"
+}

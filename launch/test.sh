@@ -1,11 +1,26 @@
 #!/usr/bin/env bash
 # Every check of the project: format, lint, types, then all tests.
-# Usage: bash launch/test.sh [pytest arguments]
+# Usage: bash launch/test.sh [--floors] [pytest arguments]
+#   --floors: Tests of core, optim, recipes and the training state, and imports of
+#     all modules, with the lowest versions that setup.cfg allows, in .venv-floors.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
-environment dev
+export JAX_PLATFORMS=cpu
 
+if [ "${1-}" = --floors ]; then
+  shift
+  floors_environment
+  bin=.venv-floors/bin
+  echo "== floors"
+  $bin/python tests/floors.py
+  echo "== pytest"
+  exec $bin/python -m pytest -n 2 --dist worksteal \
+    {tests,figs_jax}/{core,optim,recipes} \
+    tests/train/test_state.py figs_jax/train/state.py "$@"
+fi
+
+environment dev
 bin=.venv/bin
 echo "== ruff"
 $bin/ruff format --check .
@@ -15,5 +30,4 @@ $bin/codespell
 echo "== pyrefly"
 $bin/pyrefly check
 echo "== pytest"
-export JAX_PLATFORMS=cpu
 exec $bin/python -m pytest -n 2 --dist worksteal "$@"

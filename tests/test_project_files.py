@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import floors
+
 ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
@@ -65,3 +67,22 @@ def test_links_and_commands_of_a_page_exist(page):
   assert len(named) > 4
   for path in named:
     assert (ROOT / path).exists(), path
+
+
+def test_every_requirement_has_a_floor():
+  declared = floors.requirements((ROOT / "setup.cfg").read_text())
+  assert {"jax", "matplotlib", "ruff", "furo"} <= declared.keys()
+  assert not {"torch", "figs_jax"} & declared.keys()
+  assert not [name for name, floor in declared.items() if floor is None]
+
+
+def test_a_version_that_is_not_the_floor_is_reported(monkeypatch, capsys):
+  class Package:
+    __path__ = ()
+
+  monkeypatch.setattr(
+    floors, "requirements", lambda text: {"pytest": floors.Version("0.1")}
+  )
+  monkeypatch.setattr(floors.importlib, "import_module", lambda name: Package)
+  assert floors.main() == 1
+  assert re.search(r"^pytest +0\.1 .* DIFFERS$", capsys.readouterr().out, re.M)

@@ -1,7 +1,8 @@
 """Finds prepared data sets by name.
 
-`digits` and `stdlib_text` are prepared on first use. All others are looked up
-in the user's data directory; the network is used only with `download=True`.
+`digits` and `stdlib_text` are prepared on first use, and so are idx files and
+one's own images. All others are looked up in the user's data directory; the
+network is used only with `download=True`.
 
 A prepared set may come from somebody else. tfds imports the module of every
 feature class that `features.json` names, so that file is checked first: it may
@@ -24,7 +25,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from figs_jax.data import bundled, digits, stdlib_text
+from figs_jax.data import bundled, digits, idx, own_images, stdlib_text
 
 _BUNDLED = {"digits": digits.prepare, "stdlib_text": stdlib_text.prepare}
 # Without TensorFlow, tfds finds c4 and translations only after these imports.
@@ -77,12 +78,17 @@ class Description:
   splits: dict[str, int]
 
 
-def describe(name: str, *, data_dir: str | None = None) -> Description:
-  """Describes an image data set without reading images; prepares `digits`.
+def describe(
+  name: str, *, data_dir: str | None = None, source: str | None = None
+) -> Description:
+  """Describes an image data set without reading images.
+
+  Prepares sets that need no network, such as `digits`.
 
   Args:
-    name: Name of a tfds image classification set, see `load`.
+    name: Name of an image classification set, see `load`.
     data_dir: Directory of the data sets, see `load`.
+    source: Directory of idx files, see `find`.
 
   Raises:
     DataError: If the name is unknown or the set lacks images or labels.
@@ -90,7 +96,7 @@ def describe(name: str, *, data_dir: str | None = None) -> Description:
   >>> describe("cifar10").num_classes, describe("cifar10").image_shape
   (10, (32, 32, 3))
   """
-  return describe_builder(find(name, data_dir=data_dir))
+  return describe_builder(find(name, data_dir=data_dir, source=source))
 
 
 def describe_builder(builder: tfds.core.DatasetBuilder) -> Description:
@@ -123,7 +129,8 @@ def load(
   """Opens a split with random access to its examples.
 
   Args:
-    name: "digits", or any data set of tfds as "name[/config][:version]".
+    name: "digits", "npz:FILE" for arrays of one's own, or any data set of tfds
+      as "name[/config][:version]".
     split: "train", "test", "validation", ..., or a slice such as "train[:90%]".
     data_dir: Directory of the prepared data sets. Defaults to $TFDS_DATA_DIR,
       or else to ~/tensorflow_datasets.
@@ -179,10 +186,30 @@ def source_of(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Any]:
 
 
 def find(
-  name: str, *, data_dir: str | None = None, download: bool = False
+  name: str,
+  *,
+  data_dir: str | None = None,
+  download: bool = False,
+  source: str | None = None,
 ) -> tfds.core.DatasetBuilder:
-  """Finds the builder of a data set; see `load` for arguments and errors."""
+  """Finds the builder of a data set; see `load` for arguments and errors.
+
+  Args:
+    name: Data set, see `load`.
+    data_dir: Directory of the data sets, see `load`.
+    download: Whether to download a missing data set, see `load`.
+    source: Directory of the idx files of a data set that is not prepared yet.
+      Defaults to that of Debian's package.
+  """
+  if source and name not in idx.NAMES:
+    raise DataError(
+      "--config.data.source: expected a data set of idx files"
+      f" ({', '.join(idx.NAMES)}), got data set {name!r}; unset it"
+    )
   root = root_of(data_dir)
+  if name.startswith(own_images.PREFIX):
+    with _as_data_errors(name):
+      return own_images.prepare(name, root)
   if not download:
     _check_local(name, root)
   if name in _BUNDLED:
@@ -194,6 +221,10 @@ def find(
         " --config.data.data_dir"
       ) from error
   builder = _builder(name, root)
+  files = source or idx.directory_of(name)
+  if files and not os.path.exists(builder.data_dir):
+    with _as_data_errors(name):
+      return idx.prepare(name, root, files)
   if download and not os.path.exists(builder.data_dir):
     # Standard output is reserved for the programs' results.
     with contextlib.redirect_stdout(sys.stderr):
@@ -205,14 +236,28 @@ def find(
   return builder
 
 
+@contextlib.contextmanager
+def _as_data_errors(name: str) -> Iterator[None]:
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    raise DataError(f"data set {name!r}: {_first_line(error)}") from error
+
+
 def is_prepared(name: str, data_dir: str) -> bool:
-  """Whether `find` would write nothing; always so for sets that tfds has.
+  """Whether `find` would write nothing; always so for sets of tfds, but
+  those that are made of idx files.
 
   >>> is_prepared("digits", "nowhere"), is_prepared("cifar10", "nowhere")
   (False, True)
   """
   kinds = {"digits": digits.Digits, "stdlib_text": stdlib_text.StdlibText}
   root = root_of(data_dir)
+  if name.startswith(own_images.PREFIX):
+    with _as_data_errors(name):
+      return bundled.sound(own_images.builder_class(name), root) is not None
+  if name in idx.NAMES:
+    return _builder(name, root).data_path.exists()
   return name not in kinds or bundled.sound(kinds[name], root) is not None
 
 
@@ -287,10 +332,13 @@ def _builder(name: str, root: str) -> tfds.core.DatasetBuilder:
 def _check_prepared(builder: tfds.core.DatasetBuilder) -> None:
   path = builder.data_path
   if not path.exists():
+    package = f" install Debian's {idx.PACKAGE}," * (
+      builder.name in idx.INSTALLED
+    )
     raise DataError(
       f"Data set {builder.name!r} is not prepared in {path}; set"
-      " --config.data.data_dir to the directory that holds it, or prepare it"
-      " with --config.data.download=True"
+      f" --config.data.data_dir to the directory that holds it,{package} or"
+      " prepare it with --config.data.download=True"
     )
   if not builder.is_prepared():
     raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,12 +36,10 @@ class Parts:
   def drop_path(self, most: float) -> DropPath:
     return DropPath(most, rngs=self.rngs if most else None)
 
-  def norm(self, width: int, epsilon: float = 1e-6) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
+  def norm(self, width: int, epsilon: float = 1e-6) -> LayerNorm:
+    return LayerNorm(
       width,
       epsilon=epsilon,
-      # The fast form, E[x²] - E[x]², loses digits for large means.
-      use_fast_variance=False,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       rngs=self.rngs,
@@ -55,6 +54,28 @@ class Parts:
       rngs=self.rngs,
       **options,
     )
+
+
+class LayerNorm(nnx.LayerNorm):
+  """`nnx.LayerNorm` over the last axis, computed in float32.
+
+  The variance is E[(x - E[x])²]: E[x²] - E[x]² loses digits for large means.
+  Flax multiplies x by the product of scale and 1 / deviation, an array of the
+  size of x, which is a further pass over memory where XLA does not fuse it.
+  """
+
+  def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias."""
+    wide = x.astype(jnp.float32)
+    wide = wide - wide.mean(axis=-1, keepdims=True)
+    variance = (wide**2).mean(axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(variance + self.epsilon)
+    assert self.scale is not None and self.bias is not None
+    scale, bias = (
+      jnp.expand_dims(part[...].astype(jnp.float32), range(x.ndim - 1))
+      for part in (self.scale, self.bias)
+    )
+    return (wide * scale + bias).astype(self.dtype)
 
 
 class DropPath(nnx.Module):
@@ -107,8 +128,23 @@ class MLP(nnx.Module):
     self.dropout2 = parts.dropout(dropout)
 
   def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
-    hidden = jax.nn.gelu(self.fc1(x), approximate=self.gelu == "tanh")
+    hidden = gelu(self.fc1(x), approximate=self.gelu == "tanh")
     return self.dropout2(self.fc2(self.dropout1(hidden)))
+
+
+def gelu(x: Float[Array, "*b"], approximate: bool) -> Float[Array, "*b"]:
+  """`jax.nn.gelu`; in float32, the exact form is x (1 + erf(x / sqrt(2))) / 2.
+
+  JAX computes it from erfc, which takes twice as long and keeps the relative
+  precision of results below 1e-6, beyond x = -5.
+
+  >>> out = gelu(jnp.array([-1.0, 0.0, 1.0]), approximate=False)
+  >>> [round(value, 4) for value in out.tolist()]
+  [-0.1587, 0.0, 0.8413]
+  """
+  if approximate or x.dtype != jnp.float32:
+    return jax.nn.gelu(x, approximate=approximate)
+  return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
 class Block(nnx.Module):

@@ -15,6 +15,7 @@ from figs_jax.core.types import Array, Bool, Float
 from figs_jax.models import non_gemm, stack, windows
 from figs_jax.models.encoder import MLP, Parts
 from figs_jax.models.gemm import row
+from figs_jax.nn.attention import attend
 
 INIT = {"kernel_init": nnx.initializers.truncated_normal(0.02)}
 EPSILON = 1e-5
@@ -134,9 +135,7 @@ class WindowAttention(nnx.Module):
     if apart is not None:
       far = jnp.where(apart, jnp.float32(_APART), jnp.float32(0))
       logits = logits + far[None, :, None]
-    weights = self.dropout(jax.nn.softmax(logits, axis=-1)).astype(v.dtype)
-    out = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, v)
-    return self.o(out.reshape(x.shape))
+    return self.o(attend(logits, v, self.dropout).reshape(x.shape))
 
   def _heads(
     self, x: Float[Array, "batch windows tokens channels"]

@@ -39,6 +39,7 @@ from figs_jax.models.t5_stack import (
   normal,
 )
 from figs_jax.nn.initializers import drawing_dtype, in_float32
+from figs_jax.nn.layers import rows_dot_general
 
 PAD, EOS = 0, 1
 
@@ -417,10 +418,9 @@ class T5(nnx.Module):
   ) -> Float[Array, "batch tokens vocab"]:
     if self.head is not None:
       return self.head(x).astype(jnp.float32)
-    return jnp.einsum(
-      "btd,vd->btv",
+    return rows_dot_general(
       x * self.width**-0.5,
-      self.shared.embedding[...].astype(self.dtype),
+      self.shared.embedding[...].astype(self.dtype).T,
       preferred_element_type=jnp.float32,
     )
 

@@ -15,6 +15,7 @@ from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import stack
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
+from figs_jax.nn.attention import attend
 from figs_jax.nn.initializers import in_float32
 
 
@@ -165,8 +166,7 @@ class T5Attention(nnx.Module):
       logits = logits + bias
     # Finite, so that a row without visible keys does not become NaN.
     logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
-    weights = self.dropout(jax.nn.softmax(logits, axis=-1))
-    out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(values.dtype), values)
+    out = attend(logits, values, self.dropout)
     return self.o(out.reshape(*x.shape[:-1], -1))
 
   def _heads(

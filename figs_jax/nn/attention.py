@@ -105,10 +105,12 @@ class Attention(nnx.Module):
         [batch, heads, query, key].
     """
     q, k, v = (self._heads(part, x) for part in (self.q, self.k, self.v))
-    if self.dropout.rate and not self.dropout.deterministic:
-      out = _attend(q, k, v, mask, self.dropout)
-    else:
-      out = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    logits = jnp.einsum(
+      "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
+    )
+    if mask is not None:
+      logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    out = attend(logits, v, self.dropout, scale=q.shape[-1] ** -0.5)
     return self.o(out.reshape(*x.shape[:-1], self.dim))
 
   def _heads(
@@ -117,19 +119,30 @@ class Attention(nnx.Module):
     return projection(x).reshape(*x.shape[:-1], self.num_heads, -1)
 
 
-def _attend(
-  q: Float[Array, "batch tokens heads depth"],
-  k: Float[Array, "batch tokens heads depth"],
-  v: Float[Array, "batch tokens heads depth"],
-  mask: Bool[Array, "#batch #heads #tokens #tokens"] | None,
+def attend(
+  logits: Float[Array, "*batch heads queries keys"],
+  values: Float[Array, "*batch keys heads depth"],
   dropout: nnx.Dropout,
-) -> Float[Array, "batch tokens heads depth"]:
-  """`jax.nn.dot_product_attention` with dropout of the weights."""
-  logits = jnp.einsum(
-    "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
-  )
-  logits *= q.shape[-1] ** -0.5
-  if mask is not None:
-    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = dropout(jax.nn.softmax(logits, axis=-1))
-  return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+  scale: float = 1.0,
+) -> Float[Array, "*batch queries heads depth"]:
+  """softmax(scale * logits) values, with dropout of the weights.
+
+  Args:
+    logits: Logits in float32.
+    values: Values, whose dtype the result has.
+    dropout: Dropout of the weights.
+    scale: Positive factor of the logits.
+
+  >>> logits, values = jnp.zeros((1, 2, 3)), jnp.arange(3.0).reshape(3, 1, 1)
+  >>> attend(logits, values, nnx.Dropout(0)).tolist()
+  [[[1.0]], [[1.0]]]
+  """
+  most = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  powers = jnp.exp(scale * (logits - most))
+  total = powers.sum(axis=-1, keepdims=True)
+  # The output has fewer entries to divide than the weights; without the
+  # division it could overflow in float16.
+  late = values.dtype == jnp.float32
+  weights = dropout(powers if late else powers / total).astype(values.dtype)
+  out = jnp.einsum("...hqk,...khd->...qhd", weights, values)
+  return out / jnp.swapaxes(total, -3, -2) if late else out

@@ -139,6 +139,10 @@ class SparseLinear(Masked, nnx.Linear):
 
   dense_type = nnx.Linear
 
+  def __init__(self, *args: Any, **kwargs: Any):
+    kwargs.setdefault("dot_general", rows_dot_general)
+    super().__init__(*args, **kwargs)
+
 
 class SparseLinearGeneral(Masked, nnx.LinearGeneral):
   """`nnx.LinearGeneral` with a mask; groups lie on all input features.
@@ -202,6 +206,30 @@ def sparse_type(dense_type: type[nnx.Module]) -> type[Masked]:
     return _SPARSE_TYPES[dense_type]
   bases = (Masked, dense_type)
   return type(f"Sparse{dense_type.__name__}", bases, {"dense_type": dense_type})
+
+
+def rows_dot_general(
+  x: Float[Array, "*rows inputs"],
+  kernel: Float[Array, "inputs outputs"],
+  dimension_numbers: Any = None,
+  *,
+  out_sharding: Any = None,
+  **options: Any,
+) -> Float[Array, "*rows outputs"]:
+  """`jax.lax.dot_general` of a linear layer, as a product of two matrices.
+
+  With more axes of rows, the gradient of the kernel would contract several axes
+  at once, for which XLA first copies the transposed gradient of the output,
+  and on a CPU recomputes what leads to it column by column. This layout has no
+  such copy, and the sums are the same.
+  """
+  if out_sharding is not None:  # it names all axes
+    return jax.lax.dot_general(
+      x, kernel, dimension_numbers, out_sharding=out_sharding, **options
+    )
+  rows = x.reshape(-1, x.shape[-1])
+  out = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
+  return out.reshape(*x.shape[:-1], -1)
 
 
 def set_pattern(

@@ -30,6 +30,7 @@ FREE = (
   "recipe_file",
   "data.data_dir",
   "data.download",
+  "data.source",
   "data.workers",
   "data.eval_batch_size",
 )

@@ -212,7 +212,14 @@ IMAGES: dict[str, Field] = {
   "mixup": Field(
     0.0, "Parameter alpha of mixup; 0 disables it.", Number("[0, 1000]")
   ),
-  "data.name": Field("digits", "Data set: digits, or any of tfds with images."),
+  "data.name": Field(
+    "digits",
+    "Data set: digits, fashion_mnist, npz:FILE, or any of tfds with images.",
+  ),
+  "data.source": Field(
+    str,
+    "Directory of idx files to prepare fashion_mnist, mnist or kmnist from.",
+  ),
   "data.augment": Field(
     "none",
     "Augmentation: none, standard (crops, flips), or RandAugment such as"

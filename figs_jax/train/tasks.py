@@ -33,7 +33,10 @@ class ImageClassification:
 
   @classmethod
   def of(cls, config: config_dict.ConfigDict) -> ImageClassification:
-    info = data.describe(config.data.name, data_dir=config.data.data_dir)
+    options = config.data
+    info = data.describe(
+      options.name, data_dir=options.data_dir, source=options.source
+    )
     return cls(config, info)
 
   @property

@@ -130,12 +130,16 @@ def _check_paths(
   workdir: str | Path, config: config_dict.ConfigDict, data_dir: str | None
 ) -> None:
   """Raises if another user's run would choose a path on this machine."""
-  vocabulary = config.data.get("vocabulary", "bytes")
-  is_file = vocabulary != "bytes" and not vocabulary.startswith(
-    "sentencepiece:"
-  )
+  options, files = config.data, {}
+  vocabulary = options.get("vocabulary", "bytes")
+  if vocabulary != "bytes" and not vocabulary.startswith("sentencepiece:"):
+    files["vocabulary"] = vocabulary
+  if options.name.startswith("npz:"):
+    files["data set"] = options.name
+  if options.get("source"):
+    files["data source"] = options.source
   saved = config.data.data_dir if data_dir is None else None
-  if (saved is None and not is_file) or is_own(workdir):
+  if (saved is None and not files) or is_own(workdir):
     if saved is not None and not sources.is_prepared(config.data.name, saved):
       raise ConfigError(
         f"{workdir}: {config.data.name!r} is not prepared in the saved data"
@@ -147,8 +151,9 @@ def _check_paths(
       f"{workdir}: others can write this run, so its data directory"
       f" {saved!r} is not used; name yours with --data_dir="
     )
+  what, path = next(iter(files.items()))
   raise ConfigError(
-    f"{workdir}: others can write this run, so its vocabulary {vocabulary!r} is"
+    f"{workdir}: others can write this run, so its {what} {path!r} is"
     " not used; copy the run into a directory that only you can write"
   )
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from figs_jax.core import NM, is_nm
@@ -93,6 +93,7 @@ def test_unbiased_with_the_variance_of_the_formula(pattern):
 
 
 @settings(deadline=None, max_examples=25)
+@example("1:2", 849807825)  # p rounds to less than a / sum(a), near 1
 @given(st.sampled_from(["1:2", "1:3", "2:4", "3:4"]), st.integers(0, 2**31))
 def test_no_other_choice_of_supports_has_less_variance(pattern, seed):
   """Every unbiased x on n entries: P over all supports, best value on each."""
@@ -102,6 +103,7 @@ def test_no_other_choice_of_supports_has_less_variance(pattern, seed):
     mvue_probabilities(x_(a.astype(np.float32)), nm, 0), np.float64
   )
   ours = (a**2 * (1 / p - 1)).sum()
+  rounding = (a**2 / p).sum() * np.finfo(np.float32).eps  # of p, float32
   supports = list(itertools.combinations(range(nm.m), nm.n))
   member = np.array([[i in s for i in range(nm.m)] for s in supports])
   weights = rng.dirichlet(np.full(len(supports), 0.5), size=20_000)
@@ -112,7 +114,7 @@ def test_no_other_choice_of_supports_has_less_variance(pattern, seed):
   near *= nm.n / np.maximum(near.sum(1, keepdims=True), nm.n)
   for q in (inclusion, near):
     theirs = (a**2 * (1 / np.maximum(q, 1e-12) - 1)).sum(1)
-    assert theirs.min() >= ours * (1 - 1e-5)
+    assert theirs.min() >= ours * (1 - 1e-5) - rounding
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

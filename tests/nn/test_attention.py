@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from figs_jax import nn
+from figs_jax.nn.attention import attend
 
 DIM, HEADS = 8, 2
 
@@ -87,3 +88,25 @@ def test_errors():
     ValueError, match="Unknown attention kernel 'out'.*[Kk]nown: k, o, q, v"
   ):
     attention(patterns={"out": "1:4"})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_attend_by_numpy(dtype):
+  logits = 30 * jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+  values = jax.random.normal(jax.random.key(1), (2, 5, 3, 6)).astype(dtype)
+  got = attend(logits, 1e4 * values, nnx.Dropout(0), scale=0.25)
+  assert got.dtype == dtype
+  weights = np.exp(0.25 * np.asarray(logits, np.float64))
+  weights /= weights.sum(-1, keepdims=True)
+  exact = np.asarray(1e4 * values, np.float64)
+  want = np.einsum("bhqk,bkhd->bqhd", weights, exact)
+  digits = 1e-6 if dtype == "float32" else 2e-2
+  np.testing.assert_allclose(
+    np.asarray(got, np.float64), want, atol=digits * np.abs(exact).max()
+  )
+
+
+def test_attend_averages_where_everything_is_masked():
+  least = jnp.full((1, 1, 2), jnp.finfo(jnp.float32).min)
+  values = jnp.array([1.0, 3.0]).reshape(2, 1, 1)
+  assert attend(least, values, nnx.Dropout(0)).item() == 2

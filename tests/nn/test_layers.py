@@ -266,3 +266,22 @@ def test_sparse_types_are_made_once():
 def test_the_tokens_of_an_einsum(equation, shape, ndim, tokens):
   layer = nnx.Einsum(equation, shape, rngs=rngs())
   assert token_axes(layer, ndim) == tokens
+
+
+def test_the_gradient_multiplies_matrices_without_a_transposed_copy():
+  layer = nn.SparseLinear(6, 4, pattern="1:2", rngs=nnx.Rngs(0))
+  graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
+  x = jax.random.normal(jax.random.key(1), (2, 3, 6))
+
+  def loss(params, x):
+    return (nnx.merge(graphdef, params, rest)(x) ** 2).sum()
+
+  program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, x)
+  products = [e for e in program.eqns if e.primitive.name == "dot_general"]
+  assert len(products) == 3
+  assert all(v.aval.ndim == 2 for e in products for v in e.invars)
+  slope = jax.grad(loss)(params, x)["kernel"][...]
+  out = np.asarray(layer(x))
+  np.testing.assert_allclose(
+    slope, np.einsum("bti,bto->io", np.asarray(x), 2 * out), rtol=1e-5
+  )

@@ -46,6 +46,20 @@ def test_a_strangers_path_is_one_line_with_the_flag(tmp_path, tiny_config):
   assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+  ("field", "value"), [("name", "npz:/a.npz"), ("source", "/a")]
+)
+def test_a_strangers_source_of_data_is_not_read(
+  field, value, tmp_path, tiny_config
+):
+  tmp_path.chmod(0o777)
+  config = tiny_config("ste")
+  config.data.data_dir = "/elsewhere"
+  config.data[field] = value
+  with pytest.raises(ConfigError, match=f"data .* '{value}' is not used"):
+    _check_paths(tmp_path, config, "mine")
+
+
 def test_a_deep_row_of_metrics_is_skipped(tmp_path):
   (tmp_path / FILE).write_text("[" * 10**5 + '\n{"step": 1}\n')
   assert read_log(tmp_path) == [{"step": 1}]

@@ -1,0 +1,120 @@
+"""Idx files are read exactly, prepared once, and refused by file and row."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from figs_jax.data import DataError, idx, load, sources
+
+
+def idx_bytes(values):
+  header = bytes([0, 0, 8, values.ndim])
+  return (
+    header + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+  )
+
+
+@pytest.fixture
+def files(tmp_path):
+  """Four small files, two of them gzipped, and what they hold."""
+  rng = np.random.default_rng(0)
+  held = {}
+  for split, stem, count in (("train", "train", 12), ("test", "t10k", 5)):
+    images = rng.integers(0, 256, (count, 28, 28), np.uint8)
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    held[split] = (images, labels)
+    (tmp_path / f"{stem}-images-idx3-ubyte.gz").write_bytes(
+      gzip.compress(idx_bytes(images))
+    )
+    (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+  return tmp_path, held
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
+def test_a_prepared_set_has_the_pixels_of_the_files(files, name, tmp_path):
+  directory, held = files
+  data_dir = str(tmp_path / "data")
+  info = sources.describe(name, data_dir=data_dir, source=str(directory))
+  assert info.splits == {"train": 12, "test": 5}
+  assert (info.num_classes, info.image_shape) == (10, (28, 28, 1))
+  for path in directory.glob("*ubyte*"):
+    path.unlink()  # It is found in the data directory from now on.
+  for split, (images, labels) in held.items():
+    source = load(name, split, data_dir=data_dir)
+    pairs = {
+      (source[i]["image"].tobytes(), int(source[i]["label"]))
+      for i in range(len(source))
+    }
+    assert pairs == {(x.tobytes(), int(y)) for x, y in zip(images, labels)}
+
+
+def replaced(directory, name, content):
+  (directory / name).unlink()
+  (directory / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    (
+      "train-labels-idx1-ubyte",
+      idx_bytes(np.array([0, 1, 10] + [0] * 9, np.uint8)),
+      "train-labels-idx1-ubyte: row 2: expected a label from 0 to 9, got 10",
+    ),
+    (
+      "t10k-labels-idx1-ubyte",
+      idx_bytes(np.zeros(4, np.uint8)),
+      "t10k-labels-idx1-ubyte: expected 5 labels",
+    ),
+    (
+      "t10k-labels-idx1-ubyte",
+      idx_bytes(np.zeros(5, np.uint8))[:-1],
+      "expected 5 bytes after the header",
+    ),
+    ("t10k-labels-idx1-ubyte", b"PNG", "expected an idx file of bytes"),
+    ("train-images-idx3-ubyte.gz", b"\x1f\x8b\x08", "damaged gzip file"),
+    (
+      "train-images-idx3-ubyte.gz",
+      idx_bytes(np.zeros((12, 27, 28), np.uint8)),
+      r"expected images of shape \[n, 28, 28\], got \[12, 27, 28\]",
+    ),
+  ],
+)
+def test_wrong_files_are_refused(files, name, content, message, tmp_path):
+  directory, _ = files
+  replaced(directory, name, content)
+  data_dir = tmp_path / "data"
+  with pytest.raises(DataError, match=message) as raised:
+    sources.find("mnist", data_dir=str(data_dir), source=str(directory))
+  assert "\n" not in str(raised.value)
+  assert not data_dir.exists()
+
+
+def test_a_missing_file_and_a_wrong_name_are_refused(files, tmp_path):
+  directory, _ = files
+  (directory / "t10k-labels-idx1-ubyte").unlink()
+  data_dir = str(tmp_path / "data")
+  with pytest.raises(DataError, match="t10k-labels-idx1-ubyte.gz, got none"):
+    sources.find("mnist", data_dir=data_dir, source=str(directory))
+  for name in ("cifar10", "digits"):
+    with pytest.raises(DataError, match="expected a data set of idx files"):
+      sources.find(name, data_dir=data_dir, source=str(directory))
+
+
+def test_without_any_file_the_package_is_named(tmp_path, monkeypatch):
+  monkeypatch.setitem(idx.INSTALLED, "fashion_mnist", tmp_path / "none")
+  with pytest.raises(DataError, match="dataset-fashion-mnist, or prepare"):
+    load("fashion_mnist", "test", data_dir=str(tmp_path))
+
+
+@pytest.mark.skipif(
+  idx.directory_of("fashion_mnist") is None,
+  reason=f"needs Debian's {idx.PACKAGE}",
+)
+def test_the_package_holds_a_thousand_test_images_of_each_class():
+  directory = idx.directory_of("fashion_mnist")
+  images, labels = idx.read_split(directory, "test")
+  assert images.shape == (10_000, 28, 28)
+  assert np.bincount(labels).tolist() == [1000] * 10
