@@ -100,7 +100,12 @@ def quiet() -> None:
     logger.addHandler(_DelayedRemarks(capacity=0, target=handler))
     logger.setLevel(logging.INFO)
     logger.propagate = False
-  show = sys.excepthook
+  _hide_strays()
+
+
+def _hide_strays() -> None:
+  """Keeps Python from showing what Orbax's threads leave behind."""
+  show, show_unraisable = sys.excepthook, sys.unraisablehook
 
   def hook(kind, error, trace):
     from figs_jax.train.distributed import is_stray
@@ -108,7 +113,13 @@ def quiet() -> None:
     if not is_stray(error):
       show(kind, error, trace)
 
-  sys.excepthook = hook
+  def unraisable(args):
+    from figs_jax.train.distributed import is_stray
+
+    if not is_stray(args.exc_value):
+      show_unraisable(args)
+
+  sys.excepthook, sys.unraisablehook = hook, unraisable
 
 
 def define_user_file(noun: str) -> flags.FlagHolder[str | None]:

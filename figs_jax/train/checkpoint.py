@@ -11,12 +11,14 @@ for position and metrics.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
 import math
+import os
 import re
 import threading
 import time
@@ -86,6 +88,7 @@ class Checkpointer:
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._open is None:
+      # For good: threads of a failed save log their errors after `close`.
       _ABSL.addFilter(_is_not_of_save)
       # Metrics are ours to keep: Orbax reads those of all steps at once, fails
       # if one is damaged, and takes NaN for the best.
@@ -254,16 +257,15 @@ class Checkpointer:
     """
     manager, self._open = self._open, None
     if manager is not None:
-      try:
-        with self._writing():
-          manager.close()
-      finally:
-        _ABSL.removeFilter(_is_not_of_save)
+      with self._writing():
+        manager.close()
 
-  def last_good(self) -> str:
-    """Words that name the newest step on disk."""
+  def last_good(self, error: Exception | None = None) -> str:
+    """Words that name the newest step on disk, after this error."""
     steps = self.steps()
-    if not steps and self._last_save is not None:
+    # Under a save in progress, files that are gone give errors of many kinds.
+    refused = error is not None and _errno(error) not in (None, errno.ENOENT)
+    if not steps and not refused and self._last_save is not None:
       return (
         f"the checkpoints in {self.path}, of which the last save was step"
         f" {self._last_save}, were deleted"
@@ -281,7 +283,7 @@ class Checkpointer:
         raise
       raise SaveError(
         f"{self.path}: a checkpoint cannot be written ({_reason(error)});"
-        f" {self.last_good()}"
+        f" {self.last_good(error)}"
       ) from error
 
   def __enter__(self) -> Checkpointer:
@@ -533,10 +535,16 @@ def _reason(error: Exception) -> str:
   >>> _reason(ValueError("write of a: File too large [os_error_code='27']"))
   'File too large'
   """
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  of_system = re.search(r"([^:]+) \[os_error_code=", str(error))
-  return of_system[1].strip() if of_system else _first_line(error)
+  code = _errno(error)
+  return _first_line(error) if code is None else os.strerror(code)
+
+
+def _errno(error: Exception) -> int | None:
+  """The operating system's number of an error, also in TensorStore's text."""
+  if isinstance(error, OSError):
+    return error.errno
+  code = re.search(r"\[os_error_code='(\d+)'", str(error))
+  return int(code[1]) if code else None
 
 
 def _first_line(error: Exception) -> str:

@@ -285,11 +285,12 @@ def preemption() -> Iterator[Callable[[int], bool]]:
     signal.signal(signal.SIGTERM, before)
 
 
-def is_stray(error: BaseException) -> bool:
+def is_stray(error: BaseException | None) -> bool:
   """Whether an uncaught exception is a harmless leftover of Orbax.
 
-  When Orbax reads a damaged file, its other reads outlive their event loop and
-  report it to `sys.excepthook` from their threads; the error itself is raised.
+  When Orbax cannot read or write a file, its other reads and writes outlive
+  their event loop and report it to `sys.excepthook` or `sys.unraisablehook`
+  from their threads; the error itself is raised.
 
   >>> is_stray(RuntimeError("Event loop is closed"))
   True

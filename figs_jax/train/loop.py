@@ -147,7 +147,7 @@ def _refusals_of_disk(
       raise
     if runs:
       raise SaveError(
-        f"{checkpoints.path.parent}: {error}; {checkpoints.last_good()}"
+        f"{checkpoints.path.parent}: {error}; {checkpoints.last_good(error)}"
       ) from error
     raise ConfigError(
       f"{checkpoints.path.parent}: cannot be written ({error}); set --workdir"

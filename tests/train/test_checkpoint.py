@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from figs_jax.train import checkpoint
 from figs_jax.train.checkpoint import (
   Checkpointer,
   CheckpointError,
@@ -353,6 +354,27 @@ def test_a_full_disk_is_one_line_with_the_last_good_step(tmp_path, caplog):
     checkpoints.save(3, state, {}, {})
   assert not caplog.records  # no traceback of Orbax
   assert Checkpointer(tmp_path).steps() == [1, 3]
+
+
+def test_a_first_save_that_fails_was_not_deleted(tmp_path):
+  state = {"w": jax.random.normal(jax.random.key(0), (64, 1024))}
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with Checkpointer(tmp_path) as checkpoints:
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+      checkpoints.save(1, state, {}, {})
+      with pytest.raises(SaveError, match="; no checkpoint was saved yet"):
+        checkpoints.wait()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_the_reason_of_a_failed_save_is_the_system_s():
+  """TensorStore's message holds its specification before or after the code."""
+  spec = """[tensorstore_spec='{\\"create\\":true}']"""
+  for tail in ("[os_error_code='27']", f"{spec} [os_error_code='27']"):
+    error = ValueError(f"OUT_OF_RANGE: write of a: File too large {tail}")
+    assert checkpoint._reason(error) == "File too large"
 
 
 def test_a_peer_that_dies_in_a_save_is_no_full_disk(tmp_path, monkeypatch):

@@ -3,11 +3,13 @@
 import shutil
 import signal
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from figs_jax.cli import flags
 from figs_jax.train import distributed
 from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.config import ConfigError
@@ -218,6 +220,22 @@ def test_what_nobody_catches_ends_the_process_unless_it_is_stray(
   distributed._leave_on_error()
   sys.excepthook(type(error), error, None)
   assert ended == ([] if code is None else [code]) and shown == [1]
+
+
+def test_programs_do_not_show_what_orbax_leaves_behind(monkeypatch):
+  """A thread's error reaches one hook or the other, by how C++ reports it."""
+  shown = []
+  monkeypatch.setattr(sys, "excepthook", lambda *args: shown.append(args[1]))
+  monkeypatch.setattr(
+    sys, "unraisablehook", lambda args: shown.append(args.exc_value)
+  )
+  flags._hide_strays()
+  errors = RuntimeError("Event loop is closed"), RuntimeError("ours"), None
+  for error in errors:
+    sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+  for error in errors[:2]:
+    sys.excepthook(type(error), error, None)
+  assert shown == [errors[1], None, errors[1]]
 
 
 def test_sigterm_is_asked_for_at_a_step():
