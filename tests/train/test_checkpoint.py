@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import resource
+import shutil
 import time
 import warnings
 import zlib
@@ -354,6 +355,15 @@ def test_a_full_disk_is_one_line_with_the_last_good_step(tmp_path, caplog):
     checkpoints.save(3, state, {}, {})
   assert not caplog.records  # no traceback of Orbax
   assert Checkpointer(tmp_path).steps() == [1, 3]
+
+
+def test_deleted_checkpoints_are_named_by_their_last_step(tmp_path):
+  with Checkpointer(tmp_path / "run") as checkpoints:
+    checkpoints.save(2, example_state(), {}, {})
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / "run")
+    words = checkpoints.last_good()
+  assert "the last save was step 2, were deleted" in words
 
 
 def test_a_first_save_that_fails_was_not_deleted(tmp_path):
