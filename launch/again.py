@@ -32,7 +32,10 @@ def get_config(arg: str = ""):
     saved = json.loads(Path(arg).read_text())
     if not isinstance(saved, dict):
       raise ValueError("no fields")
-    config = default_of(saved)
+    try:
+      config = default_of(saved)
+    except ConfigError as error:
+      raise ConfigError(f"{arg}: {error}") from error
     fields = {
       # JSON has no tuples.
       name: tuple(value) if isinstance(value, list) else value

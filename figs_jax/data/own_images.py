@@ -161,21 +161,21 @@ def _load(path: str | Path) -> dict[str, np.ndarray]:
   names = ("image", "label", "test_image", "test_label")
   name = ""
   arrays = {}
-  try:
-    with open(path, "rb") as stream:  # NumPy leaves damaged files open.
+  with open(path, "rb") as stream:  # NumPy leaves damaged files open.
+    try:
       file = np.load(stream, allow_pickle=False)
       if not isinstance(file, np.lib.npyio.NpzFile):
         raise ValueError("it holds a single array; save it with np.savez")
       for name in names:
         if name in file.files:
           arrays[name] = file[name]
-    return arrays
-  except (*_DAMAGE, ValueError) as error:
-    where = f"{path}: {name}" if name else f"{path}"
-    raise ValueError(
-      f"{where}: expected an npz file of plain arrays, got one that cannot be"
-      f" read ({(str(error) or type(error).__name__).splitlines()[0]})"
-    ) from error
+    except (*_DAMAGE, OSError, ValueError) as error:
+      where = f"{path}: {name}" if name else f"{path}"
+      raise ValueError(
+        f"{where}: expected an npz file of plain arrays, got one that cannot be"
+        f" read ({(str(error) or type(error).__name__).splitlines()[0]})"
+      ) from error
+  return arrays
 
 
 def _checked(

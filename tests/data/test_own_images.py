@@ -114,3 +114,14 @@ def test_wrong_files_are_one_line(tmp_path, content, message):
 def test_a_missing_file_is_one_line(tmp_path):
   with pytest.raises(DataError, match="No such file"):
     sources.find(f"npz:{tmp_path / 'a.npz'}", data_dir=str(tmp_path))
+
+
+def test_an_archive_whose_directory_lies_before_it_is_one_line(tmp_path):
+  path = tmp_path / "a.npz"
+  np.savez(path, image=IMAGES, label=LABELS)
+  data = bytearray(path.read_bytes())
+  data[-6:-2] = (2**31).to_bytes(4, "little")  # offset of the directory
+  path.write_bytes(data)
+  with pytest.raises(DataError, match="expected an npz file") as caught:
+    load(f"npz:{path}", "train", data_dir=str(tmp_path))
+  assert "\n" not in str(caught.value)
