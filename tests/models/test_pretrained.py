@@ -145,7 +145,7 @@ def write_shards(folder, weights, **changes):
   [
     ({"extra": "a.safetensors"}, r"a.safetensors: lacks extra"),
     ({"classifier.bias": "b.safetensors"}, r"a.safetensors: holds classifier"),
-    ({"classifier.bias": "c.safetensors"}, r"part c.safetensors is missing"),
+    ({"classifier.bias": "c.safetensors"}, r"part 'c.safetensors' is missing"),
     ({"classifier.bias": "../a.safetensors"}, r"parts beside the index"),
   ],
 )

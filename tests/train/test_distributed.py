@@ -92,7 +92,8 @@ def assert_same(workdir, other, atol=1e-5):
   for name, leaf in one.items():
     if name.startswith("masks"):
       np.testing.assert_array_equal(leaf, another[name], err_msg=name)
-    elif name.startswith("params"):
+    elif name.startswith("params") and not name.endswith("k.bias"):
+      # The gradient of a key's bias is 0 but for rounding, which Adam scales.
       np.testing.assert_allclose(leaf, another[name], atol=1e-4, err_msg=name)
 
 
