@@ -121,7 +121,7 @@ def by_comparison(
 
 def by_threshold(
   keys: Int[Array, "*shape"],
-  n: int | Int[Array, "..."],
+  n: int | Int[Array, ...],
   axis: int,
   inside: Bool[Array, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
@@ -146,7 +146,7 @@ def by_threshold(
 def _keep(
   keys: Int[Array, "*shape"],
   threshold: Int[Array, "*group"],
-  n: int | Int[Array, "..."],
+  n: int | Int[Array, ...],
   axis: int,
   inside: Bool[Array, "*shape"] | None,
 ) -> Bool[Array, "*shape"]:
@@ -196,7 +196,7 @@ def _keep(
 
 def _network(
   keys: Int[Array, "*shape"],
-  n: int | Int[Array, "..."],
+  n: int | Int[Array, ...],
   axis: int,
 ) -> Int[Array, "*group"]:
   """The n-th largest key of each group, length 1 along `axis`."""
@@ -283,7 +283,7 @@ def _fence(x: Array) -> Array:
 
 def _search(
   keys: Int[Array, "*shape"],
-  n: int | Int[Array, "..."],
+  n: int | Int[Array, ...],
   axis: int,
 ) -> Int[Array, "*group"]:
   """The n-th largest key of each group.
