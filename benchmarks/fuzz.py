@@ -3,9 +3,10 @@
 Every kind of file that the programs read is written soundly, then changed
 (truncated, bits flipped, bytes removed, words of JSON put in) and read in this
 process. A row counts the files that were read, those that were refused in one
-line that names the file (or its field of a configuration), and the others: a traceback, a message of several
-lines, or a reading of more than `--seconds`. The program exits with 1 if there
-is one. Steps of checkpoints are changed by survival.py.
+line that names the file (or its field of a configuration), and the others: a
+traceback, a message of several lines, or a reading of more than `--seconds`.
+The program exits with 1 if there is one. Steps of checkpoints are changed by
+survival.py.
 
   python benchmarks/fuzz.py --files 500 --kinds npz,config
 """
