@@ -21,7 +21,6 @@ import optax
 from figs_jax.core.tree import flatten
 from figs_jax.train import experiment as experiments
 from figs_jax.train._evaluate import evaluator
-from figs_jax.train.optimizer import decayed, learning_rate
 from figs_jax.train.state import train_step
 from figs_jax.train.tasks import task_of
 
@@ -33,19 +32,10 @@ def build(args: argparse.Namespace, scale: float, in_root: bool):
   config = runpy.run_path(str(_CONFIG))["get_config"]("step")
   config.total_steps = args.steps
   config.recipe.eps_in_root = in_root
+  # Scaling, then clipping at a scaled norm, is clipping, then scaling.
+  config.optimizer.clip *= scale
   made = experiments.build(config)
-  options = config.optimizer
-  before = [optax.clip_by_global_norm(options.clip)] if options.clip else []
-  tx = made.recipe.adamw(
-    learning_rate(config),
-    b1=options.b1,
-    b2=options.b2,
-    eps=options.eps,
-    weight_decay=options.weight_decay,
-    mask=decayed,
-    before=optax.chain(*before, optax.scale(scale)),
-  )
-  return dataclasses.replace(made, tx=tx)
+  return dataclasses.replace(made, tx=optax.chain(optax.scale(scale), made.tx))
 
 
 def train(made: experiments.Experiment, measure, seed: int):

@@ -29,9 +29,6 @@ def run_once(program: ClosedJaxpr, shardings: Sequence[Any]) -> list[jax.Array]:
 
   Args:
     program: Jaxpr of a function without arguments and side effects.
-
-  Returns:
-    Function that returns arrays, NumPy's where the program has constants.
     shardings: Shardings of the results.
   """
   if jax.default_backend() != "cpu":

@@ -33,9 +33,7 @@ def checksums(leaves: Mapping[str, Any]) -> dict[str, int]:
   >>> checksums({"a": array}) == {"a": zlib.crc32(bytes([0, 1, 2]))}
   True
   """
-  here = {
-    name: parts for name, leaf in leaves.items() if (parts := _here(leaf))
-  }
+  here = _parts_here(leaves)
   return _gathered(leaves, here) | _hashed(leaves, here)
 
 
@@ -53,9 +51,7 @@ def checksums_of_now(leaves: Mapping[str, Any]) -> Callable[[], dict[str, int]]:
     Function of no arguments. Call it once: it lets go of each array as soon as
     that is hashed.
   """
-  here = {
-    name: parts for name, leaf in leaves.items() if (parts := _here(leaf))
-  }
+  here = _parts_here(leaves)
   for parts in here.values():  # all copies start before one is awaited
     for _, data in parts:
       if isinstance(data, jax.Array):
@@ -69,6 +65,11 @@ def checksums_of_now(leaves: Mapping[str, Any]) -> Callable[[], dict[str, int]]:
     n: jax.ShapeDtypeStruct(v.shape, v.dtype) for n, v in leaves.items()
   }
   return lambda: gathered | _hashed(shapes, held)
+
+
+def _parts_here(leaves: Mapping[str, Any]) -> dict[str, _Parts]:
+  """Parts of the arrays that do not span processes."""
+  return {n: parts for n, leaf in leaves.items() if (parts := _here(leaf))}
 
 
 def _here(leaf: Any) -> _Parts:
