@@ -1,61 +1,29 @@
 """Weight files with random changes: read, or refused in one line."""
 
+import importlib.util
 import json
+import pathlib
 import random
 import struct
 import zipfile
 
-import numpy as np
 import pytest
 
 from figs_jax import export
-from figs_jax.core import NM, MaskedKernel
 from figs_jax.models.pretrained.files import PretrainedError, opened_weights
 
-
-def write(folder, suffix):
-  """A sound file of this kind, and the function that reads it."""
-  path = folder / f"a{suffix}"
-  kernel = np.eye(8, dtype=np.float32)
-  if suffix == ".npz":
-    np.savez(path, w=kernel, b=np.ones(3, np.float32))
-  elif suffix == ".json":
-    export.write(folder / "p.safetensors", {"w": kernel})
-    path.write_text(json.dumps({"weight_map": {"w": "p.safetensors"}}))
-  else:
-    leaves = {"w": MaskedKernel((8, 8), NM(1, 8), 0)}
-    export.write_packed(path, {"w": kernel}, leaves)
-    return path, export.read
-
-  def read(where):
-    with opened_weights(where) as tensors:
-      return {name: tensor.read() for name, tensor in tensors.items()}
-
-  return path, read
+FILE = pathlib.Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
+SPEC = importlib.util.spec_from_file_location("benchmarks_fuzz", FILE)
+fuzz = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(fuzz)
 
 
-def changed(content, draw):
-  data = bytearray(content)
-  at = draw.randrange(len(data))
-  kind = draw.randrange(4)
-  if kind == 0:
-    return bytes(data[:at])
-  if kind == 1:
-    data[at] ^= 1 << draw.randrange(8)
-  elif kind == 2:
-    del data[at : at + draw.randint(1, 9)]
-  else:
-    words = (b"null", b"NaN", b"[" * 5000, b"-1", b"9" * 5000, b'{"a":')
-    data[at:at] = draw.choice(words)
-  return bytes(data)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".json"])
-def test_a_changed_file_is_read_or_refused_in_one_line(suffix, tmp_path):
-  path, read = write(tmp_path, suffix)
+@pytest.mark.parametrize("kind", ["packed", "weights_npz", "index"])
+def test_a_changed_file_is_read_or_refused_in_one_line(kind, tmp_path):
+  path, read = fuzz.KINDS[kind](tmp_path)
   content, draw = path.read_bytes(), random.Random(0)
   for _ in range(60):
-    path.write_bytes(changed(content, draw))
+    path.write_bytes(fuzz.changed(content, draw))
     try:
       read(path)
     except (export.ExportError, PretrainedError) as error:
