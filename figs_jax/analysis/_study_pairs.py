@@ -1,0 +1,453 @@
+"""Rows of a study as a DataFrame, and the differences of two cells by seed.
+
+Run i of two cells has the same initial weights, augmentation and data order, so
+that most of the spread over seeds cancels in the difference. pandas is imported
+by `data_frame` only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figs_jax.analysis.statistics import (
+  Interval,
+  bootstrap_interval,
+  paired_interval,
+)
+
+if TYPE_CHECKING:
+  from pandas import DataFrame
+else:
+  DataFrame = Any
+
+# Columns of text; those of `config.FIELD` are text too.
+_TEXT = {
+  "study", "grid", "cell", "recipe", "pattern", "rules", "setting", "config",
+  "version", "examples", "stages", "switched_at", "k", "exact_nm", "finished",
+}  # fmt: skip
+_UNKNOWN_ORDER = "not recorded"
+Cell = tuple[str, str, str]  # recipe, pattern, setting
+Cells = dict[Cell, dict[int, dict[str, Any]]]  # rows by seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+  """How a metric of study.csv is compared and written.
+
+  Attributes:
+    label: Name with unit, for axes and tables.
+    unit: Unit of differences.
+    factor: Factor from the CSV's values to the unit.
+    digits: Digits after the point.
+    sign: 1 if more is better, -1 if less is.
+  """
+
+  label: str
+  unit: str
+  factor: float
+  digits: int
+  sign: int
+
+  def number(self, value: float, *, signed: bool = False) -> str:
+    """A value in the unit, without a leading zero.
+
+    >>> measure("accuracy").number(0.414, signed=True)
+    '+.41'
+    """
+    return number(value, self.digits, signed=signed)
+
+  def range(self, interval: Interval) -> str:
+    """Both ends of an interval.
+
+    >>> measure("loss").range(paired_interval([-0.01, 0.01, 0.03]))
+    '[−.0397, .0597]'
+    """
+    return f"[{self.number(interval.low)}, {self.number(interval.high)}]"
+
+
+_MEASURES = {
+  "accuracy": Measure("test accuracy, %", "points", 100.0, 2, 1),
+  "loss": Measure("test loss, nats", "nats", 1.0, 4, -1),
+  "bits_per_byte": Measure("bits per byte", "bits per byte", 1.0, 4, -1),
+  "glue_score": Measure("GLUE score, %", "points", 100.0, 2, 1),
+  "bleu": Measure("BLEU", "BLEU", 1.0, 2, 1),
+}
+
+
+def measure(metric: str) -> Measure:
+  """How a metric is compared; `METRIC_DTYPE` is METRIC evaluated in a dtype.
+
+  Raises:
+    ValueError: If the metric is unknown.
+
+  >>> measure("accuracy_bfloat16").label
+  'test accuracy, % (bfloat16)'
+  """
+  for name, known in _MEASURES.items():
+    if metric == name:
+      return known
+    if metric.startswith(f"{name}_"):
+      dtype = metric.removeprefix(f"{name}_")
+      return dataclasses.replace(known, label=f"{known.label} ({dtype})")
+  raise ValueError(
+    f"Expected a metric of {', '.join(_MEASURES)}, or one of them with the name"
+    f" of a dtype such as accuracy_bfloat16, got {metric!r}"
+  )
+
+
+def metrics_of(rows: DataFrame) -> list[str]:
+  """The metrics that a study has, in a fixed order."""
+  return [
+    column
+    for name in _MEASURES
+    for column in rows.columns
+    if (column == name or column.startswith(f"{name}_"))
+    and rows[column].notna().any()
+  ]
+
+
+def number(value: float, digits: int, *, signed: bool = False) -> str:
+  """A number with so many digits after the point and no zero before it.
+
+  >>> number(-0.0106, 4), number(83.02, 2), number(0.2, 1, signed=True)
+  ('−.0106', '83.02', '+.2')
+  """
+  if not math.isfinite(value):
+    return "–"
+  text = f"{abs(value):.{digits}f}"
+  if text.startswith("0."):
+    text = text[1:]
+  zero = not text.strip(".0")
+  sign = "" if zero else "−" if value < 0 else "+" if signed else ""
+  return sign + text
+
+
+def data_frame(rows: Iterable[Mapping[str, str]]) -> DataFrame:
+  """Rows of study.csv, given as text, with their numbers as numbers.
+
+  Empty numbers become NaN. Empty text stays: the pattern of a dense recipe, the
+  setting of a study that has one setting.
+
+  Args:
+    rows: Text by column.
+
+  Raises:
+    ValueError: If pandas is not installed, a column is missing, text stands in
+      place of a number, or a seed occurs twice in a cell.
+
+  >>> row = {"recipe": "dense", "pattern": "", "setting": "", "seed": "0"}
+  >>> frame = data_frame([row | {"accuracy": ".8", "loss": ""}])
+  >>> frame.accuracy.tolist(), frame.loss.tolist(), frame.pattern.tolist()
+  ([0.8], [nan], [''])
+  """
+  try:
+    import pandas as pd
+  except ImportError as error:
+    raise ValueError(
+      "tables of a study need pandas: pip install 'figs_jax[study]'"
+    ) from error
+  frame = pd.DataFrame(list(rows), dtype=object).fillna("")
+  needed = {"recipe", "pattern", "setting", "seed"}
+  if missing := sorted(needed - set(frame.columns)):
+    raise ValueError(
+      f"study.csv: expected columns {', '.join(sorted(needed))}, got none named"
+      f" {missing[0]!r}"
+    )
+  for column in frame.columns:
+    if column in _TEXT or column.startswith("config."):
+      continue
+    texts = frame[column].replace("", "nan")
+    values = pd.to_numeric(texts, errors="coerce")
+    wrong = values.isna() & (texts.str.lower() != "nan")
+    if wrong.any():
+      place = int(np.flatnonzero(wrong)[0])
+      raise ValueError(
+        f"study.csv, line {place + 2}: expected a number in column {column!r},"
+        f" got {texts.iloc[place]!r}"
+      )
+    frame[column] = values.astype(int if column == "seed" else float)
+  cells_of(frame)
+  return frame
+
+
+def cells_of(rows: DataFrame) -> Cells:
+  """Rows by cell and seed.
+
+  Raises:
+    ValueError: If a seed occurs twice in a cell.
+  """
+  cells: Cells = {}
+  for row in rows.to_dict("records"):
+    key = row["recipe"], row["pattern"], row["setting"]
+    of_cell, seed = cells.setdefault(key, {}), int(row["seed"])
+    if seed in of_cell:
+      configs = [str(r.get("config", "")) for r in (of_cell[seed], row)]
+      raise ValueError(
+        f"study.csv: cell {cell_name(key)!r} has seed {seed} twice, with"
+        f" configurations {' and '.join(configs)}; remove the rows of one"
+      )
+    of_cell[seed] = {str(column): value for column, value in row.items()}
+  return cells
+
+
+def cell_name(key: Cell) -> str:
+  """Recipe, pattern and setting in words.
+
+  >>> cell_name(("figs", "1:8", "wide")), cell_name(("dense", "", ""))
+  ('figs 1:8 [wide]', 'dense')
+  """
+  recipe, pattern, setting = key
+  return " ".join(filter(None, (recipe, pattern, setting and f"[{setting}]")))
+
+
+def cell_at(cells: Cells, recipe: str, pattern: str, setting: str) -> Cell:
+  """The cell of a recipe at a pattern; one without pattern serves all."""
+  dense = recipe, "", setting
+  return dense if dense in cells else (recipe, pattern, setting)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Differences of two cells by seed, `better` minus `worse`.
+
+  Attributes:
+    better: Cell that is compared.
+    worse: Cell that it is compared with.
+    pattern: Label of the pattern at which they are compared.
+    metric: Column of study.csv.
+    seeds: Seeds with both results.
+    differences: Differences in the unit of the metric, one per seed.
+    missing: Number of seeds that only one of the two cells has.
+    diverged: Number of seeds of both cells without a finite result in one.
+    order: `data.order` of the runs; both values if they differ.
+    interval: Student's interval over seeds; None for fewer than two seeds.
+    bootstrap: Interval over seeds and test examples; None where there are no
+      per-example results.
+  """
+
+  better: Cell
+  worse: Cell
+  pattern: str
+  metric: str
+  seeds: tuple[int, ...]
+  differences: tuple[float, ...]
+  missing: int
+  diverged: int
+  order: str
+  interval: Interval | None
+  bootstrap: Interval | None
+
+  @property
+  def name(self) -> str:
+    """The contrast in words, such as "mdgf_exp − sr_ste at 1:32"."""
+    sides = [cell_name((r, "", s)) for r, _, s in (self.better, self.worse)]
+    if self.better[2] == self.worse[2]:  # a common setting is named once
+      sides = [self.better[0], self.worse[0]]
+    common = self.better[2] if self.better[2] == self.worse[2] else ""
+    where = cell_name((self.pattern, "", common))
+    return " − ".join(sides) + (f" at {where}" if where else "")
+
+  @property
+  def deviation(self) -> float:
+    """Standard deviation of the differences, NaN for fewer than two."""
+    if len(self.differences) < 2:
+      return math.nan
+    return float(np.std(self.differences, ddof=1))
+
+
+def paired(
+  rows: DataFrame,
+  better: str,
+  worse: str,
+  metric: str,
+  pattern: str,
+  *,
+  better_setting: str = "",
+  worse_setting: str = "",
+  out: str | Path | None = None,
+  confidence: float = 0.95,
+) -> Pairs:
+  """Compares two cells seed by seed.
+
+  A seed that only one of them has, that diverged in one or that did not finish
+  is left out of both and counted. The interval over seeds is Student's. The
+  interval over seeds and test examples (`statistics.bootstrap_interval`) needs
+  the per-example results of both cells, with mean equal to the metric: so it is
+  None where examples have unequal weights.
+
+  Args:
+    rows: Rows from `data_frame`.
+    better: Label of a recipe.
+    worse: Label of the recipe to subtract.
+    metric: Column of the rows.
+    pattern: Label of a pattern. A recipe without pattern serves all.
+    better_setting: Setting of `better`.
+    worse_setting: Setting of `worse`.
+    out: Directory of the study, with examples/ and configs.json. None leaves
+      the bootstrap out.
+    confidence: Confidence of the intervals.
+
+  Raises:
+    ValueError: If the metric is unknown, or the per-example results of the two
+      cells do not belong together.
+
+  >>> rows = [
+  ...   {"recipe": recipe, "pattern": "1:8", "setting": "", "seed": str(seed),
+  ...    "loss": str(loss)}
+  ...   for recipe, losses in {"figs": (0.5, 0.6, 0.4), "ste": (0.7, 0.8, 0.7)
+  ...   }.items() for seed, loss in enumerate(losses)
+  ... ]
+  >>> pairs = paired(data_frame(rows), "figs", "ste", "loss", "1:8")
+  >>> pairs.name, round(pairs.interval.mean, 3), pairs.interval.n
+  ('figs − ste at 1:8', -0.233, 3)
+  """
+  return pair_up(
+    cells_of(rows),
+    (better, better_setting),
+    (worse, worse_setting),
+    metric,
+    pattern,
+    out=out,
+    confidence=confidence,
+  )
+
+
+def pair_up(
+  cells: Cells,
+  better: tuple[str, str],
+  worse: tuple[str, str],
+  metric: str,
+  pattern: str,
+  *,
+  out: str | Path | None = None,
+  confidence: float = 0.95,
+) -> Pairs:
+  """`paired` of rows by cell; `better` and `worse` are recipe and setting."""
+  factor = measure(metric).factor
+  keys = [
+    cell_at(cells, recipe, pattern, setting)
+    for recipe, setting in (better, worse)
+  ]
+  one, other = (cells.get(key, {}) for key in keys)
+  common = sorted(one.keys() & other.keys())
+  values = {
+    s: (_value(one[s], metric), _value(other[s], metric)) for s in common
+  }
+  seeds = [s for s in common if all(map(math.isfinite, values[s]))]
+  differences = [factor * (values[s][0] - values[s][1]) for s in seeds]
+  known = [row[s] for row in (one, other) for s in seeds]
+  interval = bootstrap = None
+  if len(seeds) > 1:
+    interval = paired_interval(differences, confidence)
+    if out is not None:
+      of_examples = _example_differences(one, other, seeds, metric, Path(out))
+      if of_examples is not None:
+        bootstrap = bootstrap_interval(factor * of_examples, confidence)
+  return Pairs(
+    better=keys[0],
+    worse=keys[1],
+    pattern=pattern,
+    metric=metric,
+    seeds=tuple(seeds),
+    differences=tuple(differences),
+    missing=len(one.keys() ^ other.keys()),
+    diverged=len(common) - len(seeds),
+    order=order_of(known, out),
+    interval=interval,
+    bootstrap=bootstrap,
+  )
+
+
+def _value(row: Mapping[str, Any], metric: str) -> float:
+  finished = str(row.get("finished", "true")).lower() != "false"
+  return float(row.get(metric, math.nan)) if finished else math.nan
+
+
+def order_of(rows: Iterable[Mapping[str, Any]], out: str | Path | None) -> str:
+  """`data.order` of the rows: of the CSV, else of OUT/configs.json."""
+  column, configs = "config.data.order", None
+  orders: dict[str, None] = {}
+  for row in rows:
+    order = row.get(column)
+    if not order and out is not None:
+      if configs is None:
+        path = Path(out, "configs.json")
+        configs = json.loads(path.read_text()) if path.is_file() else {}
+      order = configs.get(row.get("config"), {}).get("data.order")
+    orders[str(order or _UNKNOWN_ORDER)] = None
+  return " and ".join(orders) or _UNKNOWN_ORDER
+
+
+def _example_differences(
+  one: Mapping[int, Mapping[str, Any]],
+  other: Mapping[int, Mapping[str, Any]],
+  seeds: list[int],
+  metric: str,
+  out: Path,
+) -> np.ndarray | None:
+  """Differences per seed and example, [seeds, examples], unscaled."""
+  sides = [_per_example(side, seeds, metric, out) for side in (one, other)]
+  first, second = sides
+  if first is None or second is None:
+    return None
+  if first.shape != second.shape:
+    files = " and ".join(
+      str(side[seeds[0]]["examples"]) for side in (one, other)
+    )
+    raise ValueError(
+      f"{out}: expected equally many test examples in {files}, got"
+      f" {first.shape[1]} and {second.shape[1]}"
+    )
+  return first - second
+
+
+def _per_example(
+  of_cell: Mapping[int, Mapping[str, Any]],
+  seeds: list[int],
+  metric: str,
+  out: Path,
+) -> np.ndarray | None:
+  """Results of a cell per seed and example; None if there are none to use."""
+  array = {"accuracy": "correct", "loss": "loss"}.get(metric)
+  files = {s: str(of_cell[s].get("examples") or "") for s in seeds}
+  if array is None or not all(files.values()):
+    return None
+  if not all((out / name).is_file() for name in files.values()):
+    return None
+  loaded = {name: _load(out / name, array) for name in set(files.values())}
+  results = []
+  for seed, name in files.items():
+    of_seed = loaded[name]
+    if seed not in of_seed:
+      raise ValueError(
+        f"{out / name}: expected results of seed {seed}, got those of"
+        f" {sorted(of_seed)}"
+      )
+    value = _value(of_cell[seed], metric)
+    # float16 has 11 bits, and half of an example is less than any difference.
+    close = 2e-3 * max(1.0, abs(value)) if array == "loss" else 1e-6
+    if abs(of_seed[seed].mean() - value) > close:
+      return None
+    results.append(of_seed[seed])
+  if len({len(result) for result in results}) > 1:
+    raise ValueError(
+      f"{out}: expected equally many test examples for all seeds in"
+      f" {', '.join(sorted(loaded))}"
+    )
+  return np.stack(results)
+
+
+def _load(path: Path, array: str) -> dict[int, np.ndarray]:
+  """float64[examples] by seed."""
+  with np.load(path) as file:
+    values, seeds = file[array], file["seed"].tolist()
+    if array == "correct":
+      values = np.unpackbits(values, axis=1, count=int(file["examples"]))
+  return dict(zip(seeds, values.astype(np.float64)))
