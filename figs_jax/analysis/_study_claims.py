@@ -234,7 +234,7 @@ class Judgement:
       claimed, p = self.claimed, self.corrected_p
       if claimed is not None and claimed.mean < 0 and p < self.alpha:
         return " (opposite sign)"
-      return f" (less than {self.margin})"
+      return f" (gain below {self.margin})"
     needed = self.seeds_needed
     if needed is None:
       return ""
@@ -256,8 +256,7 @@ def result_text(pairs: Pairs) -> str:
   count += f" ({', '.join(out)})" if out else ""
   if not pairs.differences:
     return words
-  mean = sum(pairs.differences) / len(pairs.differences)
-  text = f"{words} {metric.number(mean, signed=True)} {metric.unit}"
+  text = f"{words} {metric.number(pairs.mean, signed=True)} {metric.unit}"
   if pairs.interval is not None:
     text += f" {metric.range(pairs.interval)}"
   return f"{text}, {count}"
@@ -462,9 +461,9 @@ def accepted(
       " seeds",
     )
   sign = measure(metric).sign
-  hardest = min(contrasts, key=lambda pairs: sign * _mean(pairs))
+  hardest = min(contrasts, key=lambda pairs: sign * pairs.mean)
   resolved = hardest.interval is not None and hardest.interval.p < alpha
-  passed = resolved and sign * _mean(hardest) > 0
+  passed = resolved and sign * hardest.mean > 0
   p = hardest.interval.p if hardest.interval else 1.0
   test = f"{hardest.name}: {result_text(hardest)}, {p_text(p)}"
   if passed:
@@ -474,10 +473,6 @@ def accepted(
     f"{test}: {refused}, since the sparsest cell is not resolved from"
     f" {baseline}; train a smaller model or longer",
   )
-
-
-def _mean(pairs: Pairs) -> float:
-  return sum(pairs.differences) / len(pairs.differences)
 
 
 def order_text(pairs: Sequence[Pairs]) -> str:

@@ -255,6 +255,11 @@ class Pairs:
     return " − ".join(sides) + (f" at {where}" if where else "")
 
   @property
+  def mean(self) -> float:
+    """Mean difference, NaN without any."""
+    return float(np.mean(self.differences)) if self.differences else math.nan
+
+  @property
   def deviation(self) -> float:
     """Standard deviation of the differences, NaN for fewer than two."""
     if len(self.differences) < 2:
