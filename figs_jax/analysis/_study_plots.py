@@ -130,7 +130,12 @@ def _draw_baseline(
   style = plot_style.line_style(index)
   label = plot_style.literal(cell_name((recipe, "", setting)))
   ax.axhline(
-    mean, color="0.25", linestyle="--", linewidth=1.2, label=label, zorder=1
+    mean,
+    color="0.25",
+    linestyle=("--", ":", "-.")[index % 3],
+    linewidth=1.2,
+    label=label,
+    zorder=1,
   )
   if math.isfinite(error):
     ax.axhspan(
@@ -247,8 +252,8 @@ def _right_text(judgement: Judgement) -> str:
   pairs = judgement.pairs
   if not pairs.differences:
     return judgement.verdict
-  p = p_text(judgement.corrected_p)
-  return f"{difference_text(pairs)}, {p}, n = {len(pairs.seeds)}"
+  p = f", {p_text(judgement.corrected_p)}" if pairs.interval else ""
+  return f"{difference_text(pairs)}{p}, n = {len(pairs.seeds)}"
 
 
 def plot_distances(
@@ -370,7 +375,8 @@ def _forest_limits(bars: Sequence[_Bar]) -> tuple[float, float]:
   smallest = [bar.smallest for bar in bars if math.isfinite(bar.smallest)]
   ends = [0.0, *(1.2 * s for s in smallest), *(-1.2 * s for s in smallest)]
   if intervals:
-    half = float(np.median([each.high - each.mean for each in intervals]))
+    halves = [each.high - each.mean for each in intervals]
+    half = float(np.quantile(halves, 0.5, method="lower"))
     for each in intervals:
       reach = min(each.high - each.mean, _CLIP * half)
       ends += [each.mean - reach, each.mean + reach]
