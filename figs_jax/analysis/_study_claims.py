@@ -137,11 +137,12 @@ def check_claims(
 
   >>> fields = {"better": "fig", "worse": "sr_ste", "metric": "loss",
   ...           "patterns": ("1:8",), "smallest": 0.005}
-  >>> check_claims({"figs ahead": fields}, ["figs", "sr_ste"], ["1:8"])
-  Traceback (most recent call last):
-    ...
-  ValueError: claims.figs ahead.better: unknown label 'fig'; did you mean
-  'figs'? Known: figs, sr_ste
+  >>> try:
+  ...   check_claims({"ahead": fields}, ["figs", "sr_ste"], ["1:8"])
+  ... except ValueError as error:
+  ...   print(error)
+  claims.ahead.better: unknown label 'fig'; did you mean 'figs'? Known: figs,
+  sr_ste
   """
   for claim in claims_of(claims):
     for field, labels, known in (
@@ -263,7 +264,7 @@ def result_text(pairs: Pairs) -> str:
 
 
 def missing_text(pairs: Pairs) -> str:
-  """Why there are no pairs of a contrast."""
+  """Why a contrast has no pairs."""
   if pairs.diverged:
     return f"all {pairs.diverged} pairs diverged"
   names = [cell_name(key) for key in (pairs.better, pairs.worse)]
@@ -312,6 +313,22 @@ def judge(
   Raises:
     ValueError: If a claim is invalid, or per-example results do not belong
       together.
+
+  >>> from figs_jax.analysis._study_pairs import data_frame
+  >>> losses = {"figs": (0.50, 0.61, 0.40), "sr_ste": (0.70, 0.80, 0.61)}
+  >>> rows = data_frame(
+  ...   {"recipe": recipe, "pattern": "1:8", "setting": "", "seed": str(seed),
+  ...    "loss": str(loss)}
+  ...   for recipe, values in losses.items() for seed, loss in enumerate(values)
+  ... )
+  >>> fields = {"better": "figs", "worse": "sr_ste", "metric": "loss",
+  ...           "patterns": ("1:8", "1:32"), "smallest": 0.005}
+  >>> for judgement in judge(rows, {"ahead": fields}):
+  ...   print(judgement.line)
+  figs − sr_ste at 1:8: loss −.2000 nats [−.2248, −.1752], 3 seeds, p = .002
+  (Holm over 2): supported
+  figs − sr_ste at 1:32: loss: not run (no common seeds of figs 1:32 and sr_ste
+  1:32)
   """
   cells = cells_of(rows)
   tests = [

@@ -228,8 +228,8 @@ class Pairs:
     diverged: Number of seeds of both cells without a finite result in one.
     order: `data.order` of the runs; both values if they differ.
     interval: Student's interval over seeds; None for fewer than two seeds.
-    bootstrap: Interval over seeds and test examples; None where there are no
-      per-example results.
+    bootstrap: Interval over seeds and test examples; None without per-example
+      results.
   """
 
   better: Cell

@@ -275,7 +275,7 @@ def plot_distances(
     smallest: Smallest effect of interest, shaded; NaN for none.
 
   Raises:
-    ValueError: If there is no cell other than the baseline's.
+    ValueError: If the baseline's are the only cells.
   """
   cells = cells_of(rows)
   distances = {d.cell: d for d in from_baseline(rows, baseline, metric)}

@@ -183,7 +183,7 @@ def test_examples_that_do_not_belong_together_are_refused(tmp_path):
 
 
 def test_columns_of_text_stay_text():
-  """A configuration's digits are no number: 12e3 would be 12000."""
+  """Digits of a configuration's hash are text: 12e3 is not 12000."""
   rows = simulate(
     RECIPES, seeds=1, columns={"stages": "NA", "config": "123456e78901"}
   )
