@@ -279,15 +279,18 @@ def _begin(experiment, checkpoints, abstract, shardings):
 
 
 def _keep_order(saved: dict[str, Any], config: config_dict.ConfigDict) -> None:
-  """Sets the order of a run from before `data.order`, unless it may change."""
+  """Keeps a shared order, also of runs from before the field, when resuming.
+
+  The default is "own", so that the command of such a run may not name it.
+  """
   if (
-    "data.order" not in schema.flat(saved)
+    schema.flat(saved).get("data.order", "shared") == "shared"
     and "data.order" not in config.allow_change
-    and config.data.order != "shared"
+    and config.data.order == "own"
   ):
     _log.warning(
-      "this run is from before data.order, when all seeds read the stream of"
-      " data.seed: going on with data.order=shared"
+      "all seeds of this run read the stream of data.seed: going on with"
+      " data.order=shared"
     )
     config.data.order = "shared"
 
