@@ -302,7 +302,7 @@ def judge(
   a family does not depend on how much of the study has run.
 
   Args:
-    rows: Rows from `data_frame`.
+    rows: Rows from `study_frame`.
     claims: Claims of the study's configuration.
     out: Directory of the study, for the interval over test examples.
     alpha: Level of the tests.
@@ -314,9 +314,9 @@ def judge(
     ValueError: If a claim is invalid, or per-example results do not belong
       together.
 
-  >>> from figs_jax.analysis._study_pairs import data_frame
+  >>> from figs_jax.analysis import study_frame
   >>> losses = {"figs": (0.50, 0.61, 0.40), "sr_ste": (0.70, 0.80, 0.61)}
-  >>> rows = data_frame(
+  >>> rows = study_frame(
   ...   {"recipe": recipe, "pattern": "1:8", "setting": "", "seed": str(seed),
   ...    "loss": str(loss)}
   ...   for recipe, values in losses.items() for seed, loss in enumerate(values)
@@ -402,7 +402,7 @@ def from_baseline(
   was not run in the former.
 
   Args:
-    rows: Rows from `data_frame`.
+    rows: Rows from `study_frame`.
     baseline: Label of the baseline's recipe.
     metric: Column of the rows.
 
@@ -451,7 +451,7 @@ def accepted(
   it is compared with the best of them, which makes the test stricter.
 
   Args:
-    rows: Rows from `data_frame`, with column "density".
+    rows: Rows from `study_frame`, with column "density".
     baseline: Label of the baseline's recipe.
     metric: Column of the rows.
     alpha: Level of the test.

@@ -20,6 +20,7 @@ from figs_jax.analysis._study_claims import (
   order_text,
   report,
 )
+from figs_jax.analysis._study_examples import examples_of
 from figs_jax.analysis._study_pairs import (
   DataFrame,
   cells_of,
@@ -53,7 +54,7 @@ def write_results(
   """Writes OUT/results.md and its pictures, in place of earlier ones.
 
   Args:
-    rows: Rows from `data_frame`.
+    rows: Rows from `study_frame`.
     study: Configuration of the study: its `name`, `baseline` and `claims`.
     out: Directory of study.csv.
     examples: Number of test examples. Defaults to that of the per-example
@@ -63,7 +64,26 @@ def write_results(
     What can and cannot be claimed, a line per test.
 
   Raises:
-    ValueError: If a claim is invalid, or matplotlib is not installed.
+    ValueError: If a claim is invalid, per-example results do not belong
+      together, or matplotlib is not installed.
+
+  >>> import tempfile
+  >>> from figs_jax.analysis import study_frame
+  >>> losses = {"dense": (0.40, 0.41, 0.38), "figs": (0.50, 0.50, 0.49)}
+  >>> rows = study_frame(
+  ...   {"recipe": recipe, "pattern": "1:8" if recipe == "figs" else "",
+  ...    "setting": "", "seed": str(seed), "loss": str(loss), "accuracy": ".8",
+  ...    "density": ".125" if recipe == "figs" else "1"}
+  ...   for recipe, values in losses.items() for seed, loss in enumerate(values)
+  ... )
+  >>> study = {"name": "small", "baseline": "dense", "claims": {}}
+  >>> with tempfile.TemporaryDirectory() as out:
+  ...   text = write_results(rows, study, out)
+  ...   sorted(path.name for path in Path(out).iterdir())
+  ['density.png', 'distance_accuracy.png', 'distance_loss.png', 'results.md']
+  >>> print(text.splitlines()[0])
+  dense − figs at 1:8: loss −.1000 nats [−.1248, −.0752], 3 seeds, p = .003: the
+  regime is accepted
   """
   out, baseline = Path(out), study["baseline"]
   judgements = judge(rows, study["claims"], out=out)
@@ -105,7 +125,9 @@ def write_results(
     "## All cells",
     table(rows, baseline, out=out),
     "## Resolution",
-    resolution(rows, baseline, examples or examples_of(rows, out)),
+    resolution(
+      rows, baseline, examples or examples_of(rows.get("examples", ()), out)
+    ),
   ]
   page = "\n\n".join(part.strip() for part in parts if part.strip())
   (out / "results.md").write_text(page + "\n", encoding="utf-8")
@@ -148,16 +170,6 @@ def _write_pictures(
   return list(figures)
 
 
-def examples_of(rows: DataFrame, out: str | Path) -> int | None:
-  """Number of test examples of a study with per-example results."""
-  for name in rows.get("examples", ()):
-    path = Path(out, str(name))
-    if name and path.is_file():
-      with np.load(path) as file:
-        return int(file["examples"])
-  return None
-
-
 def resolution(rows: DataFrame, baseline: str, examples: int | None) -> str:
   """What the test split and the seeds can resolve, in words.
 
@@ -165,7 +177,7 @@ def resolution(rows: DataFrame, baseline: str, examples: int | None) -> str:
   sqrt(a (1 - a) / n).
 
   Args:
-    rows: Rows from `data_frame`.
+    rows: Rows from `study_frame`.
     baseline: Label of the baseline's recipe.
     examples: Number of test examples; None leaves the first sentence out.
   """

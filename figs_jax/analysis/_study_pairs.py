@@ -2,7 +2,7 @@
 
 Run i of two cells has the same initial weights, augmentation and data order, so
 that most of the spread over seeds cancels in the difference. pandas is imported
-by `data_frame` only.
+by `study_frame` only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from figs_jax.analysis._study_examples import example_differences
 from figs_jax.analysis.statistics import (
   Interval,
   bootstrap_interval,
@@ -129,7 +130,7 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
   return sign + text
 
 
-def data_frame(rows: Iterable[Mapping[str, str]]) -> DataFrame:
+def study_frame(rows: Iterable[Mapping[str, str]]) -> DataFrame:
   """Rows of study.csv, given as text, with their numbers as numbers.
 
   Empty numbers become NaN. Empty text stays: the pattern of a dense recipe, the
@@ -143,7 +144,7 @@ def data_frame(rows: Iterable[Mapping[str, str]]) -> DataFrame:
       place of a number, or a seed occurs twice in a cell.
 
   >>> row = {"recipe": "dense", "pattern": "", "setting": "", "seed": "0"}
-  >>> frame = data_frame([row | {"accuracy": ".8", "loss": ""}])
+  >>> frame = study_frame([row | {"accuracy": ".8", "loss": ""}])
   >>> frame.accuracy.tolist(), frame.loss.tolist(), frame.pattern.tolist()
   ([0.8], [nan], [''])
   """
@@ -284,11 +285,10 @@ def paired(
   A seed that only one of them has, that diverged in one or that did not finish
   is left out of both and counted. The interval over seeds is Student's. The
   interval over seeds and test examples (`statistics.bootstrap_interval`) needs
-  the per-example results of both cells, with mean equal to the metric: so it is
-  None where examples have unequal weights.
+  the per-example results of both cells, with the metric as their mean.
 
   Args:
-    rows: Rows from `data_frame`.
+    rows: Rows from `study_frame`.
     better: Label of a recipe.
     worse: Label of the recipe to subtract.
     metric: Column of the rows.
@@ -309,7 +309,7 @@ def paired(
   ...   for recipe, losses in {"figs": (0.5, 0.6, 0.4), "ste": (0.7, 0.8, 0.7)
   ...   }.items() for seed, loss in enumerate(losses)
   ... ]
-  >>> pairs = paired(data_frame(rows), "figs", "ste", "loss", "1:8")
+  >>> pairs = paired(study_frame(rows), "figs", "ste", "loss", "1:8")
   >>> pairs.name, round(pairs.interval.mean, 3), pairs.interval.n
   ('figs − ste at 1:8', -0.233, 3)
   """
@@ -352,7 +352,10 @@ def pair_up(
   if len(seeds) > 1:
     interval = paired_interval(differences, confidence)
     if out is not None:
-      of_examples = _example_differences(one, other, seeds, metric, Path(out))
+      of_examples = example_differences(
+        _files(one, seeds, metric), _files(other, seeds, metric), metric,
+        Path(out),
+      )  # fmt: skip
       if of_examples is not None:
         bootstrap = bootstrap_interval(factor * of_examples, confidence)
   return Pairs(
@@ -375,6 +378,16 @@ def _value(row: Mapping[str, Any], metric: str) -> float:
   return float(row.get(metric, math.nan)) if finished else math.nan
 
 
+def _files(
+  of_cell: Mapping[int, Mapping[str, Any]], seeds: list[int], metric: str
+) -> dict[int, tuple[str, float]]:
+  """File of per-example results and metric by seed."""
+  return {
+    seed: (str(row.get("examples", "")), _value(row, metric))
+    for seed, row in ((seed, of_cell[seed]) for seed in seeds)
+  }
+
+
 def order_of(rows: Iterable[Mapping[str, Any]], out: str | Path | None) -> str:
   """`data.order` of the rows: of the CSV, else of OUT/configs.json."""
   column, configs = "config.data.order", None
@@ -388,71 +401,3 @@ def order_of(rows: Iterable[Mapping[str, Any]], out: str | Path | None) -> str:
       order = configs.get(row.get("config"), {}).get("data.order")
     orders[str(order or _UNKNOWN_ORDER)] = None
   return " and ".join(orders) or _UNKNOWN_ORDER
-
-
-def _example_differences(
-  one: Mapping[int, Mapping[str, Any]],
-  other: Mapping[int, Mapping[str, Any]],
-  seeds: list[int],
-  metric: str,
-  out: Path,
-) -> np.ndarray | None:
-  """Differences per seed and example, [seeds, examples], unscaled."""
-  sides = [_per_example(side, seeds, metric, out) for side in (one, other)]
-  first, second = sides
-  if first is None or second is None:
-    return None
-  if first.shape != second.shape:
-    files = " and ".join(
-      str(side[seeds[0]]["examples"]) for side in (one, other)
-    )
-    raise ValueError(
-      f"{out}: expected equally many test examples in {files}, got"
-      f" {first.shape[1]} and {second.shape[1]}"
-    )
-  return first - second
-
-
-def _per_example(
-  of_cell: Mapping[int, Mapping[str, Any]],
-  seeds: list[int],
-  metric: str,
-  out: Path,
-) -> np.ndarray | None:
-  """Results of a cell per seed and example; None if there are none to use."""
-  array = {"accuracy": "correct", "loss": "loss"}.get(metric)
-  files = {s: str(of_cell[s].get("examples") or "") for s in seeds}
-  if array is None or not all(files.values()):
-    return None
-  if not all((out / name).is_file() for name in files.values()):
-    return None
-  loaded = {name: _load(out / name, array) for name in set(files.values())}
-  results = []
-  for seed, name in files.items():
-    of_seed = loaded[name]
-    if seed not in of_seed:
-      raise ValueError(
-        f"{out / name}: expected results of seed {seed}, got those of"
-        f" {sorted(of_seed)}"
-      )
-    value = _value(of_cell[seed], metric)
-    # float16 has 11 bits, and half of an example is less than any difference.
-    close = 2e-3 * max(1.0, abs(value)) if array == "loss" else 1e-6
-    if abs(of_seed[seed].mean() - value) > close:
-      return None
-    results.append(of_seed[seed])
-  if len({len(result) for result in results}) > 1:
-    raise ValueError(
-      f"{out}: expected equally many test examples for all seeds in"
-      f" {', '.join(sorted(loaded))}"
-    )
-  return np.stack(results)
-
-
-def _load(path: Path, array: str) -> dict[int, np.ndarray]:
-  """float64[examples] by seed."""
-  with np.load(path) as file:
-    values, seeds = file[array], file["seed"].tolist()
-    if array == "correct":
-      values = np.unpackbits(values, axis=1, count=int(file["examples"]))
-  return dict(zip(seeds, values.astype(np.float64)))

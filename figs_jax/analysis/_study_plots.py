@@ -74,7 +74,7 @@ def plot_by_density(rows: DataFrame, baseline: str = "dense") -> Any:
   standard error.
 
   Args:
-    rows: Rows from `data_frame`.
+    rows: Rows from `study_frame`.
     baseline: Label of the baseline's recipe.
   """
   cells = cells_of(rows)
@@ -269,7 +269,7 @@ def plot_distances(
   what Holm's correction over all cells leaves: better, worse or not resolved.
 
   Args:
-    rows: Rows from `data_frame`.
+    rows: Rows from `study_frame`.
     baseline: Label of the baseline's recipe.
     metric: Column of the rows.
     smallest: Smallest effect of interest, shaded; NaN for none.
@@ -422,7 +422,7 @@ def plot_tradeoffs(
   have their pattern beside them, as has the best recipe of every pattern.
 
   Args:
-    rows: Rows from `data_frame`.
+    rows: Rows from `study_frame`.
     baseline: Label of the baseline's recipe.
     columns: Columns `speedup:ENGINE` and `train_flops`, a panel each.
   """

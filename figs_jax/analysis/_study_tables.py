@@ -141,7 +141,7 @@ def table(
   cells differ in it, else part of the line below.
 
   Args:
-    rows: Rows from `data_frame`.
+    rows: Rows from `study_frame`.
     baseline: Label of the baseline's recipe.
     out: Directory of the study. Its configs.json has a `data.order` that is
       not among the columns, since all cells share it.
@@ -229,7 +229,7 @@ def compact_table(
   """Mean ± standard error of a metric, recipes by patterns, in Markdown.
 
   Args:
-    rows: Rows from `data_frame`.
+    rows: Rows from `study_frame`.
     baseline: Label of the baseline's recipe, the first row.
     metric: Column of the rows.
   """

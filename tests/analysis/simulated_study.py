@@ -64,7 +64,7 @@ def simulate(
           "loss": loss, "config": f"{abs(hash(name)):012x}"[:12],
           "version": "0.2.0", "examples": "", "step": 2000, "density": density,
           "sparsity": 1 - density, "train_flops": 0.4 + 0.6 * density,
-          "config.data.order": "seed",
+          "config.data.order": "own",
           **{
             f"speedup:{engine}": 1.0 + (1 - density) * (1.2 - place / 2)
             for place, engine in enumerate(ENGINES)

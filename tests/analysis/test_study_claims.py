@@ -17,7 +17,7 @@ from figs_jax.analysis._study_claims import (
   p_text,
   report,
 )
-from figs_jax.analysis._study_pairs import data_frame
+from figs_jax.analysis._study_pairs import study_frame
 
 from .simulated_study import add_examples, simulate
 
@@ -45,7 +45,7 @@ def test_p_values_are_scipys_after_statsmodels_holm():
     "b": claim("step", "sr_ste", "accuracy", (*PATTERNS, "2:4")),
     "c": claim("step", "figs", "loss", ("1:8",), family="other"),
   }
-  judgements = judge(data_frame(rows), claims)
+  judgements = judge(study_frame(rows), claims)
   values = []
   for each in judgements[:9]:
     sides = [
@@ -67,9 +67,9 @@ def test_p_values_are_scipys_after_statsmodels_holm():
 def test_a_part_of_a_study_is_judged_as_strictly_as_the_whole():
   """Rows that are yet to come count in the family, with p = 1."""
   claims = {"a": claim("figs", "sr_ste", patterns=PATTERNS)}
-  whole = judge(data_frame(simulate(RECIPES, PATTERNS)), claims)
+  whole = judge(study_frame(simulate(RECIPES, PATTERNS)), claims)
   part = judge(
-    data_frame(
+    study_frame(
       [r for r in simulate(RECIPES, PATTERNS) if r["pattern"] in ("", "1:8")]
     ),
     claims,
@@ -77,13 +77,18 @@ def test_a_part_of_a_study_is_judged_as_strictly_as_the_whole():
   assert [j.verdict for j in part].count("not run") == 3
   assert [j.family_size for j in part] == 4 * [4]
   assert part[1].corrected_p == pytest.approx(4 * part[1].pairs.interval.p)
+  assert {j.corrected_p for j in part if j.verdict == "not run"} == {1.0}
+  assert (
+    judge(study_frame(simulate(RECIPES)), {"b": claim("a", "b")})[0].corrected_p
+    == 1
+  )
   assert part[1].corrected_p >= whole[1].corrected_p
 
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
 def test_the_claimed_sign(metric):
   """Less loss is better, more accuracy is."""
-  frame = data_frame(simulate(RECIPES, rng=3))
+  frame = study_frame(simulate(RECIPES, rng=3))
   ahead, behind = judge(
     frame,
     {"a": claim("figs", "step", metric), "b": claim("step", "figs", metric)},
@@ -106,12 +111,12 @@ def test_lines():
     "c": claim("step", "sr_ste", "accuracy", smallest=0.3, equal=True),
     "d": claim("ste", "sr_ste"),
   }
-  text = report(judge(data_frame(rows), claims), accepted(data_frame(rows)))
+  text = report(judge(study_frame(rows), claims), accepted(study_frame(rows)))
   regime, order, *lines = text.splitlines()
   assert regime.startswith("dense − figs at 1:32: loss −.")
   assert regime.endswith(", 8 seeds, p < .001: the regime is accepted")
   assert order == (
-    "paired by seed, data.order = seed; intervals of 95 % over seeds"
+    "paired by seed, data.order = own; intervals of 95 % over seeds"
   )
   number, ends = r"[+−]?\d*\.\d+", r"\[−?\d*\.\d+, −?\d*\.\d+\]"
   for line, pattern in zip(
@@ -134,13 +139,13 @@ def test_lines():
 def test_the_interval_over_examples_is_in_the_line(tmp_path):
   rows = simulate(RECIPES, rng=3)
   add_examples(rows, tmp_path)
-  (each,) = judge(data_frame(rows), {"a": claim("figs", "step")}, out=tmp_path)
+  (each,) = judge(study_frame(rows), {"a": claim("figs", "step")}, out=tmp_path)
   assert re.search(r"; over test examples too \[−\.\d+, −?\.\d+\]$", each.line)
   assert each.pairs.bootstrap.n == 8
 
 
 def test_seeds_to_resolve_a_claim():
-  frame = data_frame(simulate(RECIPES, rng=3))
+  frame = study_frame(simulate(RECIPES, rng=3))
   claims = {
     "a": claim("step", "sr_ste", "accuracy", smallest=0.1),
     "b": claim("step", "sr_ste", "accuracy", smallest=0.1, equal=True),
@@ -172,7 +177,7 @@ def _studies(count, recipes, claims, *, seeds):
   """Judgements of studies: one simulation, cut into runs of seeds."""
   rows = simulate(recipes, PATTERNS, rng=11, seeds=count * seeds)
   needed = ["recipe", "pattern", "setting", "seed", "accuracy", "loss"]
-  frame = data_frame({key: row[key] for key in needed} for row in rows)
+  frame = study_frame({key: row[key] for key in needed} for row in rows)
   for _, part in frame.groupby(frame.seed // seeds):
     yield judge(part, claims)
 
@@ -227,29 +232,29 @@ def test_equal_recipes_are_shown_to_be_equal():
 
 def test_a_regime_in_which_sparsity_costs_nothing_is_not_accepted():
   rows = simulate({"dense": 0, "figs": 0, "sr_ste": 0}, cost=0.0)
-  passed, line = accepted(data_frame(rows))
+  passed, line = accepted(study_frame(rows))
   assert not passed and "the regime is not accepted" in line
-  assert accepted(data_frame(simulate(RECIPES))).accepted
+  assert accepted(study_frame(simulate(RECIPES))).accepted
 
 
 def test_the_regime_is_tested_against_the_best_of_the_sparsest_cells():
   rows = simulate({"dense": 0, "figs": 10.0, "sr_ste": 0.0})  # figs beats dense
-  passed, line = accepted(data_frame(rows))
+  passed, line = accepted(study_frame(rows))
   assert not passed and line.startswith("dense − figs at 1:32")
   only = [row for row in rows if row["recipe"] != "figs"]
-  assert accepted(data_frame(only)).accepted
+  assert accepted(study_frame(only)).accepted
 
 
 @pytest.mark.parametrize("recipes", [{"dense": 0}, {"figs": 0}])
 def test_a_regime_without_both_sides_is_not_accepted(recipes):
-  passed, line = accepted(data_frame(simulate(recipes)))
+  passed, line = accepted(study_frame(simulate(recipes)))
   assert not passed and "fewer than two common seeds" in line
 
 
 def test_distances_to_the_baseline():
   rows = simulate(RECIPES, seeds=4)
   wide = simulate({"figs": 0.5}, ("1:8",), seeds=4, setting="wide", rng=2)
-  distances = from_baseline(data_frame(rows + wide), "dense", "loss")
+  distances = from_baseline(study_frame(rows + wide), "dense", "loss")
   assert len(distances) == 7 and {d.family_size for d in distances} == {7}
   assert distances[-1].cell == ("figs", "1:8", "wide")
   assert distances[-1].pairs.worse == ("dense", "", "")  # the only dense cell

@@ -10,8 +10,9 @@ import pytest
 from figs_jax.analysis import _study_plots as plots
 from figs_jax.analysis import statistics
 from figs_jax.analysis._study_claims import judge
-from figs_jax.analysis._study_page import examples_of, resolution, write_results
-from figs_jax.analysis._study_pairs import cells_of, data_frame
+from figs_jax.analysis._study_examples import examples_of
+from figs_jax.analysis._study_page import resolution, write_results
+from figs_jax.analysis._study_pairs import cells_of, study_frame
 from figs_jax.analysis._study_tables import (
   compact_table,
   patterns_in_order,
@@ -51,7 +52,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def frame(rows):
-  return data_frame(rows)
+  return study_frame(rows)
 
 
 def grid(markdown):
@@ -127,12 +128,12 @@ def test_patterns_of_the_same_layers_stand_together(frame):
 
 
 def test_the_order_of_data_is_named_below_or_in_a_column(rows, frame):
-  assert table(frame).endswith("data.order = seed.\n")
+  assert table(frame).endswith("data.order = own.\n")
   mixed = [
     row | ({"config.data.order": "shared"} if row["recipe"] == "step" else {})
     for row in rows
   ]
-  _, lines = grid(table(data_frame(mixed)))
+  _, lines = grid(table(study_frame(mixed)))
   assert {line["data.order"] for line in lines if line["recipe"] == "step"} == {
     "shared"
   }
@@ -140,7 +141,7 @@ def test_the_order_of_data_is_named_below_or_in_a_column(rows, frame):
 
 def test_settings_have_a_column_and_a_borrowed_baseline_is_marked(rows):
   wide = simulate({"figs": 0.0}, ("1:8",), setting="wide", rng=8)
-  text = table(data_frame(rows + wide))
+  text = table(study_frame(rows + wide))
   _, lines = grid(text)
   line = next(line for line in lines if line["setting"] == "wide")
   assert line["Δ loss [95 %]"].endswith("†")
@@ -150,7 +151,7 @@ def test_settings_have_a_column_and_a_borrowed_baseline_is_marked(rows):
 def test_optional_columns(rows):
   more = [row | {"stages": "2:64 × 4", "k": "8", "loss_bfloat16": row["loss"]}
           for row in rows]  # fmt: skip
-  header, lines = grid(table(data_frame(more)))
+  header, lines = grid(table(study_frame(more)))
   assert header[-2:] == ["stages", "k"]
   assert lines[1]["stages"] == "2:64 × 4"
   assert "test loss, nats (bfloat16) (± s.e.)" in header
@@ -227,7 +228,7 @@ def test_very_long_intervals_end_in_an_arrow():
     name: CLAIMS["ahead"] | {"better": "figs", "worse": name}
     for name in ("sr_ste", "step")
   }
-  figure = plots.plot_forest(judge(data_frame(few), claims))
+  figure = plots.plot_forest(judge(study_frame(few), claims))
   (ax,) = figure.axes
   markers = [line.get_marker() for line in ax.lines]
   assert markers.count("<") == markers.count(">") == 2
@@ -249,7 +250,7 @@ def test_distances_are_drawn_per_pattern(frame, metric):
 
 def test_distances_need_another_cell():
   with pytest.raises(ValueError, match="other than those of 'dense'"):
-    plots.plot_distances(data_frame(simulate({"dense": 0.0})))
+    plots.plot_distances(study_frame(simulate({"dense": 0.0})))
 
 
 def test_costs_have_their_fronts(frame):
@@ -295,7 +296,7 @@ def test_labels_do_not_overlap():
     {name: -0.1 * i for i, name in enumerate(names)},
     ("1:4", "1:8", "1:16", "1:32"), seeds=3,
   )  # fmt: skip
-  frame = data_frame(rows)
+  frame = study_frame(rows)
   claims = {
     name: CLAIMS["ahead"] | {"better": names[1], "worse": name}
     for name in names[2:]
@@ -311,7 +312,7 @@ def test_labels_do_not_overlap():
 def test_the_page(rows, tmp_path):
   rows = [dict(row) for row in rows if row["cell"] != "step 1:32"]
   add_examples(rows, tmp_path, examples=400)
-  frame = data_frame(rows)
+  frame = study_frame(rows)
   study = {"name": "simulated", "baseline": "dense", "claims": CLAIMS}
   text = write_results(frame, study, tmp_path)
   assert text.count("\n") == 2 + 4
@@ -328,7 +329,7 @@ def test_the_page(rows, tmp_path):
 
 
 def test_the_page_of_a_study_that_has_just_begun(tmp_path):
-  frame = data_frame(simulate({"dense": 0.0}, seeds=2))
+  frame = study_frame(simulate({"dense": 0.0}, seeds=2))
   study = {"name": "simulated", "baseline": "dense", "claims": CLAIMS}
   text = write_results(frame, study, tmp_path, examples=10_000)
   assert text.startswith("the regime is not accepted")
@@ -350,6 +351,6 @@ def test_resolution_is_the_binomial_standard_error(frame):
 
 def test_the_number_of_examples_is_that_of_the_files(rows, tmp_path):
   rows = [dict(row) for row in rows if row["cell"] == "dense"]
-  assert examples_of(data_frame(rows), tmp_path) is None
+  assert examples_of([row["examples"] for row in rows], tmp_path) is None
   add_examples(rows, tmp_path, examples=123)
-  assert examples_of(data_frame(rows), tmp_path) == 123
+  assert examples_of([row["examples"] for row in rows], tmp_path) == 123

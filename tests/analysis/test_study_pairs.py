@@ -12,7 +12,7 @@ from scipy import stats
 
 import figs_jax
 from figs_jax.analysis import _study_pairs, statistics
-from figs_jax.analysis._study_pairs import data_frame, measure, paired
+from figs_jax.analysis._study_pairs import measure, paired, study_frame
 
 from .simulated_study import add_examples, simulate
 
@@ -31,7 +31,7 @@ def side(rows, recipe, metric, pattern="1:8"):
 @pytest.mark.parametrize("metric,factor", [("loss", 1), ("accuracy", 100)])
 def test_pairs_are_scipys_paired_t_test(metric, factor):
   rows = simulate(RECIPES, seeds=6)
-  pairs = paired(data_frame(rows), "figs", "sr_ste", metric, "1:8")
+  pairs = paired(study_frame(rows), "figs", "sr_ste", metric, "1:8")
   theirs = stats.ttest_rel(
     side(rows, "figs", metric), side(rows, "sr_ste", metric)
   )
@@ -40,21 +40,21 @@ def test_pairs_are_scipys_paired_t_test(metric, factor):
   assert pairs.interval.low == pytest.approx(factor * low, rel=1e-9)
   assert pairs.interval.high == pytest.approx(factor * high, rel=1e-9)
   assert pairs.seeds == tuple(range(6)) and pairs.bootstrap is None
-  assert pairs.order == "seed"
+  assert pairs.order == "own"
 
 
 def test_pairs_do_not_depend_on_the_order_of_rows():
   rows = simulate(RECIPES, seeds=5)
   shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
   one, other = (
-    paired(data_frame(each), "figs", "sr_ste", "loss", "1:8")
+    paired(study_frame(each), "figs", "sr_ste", "loss", "1:8")
     for each in (rows, shuffled)
   )
   assert one == other
 
 
 def test_one_dense_cell_serves_all_patterns():
-  frame = data_frame(simulate(RECIPES))
+  frame = study_frame(simulate(RECIPES))
   for pattern in ("1:8", "1:32"):
     pairs = paired(frame, "figs", "dense", "accuracy", pattern)
     assert len(pairs.seeds) == 8 and pairs.worse == ("dense", "", "")
@@ -71,7 +71,7 @@ def test_missing_and_diverged_seeds_are_left_out_in_pairs_and_counted():
   at["figs", "1:8", "3"]["finished"] = "false"
   rows.remove(at["sr_ste", "1:8", "4"])
   rows[-1]["seed"] = "77"  # only one cell has it, of another pattern
-  pairs = paired(data_frame(rows), "figs", "sr_ste", "loss", "1:8")
+  pairs = paired(study_frame(rows), "figs", "sr_ste", "loss", "1:8")
   assert (pairs.seeds, pairs.missing, pairs.diverged) == ((5,), 1, 4)
   wanted = [float(at[r, "1:8", "5"]["loss"]) for r in ("figs", "sr_ste")]
   assert pairs.differences == pytest.approx((wanted[0] - wanted[1],))
@@ -81,10 +81,10 @@ def test_missing_and_diverged_seeds_are_left_out_in_pairs_and_counted():
 def test_settings_are_kept_apart():
   rows = simulate(RECIPES, seeds=4)
   rows += simulate(RECIPES, seeds=4, setting="wide", rng=1)
-  frame = data_frame(rows)
+  frame = study_frame(rows)
   wide = {"better_setting": "wide", "worse_setting": "wide"}
   same = paired(frame, "figs", "sr_ste", "loss", "1:8", **wide)
-  alone = data_frame(simulate(RECIPES, seeds=4, rng=1))
+  alone = study_frame(simulate(RECIPES, seeds=4, rng=1))
   other = paired(alone, "figs", "sr_ste", "loss", "1:8")
   assert same.differences == other.differences
   assert same.name == "figs − sr_ste at 1:8 [wide]"
@@ -97,18 +97,18 @@ def test_order_is_of_the_csv_or_of_configs(tmp_path):
   for row in rows:
     if row["recipe"] == "figs":
       row["config.data.order"] = "shared"
-  pairs = paired(data_frame(rows), "figs", "sr_ste", "loss", "1:8")
-  assert pairs.order == "shared and seed"
-  configs = {row["config"]: {"data.order": "seed"} for row in rows}
+  pairs = paired(study_frame(rows), "figs", "sr_ste", "loss", "1:8")
+  assert pairs.order == "shared and own"
+  configs = {row["config"]: {"data.order": "own"} for row in rows}
   for row in rows:
     del row["config.data.order"]
-  unknown = paired(data_frame(rows), "figs", "sr_ste", "loss", "1:8")
+  unknown = paired(study_frame(rows), "figs", "sr_ste", "loss", "1:8")
   assert unknown.order == "not recorded"
   (tmp_path / "configs.json").write_text(json.dumps(configs))
   known = paired(
-    data_frame(rows), "figs", "sr_ste", "loss", "1:8", out=tmp_path
+    study_frame(rows), "figs", "sr_ste", "loss", "1:8", out=tmp_path
   )
-  assert known.order == "seed"
+  assert known.order == "own"
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
@@ -116,7 +116,7 @@ def test_bootstrap_is_that_of_the_example_files(metric, tmp_path):
   rows = simulate(RECIPES, seeds=4)
   add_examples(rows, tmp_path, examples=101)  # not a multiple of 8
   pairs = paired(
-    data_frame(rows), "figs", "sr_ste", metric, "1:8", out=tmp_path
+    study_frame(rows), "figs", "sr_ste", metric, "1:8", out=tmp_path
   )
   sides = []
   for recipe in ("figs", "sr_ste"):
@@ -138,27 +138,59 @@ def test_bootstrap_is_that_of_the_example_files(metric, tmp_path):
   assert pairs.bootstrap.standard_error > pairs.interval.standard_error
 
 
+def test_weighted_examples(tmp_path):
+  """As for texts of many tokens: the error of a resampled ratio."""
+  rows = [r for r in simulate(RECIPES, seeds=3) if r["pattern"] == "1:8"]
+  add_examples(rows, tmp_path)
+  rng = np.random.default_rng(0)
+  weight = rng.integers(1, 9, 400).astype(np.float32)
+  losses = {}
+  for name in {row["examples"] for row in rows}:
+    with np.load(tmp_path / name) as file:
+      arrays = dict(file) | {"weight": weight}
+    np.savez(tmp_path / name, **arrays)
+    losses[name] = arrays["loss"].astype(float)
+  for row in rows:
+    of_seed = losses[row["examples"]][int(row["seed"])]
+    row["loss"] = str(np.average(of_seed, weights=weight))
+  pairs = paired(
+    study_frame(rows), "figs", "sr_ste", "loss", "1:8", out=tmp_path
+  )
+  one, other = (
+    losses[next(r["examples"] for r in rows if r["recipe"] == recipe)]
+    for recipe in ("figs", "sr_ste")
+  )
+  means = []
+  for _ in range(2000):
+    seeds, kept = rng.integers(0, 3, 3), rng.integers(0, 400, 400)
+    drawn = (one - other)[seeds][:, kept].mean(0)
+    means.append(np.average(drawn, weights=weight[kept]))
+  wanted = np.std(means) * math.sqrt(3 / 2)
+  assert pairs.bootstrap.standard_error == pytest.approx(wanted, rel=0.06)
+  assert pairs.bootstrap.mean == pytest.approx(pairs.interval.mean)
+
+
 def test_bootstrap_reads_only_the_seeds_of_both_cells(tmp_path):
   rows = simulate(RECIPES, seeds=4)
   add_examples(rows, tmp_path)
   rows = [r for r in rows if (r["recipe"], r["seed"]) != ("figs", "2")]
   pairs = paired(
-    data_frame(rows), "figs", "sr_ste", "loss", "1:8", out=tmp_path
+    study_frame(rows), "figs", "sr_ste", "loss", "1:8", out=tmp_path
   )
   assert pairs.bootstrap.n == 3
 
 
-def test_no_bootstrap_without_files_or_with_weighted_examples(tmp_path):
+def test_no_bootstrap_without_files_or_with_another_mean(tmp_path):
   rows = simulate(RECIPES, seeds=3)
   add_examples(rows, tmp_path)
-  weighted = [row | {"loss": str(float(row["loss"]) + 0.1)} for row in rows]
+  other = [row | {"loss": str(float(row["loss"]) + 0.1)} for row in rows]
   missing = [
     row | {"examples": "" if row["recipe"] == "figs" else row["examples"]}
     for row in rows
   ]
   gone = [row | {"examples": "examples/none.npz"} for row in rows]
-  for each in (weighted, missing, gone):
-    frame = data_frame(each)
+  for each in (other, missing, gone):
+    frame = study_frame(each)
     pairs = paired(frame, "figs", "sr_ste", "loss", "1:8", out=tmp_path)
     assert pairs.bootstrap is None and pairs.interval is not None
 
@@ -170,7 +202,7 @@ def test_examples_that_do_not_belong_together_are_refused(tmp_path):
     if row["seed"] == "2":
       row["seed"] = "7"
   with pytest.raises(ValueError, match=r"results of seed 7, got .*\[0, 1, 2\]"):
-    paired(data_frame(rows), "figs", "sr_ste", "loss", "1:8", out=tmp_path)
+    paired(study_frame(rows), "figs", "sr_ste", "loss", "1:8", out=tmp_path)
   rows = simulate(RECIPES, seeds=3)
   short = [row for row in rows if row["recipe"] == "figs"]
   add_examples([r for r in rows if r["recipe"] != "figs"], tmp_path)
@@ -178,8 +210,8 @@ def test_examples_that_do_not_belong_together_are_refused(tmp_path):
   add_examples(short, tmp_path / "short", examples=200)
   for row in short:
     row["examples"] = f"short/{row['examples']}"
-  with pytest.raises(ValueError, match="equally many .* got 200 and 400"):
-    paired(data_frame(rows), "figs", "sr_ste", "loss", "1:8", out=tmp_path)
+  with pytest.raises(ValueError, match="same test examples .* got 400 and 200"):
+    paired(study_frame(rows), "figs", "sr_ste", "loss", "1:8", out=tmp_path)
 
 
 def test_columns_of_text_stay_text():
@@ -187,7 +219,7 @@ def test_columns_of_text_stay_text():
   rows = simulate(
     RECIPES, seeds=1, columns={"stages": "NA", "config": "123456e78901"}
   )
-  frame = data_frame(rows)
+  frame = study_frame(rows)
   assert set(frame.config) == {"123456e78901"}
   assert set(frame.stages) == {"NA"}
   assert frame.accuracy.dtype == float and frame.seed.dtype == int
@@ -210,14 +242,14 @@ def _changed(**change):
 )
 def test_bad_rows_are_one_line(rows, message):
   with pytest.raises(ValueError, match=message) as caught:
-    data_frame(rows)
+    study_frame(rows)
   assert "\n" not in str(caught.value)
 
 
 def test_a_missing_pandas_is_one_line(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "pandas", None)
   with pytest.raises(ValueError, match=r"pip install 'figs_jax\[study\]'"):
-    data_frame(simulate(RECIPES))
+    study_frame(simulate(RECIPES))
 
 
 def test_nothing_imports_pandas_or_statsmodels_at_once():
