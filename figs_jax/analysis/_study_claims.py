@@ -225,8 +225,7 @@ class Judgement:
   @property
   def margin(self) -> str:
     """The smallest effect of interest with its unit."""
-    metric = measure(self.claim.metric)
-    return f"{metric.number(self.claim.smallest)} {metric.unit}"
+    return measure(self.claim.metric).with_unit(self.claim.smallest)
 
   def _reason(self) -> str:
     if self.verdict == "not run":
@@ -257,7 +256,7 @@ def result_text(pairs: Pairs) -> str:
   count += f" ({', '.join(out)})" if out else ""
   if not pairs.differences:
     return words
-  text = f"{words} {metric.number(pairs.mean, signed=True)} {metric.unit}"
+  text = f"{words} {metric.with_unit(pairs.mean, signed=True)}"
   if pairs.interval is not None:
     text += f" {metric.range(pairs.interval)}"
   return f"{text}, {count}"

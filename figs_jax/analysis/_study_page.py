@@ -204,7 +204,7 @@ def resolution(rows: DataFrame, baseline: str, examples: int | None) -> str:
   if not errors["accuracy"]:
     return text
   medians = [
-    f"{measure(metric).number(float(np.median(values)))} {measure(metric).unit}"
+    measure(metric).with_unit(float(np.median(values)))
     for metric, values in errors.items()
     if values
   ]

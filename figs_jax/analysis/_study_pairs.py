@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ _TEXT = {
   "study", "grid", "cell", "recipe", "pattern", "rules", "setting", "config",
   "version", "examples", "stages", "switched_at", "k", "exact_nm", "finished",
 }  # fmt: skip
+_DTYPE = r"_((?:bfloat|float|int)\d\w*)"
 _UNKNOWN_ORDER = "not recorded"
 Cell = tuple[str, str, str]  # recipe, pattern, setting
 Cells = dict[Cell, dict[int, dict[str, Any]]]  # rows by seed
@@ -43,18 +45,46 @@ class Measure:
   """How a metric of study.csv is compared and written.
 
   Attributes:
-    label: Name with unit, for axes and tables.
-    unit: Unit of differences.
+    name: Its name in words.
+    scale: Unit of values; "" for none.
+    unit: Unit of differences; "" for none.
     factor: Factor from the CSV's values to the unit.
     digits: Digits after the point.
     sign: 1 if more is better, -1 if less is.
   """
 
-  label: str
+  name: str
+  scale: str
   unit: str
   factor: float
   digits: int
   sign: int
+
+  @property
+  def label(self) -> str:
+    """Name with the unit of values, for axes and tables.
+
+    >>> measure("accuracy_bfloat16").label
+    'test accuracy in bfloat16, %'
+    """
+    return ", ".join(filter(None, (self.name, self.scale)))
+
+  @property
+  def difference(self) -> str:
+    """Name with the unit of differences.
+
+    >>> measure("accuracy").difference
+    'test accuracy, points'
+    """
+    return ", ".join(filter(None, (self.name, self.unit)))
+
+  def with_unit(self, value: float, *, signed: bool = False) -> str:
+    """A difference with its unit.
+
+    >>> measure("loss").with_unit(-0.0106), measure("bleu").with_unit(0.5)
+    ('−.0106 nats', '.50')
+    """
+    return f"{self.number(value, signed=signed)} {self.unit}".strip()
 
   def number(self, value: float, *, signed: bool = False) -> str:
     """A value in the unit, without a leading zero.
@@ -74,11 +104,11 @@ class Measure:
 
 
 _MEASURES = {
-  "accuracy": Measure("test accuracy, %", "points", 100.0, 2, 1),
-  "loss": Measure("test loss, nats", "nats", 1.0, 4, -1),
-  "bits_per_byte": Measure("bits per byte", "bits per byte", 1.0, 4, -1),
-  "glue_score": Measure("GLUE score, %", "points", 100.0, 2, 1),
-  "bleu": Measure("BLEU", "BLEU", 1.0, 2, 1),
+  "accuracy": Measure("test accuracy", "%", "points", 100.0, 2, 1),
+  "loss": Measure("test loss", "nats", "nats", 1.0, 4, -1),
+  "bits_per_byte": Measure("bits per byte", "", "", 1.0, 4, -1),
+  "glue_score": Measure("GLUE score", "%", "points", 100.0, 2, 1),
+  "bleu": Measure("BLEU", "", "", 1.0, 2, 1),
 }
 
 
@@ -88,19 +118,25 @@ def measure(metric: str) -> Measure:
   Raises:
     ValueError: If the metric is unknown.
 
-  >>> measure("accuracy_bfloat16").label
-  'test accuracy, % (bfloat16)'
+  >>> measure("accuracy_bfloat16").factor
+  100.0
   """
+  known = _measure(metric)
+  if known is None:
+    raise ValueError(
+      f"Expected a metric of {', '.join(_MEASURES)}, or one of them with the"
+      f" name of a dtype such as accuracy_bfloat16, got {metric!r}"
+    )
+  return known
+
+
+def _measure(column: str) -> Measure | None:
   for name, known in _MEASURES.items():
-    if metric == name:
+    if column == name:
       return known
-    if metric.startswith(f"{name}_"):
-      dtype = metric.removeprefix(f"{name}_")
-      return dataclasses.replace(known, label=f"{known.label} ({dtype})")
-  raise ValueError(
-    f"Expected a metric of {', '.join(_MEASURES)}, or one of them with the name"
-    f" of a dtype such as accuracy_bfloat16, got {metric!r}"
-  )
+    if match := re.fullmatch(name + _DTYPE, column):
+      return dataclasses.replace(known, name=f"{known.name} in {match[1]}")
+  return None
 
 
 def metrics_of(rows: DataFrame) -> list[str]:
@@ -109,8 +145,8 @@ def metrics_of(rows: DataFrame) -> list[str]:
     column
     for name in _MEASURES
     for column in rows.columns
-    if (column == name or column.startswith(f"{name}_"))
-    and rows[column].notna().any()
+    if column.startswith(name)
+    if _measure(column) is not None and rows[column].notna().any()
   ]
 
 
@@ -134,7 +170,8 @@ def study_frame(rows: Iterable[Mapping[str, str]]) -> DataFrame:
   """Rows of study.csv, given as text, with their numbers as numbers.
 
   Empty numbers become NaN. Empty text stays: the pattern of a dense recipe, the
-  setting of a study that has one setting.
+  setting of a study that has one setting. Other columns are numbers if all of
+  their texts are.
 
   Args:
     rows: Text by column.
@@ -155,27 +192,39 @@ def study_frame(rows: Iterable[Mapping[str, str]]) -> DataFrame:
       "tables of a study need pandas: pip install 'figs_jax[study]'"
     ) from error
   frame = pd.DataFrame(list(rows), dtype=object).fillna("")
-  needed = {"recipe", "pattern", "setting", "seed"}
-  if missing := sorted(needed - set(frame.columns)):
-    raise ValueError(
-      f"study.csv: expected columns {', '.join(sorted(needed))}, got none named"
-      f" {missing[0]!r}"
-    )
+  if frame.empty:
+    raise ValueError("study.csv: expected rows, got none; run the study first")
+  for column in ("recipe", "pattern", "setting", "seed"):
+    if column not in frame.columns:
+      raise ValueError(
+        f"study.csv: expected a column {column!r}, got"
+        f" {', '.join(map(str, frame.columns))}"
+      )
   for column in frame.columns:
     if column in _TEXT or column.startswith("config."):
       continue
     texts = frame[column].replace("", "nan")
     values = pd.to_numeric(texts, errors="coerce")
-    wrong = values.isna() & (texts.str.lower() != "nan")
-    if wrong.any():
+    wrong = values.isna() & ((texts.str.lower() != "nan") | (column == "seed"))
+    if not wrong.any():
+      frame[column] = values.astype(int if column == "seed" else float)
+    elif _is_number(column):
       place = int(np.flatnonzero(wrong)[0])
       raise ValueError(
         f"study.csv, line {place + 2}: expected a number in column {column!r},"
-        f" got {texts.iloc[place]!r}"
+        f" got {frame[column].iloc[place]!r}"
       )
-    frame[column] = values.astype(int if column == "seed" else float)
   cells_of(frame)
   return frame
+
+
+def _is_number(column: str) -> bool:
+  """Whether tables and tests need the numbers of a column."""
+  return (
+    column in ("seed", "density", "train_flops")
+    or column.startswith("speedup:")
+    or _measure(column) is not None
+  )
 
 
 def cells_of(rows: DataFrame) -> Cells:

@@ -24,8 +24,6 @@ from figs_jax.analysis._study_pairs import (
   Cell,
   Cells,
   DataFrame,
-  Measure,
-  Pairs,
   cell_name,
   cells_of,
   measure,
@@ -35,6 +33,7 @@ from figs_jax.analysis._study_tables import (
   patterns_in_order,
 )
 from figs_jax.analysis.pareto import ParetoPoint, pareto_front
+from figs_jax.analysis.statistics import Interval
 from figs_jax.engine.figures import empty_figure
 from figs_jax.train.seeds import mean_and_se
 
@@ -70,8 +69,8 @@ def plot_by_density(rows: DataFrame, baseline: str = "dense") -> Any:
 
   Patterns stand side by side from dense to sparse, those of the same layers
   together. Recipes stand beside each other at a pattern, and lines join the
-  patterns of the same layers. The baseline is a dashed line in a band of ± one
-  standard error.
+  patterns of the same layers. A recipe without pattern is a horizontal line in
+  a band of ± one standard error.
 
   Args:
     rows: Rows from `study_frame`.
@@ -84,8 +83,8 @@ def plot_by_density(rows: DataFrame, baseline: str = "dense") -> Any:
   axes = list(figure.subplots(2, 1, sharex=True))
   for ax, metric in zip(axes, ("accuracy", "loss")):
     for index, (recipe, setting) in enumerate(sides):
-      if recipe == baseline:
-        _draw_baseline(ax, cells, (recipe, setting), metric, index)
+      if (recipe, "", setting) in cells:
+        _draw_dense(ax, cells, (recipe, setting), metric, index)
       else:
         shift = 0.5 * ((index + 0.5) / len(sides) - 0.5)
         _draw_side(
@@ -122,25 +121,19 @@ def _statistics(of_cell: Mapping[int, Any], metric: str) -> tuple[float, float]:
   return mean_and_se(values)
 
 
-def _draw_baseline(
+def _draw_dense(
   ax: Any, cells: Cells, side: tuple[str, str], metric: str, index: int
 ) -> None:
-  recipe, setting = side
-  mean, error = _statistics(cells.get((recipe, "", setting), {}), metric)
-  style = plot_style.line_style(index)
-  label = plot_style.literal(cell_name((recipe, "", setting)))
+  """The line and band of a recipe without pattern."""
+  key = side[0], "", side[1]
+  mean, error = _statistics(cells[key], metric)
   ax.axhline(
-    mean,
-    color="0.25",
-    linestyle=("--", ":", "-.")[index % 3],
-    linewidth=1.2,
-    label=label,
-    zorder=1,
-  )
+    mean, color="0.25", linestyle=("--", ":", "-.")[index % 3], linewidth=1.2,
+    label=plot_style.literal(cell_name(key)), zorder=1,
+  )  # fmt: skip
   if math.isfinite(error):
-    ax.axhspan(
-      mean - error, mean + error, color=style["color"], alpha=0.15, zorder=0
-    )
+    colour = plot_style.line_style(index)["color"]
+    ax.axhspan(mean - error, mean + error, color=colour, alpha=0.15, zorder=0)
 
 
 def _draw_side(
@@ -188,17 +181,17 @@ class _Bar(NamedTuple):
 
   Attributes:
     label: Text left of it.
-    pairs: The paired differences.
+    interval: Interval of the paired difference, if there is one.
     smallest: Half of the shaded range around 0.
     look: Its colour and marker.
     text: Text right of it.
   """
 
   label: str
-  pairs: Pairs
+  interval: Interval | None
   smallest: float
   look: _Look | None
-  text: str
+  text: str = ""
 
 
 def plot_forest(judgements: Sequence[Judgement]) -> Any:
@@ -215,7 +208,7 @@ def plot_forest(judgements: Sequence[Judgement]) -> Any:
   for each in judgements:
     bar = _Bar(
       label=each.pairs.name + (" (equal)" if each.claim.equal else ""),
-      pairs=each.pairs,
+      interval=each.pairs.interval,
       smallest=each.claim.smallest,
       look=_LOOKS.get(each.verdict),
       text=_right_text(each),
@@ -234,18 +227,9 @@ def plot_forest(judgements: Sequence[Judgement]) -> Any:
     right.tick_params(length=0)
     right.spines["right"].set_visible(False)
     arrow = "as claimed →" if scale.sign > 0 else "← as claimed"
-    ax.set_xlabel(f"difference in {_words(scale)}   ({arrow})")
+    ax.set_xlabel(f"difference in {scale.difference}   ({arrow})")
   _add_looks(figure, _LOOKS, "smallest effect of interest")
   return figure
-
-
-def _words(scale: Measure) -> str:
-  """Label of an axis of differences.
-
-  >>> _words(measure("accuracy"))
-  'test accuracy, points'
-  """
-  return f"{scale.label.rpartition(',')[0] or scale.label}, {scale.unit}"
 
 
 def _right_text(judgement: Judgement) -> str:
@@ -310,7 +294,7 @@ def plot_distances(
     ax.set_visible(False)
   scale = measure(metric)
   figure.supxlabel(
-    plot_style.literal(f"difference to {baseline} in {_words(scale)}"),
+    plot_style.literal(f"difference to {baseline} in {scale.difference}"),
     fontsize=9,
   )
   shade = "smallest effect of interest" if math.isfinite(smallest) else ""
@@ -325,17 +309,14 @@ def _distance_bar(
   smallest: float,
 ) -> _Bar:
   distance = distances.get((recipe, *panel))
-  if distance is None or distance.pairs.interval is None:
-    nothing = Pairs(
-      (recipe, *panel), ("", "", ""), panel[0], "loss", (), (), 0, 0, "", None,
-      None,
-    )  # fmt: skip
-    return _Bar(recipe, nothing, smallest, None, "")
+  interval = distance.pairs.interval if distance else None
+  if distance is None or interval is None:
+    return _Bar(recipe, None, smallest, None)
   sign = measure(distance.pairs.metric).sign
   state = "not resolved"
   if distance.corrected_p < 0.05:
-    state = "better" if sign * distance.pairs.interval.mean > 0 else "worse"
-  return _Bar(recipe, distance.pairs, smallest, _OF_DISTANCES[state], "")
+    state = "better" if sign * interval.mean > 0 else "worse"
+  return _Bar(recipe, interval, smallest, _OF_DISTANCES[state])
 
 
 def _draw_forest(ax: Any, bars: Sequence[_Bar]) -> None:
@@ -348,7 +329,7 @@ def _draw_forest(ax: Any, bars: Sequence[_Bar]) -> None:
         [y - 0.5, y + 0.5], -bar.smallest, bar.smallest, color=_SHADE,
         linewidth=0, zorder=0,
       )  # fmt: skip
-    interval, look = bar.pairs.interval, bar.look
+    interval, look = bar.interval, bar.look
     if interval is None or look is None:
       continue
     ends = np.clip([interval.low, interval.high], low, high)
@@ -371,7 +352,7 @@ def _draw_forest(ax: Any, bars: Sequence[_Bar]) -> None:
 
 def _forest_limits(bars: Sequence[_Bar]) -> tuple[float, float]:
   """Limits that hold all means and all intervals but the very long ones."""
-  intervals = [bar.pairs.interval for bar in bars if bar.pairs.interval]
+  intervals = [bar.interval for bar in bars if bar.interval]
   smallest = [bar.smallest for bar in bars if math.isfinite(bar.smallest)]
   ends = [0.0, *(1.2 * s for s in smallest), *(-1.2 * s for s in smallest)]
   if intervals:

@@ -268,7 +268,7 @@ def verdict_table(judgements: Sequence[Judgement]) -> str:
     lines.append([
       each.claim.name,
       pairs.name,
-      f"{each.claim.metric}, {scale.unit}",
+      ", ".join(filter(None, (each.claim.metric, scale.unit))),
       difference_text(pairs),
       scale.range(pairs.bootstrap) if pairs.bootstrap else _NONE,
       f"{'±' if each.claim.equal else ''}{scale.number(each.claim.smallest)}",

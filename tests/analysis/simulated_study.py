@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def simulate(
           "study": "simulated", "grid": "a", "cell": name, "recipe": recipe,
           "pattern": pattern, "rules": rules.format(nm) if nm else "",
           "setting": setting, "seed": str(seed), "accuracy": points / 100,
-          "loss": loss, "config": f"{abs(hash(name)):012x}"[:12],
+          "loss": loss, "config": f"{zlib.crc32(name.encode()):012x}",
           "version": "0.2.0", "examples": "", "step": 2000, "density": density,
           "sparsity": 1 - density, "train_flops": 0.4 + 0.6 * density,
           "config.data.order": "own",

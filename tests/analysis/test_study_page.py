@@ -154,7 +154,7 @@ def test_optional_columns(rows):
   header, lines = grid(table(study_frame(more)))
   assert header[-2:] == ["stages", "k"]
   assert lines[1]["stages"] == "2:64 × 4"
-  assert "test loss, nats (bfloat16) (± s.e.)" in header
+  assert "test loss in bfloat16, nats (± s.e.)" in header
 
 
 def test_the_compact_table(frame):

@@ -1,7 +1,6 @@
 """Rows of a study and paired differences, against SciPy and NumPy."""
 
 import ast
-import inspect
 import json
 import math
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from scipy import stats
 
 import figs_jax
-from figs_jax.analysis import _study_pairs, statistics
+from figs_jax.analysis import statistics
 from figs_jax.analysis._study_pairs import measure, paired, study_frame
 
 from .simulated_study import add_examples, simulate
@@ -222,6 +221,8 @@ def test_columns_of_text_stay_text():
   frame = study_frame(rows)
   assert set(frame.config) == {"123456e78901"}
   assert set(frame.stages) == {"NA"}
+  other = study_frame([row | {"host": f"n{row['seed']}"} for row in rows])
+  assert set(other.host) == {"n0"} and other.step.dtype == float
   assert frame.accuracy.dtype == float and frame.seed.dtype == int
 
 
@@ -236,8 +237,10 @@ def _changed(**change):
   [
     (_changed(loss="much"), "line 3: expected a number in column 'loss'"),
     (_changed(seed="0"), "cell 'dense' has seed 0 twice"),
-    ([{"recipe": "dense", "seed": "0"}], "expected columns"),
-    ([], "expected columns"),
+    (_changed(density="low"), "line 3: expected a number in column 'density'"),
+    (_changed(seed=""), "line 3: expected a number in column 'seed', got ''"),
+    ([{"recipe": "dense", "seed": "0"}], "column 'pattern', got recipe, seed"),
+    ([], "study.csv: expected rows, got none"),
   ],
 )
 def test_bad_rows_are_one_line(rows, message):
@@ -277,4 +280,3 @@ def test_measures_know_their_sign():
   signs = {name: measure(name).sign for name in ("accuracy", "loss", "bleu")}
   assert signs == {"accuracy": 1, "loss": -1, "bleu": 1}
   assert measure("loss_bfloat16").sign == -1
-  assert "metric" in inspect.signature(_study_pairs.measure).parameters
