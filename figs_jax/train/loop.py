@@ -82,6 +82,7 @@ def train(
     Diverged: If the loss becomes NaN or infinite (in every seed).
   """
   schema.check(config)
+  config = config.copy_and_resolve_references()  # see `_keep_order`
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
   parts = mesh.size * config.grad_accum_steps
   if config.batch_size % parts:
@@ -132,7 +133,8 @@ def train(
       )
       runs.append(run)
       step_fn = compiled_step(experiment, shardings, replicated(mesh))
-      return _loop(run, start, step_fn, batch_sharding(mesh), stopped)
+      sharding = batch_sharding(mesh, experiment.batch_axis == 0)
+      return _loop(run, start, step_fn, sharding, stopped)
 
 
 @contextlib.contextmanager
@@ -166,7 +168,9 @@ def compiled_step(experiment: Experiment, shardings: Any, metrics: Any = None):
   fn = partial(update)  # a new object has a compilation cache of its own
   if experiment.seeds:
     fn = partial(
-      seeds.step_seeds, mode=seeds_mode(experiment.config.seeds_mode)
+      seeds.step_seeds,
+      batch_axis=experiment.batch_axis,
+      mode=seeds_mode(experiment.config.seeds_mode),
     )
   return jax.jit(fn, donate_argnums=0, out_shardings=(shardings, metrics))
 
@@ -216,6 +220,8 @@ _OF_MASKS = ("recipe", "recipe_sha256", "pattern", "total_steps")
 _OF_STREAM = (
   "data.name",
   "data.seed",
+  "data.order",
+  "seed",
   "data.train_split",
   "data.vocabulary",
   "data.input_length",
@@ -246,6 +252,7 @@ def _begin(experiment, checkpoints, abstract, shardings):
   saved: dict[str, Any] = {}
 
   def check(config: dict[str, Any]) -> None:
+    _keep_order(config, experiment.config)
     changed[:] = _changes(config, experiment.config, checkpoints.path)
     saved.update(config)
 
@@ -268,7 +275,23 @@ def _begin(experiment, checkpoints, abstract, shardings):
     _log.info("resuming from step %d of %s", step, checkpoints.path)
   else:
     _log.info("all %d steps of %s are done", step, checkpoints.path)
+  if experiment.config.data.order == "shared" and "seed" in changed:
+    changed.remove("seed")  # the stream is that of data.seed
   return state, _moved(position, saved["batch_size"], changed)
+
+
+def _keep_order(saved: dict[str, Any], config: config_dict.ConfigDict) -> None:
+  """Sets the order of a run from before `data.order`, unless it may change."""
+  if (
+    "data.order" not in schema.flat(saved)
+    and "data.order" not in config.allow_change
+    and config.data.order != "shared"
+  ):
+    _log.warning(
+      "this run is from before data.order, when all seeds read the stream of"
+      " data.seed: going on with data.order=shared"
+    )
+    config.data.order = "shared"
 
 
 def _moved(

@@ -81,6 +81,23 @@ def restore(
   return experiment, state, step
 
 
+def saved_config(
+  workdir: str | Path, step: int | None = None
+) -> dict[str, Any]:
+  """The configuration that a step was saved with, completed by defaults.
+
+  Args:
+    workdir: Directory of the run.
+    step: Step. Defaults to the newest good one.
+
+  Raises:
+    ValueError: If there is no such checkpoint (`CheckpointError`), or this
+      version lacks a field.
+  """
+  with Checkpointer(workdir) as checkpoints:
+    return completed(checkpoints.meta(step)["config"])
+
+
 def is_own(workdir: str | Path) -> bool:
   """Whether only this user can have written a run, by owner and permissions.
 
