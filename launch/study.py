@@ -9,8 +9,6 @@ What is done is not repeated; SIGTERM saves and exits with 0. OUT gets study.csv
 (a row per cell and seed), per-example results, tables, claims and pictures.
 """
 
-import sys
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -116,7 +114,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _report(study, config, out: str) -> None:
-  cli.say(f"{out}/study.csv: {len(study.read(out))} rows")
+  cli.say(f"{out}/study.csv: {len(study.rows(out))} rows")
 
 
 if __name__ == "__main__":

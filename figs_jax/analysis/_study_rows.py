@@ -110,7 +110,7 @@ class Store:
       loss=examples["loss"].astype(np.float16),
     )
     new = [
-      {key: text(value) for key, value in (shared | row).items()}
+      {key: text(value) for key, value in {**shared, **row}.items()}
       | {
         "study": self.study,
         "version": importlib.metadata.version("figs_jax"),
@@ -191,7 +191,9 @@ def differing(configs: Iterable[Mapping[str, Any]]) -> list[str]:
   return sorted(
     name
     for name in names
-    if any(c.get(name, missing) != configs[0].get(name, missing) for c in configs)
+    if any(
+      c.get(name, missing) != configs[0].get(name, missing) for c in configs
+    )
   )
 
 
@@ -212,9 +214,7 @@ def _configs(out: Path) -> dict[str, Any]:
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:
-    raise ConfigError(
-      f"{out / _CONFIGS}: cannot be read ({error})"
-    ) from error
+    raise ConfigError(f"{out / _CONFIGS}: cannot be read ({error})") from error
 
 
 def _csv(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> bytes:
