@@ -20,8 +20,8 @@ _DTYPE = flags.DEFINE_string(
   "dtype",
   None,
   "Dtype of the computation: float32, bfloat16 or float16; or int8, which"
-  " rounds the kernels of all dense layers to 8 bits. Defaults to model.dtype of"
-  " the run.",
+  " rounds the kernels of all dense layers to 8 bits. Defaults to the run's"
+  " model.dtype.",
 )
 _ENGINES = flags.DEFINE_string(
   "engines", None, "Spec of an engine to report the speed-up on, like ws:32x32."

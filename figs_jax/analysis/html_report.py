@@ -114,7 +114,7 @@ def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
   )
 
 
-def differing_fields(runs: Sequence[History]) -> list[tuple[str, ...]]:
+def differing_fields(runs: Sequence[History]) -> list[tuple[Any, ...]]:
   """Each field of the configuration in which runs differ, and its values.
 
   A value that is text is quoted; "–" stands for a field that a run lacks.
@@ -130,15 +130,14 @@ def differing_fields(runs: Sequence[History]) -> list[tuple[str, ...]]:
   [('recipe.beta', '–', '0.1'), ('recipe.k', '4', '–')]
   """
   flat = [schema.flat(run.config) for run in runs]
-  rows = []
-  for name in sorted(set().union(*flat)):
-    values = [
+  table = {
+    name: [
       json.dumps(each[name], ensure_ascii=False) if name in each else "–"
       for each in flat
     ]
-    if len(set(values)) > 1:
-      rows.append((name, *values))
-  return rows
+    for name in sorted(set().union(*flat))
+  }
+  return [(k, *values) for k, values in table.items() if len(set(values)) > 1]
 
 
 def _facts(run: History) -> dict[str, str]:

@@ -8,6 +8,8 @@ model's own dtype, with activations that are not rounded.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -53,11 +55,14 @@ def round_kernels_to_int8(model: nnx.Module) -> None:
   [[127.0, 0.0], [-33.0, 254.0]]
   """
   for _, layer in nnx.iter_modules(model):
-    if not isinstance(layer, DENSE_TYPES):
-      continue
-    axis = _input_axes(layer)
-    if axis is not None:
-      layer.kernel.set_value(rounded_to_int8(layer.kernel[...], axis))
+    if isinstance(layer, DENSE_TYPES):
+      _round_kernel(layer)
+
+
+def _round_kernel(layer: Any) -> None:
+  axis = _input_axes(layer)
+  if axis is not None:
+    layer.kernel.set_value(rounded_to_int8(layer.kernel[...], axis))
 
 
 def _input_axes(layer: nnx.Module) -> Axis | None:

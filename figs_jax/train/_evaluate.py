@@ -341,11 +341,7 @@ def _measured(
   experiment, state, step = restore(
     workdir, step, data_dir=data_dir, download=download
   )
-  if dtype is not None:
-    config = experiment.config
-    legal = schema.legal_values(config.family, config.recipe.name)
-    _check_dtype(dtype, legal["model.dtype"])
-  if dtype not in (None, _INT8, experiment.config.model.dtype):
+  if dtype is not None and dtype != _INT8:
     state = _computed_in(experiment, state, dtype)
   split = evaluator(experiment, int8=dtype == _INT8)
   return _Measured(experiment, state, step, *split.measured(state, ema=ema))
@@ -356,6 +352,10 @@ def _computed_in(
 ) -> TrainState:
   """The state with a model that computes in this dtype."""
   config = experiment.config.copy_and_resolve_references()
+  legal = schema.legal_values(config.family, config.recipe.name)
+  _check_dtype(dtype, legal["model.dtype"])
+  if dtype == config.model.dtype:
+    return state
   config.model.dtype = dtype
   other = dataclasses.replace(experiment, config=config)
   return dataclasses.replace(state, graphdef=other.abstract_state.graphdef)

@@ -8,13 +8,10 @@ split. Every measure yields `accuracy` and `loss`. If the sums have a leading
 seed axis, so do the values. Measures of text are in
 `figs_jax.train.text_scores`.
 
-The values of each example are at least
-
-* `hits`: 1 for a right label or text, or the number of right tokens;
-* `seen`: what `hits` is a share of: 1, or the number of target tokens; 0 for an
-  example that does not count;
-* `losses`: loss in nats, summed over tokens;
-* `tokens`: number of tokens that `losses` sums over, where that is not `seen`.
+The values of each example are at least `hits` (1 for a right label or text, or
+the number of right tokens), `seen` (1, or the number of target tokens; 0 for an
+example that does not count), `losses` (nats, summed over tokens) and, where it
+is not `seen`, `tokens` (the number of tokens that `losses` sums over).
 """
 
 from __future__ import annotations
@@ -25,9 +22,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
-from figs_jax.train.losses import label_losses
+from figs_jax.data.labels import label_weights
 
 Sums = dict[str, Any]
 Values = Iterator[tuple[str, np.ndarray]]
@@ -88,9 +86,13 @@ class LabelAccuracy:
   """Accuracy and loss of images with one label each."""
 
   def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
-    logits = model(batch["image"])
-    losses, hits, weights = label_losses(logits, batch["label"])
+    logits, labels = model(batch["image"]), batch["label"]
+    weights = label_weights(labels, logits.shape[-1])
     valid = jnp.where(batch["valid"], weights, 0.0)
+    hits = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, jnp.where(weights == 1, labels, 0)
+    )
     return {"hits": hits * valid, "losses": losses * valid, "seen": valid}
 
   count = staticmethod(total)

@@ -84,15 +84,15 @@ def restore(
 def saved_config(
   workdir: str | Path, step: int | None = None
 ) -> dict[str, Any]:
-  """The configuration that a step was saved with, completed by defaults.
+  """The configuration saved with a step, completed by defaults.
 
   Args:
     workdir: Directory of the run.
     step: Step. Defaults to the newest good one.
 
   Raises:
-    ValueError: If there is no such checkpoint (`CheckpointError`), or this
-      version lacks a field.
+    CheckpointError: If the checkpoint is missing, damaged or foreign.
+    ConfigError: If `figs_jax.train.config.completed` raises it.
   """
   with Checkpointer(workdir) as checkpoints:
     return completed(checkpoints.meta(step)["config"])

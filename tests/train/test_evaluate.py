@@ -8,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core import Flow
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten, map_paths
+from figs_jax.nn.int8_kernels import round_kernels_to_int8
 from figs_jax.train import schema, seeds
 from figs_jax.train._evaluate import (
   Evaluator,
+  _check_dtype,
   evaluate,
   exact_nm,
   examples,
@@ -266,3 +269,35 @@ def test_another_dtype_is_refused_before_anything_is_read(
     with pytest.raises(ValueError, match=message) as error:
       function(tmp_path / "none", dtype=dtype)
     assert "\n" not in str(error.value)
+
+
+def test_int8_kernels_of_every_kind_by_hand():
+  rngs = nnx.Rngs(0)
+  model = nnx.List(
+    [
+      nnx.Linear(6, 3, rngs=rngs),
+      nnx.LinearGeneral((2, 3), (4, 5), axis=(-2, -1), rngs=rngs),
+      nnx.Einsum("bti,hid->bhtd", (2, 6, 3), rngs=rngs),
+      nn.SparseConv(4, 2, (3, 3), pattern="2:4", rngs=rngs),
+      nn.SparseLinear(8, 4, pattern="1:4", param_dtype="bfloat16", rngs=rngs),
+    ]
+  )
+  inputs = [(0,), (0, 1), (1,), (0, 1, 2), (0,)]
+  before = [np.asarray(layer.kernel[...], np.float32) for layer in model]
+  biases = [np.asarray(layer.bias[...]) for layer in model if layer.bias]
+  round_kernels_to_int8(model)
+  for layer, old, axes in zip(model, before, inputs):
+    new = np.asarray(layer.kernel[...])
+    scale = np.abs(old).max(axes, keepdims=True) / np.float32(127)
+    np.testing.assert_allclose(new, np.rint(old / scale) * scale, rtol=1e-6)
+    steps = new / scale
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-4)
+    assert np.abs(steps).max(axes) == pytest.approx(127, abs=1e-4)
+  after = [np.asarray(layer.bias[...]) for layer in model if layer.bias]
+  for old, new in zip(biases, after, strict=True):
+    np.testing.assert_array_equal(old, new)
+
+
+def test_t5_is_refused_in_float16():
+  with pytest.raises(ValueError, match="dtype: expected one of 'float32', 'b"):
+    _check_dtype("float16", schema.legal_values("t5", "ste")["model.dtype"])
