@@ -221,7 +221,6 @@ _OF_STREAM = (
   "data.name",
   "data.seed",
   "data.order",
-  "seed",
   "data.train_split",
   "data.vocabulary",
   "data.input_length",
@@ -275,27 +274,29 @@ def _begin(experiment, checkpoints, abstract, shardings):
     _log.info("resuming from step %d of %s", step, checkpoints.path)
   else:
     _log.info("all %d steps of %s are done", step, checkpoints.path)
-  if experiment.config.data.order == "shared" and "seed" in changed:
-    changed.remove("seed")  # the stream is that of data.seed
-  return state, _moved(position, saved["batch_size"], changed)
+  order = experiment.config.data.order
+  return state, _moved(position, saved["batch_size"], changed, order)
 
 
 def _keep_order(saved: dict[str, Any], config: config_dict.ConfigDict) -> None:
-  """Sets the order of a run from before `data.order`, unless it may change."""
+  """Keeps a shared order, also of runs from before the field, when resuming.
+
+  The default is "own", so that the command of such a run may not name it.
+  """
   if (
-    "data.order" not in schema.flat(saved)
+    schema.flat(saved).get("data.order", "shared") == "shared"
     and "data.order" not in config.allow_change
-    and config.data.order != "shared"
+    and config.data.order == "own"
   ):
     _log.warning(
-      "this run is from before data.order, when all seeds read the stream of"
-      " data.seed: going on with data.order=shared"
+      "all seeds of this run read the stream of data.seed: going on with"
+      " data.order=shared"
     )
     config.data.order = "shared"
 
 
 def _moved(
-  position: dict[str, Any], batch_size: int, changed: list[str]
+  position: dict[str, Any], batch_size: int, changed: list[str], order: str
 ) -> dict[str, Any] | None:
   """A saved position in the data, for a configuration with these changes.
 
@@ -303,14 +304,16 @@ def _moved(
     position: Saved position; in figs_jax 0.1 it counted batches.
     batch_size: Batch size with which it was saved.
     changed: Fields that differ from the saved ones.
+    order: Value of `data.order`; with "own", the seed decides the data too.
 
   Returns:
     The position, or None if the data changed, so that it means nothing.
 
-  >>> _moved({"next_batch": 3}, 64, ["batch_size"])
+  >>> _moved({"next_batch": 3}, 64, ["batch_size"], "own")
   {'next_example': 192}
   """
-  if other := [name for name in changed if name in _OF_STREAM]:
+  fields = (*_OF_STREAM, "seed") if order == "own" else _OF_STREAM
+  if other := [name for name in changed if name in fields]:
     _log.warning(
       "another %s: the saved position means nothing there; starting an epoch",
       ", ".join(other),

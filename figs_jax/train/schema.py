@@ -176,12 +176,12 @@ SHARED: dict[str, Field] = {
   ),
   "data.seed": Field(
     0,
-    "Seed for order and augmentation, to which data.order=own adds the seed.",
+    "Seed for the order and augmentation of the data; see data.order.",
     _SEED,
   ),
   "data.order": Field(
     "own",
-    "Order and augmentation: own of data.seed + seed, or shared by all seeds.",
+    "Order and augmentation: own per seed (data.seed + seed) or shared by all.",
     Word(("own", "shared")),
   ),
   "data.data_dir": Field(
