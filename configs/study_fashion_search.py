@@ -6,7 +6,7 @@ Hardware:  two CPU cores.
 
 Grids `capacity` and `other sizes`: which small ViT loses accuracy at 1:32, so
 that recipes can differ. FiGS starts at 8:64 and 8:128 in a ViT of width 128, at
-1:32 with 4:128. Grid `knobs`: four trials of each recipe, among them the
+1:32 with 4:128. Grid `knobs`: five trials of each recipe, among them the
 published default.
 """
 
@@ -18,9 +18,10 @@ _SIZES = {
   "w256 p14": (14, 256, 1, 4),
   "w128 p7": (7, 128, 1, 4),
 }
-# Trials of each recipe beside its published default: two learning rates that
+# Trials of each recipe beside its published default: three learning rates that
 # all of them get (the base has 2e-3), and one knob of its own.
 _RATES = {
+  " lr 5e-4": {"config": {"optimizer": {"learning_rate": 5e-4}}},
   " lr 1e-3": {"config": {"optimizer": {"learning_rate": 1e-3}}},
   " lr 4e-3": {"config": {"optimizer": {"learning_rate": 4e-3}}},
 }

@@ -36,7 +36,7 @@ Row = dict[str, str]
 
 
 def read(out: str | Path) -> list[Row]:
-  """The rows of OUT/study.csv, as text; none if there is no such file.
+  """The rows of OUT/study.csv, as text; none if the file is missing.
 
   Raises:
     ConfigError: If the file is not a study's.

@@ -110,7 +110,7 @@ def run(
 
 
 def rows(out: str | Path) -> list[dict[str, str]]:
-  """The rows of OUT/study.csv, as text; none if there is no such file.
+  """The rows of OUT/study.csv, as text; none if the file is missing.
 
   Raises:
     ConfigError: If the file is not a study's.
