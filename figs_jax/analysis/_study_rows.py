@@ -1,7 +1,7 @@
 """The rows of a study on disk: study.csv, configurations, per-example results.
 
 study.csv is tidy: one row per cell and seed, sorted, with one column for every
-field of training in which the cells differ. Beside it are configs.json, the
+field of training in which the cells differ and for the order of the data. Beside it are configs.json, the
 configuration of each fingerprint, and examples/, an .npz per run.
 """
 
@@ -30,6 +30,7 @@ _FIRST = (
   "study", "grid", "cell", "recipe", "pattern", "rules", "setting", "seed",
   "accuracy", "loss", "config", "version", "step", "examples", "stages",
 )  # fmt: skip
+_ALWAYS = ("data.order",)  # fields with a column whether they differ or not
 _OF_FAILED = ("study", "grid", "cell", "seeds", "error")
 
 Row = dict[str, str]
@@ -153,7 +154,7 @@ class Store:
     rows = {(row["config"], int(row["seed"])): row for row in self.rows()}
     rows |= {(row["config"], int(row["seed"])): row for row in new}
     used = {key: configs[key] for key, _ in rows if key in configs}
-    fields = differing(used.values())
+    fields = sorted({*differing(used.values()), *_ALWAYS})
     result = []
     for row in rows.values():
       kept = {k: v for k, v in row.items() if not k.startswith("config.")}
