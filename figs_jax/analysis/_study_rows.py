@@ -1,8 +1,9 @@
 """The rows of a study on disk: study.csv, configurations, per-example results.
 
 study.csv is tidy: one row per cell and seed, sorted, with one column for every
-field of training in which the cells differ and for the order of the data. Beside it are configs.json, the
-configuration of each fingerprint, and examples/, an .npz per run.
+field of training in which the cells differ and for the order of the data.
+Beside it are configs.json, the configuration of each fingerprint, and
+examples/, an .npz per run.
 """
 
 from __future__ import annotations
