@@ -121,11 +121,12 @@ def get_config(arg: str = ""):
     "total_steps": 1500,
     "checkpoint_every": 1500,
     "seeds_mode": "vmap",
-    "optimizer": {"warmup_steps": 75},
+    "optimizer": {"warmup_steps": 75, "learning_rate": 1e-3},
     "model": {"width": 128, "mlp_dim": 128, "depth": 1, "heads": 4},
   }
   config.dense_warmup = 0.0125
   config.engines = ("figs:16x16:alpha=15", "vegeta-s-16-2")
+  config.dtypes = ("bfloat16", "int8")
   config.patterns = _PATTERNS
   config.recipes = {
     **{name: {"name": name} | _TUNED.get(name, {}) for name in _CHOSEN},
