@@ -23,6 +23,7 @@ import jaxlib
 from figs_jax.train import machine
 
 _VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_SWITCH = "jax_enable_compilation_cache"
 # Every program counts: a start compiles dozens of small ones.
 _OPTIONS = {
   "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -50,7 +51,9 @@ def enable() -> Path | None:
     itself, JAX's cache is switched off, jaxlib is older than 0.10.2, or the
     directory cannot be used, for which one line is logged.
   """
-  if _VARIABLE in os.environ or not jax.config.jax_enable_compilation_cache:
+  if _VARIABLE in os.environ:
+    return None
+  if not getattr(jax.config, _SWITCH):
     return None
   if jaxlib.version.__version_info__ < _QUIET_SINCE:
     return None
@@ -152,10 +155,10 @@ def _heal(directory: Path) -> None:
   show = warnings.showwarning
   remarks: set[str] = set()
 
-  def heal(message: Any, *args: Any) -> None:
+  def heal(message: Any, *args: Any, **options: Any) -> None:
     error = _ERROR.match(str(message))
     if not error:
-      show(message, *args)
+      show(message, *args, **options)
       return
     doing, name, reason = error.groups()
     try:
