@@ -120,7 +120,6 @@ def get_config(arg: str = ""):
     "variant": "custom/14",
     "total_steps": 1500,
     "checkpoint_every": 1500,
-    "seeds_mode": "vmap",
     "optimizer": {"warmup_steps": 75, "learning_rate": 1e-3},
     "model": {"width": 128, "mlp_dim": 128, "depth": 1, "heads": 4},
   }

@@ -62,10 +62,12 @@ def main(words: list[str]) -> None:
   if words and not _COLLECT.value:
     cli.fail(f"Unexpected argument {words[0]!r}; list runs after --collect")
   from figs_jax.analysis import study
+  from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.train.checkpoint import CheckpointError
   from figs_jax.train.config import ConfigError
 
+  compilation_cache.enable()
   try:
     if _COLLECT.value:
       if not _OUT.value:
