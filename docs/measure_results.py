@@ -3,7 +3,8 @@
   python docs/measure_results.py --config configs/stdlib_t5.py --seeds 3 \\
     --recipes dense,sr_ste,figs,mdgf_exp,step --workdir runs/results/stdlib_t5
 
-A run that was stopped resumes, and a finished run is not repeated.
+A run that was stopped resumes, and a finished run is not repeated. All seeds
+read one stream of data, as in the published tables.
 """
 
 import os
@@ -35,33 +36,38 @@ def main() -> None:
       cli.fail(f"--{flag.name} is missing")
   if not os.path.isfile(str(_CONFIG.value)):
     cli.fail(f"--config {_CONFIG.value}: no such file")
-  from figs_jax import analysis
+  from figs_jax.analysis import study
   from figs_jax.data import DataError
-  from figs_jax.train.loop import Diverged
+  from figs_jax.train.config import ConfigError
 
-  get_config = runpy.run_path(str(_CONFIG.value))["get_config"]
-
-  def with_seeds(recipe: str):
-    config = get_config(recipe)
-    config.seeds = _SEEDS.value
-    config.data.data_dir = _DATA_DIR.value
-    return config
-
-  workdir = Path(str(_WORKDIR.value))
-  runs = [(recipe, None) for recipe in _RECIPES.value]
+  config = study.default_config()
+  config.name = Path(str(_CONFIG.value)).stem
+  config.base = str(_CONFIG.value)
+  config.common = {"data": {"data_dir": _DATA_DIR.value, "order": "shared"}}
+  config.recipes = {name: {"name": name} for name in _RECIPES.value}
+  config.baseline = _RECIPES.value[0]
+  pattern = runpy.run_path(config.base)["get_config"]("figs").pattern
+  config.patterns = {pattern: pattern}
+  config.grids = {
+    "all": {
+      "recipes": tuple(_RECIPES.value),
+      "patterns": (pattern,),
+      "seeds": _SEEDS.value,
+    }
+  }
+  config.engines = (_ENGINES.value,)
+  workdir = str(_WORKDIR.value)
   try:
-    rows = analysis.compare(
-      with_seeds, runs, workdir, engine_spec=_ENGINES.value
-    )
-  except (ValueError, DataError) as error:
+    outcome = study.run(config, workdir, workdir)
+    if not outcome.finished:
+      cli.say("stopped; run the same command to resume")
+      return
+    claims = study.report(config, workdir)
+  except (ConfigError, DataError, ValueError) as error:
     cli.fail(str(error))
-  except Diverged as error:
-    cli.fail(str(error), code=1)
-  if len(rows) < len(runs):
-    print("Stopped; repeat the command to resume")
-    return
-  analysis.write_json(rows, workdir / "results.json")
-  print(analysis.comparison_table(rows))
+  cli.say(claims, f"{workdir}/results.md has the tables")
+  if outcome.failed:
+    cli.fail(f"cells failed: {', '.join(outcome.failed)}", code=1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""Compares five recipes on digits: accuracy, modelled speed-up and cost.
+"""Compares recipes on Fashion-MNIST: test loss, accuracy, modelled speed-up.
 
-`bash launch/quickstart.sh` installs the requirements and runs it. When it is
+`bash launch/quickstart.sh` installs the requirements and runs it. All recipes
+train at the first of --patterns, those of --sweep at all of them. When it is
 stopped, the same command resumes it; finished runs are not repeated.
+
+Fashion-MNIST is taken from the directory of prepared data sets, from Debian's
+package dataset-fashion-mnist or from --source. Without any of them
+scikit-learn's digits take its place.
 """
 
-import runpy
+import importlib.util
 import time
 from pathlib import Path
 
@@ -16,30 +21,47 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", "runs/quickstart", "Directory for the runs and the report."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 4, "Number of seeds per recipe.", 1)
-_STEPS = flags.DEFINE_integer("steps", 600, "Number of steps per run.", 10)
+_STEPS = flags.DEFINE_integer(
+  "steps",
+  None,
+  "Number of steps per run. Defaults to 1500, on digits to 600.",
+  10,
+)
 _PATTERNS = flags.DEFINE_list(
-  "patterns", ["1:16"], "N:M patterns of the feed-forward kernels."
+  "patterns",
+  ["1:16", "1:4", "1:8", "1:32"],
+  "N:M patterns of the feed-forward and attention kernels.",
 )
 _RECIPES = flags.DEFINE_list(
   "recipes",
   ["sr_ste", "mdgf_exp", "figs", "step"],
-  "Recipes to compare with dense.",
+  "Recipes to compare with dense at the first pattern.",
+)
+_SWEEP = flags.DEFINE_list(
+  "sweep",
+  None,
+  "Those of --recipes that run at every pattern. Defaults to figs, or else to"
+  " the first.",
 )
 _ENGINES = flags.DEFINE_string(
   "engines",
-  "figs:16x16:alpha=15",
+  "figs:16x8:alpha=15",
   "Engine of the speed-up over the fastest dense array of as many multipliers,"
   " such as vegeta-s-16-2.",
 )
+_SOURCE = flags.DEFINE_string(
+  "source", None, "Directory of Fashion-MNIST's four idx files."
+)
 
-
-def get_config(recipe: str):
-  path = Path(__file__).parents[1] / "configs" / "digits_vit.py"
-  config = runpy.run_path(str(path))["get_config"](recipe)
-  config.seeds = _SEEDS.value
-  config.total_steps = _STEPS.value
-  config.optimizer.warmup_steps = _STEPS.value // 20
-  return config
+_RULES = "ff: {0}, q: {0}, k: {0}, v: {0}, o: {0}"
+# The regime of configs/study_fashion_vit.py: the model needs its weights.
+_FASHION = {
+  "variant": "custom/14",
+  "model": {"width": 128, "mlp_dim": 128, "depth": 1, "heads": 4},
+  "optimizer": {"learning_rate": 1e-3},
+}
+_SMALLEST = 0.005  # nats
+_DTYPES = {1: "int8", 2: "bfloat16"}  # by bytes per value
 
 
 def check_flags() -> None:
@@ -48,69 +70,178 @@ def check_flags() -> None:
 
   if not _WORKDIR.value:
     cli.fail("--workdir is empty: set it to a directory")
-  if not _PATTERNS.value:
-    cli.fail("--patterns is empty: give at least one, such as 1:16")
+  for flag, example in ((_PATTERNS, "1:16"), (_RECIPES, "figs")):
+    if not flag.value:
+      cli.fail(f"--{flag.name} is empty: give at least one, such as {example}")
   for flag, check in (
     (_RECIPES, recipes.options),
+    (_SWEEP, recipes.options),
     (_PATTERNS, core.NM.parse),
     (_ENGINES, engine.parse),
   ):
     values = flag.value if isinstance(flag.value, list) else [flag.value]
-    for value in values:
+    for value in filter(lambda value: value is not None, values):
       try:
         check(value)
       except ValueError as error:
         cli.fail(f"--{flag.name}: {error}")
+  if set(_RECIPES.value) == {"dense"}:
+    cli.fail("--recipes: expected one to compare with dense, such as figs")
+  for name in _SWEEP.value or ():
+    if name not in _RECIPES.value:
+      cli.fail(
+        f"--sweep: expected recipes of --recipes ({', '.join(_RECIPES.value)}),"
+        f" got {name!r}"
+      )
+  try:
+    Path(_WORKDIR.value).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    cli.fail(f"--workdir {_WORKDIR.value}: {error.strerror}; use another")
+
+
+def has_fashion() -> bool:
+  """Whether Fashion-MNIST can be had without the network; prepares it."""
+  from figs_jax import data
+
+  known = data.describe("fashion_mnist", source=_SOURCE.value)
+  if not known.splits:
+    cli.say(
+      "Fashion-MNIST is not on this machine, so digits take its place, which"
+      " cannot rank recipes: install Debian's dataset-fashion-mnist, or give"
+      " --source DIR with its idx files"
+    )
+  return bool(known.splits)
+
+
+def study_of(fashion: bool):
+  """The study of the flags."""
+  from figs_jax import engine
+  from figs_jax.analysis import study
+
+  steps = _STEPS.value or (1500 if fashion else 600)
+  config = study.default_config()
+  config.name = "quickstart"
+  config.base = f"configs/{'fashion' if fashion else 'digits'}_vit.py"
+  config.common = {"total_steps": steps, "checkpoint_every": steps}
+  config.common.update(_FASHION if fashion else {"optimizer": {}})
+  config.common.optimizer.warmup_steps = steps // 20
+  config.dense_warmup = 0.0125
+  config.engines = (_ENGINES.value,)
+  itemsize = engine.parse(_ENGINES.value).itemsize
+  config.dtypes = (_DTYPES.get(itemsize, "float32"),)
+  sparse = [name for name in dict.fromkeys(_RECIPES.value) if name != "dense"]
+  config.recipes = {name: {"name": name} for name in ("dense", *sparse)}
+  config.patterns = {n_m: _RULES.format(n_m) for n_m in _PATTERNS.value}
+  first, reference = _PATTERNS.value[0], sparse[0]
+  swept = _SWEEP.value or ["figs" if "figs" in sparse else reference]
+  config.grids = {
+    "compared": {
+      "recipes": ("dense", *sparse),
+      "patterns": (first,),
+      "seeds": _SEEDS.value,
+    },
+    "swept": {
+      "recipes": tuple(swept),
+      "patterns": tuple(config.patterns),
+      "seeds": _SEEDS.value,
+    },
+  }
+  # With few seeds most of these stay open; the report says how many seeds would
+  # resolve them.
+  config.claims = {
+    f"{name} over {reference}": {
+      "better": name,
+      "worse": reference,
+      "metric": "loss",
+      "patterns": (first,),
+      "smallest": _SMALLEST,
+    }
+    for name in sparse[1:]
+  }
+  return config
+
+
+def rows_of(cells, modelled, out: Path) -> list[dict[str, str]]:
+  """Rows of these cells and seeds, with speed-ups on this engine alone."""
+  from figs_jax.analysis import study
+
+  wanted = {(cell.fingerprint, seed) for cell in cells for seed in cell.seeds}
+  rows = []
+  for row in study.rows(out):
+    if (row["config"], int(row["seed"])) in wanted:
+      kept = {k: v for k, v in row.items() if not k.startswith("speedup:")}
+      rows.append(kept | modelled[row["config"]])
+  return rows
+
+
+def introduction(config, cells, fashion: bool) -> str:
+  images = "Fashion-MNIST" if fashion else "scikit-learn's digits"
+  return (
+    f"A ViT on {images}: {cells[0].config.total_steps} steps, {_SEEDS.value}"
+    " seeds. A pattern is that of all feed-forward and attention kernels. The"
+    " speed-up is modelled for the forward pass of a batch of"
+    f" {cells[0].config.batch_size} on {_ENGINES.value}, over the fastest dense"
+    " array of as many multipliers and as wide an input port. The accuracies of"
+    f" the picture are those in {config.dtypes[0]}, the dtype of"
+    " that engine. `results.md` has all cells and more pictures, `study.csv` a"
+    " row per run."
+  )
 
 
 def main() -> None:
   cli.quiet()
   check_flags()
   from figs_jax import analysis
+  from figs_jax.analysis import study
   from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.engine.figures import figure_type
-  from figs_jax.train.loop import Diverged
 
-  compilation_cache.enable()
+  if importlib.util.find_spec("pandas") is None:
+    cli.fail("tables need pandas: pip install 'figs_jax[study]'")
   start = time.monotonic()
   workdir = Path(_WORKDIR.value)
-  sparse = [name for name in _RECIPES.value if name != "dense"]
-  runs = dict.fromkeys(
-    [("dense", None)]
-    + [(name, f"ff: {n_m}") for n_m in _PATTERNS.value for name in sparse]
-  )
+  compilation_cache.enable()
   try:
     figure_type()
-    rows = analysis.compare(
-      get_config, runs, workdir, engine_spec=_ENGINES.value
-    )
+    fashion = has_fashion()
+    config = study_of(fashion)
+    cells = study.cells(config)
+    # Every cell is checked before the first is trained.
+    modelled = {
+      cell.fingerprint: {
+        key: str(value)
+        for key, value in study.modelled(cell.config, config.engines).items()
+      }
+      for cell in cells
+    }
+    outcome = study.run(config, workdir, workdir)
   except (ValueError, DataError) as error:
     cli.fail(str(error))
-  except Diverged as error:
-    cli.fail(str(error), code=1)
-  if len(rows) < len(runs):
+  if not outcome.finished:
     cli.say("stopped; run the same command to resume")
     return
-  analysis.plot_comparison(rows, workdir / "report.png", "ViT on digits")
-  analysis.write_json(rows, workdir / "report.json")
-  table = analysis.comparison_table(rows)
-  (workdir / "report.md").write_text(
-    "# figs_jax quickstart\n\n"
-    f"A ViT on scikit-learn's digits, {_STEPS.value} steps,"
-    f" {_SEEDS.value} seeds. The speed-up is modelled for the forward pass of"
-    f" a batch on the engine {_ENGINES.value}, over the fastest dense array"
-    f" of as many multipliers and as wide an input port ({rows[-1].baseline})."
-    " `ideal` is what such an array would gain if it compressed N:M at no cost."
-    " Training time is modelled for the forward and backward passes of all"
-    " steps, over the fastest dense array for them.\n\n"
-    f"{table}\n![accuracy against speed-up](report.png)\n"
+  rows = analysis.study_frame(rows_of(cells, modelled, workdir))
+  claims = analysis.write_results(rows, config.to_dict(), workdir)
+  table = analysis.write_summary(
+    rows,
+    config.to_dict(),
+    workdir,
+    introduction=introduction(config, cells, fashion),
+    claims=claims,
   )
   cli.say(
     table,
+    claims,
     f"{workdir / 'report.md'} and report.png written,"
     f" {time.monotonic() - start:.0f} s",
   )
+  if outcome.failed:
+    cli.fail(
+      f"{len(outcome.failed)} cells failed: {', '.join(outcome.failed)};"
+      f" {workdir / 'failed.csv'} has the reasons",
+      code=1,
+    )
 
 
 def recipes() -> str:

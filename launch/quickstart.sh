@@ -6,5 +6,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
-environment plots
+environment study
 exec .venv/bin/python launch/quickstart.py "$@"

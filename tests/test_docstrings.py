@@ -17,7 +17,6 @@ import figs_jax
 # training run, a prepared data set), or they act on the whole process: its exit
 # (`run`), logging and exception hook (`quiet`). This list only gets shorter.
 NO_EXAMPLE = {
-  "analysis.compare",
   "analysis.histories",
   "analysis.mask_evolution",
   "analysis.pareto_points",

@@ -8,13 +8,10 @@ import importlib
 from typing import Any
 
 _MODULES = {
-  "_compare": (
-    "ComparisonRow", "compare", "comparison_table", "plot_comparison",
-    "write_json",
-  ),
   "_study_claims": ("Judgement", "judge"),
   "_study_page": ("write_results",),
   "_study_pairs": ("study_frame",),
+  "_study_summary": ("plot_summary", "write_summary"),
   "history": ("History", "MaskEvolution", "histories", "mask_evolution"),
   "html_report": ("report_html",),
   "pareto": ("ParetoPoint", "pareto_front", "pareto_points"),

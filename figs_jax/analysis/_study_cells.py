@@ -18,11 +18,13 @@ from ml_collections import config_dict
 
 from figs_jax.analysis._study_claims import check_claims
 from figs_jax.core.legal import Word, suggestion
+from figs_jax.engine import report
+from figs_jax.engine.training import TrainingPhase
 from figs_jax.train import schema
 from figs_jax.train._evaluate import check_dtype
 from figs_jax.train.config import FREE, ConfigError, plain, recipe_of
 from figs_jax.train.experiment import build
-from figs_jax.train.run_rows import train_cost
+from figs_jax.train.run_rows import layers_of, train_cost
 
 _ROOT = Path(__file__).parents[2]
 # Fields that say which seeds a run holds, or that affect none of its numbers.
@@ -334,3 +336,27 @@ def abstract(config: config_dict.ConfigDict) -> tuple[nnx.Module, Any]:
   experiment = build(config)
   model = nnx.eval_shape(lambda: experiment.model(config.seed))
   return model, experiment.recipe
+
+
+def training_shares(
+  config: config_dict.ConfigDict, engine_spec: str
+) -> dict[str, float]:
+  """`train_flops` and `train_time` of a configuration, without training.
+
+  FLOPs are a share of the same run without masks, time is one of that run on
+  the fastest dense array for it. STEP is taken to switch as late as it can.
+
+  >>> from figs_jax.train import default_config
+  >>> config = default_config("figs")
+  >>> config.update({"variant": "custom/4", "pattern": "ff: 1:4"})
+  >>> config.model.update({"width": 32, "depth": 1, "heads": 2})
+  >>> shares = training_shares(config, "ws:16x16")
+  >>> {name: round(share, 2) for name, share in shares.items()}
+  {'train_flops': 0.85, 'train_time': 0.94}
+  """
+  model, recipe = abstract(config)
+  run = train_cost(model, recipe, engine_spec, config.batch_size)
+  step = TrainingPhase(1, layers_of(model, config.batch_size)).products()
+  dense = report(step.dense(), [engine_spec], baseline="dense").totals[0]
+  time = run.share("cycles") / dense.speedup
+  return {"train_flops": run.share("flops"), "train_time": time}

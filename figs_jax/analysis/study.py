@@ -25,7 +25,6 @@ from ml_collections import config_dict
 
 from figs_jax import nn
 from figs_jax.analysis import _study_rows
-from figs_jax.analysis._compare import training_shares
 from figs_jax.analysis._study_cells import (
   Cell,
   abstract,
@@ -33,6 +32,7 @@ from figs_jax.analysis._study_cells import (
   default_config,
   fingerprint,
   of_cell,
+  training_shares,
 )
 from figs_jax.engine import Layers, flops
 from figs_jax.train._evaluate import evaluate, speedups
@@ -51,6 +51,7 @@ __all__ = [
   "collect",
   "default_config",
   "fingerprint",
+  "modelled",
   "plan",
   "report",
   "rows",
@@ -260,7 +261,7 @@ def _run_cell(
     "setting": cell.setting,
     "config": cell.fingerprint,
     "seconds": round(seconds, 1),
-    **_modelled(config, study.engines),
+    **modelled(config, study.engines),
   }
   _add(store, path, shared, of_cell(config), study.dtypes)
   return True
@@ -327,10 +328,19 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
   return float(np.average(values.astype(np.float64), weights=weights))
 
 
-def _modelled(
+def modelled(
   config: config_dict.ConfigDict, engines: Sequence[str]
 ) -> dict[str, Any]:
-  """Columns that follow from the configuration alone."""
+  """Columns of a cell that follow from its configuration alone.
+
+  Args:
+    config: Configuration of a run, such as `Cell.config`.
+    engines: Specs of engines: the first one models the training, each one the
+      column `speedup:ENGINE`.
+
+  Raises:
+    ValueError: If the pattern does not fit the model, or an engine is unknown.
+  """
   model, recipe = abstract(config)
   total = train_cost(model, recipe, "ws", config.batch_size).total("flops")
   rows = layers_of(model, config.batch_size)
@@ -397,6 +407,6 @@ def collect(
       "pattern": config.pattern if sparse else "",
       "rules": config.pattern if sparse else "",
       "config": mark,
-      **_modelled(config, engines),
+      **modelled(config, engines),
     }
     _add(store, path, shared, of_cell(config))

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
+import figs_jax
 from figs_jax.analysis import study
+from figs_jax.analysis._study_cells import training_shares
 from figs_jax.train.config import ConfigError, recipe_of
+from figs_jax.train.experiment import build
 from figs_jax.train.loop import Diverged
 
 
@@ -185,7 +189,7 @@ def trained(monkeypatch):
 
   monkeypatch.setattr(study, "train", train)
   monkeypatch.setattr(study, "measured", measured)
-  monkeypatch.setattr(study, "_modelled", lambda *_: {"train_flops": 0.5})
+  monkeypatch.setattr(study, "modelled", lambda *_: {"train_flops": 0.5})
   return runs
 
 
@@ -358,3 +362,18 @@ def test_every_committed_study_expands():
     config = runpy.run_path(str(file))["get_config"]()
     for cell in study.cells(config):
       recipe_of(cell.config)
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("recipe", ["dense", "figs", "mdgf_exp", "step"])
+def test_training_shares_are_those_of_the_run(tiny_config, recipe):
+  config = tiny_config(recipe)
+  shares = training_shares(config, "ws:8x8")
+  experiment = build(config)
+  model = nnx.eval_shape(lambda: experiment.model(0))
+  wanted = figs_jax.train_flops(model, experiment.recipe, batch=16)
+  assert shares["train_flops"] == wanted.share
+  if recipe == "dense":
+    assert shares["train_time"] == 1
+  else:
+    assert shares["train_flops"] < shares["train_time"] < 1

@@ -1,6 +1,7 @@
 """launch/quickstart.py: mistakes cost seconds, never a training run."""
 
 import json
+import re
 
 import pytest
 
@@ -11,13 +12,15 @@ DRIVER = """
 import json, runpy, sys
 from absl import flags
 from figs_jax import cli
-from figs_jax.analysis import _compare
+from figs_jax.analysis import study
+from figs_jax.data import idx
 
 def stopped(config, where):
   print("training", where.name, file=sys.stderr)
   return {"finished": False}
 
-_compare.train = stopped
+idx.INSTALLED.clear()  # as without Debian's package
+study.train = stopped
 program = runpy.run_path("launch/quickstart.py", run_name="quickstart")
 for arguments in json.loads(sys.argv[1]):
   flags.FLAGS.unparse_flags()
@@ -33,6 +36,9 @@ MISTAKES = {
   "--recipes=figs,,step": ["--recipes: ", "''"],
   "--patterns=1:8,ff": ["--patterns: ", "'ff'", "'n:m'"],
   "--patterns=1:7": ["axis -2 has length 64", "m=7"],
+  "--recipes=dense": ["--recipes: expected one to compare with dense"],
+  "--sweep=rigl": ["--sweep: expected recipes of --recipes", "'rigl'"],
+  "--source=FILE": ["fashion_mnist", "FILE", "train-images-idx3-ubyte"],
   "--patterns=": ["--patterns is empty: give at least one"],
   "--engines=wss:8x8": ["--engines: ", "'wss'", "'ws'"],
   "--engines=ws:8": ["--engines: ", "'8'", "ROWSxCOLS"],
@@ -40,7 +46,7 @@ MISTAKES = {
   "--seeds=0": ["--seeds=0: 0 is not a positive integer"],
   "--seed=3": ["Did you mean: seeds"],
   "--workdir=": ["--workdir is empty"],
-  "--workdir=FILE": ["FILE/dense: Not a directory; use another workdir"],
+  "--workdir=FILE": ["--workdir FILE: ", "use another"],
   "runs": ["Unexpected argument 'runs'"],
 }
 
@@ -55,7 +61,9 @@ def outcomes(tmp_path_factory):
     for word in MISTAKES
   ]
   cases.append([f"--workdir={where / 'runs'}", "--recipes=dense,figs,figs"])
-  done = call("-c", DRIVER, json.dumps(cases))
+  done = call(
+    "-c", DRIVER, json.dumps(cases), TFDS_DATA_DIR=str(where / "data")
+  )
   assert done.returncode == 0, done.stderr
   errors = done.stderr.replace(str(where / "file"), "FILE")
   ends = errors.split("exit code: ")
@@ -79,9 +87,9 @@ def test_mistakes_get_one_line_and_exit_2(word, outcomes):
 def test_without_a_mistake_training_begins_and_can_be_stopped(outcomes):
   where, printed, ends = outcomes
   text, code = ends["none"]
-  assert text.splitlines()[-1] == "training dense"
-  assert printed == "stopped; run the same command to resume\n"
+  assert re.fullmatch(r"training dense-\w{6}-seeds-0-3", text.splitlines()[-1])
+  fallback, stopped = printed.splitlines()[-2:]
+  assert "install Debian's dataset-fashion-mnist, or give --source" in fallback
+  assert stopped == "stopped; run the same command to resume"
   assert code == "0"
-  assert sorted(path.name for path in (where / "runs").iterdir()) == [
-    "dense", "figs-ff-1-16",
-  ]  # fmt: skip
+  assert not list((where / "runs").iterdir())  # training makes directories
