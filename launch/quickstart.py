@@ -234,7 +234,8 @@ def main() -> None:
     table,
     claims,
     f"{workdir / 'report.md'} and report.png written,"
-    f" {time.monotonic() - start:.0f} s",
+    f" {time.monotonic() - start:.0f} s,"
+    f" {time.process_time():.0f} s of processor time",
   )
   if outcome.failed:
     cli.fail(

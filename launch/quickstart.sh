@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Sets up .venv, trains five recipes on digits (a few minutes on two cores), and
-# writes runs/quickstart/report.md with a plot.
+# Sets up .venv, trains five recipes on Fashion-MNIST (minutes on two cores), and
+# writes runs/quickstart/report.md with a picture.
 # Usage: bash launch/quickstart.sh [--workdir DIR] [--seeds N] [--steps N]
-#   [--recipes NAME,...] [--patterns N:M,...] [--engines SPEC] [--help]
+#   [--recipes NAME,...] [--patterns N:M,...] [--sweep NAME,...]
+#   [--engines SPEC] [--source DIR] [--help]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh

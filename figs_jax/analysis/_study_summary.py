@@ -18,6 +18,7 @@ from figs_jax.analysis._study_pairs import (
   cell_name,
   cells_of,
   measure,
+  number,
 )
 from figs_jax.analysis._study_tables import sorted_cells, table
 from figs_jax.engine.figures import empty_figure
@@ -79,13 +80,14 @@ def write_summary(
   dtypes = study.get("dtypes", ())
   columns = [f"accuracy_{dtype}" for dtype in dtypes] + ["accuracy"]
   accuracy = next(name for name in columns if name in rows.columns)
-  figure = plot_summary(rows, baseline, study["engines"][0], accuracy=accuracy)
+  examples = examples_of(rows.get("examples", ()), out)
+  figure = plot_summary(
+    rows, baseline, study["engines"][0], accuracy=accuracy, examples=examples
+  )
   (out / "report.png").write_bytes(plot_style.image_bytes(figure, "png"))
   left_out = ["stages", *(f"loss_{dtype}" for dtype in dtypes)]
   cells = table(rows.drop(columns=left_out, errors="ignore"), baseline, out=out)
-  resolved = resolution(
-    rows, baseline, examples_of(rows.get("examples", ()), out)
-  )
+  resolved = resolution(rows, baseline, examples)
   parts = [
     f"# {study['name']}",
     introduction,
@@ -106,22 +108,23 @@ def plot_summary(
   engine: str,
   *,
   accuracy: str = "accuracy",
-  title: str = "",
+  examples: int | None = None,
 ) -> Any:
   """Paired differences of the test loss beside accuracy against speed-up.
 
   Left, a row per cell: its difference to the baseline with Student's 95 %
   interval over seeds. Right, means with standard errors over seeds. A line
   joins the patterns of a recipe that has several. Recipes at one speed-up stand
-  side by side, in the order of the legend, around their common place. Colours
-  and markers mean recipes in both panels.
+  side by side, in the order of the legend, around their common place. A bar in
+  the corner shows the binomial standard error of one run. Colours and markers
+  mean recipes in both panels.
 
   Args:
     rows: Rows from `study_frame`, of one setting.
     baseline: Label of the baseline's recipe.
     engine: Spec of the engine: rows have the column `speedup:ENGINE`.
     accuracy: Column of the accuracy, such as "accuracy_bfloat16".
-    title: Title of the figure.
+    examples: Number of test examples; None leaves that bar out.
   """
   cells = cells_of(rows)
   keys = sorted_cells(cells, baseline)
@@ -133,17 +136,18 @@ def plot_summary(
   _draw_differences(left, rows, baseline, keys, recipes)
   _draw_gains(right, cells, keys, recipes, f"speedup:{engine}", accuracy)
   left.set_xlabel(
-    plot_style.literal(f"test loss minus {baseline}'s, nats (95 %, paired)")
+    plot_style.literal(f"test loss − {baseline}, nats (paired by seed, 95 %)")
   )
   right.set_xlabel(plot_style.literal(f"modelled speed-up on {engine}, ×"))
   right.set_ylabel(f"{measure(accuracy).label} (mean ± s.e.)")
+  if examples:
+    mean, _ = _mean_and_se(cells, (baseline, "", ""), accuracy)
+    _draw_binomial(right, math.sqrt(mean * (100 - mean) / examples))
   handles = right.get_legend_handles_labels()
   figure.legend(
     *handles, loc="outside lower center", ncols=len(recipes), fontsize=8,
     frameon=False,
   )  # fmt: skip
-  if title:
-    plot_style.add_title(figure, title, legend_width=0.0)
   return figure
 
 
@@ -204,6 +208,8 @@ def _draw_gains(
       ecolor=style["color"], elinewidth=1.2, capsize=2, zorder=2,
     )  # fmt: skip
     ax.plot(x, y, **style, label=plot_style.literal(recipe), zorder=3)
+    if recipe == recipes[0]:
+      ax.axhline(y[0], color="0.7", linewidth=0.9, linestyle="--", zorder=0)
   ax.set_xlim(low, high)
   plot_style.style_axes(ax, steps=False)
   _name_patterns(ax, cells, keys, places, accuracy)
@@ -228,6 +234,22 @@ def _name_patterns(
       xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8,
       color="0.3",
     )  # fmt: skip
+
+
+def _draw_binomial(ax: Any, error: float) -> None:
+  """The binomial standard error of an accuracy, as a bar with its name."""
+  low, high = ax.get_ylim()
+  y = low + 1.2 * error
+  ax.set_ylim(low, max(high, y + 3 * error))
+  corner = ax.get_yaxis_transform()  # x in shares of the axis
+  ax.errorbar(
+    0.05, y, yerr=error, fmt="none", ecolor="0.5", elinewidth=1.2, capsize=3,
+    transform=corner,
+  )  # fmt: skip
+  ax.text(
+    0.08, y, f"binomial s.e. of one run,\n±{number(error, 2)} points",
+    transform=corner, va="center", fontsize=8, color="0.4",
+  )  # fmt: skip
 
 
 def _side_by_side(
