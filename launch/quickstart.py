@@ -29,7 +29,7 @@ _STEPS = flags.DEFINE_integer(
 )
 _PATTERNS = flags.DEFINE_list(
   "patterns",
-  ["1:16", "1:4", "1:8", "1:32"],
+  ["1:8", "1:4", "1:16", "1:32"],
   "N:M patterns of the feed-forward and attention kernels.",
 )
 _RECIPES = flags.DEFINE_list(
