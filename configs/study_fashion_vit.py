@@ -9,8 +9,8 @@ Hardware:  two CPU cores, 10 to 15 s a seed.
 
 A ViT of width 128, depth 1 and 4 tokens, the regime that
 configs/study_fashion_search.py chose. The claims are in docs/results/claims.md.
-Its learning rate was the best one of each recipe there, and no recipe did better
-with another knob than its published default.
+Its learning rate was the best one of each recipe there, and no recipe did
+better with another knob than its published default.
 """
 
 from figs_jax.analysis import study
