@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
+from figs_jax.analysis._study_cells import fingerprint, of_cell
 from figs_jax.export.atomic_write import replacing
-from figs_jax.train.config import ConfigError
+from figs_jax.train.config import ConfigError, completed
 
 _CSV, _CONFIGS, _FAILED = "study.csv", "configs.json", "failed.csv"
 # The first columns, in this order; all others follow by name.
@@ -40,6 +42,9 @@ Row = dict[str, str]
 def read(out: str | Path) -> list[Row]:
   """The rows of OUT/study.csv, as text; none if the file is missing.
 
+  The column `config` is the fingerprint that this version of figs_jax gives the
+  configuration, with defaults for fields that it did not have.
+
   Raises:
     ConfigError: If the file is not a study's.
   """
@@ -50,7 +55,23 @@ def read(out: str | Path) -> list[Row]:
         f"{Path(out) / _CSV}, line {number}: expected a row of a study, with"
         " columns 'config' and 'seed'; use another --out"
       )
-  return rows
+  now = {old: key for old, (key, _) in _current(Path(out)).items()}
+  return [
+    row | {"config": now.get(row["config"], row["config"])} for row in rows
+  ]
+
+
+def _current(out: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+  """Saved fingerprint -> today's, and the fields with today's defaults."""
+  result = {}
+  for key, saved in _configs(out).items():
+    try:
+      whole = completed(traverse_util.unflatten_dict(saved, sep="."))
+    except ConfigError:  # of a recipe of one's own, or of another version
+      result[key] = key, saved
+    else:
+      result[key] = fingerprint(whole), of_cell(whole)
+  return result
 
 
 def _read(path: Path) -> list[Row]:
@@ -133,7 +154,7 @@ class Store:
         (self.out / "examples").mkdir(exist_ok=True)
         content = (other / "examples" / Path(name).name).read_bytes()
         _write(self.out / "examples" / Path(name).name, content)
-      self._merge(rows, _configs(other))
+      self._merge(rows, dict(_current(other).values()))
 
   def fail(self, cell: str, grid: str, seeds: Sequence[int], why: str) -> None:
     """Adds a row to failed.csv."""
@@ -151,7 +172,7 @@ class Store:
       _write(self.out / _FAILED, _csv([*rows, row], _OF_FAILED))
 
   def _merge(self, new: Sequence[Row], configs: dict[str, Any]) -> None:
-    configs = _configs(self.out) | configs
+    configs = dict(_current(self.out).values()) | configs
     rows = {(row["config"], int(row["seed"])): row for row in self.rows()}
     rows |= {(row["config"], int(row["seed"])): row for row in new}
     used = {key: configs[key] for key, _ in rows if key in configs}

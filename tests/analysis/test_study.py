@@ -232,6 +232,26 @@ def test_what_is_done_is_not_repeated(trained, tmp_path):
   assert (outcome.done, outcome.failed, len(trained)) == ([], [], 5)
 
 
+def test_rows_of_a_version_with_fewer_fields_count(trained, tmp_path):
+  config = small()
+  study.run(config, tmp_path / "runs", tmp_path)
+  saved = json.loads((tmp_path / "configs.json").read_text())
+  old = {}
+  text = (tmp_path / "study.csv").read_text()
+  for place, (key, fields) in enumerate(saved.items()):
+    del fields["label_smoothing"]
+    old[f"{place:012}"] = fields
+    text = text.replace(key, f"{place:012}")
+  (tmp_path / "configs.json").write_text(json.dumps(old))
+  (tmp_path / "study.csv").write_text(text)
+  trained.clear()
+  study.run(config, tmp_path / "runs", tmp_path)
+  assert trained == []
+  config.common.label_smoothing = 0.1
+  study.run(config, tmp_path / "runs", tmp_path)
+  assert len(trained) == 5
+
+
 def test_missing_seeds_alone_are_run(trained, tmp_path):
   config = small()
   study.run(config, tmp_path / "runs", tmp_path)
