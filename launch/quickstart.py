@@ -165,12 +165,13 @@ def rows_of(cells, modelled, out: Path) -> list[dict[str, str]]:
   """Rows of these cells and seeds, with speed-ups on this engine alone."""
   from figs_jax.analysis import study
 
-  wanted = {(cell.fingerprint, seed) for cell in cells for seed in cell.seeds}
+  by_run = {(row["config"], int(row["seed"])): row for row in study.rows(out)}
   rows = []
-  for row in study.rows(out):
-    if (row["config"], int(row["seed"])) in wanted:
-      kept = {k: v for k, v in row.items() if not k.startswith("speedup:")}
-      rows.append(kept | modelled[row["config"]])
+  for cell in cells:
+    for seed in cell.seeds:
+      if row := by_run.get((cell.fingerprint, seed)):
+        kept = {k: v for k, v in row.items() if not k.startswith("speedup:")}
+        rows.append(kept | modelled[cell.fingerprint])
   return rows
 
 

@@ -11,7 +11,7 @@ _MODULES = {
   "_study_claims": ("Judgement", "judge"),
   "_study_page": ("write_results",),
   "_study_pairs": ("study_frame",),
-  "_study_summary": ("plot_summary", "write_summary"),
+  "_study_summary": ("write_summary",),
   "history": ("History", "MaskEvolution", "histories", "mask_evolution"),
   "html_report": ("report_html",),
   "pareto": ("ParetoPoint", "pareto_front", "pareto_points"),
