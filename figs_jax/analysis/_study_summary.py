@@ -85,8 +85,13 @@ def write_summary(
     rows, baseline, study["engines"][0], accuracy=accuracy, examples=examples
   )
   (out / "report.png").write_bytes(plot_style.image_bytes(figure, "png"))
-  left_out = ["stages", *(f"loss_{dtype}" for dtype in dtypes)]
-  cells = table(rows.drop(columns=left_out, errors="ignore"), baseline, out=out)
+  left_out = [
+    name
+    for name in rows.columns
+    if name == "stages" or name.startswith(("accuracy_", "loss_"))
+    if name != accuracy
+  ]
+  cells = table(rows.drop(columns=left_out), baseline, out=out)
   resolved = resolution(rows, baseline, examples)
   parts = [
     f"# {study['name']}",
@@ -223,6 +228,8 @@ def _name_patterns(
   accuracy: str,
 ) -> None:
   """Each pattern once, above all of its cells."""
+  from matplotlib.patheffects import withStroke
+
   for pattern in dict.fromkeys(key[1] for key in keys):
     own = [key for key in keys if key[1] == pattern]
     tops = []
@@ -232,7 +239,7 @@ def _name_patterns(
     ax.annotate(
       plot_style.literal(pattern or "dense"), (places[own[0]], max(tops)),
       xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8,
-      color="0.3",
+      color="0.3", path_effects=[withStroke(linewidth=2.5, foreground="white")],
     )  # fmt: skip
 
 
