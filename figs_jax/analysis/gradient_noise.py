@@ -228,15 +228,14 @@ def noise_bands(
 def by_step(
   rows: Sequence[GradientNoise], entries: str, statistic: str
 ) -> dict[str, dict[int, list[float]]]:
-  """Means over the layers, one per seed, by step and run."""
+  """Means over the layers by run and step, one per seed."""
   layers: dict[tuple[str, int, int], list[float]] = {}
   for row in rows:
     if row.entries == entries:
       place = row.run, row.step, row.seed
       layers.setdefault(place, []).append(getattr(row, statistic))
   table: dict[str, dict[int, list[float]]] = {}
-  for (run, step, _), values in sorted(layers.items()):
-    table.setdefault(run, {}).setdefault(step, []).append(
-      sum(values) / len(values)
-    )
+  for (run, step, _), values in layers.items():
+    mean = sum(values) / len(values)
+    table.setdefault(run, {}).setdefault(step, []).append(mean)
   return table

@@ -32,7 +32,7 @@ class NoiseAndLoss(NamedTuple):
     noise: (mean, standard error) by run, over the seeds of means over layers
       and checkpoints.
     loss: (mean, standard error) by run, over seeds.
-    n: Number of sparse runs; dense ones are in `noise` and `loss` only.
+    sparse: Labels of the sparse runs, which alone are correlated.
     correlation: Spearman's rank correlation, its lower and its upper end; NaN
       for fewer than four runs.
     p: Two-sided p value, exact for up to eight runs; NaN like the correlation.
@@ -42,7 +42,7 @@ class NoiseAndLoss(NamedTuple):
   statistic: str
   noise: dict[str, tuple[float, float]]
   loss: dict[str, tuple[float, float]]
-  n: int
+  sparse: tuple[str, ...]
   correlation: tuple[float, float, float]
   p: float
 
@@ -51,18 +51,18 @@ class NoiseAndLoss(NamedTuple):
     """What the correlation shows, and what it does not."""
     what = f"{STATISTICS[self.statistic]}, {self.entries} entries"
     if math.isnan(self.p):
-      return f"{what}: {self.n} sparse runs, at least 4 are needed"
+      return f"{what}: {len(self.sparse)} sparse runs, at least 4 are needed"
     r, low, high = self.correlation
     ends = "" if low == high else f" [{low:+.2f}, {high:+.2f}]"
     if self.p < 0.05:
       verdict = f"more of it goes with {'more' if r > 0 else 'less'} loss"
-    elif 2 / math.factorial(self.n) > 0.05:
+    elif 2 / math.factorial(len(self.sparse)) > 0.05:
       verdict = "not resolved, nor can it be by so few recipes"
     else:
       verdict = "not resolved"
     return (
       f"{what}: rank correlation with test loss {r:+.2f}{ends}, p ="
-      f" {self.p:.2g} over {self.n} recipes: {verdict}"
+      f" {self.p:.2g} over {len(self.sparse)} recipes: {verdict}"
     )
 
 
@@ -86,23 +86,15 @@ def noise_and_loss(
     ValueError: If a run is not finished, or the runs have no checkpoint of the
       decay phase in common.
   """
-  names = [run.label for run in runs]
-  for run in runs:
-    last, total = run.last_evaluation["step"], run.config["total_steps"]
-    if last != total:
-      raise ValueError(
-        f"{run.path}: expected the test loss of the last step, {total}, got"
-        f" that of step {last}; train it to the end"
-      )
+  loss = {run.label: seeds.mean_and_se(run.final_losses) for run in runs}
   steps = _decay_steps(runs, rows)
-  loss = {run.label: seeds.mean_and_se(_losses(run)) for run in runs}
-  sparse = [run.label for run in runs if run.recipe != "dense"]
+  sparse = tuple(run.label for run in runs if run.recipe != "dense")
   relations = []
   for statistic in STATISTICS:
     for entries in CLASSES:
       table = by_step(rows, entries, statistic)
       noise = {}
-      for name in names:
+      for name in loss:
         means = np.mean([table[name][step] for step in steps], axis=0)
         noise[name] = seeds.mean_and_se(means.tolist())
       pairs = [(noise[name][0], loss[name][0]) for name in sparse]
@@ -111,9 +103,7 @@ def noise_and_loss(
         x, y = np.transpose(pairs)
         correlation, p = rank_correlation(x, y), _permutation_p(x, y)
       relations.append(
-        NoiseAndLoss(
-          entries, statistic, noise, loss, len(sparse), correlation, p
-        )
+        NoiseAndLoss(entries, statistic, noise, loss, sparse, correlation, p)
       )
   return relations
 
@@ -140,13 +130,6 @@ def _decay_steps(
       " --config.checkpoint_every of a twentieth of the steps"
     )
   return steps
-
-
-def _losses(run: History) -> list[float]:
-  """Final test loss of each seed."""
-  row, name = run.last_evaluation, "eval/loss"
-  each = [row.get(f"{name}/seed{i}") for i in range(run.config["seeds"])]
-  return [row[name] if loss is None else loss for loss in each] or [row[name]]
 
 
 def _permutation_p(x: np.ndarray, y: np.ndarray) -> float:

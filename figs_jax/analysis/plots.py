@@ -228,7 +228,8 @@ def plot_noise(
   On the left, variance and signal-to-noise ratio over batches at kept and at
   pruned entries: means over layers, and bands of a standard error over seeds.
   On the right, the loss against the mean of the decay phase, with standard
-  errors over seeds and the rank correlation over sparse runs.
+  errors over seeds and the rank correlation over sparse runs; markers of dense
+  runs are open.
 
   Args:
     rows: Rows from `noise_rows`.
@@ -254,7 +255,7 @@ def plot_noise(
       plot_style.draw_bands(ax, bands, styles, positive=statistic != "snr")
       plot_style.style_axes(ax)
     line[0].set_ylabel(STATISTICS[statistic])
-  axes[0, 0].set_yscale("log")
+  _use_log(axes[0, 0], "y")
   for ax, entries in zip(axes[0], CLASSES):
     ax.set_xlabel("")
     ax.set_title(f"{entries} entries", fontsize=9)
@@ -281,20 +282,32 @@ def _draw_noise_and_loss(
       x, y, np.nan_to_num(y_error), np.nan_to_num(x_error),
       marker=style["marker"], color=style["color"], markersize=6,
       elinewidth=1.1, capsize=2,
+      markerfacecolor=None if label in relation.sparse else "white",
     )  # fmt: skip
   if relation.statistic != "snr":
-    ax.set_xscale("log")
+    _use_log(ax, "x")
   r, low, high = relation.correlation
   if math.isfinite(r):
     ends = "" if low == high else f" [{low:.2f}, {high:.2f}]"
-    text = f"ρ = {r:.2f}{ends}, n = {relation.n}, p = {relation.p:.2g}"
+    text = f"ρ = {r:.2f}{ends}, n = {len(relation.sparse)}".replace("-", "−")
     ax.text(
       0.5, 0.98, text, transform=ax.transAxes, ha="center", va="top",
-      fontsize=7.5, color="0.3",
+      fontsize=8, color="0.3",
     )  # fmt: skip
     ax.margins(y=0.16)
   ax.set_xlabel(f"{STATISTICS[relation.statistic]}, decay phase")
   plot_style.style_axes(ax, steps=False)
+
+
+def _use_log(ax: Any, axis: str) -> None:
+  """A logarithmic axis with short labels, such as 5e-7."""
+  from matplotlib.ticker import LogLocator, NullLocator
+
+  line = ax.xaxis if axis == "x" else ax.yaxis
+  ax.set(**{f"{axis}scale": "log"})
+  line.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  line.set_minor_locator(NullLocator())
+  line.set_major_formatter(lambda x, _: f"{x:.0e}".replace("e-0", "e−"))
 
 
 def plot_training(runs: Sequence[History], order: Sequence[str] = ()) -> Any:
