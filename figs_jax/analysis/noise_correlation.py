@@ -85,6 +85,17 @@ def noise_and_loss(
   Raises:
     ValueError: If a run is not finished, or the runs have no checkpoint of the
       decay phase in common.
+
+  >>> from pathlib import Path
+  >>> config = {"total_steps": 10, "recipe": {"name": "dense"}}
+  >>> last = {"step": 10, "eval/accuracy": 0.5, "eval/loss": 0.4}
+  >>> run = History(Path("a"), "a", config, [last])
+  >>> rows = [
+  ...   GradientNoise("a", 5, 0, "fc1", entries, 0.0, 1e-6, 0.5)
+  ...   for entries in CLASSES
+  ... ]
+  >>> print(noise_and_loss([run], rows)[0].sentence)
+  variance over batches, kept entries: 0 sparse runs, at least 4 are needed
   """
   loss = {run.label: seeds.mean_and_se(run.final_losses) for run in runs}
   steps = _decay_steps(runs, rows)

@@ -233,7 +233,8 @@ def plot_noise(
 
   Args:
     rows: Rows from `noise_rows`.
-    relations: What `noise_and_loss` returns; without it there is no right half.
+    relations: Correlations from `noise_and_loss`; if empty, the right half is
+      missing.
     order: Labels of all runs in the order of their colours. Defaults to that of
       `rows`.
 
