@@ -1,8 +1,9 @@
 """The rows of a study on disk: study.csv, configurations, per-example results.
 
 study.csv is tidy: one row per cell and seed, sorted, with one column for every
-field of training in which the cells differ. Beside it are configs.json, the
-configuration of each fingerprint, and examples/, an .npz per run.
+field of training in which the cells differ and for the order of the data.
+Beside it are configs.json, the configuration of each fingerprint, and
+examples/, an .npz per run.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ _FIRST = (
   "study", "grid", "cell", "recipe", "pattern", "rules", "setting", "seed",
   "accuracy", "loss", "config", "version", "step", "examples", "stages",
 )  # fmt: skip
+_ALWAYS = ("data.order",)  # fields with a column whether they differ or not
 _OF_FAILED = ("study", "grid", "cell", "seeds", "error")
 
 Row = dict[str, str]
 
 
 def read(out: str | Path) -> list[Row]:
-  """The rows of OUT/study.csv, as text; none if there is no such file.
+  """The rows of OUT/study.csv, as text; none if the file is missing.
 
   Raises:
     ConfigError: If the file is not a study's.
@@ -96,7 +98,7 @@ class Store:
       shared: Columns of all rows, among them "config", its fingerprint.
       config: Fields of the run's configuration by dotted name.
       rows: Other columns, one mapping per seed.
-      examples: Arrays `seed`, `correct` and `loss` per seed and example.
+      examples: Arrays of `figs_jax.train.examples`.
       name: Name of the file of per-example results.
     """
     file = Path("examples", f"{name}.npz")
@@ -108,6 +110,7 @@ class Store:
       correct=np.packbits(examples["correct"], axis=1),
       examples=examples["correct"].shape[1],
       loss=examples["loss"].astype(np.float16),
+      weight=examples["weight"].astype(np.float32),
     )
     new = [
       {key: text(value) for key, value in {**shared, **row}.items()}
@@ -152,7 +155,7 @@ class Store:
     rows = {(row["config"], int(row["seed"])): row for row in self.rows()}
     rows |= {(row["config"], int(row["seed"])): row for row in new}
     used = {key: configs[key] for key, _ in rows if key in configs}
-    fields = differing(used.values())
+    fields = sorted({*differing(used.values()), *_ALWAYS})
     result = []
     for row in rows.values():
       kept = {k: v for k, v in row.items() if not k.startswith("config.")}
