@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from figs_jax.core.assignment import best_permutations
 from figs_jax.core.pattern import NM
 from figs_jax.core.top_n import by_threshold, ordered
 from figs_jax.core.types import Array, Bool, Float
@@ -62,6 +63,8 @@ def best_masks(
          [1, 0, 0],
          [0, 0, 1]], dtype=int32)
   """
+  if pattern == NM(1, 8):
+    return best_permutations(x)
   table = _masks_of(pattern)
   if table is not None:
     return _best_of(x, table)
