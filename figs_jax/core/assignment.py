@@ -9,7 +9,7 @@ assignment problem. All 40,320 permutations are compared, but not one by one:
 3. eight rows take eight columns: the best of 70 ways.
 
 This takes 34 additions and maxima per entry. Scores are integers, so that sums
-are exact, and the lowest bits of a sum hold its way, so that one maximum selects
+are exact, and the lowest bits of a sum hold its way, so that a maximum selects
 both. Arrays are [8, 8, *blocks], as in `core.matching`.
 """
 
@@ -28,8 +28,8 @@ from figs_jax.core.types import Array, Bool, Float, Int
 _PAIRS = list(itertools.combinations(range(8), 2))
 _QUADS = list(itertools.combinations(range(8), 4))
 _SINGLES = [(i,) for i in range(8)]
-# Bits of the way of four rows: 1 for each pair of rows, 3 for the columns of the
-# first pair. Of equal sums the way with the largest bits is taken.
+# Bits of the way of four rows: 1 for each pair of rows, 3 for the columns of
+# the first pair. Of equal sums the way with the largest bits is taken.
 _BITS = 5
 
 
@@ -95,7 +95,9 @@ def _merge(
   """
   first, second = _ways(parts, sets)
   rest = (1,) * (sums.ndim - 2)
-  codes = jnp.asarray(codes, sums.dtype).reshape(-1, *codes.shape[-1:], 1, *rest)
+  codes = jnp.asarray(codes, sums.dtype).reshape(
+    -1, *codes.shape[-1:], 1, *rest
+  )
   return jnp.max(sums[::2, first] + sums[1::2, second] + codes, 1)
 
 
@@ -115,7 +117,7 @@ def _ways(
 
 
 def _columns(
-  upper: Int[Array, "70 *blocks"], lower: Int[Array, "70 *blocks"]
+  upper: Int[Array, "sets ..."], lower: Int[Array, "sets ..."]
 ) -> Int[Array, "*blocks"]:
   """The columns of the best permutation, three bits for each row.
 
