@@ -43,7 +43,8 @@ def regrow_mask(
   layer and are unstructured.
 
   Args:
-    key: Random key of the rounding in scope `group`.
+    key: Random key of the rounding in scope `group`, which `random_order` may
+      share.
     weight: Kernel.
     growth: Scores of the entries that may grow, any real numbers; NaN is last.
     mask: Previous mask. A group that does not keep exactly n (as in a dense

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from figs_jax.core.groups import Axis
 from figs_jax.core.masks import nm_mask
@@ -62,33 +61,12 @@ class KernelState(NamedTuple):
     Args:
       seed: Seed of the recipe, combined with that of the run.
     """
-    return jax.random.fold_in(self._step_key(seed), self._code)
-
-  def word_key(self, seed: int) -> Array:
-    """A key of the same kind for `core.scores.random_words` only.
-
-    The path flips bits of the step's key, which compiles to nothing, where
-    `key` compiles a hash for each kernel.
-
-    Args:
-      seed: Seed of the recipe, combined with that of the run.
-    """
-    key = self._step_key(seed)
-    words = jax.random.key_data(key)
-    # Different in each word, since XLA compiles one repeated number into the
-    # code, which equal kernels then do not share.
-    odd = np.arange(1, 2 * words.size, 2, np.uint32).reshape(words.shape)
-    words = words ^ jnp.asarray(self._code * odd)
-    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
-
-  def _step_key(self, seed: int) -> Array:
     key = jax.random.fold_in(jax.random.key(seed), self.seed)
-    return jax.random.fold_in(key, self.step)
-
-  @property
-  def _code(self) -> Any:
+    key = jax.random.fold_in(key, self.step)
     code = self.path_hash
-    return np.uint32(path_hash(self.path)) if code is None else code
+    return jax.random.fold_in(
+      key, path_hash(self.path) if code is None else code
+    )
 
 
 def path_hash(path: str) -> int:
@@ -232,7 +210,7 @@ class Regrow:
     weight = kernel.weight
     if kernel.mask is None:
       return nm_mask(magnitude(weight), pattern, axis)
-    key = kernel.word_key(self.seed)
+    key = kernel.key(self.seed)
     if kernel.grad is not None:
       growth = jnp.abs(kernel.grad)
     else:

@@ -64,16 +64,12 @@ def _regrowth_program(shape, axis, m):
   groups[axis] //= m
   groups.insert(axis % 2 + 1, 1)
 
-  def draw(path, step):
-    words = jax.random.key_data(_step_key(step))
-    key = jax.random.wrap_key_data(words ^ path * jnp.uint32([1, 3]))
+  def draw(key):
     chance = uniform(random_words(key, tuple(groups)))
     chance = jnp.squeeze(chance, axis % 2 + 1)
     return chance, random_order(key, shape, m, axis)
 
-  return jax.jit(
-    lambda path: jax.vmap(draw, (None, 0))(path, jnp.arange(TOTAL + 1))
-  )
+  return jax.jit(lambda path: jax.vmap(draw)(_keys(path)))
 
 
 @functools.cache
@@ -87,12 +83,12 @@ def _due(chance):
 
 def _keys(path):
   """The keys of a kernel at every step, seeds of run and recipe being 0."""
-  steps = jnp.arange(TOTAL + 1)
-  return jax.vmap(lambda t: jax.random.fold_in(_step_key(t), path))(steps)
 
+  def one(step):
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    return jax.random.fold_in(jax.random.fold_in(key, step), path)
 
-def _step_key(step):
-  return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), step)
+  return jax.vmap(one)(jnp.arange(TOTAL + 1))
 
 
 def _hash(path):
