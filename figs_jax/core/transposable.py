@@ -37,12 +37,12 @@ def transposable_nm_mask(
   """A mask that is N:M along `axis` and `other`, with the largest sum.
 
   There are always exactly n per group along both axes. The kept sum of scores
-  is the largest possible, up to rounding in float32, for m <= 4, 1:5 and 4:5,
-  and close to it otherwise (see `core.matching`). The mask keeps as few NaN as
-  possible, then as many +inf and as few -inf, then the largest sum. Unlike
-  `nm_mask` it depends on the values of the scores, not only on their order.
-  Other axes are stacked kernels. A sharded array needs no communication unless
-  a block spans two shards. A mask has no gradient.
+  is the largest possible, up to rounding in float32, for m <= 4, 1:5, 4:5 and
+  1:8, and close to it otherwise (see `core.matching`). The mask keeps as few
+  NaN as possible, then as many +inf and as few -inf, then the largest sum.
+  Unlike `nm_mask` it depends on the values of the scores, not only on their
+  order. Other axes are stacked kernels. A sharded array needs no communication
+  unless a block spans two shards. A mask has no gradient.
 
   Args:
     scores: Scores of any shape, float or integer, summed in float32 (float64
