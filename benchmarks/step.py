@@ -21,9 +21,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from worktree import checkout
+from worktree import run_base
 
 from figs_jax import models, nn, recipes
 from figs_jax.core._flow import flow
@@ -236,21 +233,7 @@ def main() -> None:
     if name != "dense":
       print(row(args, name, dense, batch), flush=True)
   if args.base:
-    print_base(args.base)
-
-
-def print_base(revision: str) -> None:
-  """Runs this program with the figs_jax of another revision."""
-  given = argparse.ArgumentParser(allow_abbrev=False)
-  given.add_argument("--base")
-  _, words = given.parse_known_args()
-  with checkout(revision) as root:
-    print(f"\n{revision}", flush=True)
-    subprocess.run(
-      [sys.executable, __file__, *words],
-      env=os.environ | {"PYTHONPATH": str(root)},
-      check=True,
-    )
+    run_base(__file__, args.base)
 
 
 if __name__ == "__main__":
