@@ -16,6 +16,7 @@ import numpy as np
 
 from figs_jax.data import augment as augment_lib
 from figs_jax.data import sources
+from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.stream import (
   Batch,
   Examples,
@@ -145,6 +146,7 @@ def train_batches(
   num_shards: int = 1,
   data_dir: str | None = None,
   download: bool = False,
+  options: Options = DEFAULTS,
   threads: int = _THREADS,
   workers: int = 0,
 ) -> TrainBatches:
@@ -164,6 +166,7 @@ def train_batches(
     num_shards: Number of shards.
     data_dir: Directory of the data sets, see `load`.
     download: Whether to download and prepare a missing data set, see `load`.
+    options: How data of one's own are read.
     threads: Number of decoding threads if the images do not fit into memory.
     workers: Number of worker processes that replace the threads if it is above
       0. Each opens the data set by itself; none may touch a device.
@@ -179,7 +182,7 @@ def train_batches(
       f" start={start}, workers={workers}, seed={seed}"
     )
   examples, train, _, size, data_set = _open(
-    name, split, image_size, augment, data_dir, download
+    name, split, image_size, augment, data_dir, download, options
   )
   pipeline = _Pipeline(examples, train, size, batch_size, threads, workers)
   order = Order(len(examples), pipeline.chunk, seed, shard_index, num_shards)
@@ -225,6 +228,7 @@ def eval_batches(
   num_shards: int = 1,
   data_dir: str | None = None,
   download: bool = False,
+  options: Options = DEFAULTS,
   threads: int = _THREADS,
 ) -> EvalBatches:
   """Reads a whole split in order, in batches of one shape.
@@ -241,6 +245,7 @@ def eval_batches(
     num_shards: Number of shards.
     data_dir: Directory of the data sets, see `load`.
     download: Whether to download and prepare a missing data set, see `load`.
+    options: How data of one's own are read.
     threads: Number of decoding threads if the images do not fit into memory.
 
   Raises:
@@ -249,7 +254,7 @@ def eval_batches(
   """
   check_shards(batch_size, shard_index, num_shards)
   examples, _, evaluate, size, _ = _open(
-    name, split, image_size, "none", data_dir, download
+    name, split, image_size, "none", data_dir, download, options
   )
   pipeline = _Pipeline(examples, evaluate, size, batch_size, threads)
   count = len(examples)
@@ -260,9 +265,11 @@ def eval_batches(
   return EvalBatches(count, numbers.reshape(-1, pipeline.chunk), pipeline)
 
 
-def _open(name, split, image_size, augment, data_dir, download):
+def _open(name, split, image_size, augment, data_dir, download, options):
   """Opens a split: (examples, train and eval preprocessing, side, name)."""
-  builder = sources.find(name, data_dir=data_dir, download=download)
+  builder = sources.find(
+    name, data_dir=data_dir, download=download, options=options
+  )
   info = sources.describe_builder(builder)
   shape = info.image_shape
   fixed = shape[0] if shape[0] == shape[1] else None

@@ -25,7 +25,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from figs_jax.data import bundled, digits, idx, own_images, stdlib_text
+from figs_jax.data import bundled, digits, idx, own_data, stdlib_text
+from figs_jax.data.opened import DEFAULTS, Options
 
 _BUNDLED = {"digits": digits.prepare, "stdlib_text": stdlib_text.prepare}
 # Without TensorFlow, tfds finds c4 and translations only after these imports.
@@ -79,7 +80,11 @@ class Description:
 
 
 def describe(
-  name: str, *, data_dir: str | None = None, source: str | None = None
+  name: str,
+  *,
+  data_dir: str | None = None,
+  source: str | None = None,
+  options: Options = DEFAULTS,
 ) -> Description:
   """Describes an image data set without reading images.
 
@@ -89,6 +94,7 @@ def describe(
     name: Name of an image classification set, see `load`.
     data_dir: Directory of the data sets, see `load`.
     source: Directory of idx files, see `find`.
+    options: How data of one's own are read.
 
   Raises:
     DataError: If the name is unknown or the set lacks images or labels.
@@ -96,7 +102,8 @@ def describe(
   >>> describe("cifar10").num_classes, describe("cifar10").image_shape
   (10, (32, 32, 3))
   """
-  return describe_builder(find(name, data_dir=data_dir, source=source))
+  builder = find(name, data_dir=data_dir, source=source, options=options)
+  return describe_builder(builder)
 
 
 def describe_builder(builder: tfds.core.DatasetBuilder) -> Description:
@@ -129,8 +136,8 @@ def load(
   """Opens a split with random access to its examples.
 
   Args:
-    name: "digits", "npz:FILE" for arrays of one's own, or any data set of tfds
-      as "name[/config][:version]".
+    name: "digits", "npz:FILE" or "folder:DIR" for images of one's own, or any
+      data set of tfds as "name[/config][:version]".
     split: "train", "test", "validation", ..., or a slice such as "train[:90%]".
     data_dir: Directory of the prepared data sets. Defaults to $TFDS_DATA_DIR,
       or else to ~/tensorflow_datasets.
@@ -191,6 +198,7 @@ def find(
   data_dir: str | None = None,
   download: bool = False,
   source: str | None = None,
+  options: Options = DEFAULTS,
 ) -> tfds.core.DatasetBuilder:
   """Finds the builder of a data set; see `load` for arguments and errors.
 
@@ -200,6 +208,7 @@ def find(
     download: Whether to download a missing data set, see `load`.
     source: Directory of the idx files of a data set that is not prepared yet.
       Defaults to that of Debian's package.
+    options: How data of one's own are read.
   """
   if source and name not in idx.NAMES:
     raise DataError(
@@ -207,9 +216,9 @@ def find(
       f" ({', '.join(idx.NAMES)}), got data set {name!r}; unset it"
     )
   root = root_of(data_dir)
-  if name.startswith(own_images.PREFIX):
+  if name.startswith(own_data.PREFIXES):
     with _as_data_errors(name):
-      return own_images.prepare(name, root)
+      return own_data.prepare(name, root, options)
   if not download:
     _check_local(name, root)
   if name in _BUNDLED:
@@ -244,7 +253,7 @@ def _as_data_errors(name: str) -> Iterator[None]:
     raise DataError(f"data set {name!r}: {_first_line(error)}") from error
 
 
-def is_prepared(name: str, data_dir: str) -> bool:
+def is_prepared(name: str, data_dir: str, options: Options = DEFAULTS) -> bool:
   """Whether `find` would write nothing; always so for sets of tfds, but
   those that are made of idx files.
 
@@ -253,9 +262,10 @@ def is_prepared(name: str, data_dir: str) -> bool:
   """
   kinds = {"digits": digits.Digits, "stdlib_text": stdlib_text.StdlibText}
   root = root_of(data_dir)
-  if name.startswith(own_images.PREFIX):
+  if name.startswith(own_data.PREFIXES):
     with _as_data_errors(name):
-      return bundled.sound(own_images.builder_class(name), root) is not None
+      kind = own_data.builder_class(name, options)
+    return bundled.sound(kind, root) is not None
   if name in idx.NAMES:
     return _builder(name, root).data_path.exists()
   return name not in kinds or bundled.sound(kinds[name], root) is not None

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from figs_jax.data import sources, text_to_text
+from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.own_vocabulary import path_of_pieces, vocabulary_of
 from figs_jax.data.segments import Segments, segments_of
 from figs_jax.data.span_corruption import SpanCorruption
@@ -170,21 +171,24 @@ class Tasks(Sequence):
       ) from None
 
 
-def writes_nothing(name: str, vocabulary: str, data_dir: str) -> bool:
+def writes_nothing(
+  name: str, vocabulary: str, data_dir: str, options: Options = DEFAULTS
+) -> bool:
   """Whether `find_texts` would write nothing, neither data nor a vocabulary.
 
   Args:
-    name, vocabulary, data_dir: Same as in `find_texts`.
+    name, vocabulary, data_dir, options: Same as in `find_texts`.
 
   >>> writes_nothing("stdlib_text", "bytes", "nowhere")
   False
   """
-  if not sources.is_prepared(name, data_dir):
+  if not sources.is_prepared(name, data_dir, options):
     return False
   kind, _, size = vocabulary.partition(":")
   if kind != "sentencepiece":
     return True
-  builder = sources.find(_parts_of(name)[0], data_dir=data_dir)
+  first = _parts_of(name)[0]
+  builder = sources.find(first, data_dir=data_dir, options=options)
   root = sources.root_of(data_dir)
   return os.path.exists(path_of_pieces(size, builder, root))
 
@@ -206,6 +210,7 @@ def find_texts(
   mean_span: float = 3.0,
   data_dir: str | None = None,
   download: bool = False,
+  options: Options = DEFAULTS,
 ) -> Texts:
   """Finds a text data set and the task it is used for.
 
@@ -222,13 +227,14 @@ def find_texts(
     mean_span: Average number of tokens per span in span corruption.
     data_dir: Directory of the data sets, see `figs_jax.data.load`.
     download: Whether to download and prepare a missing data set.
+    options: How data of one's own are read.
 
   Raises:
     DataError: If the data set has no text or as in `figs_jax.data.load`.
     ValueError: If the lengths or the vocabulary do not fit.
   """
   builders = tuple(
-    sources.find(part, data_dir=data_dir, download=download)
+    sources.find(part, data_dir=data_dir, download=download, options=options)
     for part in _parts_of(name)
   )
   builder = builders[0]

@@ -213,7 +213,13 @@ IMAGES: dict[str, Field] = {
   ),
   "data.name": Field(
     "digits",
-    "Data set: digits, fashion_mnist, npz:FILE, or any of tfds with images.",
+    "Data set: digits, fashion_mnist, folder:DIR, npz:FILE, or any of tfds with"
+    " images.",
+  ),
+  "data.mixed_sizes": Field(
+    False,
+    "Whether the images of folder:DIR may differ in size; each is cropped and"
+    " resized.",
   ),
   "data.source": Field(
     str,

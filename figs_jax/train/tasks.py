@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from figs_jax import data, models
 from figs_jax.data import text
+from figs_jax.data.opened import Options
 from figs_jax.train.config import reads_text
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
 from figs_jax.train.metrics import LabelAccuracy
@@ -35,7 +36,10 @@ class ImageClassification:
   def of(cls, config: config_dict.ConfigDict) -> ImageClassification:
     options = config.data
     info = data.describe(
-      options.name, data_dir=options.data_dir, source=options.source
+      options.name,
+      data_dir=options.data_dir,
+      source=options.source,
+      options=Options.of(options),
     )
     return cls(config, info)
 
@@ -73,6 +77,7 @@ class ImageClassification:
       image_size=options.image_size,
       data_dir=options.data_dir,
       download=options.download,
+      options=Options.of(options),
       workers=options.workers,
       **shard,
     )
@@ -89,6 +94,7 @@ class ImageClassification:
       image_size=options.image_size,
       data_dir=options.data_dir,
       download=options.download,
+      options=Options.of(options),
       **shard,
     )
 
@@ -112,6 +118,7 @@ class Text:
       mean_span=options.mean_span,
       data_dir=options.data_dir,
       download=options.download,
+      options=Options.of(options),
     )
     return cls(config, texts)
 

@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
+from figs_jax.data import own_data
+from figs_jax.data.opened import Options
 from figs_jax.data.text import writes_nothing
 from figs_jax.export.reader import machine_memory
 from figs_jax.train import schema, seeds
@@ -159,7 +161,7 @@ def saved_files(config: config_dict.ConfigDict) -> dict[str, str]:
   vocabulary = options.get("vocabulary", "bytes")
   if vocabulary != "bytes" and not vocabulary.startswith("sentencepiece:"):
     files["vocabulary"] = vocabulary
-  if options.name.startswith("npz:"):
+  if options.name.startswith(own_data.PREFIXES):
     files["data set"] = options.name
   if options.get("source"):
     files["data source"] = options.source
@@ -174,7 +176,8 @@ def _check_paths(
   saved = config.data.data_dir if data_dir is None else None
   if (saved is None and not files) or is_own(workdir):
     name, words = config.data.name, config.data.get("vocabulary", "bytes")
-    if saved is not None and not writes_nothing(name, words, saved):
+    own = Options.of(config.data)
+    if saved is not None and not writes_nothing(name, words, saved, own):
       what = repr(name) + (f" with {words!r}" if ":" in words else "")
       raise SavedPathError(
         f"{workdir}: {what} is not prepared in the saved data directory"
