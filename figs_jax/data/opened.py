@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,23 @@ class Options:
 
   Attributes:
     mixed_sizes: Whether the images of a folder may differ in size.
+    text_column: Column of the text of a table. Defaults to that of a usual
+      name, and so do the others.
+    label_column: Column of labels.
+    target_column: Column of target texts.
   """
 
   mixed_sizes: bool = False
+  text_column: str | None = None
+  label_column: str | None = None
+  target_column: str | None = None
 
   @classmethod
-  def of(cls, fields: Mapping[str, Any]) -> Options:
-    """The options among the fields of `config.data`.
+  def of(cls, fields: Any) -> Options:
+    """The options among fields, a mapping such as `config.data`.
 
-    >>> Options.of({"mixed_sizes": True, "name": "folder:cats"})
-    Options(mixed_sizes=True)
+    >>> Options.of({"mixed_sizes": True, "name": "folder:cats"}).mixed_sizes
+    True
     """
     names = [field.name for field in dataclasses.fields(cls)]
     return cls(**{name: fields[name] for name in names if name in fields})
@@ -60,6 +68,23 @@ def digest_of(path: Path) -> str:
   """SHA-256 of a file, in hexadecimal."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_all(
+  root: Path, files: Iterable[Path], others: Iterable[Any] = ()
+) -> str:
+  """SHA-256 of the places and content of files, and of other values.
+
+  Args:
+    root: Directory, or the only file.
+    files: Files below it.
+    others: Values that decide what is read.
+  """
+  digest = hashlib.sha256(repr(tuple(others)).encode())
+  for file in files:
+    place = os.fsencode(file.relative_to(root) if file != root else "")
+    digest.update(place + b"\0" + digest_of(file).encode())
+  return digest.hexdigest()
 
 
 def held_out(where: str, labels: np.ndarray, fix: str) -> np.ndarray:

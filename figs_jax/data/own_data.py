@@ -1,4 +1,4 @@
-"""Data of one's own, without a builder: `npz:FILE` and `folder:DIR`.
+"""Data of one's own, without a builder: `folder:DIR`, `npz:FILE`, `text:FILE`.
 
 Each is written once as array_record, under a name that holds the SHA-256 of
 its content, so that changed content is prepared again.
@@ -15,10 +15,14 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from figs_jax.data import bundled, image_folder, npz_images
+from figs_jax.data import bundled, image_folder, npz_images, text_table
 from figs_jax.data.opened import DEFAULTS, Opened, Options
 
-_OPEN = {"folder": image_folder.open_folder, "npz": npz_images.open_file}
+_OPEN = {
+  "folder": image_folder.open_folder,
+  "npz": npz_images.open_file,
+  "text": text_table.open_text,
+}
 # How the names of such data sets begin.
 PREFIXES = tuple(f"{kind}:" for kind in _OPEN)
 _log = logging.getLogger("figs_jax")
@@ -56,7 +60,7 @@ def builder_class(
   """The class of builders for the present content of a source.
 
   Args:
-    name: "npz:FILE" or "folder:DIR".
+    name: "folder:DIR", "npz:FILE" or "text:FILE".
     options: How to read it.
 
   Raises:
@@ -84,7 +88,7 @@ def prepare(
   """Prepares data of one's own; see `figs_jax.data.bundled.prepare`.
 
   Args:
-    name: "npz:FILE" or "folder:DIR".
+    name: "folder:DIR", "npz:FILE" or "text:FILE".
     data_dir: Local directory of the data sets.
     options: How to read it.
 

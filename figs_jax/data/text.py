@@ -88,14 +88,20 @@ class TextToText:
   def is_translation(self) -> bool:
     return text_to_text.is_translation(self.builders[0])
 
+  @property
+  def is_own(self) -> bool:
+    return self.builders[0].name == text_to_text.OWN
+
   def answers(self) -> dict[str, np.ndarray]:
-    """Ids of all answers by `glue` task, int32 [classes, target_length].
+    """Ids of all answers by task with labels, int32 [classes, target_length].
 
     Raises:
       ValueError: If two answers of a task agree up to the target length.
     """
     tables = {}
     for name, builder in zip(self.names, self.builders):
+      if not text_to_text.has_labels(builder):
+        continue
       labels = text_to_text.labels(builder)
       table = np.zeros((len(labels), self.target_length), np.int32)
       for row, label in zip(table, labels):
@@ -215,14 +221,15 @@ def find_texts(
   """Finds a text data set and the task it is used for.
 
   Args:
-    name: "stdlib_text", "glue" (all tasks), "glue/sst2",
+    name: "stdlib_text", "text:FILE", "glue" (all tasks), "glue/sst2",
       "wmt14_translate/de-en", "c4", or any data set with a `text` feature.
     vocabulary: "bytes", the path of a sentencepiece model, or
       "sentencepiece:SIZE", which trains SIZE pieces on the training split once
       and keeps them below the data directory.
     input_length: Number of input tokens, including the end token.
     target_length: Number of target tokens, including the end token; derived
-      from the other arguments for span corruption.
+      from the other arguments for span corruption, and from the longest label
+      for labels of "text:FILE".
     density: Share of tokens to replace in span corruption.
     mean_span: Average number of tokens per span in span corruption.
     data_dir: Directory of the data sets, see `figs_jax.data.load`.
@@ -239,23 +246,29 @@ def find_texts(
   )
   builder = builders[0]
   is_task = text_to_text.reader(builder) is not None
+  of_labels = builder.name == text_to_text.OWN and text_to_text.has_labels(
+    builder
+  )
   if not is_task and not _has_text(builder):
     raise sources.DataError(
       f"Data set {builder.name!r}: expected a 'text' feature or a supported"
-      " task; choose stdlib_text, c4, glue or a translation such as"
+      " task; choose stdlib_text, text:FILE, c4, glue or a translation such as"
       " wmt14_translate/de-en"
     )
-  if is_task and target_length is None:
+  if is_task and target_length is None and not of_labels:
     raise ValueError(
       f"Data set {name!r} needs a target_length; set"
       " --config.data.target_length"
     )
-  if is_task and min(input_length, target_length or 0) < 2:
+  if is_task and min(input_length, target_length or 2) < 2:
     raise ValueError(
       "Expected input_length and target_length of 2 or more (a token and the"
       f" end), got {input_length} and {target_length}"
     )
   codec = vocabulary_of(vocabulary, builders, sources.root_of(data_dir))
+  if of_labels and target_length is None:
+    words = text_to_text.labels(builder)
+    target_length = 1 + max(len(codec.encode(word)) for word in words)
   if is_task:
     return TextToText(builders, codec, input_length, target_length or 0)
   corruption = SpanCorruption(input_length, density, mean_span)

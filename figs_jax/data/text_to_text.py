@@ -10,6 +10,7 @@ a label, a number, or the translation.
 | glue/mnli       | mnli hypothesis: ... premise: ...      | entailment|
 | glue/stsb       | stsb sentence1: ... sentence2: ...     | 3.8       |
 | wmt14_translate | translate English to German: Good day. | Guten Tag.|
+| text:FILE       | it is so lovely                        | positive  |
 
 `glue` without a task mixes the eight tasks of its score in proportion to their
 sizes (concatenated, then shuffled).
@@ -29,6 +30,7 @@ Reader = Callable[[Mapping[str, Any]], Texts]
 
 # Without wnli and ax, which published averages leave out.
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+OWN = "text"  # the builder of text:FILE
 _LANGUAGES = {
   "cs": "Czech", "de": "German", "en": "English", "es": "Spanish",
   "fi": "Finnish", "fr": "French", "hi": "Hindi", "lv": "Latvian",
@@ -51,11 +53,18 @@ def reader(builder: tfds.core.DatasetBuilder) -> Reader | None:
     return _translation(list(features.languages))
   if builder.name == "glue":
     return _glue(builder.builder_config.name, features)
+  if builder.name == OWN:
+    return _own(features)
   return None
 
 
+def has_labels(builder: tfds.core.DatasetBuilder) -> bool:
+  """Whether the targets are the names of labels."""
+  return not is_translation(builder) and "label" in builder.info.features
+
+
 def labels(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
-  """The possible targets of a `glue` task, in the order of its classes.
+  """The possible targets if there are labels, in the order of the classes.
 
   stsb has the similarities 0.0, 0.1, ..., 5.0; its own targets are the even
   ones, 0.0, 0.2, ..., 5.0.
@@ -78,6 +87,18 @@ def _translation(languages: list[str]) -> Reader:
 
   def read(example: Mapping[str, Any]) -> Texts:
     return wish + as_text(example[source]), as_text(example[target])
+
+  return read
+
+
+def _own(features: Any) -> Reader:
+  names = features["label"].names if "label" in features else None
+
+  def read(example: Mapping[str, Any]) -> Texts:
+    text = as_text(example["text"])
+    if names is None:
+      return text, as_text(example["target"])
+    return text, names[int(example["label"])]
 
   return read
 

@@ -238,8 +238,17 @@ IMAGES: dict[str, Field] = {
 TEXT: dict[str, Field] = {
   "data.name": Field(
     "stdlib_text",
-    "Data set: stdlib_text, c4, glue, or a tfds name such as glue/sst2 or"
-    " wmt14_translate/de-en.",
+    "Data set: stdlib_text, text:FILE, c4, glue, or a tfds name such as"
+    " glue/sst2 or wmt14_translate/de-en.",
+  ),
+  "data.text_column": Field(
+    str, "Column of the text of text:FILE. Defaults to the one of a usual name."
+  ),
+  "data.label_column": Field(
+    str, "Column of its labels. Defaults to the one of a usual name."
+  ),
+  "data.target_column": Field(
+    str, "Column of its target texts. Defaults to the one of a usual name."
   ),
   "data.vocabulary": Field(
     "bytes",
@@ -251,7 +260,8 @@ TEXT: dict[str, Field] = {
   ),
   "data.target_length": Field(
     int,
-    "Tokens per target; leave it unset for span corruption, which implies it.",
+    "Tokens per target; leave it unset for span corruption and for labels of"
+    " text:FILE, which imply it.",
     _LENGTH,
   ),
   "data.density": Field(

@@ -19,7 +19,7 @@ from figs_jax.data.opened import Options
 from figs_jax.train.config import reads_text
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
 from figs_jax.train.metrics import LabelAccuracy
-from figs_jax.train.text_scores import Bleu, GlueScore, TokenLoss
+from figs_jax.train.text_scores import Bleu, ExactMatch, GlueScore, TokenLoss
 
 # The vocabulary is padded to a multiple of this, as in T5 (32,100 -> 32,128).
 _ROWS = 128
@@ -137,12 +137,13 @@ class Text:
     return TeacherForcing(self.config.label_smoothing)
 
   @property
-  def measure(self) -> TokenLoss | GlueScore | Bleu:
+  def measure(self) -> TokenLoss | GlueScore | ExactMatch | Bleu:
     texts, beams = self.texts, self.config.data.beams
     if isinstance(texts, text.TextToText):
       if texts.is_translation:
         return Bleu(texts.vocabulary.decode, beams)
-      return GlueScore(texts.answers(), beams)
+      answers = texts.answers()  # raises for labels that are cut to the same
+      return ExactMatch(beams) if texts.is_own else GlueScore(answers, beams)
     lengths = self.texts.vocabulary.byte_lengths()
     rows = self.model_options["vocab"]
     return TokenLoss(np.pad(lengths, (0, rows - len(lengths))))
@@ -172,7 +173,7 @@ class Text:
     )
 
 
-Measure = LabelAccuracy | TokenLoss | GlueScore | Bleu
+Measure = LabelAccuracy | TokenLoss | GlueScore | ExactMatch | Bleu
 Task = ImageClassification | Text
 
 
