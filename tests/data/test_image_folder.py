@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from PIL import Image
 
 from figs_jax.data import DataError, image_folder, load, sources
 from figs_jax.data.opened import Options
+
+from . import datasets_oracle
 
 RNG = np.random.default_rng(0)
 
@@ -186,9 +189,9 @@ def test_a_changed_folder_is_prepared_again_with_a_line(tmp_path, caplog):
   images, _ = read(tmp_path / "x", "train", tmp_path)
   np.testing.assert_array_equal(images[-1], changed)
   assert len(caplog.messages) == 1
-  os.rename(tmp_path / "x/b/1.png", tmp_path / "x/b/0a.png")  # another order
+  os.rename(tmp_path / "x/b/1.png", tmp_path / "x/b/-1.png")  # another order
   images, _ = read(tmp_path / "x", "train", tmp_path)
-  np.testing.assert_array_equal(images[-1], changed)
+  np.testing.assert_array_equal(images[-2], changed)
   assert len(caplog.messages) == 2
 
 
@@ -304,3 +307,62 @@ def test_places_that_are_no_folder_are_one_line(tmp_path):
   for name in ("nowhere", "x.png"):
     with pytest.raises(DataError, match="expected a folder of class folders"):
       load(f"folder:{tmp_path / name}", "train", data_dir=str(tmp_path))
+
+
+def check_saved(root, tmp_path):
+  held, labels = datasets_oracle.images(), datasets_oracle.LABELS
+  for split, rows in (("train", slice(8)), ("test", slice(8, 10))):
+    images, classes = read(root, split, tmp_path)
+    np.testing.assert_array_equal(images, held[rows])
+    assert classes == labels[rows]
+  builder = sources.find(f"folder:{root}", data_dir=str(tmp_path))
+  assert builder.info.features["label"].names == datasets_oracle.CLASSES
+
+
+def test_what_datasets_saved_is_read(tmp_path):
+  check_saved(datasets_oracle.FIXTURES / "saved_images", tmp_path)
+
+
+def test_what_this_version_of_datasets_saves_is_read(tmp_path):
+  pytest.importorskip("datasets", reason="needs the library datasets")
+  datasets_oracle.write(tmp_path)
+  check_saved(tmp_path / "saved_images", tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+  ("file", "old", "new", "message"),
+  [
+    ("dataset_info.json", '"img"', '"photo"', "a column image or img and one"),
+    (
+      "dataset_info.json",
+      "ClassLabel",
+      "Value",
+      "a ClassLabel in column label",
+    ),
+    (
+      "dataset_info.json",
+      ',\n        "dog"',
+      "",
+      "saved_images: row 1: label: .* got 1",
+    ),
+    ("dataset_info.json", "{", "", "dataset_info.json: expected what save_to"),
+    ("state.json", '"data-', '"../', "names of files beside it, got '../"),
+    ("state.json", "00001-of", "00002-of", "No such file.*00002-of-00002"),
+    ("data-00001-of-00002.arrow", None, b"x" * 99, "arrow: expected a stream"),
+  ],
+)
+def test_wrong_directories_of_datasets_are_one_line(
+  tmp_path, file, old, new, message
+):
+  root = tmp_path / "saved_images"
+  shutil.copytree(datasets_oracle.FIXTURES / "saved_images", root)
+  if old is None:
+    (root / file).write_bytes(new)
+  else:
+    text = (root / file).read_text()
+    assert old in text
+    (root / file).write_text(text.replace(old, new))
+  with pytest.raises(DataError, match=message) as raised:
+    sources.find(f"folder:{root}", data_dir=str(tmp_path / "data"))
+  assert "\n" not in str(raised.value)
+  assert not (tmp_path / "data").exists()
