@@ -16,6 +16,13 @@ _STEP = flags.DEFINE_integer(
 _EMA = flags.DEFINE_bool(
   "ema", False, "Whether to evaluate the averaged weights."
 )
+_DTYPE = flags.DEFINE_string(
+  "dtype",
+  None,
+  "Dtype of the computation: float32, bfloat16 or float16; or int8, which"
+  " rounds the kernels of all dense layers to 8 bits. Defaults to the run's"
+  " model.dtype.",
+)
 _ENGINES = flags.DEFINE_string(
   "engines", None, "Spec of an engine to report the speed-up on, like ws:32x32."
 )
@@ -47,6 +54,7 @@ def main() -> None:
       _WORKDIR.value,
       step=_STEP.value,
       ema=_EMA.value,
+      dtype=_DTYPE.value,
       engine_spec=_ENGINES.value,
       data_dir=_DATA_DIR.value,
       download=_DOWNLOAD.value,
@@ -57,6 +65,7 @@ def main() -> None:
     cli.say(json.dumps(result))
     return
   layers = result.pop("layers")
+  del result["config"]
   cli.say(
     *(f"{name:24} {value}" for name, value in result.items()),
     *(

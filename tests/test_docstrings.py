@@ -29,6 +29,7 @@ NO_EXAMPLE = {
   "data.load",
   "data.train_batches",
   "train.evaluate",  # of a run
+  "train.examples",
 }
 
 

@@ -21,7 +21,7 @@ from figs_jax.analysis.pareto import pareto_points
 from figs_jax.engine.figures import figure_type
 from figs_jax.engine.plots import roofline
 from figs_jax.engine.reports.text import times
-from figs_jax.train import seeds
+from figs_jax.train import schema, seeds
 from figs_jax.train._evaluate import exact_nm, storage
 from figs_jax.train.state import finish
 
@@ -101,6 +101,8 @@ def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
   return "\n".join(
     [
       _table(("run", *_facts(runs[0])), facts),
+      "<h2>Fields that differ</h2>",
+      _table(("field", *order), differing_fields(runs)),
       "<h2>Comparison</h2>",
       _table(columns, rows, numbers={2, 3, 5}),
       _plot(
@@ -110,6 +112,32 @@ def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
       _plot(f"training of {labels}", lambda: plots.plot_training(runs, order)),
     ]
   )
+
+
+def differing_fields(runs: Sequence[History]) -> list[tuple[Any, ...]]:
+  """Each field of the configuration in which runs differ, and its values.
+
+  A value that is text is quoted; "–" stands for a field that a run lacks.
+
+  Args:
+    runs: Runs from `histories`.
+
+  >>> from pathlib import Path
+  >>> configs = {"a": {"recipe": {"k": 4}}, "b": {"recipe": {"beta": 0.1}}}
+  >>> runs = [History(Path(), label, {**config, "seed": 0}, [])
+  ...         for label, config in configs.items()]
+  >>> differing_fields(runs)
+  [('recipe.beta', '–', '0.1'), ('recipe.k', '4', '–')]
+  """
+  flat = [schema.flat(run.config) for run in runs]
+  table = {
+    name: [
+      json.dumps(each[name], ensure_ascii=False) if name in each else "–"
+      for each in flat
+    ]
+    for name in sorted(set().union(*flat))
+  }
+  return [(k, *values) for k, values in table.items() if len(set(values)) > 1]
 
 
 def _facts(run: History) -> dict[str, str]:

@@ -14,6 +14,7 @@ _EXPORTS = {
   "TrainState": "figs_jax.train.state",
   "default_config": "figs_jax.train.config",
   "evaluate": "figs_jax.train._evaluate",
+  "examples": "figs_jax.train._evaluate",
   "layers_of": "figs_jax.train.run_rows",
   "train_step": "figs_jax.train.state",
 }

@@ -1,29 +1,36 @@
 """Evaluation of a checkpoint: accuracy, exactness, sparsity, bytes, FLOPs.
 
+`evaluate` returns numbers of a whole split, `examples` those of each example.
+
 The model is finished first: at any step, pruned entries are exact zeros at the
 target pattern.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from figs_jax import nn
+from figs_jax.core.legal import DTYPES, Legal, Word, suggestion
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import MaskedKernel, flatten
-from figs_jax.train import seeds, tasks
+from figs_jax.nn.int8_kernels import round_kernels_to_int8
+from figs_jax.train import metrics, schema, seeds, tasks
 from figs_jax.train.distributed import global_batch
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.sharding import batch_sharding, make_mesh, replicated
 from figs_jax.train.state import TrainState, evaluation_model, finish
-from figs_jax.train.workdir import restore
+from figs_jax.train.workdir import restore, saved_config
+
+_INT8 = "int8"
 
 
 class Evaluator:
@@ -34,6 +41,7 @@ class Evaluator:
     batches: Batches of the split; with several processes, this one's share.
     has_seeds: Whether states have a seed axis; values then are lists.
     mesh: Mesh to split each batch over. Defaults to one device.
+    int8: Whether kernels are rounded to int8, see `figs_jax.nn.int8_kernels`.
   """
 
   def __init__(
@@ -42,9 +50,10 @@ class Evaluator:
     batches: Iterable[dict[str, Any]],
     has_seeds: bool,
     mesh: jax.sharding.Mesh | None = None,
+    int8: bool = False,
   ):
     self._measure, self._batches = measure, batches
-    self._has_seeds = has_seeds
+    self._has_seeds, self._int8 = has_seeds, int8
     mesh = mesh or make_mesh()
     self._place = functools.partial(global_batch, batch_sharding(mesh))
     self._finish = {
@@ -58,19 +67,33 @@ class Evaluator:
     self, state: TrainState, *, ema: bool = False
   ) -> Iterator[tuple[str, float | list[float]]]:
     """Yields (name, value); the value is a list if there are seeds."""
+    yield from self.measured(state, ema=ema)[0].items()
+
+  def measured(
+    self, state: TrainState, *, ema: bool = False
+  ) -> tuple[dict[str, float | list[float]], list[dict[str, np.ndarray]]]:
+    """The values of `run` by name, and `metrics.kept` of each batch."""
     params, masks = self._finish[ema](state)
     total: Any = None
+    each = []
     for batch in self._batches:
-      counts = self._count(state, params, masks, self._place(batch))
+      counts, kept = jax.device_get(
+        self._count(state, params, masks, self._place(batch))
+      )
       # In double precision: float32 cannot count beyond 2**24.
-      counts = self._measure.tally(jax.device_get(counts))
+      counts = self._measure.tally(counts)
       counts = jax.tree.map(lambda x: np.asarray(x, np.float64), counts)
       total = counts if total is None else jax.tree.map(np.add, total, counts)
-    for name, value in self._measure.values(total):
-      yield name, value.tolist()
+      each.append(kept)
+    values = self._measure.values(total)
+    return {name: value.tolist() for name, value in values}, each
 
   def _count_of(self, state: TrainState, params: Any, masks: Any, batch: Any):
-    return self._measure.count(evaluation_model(state, params, masks), batch)
+    model = evaluation_model(state, params, masks)
+    if self._int8:
+      round_kernels_to_int8(model)
+    each = self._measure.each(model, batch)
+    return self._measure.count(each), metrics.kept(each)
 
   def _over_seeds(self, fn, *axes):
     """`fn(state, *rest)`, vmapped over the seed axis if there is one."""
@@ -82,11 +105,18 @@ class Evaluator:
 
 
 def evaluator(
-  experiment: Experiment, mesh: jax.sharding.Mesh | None = None
+  experiment: Experiment,
+  mesh: jax.sharding.Mesh | None = None,
+  *,
+  int8: bool = False,
 ) -> Evaluator:
   """The evaluator of an experiment's evaluation split.
 
   Over a mesh, the batch size is rounded up to a multiple of its devices.
+
+  Args:
+    experiment: Experiment that names the split.
+    mesh, int8: Same as for `Evaluator`.
   """
   task, mesh = experiment.task, mesh or make_mesh()
   each = -(-experiment.config.data.eval_batch_size // mesh.size)
@@ -95,7 +125,9 @@ def evaluator(
     shard_index=jax.process_index(),
     num_shards=jax.process_count(),
   )
-  return Evaluator(task.measure, batches, bool(experiment.seeds), mesh)
+  return Evaluator(
+    task.measure, batches, bool(experiment.seeds), mesh, int8=int8
+  )
 
 
 def exact_nm(
@@ -147,8 +179,10 @@ def evaluate(
   *,
   step: int | None = None,
   ema: bool = False,
+  dtype: str | None = None,
   engine_spec: str | None = None,
   batch: int | None = None,
+  per_example: bool = False,
   data_dir: str | None = None,
   download: bool = False,
 ) -> dict[str, Any]:
@@ -158,24 +192,31 @@ def evaluate(
     workdir: Directory of the run.
     step: Step to evaluate. Defaults to the newest good one.
     ema: Whether to evaluate the averaged weights.
+    dtype: Dtype of the computation in place of the run's `model.dtype`, with
+      the same parameters and masks; or "int8", which rounds the kernels of all
+      dense layers to 8 bits as `figs_jax.nn.int8_kernels` says and computes in
+      `model.dtype`. It changes accuracy and loss alone, not bytes or speed-up.
     engine_spec: Engine as for `figs_jax.engine.parse`; adds `engine`, and for a
       forward pass the `speedup` over the `baseline`, the fastest dense array of
       that size (`figs_jax.engine.dense_peers`), and the `ideal_speedup` of such
       an array that compresses N:M at no cost, or None.
     batch: Images or sequences of that forward pass. Defaults to the batch of
       the run.
+    per_example: Whether to add the result of `examples` as `examples`, from the
+      same pass over the split.
     data_dir: Directory of the data sets, in place of the configured one.
     download: Whether a missing data set may be downloaded, whatever was saved.
 
   Returns:
-    A JSON-serializable dict: accuracy (mean over seeds), accuracy_se,
-    accuracies, loss, other metrics of the task (such as bits_per_byte,
-    bits_per_byte_se and bits_per_byte_seeds), step, recipe, pattern, exact_nm,
-    layers (path -> exact), sparsity, sparsity_all_parameters, parameters,
-    bytes_dense, bytes_packed, flops, flops_dense.
+    A dict that JSON can hold, unless `per_example`: accuracy (mean over seeds),
+    accuracy_se, accuracies, loss, other metrics of the task (such as
+    bits_per_byte, bits_per_byte_se and bits_per_byte_seeds), step, dtype,
+    recipe, pattern, exact_nm, layers (path -> exact), sparsity,
+    sparsity_all_parameters, parameters, bytes_dense, bytes_packed, flops,
+    flops_dense, and config (the run's fields by dotted name).
 
   Raises:
-    ValueError: If the engine is unknown.
+    ValueError: If the engine or the dtype is unknown.
     CheckpointError: If the checkpoint is missing, damaged or foreign.
   """
   # Training needs neither.
@@ -184,12 +225,11 @@ def evaluate(
 
   if engine_spec is not None:
     engine.parse(engine_spec)
-  experiment, state, step = restore(
-    workdir, step, data_dir=data_dir, download=download
-  )
+  measured = _measured(workdir, step, ema, dtype, data_dir, download)
+  experiment, state = measured.experiment, measured.state
   values = {
     name: np.atleast_1d(value).tolist()
-    for name, value in evaluator(experiment).run(state, ema=ema)
+    for name, value in measured.values.items()
   }
   accuracies = values.pop("accuracy")
   mean, error = seeds.mean_and_se(accuracies)
@@ -202,7 +242,8 @@ def evaluate(
   rows = layers_of(model, batch=1)
   layers = engine.Layers.of(rows)
   result = {
-    "step": step,
+    "step": measured.step,
+    "dtype": dtype or experiment.config.model.dtype,
     "accuracy": _finite(mean),
     "accuracy_se": _finite(error),
     "accuracies": [_finite(value) for value in accuracies],
@@ -215,11 +256,121 @@ def evaluate(
     **storage(weights[0], leaves),
     "flops": float(engine.flops(layers).sum()),
     "flops_dense": float(engine.flops(layers.dense()).sum()),
+    "config": schema.flat(saved_config(workdir, measured.step)),
   }
   if engine_spec is not None:
     size = experiment.config.batch_size if batch is None else batch
     result |= speedups(layers_of(model, size), engine_spec)
+  if per_example:
+    result["examples"] = measured.examples()
   return result
+
+
+def examples(
+  workdir: str | Path,
+  *,
+  step: int | None = None,
+  ema: bool = False,
+  dtype: str | None = None,
+  data_dir: str | None = None,
+  download: bool = False,
+) -> dict[str, np.ndarray]:
+  """What a step of a run gets right, example by example; nothing is written.
+
+  The examples are those of the evaluation split in its order. Left out are
+  padding and images whose label is to be ignored (-100). So two runs on one
+  split can be compared in pairs.
+
+  With these weights, the mean of `loss` is the loss of `evaluate`, and the mean
+  of `accuracy` its accuracy. The exception is text from text (GLUE and
+  translation), where the accuracy of a task is the plain mean.
+
+  Args:
+    workdir, step, ema, dtype, data_dir, download: Same as for `evaluate`.
+
+  Returns:
+    Arrays by name, of S seeds (1 for a run without a seed axis) and n examples:
+
+    * `seed`: the seeds, int [S];
+    * `correct`: whether the label, or the whole target text, is right, Boolean
+      [S, n];
+    * `accuracy`: share of right target tokens for span corruption, else
+      `correct`, float32 [S, n]; NaN where the loss is not finite;
+    * `loss`: mean loss of the target tokens, or the loss of the image, in nats,
+      float32 [S, n];
+    * `weight`: number of target tokens, or 1, float32 [n].
+
+  Raises:
+    ValueError: If the dtype is unknown.
+    CheckpointError: If the checkpoint is missing, damaged or foreign.
+  """
+  return _measured(workdir, step, ema, dtype, data_dir, download).examples()
+
+
+class _Measured(NamedTuple):
+  """A restored run with its measured values, see `Evaluator.measured`."""
+
+  experiment: Experiment
+  state: TrainState
+  step: int
+  values: dict[str, float | list[float]]
+  batches: list[dict[str, np.ndarray]]
+
+  def examples(self) -> dict[str, np.ndarray]:
+    """The result of `figs_jax.train.examples`."""
+    one = self.experiment.config.seed
+    arrays = {
+      name: np.concatenate(
+        [np.atleast_2d(batch[name]) for batch in self.batches], axis=1
+      )
+      for name in self.batches[0]
+    }
+    numbers = np.asarray(self.experiment.seeds or [one])
+    return {"seed": numbers, **metrics.per_example(arrays)}
+
+
+def _measured(
+  workdir: str | Path,
+  step: int | None,
+  ema: bool,
+  dtype: str | None,
+  data_dir: str | None,
+  download: bool,
+) -> _Measured:
+  _check_dtype(dtype, DTYPES)  # before anything is read
+  experiment, state, step = restore(
+    workdir, step, data_dir=data_dir, download=download
+  )
+  if dtype is not None and dtype != _INT8:
+    state = _computed_in(experiment, state, dtype)
+  split = evaluator(experiment, int8=dtype == _INT8)
+  return _Measured(experiment, state, step, *split.measured(state, ema=ema))
+
+
+def _computed_in(
+  experiment: Experiment, state: TrainState, dtype: str
+) -> TrainState:
+  """The state with a model that computes in this dtype."""
+  config = experiment.config.copy_and_resolve_references()
+  legal = schema.legal_values(config.family, config.recipe.name)
+  _check_dtype(dtype, legal["model.dtype"])
+  if dtype == config.model.dtype:
+    return state
+  config.model.dtype = dtype
+  other = dataclasses.replace(experiment, config=config)
+  return dataclasses.replace(state, graphdef=other.abstract_state.graphdef)
+
+
+def _check_dtype(dtype: str | None, legal: Legal) -> None:
+  """Raises unless the dtype is None, int8 or one of a field's values."""
+  if dtype is None or dtype == _INT8 or dtype in legal:
+    return
+  assert isinstance(legal, Word)
+  meant = {word: to for word, to in legal.meant.items() if word != _INT8}
+  choices = Word((*legal.choices, _INT8), meant)
+  raise ValueError(
+    f"dtype: expected {choices}, got {dtype!r}{suggestion(choices, dtype)}"
+  )
 
 
 def speedups(rows: Any, engine_spec: str) -> dict[str, Any]:

@@ -1,16 +1,23 @@
-"""Evaluation metrics: what is counted per batch, and the values of the counts.
+"""Evaluation metrics: values of each example, their sums, and the results.
 
-A measure has three methods. `count(model, batch)` returns arrays by name for
-the valid examples of a batch (traced), `tally(counts)` turns them into sums (on
-the host), and `values(sums)` yields (name, value) for the sums over a split.
-Every measure yields `accuracy` and `loss`. If the sums have a leading seed
-axis, so do the values. Measures of text are in `figs_jax.train.text_scores`.
+A measure has four methods. `each(model, batch)` returns arrays by name with a
+leading axis of examples, 0 for padding (traced); `count(each)` returns their
+sums, or what sums are made of (traced); `tally(counts)` turns that into sums
+(on the host), and `values(sums)` yields (name, value) for the sums over a
+split. Every measure yields `accuracy` and `loss`. If the sums have a leading
+seed axis, so do the values. Measures of text are in
+`figs_jax.train.text_scores`.
+
+The values of each example are at least `hits` (1 for a right label or text, or
+the number of right tokens), `seen` (1, or the number of target tokens; 0 for an
+example that does not count), `losses` (nats, summed over tokens) and, where it
+is not `seen`, `tokens` (the number of tokens that `losses` sums over).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,6 +29,11 @@ from figs_jax.data.labels import label_weights
 
 Sums = dict[str, Any]
 Values = Iterator[tuple[str, np.ndarray]]
+
+
+def total(each: Sums) -> Sums:
+  """The count of a measure that sums all values of the examples."""
+  return {name: values.sum(0) for name, values in each.items()}
 
 
 def as_counted(counts: Sums) -> Sums:
@@ -37,11 +49,43 @@ def accuracy_and_loss(sums: Sums) -> Values:
   yield "loss", sums["losses"] / sums["seen"]
 
 
+def kept(each: Sums) -> Sums:
+  """The values that `per_example` needs."""
+  names = ("hits", "seen", "losses", "tokens")
+  return {name: each[name] for name in names if name in each}
+
+
+def per_example(each: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """`correct`, `accuracy`, `loss` and `weight`, as in `evaluate.examples`.
+
+  Args:
+    each: Values of `kept`, float [seeds, examples].
+
+  >>> one = np.ones((1, 2))
+  >>> each = {"hits": one, "seen": 2 * one, "losses": one, "tokens": 4 * one}
+  >>> {name: values.tolist() for name, values in per_example(each).items()}
+  ... # doctest: +NORMALIZE_WHITESPACE
+  {'correct': [[False, False]], 'accuracy': [[0.5, 0.5]],
+  'loss': [[0.25, 0.25]], 'weight': [4.0, 4.0]}
+  """
+  counts = np.asarray(each["seen"][0]) != 0
+  arrays = {k: np.asarray(v, np.float64)[:, counts] for k, v in each.items()}
+  hits, seen, losses = (arrays[name] for name in ("hits", "seen", "losses"))
+  weight = arrays.get("tokens", seen)
+  finite = np.isfinite(losses)  # argmax of NaN is a class
+  return {
+    "correct": finite & (hits == seen),
+    "accuracy": np.where(finite, hits / seen, np.nan).astype(np.float32),
+    "loss": (losses / weight).astype(np.float32),
+    "weight": weight[0].astype(np.float32),
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class LabelAccuracy:
   """Accuracy and loss of images with one label each."""
 
-  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+  def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
     logits, labels = model(batch["image"]), batch["label"]
     weights = label_weights(labels, logits.shape[-1])
     valid = jnp.where(batch["valid"], weights, 0.0)
@@ -49,11 +93,8 @@ class LabelAccuracy:
     losses = optax.softmax_cross_entropy_with_integer_labels(
       logits, jnp.where(weights == 1, labels, 0)
     )
-    return {
-      "hits": (hits * valid).sum(),
-      "losses": (losses * valid).sum(),
-      "seen": valid.sum(),
-    }
+    return {"hits": hits * valid, "losses": losses * valid, "seen": valid}
 
+  count = staticmethod(total)
   tally = staticmethod(as_counted)
   values = staticmethod(accuracy_and_loss)

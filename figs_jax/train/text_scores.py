@@ -20,7 +20,13 @@ from figs_jax.core.types import Array
 from figs_jax.data.labels import padded
 from figs_jax.models import decode
 from figs_jax.train.losses import token_losses
-from figs_jax.train.metrics import Sums, Values, accuracy_and_loss, as_counted
+from figs_jax.train.metrics import (
+  Sums,
+  Values,
+  accuracy_and_loss,
+  as_counted,
+  total,
+)
 
 # The scores of GLUE's tasks (Wang et al., arXiv 1804.07461, table 1).
 _SCORES = {
@@ -49,18 +55,19 @@ class TokenLoss:
 
   byte_lengths: np.ndarray
 
-  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+  def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
     targets = jnp.where(batch["valid"][:, None], padded(batch["targets"]), 0)
     logits = model(batch["inputs"], targets)
     losses, hits, counted = token_losses(logits, targets)
     lengths = jnp.asarray(self.byte_lengths, jnp.float32)
     return {
-      "hits": hits.sum(),
-      "losses": losses.sum(),
-      "seen": counted.sum(),
-      "bytes": lengths[targets].sum(),
+      "hits": hits.sum(-1),
+      "losses": losses.sum(-1),
+      "seen": counted.sum(-1),
+      "bytes": lengths[targets].sum(-1),
     }
 
+  count = staticmethod(total)
   tally = staticmethod(as_counted)
 
   def values(self, sums: Sums) -> Values:
@@ -88,22 +95,26 @@ class GlueScore:
   answers: dict[str, np.ndarray]
   beams: int = 1
 
-  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+  def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
     decoded = _decoded(model, batch, self.beams)
-    tasks, valid = len(self.answers), batch["valid"]
-    most = max(map(len, self.answers.values()))
+    wanted = batch["targets"]
+    return _matches(model, batch, decoded) | {
+      "task": batch["task"],
+      "decoded": decoded,
+      "wanted": wanted,
+    }
+
+  def count(self, each: Sums) -> Sums:
+    tasks, most = len(self.answers), max(map(len, self.answers.values()))
     confusion = jnp.zeros((tasks, most + 1, most), jnp.float32)
     for number, table in enumerate(self.answers.values()):
-      asked = valid & (batch["task"] == number)
+      asked = jnp.where(each["task"] == number, each["seen"], 0.0)
       # Index of the answer; `most` for any other text.
-      given = _class_of(decoded, table, most)
-      wanted = _class_of(batch["targets"], table, most)
+      given = _class_of(each["decoded"], table, most)
+      wanted = _class_of(each["wanted"], table, most)
       pair = confusion.at[number, given, wanted]
-      confusion = pair.add(asked.astype(jnp.float32), mode="drop")
-    return {
-      **_matches(model, batch, decoded, tasks),
-      "confusion": confusion,
-    }
+      confusion = pair.add(asked, mode="drop")
+    return _match_counts(each, each["task"], tasks) | {"confusion": confusion}
 
   tally = staticmethod(as_counted)
 
@@ -170,14 +181,18 @@ class Bleu:
   def __post_init__(self):
     _sacrebleu()
 
-  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+  def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
     decoded = _decoded(model, batch, self.beams)
-    return {
-      **_matches(model, batch, decoded, 1),
+    wanted = batch["targets"]
+    return _matches(model, batch, decoded) | {
       "decoded": decoded,
-      "wanted": batch["targets"],
-      "valid": batch["valid"],
+      "wanted": wanted,
     }
+
+  def count(self, each: Sums) -> Sums:
+    texts = {name: each[name] for name in ("decoded", "wanted")}
+    one = jnp.zeros(len(each["seen"]), jnp.int32)
+    return _match_counts(each, one, 1) | texts | {"valid": each["seen"] > 0}
 
   def tally(self, counts: Sums) -> Sums:
     """Replaces the texts by their n-gram counts."""
@@ -220,20 +235,28 @@ def _decoded(model: Any, batch: dict[str, Any], beams: int) -> Array:
   return decode.beam_search(model, batch["inputs"], beams, length)[0]
 
 
-def _matches(
-  model: Any, batch: dict[str, Any], decoded: Array, tasks: int
-) -> Sums:
-  """Exact matches per task, and the loss of all examples."""
+def _matches(model: Any, batch: dict[str, Any], decoded: Array) -> Sums:
+  """Whether each decoded text is the target, and the loss of its tokens."""
   valid = batch["valid"]
   targets = jnp.where(valid[:, None], padded(batch["targets"]), 0)
   losses, _, counted = token_losses(model(batch["inputs"], targets), targets)
   hits = (decoded == targets).all(-1) & valid
-  of_task = batch["task"][:, None] == jnp.arange(tasks)[None]
   return {
-    "hits": (of_task & hits[:, None]).sum(0, dtype=jnp.float32),
-    "seen": (of_task & valid[:, None]).sum(0, dtype=jnp.float32),
-    "losses": losses.sum(),
-    "tokens": counted.sum(),
+    "hits": hits.astype(jnp.float32),
+    "seen": valid.astype(jnp.float32),
+    "losses": losses.sum(-1),
+    "tokens": counted.sum(-1),
+  }
+
+
+def _match_counts(each: Sums, task: Array, tasks: int) -> Sums:
+  """Exact matches and examples of each task, and the loss of all examples."""
+  of_task = (task[:, None] == jnp.arange(tasks)[None]).astype(jnp.float32)
+  return {
+    "hits": (of_task * each["hits"][:, None]).sum(0),
+    "seen": (of_task * each["seen"][:, None]).sum(0),
+    "losses": each["losses"].sum(),
+    "tokens": each["tokens"].sum(),
   }
 
 

@@ -83,6 +83,23 @@ def restore(
   return experiment, state, step
 
 
+def saved_config(
+  workdir: str | Path, step: int | None = None
+) -> dict[str, Any]:
+  """The configuration saved with a step, completed by defaults.
+
+  Args:
+    workdir: Directory of the run.
+    step: Step. Defaults to the newest good one.
+
+  Raises:
+    CheckpointError: If the checkpoint is missing, damaged or foreign.
+    ConfigError: If `figs_jax.train.config.completed` raises it.
+  """
+  with Checkpointer(workdir) as checkpoints:
+    return completed(checkpoints.meta(step)["config"])
+
+
 def is_own(workdir: str | Path) -> bool:
   """Whether only this user can have written a run, by owner and permissions.
 

@@ -1,6 +1,7 @@
 """The report is one self-contained file with the numbers of the run."""
 
 import base64
+import json
 import re
 import shlex
 import shutil
@@ -190,17 +191,27 @@ def test_the_command_names_the_run(page, run):
 
 @pytest.mark.slow
 def test_several_runs_are_compared(run):
-  other = History(run.path, "other", run.config | {"total_steps": 7}, run.rows)
+  changed = run.config | {
+    "total_steps": 7,
+    "data": run.config["data"] | {"source": EVIL},
+  }
+  other = History(run.path, "other", changed, run.rows)
   page = Page(html_report.report_html([run, other], ["ws:16x16"]))
   heads = re.findall("<h2>(.*?)</h2>", page.source)
-  assert list(map(unescape, heads)) == ["Comparison", run.label, "other"]
+  assert list(map(unescape, heads)) == [
+    "Fields that differ", "Comparison", run.label, "other",
+  ]  # fmt: skip
+  assert page.rows[3:6] == [
+    ["field", run.label, "other"], ["data.source", "null", json.dumps(EVIL)],
+    ["total_steps", "6", "7"],
+  ]  # fmt: skip
   assert f"Runs {run.label}, other" in page.words
   facts = page.rows[:3]
   assert facts[0] == ["run", "model", "data set", "recipe", "pattern", "seeds"]
   assert facts[2] == [
     "other", "vit custom/4", "digits", "sr_ste", "ff: 1:4", "2 (0 to 1)",
   ]  # fmt: skip
-  rows = [row for row in page.rows if row[-1] in (run.label, "other")]
+  rows = [row for row in page.rows[6:] if row[-1] in (run.label, "other")]
   assert len(rows) == 2 and rows[0][:3] == ["sr_ste", "1:4", rows[1][2]]
 
 

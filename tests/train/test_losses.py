@@ -144,7 +144,8 @@ def test_other_tokens_are_refused(token):
 def test_evaluation_ignores_the_same():
   valid = np.array([True, True, True, False])
   batch = {"image": LOGITS, "label": np.array([2, IGNORED, 0, 1])}
-  sums = LabelAccuracy().count(Itself(), {**batch, "valid": valid})
+  measure = LabelAccuracy()
+  sums = measure.count(measure.each(Itself(), {**batch, "valid": valid}))
   wanted = -log_softmax(LOGITS)[[0, 2], [2, 0]].sum()
   assert float(sums["seen"]) == 2.0
   assert float(sums["losses"]) == pytest.approx(wanted, rel=1e-6)

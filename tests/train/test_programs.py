@@ -69,6 +69,8 @@ def evaluated(tmp_path_factory, finished_run):
   cases = {
     "whole": [*run, "--format", "json", "--engines", "ws:8x8"],
     "early": [*run, "--step", 10, "--format", "json"],
+    "bfloat16": [*run, "--dtype", "bfloat16"],
+    "no dtype": [*run, "--dtype", "fp8"],
     "no step": [*run, "--step", 11],
     "no run": ["--workdir", parent / "no"],
     "no flag": [],
@@ -97,6 +99,19 @@ def test_evaluate_prints_one_json_object(evaluated):
 def test_evaluate_an_earlier_step(evaluated):
   assert json.loads(evaluated[0]["early"][1])["step"] == 10
   assert_one_clear_line(evaluated[0]["no step"], "no step 11", "10, 20")
+
+
+def test_evaluate_at_another_dtype(evaluated):
+  code, output, errors = evaluated[0]["bfloat16"]
+  assert code == 0, errors
+  lines = dict(line.split(maxsplit=1) for line in output.splitlines())
+  assert lines["dtype"] == "bfloat16" and "config" not in lines
+  whole = json.loads(evaluated[0]["whole"][1])
+  assert whole["dtype"] == whole["config"]["model.dtype"] == "float32"
+  assert float(lines["accuracy"]) == pytest.approx(whole["accuracy"], abs=0.1)
+  assert_one_clear_line(
+    evaluated[0]["no dtype"], "'int8'", "got 'fp8'", "'bfloat16'?"
+  )
 
 
 def test_evaluate_a_missing_workdir(evaluated):

@@ -178,7 +178,12 @@ def test_training_learns_resumes_bit_equal_and_is_compared(
   losses = [row["loss"] for row in rows(whole) if "loss" in row]
   assert losses[-1] < 0.85 * losses[0]
 
-  measured = evaluate(parts)
+  measured = evaluate(parts, per_example=True)
+  each = measured.pop("examples")
+  for name in ("loss", "accuracy"):
+    average = np.average(each[name][0], weights=each["weight"])
+    assert measured[name] == pytest.approx(average, rel=1e-6)
+  assert (each["correct"] == (each["accuracy"] == 1)).all()
   assert measured["exact_nm"] and measured["layers"]
   assert measured["accuracy"] == row.accuracy
   bits = pytest.approx(result["eval/bits_per_byte"], rel=1e-6)

@@ -16,6 +16,7 @@ from figs_jax.train import text_scores
 from figs_jax.train._evaluate import Evaluator
 from figs_jax.train.config import default_config
 from figs_jax.train.experiment import build
+from figs_jax.train.metrics import kept, per_example
 from figs_jax.train.text_scores import Bleu, GlueScore
 
 pytestmark = pytest.mark.standard_promotion
@@ -57,7 +58,7 @@ class Model(nnx.Module):
 
 
 def counted(measure, batch):
-  return measure.count(Model(), batch)
+  return measure.count(measure.each(Model(), batch))
 
 
 def tallied(measure, batches):
@@ -314,3 +315,21 @@ def test_translations_need_sacrebleu(monkeypatch):
   monkeypatch.setattr(builtins, "__import__", without)
   with pytest.raises(ValueError, match=r"pip install 'figs_jax\[text\]'"):
     Bleu(byte_vocabulary().decode)
+
+
+def test_examples_of_text_from_text(decoded):
+  pairs = [("neutral", "neutral"), ("entailment", "neutral")] * 4
+  data = list(batches_of([(3, *pair) for pair in pairs]))
+  measure = GlueScore(ANSWERS)
+  each_of = jax.jit(lambda batch: measure.each(Model(), batch))
+  values = [each_of(batch) for batch in data]
+  rows = [{k: np.asarray(v)[None] for k, v in kept(x).items()} for x in values]
+  each = per_example(
+    {k: np.concatenate([row[k] for row in rows], axis=1) for k in rows[0]}
+  )
+  # All logits are 0: each of the tokens, "neutral" and an end, costs ln 300.
+  assert each["correct"].tolist() == [[True, False] * 4]
+  np.testing.assert_allclose(each["loss"], np.full((1, 8), np.log(300)))
+  assert each["weight"].tolist() == 8 * [8.0]
+  sums = tallied(measure, data)
+  assert sums["hits"].tolist() == [0, 0, 0, 4] and sums["tokens"] == 64
