@@ -152,9 +152,12 @@ class ExactMatch:
 
   beams: int = 1
 
-  def count(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
-    decoded = _decoded(model, batch, self.beams)
-    return _matches(model, batch, decoded, 1)
+  def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+    return _matches(model, batch, _decoded(model, batch, self.beams))
+
+  def count(self, each: Sums) -> Sums:
+    one = jnp.zeros(len(each["seen"]), jnp.int32)
+    return _match_counts(each, one, 1)
 
   tally = staticmethod(as_counted)
 
