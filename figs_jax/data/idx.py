@@ -1,11 +1,16 @@
 """MNIST-like data sets from their four idx files.
 
-`fashion_mnist`, `mnist` and `kmnist` are prepared as the data sets of tfds with
-these names, without the network. The idx files (gzipped or not) keep the names
-of the original MNIST: train-images-idx3-ubyte, train-labels-idx1-ubyte,
-t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte. Debian's package
-dataset-fashion-mnist has those of Fashion-MNIST (H. Xiao, K. Rasul and
-R. Vollgraf, arXiv:1708.07747; MIT licence).
+`fashion_mnist`, `mnist`, `kmnist` and `emnist` are prepared as the data sets of
+tfds with these names, without the network. The idx files (gzipped or not) keep
+the names of the original MNIST: train-images-idx3-ubyte,
+train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte.
+Debian's package dataset-fashion-mnist has those of Fashion-MNIST (H. Xiao,
+K. Rasul and R. Vollgraf, arXiv:1708.07747; MIT licence).
+
+EMNIST (G. Cohen et al., arXiv:1702.05373) has six sets of files, such as
+emnist-letters-train-images-idx3-ubyte for `emnist/letters`; `emnist` alone is
+`emnist/byclass`. As in tfds, values are those of the files: images are
+transposed against mnist's, and the 26 letters are labels 1 to 26 of 37 classes.
 
 An idx file is two zero bytes, the type (8 for uint8), the number of dimensions,
 a big-endian uint32 for each, and the values in C order.
@@ -28,9 +33,17 @@ from figs_jax.data import bundled
 
 # Where Debian's package puts the files of each data set.
 INSTALLED = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
-NAMES = ("fashion_mnist", "kmnist", "mnist")
+_EMNIST = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+NAMES = (
+  "fashion_mnist",
+  "kmnist",
+  "mnist",
+  "emnist",
+  *(f"emnist/{config}" for config in _EMNIST),
+)
 PACKAGE = "dataset-fashion-mnist"
-_FILE_OF = {"train": "train", "test": "t10k"}
+# How the names of the files of a split begin.
+_PREFIXES = {"train": "train", "test": "t10k"}
 _SIDE = 28
 
 
@@ -77,13 +90,13 @@ def read(path: str | Path) -> np.ndarray:
 
 
 def read_split(
-  directory: str | Path, split: str, num_classes: int = 10
+  directory: str | Path, prefix: str, num_classes: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
   """Images uint8 [n, 28, 28] and labels uint8 [n] of a split.
 
   Args:
     directory: Directory of the four files.
-    split: "train" or "test".
+    prefix: Start of the names of the two files, such as "train" or "t10k".
     num_classes: Number of classes; labels are 0 to num_classes - 1.
 
   Raises:
@@ -91,7 +104,6 @@ def read_split(
       label is out of range.
     OSError: If a file cannot be read.
   """
-  prefix = _FILE_OF[split]
   image_file = _find(directory, f"{prefix}-images-idx3-ubyte")
   label_file = _find(directory, f"{prefix}-labels-idx1-ubyte")
   images, labels = read(image_file), read(label_file)
@@ -142,23 +154,28 @@ def prepare(
     ValueError: If the files are wrong, see `read_split`.
     OSError: If a file cannot be read or written.
   """
-  parts = {split: read_split(directory, split) for split in _FILE_OF}
+  name, _, config_name = name.partition("/")
   base: Any = tfds.builder_cls(name)
+  fields: dict[str, Any] = {"__module__": base.__module__, "name": name}
+  prefixes, num_classes = _PREFIXES, 10
+  if name == "emnist":
+    configs = {config.name: config for config in base.BUILDER_CONFIGS}
+    config = configs[config_name or "byclass"]
+    fields["BUILDER_CONFIGS"] = [config]
+    prefixes = {k: f"emnist-{config.name}-{k}" for k in _PREFIXES}
+    num_classes = config.class_number
+  parts = {
+    split: read_split(directory, prefix, num_classes)
+    for split, prefix in prefixes.items()
+  }
 
   def split_generators(self: Any, dl_manager: Any) -> dict[str, Any]:
     del self, dl_manager
     return {split: _examples(*parts[split]) for split in parts}
 
   with tfds.core.registered.skip_registration():
-    kind = type(
-      base.__name__,
-      (base,),
-      {
-        "__module__": base.__module__,
-        "name": name,
-        "_split_generators": split_generators,
-      },
-    )
+    fields["_split_generators"] = split_generators
+    kind = type(base.__name__, (base,), fields)
   return bundled.prepare(kind, data_dir)
 
 

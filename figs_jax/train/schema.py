@@ -223,7 +223,8 @@ IMAGES: dict[str, Field] = {
   ),
   "data.source": Field(
     str,
-    "Directory of idx files to prepare fashion_mnist, mnist or kmnist from.",
+    "Directory of idx files to prepare fashion_mnist, mnist, kmnist or emnist"
+    " from.",
   ),
   "data.augment": Field(
     "none",

@@ -43,11 +43,47 @@ def test_a_prepared_set_has_the_pixels_of_the_files(files, name, tmp_path):
     path.unlink()  # It is found in the data directory from now on.
   for split, (images, labels) in held.items():
     source = load(name, split, data_dir=data_dir)
-    pairs = {
-      (source[i]["image"].tobytes(), int(source[i]["label"]))
-      for i in range(len(source))
+    assert pairs_of(source) == {
+      (x.tobytes(), int(y)) for x, y in zip(images, labels)
     }
-    assert pairs == {(x.tobytes(), int(y)) for x, y in zip(images, labels)}
+
+
+def pairs_of(source):
+  return {
+    (source[i]["image"].tobytes(), int(source[i]["label"]))
+    for i in range(len(source))
+  }
+
+
+@pytest.mark.parametrize(
+  ("name", "config", "classes", "labels"),
+  [
+    ("emnist/letters", "letters", 37, (1, 26)),
+    ("emnist", "byclass", 62, (0, 61)),
+  ],
+)
+def test_emnist_has_the_values_of_its_files(
+  tmp_path, name, config, classes, labels
+):
+  rng, held = np.random.default_rng(0), {}
+  (tmp_path / "files").mkdir()
+  for split in ("train", "test"):
+    images = rng.integers(0, 256, (2, 28, 28), np.uint8)
+    values = np.array(labels, np.uint8)
+    held[split] = {(x.tobytes(), int(y)) for x, y in zip(images, values)}
+    for kind, array in (("images-idx3", images), ("labels-idx1", values)):
+      file = tmp_path / f"files/emnist-{config}-{split}-{kind}-ubyte.gz"
+      file.write_bytes(gzip.compress(idx_bytes(array)))
+  data_dir = str(tmp_path / "data")
+  files = str(tmp_path / "files")
+  info = sources.describe(name, data_dir=data_dir, source=files)
+  assert (info.num_classes, info.splits) == (classes, {"train": 2, "test": 2})
+  for split, pairs in held.items():
+    # By the builder of tfds, under its own name.
+    source = load(f"emnist/{config}", split, data_dir=data_dir)
+    assert pairs_of(source) == pairs
+  with pytest.raises(DataError, match="emnist-digits-train-images-idx3-ubyte"):
+    sources.find("emnist/digits", data_dir=data_dir, source=files)
 
 
 def replaced(directory, name, content):
@@ -115,6 +151,6 @@ def test_without_any_file_the_package_is_named(tmp_path, monkeypatch):
 )
 def test_the_package_holds_a_thousand_test_images_of_each_class():
   directory = idx.directory_of("fashion_mnist")
-  images, labels = idx.read_split(directory, "test")
+  images, labels = idx.read_split(directory, "t10k")
   assert images.shape == (10_000, 28, 28)
   assert np.bincount(labels).tolist() == [1000] * 10
