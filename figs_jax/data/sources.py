@@ -231,18 +231,33 @@ def find(
       ) from error
   builder = _builder(name, root)
   files = source or idx.directory_of(name)
-  if files and not os.path.exists(builder.data_dir):
+  missing = not os.path.exists(builder.data_dir)
+  if files and missing:
     with _as_data_errors(name):
       return idx.prepare(name, root, files)
-  if download and not os.path.exists(builder.data_dir):
+  if download and missing:
     # Standard output is reserved for the programs' results.
-    with contextlib.redirect_stdout(sys.stderr):
+    with _as_download_errors(name), contextlib.redirect_stdout(sys.stderr):
+      if name in idx.NAMES:
+        return idx.prepare(name, root, None)
       builder.download_and_prepare(file_format="array_record")
     # Metadata is read at construction, so a new builder sees the new files.
     builder = _builder(name, root)
   if download:
     _check_prepared(builder)
   return builder
+
+
+@contextlib.contextmanager
+def _as_download_errors(name: str) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # tfds raises many kinds, on many lines.
+    line = _first_line(error)
+    fix = "try again"
+    if "No module named" in str(error):
+      fix = f"install {str(error).rpartition(' ')[2]} to prepare it"
+    raise DataError(f"data set {name!r}: {line.rstrip(':')}; {fix}") from error
 
 
 @contextlib.contextmanager

@@ -1,10 +1,15 @@
 """Idx files are read exactly, prepared once, and refused by file and row."""
 
 import gzip
+import hashlib
+import io
 import struct
+import zipfile
 
 import numpy as np
 import pytest
+import requests
+import tensorflow_datasets as tfds
 
 from figs_jax.data import DataError, idx, load, sources
 
@@ -84,6 +89,99 @@ def test_emnist_has_the_values_of_its_files(
     assert pairs_of(source) == pairs
   with pytest.raises(DataError, match="emnist-digits-train-images-idx3-ubyte"):
     sources.find("emnist/digits", data_dir=data_dir, source=files)
+
+
+class _Response:
+  """The answer to a download."""
+
+  status_code = 200
+
+  def __init__(self, url, content):
+    self.url, self._content = url, content
+    self.headers = {"Content-length": str(len(content))}
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    pass
+
+  def iter_content(self, chunk_size):
+    del chunk_size
+    yield self._content
+
+
+@pytest.fixture
+def served(monkeypatch):
+  """Serves files by address, whose SHA-256 tfds knows for a data set."""
+  contents = {}
+
+  def serve(name, files):
+    contents.update(files)
+    infos = {
+      url: tfds.core.download.checksums.UrlInfo(
+        size=len(content),
+        checksum=hashlib.sha256(content).hexdigest(),
+        filename=url.rpartition("/")[2],
+      )
+      for url, content in files.items()
+    }
+    monkeypatch.setattr(tfds.builder_cls(name), "url_infos", infos)
+
+  def get(session, url, **options):
+    del session, options
+    return _Response(url, contents[url])
+
+  monkeypatch.setattr(requests.Session, "get", get)
+  monkeypatch.setattr(idx, "INSTALLED", {})
+  serve.contents = contents
+  return serve
+
+
+def test_a_download_is_compared_with_the_sha256_of_tfds(
+  files, served, tmp_path, no_network
+):
+  directory, held = files
+  url = tfds.builder_cls("fashion_mnist").URL
+  contents = {
+    f"{url}{path.name.removesuffix('.gz')}.gz": path.read_bytes()
+    for path in directory.glob("*ubyte*")
+  }
+  served("fashion_mnist", contents)
+  wrong = f"{url}t10k-labels-idx1-ubyte.gz"
+  served.contents[wrong] = contents[wrong][:-1] + b"\1"
+  data_dir = str(tmp_path / "data")
+  line = "fashion_mnist.*t10k-labels-idx1-ubyte.gz, has wrong checksum; try"
+  with pytest.raises(DataError, match=line) as raised:
+    sources.find("fashion_mnist", data_dir=data_dir, download=True)
+  assert "\n" not in str(raised.value)
+  assert not list((tmp_path / "data").iterdir())
+  served.contents[wrong] = contents[wrong]
+  sources.find("fashion_mnist", data_dir=data_dir, download=True)
+  for split, (images, labels) in held.items():
+    source = load("fashion_mnist", split, data_dir=data_dir)
+    pairs = {(x.tobytes(), int(y)) for x, y in zip(images, labels)}
+    assert pairs_of(source) == pairs
+
+
+def test_emnist_is_read_from_its_zip_file(served, tmp_path, no_network):
+  buffer = io.BytesIO()
+  images = np.arange(2 * 28 * 28).reshape(2, 28, 28).astype(np.uint8)
+  with zipfile.ZipFile(buffer, "w") as file:
+    for stem in ("train", "test"):
+      for kind, array in (
+        ("images-idx3", images),
+        ("labels-idx1", np.array([1, 26], np.uint8)),
+      ):
+        name = f"gzip/emnist-letters-{stem}-{kind}-ubyte.gz"
+        file.writestr(name, gzip.compress(idx_bytes(array)))
+  served("emnist", {tfds.builder_cls("emnist").URL: buffer.getvalue()})
+  name, data_dir = "emnist/letters", str(tmp_path)
+  sources.find(name, data_dir=data_dir, download=True)
+  source = load(name, "test", data_dir=data_dir)
+  assert pairs_of(source) == {
+    (images[0].tobytes(), 1), (images[1].tobytes(), 26)
+  }  # fmt: skip
 
 
 def replaced(directory, name, content):
