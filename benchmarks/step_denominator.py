@@ -41,7 +41,7 @@ def build(args: argparse.Namespace, scale: float, in_root: bool):
 def train(made: experiments.Experiment, measure, seed: int):
   """Accuracy, test loss, first masked step and ratio of the update norms."""
   config = made.config.copy_and_resolve_references()
-  config.data.seed = seed
+  config.seed = seed
   batches = iter(task_of(config).train_batches(config.batch_size))
   state = made.lone_state(seed)
   masked = state.bound.leaves

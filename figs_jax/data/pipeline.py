@@ -8,6 +8,7 @@ bool [batch].
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,8 +24,10 @@ from figs_jax.data.stream import (
   Order,
   TrainBatches,
   check_shards,
+  check_stream,
   identity,
   parse_flags,
+  seed_axis,
 )
 
 _DEFAULT_SIZE = 224
@@ -69,8 +72,8 @@ class _Spread:
     return self.chunks[index // self.num_shards]
 
 
-def _concatenate(batches: Sequence[Batch]) -> Batch:
-  return {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+def _concatenate(batches: Sequence[Batch], axis: int) -> Batch:
+  return {k: np.concatenate([b[k] for b in batches], axis) for k in batches[0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,30 +97,45 @@ class _Pipeline:
   def chunk(self) -> int:
     return self.batch_size if self.vectorised else 1
 
-  def iterate(
+  @property
+  def _per_batch(self) -> int:
+    return self.batch_size // self.chunk
+
+  def prepared(
     self,
     chunks: Any,
     seed: int,
     start: int,
     shard_index: int = 0,
     num_shards: int = 1,
-  ) -> grain.DatasetIterator:
-    """Iterates over batches from number `start` on.
+  ) -> grain.MapDataset:
+    """The chunks of a stream as arrays, from batch `start` on.
 
     The random numbers of a chunk depend on its index among the chunks of all
     shards, so that no two shards draw the same ones.
     """
-    per_batch = self.batch_size // self.chunk
-    dataset = (
+    return (
       grain.MapDataset.source(_Spread(chunks, num_shards))
       .seed(seed)
       .random_map(_Prepare(self.examples, self.augment))
-    )[shard_index::num_shards][start * per_batch :]
+    )[shard_index::num_shards][start * self._per_batch :]
+
+  def iterate(
+    self, dataset: grain.MapDataset, seeds: int | None = None
+  ) -> grain.DatasetIterator:
+    """Iterates over batches of prepared chunks.
+
+    Args:
+      dataset: Chunks from `prepared`, or the `seed_axis` of several.
+      seeds: Number of seeds, or None without an axis of seeds.
+    """
+    per_batch = self._per_batch
+    join = functools.partial(_concatenate, axis=0 if seeds is None else 1)
     if self.workers:
       parse_flags()
       # Batching before the split over workers keeps the order.
       if per_batch > 1:
-        dataset = dataset.batch(per_batch, batch_fn=_concatenate)
+        dataset = dataset.batch(per_batch, batch_fn=join)
       one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
       options = grain.MultiprocessingOptions(num_workers=self.workers)
       return iter(dataset.to_iter_dataset(one).mp_prefetch(options))
@@ -127,10 +145,12 @@ class _Pipeline:
       return iter(dataset.to_iter_dataset(inline))
     ahead = grain.ReadOptions(
       num_threads=self.threads,
-      prefetch_buffer_size=max(2 * self.batch_size, self.threads),
+      prefetch_buffer_size=max(
+        2 * self.batch_size // (seeds or 1), self.threads
+      ),
     )
     single = dataset.to_iter_dataset(ahead)
-    return iter(single.batch(per_batch, batch_fn=_concatenate))
+    return iter(single.batch(per_batch, batch_fn=join))
 
 
 def train_batches(
@@ -138,7 +158,7 @@ def train_batches(
   split: str,
   batch_size: int,
   *,
-  seed: int,
+  seed: int | Sequence[int],
   augment: str = "standard",
   image_size: int | None = None,
   start: int = 0,
@@ -157,7 +177,8 @@ def train_batches(
     split: Split, see `load`.
     batch_size: Batch size of this shard: the global batch size divided by
       `num_shards`.
-    seed: Seed of the order and of the augmentation.
+    seed: Seed of the order and of the augmentation. Several give batches with
+      a leading axis of seeds: entry i is the batch that seed i gives alone.
     augment: "none", "standard" or "rand-m15-n2"; see `augment.standard`.
     image_size: Side of the images. Defaults to the data set's, or to 224 if its
       images vary in size.
@@ -175,20 +196,22 @@ def train_batches(
     DataError: If the data cannot be read, see `load`.
     ValueError: If an argument is out of range.
   """
-  check_shards(batch_size, shard_index, num_shards)
-  if start < 0 or workers < 0 or seed < 0:
-    raise ValueError(
-      "Expected start, workers and seed of 0 or more, got"
-      f" start={start}, workers={workers}, seed={seed}"
-    )
+  check_stream(batch_size, shard_index, num_shards, start, workers, seed)
   examples, train, _, size, data_set = _open(
     name, split, image_size, augment, data_dir, download, options
   )
   pipeline = _Pipeline(examples, train, size, batch_size, threads, workers)
-  order = Order(len(examples), pipeline.chunk, seed, shard_index, num_shards)
+  shard = (shard_index, num_shards)
+
+  def of_seed(seed: int, first: int) -> grain.MapDataset:
+    order = Order(len(examples), pipeline.chunk, seed, *shard)
+    return pipeline.prepared(order, seed, first, *shard)
 
   def make(first: int) -> grain.DatasetIterator:
-    return pipeline.iterate(order, seed, first, shard_index, num_shards)
+    if isinstance(seed, int):
+      return pipeline.iterate(of_seed(seed, first))
+    streams = [of_seed(one, first) for one in seed]
+    return pipeline.iterate(seed_axis(streams), len(streams))
 
   return TrainBatches(
     make,
@@ -215,7 +238,8 @@ class EvalBatches:
     return self._chunks.size // self._pipeline.batch_size
 
   def __iter__(self) -> Iterator[Batch]:
-    return self._pipeline.iterate(self._chunks, seed=0, start=0)
+    chunks = self._pipeline.prepared(self._chunks, seed=0, start=0)
+    return self._pipeline.iterate(chunks)
 
 
 def eval_batches(

@@ -22,6 +22,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from grain.experimental import ZipMapDataset
 
 from figs_jax.data import sources
 from figs_jax.data.augment import Images
@@ -115,20 +116,37 @@ class Order:
       within * self.num_shards + self.shard_index, self.num_examples
     )
     if epoch[0] == epoch[-1]:
-      return _permutation(self.num_examples, self.seed, int(epoch[0]))[rank]
-    return np.array(
-      [
-        _permutation(self.num_examples, self.seed, int(e))[r]
-        for e, r in zip(epoch, rank)
-      ]
-    )
+      return self._permutation(int(epoch[0]))[rank]
+    return np.array([self._permutation(int(e))[r] for e, r in zip(epoch, rank)])
+
+  def __reduce__(self) -> tuple[Any, ...]:  # without permutations
+    return Order, dataclasses.astuple(self)
+
+  @functools.cached_property
+  def _permutation(self) -> Callable[[int], np.ndarray]:
+    """The permutation of an epoch; each order keeps its last ones."""
+
+    # Two epochs are in use at a boundary; prefetching threads may look ahead.
+    @functools.lru_cache(maxsize=4)
+    def permutation(epoch: int) -> np.ndarray:
+      rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+      return rng.permutation(self.num_examples)
+
+    return permutation
 
 
-# Two epochs are in use at a boundary; prefetching threads may look ahead.
-@functools.lru_cache(maxsize=4)
-def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-  rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-  return rng.permutation(num_examples)
+def stacked(batches: Sequence[Batch], axis: int = 0) -> Batch:
+  """Each field of some batches or examples, stacked along a new axis.
+
+  >>> stacked([{"label": np.arange(3)}] * 2, axis=1)["label"].shape
+  (3, 2)
+  """
+  return {k: np.stack([b[k] for b in batches], axis) for k in batches[0]}
+
+
+def seed_axis(streams: Sequence[grain.MapDataset]) -> grain.MapDataset:
+  """The streams of several seeds as one, with a leading axis of seeds."""
+  return ZipMapDataset(streams).map(stacked)
 
 
 class TrainBatches(grain.DatasetIterator):
@@ -229,6 +247,24 @@ def parse_flags() -> None:
 
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+
+
+def check_stream(
+  batch_size: int,
+  shard_index: int,
+  num_shards: int,
+  start: int,
+  workers: int,
+  seed: int | Sequence[int],
+) -> None:
+  """Raises ValueError if an argument of a training stream is out of range."""
+  check_shards(batch_size, shard_index, num_shards)
+  seeds = [seed] if isinstance(seed, int) else seed
+  if start < 0 or workers < 0 or min(seeds, default=-1) < 0:
+    raise ValueError(
+      "Expected start, workers and seed (or at least one seed) of 0 or more,"
+      f" got start={start}, workers={workers}, seed={seed}"
+    )
 
 
 def check_shards(batch_size: int, shard_index: int, num_shards: int) -> None:

@@ -11,6 +11,7 @@ corruption; `glue` and translations provide inputs and targets of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,11 @@ from figs_jax.data.stream import (
   Batch,
   TrainBatches,
   check_shards,
+  check_stream,
   identity,
   parse_flags,
+  seed_axis,
+  stacked,
 )
 from figs_jax.data.vocabulary import EOS, Vocabulary
 
@@ -291,7 +295,7 @@ def train_batches(
   split: str,
   batch_size: int,
   *,
-  seed: int,
+  seed: int | Sequence[int],
   start: int = 0,
   shard_index: int = 0,
   num_shards: int = 1,
@@ -303,30 +307,33 @@ def train_batches(
   The stream is one for all shards: its position decides an example and what is
   drawn for it, and shard s of S takes positions s, s + S, ...
   """
-  check_shards(batch_size, shard_index, num_shards)
-  if start < 0 or workers < 0 or seed < 0:
-    raise ValueError(
-      "Expected start, workers and seed of 0 or more, got"
-      f" start={start}, workers={workers}, seed={seed}"
-    )
+  check_stream(batch_size, shard_index, num_shards, start, workers, seed)
   examples = texts.examples(split, ordered=False)
   prepare = _Prepare(texts, examples)
 
-  def make(first: int) -> grain.DatasetIterator:
-    stream = (
+  def of_seed(seed: int, first: int) -> grain.MapDataset:
+    return (
       grain.MapDataset.range(len(examples))
       .seed(seed % 2**32)
       .shuffle()
       .repeat(None)
       .random_map(prepare)
     )[shard_index::num_shards][first * batch_size :]
+
+  def make(first: int) -> grain.DatasetIterator:
+    if isinstance(seed, int):
+      stream, join = of_seed(seed, first), None
+    else:
+      stream = seed_axis([of_seed(one, first) for one in seed])
+      join = functools.partial(stacked, axis=1)
     if workers:
       parse_flags()
       one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
       options = grain.MultiprocessingOptions(num_workers=workers)
-      batches = stream.batch(batch_size).to_iter_dataset(one)
+      batches = stream.batch(batch_size, batch_fn=join).to_iter_dataset(one)
       return iter(batches.mp_prefetch(options))
-    return iter(_read(stream, examples, threads).batch(batch_size))
+    read = _read(stream, examples, threads)
+    return iter(read.batch(batch_size, batch_fn=join))
 
   return TrainBatches(
     make,

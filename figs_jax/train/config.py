@@ -123,6 +123,8 @@ def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
 def default_of(saved: Mapping[str, Any]) -> config_dict.ConfigDict:
   """`default_config` for the recipe and family of a saved configuration.
 
+  Fields that it lacks have the values of the version that saved it.
+
   Raises:
     ConfigError: If the recipe or family is unknown. A file that a run names is
       never executed, so a recipe of one's own needs --recipe_file.
@@ -140,7 +142,9 @@ def default_of(saved: Mapping[str, Any]) -> config_dict.ConfigDict:
       f" --recipe_file {shlex.quote(file)}"
     )
   family, recipe = schema.kind_of(saved)
-  return default_config(recipe, family)
+  config = default_config(recipe, family)
+  config.data.order = "shared"  # as before the field existed
+  return config
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -34,6 +34,11 @@ class Experiment:
   def seeds(self) -> list[int]:
     """The seeds of the run; empty for a run without a seed axis."""
     return [self.config.seed + i for i in range(self.config.seeds)]
+
+  @property
+  def batch_axis(self) -> Literal[0] | None:
+    """Axis of the seeds in batches: 0 if each has its own, else None."""
+    return 0 if self.seeds and self.config.data.order == "own" else None
 
   def model(self, seed: int | Array, weights: Any = None) -> nnx.Module:
     """A new model, sparsified if the recipe is sparse.

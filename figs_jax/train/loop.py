@@ -82,6 +82,7 @@ def train(
     Diverged: If the loss becomes NaN or infinite (in every seed).
   """
   schema.check(config)
+  config = config.copy_and_resolve_references()  # see `_keep_order`
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
   parts = mesh.size * config.grad_accum_steps
   if config.batch_size % parts:
@@ -132,7 +133,8 @@ def train(
       )
       runs.append(run)
       step_fn = compiled_step(experiment, shardings, replicated(mesh))
-      return _loop(run, start, step_fn, batch_sharding(mesh), stopped)
+      sharding = batch_sharding(mesh, experiment.batch_axis == 0)
+      return _loop(run, start, step_fn, sharding, stopped)
 
 
 @contextlib.contextmanager
@@ -166,7 +168,9 @@ def compiled_step(experiment: Experiment, shardings: Any, metrics: Any = None):
   fn = partial(update)  # a new object has a compilation cache of its own
   if experiment.seeds:
     fn = partial(
-      seeds.step_seeds, mode=seeds_mode(experiment.config.seeds_mode)
+      seeds.step_seeds,
+      batch_axis=experiment.batch_axis,
+      mode=seeds_mode(experiment.config.seeds_mode),
     )
   return jax.jit(fn, donate_argnums=0, out_shardings=(shardings, metrics))
 
@@ -216,6 +220,7 @@ _OF_MASKS = ("recipe", "recipe_sha256", "pattern", "total_steps")
 _OF_STREAM = (
   "data.name",
   "data.seed",
+  "data.order",
   "data.train_split",
   "data.vocabulary",
   "data.input_length",
@@ -246,6 +251,7 @@ def _begin(experiment, checkpoints, abstract, shardings):
   saved: dict[str, Any] = {}
 
   def check(config: dict[str, Any]) -> None:
+    _keep_order(config, experiment.config)
     changed[:] = _changes(config, experiment.config, checkpoints.path)
     saved.update(config)
 
@@ -268,11 +274,29 @@ def _begin(experiment, checkpoints, abstract, shardings):
     _log.info("resuming from step %d of %s", step, checkpoints.path)
   else:
     _log.info("all %d steps of %s are done", step, checkpoints.path)
-  return state, _moved(position, saved["batch_size"], changed)
+  order = experiment.config.data.order
+  return state, _moved(position, saved["batch_size"], changed, order)
+
+
+def _keep_order(saved: dict[str, Any], config: config_dict.ConfigDict) -> None:
+  """Keeps a shared order, also of runs from before the field, when resuming.
+
+  The default is "own", so that the command of such a run may not name it.
+  """
+  if (
+    schema.flat(saved).get("data.order", "shared") == "shared"
+    and "data.order" not in config.allow_change
+    and config.data.order == "own"
+  ):
+    _log.warning(
+      "all seeds of this run read the stream of data.seed: going on with"
+      " data.order=shared"
+    )
+    config.data.order = "shared"
 
 
 def _moved(
-  position: dict[str, Any], batch_size: int, changed: list[str]
+  position: dict[str, Any], batch_size: int, changed: list[str], order: str
 ) -> dict[str, Any] | None:
   """A saved position in the data, for a configuration with these changes.
 
@@ -280,14 +304,16 @@ def _moved(
     position: Saved position; in figs_jax 0.1 it counted batches.
     batch_size: Batch size with which it was saved.
     changed: Fields that differ from the saved ones.
+    order: Value of `data.order`; with "own", the seed decides the data too.
 
   Returns:
     The position, or None if the data changed, so that it means nothing.
 
-  >>> _moved({"next_batch": 3}, 64, ["batch_size"])
+  >>> _moved({"next_batch": 3}, 64, ["batch_size"], "own")
   {'next_example': 192}
   """
-  if other := [name for name in changed if name in _OF_STREAM]:
+  fields = (*_OF_STREAM, "seed") if order == "own" else _OF_STREAM
+  if other := [name for name in changed if name in fields]:
     _log.warning(
       "another %s: the saved position means nothing there; starting an epoch",
       ", ".join(other),

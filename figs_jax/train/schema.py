@@ -144,9 +144,7 @@ SHARED: dict[str, Field] = {
     "Largest global norm of the gradient; 0 disables clipping.",
     Number("[0, 1e9]"),
   ),
-  "ema_decay": Field(
-    0.0, "Decay of the averaged weights; 0 keeps none.", _RATE
-  ),
+  "ema_decay": Field(0.0, "Decay of averaged weights; 0 keeps none.", _RATE),
   "label_smoothing": Field(
     0.0, "Share of each target spread over all classes.", _RATE
   ),
@@ -178,8 +176,13 @@ SHARED: dict[str, Field] = {
   ),
   "data.seed": Field(
     0,
-    "Seed for order and augmentation, shared by all seeds of the model.",
+    "Seed for the order and augmentation of the data; see data.order.",
     _SEED,
+  ),
+  "data.order": Field(
+    "own",
+    "Order and augmentation: own per seed (data.seed + seed) or shared by all.",
+    Word(("own", "shared")),
   ),
   "data.data_dir": Field(
     str,
@@ -536,9 +539,10 @@ def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
     name: field.meaning
     for name, field in own("vocabulary" in config.data).items()
   }
-  model = inspect.getdoc(models.FAMILIES[config.family])
-  known |= _under("model", docstrings.entries(model))
-  known |= _under("recipe", listing.meanings(config.recipe.name))
+  model = docstrings.entries(inspect.getdoc(models.FAMILIES[config.family]))
+  known |= {f"model.{name}": meaning for name, meaning in model.items()}
+  recipe = listing.meanings(config.recipe.name)
+  known |= {f"recipe.{name}": meaning for name, meaning in recipe.items()}
   known["recipe.name"] = _RECIPE
   return {name: known.get(name, "") for name in flat(config.to_dict())}
 
@@ -564,7 +568,3 @@ def field_list(config: config_dict.ConfigDict, width: int = 80) -> str:
       break_on_hyphens=False,
     )
   return "\n".join(lines)
-
-
-def _under(group: str, meanings: Mapping[str, str]) -> dict[str, str]:
-  return {f"{group}.{name}": meaning for name, meaning in meanings.items()}

@@ -45,25 +45,42 @@ def create_states(make: Callable[[Array], TrainState], seeds: Sequence[int]):
 
 
 def step_seeds(
-  state: TrainState, batch: Any, *, mode: Mode = "vmap"
+  state: TrainState,
+  batch: Any,
+  *,
+  batch_axis: Literal[0] | None = None,
+  mode: Mode = "vmap",
 ) -> tuple[TrainState, dict[str, Any]]:
-  """`train.state.update` of every seed on one batch; metrics gain the axis.
+  """`train.state.update` of every seed; metrics gain the axis.
 
   Args:
     state: State from `create_states`.
-    batch: Batch that all seeds share.
+    batch: Batch of all seeds.
+    batch_axis: Axis of the seeds in the batch: 0 if each seed has its own
+      batch, None if all share one.
     mode: "vmap" runs the seeds together, "map" one after the other inside the
       same compiled step, which is faster on few CPU cores. The results agree.
-  """
-  lone = axes(state)
-  if mode == "vmap":
-    return jax.vmap(update, in_axes=(lone, None), out_axes=(lone, 0))(
-      state, batch
-    )
 
-  seeds = state.seed.shape[0]
+  Raises:
+    ValueError: If `batch_axis` is 0 and the batch has another number of seeds.
+  """
+  lone, seeds = axes(state), state.seed.shape[0]
+  if batch_axis == 0:
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if counts - {(seeds,)}:
+      raise ValueError(
+        f"batch: expected a leading axis of {seeds} seeds, got leading sizes"
+        f" {sorted(counts)}; use batch_axis=None for a batch that all share"
+      )
+  if mode == "vmap":
+    step = jax.vmap(update, (lone, batch_axis), (lone, 0))
+    return step(state, batch)
+
   each = dataclasses.replace(state, step=jnp.full(seeds, state.step))
-  new, metrics = jax.lax.map(lambda lone: update(lone, batch), each)
+  if batch_axis == 0:
+    new, metrics = jax.lax.map(lambda pair: update(*pair), (each, batch))
+  else:
+    new, metrics = jax.lax.map(lambda lone: update(lone, batch), each)
   return dataclasses.replace(new, step=new.step[0]), metrics
 
 

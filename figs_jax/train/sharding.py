@@ -56,9 +56,19 @@ def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
   )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Splits the leading axis over both mesh axes."""
-  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def batch_sharding(mesh: Mesh, seeds: bool = False) -> NamedSharding:
+  """Splits the batch axis over both mesh axes.
+
+  Args:
+    mesh: Mesh from `make_mesh`.
+    seeds: Whether an axis of seeds, which is never split, leads the batch axis.
+
+  >>> tuple(batch_sharding(make_mesh(), seeds=True).spec)
+  (None, ('data', 'fsdp'))
+  """
+  axes = ("data", "fsdp")
+  spec = PartitionSpec(None, axes) if seeds else PartitionSpec(axes)
+  return NamedSharding(mesh, spec)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -25,6 +25,27 @@ from figs_jax.train.text_scores import Bleu, ExactMatch, GlueScore, TokenLoss
 _ROWS = 128
 
 
+def stream_seed(config: config_dict.ConfigDict) -> int | list[int]:
+  """Seed of the training stream; one per seed if each has its own.
+
+  Seed i of a run with several reads what a run of that seed alone reads.
+
+  >>> from figs_jax.train.config import default_config
+  >>> config = default_config("figs")
+  >>> config.seed, config.seeds, config.data.seed = 5, 3, 20
+  >>> stream_seed(config)
+  [25, 26, 27]
+  >>> config.data.order = "shared"
+  >>> stream_seed(config)
+  20
+  """
+  first = config.data.seed
+  if config.data.order == "shared":
+    return first
+  first += config.seed
+  return [first + i for i in range(config.seeds)] if config.seeds else first
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageClassification:
   """Images with one label each."""
@@ -72,7 +93,7 @@ class ImageClassification:
       options.name,
       options.train_split,
       batch_size,
-      seed=options.seed,
+      seed=stream_seed(self.config),
       augment=options.augment,
       image_size=options.image_size,
       data_dir=options.data_dir,
@@ -155,7 +176,7 @@ class Text:
       self.texts,
       options.train_split,
       batch_size,
-      seed=options.seed,
+      seed=stream_seed(self.config),
       workers=options.workers,
       **shard,
     )

@@ -120,6 +120,48 @@ def test_shards_augment_differently(digits_dir, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_seeds_have_the_streams_of_their_own(kind, make):
+  """As single seeds read them, also in a shard and from a position on."""
+  for shard in ({}, {"shard_index": 1, "num_shards": 2}):
+    several = make(kind, seed=[3, 4], **shard)
+    lone = [take(make(kind, seed=seed, **shard), 7) for seed in (3, 4)]
+    wanted = [
+      {name: np.stack([b[name] for b in pair]) for name in pair[0]}
+      for pair in zip(*lone)
+    ]
+    assert_equal(take(several, 2), wanted[:2])
+    position = several.get_state()
+    assert position == {"next_example": 2 * 8 * shard.get("num_shards", 1)}
+    take(several, 3)
+    several.set_state(position)
+    assert_equal(take(several, 5), wanted[2:])  # from the first epoch on
+    several.close()
+  assert (wanted[0]["image"][0] != wanted[0]["image"][1]).any()
+
+
+def test_one_seed_in_a_list_has_its_axis_and_none_is_an_error(make):
+  (batch,) = take(make("vectorised", seed=[3]), 1)
+  assert batch["image"].shape == (1, 8, 8, 8, 1)
+  for seed in ([], [3, -1]):
+    with pytest.raises(ValueError, match="one seed"):
+      make("vectorised", seed=seed)
+
+
+def test_many_seeds_draw_each_permutation_once(monkeypatch):
+  drawn = []
+  generator = np.random.Generator
+  monkeypatch.setattr(
+    np.random, "Generator", lambda bits: drawn.append(0) or generator(bits)
+  )
+  orders = [Order(12, 4, seed) for seed in range(20)]
+  for i in range(6):
+    for order in orders:
+      order[i]
+  assert len(drawn) == 20 * 2  # epochs
+  assert pickle.loads(pickle.dumps(orders[3])) == orders[3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_resuming_is_bit_exact(kind, make):
   whole = take(make(kind), 12)
   for stop in (0, 1, 5, 11):
@@ -162,8 +204,8 @@ def test_threads_change_nothing(kind, make):
 
 @pytest.mark.slow
 def test_worker_processes_change_nothing(make):
-  inline = make("cached")
-  workers = make("cached", workers=2)
+  inline = make("cached", seed=[3, 4])
+  workers = make("cached", seed=[3, 4], workers=2)
   assert_equal(take(workers, 5), take(inline, 5))
   state = workers.get_state()
   workers.close()

@@ -116,10 +116,36 @@ def test_shards_are_the_one_stream(request, kind):
         )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_seeds_have_the_streams_of_their_own(request, kind):
+  texts = texts_of(request, kind)
+
+  def make(seed):
+    options = {"start": 1, "shard_index": 1, "num_shards": 2}
+    return text.train_batches(texts, "train", 4, seed=seed, **options)
+
+  lone = [take(make(seed), 5) for seed in (3, 4)]
+  wanted = [
+    {name: np.stack([b[name] for b in pair]) for name in pair[0]}
+    for pair in zip(*lone)
+  ]
+  several = make([3, 4])
+  assert_equal(take(several, 2), wanted[:2])
+  position = several.get_state()
+  assert position == {"next_example": 3 * 8}
+  take(several, 1)
+  several.set_state(position)
+  assert_equal(take(several, 3), wanted[2:])
+  several.close()
+  assert (wanted[0]["inputs"][0] != wanted[0]["inputs"][1]).any()
+
+
 @pytest.mark.slow
 def test_worker_processes_change_nothing(denoising):
-  inline = text.train_batches(denoising, "train", 8, seed=3)
-  workers = text.train_batches(denoising, "train", 8, seed=3, workers=2)
+  inline, workers = (
+    text.train_batches(denoising, "train", 8, seed=[3, 4], workers=count)
+    for count in (0, 2)
+  )
   assert_equal(take(workers, 5), take(inline, 5))
   workers.close()
 

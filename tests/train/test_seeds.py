@@ -27,14 +27,21 @@ class Net(nnx.Module):
     return self.out(self.drop(nnx.relu(self.hidden(x))))
 
 
-def maker(name):
+def maker(name, parts=1):
   recipe = recipes.create(name, "1:4", total_steps=30)
 
   def make(seed):
     model = Net(nnx.Rngs(jax.random.key(seed)))
     model = figs.sparsify(model, recipe)
     tx = recipe.adamw(1e-2)
-    return TrainState.create(model, recipe, tx, seed=seed, diagnose_every=10)
+    return TrainState.create(
+      model,
+      recipe,
+      tx,
+      seed=seed,
+      grad_accum_steps=parts,
+      diagnose_every=10,
+    )
 
   return make
 
@@ -96,6 +103,38 @@ def test_each_seed_equals_its_single_run(single_runs, mode):
       jax.tree.leaves(taken.params), jax.tree.leaves(lone[k].params)
     ):
       np.testing.assert_allclose(a, b, atol=5e-3)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_each_seed_on_its_own_batches(parts):
+  """Losses and weights of single runs that read one batch of each stack."""
+  make = maker("ste", parts)
+  states = {mode: seeds.create_states(make, SEEDS) for mode in ("vmap", "map")}
+  lone, step = [make(seed) for seed in SEEDS], jax.jit(update)
+  many = jax.jit(seeds.step_seeds, static_argnames=("batch_axis", "mode"))
+  for i in range(4):
+    own = [batch_of(10 * i + k) for k in range(len(SEEDS))]
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
+    losses = []
+    for k, batch in enumerate(own):
+      lone[k], metrics = step(lone[k], batch)
+      losses.append(metrics["loss"])
+    for mode, state in states.items():
+      states[mode], metrics = many(state, stack, batch_axis=0, mode=mode)
+      np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+  for state in states.values():
+    for one, wanted in zip(seeds.singles(state), lone):
+      jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        one.params,
+        wanted.params,
+      )
+
+
+def test_a_batch_of_another_number_of_seeds_is_refused():
+  state = seeds.create_states(maker("ste"), SEEDS)
+  with pytest.raises(ValueError, match=r"axis of 3 seeds, got .*\(12,\)"):
+    seeds.step_seeds(state, batch_of(0), batch_axis=0)
 
 
 def test_branches_stay_branches():

@@ -24,12 +24,14 @@ def losses(config, steps=20):
   )
   state = experiment.placed_state(shardings)
   step = compiled_step(experiment, shardings)
+  sharding = batch_sharding(mesh, experiment.batch_axis == 0)
+  lead = (len(experiment.seeds), 16) if experiment.batch_axis == 0 else (16,)
+  labels = np.broadcast_to(np.arange(16, dtype=np.int32) % 10, lead)
   out = []
   for i in range(steps):
-    key = jax.random.key(i)
-    image = np.asarray(jax.random.normal(key, (16, 8, 8, 1)))
-    batch = {"image": image, "label": np.arange(16, dtype=np.int32) % 10}
-    batch = jax.device_put(batch, batch_sharding(mesh))
+    image = jax.random.normal(jax.random.key(i), (*lead, 8, 8, 1))
+    batch = {"image": np.asarray(image), "label": labels}
+    batch = jax.device_put(batch, sharding)
     state, metrics = step(state, batch)
     out.append(np.asarray(metrics["loss"]))
   assert step._cache_size() == 1
@@ -62,8 +64,10 @@ def test_eight_devices_give_the_same_losses(
 
 
 @pytest.mark.slow
-def test_seeds_on_a_mesh(tiny_config):
-  base = {"total_steps": 24, "seeds": 2, "seeds_mode": "vmap"}
+@pytest.mark.parametrize("order, mode", [("own", "map"), ("shared", "vmap")])
+def test_seeds_on_a_mesh(tiny_config, order, mode):
+  base = {"total_steps": 24, "seeds": 2, "seeds_mode": mode}
+  base["data.order"] = order
   one, _ = losses(tiny_config("figs", **base), steps=6)
   many, _ = losses(
     tiny_config("figs", **base, **{"mesh.data": 2, "mesh.fsdp": 2}), steps=6
