@@ -1,8 +1,8 @@
 """Image batches for training and evaluation, deterministic and resumable.
 
-Batches are dicts of NumPy arrays: `image` float32 [batch, size, size, c] in
-[-1, 1] (pixel / 127.5 - 1) and `label` int32 [batch]; evaluation adds `valid`
-bool [batch].
+Batches are dicts of NumPy arrays: `image` float32 [batch, size, size, c], in
+[-1, 1] by default, and `label` int32 [batch]; evaluation adds `valid` bool
+[batch].
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from figs_jax.data import augment as augment_lib
 from figs_jax.data import sources
 from figs_jax.data.opened import DEFAULTS, Options
+from figs_jax.data.pixels import HALF, PixelScale
 from figs_jax.data.stream import (
   Batch,
   Examples,
@@ -40,13 +41,11 @@ class _Prepare(grain.transforms.RandomMap):
 
   examples: Examples
   augment: augment_lib.Augment
+  scale: PixelScale
 
   def random_map(self, element: np.ndarray, rng: np.random.Generator) -> Any:
     images, labels = self.examples[np.maximum(element, 0)]
-    pixels = self.augment(images, rng)
-    image = pixels.astype(np.float32)
-    image *= np.float32(1 / 127.5)
-    image -= np.float32(1)
+    image = self.scale(self.augment(images, rng))
     valid = element >= 0
     if valid.all():
       return {"image": image, "label": labels, "valid": valid}
@@ -82,6 +81,7 @@ class _Pipeline:
 
   examples: Examples
   augment: augment_lib.Augment
+  scale: PixelScale
   size: int
   batch_size: int
   threads: int = _THREADS
@@ -117,7 +117,7 @@ class _Pipeline:
     return (
       grain.MapDataset.source(_Spread(chunks, num_shards))
       .seed(seed)
-      .random_map(_Prepare(self.examples, self.augment))
+      .random_map(_Prepare(self.examples, self.augment, self.scale))
     )[shard_index::num_shards][start * self._per_batch :]
 
   def iterate(
@@ -161,6 +161,7 @@ def train_batches(
   seed: int | Sequence[int],
   augment: str = "standard",
   image_size: int | None = None,
+  scale: PixelScale = HALF,
   start: int = 0,
   shard_index: int = 0,
   num_shards: int = 1,
@@ -182,6 +183,7 @@ def train_batches(
     augment: "none", "standard" or "rand-m15-n2"; see `augment.standard`.
     image_size: Side of the images. Defaults to the data set's, or to 224 if its
       images vary in size.
+    scale: Mean and standard deviation of the pixels.
     start: Number of the first batch, as `set_state` would set it.
     shard_index: Index of the shard that this process reads.
     num_shards: Number of shards.
@@ -198,9 +200,11 @@ def train_batches(
   """
   check_stream(batch_size, shard_index, num_shards, start, workers, seed)
   examples, train, _, size, data_set = _open(
-    name, split, image_size, augment, data_dir, download, options
+    name, split, image_size, augment, scale, data_dir, download, options
   )
-  pipeline = _Pipeline(examples, train, size, batch_size, threads, workers)
+  pipeline = _Pipeline(
+    examples, train, scale, size, batch_size, threads, workers
+  )
   shard = (shard_index, num_shards)
 
   def of_seed(seed: int, first: int) -> grain.MapDataset:
@@ -248,6 +252,7 @@ def eval_batches(
   batch_size: int,
   *,
   image_size: int | None = None,
+  scale: PixelScale = HALF,
   shard_index: int = 0,
   num_shards: int = 1,
   data_dir: str | None = None,
@@ -265,6 +270,7 @@ def eval_batches(
     split: Split, see `load`.
     batch_size: Batch size of this shard.
     image_size: Side of the images, see `train_batches`.
+    scale: Mean and standard deviation of the pixels.
     shard_index: Index of the shard that this process reads.
     num_shards: Number of shards.
     data_dir: Directory of the data sets, see `load`.
@@ -278,9 +284,9 @@ def eval_batches(
   """
   check_shards(batch_size, shard_index, num_shards)
   examples, _, evaluate, size, _ = _open(
-    name, split, image_size, "none", data_dir, download, options
+    name, split, image_size, "none", scale, data_dir, download, options
   )
-  pipeline = _Pipeline(examples, evaluate, size, batch_size, threads)
+  pipeline = _Pipeline(examples, evaluate, scale, size, batch_size, threads)
   count = len(examples)
   batches = -(-count // (batch_size * num_shards))
   numbers = np.full(batches * batch_size, -1)
@@ -289,7 +295,7 @@ def eval_batches(
   return EvalBatches(count, numbers.reshape(-1, pipeline.chunk), pipeline)
 
 
-def _open(name, split, image_size, augment, data_dir, download, options):
+def _open(name, split, image_size, augment, scale, data_dir, download, options):
   """Opens a split: (examples, train and eval preprocessing, side, name)."""
   builder = sources.find(
     name, data_dir=data_dir, download=download, options=options
@@ -299,6 +305,7 @@ def _open(name, split, image_size, augment, data_dir, download, options):
   fixed = shape[0] if shape[0] == shape[1] else None
   size = image_size or fixed or _DEFAULT_SIZE
   train, evaluate = augment_lib.standard(builder.name, shape, size, augment)
+  scale.check(shape[-1])
   source = sources.source_of(builder, split)
   examples = Examples(source, shape, classes=info.num_classes)
   return examples, train, evaluate, size, identity([builder])

@@ -26,12 +26,14 @@ from figs_jax.core.legal import (
   Integer,
   Legal,
   Number,
+  Numbers,
   Several,
   Typed,
   Unchecked,
   Word,
   suggestion,
 )
+from figs_jax.data.pixels import NAMED
 from figs_jax.recipes import docstrings, listing, registry
 from figs_jax.recipes.checks import shown
 
@@ -228,6 +230,18 @@ IMAGES: dict[str, Field] = {
     str,
     "Directory of idx files to prepare fashion_mnist, mnist, kmnist or emnist"
     " from.",
+  ),
+  "data.mean": Field(
+    "half",
+    "Mean of the pixels, from 0 to 1: half (0.5), imagenet, or a number per"
+    " channel.",
+    Numbers(_SHARE, tuple(NAMED)),
+  ),
+  "data.std": Field(
+    "half",
+    "Their standard deviation, likewise; the model sees (pixel / 255 - mean) /"
+    " std.",
+    Numbers(Number("(0, 10]"), tuple(NAMED)),
   ),
   "data.augment": Field(
     "none",
@@ -516,6 +530,12 @@ def _check_together(fields: Mapping[str, Any]) -> None:
     raise ConfigError(
       "--config.optimizer.warmup_steps: expected less than total_steps="
       f"{steps}, got {warmup}"
+    )
+  mean, std = fields.get("data.mean"), fields.get("data.std")
+  if mean != std and {mean, std} & set(NAMED):
+    raise ConfigError(
+      f"--config.data.std: expected the name of both, or numbers for both, got"
+      f" mean {mean} and std {std}"
     )
   patch = re.fullmatch(r"\w+/(\d{1,4})", fields["variant"])
   if fields["family"] == "vit" and patch and int(patch[1]):

@@ -16,6 +16,7 @@ from ml_collections import config_dict
 from figs_jax import data, models
 from figs_jax.data import text
 from figs_jax.data.opened import Options
+from figs_jax.data.pixels import PixelScale
 from figs_jax.train.config import reads_text
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
 from figs_jax.train.metrics import LabelAccuracy
@@ -96,6 +97,7 @@ class ImageClassification:
       seed=stream_seed(self.config),
       augment=options.augment,
       image_size=options.image_size,
+      scale=PixelScale.parse(options.mean, options.std),
       data_dir=options.data_dir,
       download=options.download,
       options=Options.of(options),
@@ -113,6 +115,7 @@ class ImageClassification:
       options.eval_split,
       batch_size or options.eval_batch_size,
       image_size=options.image_size,
+      scale=PixelScale.parse(options.mean, options.std),
       data_dir=options.data_dir,
       download=options.download,
       options=Options.of(options),

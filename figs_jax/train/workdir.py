@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import grp
+import logging
 import math
 import os
 import pwd
@@ -14,7 +15,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
-from figs_jax.data import own_data
+from figs_jax.data import own_data, pixels
 from figs_jax.data.opened import Options
 from figs_jax.data.text import writes_nothing
 from figs_jax.export.reader import machine_memory
@@ -29,6 +30,7 @@ from figs_jax.train.config import (
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.state import TrainState
 
+_log = logging.getLogger("figs_jax")
 _NAME_YOURS = (
   "name yours with --data_dir=, or in training with --config.data.data_dir="
 )
@@ -257,13 +259,29 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
     "resize_positions": config.init_resize_positions,
   }
   if not (path / "checkpoints").is_dir():
-    return pretrained.read(model, path, **options)
+    weights = pretrained.read(model, path, **options)
+    if "mean" in config.data:
+      _compare_pixels(path, config.data)
+    return weights
   source = _dense_model(path, config.init_seed, config.data.data_dir)
   tensors = {
     name: pretrained.Tensor(value.shape, value.dtype, lambda v=value: v)
     for name, value in pretrained.published(source).items()
   }
   return pretrained.matched(model, tensors, where=str(path), **options)
+
+
+def _compare_pixels(path: Path, fields: config_dict.ConfigDict) -> None:
+  """Warns if published weights expect pixels of another scale."""
+  wanted = pixels.published(path)
+  given = pixels.PixelScale.parse(fields.mean, fields.std)
+  if wanted is not None and wanted != given:
+    _log.warning(
+      "%s: these weights expect pixels of another scale, so their logits will"
+      " differ; set %s",
+      path,
+      wanted.words(),
+    )
 
 
 def _dense_model(workdir: Path, seed: int, data_dir: str | None) -> nnx.Module:
