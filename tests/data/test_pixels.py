@@ -92,7 +92,7 @@ def test_wrong_scales_are_one_line(tiny_config, mean, std, message):
     check(config)
 
 
-HALF3, IMAGENET = [0.5] * 3, list(pixels.NAMED["imagenet"][0])
+HALVES, IMAGENET = [0.5] * 3, list(pixels.NAMED["imagenet"][0])
 
 
 @pytest.mark.parametrize(
