@@ -19,6 +19,7 @@ from figs_jax.data import augment as augment_lib
 from figs_jax.data import sources
 from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.pixels import HALF, PixelScale
+from figs_jax.data.python_data import PythonData
 from figs_jax.data.stream import (
   Batch,
   Examples,
@@ -154,7 +155,7 @@ class _Pipeline:
 
 
 def train_batches(
-  name: str,
+  name: str | PythonData,
   split: str,
   batch_size: int,
   *,
@@ -174,7 +175,7 @@ def train_batches(
   """An endless, shuffled, augmented stream of batches.
 
   Args:
-    name: Data set, see `load`.
+    name: Data set, see `load`, or data of a program.
     split: Split, see `load`.
     batch_size: Batch size of this shard: the global batch size divided by
       `num_shards`.
@@ -247,7 +248,7 @@ class EvalBatches:
 
 
 def eval_batches(
-  name: str,
+  name: str | PythonData,
   split: str,
   batch_size: int,
   *,
@@ -266,7 +267,7 @@ def eval_batches(
   `valid` False, so that one compilation serves all batches.
 
   Args:
-    name: Data set, see `load`.
+    name: Data set, see `load`, or data of a program.
     split: Split, see `load`.
     batch_size: Batch size of this shard.
     image_size: Side of the images, see `train_batches`.

@@ -25,8 +25,16 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from figs_jax.data import bundled, digits, idx, own_data, stdlib_text
+from figs_jax.data import (
+  bundled,
+  digits,
+  idx,
+  own_data,
+  python_data,
+  stdlib_text,
+)
 from figs_jax.data.opened import DEFAULTS, Options
+from figs_jax.data.python_data import Builder, PythonData
 
 _BUNDLED = {"digits": digits.prepare, "stdlib_text": stdlib_text.prepare}
 # Without TensorFlow, tfds finds c4 and translations only after these imports.
@@ -80,7 +88,7 @@ class Description:
 
 
 def describe(
-  name: str,
+  name: str | PythonData,
   *,
   data_dir: str | None = None,
   source: str | None = None,
@@ -106,7 +114,7 @@ def describe(
   return describe_builder(builder)
 
 
-def describe_builder(builder: tfds.core.DatasetBuilder) -> Description:
+def describe_builder(builder: Builder) -> Description:
   """Describes the image data set of a builder from `find`."""
   features = builder.info.features
   is_dict = isinstance(features, tfds.features.FeaturesDict)
@@ -155,9 +163,10 @@ def load(
   return source_of(builder, split)
 
 
-def source_of(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Any]:
+def source_of(builder: Builder, split: str) -> Sequence[Any]:
   """Opens a split of a builder from `find`; see `load`."""
-  _check_prepared(builder)
+  if not isinstance(builder, PythonData):
+    _check_prepared(builder)
   known = builder.info.splits
   for part in re.findall(r"(?:^|\+)\s*(\w+)", split):
     if known and part not in known:
@@ -193,23 +202,31 @@ def source_of(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Any]:
 
 
 def find(
-  name: str,
+  name: str | PythonData,
   *,
   data_dir: str | None = None,
   download: bool = False,
   source: str | None = None,
   options: Options = DEFAULTS,
-) -> tfds.core.DatasetBuilder:
+) -> Builder:
   """Finds the builder of a data set; see `load` for arguments and errors.
 
   Args:
-    name: Data set, see `load`.
+    name: Data set, see `load`; data of a program are their own builder.
     data_dir: Directory of the data sets, see `load`.
     download: Whether to download a missing data set, see `load`.
     source: Directory of the idx files of a data set that is not prepared yet.
       Defaults to that of Debian's package.
     options: How data of one's own are read.
   """
+  if isinstance(name, PythonData):
+    return name
+  if name == python_data.NAME:
+    raise DataError(
+      "data set 'python': expected the data of the program that trained on"
+      " them; give them as data= to train, or to restore of"
+      " figs_jax.train.workdir"
+    )
   if source and name not in idx.NAMES:
     raise DataError(
       "--config.data.source: expected a data set of idx files"

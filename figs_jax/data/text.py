@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from figs_jax.data import sources, text_to_text
 from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.own_vocabulary import path_of_pieces, vocabulary_of
+from figs_jax.data.python_data import Builder, PythonData
 from figs_jax.data.segments import Segments, segments_of
 from figs_jax.data.span_corruption import SpanCorruption
 from figs_jax.data.stream import (
@@ -45,7 +46,7 @@ _THREADS = 16
 class Denoising:
   """Span corruption of a data set's `text`."""
 
-  builder: tfds.core.DatasetBuilder
+  builder: Builder
   vocabulary: Vocabulary
   corruption: SpanCorruption
   names: tuple[str, ...] = ("denoising",)
@@ -78,7 +79,7 @@ class Denoising:
 class TextToText:
   """One or several concatenated tasks as text-to-text pairs."""
 
-  builders: tuple[tfds.core.DatasetBuilder, ...]
+  builders: tuple[Builder, ...]
   vocabulary: Vocabulary
   input_length: int
   target_length: int
@@ -94,7 +95,7 @@ class TextToText:
 
   @property
   def is_own(self) -> bool:
-    return self.builders[0].name == text_to_text.OWN
+    return self.builders[0].name in text_to_text.OWN
 
   def answers(self) -> dict[str, np.ndarray]:
     """Ids of all answers by task with labels, int32 [classes, target_length].
@@ -156,7 +157,7 @@ class Tasks(Sequence):
 
   def __init__(
     self,
-    builders: Sequence[tfds.core.DatasetBuilder],
+    builders: Sequence[Builder],
     parts: Sequence[Sequence[Any]],
   ):
     self.cached = False
@@ -203,7 +204,7 @@ def writes_nothing(
   return os.path.exists(path_of_pieces(size, builder, root))
 
 
-def _parts_of(name: str) -> list[str]:
+def _parts_of(name: str | PythonData) -> list[str | PythonData]:
   """The data sets of a name: "glue" is all tasks, tfds would take its first."""
   if name != "glue":
     return [name]
@@ -211,7 +212,7 @@ def _parts_of(name: str) -> list[str]:
 
 
 def find_texts(
-  name: str,
+  name: str | PythonData,
   *,
   vocabulary: str = "bytes",
   input_length: int,
@@ -226,7 +227,8 @@ def find_texts(
 
   Args:
     name: "stdlib_text", "text:FILE", "glue" (all tasks), "glue/sst2",
-      "wmt14_translate/de-en", "c4", or any data set with a `text` feature.
+      "wmt14_translate/de-en", "c4", any data set with a `text` feature, or data
+      of a program.
     vocabulary: "bytes", the path of a sentencepiece model, or
       "sentencepiece:SIZE", which trains SIZE pieces on the training split once
       and keeps them below the data directory.
@@ -250,7 +252,7 @@ def find_texts(
   )
   builder = builders[0]
   is_task = text_to_text.reader(builder) is not None
-  of_labels = builder.name == text_to_text.OWN and text_to_text.has_labels(
+  of_labels = builder.name in text_to_text.OWN and text_to_text.has_labels(
     builder
   )
   if not is_task and not _has_text(builder):
@@ -429,13 +431,13 @@ def _read(stream: Any, examples: Any, threads: int) -> Any:
   return stream.to_iter_dataset(options)
 
 
-def _has_text(builder: tfds.core.DatasetBuilder) -> bool:
+def _has_text(builder: Builder) -> bool:
   features = builder.info.features
   is_dict = isinstance(features, tfds.features.FeaturesDict)
   return is_dict and "text" in features
 
 
-def _task_name(builder: tfds.core.DatasetBuilder) -> str:
+def _task_name(builder: Builder) -> str:
   config = builder.builder_config
   return config.name if config else builder.name
 

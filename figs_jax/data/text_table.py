@@ -17,17 +17,16 @@ import functools
 import io
 import itertools
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from figs_jax.data import saved_datasets
-from figs_jax.data.opened import Opened, Options, digest_of_all, held_out
+from figs_jax.data.opened import Opened, Options, digest_of_all
+from figs_jax.data.text_rows import Columns, in_splits
 
 _TEXT = ("text", "sentence", "input", "inputs")
 _LABEL = ("label", "labels", "class", "category")
@@ -47,14 +46,6 @@ class _Table(NamedTuple):
   where: str
   columns: Sequence[str]
   rows: Iterable[tuple[str, Mapping[str, Any]]]
-
-
-class _Columns(NamedTuple):
-  """The columns that are read; `other` has labels or targets."""
-
-  text: str
-  other: str
-  is_label: bool
 
 
 def open_text(path: Path, options: Options) -> Opened:
@@ -98,40 +89,19 @@ def _examples(path: Path, options: Options) -> dict[str, Any]:
 
 def _read(
   path: Path, options: Options
-) -> tuple[_Columns, list[str], dict[str, list[tuple[str, str]]]]:
+) -> tuple[Columns, list[str], dict[str, list[tuple[str, str]]]]:
   """The columns, the names of classes, and pairs of texts by split."""
   tables = {split: table() for split, table in _tables(path).items()}
   columns = _columns(tables["train"], options)
-  names: list[str] = []
-  splits = {}
-  for split, table in tables.items():
+  for table in tables.values():
     if columns.text not in table.columns or columns.other not in table.columns:
       raise _missing(table, columns[:2], "name them as in train")
-    pairs = list(_pairs(table, columns, names if split != "train" else None))
-    if not pairs:
-      raise ValueError(f"{table.where}: expected rows, got none")
-    if split == "train" and columns.is_label:
-      names = _in_order({label for _, label in pairs})
-      if len(names) < 2:
-        raise ValueError(
-          f"{table.where}: expected two or more labels in column"
-          f" {columns.other}, got only {names[0]!r}"
-        )
-    splits[split] = pairs
-  if len(splits) == 1:
-    pairs = splits["train"]
-    index = {name: i for i, name in enumerate(names)}
-    labels = np.array([index.get(other, 0) for _, other in pairs])
-    fix = "a test part, as train and test in a directory"
-    test = held_out(str(path), labels, fix).tolist()
-    for split, wanted in (("train", False), ("test", True)):
-      splits[split] = [
-        x for x, is_test in zip(pairs, test) if is_test == wanted
-      ]
-  return columns, names, splits
+  rows = {split: table.rows for split, table in tables.items()}
+  fix = "a test part, as train and test in a directory"
+  return columns, *in_splits(str(path), rows, columns, fix)
 
 
-def _columns(table: _Table, options: Options) -> _Columns:
+def _columns(table: _Table, options: Options) -> Columns:
   """Columns by the names in the options, or else by their usual ones."""
   usual = {name.strip().lower(): name for name in reversed(table.columns)}
 
@@ -169,7 +139,7 @@ def _columns(table: _Table, options: Options) -> _Columns:
       "name yours with --config.data.label_column or"
       " --config.data.target_column",
     )
-  return _Columns(text, other, label is not None)
+  return Columns(text, other, label is not None)
 
 
 def _missing(table: _Table, wanted: Sequence[str], fix: str) -> ValueError:
@@ -178,71 +148,6 @@ def _missing(table: _Table, wanted: Sequence[str], fix: str) -> ValueError:
     f"{table.where}: expected a column {', '.join(wanted)}, got"
     f" {', '.join(shown[:8]) or 'none'}{', ...' * (len(shown) > 8)}; {fix}"
   )
-
-
-def _pairs(
-  table: _Table, columns: _Columns, names: Sequence[str] | None
-) -> Iterator[tuple[str, str]]:
-  """Each text and its label or target; labels are checked against names."""
-  for where, row in table.rows:
-    for name in columns[:2]:
-      if name not in row:
-        raise ValueError(
-          f"{where}: expected a column {name}, got {', '.join(row) or 'none'}"
-        )
-    text = _text(f"{where}: {columns.text}", row[columns.text])
-    place = f"{where}: {columns.other}"
-    if not columns.is_label:
-      yield text, _text(place, row[columns.other])
-      continue
-    label = _label(place, row[columns.other])
-    if names is not None and label not in names:
-      raise ValueError(
-        f"{place}: expected a label of train ({', '.join(names[:8])}"
-        f"{', ...' * (len(names) > 8)}), got {label}"
-      )
-    yield text, label
-
-
-def _text(where: str, value: Any) -> str:
-  if not isinstance(value, str) or not value.strip():
-    got = "an empty one" if isinstance(value, str) else repr(value)[:40]
-    raise ValueError(f"{where}: expected text, got {got}")
-  try:
-    value.encode()
-  except UnicodeEncodeError as error:
-    raise ValueError(f"{where}: expected text, got half a character") from error
-  return value
-
-
-def _label(where: str, value: Any) -> str:
-  """A label as a word, without spaces around it.
-
-  >>> _label("row 0", True), _label("row 0", 7), _label("row 0", " so  so ")
-  ('true', '7', 'so so')
-  """
-  if isinstance(value, bool):
-    return str(value).lower()
-  word = str(value) if isinstance(value, int) else value
-  if isinstance(word, str):
-    word = " ".join(word.split())
-  if not word or not isinstance(word, str) or re.fullmatch(r"-\d+", word):
-    raise ValueError(
-      f"{where}: expected a label, a word or an integer of 0 or more, got"
-      f" {repr(value)[:40]}"
-    )
-  return _text(where, word)
-
-
-def _in_order(labels: Iterable[str]) -> list[str]:
-  """Labels sorted as numbers if all are, and else as words.
-
-  >>> _in_order({"10", "2"}), _in_order({"10", "2", "x"})
-  (['2', '10'], ['10', '2', 'x'])
-  """
-  words = sorted(labels)
-  numbers = all(re.fullmatch("[0-9]+", word) for word in words)
-  return sorted(words, key=int) if numbers else words
 
 
 def _by_split(path: Path) -> dict[str, Path]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from figs_jax.data.python_data import Builder
 from figs_jax.data.sources import as_text
 
 Texts = tuple[str, str]
@@ -30,7 +31,7 @@ Reader = Callable[[Mapping[str, Any]], Texts]
 
 # Without wnli and ax, which published averages leave out.
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
-OWN = "text"  # the builder of text:FILE
+OWN = ("text", "python")  # the builders of text:FILE and of `PythonData`
 _LANGUAGES = {
   "cs": "Czech", "de": "German", "en": "English", "es": "Spanish",
   "fi": "Finnish", "fr": "French", "hi": "Hindi", "lv": "Latvian",
@@ -46,24 +47,24 @@ class HiddenLabel(Exception):
   """Raised for an example of a split whose labels are not published."""
 
 
-def reader(builder: tfds.core.DatasetBuilder) -> Reader | None:
+def reader(builder: Builder) -> Reader | None:
   """The function from an example to (inputs, targets); None for other sets."""
   features = builder.info.features
   if is_translation(builder):
     return _translation(list(features.languages))
   if builder.name == "glue":
     return _glue(builder.builder_config.name, features)
-  if builder.name == OWN:
+  if builder.name in OWN:
     return _own(features)
   return None
 
 
-def has_labels(builder: tfds.core.DatasetBuilder) -> bool:
+def has_labels(builder: Builder) -> bool:
   """Whether the targets are the names of labels."""
   return not is_translation(builder) and "label" in builder.info.features
 
 
-def labels(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
+def labels(builder: Builder) -> tuple[str, ...]:
   """The possible targets if there are labels, in the order of the classes.
 
   stsb has the similarities 0.0, 0.1, ..., 5.0; its own targets are the even
@@ -73,7 +74,7 @@ def labels(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
   return _SIMILARITIES if names is None else tuple(names)
 
 
-def is_translation(builder: tfds.core.DatasetBuilder) -> bool:
+def is_translation(builder: Builder) -> bool:
   """Whether the data set is a translation."""
   return isinstance(builder.info.features, tfds.features.Translation)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
+from figs_jax.data import python_data
 from figs_jax.train import distributed, machine, schema, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
@@ -55,7 +56,7 @@ class Run:
 
 
 def train(
-  config: config_dict.ConfigDict, workdir: str | Path
+  config: config_dict.ConfigDict, workdir: str | Path, *, data: Any = None
 ) -> dict[str, Any]:
   """Trains to the last step, resuming if the workdir holds a checkpoint.
 
@@ -66,6 +67,9 @@ def train(
     config: Configuration, see `figs_jax.train.config.default_config`.
     workdir: Directory for config.json, metrics.jsonl, TensorBoard events and
       checkpoints.
+    data: Examples in the place of the data set config.data.name, which is saved
+      as "python": by split, as {"train": ..., "test": ...}, as a tuple (train,
+      test), or alone; see `figs_jax.data.python_data.PythonData`.
 
   Returns:
     {"step", "finished", and the values of the last evaluation}. `finished` is
@@ -83,6 +87,8 @@ def train(
   """
   schema.check(config)
   config = config.copy_and_resolve_references()  # see `_keep_order`
+  if data is not None:
+    config.data.name = python_data.NAME
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
   parts = mesh.size * config.grad_accum_steps
   if config.batch_size % parts:
@@ -90,7 +96,7 @@ def train(
       f"--config.batch_size: expected a multiple of {parts}, the devices of the"
       f" mesh times grad_accum_steps, got {config.batch_size}"
     )
-  experiment = build(config)
+  experiment = build(config, data)
   abstract = experiment.abstract_state
   shardings = state_shardings(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)

@@ -47,6 +47,7 @@ def restore(
   seed: int | None = None,
   data_dir: str | None = None,
   download: bool = False,
+  data: Any = None,
 ) -> tuple[Experiment, TrainState, int]:
   """Restores (experiment, state, step) of a run without writing to it.
 
@@ -58,6 +59,7 @@ def restore(
     seed: Index of the seed to restore alone, for a run with several.
     data_dir: Directory of the data sets, in place of the configured one.
     download: Whether a missing data set may be downloaded, whatever was saved.
+    data: Data of a program, if it trained on them.
 
   Raises:
     ValueError: If the run saved a path but is of another user and `data_dir` is
@@ -77,7 +79,7 @@ def restore(
     if data_dir is not None:
       config.data.data_dir = data_dir
     config.data.download = download
-    experiment = build(config)
+    experiment = build(config, data)
     _check_seed(workdir, experiment, seed)
     state, _, step = checkpoints.restore(experiment.abstract_state, step)
   if seed is not None:

@@ -159,7 +159,7 @@ TEXT = json.dumps({"text": "x", "label": "a"})
   [
     ("a.txt", "x", "in .csv, .tsv, .jsonl, .parquet, got .txt"),
     ("a.csv", "", "a column text, sentence, input, inputs, got none; name"),
-    ("a.csv", "text,label\n", "a.csv: expected rows, got none"),
+    ("a.csv", "text,label\n", "a.csv: expected rows in train, got none"),
     ("a.csv", "text,stars\nx,1\n", "label, .* got text, stars; name yours"),
     ("a.csv", "text,label,text\n", "columns of distinct names"),
     ("a.csv", "text,label\nx,a\n\ny\n", "line 4: expected 2 fields, .* got 1"),
