@@ -1,4 +1,4 @@
-"""Reads training runs: history, comparisons, plots and reports.
+"""Reads training runs: history, comparisons, studies, plots and reports.
 
 Names are resolved on first use, so that importing the package needs neither
 Orbax nor matplotlib.
@@ -12,6 +12,9 @@ _MODULES = {
     "ComparisonRow", "compare", "comparison_table", "plot_comparison",
     "write_json",
   ),
+  "_study_claims": ("Judgement", "judge"),
+  "_study_page": ("write_results",),
+  "_study_pairs": ("study_frame",),
   "history": ("History", "MaskEvolution", "histories", "mask_evolution"),
   "html_report": ("report_html",),
   "pareto": ("ParetoPoint", "pareto_front", "pareto_points"),

@@ -40,6 +40,8 @@ _OFFSETS = [
   for angle in (0, 180, 35, -35, 145, -145, 90, -90, 65, -65, 115, -115)
 ]
 _NESTED = 1.4  # points that a marker and bar grow by per mark drawn on them
+_MOST_GROWTH = 7.0  # points
+_MARKER = 7.0  # points across a marker that stands alone
 
 
 def image_bytes(figure: Any, kind: str) -> bytes:
@@ -184,6 +186,9 @@ def add_legend(figure: Any, axes: Sequence[Any], title: str = "") -> None:
       alignment="left",
     )  # fmt: skip
     legend.get_title().set_color("0.4")
+    for handle in legend.legend_handles:
+      if hasattr(handle, "set_markersize"):  # a nested one would be larger
+        handle.set_markersize(min(handle.get_markersize(), _MARKER))
 
 
 def join_labels(labels: Sequence[str], most: int = 4) -> str:
@@ -205,7 +210,7 @@ class Mark(NamedTuple):
     y: Position in data units.
     error: Standard error of y, NaN if unknown.
     label: Entry of the legend.
-    text: Text beside the marker.
+    text: Text beside the marker; "" for none.
     index: Index of the colour and the marker.
   """
 
@@ -229,6 +234,7 @@ def scatter(
   title: str,
   fronts: Mapping[str, Sequence[tuple[float, float]]] | None = None,
   bounds: Mapping[str, Mapping[str, float]] | None = None,
+  height: float = 4.2,
 ) -> Any:
   """Accuracies as annotated markers with error bars, in panels that share y.
 
@@ -241,8 +247,9 @@ def scatter(
     title: Title of the figure.
     fronts: Corners of the Pareto front by the label of the x axis.
     bounds: Ideal x by pattern, by the label of the x axis: dashed lines.
+    height: Height of the figure in inches.
   """
-  figure = empty_figure(width, 4.2)
+  figure = empty_figure(width, height)
   axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
   heights = [y for marks in panels.values() for m in marks for y in m.ends]
   for ax, (label, marks) in zip(axes, panels.items()):
@@ -294,14 +301,13 @@ def _draw_marks(ax: Any, marks: Sequence[Mark]) -> None:
   from matplotlib.patheffects import withStroke
 
   ax.axvline(1.0, color="0.8", linestyle=":", zorder=0)
-  for index, mark in enumerate(marks):
-    extra = _NESTED * sum(_overlap(mark, other) for other in marks[index + 1 :])
+  for mark, extra in zip(marks, _growth(marks)):
     style = line_style(mark.index)
     ax.plot(
       mark.x, mark.y, linestyle="", marker=style["marker"],
       markerfacecolor="none", markeredgecolor=style["color"],
-      markeredgewidth=1.5, markersize=7 + extra, label=literal(mark.label),
-      zorder=3,
+      markeredgewidth=1.5, markersize=_MARKER + extra,
+      label=literal(mark.label), zorder=3,
     )  # fmt: skip
     if math.isnan(mark.error):
       continue
@@ -325,6 +331,16 @@ def _draw_bounds(ax: Any, bounds: Mapping[str, float]) -> None:
     )  # fmt: skip
 
 
+def _growth(marks: Sequence[Mark]) -> list[float]:
+  """Points by which each marker is larger than one that stands alone."""
+  above = [
+    sum(_overlap(mark, other) for other in marks[index + 1 :])
+    for index, mark in enumerate(marks)
+  ]
+  step = min(_NESTED, _MOST_GROWTH / max([1, *above]))
+  return [step * count for count in above]
+
+
 def _overlap(mark: Mark, other: Mark) -> bool:
   """Whether two marks have the same x, and error bars that overlap."""
   (low, high), (other_low, other_high) = mark.ends, other.ends
@@ -337,16 +353,21 @@ def _annotate(ax: Any, marks: Sequence[Mark]) -> None:
 
   Boxes are (left, low, right, high) in pixels.
   """
+  from matplotlib.patheffects import withStroke
+
   unit = ax.figure.dpi / 72  # pixels per point
   gap = _GAP * unit * np.array([-1, 0, 1, 0])
   inside = ax.get_window_extent().extents
   taken, bars = [], []
-  for mark in marks:
+  for mark, extra in zip(marks, _growth(marks)):
     x, y = ax.transData.transform((mark.x, mark.y))
     low, high = (ax.transData.transform((mark.x, end))[1] for end in mark.ends)
-    taken.append((x - 5 * unit, y - 5 * unit, x + 5 * unit, y + 5 * unit))
+    half = (5 + extra / 2) * unit
+    taken.append((x - half, y - half, x + half, y + half))
     bars.append((x - 3 * unit, low, x + 3 * unit, high))
   for mark in marks:
+    if not mark.text:
+      continue
     text, centre = literal(mark.text), (mark.x, mark.y)
     probe = ax.text(*centre, text, fontsize=7)
     size = probe.get_window_extent().size
@@ -371,6 +392,7 @@ def _annotate(ax: Any, marks: Sequence[Mark]) -> None:
       text, centre, xytext=best, textcoords="offset points",
       ha=("center", "left", "right")[across],
       va=("center", "bottom", "top")[up], fontsize=7, color=_INK, zorder=4,
+      path_effects=[withStroke(linewidth=2, foreground="white")],
       arrowprops=leader if math.hypot(*best) > _LEADER else None,
     )  # fmt: skip
     annotation.set_in_layout(False)

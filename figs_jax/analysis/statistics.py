@@ -16,8 +16,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-_EXAMPLES_PER_CHUNK = 2**22  # bootstrap weights held at a time
-
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
@@ -79,11 +77,7 @@ def paired_interval(
 
 
 def bootstrap_interval(
-  differences: ArrayLike,
-  confidence: float = 0.95,
-  *,
-  replicates: int = 2000,
-  seed: int = 0,
+  differences: ArrayLike, confidence: float = 0.95
 ) -> Interval:
   """Interval over seeds and test examples, both resampled.
 
@@ -91,16 +85,16 @@ def bootstrap_interval(
   is measured on the same examples (the pigeonhole bootstrap; Owen, "The
   pigeonhole bootstrap", Annals of Applied Statistics 1, 2007). Its standard
   error also covers that another test set would give another difference, which
-  `paired_interval` leaves out. The interval is mean ± t · standard error, with
-  t of `seeds - 1` degrees of freedom and the error scaled by
-  sqrt(seeds / (seeds - 1)), since few resampled seeds understate their spread.
+  `paired_interval` leaves out. The error is that of infinitely many resampled
+  means, which has a closed form, so nothing is drawn. The interval is mean ±
+  t · standard error, with t of `seeds - 1` degrees of freedom and the error
+  scaled by sqrt(seeds / (seeds - 1)), since few resampled seeds understate
+  their spread.
 
   Args:
     differences: Differences per example, [seeds, examples], such as the
       difference of two Boolean arrays of correct predictions, or of losses.
     confidence: Confidence of the interval, in (0, 1).
-    replicates: Number of resampled means.
-    seed: Seed of the resampling.
 
   Returns:
     The interval, with `n` the number of seeds.
@@ -123,25 +117,17 @@ def bootstrap_interval(
       f" each, got {values.shape}"
     )
   _check_share(confidence, "confidence")
-  if replicates < 2:
-    raise ValueError(f"Expected replicates of at least 2, got {replicates}")
   seeds, examples = values.shape
-  rng = np.random.default_rng(seed)
-  means: list[np.ndarray] = []
-  left = replicates
-  while left:
-    some = min(left, max(1, _EXAMPLES_PER_CHUNK // examples))
-    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), some)
-    drawn = rng.integers(0, examples, (some, examples))
-    drawn += examples * np.arange(some)[:, None]
-    of_examples = np.bincount(drawn.ravel(), minlength=some * examples)
-    of_examples = of_examples.reshape(some, examples)
-    sums = ((of_seeds @ values) * of_examples).sum(1)
-    means.append(sums / (seeds * examples))
-    left -= some
-  error = float(np.concatenate(means).std(ddof=1))
+  mean = float(values.mean())
+  # A resampled mean is sum(w[s] v[e] values[s, e]) / (S N). The multinomial
+  # counts have E[w[s] w[t]] = (s == t) + 1 - 1/S, and likewise v with N.
+  centred = values - mean
+  square = (centred**2).sum()
+  square += (1 - 1 / examples) * (centred.sum(1) ** 2).sum()
+  square += (1 - 1 / seeds) * (centred.sum(0) ** 2).sum()
+  error = math.sqrt(square) / (seeds * examples)
   error *= math.sqrt(seeds / (seeds - 1))
-  return _interval(float(values.mean()), error, seeds, seeds - 1, confidence)
+  return _interval(mean, error, seeds, seeds - 1, confidence)
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
@@ -290,13 +276,77 @@ def verdict(
   >>> verdict(close, corrected_p=1.0, smallest=0.005)
   'not resolved'
   """
-  if not smallest > 0:
-    raise ValueError(f"Expected smallest above 0, got {smallest}")
+  _check_smallest(smallest)
   if corrected_p < alpha and interval.mean > 0:
     return "supported"
   if corrected_p < alpha and interval.mean < 0:
     return "refuted"
   return "refuted" if interval.high < smallest else "not resolved"
+
+
+def equivalence_p(interval: Interval, smallest: float) -> float:
+  """p value of a claim that a mean difference lies within ±`smallest`.
+
+  Twice the p value of two one-sided t tests at the margins (TOST; Schuirmann,
+  Journal of Pharmacokinetics and Biopharmaceutics 15, 1987): it is below 1 -
+  confidence if and only if the whole interval lies within the margins. TOST at
+  level .05 asks this of the 90 % interval; the factor of 2 makes it the 95 %
+  interval, which tables and plots show.
+
+  Args:
+    interval: Interval of a paired difference, from `paired_interval`.
+    smallest: Smallest difference of interest, above 0.
+
+  Raises:
+    ValueError: If `smallest` is not above 0.
+
+  >>> close = paired_interval([-0.01, 0.01, 0.0, 0.005, -0.005])
+  >>> equivalence_p(close, 0.2) < 0.05 < equivalence_p(close, 0.005)
+  True
+  """
+  _check_smallest(smallest)
+  room = smallest - abs(interval.mean)
+  if interval.standard_error == 0:
+    return 0.0 if room > 0 else 1.0
+  one_sided = stats.t.sf(room / interval.standard_error, interval.n - 1)
+  return min(1.0, 2 * float(one_sided))
+
+
+def equivalence_verdict(
+  interval: Interval, corrected_p: float, smallest: float, alpha: float = 0.05
+) -> Verdict:
+  """Judges a claim that a difference lies within ±`smallest`.
+
+  Supported is a corrected `equivalence_p` below `alpha`, which implies that the
+  whole interval lies within the margins. Refuted is an interval wholly outside
+  of them. All else is not resolved: an interval that merely contains 0 does not
+  support equality.
+
+  Args:
+    interval: Interval of the difference.
+    corrected_p: `equivalence_p` after `holm` over the family of claims.
+    smallest: Smallest difference of interest, above 0.
+    alpha: Level of the tests.
+
+  Raises:
+    ValueError: If `smallest` is not above 0.
+
+  >>> close = paired_interval([-0.01, 0.01, 0.0, 0.005, -0.005])
+  >>> equivalence_verdict(close, equivalence_p(close, 0.2), 0.2)
+  'supported'
+  >>> equivalence_verdict(close, equivalence_p(close, 0.005), 0.005)
+  'not resolved'
+  """
+  _check_smallest(smallest)
+  if corrected_p < alpha:
+    return "supported"
+  outside = interval.low >= smallest or interval.high <= -smallest
+  return "refuted" if outside else "not resolved"
+
+
+def _check_smallest(smallest: float) -> None:
+  if not smallest > 0:
+    raise ValueError(f"Expected smallest above 0, got {smallest}")
 
 
 def _interval(

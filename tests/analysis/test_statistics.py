@@ -77,11 +77,11 @@ def test_bootstrap_covers_the_true_difference(of_seeds, of_examples, noise):
   """Of 300 simulated studies, about 95 % of intervals hold the truth."""
   rng = np.random.default_rng(4)
   covered = 0
-  for study in range(300):
+  for _ in range(300):
     data = 0.3 + noise * rng.normal(size=(5, 100))
     data += of_seeds * rng.normal(size=(5, 1))
     data += of_examples * rng.normal(size=(1, 100))
-    each = statistics.bootstrap_interval(data, replicates=150, seed=study)
+    each = statistics.bootstrap_interval(data)
     covered += each.low < 0.3 < each.high
   assert 0.93 <= covered / 300 <= 1.0
 
@@ -97,19 +97,30 @@ def test_seeds_alone_miss_the_spread_of_examples():
   assert covered / 300 < 0.5
 
 
-def test_bootstrap_error_is_that_of_both_levels():
-  """Owen (2007): V = s²/S + e²/N + about 3 r²/(S N) for pure effects."""
+def test_bootstrap_error_is_that_of_resampled_means():
+  """The closed form, beside 20,000 means of resampled seeds and examples."""
+  rng = np.random.default_rng(6)
+  data = rng.normal(size=(4, 1)) + rng.normal(size=(1, 30))
+  data += 2 * rng.normal(size=(4, 30))
+  seeds = rng.integers(0, 4, (20_000, 4))
+  examples = rng.integers(0, 30, (20_000, 30))
+  means = data[seeds[:, :, None], examples[:, None]].mean((1, 2))
+  ours = statistics.bootstrap_interval(data)
+  wanted = means.std() * math.sqrt(4 / 3)
+  assert ours.standard_error == pytest.approx(wanted, rel=0.02)
+
+
+def test_bootstrap_error_of_one_level():
   rng = np.random.default_rng(6)
   seeds = rng.normal(size=(6, 1))
-  only_seeds = np.broadcast_to(seeds, (6, 40))
-  ours = statistics.bootstrap_interval(only_seeds, replicates=20_000)
+  ours = statistics.bootstrap_interval(np.broadcast_to(seeds, (6, 40)))
   wanted = statistics.paired_interval(seeds[:, 0])
-  assert ours.standard_error == pytest.approx(wanted.standard_error, rel=0.03)
-  assert ours.low == pytest.approx(wanted.low, abs=0.05)
+  assert ours.standard_error == pytest.approx(wanted.standard_error)
+  assert (ours.low, ours.high) == pytest.approx((wanted.low, wanted.high))
   examples = np.broadcast_to(rng.normal(size=(1, 40)), (6, 40))
-  ours = statistics.bootstrap_interval(examples, replicates=20_000)
+  ours = statistics.bootstrap_interval(examples)
   wanted = examples[0].std() / math.sqrt(40) * math.sqrt(6 / 5)
-  assert ours.standard_error == pytest.approx(wanted, rel=0.03)
+  assert ours.standard_error == pytest.approx(wanted)
 
 
 def test_rank_correlation_is_spearmans():
@@ -134,6 +145,55 @@ def test_verdicts():
   assert judge(wide, wide.p, 0.2) == "not resolved"
 
 
+def test_equivalence_is_statsmodels_tost():
+  weightstats = pytest.importorskip(
+    "statsmodels.stats.weightstats", reason="statsmodels is in the extra study"
+  )
+  rng = np.random.default_rng(8)
+  for n, shift in ((3, 0.0), (5, 0.2), (8, -0.2), (8, 1.0)):
+    a, b = rng.normal(size=n), 0.3 * rng.normal(size=n) + shift
+    a = a + b
+    interval = statistics.paired_interval(a - b)
+    theirs, _, _ = weightstats.ttost_paired(a, b, -0.9, 0.9)
+    ours = statistics.equivalence_p(interval, 0.9)
+    assert ours == pytest.approx(min(2 * theirs, 1.0), rel=1e-9)
+
+
+def test_equivalence_is_the_interval_inside_the_margins():
+  rng = np.random.default_rng(9)
+  seen = set()
+  for _ in range(300):
+    draws = rng.normal(rng.choice([0, 0.3, 1]), 0.3, rng.integers(2, 9))
+    interval = statistics.paired_interval(draws)
+    p = statistics.equivalence_p(interval, 0.4)
+    inside = interval.low > -0.4 and interval.high < 0.4
+    outside = interval.low >= 0.4 or interval.high <= -0.4
+    assert (p < 0.05) == inside
+    ours = statistics.equivalence_verdict(interval, p, 0.4)
+    assert ours == (
+      "supported" if inside else "refuted" if outside else "not resolved"
+    )
+    seen.add(ours)
+  assert len(seen) == 3
+
+
+@pytest.mark.parametrize("value,p", [(0.125, 0.0), (0.5, 1.0), (-0.75, 1.0)])
+def test_equivalence_without_spread(value, p):
+  same = statistics.paired_interval([value] * 3)
+  assert statistics.equivalence_p(same, 0.5) == p
+
+
+def test_holm_is_statsmodels():
+  multitest = pytest.importorskip(
+    "statsmodels.stats.multitest", reason="statsmodels is in the extra study"
+  )
+  rng = np.random.default_rng(10)
+  for size in range(1, 9):
+    values = rng.random(size).round(2)
+    theirs = multitest.multipletests(values, method="holm")[1]
+    assert statistics.holm(values) == pytest.approx(theirs, rel=1e-12)
+
+
 @pytest.mark.parametrize(
   "call,message",
   [
@@ -142,15 +202,17 @@ def test_verdicts():
     (lambda: statistics.paired_interval([1, 2], 1.0), "confidence in"),
     (lambda: statistics.bootstrap_interval([[1, 2]]), r"got \(1, 2\)"),
     (lambda: statistics.bootstrap_interval([1, 2]), r"got \(2,\)"),
-    (
-      lambda: statistics.bootstrap_interval(np.eye(3), replicates=1),
-      "replicates",
-    ),
     (lambda: statistics.holm([0.1, 1.1]), r"in \[0, 1\]"),
     (lambda: statistics.seeds_needed(1.0, 0.0), "effect other than 0"),
     (lambda: statistics.seeds_needed(-1.0, 1.0), "deviation"),
     (lambda: statistics.rank_correlation([1, 2], [1, 2]), "four pairs"),
     (lambda: statistics.rank_correlation([1] * 4, [1, 2, 3, 4]), "x to vary"),
+    (
+      lambda: statistics.equivalence_p(
+        statistics.paired_interval([1, 2]), smallest=-1.0
+      ),
+      "smallest above 0",
+    ),
     (
       lambda: statistics.verdict(
         statistics.paired_interval([1, 2]), 0.1, smallest=0.0

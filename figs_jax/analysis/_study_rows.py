@@ -1,0 +1,230 @@
+"""The rows of a study on disk: study.csv, configurations, per-example results.
+
+study.csv is tidy: one row per cell and seed, sorted, with one column for every
+field of training in which the cells differ. Beside it are configs.json, the
+configuration of each fingerprint, and examples/, an .npz per run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import importlib.metadata
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from figs_jax.export.atomic_write import replacing
+from figs_jax.train.config import ConfigError
+
+_CSV, _CONFIGS, _FAILED = "study.csv", "configs.json", "failed.csv"
+# The first columns, in this order; all others follow by name.
+_FIRST = (
+  "study", "grid", "cell", "recipe", "pattern", "rules", "setting", "seed",
+  "accuracy", "loss", "config", "version", "step", "examples", "stages",
+)  # fmt: skip
+_OF_FAILED = ("study", "grid", "cell", "seeds", "error")
+
+Row = dict[str, str]
+
+
+def read(out: str | Path) -> list[Row]:
+  """The rows of OUT/study.csv, as text; none if there is no such file.
+
+  Raises:
+    ConfigError: If the file is not a study's.
+  """
+  rows = _read(Path(out) / _CSV)
+  for number, row in enumerate(rows, 2):
+    if not row.get("config") or not (row.get("seed") or "").isdigit():
+      raise ConfigError(
+        f"{Path(out) / _CSV}, line {number}: expected a row of a study, with"
+        " columns 'config' and 'seed'; use another --out"
+      )
+  return rows
+
+
+def _read(path: Path) -> list[Row]:
+  try:
+    with path.open(newline="", encoding="utf-8") as file:
+      return list(csv.DictReader(file))
+  except FileNotFoundError:
+    return []
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise ConfigError(f"{path}: cannot be read ({error})") from error
+
+
+class Store:
+  """The rows in one directory, which several processes may add to.
+
+  Args:
+    out: Directory of study.csv, made if it is missing.
+    study: Name of the study.
+  """
+
+  def __init__(self, out: str | Path, study: str):
+    self.out, self.study = Path(out), study
+    try:
+      self.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise ConfigError(
+        f"--out {out}: {error.strerror}; name another directory"
+      ) from error
+
+  def rows(self) -> list[Row]:
+    """All rows, as text."""
+    return read(self.out)
+
+  def add(
+    self,
+    shared: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    examples: Mapping[str, np.ndarray],
+    name: str,
+  ) -> None:
+    """Adds the rows of a run, in place of others of its cell and seeds.
+
+    Args:
+      shared: Columns of all rows, among them "config", its fingerprint.
+      config: Fields of the run's configuration by dotted name.
+      rows: Other columns, one mapping per seed.
+      examples: Arrays `seed`, `correct` and `loss` per seed and example.
+      name: Name of the file of per-example results.
+    """
+    file = Path("examples", f"{name}.npz")
+    (self.out / file).parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+      buffer,
+      seed=examples["seed"],
+      correct=np.packbits(examples["correct"], axis=1),
+      examples=examples["correct"].shape[1],
+      loss=examples["loss"].astype(np.float16),
+    )
+    new = [
+      {key: text(value) for key, value in {**shared, **row}.items()}
+      | {
+        "study": self.study,
+        "version": importlib.metadata.version("figs_jax"),
+        "examples": str(file),
+      }
+      for row in rows
+    ]
+    with self._locked():
+      _write(self.out / file, buffer.getvalue())
+      self._merge(new, {str(shared["config"]): dict(config)})
+
+  def merge(self, other: str | Path) -> None:
+    """Adds the rows of another directory, with their per-example results."""
+    other, rows = Path(other), read(other)
+    with self._locked():
+      for name in {row["examples"] for row in rows if row.get("examples")}:
+        (self.out / "examples").mkdir(exist_ok=True)
+        content = (other / "examples" / Path(name).name).read_bytes()
+        _write(self.out / "examples" / Path(name).name, content)
+      self._merge(rows, _configs(other))
+
+  def fail(self, cell: str, grid: str, seeds: Sequence[int], why: str) -> None:
+    """Adds a row to failed.csv."""
+    row = {
+      "study": self.study,
+      "grid": grid,
+      "cell": cell,
+      "seeds": " ".join(map(str, seeds)),
+      "error": why,
+    }
+    with self._locked():
+      rows = _read(self.out / _FAILED)
+      same = ("study", "cell", "seeds")
+      rows = [r for r in rows if any(r[key] != row[key] for key in same)]
+      _write(self.out / _FAILED, _csv([*rows, row], _OF_FAILED))
+
+  def _merge(self, new: Sequence[Row], configs: dict[str, Any]) -> None:
+    configs = _configs(self.out) | configs
+    rows = {(row["config"], int(row["seed"])): row for row in self.rows()}
+    rows |= {(row["config"], int(row["seed"])): row for row in new}
+    used = {key: configs[key] for key, _ in rows if key in configs}
+    fields = differing(used.values())
+    result = []
+    for row in rows.values():
+      kept = {k: v for k, v in row.items() if not k.startswith("config.")}
+      own = used.get(row["config"], {})
+      result.append(
+        kept | {f"config.{name}": text(own.get(name, "")) for name in fields}
+      )
+    result.sort(key=lambda row: (row["study"], row["cell"], int(row["seed"])))
+    columns = {name: None for row in result for name in row}
+    others = sorted(columns.keys() - set(_FIRST))
+    others.sort(key=lambda name: name.startswith("config."))
+    _write(self.out / _CSV, _csv(result, (*_FIRST, *others)))
+    body = json.dumps(used, indent=1, sort_keys=True) + "\n"
+    _write(self.out / _CONFIGS, body.encode())
+
+  @contextlib.contextmanager
+  def _locked(self) -> Iterator[None]:
+    """Excludes other processes that write to the directory."""
+    descriptor = os.open(self.out, os.O_RDONLY)
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
+      yield
+    finally:
+      os.close(descriptor)
+
+
+def differing(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+  """Names of the fields that differ, or that only some have.
+
+  >>> differing([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}])
+  ['b', 'c']
+  """
+  configs = list(configs)
+  names = {name for config in configs for name in config}
+  missing = object()
+  return sorted(
+    name
+    for name in names
+    if any(
+      c.get(name, missing) != configs[0].get(name, missing) for c in configs
+    )
+  )
+
+
+def text(value: Any) -> str:
+  """A value as a cell of the CSV; NaN and None are empty.
+
+  >>> text(0.1), text(None), text(float("nan")), text([1, 2]), text(True)
+  ('0.1', '', '', '[1, 2]', 'true')
+  """
+  if value is None or (isinstance(value, float) and math.isnan(value)):
+    return ""
+  return value if isinstance(value, str) else json.dumps(value)
+
+
+def _configs(out: Path) -> dict[str, Any]:
+  try:
+    return json.loads((out / _CONFIGS).read_text())
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError) as error:
+    raise ConfigError(f"{out / _CONFIGS}: cannot be read ({error})") from error
+
+
+def _csv(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> bytes:
+  buffer = io.StringIO(newline="")
+  writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  return buffer.getvalue().encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+  with replacing(path, overwrite=True) as part:
+    part.write_bytes(content)

@@ -1,0 +1,372 @@
+"""Studies: a grid of recipes, patterns, settings and seeds, run and collected.
+
+A study is a configuration, see `default_config`. Each cell of its grid is a run
+directory like any other, with its seeds in one compiled program. The results of
+a cell are stored beside its checkpoints and as rows of OUT/study.csv. A cell
+with rows there is done, so that a study goes on where it was, in another clone
+as well.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import config_dict
+
+from figs_jax import nn
+from figs_jax.analysis import _study_rows
+from figs_jax.analysis._compare import training_shares
+from figs_jax.analysis._study_cells import (
+  Cell,
+  abstract,
+  cells,
+  default_config,
+  fingerprint,
+  of_cell,
+)
+from figs_jax.engine import Layers, flops
+from figs_jax.train._evaluate import evaluate, speedups
+from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.config import ConfigError, completed, recipe_of
+from figs_jax.train.experiment import build
+from figs_jax.train.loop import Diverged, compiled_step, train
+from figs_jax.train.run_rows import layers_of, train_cost
+from figs_jax.train.sharding import make_mesh, state_shardings
+
+__all__ = [
+  "Cell",
+  "Outcome",
+  "cells",
+  "collect",
+  "default_config",
+  "fingerprint",
+  "plan",
+  "rows",
+  "run",
+]
+
+_log = logging.getLogger("figs_jax")
+_TIMED_STEPS = 5
+
+
+def run(
+  config: config_dict.ConfigDict,
+  workdir: str | Path,
+  out: str | Path,
+  *,
+  grids: Iterable[str] | None = None,
+  shard: tuple[int, int] = (1, 1),
+) -> Outcome:
+  """Runs the cells of a study that have no rows yet.
+
+  Args:
+    config: Configuration of the study.
+    workdir: Parent of the run directories.
+    out: Directory of study.csv, made if it is missing.
+    grids: Names of grids. Defaults to all.
+    shard: (i, n): every n-th cell from the i-th on, for n machines.
+
+  Returns:
+    What was done. After SIGTERM, `finished` is False.
+
+  Raises:
+    ConfigError: If the study or the shard is invalid, before anything is
+      trained.
+  """
+  share, shares = shard
+  if not 1 <= share <= shares:
+    raise ConfigError(
+      f"--shard: expected i/n with i from 1 to n, got {share}/{shares}"
+    )
+  outcome = Outcome()
+  all_cells = cells(config, grids)
+  store = _study_rows.Store(out, config.name)
+  for cell in all_cells[share - 1 :: shares]:
+    for seeds in _missing(cell, store.rows()):
+      _log.info("== %s, seeds %d to %d", cell.name, seeds[0], seeds[-1])
+      try:
+        finished = _run_cell(config, cell, seeds, Path(workdir), store)
+      except (Diverged, ValueError) as error:
+        _log.error("%s failed: %s", cell.name, error)
+        store.fail(cell.name, cell.grid, seeds, str(error))
+        outcome.failed.append(cell.name)
+        continue
+      if not finished:
+        outcome.finished = False
+        return outcome
+      outcome.done.append(cell.name)
+  return outcome
+
+
+def rows(out: str | Path) -> list[dict[str, str]]:
+  """The rows of OUT/study.csv, as text; none if there is no such file.
+
+  Raises:
+    ConfigError: If the file is not a study's.
+  """
+  return _study_rows.read(out)
+
+
+def plan(
+  config: config_dict.ConfigDict,
+  out: str | Path,
+  *,
+  grids: Iterable[str] | None = None,
+) -> list[tuple[Cell, int, float]]:
+  """What is left of a study, without training it.
+
+  Args:
+    config: Configuration of the study.
+    out: Directory of study.csv.
+    grids: Names of grids. Defaults to all.
+
+  Returns:
+    (cell, number of its seeds without rows, estimated seconds of processor
+    time for them), for all cells. Times are those of the study's rows, or else
+    of a few steps of the first cell, in proportion to training FLOPs.
+  """
+  done = rows(out)
+  all_cells = cells(config, grids)
+  rate = _seconds_per_flop(all_cells, done)
+  result = []
+  for cell in all_cells:
+    left = sum(len(seeds) for seeds in _missing(cell, done))
+    result.append((cell, left, left * rate * _step_flops(cell.config)))
+  return result
+
+
+def _step_flops(config: config_dict.ConfigDict) -> float:
+  """FLOPs of the model's products in all steps of a run without masks."""
+  model, _ = abstract(config)
+  layers = Layers.of(layers_of(model, config.batch_size)).dense()
+  return 3.0 * float(flops(layers).sum()) * config.total_steps
+
+
+def _seconds_per_flop(
+  all_cells: Sequence[Cell], rows: Iterable[Mapping[str, str]]
+) -> float:
+  """Processor time over `_step_flops`."""
+  seconds = {r["config"]: float(r["seconds"]) for r in rows if r.get("seconds")}
+  known = [
+    seconds[cell.fingerprint] / _step_flops(cell.config)
+    for cell in all_cells
+    if cell.fingerprint in seconds
+  ]
+  if known:
+    return float(np.median(known))
+  config = copy.deepcopy(all_cells[0].config)
+  config.seed, config.seeds = 0, 0
+  experiment, mesh = build(config), make_mesh()
+  shapes = experiment.abstract_state
+  shardings = state_shardings(shapes, mesh, shapes.bound.leaves, False)
+  step = compiled_step(experiment, shardings)
+  state = experiment.placed_state(shardings)
+  batch = next(experiment.task.train_batches(config.batch_size))
+  state, metrics = step(state, batch)
+  start = time.process_time()
+  for _ in range(_TIMED_STEPS):
+    state, metrics = step(state, batch)
+  jax.block_until_ready((state, metrics))
+  seconds_per_step = (time.process_time() - start) / _TIMED_STEPS
+  return seconds_per_step * config.total_steps / _step_flops(config)
+
+
+@dataclasses.dataclass
+class Outcome:
+  """What `run` did.
+
+  Attributes:
+    done: Names of the cells that were run.
+    failed: Names of those that raised or diverged.
+    finished: Whether all were tried.
+  """
+
+  done: list[str] = dataclasses.field(default_factory=list)
+  failed: list[str] = dataclasses.field(default_factory=list)
+  finished: bool = True
+
+
+def _missing(
+  cell: Cell, rows: Iterable[Mapping[str, str]]
+) -> Iterator[tuple[int, ...]]:
+  """Runs of consecutive seeds of a cell that have no rows."""
+  done = {int(row["seed"]) for row in rows if row["config"] == cell.fingerprint}
+  part: list[int] = []
+  for seed in cell.seeds:
+    if seed in done:
+      if part:
+        yield tuple(part)
+      part = []
+    else:
+      part.append(seed)
+  if part:
+    yield tuple(part)
+
+
+def _run_cell(
+  study: config_dict.ConfigDict,
+  cell: Cell,
+  seeds: Sequence[int],
+  workdir: Path,
+  store: _study_rows.Store,
+) -> bool:
+  """Trains and measures seeds of a cell; False after SIGTERM."""
+  config = copy.deepcopy(cell.config)
+  config.seed, config.seeds = seeds[0], len(seeds)
+  path = workdir / cell.directory(seeds)
+  fresh = not path.exists()
+  start = time.process_time()
+  if not train(config, path)["finished"]:
+    return False
+  # A resumed run has spent time that is not known here.
+  seconds = (time.process_time() - start) / len(seeds) if fresh else math.nan
+  shared = {
+    "grid": cell.grid,
+    "cell": cell.name,
+    "recipe": cell.recipe,
+    "pattern": cell.pattern,
+    "rules": config.pattern if cell.pattern else "",
+    "setting": cell.setting,
+    "config": cell.fingerprint,
+    "seconds": round(seconds, 1),
+    **_modelled(config, study.engines),
+  }
+  _add(store, path, shared, of_cell(config))
+  return True
+
+
+def _add(
+  store: _study_rows.Store,
+  path: Path,
+  shared: Mapping[str, Any],
+  config: Mapping[str, Any],
+) -> None:
+  """Measures a finished run and adds its rows."""
+  rows, examples = measured(path)
+  store.add(shared, config, rows, examples, path.name)
+
+
+def measured(
+  path: str | Path,
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+  """Measured columns of a run, one row per seed, and per-example results.
+
+  Args:
+    path: Directory of the run.
+  """
+  result = evaluate(path, per_example=True)
+  examples = result.pop("examples")
+  shared = {
+    "step": result["step"],
+    "exact_nm": result["exact_nm"],
+    "sparsity": result["sparsity"],
+    "sparsity_all_parameters": result["sparsity_all_parameters"],
+    "density": 1 - result["sparsity"],
+    "parameters": result["parameters"],
+    "bytes_dense": result["bytes_dense"],
+    "bytes_packed": result["bytes_packed"],
+    "flops": result["flops"],
+    "flops_dense": result["flops_dense"],
+  }
+  rows = []
+  for i, seed in enumerate(examples["seed"].tolist()):
+    row = {
+      "seed": seed,
+      "accuracy": result["accuracies"][i],
+      "loss": _mean(examples["loss"][i], examples["weight"]),
+    }
+    for name, values in result.items():
+      if name.endswith("_seeds"):
+        row[name.removesuffix("_seeds")] = values[i]
+    rows.append(row | shared)
+  return rows, examples
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> float:
+  """Mean of an example's values in double precision."""
+  return float(np.average(values.astype(np.float64), weights=weights))
+
+
+def _modelled(
+  config: config_dict.ConfigDict, engines: Sequence[str]
+) -> dict[str, Any]:
+  """Columns that follow from the configuration alone."""
+  model, recipe = abstract(config)
+  total = train_cost(model, recipe, "ws", config.batch_size).total("flops")
+  rows = layers_of(model, config.batch_size)
+  shares = training_shares(config, engines[0]) if engines else {}
+  return {
+    **shares,
+    "train_flops_total": float(total),
+    "stages": _stages(model, recipe),
+    **{
+      f"speedup:{engine}": speedups(rows, engine)["speedup"]
+      for engine in engines
+    },
+  }
+
+
+def _stages(model: nnx.Module, recipe: Any) -> str:
+  """First pattern of each kernel's stages, with the number of kernels.
+
+  A structure schedule leaves out the stages whose groups do not divide a
+  kernel, so that kernels of one model may begin at different ones.
+  """
+  firsts: dict[str, int] = {}
+  for kernel in recipe.bind(nn.masked_leaves(model)).kernels:
+    first = str(kernel.stages[0]) if kernel.stages else "dense"
+    firsts[first] = firsts.get(first, 0) + 1
+  return ", ".join(f"{first} × {count}" for first, count in firsts.items())
+
+
+def collect(
+  paths: Iterable[str | Path], out: str | Path, *, engines: Sequence[str] = ()
+) -> None:
+  """Adds runs, or the rows of other studies, to OUT/study.csv.
+
+  A run of `launch/train.py` gets the name of its recipe and its rules as labels
+  and is evaluated; runs with the same labels differ in the columns of fields.
+
+  Args:
+    paths: Directories of runs, or directories that hold a study.csv.
+    out: Directory of study.csv, made if it is missing.
+    engines: Specs of engines for modelled speed-ups of runs.
+
+  Raises:
+    ConfigError: If a directory is neither.
+    CheckpointError: If a run has no good checkpoint.
+  """
+  store = _study_rows.Store(out, "collected")
+  for path in map(Path, paths):
+    if (path / "study.csv").is_file():
+      store.merge(path)
+      continue
+    with Checkpointer(path) as checkpoints:
+      saved = checkpoints.meta()["config"]
+    config = config_dict.ConfigDict(completed(saved))
+    name = config.recipe.name
+    sparse = recipe_of(config).sparse
+    mark = fingerprint(config)
+    first, count = config.seed, max(config.seeds, 1)
+    done = {int(row["seed"]) for row in store.rows() if row["config"] == mark}
+    if done >= set(range(first, first + count)):
+      continue
+    shared = {
+      "cell": f"{name} {config.pattern} {mark}" if sparse else f"{name} {mark}",
+      "recipe": name,
+      "pattern": config.pattern if sparse else "",
+      "rules": config.pattern if sparse else "",
+      "config": mark,
+      **_modelled(config, engines),
+    }
+    _add(store, path, shared, of_cell(config))
