@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -208,8 +209,21 @@ def train_batches(
   )
   shard = (shard_index, num_shards)
 
+  def order_of(seed: int) -> Order:
+    return Order(len(examples), pipeline.chunk, seed, *shard)
+
+  def ahead(first: int) -> Callable[[], None] | None:
+    if workers:
+      return None
+    orders = [order_of(one) for one in np.atleast_1d(seed).tolist()]
+    # The reader itself begins with the first chunk.
+    start = first * batch_size // pipeline.chunk + 1
+    return examples.decode_ahead(
+      order[i] for i in itertools.count(start) for order in orders
+    )
+
   def of_seed(seed: int, first: int) -> grain.MapDataset:
-    order = Order(len(examples), pipeline.chunk, seed, *shard)
+    order = order_of(seed)
     return pipeline.prepared(order, seed, first, *shard)
 
   def make(first: int) -> grain.DatasetIterator:
@@ -224,6 +238,7 @@ def train_batches(
     start,
     num_examples=len(examples),
     data_set=data_set,
+    ahead=ahead,
   )
 
 
@@ -244,7 +259,12 @@ class EvalBatches:
 
   def __iter__(self) -> Iterator[Batch]:
     chunks = self._pipeline.prepared(self._chunks, seed=0, start=0)
-    return self._pipeline.iterate(chunks)
+    stop = self._pipeline.examples.decode_ahead(iter(self._chunks[1:]))
+    try:
+      yield from self._pipeline.iterate(chunks)
+    finally:
+      if stop:
+        stop()
 
 
 def eval_batches(

@@ -121,13 +121,16 @@ def train(
       batches.set_state(position)
     start = int(state.step)
     _write_config(workdir, config)  # after all checks: errors change nothing
-    with MetricLog(
-      workdir,
-      start,
-      total=config.total_steps,
-      progress=config.progress,
-      enabled=distributed.is_first(),
-    ) as log:
+    with (
+      contextlib.closing(batches),
+      MetricLog(
+        workdir,
+        start,
+        total=config.total_steps,
+        progress=config.progress,
+        enabled=distributed.is_first(),
+      ) as log,
+    ):
       run = Run(
         experiment,
         checkpoints,
