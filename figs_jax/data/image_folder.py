@@ -58,8 +58,8 @@ def open_folder(root: Path, options: Options) -> Opened:
     options: Whether images may differ in size.
 
   Raises:
-    ValueError: If there are no two classes, a class is empty, a file is not an
-      image, or sizes differ; the message names the file.
+    ValueError: If there are fewer than two classes, a class is empty, a file is
+      not an image, or sizes differ; the message names the file.
     OSError: If a file cannot be read.
   """
   if saved_datasets.is_saved(root):

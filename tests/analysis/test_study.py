@@ -279,9 +279,7 @@ def test_collects_runs_of_the_training_program(whole, tmp_path):
     (row["config"], row["seed"]): row["loss"]
     for row in study.rows(path / "out")
   }
-  assert {
-    (row["config"], row["seed"]): row["loss"] for row in rows
-  } == of_study
+  assert {(row["config"], row["seed"]): row["loss"] for row in rows} == of_study
   study.collect(runs, tmp_path)  # they are there already
   assert study.rows(tmp_path) == rows
 

@@ -13,7 +13,7 @@ from figs_jax.data.opened import Options
 from .datasets_oracle import FIXTURES, TEXTS
 
 ROWS = [
-  (f"{word} film, “{i}”\nsaid\t\"they\"", label)
+  (f"{word} film, “{i}”\nand\t\"they\"", label)
   for i in range(6)
   for word, label in (("bad", "neg"), ("good", "pos"))
 ]  # fmt: skip
