@@ -45,6 +45,9 @@ _COLLECT = flags.DEFINE_multi_string(
   "Directories of runs, or of other studies' results, to add to OUT instead of"
   " running cells: --collect runs/*.",
 )
+_BASELINE = flags.DEFINE_string(
+  "baseline", "dense", "Recipe to compare collected runs with."
+)
 _ENGINES = flags.DEFINE_list(
   "engines", ["figs:16x16:alpha=15"], "Engines of collected runs."
 )
@@ -65,7 +68,9 @@ def main(words: list[str]) -> None:
         cli.fail("--out is missing: name the directory of the collected rows")
       paths = [*_COLLECT.value, *words]
       study.collect(paths, _OUT.value, engines=_ENGINES.value)
-      _report(study, None, _OUT.value)
+      config = study.default_config()
+      config.name, config.baseline = "collected", _BASELINE.value
+      _report(study, config, _OUT.value)
       return
     _run(study)
   except (ConfigError, DataError, CheckpointError) as error:
@@ -114,7 +119,16 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _report(study, config, out: str) -> None:
-  cli.say(f"{out}/study.csv: {len(study.rows(out))} rows")
+  """Writes and prints what can be said so far."""
+  rows = study.rows(out)
+  if not rows:
+    cli.say(f"{out}/study.csv: no rows yet")
+    return
+  try:
+    lines = study.report(config, out)
+  except ValueError as error:
+    cli.fail(str(error))
+  cli.say(lines, f"{out}/study.csv: {len(rows)} rows; results.md beside it")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 from flax import nnx
 from ml_collections import config_dict
 
+from figs_jax.analysis._study_claims import check_claims
 from figs_jax.core.legal import Word, suggestion
 from figs_jax.train import schema
 from figs_jax.train.config import FREE, ConfigError, plain, recipe_of
@@ -175,6 +176,12 @@ def cells(
     )
   if not config.grids:
     raise ConfigError("grids: expected at least one, such as {'a': {...}}")
+  check_claims(
+    config.claims.to_dict(),
+    list(config.recipes),
+    list(config.patterns),
+    list(config.settings),
+  )
   all_cells: dict[tuple[str, str, str], Cell] = {}
   for name in _names(config.grids if grids is None else grids, config, "grids"):
     for key in _keys(config, name):

@@ -36,7 +36,7 @@ Row = dict[str, str]
 
 
 def read(out: str | Path) -> list[Row]:
-  """The rows of OUT/study.csv, as text; none if there is no such file.
+  """The rows of OUT/study.csv, as text; none if the file is missing.
 
   Raises:
     ConfigError: If the file is not a study's.
@@ -96,7 +96,7 @@ class Store:
       shared: Columns of all rows, among them "config", its fingerprint.
       config: Fields of the run's configuration by dotted name.
       rows: Other columns, one mapping per seed.
-      examples: Arrays `seed`, `correct` and `loss` per seed and example.
+      examples: Arrays of `figs_jax.train.examples`.
       name: Name of the file of per-example results.
     """
     file = Path("examples", f"{name}.npz")
@@ -108,6 +108,7 @@ class Store:
       correct=np.packbits(examples["correct"], axis=1),
       examples=examples["correct"].shape[1],
       loss=examples["loss"].astype(np.float16),
+      weight=examples["weight"].astype(np.float32),
     )
     new = [
       {key: text(value) for key, value in {**shared, **row}.items()}

@@ -51,6 +51,7 @@ __all__ = [
   "default_config",
   "fingerprint",
   "plan",
+  "report",
   "rows",
   "run",
 ]
@@ -109,12 +110,31 @@ def run(
 
 
 def rows(out: str | Path) -> list[dict[str, str]]:
-  """The rows of OUT/study.csv, as text; none if there is no such file.
+  """The rows of OUT/study.csv, as text; none if the file is missing.
 
   Raises:
     ConfigError: If the file is not a study's.
   """
   return _study_rows.read(out)
+
+
+def report(config: config_dict.ConfigDict, out: str | Path) -> str:
+  """Writes OUT/results.md and its pictures from the rows that are there.
+
+  Args:
+    config: Configuration of the study.
+    out: Directory of study.csv.
+
+  Returns:
+    What can and cannot be claimed, a line per test.
+
+  Raises:
+    ValueError: If a claim is invalid, or pandas or matplotlib is missing.
+  """
+  from figs_jax.analysis._study_page import write_results
+  from figs_jax.analysis._study_pairs import study_frame
+
+  return write_results(study_frame(rows(out)), config.to_dict(), out)
 
 
 def plan(
