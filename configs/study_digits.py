@@ -11,7 +11,7 @@ def get_config():
   config = study.default_config()
   config.name = "digits"
   config.base = "configs/digits_vit.py"
-  config.common = {"total_steps": 300, "seeds_mode": "vmap"}
+  config.common = {"total_steps": 300}
   config.recipes = {
     "dense": {"name": "dense"},
     "sr_ste": {"name": "sr_ste"},

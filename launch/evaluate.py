@@ -43,12 +43,14 @@ def main() -> None:
   cli.quiet()
   if not _WORKDIR.value:
     cli.fail("--workdir is missing: name the directory of a run")
+  from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.train._evaluate import evaluate
 
   cli.run_user_file(_RECIPE_FILE)
   cli.run_user_file(_ENGINE_FILE)
 
+  compilation_cache.enable()
   try:
     result = evaluate(
       _WORKDIR.value,

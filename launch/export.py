@@ -90,9 +90,11 @@ def main() -> None:
     if not flag.value:
       cli.fail(f"--{flag.name} is missing; see --help")
   cli.run_user_file(_RECIPE_FILE)
+  from figs_jax.cli import compilation_cache
   from figs_jax.cli.export import export_run
   from figs_jax.data import DataError
 
+  compilation_cache.enable()
   try:
     lines = export_run(
       str(_WORKDIR.value),

@@ -78,10 +78,12 @@ def main(words: list[str]) -> None:
   cli.run_user_file(_RECIPE_FILE)
   cli.run_user_file(_ENGINE_FILE)
   from figs_jax.analysis.history import histories
+  from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.engine import parse
   from figs_jax.engine.figures import figure_type
 
+  compilation_cache.enable()
   try:
     figure_type()  # fails early without matplotlib
     engines = _ENGINES.value.split(",")

@@ -67,10 +67,12 @@ def main() -> None:
   cli.quiet()
   check_flags()
   from figs_jax import analysis
+  from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.engine.figures import figure_type
   from figs_jax.train.loop import Diverged
 
+  compilation_cache.enable()
   start = time.monotonic()
   workdir = Path(_WORKDIR.value)
   sparse = [name for name in _RECIPES.value if name != "dense"]

@@ -9,6 +9,8 @@ What is done is not repeated; SIGTERM saves and exits with 0. OUT gets study.csv
 (a row per cell and seed), per-example results, tables, claims and pictures.
 """
 
+import importlib.util
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -55,13 +57,17 @@ _ENGINES = flags.DEFINE_list(
 
 def main(words: list[str]) -> None:
   cli.quiet()
+  if not _DRY_RUN.value and importlib.util.find_spec("pandas") is None:
+    cli.fail("tables need pandas: pip install 'figs_jax[study]'")
   if words and not _COLLECT.value:
     cli.fail(f"Unexpected argument {words[0]!r}; list runs after --collect")
   from figs_jax.analysis import study
+  from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.train.checkpoint import CheckpointError
   from figs_jax.train.config import ConfigError
 
+  compilation_cache.enable()
   try:
     if _COLLECT.value:
       if not _OUT.value:

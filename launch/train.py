@@ -54,6 +54,7 @@ def main() -> None:
     cli.fail("--workdir is missing: set it to the directory of the run")
   if _RECIPE_FILE.value:  # run before the configuration was read
     config.recipe_file = str(Path(_RECIPE_FILE.value).absolute())
+  from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.train import distributed
   from figs_jax.train.checkpoint import SaveError
@@ -61,6 +62,7 @@ def main() -> None:
   from figs_jax.train.loop import Diverged, train
   from figs_jax.train.workdir_lock import LockLostError
 
+  compilation_cache.enable()
   try:
     if _DISTRIBUTED.value:
       distributed.initialize()

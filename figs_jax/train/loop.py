@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from figs_jax.data import python_data
@@ -33,7 +35,10 @@ from figs_jax.train.state import TrainState, update, with_fresh_masks
 from figs_jax.train.workdir import initial_weights
 
 _log = logging.getLogger("figs_jax")
-_AHEAD = 2  # steps dispatched ahead, so that batches do not pile up
+# Steps dispatched ahead hold their batches, and delay a stop. But waiting costs
+# quick steps a tenth of their time, so they wait at every eighth only.
+_AHEAD, _WAIT_EVERY = 2, 8
+_QUICK, _SMALL = 0.05, 2**23  # seconds of a step, bytes of a batch
 
 
 class Diverged(RuntimeError):
@@ -50,9 +55,19 @@ class Run:
   log: MetricLog
   evaluator: Evaluator
   batches: Any
-  state: TrainState
-  losses: list[tuple[int, jax.Array]] = dataclasses.field(default_factory=list)
+  state: TrainState | list[TrainState]  # of all seeds, or of each in turn
+  shardings: Any
+  losses: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
   lost: set[int] = dataclasses.field(default_factory=set)
+  waits_every: int = 1
+  waited: float = 0.0
+
+  @property
+  def whole(self) -> TrainState:
+    """The state, with a leading seed axis if there are seeds."""
+    if isinstance(self.state, TrainState):
+      return self.state
+    return seeds.together(self.state, self.shardings)
 
 
 def train(
@@ -138,12 +153,13 @@ def train(
         log,
         evaluator(experiment, mesh),
         batches,
-        state,
+        state if not in_turn(experiment) else seeds.apart(state),
+        shardings,
       )
       runs.append(run)
-      step_fn = compiled_step(experiment, shardings, replicated(mesh))
-      sharding = batch_sharding(mesh, experiment.batch_axis == 0)
-      return _loop(run, start, step_fn, sharding, stopped)
+      del state  # donated
+      step_fn = compiled_step(experiment, shardings, mesh)
+      return _loop(run, start, step_fn, stopped)
 
 
 @contextlib.contextmanager
@@ -166,41 +182,65 @@ def _refusals_of_disk(
     ) from error
 
 
-def compiled_step(experiment: Experiment, shardings: Any, metrics: Any = None):
+def compiled_step(
+  experiment: Experiment, shardings: Any, mesh: Mesh | None = None
+) -> Callable[[Any, Any], tuple[Any, Any]]:
   """The jitted step of a configuration; the state is donated.
 
   Args:
     experiment: Experiment to train.
     shardings: Shardings of the state.
-    metrics: Sharding of the metrics, which every process must hold entirely.
+    mesh: Mesh over which to split this process's batches, arrays of NumPy.
+      Every process then holds all of the metrics. Defaults to batches and
+      metrics as they come.
+
+  Returns:
+    Function (state, batch) -> (state, metrics), or a `seeds.InTurn`.
   """
+  axis = experiment.batch_axis
   fn = partial(update)  # a new object has a compilation cache of its own
-  if experiment.seeds:
-    fn = partial(
-      seeds.step_seeds,
-      batch_axis=experiment.batch_axis,
-      mode=seeds_mode(experiment.config.seeds_mode),
+  turns = in_turn(experiment)
+  if turns:
+    shardings, axis = seeds.lone_shardings(shardings), None
+  elif experiment.seeds:
+    fn = partial(seeds.step_seeds, batch_axis=axis)
+  options: dict[str, Any] = {"out_shardings": (shardings, None)}
+  if mesh is not None:
+    split = batch_sharding(mesh, axis == 0)
+    options = {
+      "in_shardings": (None, split),
+      "out_shardings": (shardings, replicated(mesh)),
+    }
+  step = jax.jit(fn, donate_argnums=0, **options)
+  if mesh is not None and jax.process_count() > 1:
+    jitted = step
+    step = lambda state, batch: jitted(  # noqa: E731
+      state, distributed.global_batch(split, batch)
     )
-  return jax.jit(fn, donate_argnums=0, out_shardings=(shardings, metrics))
+  return seeds.InTurn(step, experiment.batch_axis) if turns else step
 
 
-def seeds_mode(mode: str) -> seeds.Mode:
-  """The mode, where "auto" is the faster one in benchmarks/seeds.py."""
+def in_turn(experiment: Experiment) -> bool:
+  """Whether the seeds are trained one after the other.
+
+  In mode "auto", if this is the faster way in benchmarks/loop.py.
+  """
+  mode = experiment.config.seeds_mode
   if mode == "auto":
-    return "map" if jax.default_backend() == "cpu" else "vmap"
-  return "map" if mode == "map" else "vmap"
+    mode = "map" if jax.default_backend() == "cpu" else "vmap"
+  return bool(experiment.seeds) and mode == "map"
 
 
-def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
+def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
   config = run.experiment.config
   result: dict[str, Any] = {}
   step = start
   for step in range(start + 1, config.total_steps + 1):
-    batch = distributed.global_batch(sharding, next(run.batches))
+    batch = next(run.batches)
     run.state, metrics = step_fn(run.state, batch)
-    run.losses.append((step, metrics["loss"]))
-    if len(run.losses) > _AHEAD:
-      jax.block_until_ready(run.losses[-1 - _AHEAD][1])
+    run.losses.append((step, _loss(metrics)))
+    if step % run.waits_every == 0:
+      _wait(run, batch)
     last = step == config.total_steps
     stopping = stopped(step)
     if step % config.log_every == 0 or _diagnosed(config, step) or last:
@@ -221,6 +261,24 @@ def _loop(run: Run, start: int, step_fn, sharding, stopped) -> dict[str, Any]:
   if not result:
     result = _evaluate(run, step, write=False)
   return {"step": step, "finished": True, **result}
+
+
+def _loss(metrics: Any) -> Any:
+  """The loss of a step; with seeds in turn, that of each."""
+  if isinstance(metrics, list):
+    return [each["loss"] for each in metrics]
+  return metrics["loss"]
+
+
+def _wait(run: Run, batch: Any) -> None:
+  """Waits for the steps before the last two, and decides on the next wait."""
+  if len(run.losses) > _AHEAD:
+    jax.block_until_ready(run.losses[-1 - _AHEAD][1])
+  now = time.monotonic()
+  quick = now - run.waited < _QUICK * run.waits_every
+  small = sum(x.nbytes for x in jax.tree.leaves(batch)) < _SMALL
+  run.waits_every = _WAIT_EVERY if quick and small else 1
+  run.waited = now
 
 
 # Fields that decide the masks of a step.
@@ -388,6 +446,8 @@ def _diagnosed(config, step: int) -> bool:
 
 def _row(metrics, config, step) -> dict[str, float]:
   """Scalars of a step; with seeds, their mean and the loss of each."""
+  if isinstance(metrics, list):
+    metrics = jax.tree.map(lambda *each: np.stack(each), *metrics)
   metrics = jax.tree.map(np.asarray, dict(metrics))
   layers = metrics.pop("layers", {})
   row = {}
@@ -420,11 +480,11 @@ def _diverged(run: Run, what: str) -> Diverged:
 
 
 def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
-  row = {}
+  row, state = {}, run.whole
   for prefix in ("eval", "eval_ema"):
-    if prefix == "eval_ema" and run.state.ema is None:
+    if prefix == "eval_ema" and state.ema is None:
       continue
-    for name, value in run.evaluator.run(run.state, ema=prefix != "eval"):
+    for name, value in run.evaluator.run(state, ema=prefix != "eval"):
       mean, error = seeds.mean_and_se(np.atleast_1d(value).tolist())
       row[f"{prefix}/{name}"] = mean
       if isinstance(value, list):
@@ -439,13 +499,14 @@ def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
 
 
 def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
-  leaves = jax.tree.leaves(run.state.params)
+  state = run.whole
+  leaves = jax.tree.leaves(state.params)
   if not all(bool(jnp.isfinite(leaf).any()) for leaf in leaves):
     raise _diverged(run, f"a whole parameter is not finite at step {step}")
   config = plain(run.experiment.config)
   run.lock.check()
   data = run.batches.get_state() | _data_set(run.batches)
-  run.checkpoints.save(step, run.state, data, config, metrics)
+  run.checkpoints.save(step, state, data, config, metrics)
 
 
 def _write_config(workdir: str | Path, config) -> None:

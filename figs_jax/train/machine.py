@@ -27,8 +27,8 @@ def current() -> dict[str, Any]:
   ['XLA_FLAGS', 'cores', 'device', 'devices', 'jax', 'jaxlib', 'processor']
   """
   return {
-    "cores": _usable_cores(),
-    "processor": _processor(),
+    "cores": usable_cores(),
+    "processor": processor(),
     "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),
     "jax": jax.__version__,
@@ -50,14 +50,25 @@ def changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
   )
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+  """Number of cores on which this process may run."""
   if hasattr(os, "sched_getaffinity"):  # on Linux
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
-def _processor() -> str:
+def processor() -> str:
+  """Name of the processor."""
+  return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def processor_features() -> str:
+  """Instruction sets of the processor; "" where the system lists none."""
+  return _cpuinfo("flags") or _cpuinfo("Features")  # on x86, on Arm
+
+
+def _cpuinfo(name: str) -> str:
+  """The first value of an entry of /proc/cpuinfo, or ""."""
   text = _CPUINFO.read_text() if _CPUINFO.exists() else ""
-  if name := re.search(r"model name\s*: (.*)", text):
-    return name[1]
-  return platform.processor() or platform.machine()
+  entry = re.search(rf"^{name}\s*: (.*)", text, re.MULTILINE)
+  return entry[1] if entry else ""

@@ -1,4 +1,4 @@
-"""Several seeds at once: the same step over a leading seed axis.
+"""Several seeds at once: the same step over a leading seed axis, or in turn.
 
 Every leaf of the state gains that axis but `step`, which stays a scalar: a
 `cond` on it stays a branch, while a batched one would run both sides.
@@ -7,6 +7,7 @@ Every leaf of the state gains that axis but `step`, which stays a scalar: a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -14,12 +15,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from figs_jax.core.types import Array
 from figs_jax.train.state import TrainState, update
 from figs_jax.train.state import with_fresh_masks as fresh_masks
-
-Mode = Literal["vmap", "map"]
 
 
 def axes(state: TrainState, seeds: int | None = 0) -> TrainState:
@@ -45,43 +45,115 @@ def create_states(make: Callable[[Array], TrainState], seeds: Sequence[int]):
 
 
 def step_seeds(
-  state: TrainState,
-  batch: Any,
-  *,
-  batch_axis: Literal[0] | None = None,
-  mode: Mode = "vmap",
+  state: TrainState, batch: Any, *, batch_axis: Literal[0] | None = None
 ) -> tuple[TrainState, dict[str, Any]]:
-  """`train.state.update` of every seed; metrics gain the axis.
+  """`train.state.update` of every seed, together; metrics gain the axis.
 
   Args:
     state: State from `create_states`.
     batch: Batch of all seeds.
     batch_axis: Axis of the seeds in the batch: 0 if each seed has its own
       batch, None if all share one.
-    mode: "vmap" runs the seeds together, "map" one after the other inside the
-      same compiled step, which is faster on few CPU cores. The results agree.
 
   Raises:
     ValueError: If `batch_axis` is 0 and the batch has another number of seeds.
   """
   lone, seeds = axes(state), state.seed.shape[0]
   if batch_axis == 0:
-    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if counts - {(seeds,)}:
-      raise ValueError(
-        f"batch: expected a leading axis of {seeds} seeds, got leading sizes"
-        f" {sorted(counts)}; use batch_axis=None for a batch that all share"
-      )
-  if mode == "vmap":
-    step = jax.vmap(update, (lone, batch_axis), (lone, 0))
-    return step(state, batch)
+    _check_axis(batch, seeds)
+  step = jax.vmap(update, (lone, batch_axis), (lone, 0))
+  return step(state, batch)
 
+
+@dataclasses.dataclass(frozen=True)
+class InTurn:
+  """A step of every seed, one after the other: each gives the bits of its run.
+
+  Faster than `step_seeds` on few CPU cores. Do not jit it: a loop over seeds
+  inside of one program is up to five times slower, since it moves their states.
+
+  Attributes:
+    step: Compiled step of one seed.
+    batch_axis: Axis of the seeds in the batch, see `step_seeds`.
+  """
+
+  step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
+  batch_axis: Literal[0] | None = None
+
+  def __call__(
+    self, states: Sequence[TrainState], batch: Any
+  ) -> tuple[list[TrainState], list[dict[str, Any]]]:
+    """The next states and the metrics, of each seed.
+
+    Args:
+      states: States of the seeds, as from `apart`.
+      batch: Batch of all seeds.
+
+    Raises:
+      ValueError: If the batch has another number of seeds.
+    """
+    batches = [batch] * len(states)
+    if self.batch_axis == 0:
+      _check_axis(batch, len(states))
+      batches = [
+        jax.tree.map(lambda x, i=i: x[i], batch) for i in range(len(states))
+      ]
+    pairs = [self.step(*pair) for pair in zip(states, batches)]
+    return [state for state, _ in pairs], [metrics for _, metrics in pairs]
+
+
+def _check_axis(batch: Any, seeds: int) -> None:
+  counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+  if counts - {(seeds,)}:
+    raise ValueError(
+      f"batch: expected a leading axis of {seeds} seeds, got leading sizes"
+      f" {sorted(counts)}; use batch_axis=None for a batch that all share"
+    )
+
+
+def apart(state: TrainState) -> list[TrainState]:
+  """The states of the seeds, each with arrays of its own to donate."""
+  seeds = state.seed.shape[0]
   each = dataclasses.replace(state, step=jnp.full(seeds, state.step))
-  if batch_axis == 0:
-    new, metrics = jax.lax.map(lambda pair: update(*pair), (each, batch))
-  else:
-    new, metrics = jax.lax.map(lambda lone: update(lone, batch), each)
-  return dataclasses.replace(new, step=new.step[0]), metrics
+  return [
+    jax.tree.map(lambda leaf, i=i: _entry(_lone(leaf.sharding))(leaf, i), each)
+    for i in range(seeds)
+  ]
+
+
+def together(states: Sequence[TrainState], shardings: Any) -> TrainState:
+  """The inverse of `apart`.
+
+  Args:
+    states: States of the seeds.
+    shardings: Shardings of the result, as a `TrainState`.
+  """
+  stacked = jax.tree.map(
+    lambda sharding, *leaves: _stack(sharding)(leaves), shardings, *states
+  )
+  return dataclasses.replace(stacked, step=jnp.copy(states[0].step))
+
+
+def lone_shardings(shardings: Any) -> Any:
+  """Shardings of the state of one seed, from those of all seeds."""
+  return jax.tree.map(_lone, shardings)
+
+
+def _lone(sharding: Sharding) -> Sharding:
+  if not isinstance(sharding, NamedSharding):
+    return sharding
+  return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+
+
+@functools.cache
+def _entry(sharding: Sharding) -> Callable[[Array, int], Array]:
+  take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+  return jax.jit(take, out_shardings=sharding)
+
+
+@functools.cache
+def _stack(sharding: Sharding) -> Callable[[Sequence[Array]], Array]:
+  return jax.jit(jnp.stack, out_shardings=sharding)
 
 
 def with_fresh_masks(state: TrainState) -> TrainState:

@@ -104,6 +104,7 @@ def test_equal_flops_give_sparse_cells_more_steps():
   ("change", "message"),
   [
     ({"grids": {}}, "grids: expected at least one"),
+    ({"dtypes": ("bf16",)}, "did you mean 'bfloat16'?"),
     ({"budget": "hours"}, "budget: expected one of steps, train_flops"),
     ({"base": "missing.py"}, "base: no such file 'missing.py'"),
     ({"common": {"batch": 3}}, "common: unknown field 'batch'; did you mean"),
@@ -149,6 +150,7 @@ def whole(tmp_path_factory):
   config = small()
   config.grids.a.recipes = ("dense", "figs k=2")
   config.grids.a.patterns = ("1:8",)
+  config.dtypes = ("bfloat16",)
   outcome = study.run(config, path / "runs", path / "out")
   assert outcome.finished
   assert outcome.done == ["dense", "figs k=2 1:8"]
@@ -165,7 +167,8 @@ def trained(monkeypatch):
     configs[path] = config
     return {"finished": True}
 
-  def measured(path):
+  def measured(path, dtypes):
+    del dtypes
     config = configs[path]
     seeds = np.arange(config.seed, config.seed + config.seeds)
     examples = {
@@ -198,6 +201,9 @@ def test_rows_hold_what_a_cell_gave(whole):
   assert "config.total_steps" not in rows[0]  # it does not differ
   assert rows[2]["stages"] == "2:16 × 2"
   assert float(rows[2]["density"]) == 1 / 8
+  for row in rows:
+    gap = float(row["loss"]) - float(row["loss_bfloat16"])
+    assert 0 < abs(gap) < 0.05
   assert float(rows[2]["speedup:figs:16x16:alpha=15"]) > 0.9
   assert float(rows[2]["train_flops_total"]) < float(
     rows[0]["train_flops_total"]
@@ -220,6 +226,26 @@ def test_what_is_done_is_not_repeated(trained, tmp_path):
   assert len(trained) == 5
   outcome = study.run(config, tmp_path / "others", tmp_path / "out")
   assert (outcome.done, outcome.failed, len(trained)) == ([], [], 5)
+
+
+def test_rows_of_a_version_with_fewer_fields_count(trained, tmp_path):
+  config = small()
+  study.run(config, tmp_path / "runs", tmp_path)
+  saved = json.loads((tmp_path / "configs.json").read_text())
+  old = {}
+  text = (tmp_path / "study.csv").read_text()
+  for place, (key, fields) in enumerate(saved.items()):
+    del fields["label_smoothing"]
+    old[f"{place:012}"] = fields
+    text = text.replace(key, f"{place:012}")
+  (tmp_path / "configs.json").write_text(json.dumps(old))
+  (tmp_path / "study.csv").write_text(text)
+  trained.clear()
+  study.run(config, tmp_path / "runs", tmp_path)
+  assert trained == []
+  config.common.label_smoothing = 0.1
+  study.run(config, tmp_path / "runs", tmp_path)
+  assert len(trained) == 5
 
 
 def test_missing_seeds_alone_are_run(trained, tmp_path):

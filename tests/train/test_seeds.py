@@ -1,5 +1,6 @@
 """Many seeds under one step: each as if it had run alone."""
 
+import functools
 import math
 
 import jax
@@ -73,15 +74,12 @@ def single_runs(request):
   return request.param, states, losses
 
 
-@pytest.mark.parametrize("mode", ["vmap", "map"])
-def test_each_seed_equals_its_single_run(single_runs, mode):
+def test_each_seed_equals_its_single_run(single_runs):
   name, lone, losses = single_runs
   make = maker(name)
   state = jax.jit(lambda: seeds.create_states(make, SEEDS))()
   assert state.step.shape == ()
-  many = jax.jit(
-    lambda s, b: seeds.step_seeds(s, b, mode=mode), donate_argnums=0
-  )
+  many = jax.jit(functools.partial(seeds.step_seeds), donate_argnums=0)
   for i in range(30):
     state, metrics = many(state, batch_of(i))
     np.testing.assert_allclose(metrics["loss"], losses[i], rtol=2e-3)
@@ -105,13 +103,36 @@ def test_each_seed_equals_its_single_run(single_runs, mode):
       np.testing.assert_allclose(a, b, atol=5e-3)
 
 
+def test_seeds_in_turn_give_the_bits_of_their_single_runs(single_runs):
+  name, lone, losses = single_runs
+  make = maker(name)
+  state = jax.jit(lambda: seeds.create_states(make, SEEDS))()
+  step = jax.jit(functools.partial(update), donate_argnums=0)
+  many, states = seeds.InTurn(step), seeds.apart(state)
+  for i in range(30):
+    states, metrics = many(states, batch_of(i))
+    got = [float(each["loss"]) for each in metrics]
+    np.testing.assert_allclose(got, losses[i], rtol=2e-3)
+    if i == 14:  # as at a checkpoint
+      shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+      states = seeds.apart(seeds.together(states, shardings))
+  assert step._cache_size() == 1
+  assert int(states[0].step) == 30
+  for one, wanted in zip(states, lone):
+    for field in ("params", "masks", "opt_state"):
+      trees = getattr(one, field), getattr(wanted, field)
+      jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_each_seed_on_its_own_batches(parts):
   """Losses and weights of single runs that read one batch of each stack."""
   make = maker("ste", parts)
-  states = {mode: seeds.create_states(make, SEEDS) for mode in ("vmap", "map")}
+  state = seeds.create_states(make, SEEDS)
+  turns = seeds.apart(state)
   lone, step = [make(seed) for seed in SEEDS], jax.jit(update)
-  many = jax.jit(seeds.step_seeds, static_argnames=("batch_axis", "mode"))
+  many = jax.jit(functools.partial(seeds.step_seeds, batch_axis=0))
+  in_turn = seeds.InTurn(step, batch_axis=0)
   for i in range(4):
     own = [batch_of(10 * i + k) for k in range(len(SEEDS))]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
@@ -119,22 +140,25 @@ def test_each_seed_on_its_own_batches(parts):
     for k, batch in enumerate(own):
       lone[k], metrics = step(lone[k], batch)
       losses.append(metrics["loss"])
-    for mode, state in states.items():
-      states[mode], metrics = many(state, stack, batch_axis=0, mode=mode)
-      np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
-  for state in states.values():
-    for one, wanted in zip(seeds.singles(state), lone):
-      jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        one.params,
-        wanted.params,
-      )
+    state, metrics = many(state, stack)
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+    turns, metrics = in_turn(turns, stack)
+    assert [each["loss"] for each in metrics] == losses
+  for one, turn, wanted in zip(seeds.singles(state), turns, lone):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+      one.params,
+      wanted.params,
+    )
+    jax.tree.map(np.testing.assert_array_equal, turn.params, wanted.params)
 
 
 def test_a_batch_of_another_number_of_seeds_is_refused():
   state = seeds.create_states(maker("ste"), SEEDS)
   with pytest.raises(ValueError, match=r"axis of 3 seeds, got .*\(12,\)"):
     seeds.step_seeds(state, batch_of(0), batch_axis=0)
+  with pytest.raises(ValueError, match=r"axis of 3 seeds, got .*\(12,\)"):
+    seeds.InTurn(update, 0)(seeds.apart(state), batch_of(0))
 
 
 def test_branches_stay_branches():

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel
+from figs_jax.train import seeds
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import compiled_step
 from figs_jax.train.sharding import batch_sharding, make_mesh, state_shardings
@@ -24,6 +25,9 @@ def losses(config, steps=20):
   )
   state = experiment.placed_state(shardings)
   step = compiled_step(experiment, shardings)
+  turns = isinstance(step, seeds.InTurn)
+  if turns:
+    state = seeds.apart(state)
   sharding = batch_sharding(mesh, experiment.batch_axis == 0)
   lead = (len(experiment.seeds), 16) if experiment.batch_axis == 0 else (16,)
   labels = np.broadcast_to(np.arange(16, dtype=np.int32) % 10, lead)
@@ -33,8 +37,13 @@ def losses(config, steps=20):
     batch = {"image": np.asarray(image), "label": labels}
     batch = jax.device_put(batch, sharding)
     state, metrics = step(state, batch)
-    out.append(np.asarray(metrics["loss"]))
-  assert step._cache_size() == 1
+    each = metrics if turns else [metrics]
+    out.append(np.squeeze([one["loss"] for one in each]))
+  assert (step.step if turns else step)._cache_size() == 1
+  if turns:
+    state = seeds.together(state, shardings)
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(shardings)):
+      assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
   return np.stack(out), state
 
 
