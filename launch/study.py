@@ -9,6 +9,8 @@ What is done is not repeated; SIGTERM saves and exits with 0. OUT gets study.csv
 (a row per cell and seed), per-example results, tables, claims and pictures.
 """
 
+import importlib.util
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -45,6 +47,9 @@ _COLLECT = flags.DEFINE_multi_string(
   "Directories of runs, or of other studies' results, to add to OUT instead of"
   " running cells: --collect runs/*.",
 )
+_BASELINE = flags.DEFINE_string(
+  "baseline", "dense", "Recipe to compare collected runs with."
+)
 _ENGINES = flags.DEFINE_list(
   "engines", ["figs:16x16:alpha=15"], "Engines of collected runs."
 )
@@ -52,20 +57,26 @@ _ENGINES = flags.DEFINE_list(
 
 def main(words: list[str]) -> None:
   cli.quiet()
+  if not _DRY_RUN.value and importlib.util.find_spec("pandas") is None:
+    cli.fail("tables need pandas: pip install 'figs_jax[study]'")
   if words and not _COLLECT.value:
     cli.fail(f"Unexpected argument {words[0]!r}; list runs after --collect")
   from figs_jax.analysis import study
+  from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.train.checkpoint import CheckpointError
   from figs_jax.train.config import ConfigError
 
+  compilation_cache.enable()
   try:
     if _COLLECT.value:
       if not _OUT.value:
         cli.fail("--out is missing: name the directory of the collected rows")
       paths = [*_COLLECT.value, *words]
       study.collect(paths, _OUT.value, engines=_ENGINES.value)
-      _report(study, None, _OUT.value)
+      config = study.default_config()
+      config.name, config.baseline = "collected", _BASELINE.value
+      _report(study, config, _OUT.value)
       return
     _run(study)
   except (ConfigError, DataError, CheckpointError) as error:
@@ -114,7 +125,16 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _report(study, config, out: str) -> None:
-  cli.say(f"{out}/study.csv: {len(study.rows(out))} rows")
+  """Writes and prints what can be said so far."""
+  rows = study.rows(out)
+  if not rows:
+    cli.say(f"{out}/study.csv: no rows yet")
+    return
+  try:
+    lines = study.report(config, out)
+  except ValueError as error:
+    cli.fail(str(error))
+  cli.say(lines, f"{out}/study.csv: {len(rows)} rows; results.md beside it")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from typing import Any
 from flax import nnx
 from ml_collections import config_dict
 
+from figs_jax.analysis._study_claims import check_claims
 from figs_jax.core.legal import Word, suggestion
 from figs_jax.train import schema
+from figs_jax.train._evaluate import check_dtype
 from figs_jax.train.config import FREE, ConfigError, plain, recipe_of
 from figs_jax.train.experiment import build
 from figs_jax.train.run_rows import train_cost
@@ -49,6 +51,8 @@ def default_config() -> config_dict.ConfigDict:
     as the training FLOPs of the baseline allow.
   * `baseline`: Label of the recipe to compare with.
   * `engines`: Specs of engines for modelled speed-ups.
+  * `dtypes`: Dtypes of the computation in which accuracy and loss are measured
+    as well, such as ("bfloat16", "int8").
   * `claims`: Claims to judge, see `figs_jax.analysis.judge`.
 
   >>> default_config().budget
@@ -67,6 +71,7 @@ def default_config() -> config_dict.ConfigDict:
       "budget": "steps",
       "baseline": "dense",
       "engines": ("figs:16x16:alpha=15",),
+      "dtypes": (),
       "claims": {},
     }
   )
@@ -173,8 +178,16 @@ def cells(
     raise ConfigError(
       f"budget: expected one of {', '.join(_BUDGETS)}, got {config.budget!r}"
     )
+  for dtype in config.dtypes:
+    check_dtype(dtype)
   if not config.grids:
     raise ConfigError("grids: expected at least one, such as {'a': {...}}")
+  check_claims(
+    config.claims.to_dict(),
+    list(config.recipes),
+    list(config.patterns),
+    list(config.settings),
+  )
   all_cells: dict[tuple[str, str, str], Cell] = {}
   for name in _names(config.grids if grids is None else grids, config, "grids"):
     for key in _keys(config, name):

@@ -506,8 +506,9 @@ def report(
     judgements: Judgements from `judge`.
     acceptance: Test of the regime from `accepted`, for the first line.
   """
-  order = order_text([judgement.pairs for judgement in judgements])
   lines = [acceptance.line] if acceptance else []
-  lines.append(f"paired by seed, {order}; intervals of 95 % over seeds")
+  if judgements:
+    order = order_text([judgement.pairs for judgement in judgements])
+    lines.append(f"paired by seed, {order}; intervals of 95 % over seeds")
   lines += [judgement.line for judgement in judgements]
   return "\n".join(lines) + "\n"

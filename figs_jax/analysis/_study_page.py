@@ -96,15 +96,10 @@ def write_results(
     for metric in ("loss", "accuracy")
   }
   names = _write_pictures(rows, baseline, judgements, smallest, out)
-  order = order_text([each.pairs for each in judgements])
   parts = [
     f"# Results of the study {study['name']}",
     f"Test of the regime: {acceptance.line}.",
-    "## Verdicts",
-    f"{_counts(judgements)} In all runs {order}.",
-    verdict_table(judgements),
-    _RULES,
-    _picture("Claims: paired differences with 95 % intervals", names, "forest"),
+    *(_verdicts(judgements, names) if judgements else ()),
     "## Recipes and patterns",
     *(
       compact_table(rows, baseline, metric)
@@ -132,6 +127,19 @@ def write_results(
   page = "\n\n".join(part.strip() for part in parts if part.strip())
   (out / "results.md").write_text(page + "\n", encoding="utf-8")
   return report(judgements, acceptance)
+
+
+def _verdicts(
+  judgements: Sequence[Judgement], names: Sequence[str]
+) -> list[str]:
+  order = order_text([each.pairs for each in judgements])
+  return [
+    "## Verdicts",
+    f"{_counts(judgements)} In all runs {order}.",
+    verdict_table(judgements),
+    _RULES,
+    _picture("Claims: paired differences with 95 % intervals", names, "forest"),
+  ]
 
 
 def _counts(judgements: Sequence[Judgement]) -> str:

@@ -1,8 +1,9 @@
 """The rows of a study on disk: study.csv, configurations, per-example results.
 
 study.csv is tidy: one row per cell and seed, sorted, with one column for every
-field of training in which the cells differ. Beside it are configs.json, the
-configuration of each fingerprint, and examples/, an .npz per run.
+field of training in which the cells differ and for the order of the data.
+Beside it are configs.json, the configuration of each fingerprint, and
+examples/, an .npz per run.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
+from figs_jax.analysis._study_cells import fingerprint, of_cell
 from figs_jax.export.atomic_write import replacing
-from figs_jax.train.config import ConfigError
+from figs_jax.train.config import ConfigError, completed
 
 _CSV, _CONFIGS, _FAILED = "study.csv", "configs.json", "failed.csv"
 # The first columns, in this order; all others follow by name.
@@ -30,13 +33,17 @@ _FIRST = (
   "study", "grid", "cell", "recipe", "pattern", "rules", "setting", "seed",
   "accuracy", "loss", "config", "version", "step", "examples", "stages",
 )  # fmt: skip
+_ALWAYS = ("data.order",)  # fields with a column whether they differ or not
 _OF_FAILED = ("study", "grid", "cell", "seeds", "error")
 
 Row = dict[str, str]
 
 
 def read(out: str | Path) -> list[Row]:
-  """The rows of OUT/study.csv, as text; none if there is no such file.
+  """The rows of OUT/study.csv, as text; none if the file is missing.
+
+  The column `config` is the fingerprint that this version of figs_jax gives the
+  configuration, with defaults for fields that it did not have.
 
   Raises:
     ConfigError: If the file is not a study's.
@@ -48,7 +55,23 @@ def read(out: str | Path) -> list[Row]:
         f"{Path(out) / _CSV}, line {number}: expected a row of a study, with"
         " columns 'config' and 'seed'; use another --out"
       )
-  return rows
+  now = {old: key for old, (key, _) in _current(Path(out)).items()}
+  return [
+    row | {"config": now.get(row["config"], row["config"])} for row in rows
+  ]
+
+
+def _current(out: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+  """Saved fingerprint -> today's, and the fields with today's defaults."""
+  result = {}
+  for key, saved in _configs(out).items():
+    try:
+      whole = completed(traverse_util.unflatten_dict(saved, sep="."))
+    except ConfigError:  # of a recipe of one's own, or of another version
+      result[key] = key, saved
+    else:
+      result[key] = fingerprint(whole), of_cell(whole)
+  return result
 
 
 def _read(path: Path) -> list[Row]:
@@ -96,7 +119,7 @@ class Store:
       shared: Columns of all rows, among them "config", its fingerprint.
       config: Fields of the run's configuration by dotted name.
       rows: Other columns, one mapping per seed.
-      examples: Arrays `seed`, `correct` and `loss` per seed and example.
+      examples: Arrays of `figs_jax.train.examples`.
       name: Name of the file of per-example results.
     """
     file = Path("examples", f"{name}.npz")
@@ -108,6 +131,7 @@ class Store:
       correct=np.packbits(examples["correct"], axis=1),
       examples=examples["correct"].shape[1],
       loss=examples["loss"].astype(np.float16),
+      weight=examples["weight"].astype(np.float32),
     )
     new = [
       {key: text(value) for key, value in {**shared, **row}.items()}
@@ -130,7 +154,7 @@ class Store:
         (self.out / "examples").mkdir(exist_ok=True)
         content = (other / "examples" / Path(name).name).read_bytes()
         _write(self.out / "examples" / Path(name).name, content)
-      self._merge(rows, _configs(other))
+      self._merge(rows, dict(_current(other).values()))
 
   def fail(self, cell: str, grid: str, seeds: Sequence[int], why: str) -> None:
     """Adds a row to failed.csv."""
@@ -148,11 +172,11 @@ class Store:
       _write(self.out / _FAILED, _csv([*rows, row], _OF_FAILED))
 
   def _merge(self, new: Sequence[Row], configs: dict[str, Any]) -> None:
-    configs = _configs(self.out) | configs
+    configs = dict(_current(self.out).values()) | configs
     rows = {(row["config"], int(row["seed"])): row for row in self.rows()}
     rows |= {(row["config"], int(row["seed"])): row for row in new}
     used = {key: configs[key] for key, _ in rows if key in configs}
-    fields = differing(used.values())
+    fields = sorted({*differing(used.values()), *_ALWAYS})
     result = []
     for row in rows.values():
       kept = {k: v for k, v in row.items() if not k.startswith("config.")}

@@ -36,6 +36,7 @@ from figs_jax.analysis._study_cells import (
 )
 from figs_jax.engine import Layers, flops
 from figs_jax.train._evaluate import evaluate, speedups
+from figs_jax.train._evaluate import examples as examples_of_run
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError, completed, recipe_of
 from figs_jax.train.experiment import build
@@ -51,6 +52,7 @@ __all__ = [
   "default_config",
   "fingerprint",
   "plan",
+  "report",
   "rows",
   "run",
 ]
@@ -109,12 +111,31 @@ def run(
 
 
 def rows(out: str | Path) -> list[dict[str, str]]:
-  """The rows of OUT/study.csv, as text; none if there is no such file.
+  """The rows of OUT/study.csv, as text; none if the file is missing.
 
   Raises:
     ConfigError: If the file is not a study's.
   """
   return _study_rows.read(out)
+
+
+def report(config: config_dict.ConfigDict, out: str | Path) -> str:
+  """Writes OUT/results.md and its pictures from the rows that are there.
+
+  Args:
+    config: Configuration of the study.
+    out: Directory of study.csv.
+
+  Returns:
+    What can and cannot be claimed, a line per test.
+
+  Raises:
+    ValueError: If a claim is invalid, or pandas or matplotlib is missing.
+  """
+  from figs_jax.analysis._study_page import write_results
+  from figs_jax.analysis._study_pairs import study_frame
+
+  return write_results(study_frame(rows(out)), config.to_dict(), out)
 
 
 def plan(
@@ -241,7 +262,7 @@ def _run_cell(
     "seconds": round(seconds, 1),
     **_modelled(config, study.engines),
   }
-  _add(store, path, shared, of_cell(config))
+  _add(store, path, shared, of_cell(config), study.dtypes)
   return True
 
 
@@ -250,19 +271,23 @@ def _add(
   path: Path,
   shared: Mapping[str, Any],
   config: Mapping[str, Any],
+  dtypes: Sequence[str] = (),
 ) -> None:
   """Measures a finished run and adds its rows."""
-  rows, examples = measured(path)
+  rows, examples = measured(path, dtypes)
   store.add(shared, config, rows, examples, path.name)
 
 
 def measured(
   path: str | Path,
+  dtypes: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
   """Measured columns of a run, one row per seed, and per-example results.
 
   Args:
     path: Directory of the run.
+    dtypes: Dtypes to measure accuracy and loss in as well, see
+      `figs_jax.train.evaluate`.
   """
   result = evaluate(path, per_example=True)
   examples = result.pop("examples")
@@ -289,6 +314,11 @@ def measured(
       if name.endswith("_seeds"):
         row[name.removesuffix("_seeds")] = values[i]
     rows.append(row | shared)
+  for dtype in dtypes:
+    other = examples_of_run(path, dtype=dtype)
+    for i, row in enumerate(rows):
+      row[f"loss_{dtype}"] = _mean(other["loss"][i], other["weight"])
+      row[f"accuracy_{dtype}"] = _mean(other["accuracy"][i], other["weight"])
   return rows, examples
 
 

@@ -337,7 +337,7 @@ def _measured(
   data_dir: str | None,
   download: bool,
 ) -> _Measured:
-  _check_dtype(dtype, DTYPES)  # before anything is read
+  check_dtype(dtype)  # before anything is read
   experiment, state, step = restore(
     workdir, step, data_dir=data_dir, download=download
   )
@@ -353,7 +353,7 @@ def _computed_in(
   """The state with a model that computes in this dtype."""
   config = experiment.config.copy_and_resolve_references()
   legal = schema.legal_values(config.family, config.recipe.name)
-  _check_dtype(dtype, legal["model.dtype"])
+  check_dtype(dtype, legal["model.dtype"])
   if dtype == config.model.dtype:
     return state
   config.model.dtype = dtype
@@ -361,7 +361,7 @@ def _computed_in(
   return dataclasses.replace(state, graphdef=other.abstract_state.graphdef)
 
 
-def _check_dtype(dtype: str | None, legal: Legal) -> None:
+def check_dtype(dtype: str | None, legal: Legal = DTYPES) -> None:
   """Raises unless the dtype is None, int8 or one of a field's values."""
   if dtype is None or dtype == _INT8 or dtype in legal:
     return
