@@ -48,7 +48,7 @@ TINY = {
   "model.mlp_dim": 64,
   "pattern": "ff: 1:8",
 }
-CHUNK = 25
+CHUNK = 50  # as often as the log has a row
 SEEDS = 8
 TARGETS = {"digits": 1.05, "tiny": 1.3, "seeds": 0.55, "first": 2.5}
 
