@@ -6,7 +6,7 @@ time of a step that refreshes the masks, of a step that keeps them, and of the
 mean step if every tenth refreshes, as medians of processor time over the dense
 step of the same round; the processor time of tracing and compiling the step
 over that of the dense step (the median of `--compilations`, in turn); and the
-bytes of state beyond those of the dense run (masks, optimizer, layer variables).
+bytes of state beyond those of the dense run (masks, optimizer, variables).
 
 What a recipe adds takes at least the time to read each masked kernel (4 bytes
 per weight) and to write its effective copy (4) and mask (1) once per step, at
