@@ -124,6 +124,7 @@ def get_config(arg: str = ""):
   config.engines = ("figs:16x16:alpha=15", "vegeta-s-16-2")
   config.dtypes = ("bfloat16", "int8")
   config.patterns = _PATTERNS
+  config.settings = {"": {}, "shared order": {"data": {"order": "shared"}}}
   config.recipes = {
     **{name: {"name": name} for name in _CHOSEN},
     **_OTHERS,
@@ -155,6 +156,12 @@ def get_config(arg: str = ""):
         "sr_ste long warm-up",
       ),
       "patterns": ("1:8", "1:32"),
+      "seeds": 8,
+    }
+    config.grids.order = {  # what the error bar lacks if seeds share an order
+      "recipes": ("dense", "sr_ste", "figs"),
+      "patterns": ("1:8",),
+      "settings": ("shared order",),
       "seeds": 8,
     }
     config.grids.c3 = {

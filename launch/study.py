@@ -125,7 +125,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _report(study, config, out: str) -> None:
-  """Writes and prints what can be said so far."""
+  """Writes results.md and prints the verdicts of the rows that are there."""
   rows = study.rows(out)
   if not rows:
     cli.say(f"{out}/study.csv: no rows yet")

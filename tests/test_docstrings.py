@@ -20,6 +20,7 @@ NO_EXAMPLE = {
   "analysis.compare",
   "analysis.histories",
   "analysis.mask_evolution",
+  "analysis.noise_rows",
   "analysis.pareto_points",
   "analysis.report_html",
   "cli.quiet",
