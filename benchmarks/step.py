@@ -1,12 +1,12 @@
 """Sparse training steps over the dense one, and where the time goes.
 
-A step is forward, backward and AdamW on random images, with the masks refreshed
-after the update. For every recipe the table gives the time of a step that
-refreshes the masks, of a step that keeps them, and of the mean step if every
-tenth refreshes, as medians of processor time over the dense step of the same
-round; the processor time of tracing and compiling the step over that of the
-dense step (the median of `--compilations`, in turn); and the bytes of state
-beyond those of the dense run (masks, optimizer, layer variables).
+A step is `figs_jax.train_step` on random images: forward, backward and AdamW,
+with the masks refreshed after the update. For every recipe the table gives the
+time of a step that refreshes the masks, of a step that keeps them, and of the
+mean step if every tenth refreshes, as medians of processor time over the dense
+step of the same round; the processor time of tracing and compiling the step
+over that of the dense step (the median of `--compilations`, in turn); and the
+bytes of state beyond those of the dense run (masks, optimizer, variables).
 
 What a recipe adds takes at least the time to read each masked kernel (4 bytes
 per weight) and to write its effective copy (4) and mask (1) once per step, at
@@ -21,9 +21,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,14 +28,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from worktree import checkout
+from worktree import run_base
 
-from figs_jax import models, nn, recipes
+from figs_jax import TrainState, models, nn, recipes, train_step
 from figs_jax.core._flow import flow
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.rules import Rules
 from figs_jax.core.tree import flatten
+from figs_jax.train.state import with_fresh_masks
 
 TOTAL = 1000
 # The step of 1000 at which to measure, if not 600: in the widest stage of a
@@ -51,26 +48,29 @@ TARGET, TARGET_TENTH = 1.05, 1.03
 
 @dataclasses.dataclass
 class Run:
-  """A compiled step, and the state it carries from one call to the next."""
+  """The state that `figs_jax.train_step` carries from one call to the next."""
 
-  step: Any
-  carry: tuple
+  state: TrainState
   at: int
-  bytes: int
 
-  def seconds(self, batch: tuple, due: bool) -> float:
+  @property
+  def bytes(self) -> int:
+    """Size of the state."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+
+  def seconds(self, batch: dict, due: bool) -> float:
     """Processor seconds of a step, after which a refresh is due or not."""
-    *rest, _ = self.carry
     count = jnp.int32(self.at - 1 if due else self.at)
+    state = dataclasses.replace(self.state, step=count)
     start = time.process_time()
-    self.carry = jax.block_until_ready(self.step((*rest, count), *batch))
+    self.state, _ = jax.block_until_ready(train_step(state, batch))
     return time.process_time() - start
 
-  def compile_seconds(self, batch: tuple) -> float:
+  def compile_seconds(self, batch: dict) -> float:
     """Processor seconds of tracing and compiling the step anew."""
     jax.clear_caches()
     start = time.process_time()
-    self.step.lower(self.carry, *batch).compile()
+    train_step.lower(self.state, batch).compile()
     return time.process_time() - start
 
 
@@ -82,46 +82,14 @@ def _model(args: argparse.Namespace) -> Any:
 def build(args: argparse.Namespace, name: str) -> Run:
   options = {"refresh_every": 10} | OPTIONS.get(name, {})
   recipe = recipes.create(name, args.pattern, TOTAL, **options)
-  model = _model(args)
-  model = nn.sparsify(model, recipe)
-  bound = recipe.bind(nn.masked_leaves(model))
-  tx = recipe.adamw(1e-3)
-  graphdef, params, _, rest = nn.split(model)
-
-  def step(carry, images, labels):
-    params, masks, opt_state, rest, count = carry
-    switched = recipe.switched(opt_state)
-    moment = recipe.at(count, switched)
-    streams = nn.reseed(rest, jax.random.fold_in(jax.random.key(0), count))
-
-    def loss(params):
-      net = nn.merge(graphdef, params, masks, moment.leak, streams)
-      return optax.softmax_cross_entropy_with_integer_labels(
-        net(images), labels
-      ).mean()
-
-    grads = jax.grad(loss)(params)
-    updates, opt_state = tx.update(grads, opt_state, params, masks=masks)
-    params = optax.apply_updates(params, updates)
-    masks = bound.masks(
-      count + 1,
-      params,
-      masks,
-      switched=recipe.switched(opt_state),
-      was_switched=switched,
-      grads=grads,
-    )
-    return params, masks, opt_state, rest, count + 1
-
+  model = nn.sparsify(_model(args), recipe)
+  state = TrainState.create(model, recipe, recipe.adamw(1e-3))
   at = AT.get(name, 600)
-  masks = bound.masks(at, params)
-  carry = (params, masks, tx.init(params), rest, jnp.int32(at))
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
-  own = jax.tree.map(jnp.copy, carry)
-  return Run(jax.jit(step, donate_argnums=0), own, at, size)
+  state = dataclasses.replace(state, step=jnp.int32(at))
+  return Run(with_fresh_masks(state), at)
 
 
-def row(args: argparse.Namespace, name: str, dense: Run, batch: tuple) -> str:
+def row(args: argparse.Namespace, name: str, dense: Run, batch: dict) -> str:
   run = build(args, name)
   compiled = [
     [each.compile_seconds(batch) for each in (dense, run)]
@@ -217,7 +185,7 @@ def main() -> None:
 
   size = args.image_size
   images = jax.random.normal(jax.random.key(0), (args.batch, size, size, 3))
-  batch = (images, jnp.arange(args.batch) % 1000)
+  batch = {"image": images, "label": jnp.arange(args.batch) % 1000}
   dense = build(args, "dense")
   dense.seconds(batch, True)
   step = min(dense.seconds(batch, True) for _ in range(args.repeats))
@@ -236,21 +204,7 @@ def main() -> None:
     if name != "dense":
       print(row(args, name, dense, batch), flush=True)
   if args.base:
-    print_base(args.base)
-
-
-def print_base(revision: str) -> None:
-  """Runs this program with the figs_jax of another revision."""
-  given = argparse.ArgumentParser(allow_abbrev=False)
-  given.add_argument("--base")
-  _, words = given.parse_known_args()
-  with checkout(revision) as root:
-    print(f"\n{revision}", flush=True)
-    subprocess.run(
-      [sys.executable, __file__, *words],
-      env=os.environ | {"PYTHONPATH": str(root)},
-      check=True,
-    )
+    run_base(__file__, args.base)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ or Student's t with 3 degrees of freedom). The best mask is exact, as the linear
 program of a bipartite b-matching has integral vertices (scipy's HiGHS). For
 scale, the last column is how much more a mask along one axis (`nm_mask`) keeps.
 
-Second table: the masked weight of one refresh, `where(mask(|w|), w, 0)`, as a
-multiple of the copy `w * 0.5` timed in the same rounds, beside `nm_mask` and,
-where few masks are possible, the papers' method: one product of the scores with
-a matrix of all masks, then argmax. Masks are refreshed every 40 steps or so, so
-that a refresh of 40 copies costs one copy per step.
+Second table: processor time of the masked weight of one refresh,
+`where(mask(|w|), w, 0)`, as a multiple of the copy `w * 0.5` timed in the same
+rounds, beside `nm_mask` and, where few masks are possible, the papers' method:
+one product of the scores with a matrix of all masks, then argmax. Masks are
+refreshed every 40 steps or so, so that a refresh of 40 copies costs one copy
+per step. With `--base`, another revision prints its tables after these.
 
   python benchmarks/transposable.py --patterns 2:4,8:16 --size 1024x1024
+  python benchmarks/transposable.py --patterns 1:8 --base 7b90488
 
 No time or gap is asserted here; tests bound the gap.
 """
@@ -26,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 from scipy.optimize import linprog
+from worktree import run_base
 
 from figs_jax.core import NM, nm_mask
 from figs_jax.core.transposable import transposable_nm_mask
@@ -96,9 +99,9 @@ def seconds(functions, w, rounds):
   best = [math.inf] * len(functions)
   for _ in range(rounds):
     for i, f in enumerate(functions):
-      start = time.perf_counter()
+      start = time.process_time()
       f(w).block_until_ready()
-      best[i] = min(best[i], time.perf_counter() - start)
+      best[i] = min(best[i], time.process_time() - start)
   return best
 
 
@@ -131,6 +134,7 @@ def main():
     "--blocks", type=int, default=1600, help="Blocks times m."
   )
   parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument("--base", help="Another revision to run as well.")
   args = parser.parse_args()
   patterns = [NM.parse(text) for text in args.patterns.split(",")]
   print(f"{args.draw}, {args.blocks} / m blocks: gap to the best, %")
@@ -150,6 +154,8 @@ def main():
     copy, ratios = times(pattern, w, args.rounds)
     shown = " ".join(f"{r:7.2f}" for r in ratios)
     print(f"{pattern!s:>7} | {copy:6.2f} | {shown}", flush=True)
+  if args.base:
+    run_base(__file__, args.base)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import os
 import pathlib
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -26,3 +29,17 @@ def checkout(revision: str) -> Iterator[pathlib.Path]:
       yield root
     finally:
       subprocess.run([*git, "remove", "--force", str(root)], check=True)
+
+
+def run_base(program: str, revision: str) -> None:
+  """Runs a program again, with its arguments but `--base`, on a revision."""
+  given = argparse.ArgumentParser(allow_abbrev=False)
+  given.add_argument("--base")
+  _, words = given.parse_known_args()
+  with checkout(revision) as root:
+    print(f"\n{revision}", flush=True)
+    subprocess.run(
+      [sys.executable, program, *words],
+      env=os.environ | {"PYTHONPATH": str(root)},
+      check=True,
+    )

@@ -3,10 +3,13 @@
   python launch/plot.py --workdir runs/a --out plots/
   python launch/plot.py --workdir runs/a runs/b runs/c --plot pareto
     --engines figs,vegeta-s-16-2 --out pareto.png
+  python launch/plot.py --workdir runs/dense runs/a runs/b --plot noise
+    --out noise.png
   python launch/plot.py --workdir runs/a --out report.html
 
 A directory gets report.html and every plot that the runs have the data for.
-Nothing is written to a workdir, and of a data set only the description is read.
+Nothing is written to a workdir, and of a data set only the description is read,
+but for --plot noise: it takes gradients of training batches.
 """
 
 import logging
@@ -21,7 +24,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from figs_jax import cli
 
-_KINDS = ("masks", "flips", "variance", "training", "pareto", "roofline")
+_CHEAP = ("masks", "flips", "variance", "training", "pareto", "roofline")
+_KINDS = (*_CHEAP, "noise")
 _PER_RUN = ("masks", "roofline")  # the other plots show all runs
 _OF_MASKS = ("masks", "flips", "variance")  # not for dense runs
 _SUFFIXES = (".png", ".svg", ".pdf", ".html")
@@ -41,8 +45,10 @@ _PLOT = flags.DEFINE_enum(
   _KINDS,
   "masks: entries of a kernel over checkpoints; flips: mask changes over steps;"
   " variance: variance of gradients over steps; training: loss and accuracy;"
-  " pareto: accuracy against speed-up; roofline: layers on each engine. All"
-  " by default.",
+  " pareto: accuracy against speed-up; roofline: layers on each engine; noise:"
+  " variance and signal-to-noise ratio of gradients over training batches at"
+  " every checkpoint, and the final loss against them. All but noise, which"
+  " takes a while, by default.",
 )
 _ENGINES = flags.DEFINE_string(
   "engines",
@@ -147,7 +153,7 @@ def _one_file(out: Path, runs: list[Any], engines: list[str]) -> None:
 
 def _directory(out: Path, runs: list[Any], engines: list[str]) -> None:
   """Checks all files before the first plot."""
-  kinds = [_PLOT.value] if _PLOT.value else list(_KINDS)
+  kinds = [_PLOT.value] if _PLOT.value else list(_CHEAP)
   plans: dict[Path, tuple[str, list[Any]]] = {}
   for kind in kinds:
     shown = runs
@@ -205,6 +211,8 @@ def _figure(
 
     (run,) = runs
     return roofline(report(run.layers, engines), run.label)
+  if kind == "noise":
+    return _noise(runs, order)
   if kind == "pareto":
     points = analysis.pareto_points(runs, engines)
     return analysis.plot_pareto(points, order)
@@ -214,6 +222,20 @@ def _figure(
     "training": analysis.plot_training,
   }[kind]
   return plot(runs, order)
+
+
+def _noise(runs: list[Any], order: list[str]) -> Any:
+  """The noise of some runs; of several, its correlation is logged too."""
+  from figs_jax import analysis
+
+  several = len(runs) > 1
+  if several:
+    _ = [run.final_losses for run in runs]  # fails before the slow part
+  rows = analysis.noise_rows(runs)
+  relations = analysis.noise_and_loss(runs, rows) if several else []
+  for relation in relations:
+    logging.getLogger("figs_jax").info("%s", relation.sentence)
+  return analysis.plot_noise(rows, relations, order)
 
 
 if __name__ == "__main__":

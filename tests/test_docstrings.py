@@ -19,6 +19,7 @@ import figs_jax
 NO_EXAMPLE = {
   "analysis.histories",
   "analysis.mask_evolution",
+  "analysis.noise_rows",
   "analysis.pareto_points",
   "analysis.report_html",
   "cli.quiet",

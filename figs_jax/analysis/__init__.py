@@ -12,12 +12,14 @@ _MODULES = {
   "_study_page": ("write_results",),
   "_study_pairs": ("study_frame",),
   "_study_summary": ("write_summary",),
+  "gradient_noise": ("GradientNoise", "noise_rows"),
   "history": ("History", "MaskEvolution", "histories", "mask_evolution"),
   "html_report": ("report_html",),
+  "noise_correlation": ("NoiseAndLoss", "noise_and_loss"),
   "pareto": ("ParetoPoint", "pareto_front", "pareto_points"),
   "plots": (
-    "plot_gradient_variance", "plot_mask_changes", "plot_masks", "plot_pareto",
-    "plot_training",
+    "plot_gradient_variance", "plot_mask_changes", "plot_masks", "plot_noise",
+    "plot_pareto", "plot_training",
   ),
 }  # fmt: skip
 _EXPORTS = {name: room for room, names in _MODULES.items() for name in names}

@@ -137,13 +137,22 @@ class History:
   @property
   def accuracies(self) -> list[float]:
     """Accuracies in [0, 1] of the last evaluation, one per seed."""
-    row = self.last_evaluation
-    by_seed = {
-      int(name.removeprefix("eval/accuracy/seed")): value
-      for name, value in row.items()
-      if name.startswith("eval/accuracy/seed")
-    }
-    return [by_seed[seed] for seed in sorted(by_seed)] or [row["eval/accuracy"]]
+    return _each_seed(self.last_evaluation, "eval/accuracy")
+
+  @property
+  def final_losses(self) -> list[float]:
+    """Losses of the evaluation after the last step, one per seed.
+
+    Raises:
+      ValueError: If the run is not finished.
+    """
+    row, total = self.last_evaluation, self.config["total_steps"]
+    if row["step"] != total:
+      raise ValueError(
+        f"{self.path}: expected an evaluation after step {total}, the last one,"
+        f" got one after step {row['step']}; train the run to the end"
+      )
+    return _each_seed(row, "eval/loss")
 
   @functools.cached_property
   def restored(self) -> tuple[Experiment, TrainState, int]:
@@ -175,6 +184,17 @@ class History:
   def batch_layers(self) -> list[dict[str, Any]]:
     """Rows for the engine: the model's GEMMs for a batch of the run."""
     return layers_of(self.model, batch=self.config["batch_size"])
+
+
+def _each_seed(row: Mapping[str, Any], name: str) -> list[float]:
+  """A metric of each seed; of a run without a seed axis the metric itself."""
+  start = f"{name}/seed"
+  by_seed = {
+    int(key.removeprefix(start)): value
+    for key, value in row.items()
+    if key.startswith(start)
+  }
+  return [by_seed[seed] for seed in sorted(by_seed)] or [row[name]]
 
 
 def histories(

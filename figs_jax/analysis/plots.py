@@ -15,6 +15,11 @@ from typing import Any
 import numpy as np
 
 from figs_jax.analysis import plot_style
+from figs_jax.analysis.gradient_noise import (
+  CLASSES,
+  GradientNoise,
+  noise_bands,
+)
 from figs_jax.analysis.history import (
   Band,
   History,
@@ -22,6 +27,7 @@ from figs_jax.analysis.history import (
   band_of,
   bands_by_kind,
 )
+from figs_jax.analysis.noise_correlation import STATISTICS, NoiseAndLoss
 from figs_jax.analysis.pareto import ParetoPoint, pareto_front
 from figs_jax.engine import parse
 from figs_jax.engine.figures import LAYERS, empty_figure
@@ -210,6 +216,99 @@ def plot_gradient_variance(
   if len(runs) == 1:
     plot_style.add_title(figure, runs[0].label)
   return figure
+
+
+def plot_noise(
+  rows: Sequence[GradientNoise],
+  relations: Sequence[NoiseAndLoss] = (),
+  order: Sequence[str] = (),
+) -> Any:
+  """Noise of gradients over steps, and the final test loss against it.
+
+  On the left, variance and signal-to-noise ratio over batches at kept and at
+  pruned entries: means over layers, and bands of a standard error over seeds.
+  On the right, the loss against the mean of the decay phase, with standard
+  errors over seeds and the rank correlation over sparse runs; markers of dense
+  runs are open.
+
+  Args:
+    rows: Rows from `noise_rows`.
+    relations: Correlations from `noise_and_loss`; if empty, the right half is
+      missing.
+    order: Labels of all runs in the order of their colours. Defaults to that of
+      `rows`.
+
+  >>> rows = [
+  ...   GradientNoise("a", step, 0, "fc1", "kept", 1e-6, 1e-6, 0.5)
+  ...   for step in (10, 20)
+  ... ]
+  >>> [ax.get_title() for ax in plot_noise(rows).axes[:2]]
+  ['kept entries', 'pruned entries']
+  """
+  order = order or list(dict.fromkeys(row.run for row in rows))
+  styles = {label: (i, plot_style.RUNS) for i, label in enumerate(order)}
+  figure = empty_figure(13.6 if relations else 8.0, 5.4)
+  left, *right = figure.subfigures(1, 2 if relations else 1, squeeze=False)[0]
+  axes = left.subplots(2, 2, sharex=True, sharey="row")
+  for line, statistic in zip(axes, STATISTICS):
+    for ax, entries in zip(line, CLASSES):
+      bands = noise_bands(rows, entries, statistic)
+      plot_style.draw_bands(ax, bands, styles, positive=statistic != "snr")
+      plot_style.style_axes(ax)
+    line[0].set_ylabel(STATISTICS[statistic])
+  _use_log(axes[0, 0], "y")
+  for ax, entries in zip(axes[0], CLASSES):
+    ax.set_xlabel("")
+    ax.set_title(f"{entries} entries", fontsize=9)
+  if right:
+    panels = right[0].subplots(2, 2, sharex="row", sharey=True)
+    for ax, relation in zip(panels.flat, relations):
+      _draw_noise_and_loss(ax, relation, order)
+    for ax in panels[:, 0]:
+      ax.set_ylabel("final test loss, nats")
+    for ax, entries in zip(panels[0], CLASSES):
+      ax.set_title(f"{entries} entries", fontsize=9)
+  plot_style.add_legend(figure, list(axes.flat), "mean ± s.e.\nover seeds")
+  return figure
+
+
+def _draw_noise_and_loss(
+  ax: Any, relation: NoiseAndLoss, order: Sequence[str]
+) -> None:
+  """One marker per run, and the correlation over sparse ones."""
+  for label, (x, x_error) in relation.noise.items():
+    y, y_error = relation.loss[label]
+    style = plot_style.line_style(order.index(label))
+    ax.errorbar(
+      x, y, np.nan_to_num(y_error), np.nan_to_num(x_error),
+      marker=style["marker"], color=style["color"], markersize=6,
+      elinewidth=1.1, capsize=2,
+      markerfacecolor=None if label in relation.sparse else "white",
+    )  # fmt: skip
+  if relation.statistic != "snr":
+    _use_log(ax, "x")
+  r, low, high = relation.correlation
+  if math.isfinite(r):
+    ends = "" if low == high else f" [{low:.2f}, {high:.2f}]"
+    text = f"ρ = {r:.2f}{ends}, n = {len(relation.sparse)}".replace("-", "−")
+    ax.text(
+      0.5, 0.98, text, transform=ax.transAxes, ha="center", va="top",
+      fontsize=8, color="0.3",
+    )  # fmt: skip
+    ax.margins(y=0.16)
+  ax.set_xlabel(f"{STATISTICS[relation.statistic]}, decay phase")
+  plot_style.style_axes(ax, steps=False)
+
+
+def _use_log(ax: Any, axis: str) -> None:
+  """A logarithmic axis with short labels, such as 5e-7."""
+  from matplotlib.ticker import LogLocator, NullLocator
+
+  line = ax.xaxis if axis == "x" else ax.yaxis
+  ax.set(**{f"{axis}scale": "log"})
+  line.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  line.set_minor_locator(NullLocator())
+  line.set_major_formatter(lambda x, _: f"{x:.0e}".replace("e-0", "e−"))
 
 
 def plot_training(runs: Sequence[History], order: Sequence[str] = ()) -> Any:

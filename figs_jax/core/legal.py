@@ -135,6 +135,34 @@ class Typed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Numbers:
+  """Numbers between commas as text, or a name of such.
+
+  Attributes:
+    each: Legal values of a number.
+    names: The names.
+
+  >>> "0.5,0.4" in Numbers(Number("[0, 1]"), ("half",))
+  True
+  """
+
+  each: Number
+  names: tuple[str, ...]
+
+  def __contains__(self, value: Any) -> bool:
+    if not isinstance(value, str) or value in self.names:
+      return isinstance(value, str)
+    try:
+      return all(float(number) in self.each for number in value.split(","))
+    except ValueError:
+      return False
+
+  def __str__(self) -> str:
+    names = ", ".join(map(repr, self.names))
+    return f"{names}, or numbers in {self.each.interval} between commas"
+
+
+@dataclasses.dataclass(frozen=True)
 class Several:
   """A tuple or list of legal values.
 

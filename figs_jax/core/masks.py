@@ -191,7 +191,7 @@ def kept_magnitude(
 def _mask(
   scores: Array, groups: Groups, n: int | Array, inside: Array | None
 ) -> Array:
-  compare = top_n.compares(scores.dtype, n, groups.m)
+  compare = top_n.compares(scores.dtype, groups.m)
   # Ordered before the split; after it XLA does not vectorize 16-bit floats.
   keys = top_n.ordered(lax.stop_gradient(scores))
   if isinstance(n, int) and n == groups.m:

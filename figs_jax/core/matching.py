@@ -5,7 +5,8 @@ bipartite b-matching. Arrays are [m, m, *blocks], so that an operation on one
 entry of all blocks is one vector operation.
 
 A small block has few masks, 90 at 2:4 (arXiv 2404.01847), and all of them are
-tried: up to m = 4, and for 1:5 and 4:5. Wider blocks are solved approximately:
+tried: up to m = 4, and for 1:5 and 4:5. 1:8 is exact as well, see
+`core.assignment`. Other blocks are solved approximately:
 
 1. prices: u_i and v_j such that x_ij = clip((s_ij - u_i - v_j) / eps + 1/2, 0,
    1) sums to n in every row and in every column, by Newton steps while eps
@@ -22,8 +23,8 @@ Gap between step 3 and the optimum (an exact linear program) in percent of the
 optimum, for |w| of normal weights, mean and worst of 1600 / m blocks
 (benchmarks/transposable.py):
 
-  1:8 .01, 0.8   2:8 .01, 1.4   4:8 .02, 2.2   2:16 .10, 1.3
-  4:16 .09, 0.5   8:16 .04, 0.4   8:32 .08, 0.3
+  2:8 .01, 1.4   4:8 .02, 2.2   2:16 .10, 1.3   4:16 .09, 0.5
+  8:16 .04, 0.4   8:32 .08, 0.3
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from figs_jax.core.assignment import best_permutations
 from figs_jax.core.pattern import NM
 from figs_jax.core.top_n import by_threshold, ordered
 from figs_jax.core.types import Array, Bool, Float
@@ -48,7 +50,7 @@ _SWEEPS = 2
 def best_masks(
   x: Float[Array, "m m *blocks"], pattern: NM
 ) -> Bool[Array, "m m *blocks"]:
-  """The mask with the largest sum of every block; exact if there are few.
+  """The mask with the largest sum of every block, exact as the module says.
 
   Valid, with exactly n per row and per column, for all x without NaN.
 
@@ -62,6 +64,8 @@ def best_masks(
          [1, 0, 0],
          [0, 0, 1]], dtype=int32)
   """
+  if pattern == NM(1, 8):
+    return best_permutations(x)
   table = _masks_of(pattern)
   if table is not None:
     return _best_of(x, table)

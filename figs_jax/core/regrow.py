@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from figs_jax.core.groups import Axis, Groups
 from figs_jax.core.pattern import NM
-from figs_jax.core.top_n import by_threshold, ordered
+from figs_jax.core.scores import random_words, uniform
+from figs_jax.core.top_n import (
+  by_comparison,
+  by_threshold,
+  compares,
+  fence,
+  ordered,
+)
 from figs_jax.core.types import Array, Bool, Float
 from figs_jax.core.unstructured import top_mask
 
@@ -34,7 +43,8 @@ def regrow_mask(
   layer and are unstructured.
 
   Args:
-    key: Random key of the rounding in scope `group`.
+    key: Random key of the rounding in scope `group`, which `random_order` may
+      share.
     weight: Kernel.
     growth: Scores of the entries that may grow, any real numbers; NaN is last.
     mask: Previous mask. A group that does not keep exactly n (as in a dense
@@ -61,11 +71,28 @@ def regrow_mask(
   if scope not in SCOPES:
     raise ValueError(f"Unknown scope {scope!r}. Known: {', '.join(SCOPES)}")
   pattern = NM.parse(pattern)
-  n, groups = pattern.n, Groups.of(weight.shape, pattern.m, axis)
+  groups = Groups.of(weight.shape, pattern.m, axis)
+  share = jnp.asarray(share, jnp.float32)
+  return _regrow(key, weight, growth, mask, share, pattern.n, groups, scope)
+
+
+# Compiled even if called eagerly, and traced once for equal kernels.
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+def _regrow(
+  key: Array,
+  weight: Array,
+  growth: Array,
+  mask: Array,
+  share: Array,
+  n: int,
+  groups: Groups,
+  scope: str,
+) -> Array:
   magnitude = jnp.abs(weight).astype(jnp.float32)
   strength = jnp.where(mask, magnitude, -1)
-  share = jnp.asarray(share, jnp.float32)
   held = groups.split(mask)
+  small = compares(magnitude.dtype, groups.m)
+  choose = by_comparison if small else by_threshold
   if scope == "leaf":
     kept = jnp.sum(mask, dtype=jnp.int32)
     # Truncated, as in RigL's code.
@@ -73,11 +100,17 @@ def regrow_mask(
     remain = groups.split(mask & top_mask(strength, kept - drop))
   else:
     drop = jnp.floor(share * n).astype(jnp.int32)
-    one = [1 if d == groups.axis else s for d, s in enumerate(groups.grouped)]
-    more = jax.random.uniform(key, one) < share * n - drop.astype(jnp.float32)
+    one = tuple(
+      1 if d == groups.axis else s for d, s in enumerate(groups.grouped)
+    )
+    chance = share * n - drop.astype(jnp.float32)
+    more = uniform(random_words(key, one)) < chance
     stay = n - drop - more.astype(jnp.int32)
-    ranks = groups.split(ordered(strength))
-    remain = held & by_threshold(ranks, stay, groups.axis)
+    if n == 1:
+      remain = held & (stay > 0)
+    else:
+      ranks = groups.split(fence(ordered(strength)))
+      remain = held & choose(ranks, stay, groups.axis)
   # What remains outranks every growth: keys of floats, infinity included, stay
   # below. An infinity here would stop a sound run under jax_debug_infs.
   top = jnp.int32(jnp.iinfo(jnp.int32).max - 1)
@@ -88,4 +121,4 @@ def regrow_mask(
     jnp.where(remain, top, grown),
     groups.split(ordered(magnitude)),
   )
-  return groups.join(by_threshold(keys, n, groups.axis))
+  return groups.join(choose(fence(keys), n, groups.axis))

@@ -16,7 +16,7 @@ The choice depends on n, m and the width of the scores, not on the axis or the
 size. Time to compute and apply a mask on a CPU, in copies of the array:
 
   n       m          way         float32      16 bits
-  static  1..8       comparison  1.0 .. 1.6   (slower than the network)
+  any     1..8       comparison  1.0 .. 1.6   (slower than the network)
   static  1..128     network     1.5 .. 2.2   1.5 .. 3.5
   1       9..16      maximum     1.4 .. 1.6   1.5 .. 1.9
   1       from 128   maximum     1.7 .. 2.1   2.1 .. 2.8
@@ -50,11 +50,11 @@ _WORD = 16
 Compare = Callable[[Array, Array], Array]
 
 
-def compares(dtype: jnp.dtype, n: int | Array, m: int) -> bool:
+def compares(dtype: jnp.dtype, m: int) -> bool:
   """Whether to rank by comparison: m is small, and key + 1 cannot overflow."""
   full = jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize >= 4
   half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2
-  return isinstance(n, int) and m <= _COMPARE and not full and not half
+  return m <= _COMPARE and not full and not half
 
 
 def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
@@ -95,13 +95,14 @@ def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
 
 def by_comparison(
   keys: Int[Array, "*shape"],
-  n: int | Int[Array, ""],
+  n: int | Int[Array, ...],
   axis: int,
   inside: Bool[Array, "*shape"] | None = None,
 ) -> Bool[Array, "*shape"]:
   """True at the n largest keys along `axis`, where key + 1 must not overflow.
 
   rank_i = sum_j [k_j + [j < i] > k_i]: one comparison includes the tie rule.
+  An array n has one count per group, with length 1 along `axis`.
   Only entries `inside` are kept; the others, and only they, hold the lowest
   integer.
 
@@ -204,13 +205,13 @@ def _network(
   wires = [lax.index_in_dim(keys, j, axis, keepdims=True) for j in range(m)]
   if isinstance(n, int) and n > m - n + 1:
     # The n-th largest is the (m-n+1)-th smallest.
-    return _fence(_best(wires, m - n + 1, lax.min, lax.max)[m - n])
+    return fence(_best(wires, m - n + 1, lax.min, lax.max)[m - n])
   if isinstance(n, int):
-    return _fence(_best(wires, n, lax.max, lax.min)[n - 1])
+    return fence(_best(wires, n, lax.max, lax.min)[n - 1])
   first, *rest = _best(wires, m, lax.max, lax.min)
   for place, wire in enumerate(rest, 2):
     first = jnp.where(n >= place, wire, first)
-  return _fence(first)
+  return fence(first)
 
 
 def _best(wires: list, count: int, best: Compare, worst: Compare) -> list:
@@ -270,12 +271,13 @@ def _drop(worst: Compare, x: Array | None, y: Array | None) -> Array | None:
   return None if x is None or y is None else worst(x, y)
 
 
-def _fence(x: Array) -> Array:
+def fence(x: Array) -> Array:
   """Returns x as the result of a reduction.
 
-  XLA recomputes a cheap producer inside every consumer, here the whole network
-  once per entry, but computes a reduction once (optimization_barrier is removed
-  before fusion). Without this m = 64 takes 3 to 10 times as long.
+  XLA recomputes a cheap producer inside every consumer: a network once per
+  entry, a key once per comparison. But it computes a reduction once
+  (optimization_barrier is removed before fusion). Without this a network of m =
+  64 takes 3 to 10 times as long.
   """
   first = lax.broadcasted_iota(jnp.int32, (2,) + (1,) * x.ndim, 0) == 0
   return jnp.max(jnp.where(first, x[None], jnp.iinfo(x.dtype).min), 0)

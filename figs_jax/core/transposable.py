@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from figs_jax.core.assignment import power_of_two
 from figs_jax.core.groups import Axis, normalized
 from figs_jax.core.matching import best_masks
 from figs_jax.core.pattern import NM
@@ -36,12 +37,12 @@ def transposable_nm_mask(
   """A mask that is N:M along `axis` and `other`, with the largest sum.
 
   There are always exactly n per group along both axes. The kept sum of scores
-  is the largest possible, up to rounding in float32, for m <= 4, 1:5 and 4:5,
-  and close to it otherwise (see `core.matching`). The mask keeps as few NaN as
-  possible, then as many +inf and as few -inf, then the largest sum. Unlike
-  `nm_mask` it depends on the values of the scores, not only on their order.
-  Other axes are stacked kernels. A sharded array needs no communication unless
-  a block spans two shards. A mask has no gradient.
+  is the largest possible, up to rounding in float32, for m <= 4, 1:5, 4:5 and
+  1:8, and close to it otherwise (see `core.matching`). The mask keeps as few
+  NaN as possible, then as many +inf and as few -inf, then the largest sum.
+  Unlike `nm_mask` it depends on the values of the scores, not only on their
+  order. Other axes are stacked kernels. A sharded array needs no communication
+  unless a block spans two shards. A mask has no gradient.
 
   Args:
     scores: Scores of any shape, float or integer, summed in float32 (float64
@@ -146,23 +147,20 @@ class _Blocks:
 
 
 def _finite(x: Float[Array, "*b"], pattern: NM) -> Float[Array, "*b"]:
-  """Scales finite scores into (-2, 2) and replaces infinities and NaN.
+  """Scales finite scores into (-4, 4) and replaces infinities and NaN.
 
   Every block is divided by a power of two, which is exact. Sums of finite
-  scores then differ by less than 4 n m. One infinity outweighs this, and one
+  scores then differ by less than 8 n m. One infinity outweighs this, and one
   NaN outweighs all infinities.
   """
   finite = jnp.isfinite(x)
   y = jnp.where(finite, x, jnp.zeros_like(x))
   top = jnp.max(jnp.abs(y), (0, 1), keepdims=True)
-  signed = jnp.dtype(f"int{8 * x.dtype.itemsize}")
-  exponent = np.array(np.inf, x.dtype).view(signed)
-  power = lax.bitcast_convert_type(
-    lax.bitcast_convert_type(top, signed) & exponent, x.dtype
-  )
-  y = y / jnp.maximum(power, jnp.finfo(x.dtype).tiny)
+  # XLA multiplies by 1 / power, which is 0 (a denormal number) for the largest.
+  tiny = jnp.finfo(x.dtype).tiny
+  y = y / jnp.clip(power_of_two(top), tiny, 1 / tiny)
   entries = pattern.n * pattern.m
-  infinity = 4 * entries
+  infinity = 8 * entries
   nan = -infinity * (2 * entries + 1)
   y = jnp.where(
     finite, y, jnp.where(x > 0, infinity, -infinity).astype(x.dtype)

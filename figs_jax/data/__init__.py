@@ -1,10 +1,10 @@
 """Images and text by name: tensorflow-datasets (no TensorFlow) through grain.
 
 One path serves `digits` (bundled with scikit-learn, prepared on first use),
-and any image set that the user has prepared, such as `cifar10` or
-`imagenet2012`; `figs_jax.data.text` serves `stdlib_text` (which every Python
-carries), `c4`, `glue` and `wmt14_translate`. The network is touched only under
-`download=True`.
+any image set that the user has prepared, such as `cifar10` or `imagenet2012`,
+and data of one's own (`figs_jax.data.own_data`); `figs_jax.data.text` serves
+`stdlib_text` (which every Python carries), `c4`, `glue` and `wmt14_translate`.
+The network is touched only under `download=True`.
 
 `figs_jax.data.mixup` holds what runs inside the train step, on the device.
 Names are resolved on first use, so that importing it needs jax only.

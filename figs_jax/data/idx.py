@@ -1,11 +1,16 @@
 """MNIST-like data sets from their four idx files.
 
-`fashion_mnist`, `mnist` and `kmnist` are prepared as the data sets of tfds with
-these names, without the network. The idx files (gzipped or not) keep the names
-of the original MNIST: train-images-idx3-ubyte, train-labels-idx1-ubyte,
-t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte. Debian's package
-dataset-fashion-mnist has those of Fashion-MNIST (H. Xiao, K. Rasul and
-R. Vollgraf, arXiv:1708.07747; MIT licence).
+`fashion_mnist`, `mnist`, `kmnist` and `emnist` are prepared as the data sets of
+tfds with these names, without TensorFlow. The idx files (gzipped or not) keep
+the names of the original MNIST: train-images-idx3-ubyte,
+train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte.
+Debian's package dataset-fashion-mnist has those of Fashion-MNIST (H. Xiao,
+K. Rasul and R. Vollgraf, arXiv:1708.07747; MIT licence).
+
+EMNIST (G. Cohen et al., arXiv:1702.05373) has six sets of files, such as
+emnist-letters-train-images-idx3-ubyte for `emnist/letters`; `emnist` alone is
+`emnist/byclass`. As in tfds, values are those of the files: images are
+transposed against mnist's, and the 26 letters are labels 1 to 26 of 37 classes.
 
 An idx file is two zero bytes, the type (8 for uint8), the number of dimensions,
 a big-endian uint32 for each, and the values in C order.
@@ -13,10 +18,12 @@ a big-endian uint32 for each, and the values in C order.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import math
+import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +35,25 @@ from figs_jax.data import bundled
 
 # Where Debian's package puts the files of each data set.
 INSTALLED = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
-NAMES = ("fashion_mnist", "kmnist", "mnist")
+_EMNIST = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+NAMES = (
+  "fashion_mnist",
+  "kmnist",
+  "mnist",
+  "emnist",
+  *(f"emnist/{config}" for config in _EMNIST),
+)
 PACKAGE = "dataset-fashion-mnist"
-_FILE_OF = {"train": "train", "test": "t10k"}
+# How the names of the files of a split begin.
+_PREFIXES = {"train": "train", "test": "t10k"}
 _SIDE = 28
 
 
-def read(path: str | Path) -> np.ndarray:
+def read(path: str | Path | zipfile.Path) -> np.ndarray:
   """Reads an idx file of bytes, gzipped or not.
 
   Args:
-    path: File to read.
+    path: File to read, or a file in a zip file.
 
   Returns:
     The values, uint8 with the dimensions of the header.
@@ -55,7 +70,7 @@ def read(path: str | Path) -> np.ndarray:
   ...   read(file.name).tolist()
   [7, 8, 9]
   """
-  raw = Path(path).read_bytes()
+  raw = (Path(path) if isinstance(path, str) else path).read_bytes()
   if raw[:2] == b"\x1f\x8b":
     try:
       raw = gzip.decompress(raw)
@@ -77,13 +92,13 @@ def read(path: str | Path) -> np.ndarray:
 
 
 def read_split(
-  directory: str | Path, split: str, num_classes: int = 10
+  directory: str | Path, prefix: str, num_classes: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
   """Images uint8 [n, 28, 28] and labels uint8 [n] of a split.
 
   Args:
     directory: Directory of the four files.
-    split: "train" or "test".
+    prefix: Start of the names of the two files, such as "train" or "t10k".
     num_classes: Number of classes; labels are 0 to num_classes - 1.
 
   Raises:
@@ -91,9 +106,15 @@ def read_split(
       label is out of range.
     OSError: If a file cannot be read.
   """
-  prefix = _FILE_OF[split]
-  image_file = _find(directory, f"{prefix}-images-idx3-ubyte")
-  label_file = _find(directory, f"{prefix}-labels-idx1-ubyte")
+  return _read_pair(functools.partial(_find, directory), prefix, num_classes)
+
+
+def _read_pair(
+  find: Callable[[str], Path | zipfile.Path], prefix: str, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """`read_split`, where `find` gives a file by the start of its name."""
+  image_file = find(f"{prefix}-images-idx3-ubyte")
+  label_file = find(f"{prefix}-labels-idx1-ubyte")
   images, labels = read(image_file), read(label_file)
   if images.shape[1:] != (_SIDE, _SIDE):
     raise ValueError(
@@ -129,37 +150,55 @@ def directory_of(name: str) -> Path | None:
 
 
 def prepare(
-  name: str, data_dir: str, directory: str | Path
+  name: str, data_dir: str, directory: str | Path | None
 ) -> tfds.core.GeneratorBasedBuilder:
   """Prepares a data set from idx files; see `figs_jax.data.bundled.prepare`.
 
   Args:
     name: One of `NAMES`.
     data_dir: Local directory of the data sets.
-    directory: Directory of the four files.
+    directory: Directory of the four files. None downloads them with tfds, which
+      compares their SHA-256 with those that it knows.
 
   Raises:
     ValueError: If the files are wrong, see `read_split`.
     OSError: If a file cannot be read or written.
   """
-  parts = {split: read_split(directory, split) for split in _FILE_OF}
+  name, _, config_name = name.partition("/")
   base: Any = tfds.builder_cls(name)
+  fields: dict[str, Any] = {"__module__": base.__module__, "name": name}
+  prefixes, num_classes = _PREFIXES, 10
+  if name == "emnist":
+    configs = {config.name: config for config in base.BUILDER_CONFIGS}
+    config = configs[config_name or "byclass"]
+    fields["BUILDER_CONFIGS"] = [config]
+    prefixes = {k: f"emnist-{config.name}-{k}" for k in _PREFIXES}
+    num_classes = config.class_number
+
+  def parts(find: Callable[[str], Any]) -> dict[str, Any]:
+    return {
+      split: _read_pair(find, prefix, num_classes)
+      for split, prefix in prefixes.items()
+    }
+
+  local = parts(functools.partial(_find, directory)) if directory else None
 
   def split_generators(self: Any, dl_manager: Any) -> dict[str, Any]:
-    del self, dl_manager
-    return {split: _examples(*parts[split]) for split in parts}
+    pairs = local or parts(functools.partial(_download, self.URL, dl_manager))
+    return {split: _examples(*pair) for split, pair in pairs.items()}
 
   with tfds.core.registered.skip_registration():
-    kind = type(
-      base.__name__,
-      (base,),
-      {
-        "__module__": base.__module__,
-        "name": name,
-        "_split_generators": split_generators,
-      },
-    )
+    fields["_split_generators"] = split_generators
+    kind = type(base.__name__, (base,), fields)
   return bundled.prepare(kind, data_dir)
+
+
+def _download(url: str, dl_manager: Any, stem: str) -> Path | zipfile.Path:
+  """A file of tfds's address, which may be a zip file of all."""
+  # tfds would unpack it with TensorFlow.
+  if url.endswith(".zip"):
+    return zipfile.Path(dl_manager.download(url), f"gzip/{stem}.gz")
+  return Path(dl_manager.download(f"{url}{stem}.gz"))
 
 
 def _examples(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-import tensorflow_datasets as tfds
-
 from figs_jax.data import sources, text_to_text
+from figs_jax.data.python_data import Builder
 from figs_jax.data.vocabulary import (
   Vocabulary,
   byte_vocabulary,
@@ -20,7 +19,7 @@ _TRAIN_BYTES = 10 * 2**20
 
 
 def vocabulary_of(
-  name: str, builders: Sequence[tfds.core.DatasetBuilder], root: str
+  name: str, builders: Sequence[Builder], root: str
 ) -> Vocabulary:
   """Opens a vocabulary by name; trains it on first use.
 
@@ -48,9 +47,7 @@ def vocabulary_of(
   return piece_vocabulary(path)
 
 
-def path_of_pieces(
-  size: str, builder: tfds.core.DatasetBuilder, root: str
-) -> str:
+def path_of_pieces(size: str, builder: Builder, root: str) -> str:
   """Path of the model that is trained for "sentencepiece:SIZE".
 
   Args:
@@ -62,14 +59,14 @@ def path_of_pieces(
   return os.path.join(root, "sentencepiece", "_".join(parts) + ".model")
 
 
-def _parts_of(builder: tfds.core.DatasetBuilder) -> list[str]:
+def _parts_of(builder: Builder) -> list[str]:
   config = builder.builder_config
   name = [config.name.replace("/", "_")] if config else []
   return [*name, str(builder.version)]
 
 
 def _train_texts(
-  builders: Sequence[tfds.core.DatasetBuilder],
+  builders: Sequence[Builder],
 ) -> Iterator[str]:
   """Texts from the start of each training split, in equal shares."""
   for builder in builders:

@@ -1,15 +1,16 @@
 """Image batches for training and evaluation, deterministic and resumable.
 
-Batches are dicts of NumPy arrays: `image` float32 [batch, size, size, c] in
-[-1, 1] (pixel / 127.5 - 1) and `label` int32 [batch]; evaluation adds `valid`
-bool [batch].
+Batches are dicts of NumPy arrays: `image` float32 [batch, size, size, c], in
+[-1, 1] by default, and `label` int32 [batch]; evaluation adds `valid` bool
+[batch].
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -17,6 +18,9 @@ import numpy as np
 
 from figs_jax.data import augment as augment_lib
 from figs_jax.data import sources
+from figs_jax.data.opened import DEFAULTS, Options
+from figs_jax.data.pixels import HALF, PixelScale
+from figs_jax.data.python_data import PythonData
 from figs_jax.data.stream import (
   Batch,
   Examples,
@@ -39,13 +43,11 @@ class _Prepare(grain.transforms.RandomMap):
 
   examples: Examples
   augment: augment_lib.Augment
+  scale: PixelScale
 
   def random_map(self, element: np.ndarray, rng: np.random.Generator) -> Any:
     images, labels = self.examples[np.maximum(element, 0)]
-    pixels = self.augment(images, rng)
-    image = pixels.astype(np.float32)
-    image *= np.float32(1 / 127.5)
-    image -= np.float32(1)
+    image = self.scale(self.augment(images, rng))
     valid = element >= 0
     if valid.all():
       return {"image": image, "label": labels, "valid": valid}
@@ -81,6 +83,7 @@ class _Pipeline:
 
   examples: Examples
   augment: augment_lib.Augment
+  scale: PixelScale
   size: int
   batch_size: int
   threads: int = _THREADS
@@ -116,7 +119,7 @@ class _Pipeline:
     return (
       grain.MapDataset.source(_Spread(chunks, num_shards))
       .seed(seed)
-      .random_map(_Prepare(self.examples, self.augment))
+      .random_map(_Prepare(self.examples, self.augment, self.scale))
     )[shard_index::num_shards][start * self._per_batch :]
 
   def iterate(
@@ -153,25 +156,27 @@ class _Pipeline:
 
 
 def train_batches(
-  name: str,
+  name: str | PythonData,
   split: str,
   batch_size: int,
   *,
   seed: int | Sequence[int],
   augment: str = "standard",
   image_size: int | None = None,
+  scale: PixelScale = HALF,
   start: int = 0,
   shard_index: int = 0,
   num_shards: int = 1,
   data_dir: str | None = None,
   download: bool = False,
+  options: Options = DEFAULTS,
   threads: int = _THREADS,
   workers: int = 0,
 ) -> TrainBatches:
   """An endless, shuffled, augmented stream of batches.
 
   Args:
-    name: Data set, see `load`.
+    name: Data set, see `load`, or data of a program.
     split: Split, see `load`.
     batch_size: Batch size of this shard: the global batch size divided by
       `num_shards`.
@@ -180,11 +185,13 @@ def train_batches(
     augment: "none", "standard" or "rand-m15-n2"; see `augment.standard`.
     image_size: Side of the images. Defaults to the data set's, or to 224 if its
       images vary in size.
+    scale: Mean and standard deviation of the pixels.
     start: Number of the first batch, as `set_state` would set it.
     shard_index: Index of the shard that this process reads.
     num_shards: Number of shards.
     data_dir: Directory of the data sets, see `load`.
     download: Whether to download and prepare a missing data set, see `load`.
+    options: How data of one's own are read.
     threads: Number of decoding threads if the images do not fit into memory.
     workers: Number of worker processes that replace the threads if it is above
       0. Each opens the data set by itself; none may touch a device.
@@ -195,13 +202,28 @@ def train_batches(
   """
   check_stream(batch_size, shard_index, num_shards, start, workers, seed)
   examples, train, _, size, data_set = _open(
-    name, split, image_size, augment, data_dir, download
+    name, split, image_size, augment, scale, data_dir, download, options
   )
-  pipeline = _Pipeline(examples, train, size, batch_size, threads, workers)
+  pipeline = _Pipeline(
+    examples, train, scale, size, batch_size, threads, workers
+  )
   shard = (shard_index, num_shards)
 
+  def order_of(seed: int) -> Order:
+    return Order(len(examples), pipeline.chunk, seed, *shard)
+
+  def ahead(first: int) -> Callable[[], None] | None:
+    if workers:
+      return None
+    orders = [order_of(one) for one in np.atleast_1d(seed).tolist()]
+    # The reader itself begins with the first chunk.
+    start = first * batch_size // pipeline.chunk + 1
+    return examples.decode_ahead(
+      order[i] for i in itertools.count(start) for order in orders
+    )
+
   def of_seed(seed: int, first: int) -> grain.MapDataset:
-    order = Order(len(examples), pipeline.chunk, seed, *shard)
+    order = order_of(seed)
     return pipeline.prepared(order, seed, first, *shard)
 
   def make(first: int) -> grain.DatasetIterator:
@@ -216,6 +238,7 @@ def train_batches(
     start,
     num_examples=len(examples),
     data_set=data_set,
+    ahead=ahead,
   )
 
 
@@ -236,19 +259,26 @@ class EvalBatches:
 
   def __iter__(self) -> Iterator[Batch]:
     chunks = self._pipeline.prepared(self._chunks, seed=0, start=0)
-    return self._pipeline.iterate(chunks)
+    stop = self._pipeline.examples.decode_ahead(iter(self._chunks[1:]))
+    try:
+      yield from self._pipeline.iterate(chunks)
+    finally:
+      if stop:
+        stop()
 
 
 def eval_batches(
-  name: str,
+  name: str | PythonData,
   split: str,
   batch_size: int,
   *,
   image_size: int | None = None,
+  scale: PixelScale = HALF,
   shard_index: int = 0,
   num_shards: int = 1,
   data_dir: str | None = None,
   download: bool = False,
+  options: Options = DEFAULTS,
   threads: int = _THREADS,
 ) -> EvalBatches:
   """Reads a whole split in order, in batches of one shape.
@@ -257,14 +287,16 @@ def eval_batches(
   `valid` False, so that one compilation serves all batches.
 
   Args:
-    name: Data set, see `load`.
+    name: Data set, see `load`, or data of a program.
     split: Split, see `load`.
     batch_size: Batch size of this shard.
     image_size: Side of the images, see `train_batches`.
+    scale: Mean and standard deviation of the pixels.
     shard_index: Index of the shard that this process reads.
     num_shards: Number of shards.
     data_dir: Directory of the data sets, see `load`.
     download: Whether to download and prepare a missing data set, see `load`.
+    options: How data of one's own are read.
     threads: Number of decoding threads if the images do not fit into memory.
 
   Raises:
@@ -273,9 +305,9 @@ def eval_batches(
   """
   check_shards(batch_size, shard_index, num_shards)
   examples, _, evaluate, size, _ = _open(
-    name, split, image_size, "none", data_dir, download
+    name, split, image_size, "none", scale, data_dir, download, options
   )
-  pipeline = _Pipeline(examples, evaluate, size, batch_size, threads)
+  pipeline = _Pipeline(examples, evaluate, scale, size, batch_size, threads)
   count = len(examples)
   batches = -(-count // (batch_size * num_shards))
   numbers = np.full(batches * batch_size, -1)
@@ -284,14 +316,17 @@ def eval_batches(
   return EvalBatches(count, numbers.reshape(-1, pipeline.chunk), pipeline)
 
 
-def _open(name, split, image_size, augment, data_dir, download):
+def _open(name, split, image_size, augment, scale, data_dir, download, options):
   """Opens a split: (examples, train and eval preprocessing, side, name)."""
-  builder = sources.find(name, data_dir=data_dir, download=download)
+  builder = sources.find(
+    name, data_dir=data_dir, download=download, options=options
+  )
   info = sources.describe_builder(builder)
   shape = info.image_shape
   fixed = shape[0] if shape[0] == shape[1] else None
   size = image_size or fixed or _DEFAULT_SIZE
   train, evaluate = augment_lib.standard(builder.name, shape, size, augment)
+  scale.check(shape[-1])
   source = sources.source_of(builder, split)
   examples = Examples(source, shape, classes=info.num_classes)
   return examples, train, evaluate, size, identity([builder])

@@ -25,7 +25,16 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from figs_jax.data import bundled, digits, idx, own_images, stdlib_text
+from figs_jax.data import (
+  bundled,
+  digits,
+  idx,
+  own_data,
+  python_data,
+  stdlib_text,
+)
+from figs_jax.data.opened import DEFAULTS, Options
+from figs_jax.data.python_data import Builder, PythonData
 
 _BUNDLED = {"digits": digits.prepare, "stdlib_text": stdlib_text.prepare}
 # Without TensorFlow, tfds finds c4 and translations only after these imports.
@@ -79,7 +88,11 @@ class Description:
 
 
 def describe(
-  name: str, *, data_dir: str | None = None, source: str | None = None
+  name: str | PythonData,
+  *,
+  data_dir: str | None = None,
+  source: str | None = None,
+  options: Options = DEFAULTS,
 ) -> Description:
   """Describes an image data set without reading images.
 
@@ -89,6 +102,7 @@ def describe(
     name: Name of an image classification set, see `load`.
     data_dir: Directory of the data sets, see `load`.
     source: Directory of idx files, see `find`.
+    options: How data of one's own are read.
 
   Raises:
     DataError: If the name is unknown or the set lacks images or labels.
@@ -96,10 +110,11 @@ def describe(
   >>> describe("cifar10").num_classes, describe("cifar10").image_shape
   (10, (32, 32, 3))
   """
-  return describe_builder(find(name, data_dir=data_dir, source=source))
+  builder = find(name, data_dir=data_dir, source=source, options=options)
+  return describe_builder(builder)
 
 
-def describe_builder(builder: tfds.core.DatasetBuilder) -> Description:
+def describe_builder(builder: Builder) -> Description:
   """Describes the image data set of a builder from `find`."""
   features = builder.info.features
   is_dict = isinstance(features, tfds.features.FeaturesDict)
@@ -129,8 +144,8 @@ def load(
   """Opens a split with random access to its examples.
 
   Args:
-    name: "digits", "npz:FILE" for arrays of one's own, or any data set of tfds
-      as "name[/config][:version]".
+    name: "digits", "npz:FILE" or "folder:DIR" for images of one's own, or any
+      data set of tfds as "name[/config][:version]".
     split: "train", "test", "validation", ..., or a slice such as "train[:90%]".
     data_dir: Directory of the prepared data sets. Defaults to $TFDS_DATA_DIR,
       or else to ~/tensorflow_datasets.
@@ -148,9 +163,10 @@ def load(
   return source_of(builder, split)
 
 
-def source_of(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Any]:
+def source_of(builder: Builder, split: str) -> Sequence[Any]:
   """Opens a split of a builder from `find`; see `load`."""
-  _check_prepared(builder)
+  if not isinstance(builder, PythonData):
+    _check_prepared(builder)
   known = builder.info.splits
   for part in re.findall(r"(?:^|\+)\s*(\w+)", split):
     if known and part not in known:
@@ -186,30 +202,40 @@ def source_of(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Any]:
 
 
 def find(
-  name: str,
+  name: str | PythonData,
   *,
   data_dir: str | None = None,
   download: bool = False,
   source: str | None = None,
-) -> tfds.core.DatasetBuilder:
+  options: Options = DEFAULTS,
+) -> Builder:
   """Finds the builder of a data set; see `load` for arguments and errors.
 
   Args:
-    name: Data set, see `load`.
+    name: Data set, see `load`; data of a program are their own builder.
     data_dir: Directory of the data sets, see `load`.
     download: Whether to download a missing data set, see `load`.
     source: Directory of the idx files of a data set that is not prepared yet.
       Defaults to that of Debian's package.
+    options: How data of one's own are read.
   """
+  if isinstance(name, PythonData):
+    return name
+  if name == python_data.NAME:
+    raise DataError(
+      "data set 'python': expected the data of the program that trained on"
+      " them; give them as data= to train, or to restore of"
+      " figs_jax.train.workdir"
+    )
   if source and name not in idx.NAMES:
     raise DataError(
       "--config.data.source: expected a data set of idx files"
       f" ({', '.join(idx.NAMES)}), got data set {name!r}; unset it"
     )
   root = root_of(data_dir)
-  if name.startswith(own_images.PREFIX):
+  if name.startswith(own_data.PREFIXES):
     with _as_data_errors(name):
-      return own_images.prepare(name, root)
+      return own_data.prepare(name, root, options)
   if not download:
     _check_local(name, root)
   if name in _BUNDLED:
@@ -222,18 +248,33 @@ def find(
       ) from error
   builder = _builder(name, root)
   files = source or idx.directory_of(name)
-  if files and not os.path.exists(builder.data_dir):
+  missing = not os.path.exists(builder.data_dir)
+  if files and missing:
     with _as_data_errors(name):
       return idx.prepare(name, root, files)
-  if download and not os.path.exists(builder.data_dir):
+  if download and missing:
     # Standard output is reserved for the programs' results.
-    with contextlib.redirect_stdout(sys.stderr):
+    with _as_download_errors(name), contextlib.redirect_stdout(sys.stderr):
+      if name in idx.NAMES:
+        return idx.prepare(name, root, None)
       builder.download_and_prepare(file_format="array_record")
     # Metadata is read at construction, so a new builder sees the new files.
     builder = _builder(name, root)
   if download:
     _check_prepared(builder)
   return builder
+
+
+@contextlib.contextmanager
+def _as_download_errors(name: str) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # tfds raises many kinds, on many lines.
+    line = _first_line(error)
+    fix = "try again"
+    if "No module named" in str(error):
+      fix = f"install {str(error).rpartition(' ')[2]} to prepare it"
+    raise DataError(f"data set {name!r}: {line.rstrip(':')}; {fix}") from error
 
 
 @contextlib.contextmanager
@@ -244,7 +285,7 @@ def _as_data_errors(name: str) -> Iterator[None]:
     raise DataError(f"data set {name!r}: {_first_line(error)}") from error
 
 
-def is_prepared(name: str, data_dir: str) -> bool:
+def is_prepared(name: str, data_dir: str, options: Options = DEFAULTS) -> bool:
   """Whether `find` would write nothing; always so for sets of tfds, but
   those that are made of idx files.
 
@@ -253,9 +294,10 @@ def is_prepared(name: str, data_dir: str) -> bool:
   """
   kinds = {"digits": digits.Digits, "stdlib_text": stdlib_text.StdlibText}
   root = root_of(data_dir)
-  if name.startswith(own_images.PREFIX):
+  if name.startswith(own_data.PREFIXES):
     with _as_data_errors(name):
-      return bundled.sound(own_images.builder_class(name), root) is not None
+      kind = own_data.builder_class(name, options)
+    return bundled.sound(kind, root) is not None
   if name in idx.NAMES:
     return _builder(name, root).data_path.exists()
   return name not in kinds or bundled.sound(kinds[name], root) is not None

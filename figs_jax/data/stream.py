@@ -5,8 +5,9 @@ of a seed, and shard s of S takes positions s, s + S, ... of that stream. A
 global batch therefore holds the same examples for any number of processes,
 every example occurs once per epoch, and a position is one integer.
 
-Small images of one shape are decoded once, kept as uint8 and augmented in whole
-batches; others are decoded and augmented one by one in threads.
+Small images of one shape are decoded once, by a thread that goes ahead of the
+reader, kept as uint8 and augmented in whole batches; others are decoded and
+augmented one by one in threads.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import functools
 import logging
 import math
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grain
@@ -30,6 +32,7 @@ from figs_jax.data.augment import Images
 Batch = dict[str, np.ndarray]
 # Decoded sets of up to this many bytes stay in memory; cifar10 has 154 MB.
 _CACHE_BYTES = 256 * 2**20
+_AHEAD = 16  # examples that a thread decodes at a time
 _OF_EVALUATION = ("valid", "task")
 _log = logging.getLogger("figs_jax")
 
@@ -50,6 +53,7 @@ class Examples:
     classes: int | None = None,
   ):
     self._source, self._classes = source, classes
+    self._changed = threading.Condition()
     self.shape = shape
     height, width, channels = shape
     self.cached = False
@@ -60,6 +64,7 @@ class Examples:
         self._images = np.empty(whole, np.uint8)
         self._labels = np.empty(len(source), np.int32)
         self._seen = np.zeros(len(source), bool)
+        self._claimed = np.zeros(len(source), bool)  # by a thread
 
   def __len__(self) -> int:
     return len(self._source)
@@ -68,11 +73,77 @@ class Examples:
     if not self.cached:
       images, labels = zip(*(self._read(i) for i in indices))
       return list(images), np.array(labels, np.int32)
-    # Threads may decode the same image twice; they write the same bytes.
-    for i in indices[~self._seen[indices]]:
-      self._images[i], self._labels[i] = self._read(i)
-      self._seen[i] = True
+    self._decode(indices)
     return self._images[indices], self._labels[indices]
+
+  def decode_ahead(
+    self, chunks: Iterable[np.ndarray]
+  ) -> Callable[[], None] | None:
+    """Starts a thread that decodes images before they are read.
+
+    Args:
+      chunks: Example numbers in the order in which they will be read, perhaps
+        without end; negative ones are padding.
+
+    Returns:
+      A function that ends the thread, or None if there is nothing to decode.
+    """
+    if not self.cached or self._seen.all():
+      return None
+    stopped = threading.Event()
+
+    def run() -> None:
+      for chunk in chunks:
+        for start in range(0, len(chunk), _AHEAD):
+          if stopped.is_set() or self._seen.all():
+            return
+          some = chunk[start : start + _AHEAD]
+          try:
+            self._decode(some[some >= 0], wait=False)
+          except Exception:  # raised once more where the example is read
+            return
+
+    thread = threading.Thread(target=run, name="decode ahead", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+      stopped.set()
+      thread.join()
+
+    return stop
+
+  def _decode(self, indices: np.ndarray, wait: bool = True) -> None:
+    """Decodes what no other thread decodes, and waits for the rest."""
+    while not self._seen[indices].all():
+      with self._changed:
+        mine = indices[~self._claimed[indices]]
+        self._claimed[mine] = True
+        if not len(mine):
+          if not wait:
+            return
+          self._changed.wait_for(
+            lambda: (self._seen | ~self._claimed)[indices].all()
+          )
+      try:
+        for i in mine:
+          self._images[i], self._labels[i] = self._read(i)
+          self._seen[i] = True
+      finally:
+        if len(mine):
+          with self._changed:
+            self._claimed[mine] = self._seen[mine]
+            self._changed.notify_all()
+
+  def __getstate__(self) -> dict[str, Any]:
+    """For worker processes, in which no thread goes ahead."""
+    state = vars(self) | {"_changed": None}
+    if self.cached:
+      state["_claimed"] = self._seen.copy()
+    return state
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    vars(self).update(state)
+    self._changed = threading.Condition()
 
   def _read(self, index: np.integer) -> tuple[np.ndarray, int]:
     example = self._source[int(index)]
@@ -164,6 +235,8 @@ class TrainBatches(grain.DatasetIterator):
     start: Number of the first batch.
     num_examples: Number of examples in an epoch, over all shards.
     data_set: Name, version and size of the data set.
+    ahead: Function from the number of the first batch to a function that stops
+      what it has started, or None.
   """
 
   def __init__(
@@ -174,10 +247,11 @@ class TrainBatches(grain.DatasetIterator):
     *,
     num_examples: int,
     data_set: str = "",
+    ahead: Callable[[int], Callable[[], None] | None] | None = None,
   ):
     super().__init__()
     self.num_examples, self.data_set = num_examples, data_set
-    self._make = make
+    self._make, self._ahead = make, ahead
     self._batch_size, self._next_batch = batch_size, start
     self._inner: Any = None
     self._stop: Any = None
@@ -223,15 +297,22 @@ class TrainBatches(grain.DatasetIterator):
 
   def _running(self) -> Any:
     if self._inner is None:
+      ahead = self._ahead(self._next_batch) if self._ahead else None
       self._inner = self._make(self._next_batch)
       # At exit too: workers must stop before the interpreter unloads modules.
-      self._stop = weakref.finalize(self, self._inner.close)
+      self._stop = weakref.finalize(self, _close, self._inner, ahead)
     return self._inner
 
   def _drop(self) -> None:
     if self._inner is not None:
       self._stop()
       self._inner = None
+
+
+def _close(inner: Any, ahead: Callable[[], None] | None) -> None:
+  if ahead:
+    ahead()
+  inner.close()
 
 
 def identity(builders: Sequence[Any]) -> str:

@@ -22,7 +22,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from figs_jax.data import sources, text_to_text
+from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.own_vocabulary import path_of_pieces, vocabulary_of
+from figs_jax.data.python_data import Builder, PythonData
 from figs_jax.data.segments import Segments, segments_of
 from figs_jax.data.span_corruption import SpanCorruption
 from figs_jax.data.stream import (
@@ -44,7 +46,7 @@ _THREADS = 16
 class Denoising:
   """Span corruption of a data set's `text`."""
 
-  builder: tfds.core.DatasetBuilder
+  builder: Builder
   vocabulary: Vocabulary
   corruption: SpanCorruption
   names: tuple[str, ...] = ("denoising",)
@@ -77,7 +79,7 @@ class Denoising:
 class TextToText:
   """One or several concatenated tasks as text-to-text pairs."""
 
-  builders: tuple[tfds.core.DatasetBuilder, ...]
+  builders: tuple[Builder, ...]
   vocabulary: Vocabulary
   input_length: int
   target_length: int
@@ -91,14 +93,20 @@ class TextToText:
   def is_translation(self) -> bool:
     return text_to_text.is_translation(self.builders[0])
 
+  @property
+  def is_own(self) -> bool:
+    return self.builders[0].name in text_to_text.OWN
+
   def answers(self) -> dict[str, np.ndarray]:
-    """Ids of all answers by `glue` task, int32 [classes, target_length].
+    """Ids of all answers by task with labels, int32 [classes, target_length].
 
     Raises:
       ValueError: If two answers of a task agree up to the target length.
     """
     tables = {}
     for name, builder in zip(self.names, self.builders):
+      if not text_to_text.has_labels(builder):
+        continue
       labels = text_to_text.labels(builder)
       table = np.zeros((len(labels), self.target_length), np.int32)
       for row, label in zip(table, labels):
@@ -149,7 +157,7 @@ class Tasks(Sequence):
 
   def __init__(
     self,
-    builders: Sequence[tfds.core.DatasetBuilder],
+    builders: Sequence[Builder],
     parts: Sequence[Sequence[Any]],
   ):
     self.cached = False
@@ -174,26 +182,29 @@ class Tasks(Sequence):
       ) from None
 
 
-def writes_nothing(name: str, vocabulary: str, data_dir: str) -> bool:
+def writes_nothing(
+  name: str, vocabulary: str, data_dir: str, options: Options = DEFAULTS
+) -> bool:
   """Whether `find_texts` would write nothing, neither data nor a vocabulary.
 
   Args:
-    name, vocabulary, data_dir: Same as in `find_texts`.
+    name, vocabulary, data_dir, options: Same as in `find_texts`.
 
   >>> writes_nothing("stdlib_text", "bytes", "nowhere")
   False
   """
-  if not sources.is_prepared(name, data_dir):
+  if not sources.is_prepared(name, data_dir, options):
     return False
   kind, _, size = vocabulary.partition(":")
   if kind != "sentencepiece":
     return True
-  builder = sources.find(_parts_of(name)[0], data_dir=data_dir)
+  first = _parts_of(name)[0]
+  builder = sources.find(first, data_dir=data_dir, options=options)
   root = sources.root_of(data_dir)
   return os.path.exists(path_of_pieces(size, builder, root))
 
 
-def _parts_of(name: str) -> list[str]:
+def _parts_of(name: str | PythonData) -> list[str | PythonData]:
   """The data sets of a name: "glue" is all tasks, tfds would take its first."""
   if name != "glue":
     return [name]
@@ -201,7 +212,7 @@ def _parts_of(name: str) -> list[str]:
 
 
 def find_texts(
-  name: str,
+  name: str | PythonData,
   *,
   vocabulary: str = "bytes",
   input_length: int,
@@ -210,50 +221,60 @@ def find_texts(
   mean_span: float = 3.0,
   data_dir: str | None = None,
   download: bool = False,
+  options: Options = DEFAULTS,
 ) -> Texts:
   """Finds a text data set and the task it is used for.
 
   Args:
-    name: "stdlib_text", "glue" (all tasks), "glue/sst2",
-      "wmt14_translate/de-en", "c4", or any data set with a `text` feature.
+    name: "stdlib_text", "text:FILE", "glue" (all tasks), "glue/sst2",
+      "wmt14_translate/de-en", "c4", any data set with a `text` feature, or data
+      of a program.
     vocabulary: "bytes", the path of a sentencepiece model, or
       "sentencepiece:SIZE", which trains SIZE pieces on the training split once
       and keeps them below the data directory.
     input_length: Number of input tokens, including the end token.
     target_length: Number of target tokens, including the end token; derived
-      from the other arguments for span corruption.
+      from the other arguments for span corruption, and from the longest label
+      for labels of "text:FILE".
     density: Share of tokens to replace in span corruption.
     mean_span: Average number of tokens per span in span corruption.
     data_dir: Directory of the data sets, see `figs_jax.data.load`.
     download: Whether to download and prepare a missing data set.
+    options: How data of one's own are read.
 
   Raises:
     DataError: If the data set has no text or as in `figs_jax.data.load`.
     ValueError: If the lengths or the vocabulary do not fit.
   """
   builders = tuple(
-    sources.find(part, data_dir=data_dir, download=download)
+    sources.find(part, data_dir=data_dir, download=download, options=options)
     for part in _parts_of(name)
   )
   builder = builders[0]
   is_task = text_to_text.reader(builder) is not None
+  of_labels = builder.name in text_to_text.OWN and text_to_text.has_labels(
+    builder
+  )
   if not is_task and not _has_text(builder):
     raise sources.DataError(
       f"Data set {builder.name!r}: expected a 'text' feature or a supported"
-      " task; choose stdlib_text, c4, glue or a translation such as"
+      " task; choose stdlib_text, text:FILE, c4, glue or a translation such as"
       " wmt14_translate/de-en"
     )
-  if is_task and target_length is None:
+  if is_task and target_length is None and not of_labels:
     raise ValueError(
       f"Data set {name!r} needs a target_length; set"
       " --config.data.target_length"
     )
-  if is_task and min(input_length, target_length or 0) < 2:
+  if is_task and min(input_length, target_length or 2) < 2:
     raise ValueError(
       "Expected input_length and target_length of 2 or more (a token and the"
       f" end), got {input_length} and {target_length}"
     )
   codec = vocabulary_of(vocabulary, builders, sources.root_of(data_dir))
+  if of_labels and target_length is None:
+    words = text_to_text.labels(builder)
+    target_length = 1 + max(len(codec.encode(word)) for word in words)
   if is_task:
     return TextToText(builders, codec, input_length, target_length or 0)
   corruption = SpanCorruption(input_length, density, mean_span)
@@ -410,13 +431,13 @@ def _read(stream: Any, examples: Any, threads: int) -> Any:
   return stream.to_iter_dataset(options)
 
 
-def _has_text(builder: tfds.core.DatasetBuilder) -> bool:
+def _has_text(builder: Builder) -> bool:
   features = builder.info.features
   is_dict = isinstance(features, tfds.features.FeaturesDict)
   return is_dict and "text" in features
 
 
-def _task_name(builder: tfds.core.DatasetBuilder) -> str:
+def _task_name(builder: Builder) -> str:
   config = builder.builder_config
   return config.name if config else builder.name
 

@@ -10,6 +10,7 @@ a label, a number, or the translation.
 | glue/mnli       | mnli hypothesis: ... premise: ...      | entailment|
 | glue/stsb       | stsb sentence1: ... sentence2: ...     | 3.8       |
 | wmt14_translate | translate English to German: Good day. | Guten Tag.|
+| text:FILE       | it is so lovely                        | positive  |
 
 `glue` without a task mixes the eight tasks of its score in proportion to their
 sizes (concatenated, then shuffled).
@@ -22,6 +23,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from figs_jax.data.python_data import Builder
 from figs_jax.data.sources import as_text
 
 Texts = tuple[str, str]
@@ -29,6 +31,7 @@ Reader = Callable[[Mapping[str, Any]], Texts]
 
 # Without wnli and ax, which published averages leave out.
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+OWN = ("text", "python")  # the builders of text:FILE and of `PythonData`
 _LANGUAGES = {
   "cs": "Czech", "de": "German", "en": "English", "es": "Spanish",
   "fi": "Finnish", "fr": "French", "hi": "Hindi", "lv": "Latvian",
@@ -44,18 +47,25 @@ class HiddenLabel(Exception):
   """Raised for an example of a split whose labels are not published."""
 
 
-def reader(builder: tfds.core.DatasetBuilder) -> Reader | None:
+def reader(builder: Builder) -> Reader | None:
   """The function from an example to (inputs, targets); None for other sets."""
   features = builder.info.features
   if is_translation(builder):
     return _translation(list(features.languages))
   if builder.name == "glue":
     return _glue(builder.builder_config.name, features)
+  if builder.name in OWN:
+    return _own(features)
   return None
 
 
-def labels(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
-  """The possible targets of a `glue` task, in the order of its classes.
+def has_labels(builder: Builder) -> bool:
+  """Whether the targets are the names of labels."""
+  return not is_translation(builder) and "label" in builder.info.features
+
+
+def labels(builder: Builder) -> tuple[str, ...]:
+  """The possible targets if there are labels, in the order of the classes.
 
   stsb has the similarities 0.0, 0.1, ..., 5.0; its own targets are the even
   ones, 0.0, 0.2, ..., 5.0.
@@ -64,7 +74,7 @@ def labels(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
   return _SIMILARITIES if names is None else tuple(names)
 
 
-def is_translation(builder: tfds.core.DatasetBuilder) -> bool:
+def is_translation(builder: Builder) -> bool:
   """Whether the data set is a translation."""
   return isinstance(builder.info.features, tfds.features.Translation)
 
@@ -78,6 +88,18 @@ def _translation(languages: list[str]) -> Reader:
 
   def read(example: Mapping[str, Any]) -> Texts:
     return wish + as_text(example[source]), as_text(example[target])
+
+  return read
+
+
+def _own(features: Any) -> Reader:
+  names = features["label"].names if "label" in features else None
+
+  def read(example: Mapping[str, Any]) -> Texts:
+    text = as_text(example["text"])
+    if names is None:
+      return text, as_text(example["target"])
+    return text, names[int(example["label"])]
 
   return read
 

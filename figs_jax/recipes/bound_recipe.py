@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -277,7 +278,8 @@ class BoundRecipe:
     states = self._states(step, params, carried, None, seed, final=True)
     masks: dict[str, Array] = {}
     for kernels in self._alike(self.kernels, states):
-      masks |= self._selected(kernels, states, len(kernels[0].stages))
+      select = functools.partial(self._selected, kernels[0])
+      masks |= self._each(kernels, states, select)
     return masks
 
   def _states(
@@ -308,41 +310,46 @@ class BoundRecipe:
     }
 
   def _selected(
+    self, kernel: BoundLeaf, state: KernelState, stage: Step | None = None
+  ) -> Array:
+    """The mask of a kernel at a (traced) stage; None is the last one."""
+
+    def at(pattern: NM) -> Array:
+      return self.recipe.criterion(state, pattern, kernel.leaf.axis)
+
+    if stage is None:
+      return at(kernel.stages[-1]) if kernel.stages else kernel.all_kept()
+    branches = [functools.partial(at, pattern) for pattern in kernel.stages]
+    return lax.switch(stage, [kernel.all_kept, *branches])
+
+  def _each(
     self,
     kernels: tuple[BoundLeaf, ...],
     states: Mapping[str, KernelState],
-    stage: int,
-    n: Array | None = None,
+    select: Callable[[KernelState], Array],
   ) -> dict[str, Array]:
-    """The masks of alike kernels at one stage; with n, at a traced count.
+    """`select` for alike kernels, in a loop that is compiled once.
 
-    One loop over the kernels is compiled once, however many layers there are.
+    A kernel is copied to the loop by a switch, and its mask joins the others by
+    rotating them. A stack of all kernels would leave the cache, and its slices
+    would be compiled one by one.
     """
-    first = kernels[0]
-    if not stage:
-      return {k.path: k.all_kept() for k in kernels}
-    leaf = first.leaf
-    pattern = leaf.pattern if n is not None else first.stages[stage - 1]
-    criterion = self.recipe.criterion
-    if len(kernels) == 1:
-      mask = criterion(states[first.path], pattern, leaf.axis, n)
-      return {first.path: mask}
-    every = [states[k.path] for k in kernels]
-    stack = jax.tree.map(
-      lambda *leaves: jnp.stack(leaves),
-      *((s.weight, s.mask, s.grad) for s in every),
-    )
-    codes = jnp.asarray([path_hash(s.path) for s in every], jnp.uint32)
+    paths = [k.path for k in kernels]
+    every = [states[path] for path in paths]
+    if len(every) == 1:
+      return {paths[0]: select(every[0])}
+    codes = jnp.asarray([path_hash(path) for path in paths], jnp.uint32)
+    arrays = [(state.weight, state.mask, state.grad) for state in every]
 
-    def one(xs: Any) -> Array:
-      (weight, mask, grad), code = xs
+    def one(i: Array, masks: list[Array]) -> list[Array]:
+      weight, mask, grad = lax.switch(i, [lambda a=a: a for a in arrays])
       state = every[0]._replace(
-        weight=weight, mask=mask, grad=grad, path_hash=code
+        weight=weight, mask=mask, grad=grad, path_hash=codes[i]
       )
-      return criterion(state, pattern, leaf.axis, n)
+      return [*masks[1:], select(state)]
 
-    masks = lax.map(one, (stack, codes))
-    return {k.path: masks[i] for i, k in enumerate(kernels)}
+    start = [jnp.zeros_like(state.weight, jnp.bool) for state in every]
+    return dict(zip(paths, lax.fori_loop(0, len(every), one, start)))
 
   def _alike(
     self, kernels: Sequence[BoundLeaf], states: Mapping[str, KernelState]
@@ -382,19 +389,14 @@ class BoundRecipe:
       # One ranking compiles in no time: a loop would only slow the step.
       counts = [k.leaf.pattern.m, *(nm.n for nm in k.stages)]
       n = jnp.asarray(counts, jnp.int32)[stage]
-      new |= self._selected((k,), states, stages, n)
-    if not rest:
-      return new
-    alike = self._alike(rest, states)
+      new[k.path] = self.recipe.criterion(
+        states[k.path], k.leaf.pattern, k.leaf.axis, n
+      )
 
-    def at(i: int) -> dict[str, Array]:
-      masks: dict[str, Array] = {}
-      for kernels in alike:
-        masks |= self._selected(kernels, states, i)
-      return masks
-
-    branches = [lambda i=i: at(i) for i in range(stages + 1)]
-    return new | lax.switch(stage, branches)
+    for kernels in self._alike(rest, states):
+      select = functools.partial(self._selected, kernels[0], stage=stage)
+      new |= self._each(kernels, states, select)
+    return new
 
   def _by_stages(self) -> dict[int, tuple[BoundLeaf, ...]]:
     """Kernels that change stage together: those with equally many stages."""

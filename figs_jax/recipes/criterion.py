@@ -184,6 +184,7 @@ class Regrow:
   """
 
   traced: ClassVar[bool] = False
+  looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = True
 
   by: str
@@ -209,16 +210,15 @@ class Regrow:
     weight = kernel.weight
     if kernel.mask is None:
       return nm_mask(magnitude(weight), pattern, axis)
-    rounding, growing = jax.random.split(kernel.key(self.seed))
+    key = kernel.key(self.seed)
     if kernel.grad is not None:
       growth = jnp.abs(kernel.grad)
     else:
-      growth = random_order(growing, weight.shape, pattern.m, axis)
+      growth = random_order(key, weight.shape, pattern.m, axis)
     share = self.share(kernel.step)
     return regrow_mask(
-      rounding, weight, growth, kernel.mask, share, pattern, axis,
-      scope=self.scope,
-    )  # fmt: skip
+      key, weight, growth, kernel.mask, share, pattern, axis, scope=self.scope
+    )
 
   def __str__(self) -> str:
     where = "where |g| is largest" if self.needs_grad else "at random"

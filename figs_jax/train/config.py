@@ -20,6 +20,7 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from figs_jax import models, recipes
+from figs_jax.core import field_names
 from figs_jax.train import schema
 from figs_jax.train.schema import ConfigError
 
@@ -169,7 +170,7 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     if name not in fields:
       raise ConfigError(
         f"expected a run of this version of figs_jax, got one with the unknown"
-        f" field config.{name}{schema.near(name, fields)}"
+        f" field config.{name}{field_names.near(name, fields)}"
       )
   fields |= own
   return traverse_util.unflatten_dict(fields, sep=".")

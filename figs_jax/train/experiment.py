@@ -117,15 +117,19 @@ class Experiment:
     return jax.jit(self.state).trace()
 
 
-def build(config: config_dict.ConfigDict) -> Experiment:
+def build(config: config_dict.ConfigDict, data: Any = None) -> Experiment:
   """Checks a configuration and builds everything but arrays.
+
+  Args:
+    config: Configuration of a run.
+    data: Data of a program, as in `figs_jax.train.loop.train`.
 
   Raises:
     ValueError: If a field is wrong (mostly a `ConfigError`); the message is one
       line that names the field.
   """
   schema.check(config)
-  task = task_of(config)
+  task = task_of(config, data)
   recipe = recipe_of(config)
   experiment = Experiment(
     config=config,

@@ -9,13 +9,14 @@ machine; all others of a resumed run equal those of an uninterrupted one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ class MetricLog:
   @functools.cached_property
   def _board(self) -> Any:
     # At the first write: tensorboardX takes a while to import.
-    from tensorboardX import SummaryWriter
+    with _without_torch():
+      from tensorboardX import SummaryWriter
 
     # Purges later events of a run that was killed. The names of event files
     # only differ in seconds, so the suffix keeps them apart.
@@ -147,6 +149,19 @@ class MetricLog:
 
   def __exit__(self, *_: object) -> None:
     self.close()
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+  """Keeps a library from importing torch, which it would do if it could."""
+  if "torch" in sys.modules:
+    yield
+    return
+  sys.modules["torch"] = None  # type: ignore[assignment]
+  try:
+    yield
+  finally:
+    del sys.modules["torch"]
 
 
 class _Clock:

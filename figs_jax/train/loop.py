@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
+from figs_jax.data import python_data
 from figs_jax.train import distributed, machine, schema, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
@@ -70,7 +71,7 @@ class Run:
 
 
 def train(
-  config: config_dict.ConfigDict, workdir: str | Path
+  config: config_dict.ConfigDict, workdir: str | Path, *, data: Any = None
 ) -> dict[str, Any]:
   """Trains to the last step, resuming if the workdir holds a checkpoint.
 
@@ -81,6 +82,9 @@ def train(
     config: Configuration, see `figs_jax.train.config.default_config`.
     workdir: Directory for config.json, metrics.jsonl, TensorBoard events and
       checkpoints.
+    data: Examples in the place of the data set config.data.name, which is saved
+      as "python": by split, as {"train": ..., "test": ...}, as a tuple (train,
+      test), or alone; see `figs_jax.data.python_data.PythonData`.
 
   Returns:
     {"step", "finished", and the values of the last evaluation}. `finished` is
@@ -98,6 +102,8 @@ def train(
   """
   schema.check(config)
   config = config.copy_and_resolve_references()  # see `_keep_order`
+  if data is not None:
+    config.data.name = python_data.NAME
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
   parts = mesh.size * config.grad_accum_steps
   if config.batch_size % parts:
@@ -105,7 +111,7 @@ def train(
       f"--config.batch_size: expected a multiple of {parts}, the devices of the"
       f" mesh times grad_accum_steps, got {config.batch_size}"
     )
-  experiment = build(config)
+  experiment = build(config, data)
   abstract = experiment.abstract_state
   shardings = state_shardings(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
@@ -130,13 +136,16 @@ def train(
       batches.set_state(position)
     start = int(state.step)
     _write_config(workdir, config)  # after all checks: errors change nothing
-    with MetricLog(
-      workdir,
-      start,
-      total=config.total_steps,
-      progress=config.progress,
-      enabled=distributed.is_first(),
-    ) as log:
+    with (
+      contextlib.closing(batches),
+      MetricLog(
+        workdir,
+        start,
+        total=config.total_steps,
+        progress=config.progress,
+        enabled=distributed.is_first(),
+      ) as log,
+    ):
       run = Run(
         experiment,
         checkpoints,

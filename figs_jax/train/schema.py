@@ -7,17 +7,17 @@ of models and recipes are documented in their docstrings.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from flax import traverse_util
 from ml_collections import config_dict
 
 from figs_jax import models
+from figs_jax.core.field_names import near
 from figs_jax.core.legal import (
   DTYPES,
   UNSET,
@@ -26,12 +26,14 @@ from figs_jax.core.legal import (
   Integer,
   Legal,
   Number,
+  Numbers,
   Several,
   Typed,
   Unchecked,
   Word,
   suggestion,
 )
+from figs_jax.data.pixels import NAMED
 from figs_jax.recipes import docstrings, listing, registry
 from figs_jax.recipes.checks import shown
 
@@ -216,11 +218,30 @@ IMAGES: dict[str, Field] = {
   ),
   "data.name": Field(
     "digits",
-    "Data set: digits, fashion_mnist, npz:FILE, or any of tfds with images.",
+    "Data set: digits, fashion_mnist, folder:DIR, npz:FILE, or any of tfds with"
+    " images.",
+  ),
+  "data.mixed_sizes": Field(
+    False,
+    "Whether the images of folder:DIR may differ in size; each is cropped and"
+    " resized.",
   ),
   "data.source": Field(
     str,
-    "Directory of idx files to prepare fashion_mnist, mnist or kmnist from.",
+    "Directory of idx files to prepare fashion_mnist, mnist, kmnist or emnist"
+    " from.",
+  ),
+  "data.mean": Field(
+    "half",
+    "Mean of the pixels, from 0 to 1: half (0.5), imagenet, or a number per"
+    " channel.",
+    Numbers(_SHARE, tuple(NAMED)),
+  ),
+  "data.std": Field(
+    "half",
+    "Their standard deviation, likewise; the model sees (pixel / 255 - mean) /"
+    " std.",
+    Numbers(Number("(0, 10]"), tuple(NAMED)),
   ),
   "data.augment": Field(
     "none",
@@ -235,8 +256,17 @@ IMAGES: dict[str, Field] = {
 TEXT: dict[str, Field] = {
   "data.name": Field(
     "stdlib_text",
-    "Data set: stdlib_text, c4, glue, or a tfds name such as glue/sst2 or"
-    " wmt14_translate/de-en.",
+    "Data set: stdlib_text, text:FILE, c4, glue, or a tfds name such as"
+    " glue/sst2 or wmt14_translate/de-en.",
+  ),
+  "data.text_column": Field(
+    str, "Column of the text of text:FILE. Defaults to the one of a usual name."
+  ),
+  "data.label_column": Field(
+    str, "Column of its labels. Defaults to the one of a usual name."
+  ),
+  "data.target_column": Field(
+    str, "Column of its target texts. Defaults to the one of a usual name."
   ),
   "data.vocabulary": Field(
     "bytes",
@@ -248,7 +278,8 @@ TEXT: dict[str, Field] = {
   ),
   "data.target_length": Field(
     int,
-    "Tokens per target; leave it unset for span corruption, which implies it.",
+    "Tokens per target; leave it unset for span corruption and for labels of"
+    " text:FILE, which imply it.",
     _LENGTH,
   ),
   "data.density": Field(
@@ -500,6 +531,12 @@ def _check_together(fields: Mapping[str, Any]) -> None:
       "--config.optimizer.warmup_steps: expected less than total_steps="
       f"{steps}, got {warmup}"
     )
+  mean, std = fields.get("data.mean"), fields.get("data.std")
+  if mean != std and {mean, std} & set(NAMED):
+    raise ConfigError(
+      f"--config.data.std: expected the name of both, or numbers for both, got"
+      f" mean {mean} and std {std}"
+    )
   patch = re.fullmatch(r"\w+/(\d{1,4})", fields["variant"])
   if fields["family"] == "vit" and patch and int(patch[1]):
     side = fields["data.image_size"] // int(patch[1])
@@ -510,53 +547,6 @@ def _check_together(fields: Mapping[str, Any]) -> None:
         f" position embeddings, got {side**2} patches of width {width}; use a"
         " larger patch in --config.variant"
       )
-
-
-# Fields by what others call them.
-_MEANT = {
-  "lr": "optimizer.learning_rate",
-  "learningrate": "optimizer.learning_rate",
-  "batch": "batch_size",
-  "bs": "batch_size",
-  "epochs": "total_steps",
-  "numepochs": "total_steps",
-  "steps": "total_steps",
-  "warmup": "optimizer.warmup_steps",
-  "wd": "optimizer.weight_decay",
-  "gradclip": "optimizer.clip",
-  "accumulate": "grad_accum_steps",
-  "ema": "ema_decay",
-  "dropoutrate": "model.dropout",
-  "precision": "model.dtype",
-  "dataset": "data.name",
-  "datadir": "data.data_dir",
-  "sparsity": "pattern",
-}
-_EPOCHS = " (epochs * examples // batch_size)"
-
-
-def near(name: str, known: Iterable[str]) -> str:
-  """A hint with at most five fields that an unknown one may mean.
-
-  Args:
-    name: Dotted name of the unknown field.
-    known: Dotted names of the known ones.
-
-  >>> near("epochs", ["total_steps", "seed"])
-  '; did you mean total_steps (epochs * examples // batch_size)?'
-  """
-  known, last = list(known), name.rpartition(".")[2].lower()
-  meant = _MEANT.get(re.sub(r"[-_]", "", last))
-  close = [meant] if meant in known else []
-  close += [field for field in known if field.rpartition(".")[2] == last]
-  close += difflib.get_close_matches(name, known, 5, 0.6)
-  ends = {field.rpartition(".")[2]: field for field in known}
-  close += [ends[e] for e in difflib.get_close_matches(last, ends, 5, 0.7)]
-  if not close:
-    return "; --help lists all fields"
-  fields = ", ".join(list(dict.fromkeys(close))[:5])
-  epochs = "epoch" in last and fields.startswith("total_steps")
-  return f"; did you mean {fields}{_EPOCHS if epochs else ''}?"
 
 
 def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:

@@ -316,6 +316,36 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   return new, metrics
 
 
+def gradients(state: TrainState, batch: Any, key: Array) -> Any:
+  """Gradient of the loss of a batch at the state's weights; traceable.
+
+  It is what `update` hands to the optimizer: under the masks, leak and gradient
+  mode of the state's step, over all micro-batches, before clipping.
+
+  Args:
+    state: State without a seed axis.
+    batch: Pytree of arrays, as the state's loss expects it.
+    key: Key of dropout and every other draw; `update` takes
+      fold_in(key(seed), step).
+
+  >>> import optax
+  >>> from figs_jax import recipes
+  >>> recipe = recipes.create("ste", "1:2", total_steps=10, dense=0.0)
+  >>> layer = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+  >>> layer.kernel[...] = jnp.array([[1.0], [2.0]])
+  >>> state = TrainState.create(
+  ...   nn.sparsify(layer, recipe.pattern), recipe, optax.sgd(0.1),
+  ...   loss=lambda model, x, key: (jnp.mean(model(x)), {}))
+  >>> grads = gradients(state, jnp.array([[3.0, 5.0]]), jax.random.key(0))
+  >>> grads["kernel"].tolist()
+  [[3.0], [5.0]]
+  """
+  leak = state.recipe.at(
+    state.step, state.recipe.switched(state.opt_state)
+  ).leak
+  return _gradients(state, batch, leak, key)[0]
+
+
 def layers_if(due: Array, *args: Any) -> Layers:
   """`figs_jax.core.diagnostics.layer_table(*args)` if `due`, else zeros.
 

@@ -15,10 +15,13 @@ from ml_collections import config_dict
 
 from figs_jax import data, models
 from figs_jax.data import text
+from figs_jax.data.opened import Options
+from figs_jax.data.pixels import PixelScale
+from figs_jax.data.python_data import PythonData
 from figs_jax.train.config import reads_text
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
 from figs_jax.train.metrics import LabelAccuracy
-from figs_jax.train.text_scores import Bleu, GlueScore, TokenLoss
+from figs_jax.train.text_scores import Bleu, ExactMatch, GlueScore, TokenLoss
 
 # The vocabulary is padded to a multiple of this, as in T5 (32,100 -> 32,128).
 _ROWS = 128
@@ -51,14 +54,20 @@ class ImageClassification:
 
   config: config_dict.ConfigDict
   info: data.Description
+  given: PythonData | None = None
 
   @classmethod
-  def of(cls, config: config_dict.ConfigDict) -> ImageClassification:
+  def of(
+    cls, config: config_dict.ConfigDict, given: PythonData | None
+  ) -> ImageClassification:
     options = config.data
     info = data.describe(
-      options.name, data_dir=options.data_dir, source=options.source
+      given or options.name,
+      data_dir=options.data_dir,
+      source=options.source,
+      options=Options.of(options),
     )
-    return cls(config, info)
+    return cls(config, info, given)
 
   @property
   def model_options(self) -> dict[str, Any]:
@@ -86,14 +95,16 @@ class ImageClassification:
     """Training batches of a shard; see `figs_jax.data.train_batches`."""
     options = self.config.data
     return data.train_batches(
-      options.name,
+      self.given or options.name,
       options.train_split,
       batch_size,
       seed=stream_seed(self.config),
       augment=options.augment,
       image_size=options.image_size,
+      scale=PixelScale.parse(options.mean, options.std),
       data_dir=options.data_dir,
       download=options.download,
+      options=Options.of(options),
       workers=options.workers,
       **shard,
     )
@@ -104,12 +115,14 @@ class ImageClassification:
     """Evaluation batches of a shard, of the configured size by default."""
     options = self.config.data
     return data.eval_batches(
-      options.name,
+      self.given or options.name,
       options.eval_split,
       batch_size or options.eval_batch_size,
       image_size=options.image_size,
+      scale=PixelScale.parse(options.mean, options.std),
       data_dir=options.data_dir,
       download=options.download,
+      options=Options.of(options),
       **shard,
     )
 
@@ -122,10 +135,10 @@ class Text:
   texts: text.Texts
 
   @classmethod
-  def of(cls, config: config_dict.ConfigDict) -> Text:
+  def of(cls, config: config_dict.ConfigDict, given: PythonData | None) -> Text:
     options = config.data
     texts = data.find_texts(
-      options.name,
+      given or options.name,
       vocabulary=options.vocabulary,
       input_length=options.input_length,
       target_length=options.target_length,
@@ -133,6 +146,7 @@ class Text:
       mean_span=options.mean_span,
       data_dir=options.data_dir,
       download=options.download,
+      options=Options.of(options),
     )
     return cls(config, texts)
 
@@ -151,12 +165,13 @@ class Text:
     return TeacherForcing(self.config.label_smoothing)
 
   @property
-  def measure(self) -> TokenLoss | GlueScore | Bleu:
+  def measure(self) -> TokenLoss | GlueScore | ExactMatch | Bleu:
     texts, beams = self.texts, self.config.data.beams
     if isinstance(texts, text.TextToText):
       if texts.is_translation:
         return Bleu(texts.vocabulary.decode, beams)
-      return GlueScore(texts.answers(), beams)
+      answers = texts.answers()  # raises for labels that are cut to the same
+      return ExactMatch(beams) if texts.is_own else GlueScore(answers, beams)
     lengths = self.texts.vocabulary.byte_lengths()
     rows = self.model_options["vocab"]
     return TokenLoss(np.pad(lengths, (0, rows - len(lengths))))
@@ -186,16 +201,23 @@ class Text:
     )
 
 
-Measure = LabelAccuracy | TokenLoss | GlueScore | Bleu
+Measure = LabelAccuracy | TokenLoss | GlueScore | ExactMatch | Bleu
 Task = ImageClassification | Text
 
 
-def task_of(config: config_dict.ConfigDict) -> Task:
+def task_of(config: config_dict.ConfigDict, given: Any = None) -> Task:
   """The task of a configuration, with its data looked up.
+
+  Args:
+    config: Configuration of a run.
+    given: Data of a program in the place of config.data.name, as in
+      `figs_jax.train.loop.train`.
 
   Raises:
     DataError, ValueError: If `figs_jax.data.describe` or `find_texts` raises
       them.
   """
   is_text = reads_text(config.family)
-  return (Text if is_text else ImageClassification).of(config)
+  if given is not None and not isinstance(given, PythonData):
+    given = PythonData(given, Options.of(config.data))
+  return (Text if is_text else ImageClassification).of(config, given)

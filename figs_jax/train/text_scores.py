@@ -1,6 +1,6 @@
-"""Measures of text: bits per byte, GLUE's scores and BLEU.
+"""Measures of text: bits per byte, GLUE's scores, exact matches and BLEU.
 
-The last two decode every example, greedily or by beam search, and count exact
+The last three decode every example, greedily or by beam search, and count exact
 matches. `figs_jax.train.metrics` has the protocol of a measure.
 """
 
@@ -138,6 +138,31 @@ class GlueScore:
           yield f"{score}/{name}", scores[score]
       means.append(np.mean(list(scores.values()), axis=0))
     yield "glue_score", np.mean(means, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactMatch:
+  """Share of decoded texts that equal their target, and loss per target token.
+
+  A target that is cut to its length is cut in the comparison too.
+
+  Attributes:
+    beams: Beams of the search; 1 decodes greedily.
+  """
+
+  beams: int = 1
+
+  def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+    return _matches(model, batch, _decoded(model, batch, self.beams))
+
+  def count(self, each: Sums) -> Sums:
+    one = jnp.zeros(len(each["seen"]), jnp.int32)
+    return _match_counts(each, one, 1)
+
+  tally = staticmethod(as_counted)
+
+  def values(self, sums: Sums) -> Values:
+    yield from _match_values(sums, ("",))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

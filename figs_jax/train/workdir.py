@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import grp
+import logging
 import math
 import os
 import pwd
@@ -14,6 +15,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
+from figs_jax.data import own_data, pixels
+from figs_jax.data.opened import Options
 from figs_jax.data.text import writes_nothing
 from figs_jax.export.reader import machine_memory
 from figs_jax.train import schema, seeds
@@ -27,6 +30,7 @@ from figs_jax.train.config import (
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.state import TrainState
 
+_log = logging.getLogger("figs_jax")
 _NAME_YOURS = (
   "name yours with --data_dir=, or in training with --config.data.data_dir="
 )
@@ -43,6 +47,7 @@ def restore(
   seed: int | None = None,
   data_dir: str | None = None,
   download: bool = False,
+  data: Any = None,
 ) -> tuple[Experiment, TrainState, int]:
   """Restores (experiment, state, step) of a run without writing to it.
 
@@ -54,6 +59,7 @@ def restore(
     seed: Index of the seed to restore alone, for a run with several.
     data_dir: Directory of the data sets, in place of the configured one.
     download: Whether a missing data set may be downloaded, whatever was saved.
+    data: Data of a program, if it trained on them.
 
   Raises:
     ValueError: If the run saved a path but is of another user and `data_dir` is
@@ -73,7 +79,7 @@ def restore(
     if data_dir is not None:
       config.data.data_dir = data_dir
     config.data.download = download
-    experiment = build(config)
+    experiment = build(config, data)
     _check_seed(workdir, experiment, seed)
     state, _, step = checkpoints.restore(experiment.abstract_state, step)
   if seed is not None:
@@ -176,7 +182,7 @@ def saved_files(config: config_dict.ConfigDict) -> dict[str, str]:
   vocabulary = options.get("vocabulary", "bytes")
   if vocabulary != "bytes" and not vocabulary.startswith("sentencepiece:"):
     files["vocabulary"] = vocabulary
-  if options.name.startswith("npz:"):
+  if options.name.startswith(own_data.PREFIXES):
     files["data set"] = options.name
   if options.get("source"):
     files["data source"] = options.source
@@ -191,7 +197,8 @@ def _check_paths(
   saved = config.data.data_dir if data_dir is None else None
   if (saved is None and not files) or is_own(workdir):
     name, words = config.data.name, config.data.get("vocabulary", "bytes")
-    if saved is not None and not writes_nothing(name, words, saved):
+    own = Options.of(config.data)
+    if saved is not None and not writes_nothing(name, words, saved, own):
       what = repr(name) + (f" with {words!r}" if ":" in words else "")
       raise SavedPathError(
         f"{workdir}: {what} is not prepared in the saved data directory"
@@ -254,13 +261,29 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
     "resize_positions": config.init_resize_positions,
   }
   if not (path / "checkpoints").is_dir():
-    return pretrained.read(model, path, **options)
+    weights = pretrained.read(model, path, **options)
+    if "mean" in config.data:
+      _compare_pixels(path, config.data)
+    return weights
   source = _dense_model(path, config.init_seed, config.data.data_dir)
   tensors = {
     name: pretrained.Tensor(value.shape, value.dtype, lambda v=value: v)
     for name, value in pretrained.published(source).items()
   }
   return pretrained.matched(model, tensors, where=str(path), **options)
+
+
+def _compare_pixels(path: Path, fields: config_dict.ConfigDict) -> None:
+  """Warns if published weights expect pixels of another scale."""
+  wanted = pixels.published(path)
+  given = pixels.PixelScale.parse(fields.mean, fields.std)
+  if wanted is not None and wanted != given:
+    _log.warning(
+      "%s: these weights expect pixels of another scale, so their logits will"
+      " differ; set %s",
+      path,
+      wanted.words(),
+    )
 
 
 def _dense_model(workdir: Path, seed: int, data_dir: str | None) -> nnx.Module:

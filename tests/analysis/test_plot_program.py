@@ -67,6 +67,17 @@ def mistakes(runs, out):
       ["none.py", "no such file"],
     ),
     (
+      (
+        "--workdir",
+        runs / "dense",
+        runs / "other",
+        "--plot=noise",
+        "--out",
+        file,
+      ),
+      ["from step 0 to 2", "decay phase", "--config.keep"],
+    ),
+    (
       ("--workdir", runs / "dense", "--plot=flips", "--out", out / "b.svg"),
       ["a dense run has no masks"],
     ),
@@ -90,6 +101,9 @@ def results(runs, times, data_dir, tmp_path_factory):
     "single": (
       "--workdir", runs / "sparse", "--plot=flips", "--out", out / "a.svg"
     ),
+    "noise": (
+      "--workdir", runs / "other", "--plot=noise", "--out", out / "n.svg"
+    ),
   }  # fmt: skip
   wrong = [flags for flags, _ in mistakes(runs, out)]
   done = in_one_process(PROGRAM, *calls.values(), *wrong)
@@ -111,10 +125,11 @@ def test_a_directory_gets_every_plot_and_the_report(runs, times, results):
   # Nothing is replaced without being asked for.
   code, _, errors = results["again"]
   assert code == 2 and "it exists" in errors
-  for name in ("overwrite", "single"):
+  for name in ("overwrite", "single", "noise"):
     code, _, errors = results[name]
     assert code == 0, errors
-  assert (out / "a.svg").read_text().startswith("<?xml")
+  for name in ("a.svg", "n.svg"):
+    assert (out / name).read_text().startswith("<?xml")
   assert times == {p: p.stat().st_mtime_ns for p in sorted(runs.rglob("*"))}
 
 

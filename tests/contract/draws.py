@@ -7,7 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.core.scores import random_order, random_scores
+from figs_jax.core.scores import (
+  random_order,
+  random_scores,
+  random_words,
+  uniform,
+)
 
 from .pieces import TOTAL
 
@@ -60,10 +65,9 @@ def _regrowth_program(shape, axis, m):
   groups.insert(axis % 2 + 1, 1)
 
   def draw(key):
-    rounding, growing = jax.random.split(key)
-    uniform = jax.random.uniform(rounding, groups)
-    uniform = jnp.squeeze(uniform, axis % 2 + 1)
-    return uniform, random_order(growing, shape, m, axis)
+    chance = uniform(random_words(key, tuple(groups)))
+    chance = jnp.squeeze(chance, axis % 2 + 1)
+    return chance, random_order(key, shape, m, axis)
 
   return jax.jit(lambda path: jax.vmap(draw)(_keys(path)))
 

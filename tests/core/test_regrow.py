@@ -7,6 +7,7 @@ import pytest
 
 from figs_jax.core.masks import is_nm, nm_mask
 from figs_jax.core.regrow import regrow_mask
+from figs_jax.core.scores import random_order
 
 KEY = jax.random.key(3)
 
@@ -49,6 +50,21 @@ def test_a_fraction_is_rounded_at_random_with_the_right_mean():
   assert abs(dropped.mean() - 0.7) < 4 * error
   again = regrow_mask(jax.random.key(4), w, growth, mask, 0.35, "2:8", 0)
   assert (again != new).any()
+
+
+def test_set_grows_any_entry_of_a_group_alike():
+  """1:8 at share .35: of eight entries one grows where one was dropped."""
+  groups = 20_000
+  w, _, mask = setup((8, groups), "1:8", 0)
+  growth = random_order(KEY, (8, groups), 8, 0)
+  new = regrow_mask(KEY, w, growth, mask, 0.35, "1:8", 0)
+  old, grown = (np.argmax(m, 0) for m in (mask, new))
+  # An entry that was just dropped may return.
+  moved, share = (old != grown).mean(), 0.35 * 7 / 8
+  assert abs(moved - share) < 4.5 * np.sqrt(share * (1 - share) / groups)
+  counts = np.bincount((grown - old)[old != grown] % 8, minlength=8)[1:]
+  expected = counts.sum() / 7
+  assert ((counts - expected) ** 2 / expected).sum() < 6 + 4.5 * np.sqrt(12)
 
 
 def test_scope_leaf_drops_the_smallest_of_the_kernel():

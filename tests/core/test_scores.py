@@ -13,7 +13,9 @@ from figs_jax.core.scores import (
   magnitude,
   random_order,
   random_scores,
+  random_words,
   saliency,
+  uniform,
 )
 
 
@@ -123,3 +125,35 @@ def test_random_order_makes_every_subset_as_likely(n, m):
   expected, freedom = groups / len(subsets), len(subsets) - 1
   chi = ((counts - expected) ** 2 / expected).sum()
   assert abs(chi - freedom) < 4.5 * np.sqrt(2 * freedom)
+
+
+def test_random_words_are_uniform_and_unrelated():
+  """Moments of words, of neighbours and between keys, streams and steps."""
+  count = 50_000
+  keys = [jax.random.key(0), jax.random.key(1)]
+  keys.append(jax.random.fold_in(keys[0], 1))
+  words = [random_words(key, (count,)) for key in keys]
+  words += [random_words(keys[0], (count,), stream=s) for s in (1, 2)]
+  for word in words:
+    assert len(np.unique(word)) == count
+    bits = (np.asarray(word)[:, None] >> np.arange(32, dtype=np.uint32)) & 1
+    assert abs(bits.mean(0) - 0.5).max() < 4.5 * 0.5 / np.sqrt(count)
+  draws = np.array([uniform(word) for word in words])
+  draws = np.concatenate([draws, draws[:1, np.r_[1:count, 0]]])
+  spread = np.corrcoef(draws) - np.eye(len(draws))
+  assert abs(spread).max() < 4.5 / np.sqrt(count)
+  assert draws.min() >= 0 and draws.max() < 1
+  shaped = random_words(keys[0], (4, count // 4))
+  np.testing.assert_array_equal(shaped.ravel(), words[0])
+
+
+def test_the_order_does_not_depend_on_the_rounding():
+  """Both may share a key, as in `regrow_mask`: chi-square over 8 x 8 cells."""
+  groups, key = 80_000, jax.random.key(3)
+  first = np.argmax(random_order(key, (8, groups), 8), 0)
+  eighth = np.asarray(uniform(random_words(key, (1, 1, groups))) * 8).astype(
+    int
+  )
+  counts = np.bincount(first * 8 + eighth.ravel(), minlength=64)
+  chi = ((counts - groups / 64) ** 2 / (groups / 64)).sum()
+  assert abs(chi - 63) < 4.5 * np.sqrt(2 * 63)

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import sparse
-from scipy.optimize import linprog
+from scipy.optimize import linear_sum_assignment, linprog
 
 from figs_jax.core import NM, is_nm, nm_mask
 from figs_jax.core.transposable import transposable_nm_mask
 
 COLLECTIVE = r" (all-|collective-|reduce-scatter)[a-z-]*\("
 EXACT = ("1:1", "1:2", "1:3", "2:3", "1:4", "2:4", "3:4", "1:5", "4:5")
-NEAR = ("2:5", "5:7", "1:8", "4:16")
+NEAR = ("2:5", "5:7", "2:8", "4:16")
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.int8)
 
 
@@ -62,7 +62,7 @@ def assert_valid(mask, nm):
 @pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
-  pattern=st.sampled_from(("1:2", "2:4", "4:5") + NEAR),
+  pattern=st.sampled_from(("1:2", "2:4", "4:5", "1:8") + NEAR),
   dtype=st.sampled_from(DTYPES),
   kind=st.sampled_from(["few", "constant", "specials", "huge", "tiny"]),
   seed=st.integers(0, 2**32 - 1),
@@ -88,7 +88,7 @@ def test_valid_whatever_the_scores_are(pattern, dtype, kind, seed):
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, 0.0])
-@pytest.mark.parametrize("pattern", ["2:4", "3:6"])
+@pytest.mark.parametrize("pattern", ["2:4", "1:8", "3:6"])
 def test_a_block_of_one_special_value_is_valid(pattern, special):
   nm = NM.parse(pattern)
   mask = transposable_nm_mask(jnp.full((2 * nm.m, nm.m), special), nm)
@@ -110,6 +110,73 @@ def test_the_best_of_all_masks(pattern, signed):
   np.testing.assert_allclose(kept, best, rtol=1e-6, atol=1e-6)
 
 
+def assignment_sums(scores):
+  """The largest sums of one entry per row and column."""
+  blocks = np.asarray(scores).astype(float).reshape(-1, 8, 8)
+  best = []
+  for block in blocks:
+    rows, columns = linear_sum_assignment(block, maximize=True)
+    best.append(block[rows, columns].sum())
+  return np.array(best)
+
+
+@pytest.mark.parametrize("kind", ["normal", "signed", "heavy", "few", "equal"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
+def test_the_best_permutation_of_1_8(kind, dtype):
+  """Scipy's assignment; sums of small integers, with many ties, are exact."""
+  rng = np.random.default_rng(3)
+  shape = (3, 32, 40)
+  scores = {
+    "normal": lambda: abs(rng.normal(size=shape)) * 50,
+    "signed": lambda: rng.normal(size=shape) * 50,
+    "heavy": lambda: np.clip(rng.standard_t(1, size=shape), -120, 120),
+    "few": lambda: rng.integers(-1, 2, shape).astype(float),
+    "equal": lambda: np.full(shape, 3.0),
+  }[kind]()
+  scores = jnp.asarray(scores).astype(dtype)
+  mask = transposable_nm_mask(scores, "1:8")
+  assert_valid(mask, NM(1, 8))
+  blocks = grid(np.asarray(scores).astype(float), 8)
+  kept = (blocks * grid(mask, 8)).sum((-1, -2)).ravel()
+  rtol = 2e-6 if kind in ("normal", "signed", "heavy") else 0
+  atol = rtol * abs(blocks).max((-1, -2)).ravel()
+  assert np.all(kept >= assignment_sums(blocks) - atol)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e38])
+def test_the_best_permutation_at_the_ends_of_float32(scale):
+  """Denormal scores count as 0, so that a block of them has some mask."""
+  scores = (np.random.default_rng(0).random((8, 80)) * 3 * scale).astype("f4")
+  mask = transposable_nm_mask(scores, "1:8")
+  assert_valid(mask, NM(1, 8))
+  blocks = grid(np.where(scores < 1.2e-38, 0, scores), 8)[0].astype(float)
+  kept = (blocks * grid(mask, 8)[0]).sum((-1, -2))
+  np.testing.assert_allclose(kept, assignment_sums(blocks), rtol=1e-6)
+
+
+def test_the_best_permutation_of_float64():
+  with jax.enable_x64(True):
+    scores = 1 + 1e-12 * np.random.default_rng(0).normal(size=(8, 160))
+    mask = transposable_nm_mask(scores, "1:8")
+  blocks = grid(scores - 1, 8)[0]
+  kept = (blocks * grid(mask, 8)[0]).sum((-1, -2))
+  np.testing.assert_allclose(kept, assignment_sums(blocks), atol=1e-15)
+
+
+def test_infinities_come_first_and_nan_last_in_1_8():
+  rng = np.random.default_rng(1)
+  x = rng.normal(size=(8, 8 * 60)).astype(np.float32)
+  for value in (np.inf, -np.inf, np.nan):
+    x[rng.random(x.shape) < 0.2] = value
+  mask = grid(transposable_nm_mask(x, "1:8"), 8)[0]
+  assert_valid(mask.swapaxes(0, 1).reshape(8, -1), NM(1, 8))
+  # One NaN weighs more than all infinities, and one of them than all numbers.
+  weights = np.nan_to_num(x.astype(float), nan=-1e8, posinf=1e4, neginf=-1e4)
+  blocks = grid(weights, 8)[0]
+  kept = (blocks * mask).sum((-1, -2))
+  np.testing.assert_allclose(kept, assignment_sums(blocks), atol=2e-3)
+
+
 def test_published_numbers_of_masks():
   assert len(all_masks(2, 4)) == 90  # arXiv 2404.01847
   assert [len(all_masks(1, m)) for m in (3, 4, 5)] == [6, 24, 120]
@@ -118,7 +185,6 @@ def test_published_numbers_of_masks():
 @pytest.mark.parametrize(
   "pattern, mean, worst",
   [
-    ("1:8", 2e-3, 0.10),
     ("2:8", 2e-3, 0.05),
     ("4:8", 1e-3, 0.03),
     ("4:16", 2e-3, 0.02),
@@ -166,7 +232,7 @@ def test_infinities_come_first_and_nan_last():
     assert ours[2] == pytest.approx(best[2], abs=0.02)
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("pattern", ["2:4", "1:8", "4:8"])
 @pytest.mark.parametrize("scale", [2.0**-100, 0.5, 2.0**100])
 def test_scaling_by_a_power_of_two_changes_nothing(pattern, scale):
   scores = jax.random.normal(jax.random.key(0), (32, 16))
@@ -196,6 +262,7 @@ def test_the_transpose_has_the_transposed_mask(pattern):
     ("2:4", (3, 3, 4, 24), (1, 2), 3, (0, 1, 2, 3)),
     ("2:4", (12, 8, 3, 3), 0, (3, 1), (2, 0, 3, 1)),
     ("2:4", (4, 3, 3, 24), (1, 0), (3,), (2, 1, 0, 3)),
+    ("1:8", (16, 3, 24), 0, 2, (1, 0, 2)),
     ("2:6", (24, 3, 12), -1, 0, (1, 2, 0)),
     ("2:6", (4, 3, 3, 24), (1, 0), (3,), (2, 1, 0, 3)),
   ],
@@ -214,7 +281,7 @@ def test_any_axes(pattern, shape, axis, other, order):
   assert is_nm(mask, nm, axis) and is_nm(mask, nm, other)
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "2:8"])
+@pytest.mark.parametrize("pattern", ["2:4", "1:8", "2:8"])
 def test_vmap_scan_jit_and_grad(pattern):
   stack = jax.random.normal(jax.random.key(2), (3, 16, 8))
   each = jnp.stack([transposable_nm_mask(s, pattern) for s in stack])
@@ -233,7 +300,7 @@ def test_vmap_scan_jit_and_grad(pattern):
   )
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "2:8"])
+@pytest.mark.parametrize("pattern", ["2:4", "1:8", "2:8"])
 @pytest.mark.parametrize(
   "kind, spec",
   [

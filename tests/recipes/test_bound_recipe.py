@@ -295,3 +295,31 @@ def test_what_cannot_be_had_is_refused():
   soft = create("s_ste", "1:8", TOTAL).bind(leaves)
   with pytest.raises(ValueError, match="scales=bound.scales"):
     soft.effective(params, soft.masks(0, params))
+
+
+@pytest.mark.parametrize("name", ["figs", "transposable", "rigl", "set"])
+def test_a_loop_over_layers_equals_each_layer_alone(name):
+  """The same masks, and one compiled selection however many layers."""
+  recipe = create(name, "1:2", TOTAL, refresh_every=5)
+  paths = [f"layers/{i}/kernel" for i in range(4)]
+  leaves = {path: MaskedKernel((16, 16), NM(1, 2), 0) for path in paths}
+  drawn = jax.random.normal(jax.random.key(0), (4, 16, 16))
+  params = {"layers": [{"kernel": w} for w in drawn]}
+  old = recipe.bind(leaves).target(params)
+  grads = jax.tree.map(lambda w: w[::-1], params)
+
+  def select(group):
+    bound = recipe.bind({path: leaves[path] for path in group})
+    program = jax.jit(bound.masks).lower(
+      jnp.int32(20), params, old, grads=grads
+    )
+    masks = program.compile()(jnp.int32(20), params, old, grads=grads)
+    return flatten(masks), program.as_text().count("\n")
+
+  whole, lines = select(paths)
+  for path in paths[2:]:
+    np.testing.assert_array_equal(whole[path], select([path])[0][path])
+  assert len({np.asarray(whole[path]).tobytes() for path in paths}) == 4
+  # Two more layers add branches that copy them, and no second selection.
+  few = select(paths[:2])[1]
+  assert lines - few < 60 < few / 4

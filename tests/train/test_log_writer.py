@@ -248,3 +248,18 @@ def test_closing_twice_and_writing_after_do_nothing(tmp_path):
   log.close()
   log.write(2, {"loss": 1.0})
   assert len(read_log(tmp_path)) == 1
+
+
+def test_writing_imports_no_torch(tmp_path):
+  """tensorboardX would, where it is installed: seconds at the first row."""
+  (tmp_path / "torch.py").write_text("raise SystemExit('imported torch')")
+  script = f"""
+  import sys
+  from figs_jax.train.log_writer import MetricLog
+  sys.path.insert(0, {str(tmp_path)!r})
+  with MetricLog({str(tmp_path / "run")!r}, progress=False) as log:
+    log.write(1, {{"loss": 1.0}})
+  assert "torch" not in sys.modules
+  """
+  done = call("-c", textwrap.dedent(script))
+  assert done.returncode == 0, done.stderr

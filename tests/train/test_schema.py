@@ -9,6 +9,7 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from figs_jax import models, recipes
+from figs_jax.core import field_names
 from figs_jax.core.legal import Either, Integer, Number, Several, Typed
 from figs_jax.train import schema
 from figs_jax.train.config import (
@@ -265,7 +266,7 @@ def test_words_for_a_dtype(family, word, meant):
   ],
 )
 def test_an_unknown_field_names_at_most_five_others(name, meant):
-  hint = schema.near(name, schema.legal_values("vit", "figs"))
+  hint = field_names.near(name, schema.legal_values("vit", "figs"))
   assert re.search(meant, hint)
   assert hint.count(",") < 5
 

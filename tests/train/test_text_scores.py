@@ -17,7 +17,7 @@ from figs_jax.train._evaluate import Evaluator
 from figs_jax.train.config import default_config
 from figs_jax.train.experiment import build
 from figs_jax.train.metrics import kept, per_example
-from figs_jax.train.text_scores import Bleu, GlueScore
+from figs_jax.train.text_scores import Bleu, ExactMatch, GlueScore
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -170,6 +170,13 @@ def test_a_correlation_with_a_constant_is_zero(decoded):
   assert values["pearson/stsb"] == values["spearman/stsb"] == 0
   assert values["matthews/cola"] == values["glue_score"] == 0
   assert values["accuracy/stsb"] == pytest.approx(1 / 3)
+
+
+def test_exact_matches_are_shares_of_all_texts(decoded):
+  pairs = [("a", "a"), ("a", "b"), ("b", "b"), ("b", "bb"), ("c", "c")]
+  values = measured(ExactMatch(), batches_of([(0, *pair) for pair in pairs]))
+  assert values["accuracy"] == pytest.approx(3 / 5)
+  assert sorted(values) == ["accuracy", "loss"]
 
 
 GIVEN = [

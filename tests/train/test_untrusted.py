@@ -146,7 +146,13 @@ def test_a_recipe_file_of_other_content_is_refused(
 
 
 @pytest.mark.parametrize(
-  ("field", "value"), [("name", "npz:/a.npz"), ("source", "/a")]
+  ("field", "value"),
+  [
+    ("name", "npz:/a.npz"),
+    ("name", "folder:/a"),
+    ("name", "text:/a.csv"),
+    ("source", "/a"),
+  ],
 )
 def test_a_strangers_source_of_data_is_not_read(
   field, value, tmp_path, tiny_config

@@ -8,7 +8,10 @@ Nothing is downloaded and nothing is unpickled.
 
 Files do not hold the options of a model: `norm_epsilon` (1e-12 in Hugging Face
 files, 1e-6 in the others) and `gelu` ("tanh" in .npz files) of a ViT,
-`pretrained_windows` of a Swin-V2, `gated` and `tied` of a T5.
+`pretrained_windows` of a Swin-V2, `gated` and `tied` of a T5. Nor do they hold
+the scale of the pixels, (pixel / 255 - mean) / std: .5 and .5 for the ViT of
+`vision_transformer` and big_vision, ImageNet's statistics for Swin-V2 and DeiT,
+see `figs_jax.data.pixels`.
 """
 
 from __future__ import annotations

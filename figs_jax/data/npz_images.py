@@ -1,18 +1,11 @@
-"""Images of one's own, `npz:FILE`, as a data set.
+"""Images and labels of one's own in an npz file, `npz:FILE`.
 
-They are written once as array_record, under a name that holds the SHA-256 of
-the file, so that a changed file is prepared again. Without a test part, every
-fifth example of a class is held out, as for digits.
+Without a test part, every fifth example of a class is held out, as for digits.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-import logging
-import os
-import re
 import tokenize
 import zipfile
 import zlib
@@ -24,71 +17,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from figs_jax.data import bundled, digits
+from figs_jax.data.opened import Opened, Options, digest_of, held_out
 
-PREFIX = "npz:"
 _ARRAYS = "image, label, and optionally test_image and test_label"
 # What NumPy raises for damaged files, beside ValueError.
 _DAMAGE = (
   EOFError, MemoryError, RuntimeError, SyntaxError, tokenize.TokenError,
   zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-_log = logging.getLogger("figs_jax")
-
-
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """The base of the builders, one class for each state of a file."""
-
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First release."}
-  file: _File
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=f"Images of {self.file.path.name}.",
-      features=tfds.features.FeaturesDict(
-        {
-          "image": tfds.features.Image(
-            shape=self.file.shape, encoding_format="png"
-          ),
-          "label": tfds.features.ClassLabel(num_classes=self.file.num_classes),
-        }
-      ),
-      supervised_keys=("image", "label"),
-      disable_shuffling=True,
-    )
-
-  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-    del dl_manager
-    splits, _ = read(self.file.path)
-    return {
-      name: self._generate_examples(*part) for name, part in splits.items()
-    }
-
-  def _generate_examples(
-    self, images: np.ndarray, labels: np.ndarray
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
-    gray = images.shape[-1] == 1
-    for i, label in enumerate(labels.tolist()):
-      # A PIL image: tfds encodes arrays through TensorFlow only.
-      pixels = images[i, ..., 0] if gray else images[i]
-      yield i, {"image": Image.fromarray(pixels), "label": label}
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-  """A checked file: its path, digest, image shape and number of classes."""
-
-  path: Path
-  digest: str
-  shape: tuple[int, int, int]
-  num_classes: int
-
-  @property
-  def stem(self) -> str:
-    """The file's name in letters that a directory may have."""
-    return re.sub(r"\W+", "_", self.path.stem, flags=re.ASCII)
 
 
 def read(
@@ -127,16 +63,10 @@ def read(
       f" {labels.max()}, got none of class {empty[0]}"
     )
   if "test_image" not in arrays:
-    held_out = digits.is_test(labels)
-    if not held_out.any():
-      raise ValueError(
-        f"{path}: label: expected a class with at least 5 examples, of which"
-        f" the fifth is for testing, got {counts.max()}; add test_image and"
-        " test_label"
-      )
+    test = held_out(f"{path}: label", labels, "test_image and test_label")
     parts = {
-      "train": (images[~held_out], labels[~held_out]),
-      "test": (images[held_out], labels[held_out]),
+      "train": (images[~test], labels[~test]),
+      "test": (images[test], labels[test]),
     }
     return parts, len(counts)
   test_images, test_labels = _checked(path, arrays, "test_")
@@ -210,55 +140,47 @@ def _checked(
   return images.reshape(shape), labels.astype(np.int64)
 
 
-@functools.lru_cache(maxsize=8)
-def _checked_file(path: Path, size: int, changed_ns: int) -> _File:
-  del size, changed_ns  # parts of the key
-  with path.open("rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-  parts, num_classes = read(path)
-  _, *shape = parts["train"][0].shape
-  return _File(path, digest, (shape[0], shape[1], shape[2]), num_classes)
-
-
-def builder_class(name: str) -> type[tfds.core.GeneratorBasedBuilder]:
-  """The class of builders for the present content of a file.
+def open_file(path: Path, options: Options) -> Opened:
+  """Opens and checks an npz file.
 
   Args:
-    name: "npz:FILE".
+    path: File, see `read`.
+    options: Not used.
 
   Raises:
     ValueError: If the file is wrong, see `read`.
     OSError: If the file cannot be read.
   """
-  path = Path(name.removeprefix(PREFIX)).expanduser().absolute()
+  del options
   status = path.stat()
-  file = _checked_file(path, status.st_size, status.st_mtime_ns)
-  config = tfds.core.BuilderConfig(
-    name=f"{file.stem}_{file.digest[:16]}", version=_Builder.VERSION
-  )
-  fields = {"name": "npz", "file": file, "BUILDER_CONFIGS": [config]}
-  with tfds.core.registered.skip_registration():
-    return type("Npz", (_Builder,), {"__module__": __name__, **fields})
+  return _opened(path, status.st_size, status.st_mtime_ns)
 
 
-def prepare(name: str, data_dir: str) -> tfds.core.GeneratorBasedBuilder:
-  """Prepares one's own images; see `figs_jax.data.bundled.prepare`.
+@functools.lru_cache(maxsize=8)
+def _opened(path: Path, size: int, changed_ns: int) -> Opened:
+  del size, changed_ns  # parts of the key
+  digest = digest_of(path)
+  parts, num_classes = read(path)
+  _, height, width, channels = parts["train"][0].shape
+  features = {
+    "image": tfds.features.Image(
+      shape=(height, width, channels), encoding_format="png"
+    ),
+    "label": tfds.features.ClassLabel(num_classes=num_classes),
+  }
+  return Opened(path, digest, features, lambda: _examples(path))
 
-  Args:
-    name: "npz:FILE".
-    data_dir: Local directory of the data sets.
 
-  Raises:
-    ValueError: If the file is wrong, see `read`.
-    OSError: If a file cannot be read or written.
-  """
-  kind = builder_class(name)
-  own = kind.BUILDER_CONFIGS[0].name
-  copies = Path(data_dir) / "npz"
-  same_stem = re.compile(re.escape(own[:-16]) + "[0-9a-f]{16}")
-  if not (copies / own).exists() and any(
-    same_stem.fullmatch(copy)
-    for copy in (os.listdir(copies) if copies.is_dir() else ())
-  ):
-    _log.info("%s: another file than that prepared before; preparing it", name)
-  return bundled.prepare(kind, data_dir)
+def _examples(path: Path) -> dict[str, Iterator[dict[str, Any]]]:
+  parts, _ = read(path)
+  return {name: _of_part(*part) for name, part in parts.items()}
+
+
+def _of_part(
+  images: np.ndarray, labels: np.ndarray
+) -> Iterator[dict[str, Any]]:
+  gray = images.shape[-1] == 1
+  for image, label in zip(images, labels.tolist()):
+    # A PIL image: tfds encodes arrays through TensorFlow only.
+    pixels = Image.fromarray(image[..., 0] if gray else image)
+    yield {"image": pixels, "label": label}
