@@ -32,7 +32,7 @@ import numpy as np
 
 from figs_jax import export
 from figs_jax.core import NM, MaskedKernel
-from figs_jax.data import DataError, idx, own_images
+from figs_jax.data import DataError, idx, npz_images
 from figs_jax.engine.layer_csv import read_layers
 from figs_jax.models.pretrained.files import opened_weights
 from figs_jax.train import default_config, schema
@@ -86,7 +86,7 @@ def index(folder: Path):
 def images_npz(folder: Path):
   path = folder / "e.npz"
   np.savez(path, image=np.zeros((15, 2, 2), np.uint8), label=np.arange(15) % 3)
-  return path, own_images.read
+  return path, npz_images.read
 
 
 def idx_images(folder: Path):

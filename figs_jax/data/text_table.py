@@ -223,21 +223,30 @@ def _of_csv(path: Path, delimiter: str = ",") -> _Table:
 
 def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
   """Rows with the lines at which they begin; blank ones are left out."""
+  while True:
+    where = f"{path}: line {reader.line_num + 1}"
+    try:
+      row = _next_row(reader)
+    except StopIteration:
+      return
+    except csv.Error as error:
+      raise ValueError(
+        f"{where}: expected fields in double quotes where they hold one or a"
+        f" delimiter, got a row that cannot be read ({error})"
+      ) from error
+    if row:
+      yield where, row
+
+
+def _next_row(reader: Any) -> list[str]:
+  """The next row, with fields of any length; the limit is one of the process.
+
+  Raises:
+    StopIteration: If there is none.
+  """
   limit = csv.field_size_limit(sys.maxsize)
   try:
-    while True:
-      where = f"{path}: line {reader.line_num + 1}"
-      try:
-        row = next(reader)
-      except StopIteration:
-        return
-      except csv.Error as error:
-        raise ValueError(
-          f"{where}: expected fields in double quotes where they hold one or a"
-          f" delimiter, got a row that cannot be read ({error})"
-        ) from error
-      if row:
-        yield where, row
+    return next(reader)
   finally:
     csv.field_size_limit(limit)
 

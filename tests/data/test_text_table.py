@@ -81,6 +81,16 @@ def test_long_fields_are_read_and_the_limit_is_kept(tmp_path):
   assert csv.field_size_limit() == limit
 
 
+def test_a_refused_table_keeps_the_limit(tmp_path):
+  limit = csv.field_size_limit()
+  path = tmp_path / "a.csv"
+  path.write_text("text,label\na,b\nc\n")
+  with pytest.raises(sources.DataError) as caught:
+    find(path)
+  assert csv.field_size_limit() == limit  # while the traceback holds the rows
+  del caught
+
+
 def test_integers_are_labels_in_their_order(tmp_path):
   rows = [(f"t{i}", [10, 2, 1][i % 3]) for i in range(15)]
   for suffix in (".csv", ".jsonl", ".parquet"):

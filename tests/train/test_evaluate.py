@@ -18,7 +18,7 @@ from figs_jax.nn.int8_kernels import round_kernels_to_int8
 from figs_jax.train import schema, seeds
 from figs_jax.train._evaluate import (
   Evaluator,
-  _check_dtype,
+  check_dtype,
   evaluate,
   exact_nm,
   examples,
@@ -300,4 +300,4 @@ def test_int8_kernels_of_every_kind_by_hand():
 
 def test_t5_is_refused_in_float16():
   with pytest.raises(ValueError, match="dtype: expected one of 'float32', 'b"):
-    _check_dtype("float16", schema.legal_values("t5", "ste")["model.dtype"])
+    check_dtype("float16", schema.legal_values("t5", "ste")["model.dtype"])

@@ -20,10 +20,9 @@ from figs_jax.train.config import ConfigError, default_config, reads_text
 from figs_jax.train.state import finish, update
 from figs_jax.train.tasks import ImageClassification, Text
 
-from .test_config import CONFIGS, load
+from .test_config import NAMES, load
 
 pytestmark = pytest.mark.standard_promotion  # optax mixes dtypes
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 each = pytest.mark.parametrize("name", NAMES)
 # Millions of parameters: ViT-B/16 and Swin-V2-B as timm counts them, T5 1.1 as
 # google/t5-v1_1-base, the Transformer "big" of arXiv 1706.03762 (213) with this
@@ -69,7 +68,7 @@ def task(config, vocabulary=None):
 
 
 def built(config, monkeypatch, **options):
-  monkeypatch.setattr(experiments, "task_of", lambda c: task(c, **options))
+  monkeypatch.setattr(experiments, "task_of", lambda c, _: task(c, **options))
   return experiments.build(config)
 
 
