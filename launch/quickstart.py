@@ -12,6 +12,7 @@ scikit-learn's digits take its place.
 import importlib.util
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -61,7 +62,7 @@ _FASHION = {
   "optimizer": {"learning_rate": 1e-3},
 }
 _SMALLEST = 0.005  # nats
-_DTYPES = {1: "int8", 2: "bfloat16"}  # by bytes per value
+_DTYPES: dict[Any, str] = {1: "int8", 2: "bfloat16"}  # by bytes per value
 
 
 def check_flags() -> None:
@@ -73,14 +74,13 @@ def check_flags() -> None:
   for flag, example in ((_PATTERNS, "1:16"), (_RECIPES, "figs")):
     if not flag.value:
       cli.fail(f"--{flag.name} is empty: give at least one, such as {example}")
-  for flag, check in (
-    (_RECIPES, recipes.options),
-    (_SWEEP, recipes.options),
-    (_PATTERNS, core.NM.parse),
-    (_ENGINES, engine.parse),
+  for flag, values, check in (
+    (_RECIPES, _RECIPES.value, recipes.options),
+    (_SWEEP, _SWEEP.value or [], recipes.options),
+    (_PATTERNS, _PATTERNS.value, core.NM.parse),
+    (_ENGINES, [_ENGINES.value], engine.parse),
   ):
-    values = flag.value if isinstance(flag.value, list) else [flag.value]
-    for value in filter(lambda value: value is not None, values):
+    for value in values:
       try:
         check(value)
       except ValueError as error:
