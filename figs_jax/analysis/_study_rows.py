@@ -147,13 +147,14 @@ class Store:
       self._merge(new, {str(shared["config"]): dict(config)})
 
   def merge(self, other: str | Path) -> None:
-    """Adds the rows of another directory, with their per-example results."""
+    """Adds the rows and the per-example results of another directory."""
     other, rows = Path(other), read(other)
     with self._locked():
       for name in {row["examples"] for row in rows if row.get("examples")}:
-        (self.out / "examples").mkdir(exist_ok=True)
-        content = (other / "examples" / Path(name).name).read_bytes()
-        _write(self.out / "examples" / Path(name).name, content)
+        source = other / "examples" / Path(name).name
+        if source.is_file():  # they are large, so a clone may lack them
+          (self.out / "examples").mkdir(exist_ok=True)
+          _write(self.out / "examples" / source.name, source.read_bytes())
       self._merge(rows, dict(_current(other).values()))
 
   def fail(self, cell: str, grid: str, seeds: Sequence[int], why: str) -> None:

@@ -337,6 +337,14 @@ def test_shards_together_are_the_whole(trained, tmp_path):
     assert (tmp_path / "all" / row["examples"]).is_file()
 
 
+def test_rows_without_per_example_results_are_collected(trained, tmp_path):
+  study.run(small(), tmp_path / "runs", tmp_path / "out")
+  for file in (tmp_path / "out" / "examples").iterdir():
+    file.unlink()
+  study.collect([tmp_path / "out"], tmp_path / "all")
+  assert study.rows(tmp_path / "all") == study.rows(tmp_path / "out")
+
+
 def test_collects_runs_of_the_training_program(whole, tmp_path):
   config, path = whole
   runs = sorted((path / "runs").iterdir())
