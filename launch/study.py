@@ -84,7 +84,14 @@ def main(words: list[str]) -> None:
 
 
 def _run(study) -> None:
+  if _CONFIG.value is None:
+    cli.fail("--config is missing; try --config=configs/study_digits.py")
   config = cli.config_of(_CONFIG)
+  if missing := set(study.default_config()) - set(config):
+    cli.fail(
+      "--config: expected the configuration of a study, got one without"
+      f" {', '.join(sorted(missing))}; a single run is for launch/train.py"
+    )
   workdir = _WORKDIR.value or f"runs/{config.name}"
   out = _OUT.value or f"{workdir}/results"
   if _DRY_RUN.value:
