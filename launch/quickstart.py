@@ -9,7 +9,6 @@ package dataset-fashion-mnist or from --source. Without any of them
 scikit-learn's digits take its place.
 """
 
-import importlib.util
 import time
 from pathlib import Path
 from typing import Any
@@ -194,16 +193,16 @@ def main() -> None:
   check_flags()
   from figs_jax import analysis
   from figs_jax.analysis import study
+  from figs_jax.analysis._study_pairs import pandas_module
   from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.engine.figures import figure_type
 
-  if importlib.util.find_spec("pandas") is None:
-    cli.fail("tables need pandas: pip install 'figs_jax[study]'")
   start = time.monotonic()
   workdir = Path(_WORKDIR.value)
   compilation_cache.enable()
   try:
+    pandas_module()
     figure_type()
     fashion = has_fashion()
     config = study_of(fashion)

@@ -9,8 +9,6 @@ What is done is not repeated; SIGTERM saves and exits with 0. OUT gets study.csv
 (a row per cell and seed), per-example results, tables, claims and pictures.
 """
 
-import importlib.util
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -57,16 +55,20 @@ _ENGINES = flags.DEFINE_list(
 
 def main(words: list[str]) -> None:
   cli.quiet()
-  if not _DRY_RUN.value and importlib.util.find_spec("pandas") is None:
-    cli.fail("tables need pandas: pip install 'figs_jax[study]'")
   if words and not _COLLECT.value:
     cli.fail(f"Unexpected argument {words[0]!r}; list runs after --collect")
   from figs_jax.analysis import study
+  from figs_jax.analysis._study_pairs import pandas_module
   from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.train.checkpoint import CheckpointError
   from figs_jax.train.config import ConfigError
 
+  if not _DRY_RUN.value:
+    try:
+      pandas_module()
+    except ValueError as error:
+      cli.fail(str(error))
   compilation_cache.enable()
   try:
     if _COLLECT.value:
@@ -84,9 +86,7 @@ def main(words: list[str]) -> None:
 
 
 def _run(study) -> None:
-  if _CONFIG.value is None:
-    cli.fail("--config is missing; try --config=configs/study_digits.py")
-  config = cli.config_of(_CONFIG)
+  config = cli.config_of(_CONFIG, "configs/study_digits.py")
   if missing := set(study.default_config()) - set(config):
     cli.fail(
       "--config: expected the configuration of a study, got one without"

@@ -20,6 +20,7 @@ from figs_jax.analysis._study_claims import check_claims
 from figs_jax.core.legal import Word, suggestion
 from figs_jax.engine import report
 from figs_jax.engine.training import TrainingPhase
+from figs_jax.models.flops import train_flops
 from figs_jax.train import schema
 from figs_jax.train._evaluate import check_dtype
 from figs_jax.train.config import FREE, ConfigError, plain, recipe_of
@@ -314,34 +315,38 @@ def _with_equal_flops(
   for key, cell in all_cells.items():
     if cell.setting not in budgets:
       base = _training_config(config, label, pattern, cell.setting)
-      budgets[cell.setting] = train_flops(base)
+      budgets[cell.setting] = run_flops(base, *abstract(base))
     new = copy.deepcopy(cell.config)
+    model, recipe = abstract(new)
     for _ in range(8):  # the phases move with the steps
       steps = new.total_steps
-      flops = train_flops(new)
+      flops = run_flops(new, model, recipe)
       new.total_steps = int(steps * budgets[cell.setting] / flops)
+      recipe = recipe_of(new)
       if new.total_steps == steps:
         break
     result[key] = dataclasses.replace(cell, config=new)
   return result
 
 
-def train_flops(config: config_dict.ConfigDict) -> float:
-  model, recipe = abstract(config)
-  run = train_cost(model, recipe, "ws", config.batch_size)
-  return float(run.total("flops"))
+def run_flops(
+  config: config_dict.ConfigDict, model: nnx.Module, recipe: Any
+) -> float:
+  """Training FLOPs of a run, whose model and recipe are from `abstract`."""
+  return float(train_flops(model, recipe, batch=config.batch_size).total)
 
 
 def abstract(config: config_dict.ConfigDict) -> tuple[nnx.Module, Any]:
+  """The model of a run, without arrays, and its recipe."""
   experiment = build(config)
   model = nnx.eval_shape(lambda: experiment.model(config.seed))
   return model, experiment.recipe
 
 
 def training_shares(
-  config: config_dict.ConfigDict, engine_spec: str
+  model: nnx.Module, recipe: Any, batch: int, engine_spec: str
 ) -> dict[str, float]:
-  """`train_flops` and `train_time` of a configuration, without training.
+  """`train_flops` and `train_time` of a run, without training.
 
   FLOPs are a share of the same run without masks, time is one of that run on
   the fastest dense array for it. STEP is taken to switch as late as it can.
@@ -350,13 +355,12 @@ def training_shares(
   >>> config = default_config("figs")
   >>> config.update({"variant": "custom/4", "pattern": "ff: 1:4"})
   >>> config.model.update({"width": 32, "depth": 1, "heads": 2})
-  >>> shares = training_shares(config, "ws:16x16")
+  >>> shares = training_shares(*abstract(config), 128, "ws:16x16")
   >>> {name: round(share, 2) for name, share in shares.items()}
   {'train_flops': 0.85, 'train_time': 0.94}
   """
-  model, recipe = abstract(config)
-  run = train_cost(model, recipe, engine_spec, config.batch_size)
-  step = TrainingPhase(1, layers_of(model, config.batch_size)).products()
+  run = train_cost(model, recipe, engine_spec, batch)
+  step = TrainingPhase(1, layers_of(model, batch)).products()
   dense = report(step.dense(), [engine_spec], baseline="dense").totals[0]
   time = run.share("cycles") / dense.speedup
   return {"train_flops": run.share("flops"), "train_time": time}

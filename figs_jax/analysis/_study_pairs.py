@@ -23,6 +23,7 @@ from figs_jax.analysis.statistics import (
   bootstrap_interval,
   paired_interval,
 )
+from figs_jax.train.seeds import mean_and_se
 
 if TYPE_CHECKING:
   from pandas import DataFrame
@@ -166,6 +167,21 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
   return sign + text
 
 
+def pandas_module() -> Any:
+  """pandas, so that a program can fail before it has trained anything.
+
+  Raises:
+    ValueError: If pandas is not installed.
+  """
+  try:
+    import pandas
+  except ImportError as error:
+    raise ValueError(
+      "tables of a study need pandas: pip install 'figs_jax[study]'"
+    ) from error
+  return pandas
+
+
 def study_frame(rows: Iterable[Mapping[str, str]]) -> DataFrame:
   """Rows of study.csv, given as text, with their numbers as numbers.
 
@@ -185,12 +201,7 @@ def study_frame(rows: Iterable[Mapping[str, str]]) -> DataFrame:
   >>> frame.accuracy.tolist(), frame.loss.tolist(), frame.pattern.tolist()
   ([0.8], [nan], [''])
   """
-  try:
-    import pandas as pd
-  except ImportError as error:
-    raise ValueError(
-      "tables of a study need pandas: pip install 'figs_jax[study]'"
-    ) from error
+  pd = pandas_module()
   frame = pd.DataFrame(list(rows), dtype=object).fillna("")
   if frame.empty:
     raise ValueError("study.csv: expected rows, got none; run the study first")
@@ -224,6 +235,21 @@ def _is_number(column: str) -> bool:
     column in ("seed", "density", "train_flops")
     or column.startswith("speedup:")
     or _measure(column) is not None
+  )
+
+
+def mean_of_cell(
+  of_cell: Mapping[int, Mapping[str, Any]], column: str
+) -> tuple[float, float]:
+  """Mean and standard error over seeds, a metric's in its printed unit.
+
+  >>> rows = {0: {"accuracy": 0.5}, 1: {"accuracy": 0.75}}
+  >>> mean_of_cell(rows, "accuracy")
+  (62.5, 12.5)
+  """
+  factor = 1.0 if column.startswith("speedup:") else measure(column).factor
+  return mean_and_se(
+    [factor * row.get(column, math.nan) for row in of_cell.values()]
   )
 
 

@@ -26,6 +26,7 @@ from figs_jax.analysis._study_pairs import (
   DataFrame,
   cell_name,
   cells_of,
+  mean_of_cell,
   measure,
 )
 from figs_jax.analysis._study_tables import (
@@ -115,18 +116,12 @@ def _sides(cells: Cells, baseline: str) -> list[tuple[str, str]]:
   return sorted(sides, key=lambda side: side[0] != baseline)
 
 
-def _statistics(of_cell: Mapping[int, Any], metric: str) -> tuple[float, float]:
-  factor = measure(metric).factor
-  values = [factor * row.get(metric, math.nan) for row in of_cell.values()]
-  return mean_and_se(values)
-
-
 def _draw_dense(
   ax: Any, cells: Cells, side: tuple[str, str], metric: str, index: int
 ) -> None:
   """The line and band of a recipe without pattern."""
   key = side[0], "", side[1]
-  mean, error = _statistics(cells[key], metric)
+  mean, error = mean_of_cell(cells[key], metric)
   ax.axhline(
     mean, color="0.25", linestyle=("--", ":", "-.")[index % 3], linewidth=1.2,
     label=plot_style.literal(cell_name(key)), zorder=1,
@@ -152,7 +147,7 @@ def _draw_side(
   label = plot_style.literal(cell_name((recipe, "", setting)))
   for scope in dict.fromkeys(scopes[pattern] for pattern in places):
     points = [
-      (x + shift, *_statistics(cells[recipe, pattern, setting], metric))
+      (x + shift, *mean_of_cell(cells[recipe, pattern, setting], metric))
       for x, pattern in enumerate(places)
       if scopes[pattern] == scope and (recipe, pattern, setting) in cells
     ]

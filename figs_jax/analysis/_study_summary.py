@@ -17,12 +17,12 @@ from figs_jax.analysis._study_pairs import (
   DataFrame,
   cell_name,
   cells_of,
+  mean_of_cell,
   measure,
   number,
 )
 from figs_jax.analysis._study_tables import sorted_cells, table
 from figs_jax.engine.figures import empty_figure
-from figs_jax.train.seeds import mean_and_se
 
 _WIDTH = 9.2  # inches
 _ROW = 0.3  # inches per row of differences
@@ -146,7 +146,7 @@ def plot_summary(
   right.set_xlabel(plot_style.literal(f"modelled speed-up on {engine}, ×"))
   right.set_ylabel(f"{measure(accuracy).label} (mean ± s.e.)")
   if examples:
-    mean, _ = _mean_and_se(cells, (baseline, "", ""), accuracy)
+    mean, _ = mean_of_cell(cells[baseline, "", ""], accuracy)
     _draw_binomial(right, math.sqrt(mean * (100 - mean) / examples))
   handles = right.get_legend_handles_labels()
   figure.legend(
@@ -197,14 +197,14 @@ def _draw_gains(
   accuracy: str,
 ) -> None:
   """A marker with its standard error per cell, lines and names of patterns."""
-  places = {key: _mean_and_se(cells, key, speedup)[0] for key in keys}
+  places = {key: mean_of_cell(cells[key], speedup)[0] for key in keys}
   finite = [x for x in places.values() if math.isfinite(x)]
   low, high = plot_style.limits((1.0, *finite), least=0.2)
   moved = _side_by_side(places, recipes, _SPREAD * (high - low))
   for index, recipe in enumerate(recipes):
     own = [key for key in keys if key[0] == recipe]
     style = _marker(index)
-    points = [(moved[key], *_mean_and_se(cells, key, accuracy)) for key in own]
+    points = [(moved[key], *mean_of_cell(cells[key], accuracy)) for key in own]
     x, y, error = zip(*points)
     if len(own) > 1:
       ax.plot(x, y, color=style["color"], linewidth=0.9, alpha=0.6, zorder=1)
@@ -234,7 +234,7 @@ def _name_patterns(
     own = [key for key in keys if key[1] == pattern]
     tops = []
     for key in own:
-      mean, error = _mean_and_se(cells, key, accuracy)
+      mean, error = mean_of_cell(cells[key], accuracy)
       tops.append(mean + (0.0 if math.isnan(error) else error))
     ax.annotate(
       plot_style.literal(pattern or "dense"), (places[own[0]], max(tops)),
@@ -285,9 +285,3 @@ def _marker(index: int) -> dict[str, Any]:
     "markersize": 6,
     "linestyle": "",
   }
-
-
-def _mean_and_se(cells: Cells, key: Cell, column: str) -> tuple[float, float]:
-  factor = 1.0 if column.startswith("speedup:") else measure(column).factor
-  values = [factor * row.get(column, math.nan) for row in cells[key].values()]
-  return mean_and_se(values)

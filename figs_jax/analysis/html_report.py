@@ -16,6 +16,7 @@ from typing import Any
 
 from figs_jax import engine, nn
 from figs_jax.analysis import plot_style, plots
+from figs_jax.analysis._study_rows import differing
 from figs_jax.analysis.history import History, mask_evolution
 from figs_jax.analysis.pareto import pareto_points
 from figs_jax.engine.figures import figure_type
@@ -130,14 +131,16 @@ def differing_fields(runs: Sequence[History]) -> list[tuple[Any, ...]]:
   [('recipe.beta', '–', '0.1'), ('recipe.k', '4', '–')]
   """
   flat = [schema.flat(run.config) for run in runs]
-  table = {
-    name: [
-      json.dumps(each[name], ensure_ascii=False) if name in each else "–"
-      for each in flat
-    ]
-    for name in sorted(set().union(*flat))
-  }
-  return [(k, *values) for k, values in table.items() if len(set(values)) > 1]
+  return [
+    (
+      name,
+      *(
+        json.dumps(each[name], ensure_ascii=False) if name in each else "–"
+        for each in flat
+      ),
+    )
+    for name in differing(flat)
+  ]
 
 
 def _facts(run: History) -> dict[str, str]:

@@ -32,17 +32,18 @@ from figs_jax.analysis._study_cells import (
   default_config,
   fingerprint,
   of_cell,
+  run_flops,
   training_shares,
 )
-from figs_jax.engine import Layers, flops
+from figs_jax.models.flops import train_flops
 from figs_jax.train._evaluate import evaluate, speedups
 from figs_jax.train._evaluate import examples as examples_of_run
-from figs_jax.train.checkpoint import Checkpointer
-from figs_jax.train.config import ConfigError, completed, recipe_of
+from figs_jax.train.config import ConfigError, recipe_of
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import Diverged, compiled_step, train
-from figs_jax.train.run_rows import layers_of, train_cost
+from figs_jax.train.run_rows import layers_of
 from figs_jax.train.sharding import make_mesh, state_shardings
+from figs_jax.train.workdir import saved_config
 
 __all__ = [
   "Cell",
@@ -158,35 +159,36 @@ def plan(
     of a few steps of the first cell, in proportion to training FLOPs.
   """
   done = rows(out)
-  all_cells = cells(config, grids)
-  rate = _seconds_per_flop(all_cells, done)
+  # What a run costs without masks: masks save no time where it is trained.
+  costs = [
+    (
+      cell,
+      train_flops(*abstract(cell.config), batch=cell.config.batch_size).dense,
+    )
+    for cell in cells(config, grids)
+  ]
+  rate = _seconds_per_flop(costs, done)
   result = []
-  for cell in all_cells:
+  for cell, of_seed in costs:
     left = sum(len(seeds) for seeds in _missing(cell, done))
-    result.append((cell, left, left * rate * _step_flops(cell.config)))
+    result.append((cell, left, left * rate * of_seed))
   return result
 
 
-def _step_flops(config: config_dict.ConfigDict) -> float:
-  """FLOPs of the model's products in all steps of a run without masks."""
-  model, _ = abstract(config)
-  layers = Layers.of(layers_of(model, config.batch_size)).dense()
-  return 3.0 * float(flops(layers).sum()) * config.total_steps
-
-
 def _seconds_per_flop(
-  all_cells: Sequence[Cell], rows: Iterable[Mapping[str, str]]
+  costs: Sequence[tuple[Cell, int]], rows: Iterable[Mapping[str, str]]
 ) -> float:
-  """Processor time over `_step_flops`."""
+  """Processor time over FLOPs, by the rows or by steps of the first cell."""
   seconds = {r["config"]: float(r["seconds"]) for r in rows if r.get("seconds")}
   known = [
-    seconds[cell.fingerprint] / _step_flops(cell.config)
-    for cell in all_cells
+    seconds[cell.fingerprint] / of_seed
+    for cell, of_seed in costs
     if cell.fingerprint in seconds
   ]
   if known:
     return float(np.median(known))
-  config = copy.deepcopy(all_cells[0].config)
+  first, of_first = costs[0]
+  config = copy.deepcopy(first.config)
   config.seed, config.seeds = 0, 0
   experiment, mesh = build(config), make_mesh()
   shapes = experiment.abstract_state
@@ -200,7 +202,7 @@ def _seconds_per_flop(
     state, metrics = step(state, batch)
   jax.block_until_ready((state, metrics))
   seconds_per_step = (time.process_time() - start) / _TIMED_STEPS
-  return seconds_per_step * config.total_steps / _step_flops(config)
+  return seconds_per_step * config.total_steps / of_first
 
 
 @dataclasses.dataclass
@@ -218,11 +220,16 @@ class Outcome:
   finished: bool = True
 
 
+def _done(rows: Iterable[Mapping[str, str]], mark: str) -> set[int]:
+  """Seeds of a fingerprint that have rows."""
+  return {int(row["seed"]) for row in rows if row["config"] == mark}
+
+
 def _missing(
   cell: Cell, rows: Iterable[Mapping[str, str]]
 ) -> Iterator[tuple[int, ...]]:
   """Runs of consecutive seeds of a cell that have no rows."""
-  done = {int(row["seed"]) for row in rows if row["config"] == cell.fingerprint}
+  done = _done(rows, cell.fingerprint)
   part: list[int] = []
   for seed in cell.seeds:
     if seed in done:
@@ -342,12 +349,14 @@ def modelled(
     ValueError: If the pattern does not fit the model, or an engine is unknown.
   """
   model, recipe = abstract(config)
-  total = train_cost(model, recipe, "ws", config.batch_size).total("flops")
-  rows = layers_of(model, config.batch_size)
-  shares = training_shares(config, engines[0]) if engines else {}
+  batch = config.batch_size
+  rows = layers_of(model, batch)
+  shares: dict[str, float] = {}
+  if engines:
+    shares = training_shares(model, recipe, batch, engines[0])
   return {
     **shares,
-    "train_flops_total": float(total),
+    "train_flops_total": run_flops(config, model, recipe),
     "stages": _stages(model, recipe),
     **{
       f"speedup:{engine}": speedups(rows, engine)["speedup"]
@@ -391,15 +400,12 @@ def collect(
     if (path / "study.csv").is_file():
       store.merge(path)
       continue
-    with Checkpointer(path) as checkpoints:
-      saved = checkpoints.meta()["config"]
-    config = config_dict.ConfigDict(completed(saved))
+    config = config_dict.ConfigDict(saved_config(path))
     name = config.recipe.name
     sparse = recipe_of(config).sparse
     mark = fingerprint(config)
     first, count = config.seed, max(config.seeds, 1)
-    done = {int(row["seed"]) for row in store.rows() if row["config"] == mark}
-    if done >= set(range(first, first + count)):
+    if _done(store.rows(), mark) >= set(range(first, first + count)):
       continue
     shared = {
       "cell": f"{name} {config.pattern} {mark}" if sparse else f"{name} {mark}",

@@ -171,11 +171,12 @@ def run_user_file(flag: flags.FlagHolder[str | None] | flags.Flag) -> None:
     fail(f"--{flag.name} {_located(path, error)}")
 
 
-def config_of(flag: flags.FlagHolder) -> Any:
+def config_of(flag: flags.FlagHolder, example: str = _EXAMPLE) -> Any:
   """The configuration of a config-file flag; fails if there is none.
 
   Args:
     flag: Flag of `ml_collections.config_flags`.
+    example: Value of the flag that the error suggests.
 
   >>> from ml_collections import ConfigDict, config_flags
   >>> values = flags.FlagValues()
@@ -189,11 +190,11 @@ def config_of(flag: flags.FlagHolder) -> Any:
   try:
     config = flag.value
     if config is None:
-      fail(f"--{flag.name} is missing; try --{flag.name}={_EXAMPLE}")
+      fail(f"--{flag.name} is missing; try --{flag.name}={example}")
     config.to_dict()
   except (OSError, AttributeError) as error:
     first = str(error).strip().splitlines()[-1].strip()
-    fail(f"--{flag.name}: no file with get_config(); {first}; try {_EXAMPLE}")
+    fail(f"--{flag.name}: no file with get_config(); {first}; try {example}")
   return config
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 import figs_jax
 from figs_jax.analysis import study
-from figs_jax.analysis._study_cells import training_shares
+from figs_jax.analysis._study_cells import abstract, run_flops, training_shares
 from figs_jax.train.config import ConfigError, recipe_of
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import Diverged
@@ -94,13 +94,11 @@ def test_settings_and_fields_of_a_recipe():
 def test_equal_flops_give_sparse_cells_more_steps():
   config = small(budget="train_flops")
   config.common.total_steps = 1000
-  from figs_jax.analysis._study_cells import train_flops
-
   cells = study.cells(config)
-  dense = train_flops(cells[0].config)
-  for cell in cells[1:]:
+  costs = [run_flops(c.config, *abstract(c.config)) for c in cells]
+  dense = costs[0]
+  for cell, flops in zip(cells[1:], costs[1:]):
     assert cell.config.total_steps > 1000, cell.name
-    flops = train_flops(cell.config)
     assert flops == pytest.approx(dense, rel=2 / 1000), cell.name
 
 
@@ -396,7 +394,7 @@ def test_every_committed_study_expands():
 @pytest.mark.parametrize("recipe", ["dense", "figs", "mdgf_exp", "step"])
 def test_training_shares_are_those_of_the_run(tiny_config, recipe):
   config = tiny_config(recipe)
-  shares = training_shares(config, "ws:8x8")
+  shares = training_shares(*abstract(config), 16, "ws:8x8")
   experiment = build(config)
   model = nnx.eval_shape(lambda: experiment.model(0))
   wanted = figs_jax.train_flops(model, experiment.recipe, batch=16)
