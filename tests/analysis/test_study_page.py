@@ -271,6 +271,16 @@ def test_costs_have_their_fronts(frame):
   assert sorted(named) == ["1:32", "1:8", "dense", "qk 1:8"]
 
 
+def test_of_many_recipes_the_best_are_named():
+  names = ["dense", *(f"figs {i}" for i in range(12))]
+  rows = simulate({name: i for i, name in enumerate(names)}, seeds=2)
+  column = ["speedup:figs:16x16:alpha=15"]
+  figure = plots.plot_tradeoffs(study_frame(rows), "dense", column)
+  (legend,) = figure.legends
+  labels = {text.get_text() for text in legend.get_texts()}
+  assert labels == {"dense", "figs 11", "others", "Pareto front"}
+
+
 def boxes_overlap(figure):
   """Pairs of tick labels and texts that overlap, in the same axes."""
   figure.draw_without_rendering()
