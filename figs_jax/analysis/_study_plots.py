@@ -404,8 +404,8 @@ def plot_tradeoffs(
 
   Markers are means with standard errors over seeds; those of the Pareto front
   have their pattern beside them, as has the best recipe of every pattern. If
-  there are more than ten recipes, all others are grey dots: cells of one pattern
-  have the same speed-up.
+  there are more than ten recipes, all others are grey dots, since cells of one
+  pattern have the same speed-up.
 
   Args:
     rows: Rows from `study_frame`.
