@@ -34,7 +34,7 @@ def get_config():
     "seed": 0,
     "total_steps": 600,
     "checkpoint_every": 600,
-    "optimizer": {"warmup_steps": 30, "learning_rate": 1e-3},
+    "optimizer": {"warmup_steps": 30, "learning_rate": 2e-3},
     "data": {"eval_split": "test[50%:]"},
   }
   config.dense_warmup = 0.0125

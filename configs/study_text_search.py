@@ -11,8 +11,8 @@ come from docs/results/text_search.md.
 import runpy
 from pathlib import Path
 
-_RECIPES = ("dense", "sr_ste", "mdgf_exp", "figs")
-_RATES = {"lr 5e-4": 5e-4, "lr 1e-3": 1e-3, "lr 2e-3": 2e-3}
+_RECIPES = ("dense", "sr_ste", "figs")
+_RATES = {"lr 1e-3": 1e-3, "lr 2e-3": 2e-3, "lr 4e-3": 4e-3}
 _STUDY = Path(__file__).parent / "study_stdlib_text.py"
 
 
