@@ -121,7 +121,10 @@ SHARED: dict[str, Field] = {
     1e-3, "Learning rate after the warm-up.", Number("[0, 1000]")
   ),
   "optimizer.warmup_steps": Field(
-    0, "Steps in which the learning rate rises from 0.", _OFF_OR_STEPS
+    0.0,
+    "Steps in which the learning rate rises from 0; below 1 it is their share"
+    " of total_steps.",
+    Number("[0, 2**31)"),
   ),
   "optimizer.schedule": Field(
     "cosine",
@@ -517,6 +520,16 @@ def kind_of(config: Mapping[str, Any]) -> tuple[str, str]:
   return family, recipe
 
 
+def warmup_steps(warmup: float, total_steps: int) -> int:
+  """Steps of the warm-up from `optimizer.warmup_steps`, a count or a share.
+
+  >>> warmup_steps(30, 600), warmup_steps(0.05, 600), warmup_steps(0.05, 20)
+  (30, 30, 1)
+  """
+  # Rounded first, since 0.29 * 100 is 28.999999999999996.
+  return int(round(warmup * total_steps, 6) if warmup < 1 else warmup)
+
+
 def _check_together(fields: Mapping[str, Any]) -> None:
   """Checks fields that depend on each other, each legal by itself."""
   parts, steps = fields["grad_accum_steps"], fields["total_steps"]
@@ -526,10 +539,10 @@ def _check_together(fields: Mapping[str, Any]) -> None:
       f"--config.batch_size: expected a multiple of grad_accum_steps={parts},"
       f" got {size}"
     )
-  if warmup >= steps:
+  if warmup >= 1 and warmup % 1 or warmup_steps(warmup, steps) >= steps:
     raise ConfigError(
-      "--config.optimizer.warmup_steps: expected less than total_steps="
-      f"{steps}, got {warmup}"
+      "--config.optimizer.warmup_steps: expected a share below 1, as in 0.05, or"
+      f" an integer less than total_steps={steps}, got {warmup}"
     )
   mean, std = fields.get("data.mean"), fields.get("data.std")
   if mean != std and {mean, std} & set(NAMED):
