@@ -17,8 +17,9 @@ import optax
 from flax import nnx
 
 from figs_jax.core.types import Array
-from figs_jax.data.labels import label_weights, padded
+from figs_jax.data.labels import IGNORED, label_weights, padded
 from figs_jax.data.mixup import mixup
+from figs_jax.train.batch_checks import check_range, entries
 
 
 class Mean(NamedTuple):
@@ -63,10 +64,13 @@ def cross_entropy(
     key: Unused, since the model's own streams are seeded already.
 
   Raises:
-    ValueError: If `label_weights` raises it.
+    ValueError: If `entries` or `label_weights` raises it.
   """
   del key
-  losses, hits, weights = label_losses(model(batch["image"]), batch["label"])
+  images, labels = entries(batch, "image", "label")
+  logits = model(images)
+  check_range("label", logits.shape[-1], IGNORED)
+  losses, hits, weights = label_losses(logits, labels)
   return _mean(losses, weights), {"accuracy": _mean(hits, weights)}
 
 
@@ -76,7 +80,16 @@ def label_losses(logits: Array, labels: Any) -> tuple[Array, Array, Array]:
   Args:
     logits: Float [..., classes].
     labels: Int [...].
+
+  Raises:
+    ValueError: If the shapes differ, or `label_weights` raises it.
   """
+  if jnp.shape(labels) != logits.shape[:-1]:
+    raise ValueError(
+      f"expected labels of shape {list(logits.shape[:-1])}, one for each row of"
+      f" logits {list(logits.shape)}, got {list(jnp.shape(labels))}; of one-hot"
+      " rows take argmax(-1)"
+    )
   weights = label_weights(labels, logits.shape[-1])
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, jnp.where(weights == 1, labels, 0)
@@ -109,9 +122,10 @@ class MixedCrossEntropy:
   def __call__(
     self, model: nnx.Module, batch: dict[str, Any], key: Array
   ) -> tuple[Mean, dict[str, Mean]]:
-    images = batch["image"]
-    weights = label_weights(batch["label"], self.num_classes)
-    targets = jax.nn.one_hot(batch["label"], self.num_classes)
+    images, labels = entries(batch, "image", "label")
+    check_range("label", self.num_classes, IGNORED)
+    weights = label_weights(labels, self.num_classes)
+    targets = jax.nn.one_hot(labels, self.num_classes)
     targets = optax.smooth_labels(targets, self.smoothing) * weights[:, None]
     if self.mixup:
       both = jnp.concatenate([targets, weights[:, None]], axis=1)
@@ -153,11 +167,14 @@ class TeacherForcing:
       key: Unused, since the model's own streams are seeded already.
 
     Raises:
-      ValueError: If `label_weights` or the model raises it.
+      ValueError: If `entries`, `label_weights` or the model raises it.
     """
     del key
-    targets = padded(batch["targets"])
-    logits = model(batch["inputs"], targets)
+    inputs, targets = entries(batch, "inputs", "targets")
+    targets = padded(targets)
+    logits = model(inputs, targets)
+    check_range("inputs", logits.shape[-1])
+    check_range("targets", logits.shape[-1], IGNORED)
     losses, hits, counted = token_losses(logits, targets, self.smoothing)
     tokens = counted.sum()
     return Mean(losses.sum(), tokens), {"accuracy": Mean(hits.sum(), tokens)}

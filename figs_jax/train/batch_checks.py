@@ -1,0 +1,205 @@
+"""What a step expects of a batch and of a loss, and one line for what it is not.
+
+Shapes and dtypes are checked whenever a step is traced. Values are checked in
+the batch for which `train_step` is traced, since those of later ones are not
+known without waiting for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_FIRST: contextvars.ContextVar[Any] = contextvars.ContextVar(
+  "_FIRST", default=None
+)
+
+
+@contextlib.contextmanager
+def traced_for(batch: Any, loss: Callable[..., Any]) -> Iterator[None]:
+  """Lets the losses of figs_jax check the values of a batch when traced.
+
+  A loss of one's own may hand them other values under the same names.
+  """
+  module = getattr(loss, "__module__", None) or ""
+  own = module.startswith("figs_jax.") and isinstance(batch, Mapping)
+  token = _FIRST.set(batch if own else None)
+  try:
+    yield
+  finally:
+    _FIRST.reset(token)
+
+
+def entries(batch: Any, *names: str) -> list[Any]:
+  """The entries of a batch that a loss of figs_jax reads, checked.
+
+  Args:
+    batch: Dict of arrays with one leading axis, the examples.
+    *names: Names of the entries.
+
+  Raises:
+    ValueError: If an entry is missing, has another length than the others,
+      holds images of bytes, or is known to have a value that is not finite.
+
+  >>> entries({"image": jnp.ones((2, 4)), "label": jnp.ones(3, int)},
+  ...   "image", "label")
+  Traceback (most recent call last):
+    ...
+  ValueError: batch: expected entries of one length, got image of 2, label of 3
+  """
+  if not isinstance(batch, Mapping) or any(x not in batch for x in names):
+    got = _shown(batch)
+    if isinstance(batch, Mapping):
+      got = f"a dict with {', '.join(map(str, batch)) or 'none'}"
+    raise ValueError(
+      f"batch: expected a dict with {' and '.join(names)}, got {got}; rename"
+      " the entries, or pass a loss of your own to TrainState.create"
+    )
+  values = [batch[name] for name in names]
+  lengths = [jnp.shape(value)[:1] for value in values]
+  if len(set(lengths)) > 1:
+    each = (f"{name} of {n[0] if n else 1}" for name, n in zip(names, lengths))
+    raise ValueError(
+      f"batch: expected entries of one length, got {', '.join(each)}"
+    )
+  for name, value in zip(names, values):
+    if name == "image" and jnp.result_type(value) == jnp.uint8:
+      raise ValueError(
+        "batch['image']: expected floats, got uint8, which would be trained on"
+        " unscaled; pass image.astype('float32') / 255, or as the model expects"
+      )
+    known = _known(name)
+    if known is not None and not np.isfinite(known).all():
+      raise ValueError(
+        f"batch[{name!r}]: expected finite values, got NaN or infinity; remove"
+        " them from the data"
+      )
+  return values
+
+
+def check_range(name: str, classes: int, ignored: int | None = None) -> None:
+  """Raises ValueError if an entry is known to have an index out of range.
+
+  Args:
+    name: Name of the entry.
+    classes: Number of classes, or of the vocabulary.
+    ignored: A further index that is legal.
+  """
+  known = _known(name)
+  if known is None:
+    return
+  wrong = known[((known < 0) | (known >= classes)) & (known != ignored)]
+  if wrong.size:
+    also = "" if ignored is None else f", or {ignored} for those to ignore"
+    raise ValueError(
+      f"batch[{name!r}]: expected integers from 0 to {classes - 1}{also}, got"
+      f" {wrong[0]}; correct the data, or give the model more classes (vocab= of"
+      " T5)"
+    )
+
+
+def check_arrays(batch: Any) -> None:
+  """Raises ValueError at an entry of a batch that is no array of numbers.
+
+  >>> check_arrays({"label": np.array(["cat", "dog"])})
+  Traceback (most recent call last):
+    ...
+  ValueError: batch['label']: expected an array of numbers, got <U3[2]; turn\
+ text into integers, such as indices of classes
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+    if isinstance(leaf, (jax.Array, int, float, complex)):
+      continue
+    if not isinstance(leaf, np.ndarray) or leaf.dtype.kind in "OSUMm":
+      where = jax.tree_util.keystr(path)
+      raise ValueError(
+        f"batch{where}: expected an array of numbers, got {_shown(leaf)}; turn"
+        " text into integers, such as indices of classes"
+      )
+
+
+def check_loss(loss: Any) -> None:
+  """Raises ValueError unless a loss takes (model, batch, key).
+
+  >>> check_loss(lambda model, batch: 0.0)
+  Traceback (most recent call last):
+    ...
+  ValueError: loss: expected a function of (model, batch, key), got one of\
+ (model, batch)
+  """
+  try:
+    signature = inspect.signature(loss)
+  except ValueError:  # not every callable has one
+    return
+  except TypeError:
+    raise ValueError(
+      f"loss: expected a function of (model, batch, key), got {_shown(loss)}"
+    ) from None
+  try:
+    signature.bind(None, None, None)
+  except TypeError:
+    raise ValueError(
+      "loss: expected a function of (model, batch, key), got one of"
+      f" {signature}"
+    ) from None
+
+
+def check_result(result: Any, kind: type) -> None:
+  """Raises ValueError unless a loss has returned (loss, metrics).
+
+  Args:
+    result: What the loss has returned.
+    kind: Tuple type that a loss may be, beside a scalar.
+
+  >>> check_result(jnp.ones(()), tuple)
+  Traceback (most recent call last):
+    ...
+  ValueError: loss: expected (loss, metrics), a scalar and a dict, got\
+ float32[]; return (loss, {})
+  """
+  pair = isinstance(result, (tuple, list)) and not isinstance(result, kind)
+  if not pair or len(result) != 2 or not isinstance(result[1], Mapping):
+    wrong = result
+    if pair and len(result) == 2:
+      wrong = f"({_shown(result[0])}, {_shown(result[1])})"
+    raise ValueError(
+      "loss: expected (loss, metrics), a scalar and a dict, got"
+      f" {wrong if isinstance(wrong, str) else _shown(wrong)}; return (loss, {{}})"
+    )
+  value = result[0]
+  if isinstance(value, kind):
+    value = value[0]
+  numbers = isinstance(value, (int, float)) or hasattr(value, "dtype")
+  if not numbers or jnp.shape(value) or not _is_float(value):
+    raise ValueError(
+      "loss: expected a float scalar or a figs_jax.train.losses.Mean, got"
+      f" {_shown(value)}; take the mean over the batch"
+    )
+
+
+def _is_float(value: Any) -> bool:
+  return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
+def _known(name: str) -> np.ndarray | None:
+  """An entry of the batch that a step is traced for, if it has one."""
+  batch = _FIRST.get()
+  if batch is None or isinstance(batch.get(name), jax.core.Tracer):
+    return None
+  return np.asarray(batch[name]) if name in batch else None
+
+
+def _shown(value: Any) -> str:
+  """A value by its type, as in float32[8, 4]."""
+  if hasattr(value, "dtype") and hasattr(value, "shape"):
+    dtype = getattr(value.dtype, "str", "")[1:]
+    dtype = f"<{dtype}" if dtype[:1] == "U" else value.dtype
+    return f"{dtype}[{', '.join(map(str, value.shape))}]"
+  return f"a {type(value).__name__}"
