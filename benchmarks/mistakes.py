@@ -6,7 +6,7 @@ value or command that mends it. The table has the line of each. The exit code is
 1 if one is accepted, ends in a traceback or in more than a line, or names no
 fix.
 
-  python benchmarks/mistakes.py [--only WORD] [--wrong]
+  python benchmarks/mistakes.py [--only REGEX] [--wrong]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -51,11 +52,11 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     (f"{_TRAIN} --config.sparsity=0.5", "pattern"),
     (f"{_TRAIN} --config.n=2", "pattern"),
     (f"{_TRAIN} --config.dropout_rate=0.1", "model.dropout"),
-    (f"{_TRAIN} --config.model=vit_base", "--config.model.FIELD"),
+    (f"{_TRAIN} --config.model=vit_base", "--config.model."),
     (f"{_TRAIN} --config.arch=vit_b_16", "variant"),
     (f"{_TRAIN} --config.gpus=2", "mesh.data"),
     (f"{_TRAIN} --config.device=cuda", "JAX_PLATFORMS"),
-    (f"{_TRAIN} --config.warmup=10", "optimizer.warmup"),
+    (f"{_TRAIN} --config.warmup=10", "optimizer.warmup_steps"),
     (f"{_TRAIN} --config.momentum=0.9", "optimizer.b1"),
     (f"{_TRAIN} --config.max_grad_norm=1", "optimizer.clip"),
     (f"{_TRAIN} --config.gradient_accumulation_steps=2", "grad_accum_steps"),
@@ -69,7 +70,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     (f"{_TRAIN} --config.eval_interval=100", "checkpoint_every"),
     (f"{_TRAIN} --config.img_size=32", "data.image_size"),
     (f"{_TRAIN} --config.optimizer=lion", "--config.optimizer."),
-    (f"{_TRAIN} --optimizer=lion", "--config.optimizer"),
+    (f"{_TRAIN} --optimizer=lion", "--config.optimizer."),
     (f"{_TRAIN} --lr=1e-3", "--config.optimizer.learning_rate"),
     (f"{_TRAIN} --epochs=3", "--config.total_steps"),
     (f"{_TRAIN} --output_dir=runs/a", "--workdir"),
@@ -77,7 +78,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     (f"{_TRAIN} --config.recipe.name=ste", "--config=FILE:"),
     (f"{_TRAIN} --config.recipe.kk=3", "recipe.k"),
     (f"{_TRAIN} --config.data=cifar10", "--config.data.name"),
-    (f"{_TRAIN} --config.seed=1,2,3", "--config.seeds"),
+    (f"{_TRAIN} --config.seed=1,2,3", "an integer"),
     # Values.
     (f"{_TRAIN} --config.batch_size=abc", "an integer"),
     (f"{_TRAIN} --config.batch_size=0", "an integer in [1"),
@@ -89,7 +90,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     (f"{_TRAIN} --config.model.dtype=fp16", "'float16'"),
     (f"{_TRAIN} --config.model.dtype=float15", "'float16'"),
     (f"{_TRAIN} --config.model.dtype=int8", "'bfloat16'"),
-    (f"{_TRAIN} --config.optimizer.warmup_steps=600", "optimizer.warmup="),
+    (f"{_TRAIN} --config.optimizer.warmup_steps=600", "a share below 1"),
     (f"{_TRAIN} --config.model.dropout=1.5", "a number in [0, 1)"),
     (f"{_TRAIN} --config.model.heads=3", "heads"),
     (f"{_TRAIN} --config.variant=custom/3", "multiple of"),
@@ -101,7 +102,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     (f"{_TRAIN} --config.progress=maybe", "True or False"),
     # Patterns.
     (f"{_TRAIN} --config.pattern=ff:1:7", "divides"),
-    (f"{_TRAIN} --config.pattern=4:2", "n:m"),
+    (f"{_TRAIN} --config.pattern=4:2", "1 <= n <= m"),
     (f"{_TRAIN} --config.pattern=50%", "n:m"),
     (f"{_TRAIN} --config.pattern=unstructured", "ff: 1:8"),
     (f"{_TRAIN} --config.pattern=fff:1:4", "'ff'"),
@@ -110,7 +111,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     ("", "--config=configs/digits_vit.py"),
     ("--config=configs/digits_vit.py", "--workdir"),
     ("--config=configs/nope.py --workdir={new}", "configs/digits_vit.py"),
-    ("--config={csv} --workdir={new}", "get_config"),
+    ("--config={csv} --workdir={new}", "configs/digits_vit.py"),
     ("--config={folder} --workdir={new}", "configs/digits_vit.py"),
     ("--config=configs/digits_vit.py:fig --workdir={new}", "'figs'"),
     ("--config=configs/digits_vit.py:srste --workdir={new}", "'sr_ste'"),
@@ -123,13 +124,16 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     (f"{_TRAIN} --config.data.name=imagenet", "imagenet2012"),
     (f"{_TRAIN} --config.data.name=nothing", "folder:DIR"),
     (f"{_TRAIN} --config.data.name=folder:{{new}}", "folder"),
-    (f"{_TRAIN} --config.data.name=folder:{{folder}}", "image"),
+    (
+      f"{_TRAIN} --config.data.name=folder:{{folder}}",
+      "make one for each class",
+    ),
     (f"{_TRAIN} --config.data.name={{folder}}", "folder:"),
     (f"{_TRAIN} --config.data.name=npz:{{csv}}", "npz"),
     (f"{_TRAIN} --config.data.train_split=training", "train"),
     (f"{_TRAIN} --config.data.eval_split=validation", "test"),
     (f"{_TRAIN} --config.data.augment=autoaugment", "rand-m15-n2"),
-    (f"{_TRAIN} --config.data.mean=0.5,0.5", "channel"),
+    (f"{_TRAIN} --config.data.mean=0.5,0.5", "numbers for both"),
     (f"{_T5} --config.data.name=digits", "text"),
     (f"{_T5} --config.data.name=text:{{new}}.txt", "text:"),
     (f"{_T5} --config.data.name=text:{{csv}}", "text_column"),
@@ -141,7 +145,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     ("--config=configs/digits_vit.py --workdir=/proc/run", "--workdir"),
     ("--config=configs/digits_vit.py --workdir={run}", "new --workdir"),
     # Weights.
-    (f"{_TRAIN} --config.init_from={{new}}", "init_from"),
+    (f"{_TRAIN} --config.init_from={{new}}2", ".safetensors"),
     (f"{_TRAIN} --config.init_from={{csv}}", ".safetensors"),
     (f"{_TRAIN} --config.init_from={{junk}}", "safetensors"),
     (f"{_TRAIN} --config.init_from={{run}}", "dense run"),
@@ -149,10 +153,10 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
   "evaluate": (
     ("", "--workdir"),
     ("--workdir={new}", "--workdir"),
-    ("--workdir={folder}", "checkpoints"),
-    ("--workdir={csv}", "directory"),
+    ("--workdir={folder}", "--workdir"),
+    ("--workdir={csv}", "--workdir"),
     ("--workdir={run} --step=7", "2"),
-    ("--workdir={run} --step=last", "integer"),
+    ("--workdir={run} --step=last", "an integer"),
     ("--workdir={run} --dtype=fp16", "'float16'"),
     ("--workdir={run} --dtype=float15", "'float16'"),
     ("--workdir={run} --engines=h100", "tensorcore:h100"),
@@ -172,7 +176,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     ("--workdir={new} --out={new}2 --format=dense", "--workdir"),
     ("--workdir={run} --out={new} --format=dense --dtype=fp16", "float16"),
     ("--workdir={run} --out={new} --format=dense --batch=8", "leave it out"),
-    ("--workdir={run} --out={new} --format=torch-2:4", "2:4"),
+    ("--workdir={run} --out={new} --format=torch-2:4", ".safetensors"),
     ("--workdir={run} --out={new} --format=stablehlo-module", "--batch"),
     (
       "--workdir={run} --out={new} --format=stablehlo --platforms=gpu",
@@ -180,7 +184,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     ("--workdir={run} --out={new} --format=dense --seed=3", "seed"),
     ("--verify={csv}", ".safetensors"),
-    ("--verify={new}", "--verify"),
+    ("--verify={new}", ".safetensors"),
     ("--verify={folder}", ".safetensors"),
     ("--verify={run}", ".safetensors"),
     ("--verify={junk}", "safetensors"),
@@ -194,11 +198,11 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     ("--model=vit:B/16 --engines=figz:32x16", "figs"),
     ("--model=vit:B/16 --engines=ws:32", "32x"),
     ("--model=vit:B/16 --engines=ws:32x32:spase=false", "sparse"),
-    ("--model=vit:B/16 --engines=figs:alpha", "key=value"),
+    ("--model=vit:B/16 --engines=figs:alpha", "figs:32x16"),
     ("--model=resnet50 --engines=ws", "vit"),
     ("--model=vit:Q/16", "B"),
     ("--model=vit:B/16:heads=7", "heads"),
-    ("--model=vit:B/16 --pattern=4:2", "n:m"),
+    ("--model=vit:B/16 --pattern=4:2", "1 <= n <= m"),
     ("--model=vit:B/16 --pattern=mlp:1:8", "ff"),
     ("--model=vit:B/16 --pattern=ff:1:7", "divides"),
     ("--model=vit:B/16 --batch=0", "integer"),
@@ -208,9 +212,9 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     ("--model=vit:B/16 --pareto=time_ns,area_mm2", "--sweep"),
     ("--model=vit:B/16 --sweep=rows=8,16 --smallest=cycle", "cycles"),
     ("--model=vit:B/16 --format=png", "--out"),
-    ("--model=vit:B/16 --baseline=none", "dense"),
+    ("--model=vit:B/16 --baseline=none", "known: "),
     ("--model=vit:B/16 --weights={csv}", ".safetensors"),
-    ("--layers={new}.csv", "--layers"),
+    ("--layers={new}.csv", "name,M,N,K"),
     ("--layers={junk}", "name,M,N,K"),
     ("--layers={csv} --model=vit:B/16", "one of --layers"),
     ("--workdir={new}", "--workdir"),
@@ -243,7 +247,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     ("--out={new}", "--workdir"),
     ("--workdir={run}", "--out"),
     ("--workdir={new} --out={new}2", "--workdir"),
-    ("--workdir={folder} --out={new}", "checkpoints"),
+    ("--workdir={folder} --out={new}", "--workdir"),
     ("--workdir={run} --out={new}.jpg --plot=flips", ".png"),
     ("--workdir={run} --out={new}.png", "--plot"),
     ("--workdir={run} --out={new}.png --plot=loss", "training"),
@@ -256,16 +260,19 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     ("--config=configs/digits_vit.py", "launch/train.py"),
     ("--config=configs/study_digits.py --grid=b", "all"),
     ("--config=configs/study_digits.py --shard=5/4", "i/n"),
-    ("--config=configs/study_digits.py --config.epochs=3", "--config"),
+    (
+      "--config=configs/study_digits.py --config.epochs=3",
+      "common.total_steps",
+    ),
     ("--collect {new} --out={new}2", "--collect"),
     ("--collect {run}", "--out"),
   ),
   "quickstart": (
     ("--recipes=figz", "figs"),
-    ("--patterns=4:2", "n:m"),
+    ("--patterns=4:2", "1 <= n <= m"),
     ("--patterns=", "1:16"),
     ("--engines=h100", "tensorcore:h100"),
-    ("--seeds=0", "1"),
+    ("--seeds=0", "a positive integer"),
     ("--workdir={csv}", "--workdir"),
     ("--recipes=dense", "figs"),
     ("--epochs=3", "--steps"),
@@ -297,7 +304,8 @@ images, labels = np.zeros((8, 4, 4), np.float32), np.arange(8) % 4
 recipe = recipes.create("ste", "1:4", total_steps=10)
 
 def vit():
-  return models.create("vit", "Ti/4", depth=1, image_size=8, num_classes=4)
+  sizes = {"width": 8, "depth": 1, "heads": 1, "mlp_dim": 8, "image_size": 8}
+  return models.create("vit", "custom/4", num_classes=4, **sizes)
 
 def step(loss=cross_entropy, **batch):
   model = figs.sparsify(net, recipe)
@@ -307,20 +315,20 @@ def step(loss=cross_entropy, **batch):
 """
 # Wrong calls, and what the line must name.
 CALLS: tuple[tuple[str, str], ...] = (
-  ("figs.NM(4, 2)", "n:m"),
+  ("figs.NM(4, 2)", "1 <= n <= m"),
   ("figs.NM.parse('50%')", "n:m"),
   ("figs.Rules.parse('ff=1:8')", "key: n:m"),
   ("figs.Rules.parse('ff: 0.5')", "key: n:m"),
   ("figs.Rules.parse(0.5)", "ff: 1:8"),
   ("figs.nm_mask(jnp.ones((6, 4)), '1:4')", "multiple of"),
-  ("figs.sparsify(net, 'ff: 1:4')", "up/kernel"),
+  ("figs.sparsify(net, 'ff: 1:4')", "Nearest kernels: up/kernel"),
   ("figs.sparsify(net, 'mlp: 1:4')", "regex"),
   ("figs.sparsify(net, 'mlp/.*: 1:4')", "up/kernel"),
   ("figs.sparsify(net, '1:5')", "divides"),
   ("figs.sparsify(net, 0.5)", "ff: 1:8"),
   ("figs.sparsify(net, '1:4', 'straight')", "ste"),
   ("figs.sparsify(nnx.BatchNorm(4, rngs=nnx.Rngs(0)), '1:4')", "Linear"),
-  ("figs.sparsify(jax.nn.relu, '1:4')", "nnx.Module"),
+  ("figs.sparsify(jax.nn.relu, '1:4')", "Linear"),
   ("recipes.create('srste', '1:4', 10)", "'sr_ste'"),
   ("recipes.create('figs', '1:4', 10, kk=3)", "'k'"),
   ("recipes.create('figs', '1:4', 10, k='8')", "an integer"),
@@ -356,21 +364,35 @@ CALLS: tuple[tuple[str, str], ...] = (
   ("step(image=images, label=np.array(list('abcdabcd')))", "integer"),
   ("step(image=images, label=labels.astype(np.float32))", "integer"),
   ("step(image=images, label=labels + 4)", "0 to 3"),
-  ("step(image=images, label=np.eye(4)[labels])", "integer"),
+  ("step(image=images, label=np.eye(4)[labels])", "argmax(-1)"),
   ("step(image=images, label=labels[:4])", "length"),
   ("step(x=images, y=labels)", "image"),
   ("step(images=images, labels=labels)", "image"),
   ("step(pixel_values=images, labels=labels)", "image"),
   ("step(image=images.astype(np.uint8), label=labels)", "/ 255"),
+  (
+    "step(lambda m, b, k: (m(b['image']).sum(), {}), image=images,"
+    " label=list('abcdabcd'))",
+    "numbers",
+  ),
+  ("step(lambda m, b, k: Mean(m(b['image']).sum(), 8), image=images)", "{}"),
+  ("step(0.5, image=images, label=labels)", "(model, batch, key)"),
+  (
+    "vit()(jnp.zeros((2, 8, 8, 3), jnp.uint8))",
+    "astype('float32')",
+  ),
   ("step(image=images * np.nan, label=labels)", "NaN"),
-  ("vit()(jnp.zeros((2, 3, 8, 8)))", "[batch, 8, 8, 3]"),
+  ("vit()(jnp.zeros((2, 3, 8, 8)))", "transpose(0, 2, 3, 1)"),
   ("vit()(jnp.zeros((2, 16, 16, 3)))", "image_size"),
   ("models.create('resnet', '50')", "vit"),
   ("models.create('vit', 'Q/4')", "B"),
   ("models.create('vit', 'Ti/4', img_size=8)", "image_size"),
   ("default_config('figz')", "'figs'"),
   ("default_config('figs', 'bert')", "vit"),
-  ("c = default_config('figs')\nc.lr = 1e-3\ntrain(c, '{new}')", "learning_rate"),
+  (
+    "c = default_config('figs')\nc.lr = 1e-3\ntrain(c, '{new}')",
+    "learning_rate",
+  ),
   ("train({'lr': 1e-3}, '{new}')", "default_config"),
   (
     "train(default_config('figs'), '{new}',"
@@ -386,11 +408,10 @@ CALLS: tuple[tuple[str, str], ...] = (
   ("pretrained.load(vit(), '{csv}')", ".safetensors"),
   ("pretrained.load(vit(), '{new}')", ".safetensors"),
   ("pretrained.load(vit(), '{junk}')", "safetensors"),
-  ("pretrained.load(net, '{junk}')", "vit"),
-  ("pretrained.save(net, '{new}.safetensors')", "vit"),
-  ("export.survey('{csv}')", ".safetensors"),
+  ("pretrained.load(net, '{weights}')", "ViT"),
+  ("pretrained.save(net, '{new}.safetensors')", "ViT"),
   ("list(export.survey('{csv}'))", ".safetensors"),
-  ("figs.pack(np.ones((4, 4), np.float32), '1:4')", "flow"),
+  ("figs.pack(np.ones((4, 4), np.float32), '1:4')", "multiply the array"),
   ("figs.cite('figz')", "figs"),
   ("figs.layers_of('{folder}')", "workdir"),
 )
@@ -412,8 +433,10 @@ class Outcome(NamedTuple):
   seconds: float
 
 
-def prepared(folder: Path) -> dict[str, str]:
+def prepared(folder: Path, with_run: bool) -> dict[str, str]:
   """Files and a run to be wrong about: text for each {name} of a command."""
+  from figs_jax import models
+  from figs_jax.models import pretrained
   from figs_jax.train.config import default_config
   from figs_jax.train.loop import train
 
@@ -428,8 +451,17 @@ def prepared(folder: Path) -> dict[str, str]:
   config.total_steps, config.batch_size, config.progress = 2, 8, False
   config.data.data_dir = str(folder / "data")
   config.data.eval_batch_size = 400
-  train(config, folder / "run")
-  names = {"csv": "table.csv", "junk": "junk.safetensors", "folder": "empty"}
+  if with_run:
+    train(config, folder / "run")
+  sizes = {"width": 8, "depth": 1, "heads": 1, "mlp_dim": 8, "image_size": 8}
+  vit = models.create("vit", "custom/4", **sizes)
+  pretrained.save(vit, folder / "vit.safetensors")
+  names = {
+    "weights": "vit.safetensors",
+    "csv": "table.csv",
+    "junk": "junk.safetensors",
+    "folder": "empty",
+  }
   names |= {"raises": "raises.py", "run": "run", "new": "new"}
   return {name: str(folder / path) for name, path in names.items()}
 
@@ -493,12 +525,21 @@ def _last(error: BaseException) -> str:
   return f"{type(error).__name__}: {text}"[:400]
 
 
+def _all() -> list[str]:
+  """The text of every mistake."""
+  commands = [(p, words) for p, cases in PROGRAMS.items() for words, _ in cases]
+  return [f"{p} {words}".strip() for p, words in commands] + [
+    code for code, _ in CALLS
+  ]
+
+
 def outcomes(only: str = "") -> Iterator[Outcome]:
-  """What each mistake led to whose program and text contain `only`."""
+  """What each mistake led to in whose text the regex `only` is found."""
   os.chdir(REPO)
   folder = Path(tempfile.mkdtemp())
   try:
-    names = prepared(folder)
+    chosen = [what for what in _all() if re.search(only, what)]
+    names = prepared(folder, any("{run}" in what for what in chosen))
     scope: dict[str, Any] = {}
     exec(_SETUP, scope)
     kept = {path.name for path in folder.iterdir()}
@@ -518,11 +559,11 @@ def outcomes(only: str = "") -> Iterator[Outcome]:
     for program, cases in PROGRAMS.items():
       for words, fix in cases:
         what = f"{program} {words}".strip()
-        if only in what:
+        if re.search(only, what):
           command = filled(words, names)
           yield outcome(what, of_command, program, command, fix)
     for code, fix in CALLS:
-      if only in code:
+      if re.search(only, code):
         yield outcome(code, of_call, filled(code, names), fix, scope)
   finally:
     shutil.rmtree(folder)
@@ -532,9 +573,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
-    "--only", default="", help="run the mistakes that contain this text"
-  )
+  parser.add_argument("--only", default="", help="regex of the mistakes to run")
   parser.add_argument(
     "--wrong", action="store_true", help="print those that went wrong alone"
   )

@@ -331,11 +331,12 @@ def _read(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    fail(flag_errors.unread(error, _known_fields()))
+    fail(flag_errors.unread(error, _known_fields(argv)))
   except (AttributeError, KeyError) as error:
     fail(_unknown_field(argv, error))
   except (ValueError, OSError) as error:
-    fail(f"The configuration cannot be read: {error}")
+    reason = str(error).strip().splitlines()[-1].strip()
+    fail(f"--config cannot be read: {reason}; try --config={_EXAMPLE}")
   # Only the file of --config can raise anything else.
   except Exception as error:
     path = (_early(argv, "config").value or "").partition(":")[0]
@@ -367,7 +368,7 @@ def _located(path: str, error: Exception) -> str:
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
   """Names the --config.FIELD that does not exist, and the nearest that does."""
-  known = _known_fields()
+  known = _known_fields(argv)
   given = re.findall(r"^--?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
   for field in given:
     if field not in known:
@@ -375,7 +376,7 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
   return f"The configuration refuses a field: {error}"
 
 
-def _known_fields() -> dict[str, Legal]:
+def _known_fields(argv: list[str]) -> dict[str, Legal]:
   """Legal values of the fields of --config by name; {} without the flag."""
   from figs_jax import models
   from figs_jax.train import schema
@@ -385,12 +386,15 @@ def _known_fields() -> dict[str, Legal]:
   known: dict[str, Legal] = {}
   for family in models.names():
     known |= schema.legal_values(family, "figs")
+  path, _, arg = (_early(argv, "config").value or "").partition(":")
+  if not path:
+    return known
+  # Read once more, since the flag has no value while it is parsed.
   try:
-    config = flags.FLAGS["config"].value
-  except KeyError:  # not available while its flag is parsed
-    return known
-  if config is None:
-    return known
+    make = runpy.run_path(path)["get_config"]
+    config = make(arg) if arg else make()
+  except Exception as error:
+    fail(f"--config {_located(path, error)}")
   fields = schema.flat(config.to_dict())
   return {x: legal for x, legal in known.items() if x in fields} | {
     x: Unchecked("another value") for x in fields if x not in known

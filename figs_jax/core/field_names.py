@@ -141,7 +141,9 @@ _ELSEWHERE = {
   ),
 }
 _FIELDS = {
-  word: fields.split() for fields, words in _MEANT.items() for word in words.split()
+  word: fields.split()
+  for fields, words in _MEANT.items()
+  for word in words.split()
 }
 _NOTES = {
   word: note for words, note in _ELSEWHERE.items() for word in words.split()
@@ -163,7 +165,12 @@ def near(name: str, known: Iterable[str], prefix: str = "") -> str:
   """
   known, last = list(known), name.rpartition(".")[2].lower()
   word = re.sub(r"[-_]", "", last)
-  close = [field for field in _FIELDS.get(word, ()) if field in known]
+  close = [
+    field
+    for meant in _FIELDS.get(word, ())
+    for field in known
+    if f".{field}".endswith(f".{meant}")  # in a study also below common
+  ]
   same = [field for field in known if field.rpartition(".")[2] == last]
   if not close and not same and word in _NOTES:
     return f"; {_NOTES[word]}"
@@ -175,6 +182,7 @@ def near(name: str, known: Iterable[str], prefix: str = "") -> str:
   if not close:
     return "; --help lists all fields"
   fields = ", ".join(f"{prefix}{x}" for x in list(dict.fromkeys(close))[:5])
-  note = _EPOCHS if "epoch" in last and close[0] == "total_steps" else ""
+  epochs = "epoch" in last and close[0].endswith("total_steps")
+  note = _EPOCHS if epochs else ""
   note = _RULES if fields == f"{prefix}pattern" else note
   return f"; did you mean {fields}{note}?"

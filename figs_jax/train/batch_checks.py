@@ -199,7 +199,5 @@ def _known(name: str) -> np.ndarray | None:
 def _shown(value: Any) -> str:
   """A value by its type, as in float32[8, 4]."""
   if hasattr(value, "dtype") and hasattr(value, "shape"):
-    dtype = getattr(value.dtype, "str", "")[1:]
-    dtype = f"<{dtype}" if dtype[:1] == "U" else value.dtype
-    return f"{dtype}[{', '.join(map(str, value.shape))}]"
+    return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
   return f"a {type(value).__name__}"
