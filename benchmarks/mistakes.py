@@ -126,7 +126,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     (f"{_TRAIN} --config.data.name=folder:{{new}}", "folder"),
     (
       f"{_TRAIN} --config.data.name=folder:{{folder}}",
-      "make one for each class",
+      "one for each class",
     ),
     (f"{_TRAIN} --config.data.name={{folder}}", "folder:"),
     (f"{_TRAIN} --config.data.name=npz:{{csv}}", "npz"),

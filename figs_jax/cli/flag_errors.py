@@ -1,4 +1,4 @@
-"""One line for a command line that cannot be read: what is wrong, and the fix."""
+"""One line for a command line that cannot be read: what is wrong, and a fix."""
 
 from __future__ import annotations
 

@@ -88,7 +88,9 @@ _MEANT = {
   "label_smoothing": "smoothing labelsmoothingfactor smooth",
   "loss": "criterion lossfn lossfunction bceloss objective",
   "mixup": "mixupalpha mix cutmix",
-  "log_every": "loginterval logfreq logsteps loggingsteps logeverynsteps printfreq",
+  "log_every": (
+    "loginterval logfreq logsteps loggingsteps logeverynsteps printfreq"
+  ),
   "checkpoint_every": (
     "savesteps saveinterval saveevery savefreq checkpointinterval"
     " checkpointfreq evalevery evalinterval evalsteps evalfreq valinterval"

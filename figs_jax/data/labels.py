@@ -33,8 +33,8 @@ def label_weights(labels: Any, classes: int) -> Array:
   if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
     raise ValueError(
       "expected labels as integers, the indices of classes, got"
-      f" {jnp.result_type(labels)}; convert them with astype('int32'), or one-hot"
-      " rows with argmax(-1)"
+      f" {jnp.result_type(labels)}; convert them with astype('int32'), or"
+      " one-hot rows with argmax(-1)"
     )
   ignored = jnp.equal(labels, IGNORED)
   known = ignored | ((labels >= 0) & (labels < classes))

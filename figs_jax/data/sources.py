@@ -366,8 +366,8 @@ def _builder(name: str, root: str) -> tfds.core.DatasetBuilder:
     known = [*_BUNDLED, *tfds.list_builders(with_community_datasets=False)]
     base = re.split("[/:]", name)[0]
     raise DataError(
-      f"Unknown data set {name!r}; {_nearest(base, known, show=5)}; data of your"
-      " own are folder:DIR, npz:FILE or text:FILE"
+      f"Unknown data set {name!r}; {_nearest(base, known, show=5)}; data of"
+      " your own are folder:DIR, npz:FILE or text:FILE"
     ) from None
   except Exception as error:  # tfds raises many kinds, on many lines.
     _check_no_path(name)

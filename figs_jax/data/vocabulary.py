@@ -170,8 +170,8 @@ def piece_vocabulary(path: str) -> Vocabulary:
   except (OSError, ValueError) as error:
     reason = error.strerror if isinstance(error, OSError) else error
     raise ValueError(
-      f"vocabulary {path!r}: {reason}; expected 'bytes', 'sentencepiece:SIZE' or"
-      " the path of a sentencepiece model"
+      f"vocabulary {path!r}: {reason}; expected 'bytes', 'sentencepiece:SIZE'"
+      " or the path of a sentencepiece model"
     ) from error
 
 

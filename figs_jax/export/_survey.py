@@ -76,8 +76,8 @@ def survey(path: str | Path) -> Iterator[Finding]:
     path: A .safetensors file, or a directory of such files.
 
   Raises:
-    ExportError: If a file is missing, damaged or contradicts itself, or a directory
-      lacks a file that its index names.
+    ExportError: If a file is missing, damaged or contradicts itself, or a
+      directory lacks a file that its index names.
 
   >>> import tempfile
   >>> from figs_jax.export import write
@@ -98,7 +98,7 @@ def survey(path: str | Path) -> Iterator[Finding]:
     except ExportError as error:
       if file.suffix == SUFFIX:
         raise
-      got = "another file" if file.is_file() else "nothing there"
+      got = "another file" if file.is_file() else "no such file"
       raise ExportError(
         f"{file}: expected a {SUFFIX} file or a directory of them, got {got}"
       ) from error

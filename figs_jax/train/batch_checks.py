@@ -1,4 +1,4 @@
-"""What a step expects of a batch and of a loss, and one line for what it is not.
+"""What a step expects of a batch and of a loss, and lines for what it is not.
 
 Shapes and dtypes are checked whenever a step is traced. Values are checked in
 the batch for which `train_step` is traced, since those of later ones are not
@@ -100,8 +100,8 @@ def check_range(name: str, classes: int, ignored: int | None = None) -> None:
     also = "" if ignored is None else f", or {ignored} for those to ignore"
     raise ValueError(
       f"batch[{name!r}]: expected integers from 0 to {classes - 1}{also}, got"
-      f" {wrong[0]}; correct the data, or give the model more classes (vocab= of"
-      " T5)"
+      f" {wrong[0]}; correct the data, or give the model more classes (vocab="
+      " of T5)"
     )
 
 
@@ -166,12 +166,12 @@ def check_result(result: Any, kind: type) -> None:
   """
   pair = isinstance(result, (tuple, list)) and not isinstance(result, kind)
   if not pair or len(result) != 2 or not isinstance(result[1], Mapping):
-    wrong = result
+    got = _shown(result)
     if pair and len(result) == 2:
-      wrong = f"({_shown(result[0])}, {_shown(result[1])})"
+      got = f"({_shown(result[0])}, {_shown(result[1])})"
     raise ValueError(
       "loss: expected (loss, metrics), a scalar and a dict, got"
-      f" {wrong if isinstance(wrong, str) else _shown(wrong)}; return (loss, {{}})"
+      f" {got}; return (loss, {{}})"
     )
   value = result[0]
   if isinstance(value, kind):

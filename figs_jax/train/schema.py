@@ -1,8 +1,9 @@
 """The fields of a configuration: default, meaning and legal values of each.
 
-`default_config`, `figs_jax.train.field_help` and docs/configuration.md take them
-from here, and `check` compares a configuration with them. The options of models
-and recipes are documented in their docstrings.
+`default_config`, `--help` of the training program (`figs_jax.train.field_help`)
+and docs/configuration.md take them from here, and `check` compares a
+configuration with them. The options of models and recipes are documented in
+their docstrings.
 """
 
 from __future__ import annotations
@@ -548,8 +549,8 @@ def _check_together(fields: Mapping[str, Any]) -> None:
     )
   if warmup >= 1 and warmup % 1 or warmup_steps(warmup, steps) >= steps:
     raise ConfigError(
-      "--config.optimizer.warmup_steps: expected a share below 1, as in 0.05, or"
-      f" an integer less than total_steps={steps}, got {warmup}"
+      "--config.optimizer.warmup_steps: expected a share below 1, as in 0.05,"
+      f" or an integer less than total_steps={steps}, got {warmup}"
     )
   mean, std = fields.get("data.mean"), fields.get("data.std")
   if mean != std and {mean, std} & set(NAMED):

@@ -111,10 +111,10 @@ class TrainState:
         them.
 
     Raises:
-      ValueError: If `loss` takes other arguments, `tx` lacks a transform that the recipe needs, the recipe
-        is sparse and no layer of the model is, a variable of the model has no
-        entries or no name of its own, or a parameter is not finite (which is
-        not checked inside a trace).
+      ValueError: If `loss` takes other arguments, `tx` lacks a transform that
+        the recipe needs, the recipe is sparse and no layer of the model is, a
+        variable of the model has no entries or no name of its own, or a
+        parameter is not finite (which is not checked inside a trace).
 
     >>> import figs_jax as figs, optax
     >>> from flax import nnx

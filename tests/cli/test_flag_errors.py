@@ -92,7 +92,8 @@ def program(monkeypatch):
     ("--steps=x", "--steps: expected an integer, got 'x'"),
     (
       "--format=jsn",
-      "--format: expected one of 'text', 'json', got 'jsn'; did you mean 'json'?",
+      "--format: expected one of 'text', 'json', got 'jsn'; did you mean"
+      " 'json'?",
     ),
     ("--ema=maybe", "--ema: expected True or False, got 'maybe'"),
   ],

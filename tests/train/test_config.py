@@ -118,6 +118,7 @@ def test_unknown_recipe_suggests_the_nearest():
     default_config("fig")
 
 
+@pytest.mark.standard_promotion  # optax mixes dtypes
 def test_a_warm_up_is_a_share_or_a_count():
   """Runs that saved a count resume under a share of as many steps."""
   config = default_config("ste")
