@@ -282,7 +282,7 @@ def write_output(path: str, data: bytes, *, overwrite: bool) -> None:
 
 
 def unexpected(word: str, flag: str) -> str:
-  """The message for a word that is no flag.
+  """The message for a word among the flags.
 
   Args:
     word: The word.

@@ -128,7 +128,7 @@ _MEANT = {
   "data.vocabulary": "tokenizer vocab vocabfile tokenizername sentencepiece",
   "data.beams": "numbeams beamsize beam beamwidth",
 }  # fmt: skip
-# What is no field, and how to say it.
+# Words for what stands elsewhere, and where.
 _ELSEWHERE = {
   "device cuda cpu usegpu usecuda nocuda accelerator backend platform": (
     "JAX takes an accelerator by itself; the variable JAX_PLATFORMS=cpu (or"

@@ -45,14 +45,13 @@ def entries(batch: Any, *names: str) -> list[Any]:
     *names: Names of the entries.
 
   Raises:
-    ValueError: If an entry is missing, has another length than the others,
-      holds images of bytes, or is known to have a value that is not finite.
+    ValueError: If an entry is missing or a list, has another length than the
+      others, holds images of bytes, or is known to have a value that is not
+      finite.
 
-  >>> entries({"image": jnp.ones((2, 4)), "label": jnp.ones(3, int)},
-  ...   "image", "label")
-  Traceback (most recent call last):
-    ...
-  ValueError: batch: expected entries of one length, got image of 2, label of 3
+  >>> batch = {"image": jnp.ones((2, 4)), "label": jnp.array([0, 1])}
+  >>> [x.shape for x in entries(batch, "image", "label")]
+  [(2, 4), (2,)]
   """
   if not isinstance(batch, Mapping) or any(x not in batch for x in names):
     got = _shown(batch)
@@ -63,6 +62,12 @@ def entries(batch: Any, *names: str) -> list[Any]:
       " the entries, or pass a loss of your own to TrainState.create"
     )
   values = [batch[name] for name in names]
+  for name, value in zip(names, values):
+    if isinstance(value, (list, tuple)):
+      raise ValueError(
+        f"batch[{name!r}]: expected an array, got {_shown(value)}; pass it as"
+        " numpy.array(...)"
+      )
   lengths = [jnp.shape(value)[:1] for value in values]
   if len(set(lengths)) > 1:
     each = (f"{name} of {n[0] if n else 1}" for name, n in zip(names, lengths))
@@ -106,33 +111,27 @@ def check_range(name: str, classes: int, ignored: int | None = None) -> None:
 
 
 def check_arrays(batch: Any) -> None:
-  """Raises ValueError at an entry of a batch that is no array of numbers.
+  """Raises ValueError at an entry of a batch that JAX cannot read, as text.
 
-  >>> check_arrays({"label": np.array(["cat", "dog"])})
-  Traceback (most recent call last):
-    ...
-  ValueError: batch['label']: expected an array of numbers, got <U3[2]; turn\
- text into integers, such as indices of classes
+  >>> check_arrays({"label": np.array([0, 1])})
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
     if isinstance(leaf, (jax.Array, int, float, complex)):
       continue
     if not isinstance(leaf, np.ndarray) or leaf.dtype.kind in "OSUMm":
-      where = jax.tree_util.keystr(path)
+      fix = "turn text into integers, such as indices of classes"
+      if not isinstance(leaf, (str, bytes, np.ndarray)):
+        fix = "pass it as numpy.asarray(...)"
       raise ValueError(
-        f"batch{where}: expected an array of numbers, got {_shown(leaf)}; turn"
-        " text into integers, such as indices of classes"
+        f"batch{jax.tree_util.keystr(path)}: expected an array of numbers, got"
+        f" {_shown(leaf)}; {fix}"
       )
 
 
 def check_loss(loss: Any) -> None:
   """Raises ValueError unless a loss takes (model, batch, key).
 
-  >>> check_loss(lambda model, batch: 0.0)
-  Traceback (most recent call last):
-    ...
-  ValueError: loss: expected a function of (model, batch, key), got one of\
- (model, batch)
+  >>> check_loss(lambda model, batch, key: (jnp.mean(model(batch)), {}))
   """
   try:
     signature = inspect.signature(loss)
@@ -158,11 +157,7 @@ def check_result(result: Any, kind: type) -> None:
     result: What the loss has returned.
     kind: Tuple type that a loss may be, beside a scalar.
 
-  >>> check_result(jnp.ones(()), tuple)
-  Traceback (most recent call last):
-    ...
-  ValueError: loss: expected (loss, metrics), a scalar and a dict, got\
- float32[]; return (loss, {})
+  >>> check_result((jnp.ones(()), {}), tuple)
   """
   pair = isinstance(result, (tuple, list)) and not isinstance(result, kind)
   if not pair or len(result) != 2 or not isinstance(result[1], Mapping):
@@ -190,10 +185,12 @@ def _is_float(value: Any) -> bool:
 
 def _known(name: str) -> np.ndarray | None:
   """An entry of the batch that a step is traced for, if it has one."""
-  batch = _FIRST.get()
-  if batch is None or isinstance(batch.get(name), jax.core.Tracer):
+  value = (_FIRST.get() or {}).get(name)
+  if value is None or isinstance(value, jax.core.Tracer):
     return None
-  return np.asarray(batch[name]) if name in batch else None
+  if isinstance(value, jax.Array) and not value.is_fully_addressable:
+    return None  # other processes hold parts of it
+  return np.asarray(value)
 
 
 def _shown(value: Any) -> str:

@@ -48,6 +48,11 @@ TOKENS = {"inputs": LABELS.reshape(2, 4), "targets": LABELS.reshape(2, 4)}
   [
     (images(label=np.array(list("abcdabcd"))), r"<U1\[8\]; turn text into"),
     (images(label=list("abcdabcd")), "got a str; turn text into integers"),
+    (
+      images(label=LABELS.tolist()),
+      "expected an array, got a list; pass it as",
+    ),
+    (images(label=slice(8)), r"got a slice; pass it as numpy.asarray"),
     (images(label=LABELS * 1.0), "labels as integers.*got float"),
     (images(label=np.eye(4)[LABELS]), "integers|argmax"),
     (images(label=LABELS + 1), r"from 0 to 3, or -100 .*, got 4; correct"),
