@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,8 +87,8 @@ def unknown_field(field: str, known: Mapping[str, Legal]) -> str:
 
 def _flag_hint(name: str, known: Mapping[str, Legal]) -> str:
   """The flags, or else the fields, that an unknown flag may mean."""
-  module = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-  own = [flag.name for flag in module]
+  modules = flags.FLAGS.flags_by_module_dict().items()
+  own = [f.name for name, each in modules if name[:4] != "absl" for f in each]
   word = re.sub(r"[-_]", "", name.lower())
   close = [flag for flag in _BY_WORD.get(word, ()) if flag in own]
   close = close or difflib.get_close_matches(name, own, 5, 0.6)

@@ -9,6 +9,8 @@ Labels and target tokens follow the rule of `figs_jax.data.labels`.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +19,9 @@ import optax
 from flax import nnx
 
 from figs_jax.core.types import Array
+from figs_jax.data.batch_checks import check_range, entries, type_name
 from figs_jax.data.labels import IGNORED, label_weights, padded
 from figs_jax.data.mixup import mixup
-from figs_jax.train.batch_checks import check_range, entries
 
 
 class Mean(NamedTuple):
@@ -51,6 +53,55 @@ class Mean(NamedTuple):
 def as_mean(value: Any) -> Mean:
   """The mean itself; that of a scalar has weight 1."""
   return value if isinstance(value, Mean) else Mean(value, 1.0)
+
+
+def check_loss(loss: Any) -> None:
+  """Raises ValueError unless a loss takes (model, batch, key).
+
+  >>> check_loss(lambda model, batch, key: (jnp.mean(model(batch)), {}))
+  """
+  try:
+    signature = inspect.signature(loss)
+  except ValueError:  # not every callable has one
+    return
+  except TypeError:
+    raise ValueError(
+      f"loss: expected a function of (model, batch, key), got {type_name(loss)}"
+    ) from None
+  try:
+    signature.bind(None, None, None)
+  except TypeError:
+    raise ValueError(
+      "loss: expected a function of (model, batch, key), got one of"
+      f" {signature}"
+    ) from None
+
+
+def check_result(result: Any) -> None:
+  """Raises ValueError unless a loss has returned (loss, metrics).
+
+  >>> check_result((jnp.ones(()), {}))
+  """
+  pair = isinstance(result, (tuple, list)) and not isinstance(result, Mean)
+  if not pair or len(result) != 2 or not isinstance(result[1], Mapping):
+    got = type_name(result)
+    if pair and len(result) == 2:
+      got = f"({type_name(result[0])}, {type_name(result[1])})"
+    raise ValueError(
+      "loss: expected (loss, metrics), a scalar and a dict, got"
+      f" {got}; return (loss, {{}})"
+    )
+  value = result[0].total if isinstance(result[0], Mean) else result[0]
+  numbers = isinstance(value, (int, float)) or hasattr(value, "dtype")
+  if (
+    not numbers
+    or jnp.shape(value)
+    or not jnp.issubdtype(jnp.result_type(value), jnp.floating)
+  ):
+    raise ValueError(
+      "loss: expected a float scalar or a figs_jax.train.losses.Mean, got"
+      f" {type_name(value)}; take the mean over the batch"
+    )
 
 
 def cross_entropy(

@@ -23,16 +23,17 @@ from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
 from figs_jax.core.tree import flatten, map_paths, path_str
 from figs_jax.core.types import Array
+from figs_jax.data.batch_checks import check_arrays, traced_for
 from figs_jax.nn.recomputed import refuse_writes
 from figs_jax.optim import pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
-from figs_jax.train.batch_checks import (
-  check_arrays,
+from figs_jax.train.losses import (
+  Mean,
+  as_mean,
   check_loss,
   check_result,
-  traced_for,
+  cross_entropy,
 )
-from figs_jax.train.losses import Mean, as_mean, cross_entropy
 
 Loss = Callable[
   [nnx.Module, Any, Array], tuple[Array | Mean, Mapping[str, Array | Mean]]
@@ -429,7 +430,7 @@ def _gradients(state, batch, leak, key):
     )
     refuse_writes(model)
     result = state.loss(model, batch, key)
-    check_result(result, Mean)
+    check_result(result)
     loss, metrics = result
     means = jax.tree.map(as_mean, (loss, metrics), is_leaf=_is_mean)
     return means[0].value, (means, nn.split(model)[3])

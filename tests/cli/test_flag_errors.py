@@ -1,7 +1,5 @@
 """Names that other programs use, and lines for flags that cannot be read."""
 
-import sys
-
 import pytest
 from absl import flags
 
@@ -67,7 +65,6 @@ def test_what_is_no_field_is_said():
 def program(monkeypatch):
   """The flags of a small program, in the place of absl's own."""
   values = flags.FlagValues()
-  monkeypatch.setattr(sys, "argv", ["small.py"])
   monkeypatch.setattr(flags, "FLAGS", values)
   for define, *args in (
     (flags.DEFINE_string, "workdir", None, ""),

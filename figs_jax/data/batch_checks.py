@@ -1,4 +1,4 @@
-"""What a step expects of a batch and of a loss, and lines for what it is not.
+"""What a step expects of a batch, and one line for what is unexpected.
 
 Shapes and dtypes are checked whenever a step is traced. Values are checked in
 the batch for which `train_step` is traced, since those of later ones are not
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -54,7 +53,7 @@ def entries(batch: Any, *names: str) -> list[Any]:
   [(2, 4), (2,)]
   """
   if not isinstance(batch, Mapping) or any(x not in batch for x in names):
-    got = _shown(batch)
+    got = type_name(batch)
     if isinstance(batch, Mapping):
       got = f"a dict with {', '.join(map(str, batch)) or 'none'}"
     raise ValueError(
@@ -65,7 +64,7 @@ def entries(batch: Any, *names: str) -> list[Any]:
   for name, value in zip(names, values):
     if isinstance(value, (list, tuple)):
       raise ValueError(
-        f"batch[{name!r}]: expected an array, got {_shown(value)}; pass it as"
+        f"batch[{name!r}]: expected an array, got {type_name(value)}; pass it as"
         " numpy.array(...)"
       )
   lengths = [jnp.shape(value)[:1] for value in values]
@@ -124,63 +123,8 @@ def check_arrays(batch: Any) -> None:
         fix = "pass it as numpy.asarray(...)"
       raise ValueError(
         f"batch{jax.tree_util.keystr(path)}: expected an array of numbers, got"
-        f" {_shown(leaf)}; {fix}"
+        f" {type_name(leaf)}; {fix}"
       )
-
-
-def check_loss(loss: Any) -> None:
-  """Raises ValueError unless a loss takes (model, batch, key).
-
-  >>> check_loss(lambda model, batch, key: (jnp.mean(model(batch)), {}))
-  """
-  try:
-    signature = inspect.signature(loss)
-  except ValueError:  # not every callable has one
-    return
-  except TypeError:
-    raise ValueError(
-      f"loss: expected a function of (model, batch, key), got {_shown(loss)}"
-    ) from None
-  try:
-    signature.bind(None, None, None)
-  except TypeError:
-    raise ValueError(
-      "loss: expected a function of (model, batch, key), got one of"
-      f" {signature}"
-    ) from None
-
-
-def check_result(result: Any, kind: type) -> None:
-  """Raises ValueError unless a loss has returned (loss, metrics).
-
-  Args:
-    result: What the loss has returned.
-    kind: Tuple type that a loss may be, beside a scalar.
-
-  >>> check_result((jnp.ones(()), {}), tuple)
-  """
-  pair = isinstance(result, (tuple, list)) and not isinstance(result, kind)
-  if not pair or len(result) != 2 or not isinstance(result[1], Mapping):
-    got = _shown(result)
-    if pair and len(result) == 2:
-      got = f"({_shown(result[0])}, {_shown(result[1])})"
-    raise ValueError(
-      "loss: expected (loss, metrics), a scalar and a dict, got"
-      f" {got}; return (loss, {{}})"
-    )
-  value = result[0]
-  if isinstance(value, kind):
-    value = value[0]
-  numbers = isinstance(value, (int, float)) or hasattr(value, "dtype")
-  if not numbers or jnp.shape(value) or not _is_float(value):
-    raise ValueError(
-      "loss: expected a float scalar or a figs_jax.train.losses.Mean, got"
-      f" {_shown(value)}; take the mean over the batch"
-    )
-
-
-def _is_float(value: Any) -> bool:
-  return jnp.issubdtype(jnp.result_type(value), jnp.floating)
 
 
 def _known(name: str) -> np.ndarray | None:
@@ -193,8 +137,12 @@ def _known(name: str) -> np.ndarray | None:
   return np.asarray(value)
 
 
-def _shown(value: Any) -> str:
-  """A value by its type, as in float32[8, 4]."""
+def type_name(value: Any) -> str:
+  """The type of a value in an error message.
+
+  >>> type_name(np.ones((8, 4))), type_name([1])
+  ('float64[8, 4]', 'a list')
+  """
   if hasattr(value, "dtype") and hasattr(value, "shape"):
     return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
   return f"a {type(value).__name__}"
