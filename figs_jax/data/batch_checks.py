@@ -64,8 +64,8 @@ def entries(batch: Any, *names: str) -> list[Any]:
   for name, value in zip(names, values):
     if isinstance(value, (list, tuple)):
       raise ValueError(
-        f"batch[{name!r}]: expected an array, got {type_name(value)}; pass it as"
-        " numpy.array(...)"
+        f"batch[{name!r}]: expected an array, got {type_name(value)}; pass it"
+        " as numpy.array(...)"
       )
   lengths = [jnp.shape(value)[:1] for value in values]
   if len(set(lengths)) > 1:
