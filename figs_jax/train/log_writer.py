@@ -106,6 +106,9 @@ class MetricLog:
     self._watch.done(step)
     row["time/elapsed"] = self._watch.elapsed
     row["time/steps_per_second"] = self._watch.rate
+    for name in (EVALUATION, CHECKPOINT):
+      if (seconds := self._watch.cost(name)) is not None:
+        row[f"time/{name}"] = seconds
     text = {
       name: _spell(value) if isinstance(value, float) else value
       for name, value in row.items()
@@ -228,12 +231,11 @@ def open_log(
 
 def known_costs(workdir: str | Path) -> dict[str, float]:
   """Seconds of the last evaluation and checkpoint that a run has logged."""
-  costs = {}
-  for row in read_log(workdir):
-    for name in (EVALUATION, CHECKPOINT):
-      if f"time/{name}" in row:
-        costs[name] = row[f"time/{name}"]
-  return costs
+  last = (read_log(workdir) or [{}])[-1]
+  names = (EVALUATION, CHECKPOINT)
+  return {
+    name: last[f"time/{name}"] for name in names if f"time/{name}" in last
+  }
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -524,9 +524,7 @@ def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
   if not np.isfinite(row["eval/loss"]):
     raise _diverged(run, f"the evaluation loss is not finite at step {step}")
   if write:
-    costs = {EVALUATION: lap.seconds, CHECKPOINT: run.watch.cost(CHECKPOINT)}
-    times = {f"time/{k}": v for k, v in costs.items() if v is not None}
-    run.log.write(step, row | times)
+    run.log.write(step, row)
   return row
 
 

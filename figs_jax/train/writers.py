@@ -133,7 +133,8 @@ class WeightsAndBiases:
       )
     except wandb.Error as error:
       raise ConfigError(
-        f"--config.log.wandb={project}: {error}; or set WANDB_MODE=offline"
+        f"--config.log.wandb={project}: {str(error).rstrip('.')}; or set"
+        " WANDB_MODE=offline"
       ) from error
     self._run.define_metric("*", step_metric="step")
 

@@ -171,8 +171,33 @@ def test_a_run_its_writers_and_their_errors(
 
 
 def test_what_wandb_refuses_is_one_line(tmp_path, wandb):
-  with pytest.raises(ConfigError, match="refused: No API key .*WANDB_MODE"):
+  with pytest.raises(
+    ConfigError, match=r"refused: No API key configured; or set WANDB"
+  ):
     writers.WeightsAndBiases("refused", tmp_path, {})
+
+
+@pytest.mark.slow
+def test_wandb_itself_offline(tmp_path):
+  """In a process of its own, since it starts threads and another process."""
+  pytest.importorskip("wandb", reason="pip install 'figs_jax[wandb]'")
+  script = f"""
+  import os
+  os.environ |= {{"WANDB_MODE": "offline", "WANDB_SILENT": "true"}}
+  from figs_jax.train.writers import WeightsAndBiases
+  for step in (1, 2):  # resumed at 2
+    run = WeightsAndBiases("project", {str(tmp_path)!r}, {{"seed": "figs"}})
+    run.write(step, {{"masks/density": 0.25, "loss": float("nan")}})
+    run.close()
+  """
+  done = call("-c", textwrap.dedent(script))
+  assert done.returncode == 0, done.stderr
+  runs = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+  (name,) = {path.name for path in runs}
+  run_id = (tmp_path / "wandb_run_id").read_text().strip()
+  assert len(runs) in (1, 2) and name == f"run-{run_id}.wandb"
+  content = b"".join(path.read_bytes() for path in runs)
+  assert b"masks/density" in content and b"figs" in content
 
 
 @pytest.mark.parametrize(
