@@ -90,7 +90,7 @@ class Stopwatch:
 
   @contextlib.contextmanager
   def apart(self, name: str) -> Iterator[Lap]:
-    """Times what is no step; compilation ends where the steps begin.
+    """Times what is not a step; the steps begin where compilation ends.
 
     Args:
       name: COMPILATION, EVALUATION or CHECKPOINT.

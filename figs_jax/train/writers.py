@@ -167,7 +167,7 @@ def check_writers(
     writers: Writers of the user's own.
 
   Raises:
-    ConfigError: If a package is missing, or an object is no `Writer`.
+    ConfigError: If a package is missing, or an object is not a `Writer`.
 
   >>> check_writers("auto", "", [print])
   Traceback (most recent call last):
