@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from figs_jax.train.stopwatch import (
   Lap,
   Stopwatch,
 )
-from figs_jax.train.writers import Writer, configured
+from figs_jax.train.writers import TensorBoard, Writer, configured
 
 FILE = "metrics.jsonl"
 _log = logging.getLogger("figs_jax")
@@ -219,7 +220,7 @@ def open_log(
 
   distributed.by_first(attempt)
   first = distributed.is_first()
-  return MetricLog(
+  log = MetricLog(
     workdir,
     start,
     watch=watch,
@@ -227,6 +228,9 @@ def open_log(
     writers=[*every, *writers],
     enabled=first,
   )
+  if any(isinstance(writer, TensorBoard) for writer in every):
+    log.note(f"to watch it: tensorboard --logdir {shlex.quote(str(workdir))}")
+  return log
 
 
 def known_costs(workdir: str | Path) -> dict[str, float]:

@@ -13,7 +13,6 @@ import importlib.util
 import logging
 import math
 import secrets
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -195,7 +194,7 @@ write(step, scalars) and close(), got <built-in function print>
 def configured(
   config: config_dict.ConfigDict, workdir: str | Path, step: int
 ) -> list[Writer]:
-  """The writers of a configuration, opened; says how to read them.
+  """The writers of a configuration, opened; logs a line if one is missing.
 
   Args:
     config: Configuration of the run.
@@ -212,7 +211,6 @@ def configured(
     return opened
   if is_installed("tensorboardX"):
     opened.append(TensorBoard(workdir, step))
-    _log.info("to watch it: tensorboard --logdir %s", shlex.quote(str(workdir)))
   else:
     _log.info(
       "no TensorBoard events without tensorboardX (pip install"

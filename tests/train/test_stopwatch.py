@@ -10,6 +10,7 @@ from figs_jax.train.stopwatch import (
   EVALUATION,
   Stopwatch,
 )
+from figs_jax.train.writers import is_installed
 
 COMPILE, STEP, EVALUATE, SAVE = 300.0, 1.0, 200.0, 50.0
 SPAN = "/jax/core/compile/backend_compile_duration"
@@ -183,6 +184,9 @@ def test_the_lines_of_a_run_and_of_its_resumption(
   (evaluated,) = (line for _, line in lines if line.startswith("step 30: "))
   assert evaluated.endswith(" (evaluated in 200.0 s)")
   assert "±" in evaluated or not seeds
+  if is_installed("tensorboardX"):
+    command = lines.pop(0)[1]
+    assert command == f"to watch it: tensorboard --logdir {tmp_path}"
   assert lines[0][1] == "compiling the step ..."
   assert lines[1][1] == "compiled the step in 300.0 s"
   first = next(line for _, line in lines if line.startswith("step 3/"))
