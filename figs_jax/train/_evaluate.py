@@ -42,6 +42,9 @@ class Evaluator:
     has_seeds: Whether states have a seed axis; values then are lists.
     mesh: Mesh to split each batch over. Defaults to one device.
     int8: Whether kernels are rounded to int8, see `figs_jax.nn.int8_kernels`.
+
+  Attributes:
+    headline: Name of the value that stands for the others.
   """
 
   def __init__(
@@ -53,6 +56,7 @@ class Evaluator:
     int8: bool = False,
   ):
     self._measure, self._batches = measure, batches
+    self.headline = measure.headline
     self._has_seeds, self._int8 = has_seeds, int8
     mesh = mesh or make_mesh()
     self._place = functools.partial(global_batch, batch_sharding(mesh))

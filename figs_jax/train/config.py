@@ -27,6 +27,7 @@ from figs_jax.train.schema import ConfigError
 # Fields that may change when a run is resumed: they affect none of its numbers.
 FREE = (
   "keep",
+  "log",
   "log_every",
   "mesh",
   "progress",

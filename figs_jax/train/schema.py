@@ -164,7 +164,15 @@ SHARED: dict[str, Field] = {
   "keep": Field(
     2, "Number of newest checkpoints to keep, beside the best.", _STEPS
   ),
-  "progress": Field(True, "Whether to show a progress bar on a terminal."),
+  "progress": Field(
+    True, "Whether to show progress, compilation and evaluations on stderr."
+  ),
+  "log.tensorboard": Field(
+    "auto",
+    "TensorBoard events: auto (if tensorboardX is installed), on or off.",
+    Word(("auto", "on", "off")),
+  ),
+  "log.wandb": Field("", "Project of Weights & Biases to log to, or none."),
   "mesh.data": Field(
     1, "Devices to split batches over; -1 takes the remaining ones.", _DEVICES
   ),
