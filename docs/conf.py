@@ -81,7 +81,7 @@ nb_execution_mode = "off"
 nb_execution_cache_path = str(ROOT / "build" / "notebooks" / code_digest())
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 900
+nb_execution_timeout = 3600  # seconds a cell
 nb_merge_streams = True
 
 

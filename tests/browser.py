@@ -88,7 +88,7 @@ class Tab:
     while b"\0" not in self._data:
       left = max(deadline - time.monotonic(), 0)
       if not select.select([self._receive], [], [], left)[0]:
-        raise TimeoutError(f"Chromium said nothing for {self._timeout} s")
+        raise TimeoutError(f"No message of Chromium for {self._timeout} s")
       chunk = os.read(self._receive, 1 << 20)
       if not chunk:
         raise RuntimeError("Chromium has ended")

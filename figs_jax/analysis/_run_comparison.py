@@ -127,11 +127,8 @@ def paired_differences(
   ]
   texts: list[dict[str, str]] = [{} for _ in others]
   for metric in METRICS:
-    known = [
-      (number, pairs[metric].interval.p)
-      for number, pairs in enumerate(table)
-      if pairs[metric].interval
-    ]
+    intervals = [pairs[metric].interval for pairs in table]
+    known = [(n, each.p) for n, each in enumerate(intervals) if each]
     corrected = holm([p for _, p in known])
     for (number, _), p in zip(known, corrected):
       texts[number][metric] = p_text(p).removeprefix("p ").removeprefix("= ")
