@@ -15,6 +15,8 @@ import re
 from importlib import metadata
 from pathlib import Path
 
+from myst_nb.core import render
+
 ROOT = Path(__file__).resolve().parents[1]
 OWNER = os.environ.get("OWNER", "OWNER")
 
@@ -83,6 +85,28 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 3600  # seconds a cell
 nb_merge_streams = True
+
+
+def joined_streams(outputs):
+  """A cell's outputs with its printed text in one piece.
+
+  In place of myst-nb's own function, which puts a line break wherever the
+  kernel flushed in the middle of a line.
+  """
+  joined = []
+  for output in outputs:
+    previous = joined[-1] if joined else {"output_type": None}
+    if (
+      output["output_type"] == previous["output_type"] == "stream"
+      and output["name"] == previous["name"]
+    ):
+      previous["text"] += output["text"]
+    else:
+      joined.append(output)
+  return joined
+
+
+render.coalesce_streams = joined_streams
 
 
 def own_pages(app, name, source):

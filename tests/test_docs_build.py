@@ -7,6 +7,7 @@ Notebooks are not run here but by test_notebooks.py.
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -233,6 +234,21 @@ def test_a_browser_shows_the_pages(out):
   }
   assert f"{address}/_static/tex-svg.js" in {u.partition("?")[0] for u in asked}
   assert all(url.startswith((address, "data:")) for url in asked)
+
+
+def test_printed_text_is_joined_as_it_was():
+  pytest.importorskip("myst_nb", reason="pip install 'figs_jax[docs]'")
+  joined = runpy.run_path(str(DOCS / "conf.py"))["joined_streams"]
+  texts = [("stdout", "a 1\nb"), ("stdout", " 2\n"), ("stderr", "c\n")]
+  printed = [
+    {"output_type": "stream", "name": name, "text": text}
+    for name, text in texts
+  ]
+  figure = {"output_type": "display_data"}
+  outputs = joined([*printed, figure])
+  assert [output.get("text") for output in outputs] == [
+    "a 1\nb 2\n", "c\n", None,
+  ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
