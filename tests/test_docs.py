@@ -101,7 +101,7 @@ def test_sections_name_modes_and_sources(name):
   papers = {s for s in recipe.sources if re.fullmatch(r"\d+\.\d+", s)}
   tail = section[gradient.end() :].partition("<!--")[0]
   assert set(re.findall(r"arxiv\.org/abs/([\d.]+)\)", tail)) == papers
-  assert "```\n" in section.partition("![")[0]  # the equation
+  assert "$$\n" in section.partition("![")[0]  # the equation
 
 
 def _takes(name, mode):
