@@ -196,6 +196,7 @@ _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Directory of --workdir's data, if it was moved."
 )
 _RECIPE_FILE = cli.define_user_file("recipe")
+_MODEL_FILE = cli.define_model_file()
 _SELECTIONS = (_PARETO, _SMALLEST, _POINTS)
 # Columns of --pareto and --smallest beside the axes and what was asked for.
 _SHOWN = ("cycles", "utilisation", "energy_pj", "dram_bytes")
@@ -206,6 +207,7 @@ def main() -> None:
   cli.quiet()
   _check_flags()
   cli.run_user_file(_ENGINE_FILE)
+  cli.run_model_files(_MODEL_FILE)
   from figs_jax.engine import Area, Energy, parse
   from figs_jax.engine.sweeps.axes import WORKLOAD_AXES
   from figs_jax.engine.sweeps.text import read_axes
@@ -359,6 +361,8 @@ def _check_flags() -> None:
   for flag in (_STEP, _SEED, _DATA_DIR, _RECIPE_FILE):
     if flag.value is not None and not _WORKDIR.value:
       cli.fail(f"--{flag.name} is of --workdir; leave it out")
+  if _MODEL_FILE.value and _LAYERS.value:
+    cli.fail("--model_file is of --model or --workdir; leave it out")
   if _WEIGHTS.value is not None and not _MODEL.value:
     cli.fail("--weights are of --model; name it, as in --model vit:B/16")
   _check_cover()

@@ -227,6 +227,7 @@ def command(run: History) -> str:
     "config": f"launch/again.py:{run.path / 'config.json'}",
     # Older versions had no such field.
     "recipe_file": run.config.get("recipe_file", ""),
+    "model_file": run.config.get("model_file", ""),
     "workdir": f"{run.path}-again",
   }
   flags = [f"--{k} {shlex.quote(v)}" for k, v in values.items() if v]

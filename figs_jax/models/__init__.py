@@ -9,6 +9,8 @@ import jax
 from flax import nnx
 
 from figs_jax.core.rules import nearest
+from figs_jax.models import own_model
+from figs_jax.models.own_model import REGISTERED, register
 from figs_jax.models.shapes import SHAPES, Shape, shape_of
 from figs_jax.models.swin_v2 import SwinV2
 from figs_jax.models.t5 import T5
@@ -19,35 +21,60 @@ FAMILIES: dict[str, type[Any]] = {
   "t5": T5,
   "vit": ViT,
 }
+own_model.TAKEN.update(FAMILIES)
 
 __all__ = [
   "FAMILIES",
+  "REGISTERED",
   "SHAPES",
   "Shape",
   "SwinV2",
   "T5",
   "ViT",
   "abstract",
+  "class_of",
   "create",
   "gemms_of",
   "names",
   "non_gemms_of",
   "options_of",
+  "register",
   "shape_of",
 ]
 
 
 def names() -> list[str]:
-  """The known families.
+  """The known families, and the registered classes of one's own.
 
   >>> "vit" in names()
   True
   """
-  return sorted(FAMILIES)
+  return sorted({*FAMILIES, *REGISTERED})
+
+
+def class_of(family: str) -> type[Any]:
+  """The class of a family, or a registered one.
+
+  Args:
+    family: One of `names()`.
+
+  Raises:
+    ValueError: If the family is unknown; the nearest known one is suggested.
+
+  >>> class_of("vit").__name__
+  'ViT'
+  """
+  if family in REGISTERED:
+    return REGISTERED[family].kind
+  if family not in FAMILIES:
+    raise ValueError(f"Unknown family {family!r}: {nearest(family, names())}")
+  return FAMILIES[family]
 
 
 def options_of(family: str) -> dict[str, Any]:
   """The options of a family with their defaults (None for required ones).
+
+  Of a class of one's own, the required ones are given by their type.
 
   Args:
     family: One of `names()`.
@@ -58,9 +85,9 @@ def options_of(family: str) -> dict[str, Any]:
   >>> options_of("vit")["pool"]
   'cls'
   """
-  if family not in FAMILIES:
-    raise ValueError(f"Unknown family {family!r}: {nearest(family, FAMILIES)}")
-  signature = inspect.signature(FAMILIES[family].__init__)
+  if family in REGISTERED:
+    return own_model.FROM_DATA | REGISTERED[family].options
+  signature = inspect.signature(class_of(family).__init__)
   return {
     name: None if parameter.default is parameter.empty else parameter.default
     for name, parameter in signature.parameters.items()
@@ -75,7 +102,8 @@ def create(
 
   Args:
     family: One of `names()`.
-    variant: Size and patch, as in "S/16"; see the family's `from_variant`.
+    variant: Size and patch, as in "S/16"; see the family's `from_variant`. A
+      class of one's own has "custom" only.
     rngs: Random streams. Defaults to `nnx.Rngs(0)`.
     **options: Keyword arguments of the family's constructor.
 
@@ -93,9 +121,11 @@ def create(
       raise ValueError(
         f"Unknown option {option!r} of {family}: {nearest(option, known)}"
       )
-  return FAMILIES[family].from_variant(
-    variant, rngs=rngs or nnx.Rngs(0), **options
-  )
+  rngs = rngs or nnx.Rngs(0)
+  if family in REGISTERED:
+    own = own_model.FROM_DATA | options
+    return REGISTERED[family].create(rngs, **own)
+  return FAMILIES[family].from_variant(variant, rngs=rngs, **options)
 
 
 class _OneKey(nnx.RngStream):
@@ -130,8 +160,10 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
 
   if family in SHAPES and family not in FAMILIES:
     return shape_of(family, variant, **options)
+  if family in REGISTERED:  # its streams may be of any kind
+    return nnx.eval_shape(lambda: create(family, variant, **options))
   if family not in FAMILIES:
-    known = {*FAMILIES, *SHAPES}
+    known = {*names(), *SHAPES}
     raise ValueError(f"Unknown family {family!r}: {nearest(family, known)}")
 
   def build() -> Any:

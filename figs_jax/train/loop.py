@@ -22,7 +22,14 @@ from figs_jax.data import python_data
 from figs_jax.train import distributed, machine, schema, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
-from figs_jax.train.config import ConfigError, changes, other_recipe, plain
+from figs_jax.train.config import (
+  ConfigError,
+  changes,
+  other_model,
+  other_recipe,
+  plain,
+  with_model,
+)
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log_writer import MetricLog
 from figs_jax.train.sharding import (
@@ -71,7 +78,11 @@ class Run:
 
 
 def train(
-  config: config_dict.ConfigDict, workdir: str | Path, *, data: Any = None
+  config: config_dict.ConfigDict,
+  workdir: str | Path,
+  *,
+  data: Any = None,
+  model: type | None = None,
 ) -> dict[str, Any]:
   """Trains to the last step, resuming if the workdir holds a checkpoint.
 
@@ -85,6 +96,8 @@ def train(
     data: Examples in the place of the data set config.data.name, which is saved
       as "python": by split, as {"train": ..., "test": ...}, as a tuple (train,
       test), or alone; see `figs_jax.data.python_data.PythonData`.
+    model: Model class of your own, from which the configuration started, as in
+      `default_config("figs", Net)`. May be left out if it is registered.
 
   Returns:
     {"step", "finished", and the values of the last evaluation}. `finished` is
@@ -100,8 +113,8 @@ def train(
       a ConfigError.
     Diverged: If the loss becomes NaN or infinite (in every seed).
   """
+  config = with_model(config, model)  # a copy, see `_keep_order`
   schema.check(config)
-  config = config.copy_and_resolve_references()  # see `_keep_order`
   if data is not None:
     config.data.name = python_data.NAME
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -432,6 +445,8 @@ def _changes(saved, config, path) -> list[str]:
     what = f"this run was started with another {', '.join(refused)}"
     if refused == ["recipe_sha256"]:
       what = other_recipe(saved, config.recipe_sha256)
+    if refused == ["model_sha256"]:
+      what = f"{other_model(saved)}, since the file was changed"
     raise ConfigError(
       f"{path}: {what}; use a new --workdir, or allow the change with"
       f" --config.allow_change=\"('{refused[0]}',)\""
