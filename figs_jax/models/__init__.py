@@ -202,7 +202,7 @@ def lists_products(model: Any) -> bool:
 
 
 def products_of(
-  model: nnx.Module, batch: int = 1, example: Any = None
+  model: nnx.Module | Shape, batch: int = 1, example: Any = None
 ) -> list[Product]:
   """Lists the matrix products of any NNX model, from one abstract trace.
 
