@@ -204,7 +204,7 @@ def _check_model(
         f" {own.get(name, 'none')} in {source}; give the original file as"
         " --model_file"
       )
-  if other := other_model(config):
+  if other := other_model(config.to_dict()):
     _log.warning("%s: %s; its parameters fit, so it is used", workdir, other)
 
 
