@@ -44,6 +44,7 @@ from figs_jax.core.legal import (
   Typed,
   Unchecked,
 )
+from figs_jax.core.rules import Rules
 from figs_jax.models.traced import traced_products
 
 Kind = TypeVar("Kind")
@@ -246,6 +247,24 @@ def hidden_kernels(model: nnx.Module, example: Any) -> dict[str, str]:
   return {"hidden": "|".join(paths)}
 
 
+def own_words(model: nnx.Module, pattern: Any) -> dict[str, str]:
+  """The words of rules that registered classes have beside their own.
+
+  Args:
+    model: Model, which may be of a registered class.
+    pattern: Rules or their text. The model is traced only if they have the
+      word.
+
+  Raises:
+    ValueError: If `hidden_kernels` raises it.
+  """
+  example = example_of(model)
+  keys = dict(Rules.parse(pattern).rules)
+  if example is None or "hidden" not in keys:
+    return {}
+  return hidden_kernels(model, example)
+
+
 REGISTERED: dict[str, OwnModel] = {}
 TAKEN: set[str] = set()  # names of the families, which `figs_jax.models` adds
 
@@ -279,12 +298,11 @@ def register(kind: Kind, source: str = "") -> Kind:
   if not (isinstance(kind, type) and issubclass(kind, nnx.Module)):
     got = f"the class {kind.__name__}" if isinstance(kind, type) else repr(kind)
     raise ValueError(
-      f"{source or 'model'}: expected a subclass of flax.nnx.Module, got {got}"
+      f"expected a model class, a subclass of flax.nnx.Module, got {got}"
     )
   if kind.__name__ in TAKEN:
     raise ValueError(
-      f"{source or 'model'}: {kind.__name__} is a family of figs_jax; rename"
-      " the class"
+      f"{kind.__name__} is a family of figs_jax; rename the class"
     )
   _options(kind)  # checks the signature
   file = source_file(kind)
@@ -292,8 +310,8 @@ def register(kind: Kind, source: str = "") -> Kind:
   before = REGISTERED.get(kind.__name__)
   if before and _differ(before.source, source):
     raise ValueError(
-      f"{source}: the name {kind.__name__} is taken by {before.source}; rename"
-      " one of the classes"
+      f"the name {kind.__name__} is taken by {before.source}, so {source} cannot"
+      " have it; rename one of the classes"
     )
   content = Path(file).read_bytes() if file else None
   sha256 = "" if content is None else hashlib.sha256(content).hexdigest()
@@ -401,8 +419,8 @@ def _options(kind: type) -> dict[str, tuple[Any, type]]:
         options[name] = (type_, type_)
     elif default is parameter.empty:
       raise ValueError(
-        f"{kind.__name__}.__init__: expected a default or the type of {name}, as"
-        f" in {name}: int or {name}=32, got neither"
+        f"{kind.__name__}.__init__: expected a default or the type of {name},"
+        f" as in {name}: int or {name}=32, got neither"
       )
   return options
 

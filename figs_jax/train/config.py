@@ -181,13 +181,13 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
       )
   fields, own = schema.flat(defaults), schema.flat(saved)
   for name in own:
-    if name.startswith("model.") and name not in fields:
-      if source := own.get("model_file"):
-        raise ConfigError(
-          f"expected the class of {source} that this run was trained with, got"
-          f" one without the option {name.removeprefix('model.')}; give the"
-          " original file as --model_file"
-        )
+    source = own.get("model_file") if name.startswith("model.") else None
+    if source and name not in fields:
+      raise ConfigError(
+        f"expected the class of {source} that this run was trained with, got"
+        f" one without the option {name.removeprefix('model.')}; give the"
+        " original file as --model_file"
+      )
     if name not in fields:
       raise ConfigError(
         f"expected a run of this version of figs_jax, got one with the unknown"

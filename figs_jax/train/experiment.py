@@ -106,14 +106,7 @@ class Experiment:
 
   @functools.cached_property
   def _words(self) -> dict[str, str]:
-    """Words of rules for a class of one's own, traced for only if used."""
-    rules = getattr(self.recipe.pattern, "rules", ())
-    if self.config.family not in models.REGISTERED or all(
-      key != "hidden" for key, _ in rules
-    ):
-      return {}
-    model = self._abstract_dense
-    return own_model.hidden_kernels(model, own_model.example_of(model))
+    return own_model.own_words(self._abstract_dense, self.recipe.pattern)
 
   def lone_state(self, seed: int | Array, weights: Any = None) -> TrainState:
     """The state of one seed at step 0; traceable in seed and weights."""

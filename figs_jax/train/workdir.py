@@ -191,11 +191,18 @@ def _check_model(
   if config.family not in REGISTERED:
     return
   source = REGISTERED[config.family].source
-  own = {
-    name: list(leaf.shape)
-    for name, leaf in named_leaves(experiment.abstract_state).items()
-  }
-  saved = {name: leaf["shape"] for name, leaf in leaves.items()}
+  arrays = named_leaves(experiment.abstract_state)
+  own, saved = (
+    {
+      name.partition(".")[2].replace(".", "/"): list(shape)
+      for name, shape in each.items()
+      if name.startswith(("params.", "rest."))
+    }
+    for each in (
+      {name: leaf.shape for name, leaf in arrays.items()},
+      {name: leaf["shape"] for name, leaf in leaves.items()},
+    )
+  )
   for name in sorted(own.keys() | saved.keys()):
     if own.get(name) != saved.get(name):
       raise ConfigError(
