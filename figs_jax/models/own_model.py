@@ -310,8 +310,8 @@ def register(kind: Kind, source: str = "") -> Kind:
   before = REGISTERED.get(kind.__name__)
   if before and _differ(before.source, source):
     raise ValueError(
-      f"the name {kind.__name__} is taken by {before.source}, so {source} cannot"
-      " have it; rename one of the classes"
+      f"the name {kind.__name__} is taken by {before.source}, so"
+      f" {source} cannot have it; rename one of the classes"
     )
   content = Path(file).read_bytes() if file else None
   sha256 = "" if content is None else hashlib.sha256(content).hexdigest()

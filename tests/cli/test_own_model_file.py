@@ -68,7 +68,7 @@ def test_mistakes_get_one_line(trained, folder):
     ["expected a model class of your own", "--model_file mine.py:Net"],
     [f"--model_file {folder / 'broken.py'}, line 1: SyntaxError"],
     [f"--model_file {folder / 'faulty.py'}, line 4: AttributeError"],
-    ["expected a subclass of flax.nnx.Module, got the class Net"],
+    ["a subclass of flax.nnx.Module, got the class Net"],
     [f"--model_file {folder / 'none.py'}: no such file"],
     ["no class Nett; did you mean 'Net'?"],
     ["expected FILE:CLASS, got no class; known: Net"],

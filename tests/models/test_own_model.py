@@ -97,8 +97,8 @@ def by_position(self, num_classes, /, *, rngs):
 @pytest.mark.parametrize(
   ("kind", "words"),
   [
-    (int, "expected a subclass of flax.nnx.Module, got the class int"),
-    (made, "expected a subclass of flax.nnx.Module, got <function made"),
+    (int, "a subclass of flax.nnx.Module, got the class int"),
+    (made, "a subclass of flax.nnx.Module, got <function made"),
     (module(__init__=takes_nothing), r"argument rngs, got \(none\)"),
     (module(__init__=without_a_type), "width: int or width=32, got neither"),
     (module(__init__=by_position), "num_classes before /"),
