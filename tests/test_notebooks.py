@@ -134,7 +134,8 @@ SAID = {
   "engine_explorer": ["256 designs", "of them cache"],
   "from_dense_checkpoint": ["from_scratch", "from_run", "from_file"],
   "your_own_model_and_data": [
-    "digit_0 digit_1", "exact N:M: True, {'conv/kernel': True}",
+    "digit_0 digit_1",
+    "exact N:M: True, {'conv/kernel': True}",
     "equal logits: True",
   ],
 }

@@ -73,8 +73,8 @@ def test_mistakes_get_one_line(trained, folder):
     ["no class Nett; did you mean 'Net'?"],
     ["expected FILE:CLASS, got no class; known: Net"],
     ["--config=launch/own_model.py:sr_ste"],
-    ["--config.model.wide: unknown field", "config.model.width"],
-    ["--config.pattern: Rule 'ff' matches no kernel", "hidden stands for"],
+    ["--config.model.wide: unknown field", "model.width"],
+    ["--config.pattern: Rule 'ff'", "hidden stands for"],
   )
   for result, words in zip(trained, several, strict=False):
     assert_one_clear_line(result, *words)
