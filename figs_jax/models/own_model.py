@@ -90,7 +90,7 @@ class OwnModel:
   @property
   def legal(self) -> dict[str, Legal]:
     """Legal values of the options."""
-    legal = {}
+    legal: dict[str, Legal] = {}
     for name, (default, kind) in _options(self.kind).items():
       each = DTYPES if name == "dtype" else LEGAL[kind]
       unset = isinstance(default, type)
@@ -147,7 +147,7 @@ class OwnModel:
         (whose line is named), or returns anything but logits [batch, classes].
     """
     self._check_call()
-    dtype, example = "", example_of(model)
+    dtype, example = "", _images(getattr(model, _SHAPE), 1)
     for mode in ("train", "eval"):
       getattr(model, mode)()
       try:
@@ -213,7 +213,11 @@ def example_of(
     batch: Number of images.
   """
   shape = getattr(model, _SHAPE, None)
-  return shape and jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+  return None if shape is None else _images(shape, batch)
+
+
+def _images(shape: tuple[int, ...], batch: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
 
 
 def hidden_kernels(model: nnx.Module, example: Any) -> dict[str, str]:
@@ -285,9 +289,9 @@ def register(kind: Kind, source: str = "") -> Kind:
     The class.
 
   Raises:
-    ValueError: If it is no subclass of `nnx.Module`, takes no `rngs`, has an
-      argument with neither default nor type, or a class of another file has the
-      same name.
+    ValueError: If it is not a subclass of `nnx.Module`, does not take `rngs`,
+      has an argument with neither default nor type, or has the name of a family
+      or of a class of another file.
 
   >>> class Net(nnx.Module):
   ...   def __init__(self, num_classes, width: int = 8, *, rngs):
@@ -398,7 +402,7 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def _options(kind: type) -> dict[str, tuple[Any, type]]:
-  """(default, type) of the options; the type twice where there is no default.
+  """(default, type) of the options; without a default, (type, type).
 
   Raises:
     ValueError: If `_parameters` raises it, or a required argument has no type.

@@ -213,7 +213,7 @@ def with_model(
   if model is not None:
     register_model(model, config.get("family"))
   config = config.copy_and_resolve_references()
-  if own := models.REGISTERED.get(config.get("family")):
+  if own := models.REGISTERED.get(str(config.get("family"))):
     config.model_file, config.model_sha256 = own.source, own.sha256
   return config
 
