@@ -2,6 +2,7 @@
 
   python launch/engine.py --layers FILE.csv --engines ws:32x32,figs --format csv
   python launch/engine.py --model vit:B/16 --batch 8 --pattern "ff: 1:8"
+    --layers_out layers.csv
   python launch/engine.py --workdir RUN --baseline ws:32x16:sparse=false
   python launch/engine.py --model vit:B/16 --weights PRUNED.safetensors --cover
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines figs,ws
@@ -149,7 +150,15 @@ _PLOT = flags.DEFINE_enum(
 _OUT = flags.DEFINE_string(
   "out", None, "File to write in place of standard output."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out.")
+_LAYERS_OUT = flags.DEFINE_string(
+  "layers_out",
+  None,
+  "CSV file for every layer on every engine; a table has equal ones as one.",
+)
+flags.DEFINE_alias("layers-out", "layers_out")
+_OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "Replace --out and --layers_out."
+)
 _DTYPE = flags.DEFINE_string(
   "dtype",
   None,
@@ -249,6 +258,13 @@ def _reported(tables, engines, axes, options) -> tuple[bytes, str, int]:
   options |= {"axes": axes or None, "baseline": _BASELINE.value}
   options["fuse"] = _FUSE.value
   made = report(tables, engines, fmt, **options)
+  if _LAYERS_OUT.value:
+    cli.write_output(
+      _LAYERS_OUT.value,
+      f"{made.layers_csv}\n".encode(),
+      overwrite=_OVERWRITE.value,
+      flag=_LAYERS_OUT.name,
+    )
   if _FORMAT.value == "png":
     return _picture(made, axes, tables), made.caption, len(made.totals)
   return f"{made}\n".encode(), made.caption, len(made.totals)
@@ -341,6 +357,7 @@ def _check_flags() -> None:
     _DTYPE,
     _AREA,
     _OUT,
+    _LAYERS_OUT,
     _DATA_DIR,
     _RECIPE_FILE,
     _ENGINE_FILE,
@@ -371,12 +388,16 @@ def _check_flags() -> None:
     cli.fail("--plot is of --format png; add it")
   if _FORMAT.value == "png" and not _OUT.value:
     cli.fail("--format png: add --out FILE.png")
-  if not _OUT.value:
-    return
-  cli.check_output(_OUT.value, overwrite=_OVERWRITE.value)
-  source = _LAYERS.value
-  if source and Path(source).resolve() == Path(_OUT.value).resolve():
-    cli.fail(f"--out {_OUT.value} is the table of --layers; name another")
+  known = {Path(x).resolve(): "--layers" for x in (_LAYERS.value,) if x}
+  for flag in (_OUT, _LAYERS_OUT):
+    if not flag.value:
+      continue
+    cli.check_output(flag.value, overwrite=_OVERWRITE.value, flag=flag.name)
+    other = known.setdefault(Path(flag.value).resolve(), f"--{flag.name}")
+    if other != f"--{flag.name}":
+      cli.fail(
+        f"--{flag.name} {flag.value} is the file of {other}; name another"
+      )
 
 
 def _check_cover() -> None:
@@ -387,7 +408,7 @@ def _check_cover() -> None:
     cli.fail(
       "--cover needs real masks: give --workdir, or --model and --weights"
     )
-  others = (_BASELINE, _PLOT, _AREA, _ENERGY, *_SELECTIONS)
+  others = (_BASELINE, _PLOT, _AREA, _ENERGY, _LAYERS_OUT, *_SELECTIONS)
   for name in _given(*others) + ["--sweep"] * bool(_SWEEP.value):
     cli.fail(f"{name} does not go with --cover; leave one out")
   if _FORMAT.value == "png":
@@ -406,7 +427,7 @@ def _check_selection() -> None:
   (name,) = chosen
   if not _SWEEP.value:
     cli.fail(f"{name} selects points of a --sweep; add axes, as in rows=8,16")
-  for other in _given(_BASELINE, _PLOT):
+  for other in _given(_BASELINE, _PLOT, _LAYERS_OUT):
     cli.fail(f"{other} does not go with {name}; leave one out")
   if _FORMAT.value == "png" and not _PARETO.value:
     cli.fail(f"--format png does not go with {name}; leave one out")

@@ -23,7 +23,8 @@ from tests.programs import (
 )
 
 COLUMNS = (
-  "name,engine,M,N,K,pattern,cycles,utilisation,speedup,energy_pj,dram_bytes"
+  "name,engine,M,N,K,pattern,count,cycles,utilisation,speedup,energy_pj,"
+  "dram_bytes"
 )
 TABLE = """name,M,N,K,pattern,count
 qk,197,197,64,,12

@@ -25,7 +25,7 @@ from figs_jax.engine.spec import (
   Gemm,
   nearest,
 )
-from figs_jax.engine.timing import PARTS, bounded, bytes_of
+from figs_jax.engine.timing import ON_CHIP, bounded, bytes_of
 
 # Data types of operands of a size, the preferred one first.
 _OF_SIZE: dict[Any, tuple[str, ...]] = {
@@ -77,6 +77,12 @@ class Processor(Engine):
   @classmethod
   def missing(cls, kind: str, size: str | None, keys: Sequence[str]) -> str:
     del keys
+    others = chips.specs(str(size))
+    if any(chips.find(x, str(size)) for x in chips.CHIPS):
+      return (
+        f"chip {size!r} runs as {' or '.join(others)}; or give your own"
+        " :peak= and :hbm="
+      )
     hint = nearest(size, chips.names(kind))
     return f"unknown chip {size!r}, {hint}; or give your own :peak= and :hbm="
 
@@ -253,26 +259,23 @@ def call(
   moved = bytes_of(M * K + weight.stored * N + M * N, itemsize)
   dram_bytes = moved + weight.metadata
   compute = larger(ceil_div(flops, rate), weight.least)
-  parts = bounded(arithmetic(compute), dram_bytes, engine.hbm)
-  cycles = parts["cycles"] + engine.overhead
+  parts = bounded(arithmetic(compute), dram_bytes, engine.hbm, engine.overhead)
   # Ratios that cannot pass 1; the last one could by rounding alone.
   kept = smaller(gemm.kept, weight.depth)
   useful = M / rows * (N / cols) * (kept / weight.depth)
   useful = useful * smaller(flops / compute * (1 / rate), 1.0)
   return parts | {
-    "fill": parts["fill"] + engine.overhead,
-    "cycles": cycles,
     "flops": flops,
     "metadata_bytes": weight.metadata,
     "dram_bytes": dram_bytes,
-    "utilisation": useful * (compute / cycles),
+    "utilisation": useful * (compute / parts["cycles"]),
     **no_accesses(M),
   }
 
 
 def arithmetic(compute: Any) -> dict[str, Any]:
   """The parts of a schedule in which nothing but arithmetic takes time."""
-  return {"compute": compute} | dict.fromkeys(PARTS[1:-1], 0 * compute)
+  return {"compute": compute} | dict.fromkeys(ON_CHIP[1:], 0 * compute)
 
 
 def no_accesses(size: Any) -> dict[str, Any]:

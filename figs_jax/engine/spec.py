@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from numbers import Integral
 from typing import Any, ClassVar
@@ -381,14 +381,23 @@ class Engine:
       if field.name not in (*self.PREFIX, "name")
     }
 
-  def spec(self) -> str:
-    """The text that `parse` reads back; arrays are written as a star."""
-    keys = [
-      f":{name}={text_of(getattr(self, name))}"
-      for name, default in self.defaults().items()
-      if not is_default(getattr(self, name), default)
-    ]
-    return self.prefix() + "".join(keys)
+  def spec(self, shown: Collection[str] = ()) -> str:
+    """The text that `parse` reads back; arrays are written as a star.
+
+    Args:
+      shown: Fields to write although they have their defaults.
+    """
+    prefix = self.prefix()
+    if {"rows", "cols"} & {*shown} and not prefix.endswith(self.sides()):
+      prefix = f"{prefix}:{self.sides()}"
+    values = {name: getattr(self, name) for name in self.defaults()}
+    return prefix + "".join(
+      f":{name}={text_of(value)}"
+      for name, value in values.items()
+      if name in shown
+      and value != ""
+      or not is_default(value, self.defaults()[name])
+    )
 
   @classmethod
   def numeric(cls) -> tuple[dataclasses.Field, ...]:
