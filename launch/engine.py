@@ -143,9 +143,10 @@ _FORMAT = flags.DEFINE_enum(
 _PLOT = flags.DEFINE_enum(
   "plot",
   None,
-  ["speedup", "length", "roofline", "breakdown"],
+  ["speedup", "length", "roofline", "breakdown", "pareto"],
   "Picture of --format png; by default speedup if patterns are swept, length"
-  " (speed-up over sequence length) if seq or context is, else breakdown.",
+  " (speed-up over sequence length) if seq or context is, else breakdown."
+  " pareto draws cycles against multipliers (with --area, area) and traffic.",
 )
 _OUT = flags.DEFINE_string(
   "out", None, "File to write in place of standard output."
@@ -380,9 +381,8 @@ def _check_flags() -> None:
     cli.fail("--weights are of --model; name it, as in --model vit:B/16")
   _check_cover()
   _check_selection()
-  if (
-    _AREA.value and _FORMAT.value in ("csv", "png") and not _given(*_SELECTIONS)
-  ):
+  shows_area = _PLOT.value == "pareto" or _given(*_SELECTIONS)
+  if _AREA.value and _FORMAT.value in ("csv", "png") and not shows_area:
     cli.fail("--area is shown in a table, md or json; choose one as --format")
   if _PLOT.value and _FORMAT.value != "png":
     cli.fail("--plot is of --format png; add it")

@@ -13,9 +13,9 @@ runs dense.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from figs_jax.engine import chips
 from figs_jax.engine.chips import DTYPES, Chip, itemsize_of
@@ -47,17 +47,30 @@ class Processor(Engine):
     peak: Dense GFLOP/s in bf16. The other data types run at the same multiple
       of it as on the chip's data sheet; on a chip without one, at `peak`.
     dtype: Data type of the operands; "" leaves it to the caller.
+    SPARSE: What the chip's units for sparse weights run.
   """
 
   dtype: str = dataclasses.field(default="", kw_only=True)
 
   CHOICES = {"dtype": ("", *DTYPES)}
+  SPARSE: ClassVar[str] = "2:4"  # what the chip's units for sparse weights run
   unit = "ns"
   is_array = False
 
   @property
   def memory_bandwidth(self: Any) -> Any:
     return self.hbm
+
+  def roofs(
+    self: Any, itemsize: int | Fraction, patterns: Iterable[Gemm] = ()
+  ) -> dict[str, float]:
+    """The data sheet's rates, of sparse weights too if the chip has units."""
+    del patterns
+    sheet = self.sheet()
+    peaks = {"dense": float(scaled(self.peak, self.multiple(itemsize)))}
+    if sheet is not None and (fast := self.multiple(itemsize, sparse=True)):
+      peaks[self.SPARSE] = float(scaled(self.peak, fast))
+    return peaks
 
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:

@@ -286,6 +286,36 @@ class Engine:
     """
     raise ValueError(f"{self}: expected an engine with ports: FIGS or VEGETA")
 
+  def roofs(
+    self, itemsize: int | Fraction, patterns: Iterable[Gemm] = ()
+  ) -> dict[str, float]:
+    """Peaks in FLOP per cycle by pattern, left-out weights counted as run.
+
+    "dense" comes first. A pattern has a peak of its own if it is higher: at 2:4
+    an engine that skips zeros passes for twice as fast.
+
+    Args:
+      itemsize: Bytes per value.
+      patterns: Products of any size with the patterns (n, m and v).
+
+    >>> from figs_jax.engine import parse
+    >>> parse("ws:8x4").roofs(2, [Gemm(1, 1, 1, 1, 4)])
+    {'dense': 64.0, '1:4': 256.0}
+    """
+    rows, cols = (getattr(self, side, 128) for side in ("rows", "cols"))
+    peaks: dict[str, float] = {}
+    for one in (Gemm(1, 1, 1), *patterns):
+      # So large that all tiles are whole; what waits is no arithmetic.
+      sizes = 8 * rows, 8 * cols * one.m, 8 * rows * one.m
+      large = Gemm(*sizes, one.n, one.m, one.v)
+      flops = 2.0 * large.M * large.N * large.K
+      peak = flops / float(self.counts(large, itemsize)["compute"])
+      vector = f"{one.v}:" if one.v else ""
+      name = f"{vector}{one.n}:{one.m}" if peaks else "dense"
+      if not peaks or peak > 1.001 * peaks["dense"]:
+        peaks[name] = peak
+    return peaks
+
   def parts(self) -> Parts | None:
     """What the area is made of (`figs_jax.engine.area`), or None if unknown.
 
