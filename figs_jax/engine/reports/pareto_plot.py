@@ -31,12 +31,13 @@ def pareto(report: Report) -> Any:
   count norms, softmax and the like too.
 
   Args:
-    report: Report of several designs, all arrays or all processors. The
-      multipliers of a processor are unknown, so that the first panel lacks it.
+    report: Report of several designs. Arrays beside processors are compared in
+      nanoseconds of their clocks. The multipliers of a processor are unknown,
+      so that the first panel lacks it.
 
   Raises:
-    ValueError: If matplotlib is missing, designs count in different units, or
-      there are too many workloads and patterns.
+    ValueError: If matplotlib is missing, or there are too many workloads and
+      patterns.
 
   >>> from figs_jax.engine import report
   >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "1:8"}]
@@ -44,13 +45,11 @@ def pareto(report: Report) -> Any:
   >>> [ax.get_ylabel() for ax in axes]
   ['multipliers', 'memory traffic, bytes']
   """
-  totals, units = report.totals, {total.unit for total in report.totals}
-  if len(units) > 1:
-    raise ValueError(
-      "pareto: expected designs that count in one unit, got cycles and ns;"
-      " leave out arrays or processors"
-    )
+  totals, unit = report.totals, report.totals[0].unit
   xs = [float(total.whole_cycles) for total in totals]
+  if any(total.unit != unit for total in totals):
+    unit = "ns"
+    xs = [float(e.nanoseconds(x)) for e, x in zip(report.engines, xs)]
   shown = [("memory traffic, bytes", [float(x.dram_bytes) for x in totals])]
   sizes = [_size(engine, report.area) for engine in report.engines]
   if any(size is not None for size in sizes):
@@ -78,7 +77,7 @@ def pareto(report: Report) -> Any:
     _scale(ax.xaxis, xs)
     _scale(ax.yaxis, [y for y in ys if y is not None])
     whole = "whole model" if any(total.non_gemm for total in totals) else ""
-    ax.set_xlabel(" of the ".join(filter(None, (totals[0].unit, whole))))
+    ax.set_xlabel(" of the ".join(filter(None, (unit, whole))))
     ax.set_ylabel(label)
     ax.margins(0.08)
     ax.grid(color="0.92")
