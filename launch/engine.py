@@ -296,6 +296,17 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
         " alone; leave out --pareto, --smallest and --points"
       )
   caption = "Modelled cycles (ns on rooflines), not measured."
+  # The table of picojoules is of 45 nm arrays.
+  bare = [] if _ENERGY.value else [x for x in engines if not x.is_array]
+  asked = " ".join(
+    flag.value for flag in (*_SELECTIONS, _WHERE) if flag.value is not None
+  )
+  if bare and "energy_pj" in asked:
+    raise ValueError(
+      f"energy_pj of {bare[0]}: the default picojoules are of 45 nm arrays and"
+      " say nothing of a GPU or TPU; give your own with --energy"
+    )
+  unknown = {"energy_pj"} if bare else set()
 
   def swept(tables):
     layers = tables if len(tables) > 1 else next(iter(tables.values()))
@@ -315,7 +326,8 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   where = _WHERE.value
   if _POINTS.value:
     names = [name.strip() for name in _POINTS.value.split(",")]
-    names = list(designs.columns) if names == ["all"] else names
+    if names == ["all"]:
+      names = [name for name in designs.columns if name not in unknown]
     replace = {"where": where, "overwrite": _OVERWRITE.value}
     try:
       count = designs.write(str(_OUT.value), names, **replace)
@@ -348,6 +360,7 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   hidden = ("engine", "n", "m", *designs.results)
   labels = [name for name in designs.columns if name not in hidden]
   names = dict.fromkeys(("design", *labels, *quantities, *_SHOWN))
+  names = {name: None for name in names if name not in unknown}
   text = columns_text({x: points[x] for x in names}, caption, _FORMAT.value)
   return f"{text}\n".encode(), caption, len(designs)
 

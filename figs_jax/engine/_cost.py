@@ -21,6 +21,7 @@ from figs_jax.engine.spec import (
   Gemm,
   check_itemsize,
   nearest,
+  unboxed,
 )
 from figs_jax.engine.spec_text import parse
 
@@ -79,13 +80,15 @@ class Cost:
   def total(self, field: str) -> Any:
     """Sum of count x a field over the layers: int64, or float64 picojoules.
 
+    Of one design it is a Python number.
+
     Raises:
       ValueError: If the sum does not fit int64.
     """
     value = getattr(self, field)
     if field == "energy_pj":
-      return (value * (self.count / 1)).sum(-1)
-    return _total(value, self.count)["total"]
+      return unboxed((value * (self.count / 1)).sum(-1))
+    return unboxed(_total(value, self.count)["total"])
 
 
 def cost(

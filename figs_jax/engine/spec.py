@@ -491,6 +491,16 @@ def indivisible(
     )
 
 
+def unboxed(value: Any) -> Any:
+  """A single number of NumPy as Python's, everything else as it is.
+
+  >>> unboxed(np.float64(0.25)), unboxed(np.array(3)), unboxed(np.arange(2))
+  (0.25, 3, array([0, 1]))
+  """
+  is_single = isinstance(value, np.generic | np.ndarray) and value.ndim == 0
+  return value.item() if is_single else value
+
+
 def is_default(value: Any, default: Any) -> bool:
   """Whether a field holds its default; an array never does."""
   return not is_traced(value) and np.ndim(value) == 0 and value == default

@@ -82,7 +82,7 @@ def _together(
   all_at_once = dataclasses.replace(first, name="all", **columns)
   try:
     whole, fused = _priced(table, all_at_once, options, fusion)
-    sums = {name: whole.total(name).tolist() for name in SUMMED}
+    sums = {name: np.asarray(whole.total(name)).tolist() for name in SUMMED}
   except ValueError:
     # Again one by one, so that the error names its engine.
     for engine in engines:

@@ -38,8 +38,10 @@ def _integers(
       for x in values
       if not isinstance(x, int | np.integer) or not least <= x <= most
     ] or [*values]
+    # NumPy writes its own numbers as calls.
+    got = getattr(wrong[0], "item", lambda: wrong[0])()
     raise ValueError(
-      f"sweep axis {name!r}: got {wrong[0]!r}; expected integers from {least}"
+      f"sweep axis {name!r}: got {got!r}; expected integers from {least}"
       f" to {most}"
     )
   return {name: array.astype(np.int64)}
