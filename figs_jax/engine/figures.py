@@ -59,7 +59,7 @@ def panels(
   Args:
     width: Width in inches.
     height: Height in inches.
-    down: Rows of axes; 0 for a single one, which is no list.
+    down: Rows of axes; 0 for a single pair of axes, not in a list.
     across: Columns of axes.
     sharey: Whether the axes share their y too.
 

@@ -305,7 +305,7 @@ class Engine:
     rows, cols = (getattr(self, side, 128) for side in ("rows", "cols"))
     peaks: dict[str, float] = {}
     for one in (Gemm(1, 1, 1), *patterns):
-      # So large that all tiles are whole; what waits is no arithmetic.
+      # So large that all tiles are whole. Stalls are left out.
       sizes = 8 * rows, 8 * cols * one.m, 8 * rows * one.m
       large = Gemm(*sizes, one.n, one.m, one.v)
       flops = 2.0 * large.M * large.N * large.K

@@ -113,7 +113,7 @@ def parse(spec: str | Engine) -> Engine:
 
 
 def _unknown(kind: str, parts: list[str]) -> str:
-  """What to tell the author of a spec whose first word is no kind.
+  """What to tell the author of a spec that begins with an unknown kind.
 
   The word may be a chip, which several kinds of engines model, or misspelt.
   """

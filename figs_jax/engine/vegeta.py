@@ -71,8 +71,8 @@ from figs_jax.engine.spec import (
   Gemm,
   indivisible,
   is_default,
-  unboxed,
   text_of,
+  unboxed,
 )
 from figs_jax.engine.timing import Fold, bounded, bytes_of, schedule
 
