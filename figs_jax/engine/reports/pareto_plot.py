@@ -50,7 +50,9 @@ def pareto(report: Report) -> Any:
   if any(total.unit != unit for total in totals):
     unit = "ns"
     xs = [float(e.nanoseconds(x)) for e, x in zip(report.engines, xs)]
-  shown = [("memory traffic, bytes", [float(x.dram_bytes) for x in totals])]
+  shown: list[tuple[str, list[Any]]] = [
+    ("memory traffic, bytes", [float(x.dram_bytes) for x in totals])
+  ]
   sizes = [_size(engine, report.area) for engine in report.engines]
   if any(size is not None for size in sizes):
     label = "area, mm²" if report.area else "multipliers"

@@ -66,13 +66,10 @@ def wrapped(text: str) -> str:
 
 def layer_rows(rows: Sequence[Row]) -> Table:
   """Every layer on every engine."""
-  full = [
-    row if row.energy_pj is not None else row._replace(energy_pj=NO_ENERGY)
-    for row in rows
-  ]
-  if any(row.ideal_speedup is not None for row in rows):
-    return Row._fields, full
-  return Row._fields[:-1], [row[:-1] for row in full]
+  names = list(Row._fields)
+  if all(row.ideal_speedup is None for row in rows):
+    names.remove("ideal_speedup")
+  return names, [_values(row, names) for row in rows]
 
 
 def total_rows(totals: Sequence[Total]) -> Table:
@@ -90,14 +87,15 @@ def total_rows(totals: Sequence[Total]) -> Table:
     "whole_speedup": any(total.non_gemm for total in totals),
   } | dict.fromkeys(("parts", "non_gemm", "seq"), False)
   names = [name for name in Total._fields if shows.get(name, True)]
-  rows = [
-    [
-      NO_ENERGY if name == "energy_pj" and value is None else value
-      for name, value in ((name, getattr(total, name)) for name in names)
-    ]
-    for total in totals
-  ]
-  return names, rows
+  return names, [_values(total, names) for total in totals]
+
+
+def _values(item: Row | Total, names: Sequence[str]) -> list[Any]:
+  """Fields by name, with a word for an energy that no table has."""
+  shown = item._asdict()
+  if item.energy_pj is None:
+    shown["energy_pj"] = NO_ENERGY
+  return [shown[name] for name in names]
 
 
 def part_rows(totals: Sequence[Total]) -> Table:
@@ -212,4 +210,5 @@ def _prefix(paths: Sequence[str], rivals: Sequence[Sequence[str]]) -> str:
 
 def _stem(paths: Sequence[str]) -> list[str]:
   """The modules that all paths lie in."""
-  return os.path.commonprefix([path.split("/")[:-1] for path in paths])
+  modules = [path.split("/")[:-1] for path in paths]
+  return list(os.path.commonprefix(modules))
