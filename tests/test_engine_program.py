@@ -131,7 +131,7 @@ def test_every_layer_goes_to_a_file_of_its_own(table, tmp_path):
     (*flags, "--layers-out", out, "--out", out, "--overwrite"),
     (*flags, "--layers_out", table, "--overwrite"),
   )
-  assert kept == (0, "", "")
+  assert kept == [0, "", ""]
   rows = list(csv.DictReader(layers.open()))
   assert [row["count"] for row in rows] == ["12", "1"] * 2
   assert [row["energy_pj"] for row in rows[2:]] == ["n/a"] * 2
