@@ -317,7 +317,8 @@ def _engines(report: Any) -> list[tuple[str, ...]]:
     (
       total.engine, total.pattern, times(total.speedup),
       f"{total.cycles:,} {total.unit}", f"{total.utilisation:.3f}",
-      f"{total.energy_pj / 1000:,.1f}", f"{total.dram_bytes:,}",
+      "n/a" if total.energy_pj is None else f"{total.energy_pj / 1000:,.1f}",
+      f"{total.dram_bytes:,}",
     )
     for total in report.totals
   ]  # fmt: skip

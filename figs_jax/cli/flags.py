@@ -306,12 +306,13 @@ def emit(data: bytes) -> None:
     fail(f"standard output: {error.strerror}; send it elsewhere", code=1)
 
 
-def check_output(path: str, *, overwrite: bool) -> None:
-  """Fails early if `write_output` would fail for the path of --out.
+def check_output(path: str, *, overwrite: bool, flag: str = "out") -> None:
+  """Fails early if `write_output` would fail for the path of a flag.
 
   Args:
     path: Path of the file.
     overwrite: Whether an existing file may be replaced.
+    flag: Name of the flag.
 
   >>> check_output("no/such/folder/plot.png", overwrite=False)
   Traceback (most recent call last):
@@ -321,16 +322,19 @@ def check_output(path: str, *, overwrite: bool) -> None:
   try:
     atomic_write.check_free(path, overwrite=overwrite)
   except atomic_write.ExportError as error:
-    fail(f"--out {error}")
+    fail(f"--{flag} {error}")
 
 
-def write_output(path: str, data: bytes, *, overwrite: bool) -> None:
-  """Writes the file of --out atomically, or the target of a symbolic link.
+def write_output(
+  path: str, data: bytes, *, overwrite: bool, flag: str = "out"
+) -> None:
+  """Writes the file of a flag atomically, or the target of a symbolic link.
 
   Args:
     path: Path of the file.
     data: Content of the file.
     overwrite: Whether to replace an existing file instead of failing.
+    flag: Name of the flag.
 
   >>> import pathlib, tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
@@ -343,7 +347,7 @@ def write_output(path: str, data: bytes, *, overwrite: bool) -> None:
     with atomic_write.replacing(path, overwrite=overwrite) as part:
       part.write_bytes(data)
   except atomic_write.ExportError as error:
-    fail(f"--out {error}")
+    fail(f"--{flag} {error}")
 
 
 def _parse(
