@@ -353,6 +353,7 @@ def command(run: History) -> str:
     "config": f"launch/again.py:{run.path / 'config.json'}",
     # Older versions had no such field.
     "recipe_file": run.config.get("recipe_file", ""),
+    "model_file": run.config.get("model_file", ""),
     "workdir": f"{run.path}-again",
   }
   flags = [f"--{k} {shlex.quote(v)}" for k, v in values.items() if v]
@@ -459,7 +460,8 @@ def _engines(report: Any) -> list[tuple[str, ...]]:
     (
       total.engine, total.pattern, times(total.speedup),
       f"{total.cycles:,} {total.unit}", f"{total.utilisation:.3f}",
-      f"{total.energy_pj / 1000:,.1f}", f"{total.dram_bytes:,}",
+      "n/a" if total.energy_pj is None else f"{total.energy_pj / 1000:,.1f}",
+      f"{total.dram_bytes:,}",
     )
     for total in report.totals
   ]  # fmt: skip

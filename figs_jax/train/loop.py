@@ -22,7 +22,14 @@ from figs_jax.data import python_data
 from figs_jax.train import distributed, machine, schema, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
-from figs_jax.train.config import ConfigError, changes, other_recipe, plain
+from figs_jax.train.config import (
+  ConfigError,
+  changes,
+  other_model,
+  other_recipe,
+  plain,
+  with_model,
+)
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log_writer import MetricLog, known_costs, open_log
 from figs_jax.train.mask_health import MaskHealth, layer_means, mean_over_seeds
@@ -81,6 +88,7 @@ def train(
   *,
   data: Any = None,
   writers: Sequence[Writer] = (),
+  model: type | None = None,
 ) -> dict[str, Any]:
   """Trains to the last step, resuming if the workdir holds a checkpoint.
 
@@ -96,6 +104,8 @@ def train(
       test), or alone; see `figs_jax.data.python_data.PythonData`.
     writers: Writers of your own, which get every row of metrics.jsonl and are
       closed at the end of the run; see `figs_jax.train.Writer`.
+    model: Model class of your own, from which the configuration started, as in
+      `default_config("figs", Net)`. May be left out if it is registered.
 
   Returns:
     {"step", "finished", and the values of the last evaluation}. `finished` is
@@ -111,9 +121,9 @@ def train(
       a ConfigError.
     Diverged: If the loss becomes NaN or infinite (in every seed).
   """
+  config = with_model(config, model)  # a copy, see `_keep_order`
   schema.check(config)
   check_writers(config.log.tensorboard, config.log.wandb, writers)
-  config = config.copy_and_resolve_references()  # see `_keep_order`
   if data is not None:
     config.data.name = python_data.NAME
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -464,6 +474,8 @@ def _changes(saved, config, path) -> list[str]:
     what = f"this run was started with another {', '.join(refused)}"
     if refused == ["recipe_sha256"]:
       what = other_recipe(saved, config.recipe_sha256)
+    if refused == ["model_sha256"]:
+      what = f"{other_model(saved)}, since the file was changed"
     raise ConfigError(
       f"{path}: {what}; use a new --workdir, or allow the change with"
       f" --config.allow_change=\"('{refused[0]}',)\""
