@@ -75,7 +75,7 @@ steps_of_pip() {
       Obtaining*) echo '   choosing versions' ;;
       *Downloading*.whl*MB\) | *'Using cached'*.whl*MB\))
         size=${line##*\(} name=${line%%-*}
-        [ "${size%%[!0-9]*}" -lt 10 ] || echo "  ${name##* } (${size%\)})"
+        [ "${size%%[!0-9]*}" -lt 10 ] || echo "   ${name##* } (${size%\)})"
         ;;
       'Installing collected packages: '*)
         line=${line//[!,]/}

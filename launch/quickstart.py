@@ -12,6 +12,7 @@ that figs_jax carries take its place.
 
 import copy
 import logging
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -284,9 +285,15 @@ def main() -> None:
 
 
 def recipes() -> str:
-  from figs_jax.recipes.listing import catalogue
+  """The names that --recipes takes."""
+  from figs_jax import recipes
 
-  return catalogue()
+  return textwrap.fill(
+    f"recipes: {', '.join(recipes.names())}; launch/train.py --help describes"
+    " them",
+    80,
+    subsequent_indent="  ",
+  )
 
 
 if __name__ == "__main__":
