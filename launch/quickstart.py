@@ -111,7 +111,7 @@ def has_fashion() -> bool:
   name, root = "fashion_mnist", sources.root_of(None)
   files = _SOURCE.value or idx.directory_of(name)
   if not sources.is_prepared(name, root):
-    if files:
+    if files and Path(files).is_dir():
       _log.info("preparing Fashion-MNIST of %s in %s", files, root)
   elif _SOURCE.value:
     _log.info("--source is not read: %s holds Fashion-MNIST", root)
