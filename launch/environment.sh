@@ -19,8 +19,8 @@ environment() {
   done
   local python=${PYTHON:-python3} size=''
   case $extra in
-    plots | study) size=': 250 MB to download, 1 GB on disk' ;;
-    dev | test) size=': 350 MB to download, 1.5 GB on disk' ;;
+    plots | study) size=': 280 MB to download, 1 GB on disk' ;;
+    dev | test) size=': 400 MB to download, 1.5 GB on disk' ;;
   esac
   if [ ! -x .venv/bin/python ]; then
     check_python "$python"
