@@ -1,16 +1,16 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: makes .venv and installs figs_jax into it.
-# Usage: environment EXTRA, such as `environment test`. Adds to an existing .venv
-# what it lacks, and does nothing if that is nothing. PYTHON is the interpreter of
-# a new .venv (default python3). Uses uv if it is installed: it takes an eighth
-# of pip's processor time.
+# Usage: environment EXTRA,..., such as `environment test`. Adds to an existing
+# .venv what it lacks, and does nothing if that is nothing. PYTHON is the
+# interpreter of a new .venv (default python3). Uses uv if it is installed: it
+# takes an eighth of pip's processor time.
 . launch/commands.sh
 
 environment() {
   local extra=$1 each wanted start=$SECONDS
   wanted=$(cat setup.cfg pyproject.toml | cksum)
   for each in "$extra" dev; do # the extra dev holds most others
-    case $extra:$each in cuda:dev | tpu:dev | oracles:dev) continue ;; esac
+    case $each,$extra, in dev*,cuda,* | dev*,tpu,* | dev*,oracles,*) continue ;; esac
     if [ -x .venv/bin/python ] && [ -f ".venv/figs_jax-$each" ] &&
       [ "$(<".venv/figs_jax-$each")" = "$wanted" ]; then
       echo "== .venv is ready ($extra)"

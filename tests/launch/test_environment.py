@@ -113,7 +113,8 @@ def test_one_environment_serves_all_scripts(checkout):
   )
   for extra in ("docs", "plots"):
     assert not call(checkout, extra)[1]
-  assert call(checkout, "cuda")[1]
+  for extra in ("cuda", "plots,cuda"):
+    assert call(checkout, extra)[1]
   assert [p.name for p in checkout.glob(".venv*")] == [".venv"]
 
 
