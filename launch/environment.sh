@@ -90,7 +90,7 @@ steps_of_uv() {
   local line
   while IFS= read -r line; do
     case $line in
-      ' '[-+~]' '* | *Downloaded\ * | *Buil* | 'Using Python'* | Audited*) ;;
+      ' '[-+~]' '* | *Downloaded\ * | *Building\ * | *Built\ * | 'Using Python'* | Audited*) ;;
       *) echo "   $line" ;;
     esac
   done
