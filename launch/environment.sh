@@ -90,7 +90,8 @@ steps_of_uv() {
   local line
   while IFS= read -r line; do
     case $line in
-      ' '[-+~]' '* | *Downloaded\ * | *Building\ * | *Built\ * | 'Using Python'* | Audited*) ;;
+      ' '[-+~]' '* | 'Using Python'* | Audited*) ;;
+      *Downloaded\ * | *Building\ * | *Built\ *) ;;
       *) echo "   $line" ;;
     esac
   done
