@@ -40,7 +40,7 @@ from worktree import ROOT
 _TICK = os.sysconf("SC_CLK_TCK")
 _ACCURACY = re.compile(r"accuracy\D*\d")
 _OWN = re.compile(
-  "(HOME|PYTHONPATH|VIRTUAL_ENV|TFDS_DATA_DIR|XDG_.*|(JAX|XLA|PIP_CACHE|UV)_.*)"
+  r"HOME|PYTHON\w+|VIRTUAL_ENV|TFDS_DATA_DIR|(XDG|JAX|XLA|PIP_CACHE|UV)_.*"
 )
 
 
