@@ -16,7 +16,7 @@ from figs_jax.analysis.history import History
 from figs_jax.analysis.pareto import by_configuration
 from figs_jax.analysis.statistics import holm
 from figs_jax.models.flops import TrainFlops, train_flops
-from figs_jax.train import schema
+from figs_jax.train import optimizer_fields, schema
 
 METRICS = ("loss", "accuracy")
 # Fields with a column of their own, and those that change no result.
@@ -46,7 +46,7 @@ def varying_fields(runs: Sequence[History]) -> dict[str, list[str]]:
   >>> varying_fields(runs)
   {'recipe.k': ['4', '8', '–']}
   """
-  flat = [schema.flat(run.config) for run in runs]
+  flat = [optimizer_fields.resolved(schema.flat(r.config)) for r in runs]
   texts = {
     name: [value_text(config, name) for config in flat]
     for name in sorted(set().union(*flat) - _NOT_VARYING)

@@ -21,10 +21,11 @@ from figs_jax.core.legal import Word, suggestion
 from figs_jax.engine import report
 from figs_jax.engine.training import TrainingPhase
 from figs_jax.models.flops import train_flops
-from figs_jax.train import schema
+from figs_jax.train import optimizer_fields, schema
 from figs_jax.train._evaluate import check_dtype
 from figs_jax.train.config import FREE, ConfigError, plain, recipe_of
 from figs_jax.train.experiment import build
+from figs_jax.train.optimizer import check_together
 from figs_jax.train.run_rows import layers_of, train_cost
 
 _ROOT = Path(__file__).parents[2]
@@ -145,7 +146,7 @@ def of_cell(
   """The fields of a run that its numbers depend on, but for its seeds."""
   if isinstance(config, config_dict.ConfigDict):
     config = plain(config)
-  values = schema.flat(config)
+  values = optimizer_fields.resolved(schema.flat(config))
   if (warmup := values.get("optimizer.warmup_steps")) is not None:
     values["optimizer.warmup_steps"] = schema.warmup_steps(
       warmup, values["total_steps"]
@@ -283,7 +284,7 @@ def _training_config(
   if pattern:
     config.pattern = study.patterns[pattern]
   schema.check(config)
-  recipe_of(config)
+  check_together(config.optimizer, recipe_of(config))
   return config
 
 

@@ -76,14 +76,15 @@ _MEANT = {
     " lrdecay cosine annealing"
   ),
   "optimizer.weight_decay": "wd weightdecay decay l2 l2reg regularization",
-  "optimizer.b1": "momentum beta1 betas adambeta1 beta",
+  "optimizer.b1": "beta1 betas adambeta1 beta",
   "optimizer.b2": "beta2 adambeta2",
   "optimizer.eps": "epsilon adamepsilon opteps",
   "optimizer.clip": (
     "gradclip clip clipgrad clipgradnorm clipnorm maxgradnorm maxnorm gradnorm"
     " gradientclipping gradientclipval gradclipnorm"
   ),
-  "optimizer.name": "opt optim optimizertype solver",
+  "optimizer.momentum": "sgdmomentum mu",
+  "optimizer.name": "opt optim optimizer optimizertype solver",
   "ema_decay": "ema modelema emarate modelemadecay emamomentum polyak",
   "label_smoothing": "smoothing labelsmoothingfactor smooth",
   "loss": "criterion lossfn lossfunction bceloss objective",

@@ -22,7 +22,7 @@ from ml_collections import config_dict
 from figs_jax import models, recipes
 from figs_jax.core import field_names
 from figs_jax.models import own_model
-from figs_jax.train import schema
+from figs_jax.train import optimizer_fields, schema
 from figs_jax.train.schema import ConfigError
 
 # Fields that may change when a run is resumed: they affect none of its numbers.
@@ -313,12 +313,15 @@ def differences(
 ) -> list[str]:
   """Dotted names of fields that differ, except those in `FREE`.
 
-  A warm-up may be a count in one and the same share in the other.
+  A warm-up may be a count in one and the same share in the other, and a field
+  of the optimizer its default in one and None in the other.
 
   >>> differences({"a": {"b": 1}, "keep": 2}, {"a": {"b": 2}, "keep": 3})
   ['a.b']
   """
-  old, new = schema.flat(saved), schema.flat(config)
+  old, new = (
+    optimizer_fields.resolved(schema.flat(each)) for each in (saved, config)
+  )
   if _warmup(old) == _warmup(new):
     old[_WARMUP] = new.get(_WARMUP)
   return sorted(

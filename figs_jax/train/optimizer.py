@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import config_dict
+from optax import contrib
 
 from figs_jax import recipes
-from figs_jax.train.schema import warmup_steps
+from figs_jax.recipes.optimizer_requirements import MaskedMoments, StepAdam
+from figs_jax.train import optimizer_fields
+from figs_jax.train.schema import ConfigError, warmup_steps
 
 # Matched by name, since a scanned model stacks the vectors of its blocks into
 # a matrix.
@@ -59,18 +62,143 @@ def _inverse_root(peak: float, warmup: int) -> optax.Schedule:
 def make_optimizer(
   config: config_dict.ConfigDict, recipe: recipes.Recipe
 ) -> optax.GradientTransformation:
-  """Clipping, then the recipe's own transforms, then AdamW."""
-  options = config.optimizer
-  clip = optax.clip_by_global_norm(options.clip) if options.clip else None
-  return recipe.adamw(
-    learning_rate(config),
-    b1=options.b1,
-    b2=options.b2,
-    eps=options.eps,
-    weight_decay=options.weight_decay,
-    mask=decayed,
-    before=clip,
+  """Clipping, then the recipe's own transforms, then the optimizer.
+
+  Raises:
+    ConfigError: If the optimizer lacks what the recipe needs.
+
+  >>> from figs_jax.train.config import default_config
+  >>> config = default_config("step")
+  >>> config.optimizer.name = "lion"
+  >>> make_optimizer(config, recipes.create("step", "2:4", 100))
+  Traceback (most recent call last):
+    ...
+  figs_jax.train.schema.ConfigError: --config.optimizer.name: expected adamw,\
+ which has the second moment of each weight that recipe 'step' freezes, got\
+ 'lion'
+  """
+  fields = config.optimizer
+  check_together(fields, recipe)
+  rate = learning_rate(config)
+  tx = _BUILDERS[fields.name](
+    recipe, rate, fields.weight_decay, optimizer_fields.options(fields)
   )
+  clip = optax.clip_by_global_norm(fields.clip) if fields.clip else None
+  return recipe.transform(tx, before=clip, learning_rate=rate)
+
+
+def check_together(
+  fields: config_dict.ConfigDict, recipe: recipes.Recipe
+) -> None:
+  """Checks that an optimizer has what a recipe needs.
+
+  Args:
+    fields: `config.optimizer`.
+    recipe: Recipe to train with.
+
+  Raises:
+    ConfigError: If STEP has no second moment per weight to freeze, or a recipe
+      that clears moments has factored ones.
+  """
+  needs = recipe.optimizer_requirements
+  is_step = any(isinstance(each, StepAdam) for each in needs)
+  if is_step and fields.name != "adamw":
+    raise ConfigError(
+      "--config.optimizer.name: expected adamw, which has the second moment of"
+      f" each weight that recipe {recipe.name!r} freezes, got {fields.name!r}"
+    )
+  factored = optimizer_fields.options(fields).get("factored")
+  if factored and any(isinstance(each, MaskedMoments) for each in needs):
+    raise ConfigError(
+      f"--config.optimizer.factored: expected False for recipe {recipe.name!r},"
+      " which clears the moments of pruned weights, got True"
+    )
+
+
+def _adamw(recipe, rate, decay, own):
+  return optax.chain(
+    recipe.scale_by_adam(**own),
+    optax.add_decayed_weights(decay, decayed),
+    optax.scale_by_learning_rate(rate),
+  )
+
+
+def _sgd(recipe, rate, decay, own):
+  del recipe
+  return optax.chain(  # not decoupled: decay * w goes through the momentum
+    optax.add_decayed_weights(decay, decayed),
+    optax.sgd(rate, own["momentum"] or None, own["nesterov"]),
+  )
+
+
+def _lion(recipe, rate, decay, own):
+  del recipe
+  return optax.lion(rate, **own, weight_decay=decay, mask=decayed)
+
+
+def _adafactor(recipe, rate, decay, own):
+  del recipe
+  options = own | {
+    name: own[name] or None for name in ("momentum", "clipping_threshold")
+  }
+  return optax.adafactor(
+    rate,
+    **options,
+    # optax adds it after the learning rate, which the others multiply it by.
+    weight_decay_rate=lambda count: decay * rate(count),
+    weight_decay_mask=decayed,
+  )
+
+
+def _muon(recipe, rate, decay, own):
+  del recipe
+  direction = contrib.muon(
+    -1.0,  # optax flips the sign
+    ns_steps=own["ns_steps"],
+    beta=own["momentum"],
+    eps=own["eps"],
+    nesterov=own["nesterov"],
+    adam_b1=own["b1"],
+    adam_b2=own["b2"],
+    muon_weight_dimension_numbers=orthogonalized,
+    consistent_rms=own["consistent_rms"] or None,
+  )
+  return optax.chain(
+    direction,
+    optax.add_decayed_weights(decay, decayed),
+    optax.scale_by_learning_rate(rate),
+  )
+
+
+_BUILDERS = {
+  "adamw": _adamw,
+  "sgd": _sgd,
+  "lion": _lion,
+  "adafactor": _adafactor,
+  "muon": _muon,
+}
+
+
+def orthogonalized(params: Any) -> Any:
+  """The axes of each kernel that Muon orthogonalizes, None at other leaves.
+
+  They are the last two, inputs and outputs; the kernels of scanned blocks have
+  a leading axis, over which each is orthogonalized by itself. Four axes are
+  those of a convolution, whose first three are inputs. Embeddings, biases and
+  scales have Adam.
+
+  >>> orthogonalized({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+  {'bias': None, 'kernel': MuonDimensionNumbers(reduction_axis=(-2,),\
+ output_axis=(-1,))}
+  """
+
+  def one(path, leaf):
+    if path[-1].key != "kernel" or leaf.ndim < 2:
+      return None
+    inputs = (-4, -3, -2) if leaf.ndim == 4 else (-2,)
+    return contrib.MuonDimensionNumbers(inputs, (-1,))
+
+  return jax.tree_util.tree_map_with_path(one, params)
 
 
 def decayed(params: Any) -> Any:

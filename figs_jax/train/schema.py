@@ -35,6 +35,7 @@ from figs_jax.core.legal import (
 from figs_jax.data.pixels import NAMED
 from figs_jax.recipes import registry
 from figs_jax.recipes.checks import shown
+from figs_jax.train import optimizer_fields
 
 
 class ConfigError(ValueError):
@@ -120,6 +121,11 @@ SHARED: dict[str, Field] = {
   "init_resize_positions": Field(
     False, "Whether to resize a ViT's positions from another image size."
   ),
+  "optimizer.name": Field(
+    "adamw",
+    f"Optimizer: {', '.join(optimizer_fields.OPTIMIZERS)}.",
+    optimizer_fields.NAMES,
+  ),
   "optimizer.learning_rate": Field(
     1e-3, "Learning rate after the warm-up.", Number("[0, 1000]")
   ),
@@ -134,17 +140,10 @@ SHARED: dict[str, Field] = {
     "Learning rate after the warm-up: cosine, linear, rsqrt or constant.",
     Word(("cosine", "linear", "rsqrt", "constant")),
   ),
-  "optimizer.b1": Field(0.9, "Decay of Adam's first moment.", _RATE),
-  "optimizer.b2": Field(0.999, "Decay of Adam's second moment.", _RATE),
-  "optimizer.eps": Field(
-    1e-8,
-    "Constant added to the root of Adam's second moment.",
-    Number("(0, 1]"),
-  ),
   "optimizer.weight_decay": Field(
     0.01,
-    "Decoupled weight decay, times the learning rate; none on biases and"
-    " scales.",
+    "Weight decay, times the learning rate: decoupled, for sgd in the gradient;"
+    " none on biases and scales.",
     Number("[0, 1000]"),
   ),
   "optimizer.clip": Field(
@@ -152,6 +151,10 @@ SHARED: dict[str, Field] = {
     "Largest global norm of the gradient; 0 disables clipping.",
     Number("[0, 1e9]"),
   ),
+  **{
+    f"optimizer.{name}": Field(*field)
+    for name, field in optimizer_fields.FIELDS.items()
+  },
   "ema_decay": Field(0.0, "Decay of averaged weights; 0 keeps none.", _RATE),
   "label_smoothing": Field(
     0.0, "Share of each target spread over all classes.", _RATE
@@ -568,6 +571,9 @@ def _check_together(fields: Mapping[str, Any]) -> None:
       "--config.optimizer.warmup_steps: expected a share below 1, as in 0.05,"
       f" or an integer less than total_steps={steps}, got {warmup}"
     )
+  optimizer = {k[10:]: v for k, v in fields.items() if k[:10] == "optimizer."}
+  if mistake := optimizer_fields.mistake(optimizer):
+    raise ConfigError(mistake)
   mean, std = fields.get("data.mean"), fields.get("data.std")
   if mean != std and {mean, std} & set(NAMED):
     raise ConfigError(
