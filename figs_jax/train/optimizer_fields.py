@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ml_collections import config_dict
+
 from figs_jax.core.legal import Integer, Legal, Number, Typed, Word
 
 # Own fields and their defaults.
@@ -91,13 +93,13 @@ _MEANINGS: dict[str, tuple[str, type, Legal]] = {
 FIELDS: dict[str, tuple[type, str, Legal]] = {
   name: (
     kind,
-    f"{meaning}; by default "
+    f"{meaning} (defaults: "
     + ", ".join(
-      f"{own[name]} of {optimizer}"
+      f"{optimizer} {own[name]}"
       for optimizer, own in OPTIMIZERS.items()
       if name in own
     )
-    + ".",
+    + ").",
     legal,
   )
   for name, (meaning, kind, legal) in _MEANINGS.items()
@@ -105,7 +107,9 @@ FIELDS: dict[str, tuple[type, str, Legal]] = {
 _PREFIX = "optimizer."
 
 
-def options(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+def options(
+  optimizer: Mapping[str, Any] | config_dict.ConfigDict,
+) -> dict[str, Any]:
   """The own fields of an optimizer, with its defaults for those that are None.
 
   Args:
