@@ -32,7 +32,7 @@ from figs_jax.train.sharding import (
   state_shardings,
 )
 from figs_jax.train.state import TrainState, update, with_fresh_masks
-from figs_jax.train.workdir import initial_weights
+from figs_jax.train.workdir import initial_config, initial_weights
 
 _log = logging.getLogger("figs_jax")
 # Steps dispatched ahead hold their batches, and delay a stop. But waiting costs
@@ -101,7 +101,7 @@ def train(
     Diverged: If the loss becomes NaN or infinite (in every seed).
   """
   schema.check(config)
-  config = config.copy_and_resolve_references()  # see `_keep_order`
+  config = config.copy_and_resolve_references()
   if data is not None:
     config.data.name = python_data.NAME
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -111,12 +111,13 @@ def train(
       f"--config.batch_size: expected a multiple of {parts}, the devices of the"
       f" mesh times grad_accum_steps, got {config.batch_size}"
     )
-  experiment = build(config, data)
+  checkpoints = Checkpointer(workdir, keep=config.keep)
+  experiment = build(initial_config(config, checkpoints), data)
+  config = experiment.config  # see `_keep_order`
   abstract = experiment.abstract_state
   shardings = state_shardings(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
   )
-  checkpoints = Checkpointer(workdir, keep=config.keep)
   runs: list[Run] = []
   with (
     # Outermost, since the last save may take a while.

@@ -131,7 +131,9 @@ def logits(model, case: str) -> np.ndarray:
   with torch.no_grad():
     if "images" in given:
       pixels = given["images"].transpose(0, 3, 1, 2)
-      return model(torch.from_numpy(pixels.copy())).logits.numpy()
+      return model(torch.from_numpy(pixels.copy()), return_dict=True)[
+        "logits"
+      ].numpy()
     ids, targets = (
       torch.from_numpy(given[name]).long() for name in ("inputs", "targets")
     )
@@ -139,6 +141,7 @@ def logits(model, case: str) -> np.ndarray:
       input_ids=ids,
       attention_mask=(ids != 0).long(),
       decoder_input_ids=torch.nn.functional.pad(targets[:, :-1], (1, 0)),
+      return_dict=True,
     ).logits.numpy()
 
 

@@ -151,11 +151,13 @@ def read(
     return matched(model, tensors, where=str(path), wording=wording, **options)
 
 
-def config_of(path: str | Path) -> Config | None:
+def config_of(path: str | Path, family: str | None = None) -> Config | None:
   """The options in the config.json of `transformers` beside weights.
 
   Args:
     path: Weights, as for `load`.
+    family: Name of the class of the model, as in "ViT". Defaults to that of the
+      file.
 
   Returns:
     The options; None if there is no config.json, or one of another program.
@@ -173,7 +175,7 @@ def config_of(path: str | Path) -> Config | None:
   ...   config_of(folder)  # no config.json
   """
   with opened_weights(path) as tensors:
-    return read_config(path, tensors)
+    return read_config(path, tensors, family)
 
 
 def fill(model: M, weights: Mapping[str, Any]) -> M:
