@@ -344,15 +344,14 @@ RECIPE: dict[str, Legal] = {
 OF_COMPUTATION = ("scan", "remat", "dtype")
 # Model options that follow from the variant or from the data.
 DERIVED = (
-  "patch",
-  "num_classes",
-  "image_size",
-  "vocab",
-  "input_length",
-  "target_length",
-  "param_dtype",
-)
+  "patch", "num_classes", "image_size", "vocab", "input_length",
+  "target_length", "param_dtype",
+)  # fmt: skip
 _MOST_VALUES = 2**28  # of a ViT's position embedding
+_CHANNELS = (
+  "Number of channels of the images. Set it to convert a patch kernel of"
+  " init_from between 3 (its sum for 1) and 1 (a third of it for each of 3)."
+)
 _RECIPE = "Name of the recipe, given after the file: --config=FILE:NAME."
 
 
@@ -565,6 +564,10 @@ def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
   }
   model = docstrings.entries(inspect.getdoc(models.FAMILIES[config.family]))
   known |= {f"model.{name}": meaning for name, meaning in model.items()}
+  for name, default in models.options_of(config.family).items():
+    if default is not None and name not in OF_COMPUTATION:
+      known[f"model.{name}"] += f" Unset: that of init_from, or {default}."
+  known["model.in_channels"] = _CHANNELS
   recipe = listing.meanings(config.recipe.name)
   known |= {f"recipe.{name}": meaning for name, meaning in recipe.items()}
   known["recipe.name"] = _RECIPE

@@ -114,8 +114,8 @@ HALVES, IMAGENET = [0.5] * 3, list(pixels.NAMED["imagenet"][0])
       {"pretrained_cfg": {"mean": [0.0] * 3, "std": [1.0] * 3}},
       "--config.data.mean=0.0 --config.data.std=1.0",
     ),
-    ("config.json", {"model_type": "vit"}, False),
-    ("config.json", [], False),
+    ("config.json", {"family": "vit"}, False),
+    ("preprocessor_config.json", [], False),
   ],
 )
 def test_a_file_beside_published_weights_is_compared(

@@ -211,6 +211,7 @@ class Config:
       raise PretrainedError(
         f"{self.where}: these weights are of a {self.family} with another"
         f" function: expected {'; '.join(differ)}; set {wording(**fixes)}"
+        + f", or {wording(resize_positions=True)}" * ("image_size" in fixes)
       )
 
   def _resized(self, model: Any) -> dict[str, Given]:

@@ -218,7 +218,7 @@ class Table:
         )
     kind = fields.get("model_type", next(iter(self.types)))
     own = self.types[kind]
-    options = {name: Given("", v, v) for name, v in self.implied.items()}
+    options = {}
     for key in self.keys:
       theirs = fields.get(key.name)
       if key.name not in fields or (theirs is None and callable(key.default)):
@@ -246,7 +246,8 @@ class Table:
           f"{each.name}: expected {text(want)}, which follows from the other"
           f" keys, got {text(fields[each.name])}"
         )
-    return options | self.more(fields, options, tensors)
+    implied = {name: Given("", v, v) for name, v in self.implied.items()}
+    return options | self.more(fields, options, tensors) | implied
 
   def write(self, model: Any) -> dict[str, Any]:
     """The fields of a file for a model."""
