@@ -126,7 +126,7 @@ def from_pretrained(
     The dense model in evaluation mode; `figs_jax.sparsify` adds masks to it.
 
   Raises:
-    ValueError: If there is no config.json, it has a key that our models lack,
+    ValueError: If config.json is missing or has a key that our models lack,
       an option is unknown or changes the function, or the weights do not fit.
 
   >>> import json, pathlib, tempfile

@@ -160,7 +160,7 @@ def config_of(path: str | Path, family: str | None = None) -> Config | None:
       file.
 
   Returns:
-    The options; None if there is no config.json, or one of another program.
+    The options; None without a config.json, or for one of another program.
 
   Raises:
     PretrainedError: If a file is damaged, or config.json has an unknown key, or

@@ -204,14 +204,19 @@ class Config:
       got = getattr(model, name)
       if given.value is ... or _same(got, given.value):
         continue
-      key = f" ({given.key}={text(given.theirs)})" if given.key else ""
+      key = ""
+      if isinstance(given.theirs, dict):  # names of classes
+        key = f" ({given.key} of {len(given.theirs)})"
+      elif given.key:
+        key = f" ({given.key}={text(given.theirs)})"
       differ.append(f"{name}={given.value!r}{key}, got {got!r}")
       fixes |= _fix(name, given.value)
     if differ:
       raise PretrainedError(
         f"{self.where}: these weights are of a {self.family} with another"
         f" function: expected {'; '.join(differ)}; set {wording(**fixes)}"
-        + f", or {wording(resize_positions=True)}" * ("image_size" in fixes)
+        + f", or {wording(resize_positions=True)}"
+        * ("image_size" in fixes)
       )
 
   def _resized(self, model: Any) -> dict[str, Given]:
@@ -265,7 +270,7 @@ def read_config(
     family: Name of the class of the model to load. None takes that of the file.
 
   Returns:
-    The options; None if there is no config.json, or one of another program.
+    The options; None without a config.json, or for one of another program.
 
   Raises:
     PretrainedError: If the file is damaged, of another family, or asks for what
@@ -282,21 +287,23 @@ def read_config(
     }
     kind = fields.get("model_type")
     if kind is None:
-      if family is None or not any(
-        key.name in fields for key in TABLES[family].keys
-      ):
+      if family is None:
         return None
+      if not any(key.name in fields for key in TABLES[family].keys):
+        return None
+      own = family
     elif not isinstance(kind, str) or kind not in families:
       raise PretrainedError(
         f"model_type: expected one of {', '.join(sorted(families))}, got"
         f" {text(kind)}"
       )
-    elif family not in (None, families[kind]):
+    else:
+      own = families[kind]
+    if family not in (None, own):
       raise PretrainedError(
-        f"model_type: expected weights of a {family}, got those of a"
-        f" {families[kind]} ({text(kind)})"
+        f"model_type: expected weights of a {family}, got those of a {own}"
+        f" ({text(kind)})"
       )
-    own = family if kind is None else families[kind]
     options = TABLES[own].read(fields, tensors)
     for name in ("depth", "decoder_depth", "depths"):
       if name in options:

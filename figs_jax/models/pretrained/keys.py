@@ -85,7 +85,7 @@ def words(ours: Mapping[str, Any]) -> Form:
   >>> form.read("gelu_python"), form.write("exact"), form.read("relu")
   ('exact', 'gelu', None)
   """
-  theirs = {value: name for name, value in reversed(ours.items())}
+  theirs = {value: name for name, value in reversed(tuple(ours.items()))}
   return Form(
     f"one of {', '.join(ours)}",
     lambda x: ours.get(x) if isinstance(x, str) else None,
