@@ -107,7 +107,8 @@ HALVES, IMAGENET = [0.5] * 3, list(pixels.NAMED["imagenet"][0])
     (
       "preprocessor_config.json",
       {"image_mean": IMAGENET, "image_std": [0.229, 0.224, 0.225]},
-      "--config.data.mean=imagenet --config.data.std=imagenet",
+      # For the one channel of gray images.
+      "--config.data.mean=0.449 --config.data.std=0.226",
     ),
     (
       "config.json",
