@@ -286,7 +286,7 @@ def _training_config(
     config.pattern = study.patterns[pattern]
   schema.check(config)
   recipe_of(config)
-  return initial_config(config)
+  return config
 
 
 @functools.cache
@@ -345,6 +345,8 @@ def run_flops(
 
 def abstract(config: config_dict.ConfigDict) -> tuple[nnx.Module, Any]:
   """The model of a run, without arrays, and its recipe."""
+  if Path(config.init_from).exists():  # a plan may precede the dense run
+    config = initial_config(config)
   experiment = build(config)
   model = nnx.eval_shape(lambda: experiment.model(config.seed))
   return model, experiment.recipe
