@@ -51,6 +51,7 @@ _BASELINE = flags.DEFINE_string(
 _ENGINES = flags.DEFINE_list(
   "engines", ["figs:16x16:alpha=15"], "Engines of collected runs."
 )
+cli.define_model_file()  # run before the configuration is read
 
 
 def main(words: list[str]) -> None:

@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -224,6 +225,11 @@ class SwinV2(nnx.Module):
     for stage, of_stage in zip(self.stages, self._per_stage(rates)):
       x = stage(x, of_stage, self.remat)
     return self.head(self.norm(x).mean(axis=1)).astype(jnp.float32)
+
+  def example(self, batch: int) -> tuple[jax.ShapeDtypeStruct]:
+    """Arguments of a call on `batch` images, as shapes."""
+    shape = (batch, *self.image_size, self.in_channels)
+    return (jax.ShapeDtypeStruct(shape, jnp.float32),)
 
   def gemms(self, batch: int) -> list[dict[str, Any]]:
     """The rows of `figs_jax.models.gemms_of`, padding included."""

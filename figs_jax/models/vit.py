@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -242,6 +243,11 @@ class ViT(nnx.Module):
     x = self.norm(x)
     x = x[:, 0] if self.pool == "cls" else x.mean(axis=1)
     return self.head(x).astype(jnp.float32)
+
+  def example(self, batch: int) -> tuple[jax.ShapeDtypeStruct]:
+    """Arguments of a call on `batch` images, as shapes."""
+    shape = (batch, *self.image_size, self.in_channels)
+    return (jax.ShapeDtypeStruct(shape, jnp.float32),)
 
   def gemms(self, batch: int, seq: int | None = None) -> list[dict[str, Any]]:
     """The rows of `figs_jax.models.gemms_of`."""

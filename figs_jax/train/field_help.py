@@ -24,7 +24,7 @@ def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
     name: field.meaning
     for name, field in schema.own("vocabulary" in config.data).items()
   }
-  model = docstrings.entries(inspect.getdoc(models.FAMILIES[config.family]))
+  model = docstrings.entries(inspect.getdoc(models.class_of(config.family)))
   known |= {f"model.{name}": meaning for name, meaning in model.items()}
   recipe = listing.meanings(config.recipe.name)
   known |= {f"recipe.{name}": meaning for name, meaning in recipe.items()}

@@ -66,7 +66,9 @@ _LENGTH = Integer("[2, 131072]")
 
 # Fields of every run.
 SHARED: dict[str, Field] = {
-  "family": Field("vit", "Model family: vit, swin_v2 or t5."),
+  "family": Field(
+    "vit", "Model family: vit, swin_v2 or t5, or a class of your own."
+  ),
   "variant": Field(
     "S/16",
     "Published size of the family, or custom (as in custom/4), whose sizes are"
@@ -77,6 +79,8 @@ SHARED: dict[str, Field] = {
   ),
   "recipe_file": Field("", "File of your own recipe; set by --recipe_file."),
   "recipe_sha256": Field("", "SHA-256 of that file; set by --recipe_file."),
+  "model_file": Field("", "File and class of your own; set by --model_file."),
+  "model_sha256": Field("", "SHA-256 of that file; set by --model_file."),
   "total_steps": Field(1000, "Number of optimizer steps.", _STEPS),
   "batch_size": Field(
     128, "Examples per optimizer step, over all devices.", _EXAMPLES
@@ -164,7 +168,15 @@ SHARED: dict[str, Field] = {
   "keep": Field(
     2, "Number of newest checkpoints to keep, beside the best.", _STEPS
   ),
-  "progress": Field(True, "Whether to show a progress bar on a terminal."),
+  "progress": Field(
+    True, "Whether to show progress, compilation and evaluations on stderr."
+  ),
+  "log.tensorboard": Field(
+    "auto",
+    "TensorBoard events: auto (if tensorboardX is installed), on or off.",
+    Word(("auto", "on", "off")),
+  ),
+  "log.wandb": Field("", "Project of Weights & Biases to log to, or none."),
   "mesh.data": Field(
     1, "Devices to split batches over; -1 takes the remaining ones.", _DEVICES
   ),
@@ -404,8 +416,12 @@ def legal_values(family: str, recipe: str) -> dict[str, Legal]:
     name: field_legal(field) for name, field in own("vocab" in options).items()
   }
   known["family"] = Word(tuple(models.names()))
+  own_class = models.REGISTERED.get(family)
+  if own_class:
+    known["variant"] = Word(("custom",))
+    known |= {f"model.{name}": each for name, each in own_class.legal.items()}
   for name, default in options.items():
-    if name not in DERIVED:
+    if name not in DERIVED and own_class is None:
       legal = MODEL.get(name) or Typed(type(default))
       optional = default is None or name in OF_VARIANT
       known[f"model.{name}"] = Either(UNSET, legal) if optional else legal
