@@ -4,6 +4,7 @@ Command:   python launch/train.py --config configs/stdlib_t5_short.py:dense \\
              --workdir runs/stdlib_t5_short
 Hardware:  two CPU cores.
 Hours:     .03
+Expected:  2.35 bits per byte of the validation split.
 
 One block in the encoder and one in the decoder, 128 wide; segments of 15 bytes,
 of which 4 are masked. configs/study_stdlib_text.py starts from this run. The
