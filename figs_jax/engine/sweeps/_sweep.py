@@ -595,8 +595,6 @@ def _specs(
   chosen = {x: getattr(engine, x) for x in choices_of(engine) & {*part.labels}}
   rows = list(zip(*(fields[name].astype(int).tolist() for name in names)))
   rows = rows or [()] * length
-  known = {
-    row: str(design(engine, dict(zip(names, row)) | chosen))
-    for row in set(rows)
-  }
+  points = {row: dict(zip(names, row)) | chosen for row in set(rows)}
+  known = {row: str(design(engine, point)) for row, point in points.items()}
   return np.array([known[row] for row in rows], "U")
