@@ -219,13 +219,59 @@ def evaluate(
     ValueError: If the engine or the dtype is unknown.
     CheckpointError: If the checkpoint is missing, damaged or foreign.
   """
-  # Training needs neither.
-  from figs_jax import engine
-  from figs_jax.train.run_rows import layers_of
+  from figs_jax import engine  # training does not need it
 
   if engine_spec is not None:
     engine.parse(engine_spec)
-  measured = _measured(workdir, step, ema, dtype, data_dir, download)
+  check_dtype(dtype)  # before anything is read
+  run = restore(workdir, step, data_dir=data_dir, download=download)
+  measured = _measured(*run, ema, dtype)
+  result = _report(measured, ema, dtype, engine_spec, batch)
+  result["config"] = schema.flat(saved_config(workdir, measured.step))
+  if per_example:
+    result["examples"] = measured.examples()
+  return result
+
+
+def in_dtypes(
+  workdir: str | Path, dtypes: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+  """A run, restored once and measured in its own and in other dtypes.
+
+  Args:
+    workdir: Directory of the run.
+    dtypes: Other dtypes, as in `evaluate`.
+
+  Returns:
+    The result of `evaluate` with `per_example`, but without `config`, and by
+    dtype that of `examples`.
+
+  Raises:
+    ValueError: If a dtype is unknown.
+    CheckpointError: If the checkpoint is missing, damaged or foreign.
+  """
+  dtypes = tuple(dtypes)
+  for dtype in dtypes:
+    check_dtype(dtype)
+  run = restore(workdir)
+  measured = _measured(*run, False, None)
+  result = _report(measured, False, None, None, None)
+  result["examples"] = measured.examples()
+  others = {dtype: _measured(*run, False, dtype).examples() for dtype in dtypes}
+  return result, others
+
+
+def _report(
+  measured: _Measured,
+  ema: bool,
+  dtype: str | None,
+  engine_spec: str | None,
+  batch: int | None,
+) -> dict[str, Any]:
+  """The result of `evaluate` without `config` and `examples`."""
+  from figs_jax import engine
+  from figs_jax.train.run_rows import layers_of
+
   experiment, state = measured.experiment, measured.state
   values = {
     name: np.atleast_1d(value).tolist()
@@ -256,13 +302,10 @@ def evaluate(
     **storage(weights[0], leaves),
     "flops": float(engine.flops(layers).sum()),
     "flops_dense": float(engine.flops(layers.dense()).sum()),
-    "config": schema.flat(saved_config(workdir, measured.step)),
   }
   if engine_spec is not None:
     size = experiment.config.batch_size if batch is None else batch
     result |= speedups(layers_of(model, size), engine_spec)
-  if per_example:
-    result["examples"] = measured.examples()
   return result
 
 
@@ -304,7 +347,9 @@ def examples(
     ValueError: If the dtype is unknown.
     CheckpointError: If the checkpoint is missing, damaged or foreign.
   """
-  return _measured(workdir, step, ema, dtype, data_dir, download).examples()
+  check_dtype(dtype)
+  run = restore(workdir, step, data_dir=data_dir, download=download)
+  return _measured(*run, ema, dtype).examples()
 
 
 class _Measured(NamedTuple):
@@ -330,17 +375,13 @@ class _Measured(NamedTuple):
 
 
 def _measured(
-  workdir: str | Path,
-  step: int | None,
+  experiment: Experiment,
+  state: TrainState,
+  step: int,
   ema: bool,
   dtype: str | None,
-  data_dir: str | None,
-  download: bool,
 ) -> _Measured:
-  check_dtype(dtype)  # before anything is read
-  experiment, state, step = restore(
-    workdir, step, data_dir=data_dir, download=download
-  )
+  """Measures what `restore` returned; a dtype must have been checked."""
   if dtype is not None and dtype != _INT8:
     state = _computed_in(experiment, state, dtype)
   split = evaluator(experiment, int8=dtype == _INT8)
