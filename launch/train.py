@@ -96,11 +96,11 @@ def _print(result: dict[str, Any]) -> None:
 def more_help() -> str:
   """Lists the fields of --config (or of the default), and the recipes."""
   from figs_jax.recipes import listing
-  from figs_jax.train import schema
+  from figs_jax.train import field_help
   from figs_jax.train.config import default_config
 
   config = _CONFIG.value or default_config()
-  return f"{schema.field_list(config)}\n\n{listing.catalogue()}"
+  return f"{field_help.field_list(config)}\n\n{listing.catalogue()}"
 
 
 if __name__ == "__main__":

@@ -393,8 +393,15 @@ def collect(
     ConfigError: If a directory is neither.
     CheckpointError: If a run has no good checkpoint.
   """
+  directories = [Path(path) for path in paths]
+  for path in directories:
+    if not ((path / "checkpoints").is_dir() or (path / "study.csv").is_file()):
+      raise ConfigError(
+        f"--collect {path}: expected a run, or a directory with study.csv, got"
+        " neither"
+      )
   store = _study_rows.Store(out, "collected")
-  for path in map(Path, paths):
+  for path in directories:
     if (path / "study.csv").is_file():
       store.merge(path)
       continue

@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 import absl.logging
 from absl import app, flags
 
+from figs_jax.cli import flag_errors
+from figs_jax.core.legal import Legal, Unchecked
 from figs_jax.export import atomic_write
 
 _EXAMPLE = "configs/digits_vit.py:figs"
@@ -283,6 +285,20 @@ def write_output(
     fail(f"--{flag} {error}")
 
 
+def unexpected(word: str, flag: str) -> str:
+  """The message for a word among the flags.
+
+  Args:
+    word: The word.
+    flag: Flag that may have been meant, if the program has it.
+
+  >>> unexpected("runs/a", "no_such_flag")
+  "Unexpected argument 'runs/a'; flags start with --"
+  """
+  meant = f", as in --{flag}={word}" if flag in flags.FLAGS else ""
+  return f"Unexpected argument {word!r}; flags start with --{meant}"
+
+
 def _parse(
   argv: list[str],
   more_help: Callable[[], str] | None = None,
@@ -300,7 +316,7 @@ def _parse(
     say(text.getvalue(), *([] if more_help is None else [more_help()]))
     sys.exit(0)
   if len(rest) > 1 and not words:
-    fail(f"Unexpected argument {rest[1]!r}; flags start with --")
+    fail(unexpected(rest[1], "workdir"))
   return rest
 
 
@@ -319,16 +335,19 @@ def _read(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    fail(f"{_last_line(error)}; see --help")
+    fail(flag_errors.unread(error, _known_fields(argv)))
   except (AttributeError, KeyError) as error:
     fail(_unknown_field(argv, error))
   except (ValueError, OSError) as error:
-    fail(f"The configuration cannot be read: {error}")
+    reason = str(error).strip().splitlines()[-1].strip()
+    fail(f"--config cannot be read: {reason}; try --config={_EXAMPLE}")
   # Only the file of --config can raise anything else.
   except Exception as error:
     path = (_early(argv, "config").value or "").partition(":")[0]
     if not path:
       raise
+    if not path.endswith(".py"):
+      fail(f"--config {path}: expected a Python file, such as {_EXAMPLE}")
     fail(f"--config {_located(path, error)}")
 
 
@@ -351,40 +370,36 @@ def _located(path: str, error: Exception) -> str:
   return f"{where}: {type(error).__name__}: {reason}"
 
 
-def _last_line(error: Exception) -> str:
-  """The message of a flag's error, without the traceback it may contain."""
-  text = str(error)
-  if "Traceback" not in text:
-    return text
-  flag = text.partition(": Error")[0]
-  reason = re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1].strip())
-  return f"{flag}: {reason}"
-
-
 def _unknown_field(argv: list[str], error: Exception) -> str:
   """Names the --config.FIELD that does not exist, and the nearest that does."""
-  from figs_jax.train.schema import near
-
-  known = _known_fields()
-  given = re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE)
-  for name in given:
-    field = name.removeprefix("config.")
+  known = _known_fields(argv)
+  given = re.findall(r"^--?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
+  for field in given:
     if field not in known:
-      return f"--{name}: unknown field{near(field, known)}"
+      return flag_errors.unknown_field(field, known)
   return f"The configuration refuses a field: {error}"
 
 
-def _known_fields() -> list[str]:
+def _known_fields(argv: list[str]) -> dict[str, Legal]:
+  """Legal values of the fields of --config by name; {} without the flag."""
   from figs_jax import models
-  from figs_jax.train.config import default_config
-  from figs_jax.train.schema import flat
+  from figs_jax.train import schema
 
+  if "config" not in flags.FLAGS:
+    return {}
+  known: dict[str, Legal] = {}
+  for family in models.names():
+    known |= schema.legal_values(family, "figs")
+  path, _, arg = (_early(argv, "config").value or "").partition(":")
+  if not path:
+    return known
+  # Read once more, since the flag has no value while it is parsed.
   try:
-    config = flags.FLAGS["config"].value
-  except KeyError:
-    config = None
-  # No configuration is available while its flag is parsed.
-  defaults = (default_config(family=family) for family in models.names())
-  trees = defaults if config is None else [config]
-  fields = (field for tree in trees for field in flat(tree.to_dict()))
-  return list(dict.fromkeys(fields))
+    make = runpy.run_path(path)["get_config"]
+    config = make(arg) if arg else make()
+  except Exception as error:
+    fail(f"--config {_located(path, error)}")
+  fields = schema.flat(config.to_dict())
+  return {x: legal for x, legal in known.items() if x in fields} | {
+    x: Unchecked("another value") for x in fields if x not in known
+  }

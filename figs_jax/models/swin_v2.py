@@ -213,9 +213,10 @@ class SwinV2(nnx.Module):
     """Computes float32 logits.
 
     Raises:
-      ValueError: If the images do not have `image_size` and `in_channels`.
+      ValueError: If the images do not have `image_size` and `in_channels`, or
+        are uint8.
     """
-    check_images(images.shape, self.image_size, self.in_channels)
+    check_images(images, self.image_size, self.in_channels)
     pads = [(0, windows.padding(n, self.patch)) for n in self.image_size]
     x = jnp.pad(jnp.asarray(images, self.dtype), ((0, 0), *pads, (0, 0)))
     x = self.patch_embed(x).reshape(x.shape[0], -1, self.width)

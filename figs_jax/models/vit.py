@@ -227,9 +227,10 @@ class ViT(nnx.Module):
     """Computes float32 logits.
 
     Raises:
-      ValueError: If the images do not have `image_size` and `in_channels`.
+      ValueError: If the images do not have `image_size` and `in_channels`, or
+        are uint8.
     """
-    check_images(images.shape, self.image_size, self.in_channels)
+    check_images(images, self.image_size, self.in_channels)
     x = self.patch_embed(jnp.asarray(images, self.dtype))
     x = x.reshape(x.shape[0], -1, self.width)
     if self.pool == "cls":

@@ -46,6 +46,7 @@ _KINDS: dict[str, type] = {
   ),
   **dict.fromkeys(("depths", "pretrained_windows"), tuple),
 }
+_WARMUP = "optimizer.warmup_steps"
 _OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
 # Fields of saved runs that 0.2.0 has renamed.
 _RENAMED = {"accumulate": "grad_accum_steps"}
@@ -226,10 +227,14 @@ def differences(
 ) -> list[str]:
   """Dotted names of fields that differ, except those in `FREE`.
 
+  A warm-up may be a count in one and the same share in the other.
+
   >>> differences({"a": {"b": 1}, "keep": 2}, {"a": {"b": 2}, "keep": 3})
   ['a.b']
   """
   old, new = schema.flat(saved), schema.flat(config)
+  if _warmup(old) == _warmup(new):
+    old[_WARMUP] = new.get(_WARMUP)
   return sorted(
     name
     for name in old.keys() | new.keys()
@@ -237,6 +242,12 @@ def differences(
     and name not in FREE
     and name.split(".")[0] not in FREE
   )
+
+
+def _warmup(fields: Mapping[str, Any]) -> int | None:
+  if _WARMUP not in fields:
+    return None
+  return schema.warmup_steps(fields[_WARMUP], fields["total_steps"])
 
 
 def changes(

@@ -121,37 +121,37 @@ def train(
   with (
     # Outermost, since the last save may take a while.
     distributed.preemption() as stopped,
+    contextlib.ExitStack() as opened,
+    # Before the workdir is made, since data may be refused.
+    contextlib.closing(_train_batches(experiment)) as batches,
+    contextlib.nullcontext(evaluator(experiment, mesh)) as evaluation,
     _refusals_of_disk(checkpoints, runs),
     workdir_lock.held(workdir) as lock,
     checkpoints,
   ):
+    order = config.data.order
     state, position = _begin(experiment, checkpoints, abstract, shardings)
-    batches = experiment.task.train_batches(
-      config.batch_size // jax.process_count(),
-      shard_index=jax.process_index(),
-      num_shards=jax.process_count(),
-    )
-    _check_length(batches, config)
+    if config.data.order != order:  # see `_keep_order`
+      batches = opened.enter_context(
+        contextlib.closing(_train_batches(experiment))
+      )
     if position is not None and _same_data(position, batches):
       batches.set_state(position)
     start = int(state.step)
     _write_config(workdir, config)  # after all checks: errors change nothing
-    with (
-      contextlib.closing(batches),
-      MetricLog(
-        workdir,
-        start,
-        total=config.total_steps,
-        progress=config.progress,
-        enabled=distributed.is_first(),
-      ) as log,
-    ):
+    with MetricLog(
+      workdir,
+      start,
+      total=config.total_steps,
+      progress=config.progress,
+      enabled=distributed.is_first(),
+    ) as log:
       run = Run(
         experiment,
         checkpoints,
         lock,
         log,
-        evaluator(experiment, mesh),
+        evaluation,
         batches,
         state if not in_turn(experiment) else seeds.apart(state),
         shardings,
@@ -412,13 +412,22 @@ def _same_data(position: dict[str, Any], batches: Any) -> bool:
   return False
 
 
-def _check_length(batches: Any, config: config_dict.ConfigDict) -> None:
+def _train_batches(experiment: Experiment) -> Any:
+  """Batches of this process; raises a ConfigError if one has too many."""
+  config = experiment.config
+  batches = experiment.task.train_batches(
+    config.batch_size // jax.process_count(),
+    shard_index=jax.process_index(),
+    num_shards=jax.process_count(),
+  )
   if config.batch_size > batches.num_examples:
+    batches.close()
     raise ConfigError(
       "--config.batch_size: expected at most the"
       f" {batches.num_examples} examples of split {config.data.train_split!r}"
       f" of {config.data.name!r}, got {config.batch_size}"
     )
+  return batches
 
 
 def _changes(saved, config, path) -> list[str]:
