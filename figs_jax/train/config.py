@@ -255,7 +255,7 @@ def with_model(
   if not isinstance(config, config_dict.ConfigDict):
     raise ConfigError(
       "expected a configuration from default_config(recipe, family), got a"
-      f" {type(config).__name__}; set its fields, as in config.total_steps = 100"
+      f" {type(config).__name__}; set its fields, as in config.seed = 1"
     )
   config = config.copy_and_resolve_references()
   if own := models.REGISTERED.get(str(config.get("family"))):

@@ -191,10 +191,3 @@ def test_a_run_from_before_a_field_was_renamed_is_refused():
     completed(saved)
   assert "config.accumulate" in str(error.value)
   assert "\n" not in str(error.value)
-
-
-def test_a_dictionary_is_not_taken_for_a_configuration(tmp_path):
-  from figs_jax.train.loop import train
-
-  with pytest.raises(ConfigError, match=r"from default_config\(.*got a dict"):
-    train({"lr": 1e-3}, tmp_path / "run")
