@@ -15,8 +15,9 @@ from figs_jax.analysis._study_pairs import Cells, Pairs, order_of, pair_up
 from figs_jax.analysis.history import History
 from figs_jax.analysis.pareto import by_configuration
 from figs_jax.analysis.statistics import holm
+from figs_jax.core import optimizer_fields
 from figs_jax.models.flops import TrainFlops, train_flops
-from figs_jax.train import optimizer_fields, schema
+from figs_jax.train import schema
 
 METRICS = ("loss", "accuracy")
 # Fields with a column of their own, and those that change no result.

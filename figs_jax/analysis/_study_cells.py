@@ -17,11 +17,12 @@ from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax.analysis._study_claims import check_claims
+from figs_jax.core import optimizer_fields
 from figs_jax.core.legal import Word, suggestion
 from figs_jax.engine import report
 from figs_jax.engine.training import TrainingPhase
 from figs_jax.models.flops import train_flops
-from figs_jax.train import optimizer_fields, schema
+from figs_jax.train import schema
 from figs_jax.train._evaluate import check_dtype
 from figs_jax.train.config import (
   FREE,

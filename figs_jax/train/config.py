@@ -20,9 +20,9 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from figs_jax import models, recipes
-from figs_jax.core import field_names
+from figs_jax.core import field_names, optimizer_fields
 from figs_jax.models import own_model
-from figs_jax.train import optimizer_fields, schema
+from figs_jax.train import schema
 from figs_jax.train.schema import ConfigError
 
 # Fields that may change when a run is resumed: they affect none of its numbers.

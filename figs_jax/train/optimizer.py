@@ -11,8 +11,8 @@ from ml_collections import config_dict
 from optax import contrib
 
 from figs_jax import recipes
+from figs_jax.core import optimizer_fields
 from figs_jax.recipes.optimizer_requirements import MaskedMoments, StepAdam
-from figs_jax.train import optimizer_fields
 from figs_jax.train.schema import ConfigError, warmup_steps
 
 # Matched by name, since a scanned model stacks the vectors of its blocks into

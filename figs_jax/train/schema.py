@@ -16,6 +16,7 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from figs_jax import models
+from figs_jax.core import optimizer_fields
 from figs_jax.core.field_names import near
 from figs_jax.core.legal import (
   DTYPES,
@@ -35,7 +36,6 @@ from figs_jax.core.legal import (
 from figs_jax.data.pixels import NAMED
 from figs_jax.recipes import registry
 from figs_jax.recipes.checks import shown
-from figs_jax.train import optimizer_fields
 
 
 class ConfigError(ValueError):

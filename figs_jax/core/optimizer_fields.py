@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ml_collections import config_dict
-
 from figs_jax.core.legal import Integer, Legal, Number, Typed, Word
 
 # Own fields and their defaults.
@@ -107,13 +105,11 @@ FIELDS: dict[str, tuple[type, str, Legal]] = {
 _PREFIX = "optimizer."
 
 
-def options(
-  optimizer: Mapping[str, Any] | config_dict.ConfigDict,
-) -> dict[str, Any]:
+def options(optimizer: Any) -> dict[str, Any]:
   """The own fields of an optimizer, with its defaults for those that are None.
 
   Args:
-    optimizer: The fields of `config.optimizer`.
+    optimizer: The fields of `config.optimizer`, a mapping or ConfigDict.
 
   >>> options({"name": "sgd", "momentum": 0.9, "nesterov": None})
   {'momentum': 0.9, 'nesterov': False}
