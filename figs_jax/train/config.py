@@ -382,8 +382,12 @@ def changes(
   Those in `config.allow_change` are not refused.
   """
   changed = differences(completed(saved), plain(config))
+  unknown = set()  # hashes of which one is empty, as of a notebook's class
   if not other_recipe(saved, config.recipe_sha256):
-    changed = [name for name in changed if name != "recipe_sha256"]
+    unknown.add("recipe_sha256")
+  if not other_model(saved):
+    unknown.add("model_sha256")
+  changed = [name for name in changed if name not in unknown]
   free = set(config.allow_change)
   return changed, [
     name for name in changed if not free & {name, name.split(".")[0]}
