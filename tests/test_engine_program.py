@@ -417,7 +417,7 @@ def test_only_files_are_replaced_and_links_lead_to_them(tmp_path, capsys):
   assert link.is_symlink() and (tmp_path / "file").read_bytes() == b"three"
 
 
-@pytest.mark.parametrize("flag", ["--energy", "--out", "--sweep"])
+@pytest.mark.parametrize("flag", ["--energy", "--model", "--out", "--sweep"])
 def test_an_empty_flag_is_refused(table, flag):
   done = program("--layers", table, f"{flag}=")
   assert_one_clear_line(done, f"{flag} is empty")
