@@ -152,9 +152,11 @@ class MetricLog:
       self._progress.note(line)
 
   def warn(self, line: str) -> None:
-    """Logs a warning beside the progress bar."""
-    shown = self._progress.aside() if self._enabled and self._progress else None
-    with shown or contextlib.nullcontext():
+    """Logs a warning beside the progress bar, in the first process alone."""
+    if not self._enabled:
+      return
+    bar = self._progress
+    with bar.aside() if bar else contextlib.nullcontext():
       _log.warning("%s", line)
 
   def close(self) -> None:
