@@ -51,8 +51,8 @@ _KINDS: dict[str, type] = {
   "scaled": bool,
 }
 _WARMUP = "optimizer.warmup_steps"
-# Model options without a default of their own: of the variant or the data.
-_NO_DEFAULT = ("head_dim", "gated", "tied", "in_channels")
+# Model options whose default the variant may change.
+OF_VARIANT = ("head_dim", "gated", "tied")
 _OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
 # Fields of saved runs that 0.2.0 has renamed.
 _RENAMED = {"accumulate": "grad_accum_steps"}
@@ -153,7 +153,7 @@ def with_defaults(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   if config.family in models.REGISTERED:  # its options have their defaults
     return config
   for name, default in models.options_of(config.family).items():
-    if name in _NO_DEFAULT or name not in config.model:
+    if name in (*OF_VARIANT, "in_channels") or name not in config.model:
       continue
     if config.model[name] is None and default is not None:
       config.model[name] = default
