@@ -248,10 +248,15 @@ def with_model(
 
   Raises:
     ConfigError: If `figs_jax.models.register` refuses the class, or the
-      configuration has another family.
+      configuration is none or has another family.
   """
   if model is not None:
     register_model(model, config.get("family"))
+  if not isinstance(config, config_dict.ConfigDict):
+    raise ConfigError(
+      "expected a configuration from default_config(recipe, family), got a"
+      f" {type(config).__name__}; set its fields, as in config.seed = 1"
+    )
   config = config.copy_and_resolve_references()
   if own := models.REGISTERED.get(str(config.get("family"))):
     config.model_file, config.model_sha256 = own.source, own.sha256
