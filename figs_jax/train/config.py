@@ -247,16 +247,16 @@ def with_model(
     model: The class to register, if a program gives it.
 
   Raises:
-    ConfigError: If `figs_jax.models.register` refuses the class, or the
-      configuration is none or has another family.
+    ConfigError: If `config` is not a `ConfigDict` or has another family, or
+      `figs_jax.models.register` refuses the class.
   """
-  if model is not None:
-    register_model(model, config.get("family"))
   if not isinstance(config, config_dict.ConfigDict):
     raise ConfigError(
       "expected a configuration from default_config(recipe, family), got a"
       f" {type(config).__name__}; set its fields, as in config.seed = 1"
     )
+  if model is not None:
+    register_model(model, config.get("family"))
   config = config.copy_and_resolve_references()
   if own := models.REGISTERED.get(str(config.get("family"))):
     config.model_file, config.model_sha256 = own.source, own.sha256
