@@ -277,7 +277,7 @@ def old_run():
 
 
 def test_a_run_from_before_the_field_goes_on():
-  saved, now = old_run(), default_config("ste")
+  saved, now = old_run(), with_defaults(default_config("ste"))
   assert changes(saved, now) == ([], [])
   assert completed(saved)["optimizer"]["name"] == "adamw"
   now.optimizer.b2 = 0.98
