@@ -19,9 +19,9 @@ per float32 entry over the memory bandwidth. 4096 x 4096 entries are 134 MB, or
   python benchmarks/masks.py --size 12x768x3072 --dtype bfloat16
   python benchmarks/masks.py --size 3x3x256x512 --axes "-2 0,1,2" --traced
 
-A second table has `rank_in_group`, whose one int32 array holds the mask of every
-n: the ranks alone, and the weight masked by `ranks < n` from ranks that exist,
-beside `nm_mask` at n = m / 4. An int32 array is itself as large as the kernel.
+A second table has `rank_in_group`, whose one int32 array holds the mask of
+every n: the ranks alone, and the weight masked by `ranks < n` from ranks that
+exist, beside `nm_mask` at n = m / 4. The array is as large as the kernel.
 
   python benchmarks/masks.py --ranks
 """
@@ -135,14 +135,14 @@ def report_ranks(m, axis, w, rounds, patience):
   """One line of the table of `rank_in_group`."""
   nm, half = NM(max(1, m // 4), m), jnp.asarray(0.5, w.dtype)
   ranks = rank_in_group(jnp.abs(w), m, axis)
-  executables = [
-    compiled(lambda w: w * half, w)[0],
-    compiled(masked(our_mask, nm, axis), w)[0],
-    compiled(lambda w: rank_in_group(jnp.abs(w), m, axis), w)[0],
-  ]
   apply = jax.jit(lambda w, r: jnp.where(r < nm.n, w, jnp.zeros((), w.dtype)))
-  executables.append(lambda w: apply(w, ranks))
-  copy, *took = seconds(executables, w, rounds, patience)
+  functions = (
+    jax.jit(lambda w: w * half),
+    jax.jit(masked(our_mask, nm, axis)),
+    jax.jit(lambda w: rank_in_group(jnp.abs(w), m, axis)),
+    lambda w: apply(w, ranks),
+  )
+  copy, *took = seconds(functions, w, rounds, patience)
   named = ",".join(map(str, axis)) if isinstance(axis, tuple) else str(axis)
   return f"{named:>8} {m:>5} | {copy / w.size * 1e9:5.2f} |" + "".join(
     f" {t / copy:10.2f}" for t in took
