@@ -252,7 +252,7 @@ class PifoTree:
       leaf: Name of the leaf to enter; the root by default.
 
     Raises:
-      ValueError: If time runs backwards, or there is no such leaf.
+      ValueError: If time runs backwards, or the leaf does not exist.
     """
     name = self.root.name if leaf is None else leaf
     node = self._nodes.get(name)
