@@ -122,7 +122,6 @@ def _halve(
   floor = np.repeat(level, lengths)
   lowest = np.minimum.accumulate(np.minimum(walk, floor))
   before = np.append(0, lowest[:-1])
-  before[starts] = level
   # A pop that finds no small item waiting takes a large one.
   left = small | (is_pop & (walk >= before))
   code = code + (np.where(is_pop & ~left, 1, 0) << bit)
