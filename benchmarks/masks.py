@@ -18,6 +18,12 @@ per float32 entry over the memory bandwidth. 4096 x 4096 entries are 134 MB, or
   python benchmarks/masks.py
   python benchmarks/masks.py --size 12x768x3072 --dtype bfloat16
   python benchmarks/masks.py --size 3x3x256x512 --axes "-2 0,1,2" --traced
+
+A second table has `rank_in_group`, whose one int32 array holds the mask of
+every n: the ranks alone, and the weight masked by `ranks < n` from ranks that
+exist, beside `nm_mask` at n = m / 4. The array is as large as the kernel.
+
+  python benchmarks/masks.py --ranks
 """
 
 import argparse
@@ -28,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from figs_jax.core import NM, nm_mask
+from figs_jax.core import NM, nm_mask, rank_in_group
 
 PATTERNS = "2:4,1:4,1:8,1:16,4:16,8:32,1:128,8:64,16:128,16:256"
 HEAD = (
@@ -125,6 +131,24 @@ def report(pattern, axis, w, took, compile_seconds):
   )
 
 
+def report_ranks(m, axis, w, rounds, patience):
+  """One line of the table of `rank_in_group`."""
+  nm, half = NM(max(1, m // 4), m), jnp.asarray(0.5, w.dtype)
+  ranks = rank_in_group(jnp.abs(w), m, axis)
+  apply = jax.jit(lambda w, r: jnp.where(r < nm.n, w, jnp.zeros((), w.dtype)))
+  functions = (
+    jax.jit(lambda w: w * half),
+    jax.jit(masked(our_mask, nm, axis)),
+    jax.jit(lambda w: rank_in_group(jnp.abs(w), m, axis)),
+    lambda w: apply(w, ranks),
+  )
+  copy, *took = seconds(functions, w, rounds, patience)
+  named = ",".join(map(str, axis)) if isinstance(axis, tuple) else str(axis)
+  return f"{named:>8} {m:>5} | {copy / w.size * 1e9:5.2f} |" + "".join(
+    f" {t / copy:10.2f}" for t in took
+  )
+
+
 def axes(text):
   """Parses group axes: "-2 -1 0,1" are two single axes and a tuple."""
   for word in text.split():
@@ -147,6 +171,11 @@ def main():
   parser.add_argument(
     "--traced", action="store_true", help="Whether n is traced."
   )
+  parser.add_argument(
+    "--ranks",
+    action="store_true",
+    help="Whether to time rank_in_group at the m of the patterns instead.",
+  )
   parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument(
     "--patience", type=float, default=4.0, help="Seconds per timed function."
@@ -157,6 +186,13 @@ def main():
   half = jnp.asarray(0.5, w.dtype)
   makers = (our_traced_mask if args.traced else our_mask, top_k_mask)
   print(f"{jax.default_backend()}, jax {jax.__version__}, {args.size}", w.dtype)
+  if args.ranks:
+    sizes = sorted({NM.parse(p).m for p in args.patterns.split(",")})
+    print("    axis     m |  copy | copies: nm_mask, ranks, ranks < n applied")
+    for axis in axes(args.axes):
+      for m in sizes:
+        print(report_ranks(m, axis, w, args.rounds, args.patience), flush=True)
+    return
   print(HEAD)
   for axis in axes(args.axes):
     length = math.prod(

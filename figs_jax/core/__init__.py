@@ -14,6 +14,7 @@ from figs_jax.core.masks import (
   is_nm,
   kept_magnitude,
   nm_mask,
+  rank_in_group,
 )
 from figs_jax.core.packing import Packed, pack, pack_tree, unpack, unpack_tree
 from figs_jax.core.pattern import NM
@@ -43,6 +44,7 @@ __all__ = [
   "nm_mask",
   "pack",
   "pack_tree",
+  "rank_in_group",
   "regrow_mask",
   "s_ste",
   "saliency",

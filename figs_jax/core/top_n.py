@@ -46,15 +46,20 @@ from figs_jax.core.types import Array, Bool, Int, Shaped
 
 _COMPARE, _MAXIMUM, _NETWORK, _NETWORK_TRACED = 8, 16, 128, 64
 _WORD = 16
+_BLOCK = 16
 
 Compare = Callable[[Array, Array], Array]
 
 
 def compares(dtype: jnp.dtype, m: int) -> bool:
   """Whether to rank by comparison: m is small, and key + 1 cannot overflow."""
-  full = jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize >= 4
   half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2
-  return m <= _COMPARE and not full and not half
+  return m <= _COMPARE and not overflows(dtype) and not half
+
+
+def overflows(dtype: jnp.dtype) -> bool:
+  """Whether key + 1 may overflow for scores of this dtype."""
+  return jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize >= 4
 
 
 def ordered(scores: Shaped[Array, "*shape"]) -> Int[Array, "*shape"]:
@@ -118,6 +123,62 @@ def by_comparison(
   beats = rival + (j < i).astype(keys.dtype) > own
   kept = jnp.sum(beats, axis + 1, dtype=jnp.int32) < n
   return kept if inside is None else kept & inside
+
+
+def ranks(
+  keys: Int[Array, "*shape"], axis: int, overflows: bool
+) -> Int[Array, "*shape"]:
+  """The rank of every key along `axis`: 0 = largest, ties by lowest index.
+
+  rank_i = sum_j [k_j > k_i or (k_j = k_i and j < i)], m operations per entry.
+  Wide groups meet their rivals in blocks, since XLA vectorizes a reduction over
+  16 of them, but not over 64.
+
+  Args:
+    keys: Ordered integers.
+    axis: Non-negative axis of the group.
+    overflows: Whether key + 1 may overflow, so that two comparisons are needed.
+
+  >>> ranks(jnp.array([1, 3, 3, 2]), 0, overflows=False)
+  Array([3, 0, 1, 2], dtype=int32)
+  """
+  m = keys.shape[axis]
+  keys = fence(keys)
+  if m <= _BLOCK:
+    return _rivals_ahead(keys, keys, 0, axis, overflows)
+  blocks = -(-m // _BLOCK)
+  # The lowest key behind all others is ahead of none.
+  padding = [(0, 0, 0)] * keys.ndim
+  padding[axis] = (0, blocks * _BLOCK - m, 0)
+  lowest = jnp.array(jnp.iinfo(keys.dtype).min, keys.dtype)
+  rivals = lax.pad(keys, lowest, padding)
+
+  def add(b, rank):
+    block = lax.dynamic_slice_in_dim(rivals, b * _BLOCK, _BLOCK, axis)
+    return rank + _rivals_ahead(keys, block, b * _BLOCK, axis, overflows)
+
+  return lax.fori_loop(0, blocks, add, jnp.zeros_like(keys, jnp.int32))
+
+
+def _rivals_ahead(
+  keys: Array, rivals: Array, first: int | Array, axis: int, overflows: bool
+) -> Array:
+  """How many rivals, at `first` and after, are ahead of each key."""
+  rival, own = jnp.expand_dims(rivals, axis), jnp.expand_dims(keys, axis + 1)
+  ones = (1,) * rival.ndim
+  i = lax.broadcasted_iota(
+    jnp.int32, ones[:axis] + (keys.shape[axis],) + ones[axis + 1 :], axis
+  )
+  j = first + lax.broadcasted_iota(
+    jnp.int32,
+    ones[: axis + 1] + (rivals.shape[axis],) + ones[axis + 2 :],
+    axis + 1,
+  )
+  if overflows:
+    ahead = (rival > own) | ((rival == own) & (j < i))
+  else:
+    ahead = rival + (j < i).astype(keys.dtype) > own
+  return jnp.sum(ahead, axis + 1, dtype=jnp.int32)
 
 
 def by_threshold(

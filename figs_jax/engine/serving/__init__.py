@@ -1,0 +1,1 @@
+"""Queues that decide which of many waiting queries an engine serves next."""
