@@ -17,6 +17,7 @@ from figs_jax.core.masks import (
 )
 from figs_jax.core.packing import Packed, pack, pack_tree, unpack, unpack_tree
 from figs_jax.core.pattern import NM
+from figs_jax.core.permutation import permute
 from figs_jax.core.regrow import regrow_mask
 from figs_jax.core.rules import Rules
 from figs_jax.core.scores import activation, magnitude, saliency
@@ -43,6 +44,7 @@ __all__ = [
   "nm_mask",
   "pack",
   "pack_tree",
+  "permute",
   "regrow_mask",
   "s_ste",
   "saliency",
