@@ -6,13 +6,13 @@ share in which each method keeps as much as the best of all 5,775 partitions,
 and the mean and the worst share that it keeps less.
 
 Second table: what each method gains on a larger layer over the given order,
-and its processor time. With `--naive_pairs`, a plain NumPy version evaluates the
-35 partitions of so many pairs of stripes one after the other; its time for all
-pairs is extrapolated.
+and its processor time. With `--naive_pairs`, a plain NumPy version evaluates
+the 35 partitions of so many pairs of stripes one after the other; its time for
+all pairs is extrapolated.
 
   python benchmarks/permutation.py --cases 200
-  python benchmarks/permutation.py --cases 0 --size 4096x1024 --methods greedy \\
-    --naive_pairs 200
+  python benchmarks/permutation.py --cases 0 --size 4096x1024 \\
+    --methods greedy --naive_pairs 200
 
 No time or gap is asserted here; tests bound the gap.
 """

@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -60,26 +61,20 @@ def _best(gain: Float[Array, "moves stripes"]) -> Gains:
   return Gains(gain.max(0), gain.argmax(0))
 
 
-def _over_rows(function, operands: tuple[Array, ...]):
-  """The sum of function(*rows of operands) over blocks of rows."""
-  rows = len(operands[0])
-  whole = rows // _ROWS * _ROWS
-  total = None
-  if whole:
-    blocks = tuple(a[:whole].reshape(-1, _ROWS, *a.shape[1:]) for a in operands)
-    zero = jax.tree.map(
-      lambda s: jnp.zeros(s.shape, s.dtype),
-      jax.eval_shape(function, *(a[0] for a in blocks)),
-    )
-    total = lax.scan(
-      lambda sums, block: (jax.tree.map(jnp.add, sums, function(*block)), None),
-      zero,
-      blocks,
-    )[0]
-  if rows > whole:
-    rest = function(*(a[whole:] for a in operands))
-    total = rest if total is None else jax.tree.map(jnp.add, total, rest)
-  return total
+def _over_rows(
+  function: Callable[..., list[Array]], operands: tuple[Array, ...]
+) -> list[Array]:
+  """The sums of function(*rows of operands) over blocks of rows."""
+  whole = len(operands[0]) // _ROWS * _ROWS
+  sums = function(*(a[whole:] for a in operands))
+  if not whole:
+    return sums
+  blocks = tuple(a[:whole].reshape(-1, _ROWS, *a.shape[1:]) for a in operands)
+
+  def add(sums, block):
+    return jax.tree.map(jnp.add, sums, function(*block)), None
+
+  return lax.scan(add, sums, blocks)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,17 +134,15 @@ class Partitions:
       own = [lax.dynamic_slice_in_dim(b, stripe, 1, 3) for b in blocks]
       totals = []
       for p in range(1, self.m):
-        one, other = own[p - 1][:, :, None], blocks[self.m - p - 1][:, None]
-        best = None
-        for k in range(self.n + 1):
-          if k > min(p, self.n) or self.n - k > min(self.m - p, self.n):
-            continue
-          parts = [one[:, :, :, k - 1]] if k else []
-          parts += [other[:, :, :, self.n - k - 1]] if k < self.n else []
-          term = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-          best = term if best is None else jnp.maximum(best, term)
-        shape = (*best.shape[:1], one.shape[1], other.shape[2], value.shape[0])
-        totals.append(jnp.broadcast_to(best, shape).sum(0))
+        q = self.m - p
+        one, other = own[p - 1][:, :, None], blocks[q - 1][:, None]
+        # The k largest of P and the n - k largest of Q.
+        terms = [
+          (one[:, :, :, k - 1] if k else 0.0)
+          + (other[:, :, :, self.n - k - 1] if k < self.n else 0.0)
+          for k in range(max(0, self.n - q), min(p, self.n) + 1)
+        ]
+        totals.append(jnp.sum(functools.reduce(jnp.maximum, terms), axis=0))
       return totals
 
     totals = _over_rows(union, tuple(sums))
@@ -200,9 +193,9 @@ class Swaps:
       both = jax.nn.relu(lines[:, None] - t) + jax.nn.relu(
         x - threshold[:, None]
       )
-      return both.sum(0)
+      return [both.sum(0)]
 
-    total = _over_rows(excess, (threshold, lines))
+    (total,) = _over_rows(excess, (threshold, lines))
     total += without[:, stripe][:, None, None] + without[None]
     return _best(total.reshape(self.m**2, -1) - (value[stripe] + value)[None])
 
