@@ -36,7 +36,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from worktree import ROOT, checkout
+from worktree import ROOT, run_base
 
 from figs_jax.train import loop
 from figs_jax.train.experiment import Experiment
@@ -285,14 +285,7 @@ def main() -> None:
   if "first" in only:
     print_first(args.steps, args.repeats)
   if args.base:
-    words = [f"--only={args.only}", f"--steps={args.steps}"]
-    with checkout(args.base) as root:
-      print(f"\n{args.base}", flush=True)
-      subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), *words],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        check=True,
-      )
+    run_base(str(Path(__file__).resolve()), args.base)
 
 
 if __name__ == "__main__":

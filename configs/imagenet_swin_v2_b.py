@@ -38,9 +38,7 @@ def get_config(arg: str = "figs"):
   config.batch_size = 1024
   config.total_steps = _EPOCHS * _TRAIN_IMAGES // config.batch_size
   config.optimizer.learning_rate = 1e-3
-  config.optimizer.warmup_steps = (
-    _WARMUP_EPOCHS * _TRAIN_IMAGES // config.batch_size
-  )
+  config.optimizer.warmup_steps = _WARMUP_EPOCHS / _EPOCHS
   config.optimizer.weight_decay = 0.05
   config.optimizer.clip = 5.0
   config.mixup = 0.8

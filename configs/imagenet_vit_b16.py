@@ -34,9 +34,7 @@ def get_config(arg: str = "figs"):
   config.batch_size = 4096
   config.total_steps = _EPOCHS * _TRAIN_IMAGES // config.batch_size
   config.optimizer.learning_rate = 1e-3
-  config.optimizer.warmup_steps = (
-    _WARMUP_EPOCHS * _TRAIN_IMAGES // config.batch_size
-  )
+  config.optimizer.warmup_steps = _WARMUP_EPOCHS / _EPOCHS
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.999
   config.optimizer.weight_decay = 0.01

@@ -28,12 +28,12 @@ from figs_jax.recipes import listing, registry
 from figs_jax.recipes.docstrings import entries
 from figs_jax.recipes.picture import draw, timeline_table
 from figs_jax.train.config import default_config
+from figs_jax.train.field_help import field_meanings
 from figs_jax.train.schema import (
   IMAGES,
   RECIPE,
   SHARED,
   TEXT,
-  field_meanings,
   flat,
   legal_values,
 )

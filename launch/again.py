@@ -6,9 +6,10 @@ Hardware:  as for that run.
 Hours:     as for that run.
 Expected:  the same numbers, on the same machine and versions.
 
-If the run used a recipe of your own, give its file as --recipe_file: no file
-that a run names is executed without being asked for. From a config.json that
-others can write, neither the data directory nor leave to download is taken.
+If the run used a recipe or a model class of your own, give its file again as
+--recipe_file or --model_file: no file that a run names is executed without
+being asked for. From a config.json that others can write, neither the data
+directory nor leave to download is taken.
 """
 
 import json

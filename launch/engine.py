@@ -2,6 +2,7 @@
 
   python launch/engine.py --layers FILE.csv --engines ws:32x32,figs --format csv
   python launch/engine.py --model vit:B/16 --batch 8 --pattern "ff: 1:8"
+    --layers_out layers.csv
   python launch/engine.py --workdir RUN --baseline ws:32x16:sparse=false
   python launch/engine.py --model vit:B/16 --weights PRUNED.safetensors --cover
   python launch/engine.py --model vit:B/16 --pattern "ff: 1:2" --engines figs,ws
@@ -142,14 +143,23 @@ _FORMAT = flags.DEFINE_enum(
 _PLOT = flags.DEFINE_enum(
   "plot",
   None,
-  ["speedup", "length", "roofline", "breakdown"],
+  ["speedup", "length", "roofline", "breakdown", "pareto"],
   "Picture of --format png; by default speedup if patterns are swept, length"
-  " (speed-up over sequence length) if seq or context is, else breakdown.",
+  " (speed-up over sequence length) if seq or context is, else breakdown."
+  " pareto draws cycles against multipliers (with --area, area) and traffic.",
 )
 _OUT = flags.DEFINE_string(
   "out", None, "File to write in place of standard output."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out.")
+_LAYERS_OUT = flags.DEFINE_string(
+  "layers_out",
+  None,
+  "CSV file for every layer on every engine; a table has equal ones as one.",
+)
+flags.DEFINE_alias("layers-out", "layers_out")
+_OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "Replace --out and --layers_out."
+)
 _DTYPE = flags.DEFINE_string(
   "dtype",
   None,
@@ -196,6 +206,7 @@ _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Directory of --workdir's data, if it was moved."
 )
 _RECIPE_FILE = cli.define_user_file("recipe")
+_MODEL_FILE = cli.define_model_file()
 _SELECTIONS = (_PARETO, _SMALLEST, _POINTS)
 # Columns of --pareto and --smallest beside the axes and what was asked for.
 _SHOWN = ("cycles", "utilisation", "energy_pj", "dram_bytes")
@@ -206,6 +217,7 @@ def main() -> None:
   cli.quiet()
   _check_flags()
   cli.run_user_file(_ENGINE_FILE)
+  cli.run_model_files(_MODEL_FILE)
   from figs_jax.engine import Area, Energy, parse
   from figs_jax.engine.sweeps.axes import WORKLOAD_AXES
   from figs_jax.engine.sweeps.text import read_axes
@@ -249,6 +261,13 @@ def _reported(tables, engines, axes, options) -> tuple[bytes, str, int]:
   options |= {"axes": axes or None, "baseline": _BASELINE.value}
   options["fuse"] = _FUSE.value
   made = report(tables, engines, fmt, **options)
+  if _LAYERS_OUT.value:
+    cli.write_output(
+      _LAYERS_OUT.value,
+      f"{made.layers_csv}\n".encode(),
+      overwrite=_OVERWRITE.value,
+      flag=_LAYERS_OUT.name,
+    )
   if _FORMAT.value == "png":
     return _picture(made, axes, tables), made.caption, len(made.totals)
   return f"{made}\n".encode(), made.caption, len(made.totals)
@@ -279,6 +298,17 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
         " alone; leave out --pareto, --smallest and --points"
       )
   caption = "Modelled cycles (ns on rooflines), not measured."
+  # The table of picojoules is of 45 nm arrays.
+  bare = [] if _ENERGY.value else [x for x in engines if not x.is_array]
+  asked = " ".join(
+    flag.value for flag in (*_SELECTIONS, _WHERE) if flag.value is not None
+  )
+  if bare and "energy_pj" in asked:
+    raise ValueError(
+      f"energy_pj of {bare[0]}: the default picojoules are of 45 nm arrays and"
+      " say nothing of a GPU or TPU; give your own with --energy"
+    )
+  unknown = {"energy_pj"} if bare else set()
 
   def swept(tables):
     layers = tables if len(tables) > 1 else next(iter(tables.values()))
@@ -298,7 +328,8 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   where = _WHERE.value
   if _POINTS.value:
     names = [name.strip() for name in _POINTS.value.split(",")]
-    names = list(designs.columns) if names == ["all"] else names
+    if names == ["all"]:
+      names = [name for name in designs.columns if name not in unknown]
     replace = {"where": where, "overwrite": _OVERWRITE.value}
     try:
       count = designs.write(str(_OUT.value), names, **replace)
@@ -331,6 +362,7 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
   hidden = ("engine", "n", "m", *designs.results)
   labels = [name for name in designs.columns if name not in hidden]
   names = dict.fromkeys(("design", *labels, *quantities, *_SHOWN))
+  names = {name: None for name in names if name not in unknown}
   text = columns_text({x: points[x] for x in names}, caption, _FORMAT.value)
   return f"{text}\n".encode(), caption, len(designs)
 
@@ -341,6 +373,7 @@ def _check_flags() -> None:
     _DTYPE,
     _AREA,
     _OUT,
+    _LAYERS_OUT,
     _DATA_DIR,
     _RECIPE_FILE,
     _ENGINE_FILE,
@@ -359,24 +392,29 @@ def _check_flags() -> None:
   for flag in (_STEP, _SEED, _DATA_DIR, _RECIPE_FILE):
     if flag.value is not None and not _WORKDIR.value:
       cli.fail(f"--{flag.name} is of --workdir; leave it out")
+  if _MODEL_FILE.value and _LAYERS.value:
+    cli.fail("--model_file is of --model or --workdir; leave it out")
   if _WEIGHTS.value is not None and not _MODEL.value:
     cli.fail("--weights are of --model; name it, as in --model vit:B/16")
   _check_cover()
   _check_selection()
-  if (
-    _AREA.value and _FORMAT.value in ("csv", "png") and not _given(*_SELECTIONS)
-  ):
+  shows_area = _PLOT.value == "pareto" or _given(*_SELECTIONS)
+  if _AREA.value and _FORMAT.value in ("csv", "png") and not shows_area:
     cli.fail("--area is shown in a table, md or json; choose one as --format")
   if _PLOT.value and _FORMAT.value != "png":
     cli.fail("--plot is of --format png; add it")
   if _FORMAT.value == "png" and not _OUT.value:
     cli.fail("--format png: add --out FILE.png")
-  if not _OUT.value:
-    return
-  cli.check_output(_OUT.value, overwrite=_OVERWRITE.value)
-  source = _LAYERS.value
-  if source and Path(source).resolve() == Path(_OUT.value).resolve():
-    cli.fail(f"--out {_OUT.value} is the table of --layers; name another")
+  known = {Path(x).resolve(): "--layers" for x in (_LAYERS.value,) if x}
+  for flag in (_OUT, _LAYERS_OUT):
+    if not flag.value:
+      continue
+    cli.check_output(flag.value, overwrite=_OVERWRITE.value, flag=flag.name)
+    other = known.setdefault(Path(flag.value).resolve(), f"--{flag.name}")
+    if other != f"--{flag.name}":
+      cli.fail(
+        f"--{flag.name} {flag.value} is the file of {other}; name another"
+      )
 
 
 def _check_cover() -> None:
@@ -387,7 +425,7 @@ def _check_cover() -> None:
     cli.fail(
       "--cover needs real masks: give --workdir, or --model and --weights"
     )
-  others = (_BASELINE, _PLOT, _AREA, _ENERGY, *_SELECTIONS)
+  others = (_BASELINE, _PLOT, _AREA, _ENERGY, _LAYERS_OUT, *_SELECTIONS)
   for name in _given(*others) + ["--sweep"] * bool(_SWEEP.value):
     cli.fail(f"{name} does not go with --cover; leave one out")
   if _FORMAT.value == "png":
@@ -406,7 +444,7 @@ def _check_selection() -> None:
   (name,) = chosen
   if not _SWEEP.value:
     cli.fail(f"{name} selects points of a --sweep; add axes, as in rows=8,16")
-  for other in _given(_BASELINE, _PLOT):
+  for other in _given(_BASELINE, _PLOT, _LAYERS_OUT):
     cli.fail(f"{other} does not go with {name}; leave one out")
   if _FORMAT.value == "png" and not _PARETO.value:
     cli.fail(f"--format png does not go with {name}; leave one out")

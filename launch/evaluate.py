@@ -33,6 +33,7 @@ _DOWNLOAD = flags.DEFINE_bool(
   "download", False, "Whether to download a missing data set."
 )
 _RECIPE_FILE = cli.define_user_file("recipe")
+_MODEL_FILE = cli.define_model_file()
 _ENGINE_FILE = cli.define_user_file("engine")
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "Format of the printed result."
@@ -48,6 +49,7 @@ def main() -> None:
   from figs_jax.train._evaluate import evaluate
 
   cli.run_user_file(_RECIPE_FILE)
+  cli.run_model_files(_MODEL_FILE)
   cli.run_user_file(_ENGINE_FILE)
 
   compilation_cache.enable()

@@ -76,6 +76,7 @@ _PLATFORM = flags.DEFINE_enum(
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether to replace --out.")
 _RECIPE_FILE = cli.define_user_file("recipe")
+_MODEL_FILE = cli.define_model_file()
 
 
 def main() -> None:
@@ -90,6 +91,7 @@ def main() -> None:
     if not flag.value:
       cli.fail(f"--{flag.name} is missing; see --help")
   cli.run_user_file(_RECIPE_FILE)
+  cli.run_model_files(_MODEL_FILE)
   from figs_jax.cli import compilation_cache
   from figs_jax.cli.export import export_run
   from figs_jax.data import DataError
@@ -126,7 +128,8 @@ def _check_flags() -> None:
   )
   of_run = (
     _WORKDIR, _OUT, _OUT_FORMAT, _STEP, _SEED, _EMA, _DATA_DIR, _DTYPE,
-    _OVERWRITE, _RECIPE_FILE, _LAYOUT, _PLATFORMS, _BATCH, _PLATFORM,
+    _OVERWRITE, _RECIPE_FILE, _MODEL_FILE, _LAYOUT, _PLATFORMS, _BATCH,
+    _PLATFORM,
   )  # fmt: skip
   for flag in of_run if _VERIFY.value else ():
     if flag.present:

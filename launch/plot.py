@@ -70,6 +70,7 @@ _OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Whether to replace existing files."
 )
 _RECIPE_FILE = cli.define_user_file("recipe")
+_MODEL_FILE = cli.define_model_file()
 _ENGINE_FILE = cli.define_user_file("engine")
 
 
@@ -82,6 +83,7 @@ def main(words: list[str]) -> None:
   if not workdirs:
     cli.fail("--workdir is missing: name the directories of one or more runs")
   cli.run_user_file(_RECIPE_FILE)
+  cli.run_model_files(_MODEL_FILE)
   cli.run_user_file(_ENGINE_FILE)
   from figs_jax.analysis.history import histories
   from figs_jax.cli import compilation_cache

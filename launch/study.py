@@ -51,6 +51,7 @@ _BASELINE = flags.DEFINE_string(
 _ENGINES = flags.DEFINE_list(
   "engines", ["figs:16x16:alpha=15"], "Engines of collected runs."
 )
+cli.define_model_file()  # run before the configuration is read
 
 
 def main(words: list[str]) -> None:
@@ -61,12 +62,14 @@ def main(words: list[str]) -> None:
   from figs_jax.analysis._study_pairs import pandas_module
   from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
+  from figs_jax.engine.figures import figure_type
   from figs_jax.train.checkpoint import CheckpointError
   from figs_jax.train.config import ConfigError
 
   if not _DRY_RUN.value:
     try:
       pandas_module()
+      figure_type()  # the report needs both: say so before anything is trained
     except ValueError as error:
       cli.fail(str(error))
   compilation_cache.enable()

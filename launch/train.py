@@ -28,6 +28,7 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of the run; created if it does not exist."
 )
 _RECIPE_FILE = cli.define_user_file("recipe")
+_MODEL_FILE = cli.define_model_file()
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "Format of the printed result."
 )
@@ -54,6 +55,12 @@ def main() -> None:
     cli.fail("--workdir is missing: set it to the directory of the run")
   if _RECIPE_FILE.value:  # run before the configuration was read
     config.recipe_file = str(Path(_RECIPE_FILE.value).absolute())
+  if _MODEL_FILE.value and not config.model_file:
+    cli.fail(
+      f"--model_file {_MODEL_FILE.value[0]}: expected a configuration for a"
+      f" class of your own, got one for the family {config.family}; start from"
+      f" --config=launch/own_model.py:{config.recipe.name}"
+    )
   from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.train import distributed
@@ -96,11 +103,11 @@ def _print(result: dict[str, Any]) -> None:
 def more_help() -> str:
   """Lists the fields of --config (or of the default), and the recipes."""
   from figs_jax.recipes import listing
-  from figs_jax.train import schema
+  from figs_jax.train import field_help
   from figs_jax.train.config import default_config
 
   config = _CONFIG.value or default_config()
-  return f"{schema.field_list(config)}\n\n{listing.catalogue()}"
+  return f"{field_help.field_list(config)}\n\n{listing.catalogue()}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from figs_jax import recipes
+from figs_jax import models, recipes
 from figs_jax.core._flow import GRAD_MODES
 from figs_jax.core.masks import is_nm
 from figs_jax.engine import spec_text
@@ -43,11 +43,13 @@ LOOP = next(p.values[0] for p in BLOCKS if "def train_step" in p.values[0])
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-  """Forgets the recipes and engines that a document registers."""
+  """Forgets the recipes, engines and models that a document registers."""
   monkeypatch.setattr(spec_text, "_CLASSES", dict(spec_text._CLASSES))
   monkeypatch.setattr(registry, "_FUNCTIONS", dict(registry._FUNCTIONS))
   for name in set(recipes.names()) - set(NAMES):
     del registry._FUNCTIONS[name]
+  yield
+  models.REGISTERED.clear()
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_sections_name_modes_and_sources(name):
   papers = {s for s in recipe.sources if re.fullmatch(r"\d+\.\d+", s)}
   tail = section[gradient.end() :].partition("<!--")[0]
   assert set(re.findall(r"arxiv\.org/abs/([\d.]+)\)", tail)) == papers
-  assert "```\n" in section.partition("![")[0]  # the equation
+  assert "$$\n" in section.partition("![")[0]  # the equation
 
 
 def _takes(name, mode):

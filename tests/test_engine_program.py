@@ -23,7 +23,8 @@ from tests.programs import (
 )
 
 COLUMNS = (
-  "name,engine,M,N,K,pattern,cycles,utilisation,speedup,energy_pj,dram_bytes"
+  "name,engine,M,N,K,pattern,count,cycles,utilisation,speedup,energy_pj,"
+  "dram_bytes"
 )
 TABLE = """name,M,N,K,pattern,count
 qk,197,197,64,,12
@@ -120,13 +121,37 @@ def test_a_data_type_decides_the_rate_or_is_refused(tmp_path):
   assert ":peak= and :hbm=" in unknown[2]
 
 
+def test_every_layer_goes_to_a_file_of_its_own(table, tmp_path):
+  out, layers = tmp_path / "a.txt", tmp_path / "layers.csv"
+  flags = ("--layers", table, "--engines", "ws,gpu:h100")
+  kept, again, same, source = in_one_process(
+    "launch/engine.py",
+    (*flags, "--layers_out", layers, "--out", out),
+    (*flags, "--layers_out", layers),
+    (*flags, "--layers-out", out, "--out", out, "--overwrite"),
+    (*flags, "--layers_out", table, "--overwrite"),
+  )
+  assert kept == [0, "", ""]
+  rows = list(csv.DictReader(layers.open()))
+  assert [row["count"] for row in rows] == ["12", "1"] * 2
+  assert [row["energy_pj"] for row in rows[2:]] == ["n/a"] * 2
+  assert "qk × 12" in out.read_text()
+  for (code, output, errors), words in (
+    (again, "--layers_out"),
+    (same, f"--layers_out {out} is the file of --out"),
+    (source, "is the file of --layers; name another"),
+  ):
+    assert (code, output) == (2, "") and words in errors
+  assert table.read_text() == TABLE
+
+
 def test_a_picture(table, tmp_path):
   pytest.importorskip("matplotlib")
   out = tmp_path / "a.png"
   out.write_text("old")
   done = program(
     "--layers", table, "--sweep", "pattern=1:2,1:4", "--format", "png",
-    "--out", out, "--overwrite",
+    "--out", out, "--overwrite", "--plot", "pareto", "--area", "float16",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert out.read_bytes().startswith(b"\x89PNG")

@@ -25,6 +25,7 @@ NAMES = {
   "cluster_explorer",
   "engine_explorer",
   "from_dense_checkpoint",
+  "your_own_model_and_data",
 }
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
@@ -132,6 +133,11 @@ SAID = {
   "cluster_explorer": ["1.008 trillion parameters", "placements", "masks"],
   "engine_explorer": ["256 designs", "of them cache"],
   "from_dense_checkpoint": ["from_scratch", "from_run", "from_file"],
+  "your_own_model_and_data": [
+    "digit_0 digit_1",
+    "exact N:M: True, {'conv/kernel': True}",
+    "equal logits: True",
+  ],
 }
 
 

@@ -1,8 +1,10 @@
-"""docs/results.md says what the committed rows of its study say."""
+"""docs/results.md says what the committed rows of its studies say."""
 
 import re
 import runpy
 from pathlib import Path
+
+import pytest
 
 from figs_jax.analysis import judge, study, study_frame
 
@@ -10,16 +12,23 @@ ROOT = Path(__file__).parents[1]
 PATTERNS = {"ff + qk 1:8": "qk 1:8"}
 
 
-def test_verdicts_are_those_of_the_rows():
-  config = runpy.run_path(str(ROOT / "configs" / "study_fashion_vit.py"))
-  rows = study_frame(study.rows(ROOT / "docs" / "results" / "fashion_vit"))
+# In the order of their tables on the page.
+STUDIES = ("fashion_vit", "stdlib_text")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_verdicts_are_those_of_the_rows(name):
+  config = runpy.run_path(str(ROOT / "configs" / f"study_{name}.py"))
+  rows = study_frame(study.rows(ROOT / "docs" / "results" / name))
   judged = [
     judgement
     for judgement in judge(rows, config["get_config"]().claims.to_dict())
     if judgement.claim.metric == "loss"
   ]
   text = (ROOT / "docs" / "results.md").read_text()
-  table = text.partition("| claim | at |")[2].partition("\n\n")[0]
+  tables = text.split("| claim | at |")[1:]
+  assert len(tables) == len(STUDIES)
+  table = tables[STUDIES.index(name)].partition("\n\n")[0]
   lines = [
     [cell.strip() for cell in line.split("|")[2:-1]]
     for line in table.splitlines()[2:]
@@ -41,3 +50,93 @@ def test_verdicts_are_those_of_the_rows():
       judgement.pairs.pattern, f"{mean} {ends}", p, judgement.verdict,
     )  # fmt: skip
     assert entry in printed[mean], judgement.line
+
+
+def fashion_rows():
+  rows = study_frame(study.rows(ROOT / "docs" / "results" / "fashion_vit"))
+  return rows.assign(key=rows.recipe + " " + rows.pattern + " " + rows.setting)
+
+
+def of_cell(rows, recipe, pattern="", setting="", seeds=8):
+  key = f"{recipe} {pattern} {setting}"
+  cell = rows[(rows.key == key) & (rows.seed < seeds)].set_index("seed")
+  assert len(cell) == seeds, key
+  return cell
+
+
+def text_number(value, digits):
+  return f"{value:.{digits}f}".replace("-", "−").replace("0.", ".")
+
+
+def error(values):
+  return values.std(ddof=1) / len(values) ** 0.5
+
+
+def recipe_table():
+  """Losses above dense of all recipes at four patterns, as the page prints."""
+  rows = fashion_rows()
+  patterns = ("1:4", "1:8", "1:16", "1:32")
+  dense = of_cell(rows, "dense", seeds=5)
+  lines = []
+  for recipe in set(rows.recipe) - {"dense"}:
+    losses, entries = [], []
+    for pattern in patterns:
+      cell = of_cell(rows, recipe, pattern, seeds=5)
+      loss = 1e3 * (cell.loss - dense.loss)
+      points = 100 * (cell.accuracy - dense.accuracy).mean()
+      losses.append(loss.mean())
+      entries.append(
+        f"{loss.mean():.1f} ± {error(loss):.1f} ({text_number(points, 2)})"
+      )
+    lines.append((sum(losses), f"| {recipe} | {' | '.join(entries)} |\n"))
+  head = f"| recipe | {' | '.join(patterns)} |\n|---|---|---|---|---|\n"
+  return head + "".join(line for _, line in sorted(lines))
+
+
+def order_table():
+  rows = fashion_rows()
+  settings = ("", "shared order")
+  lines = ""
+  for recipe, pattern in (("dense", ""), ("sr_ste", "1:8"), ("figs", "1:8")):
+    entries = []
+    for setting in settings:
+      loss = of_cell(rows, recipe, pattern, setting).loss
+      entries.append(
+        f"{text_number(loss.mean(), 4)} ± {text_number(error(loss), 4)}"
+      )
+    name = f"{recipe} {pattern}".strip()
+    lines += f"| {name} | {' | '.join(entries)} |\n"
+  entries = []
+  for setting in settings:
+    loss = (
+      of_cell(rows, "figs", "1:8", setting).loss
+      - of_cell(rows, "sr_ste", "1:8", setting).loss
+    )
+    entries.append(
+      f"{text_number(loss.mean(), 4)} ± {text_number(error(loss), 4)}"
+    )
+  return lines + f"| FiGS − SR-STE at 1:8, paired | {' | '.join(entries)} |\n"
+
+
+def test_tables_of_all_recipes_and_of_orders_are_those_of_the_rows():
+  text = (ROOT / "docs" / "results.md").read_text()
+  assert recipe_table() in text
+  assert order_table() in text
+
+
+def test_the_advice_quotes_the_results():
+  """Differences and bounds of which_recipe.md stand in results.md."""
+  advice = (ROOT / "docs" / "which_recipe.md").read_text()
+  results = (ROOT / "docs" / "results.md").read_text()
+  quoted = re.findall(r"[−+]?\.\d{3,4}", advice)
+  quoted = [number for number in quoted if number not in (".012", ".019")]
+  assert len(quoted) >= 6
+  assert not [number for number in quoted if number not in results]
+  # Bits per byte by which mdgf_exp is ahead of the others.
+  rows = r"^\| (\w+) \| 1:8 on ff \| (\d\.\d+) ±"
+  bits = dict(re.findall(rows, results, re.MULTILINE))
+  best = float(bits.pop("mdgf_exp"))
+  ahead = [f"{float(value) - best:.3f}".lstrip("0") for value in bits.values()]
+  assert f"{min(ahead)} to {max(ahead)} bits per byte" in " ".join(
+    advice.split()
+  )

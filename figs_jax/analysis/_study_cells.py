@@ -145,9 +145,14 @@ def of_cell(
   """The fields of a run that its numbers depend on, but for its seeds."""
   if isinstance(config, config_dict.ConfigDict):
     config = plain(config)
+  values = schema.flat(config)
+  if (warmup := values.get("optimizer.warmup_steps")) is not None:
+    values["optimizer.warmup_steps"] = schema.warmup_steps(
+      warmup, values["total_steps"]
+    )
   return {
     name: value
-    for name, value in schema.flat(config).items()
+    for name, value in values.items()
     if name not in _NOT_OF_CELL and name.split(".")[0] not in _NOT_OF_CELL
   }
 

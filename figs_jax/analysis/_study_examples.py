@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,13 +70,28 @@ def example_differences(
   return mean + weights * (differences - mean)
 
 
-def examples_of(names: Iterable[str], out: str | Path) -> int | None:
-  """Number of test examples in the first file that exists; None without one."""
+class Split(NamedTuple):
+  """The size of a test split.
+
+  Attributes:
+    examples: Number of examples.
+    tokens: Number of target tokens; that of the examples if each is one label.
+  """
+
+  examples: int
+  tokens: int
+
+
+def split_of(names: Iterable[str], out: str | Path) -> Split | None:
+  """The test split of the first file that exists; None without one."""
   for name in names:
     path = Path(out, str(name))
     if name and path.is_file():
       with np.load(path) as file:
-        return int(file["examples"])
+        count = int(file["examples"])
+        if "weight" not in file.files:
+          return Split(count, count)
+        return Split(count, round(file["weight"].sum(dtype=np.float64)))
   return None
 
 

@@ -20,7 +20,7 @@ from figs_jax.analysis._study_claims import (
   order_text,
   report,
 )
-from figs_jax.analysis._study_examples import examples_of
+from figs_jax.analysis._study_examples import Split, split_of
 from figs_jax.analysis._study_pairs import (
   DataFrame,
   cells_of,
@@ -49,7 +49,7 @@ def write_results(
   study: Mapping[str, Any],
   out: str | Path,
   *,
-  examples: int | None = None,
+  split: Split | None = None,
 ) -> str:
   """Writes OUT/results.md and its pictures, in place of earlier ones.
 
@@ -57,8 +57,7 @@ def write_results(
     rows: Rows from `study_frame`.
     study: Configuration of the study: its `name`, `baseline` and `claims`.
     out: Directory of study.csv.
-    examples: Number of test examples. Defaults to that of the per-example
-      results.
+    split: Size of the test split. Defaults to that of the per-example results.
 
   Returns:
     What can and cannot be claimed, a line per test.
@@ -121,7 +120,7 @@ def write_results(
     table(rows, baseline, out=out),
     "## Resolution",
     resolution(
-      rows, baseline, examples or examples_of(rows.get("examples", ()), out)
+      rows, baseline, split or split_of(rows.get("examples", ()), out)
     ),
   ]
   page = "\n\n".join(part.strip() for part in parts if part.strip())
@@ -178,27 +177,31 @@ def _write_pictures(
   return list(figures)
 
 
-def resolution(rows: DataFrame, baseline: str, examples: int | None) -> str:
+def resolution(rows: DataFrame, baseline: str, split: Split | None) -> str:
   """What the test split and the seeds can resolve, in words.
 
-  The binomial standard error of one run's accuracy a over n examples is
-  sqrt(a (1 - a) / n).
+  The binomial standard error of one run's accuracy a over n examples, or n
+  independent target tokens, is sqrt(a (1 - a) / n).
 
   Args:
     rows: Rows from `study_frame`.
     baseline: Label of the baseline's recipe.
-    examples: Number of test examples; None leaves the first sentence out.
+    split: Size of the test split; None leaves the first sentence out.
   """
   accuracies = rows.accuracy[rows.recipe == baseline]
   accuracy = mean_and_se(accuracies.tolist())[0]
   text = ""
-  if examples and math.isfinite(accuracy):
-    error = 100 * math.sqrt(accuracy * (1 - accuracy) / examples)
+  if split and math.isfinite(accuracy):
+    error = 100 * math.sqrt(accuracy * (1 - accuracy) / split.tokens)
+    of_tokens = independent = ""
+    if split.tokens != split.examples:
+      of_tokens = f" with {split.tokens:,} target tokens"
+      independent = ", if tokens were independent,"
     text = (
-      f"The test split has {examples:,} examples. At {baseline}'s accuracy of"
-      f" {number(100 * accuracy, 2)} % the binomial standard error of one run"
-      f" is {number(error, 2)} points. All runs share the examples, so paired"
-      " differences are known better"
+      f"The test split has {split.examples:,} examples{of_tokens}. At"
+      f" {baseline}'s accuracy of {number(100 * accuracy, 2)} % the binomial"
+      f" standard error of one run{independent} is {number(error, 2)} points."
+      " All runs share the examples, so paired differences are known better"
       " than that. "
     )
   errors = {

@@ -43,6 +43,8 @@ _SHADE = "#E9E4D4"
 _ROW = 0.24  # inches per row of a forest plot
 _CLIP = 3.0  # longest half of an interval, in medians
 _MOST_PANELS = 4  # in a row
+_MOST_MARKED = 10  # recipes that all have markers in a picture of costs
+_SIDE, _WIDEST = 0.085, 14.0  # inches per recipe at a pattern, and of all
 
 
 class _Look(NamedTuple):
@@ -80,14 +82,20 @@ def plot_by_density(rows: DataFrame, baseline: str = "dense") -> Any:
   cells = cells_of(rows)
   places, scopes = patterns_in_order(cells)
   sides = _sides(cells, baseline)
-  figure = empty_figure(3.6 + max(0.95 * len(places), 3.6), 6.4)
+  # Room for a marker of each recipe beside those of the others.
+  place = min(max(0.95, _SIDE * len(sides)), _WIDEST / max(len(places), 1))
+  figure = empty_figure(
+    3.6 + max(place * len(places), 3.6),
+    max(6.4, plot_style.legend_height(len(sides))),
+  )
   axes = list(figure.subplots(2, 1, sharex=True))
   for ax, metric in zip(axes, ("accuracy", "loss")):
     for index, (recipe, setting) in enumerate(sides):
       if (recipe, "", setting) in cells:
         _draw_dense(ax, cells, (recipe, setting), metric, index)
       else:
-        shift = 0.5 * ((index + 0.5) / len(sides) - 0.5)
+        spread = min(0.5 + 0.02 * len(sides), 0.84)
+        shift = spread * ((index + 0.5) / len(sides) - 0.5)
         _draw_side(
           ax, cells, places, scopes, (recipe, setting), metric, index, shift
         )
@@ -122,12 +130,12 @@ def _draw_dense(
   """The line and band of a recipe without pattern."""
   key = side[0], "", side[1]
   mean, error = mean_of_cell(cells[key], metric)
+  colour = plot_style.line_style(index)["color"]
   ax.axhline(
-    mean, color="0.25", linestyle=("--", ":", "-.")[index % 3], linewidth=1.2,
+    mean, color=colour, linestyle=("--", ":", "-.")[index % 3], linewidth=1.4,
     label=plot_style.literal(cell_name(key)), zorder=1,
   )  # fmt: skip
   if math.isfinite(error):
-    colour = plot_style.line_style(index)["color"]
     ax.axhspan(mean - error, mean + error, color=colour, alpha=0.15, zorder=0)
 
 
@@ -395,7 +403,9 @@ def plot_tradeoffs(
   """Test accuracy against modelled speed-ups or training FLOPs.
 
   Markers are means with standard errors over seeds; those of the Pareto front
-  have their pattern beside them, as has the best recipe of every pattern.
+  have their pattern beside them, as has the best recipe of every pattern. If
+  there are more than ten recipes, all others are grey dots, since cells of one
+  pattern have the same speed-up.
 
   Args:
     rows: Rows from `study_frame`.
@@ -430,6 +440,7 @@ def plot_tradeoffs(
       best.setdefault(point.pattern, point)
     named = {id(point) for point in (*front, *best.values())}
     fronts[label] = [(sign * p.speedup, 100 * p.accuracy) for p in front]
+    every = len(sides) <= _MOST_MARKED
     panels[label] = [
       plot_style.Mark(
         x=sign * point.speedup,
@@ -438,6 +449,10 @@ def plot_tradeoffs(
         label=cell_name((key[0], "", key[2])),
         text=(point.pattern or "dense") if id(point) in named else "",
         index=sides.index((key[0], key[2])),
+      )
+      if every or id(point) in named
+      else plot_style.Mark(
+        sign * point.speedup, 100 * point.accuracy, math.nan, "others", "", None
       )
       for key, point in finite.items()
     ]

@@ -145,6 +145,7 @@ class Store:
     with self._locked():
       _write(self.out / file, buffer.getvalue())
       self._merge(new, {str(shared["config"]): dict(config)})
+      self._succeed(str(shared["cell"]), {int(row["seed"]) for row in rows})
 
   def merge(self, other: str | Path) -> None:
     """Adds the rows and the per-example results of another directory."""
@@ -171,6 +172,22 @@ class Store:
       same = ("study", "cell", "seeds")
       rows = [r for r in rows if any(r[key] != row[key] for key in same)]
       _write(self.out / _FAILED, _csv([*rows, row], _OF_FAILED))
+
+  def _succeed(self, cell: str, seeds: set[int]) -> None:
+    """Removes seeds of a cell from failed.csv, and the file if it is empty."""
+    path = self.out / _FAILED
+    rows = _read(path)
+    left = []
+    for row in rows:
+      if (row["study"], row["cell"]) == (self.study, cell):
+        failed = [s for s in row["seeds"].split() if int(s) not in seeds]
+        row = row | {"seeds": " ".join(failed)}
+      if row["seeds"]:
+        left.append(row)
+    if left:
+      _write(path, _csv(left, _OF_FAILED))
+    else:
+      path.unlink(missing_ok=True)
 
   def _merge(self, new: Sequence[Row], configs: dict[str, Any]) -> None:
     configs = dict(_current(self.out).values()) | configs

@@ -9,7 +9,7 @@ from typing import Any
 
 from figs_jax.analysis import plot_style
 from figs_jax.analysis._study_claims import from_baseline
-from figs_jax.analysis._study_examples import examples_of
+from figs_jax.analysis._study_examples import Split, split_of
 from figs_jax.analysis._study_page import resolution
 from figs_jax.analysis._study_pairs import (
   Cell,
@@ -80,9 +80,9 @@ def write_summary(
   dtypes = study.get("dtypes", ())
   columns = [f"accuracy_{dtype}" for dtype in dtypes] + ["accuracy"]
   accuracy = next(name for name in columns if name in rows.columns)
-  examples = examples_of(rows.get("examples", ()), out)
+  split = split_of(rows.get("examples", ()), out)
   figure = plot_summary(
-    rows, baseline, study["engines"][0], accuracy=accuracy, examples=examples
+    rows, baseline, study["engines"][0], accuracy=accuracy, split=split
   )
   (out / "report.png").write_bytes(plot_style.image_bytes(figure, "png"))
   left_out = [
@@ -92,7 +92,7 @@ def write_summary(
     if name != accuracy
   ]
   cells = table(rows.drop(columns=left_out), baseline, out=out)
-  resolved = resolution(rows, baseline, examples)
+  resolved = resolution(rows, baseline, split)
   parts = [
     f"# {study['name']}",
     introduction,
@@ -113,7 +113,7 @@ def plot_summary(
   engine: str,
   *,
   accuracy: str = "accuracy",
-  examples: int | None = None,
+  split: Split | None = None,
 ) -> Any:
   """Paired differences of the test loss beside accuracy against speed-up.
 
@@ -129,7 +129,7 @@ def plot_summary(
     baseline: Label of the baseline's recipe.
     engine: Spec of the engine: rows have the column `speedup:ENGINE`.
     accuracy: Column of the accuracy, such as "accuracy_bfloat16".
-    examples: Number of test examples; None leaves that bar out.
+    split: Size of the test split; None leaves the binomial bar out.
   """
   cells = cells_of(rows)
   keys = sorted_cells(cells, baseline)
@@ -145,9 +145,9 @@ def plot_summary(
   )
   right.set_xlabel(plot_style.literal(f"modelled speed-up on {engine}, ×"))
   right.set_ylabel(f"{measure(accuracy).label} (mean ± s.e.)")
-  if examples:
+  if split:
     mean, _ = mean_of_cell(cells[baseline, "", ""], accuracy)
-    _draw_binomial(right, math.sqrt(mean * (100 - mean) / examples))
+    _draw_binomial(right, math.sqrt(mean * (100 - mean) / split.tokens))
   handles = right.get_legend_handles_labels()
   figure.legend(
     *handles, loc="outside lower center", ncols=len(recipes), fontsize=8,

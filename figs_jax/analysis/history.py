@@ -140,6 +140,11 @@ class History:
     return _each_seed(self.last_evaluation, "eval/accuracy")
 
   @property
+  def losses(self) -> list[float]:
+    """Losses in nats of the last evaluation, one per seed."""
+    return _each_seed(self.last_evaluation, "eval/loss")
+
+  @property
   def final_losses(self) -> list[float]:
     """Losses of the evaluation after the last step, one per seed.
 
@@ -152,7 +157,7 @@ class History:
         f"{self.path}: expected an evaluation after step {total}, the last one,"
         f" got one after step {row['step']}; train the run to the end"
       )
-    return _each_seed(row, "eval/loss")
+    return self.losses
 
   @functools.cached_property
   def restored(self) -> tuple[Experiment, TrainState, int]:

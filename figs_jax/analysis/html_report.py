@@ -16,9 +16,17 @@ from typing import Any
 
 from figs_jax import engine, nn
 from figs_jax.analysis import plot_style, plots
+from figs_jax.analysis._run_comparison import (
+  METRICS,
+  paired_differences,
+  training_flops,
+  value_text,
+  varying_fields,
+)
 from figs_jax.analysis._study_rows import differing
+from figs_jax.analysis._study_tables import difference_text, mean_text
 from figs_jax.analysis.history import History, mask_evolution
-from figs_jax.analysis.pareto import pareto_points
+from figs_jax.analysis.pareto import ParetoPoint, pareto_points
 from figs_jax.engine.figures import figure_type
 from figs_jax.engine.plots import roofline
 from figs_jax.engine.reports.text import times
@@ -28,14 +36,18 @@ from figs_jax.train.state import finish
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff;
-  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem;
   border-top: 1px solid #ddd; padding-top: 1rem; } h3 { font-size: 1.05rem; }
 table { border-collapse: collapse; margin: .6rem 0; display: block;
-  overflow-x: auto; }
+  overflow-x: auto; font-size: 14px; }
 th, td { border-bottom: 1px solid #ddd; padding: .2rem .8rem .2rem 0;
-  text-align: left; vertical-align: top; } th { font-weight: 600; }
+  text-align: left; vertical-align: top; }
+th { font-weight: 600; vertical-align: bottom; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
+details { border-bottom: 1px solid #ddd; }
+summary { cursor: pointer; font-weight: 600; padding: .5rem 0; }
 img { max-width: 100%; height: auto; } .note { color: #555; }
 .bad { color: #b00020; font-weight: 600; }
 pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; }
@@ -69,8 +81,9 @@ def report_html(runs: Sequence[History], engines: Sequence[str]) -> str:
     parts = [_comparison(runs, engines)]
     for run in runs:
       parts += [
-        f"<h2>{escape(run.label)}</h2>",
+        f"<details><summary>{escape(run.label)}</summary>",
         _section(run, engines, order, 3),
+        "</details>",
       ]
   parts.insert(0, f"<h1>{escape(title)}</h1>")
   return (
@@ -86,33 +99,155 @@ def _comparison(runs: Sequence[History], engines: Sequence[str]) -> str:
   points = pareto_points(runs, engines)
   order = [run.label for run in runs]
   labels = ", ".join(order)
-  columns = (
-    "recipe", "pattern", "accuracy, % (± s.e.)", "seeds", "engine",
-    "modelled speed-up", "runs",
-  )  # fmt: skip
-  rows = [
-    (
-      point.recipe, point.pattern, percent(point.accuracies),
-      len(point.accuracies), point.engine, times(point.speedup),
-      ", ".join(point.runs),
-    )
-    for point in points
-  ]  # fmt: skip
-  facts = [(run.label, *_facts(run).values()) for run in runs]
   return "\n".join(
     [
-      _table(("run", *_facts(runs[0])), facts),
-      "<h2>Fields that differ</h2>",
-      _table(("field", *order), differing_fields(runs)),
+      _runs_table(runs),
       "<h2>Comparison</h2>",
-      _table(columns, rows, numbers={2, 3, 5}),
+      _configurations_table(runs, points),
+      _differences_section(runs),
       _plot(
         f"accuracy against speed-up of {labels}",
         lambda: plots.plot_pareto(points, order),
       ),
       _plot(f"training of {labels}", lambda: plots.plot_training(runs, order)),
+      "<details><summary>All fields that differ</summary>",
+      _table(("field", *order), differing_fields(runs)),
+      "</details>",
+      "<h2>Runs</h2>",
     ]
   )
+
+
+def _runs_table(runs: Sequence[History]) -> str:
+  """Each run: the facts that not all share, fields, results, FLOPs."""
+  fields = varying_fields(runs)
+  facts = [_facts(run) for run in runs]
+  shared = [
+    name
+    for name in ("model", "data set")
+    if len({fact[name] for fact in facts}) == 1
+  ]
+  named = [name for name in facts[0] if name not in shared]
+  columns = (
+    "run", *named, *fields, "step", "test accuracy, %", "test loss, nats",
+    "training FLOPs", "of dense",
+  )  # fmt: skip
+  rows = []
+  for number, (run, fact) in enumerate(zip(runs, facts)):
+    flops = training_flops(run)
+    rows.append(
+      (
+        run.label, *(fact[name] for name in named),
+        *(values[number] for values in fields.values()),
+        f"{run.last_evaluation['step']:,}", percent(run.accuracies),
+        mean_text(run.losses, "loss"), flops_text(flops.total),
+        f"{flops.share:.3f}",
+      )
+    )  # fmt: skip
+  results = set(range(len(columns) - 5, len(columns)))
+  line = ", ".join(f"{name} {facts[0][name]}" for name in shared)
+  return (
+    (f"<p>All runs: {escape(line)}.</p>\n" if line else "")
+    + _table(columns, rows, numbers=results)
+    + '\n<p class="note">Mean ± standard error over seeds. Training FLOPs are'
+    " those of one seed up to its newest checkpoint, beside the same steps"
+    " without masks; STEP is taken to switch as late as it can.</p>"
+  )
+
+
+def _configurations_table(
+  runs: Sequence[History], points: Sequence[ParetoPoint]
+) -> str:
+  """Each configuration with its speed-up on every engine."""
+  fields = varying_fields(runs)
+  number_of = {run.label: number for number, run in enumerate(runs)}
+  engines = list(dict.fromkeys(point.engine for point in points))
+  columns = (
+    "recipe", "pattern", *fields, "seeds", "test accuracy, %",
+    *(f"speed-up on {engine}" for engine in engines), "runs",
+  )  # fmt: skip
+  rows = []
+  for point in points:
+    if point.engine != engines[0]:
+      continue
+    first = number_of[point.runs[0]]
+    gains = [times(p.speedup) for p in points if p.runs == point.runs]
+    rows.append(
+      (
+        point.recipe, point.pattern,
+        *(values[first] for values in fields.values()),
+        len(point.accuracies), percent(point.accuracies), *gains,
+        ", ".join(point.runs),
+      )
+    )  # fmt: skip
+  start = 2 + len(fields)
+  numbers = set(range(start, start + 2 + len(engines)))
+  return (
+    _table(columns, rows, numbers=numbers)
+    + '\n<p class="note">Speed-ups are modelled: over the fastest dense array'
+    " of as many multipliers and as wide an input port.</p>"
+  )
+
+
+def _differences_section(runs: Sequence[History]) -> str:
+  """Differences of all configurations to the baseline, paired by seed."""
+  base, differences, order = paired_differences(runs)
+  if not differences:
+    return ""
+  fields = varying_fields(runs)
+  number_of = {run.label: number for number, run in enumerate(runs)}
+  columns = (
+    "recipe", "pattern", *fields, "pairs", "Δ loss, nats [95 %]", "p",
+    "Δ accuracy, points [95 %]", "p", "runs",
+  )  # fmt: skip
+  rows = [
+    (
+      each.runs[0].recipe, _facts(each.runs[0])["pattern"],
+      *(values[number_of[each.runs[0].label]] for values in fields.values()),
+      len(each.pairs["loss"].seeds),
+      *(
+        text
+        for metric in METRICS
+        for text in (
+          difference_text(each.pairs[metric]), each.p.get(metric, "–")
+        )
+      ),
+      ", ".join(run.label for run in each.runs),
+    )
+    for each in differences
+  ]  # fmt: skip
+  start = 2 + len(fields)
+  names = ", ".join(run.label for run in base)
+  note = (
+    f"Differences to {names}, seed by seed: a seed gives both runs the same"
+    " initial weights. Intervals are Student's over seeds, and p is corrected"
+    f" by Holm's method over the rows. data.order = {order}"
+    + (", so the order of the data is left out of them." if order == "shared"
+       else ".")
+  )  # fmt: skip
+  if not any(each.p for each in differences):
+    note += (
+      " An interval needs two seeds that both have; train with"
+      " --config.seeds=4."
+    )
+  return (
+    "<h3>Paired differences</h3>\n"
+    + _table(columns, rows, numbers=set(range(start, start + 5)))
+    + f'\n<p class="note">{escape(note)}</p>'
+  )
+
+
+def flops_text(count: int) -> str:
+  """A number of FLOPs with three digits and a unit.
+
+  >>> flops_text(41_250_000_000_000), flops_text(999)
+  ('41.2 T', '999')
+  """
+  value, units = float(count), iter("kMGTPEZ")
+  unit = ""
+  while value >= 999.5:
+    value, unit = value / 1000, f" {next(units)}"
+  return f"{value:.3g}{unit}"
 
 
 def differing_fields(runs: Sequence[History]) -> list[tuple[Any, ...]]:
@@ -132,13 +267,7 @@ def differing_fields(runs: Sequence[History]) -> list[tuple[Any, ...]]:
   """
   flat = [schema.flat(run.config) for run in runs]
   return [
-    (
-      name,
-      *(
-        json.dumps(each[name], ensure_ascii=False) if name in each else "–"
-        for each in flat
-      ),
-    )
+    (name, *(value_text(each, name) for each in flat))
     for name in differing(flat)
   ]
 
@@ -199,10 +328,7 @@ def _section(
         lambda: plots.plot_masks(mask_evolution(run), label),
       ),
       heading("Exactness of each layer"),
-      _table(
-        ("kernel", "shape", "pattern", "exactly N:M"),
-        exactness(weights, leaves),
-      ),
+      _exactness(exactness(weights, leaves)),
     ]
   parts += [
     heading("Engines"),
@@ -227,6 +353,7 @@ def command(run: History) -> str:
     "config": f"launch/again.py:{run.path / 'config.json'}",
     # Older versions had no such field.
     "recipe_file": run.config.get("recipe_file", ""),
+    "model_file": run.config.get("model_file", ""),
     "workdir": f"{run.path}-again",
   }
   flags = [f"--{k} {shlex.quote(v)}" for k, v in values.items() if v]
@@ -263,6 +390,20 @@ def exactness(weights: Sequence[Any], leaves: Any) -> list[tuple[str, ...]]:
   ]
 
 
+def _exactness(rows: Sequence[tuple[str, ...]]) -> str:
+  """The table, folded under how many kernels are exactly N:M."""
+  good = sum(row[-1] == "yes" for row in rows)
+  attribute = "" if good == len(rows) else ' class="bad"'
+  return "\n".join(
+    [
+      f"<details><summary{attribute}>{good} of {len(rows)} kernels are exactly"
+      " N:M in all seeds</summary>",
+      _table(("kernel", "shape", "pattern", "exactly N:M"), rows),
+      "</details>",
+    ]
+  )
+
+
 def _results(
   run: History, stored: dict[str, Any], report: Any
 ) -> list[tuple[str, str]]:
@@ -270,6 +411,7 @@ def _results(
   layers = engine.Layers.of(run.layers)
   flops = float(engine.flops(layers).sum())
   dense = float(engine.flops(layers.dense()).sum())
+  training = training_flops(run)
   rows = [
     ("evaluated at step", f"{run.last_evaluation['step']:,}"),
     ("test accuracy, %", percent(accuracies)),
@@ -289,6 +431,8 @@ def _results(
     ("bytes, dense", f"{stored['bytes_dense']:,}"),
     ("FLOPs of a forward pass of one image or sequence", f"{flops:,.0f}"),
     ("the same, share of dense", f"{flops / dense:.3f}"),
+    ("training FLOPs of a seed", flops_text(training.total)),
+    ("the same, share of dense", f"{training.share:.3f}"),
     *(
       (f"modelled speed-up on {total.engine}", times(total.speedup))
       for total in report.totals
@@ -316,7 +460,8 @@ def _engines(report: Any) -> list[tuple[str, ...]]:
     (
       total.engine, total.pattern, times(total.speedup),
       f"{total.cycles:,} {total.unit}", f"{total.utilisation:.3f}",
-      f"{total.energy_pj / 1000:,.1f}", f"{total.dram_bytes:,}",
+      "n/a" if total.energy_pj is None else f"{total.energy_pj / 1000:,.1f}",
+      f"{total.dram_bytes:,}",
     )
     for total in report.totals
   ]  # fmt: skip

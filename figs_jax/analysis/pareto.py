@@ -65,16 +65,7 @@ def pareto_points(
   """
   for spec in specs:
     engine.parse(spec)
-  groups: list[list[History]] = []
-  for run in runs:
-    for group in groups:
-      if _differ_in_seed_only(group[0], run):
-        group.append(run)
-        break
-    else:
-      groups.append([run])
-  for group in groups:
-    _check_seeds(group)
+  groups = by_configuration(runs)
   patterns = [
     _pattern(engine.report(group[0].batch_layers, specs[:1]), group[0])
     for group in groups
@@ -95,6 +86,26 @@ def pareto_points(
         )
       )
   return points
+
+
+def by_configuration(runs: Sequence[History]) -> list[list[History]]:
+  """Runs that differ in the seed together, in the order of their first.
+
+  Raises:
+    ValueError: If a seed of a configuration occurs twice, or its seeds were
+      evaluated at different steps.
+  """
+  groups: list[list[History]] = []
+  for run in runs:
+    for group in groups:
+      if _differ_in_seed_only(group[0], run):
+        group.append(run)
+        break
+    else:
+      groups.append([run])
+  for group in groups:
+    _check_seeds(group)
+  return groups
 
 
 def pareto_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:

@@ -42,6 +42,7 @@ _OFFSETS = [
 _NESTED = 1.4  # points that a marker and bar grow by per mark drawn on them
 _MOST_GROWTH = 7.0  # points
 _MARKER = 7.0  # points across a marker that stands alone
+_ENTRY = 0.175  # inches per entry of a legend
 
 
 def image_bytes(figure: Any, kind: str) -> bytes:
@@ -66,7 +67,11 @@ def literal(label: str) -> str:
 
 
 def line_style(index: int, colours: Sequence[str] = RUNS) -> dict[str, Any]:
-  """Colour, line and marker of a run or of a kind of layer, by its index."""
+  """Colour, line and marker of a run or of a kind of layer, by its index.
+
+  A colour returns after seven indices, with another marker and line: the first
+  70 indices differ in colour or marker, the first 28 in colour or line.
+  """
   return {
     "color": colours[index % len(colours)],
     "linestyle": _LINES[index % len(_LINES)],
@@ -169,7 +174,16 @@ def add_title(figure: Any, title: str, legend_width: float = 2.0) -> None:
   """Adds a title, wrapped beside a legend of that many inches."""
   inches = figure.get_figure(root=True).get_size_inches()[0] - legend_width
   lines = textwrap.fill(title, round(11 * inches))
-  figure.suptitle(literal(lines), fontsize=10)
+  figure.suptitle(literal(lines), fontsize=10, x=0.01, ha="left")
+
+
+def legend_height(entries: int) -> float:
+  """Inches of a figure that has room for a legend of so many entries.
+
+  >>> legend_height(20)
+  3.8
+  """
+  return 0.3 + _ENTRY * entries
 
 
 def add_legend(figure: Any, axes: Sequence[Any], title: str = "") -> None:
@@ -211,7 +225,8 @@ class Mark(NamedTuple):
     error: Standard error of y, NaN if unknown.
     label: Entry of the legend.
     text: Text beside the marker; "" for none.
-    index: Index of the colour and the marker.
+    index: Index of the colour and the marker; None for a grey dot without
+      error bar and text.
   """
 
   x: float
@@ -219,7 +234,7 @@ class Mark(NamedTuple):
   error: float
   label: str
   text: str
-  index: int
+  index: int | None
 
   @property
   def ends(self) -> tuple[float, float]:
@@ -247,9 +262,11 @@ def scatter(
     title: Title of the figure.
     fronts: Corners of the Pareto front by the label of the x axis.
     bounds: Ideal x by pattern, by the label of the x axis: dashed lines.
-    height: Height of the figure in inches.
+    height: Least height of the figure in inches; a long legend needs more.
   """
-  figure = empty_figure(width, height)
+  entries = {mark.label for marks in panels.values() for mark in marks}
+  lines = sum(label.count("\n") + 1 for label in (*entries, IDEAL, ""))
+  figure = empty_figure(width, max(height, legend_height(lines)))
   axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
   heights = [y for marks in panels.values() for m in marks for y in m.ends]
   for ax, (label, marks) in zip(axes, panels.items()):
@@ -272,7 +289,7 @@ def scatter(
   add_title(figure, title)
   figure.draw_without_rendering()  # the layout determines the free space
   for ax, marks in zip(axes, panels.values()):
-    _annotate(ax, [mark for mark in marks if math.isfinite(mark.y)])
+    _annotate(ax, [m for m in marks if math.isfinite(m.y) and _open(m)])
   return figure
 
 
@@ -302,6 +319,12 @@ def _draw_marks(ax: Any, marks: Sequence[Mark]) -> None:
 
   ax.axvline(1.0, color="0.8", linestyle=":", zorder=0)
   for mark, extra in zip(marks, _growth(marks)):
+    if mark.index is None:
+      ax.plot(
+        mark.x, mark.y, ".", color="0.65", markersize=5,
+        label=literal(mark.label), zorder=1.5,
+      )  # fmt: skip
+      continue
     style = line_style(mark.index)
     ax.plot(
       mark.x, mark.y, linestyle="", marker=style["marker"],
@@ -334,11 +357,15 @@ def _draw_bounds(ax: Any, bounds: Mapping[str, float]) -> None:
 def _growth(marks: Sequence[Mark]) -> list[float]:
   """Points by which each marker is larger than one that stands alone."""
   above = [
-    sum(_overlap(mark, other) for other in marks[index + 1 :])
+    sum(_overlap(mark, other) for other in marks[index + 1 :] if _open(other))
     for index, mark in enumerate(marks)
   ]
   step = min(_NESTED, _MOST_GROWTH / max([1, *above]))
   return [step * count for count in above]
+
+
+def _open(mark: Mark) -> bool:
+  return mark.index is not None
 
 
 def _overlap(mark: Mark, other: Mark) -> bool:

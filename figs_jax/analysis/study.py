@@ -36,8 +36,7 @@ from figs_jax.analysis._study_cells import (
   training_shares,
 )
 from figs_jax.models.flops import train_flops
-from figs_jax.train._evaluate import evaluate, speedups
-from figs_jax.train._evaluate import examples as examples_of_run
+from figs_jax.train._evaluate import in_dtypes, speedups
 from figs_jax.train.config import ConfigError, recipe_of
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import Diverged, compiled_step, train
@@ -297,7 +296,7 @@ def measured(
     dtypes: Dtypes to measure accuracy and loss in as well, see
       `figs_jax.train.evaluate`.
   """
-  result = evaluate(path, per_example=True)
+  result, others = in_dtypes(path, dtypes)
   examples = result.pop("examples")
   shared = {
     "step": result["step"],
@@ -322,8 +321,7 @@ def measured(
       if name.endswith("_seeds"):
         row[name.removesuffix("_seeds")] = values[i]
     rows.append(row | shared)
-  for dtype in dtypes:
-    other = examples_of_run(path, dtype=dtype)
+  for dtype, other in others.items():
     for i, row in enumerate(rows):
       row[f"loss_{dtype}"] = _mean(other["loss"][i], other["weight"])
       row[f"accuracy_{dtype}"] = _mean(other["accuracy"][i], other["weight"])
@@ -395,8 +393,15 @@ def collect(
     ConfigError: If a directory is neither.
     CheckpointError: If a run has no good checkpoint.
   """
+  directories = [Path(path) for path in paths]
+  for path in directories:
+    if not ((path / "checkpoints").is_dir() or (path / "study.csv").is_file()):
+      raise ConfigError(
+        f"--collect {path}: expected a run, or a directory with study.csv, got"
+        " neither"
+      )
   store = _study_rows.Store(out, "collected")
-  for path in map(Path, paths):
+  for path in directories:
     if (path / "study.csv").is_file():
       store.merge(path)
       continue

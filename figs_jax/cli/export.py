@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -15,13 +14,13 @@ from figs_jax import export, nn
 from figs_jax.core.diagnostics import check_nm
 from figs_jax.core.packing import Layout
 from figs_jax.core.rules import nearest
-from figs_jax.core.tree import flatten
-from figs_jax.models import T5
+from figs_jax.models import FAMILIES, T5, own_model
+from figs_jax.models.own_weights import fill_own, own_weights
 from figs_jax.models.pretrained.config import (
   for_transformers,
   published_leaves,
 )
-from figs_jax.models.pretrained.matching import parameters_of, published
+from figs_jax.models.pretrained.matching import published
 from figs_jax.train.workdir import finished_model
 
 FORMATS = ("dense", "packed", "torch-2:4", "stablehlo", "stablehlo-module")
@@ -36,6 +35,7 @@ def export_run(
   seed: int | None = None,
   ema: bool = False,
   data_dir: str | None = None,
+  data: Any = None,
   overwrite: bool = False,
   **options: Any,
 ) -> list[str]:
@@ -43,8 +43,9 @@ def export_run(
 
   Nothing is written to `workdir`. `step` defaults to the newest valid
   checkpoint and `seed`, an index, to the first; `ema` takes averaged weights;
-  `data_dir` replaces the configured directory of the data sets. The other
-  arguments and errors are those of `export_model`.
+  `data_dir` replaces the configured directory of the data sets, and `data` are
+  those of a program that trained on them. The other arguments and errors are
+  those of `export_model`.
 
   Raises:
     ValueError: If `figs_jax.train.workdir.restore` raises it.
@@ -53,7 +54,7 @@ def export_run(
   if format == "stablehlo-module":
     _plain(options.get("batch"), options.get("platform"))
   model = finished_model(
-    workdir, step=step, seed=seed, ema=ema, data_dir=data_dir
+    workdir, step=step, seed=seed, ema=ema, data_dir=data_dir, data=data
   )
   return export_model(model, out, format, overwrite=overwrite, **options)
 
@@ -69,14 +70,17 @@ def export_model(
   batch: int | None = None,
   platform: str | None = None,
   overwrite: bool = False,
+  example: Any = None,
 ) -> list[str]:
   """Writes a finished model (`TrainState.finished`).
 
   Args:
-    model: A ViT, Swin-V2 or T5 whose masked kernels are exactly N:M.
+    model: A ViT, Swin-V2 or T5 whose masked kernels are exactly N:M; or any
+      other NNX model, whose weights keep their own paths.
     out: Directory for "dense", any file for "stablehlo" and "stablehlo-module",
       else a .safetensors file.
-    format: "dense" is a checkpoint of `transformers`, with zeros; "packed" has
+    format: "dense" is a checkpoint of `transformers`, with zeros (of another
+      model, its weights by path and the name of its class); "packed" has
       kept values and their indices under figs_jax's own paths; "torch-2:4" has
       PyTorch's CUTLASS layout; "stablehlo" is the forward pass with its
       weights (for T5, with teacher forcing) as an artifact of `jax.export`, for
@@ -88,6 +92,9 @@ def export_model(
     batch: Batch size of "stablehlo-module".
     platform: Platform of "stablehlo-module": cpu, cuda, rocm or tpu.
     overwrite: Whether to replace `out`.
+    example: Input of another model, whose first axis is the batch, for
+      "stablehlo" and "stablehlo-module". Defaults to the images of a registered
+      class.
 
   Returns:
     A description of the written files, in lines.
@@ -111,11 +118,21 @@ def export_model(
     plain = None
     if format == "stablehlo-module":
       plain = _plain(batch, platform)
-    return _stablehlo(model, Path(out), dtype, platforms, plain, overwrite)
+    examples = _examples(model, plain[0] if plain else 2, example)
+    return _stablehlo(
+      model, Path(out), dtype, platforms, plain, examples, overwrite
+    )
   config: dict[str, Any] = {}
-  if format == "packed":
-    tensors: Any = flatten(nn.split(model)[1])
+  is_own = type(model) not in FAMILIES.values()
+  if is_own and format == "torch-2:4":
+    raise export.ExportError(
+      f"torch-2:4: expected a model whose layout in PyTorch is known, got"
+      f" {type(model).__name__}; choose --format packed or dense"
+    )
+  if is_own or format == "packed":
+    tensors: Any = own_weights(model)
     leaves = nn.masked_leaves(model)
+    config["architectures"] = [type(model).__name__]
   elif format == "dense":
     checkpoint = for_transformers(model)
     tensors, leaves = checkpoint.tensors, checkpoint.leaves
@@ -147,6 +164,7 @@ def _stablehlo(
   dtype: str | None,
   platforms: Sequence[str],
   plain: tuple[int, str] | None,
+  examples: list[np.ndarray],
   overwrite: bool,
 ) -> list[str]:
   """Writes a program, or a plain module of a batch size and platform."""
@@ -158,16 +176,13 @@ def _stablehlo(
   model = nn.sparsify(model, ".*: dense")
   model.eval()
   if dtype is not None:
-    leaves = parameters_of(model)
-    for path, value in export.cast(nn.split(model)[1], dtype).items():
-      leaves[path].set_value(jnp.asarray(value))
+    model = fill_own(model, export.cast(own_weights(model), dtype))
   graph, state = nnx.split(model)
 
   def forward(*inputs: Any) -> Any:
     return nnx.merge(graph, state)(*inputs)
 
   batch, platform = plain or (2, "")
-  examples = _examples(model, batch)
   if plain:
     export.write_module(
       out, forward, examples, platform=platform, overwrite=overwrite
@@ -201,9 +216,22 @@ def _plain(batch: int | None, platform: str | None) -> tuple[int, str]:
   return batch, platform
 
 
-def _examples(model: Any, batch: int) -> list[np.ndarray]:
-  """Inputs of a model."""
+def _examples(model: Any, batch: int, example: Any) -> list[np.ndarray]:
+  """Inputs of a model.
+
+  Raises:
+    ExportError: If the model is of no family and has no example.
+  """
   rng = np.random.default_rng(0)
+  example = own_model.example_of(model) if example is None else example
+  if example is not None:
+    shape = (batch, *example.shape[1:])
+    return [rng.standard_normal(shape).astype(example.dtype)]
+  if type(model) not in FAMILIES.values():
+    raise export.ExportError(
+      f"stablehlo: expected example=, an input of {type(model).__name__}, got"
+      " none"
+    )
   if isinstance(model, T5):
     lengths = (model.input_length, model.target_length)
     sizes = [(batch, length) for length in lengths]

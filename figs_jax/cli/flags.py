@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 import absl.logging
 from absl import app, flags
 
+from figs_jax.cli import flag_errors
+from figs_jax.core.legal import Legal, Unchecked
 from figs_jax.export import atomic_write
 
 _EXAMPLE = "configs/digits_vit.py:figs"
@@ -159,16 +161,83 @@ def run_user_file(flag: flags.FlagHolder[str | None] | flags.Flag) -> None:
     ...
   SystemExit: 2
   """
-  path = flag.value
-  if not path:
-    return
+  if flag.value:
+    _executed(flag.name, flag.value)
+
+
+def _executed(name: str, path: str) -> dict[str, Any]:
+  """The names of a Python file that a flag names, after running it."""
   if not os.path.isfile(path):
-    fail(f"--{flag.name} {path}: no such file")
+    fail(f"--{name} {path}: no such file")
   try:
-    runpy.run_path(path)
+    return runpy.run_path(path)
   # Whatever it raises is an error of the user's file.
   except Exception as error:
-    fail(f"--{flag.name} {_located(path, error)}")
+    fail(f"--{name} {_located(path, error)}")
+
+
+def define_model_file() -> flags.FlagHolder[list[str]]:
+  """Defines `--model_file`, which may be repeated: FILE:CLASS.
+
+  >>> flag = define_model_file()
+  >>> flag.name, flag.value
+  ('model_file', [])
+  >>> del flags.FLAGS.model_file
+  """
+  return flags.DEFINE_multi_string(
+    "model_file",
+    [],
+    "Python file and class of a model of your own, as in mine.py:Net. It is"
+    " never taken from a run, so give it again wherever the run is read.",
+  )
+
+
+def run_model_files(flag: flags.FlagHolder | flags.Flag) -> None:
+  """Registers the model classes that a flag names, if it names any.
+
+  If a file is missing or raises, or a class is missing or refused, the program
+  fails and says why.
+
+  Args:
+    flag: Flag from `define_model_file`.
+
+  >>> values = flags.FlagValues()
+  >>> flag = flags.DEFINE_multi_string("model_file", [], "", flag_values=values)
+  >>> run_model_files(values["model_file"])
+  >>> values["model_file"].value = ["missing.py:Net"]
+  >>> run_model_files(values["model_file"])
+  Traceback (most recent call last):
+    ...
+  SystemExit: 2
+  """
+  for each in flag.value or ():
+    path, colon, name = each.rpartition(":")
+    path = path if colon else name
+    content = _executed(flag.name, path)
+    # Only now, since Flax takes a while.
+    from flax import nnx
+
+    from figs_jax import models
+    from figs_jax.core.rules import nearest
+
+    own = [
+      key
+      for key, value in content.items()
+      if isinstance(value, type)
+      and issubclass(value, nnx.Module)
+      and value.__module__ == content["__name__"]
+    ]
+    if not colon:
+      fail(
+        f"--{flag.name} {each}: expected FILE:CLASS, got no class;"
+        f" {nearest('', own)}"
+      )
+    if name not in content:
+      fail(f"--{flag.name} {each}: no class {name}; {nearest(name, own)}")
+    try:
+      models.register(content[name], f"{os.path.abspath(path)}:{name}")
+    except ValueError as error:
+      fail(f"--{flag.name} {each}: {error}")
 
 
 def config_of(flag: flags.FlagHolder, example: str = _EXAMPLE) -> Any:
@@ -239,12 +308,13 @@ def emit(data: bytes) -> None:
     fail(f"standard output: {error.strerror}; send it elsewhere", code=1)
 
 
-def check_output(path: str, *, overwrite: bool) -> None:
-  """Fails early if `write_output` would fail for the path of --out.
+def check_output(path: str, *, overwrite: bool, flag: str = "out") -> None:
+  """Fails early if `write_output` would fail for the path of a flag.
 
   Args:
     path: Path of the file.
     overwrite: Whether an existing file may be replaced.
+    flag: Name of the flag.
 
   >>> check_output("no/such/folder/plot.png", overwrite=False)
   Traceback (most recent call last):
@@ -254,16 +324,19 @@ def check_output(path: str, *, overwrite: bool) -> None:
   try:
     atomic_write.check_free(path, overwrite=overwrite)
   except atomic_write.ExportError as error:
-    fail(f"--out {error}")
+    fail(f"--{flag} {error}")
 
 
-def write_output(path: str, data: bytes, *, overwrite: bool) -> None:
-  """Writes the file of --out atomically, or the target of a symbolic link.
+def write_output(
+  path: str, data: bytes, *, overwrite: bool, flag: str = "out"
+) -> None:
+  """Writes the file of a flag atomically, or the target of a symbolic link.
 
   Args:
     path: Path of the file.
     data: Content of the file.
     overwrite: Whether to replace an existing file instead of failing.
+    flag: Name of the flag.
 
   >>> import pathlib, tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
@@ -276,7 +349,21 @@ def write_output(path: str, data: bytes, *, overwrite: bool) -> None:
     with atomic_write.replacing(path, overwrite=overwrite) as part:
       part.write_bytes(data)
   except atomic_write.ExportError as error:
-    fail(f"--out {error}")
+    fail(f"--{flag} {error}")
+
+
+def unexpected(word: str, flag: str) -> str:
+  """The message for a word among the flags.
+
+  Args:
+    word: The word.
+    flag: Flag that may have been meant, if the program has it.
+
+  >>> unexpected("runs/a", "no_such_flag")
+  "Unexpected argument 'runs/a'; flags start with --"
+  """
+  meant = f", as in --{flag}={word}" if flag in flags.FLAGS else ""
+  return f"Unexpected argument {word!r}; flags start with --{meant}"
 
 
 def _parse(
@@ -287,8 +374,9 @@ def _parse(
   asks_for_help = any(word in _HELP for word in argv[1:])
   argv = [word for word in argv if word not in _HELP]
   if "config" in flags.FLAGS:
-    # The configuration looks its recipe up.
+    # The configuration looks its recipe and its model class up.
     run_user_file(_early(argv, "recipe_file"))
+    run_model_files(_early(argv, "model_file", flags.DEFINE_multi_string))
   rest = _read(argv)
   if asks_for_help:
     with contextlib.redirect_stdout(io.StringIO()) as text:
@@ -296,14 +384,16 @@ def _parse(
     say(text.getvalue(), *([] if more_help is None else [more_help()]))
     sys.exit(0)
   if len(rest) > 1 and not words:
-    fail(f"Unexpected argument {rest[1]!r}; flags start with --")
+    fail(unexpected(rest[1], "workdir"))
   return rest
 
 
-def _early(argv: list[str], name: str) -> flags.Flag:
+def _early(
+  argv: list[str], name: str, define: Callable[..., Any] = flags.DEFINE_string
+) -> flags.Flag:
   """A flag with its value, before all flags are read."""
   alone = flags.FlagValues()
-  flags.DEFINE_string(name, None, "", flag_values=alone)
+  define(name, None, "", flag_values=alone)
   alone.set_gnu_getopt(True)  # wherever the flag stands
   with contextlib.suppress(flags.Error):  # reported when all flags are read
     alone(argv, known_only=True)
@@ -315,16 +405,19 @@ def _read(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    fail(f"{_last_line(error)}; see --help")
+    fail(flag_errors.unread(error, _known_fields(argv)))
   except (AttributeError, KeyError) as error:
     fail(_unknown_field(argv, error))
   except (ValueError, OSError) as error:
-    fail(f"The configuration cannot be read: {error}")
+    reason = str(error).strip().splitlines()[-1].strip()
+    fail(f"--config cannot be read: {reason}; try --config={_EXAMPLE}")
   # Only the file of --config can raise anything else.
   except Exception as error:
     path = (_early(argv, "config").value or "").partition(":")[0]
     if not path:
       raise
+    if not path.endswith(".py"):
+      fail(f"--config {path}: expected a Python file, such as {_EXAMPLE}")
     fail(f"--config {_located(path, error)}")
 
 
@@ -347,40 +440,36 @@ def _located(path: str, error: Exception) -> str:
   return f"{where}: {type(error).__name__}: {reason}"
 
 
-def _last_line(error: Exception) -> str:
-  """The message of a flag's error, without the traceback it may contain."""
-  text = str(error)
-  if "Traceback" not in text:
-    return text
-  flag = text.partition(": Error")[0]
-  reason = re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1].strip())
-  return f"{flag}: {reason}"
-
-
 def _unknown_field(argv: list[str], error: Exception) -> str:
   """Names the --config.FIELD that does not exist, and the nearest that does."""
-  from figs_jax.train.schema import near
-
-  known = _known_fields()
-  given = re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE)
-  for name in given:
-    field = name.removeprefix("config.")
+  known = _known_fields(argv)
+  given = re.findall(r"^--?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
+  for field in given:
     if field not in known:
-      return f"--{name}: unknown field{near(field, known)}"
+      return flag_errors.unknown_field(field, known)
   return f"The configuration refuses a field: {error}"
 
 
-def _known_fields() -> list[str]:
+def _known_fields(argv: list[str]) -> dict[str, Legal]:
+  """Legal values of the fields of --config by name; {} without the flag."""
   from figs_jax import models
-  from figs_jax.train.config import default_config
-  from figs_jax.train.schema import flat
+  from figs_jax.train import schema
 
+  if "config" not in flags.FLAGS:
+    return {}
+  known: dict[str, Legal] = {}
+  for family in models.names():
+    known |= schema.legal_values(family, "figs")
+  path, _, arg = (_early(argv, "config").value or "").partition(":")
+  if not path:
+    return known
+  # Read once more, since the flag has no value while it is parsed.
   try:
-    config = flags.FLAGS["config"].value
-  except KeyError:
-    config = None
-  # No configuration is available while its flag is parsed.
-  defaults = (default_config(family=family) for family in models.names())
-  trees = defaults if config is None else [config]
-  fields = (field for tree in trees for field in flat(tree.to_dict()))
-  return list(dict.fromkeys(fields))
+    make = runpy.run_path(path)["get_config"]
+    config = make(arg) if arg else make()
+  except Exception as error:
+    fail(f"--config {_located(path, error)}")
+  fields = schema.flat(config.to_dict())
+  return {x: legal for x, legal in known.items() if x in fields} | {
+    x: Unchecked("another value") for x in fields if x not in known
+  }

@@ -84,10 +84,11 @@ def model_of(spec: str) -> Any:
   """A model by name, of shapes alone.
 
   Args:
-    spec: "family:variant" and options, as in "vit:B/16:image_size=384".
+    spec: "family:variant" and options, as in "vit:B/16:image_size=384"; or a
+      registered class and options, as in "Net:image_size=32:num_classes=10".
 
   Returns:
-    Abstract model of one of our families, or a `figs_jax.models.Shape`.
+    Abstract model, or a `figs_jax.models.Shape`.
 
   Raises:
     ValueError: If the family, variant or an option is unknown, or an option is
@@ -100,6 +101,8 @@ def model_of(spec: str) -> Any:
 
   family, _, rest = spec.partition(":")
   variant, *options = rest.split(":")
+  if family in models.REGISTERED:  # its options alone
+    variant, options = "custom", rest.split(":") if rest else []
   if not variant:
     raise ValueError(
       f"model {spec!r}: write family:variant, as in 'vit:B/16'; known families:"
@@ -156,23 +159,24 @@ def from_model(
   ['llama:8b, batch 8, decode, context 4096']
   """
   from figs_jax import models, nn
+  from figs_jax.models.own_model import own_words
 
   model = model_of(spec)
   vectors: dict[NM, int] = {}
   is_shape = isinstance(model, models.Shape)
   if pattern is not None:
     pattern, vectors = _split_vectors(pattern)
-    sparsify = models.Shape.with_rules if is_shape else nn.sparsify
-    model = sparsify(model, pattern)
+    if is_shape:
+      model = model.with_rules(pattern)
+    else:
+      model = nn.sparsify(model, pattern, words=own_words(model, pattern))
   if weights is not None:
     if is_shape:
       raise ValueError(
         f"--weights {weights}: expected a model with weights, got {spec!r}, of"
         " which only the shapes are known"
       )
-    from figs_jax.models import pretrained
-
-    model = pretrained.load(model, weights)
+    model = _loaded(model, weights)
   tables = {}
   for batch, seq, context in itertools.product(
     batches, seqs or [None], contexts or [None]
@@ -183,15 +187,30 @@ def from_model(
     lengths = {"seq": seq, "phase": phase, "context": context}
     rows = models.gemms_of(model, batch, **lengths)
     if weights is not None:
-      from figs_jax.train.run_rows import with_masks
+      from figs_jax.train.run_rows import layers_of, with_masks
 
-      rows = with_masks(model, rows, zeros=True)
-    beside = models.non_gemms_of(model, batch, **lengths)
-    length = seq or context or getattr(model, "length", 0)
-    forward = Forward.of(beside, length, phase or "")
+      own = not models.lists_products(model)
+      rows = (
+        layers_of(model, batch, zeros=True)
+        if own
+        else with_masks(model, rows, zeros=True)
+      )
+    forward = None
+    if models.lists_products(model):
+      beside = models.non_gemms_of(model, batch, **lengths)
+      length = seq or context or getattr(model, "length", 0)
+      forward = Forward.of(beside, length, phase or "")
     table = _with_vectors(Layers.of(rows, forward), vectors)
     tables[", ".join(filter(None, label))] = table
   return tables
+
+
+def _loaded(model: Any, weights: str | Path) -> Any:
+  from figs_jax.models import own_model, pretrained
+  from figs_jax.models.own_weights import load_own
+
+  is_own = own_model.example_of(model) is not None
+  return (load_own if is_own else pretrained.load)(model, weights)
 
 
 def from_run(
@@ -225,7 +244,9 @@ def from_run(
   model = finished_model(workdir, **options)
   tables = {}
   for batch in batches:
-    forward = Forward.of(models.non_gemms_of(model, batch))
+    forward = None
+    if models.lists_products(model):
+      forward = Forward.of(models.non_gemms_of(model, batch))
     table = Layers.of(layers_of(model, batch, zeros=True), forward)
     if single is not None:
       require_sparse(table, str(workdir))

@@ -190,10 +190,13 @@ class Rules:
         f"Rule {key!r} is dead: earlier rules win every kernel it matches."
         " Move it forward or delete it."
       )
-    close = difflib.get_close_matches(key, kernels, n=1, cutoff=0.0)
+    close = difflib.get_close_matches(key, kernels, 5, cutoff=0.0)
+    means = "the whole path must match"
+    if regex.pattern not in (key, ".*"):
+      means = f"the word stands for {regex.pattern}"
     return (
-      f"Rule {key!r} matches no kernel (the whole path must match). Nearest"
-      f" path: {close[0] if close else 'none'!r}."
+      f"Rule {key!r} matches no kernel ({means}); write a regex of the whole"
+      f" path. Nearest kernels: {', '.join(close) or 'none'}."
     )
 
   def __str__(self) -> str:

@@ -25,11 +25,17 @@ def label_weights(labels: Any, classes: int) -> Array:
     classes: Number of classes; labels are 0 to classes - 1.
 
   Raises:
-    ValueError: If a label that is neither is known.
+    ValueError: If labels are no integers, or one that is neither is known.
 
   >>> label_weights(jnp.array([2, -100]), 3).tolist()
   [1.0, 0.0]
   """
+  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    raise ValueError(
+      "expected labels as integers, the indices of classes, got"
+      f" {jnp.result_type(labels)}; convert them with astype('int32'), or"
+      " one-hot rows with argmax(-1)"
+    )
   ignored = jnp.equal(labels, IGNORED)
   known = ignored | ((labels >= 0) & (labels < classes))
   if not isinstance(known, jax.core.Tracer) and not known.all():

@@ -355,6 +355,19 @@ def _class_names(value: Any) -> Iterator[str]:
         yield from _class_names(each)
 
 
+# Data sets by what others call them.
+_MEANT = {
+  "imagenet": "imagenet2012",
+  "imagenet1k": "imagenet2012",
+  "ilsvrc2012": "imagenet2012",
+  "cifar": "cifar10",
+  "fashionmnist": "fashion_mnist",
+  "sst2": "glue/sst2",
+  "mnli": "glue/mnli",
+  "wmt14": "wmt14_translate/de-en",
+}
+
+
 def _builder(name: str, root: str) -> tfds.core.DatasetBuilder:
   _check_features(name, root)
   for module in _REGISTERING:
@@ -362,13 +375,31 @@ def _builder(name: str, root: str) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder(name, data_dir=root)
   except tfds.core.DatasetNotFoundError:
+    _check_no_path(name)
+    if meant := _MEANT.get(re.sub("[-_/:]", "", name.lower())):
+      raise DataError(
+        f"Unknown data set {name!r}; did you mean {meant!r}?"
+      ) from None
     known = [*_BUNDLED, *tfds.list_builders(with_community_datasets=False)]
     base = re.split("[/:]", name)[0]
     raise DataError(
-      f"Unknown data set {name!r}; {_nearest(base, known, show=8)}"
+      f"Unknown data set {name!r}; {_nearest(base, known, show=5)}; data of"
+      " your own are folder:DIR, npz:FILE or text:FILE"
     ) from None
   except Exception as error:  # tfds raises many kinds, on many lines.
+    _check_no_path(name)
     raise DataError(f"data set {name!r}: {_first_line(error)}") from error
+
+
+def _check_no_path(name: str) -> None:
+  """Raises DataError if the name of an unknown data set is a path."""
+  path = Path(name)
+  if path.exists():
+    kind = "npz" if path.suffix == ".npz" else "text"
+    kind = "folder" if path.is_dir() else kind
+    raise DataError(
+      f"data set {name!r}: expected a name, got a path; write {kind}:{name}"
+    )
 
 
 def _check_prepared(builder: tfds.core.DatasetBuilder) -> None:

@@ -169,7 +169,10 @@ def piece_vocabulary(path: str) -> Vocabulary:
       return Vocabulary(SentencePiece(file.read()), _PIECE_SENTINELS)
   except (OSError, ValueError) as error:
     reason = error.strerror if isinstance(error, OSError) else error
-    raise ValueError(f"vocabulary {path!r}: {reason}") from error
+    raise ValueError(
+      f"vocabulary {path!r}: {reason}; expected 'bytes', 'sentencepiece:SIZE'"
+      " or the path of a sentencepiece model"
+    ) from error
 
 
 def train_pieces(texts: Iterable[str], size: int, path: str) -> None:

@@ -21,6 +21,7 @@ from figs_jax.engine.spec import (
   Gemm,
   check_itemsize,
   nearest,
+  unboxed,
 )
 from figs_jax.engine.spec_text import parse
 
@@ -32,18 +33,19 @@ AT_45_NM = Energy()
 class Cost:
   """What one instance of each layer costs; `total` weighs by count.
 
-  All fields but `count` have one shape; the layers are the last axis. The seven
-  from `compute` to `stall_dram` add up to `cycles`.
+  All fields but `count` have one shape; the layers are the last axis. The eight
+  from `compute` to `launch` add up to `cycles`.
 
   Attributes:
     cycles: Cycles, or nanoseconds on a roofline; int64.
     compute: Cycles in which vectors stream, or arithmetic bounds a roofline.
-    fill: Cycles of filling and draining, or the overhead of a roofline's call.
+    fill: Cycles of filling and draining an array, or a kernel's pipeline.
     stall_weights: Loading of the stationary operand that nothing hides.
     stall_exchange: Waiting for swap registers.
     stall_input: Waiting for the input ports.
     stall_output: Waiting for the output ports.
     stall_dram: Waiting for the memory.
+    launch: Overhead of a processor's call.
     utilisation: Useful MACs / (cycles x multipliers), float64 in (0, 1]; the n
       of m that a pattern stores are useful, whatever their values.
     ifmap_reads: Activation words read on chip.
@@ -65,6 +67,7 @@ class Cost:
   stall_input: Any
   stall_output: Any
   stall_dram: Any
+  launch: Any
   utilisation: Any
   ifmap_reads: Any
   filter_reads: Any
@@ -77,13 +80,15 @@ class Cost:
   def total(self, field: str) -> Any:
     """Sum of count x a field over the layers: int64, or float64 picojoules.
 
+    Of one design it is a Python number.
+
     Raises:
       ValueError: If the sum does not fit int64.
     """
     value = getattr(self, field)
     if field == "energy_pj":
-      return (value * (self.count / 1)).sum(-1)
-    return _total(value, self.count)["total"]
+      return unboxed((value * (self.count / 1)).sum(-1))
+    return unboxed(_total(value, self.count)["total"])
 
 
 def cost(

@@ -9,6 +9,7 @@ are left out.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import NamedTuple
@@ -335,11 +336,11 @@ TRAINIUMS = {
     " Trn3 UltraServers",
   ),
 }
-# Kind of engine -> the chips that it knows.
+# Kind of engine -> the chips that it knows; bounds come last.
 CHIPS = {
-  "tpu": TPUS,
-  "gpu": GPUS,
   "tensorcore": {name: chip for name, chip in GPUS.items() if chip.sparse},
+  "gpu": GPUS,
+  "tpu": TPUS,
   "csr": GPUS | TPUS | TRAINIUMS,
   "nm-spmm": GPUS,
   "trainium2": TRAINIUMS,
@@ -376,6 +377,29 @@ def names(kind: str) -> list[str]:
   """Names of the chips that a kind of engine knows, aliases included."""
   chips = CHIPS[kind]
   return [*chips, *(alias for chip in chips.values() for alias in chip.aliases)]
+
+
+def specs(name: str) -> list[str]:
+  """Specs of the engines that a chip's name may stand for, the best first.
+
+  A name that no chip has is read as the chip of the nearest name.
+
+  >>> specs("H100"), specs("trn2"), specs("v5")
+  (['tensorcore:h100', 'gpu:h100'], ['trainium2'], ['tpu:v5e', 'tpu:v5p'])
+  >>> specs("abacus")
+  []
+  """
+  word, kinds = name.lower(), ("tensorcore", "gpu", "tpu", "trainium2")
+  known = dict.fromkeys(x for kind in kinds for x in names(kind))
+  near = [word] if word in known else []
+  near = near or difflib.get_close_matches(word, known, n=2, cutoff=0.7)
+  pairs = [(kind, find(kind, x)) for x in near for kind in kinds]
+  made = [
+    pair[0] if kind == "trainium2" else f"{kind}:{pair[0]}"
+    for kind, pair in pairs
+    if pair is not None
+  ]
+  return list(dict.fromkeys(made))
 
 
 def markdown() -> str:

@@ -23,7 +23,7 @@ from figs_jax.engine.roofline import (
   no_accesses,
   scaled,
 )
-from figs_jax.engine.spec import Gemm
+from figs_jax.engine.spec import Engine, Gemm
 from figs_jax.engine.timing import bounded
 
 
@@ -61,6 +61,7 @@ class Csr(Processor):
 
   KINDS = ("csr",)
   PREFIX = ("chip",)
+  roofs = Engine.roofs  # every pattern has its own
   FROM_ZERO = ("value_bytes",)
 
   @property

@@ -68,7 +68,7 @@ from figs_jax.engine.spec import (
   text_of,
 )
 from figs_jax.engine.timing import (
-  PARTS,
+  ON_CHIP,
   Fold,
   bounded,
   bytes_of,
@@ -213,7 +213,7 @@ class Figs(Engine):
       return self._exact(self, gemm, run, itemsize=itemsize)
     kinds = _kinds(gemm, block, run, self, masks)
     parts = _exact_unlike(*kinds, gemm, self, run)
-    known = (parts[name] for name in PARTS[:-1])
+    known = (parts[name] for name in ON_CHIP)
     return _exact_known(*known, gemm, self, run, itemsize=itemsize)
 
   def occupancy(
@@ -461,7 +461,7 @@ def _known(
   itemsize: int | Fraction,
 ) -> dict[str, Any]:
   stalls = stall_weights, stall_exchange, stall_input, stall_output
-  parts = dict(zip(PARTS, (compute, fill, *stalls)))
+  parts = dict(zip(ON_CHIP, (compute, fill, *stalls)))
   return _finish(gemm, array, _Packed(gemm, array, run), parts, itemsize)
 
 
@@ -494,4 +494,4 @@ def _finish(gemm, array, packed, parts, itemsize):
 _SIZES = LIMITS | Figs.limits() | {"run": (0, LIMITS["n"][1])}
 _COUNT = (0, 2**63 - 1)
 _exact_unlike = exact(_unlike, _SIZES | {"share": _COUNT}, elementwise=False)
-_exact_known = exact(_known, _SIZES | dict.fromkeys(PARTS, _COUNT))
+_exact_known = exact(_known, _SIZES | dict.fromkeys(ON_CHIP, _COUNT))

@@ -45,3 +45,40 @@ def empty_figure(width: float, height: float) -> Any:
     ValueError: If matplotlib is not installed.
   """
   return figure_type()(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def panels(
+  width: float,
+  height: float,
+  down: int = 0,
+  across: int = 0,
+  sharey: bool = False,
+) -> Any:
+  """A figure and its axes, which share their x.
+
+  Args:
+    width: Width in inches.
+    height: Height in inches.
+    down: Rows of axes; 0 for a single pair of axes, not in a list.
+    across: Columns of axes.
+    sharey: Whether the axes share their y too.
+
+  Raises:
+    ValueError: If matplotlib is not installed.
+  """
+  figure = empty_figure(width, height)
+  if not down:
+    return figure, figure.subplots()
+  axes = figure.subplots(
+    down, across, squeeze=False, sharex=True, sharey=sharey
+  )
+  return figure, list(axes.flat)
+
+
+def check_number(what: str, count: int, most: int) -> None:
+  """Raises ValueError if there are more things than a picture can show."""
+  if count > most:
+    raise ValueError(
+      f"a picture of {count} {what} cannot be read; give at most {most}, or"
+      " write a table"
+    )

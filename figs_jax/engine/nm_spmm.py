@@ -19,7 +19,7 @@ from typing import Any
 
 from figs_jax.engine.int64 import ceil_div, smaller
 from figs_jax.engine.roofline import Processor, Weight, call, scaled
-from figs_jax.engine.spec import Gemm
+from figs_jax.engine.spec import Engine, Gemm
 
 
 class NmSpmm(Processor):
@@ -54,6 +54,7 @@ class NmSpmm(Processor):
 
   KINDS = ("nm-spmm",)
   PREFIX = ("chip",)
+  roofs = Engine.roofs  # every pattern has its own
   FROM_ZERO = ("overhead", "index_bytes")
 
   @classmethod

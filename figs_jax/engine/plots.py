@@ -7,20 +7,22 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from figs_jax.engine.blocks import kept_depth
+from figs_jax.engine._cost import operands
 from figs_jax.engine.figures import (
   COLOURS,
   LAYERS,
   LINES,
   MARKERS,
-  empty_figure,
+  check_number,
   engine_style,
+  panels,
 )
 from figs_jax.engine.layers import read_pattern
 from figs_jax.engine.reports._report import Report
+from figs_jax.engine.reports.pareto_plot import pareto
 from figs_jax.engine.reports.rows import Row, Total
-from figs_jax.engine.reports.text import times
-from figs_jax.engine.spec import UNLIMITED, Engine
+from figs_jax.engine.reports.text import plain, times
+from figs_jax.engine.spec import UNLIMITED, Engine, Gemm
 from figs_jax.engine.timing import PARTS
 
 # Okabe and Ito's colours, which all kinds of vision tell apart, with wine for
@@ -106,10 +108,11 @@ def length(report: Report) -> Any:
 def roofline(report: Report, title: str = "") -> Any:
   """The layers under the roofs of each engine, a panel per engine.
 
-  Arithmetic intensity is useful FLOP per byte of memory traffic. Where an
-  engine's memory is unlimited, its multipliers are the only roof, and the panel
-  says so. An engine with 2:4 units has two roofs.
-  Engines that count in one unit share the y axis.
+  Both axes count the weights that a pattern leaves out, as data sheets do for
+  2:4, so that a layer twice as high takes half the time. A chip with units for
+  2:4 has a second roof, whether the engine uses them or not; an array has one
+  for each pattern that it runs faster. Where its memory is unlimited, the panel
+  says so.
 
   Args:
     report: Report of one workload.
@@ -121,40 +124,56 @@ def roofline(report: Report, title: str = "") -> Any:
   >>> from figs_jax.engine import report
   >>> rows = [{"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "1:8"}]
   >>> roofline(report(rows, ["ws", "tpu:v5e"])).axes[0].get_title()
-  'ws'
+  'ws, 1 GHz'
   """
   count = len(report.totals)
-  _check_number("engines", count, _PANELS)
+  check_number("engines", count, _PANELS)
   across = 2 if count == 4 else min(count, 3)
   down = math.ceil(count / across)
-  figure, axes = _figure(2.6 + 2.7 * across, 0.8 + 2.7 * down, down, across)
-  length = len(report.rows) // count
-  rows = [
-    report.rows[place * length : (place + 1) * length] for place in range(count)
+  figure, axes = panels(
+    2.6 + 2.7 * across, 1.0 + 2.7 * down, down, across, sharey=True
+  )
+  styles = _styles(report.layers[0])
+  given = [
+    operands(engine, report.itemsize, None, report.dtype)
+    for engine in report.engines
   ]
-  styles = _styles(rows[0])
-  intensities = [_flops(row) / row.dram_bytes for row in report.rows]
+  roofs = [
+    _roofs(one.engine, one.itemsize, rows)
+    for one, rows in zip(given, report.layers)
+  ]
+  marks = [
+    [_mark(row, engine) for row in rows]
+    for engine, rows in zip(report.engines, report.layers)
+  ]
+  points = [mark for each in marks for mark in each]
   knees = [
-    peak / bandwidth
-    for engine, layers in zip(report.engines, rows)
-    if (bandwidth := engine.memory_bandwidth) != UNLIMITED
-    for peak in _peaks(layers)
+    peak / slope
+    for peaks, slope in roofs
+    if slope != math.inf
+    for peak in peaks.values()
   ]
-  span = _decades(min(intensities), max(intensities + knees))
-  for ax, engine, layers in zip(axes, report.engines, rows):
-    _panel(ax, engine, layers, styles, span)
-  for kind in {engine.unit for engine in report.engines}:
-    alike = [ax for ax, e in zip(axes, report.engines) if e.unit == kind]
-    ends = [end for ax in alike for end in ax.get_ylim()]
-    for ax in alike:
-      ax.set_ylim(min(ends), max(ends))
+  xs = [x for x, _ in points]
+  span = _decades(min(xs), max(xs + knees))
+  tops = [peak for peaks, _ in roofs for peak in peaks.values()]
+  axes[0].set_ylim(*_decades(min(y for _, y in points), max(tops)))
+  for ax, engine, rows, each, roof in zip(
+    axes, report.engines, report.layers, marks, roofs
+  ):
+    for row, (x, y) in {_key(r): (r, m) for r, m in zip(rows, each)}.values():
+      ax.plot(
+        x, y, linestyle="", zorder=3, markerfacecolor="none",
+        markeredgewidth=1.6, **styles[_key(row)],
+      )  # fmt: skip
+    _panel(ax, engine, *roof, span)
   title = title or report.totals[0].workload
   if title:
     figure.suptitle(f"Rooflines: {title}".replace("$", r"\$"), fontsize=10)
   for place in range(count, len(axes)):
     axes[place].set_visible(False)
     axes[place - across].tick_params(labelbottom=True)
-  figure.supxlabel("useful FLOP per byte of memory traffic", fontsize=9)
+  figure.supxlabel("FLOP per byte of memory traffic, as if dense", fontsize=9)
+  figure.supylabel("TFLOP/s, as if dense", fontsize=9)
   handles, labels = axes[0].get_legend_handles_labels()
   figure.legend(
     handles, labels, loc="outside right upper", fontsize=8, frameon=False
@@ -177,13 +196,15 @@ def breakdown(report: Report) -> Any:
   'share of the modelled cycles, %'
   """
   totals = report.totals
-  _check_number("bars", len(totals), _MOST)
-  figure, ax = _figure(8.4, 1.1 + 0.34 * len(totals))
+  check_number("bars", len(totals), _MOST)
+  figure, ax = panels(8.4, 1.1 + 0.34 * len(totals))
   labels = _labels(totals, several=("workload", "pattern", "fuse"))
   places = list(range(len(totals)))
   left = [0.0] * len(totals)
   kinds = list(dict.fromkeys(k for total in totals for k in total.non_gemm))
-  styles = [(part, colour, "") for part, colour in zip(PARTS, COLOURS)]
+  styles = [
+    (part, colour, "") for part, colour in zip(PARTS, (*COLOURS, "0.6"))
+  ]
   styles += [(kind, colour, "////") for kind, colour in zip(kinds, LAYERS)]
   for part, colour, hatch in styles:
     widths = [
@@ -198,9 +219,8 @@ def breakdown(report: Report) -> Any:
     )  # fmt: skip
     left = [a + b for a, b in zip(left, widths)]
   for place, total in zip(places, totals):
-    text = (
-      f"{total.whole_cycles:.3g} {total.unit}, {times(total.whole_speedup)}"
-    )
+    cycles = f"{plain(total.whole_cycles)} {total.unit}"
+    text = f"{cycles}, {times(total.whole_speedup)}"
     products = f" ({times(total.speedup)})" if total.non_gemm else ""
     ax.annotate(
       text + products,
@@ -228,8 +248,8 @@ def _speedup_lines(
   lines: dict[str, list[tuple[float, Total]]] = {}
   for label, place, total in zip(labels, places, totals):
     lines.setdefault(label, []).append((place, total))
-  _check_number("lines", len(lines), _MOST)
-  figure, ax = _figure(7.6, max(4.2, 0.19 * len(lines) + 1))
+  check_number("lines", len(lines), _MOST)
+  figure, ax = panels(7.6, max(4.2, 0.19 * len(lines) + 1))
   speedups = [1.0]
   for place, (label, points) in enumerate(lines.items()):
     points.sort(key=lambda point: point[0])
@@ -260,25 +280,9 @@ PLOTS: dict[str, Callable[[Report], Any]] = {
   "speedup": speedup,
   "length": length,
   "roofline": roofline,
+  "pareto": pareto,
   "breakdown": breakdown,
 }
-
-
-def _figure(width: float, height: float, down: int = 0, across: int = 0) -> Any:
-  """A figure and its axes: one, or a flat list of down x across."""
-  figure = empty_figure(width, height)
-  if not down:
-    return figure, figure.subplots()
-  axes = figure.subplots(down, across, squeeze=False, sharex=True)
-  return figure, list(axes.flat)
-
-
-def _check_number(what: str, count: int, most: int) -> None:
-  if count > most:
-    raise ValueError(
-      f"a picture of {count} {what} cannot be read; give at most {most}, or"
-      " write a table"
-    )
 
 
 def _ratio(total: Total) -> float:
@@ -384,58 +388,59 @@ def _decades(low: float, high: float) -> tuple[float, float]:
   return 10.0**first, 10.0 ** math.ceil(math.log10(high * 1.2))
 
 
-def _flops(row: Row) -> float:
-  """Of the kept weights."""
-  dense = row.pattern == "dense"
-  n, m = (1, 1) if dense else map(int, row.pattern.split(":")[-2:])
-  return 2.0 * row.M * row.N * kept_depth(row.K, n, m)
+def _mark(row: Row, engine: Engine) -> tuple[float, float]:
+  """FLOP per byte and TFLOP/s of a layer, left-out weights counted."""
+  flops = 2.0 * row.M * row.N * row.K
+  time = float(engine.nanoseconds(row.cycles))
+  return flops / row.dram_bytes, flops / time / 1000
 
 
-def _peaks(rows: Sequence[Row]) -> set[float]:
-  """FLOP per cycle that layers could have had, as their utilisation tells."""
-  return {
-    float(f"{_flops(row) / row.cycles / row.utilisation:.6g}") for row in rows
-  }
+def _roofs(
+  engine: Engine, itemsize: Any, rows: Sequence[Row]
+) -> tuple[dict[str, float], float]:
+  """TFLOP/s by pattern, and TB/s of the memory."""
+  patterns = []
+  for text in dict.fromkeys(row.pattern for row in rows):
+    if text != "dense":
+      v, pattern = read_pattern(text)
+      patterns.append(Gemm(1, 1, 1, pattern.n, pattern.m, v))
+  per_cycle = 1000 * float(engine.nanoseconds(1))
+  peaks = engine.roofs(itemsize, patterns)
+  bandwidth = engine.memory_bandwidth
+  slope = math.inf if bandwidth == UNLIMITED else bandwidth / per_cycle
+  return {name: peak / per_cycle for name, peak in peaks.items()}, slope
 
 
 def _panel(
   ax: Any,
   engine: Engine,
-  rows: Sequence[Row],
-  styles: dict[tuple[Any, ...], dict[str, Any]],
+  peaks: dict[str, float],
+  slope: float,
   span: tuple[float, float],
 ) -> None:
-  """One engine's roofs over a span of intensities, and a mark per layer."""
-  rates = [_flops(row) / row.cycles for row in rows]
-  peaks = _peaks(rows)
-  points = {_key(row): (row, rate) for row, rate in zip(rows, rates)}
-  for key, (row, rate) in points.items():
-    ax.plot(
-      _flops(row) / row.dram_bytes, rate, linestyle="", zorder=3,
-      markerfacecolor="none", markeredgewidth=1.6, **styles[key],
-    )  # fmt: skip
+  """One engine's roofs over a span of intensities."""
   low, high = span
-  bandwidth = engine.memory_bandwidth
-  knees = {peak: min(max(peak / bandwidth, low), high) for peak in peaks}
-  for peak, knee in knees.items():
-    ax.plot([knee, high], [peak, peak], color="0.2", linewidth=1)
-  end = max(knees.values())
+  words = ["no memory limit"] if slope == math.inf else []
+  for place, (name, peak) in enumerate(peaks.items()):
+    knee = min(max(peak / slope, low), high)
+    style = {"color": "0.2", "linewidth": 1, "linestyle": LINES[place and 1]}
+    ax.plot([knee, high], [peak, peak], **style)
+    dashed = " (dashed)" if place else ""
+    words.insert(0, f"{name}{dashed} {float(f'{peak:.4g}'):g}")
+  end = min(max(peaks.values()) / slope, high)
   if end > low:
-    roof = [low * bandwidth, end * bandwidth]
-    ax.plot([low, end], roof, color="0.2", linewidth=1)
+    ax.plot([low, end], [low * slope, end * slope], color="0.2", linewidth=1)
   ax.set_xscale("log")
   ax.set_yscale("log")
   ax.set_xlim(low, high)
-  ax.set_ylim(*_decades(min(rates), max(peaks)))
-  ax.set_title(str(engine), fontsize=9)
-  ax.set_ylabel(
-    f"useful FLOP per {'ns' if engine.unit == 'ns' else 'cycle'}", fontsize=8
+  clock = 1 / float(engine.nanoseconds(1))
+  ax.set_title(
+    f"{engine}, {clock:g} GHz" if engine.is_array else str(engine), fontsize=9
   )
-  if bandwidth == UNLIMITED:
-    ax.text(
-      0.03, 0.97, "no memory limit", transform=ax.transAxes, va="top",
-      fontsize=8, color="0.4",
-    )  # fmt: skip
+  ax.text(
+    0.97, 0.03, "\n".join(words), transform=ax.transAxes, ha="right",
+    fontsize=7, color="0.3",
+  )  # fmt: skip
   ax.tick_params(which="both", labelsize=8)
   ax.grid(color="0.92")
   ax.set_axisbelow(True)

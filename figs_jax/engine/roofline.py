@@ -13,9 +13,9 @@ runs dense.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from figs_jax.engine import chips
 from figs_jax.engine.chips import DTYPES, Chip, itemsize_of
@@ -25,7 +25,7 @@ from figs_jax.engine.spec import (
   Gemm,
   nearest,
 )
-from figs_jax.engine.timing import PARTS, bounded, bytes_of
+from figs_jax.engine.timing import ON_CHIP, bounded, bytes_of
 
 # Data types of operands of a size, the preferred one first.
 _OF_SIZE: dict[Any, tuple[str, ...]] = {
@@ -47,17 +47,30 @@ class Processor(Engine):
     peak: Dense GFLOP/s in bf16. The other data types run at the same multiple
       of it as on the chip's data sheet; on a chip without one, at `peak`.
     dtype: Data type of the operands; "" leaves it to the caller.
+    SPARSE: What the chip's units for sparse weights run.
   """
 
   dtype: str = dataclasses.field(default="", kw_only=True)
 
   CHOICES = {"dtype": ("", *DTYPES)}
+  SPARSE: ClassVar[str] = "2:4"  # what the chip's units for sparse weights run
   unit = "ns"
   is_array = False
 
   @property
   def memory_bandwidth(self: Any) -> Any:
     return self.hbm
+
+  def roofs(
+    self: Any, itemsize: int | Fraction, patterns: Iterable[Gemm] = ()
+  ) -> dict[str, float]:
+    """The data sheet's rates, of sparse weights too if the chip has units."""
+    del patterns
+    sheet = self.sheet()
+    peaks = {"dense": float(scaled(self.peak, self.multiple(itemsize)))}
+    if sheet is not None and (fast := self.multiple(itemsize, sparse=True)):
+      peaks[self.SPARSE] = float(scaled(self.peak, fast))
+    return peaks
 
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:
@@ -77,6 +90,12 @@ class Processor(Engine):
   @classmethod
   def missing(cls, kind: str, size: str | None, keys: Sequence[str]) -> str:
     del keys
+    others = chips.specs(str(size))
+    if any(chips.find(x, str(size)) for x in chips.CHIPS):
+      return (
+        f"chip {size!r} runs as {' or '.join(others)}; or give your own"
+        " :peak= and :hbm="
+      )
     hint = nearest(size, chips.names(kind))
     return f"unknown chip {size!r}, {hint}; or give your own :peak= and :hbm="
 
@@ -253,26 +272,23 @@ def call(
   moved = bytes_of(M * K + weight.stored * N + M * N, itemsize)
   dram_bytes = moved + weight.metadata
   compute = larger(ceil_div(flops, rate), weight.least)
-  parts = bounded(arithmetic(compute), dram_bytes, engine.hbm)
-  cycles = parts["cycles"] + engine.overhead
+  parts = bounded(arithmetic(compute), dram_bytes, engine.hbm, engine.overhead)
   # Ratios that cannot pass 1; the last one could by rounding alone.
   kept = smaller(gemm.kept, weight.depth)
   useful = M / rows * (N / cols) * (kept / weight.depth)
   useful = useful * smaller(flops / compute * (1 / rate), 1.0)
   return parts | {
-    "fill": parts["fill"] + engine.overhead,
-    "cycles": cycles,
     "flops": flops,
     "metadata_bytes": weight.metadata,
     "dram_bytes": dram_bytes,
-    "utilisation": useful * (compute / cycles),
+    "utilisation": useful * (compute / parts["cycles"]),
     **no_accesses(M),
   }
 
 
 def arithmetic(compute: Any) -> dict[str, Any]:
   """The parts of a schedule in which nothing but arithmetic takes time."""
-  return {"compute": compute} | dict.fromkeys(PARTS[1:-1], 0 * compute)
+  return {"compute": compute} | dict.fromkeys(ON_CHIP[1:], 0 * compute)
 
 
 def no_accesses(size: Any) -> dict[str, Any]:

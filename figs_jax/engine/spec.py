@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from numbers import Integral
 from typing import Any, ClassVar
@@ -286,6 +286,36 @@ class Engine:
     """
     raise ValueError(f"{self}: expected an engine with ports: FIGS or VEGETA")
 
+  def roofs(
+    self, itemsize: int | Fraction, patterns: Iterable[Gemm] = ()
+  ) -> dict[str, float]:
+    """Peaks in FLOP per cycle by pattern, left-out weights counted as run.
+
+    "dense" comes first. A pattern has a peak of its own if it is higher: at 2:4
+    an engine that skips zeros passes for twice as fast.
+
+    Args:
+      itemsize: Bytes per value.
+      patterns: Products of any size with the patterns (n, m and v).
+
+    >>> from figs_jax.engine import parse
+    >>> parse("ws:8x4").roofs(2, [Gemm(1, 1, 1, 1, 4)])
+    {'dense': 64.0, '1:4': 256.0}
+    """
+    rows, cols = (getattr(self, side, 128) for side in ("rows", "cols"))
+    peaks: dict[str, float] = {}
+    for one in (Gemm(1, 1, 1), *patterns):
+      # So large that all tiles are whole. Stalls are left out.
+      sizes = 8 * rows, 8 * cols * one.m, 8 * rows * one.m
+      large = Gemm(*sizes, one.n, one.m, one.v)
+      flops = 2.0 * large.M * large.N * large.K
+      peak = flops / float(self.counts(large, itemsize)["compute"])
+      vector = f"{one.v}:" if one.v else ""
+      name = f"{vector}{one.n}:{one.m}" if peaks else "dense"
+      if not peaks or peak > 1.001 * peaks["dense"]:
+        peaks[name] = peak
+    return peaks
+
   def parts(self) -> Parts | None:
     """What the area is made of (`figs_jax.engine.area`), or None if unknown.
 
@@ -381,14 +411,23 @@ class Engine:
       if field.name not in (*self.PREFIX, "name")
     }
 
-  def spec(self) -> str:
-    """The text that `parse` reads back; arrays are written as a star."""
-    keys = [
-      f":{name}={text_of(getattr(self, name))}"
-      for name, default in self.defaults().items()
-      if not is_default(getattr(self, name), default)
-    ]
-    return self.prefix() + "".join(keys)
+  def spec(self, shown: Collection[str] = ()) -> str:
+    """The text that `parse` reads back; arrays are written as a star.
+
+    Args:
+      shown: Fields to write although they have their defaults.
+    """
+    prefix = self.prefix()
+    if {"rows", "cols"} & {*shown} and not prefix.endswith(self.sides()):
+      prefix = f"{prefix}:{self.sides()}"
+    values = {name: getattr(self, name) for name in self.defaults()}
+    return prefix + "".join(
+      f":{name}={text_of(value)}"
+      for name, value in values.items()
+      if name in shown
+      and value != ""
+      or not is_default(value, self.defaults()[name])
+    )
 
   @classmethod
   def numeric(cls) -> tuple[dataclasses.Field, ...]:
@@ -450,6 +489,16 @@ def indivisible(
       f"{name}={text_of(value)} is not a multiple of {divisor}={text_of(unit)};"
       f" choose {name} = {divisor} times an integer",
     )
+
+
+def unboxed(value: Any) -> Any:
+  """A single number of NumPy as Python's, everything else as it is.
+
+  >>> unboxed(np.float64(0.25)), unboxed(np.array(3)), unboxed(np.arange(2))
+  (0.25, 3, array([0, 1]))
+  """
+  is_single = isinstance(value, np.generic | np.ndarray) and value.ndim == 0
+  return value.item() if is_single else value
 
 
 def is_default(value: Any, default: Any) -> bool:

@@ -20,11 +20,13 @@ which is figs:32x16:alpha=7:beta=1.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import os
 import re
 from typing import Any, TypeVar
 
+from figs_jax.engine import chips
 from figs_jax.engine.spec import Engine, nearest
 
 # First word of a spec -> the class that reads it.
@@ -96,10 +98,7 @@ def parse(spec: str | Engine) -> Engine:
   kind, *parts = spec.strip().split(":")
   family = kind if kind in _CLASSES else kind.partition("-")[0] + "-"
   if family not in _CLASSES:
-    known = [name for name in _CLASSES if not name.endswith("-")]
-    raise ValueError(
-      f"engine {spec!r}: unknown kind {kind!r}, {nearest(kind, known)}"
-    )
+    raise ValueError(f"engine {spec!r}: {_unknown(kind, parts)}")
   cls = _CLASSES[family]
   size = parts.pop(0) if parts and "=" not in parts[0] else None
   try:
@@ -111,6 +110,26 @@ def parse(spec: str | Engine) -> Engine:
     return cls(**fields)
   except ValueError as error:
     raise ValueError(f"engine {spec!r}: {error}") from error
+
+
+def _unknown(kind: str, parts: list[str]) -> str:
+  """What to tell the author of a spec that begins with an unknown kind.
+
+  The word may be a chip, which several kinds of engines model, or misspelt.
+  """
+  known = sorted(name for name in _CLASSES if not name.endswith("-"))
+  head, dash, rest = kind.partition("-")
+  close = difflib.get_close_matches(head if dash else "", known, 1, 0.7)
+  close = [f"{word}-{rest}" for word in close]
+  close = close or difflib.get_close_matches(kind, known, 1, 0.5)
+  specs = chips.specs(kind)
+  is_chip = any(chips.find(x, kind) for x in chips.CHIPS)
+  meant = specs if is_chip or not close else close
+  texts = [repr(":".join([word, *parts])) for word in meant]
+  hint = f"did you mean {' or '.join(texts)}? " if texts else ""
+  what = f"unknown kind {kind!r}"
+  what = f"expected a kind of engine before chip {kind!r}" if is_chip else what
+  return f"{what}, {hint}{'Known' if texts else 'known'}: {', '.join(known)}"
 
 
 def _required(cls: type[Engine]) -> list[str]:

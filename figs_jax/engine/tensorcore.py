@@ -240,7 +240,8 @@ class TensorCore(Processor):
     overhead = self.overhead + sparse * self.sparse_overhead
     return arithmetic(compute) | {
       "stall_dram": busy - compute,
-      "fill": cycles - busy + overhead,
+      "fill": cycles - busy,
+      "launch": overhead,
       "cycles": cycles + overhead,
       "flops": flops,
       "stored": stored,

@@ -22,16 +22,17 @@ from typing import Any, NamedTuple
 
 from figs_jax.engine.int64 import ceil_div, larger
 
-# The parts that add up to `cycles`.
-PARTS = (
+# The parts that the array itself decides.
+ON_CHIP = (
   "compute",
   "fill",
   "stall_weights",
   "stall_exchange",
   "stall_input",
   "stall_output",
-  "stall_dram",
 )
+# The parts that add up to `cycles`.
+PARTS = (*ON_CHIP, "stall_dram", "launch")
 
 
 class Fold(NamedTuple):
@@ -128,13 +129,21 @@ def bytes_of(values: Any, itemsize: int | Fraction) -> Any:
 
 
 def bounded(
-  parts: dict[str, Any], dram_bytes: Any, dram_bw: Any
+  parts: dict[str, Any], dram_bytes: Any, dram_bw: Any, launch: Any = 0
 ) -> dict[str, Any]:
-  """The parts with `stall_dram`, and `cycles`, their sum.
+  """The parts with `stall_dram` and `launch`, and `cycles`, their sum.
+
+  Args:
+    parts: Parts on chip.
+    dram_bytes: Bytes to and from memory.
+    dram_bw: Bytes per cycle.
+    launch: Cycles that every call takes before it starts.
 
   >>> int(bounded({"compute": 5, "fill": 1}, 100, 10)["stall_dram"])
   4
   """
   on_chip = sum(parts.values())
   stall = larger(ceil_div(dram_bytes, dram_bw) - on_chip, 0)
-  return parts | {"stall_dram": stall, "cycles": on_chip + stall}
+  launch = launch + 0 * stall
+  cycles = on_chip + stall + launch
+  return parts | {"stall_dram": stall, "launch": launch, "cycles": cycles}

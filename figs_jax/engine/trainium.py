@@ -59,6 +59,7 @@ class Trainium(Processor):
   KINDS = ("trainium2", "trainium3")
   PREFIX = ("chip",)
   FROM_ZERO = ("overhead",)
+  SPARSE = "4:16 to 1:2"
 
   @classmethod
   def read_prefix(cls, kind: str, size: str | None) -> dict[str, Any]:

@@ -72,6 +72,7 @@ from figs_jax.engine.spec import (
   indivisible,
   is_default,
   text_of,
+  unboxed,
 )
 from figs_jax.engine.timing import Fold, bounded, bytes_of, schedule
 
@@ -487,7 +488,7 @@ def unstructured_speedup(density: Any, blocks: int = 16) -> Any:
   [2.364, 3.285]
   """
   one, two = covered_rows(density, 1, blocks), covered_rows(density, 2, blocks)
-  return 1 / (one / 4 + (two - one) / 2 + 1 - two)
+  return unboxed(1 / (one / 4 + (two - one) / 2 + 1 - two))
 
 
 def spmm_lines(n: int, line: int = 64, itemsize: int = 2) -> int:

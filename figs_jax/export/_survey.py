@@ -76,8 +76,8 @@ def survey(path: str | Path) -> Iterator[Finding]:
     path: A .safetensors file, or a directory of such files.
 
   Raises:
-    ExportError: If a file is damaged or contradicts itself, or a directory
-      lacks a file that its index names.
+    ExportError: If a file is missing, damaged or contradicts itself, or a
+      directory lacks a file that its index names.
 
   >>> import tempfile
   >>> from figs_jax.export import write
@@ -93,7 +93,15 @@ def survey(path: str | Path) -> Iterator[Finding]:
   except OSError as error:
     raise unreadable(path, error) from error
   for file in files:
-    tensors = weights(file)
+    try:
+      tensors = weights(file)
+    except ExportError as error:
+      if file.suffix == SUFFIX:
+        raise
+      got = "another file" if file.is_file() else "no such file"
+      raise ExportError(
+        f"{file}: expected a {SUFFIX} file or a directory of them, got {got}"
+      ) from error
     parts = _bitmask_parts({weight.name for weight in tensors})
     for weight in tensors:
       notes = parts.get(weight.name, ""), _note(weight)

@@ -9,9 +9,12 @@ import jax
 from flax import nnx
 
 from figs_jax.core.rules import nearest
+from figs_jax.models import own_model
+from figs_jax.models.own_model import REGISTERED, register
 from figs_jax.models.shapes import SHAPES, Shape, shape_of
 from figs_jax.models.swin_v2 import SwinV2
 from figs_jax.models.t5 import T5
+from figs_jax.models.traced import Product, traced_products
 from figs_jax.models.vit import ViT
 
 FAMILIES: dict[str, type[Any]] = {
@@ -19,35 +22,61 @@ FAMILIES: dict[str, type[Any]] = {
   "t5": T5,
   "vit": ViT,
 }
+own_model.TAKEN.update(FAMILIES)
 
 __all__ = [
   "FAMILIES",
+  "REGISTERED",
   "SHAPES",
   "Shape",
   "SwinV2",
   "T5",
   "ViT",
   "abstract",
+  "class_of",
   "create",
   "gemms_of",
   "names",
   "non_gemms_of",
   "options_of",
+  "products_of",
+  "register",
   "shape_of",
 ]
 
 
 def names() -> list[str]:
-  """The known families.
+  """The known families, and the registered classes of one's own.
 
   >>> "vit" in names()
   True
   """
-  return sorted(FAMILIES)
+  return sorted({*FAMILIES, *REGISTERED})
+
+
+def class_of(family: str) -> type[Any]:
+  """The class of a family, or a registered one.
+
+  Args:
+    family: One of `names()`.
+
+  Raises:
+    ValueError: If the family is unknown; the nearest known one is suggested.
+
+  >>> class_of("vit").__name__
+  'ViT'
+  """
+  if family in REGISTERED:
+    return REGISTERED[family].kind
+  if family not in FAMILIES:
+    raise ValueError(f"Unknown family {family!r}: {nearest(family, names())}")
+  return FAMILIES[family]
 
 
 def options_of(family: str) -> dict[str, Any]:
   """The options of a family with their defaults (None for required ones).
+
+  Of a class of one's own, the required ones are given by their type.
 
   Args:
     family: One of `names()`.
@@ -58,9 +87,9 @@ def options_of(family: str) -> dict[str, Any]:
   >>> options_of("vit")["pool"]
   'cls'
   """
-  if family not in FAMILIES:
-    raise ValueError(f"Unknown family {family!r}: {nearest(family, FAMILIES)}")
-  signature = inspect.signature(FAMILIES[family].__init__)
+  if family in REGISTERED:
+    return own_model.FROM_DATA | REGISTERED[family].options
+  signature = inspect.signature(class_of(family).__init__)
   return {
     name: None if parameter.default is parameter.empty else parameter.default
     for name, parameter in signature.parameters.items()
@@ -75,7 +104,8 @@ def create(
 
   Args:
     family: One of `names()`.
-    variant: Size and patch, as in "S/16"; see the family's `from_variant`.
+    variant: Size and patch, as in "S/16"; see the family's `from_variant`. A
+      class of one's own has "custom" only.
     rngs: Random streams. Defaults to `nnx.Rngs(0)`.
     **options: Keyword arguments of the family's constructor.
 
@@ -93,9 +123,11 @@ def create(
       raise ValueError(
         f"Unknown option {option!r} of {family}: {nearest(option, known)}"
       )
-  return FAMILIES[family].from_variant(
-    variant, rngs=rngs or nnx.Rngs(0), **options
-  )
+  rngs = rngs or nnx.Rngs(0)
+  if family in REGISTERED:
+    own = own_model.FROM_DATA | options
+    return REGISTERED[family].create(rngs, **own)
+  return FAMILIES[family].from_variant(variant, rngs=rngs, **options)
 
 
 class _OneKey(nnx.RngStream):
@@ -130,8 +162,10 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
 
   if family in SHAPES and family not in FAMILIES:
     return shape_of(family, variant, **options)
+  if family in REGISTERED:  # its streams may be of any kind
+    return nnx.eval_shape(lambda: create(family, variant, **options))
   if family not in FAMILIES:
-    known = {*FAMILIES, *SHAPES}
+    known = {*names(), *SHAPES}
     raise ValueError(f"Unknown family {family!r}: {nearest(family, known)}")
 
   def build() -> Any:
@@ -149,12 +183,14 @@ def gemms_of(
   seq: int | None = None,
   phase: str | None = None,
   context: int | None = None,
+  example: Any = None,
 ) -> list[dict[str, Any]]:
   """Lists the matrix products of one forward pass, for the engine.
 
   Args:
-    model: Model of one of our families, sparse or dense, possibly abstract; or
-      the shape of a language model.
+    model: Any NNX model, sparse or dense, possibly abstract; or the shape of a
+      language model. Models of our families list their products, all others are
+      traced (`products_of`).
     batch: Number of images (or sequences) per pass.
     seq: Tokens of a sequence: of a ViT with its class token, of T5's inputs.
       Defaults to what the model says.
@@ -162,6 +198,7 @@ def gemms_of(
       sequences.
     context: Tokens of the prompt in "prefill"; in "decode" those that the next
       token attends to, itself included.
+    example: Input of the call of a model of another class; see `products_of`.
 
   Returns:
     Rows {"name", "M", "N", "K", "pattern", "count"} for `figs_jax.engine`:
@@ -169,8 +206,8 @@ def gemms_of(
     K. The pattern is an `NM`, or None for dense kernels.
 
   Raises:
-    ValueError: If a number is below 1, the model has another origin, or its
-      family has no such length or phase.
+    ValueError: If a number is below 1, the family of the model has no such
+      length or phase, or as `products_of`.
 
   >>> model = create("vit", "Ti/4", depth=1, image_size=8, num_classes=10)
   >>> [row["name"] for row in gemms_of(model)][:3]
@@ -179,7 +216,69 @@ def gemms_of(
   >>> [(row["M"], row["N"], row["count"]) for row in rows][3]  # q k', 8 heads
   (4, 4096, 256)
   """
-  return _rows(model, "gemms", batch, seq, phase, context)
+  if example is None and lists_products(model):
+    return _rows(model, "gemms", batch, seq, phase, context)
+  lengths = {"seq": seq, "phase": phase, "context": context}
+  for name, value in lengths.items():
+    if value is not None:
+      raise ValueError(
+        f"{type(model).__name__}: expected no {name}, since example decides"
+        f" the lengths of a traced model, got {name}={value!r}"
+      )
+  return [product.row for product in products_of(model, batch, example)]
+
+
+def lists_products(model: Any) -> bool:
+  """Whether a model is exactly of one of our families, or a `Shape`."""
+  return type(model) in (Shape, *FAMILIES.values())
+
+
+def products_of(
+  model: nnx.Module | Shape, batch: int = 1, example: Any = None
+) -> list[Product]:
+  """Lists the matrix products of any NNX model, from one abstract trace.
+
+  `figs_jax.models.traced` says what is counted.
+
+  Args:
+    model: Any NNX model, sparse or dense, possibly abstract.
+    batch: Number of images (or sequences) per pass, if the example is built
+      from the options of a model of our families.
+    example: Input of the call: an array or `jax.ShapeDtypeStruct`, a tuple of
+      arguments, or a dictionary of keyword arguments. Its leading axis is the
+      batch. Defaults to the input of a model of our families, or to the images
+      of a registered class.
+
+  Raises:
+    ValueError: If `batch` is below 1 or given beside an example, the example is
+      missing, or `figs_jax.models.traced.traced_products` raises it.
+
+  >>> net = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+  >>> rows = jax.ShapeDtypeStruct((2, 8), "float32")
+  >>> [(p.name, p.M, p.K, p.N) for p in products_of(net, example=rows)]
+  [('kernel', 2, 8, 4)]
+  """
+  if batch < 1:
+    raise ValueError(f"Expected a batch of 1 or more, got batch={batch}")
+  name = type(model).__name__
+  if not isinstance(model, nnx.Module):
+    raise ValueError(f"Expected an NNX module to trace, got {name}")
+  if example is not None and batch != 1:
+    raise ValueError(
+      f"{name}: expected batch or example, got batch={batch} and an example,"
+      " whose leading axis is the batch; leave batch out"
+    )
+  if example is None:
+    example = own_model.example_of(model, batch)
+  if example is None:
+    if not isinstance(model, tuple(FAMILIES.values())):
+      raise ValueError(
+        f"{name} is not of our families ({', '.join(sorted(FAMILIES))}):"
+        " expected an example of its input, as in"
+        " example=jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')"
+      )
+    example = model.example(batch)
+  return traced_products(model, example)
 
 
 def non_gemms_of(
@@ -230,9 +329,8 @@ def _rows(
   family = type(model).__name__
   if not isinstance(model, (Shape, *FAMILIES.values())):
     raise ValueError(
-      f"Expected a model of our families ({', '.join(names())}), got"
-      f" {family}; write its rows (name, M, N, K, pattern, count) for the"
-      " engine yourself"
+      f"Expected a model of our families ({', '.join(sorted(FAMILIES))}), got"
+      f" {family}; its norms, activations and the like are unknown"
     )
   for name, value in (("seq", seq), ("context", context)):
     if value is not None and value < 1:

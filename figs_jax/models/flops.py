@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from figs_jax.core.pattern import NM
-from figs_jax.models import gemms_of
 from figs_jax.models.phases import phases_of
 from figs_jax.recipes import Recipe
 
@@ -67,6 +66,7 @@ def train_flops(
   batch: int = 1,
   steps: int | None = None,
   switched_at: int | None = None,
+  example: Any = None,
 ) -> TrainFlops:
   """FLOPs of all matrix products of a training run, forward and backward.
 
@@ -76,12 +76,13 @@ def train_flops(
   any other.
 
   Args:
-    model: Model of one of our families, sparsified as for training, possibly
-      abstract.
+    model: Any NNX model, sparsified as for training, possibly abstract.
     recipe: Recipe that decides which kernels are sparse at which step.
     batch: Number of images (or sequences) per optimizer step.
     steps: Number of first steps to count. Defaults to all steps.
     switched_at: STEP's first masked step. Defaults to the last possible one.
+    example: Input of a model of another class than ours, with the batch as its
+      leading axis; see `figs_jax.models.products_of`.
 
   Raises:
     ValueError: If `steps` or `switched_at` is out of range, or as in
@@ -94,10 +95,9 @@ def train_flops(
   >>> round(train_flops(model, recipe).share, 3)
   0.839
   """
-  forward = inputs = weights = 0
-  phases = phases_of(
-    model, recipe, batch=batch, steps=steps, switched_at=switched_at
-  )
+  forward = inputs = weights = dense = 0
+  options = {"steps": steps, "switched_at": switched_at, "example": example}
+  phases = phases_of(model, recipe, batch=batch, **options)
   for phase in phases:
     for row in phase.layers:
       pattern = row["pattern"]
@@ -107,8 +107,7 @@ def train_flops(
       inputs += phase.steps * _product(row, sparse)
       sparse = None if pattern is None else phase.weight_gradient
       weights += phase.steps * _weight_gradient(row, sparse)
-  whole = sum(_product(row, None) for row in gemms_of(model, batch))
-  dense = 3 * whole * sum(phase.steps for phase in phases)
+      dense += 3 * phase.steps * _product(row, None)
   return TrainFlops(forward, inputs, weights, dense)
 
 

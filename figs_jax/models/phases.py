@@ -53,6 +53,7 @@ def phases_of(
   batch: int = 1,
   steps: int | None = None,
   switched_at: int | None = None,
+  example: Any = None,
 ) -> tuple[Phase, ...]:
   """Splits a run into phases, in order; their steps sum to `steps`.
 
@@ -60,12 +61,13 @@ def phases_of(
   those without it the next.
 
   Args:
-    model: Model of one of our families, sparsified as for training, possibly
-      abstract.
+    model: Any NNX model, sparsified as for training, possibly abstract.
     recipe: Recipe that decides which kernels are sparse at which step.
     batch: Number of images (or sequences) per optimizer step.
     steps: Number of first steps to split. Defaults to all steps.
     switched_at: STEP's first masked step. Defaults to the last possible one.
+    example: Input of a model of another class than ours, with the batch as its
+      leading axis; see `figs_jax.models.products_of`.
 
   Raises:
     ValueError: If `steps` or `switched_at` is out of range, or as in
@@ -87,12 +89,13 @@ def phases_of(
     )
   recipe = _switching(recipe, switched_at)
   bound = recipe.bind(nn.masked_leaves(model))
-  rows = gemms_of(model, batch)
+  rows = gemms_of(model, batch, example=example)
   kernels = {k.path.removesuffix("/kernel"): k for k in bound.kernels}
   unknown = kernels.keys() - {row["name"] for row in rows}
   if unknown:
     raise ValueError(
-      f"No row of the model has the kernel {min(unknown)}/kernel"
+      f"{min(unknown)}/kernel: expected a product with this masked kernel, got"
+      f" none in a call of {type(model).__name__}"
     )
   starts = {name: _starts(recipe, k) for name, k in kernels.items()}
   begin = _begin(recipe)
@@ -103,7 +106,10 @@ def phases_of(
       name: _pattern(kernel, sum(s <= first for s in starts[name]))
       for name, kernel in kernels.items()
     }
-    layers = tuple(row | {"pattern": now.get(row["name"])} for row in rows)
+    # A row without a pattern contracts other axes than the groups.
+    layers = tuple(
+      row | {"pattern": row["pattern"] and now.get(row["name"])} for row in rows
+    )
     hard = _hard_steps(recipe, first, end) if first >= begin else 0
     for count, sparse in ((end - first - hard, False), (hard, True)):
       if count:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 
 def pair(family: str, name: str, size: int | Sequence[int]) -> tuple[int, int]:
   """(height, width); one number means a square.
@@ -45,15 +47,25 @@ def check_heads(family: str, width: int, heads: int) -> None:
 
 
 def check_images(
-  shape: tuple[Any, ...], image_size: tuple[int, int], channels: int
+  images: Any, image_size: tuple[int, int], channels: int
 ) -> None:
   """Raises ValueError unless images have the shape that a model expects.
 
+  Bytes are refused too, since they would be read unscaled.
+
   The batch may be symbolic (`jax.export`), so it is not always an int.
   """
-  expected = (*image_size, channels)
+  shape, expected = images.shape, (*image_size, channels)
+  if images.dtype == np.uint8:
+    raise ValueError(
+      "Expected images of floats, got uint8; scale them as for the weights, as"
+      " in images.astype('float32') / 127.5 - 1"
+    )
   if shape[1:] != expected:
+    fix = "set image_size= and in_channels="
+    if shape[1:] == (channels, *image_size):
+      fix = "move the channels last, as in images.transpose(0, 2, 3, 1)"
     raise ValueError(
       f"Expected images of shape [batch, {', '.join(map(str, expected))}], got"
-      f" {shape}; set image_size= and in_channels="
+      f" {shape}; {fix}"
     )

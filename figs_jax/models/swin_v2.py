@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -212,9 +213,10 @@ class SwinV2(nnx.Module):
     """Computes float32 logits.
 
     Raises:
-      ValueError: If the images do not have `image_size` and `in_channels`.
+      ValueError: If the images do not have `image_size` and `in_channels`, or
+        are uint8.
     """
-    check_images(images.shape, self.image_size, self.in_channels)
+    check_images(images, self.image_size, self.in_channels)
     pads = [(0, windows.padding(n, self.patch)) for n in self.image_size]
     x = jnp.pad(jnp.asarray(images, self.dtype), ((0, 0), *pads, (0, 0)))
     x = self.patch_embed(x).reshape(x.shape[0], -1, self.width)
@@ -223,6 +225,11 @@ class SwinV2(nnx.Module):
     for stage, of_stage in zip(self.stages, self._per_stage(rates)):
       x = stage(x, of_stage, self.remat)
     return self.head(self.norm(x).mean(axis=1)).astype(jnp.float32)
+
+  def example(self, batch: int) -> tuple[jax.ShapeDtypeStruct]:
+    """Arguments of a call on `batch` images, as shapes."""
+    shape = (batch, *self.image_size, self.in_channels)
+    return (jax.ShapeDtypeStruct(shape, jnp.float32),)
 
   def gemms(self, batch: int) -> list[dict[str, Any]]:
     """The rows of `figs_jax.models.gemms_of`, padding included."""

@@ -353,6 +353,11 @@ class T5(nnx.Module):
     )
     return self._logits(self.decoder.norm(x))[:, 0], cache._replace(past=past)
 
+  def example(self, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Arguments of a call on `batch` inputs and targets, as shapes."""
+    lengths = self.input_length, self.target_length
+    return tuple(jax.ShapeDtypeStruct((batch, n), jnp.int32) for n in lengths)
+
   def gemms(self, batch: int, seq: int | None = None) -> list[dict[str, Any]]:
     """The rows of `figs_jax.models.gemms_of`; `seq` replaces `input_length`."""
     inputs, targets = seq or self.input_length, self.target_length

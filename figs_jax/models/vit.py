@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -226,9 +227,10 @@ class ViT(nnx.Module):
     """Computes float32 logits.
 
     Raises:
-      ValueError: If the images do not have `image_size` and `in_channels`.
+      ValueError: If the images do not have `image_size` and `in_channels`, or
+        are uint8.
     """
-    check_images(images.shape, self.image_size, self.in_channels)
+    check_images(images, self.image_size, self.in_channels)
     x = self.patch_embed(jnp.asarray(images, self.dtype))
     x = x.reshape(x.shape[0], -1, self.width)
     if self.pool == "cls":
@@ -241,6 +243,11 @@ class ViT(nnx.Module):
     x = self.norm(x)
     x = x[:, 0] if self.pool == "cls" else x.mean(axis=1)
     return self.head(x).astype(jnp.float32)
+
+  def example(self, batch: int) -> tuple[jax.ShapeDtypeStruct]:
+    """Arguments of a call on `batch` images, as shapes."""
+    shape = (batch, *self.image_size, self.in_channels)
+    return (jax.ShapeDtypeStruct(shape, jnp.float32),)
 
   def gemms(self, batch: int, seq: int | None = None) -> list[dict[str, Any]]:
     """The rows of `figs_jax.models.gemms_of`."""

@@ -15,7 +15,7 @@ from flax import nnx
 
 from figs_jax.core._flow import Flow, GradMode
 from figs_jax.core.pattern import NM
-from figs_jax.core.rules import EVERY, Rules
+from figs_jax.core.rules import EVERY, Rules, Words
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.nn._with_flow import with_flow
 from figs_jax.nn.kernel_axes import DENSE_TYPES, contraction_axis
@@ -50,6 +50,8 @@ def sparsify(
   model: M,
   rules: Rules | NM | str | RecipeLike,
   grad_mode: GradMode | None = None,
+  *,
+  words: Words | None = None,
 ) -> M:
   """Returns the model with masks where the rules ask for them.
 
@@ -67,6 +69,7 @@ def sparsify(
       flow, and one that never masks (`dense`) leaves every kernel dense.
     grad_mode: Gradient of the pruned entries, "ste" by default. Not allowed
       beside a recipe. `with_flow` sets the rest of the flow.
+    words: Regexes of paths by further words; those of the class come first.
 
   Returns:
     The same kind of model. Masks start as the N:M mask of |kernel|.
@@ -83,7 +86,7 @@ def sparsify(
   ['key/kernel', 'out/kernel', 'query/kernel']
   """
   if isinstance(rules, RecipeLike):
-    return _follow(model, rules, grad_mode)
+    return _follow(model, rules, grad_mode, words)
   grad_mode = grad_mode or "ste"
   Flow(grad_mode)  # refuses an unknown mode before any work
   model = nnx.clone(model)
@@ -97,7 +100,8 @@ def sparsify(
     path: (tuple(group[0].kernel.shape), _axis(group[0]))
     for path, group in layers.items()
   }
-  leaves = Rules.parse(rules).resolve(kernels, _words(model, layers))
+  known = {**(words or {}), **_words(model, layers)}
+  leaves = Rules.parse(rules).resolve(kernels, known)
   overwritten = recomputed(model)
   for path, group in layers.items():
     shared = None
@@ -137,7 +141,12 @@ def masked_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
   }
 
 
-def _follow(model: M, recipe: RecipeLike, grad_mode: GradMode | None) -> M:
+def _follow(
+  model: M,
+  recipe: RecipeLike,
+  grad_mode: GradMode | None,
+  words: Words | None,
+) -> M:
   """The model with the pattern and the flow of a recipe."""
   if grad_mode is not None:
     raise ValueError(
@@ -146,7 +155,8 @@ def _follow(model: M, recipe: RecipeLike, grad_mode: GradMode | None) -> M:
     )
   if not recipe.sparse:
     return sparsify(model, Rules(((EVERY, None),)))
-  return with_flow(sparsify(model, recipe.pattern), recipe.flow)
+  sparse = sparsify(model, recipe.pattern, words=words)
+  return with_flow(sparse, recipe.flow)
 
 
 def _axis(layer: nnx.Module) -> Any:

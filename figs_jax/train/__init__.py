@@ -12,6 +12,7 @@ _EXPORTS = {
   "Checkpointer": "figs_jax.train.checkpoint",
   "ConfigError": "figs_jax.train.config",
   "TrainState": "figs_jax.train.state",
+  "Writer": "figs_jax.train.writers",
   "default_config": "figs_jax.train.config",
   "evaluate": "figs_jax.train._evaluate",
   "examples": "figs_jax.train._evaluate",

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from figs_jax import nn
-from figs_jax.core.legal import DTYPES, Legal, Word, suggestion
+from figs_jax.core.legal import DTYPES, Either, Legal, Word, suggestion
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.nn.int8_kernels import round_kernels_to_int8
@@ -42,6 +42,9 @@ class Evaluator:
     has_seeds: Whether states have a seed axis; values then are lists.
     mesh: Mesh to split each batch over. Defaults to one device.
     int8: Whether kernels are rounded to int8, see `figs_jax.nn.int8_kernels`.
+
+  Attributes:
+    headline: Name of the value that stands for the others.
   """
 
   def __init__(
@@ -53,6 +56,7 @@ class Evaluator:
     int8: bool = False,
   ):
     self._measure, self._batches = measure, batches
+    self.headline = measure.headline
     self._has_seeds, self._int8 = has_seeds, int8
     mesh = mesh or make_mesh()
     self._place = functools.partial(global_batch, batch_sharding(mesh))
@@ -185,6 +189,8 @@ def evaluate(
   per_example: bool = False,
   data_dir: str | None = None,
   download: bool = False,
+  data: Any = None,
+  model: type | None = None,
 ) -> dict[str, Any]:
   """Evaluates a step of a run; nothing is written.
 
@@ -206,6 +212,9 @@ def evaluate(
       same pass over the split.
     data_dir: Directory of the data sets, in place of the configured one.
     download: Whether a missing data set may be downloaded, whatever was saved.
+    data: Data of a program, if the run trained on them.
+    model: Model class of one's own, if the run trained one; may be left out if
+      `figs_jax.models.register` has it.
 
   Returns:
     A dict that JSON can hold, unless `per_example`: accuracy (mean over seeds),
@@ -219,13 +228,61 @@ def evaluate(
     ValueError: If the engine or the dtype is unknown.
     CheckpointError: If the checkpoint is missing, damaged or foreign.
   """
-  # Training needs neither.
-  from figs_jax import engine
-  from figs_jax.train.run_rows import layers_of
+  from figs_jax import engine  # training does not need it
 
   if engine_spec is not None:
     engine.parse(engine_spec)
-  measured = _measured(workdir, step, ema, dtype, data_dir, download)
+  check_dtype(dtype)  # before anything is read
+  run = restore(
+    workdir, step, data_dir=data_dir, download=download, data=data, model=model
+  )
+  measured = _measured(*run, ema, dtype)
+  result = _report(measured, ema, dtype, engine_spec, batch)
+  result["config"] = schema.flat(saved_config(workdir, measured.step))
+  if per_example:
+    result["examples"] = measured.examples()
+  return result
+
+
+def in_dtypes(
+  workdir: str | Path, dtypes: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+  """A run, restored once and measured in its own and in other dtypes.
+
+  Args:
+    workdir: Directory of the run.
+    dtypes: Other dtypes, as in `evaluate`.
+
+  Returns:
+    The result of `evaluate` with `per_example`, but without `config`, and by
+    dtype that of `examples`.
+
+  Raises:
+    ValueError: If a dtype is unknown.
+    CheckpointError: If the checkpoint is missing, damaged or foreign.
+  """
+  dtypes = tuple(dtypes)
+  for dtype in dtypes:
+    check_dtype(dtype)
+  run = restore(workdir)
+  measured = _measured(*run, False, None)
+  result = _report(measured, False, None, None, None)
+  result["examples"] = measured.examples()
+  others = {dtype: _measured(*run, False, dtype).examples() for dtype in dtypes}
+  return result, others
+
+
+def _report(
+  measured: _Measured,
+  ema: bool,
+  dtype: str | None,
+  engine_spec: str | None,
+  batch: int | None,
+) -> dict[str, Any]:
+  """The result of `evaluate` without `config` and `examples`."""
+  from figs_jax import engine
+  from figs_jax.train.run_rows import layers_of
+
   experiment, state = measured.experiment, measured.state
   values = {
     name: np.atleast_1d(value).tolist()
@@ -234,16 +291,16 @@ def evaluate(
   accuracies = values.pop("accuracy")
   mean, error = seeds.mean_and_se(accuracies)
   singles = list(seeds.singles(state))
-  model = singles[0].finished(ema=ema)
-  leaves = nn.masked_leaves(model)
+  net = singles[0].finished(ema=ema)
+  leaves = nn.masked_leaves(net)
   weights = [finish(single, ema=ema)[0] for single in singles]
   checks = [exact_nm(params, leaves) for params in weights]
   exact = {path: all(check[path] for check in checks) for path in leaves}
-  rows = layers_of(model, batch=1)
+  rows = layers_of(net, batch=1)
   layers = engine.Layers.of(rows)
   result = {
     "step": measured.step,
-    "dtype": dtype or experiment.config.model.dtype,
+    "dtype": dtype or experiment.dtype,
     "accuracy": _finite(mean),
     "accuracy_se": _finite(error),
     "accuracies": [_finite(value) for value in accuracies],
@@ -256,13 +313,10 @@ def evaluate(
     **storage(weights[0], leaves),
     "flops": float(engine.flops(layers).sum()),
     "flops_dense": float(engine.flops(layers.dense()).sum()),
-    "config": schema.flat(saved_config(workdir, measured.step)),
   }
   if engine_spec is not None:
     size = experiment.config.batch_size if batch is None else batch
-    result |= speedups(layers_of(model, size), engine_spec)
-  if per_example:
-    result["examples"] = measured.examples()
+    result |= speedups(layers_of(net, size), engine_spec)
   return result
 
 
@@ -274,6 +328,8 @@ def examples(
   dtype: str | None = None,
   data_dir: str | None = None,
   download: bool = False,
+  data: Any = None,
+  model: type | None = None,
 ) -> dict[str, np.ndarray]:
   """What a step of a run gets right, example by example; nothing is written.
 
@@ -286,7 +342,8 @@ def examples(
   translation), where the accuracy of a task is the plain mean.
 
   Args:
-    workdir, step, ema, dtype, data_dir, download: Same as for `evaluate`.
+    workdir, step, ema, dtype, data_dir, download, data, model: Same as for
+      `evaluate`.
 
   Returns:
     Arrays by name, of S seeds (1 for a run without a seed axis) and n examples:
@@ -304,7 +361,11 @@ def examples(
     ValueError: If the dtype is unknown.
     CheckpointError: If the checkpoint is missing, damaged or foreign.
   """
-  return _measured(workdir, step, ema, dtype, data_dir, download).examples()
+  check_dtype(dtype)
+  run = restore(
+    workdir, step, data_dir=data_dir, download=download, data=data, model=model
+  )
+  return _measured(*run, ema, dtype).examples()
 
 
 class _Measured(NamedTuple):
@@ -330,17 +391,13 @@ class _Measured(NamedTuple):
 
 
 def _measured(
-  workdir: str | Path,
-  step: int | None,
+  experiment: Experiment,
+  state: TrainState,
+  step: int,
   ema: bool,
   dtype: str | None,
-  data_dir: str | None,
-  download: bool,
 ) -> _Measured:
-  check_dtype(dtype)  # before anything is read
-  experiment, state, step = restore(
-    workdir, step, data_dir=data_dir, download=download
-  )
+  """Measures what `restore` returned; a dtype must have been checked."""
   if dtype is not None and dtype != _INT8:
     state = _computed_in(experiment, state, dtype)
   split = evaluator(experiment, int8=dtype == _INT8)
@@ -353,7 +410,13 @@ def _computed_in(
   """The state with a model that computes in this dtype."""
   config = experiment.config.copy_and_resolve_references()
   legal = schema.legal_values(config.family, config.recipe.name)
-  check_dtype(dtype, legal["model.dtype"])
+  if "model.dtype" not in legal:
+    raise ValueError(
+      f"dtype: expected {_INT8!r} or none, since {config.family}.__init__ takes"
+      f" no dtype, got {dtype!r}; give it an option dtype"
+    )
+  of_field = legal["model.dtype"]  # one's own class may leave it unset
+  check_dtype(dtype, DTYPES if isinstance(of_field, Either) else of_field)
   if dtype == config.model.dtype:
     return state
   config.model.dtype = dtype

@@ -21,17 +21,20 @@ from ml_collections import config_dict
 
 from figs_jax import models, recipes
 from figs_jax.core import field_names
+from figs_jax.models import own_model
 from figs_jax.train import schema
 from figs_jax.train.schema import ConfigError
 
 # Fields that may change when a run is resumed: they affect none of its numbers.
 FREE = (
   "keep",
+  "log",
   "log_every",
   "mesh",
   "progress",
   "allow_change",
   "recipe_file",
+  "model_file",
   "data.data_dir",
   "data.download",
   "data.source",
@@ -46,27 +49,31 @@ _KINDS: dict[str, type] = {
   ),
   **dict.fromkeys(("depths", "pretrained_windows"), tuple),
 }
+_WARMUP = "optimizer.warmup_steps"
 _OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
 # Fields of saved runs that 0.2.0 has renamed.
 _RENAMED = {"accumulate": "grad_accum_steps"}
 
 
 def default_config(
-  recipe: str = "figs", family: str = "vit"
+  recipe: str = "figs", family: str | type = "vit"
 ) -> config_dict.ConfigDict:
   """A new configuration with every field, and defaults where sensible.
 
   Args:
     recipe: Recipe whose options become the fields of `config.recipe`.
-    family: Model family whose options become the fields of `config.model`.
+    family: Model family, or a class of your own, whose options become the
+      fields of `config.model`; `figs_jax.models.register` gets the class.
 
   Raises:
-    ConfigError: If the recipe or family is unknown.
+    ConfigError: If the recipe or family is unknown, or the class is refused.
 
   >>> default_config("sr_ste").recipe.name
   'sr_ste'
   """
   try:
+    if isinstance(family, type):
+      family = models.register(family).__name__
     model_options = models.options_of(family)
     recipe_options = recipes.options(recipe)
   except ValueError as error:
@@ -78,6 +85,9 @@ def default_config(
     {k: v for k, v in model_options.items() if k not in schema.DERIVED}
   )
   config.recipe = _fields({"name": recipe} | recipe_options)
+  if own := models.REGISTERED.get(family):
+    config.variant, config.pattern = "custom", "hidden: 1:4"
+    config.model_file, config.model_sha256 = own.source, own.sha256
   return config
 
 
@@ -98,6 +108,8 @@ def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
       fields[name] = config_dict.placeholder(type(default))
     elif default is None:
       fields[name] = config_dict.placeholder(_KINDS.get(name, float))
+    elif isinstance(default, type) and default in own_model.LEGAL:
+      fields[name] = config_dict.placeholder(default)
     elif name == "dtype":
       fields[name] = jnp.dtype(default).name
     else:
@@ -134,8 +146,12 @@ def default_of(saved: Mapping[str, Any]) -> config_dict.ConfigDict:
   """
   try:
     recipe, file = saved["recipe"]["name"], saved.get("recipe_file")
+    family, source = saved["family"], saved.get("model_file")
   except (LookupError, TypeError, AttributeError):
-    recipe = file = None  # the error below says what is missing
+    # The error below says what is missing.
+    recipe = file = family = source = None
+  if isinstance(source, str) and source and family not in models.names():
+    raise ConfigError(own_model.missing(str(family), source))
   if isinstance(file, str) and file and recipe not in recipes.names():
     raise ConfigError(
       f"Unknown recipe {recipe!r}, which this run took from {file}; add"
@@ -167,6 +183,13 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
       )
   fields, own = schema.flat(defaults), schema.flat(saved)
   for name in own:
+    source = own.get("model_file") if name.startswith("model.") else None
+    if source and name not in fields:
+      raise ConfigError(
+        f"expected the class of {source} that this run was trained with, got"
+        f" one without the option {name.removeprefix('model.')}; give the"
+        " original file as --model_file"
+      )
     if name not in fields:
       raise ConfigError(
         f"expected a run of this version of figs_jax, got one with the unknown"
@@ -174,6 +197,70 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
       )
   fields |= own
   return traverse_util.unflatten_dict(fields, sep=".")
+
+
+def with_model(
+  config: config_dict.ConfigDict, model: type | None = None
+) -> config_dict.ConfigDict:
+  """A copy of a configuration, with the file of a model class of one's own.
+
+  Args:
+    config: Configuration of a run.
+    model: The class to register, if a program gives it.
+
+  Raises:
+    ConfigError: If `figs_jax.models.register` refuses the class, or the
+      configuration has another family.
+  """
+  if model is not None:
+    register_model(model, config.get("family"))
+  config = config.copy_and_resolve_references()
+  if own := models.REGISTERED.get(str(config.get("family"))):
+    config.model_file, config.model_sha256 = own.source, own.sha256
+  return config
+
+
+def register_model(
+  model: type, family: Any, where: str = "--config.family"
+) -> None:
+  """Registers the class of a program for a configuration that names it.
+
+  Args:
+    model: The class.
+    family: Family of the configuration.
+    where: Place of that configuration, for the error.
+
+  Raises:
+    ConfigError: If `figs_jax.models.register` refuses the class, or the family
+      is another one.
+  """
+  try:
+    name = models.register(model).__name__
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  if family != name:
+    raise ConfigError(
+      f"{where}: expected a configuration of {name}, the class in model=, got"
+      f" one of {family!r}; default_config(recipe, {name}) has its fields"
+    )
+
+
+def other_model(saved: Mapping[str, Any]) -> str | None:
+  """A message if the file of a run's own class has other content now.
+
+  Args:
+    saved: Configuration of the run.
+
+  >>> other_model({"family": "vit"})
+  """
+  own = models.REGISTERED.get(saved["family"])
+  wanted = saved.get("model_sha256", "")
+  if own is None or not wanted or not own.sha256 or wanted == own.sha256:
+    return None
+  return (
+    f"expected {own.source} of SHA-256 {wanted[:12]}..., got"
+    f" {own.sha256[:12]}..."
+  )
 
 
 def recipe_sha256(name: str) -> str:
@@ -226,10 +313,14 @@ def differences(
 ) -> list[str]:
   """Dotted names of fields that differ, except those in `FREE`.
 
+  A warm-up may be a count in one and the same share in the other.
+
   >>> differences({"a": {"b": 1}, "keep": 2}, {"a": {"b": 2}, "keep": 3})
   ['a.b']
   """
   old, new = schema.flat(saved), schema.flat(config)
+  if _warmup(old) == _warmup(new):
+    old[_WARMUP] = new.get(_WARMUP)
   return sorted(
     name
     for name in old.keys() | new.keys()
@@ -237,6 +328,12 @@ def differences(
     and name not in FREE
     and name.split(".")[0] not in FREE
   )
+
+
+def _warmup(fields: Mapping[str, Any]) -> int | None:
+  if _WARMUP not in fields:
+    return None
+  return schema.warmup_steps(fields[_WARMUP], fields["total_steps"])
 
 
 def changes(

@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from figs_jax import models, nn, recipes
 from figs_jax.core.types import Array
+from figs_jax.models import own_model
 from figs_jax.train import schema, seeds
 from figs_jax.train._run_once import run_once
 from figs_jax.train.config import ConfigError, given, recipe_of
@@ -49,9 +50,27 @@ class Experiment:
         `figs_jax.train.workdir.initial_weights` returns them; masks are
         recomputed from them.
     """
+    model = self._dense_model(seed)
+    if weights is not None:
+      from figs_jax.models.own_weights import fill_own
+
+      model = fill_own(model, weights)
+    if not self.recipe.sparse:
+      return model
+    if self.config.family not in models.REGISTERED:
+      return nn.sparsify(model, self.config.pattern)
+    try:
+      return nn.sparsify(model, self.config.pattern, words=self._words)
+    except ValueError as error:
+      raise ConfigError(
+        f"--config.pattern: {error} The word hidden stands for every kernel but"
+        " the first and the last"
+      ) from error
+
+  def _dense_model(self, seed: int | Array) -> nnx.Module:
     config = self.config
     try:
-      model = models.create(
+      return models.create(
         config.family,
         config.variant,
         rngs=nnx.Rngs(jax.random.key(seed)),
@@ -59,16 +78,35 @@ class Experiment:
         **given(config.model),
       )
     except ValueError as error:
-      raise ConfigError(
-        f"config.model, config.variant or config.data: {error}"
-      ) from error
-    if weights is not None:
-      from figs_jax.models import pretrained
+      own = config.family in models.REGISTERED
+      fields = "" if own else "config.model, config.variant or config.data: "
+      raise ConfigError(f"{fields}{error}") from error
 
-      model = pretrained.fill(model, weights)
-    if not self.recipe.sparse:
-      return model
-    return nn.sparsify(model, config.pattern)
+  @functools.cached_property
+  def dtype(self) -> str:
+    """Dtype of the computation; of a class without the option, of its logits.
+
+    Raises:
+      ConfigError: If a class of one's own does not map images to logits.
+    """
+    named = self.config.model.get("dtype")
+    own = models.REGISTERED.get(self.config.family)
+    if own is None:
+      return named
+    classes = self.task.model_options["num_classes"]
+    try:
+      logits = own.dtype(self._abstract_dense, classes)
+    except ValueError as error:
+      raise ConfigError(str(error)) from error
+    return named or logits
+
+  @functools.cached_property
+  def _abstract_dense(self) -> nnx.Module:
+    return nnx.eval_shape(functools.partial(self._dense_model, 0))
+
+  @functools.cached_property
+  def _words(self) -> dict[str, str]:
+    return own_model.own_words(self._abstract_dense, self.recipe.pattern)
 
   def lone_state(self, seed: int | Array, weights: Any = None) -> TrainState:
     """The state of one seed at step 0; traceable in seed and weights."""
@@ -137,5 +175,8 @@ def build(config: config_dict.ConfigDict, data: Any = None) -> Experiment:
     tx=make_optimizer(config, recipe),
     task=task,
   )
-  _ = experiment.abstract_state  # raises here what model and rules refuse
+  _ = (
+    experiment.dtype,
+    experiment.abstract_state,
+  )  # raises here what model and rules refuse
   return experiment

@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines, TensorBoard events and a progress bar.
+"""Metrics of a run: JSON lines, and what writers make of them.
 
 `metrics.jsonl` holds one strict JSON object per line, "step" first. Floats are
 written with all their digits, so that reading them gives the same bits. JSON
@@ -10,24 +10,31 @@ machine; all others of a resumed run equal those of an uninterrupted one.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import math
-import sys
-import time
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import config_dict
+
+from figs_jax.train import distributed
+from figs_jax.train.progress import Progress
+from figs_jax.train.stopwatch import (
+  CHECKPOINT,
+  COMPILATION,
+  EVALUATION,
+  Lap,
+  Stopwatch,
+)
+from figs_jax.train.writers import TensorBoard, Writer, configured
 
 FILE = "metrics.jsonl"
 _log = logging.getLogger("figs_jax")
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-# Without a terminal: seconds to the first line, then a share of the run so far.
-_FIRST_LINE = 10.0
-_LINE_SHARE = 0.05
 
 
 def read_log(workdir: str | Path) -> list[dict[str, Any]]:
@@ -58,34 +65,34 @@ class MetricLog:
     workdir: str | Path,
     step: int = 0,
     *,
-    total: int | None = None,
-    progress: bool = True,
+    watch: Stopwatch | None = None,
+    progress: Progress | None = None,
+    writers: Sequence[Writer] = (),
     enabled: bool = True,
   ):
     """Opens metrics.jsonl, and creates the directory if needed.
 
     Args:
-      workdir: Directory for `metrics.jsonl` and `tensorboard/`.
+      workdir: Directory for `metrics.jsonl`.
       step: Restored step; 0 for a new run.
-      total: Last step, for the remaining time.
-      progress: Whether to show progress on stderr: a bar on a terminal, else a
-        line from time to time.
+      watch: Clock of the run. Defaults to a new one.
+      progress: What is shown on standard error. Defaults to nothing.
+      writers: Writers that get every row too; they are closed with the log.
       enabled: Whether to do anything; False in all processes but one.
     """
+    self.raised: Exception | None = None  # by a writer
     self._enabled = enabled
+    self._watch = watch or Stopwatch(step)
     if not enabled:
       return
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     _truncate(workdir / FILE, step)
     self._file = open(workdir / FILE, "a", encoding="utf-8")  # noqa: SIM115
-    self._events, self._restored = workdir / "tensorboard", step
-    self._started = time.monotonic()
-    self._clock = _Clock(step, self._started)
-    self._progress = _Progress(step, total) if progress else None
+    self._progress, self._writers = progress, tuple(writers)
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Appends a row and flushes it.
+    """Appends a row, flushes it and hands it to the writers.
 
     Args:
       step: Optimizer step, from 1.
@@ -96,136 +103,76 @@ class MetricLog:
     """
     if not self._enabled:
       return
-    row: dict[str, Any] = {"step": int(step)}
-    row |= {name: _number(name, value) for name, value in metrics.items()}
-    now = time.monotonic()
-    row["time/elapsed"] = now - self._started
-    row["time/steps_per_second"] = self._clock.rate(step, now)
+    row = {name: _number(name, value) for name, value in metrics.items()}
+    self._watch.done(step)
+    row["time/elapsed"] = self._watch.elapsed
+    row["time/steps_per_second"] = self._watch.rate
+    for name in (EVALUATION, CHECKPOINT):
+      if (seconds := self._watch.cost(name)) is not None:
+        row[f"time/{name}"] = seconds
     text = {
       name: _spell(value) if isinstance(value, float) else value
       for name, value in row.items()
     }
-    self._file.write(json.dumps(text, allow_nan=False) + "\n")
+    line = json.dumps({"step": int(step), **text}, allow_nan=False)
+    self._file.write(line + "\n")
     self._file.flush()
-    for name, value in row.items():
-      if name != "step" and math.isfinite(value):
-        self._board.add_scalar(name, value, step)
-    self._board.flush()
+    for writer in self._writers:
+      try:
+        writer.write(int(step), row)
+      except Exception as error:
+        self.raised = error
+        error.add_note(f"raised by {type(writer).__name__}.write, step {step}")
+        raise
     if self._progress is not None and "loss" in row:
       self._progress.loss = float(row["loss"])
-
-  @functools.cached_property
-  def _board(self) -> Any:
-    # At the first write: tensorboardX takes a while to import.
-    with _without_torch():
-      from tensorboardX import SummaryWriter
-
-    # Purges later events of a run that was killed. The names of event files
-    # only differ in seconds, so the suffix keeps them apart.
-    return SummaryWriter(
-      str(self._events),
-      purge_step=self._restored + 1,
-      max_queue=0,  # without bound: a full one waits forever on a full disk
-      filename_suffix=f".{self._restored}",
-    )
 
   def progress(self, step: int) -> None:
     """Shows that `step` is done; cheap enough for every step."""
     if self._enabled and self._progress is not None:
       self._progress.update(step)
 
+  def compiling(self) -> contextlib.AbstractContextManager[Any]:
+    """A context for the first step, which compiles it."""
+    if self._enabled and self._progress is not None:
+      return self._progress.compiling("the step")
+    return self._watch.apart(COMPILATION)
+
+  def evaluated(
+    self, step: int, row: Mapping[str, float], lap: Lap, headline: str
+  ) -> None:
+    """Shows an evaluation; see `Progress.evaluated`."""
+    if self._enabled and self._progress is not None:
+      self._progress.evaluated(step, row, lap, headline)
+
+  def note(self, line: str) -> None:
+    """Shows a line beside the progress bar."""
+    if self._enabled and self._progress is not None:
+      self._progress.note(line)
+
+  def warn(self, line: str) -> None:
+    """Logs a warning beside the progress bar."""
+    shown = self._progress.aside() if self._enabled and self._progress else None
+    with shown or contextlib.nullcontext():
+      _log.warning("%s", line)
+
   def close(self) -> None:
-    """Closes files and bar; a second call does nothing."""
-    if self._enabled:
-      self._enabled = False
-      self._file.close()
-      if "_board" in self.__dict__:
-        self._board.close()
+    """Closes the file, the writers and the bar; a second call does nothing."""
+    if not self._enabled:
+      return
+    self._enabled = False
+    with contextlib.ExitStack() as closing:  # each one, whatever others raise
+      closing.callback(self._file.close)
       if self._progress is not None:
-        self._progress.close()
+        closing.callback(self._progress.close)
+      for writer in reversed(self._writers):
+        closing.callback(writer.close)
 
   def __enter__(self) -> MetricLog:
     return self
 
   def __exit__(self, *_: object) -> None:
     self.close()
-
-
-@contextlib.contextmanager
-def _without_torch() -> Iterator[None]:
-  """Keeps a library from importing torch, which it would do if it could."""
-  if "torch" in sys.modules:
-    yield
-    return
-  sys.modules["torch"] = None  # type: ignore[assignment]
-  try:
-    yield
-  finally:
-    del sys.modules["torch"]
-
-
-class _Clock:
-  """Steps per second between the last two distinct steps."""
-
-  def __init__(self, step: int, now: float):
-    self._step, self._time, self._rate = step, now, 0.0
-
-  def rate(self, step: int, now: float) -> float:
-    if step > self._step and now > self._time:
-      self._rate = (step - self._step) / (now - self._time)
-      self._step, self._time = step, now
-    return self._rate
-
-
-class _Progress:
-  """A bar on a terminal, lines elsewhere."""
-
-  def __init__(self, step: int, total: int | None):
-    self.loss: float | None = None
-    self._step, self._total = step, total
-    self._started = self._last = time.monotonic()
-    self._clock = _Clock(step, self._started)
-    self._bar = None
-    if sys.stderr.isatty():
-      from tqdm import tqdm
-
-      self._bar = tqdm(
-        total=total, initial=step, unit="step", dynamic_ncols=True
-      )
-
-  def update(self, step: int) -> None:
-    if self._bar is not None:
-      if self.loss is not None:
-        self._bar.set_postfix_str(f"loss {self.loss:.4g}", refresh=False)
-      self._bar.update(step - self._step)
-      self._step = step
-      return
-    now = time.monotonic()
-    wait = max(_FIRST_LINE, _LINE_SHARE * (now - self._started))
-    if now - self._last >= wait:
-      self._last = now
-      line = _line(step, self._total, self.loss, self._clock.rate(step, now))
-      print(line, file=sys.stderr, flush=True)
-
-  def close(self) -> None:
-    if self._bar is not None:
-      self._bar.close()
-
-
-def _line(step: int, total: int | None, loss: float | None, rate: float) -> str:
-  """
-  >>> _line(400, 1000, 0.5, 10.0)
-  'step 400/1000, loss 0.5, 10.0 steps/s, ETA 00:01:00'
-  """
-  parts = [f"step {step}" + (f"/{total}" if total else "")]
-  if loss is not None:
-    parts.append(f"loss {loss:.4g}")
-  parts.append(f"{rate:.1f} steps/s")
-  if total and rate:
-    left = round((total - step) / rate)
-    hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
-    parts.append(f"ETA {hours:02}:{minutes:02}:{seconds:02}")
-  return ", ".join(parts)
 
 
 def _number(name: str, value: Any) -> int | float:
@@ -244,6 +191,55 @@ def _spell(value: float) -> float | str:
   if math.isfinite(value):
     return value
   return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
+
+
+def open_log(
+  config: config_dict.ConfigDict,
+  workdir: str | Path,
+  start: int,
+  watch: Stopwatch,
+  writers: Sequence[Writer],
+) -> MetricLog:
+  """The log of a run with all its writers; only the first process writes it.
+
+  Args:
+    config: Configuration of the run.
+    workdir: Directory of the run.
+    start: Restored step; 0 for a new run.
+    watch: Clock of the run.
+    writers: Writers beside those of the configuration.
+
+  Raises:
+    ConfigError: If a writer of the configuration refuses; in all processes.
+  """
+  every: list[Writer] = []
+
+  def attempt() -> bool:
+    every.extend(configured(config, workdir, start))
+    return True
+
+  distributed.by_first(attempt)
+  first = distributed.is_first()
+  log = MetricLog(
+    workdir,
+    start,
+    watch=watch,
+    progress=Progress(watch, start) if first and config.progress else None,
+    writers=[*every, *writers],
+    enabled=first,
+  )
+  if any(isinstance(writer, TensorBoard) for writer in every):
+    log.note(f"to watch it: tensorboard --logdir {shlex.quote(str(workdir))}")
+  return log
+
+
+def known_costs(workdir: str | Path) -> dict[str, float]:
+  """Seconds of the last evaluation and checkpoint that a run has logged."""
+  last = (read_log(workdir) or [{}])[-1]
+  names = (EVALUATION, CHECKPOINT)
+  return {
+    name: last[f"time/{name}"] for name in names if f"time/{name}" in last
+  }
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,18 @@ from figs_jax.data import python_data
 from figs_jax.train import distributed, machine, schema, seeds, workdir_lock
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
-from figs_jax.train.config import ConfigError, changes, other_recipe, plain
+from figs_jax.train.config import (
+  ConfigError,
+  changes,
+  other_model,
+  other_recipe,
+  plain,
+  with_model,
+)
 from figs_jax.train.experiment import Experiment, build
-from figs_jax.train.log_writer import MetricLog
+from figs_jax.train.log_writer import MetricLog, known_costs, open_log
+from figs_jax.train.mask_health import MaskHealth, layer_means, mean_over_seeds
+from figs_jax.train.progress import summary
 from figs_jax.train.sharding import (
   batch_sharding,
   make_mesh,
@@ -32,7 +41,9 @@ from figs_jax.train.sharding import (
   state_shardings,
 )
 from figs_jax.train.state import TrainState, update, with_fresh_masks
+from figs_jax.train.stopwatch import CHECKPOINT, EVALUATION, Stopwatch
 from figs_jax.train.workdir import initial_weights
+from figs_jax.train.writers import Writer, check_writers
 
 _log = logging.getLogger("figs_jax")
 # Steps dispatched ahead hold their batches, and delay a stop. But waiting costs
@@ -53,6 +64,7 @@ class Run:
   checkpoints: Checkpointer
   lock: workdir_lock.WorkdirLock
   log: MetricLog
+  watch: Stopwatch
   evaluator: Evaluator
   batches: Any
   state: TrainState | list[TrainState]  # of all seeds, or of each in turn
@@ -71,7 +83,12 @@ class Run:
 
 
 def train(
-  config: config_dict.ConfigDict, workdir: str | Path, *, data: Any = None
+  config: config_dict.ConfigDict,
+  workdir: str | Path,
+  *,
+  data: Any = None,
+  writers: Sequence[Writer] = (),
+  model: type | None = None,
 ) -> dict[str, Any]:
   """Trains to the last step, resuming if the workdir holds a checkpoint.
 
@@ -85,6 +102,10 @@ def train(
     data: Examples in the place of the data set config.data.name, which is saved
       as "python": by split, as {"train": ..., "test": ...}, as a tuple (train,
       test), or alone; see `figs_jax.data.python_data.PythonData`.
+    writers: Writers of your own, which get every row of metrics.jsonl and are
+      closed at the end of the run; see `figs_jax.train.Writer`.
+    model: Model class of your own, from which the configuration started, as in
+      `default_config("figs", Net)`. May be left out if it is registered.
 
   Returns:
     {"step", "finished", and the values of the last evaluation}. `finished` is
@@ -100,8 +121,9 @@ def train(
       a ConfigError.
     Diverged: If the loss becomes NaN or infinite (in every seed).
   """
+  config = with_model(config, model)  # a copy, see `_keep_order`
   schema.check(config)
-  config = config.copy_and_resolve_references()  # see `_keep_order`
+  check_writers(config.log.tensorboard, config.log.wandb, writers)
   if data is not None:
     config.data.name = python_data.NAME
   mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -121,37 +143,40 @@ def train(
   with (
     # Outermost, since the last save may take a while.
     distributed.preemption() as stopped,
+    contextlib.ExitStack() as opened,
+    # Before the workdir is made, since data may be refused.
+    contextlib.closing(_train_batches(experiment)) as batches,
+    contextlib.nullcontext(evaluator(experiment, mesh)) as evaluation,
     _refusals_of_disk(checkpoints, runs),
     workdir_lock.held(workdir) as lock,
     checkpoints,
   ):
+    order = config.data.order
     state, position = _begin(experiment, checkpoints, abstract, shardings)
-    batches = experiment.task.train_batches(
-      config.batch_size // jax.process_count(),
-      shard_index=jax.process_index(),
-      num_shards=jax.process_count(),
-    )
-    _check_length(batches, config)
+    if config.data.order != order:  # see `_keep_order`
+      batches = opened.enter_context(
+        contextlib.closing(_train_batches(experiment))
+      )
     if position is not None and _same_data(position, batches):
       batches.set_state(position)
     start = int(state.step)
     _write_config(workdir, config)  # after all checks: errors change nothing
     with (
-      contextlib.closing(batches),
-      MetricLog(
-        workdir,
+      Stopwatch(
         start,
         total=config.total_steps,
-        progress=config.progress,
-        enabled=distributed.is_first(),
-      ) as log,
+        every=config.checkpoint_every,
+        known=known_costs(workdir) if start else {},
+      ) as watch,
+      open_log(config, workdir, start, watch, writers) as log,
     ):
       run = Run(
         experiment,
         checkpoints,
         lock,
         log,
-        evaluator(experiment, mesh),
+        watch,
+        evaluation,
         batches,
         state if not in_turn(experiment) else seeds.apart(state),
         shardings,
@@ -170,7 +195,8 @@ def _refusals_of_disk(
   try:
     yield
   except OSError as error:
-    if distributed.may_be_of_peer(error):
+    of_writer = any(run.log.raised is error for run in runs)
+    if of_writer or distributed.may_be_of_peer(error):
       raise
     if runs:
       raise SaveError(
@@ -233,11 +259,14 @@ def in_turn(experiment: Experiment) -> bool:
 
 def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
   config = run.experiment.config
+  health = MaskHealth(run.experiment.abstract_state.bound)
   result: dict[str, Any] = {}
   step = start
   for step in range(start + 1, config.total_steps + 1):
     batch = next(run.batches)
-    run.state, metrics = step_fn(run.state, batch)
+    first = step == start + 1
+    with run.log.compiling() if first else contextlib.nullcontext():
+      run.state, metrics = step_fn(run.state, batch)
     run.losses.append((step, _loss(metrics)))
     if step % run.waits_every == 0:
       _wait(run, batch)
@@ -246,7 +275,7 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
     if step % config.log_every == 0 or _diagnosed(config, step) or last:
       _check_finite(run)
       run.lock.check()
-      run.log.write(step, _row(metrics, config, step))
+      _log_step(run, step, metrics, health)
     run.log.progress(step)
     if step % config.checkpoint_every == 0 or last:
       _check_finite(run)
@@ -257,9 +286,11 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
       _save(run, step, None)
     if stopping and not last:
       _log.warning("SIGTERM: saved step %d, stopping", step)
+      run.log.note(summary(step, config.total_steps, run.watch))
       return {"step": step, "finished": False, **result}
   if not result:
     result = _evaluate(run, step, write=False)
+  run.log.note(summary(step, config.total_steps, run.watch))
   return {"step": step, "finished": True, **result}
 
 
@@ -273,7 +304,9 @@ def _loss(metrics: Any) -> Any:
 def _wait(run: Run, batch: Any) -> None:
   """Waits for the steps before the last two, and decides on the next wait."""
   if len(run.losses) > _AHEAD:
-    jax.block_until_ready(run.losses[-1 - _AHEAD][1])
+    finished, loss = run.losses[-1 - _AHEAD]
+    jax.block_until_ready(loss)
+    run.watch.done(finished)
   now = time.monotonic()
   quick = now - run.waited < _QUICK * run.waits_every
   small = sum(x.nbytes for x in jax.tree.leaves(batch)) < _SMALL
@@ -412,13 +445,22 @@ def _same_data(position: dict[str, Any], batches: Any) -> bool:
   return False
 
 
-def _check_length(batches: Any, config: config_dict.ConfigDict) -> None:
+def _train_batches(experiment: Experiment) -> Any:
+  """Batches of this process; raises a ConfigError if one has too many."""
+  config = experiment.config
+  batches = experiment.task.train_batches(
+    config.batch_size // jax.process_count(),
+    shard_index=jax.process_index(),
+    num_shards=jax.process_count(),
+  )
   if config.batch_size > batches.num_examples:
+    batches.close()
     raise ConfigError(
       "--config.batch_size: expected at most the"
       f" {batches.num_examples} examples of split {config.data.train_split!r}"
       f" of {config.data.name!r}, got {config.batch_size}"
     )
+  return batches
 
 
 def _changes(saved, config, path) -> list[str]:
@@ -432,6 +474,8 @@ def _changes(saved, config, path) -> list[str]:
     what = f"this run was started with another {', '.join(refused)}"
     if refused == ["recipe_sha256"]:
       what = other_recipe(saved, config.recipe_sha256)
+    if refused == ["model_sha256"]:
+      what = f"{other_model(saved)}, since the file was changed"
     raise ConfigError(
       f"{path}: {what}; use a new --workdir, or allow the change with"
       f" --config.allow_change=\"('{refused[0]}',)\""
@@ -444,22 +488,26 @@ def _diagnosed(config, step: int) -> bool:
   return bool(every) and step % every == 0
 
 
-def _row(metrics, config, step) -> dict[str, float]:
-  """Scalars of a step; with seeds, their mean and the loss of each."""
+def _log_step(run: Run, step: int, metrics: Any, health: MaskHealth) -> None:
+  """Logs the metrics of a step, with seeds their mean and the loss of each."""
   if isinstance(metrics, list):
     metrics = jax.tree.map(lambda *each: np.stack(each), *metrics)
   metrics = jax.tree.map(np.asarray, dict(metrics))
-  layers = metrics.pop("layers", {})
-  row = {}
-  for name, value in metrics.items():
-    row[name] = float(np.nanmean(value))
-    if name == "loss" and value.ndim:
-      row |= {f"loss/seed{i}": float(v) for i, v in enumerate(value)}
-  if _diagnosed(config, step):
-    for path, statistics in layers.items():
-      for name, value in statistics.items():
-        row[f"layers/{path}/{name}"] = float(np.nanmean(value))
-  return row
+  diagnosed = metrics.pop("layers", {})
+  row = {name: mean_over_seeds(value) for name, value in metrics.items()}
+  if metrics["loss"].ndim:
+    row |= {f"loss/seed{i}": float(v) for i, v in enumerate(metrics["loss"])}
+  if not _diagnosed(run.experiment.config, step):
+    diagnosed = {}
+  layers = {
+    path: {name: mean_over_seeds(value) for name, value in each.items()}
+    for path, each in diagnosed.items()
+  }
+  for path, each in layers.items():
+    row |= {f"layers/{path}/{name}": value for name, value in each.items()}
+  run.log.write(step, row | layer_means(layers))
+  for line in health.verdicts(step, layers, float(metrics["stage"].min())):
+    run.log.warn(line)
 
 
 def _check_finite(run: Run) -> None:
@@ -472,6 +520,8 @@ def _check_finite(run: Run) -> None:
       _log.warning("seed %d: the loss is not finite at step %d", i, step)
     if bad.all():
       raise _diverged(run, f"the loss is not finite at step {step}")
+  if losses:
+    run.watch.done(losses[-1][0])
 
 
 def _diverged(run: Run, what: str) -> Diverged:
@@ -480,16 +530,19 @@ def _diverged(run: Run, what: str) -> Diverged:
 
 
 def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
-  row, state = {}, run.whole
-  for prefix in ("eval", "eval_ema"):
-    if prefix == "eval_ema" and state.ema is None:
-      continue
-    for name, value in run.evaluator.run(state, ema=prefix != "eval"):
-      mean, error = seeds.mean_and_se(np.atleast_1d(value).tolist())
-      row[f"{prefix}/{name}"] = mean
-      if isinstance(value, list):
-        row[f"{prefix}/{name}_se"] = error
-        row |= {f"{prefix}/{name}/seed{i}": v for i, v in enumerate(value)}
+  row = {}
+  with run.watch.apart(EVALUATION) as lap:
+    state = run.whole
+    for prefix in ("eval", "eval_ema"):
+      if prefix == "eval_ema" and state.ema is None:
+        continue
+      for name, value in run.evaluator.run(state, ema=prefix != "eval"):
+        mean, error = seeds.mean_and_se(np.atleast_1d(value).tolist())
+        row[f"{prefix}/{name}"] = mean
+        if isinstance(value, list):
+          row[f"{prefix}/{name}_se"] = error
+          row |= {f"{prefix}/{name}/seed{i}": v for i, v in enumerate(value)}
+  run.log.evaluated(step, row, lap, run.evaluator.headline)
   # The training losses are from before the last update, this one is after it.
   if not np.isfinite(row["eval/loss"]):
     raise _diverged(run, f"the evaluation loss is not finite at step {step}")
@@ -499,14 +552,15 @@ def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
 
 
 def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
-  state = run.whole
-  leaves = jax.tree.leaves(state.params)
-  if not all(bool(jnp.isfinite(leaf).any()) for leaf in leaves):
-    raise _diverged(run, f"a whole parameter is not finite at step {step}")
-  config = plain(run.experiment.config)
-  run.lock.check()
-  data = run.batches.get_state() | _data_set(run.batches)
-  run.checkpoints.save(step, state, data, config, metrics)
+  with run.watch.apart(CHECKPOINT):
+    state = run.whole
+    leaves = jax.tree.leaves(state.params)
+    if not all(bool(jnp.isfinite(leaf).any()) for leaf in leaves):
+      raise _diverged(run, f"a whole parameter is not finite at step {step}")
+    config = plain(run.experiment.config)
+    run.lock.check()
+    data = run.batches.get_state() | _data_set(run.batches)
+    run.checkpoints.save(step, state, data, config, metrics)
 
 
 def _write_config(workdir: str | Path, config) -> None:

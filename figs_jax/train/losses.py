@@ -9,6 +9,8 @@ Labels and target tokens follow the rule of `figs_jax.data.labels`.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,8 @@ import optax
 from flax import nnx
 
 from figs_jax.core.types import Array
-from figs_jax.data.labels import label_weights, padded
+from figs_jax.data.batch_checks import check_range, entries, type_name
+from figs_jax.data.labels import IGNORED, label_weights, padded
 from figs_jax.data.mixup import mixup
 
 
@@ -52,6 +55,55 @@ def as_mean(value: Any) -> Mean:
   return value if isinstance(value, Mean) else Mean(value, 1.0)
 
 
+def check_loss(loss: Any) -> None:
+  """Raises ValueError unless a loss takes (model, batch, key).
+
+  >>> check_loss(lambda model, batch, key: (jnp.mean(model(batch)), {}))
+  """
+  try:
+    signature = inspect.signature(loss)
+  except ValueError:  # not every callable has one
+    return
+  except TypeError:
+    raise ValueError(
+      f"loss: expected a function of (model, batch, key), got {type_name(loss)}"
+    ) from None
+  try:
+    signature.bind(None, None, None)
+  except TypeError:
+    raise ValueError(
+      "loss: expected a function of (model, batch, key), got one of"
+      f" {signature}"
+    ) from None
+
+
+def check_result(result: Any) -> None:
+  """Raises ValueError unless a loss has returned (loss, metrics).
+
+  >>> check_result((jnp.ones(()), {}))
+  """
+  pair = isinstance(result, (tuple, list)) and not isinstance(result, Mean)
+  if not pair or len(result) != 2 or not isinstance(result[1], Mapping):
+    got = type_name(result)
+    if pair and len(result) == 2:
+      got = f"({type_name(result[0])}, {type_name(result[1])})"
+    raise ValueError(
+      "loss: expected (loss, metrics), a scalar and a dict, got"
+      f" {got}; return (loss, {{}})"
+    )
+  value = result[0].total if isinstance(result[0], Mean) else result[0]
+  numbers = isinstance(value, (int, float)) or hasattr(value, "dtype")
+  if (
+    not numbers
+    or jnp.shape(value)
+    or not jnp.issubdtype(jnp.result_type(value), jnp.floating)
+  ):
+    raise ValueError(
+      "loss: expected a float scalar or a figs_jax.train.losses.Mean, got"
+      f" {type_name(value)}; take the mean over the batch"
+    )
+
+
 def cross_entropy(
   model: nnx.Module, batch: dict[str, Any], key: Array
 ) -> tuple[Mean, dict[str, Mean]]:
@@ -63,10 +115,13 @@ def cross_entropy(
     key: Unused, since the model's own streams are seeded already.
 
   Raises:
-    ValueError: If `label_weights` raises it.
+    ValueError: If `entries` or `label_weights` raises it.
   """
   del key
-  losses, hits, weights = label_losses(model(batch["image"]), batch["label"])
+  images, labels = entries(batch, "image", "label")
+  logits = model(images)
+  check_range("label", logits.shape[-1], IGNORED)
+  losses, hits, weights = label_losses(logits, labels)
   return _mean(losses, weights), {"accuracy": _mean(hits, weights)}
 
 
@@ -76,7 +131,16 @@ def label_losses(logits: Array, labels: Any) -> tuple[Array, Array, Array]:
   Args:
     logits: Float [..., classes].
     labels: Int [...].
+
+  Raises:
+    ValueError: If the shapes differ, or `label_weights` raises it.
   """
+  if jnp.shape(labels) != logits.shape[:-1]:
+    raise ValueError(
+      f"expected labels of shape {list(logits.shape[:-1])}, one for each row of"
+      f" logits {list(logits.shape)}, got {list(jnp.shape(labels))}; of one-hot"
+      " rows take argmax(-1)"
+    )
   weights = label_weights(labels, logits.shape[-1])
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, jnp.where(weights == 1, labels, 0)
@@ -109,9 +173,10 @@ class MixedCrossEntropy:
   def __call__(
     self, model: nnx.Module, batch: dict[str, Any], key: Array
   ) -> tuple[Mean, dict[str, Mean]]:
-    images = batch["image"]
-    weights = label_weights(batch["label"], self.num_classes)
-    targets = jax.nn.one_hot(batch["label"], self.num_classes)
+    images, labels = entries(batch, "image", "label")
+    check_range("label", self.num_classes, IGNORED)
+    weights = label_weights(labels, self.num_classes)
+    targets = jax.nn.one_hot(labels, self.num_classes)
     targets = optax.smooth_labels(targets, self.smoothing) * weights[:, None]
     if self.mixup:
       both = jnp.concatenate([targets, weights[:, None]], axis=1)
@@ -153,11 +218,14 @@ class TeacherForcing:
       key: Unused, since the model's own streams are seeded already.
 
     Raises:
-      ValueError: If `label_weights` or the model raises it.
+      ValueError: If `entries`, `label_weights` or the model raises it.
     """
     del key
-    targets = padded(batch["targets"])
-    logits = model(batch["inputs"], targets)
+    inputs, targets = entries(batch, "inputs", "targets")
+    targets = padded(targets)
+    logits = model(inputs, targets)
+    check_range("inputs", logits.shape[-1])
+    check_range("targets", logits.shape[-1], IGNORED)
     losses, hits, counted = token_losses(logits, targets, self.smoothing)
     tokens = counted.sum()
     return Mean(losses.sum(), tokens), {"accuracy": Mean(hits.sum(), tokens)}

@@ -4,9 +4,9 @@ A measure has four methods. `each(model, batch)` returns arrays by name with a
 leading axis of examples, 0 for padding (traced); `count(each)` returns their
 sums, or what sums are made of (traced); `tally(counts)` turns that into sums
 (on the host), and `values(sums)` yields (name, value) for the sums over a
-split. Every measure yields `accuracy` and `loss`. If the sums have a leading
-seed axis, so do the values. Measures of text are in
-`figs_jax.train.text_scores`.
+split. Every measure yields `accuracy` and `loss`; `headline` names the value
+that stands for all of them. If the sums have a leading seed axis, so do the
+values. Measures of text are in `figs_jax.train.text_scores`.
 
 The values of each example are at least `hits` (1 for a right label or text, or
 the number of right tokens), `seen` (1, or the number of target tokens; 0 for an
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +95,7 @@ class LabelAccuracy:
     )
     return {"hits": hits * valid, "losses": losses * valid, "seen": valid}
 
+  headline: ClassVar[str] = "accuracy"
   count = staticmethod(total)
   tally = staticmethod(as_counted)
   values = staticmethod(accuracy_and_loss)

@@ -10,6 +10,7 @@ import optax
 from ml_collections import config_dict
 
 from figs_jax import recipes
+from figs_jax.train.schema import warmup_steps
 
 # Matched by name, since a scanned model stacks the vectors of its blocks into
 # a matrix.
@@ -29,7 +30,8 @@ def learning_rate(config: config_dict.ConfigDict) -> optax.Schedule:
   The Transformer's lr / sqrt(max(t, w)) (arXiv 1706.03762) is "rsqrt" with a
   peak of lr / sqrt(w).
   """
-  peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
+  peak = config.optimizer.learning_rate
+  warmup = warmup_steps(config.optimizer.warmup_steps, config.total_steps)
   rest = config.total_steps - warmup
   after = {
     "cosine": lambda: optax.cosine_decay_schedule(peak, rest),

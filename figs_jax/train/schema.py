@@ -1,15 +1,14 @@
 """The fields of a configuration: default, meaning and legal values of each.
 
-`default_config`, `--help` of the training program and docs/configuration.md
-take them from here, and `check` compares a configuration with them. The options
-of models and recipes are documented in their docstrings.
+`default_config`, `--help` of the training program (`figs_jax.train.field_help`)
+and docs/configuration.md take them from here, and `check` compares a
+configuration with them. The options of models and recipes are documented in
+their docstrings.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
-import textwrap
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -34,7 +33,7 @@ from figs_jax.core.legal import (
   suggestion,
 )
 from figs_jax.data.pixels import NAMED
-from figs_jax.recipes import docstrings, listing, registry
+from figs_jax.recipes import registry
 from figs_jax.recipes.checks import shown
 
 
@@ -67,7 +66,9 @@ _LENGTH = Integer("[2, 131072]")
 
 # Fields of every run.
 SHARED: dict[str, Field] = {
-  "family": Field("vit", "Model family: vit, swin_v2 or t5."),
+  "family": Field(
+    "vit", "Model family: vit, swin_v2 or t5, or a class of your own."
+  ),
   "variant": Field(
     "S/16",
     "Published size of the family, or custom (as in custom/4), whose sizes are"
@@ -78,6 +79,8 @@ SHARED: dict[str, Field] = {
   ),
   "recipe_file": Field("", "File of your own recipe; set by --recipe_file."),
   "recipe_sha256": Field("", "SHA-256 of that file; set by --recipe_file."),
+  "model_file": Field("", "File and class of your own; set by --model_file."),
+  "model_sha256": Field("", "SHA-256 of that file; set by --model_file."),
   "total_steps": Field(1000, "Number of optimizer steps.", _STEPS),
   "batch_size": Field(
     128, "Examples per optimizer step, over all devices.", _EXAMPLES
@@ -121,7 +124,10 @@ SHARED: dict[str, Field] = {
     1e-3, "Learning rate after the warm-up.", Number("[0, 1000]")
   ),
   "optimizer.warmup_steps": Field(
-    0, "Steps in which the learning rate rises from 0.", _OFF_OR_STEPS
+    0.0,
+    "Steps in which the learning rate rises from 0; below 1 it is their share"
+    " of total_steps.",
+    Number("[0, 2**31)"),
   ),
   "optimizer.schedule": Field(
     "cosine",
@@ -162,7 +168,15 @@ SHARED: dict[str, Field] = {
   "keep": Field(
     2, "Number of newest checkpoints to keep, beside the best.", _STEPS
   ),
-  "progress": Field(True, "Whether to show a progress bar on a terminal."),
+  "progress": Field(
+    True, "Whether to show progress, compilation and evaluations on stderr."
+  ),
+  "log.tensorboard": Field(
+    "auto",
+    "TensorBoard events: auto (if tensorboardX is installed), on or off.",
+    Word(("auto", "on", "off")),
+  ),
+  "log.wandb": Field("", "Project of Weights & Biases to log to, or none."),
   "mesh.data": Field(
     1, "Devices to split batches over; -1 takes the remaining ones.", _DEVICES
   ),
@@ -349,7 +363,6 @@ DERIVED = (
   "param_dtype",
 )
 _MOST_VALUES = 2**28  # of a ViT's position embedding
-_RECIPE = "Name of the recipe, given after the file: --config=FILE:NAME."
 
 
 def own(text: bool) -> dict[str, Field]:
@@ -403,8 +416,12 @@ def legal_values(family: str, recipe: str) -> dict[str, Legal]:
     name: field_legal(field) for name, field in own("vocab" in options).items()
   }
   known["family"] = Word(tuple(models.names()))
+  own_class = models.REGISTERED.get(family)
+  if own_class:
+    known["variant"] = Word(("custom",))
+    known |= {f"model.{name}": each for name, each in own_class.legal.items()}
   for name, default in options.items():
-    if name not in DERIVED:
+    if name not in DERIVED and own_class is None:
       legal = MODEL.get(name) or Typed(type(default))
       optional = default is None or name in OF_VARIANT
       known[f"model.{name}"] = Either(UNSET, legal) if optional else legal
@@ -472,6 +489,15 @@ def check(config: Mapping[str, Any] | config_dict.ConfigDict) -> None:
       f" for {got}; start the configuration from default_config(recipe,"
       f" {family!r})"
     )
+  options = {x.removeprefix("recipe.") for x in fields if x[:7] == "recipe."}
+  if not options <= {x.removeprefix("recipe.") for x in legal} and any(
+    options == {"name", *registry.parameters(x)} for x in registry.names()
+  ):
+    raise ConfigError(
+      f"--config.recipe.name={recipe}: expected the recipe after the file, as"
+      f" in --config=FILE:{recipe}, since it decides the fields of"
+      f" config.recipe; in Python start from default_config({recipe!r})"
+    )
   for name, value in fields.items():
     if name not in legal:
       raise ConfigError(f"--config.{name}: unknown field{near(name, legal)}")
@@ -502,7 +528,8 @@ def kind_of(config: Mapping[str, Any]) -> tuple[str, str]:
     family, recipe = config["family"], config["recipe"]["name"]
   except (LookupError, TypeError):
     raise ConfigError(
-      "expected a configuration with the fields family and recipe.name"
+      "expected a configuration with the fields family and recipe.name; start"
+      " it from figs_jax.train.default_config(recipe)"
     ) from None
   for name, value, names in (
     ("family", family, models.names()),
@@ -517,6 +544,16 @@ def kind_of(config: Mapping[str, Any]) -> tuple[str, str]:
   return family, recipe
 
 
+def warmup_steps(warmup: float | int, total_steps: int) -> int:
+  """Steps of the warm-up from `optimizer.warmup_steps`, a count or a share.
+
+  >>> warmup_steps(30, 600), warmup_steps(0.05, 600), warmup_steps(0.05, 20)
+  (30, 30, 1)
+  """
+  # Rounded first, since 0.29 * 100 is 28.999999999999996.
+  return int(round(warmup * total_steps, 6) if warmup < 1 else warmup)
+
+
 def _check_together(fields: Mapping[str, Any]) -> None:
   """Checks fields that depend on each other, each legal by itself."""
   parts, steps = fields["grad_accum_steps"], fields["total_steps"]
@@ -526,10 +563,10 @@ def _check_together(fields: Mapping[str, Any]) -> None:
       f"--config.batch_size: expected a multiple of grad_accum_steps={parts},"
       f" got {size}"
     )
-  if warmup >= steps:
+  if warmup >= 1 and warmup % 1 or warmup_steps(warmup, steps) >= steps:
     raise ConfigError(
-      "--config.optimizer.warmup_steps: expected less than total_steps="
-      f"{steps}, got {warmup}"
+      "--config.optimizer.warmup_steps: expected a share below 1, as in 0.05,"
+      f" or an integer less than total_steps={steps}, got {warmup}"
     )
   mean, std = fields.get("data.mean"), fields.get("data.std")
   if mean != std and {mean, std} & set(NAMED):
@@ -547,44 +584,3 @@ def _check_together(fields: Mapping[str, Any]) -> None:
         f" position embeddings, got {side**2} patches of width {width}; use a"
         " larger patch in --config.variant"
       )
-
-
-def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
-  """Meanings of all fields by dotted name; "" for unknown fields.
-
-  Args:
-    config: Configuration that started from `default_config`.
-  """
-  known = {
-    name: field.meaning
-    for name, field in own("vocabulary" in config.data).items()
-  }
-  model = docstrings.entries(inspect.getdoc(models.FAMILIES[config.family]))
-  known |= {f"model.{name}": meaning for name, meaning in model.items()}
-  recipe = listing.meanings(config.recipe.name)
-  known |= {f"recipe.{name}": meaning for name, meaning in recipe.items()}
-  known["recipe.name"] = _RECIPE
-  return {name: known.get(name, "") for name in flat(config.to_dict())}
-
-
-def field_list(config: config_dict.ConfigDict, width: int = 80) -> str:
-  """Text that lists every field for `--help`: value, legal values, meaning.
-
-  Args:
-    config: Configuration that started from `default_config`.
-    width: Characters per line.
-  """
-  lines = ["fields of the configuration (--config.FIELD=VALUE):"]
-  values = flat(config.to_dict())
-  legal = legal_values(config.family, config.recipe.name)
-  for name, meaning in field_meanings(config).items():
-    about = f" ({legal[name]}): {meaning}" if meaning else ""
-    lines += textwrap.wrap(
-      f"{name}={values[name]!r}{about}",
-      width,
-      initial_indent="  ",
-      subsequent_indent="      ",
-      break_long_words=False,
-      break_on_hyphens=False,
-    )
-  return "\n".join(lines)

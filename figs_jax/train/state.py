@@ -23,10 +23,17 @@ from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
 from figs_jax.core.tree import flatten, map_paths, path_str
 from figs_jax.core.types import Array
+from figs_jax.data.batch_checks import check_arrays, traced_for
 from figs_jax.nn.recomputed import refuse_writes
 from figs_jax.optim import pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
-from figs_jax.train.losses import Mean, as_mean, cross_entropy
+from figs_jax.train.losses import (
+  Mean,
+  as_mean,
+  check_loss,
+  check_result,
+  cross_entropy,
+)
 
 Loss = Callable[
   [nnx.Module, Any, Array], tuple[Array | Mean, Mapping[str, Array | Mean]]
@@ -105,10 +112,10 @@ class TrainState:
         them.
 
     Raises:
-      ValueError: If `tx` lacks a transform that the recipe needs, the recipe
-        is sparse and no layer of the model is, a variable of the model has no
-        entries or no name of its own, or a parameter is not finite (which is
-        not checked inside a trace).
+      ValueError: If `loss` takes other arguments, `tx` lacks a transform that
+        the recipe needs, the recipe is sparse and no layer of the model is, a
+        variable of the model has no entries or no name of its own, or a
+        parameter is not finite (which is not checked inside a trace).
 
     >>> import figs_jax as figs, optax
     >>> from flax import nnx
@@ -118,6 +125,7 @@ class TrainState:
     >>> figs.TrainState.create(model, recipe, tx).masks["kernel"].shape
     (8, 4)
     """
+    check_loss(loss)
     model = nn.with_flow(model, recipe.flow)
     model.train()
     leaves = nn.masked_leaves(model)
@@ -360,7 +368,9 @@ def layers_if(due: Array, *args: Any) -> Layers:
   )
 
 
-@partial(jax.jit, donate_argnums=0)
+_compiled_step = jax.jit(partial(update), donate_argnums=0)
+
+
 def train_step(
   state: TrainState, batch: Any
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -374,6 +384,10 @@ def train_step(
     The next state, and the metrics: loss, leak, stage, those of the loss, and
     `layers` on diagnosed steps.
 
+  Raises:
+    ValueError: If the batch or what the loss returns is not as expected. The
+      values of a batch are looked at only when the step is compiled.
+
   >>> import optax
   >>> from figs_jax import recipes
   >>> recipe = recipes.create("ste", "2:4", total_steps=10, dense=0.0)
@@ -385,7 +399,12 @@ def train_step(
   >>> int(state.step), sorted(metrics)
   (1, ['leak', 'loss', 'stage'])
   """
-  return update(state, batch)
+  try:
+    with traced_for(batch, state.loss):
+      return _compiled_step(state, batch)
+  except TypeError:
+    check_arrays(batch)
+    raise
 
 
 def _value_fn(state, batch, leak, key):
@@ -410,7 +429,9 @@ def _gradients(state, batch, leak, key):
       state.graphdef, params, state.masks, leak, nn.reseed(rest, streams)
     )
     refuse_writes(model)
-    loss, metrics = state.loss(model, batch, key)
+    result = state.loss(model, batch, key)
+    check_result(result)
+    loss, metrics = result
     means = jax.tree.map(as_mean, (loss, metrics), is_leaf=_is_mean)
     return means[0].value, (means, nn.split(model)[3])
 
@@ -420,7 +441,7 @@ def _gradients(state, batch, leak, key):
     grads, (means, rest) = grad(state.params, state.rest, batch, key)
     return grads, *_values(means), rest
 
-  sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}
+  sizes = {(*jnp.shape(leaf), 1)[0] for leaf in jax.tree.leaves(batch)}
   if any(size % count for size in sizes):
     raise ValueError(
       f"expected a batch size that grad_accum_steps={count} divides, got"

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +53,7 @@ class TokenLoss:
     byte_lengths: Bytes of raw text of each id, int [vocabulary].
   """
 
+  headline: ClassVar[str] = "bits_per_byte"
   byte_lengths: np.ndarray
 
   def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
@@ -92,6 +93,7 @@ class GlueScore:
     beams: Beams of the search; 1 decodes greedily.
   """
 
+  headline: ClassVar[str] = "glue_score"
   answers: dict[str, np.ndarray]
   beams: int = 1
 
@@ -150,6 +152,7 @@ class ExactMatch:
     beams: Beams of the search; 1 decodes greedily.
   """
 
+  headline: ClassVar[str] = "accuracy"
   beams: int = 1
 
   def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
@@ -178,6 +181,7 @@ class Bleu:
     beams: Beams of the search, at length penalty 1; 1 decodes greedily.
   """
 
+  headline: ClassVar[str] = "bleu"
   decode: Callable[[np.ndarray], str]
   beams: int = 1
 

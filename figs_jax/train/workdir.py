@@ -19,13 +19,16 @@ from figs_jax.data import own_data, pixels
 from figs_jax.data.opened import Options
 from figs_jax.data.text import writes_nothing
 from figs_jax.export.reader import machine_memory
+from figs_jax.models import REGISTERED
 from figs_jax.train import schema, seeds
-from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.checkpoint import Checkpointer, named_leaves
 from figs_jax.train.config import (
   ConfigError,
   completed,
+  other_model,
   other_recipe,
   recipe_sha256,
+  register_model,
 )
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.state import TrainState
@@ -48,6 +51,7 @@ def restore(
   data_dir: str | None = None,
   download: bool = False,
   data: Any = None,
+  model: type | None = None,
 ) -> tuple[Experiment, TrainState, int]:
   """Restores (experiment, state, step) of a run without writing to it.
 
@@ -60,15 +64,19 @@ def restore(
     data_dir: Directory of the data sets, in place of the configured one.
     download: Whether a missing data set may be downloaded, whatever was saved.
     data: Data of a program, if it trained on them.
+    model: Model class of one's own, if it trained one; may be left out if
+      `figs_jax.models.register` has it.
 
   Raises:
     ValueError: If the run saved a path but is of another user and `data_dir` is
-      missing, if its recipe came from another file, or if the run has no such
-      seed, no such checkpoint, or only a damaged or foreign one
-      (`CheckpointError`).
+      missing, if its recipe came from another file or its model class is
+      missing or has other parameters, or if the run has no such seed, no such
+      checkpoint, or only a damaged or foreign one (`CheckpointError`).
   """
   with Checkpointer(workdir) as checkpoints:
     meta = checkpoints.meta(step)
+    if model is not None:
+      register_model(model, meta["config"].get("family"), str(workdir))
     saved = completed(meta["config"])
     schema.check(saved)
     if other := other_recipe(saved, recipe_sha256(saved["recipe"]["name"])):
@@ -80,6 +88,7 @@ def restore(
       config.data.data_dir = data_dir
     config.data.download = download
     experiment = build(config, data)
+    _check_model(workdir, experiment, meta["leaves"])
     _check_seed(workdir, experiment, seed)
     state, _, step = checkpoints.restore(experiment.abstract_state, step)
   if seed is not None:
@@ -169,6 +178,43 @@ def _check_sizes(
         )
 
 
+def _check_model(
+  workdir: str | Path, experiment: Experiment, leaves: dict[str, Any]
+) -> None:
+  """Compares a class of one's own with the arrays that its run saved.
+
+  Raises:
+    ConfigError: If an array is missing, new or of another shape. If the file
+      has another text alone, a line of the log says so.
+  """
+  config = experiment.config
+  if config.family not in REGISTERED:
+    return
+  source = REGISTERED[config.family].source
+  arrays = named_leaves(experiment.abstract_state)
+  own, saved = (
+    {
+      name.partition(".")[2].replace(".", "/"): list(shape)
+      for name, shape in each.items()
+      if name.startswith(("params.", "rest."))
+    }
+    for each in (
+      {name: leaf.shape for name, leaf in arrays.items()},
+      {name: leaf["shape"] for name, leaf in leaves.items()},
+    )
+  )
+  for name in sorted(own.keys() | saved.keys()):
+    if own.get(name) != saved.get(name):
+      raise ConfigError(
+        f"{workdir}: expected the class that this run was trained with, but"
+        f" {name} has shape {saved.get(name, 'none')} in the run and"
+        f" {own.get(name, 'none')} in {source}; give the original file as"
+        " --model_file"
+      )
+  if other := other_model(config.to_dict()):
+    _log.warning("%s: %s; its parameters fit, so it is used", workdir, other)
+
+
 def saved_files(config: config_dict.ConfigDict) -> dict[str, str]:
   """Paths of files that a configuration reads beside its data directory.
 
@@ -224,18 +270,22 @@ def finished_model(
   seed: int | None = None,
   ema: bool = False,
   data_dir: str | None = None,
+  data: Any = None,
+  model: type | None = None,
 ) -> nnx.Module:
   """The model of a run at its target pattern, in evaluation mode.
 
   Args:
-    workdir, step, data_dir: Same as in `restore`.
+    workdir, step, data_dir, data, model: Same as in `restore`.
     seed: Index of the seed, for a run with several. Defaults to the first.
     ema: Whether to take the averaged weights.
 
   Raises:
     ValueError: If `restore` raises it.
   """
-  _, state, _ = restore(workdir, step, seed=seed, data_dir=data_dir)
+  _, state, _ = restore(
+    workdir, step, seed=seed, data_dir=data_dir, data=data, model=model
+  )
   return next(seeds.singles(state)).finished(ema=ema)
 
 
@@ -253,6 +303,7 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
   if not config.init_from:
     return None
   from figs_jax.models import pretrained
+  from figs_jax.models.own_weights import fitted, own_weights, read_own
 
   path = Path(config.init_from)
   model = nnx.eval_shape(functools.partial(experiment.model, config.seed))
@@ -260,12 +311,22 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
     "head": config.init_head,
     "resize_positions": config.init_resize_positions,
   }
+  own = config.family in REGISTERED
+  if own and config.init_head != "strict":
+    raise ConfigError(
+      f"--config.init_head: expected 'strict' for {config.family}, a class of"
+      f" your own, got {config.init_head!r}"
+    )
+  if own and not (path / "checkpoints").is_dir():
+    return read_own(model, path)
   if not (path / "checkpoints").is_dir():
     weights = pretrained.read(model, path, **options)
     if "mean" in config.data:
       _compare_pixels(path, config.data)
     return weights
   source = _dense_model(path, config.init_seed, config.data.data_dir)
+  if own:
+    return fitted(model, own_weights(source), str(path))
   tensors = {
     name: pretrained.Tensor(value.shape, value.dtype, lambda v=value: v)
     for name, value in pretrained.published(source).items()

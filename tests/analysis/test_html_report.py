@@ -14,8 +14,10 @@ import pytest
 
 from figs_jax import engine, nn
 from figs_jax.analysis import html_report
+from figs_jax.analysis._run_comparison import paired_differences
 from figs_jax.analysis.history import History, histories
 from figs_jax.core.masks import is_nm
+from figs_jax.models.flops import train_flops
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.standard_promotion  # optax mixes dtypes
@@ -189,30 +191,103 @@ def test_the_command_names_the_run(page, run):
   assert "\n  --recipe_file 'my own.py' \\\n" in command
 
 
+def changed(run, label, shift, **fields):
+  """A copy of a run with other fields, and `shift` added to its results."""
+  rows = [
+    {
+      name: value + shift[int(name[-1])]
+      if re.fullmatch(r"eval/(loss|accuracy)/seed\d", name)
+      else value
+      for name, value in row.items()
+    }
+    for row in run.rows
+  ]
+  return History(run.path, label, run.config | fields, rows)
+
+
 @pytest.mark.slow
 def test_several_runs_are_compared(run):
-  changed = run.config | {
-    "total_steps": 7,
-    "data": run.config["data"] | {"source": EVIL},
-  }
-  other = History(run.path, "other", changed, run.rows)
-  page = Page(html_report.report_html([run, other], ["ws:16x16"]))
-  heads = re.findall("<h2>(.*?)</h2>", page.source)
-  assert list(map(unescape, heads)) == [
-    "Fields that differ", "Comparison", run.label, "other",
-  ]  # fmt: skip
-  assert page.rows[3:6] == [
-    ["field", run.label, "other"], ["data.source", "null", json.dumps(EVIL)],
-    ["total_steps", "6", "7"],
+  optimizer = run.config["optimizer"] | {"learning_rate": 0.5}
+  other = changed(
+    run, "other", (0.01, 0.03), optimizer=optimizer, total_steps=7,
+    data=run.config["data"] | {"source": EVIL},
+  )  # fmt: skip
+  page = Page(html_report.report_html([run, other], ["ws:16x16", "figs"]))
+  assert re.findall("<h2>(.*?)</h2>", page.source) == ["Comparison", "Runs"]
+  folds = re.findall("<details><summary>(.*?)</summary>", page.source)
+  assert [unescape(fold) for fold in folds if "kernels" not in fold] == [
+    "All fields that differ",
+    run.label, "Configuration", "other", "Configuration",
   ]  # fmt: skip
   assert f"Runs {run.label}, other" in page.words
-  facts = page.rows[:3]
-  assert facts[0] == ["run", "model", "data set", "recipe", "pattern", "seeds"]
-  assert facts[2] == [
-    "other", "vit custom/4", "digits", "sr_ste", "ff: 1:4", "2 (0 to 1)",
-  ]  # fmt: skip
-  rows = [row for row in page.rows[6:] if row[-1] in (run.label, "other")]
-  assert len(rows) == 2 and rows[0][:3] == ["sr_ste", "1:4", rows[1][2]]
+  assert "All runs: model vit custom/4, data set digits." in page.text
+
+  heads = [n for n, row in enumerate(page.rows) if row[0] in ("run", "recipe")]
+  tables = [page.rows[head : head + 3] for head in heads[:2]]
+  varying = ["data.source", "optimizer.learning_rate", "total_steps"]
+  for table, start in zip(tables, (4, 2)):  # a column each, in both tables
+    assert [row[start : start + 3] for row in table] == [
+      varying, ["null", "0.02", "6"], [json.dumps(EVIL), "0.5", "7"],
+    ]  # fmt: skip
+  assert tables[0][0][:4] == ["run", "recipe", "pattern", "seeds"]
+  assert tables[0][2][:4] == ["other", "sr_ste", "ff: 1:4", "2 (0 to 1)"]
+  assert tables[1][0][-3:-1] == ["speed-up on ws:16x16", "speed-up on figs"]
+  fields = page.rows.index(["field", run.label, "other"])
+  assert page.rows[fields + 1] == ["data.source", "null", json.dumps(EVIL)]
+
+
+@pytest.mark.slow
+def test_training_flops_are_those_of_the_steps_so_far(page, run):
+  experiment, _, step = run.restored
+  flops = train_flops(
+    run.model, experiment.recipe, batch=run.config["batch_size"], steps=step
+  )
+  cells = [row for row in page.rows if row[0] == "training FLOPs of a seed"]
+  assert cells == [[cells[0][0], f"{flops.total / 1e6:.3g} M"]]
+  assert ["the same, share of dense", f"{flops.share:.3f}"] in page.rows
+
+
+def test_differences_are_paired_with_the_dense_run_and_corrected(run):
+  """Student's interval, 12.706 standard errors of two seeds, and Holm's p."""
+  dense = changed(
+    run, "base", (0.0, 0.0), recipe=run.config["recipe"] | {"name": "dense"}
+  )
+  shifts = {"a": (0.010, 0.012), "b": (0.10, 0.40)}
+  others = [
+    changed(run, label, shift, total_steps=7 + number)
+    for number, (label, shift) in enumerate(shifts.items())
+  ]
+  base, differences, order = paired_differences([others[0], dense, others[1]])
+  assert [each.label for each in base] == ["base"] and order == "own"
+  assert [each.runs for each in differences] == [[others[0]], [others[1]]]
+  raw = {}
+  for each in differences:
+    label = each.runs[0].label
+    shift = np.array(shifts[label])
+    interval = each.pairs["loss"].interval
+    error = shift.std(ddof=1) / 2**0.5
+    np.testing.assert_allclose(interval.mean, shift.mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+      interval.high - interval.mean, 12.7062 * error, rtol=1e-4
+    )
+    np.testing.assert_allclose(
+      each.pairs["accuracy"].mean, 100 * shift.mean(), rtol=1e-5
+    )
+    # t of one degree of freedom is Cauchy's.
+    raw[label] = 1 - 2 / np.pi * np.arctan(shift.mean() / error)
+  assert raw["a"] < raw["b"]
+  texts = {each.runs[0].label: each.p["loss"] for each in differences}
+  assert texts == {
+    "a": f"{2 * raw['a']:.2f}".lstrip("0"),
+    "b": f"{max(2 * raw['a'], raw['b']):.2f}".lstrip("0"),
+  }
+
+
+def test_runs_without_common_seeds_have_no_interval(run):
+  other = changed(run, "other", (0.0, 0.0), total_steps=7, seed=1)
+  _, (difference,), _ = paired_differences([run, other])
+  assert difference.pairs["loss"].seeds == (1,)
+  assert difference.pairs["loss"].interval is None and not difference.p
 
 
 def test_a_missing_curve_is_explained(run):

@@ -119,3 +119,31 @@ def test_diverged_runs_are_left_out():
   _, (ax,) = drawn([MARKS[0], lost])
   assert [text.get_text() for text in ax.texts] == ["dense"]
   assert np.isfinite(ax.get_ylim()).all()
+
+
+def test_many_runs_are_told_apart():
+  styles = [plot_style.line_style(index) for index in range(28)]
+  for other in ("marker", "linestyle"):
+    assert len({(style["color"], style[other]) for style in styles}) == 28
+
+
+def test_a_long_legend_fits_beside_the_title():
+  marks = [Mark(2.0, 90.0 + i, 0.1, f"recipe {i}", "", i) for i in range(40)]
+  title = "Accuracy of forty recipes against speed-up and training FLOPs"
+  figure = plot_style.scatter({"a": marks, "b": marks}, 9.4, title)
+  figure.draw_without_rendering()
+  (legend,) = figure.legends
+  box = legend.get_window_extent()
+  assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+  assert not figure._suptitle.get_window_extent().overlaps(box)
+
+
+def test_dots_have_neither_text_nor_bar():
+  dots = [Mark(2.0, 91.0 + i, 0.3, "others", "1:4", None) for i in range(3)]
+  figure, (ax,) = drawn([MARKS[0], *dots])
+  assert [text.get_text() for text in ax.texts] == ["dense"]
+  assert len(ax.containers) == 1
+  grey = [line for line in ax.lines if line.get_marker() == "."]
+  assert [line.get_ydata()[0] for line in grey] == [91.0, 92.0, 93.0]
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == ["dense", "others"]

@@ -316,6 +316,16 @@ def test_a_failing_cell_is_reported_and_others_go_on(
     first, second = csv.DictReader(file)
   assert (first["cell"], second["seeds"]) == ("sr_ste 1:4", "0 1")
   assert "step 2" in first["error"]
+  # What succeeds later leaves the list, and the last one removes the file.
+  monkeypatch.setattr(study, "train", works)
+  config.grids.a.patterns = ("1:4",)
+  config.grids.a.seeds = 1
+  study.run(config, tmp_path / "runs", tmp_path)
+  with (tmp_path / "failed.csv").open() as file:
+    left = [(row["cell"], row["seeds"]) for row in csv.DictReader(file)]
+  assert left == [("sr_ste 1:4", "1"), ("sr_ste 1:8", "0 1")]
+  study.run(small(), tmp_path / "runs", tmp_path)
+  assert not (tmp_path / "failed.csv").exists()
 
 
 def test_shards_together_are_the_whole(trained, tmp_path):

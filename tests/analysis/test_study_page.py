@@ -10,7 +10,7 @@ import pytest
 from figs_jax.analysis import _study_plots as plots
 from figs_jax.analysis import statistics
 from figs_jax.analysis._study_claims import judge
-from figs_jax.analysis._study_examples import examples_of
+from figs_jax.analysis._study_examples import Split, split_of
 from figs_jax.analysis._study_page import resolution, write_results
 from figs_jax.analysis._study_pairs import cells_of, study_frame
 from figs_jax.analysis._study_tables import (
@@ -271,6 +271,16 @@ def test_costs_have_their_fronts(frame):
   assert sorted(named) == ["1:32", "1:8", "dense", "qk 1:8"]
 
 
+def test_of_many_recipes_the_best_are_named():
+  names = ["dense", *(f"figs {i}" for i in range(12))]
+  rows = simulate({name: i for i, name in enumerate(names)}, seeds=2)
+  column = ["speedup:figs:16x16:alpha=15"]
+  figure = plots.plot_tradeoffs(study_frame(rows), "dense", column)
+  (legend,) = figure.legends
+  labels = {text.get_text() for text in legend.get_texts()}
+  assert labels == {"dense", "figs 11", "others", "Pareto front"}
+
+
 def boxes_overlap(figure):
   """Pairs of tick labels and texts that overlap, in the same axes."""
   figure.draw_without_rendering()
@@ -331,7 +341,7 @@ def test_the_page(rows, tmp_path):
 def test_the_page_of_a_study_that_has_just_begun(tmp_path):
   frame = study_frame(simulate({"dense": 0.0}, seeds=2))
   study = {"name": "simulated", "baseline": "dense", "claims": CLAIMS}
-  text = write_results(frame, study, tmp_path, examples=10_000)
+  text = write_results(frame, study, tmp_path, split=Split(10_000, 10_000))
   assert text.startswith("the regime is not accepted")
   page = (tmp_path / "results.md").read_text()
   assert "4 tests: 4 not run." in page
@@ -339,7 +349,7 @@ def test_the_page_of_a_study_that_has_just_begun(tmp_path):
 
 
 def test_resolution_is_the_binomial_standard_error(frame):
-  text = resolution(frame, "dense", 10_000)
+  text = resolution(frame, "dense", Split(10_000, 10_000))
   accuracy = frame.accuracy[frame.recipe == "dense"].mean()
   error = 100 * math.sqrt(accuracy * (1 - accuracy) / 10_000)
   assert (
@@ -347,10 +357,19 @@ def test_resolution_is_the_binomial_standard_error(frame):
   )
   assert "10,000 examples" in text
   assert "examples" not in resolution(frame, "dense", None)
+  text = resolution(frame, "dense", Split(10_000, 40_000))
+  assert "10,000 examples with 40,000 target tokens" in text
+  half = f"if tokens were independent, is {error / 2:.2f}".replace(" 0.", " .")
+  assert half in text
 
 
 def test_the_number_of_examples_is_that_of_the_files(rows, tmp_path):
   rows = [dict(row) for row in rows if row["cell"] == "dense"]
-  assert examples_of([row["examples"] for row in rows], tmp_path) is None
+  assert split_of([row["examples"] for row in rows], tmp_path) is None
   add_examples(rows, tmp_path, examples=123)
-  assert examples_of([row["examples"] for row in rows], tmp_path) == 123
+  files = [row["examples"] for row in rows]
+  assert split_of(files, tmp_path) == Split(123, 123)
+  with np.load(tmp_path / files[0]) as file:
+    arrays = dict(file)
+  np.savez(tmp_path / files[0], **arrays, weight=np.full(123, 9, np.float32))
+  assert split_of(files, tmp_path) == Split(123, 123 * 9)

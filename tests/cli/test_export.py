@@ -47,7 +47,7 @@ MISTAKES = {
   "--workdir is missing": "",
   "--out is missing": "RUN packed",
   "no checkpoint here": "--workdir no --format packed --out A",
-  "should be one of": "RUN zip --out A",
+  "expected one of 'dense', 'packed'": "RUN zip --out A",
   "it exists": "RUN packed --out TAKEN",
   "ends in .safetensors": "RUN packed --out a.bin",
   "expected a directory": "RUN dense --out A",
@@ -80,7 +80,9 @@ MISTAKES = {
   "expected a platform (--platform), got none": (
     "RUN stablehlo-module --out A --batch 8"
   ),
-  "flag --batch=0": "RUN stablehlo-module --out A --batch 0 --platform cuda",
+  "--batch: expected a positive integer": (
+    "RUN stablehlo-module --out A --batch 0 --platform cuda"
+  ),
   "--data_dir does not go with --verify": "--verify TAKEN --data_dir A",
   "--batch does not go with --verify": "--verify TAKEN --batch 8",
 }

@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from figs_jax.engine import Report, parse, plots, report
+from figs_jax.engine import Area, Report, parse, plots, report
 from figs_jax.engine.layers import Forward, Layers, NonGemm
-from figs_jax.engine.plots import breakdown, roofline, speedup
+from figs_jax.engine.plots import breakdown, pareto, roofline, speedup
+from figs_jax.engine.spec import Gemm
 from figs_jax.engine.timing import PARTS
 
 pytest.importorskip("matplotlib")
@@ -77,33 +78,43 @@ def test_breakdown_bars_add_up_to_all_cycles():
 
 
 def test_roofline_has_no_layer_above_its_roof():
-  specs = ["ws:16x16:dram_bw=8", "figs:16x16", "tensorcore:h200", "csr:a100"]
-  figure = roofline(report(ROWS, specs))
-  for ax, spec in zip(figure.axes, specs):
-    engine = parse(spec)
+  specs = ["ws:16x16:dram_bw=8:clock=500", "figs:16x16", "tensorcore:h200",
+           "gpu:h200", "csr:a100"]  # fmt: skip
+  figure = roofline(report(ROWS, specs, dtype="bf16"))
+  assert figure.get_supylabel() == "TFLOP/s, as if dense"
+  # In TFLOP/s: 512 FLOP per cycle, 989 of the data sheet; at 1:2 twice that.
+  peaks = [[0.256, 0.512], [0.512, 1.024], [989, 1978], [989, 1979], None]
+  slopes = [8 * 0.5e-3, np.inf, 4.8, 4.8, 2.039]
+  for ax, spec, known, slope in zip(figure.axes, specs, peaks, slopes):
     marks = [line for line in ax.lines if line.get_linestyle() == "None"]
-    roofs = [line for line in ax.lines if line.get_linestyle() != "None"]
-    assert ax.get_title() == spec
+    flat = [
+      line for line in ax.lines
+      if line not in marks and not np.ptp(line.get_ydata())
+    ]  # fmt: skip
+    rising = [line for line in ax.lines if line not in [*marks, *flat]]
+    assert ax.get_title().split(",")[0] == spec
+    assert ("GHz" in ax.get_title()) == ("16x16" in spec)
     labels = [mark.get_label() for mark in marks]
     assert labels == ["qk (dense)", "fc1 (1:2)", "fc2 (1:2)"]
-    top = max(roof.get_ydata().max() for roof in roofs)
-    texts = [text.get_text() for text in ax.texts]
-    assert texts == (["no memory limit"] if spec == "figs:16x16" else [])
-    if spec.startswith(("ws", "figs")):
-      assert top == pytest.approx(2 * engine.rows * engine.cols)
-      assert ax.get_ylabel() == "useful FLOP per cycle"
-    else:
-      assert ax.get_ylabel() == "useful FLOP per ns"
-    bandwidth = {"ws": 8, "fi": np.inf}.get(spec[:2]) or engine.hbm
+    tops = [line.get_ydata()[0] for line in flat]
+    assert known is None or tops == pytest.approx(known, rel=1e-3)
+    assert [line.get_linestyle() for line in flat][:2] == ["-", "--"]
+    (text,) = (text.get_text() for text in ax.texts)
+    assert ("no memory limit" in text) == (spec == "figs:16x16")
+    assert ("2:4 (dashed) 1979" in text) == ("h200" in spec)
     for mark in marks:
       (x,), (y,) = mark.get_data()
-      assert y <= min(top, x * bandwidth) * (1 + 1e-6)
-    slopes = [
-      r.get_ydata() / r.get_xdata() for r in roofs if np.ptp(r.get_ydata())
-    ]
-    assert len(slopes) == (spec != "figs:16x16")
-    for slope in slopes:
-      np.testing.assert_allclose(slope, bandwidth)
+      assert y <= min(max(tops), x * slope) * (1 + 1e-6)
+    assert len(rising) == (spec != "figs:16x16")
+    for line in rising:
+      np.testing.assert_allclose(line.get_ydata() / line.get_xdata(), slope)
+  # A mark counts the weights that its pattern leaves out.
+  row = report(ROWS, specs[:1]).rows[1]
+  (x,), (y,) = figure.axes[0].lines[1].get_data()
+  flops = 2 * row.M * row.N * row.K
+  assert (x, y) == pytest.approx(
+    (flops / row.dram_bytes, flops / (2 * row.cycles) / 1000)
+  )
 
 
 def test_roofline_shows_knees_on_axes_that_engines_share():
@@ -112,7 +123,7 @@ def test_roofline_shows_knees_on_axes_that_engines_share():
   figure = roofline(report(ROWS, specs), "a_run")
   assert figure.get_suptitle() == "Rooflines: a_run"
   tpu, core = (parse(spec) for spec in specs[2:])
-  knees = [2 * 256 / 8, None, tpu.peak / tpu.hbm, core.peak / core.hbm]
+  knees = [4 * 256 / 8, None, tpu.peak / tpu.hbm, 1_979_000 / core.hbm]
   for ax, knee in zip(figure.axes, knees):
     slopes = [
       line for line in ax.lines
@@ -123,17 +134,91 @@ def test_roofline_shows_knees_on_axes_that_engines_share():
       assert slope.get_xdata()[-1] == pytest.approx(knee, rel=1e-5)
       low, high = ax.get_xlim()
       assert low < knee < high
-    sizes = {
-      label.get_size()
-      for minor in (False, True)
-      for label in ax.yaxis.get_ticklabels(minor=minor)
-    }
-    assert sizes == {8}
-  ends = [ax.get_ylim() for ax in figure.axes]
-  assert ends[0] == ends[1] != ends[2] == ends[3]
+  assert len({ax.get_ylim() for ax in figure.axes}) == 1
   assert roofline(report(ROWS, ["ws"])).get_suptitle() == ""
   named = report(ROWS, ["ws"], workload="vit:B/16")
   assert roofline(named).get_suptitle() == "Rooflines: vit:B/16"
+
+
+@pytest.mark.parametrize(
+  ("spec", "want"),
+  [
+    ("ws:8x4", {"dense": 64, "1:2": 128, "2:8": 256}),
+    ("ws:8x4:sparse=false", {"dense": 64}),
+    ("os:8x4:overlap=full:dram_bw=1", {"dense": 64, "1:2": 128, "2:8": 256}),
+    ("vegeta-s-2-2:8x4", {"dense": 64, "1:2": 128, "2:8": 128}),
+    ("vegeta-d-2-2:8x4", {"dense": 64}),
+    ("figs:8x4", {"dense": 64, "1:2": 128, "2:8": 256}),
+    ("tpu:v5e", {"dense": 197_000}),
+    ("gpu:h100", {"dense": 989_000, "2:4": 1_979_000}),
+    ("gpu:h20", {"dense": 148_000}),
+    ("tensorcore:h100:dtype=int8", {"dense": 1_979_000, "2:4": 3_958_000}),
+    ("trainium2", {"dense": 667_000, "4:16 to 1:2": 2_563_000}),
+    ("nm-spmm:a100", {"dense": 312_000, "1:2": 624_000, "2:8": 1_248_000}),
+    ("gpu:mine:peak=1000:hbm=10", {"dense": 1000}),
+  ],
+)
+def test_roofs_of_every_kind(spec, want):
+  engine = parse(spec)
+  patterns = [Gemm(1, 1, 1, n, m) for n, m in ((1, 2), (2, 8))]
+  roofs = engine.roofs(1 if "int8" in spec else 2, patterns)
+  assert roofs == pytest.approx(want, rel=2e-3)
+
+
+def brute_front(points):
+  return {
+    i for i, (x, y) in enumerate(points)
+    if not any(
+      a <= x and b <= y and (a, b) != (x, y) for a, b in points
+    )
+  }  # fmt: skip
+
+
+def fronts(ax):
+  """x and y of the filled points, per group."""
+  filled = [line for line in ax.lines if line.get_markeredgecolor() == "black"]
+  return [set(zip(*line.get_data())) for line in filled]
+
+
+@pytest.mark.parametrize("area", [None, Area()])
+def test_pareto_marks_the_fronts(area):
+  axes = "pattern=1:2,1:4; rows=8,16,32,64; cols=8,16,32"
+  made = report(ROWS, ["ws", "figs"], axes=axes, area=area)
+  figure = pareto(made)
+  left, right = figure.axes
+  assert right.get_ylabel() == "memory traffic, bytes"
+  assert left.get_ylabel() == ("area, mm²" if area else "multipliers")
+  for ax in figure.axes:
+    assert ax.get_xlabel() == "cycles"
+    for pattern, front in zip(("1:2", "1:4"), fronts(ax), strict=True):
+      points = []
+      for total, engine in zip(made.totals, made.engines):
+        size = engine.rows * engine.cols
+        if area:
+          size = sum(area.square_millimetres(engine.parts()).values())
+        y = size if ax is left else total.dram_bytes
+        if total.pattern == pattern:
+          points.append((total.cycles, y))
+      assert front == {points[i] for i in brute_front(points)}
+  # Every numbered point is named.
+  numbers = {t.get_text() for ax in figure.axes for t in ax.texts}
+  names = [t.get_text() for t in figure.legends[0].texts]
+  assert names[:2] == ["1:2", "1:4"]
+  assert numbers == {name.split()[0] for name in names[2:]}
+
+
+def test_pareto_of_few_engines_names_all():
+  figure = pareto(report(ROWS, ["gpu:h100", "tpu:v5e", "tensorcore:h100"]))
+  (ax,) = figure.axes  # of processors no multipliers are known
+  assert [text.get_text() for text in ax.texts] == ["1", "2", "3"]
+  names = [t.get_text() for t in figure.legends[0].texts]
+  assert names == ["1  gpu:h100", "2  tpu:v5e", "3  tensorcore:h100"]
+  assert ax.get_xlabel() == "ns"
+  # Beside arrays in ns, at the clocks of those.
+  made = report(ROWS, ["ws:clock=500", "gpu:h100"])
+  left, right = pareto(made).axes
+  assert left.get_xlabel() == right.get_xlabel() == "ns"
+  assert fronts(left) == [{(2 * made.totals[0].cycles, 512)}]
 
 
 def test_a_tiny_speed_up_keeps_its_digits():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from figs_jax.core.pattern import NM
 from figs_jax.engine import Figs, Layers, Systolic, Vegeta, parse
 from figs_jax.engine.figs import EXCHANGES
 from figs_jax.engine.spec import OVERLAPS
+from figs_jax.engine.spec_text import _CLASSES
+from figs_jax.engine.sweeps.axes import design, designs, fields_of
 from figs_jax.engine.systolic import DATAFLOWS
 
 
@@ -24,6 +27,65 @@ def test_an_engines_default_name_parses_to_itself(
   assert parse(str(engine)) == engine
   assert hash(parse(str(engine))) == hash(engine)
   assert parse(engine) is engine
+
+
+SPECS = (
+  "ws", "is:8x8", "os", "vegeta", "vegeta-d-1-2", "figs", "tensorcore:h200",
+  "tensorcore:mine:peak=1000:hbm=10", "gpu:h100", "gpu:x:peak=5:hbm=6",
+  "tpu:v5e", "trainium2", "trainium3", "nm-spmm:a100", "csr:h200",
+)  # fmt: skip
+NUMBERS = (0, 1, 2, 3, 4, 7, 8, 15, 16, 32, 64, 200, 5000)
+
+
+def variants(spec):
+  """(field, value) of every legal value of every field of an engine."""
+  engine = parse(spec)
+  for name, field in fields_of(engine).items():
+    values = engine.CHOICES.get(name, NUMBERS)
+    if field.type in ("bool", bool):
+      values = (True, False)
+    for value in (*values, getattr(engine, name)):
+      try:
+        yield name, value, dataclasses.replace(engine, name="", **{name: value})
+      except ValueError:
+        continue
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_names_hold_all_that_differs_and_all_that_is_swept(spec):
+  engine, fields = parse(spec), set()
+  for name, value, made in variants(spec):
+    fields.add(name)
+    assert parse(str(made)) == made
+    swept = design(engine, {name: value})
+    assert parse(str(swept)) == swept
+    assert dataclasses.replace(swept, name=str(made)) == made
+    if name in ("rows", "cols"):
+      assert swept.sides() in str(swept)
+    elif value != "" and name not in engine.PREFIX:
+      assert f":{name}=" in str(swept)
+  # No field of the kind was left out of this test.
+  assert fields == {*fields_of(engine)}
+
+
+def test_every_kind_is_among_the_specs():
+  kinds = {re.sub(r"-$", "", kind) for kind in _CLASSES}
+  assert kinds == {re.split(":|-[sd]-", spec)[0] for spec in SPECS}
+
+
+def test_points_of_a_sweep_differ_in_their_names():
+  made = designs(
+    [parse("figs"), parse("gpu:h100")],
+    {"alpha": [7, 15], "rows,cols": [(32, 16), (64, 16)], "overhead": [0, 5]},
+  )
+  assert list(map(str, made)) == [
+    "figs:32x16:alpha=7", "figs:64x16:alpha=7", "figs:32x16:alpha=15",
+    "figs:64x16:alpha=15", "gpu:h100:overhead=0", "gpu:h100:overhead=5",
+  ]  # fmt: skip
+  sides = designs([parse("vegeta")], {"rows": [16, 32]})
+  assert list(map(str, sides)) == [
+    "vegeta-s-16-2:16x16", "vegeta-s-16-2:32x16"
+  ]  # fmt: skip
 
 
 def test_text_is_kept_as_the_name_and_options_are_read():
@@ -42,12 +104,29 @@ def test_a_bare_kind_is_the_preset_of_512_multipliers(kind):
 @pytest.mark.parametrize(
   "spec, message",
   [
-    ("wss:32x32", "unknown kind 'wss', did you mean 'ws'"),
+    ("wss:32x32", "unknown kind 'wss', did you mean 'ws:32x32'"),
     (
       "vgeta-s-16-2",
       "unknown kind 'vgeta-s-16-2'.*[Kk]nown: .*is, nm-spmm, os",
     ),
     ("", "unknown kind ''"),
+    ("vgeta-s-16-2", "did you mean 'vegeta-s-16-2'"),
+    (
+      "h100",
+      "before chip 'h100', did you mean 'tensorcore:h100' or 'gpu:h100'",
+    ),
+    (
+      "H200:side=8",
+      "did you mean 'tensorcore:h200:side=8' or 'gpu:h200:side=8'",
+    ),
+    ("h20", "did you mean 'gpu:h20'"),
+    ("v5e", "did you mean 'tpu:v5e'"),
+    ("trillium", "did you mean 'tpu:v6e'"),
+    ("trn2", "did you mean 'trainium2'"),
+    ("h10", "unknown kind 'h10', did you mean 'tensorcore:h100' or 'gpu:h100'"),
+    ("tensorcor:h100", "did you mean 'tensorcore:h100'"),
+    ("gpu:v5e", "chip 'v5e' runs as tpu:v5e; or give your own :peak="),
+    ("tpu:h100", "chip 'h100' runs as tensorcore:h100 or gpu:h100"),
     ("ws:32", "expected a size ROWSxCOLS, as in 'ws:32x16', got '32'"),
     ("ws:32x", "got '32x'"),
     ("ws:-1x4", "got '-1x4'"),

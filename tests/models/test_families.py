@@ -142,7 +142,7 @@ def test_a_rule_that_matches_nothing_is_one_clear_error(family):
   model = create(family)
   with pytest.raises(ValueError, match="Rule 'fff': unknown word"):
     nn.sparsify(model, "fff: 1:4")
-  with pytest.raises(ValueError, match="matches no kernel.*Nearest path"):
+  with pytest.raises(ValueError, match="matches no kernel.*Nearest kernels"):
     nn.sparsify(model, "nowhere/.*/kernel: 1:4")
 
 

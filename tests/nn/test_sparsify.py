@@ -242,7 +242,7 @@ def test_a_tied_kernel_with_two_axes_or_no_home_is_refused():
   ("rules", "message"),
   [
     ("qkvv: 1:4", "unknown word for this model, did you mean 'qkv'"),
-    ("heads/.*: 1:4", "matches no kernel.*Nearest path: 'head/kernel'"),
+    ("heads/.*: 1:4", "matches no kernel.*Nearest kernels: head/kernel"),
     (".*: 1:4, head: 1:8", "Rule 'head' is dead: earlier rules win"),
     ("head: 1:16", "head/kernel: axis -3 has length 8, not a multiple of m=16"),
     ("head: 3:2", "1 <= n <= m"),

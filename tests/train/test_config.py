@@ -4,16 +4,21 @@ import importlib.util
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from figs_jax import recipes
+from figs_jax.analysis._study_cells import fingerprint
 from figs_jax.data import DataError
 from figs_jax.train import schema
 from figs_jax.train.config import (
   ConfigError,
+  changes,
   completed,
   default_config,
   differences,
+  plain,
   recipe_of,
 )
 from figs_jax.train.experiment import build
@@ -111,6 +116,62 @@ def test_step_takes_a_window(tiny_config):
 def test_unknown_recipe_suggests_the_nearest():
   with pytest.raises(ConfigError, match="did you mean 'figs'"):
     default_config("fig")
+
+
+@pytest.mark.standard_promotion  # optax mixes dtypes
+def test_a_warm_up_is_a_share_or_a_count():
+  """Runs that saved a count resume under a share of as many steps."""
+  config = default_config("ste")
+  config.total_steps, config.optimizer.warmup_steps = 600, 0.05
+  saved = plain(config)
+  saved["optimizer"]["warmup_steps"] = 30  # as before shares
+  assert changes(saved, config) == ([], [])
+  count = config_dict.ConfigDict(completed(saved))
+  steps = np.arange(600)
+  rates = [jax.vmap(learning_rate(each))(steps) for each in (config, count)]
+  np.testing.assert_array_equal(*rates)
+  assert rates[0].argmax() == 30
+  assert fingerprint(config) == fingerprint(count)
+  # Longer runs warm up longer, so that this is another run.
+  config.total_steps = 1200
+  assert changes(saved, config)[1] == ["optimizer.warmup_steps", "total_steps"]
+
+
+@pytest.mark.parametrize(
+  ("warmup", "total", "steps"),
+  [
+    (0.0, 20, 0),
+    (0.05, 20, 1),
+    (0.29, 100, 29),  # 0.29 * 100 < 29
+    (15 / 350, 109474, 15 * 1281167 // 4096),
+    (30, 600, 30),
+    (0.999, 10, 9),
+  ],
+)
+def test_steps_of_a_warm_up(warmup, total, steps):
+  assert schema.warmup_steps(warmup, total) == steps
+
+
+@pytest.mark.parametrize("warmup", [1.5, 20, 0.99999999999])
+def test_a_warm_up_leaves_steps(warmup):
+  config = default_config("ste")
+  config.total_steps, config.optimizer.warmup_steps = 20, warmup
+  with pytest.raises(ConfigError, match="a share below 1, as in 0.05, or an"):
+    schema.check(config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_can_be_shortened(name):
+  config = load(name).get_config("figs")
+  config.total_steps = 20
+  schema.check(config)
+
+
+def test_a_recipe_is_not_changed_by_its_name():
+  config = default_config("figs")
+  config.recipe.name = "ste"
+  with pytest.raises(ConfigError, match=r"--config=FILE:ste.*'ste'"):
+    schema.check(config)
 
 
 def test_differences_ignore_what_changes_no_number():

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import struct
-import sys
 import textwrap
 
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorboardX.proto import event_pb2
 
 from figs_jax.train import log_writer as log_module
 from figs_jax.train.log_writer import MetricLog, read_log
@@ -27,7 +25,7 @@ def timeless(rows):
 
 
 def write_steps(workdir, first, last, **options):
-  with MetricLog(workdir, first - 1, progress=False, **options) as log:
+  with MetricLog(workdir, first - 1, **options) as log:
     for step in range(first, last + 1):
       log.write(step, {"loss": 1 / step, "count": step})
 
@@ -44,7 +42,7 @@ def strict(text):
 def test_floats_come_back_bit_for_bit(tmp_path_factory, values):
   workdir = tmp_path_factory.mktemp("run")
   names = [f"x{i}" for i in range(len(values))]
-  with MetricLog(workdir, progress=False) as log:
+  with MetricLog(workdir) as log:
     log.write(1, dict(zip(names, values)))
   (row,) = read_log(workdir)
   for name, value in zip(names, values):
@@ -57,7 +55,7 @@ def test_floats_come_back_bit_for_bit(tmp_path_factory, values):
 
 
 def test_numbers_of_every_library_are_taken(tmp_path):
-  with MetricLog(tmp_path, progress=False) as log:
+  with MetricLog(tmp_path) as log:
     log.write(
       3,
       {
@@ -88,7 +86,7 @@ def test_numbers_of_every_library_are_taken(tmp_path):
 @pytest.mark.parametrize("value", [np.ones(2), "high", None, 1j])
 def test_other_values_are_refused(tmp_path, value):
   with (
-    MetricLog(tmp_path, progress=False) as log,
+    MetricLog(tmp_path) as log,
     pytest.raises(ValueError, match="metric 'x'.*expected a single number"),
   ):
     log.write(1, {"x": value})
@@ -145,9 +143,9 @@ def test_truncation_is_one_move(tmp_path, monkeypatch):
   with monkeypatch.context() as patched:
     patched.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-      MetricLog(tmp_path, 2, progress=False)
+      MetricLog(tmp_path, 2)
   assert (tmp_path / log_module.FILE).read_bytes() == before
-  MetricLog(tmp_path, 2, progress=False).close()
+  MetricLog(tmp_path, 2).close()
   assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
 
 
@@ -155,7 +153,7 @@ def test_every_written_row_survives_a_kill(tmp_path):
   code = """
     import os, signal, sys
     from figs_jax.train.log_writer import MetricLog
-    log = MetricLog(sys.argv[1], progress=False)
+    log = MetricLog(sys.argv[1])
     for step in range(1, 6):
       log.write(step, {"loss": 0.1 * step})
     os.kill(os.getpid(), signal.SIGKILL)
@@ -163,74 +161,6 @@ def test_every_written_row_survives_a_kill(tmp_path):
   run = call("-c", textwrap.dedent(code), tmp_path)
   assert run.returncode == -signal.SIGKILL
   assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 4, 5]
-
-
-def events(workdir):
-  """TensorBoard's files, by their published framing."""
-  for path in sorted((workdir / "tensorboard").iterdir()):
-    content = path.read_bytes()
-    at = 0
-    while at < len(content):
-      (length,) = struct.unpack("<Q", content[at : at + 8])
-      event = event_pb2.Event()
-      event.ParseFromString(content[at + 12 : at + 12 + length])
-      yield event
-      at += length + 16
-
-
-def test_tensorboard_sees_the_same_numbers(tmp_path):
-  write_steps(tmp_path, 1, 3)
-  with MetricLog(tmp_path, 2, progress=False) as log:
-    log.write(3, {"loss": 0.25, "bad": math.nan})
-  scalars = [
-    (event.step, value.tag, value.simple_value)
-    for event in events(tmp_path)
-    for value in event.summary.value
-    if not value.tag.startswith("time/")
-  ]
-  assert (1, "loss", 1.0) in scalars
-  assert (3, "count", 3.0) in scalars
-  assert (3, "loss", 0.25) in scalars
-  assert "tensorflow" not in sys.modules
-  restarts = [
-    event.step
-    for event in events(tmp_path)
-    if event.session_log.status == event_pb2.SessionLog.START
-  ]
-  assert restarts == [1, 3], "what a viewer shows from there on is forgotten"
-
-
-def test_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
-  with MetricLog(tmp_path, 100, total=3700) as log:
-    for step in range(101, 3701):
-      now[0] += 0.5
-      if step == 110:
-        log.write(step, {"loss": 0.125})
-      log.progress(step)
-  lines = capsys.readouterr().err.splitlines()
-  assert lines[0] == "step 120/3700, loss 0.125, 2.0 steps/s, ETA 00:29:50"
-  assert len(lines) < 80, "rarer as the run goes on"
-
-
-def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-  with MetricLog(tmp_path, 5, total=20) as log:
-    for step in range(6, 21):
-      log.write(step, {"loss": 0.5})
-      log.progress(step)
-  shown = capsys.readouterr().err
-  assert "20/20" in shown
-  assert "loss 0.5" in shown
-
-
-def test_progress_can_be_switched_off(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-  with MetricLog(tmp_path, total=2, progress=False) as log:
-    log.progress(1)
-  captured = capsys.readouterr()
-  assert captured.err == captured.out == ""
 
 
 def test_a_disabled_log_touches_nothing(tmp_path):
@@ -242,24 +172,9 @@ def test_a_disabled_log_touches_nothing(tmp_path):
 
 
 def test_closing_twice_and_writing_after_do_nothing(tmp_path):
-  log = MetricLog(tmp_path, progress=False)
+  log = MetricLog(tmp_path)
   log.write(1, {"loss": 1.0})
   log.close()
   log.close()
   log.write(2, {"loss": 1.0})
   assert len(read_log(tmp_path)) == 1
-
-
-def test_writing_imports_no_torch(tmp_path):
-  """tensorboardX would, where it is installed: seconds at the first row."""
-  (tmp_path / "torch.py").write_text("raise SystemExit('imported torch')")
-  script = f"""
-  import sys
-  from figs_jax.train.log_writer import MetricLog
-  sys.path.insert(0, {str(tmp_path)!r})
-  with MetricLog({str(tmp_path / "run")!r}, progress=False) as log:
-    log.write(1, {{"loss": 1.0}})
-  assert "torch" not in sys.modules
-  """
-  done = call("-c", textwrap.dedent(script))
-  assert done.returncode == 0, done.stderr

@@ -163,7 +163,7 @@ def test_errors(tmp_path):
   with pytest.raises(ValueError, match="batch of at least 1, got 0"):
     layers_of(tmp_path, batch=0)
   linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
-  with pytest.raises(ValueError, match="model of our families.*Linear"):
+  with pytest.raises(ValueError, match="Linear is not of our.*example="):
     layers_of(linear)
   for option in ({"seed": 0}, {"step": 1}, {"ema": True}, {"data_dir": "d"}):
     with pytest.raises(ValueError, match="applies to a run's workdir"):

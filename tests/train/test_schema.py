@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from figs_jax import models, recipes
 from figs_jax.core import field_names
 from figs_jax.core.legal import Either, Integer, Number, Several, Typed
-from figs_jax.train import schema
+from figs_jax.train import field_help, schema
 from figs_jax.train.config import (
   ConfigError,
   completed,
@@ -35,7 +35,7 @@ OURS = [  # other tests may register theirs
 @pytest.mark.parametrize("family", models.names())
 def test_every_field_has_a_meaning(family):
   for recipe in OURS:
-    meanings = schema.field_meanings(default_config(recipe, family))
+    meanings = field_help.field_meanings(default_config(recipe, family))
     assert [name for name, meaning in meanings.items() if not meaning] == []
 
 
@@ -70,7 +70,7 @@ def test_configurations_share_no_field():
 def test_help_has_every_field_with_its_value():
   config = default_config("figs")
   config.batch_size = 77
-  lines = schema.field_list(config).splitlines()
+  lines = field_help.field_list(config).splitlines()
   assert max(map(len, lines)) <= 80
   heads = [line for line in lines if re.match(r"  \S", line)]
   assert [line.split("=")[0].strip() for line in heads] == list(

@@ -4,6 +4,7 @@ import pytest
 
 from figs_jax import models, nn
 from figs_jax.core.pattern import NM
+from figs_jax.train import schema
 from figs_jax.train.loop import train
 
 from .test_config import load
@@ -13,7 +14,10 @@ def test_the_paper_hyper_parameters():
   config = load("imagenet_swin_v2_b").get_config("figs")
   epoch = 1281167 / config.batch_size
   assert config.total_steps == int(350 * epoch)
-  assert config.optimizer.warmup_steps == int(20 * epoch)
+  warmup = schema.warmup_steps(
+    config.optimizer.warmup_steps, config.total_steps
+  )
+  assert warmup == int(20 * epoch)
   assert config.optimizer.learning_rate == 1e-3
   options = {"image_size": config.data.image_size, "scan": True}
   model = models.abstract(config.family, config.variant, **options)

@@ -8,23 +8,23 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from figs_jax.engine._cost import Cost, cost, operands
+from figs_jax.engine._cost import Cost, operands
 from figs_jax.engine.area import Area, area_table
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.non_gemm import non_gemm_cycles
+from figs_jax.engine.reports.pricing import Priced, costs_on
 from figs_jax.engine.reports.rows import Row, Total
+from figs_jax.engine.reports.tables import NO_ENERGY, layer_rows, printed
 from figs_jax.engine.reports.text import csv_text, markdown, text_table
 from figs_jax.engine.spec import UNLIMITED, Engine, nearest
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.studies.attention import (
   Fusion,
   attention_pairs,
-  fused_cost,
 )
 from figs_jax.engine.studies.bandwidth import dense_peers
 from figs_jax.engine.sweeps.axes import (
@@ -49,7 +49,6 @@ _FUSED = (
 )
 # What a report of a sweep can hold.
 _DESIGNS, _ROWS = 100_000, 2_000_000
-_SUMMED = ("cycles", "dram_bytes", *PARTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +65,9 @@ class Report:
     area: Area of each part, for a table of the engines' areas, or None.
     peers: Dense engine that each of `totals` is over, if the baseline is
       "dense".
+    lengths: Number of `rows` of each of `totals`.
+    itemsize: Bytes per value off chip, as given.
+    dtype: Data type of the operands, as given.
   """
 
   rows: tuple[Row, ...]
@@ -76,6 +78,9 @@ class Report:
   fmt: str = "table"
   area: Area | None = None
   peers: tuple[Engine, ...] = ()
+  lengths: tuple[int, ...] = ()
+  itemsize: int | Fraction | None = None
+  dtype: str | None = None
 
   def __post_init__(self):
     if self.fmt not in FORMATS:
@@ -86,7 +91,7 @@ class Report:
     """Several workloads' reports as one."""
     parts: dict[str, Any] = {
       name: tuple(one for each in reports for one in getattr(each, name))
-      for name in ("rows", "totals", "engines", "peers")
+      for name in ("rows", "totals", "engines", "peers", "lengths")
     }
     return dataclasses.replace(reports[0], **parts)
 
@@ -105,33 +110,54 @@ class Report:
   @property
   def caption(self) -> str:
     """What the numbers are, and are not."""
+    return " ".join(filter(None, self._captions))
+
+  @property
+  def _captions(self) -> tuple[str, str]:
+    areas = "Areas are reconstructed from counted parts." if self.area else ""
     return (
       "Modelled cycles (ns on rooflines), not measured. Speed-up is over"
-      f" {self.baseline}.{self.note and ' '}{self.note}"
-      f"{self.area and ' Areas are reconstructed from counted parts.' or ''}"
+      f" {self.baseline}.",
+      " ".join(filter(None, (self.note, areas))),
     )
+
+  @property
+  def layers(self) -> tuple[tuple[Row, ...], ...]:
+    """The rows of each of `totals`."""
+    rows = iter(self.rows)
+    return tuple(tuple(itertools.islice(rows, n)) for n in self.lengths)
+
+  @property
+  def layers_csv(self) -> str:
+    """Every layer on every engine as comma-separated values."""
+    return csv_text(*layer_rows(self.rows))
 
   def __str__(self) -> str:
     if self.fmt == "csv":
-      return csv_text(*_layers(self.rows))
+      return self.layers_csv
+    areas = [area_table(self.engines, self.area)] if self.area else []
     if self.fmt == "json":
-      header, areas = area_table(self.engines, self.area or Area())
-      tables = {"areas": [dict(zip(header, row)) for row in areas]}
+      tables = (
+        {
+          "areas": [
+            dict(zip(header, row)) for header, rows in areas for row in rows
+          ]
+        }
+        if areas
+        else {}
+      )
       return json.dumps(
         {
           "caption": self.caption,
           "totals": [total._asdict() for total in self.totals],
           "rows": [row._asdict() for row in self.rows],
-          **(tables if self.area else {}),
+          **tables,
         },
         indent=1,
-      )
+      )  # fmt: skip
     draw = markdown if self.fmt == "md" else text_table
-    tables = [draw(*_totals(self.totals)), draw(*_parts(self.totals))]
-    if self.area:
-      tables.append(draw(*area_table(self.engines, self.area)))
-    tables.append(draw(*_layers(self.rows)))
-    return "\n\n".join((self.caption, *tables))
+    captions = self._captions
+    return printed(self.totals, self.layers, captions, draw, more=areas)
 
 
 def report(
@@ -185,7 +211,7 @@ def report(
   >>> row = {"name": "ff", "M": 64, "N": 64, "K": 64, "pattern": "2:4"}
   >>> made = report([row], ["ws:32x32"], fmt="csv")
   >>> print(str(made).partition(",energy_pj")[0])
-  name,engine,M,N,K,pattern,cycles,utilisation,speedup
+  name,engine,M,N,K,pattern,count,cycles,utilisation,speedup
   >>> made.totals[0].speedup
   2.0
   >>> swept = report([row], ["ws"], axes="pattern=1:2,1:4; rows=16,32")
@@ -198,7 +224,8 @@ def report(
     raise ValueError(
       "report: no engines; give at least one, as in ['ws:32x16']"
     )
-  varied = {} if axes is None else dict(as_axes(axes))
+  all_axes = {} if axes is None else as_axes(axes)
+  varied = dict(all_axes)
   patterns = varied.pop("pattern", (None,))
   fusions = _fusions(fuse, varied)
   if varied:
@@ -207,17 +234,19 @@ def report(
   options: dict[str, Any] = {"itemsize": itemsize, "energy": energy}
   options["dtype"] = dtype
   notes: dict[str, None] = {}
-  rows, totals, peers, words = [], [], [], ""
+  rows, totals, peers, lengths, words = [], [], [], [], ""
   for label, table in tables.items():
     for pattern in patterns:
       one = _with(table, pattern)
       words, dense, over = _baseline(one, machines, baseline, options)
       notes |= _notes(one, machines, dtype)
+      notes |= _energy_note(machines, energy)
       for fusion in fusions:
         parts = _report(one, machines, over, fusion, options, label)
         rows += parts[0]
         totals += parts[1]
         peers += dense
+        lengths += [len(one)] * len(machines)
   words += _named(peers)
   if any(total.fuse != "none" for total in totals):
     words += ", attention unfused"
@@ -230,16 +259,21 @@ def report(
     fmt=fmt,
     area=area,
     peers=tuple(peers),
+    lengths=tuple(lengths),
+    itemsize=itemsize,
+    dtype=dtype,
   )
-  silicon = [chip for x in engines if (chip := parse(x).silicon()) is not None]
+  silicon = [chip for x in machines if (chip := x.silicon()) is not None]
   if not silicon:
     return made
+  # The designs have their axes already.
+  kept = {name: x for name, x in all_axes.items() if name not in varied}
   over = baseline
   if over is not None and over != BEST_DENSE:
     over = parse(over)
     over = over.silicon() or over
   options |= {"baseline": over}
-  ideal = report(tables, silicon, axes=axes, fuse=fuse, **options)
+  ideal = report(tables, silicon, axes=kept or None, fuse=fuse, **options)
   return made.beside(ideal)
 
 
@@ -274,26 +308,26 @@ def _baseline(
   machines: Sequence[Engine],
   baseline: Engine | str | None,
   options: dict[str, Any],
-) -> tuple[str, list[Engine], list[_Priced]]:
+) -> tuple[str, list[Engine], list[Priced]]:
   """What the speed-ups are over, in words, and each engine's peer and cost."""
   if baseline is None:
-    return DENSE, [], _costs(table.dense(), machines, options, Fusion())
+    return DENSE, [], costs_on(table.dense(), machines, options, Fusion())
   if baseline == BEST_DENSE:
     words = "the fastest dense array of as many multipliers and as wide a port"
     peers, over = zip(*(_best_dense(table, x, options) for x in machines))
     return words, list(peers), list(over)
   other = parse(baseline)
   _check_units(machines, other)
-  over = _costs(table, [other], options, Fusion()) * len(machines)
+  over = costs_on(table, [other], options, Fusion()) * len(machines)
   return f"{other} running the same layers", [], over
 
 
 def _best_dense(
   table: Layers, engine: Engine, options: dict[str, Any]
-) -> tuple[Engine, _Priced]:
+) -> tuple[Engine, Priced]:
   """The fastest dense peer or the engine itself, and what it takes."""
   peers = dense_peers(engine) or (engine,)
-  priced = _costs(table.dense(), peers, options, Fusion())
+  priced = costs_on(table.dense(), peers, options, Fusion())
   best = min(range(len(peers)), key=lambda i: priced[i].sums["cycles"])
   return peers[best], priced[best]
 
@@ -307,7 +341,7 @@ def _named(peers: Sequence[Engine]) -> str:
 def _report(
   table: Layers,
   machines: Sequence[Engine],
-  over: Sequence[_Priced],
+  over: Sequence[Priced],
   fusion: Fusion,
   options: dict[str, Any],
   workload: str,
@@ -320,10 +354,18 @@ def _report(
     "seq": table.forward.seq if table.forward else 0,
   }
   cached = _cached(table)
-  costs = _costs(table, machines, options, fusion)
+  costs = costs_on(table, machines, options, fusion)
+
+  def has_energy(engine: Engine) -> bool:
+    # The table of 45 nm arrays says nothing of a processor.
+    return engine.is_array or options["energy"] is not None
+
   for engine, priced, base in zip(machines, costs, over):
-    rows += _rows(table, patterns, engine, priced.cost, base.cost)
+    costs_of = priced.cost, base.cost
+    rows += _rows(table, patterns, engine, *costs_of, has_energy(engine))
     total = _total(workload, patterns, engine, priced, base)
+    if not has_energy(engine):
+      total = total._replace(energy_pj=None)
     size = operands(engine, **options).itemsize
     totals.append(total._replace(**known, cache_bytes=math.ceil(size * cached)))
   return rows, totals
@@ -368,6 +410,20 @@ def _notes(
   return ({f"Operands are {dtype}.": None} if dtype else {}) | notes
 
 
+def _energy_note(
+  machines: Sequence[Engine], energy: Energy | None
+) -> dict[str, None]:
+  names = [str(engine) for engine in machines if not engine.is_array]
+  if energy is not None or not names:
+    return {}
+  return {
+    f"energy_pj is {NO_ENERGY} on {', '.join(names[:3])}"
+    f"{', ...' if len(names) > 3 else ''}: the table of picojoules is of 45 nm"
+    " arrays and says nothing of a GPU or TPU; energy= (--energy) takes your"
+    " own.": None
+  }
+
+
 def _cached(table: Layers) -> int:
   """Keys and values that a decoded token of every sequence reads."""
   if table.forward is None or table.forward.phase != "decode":
@@ -385,149 +441,24 @@ def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
       )
 
 
-class _Priced(NamedTuple):
-  """A table on one engine.
-
-  Attributes:
-    cost: Cost per layer.
-    sums: Sums of its fields, weighed by count.
-    fused: Whether each pair of attention's products is fused.
-    non_gemm: Cycles beside the products, by kind.
-  """
-
-  cost: Cost
-  sums: dict[str, int]
-  fused: np.ndarray
-  non_gemm: dict[str, int]
-
-
-def _costs(
-  table: Layers,
-  engines: Sequence[Engine],
-  options: dict[str, Any],
-  fusion: Fusion,
-) -> list[_Priced]:
-  """The cost on each engine; those of one kind in one call."""
-  groups: dict[Any, list[int]] = {}
-  for place, engine in enumerate(engines):
-    if any(map(np.ndim, engine.leaves)):
-      raise ValueError(
-        f"report: engine {engine} has an array of values; report designs singly"
-      )
-    groups.setdefault(_kind(engine), []).append(place)
-  priced: dict[int, _Priced] = {}
-  for places in groups.values():
-    several = [engines[place] for place in places]
-    priced |= zip(places, _together(table, several, options, fusion))
-  return [priced[place] for place in range(len(engines))]
-
-
-def _kind(engine: Engine) -> tuple[Any, ...]:
-  """What engines must share to be computed together: all but numbers."""
-  numbers = {field.name for field in engine.numeric()}
-  fields = (field.name for field in dataclasses.fields(engine))
-  names = set(fields) - numbers - set(engine.LABELS)
-  return type(engine), *(getattr(engine, name) for name in sorted(names))
-
-
-def _together(
-  table: Layers,
-  engines: Sequence[Engine],
-  options: dict[str, Any],
-  fusion: Fusion,
-) -> list[_Priced]:
-  first = engines[0]
-  columns: dict[str, Any] = {
-    field.name: np.array([[getattr(each, field.name)] for each in engines])
-    for field in first.numeric()
-  }
-  all_at_once = dataclasses.replace(first, name="all", **columns)
-  try:
-    whole, fused = _priced(table, all_at_once, options, fusion)
-    sums = {name: whole.total(name).tolist() for name in _SUMMED}
-  except ValueError:
-    # Again one by one, so that the error names its engine.
-    for engine in engines:
-      try:
-        alone, _ = _priced(table, engine, options, fusion)
-        _ = [alone.total(name) for name in _SUMMED]
-      except ValueError as error:
-        raise ValueError(f"engine {engine}: {error}") from error
-    raise
-  names = [field.name for field in dataclasses.fields(Cost)]
-  fields = {name: getattr(whole, name) for name in names if name != "count"}
-  fused = np.broadcast_to(fused, (len(engines), fused.shape[-1]))
-  given = operands(all_at_once, **options)
-  beside = _non_gemms(table, given.engine, given.itemsize, fused)
-  return [
-    _Priced(
-      Cost(**{k: v[place] for k, v in fields.items()}, count=whole.count),
-      {name: column[place] for name, column in sums.items()},
-      fused[place],
-      {kind: int(column[place]) for kind, column in beside.items()},
-    )
-    for place in range(len(engines))
-  ]
-
-
-def _priced(
-  table: Layers, engine: Engine, options: dict[str, Any], fusion: Fusion
-) -> tuple[Cost, np.ndarray]:
-  """The cost of the layers, and which of attention's pairs are fused."""
-  price = cost(table, engine, **options)
-  if fusion.fuse == "none":
-    return price, np.zeros((1, 0), bool)
-  given = operands(engine, **options)
-  sizes = {"itemsize": given.itemsize, "energy": given.energy}
-  return fused_cost(table, given.engine, price, fusion, **sizes)
-
-
-def _non_gemms(
-  table: Layers, engine: Engine, itemsize: int | Fraction, fused: np.ndarray
-) -> dict[str, np.ndarray]:
-  """Kind -> cycles on each design; fused attention has no softmax of its own.
-
-  Args:
-    table: Layers, of a whole model or not.
-    engine: Engine of several designs.
-    itemsize: Bytes per value.
-    fused: Whether each pair of attention's products is fused, (designs, pairs).
-  """
-  if table.forward is None:
-    return {}
-  passes = table.forward.non_gemms
-  cycles = np.array(non_gemm_cycles(passes, engine, itemsize))
-  cycles = np.broadcast_to(cycles, (len(fused), len(passes))).copy()
-  if fused.size:
-    qk, _ = attention_pairs(table)
-    pairs = {table.names[i].rpartition("/")[0]: p for p, i in enumerate(qk)}
-    for place, one in enumerate(passes):
-      pair = pairs.get(one.name.rpartition("/")[0])
-      if one.kind == "softmax" and pair is not None:
-        cycles[:, place] *= ~fused[:, pair]
-  kinds = dict.fromkeys(one.kind for one in passes)
-  return {
-    kind: cycles[:, [one.kind == kind for one in passes]].sum(-1)
-    for kind in kinds
-  }
-
-
 def _rows(
   table: Layers,
   patterns: Sequence[str],
   engine: Engine,
   price: Cost,
   base: Cost,
+  has_energy: bool,
 ) -> list[Row]:
   columns = (
     table.names,
     [str(engine)] * len(table),
     *(size.tolist() for size in (table.M, table.N, table.K)),
     patterns,
+    table.count.tolist(),
     price.cycles.tolist(),
     price.utilisation.tolist(),
     (base.cycles / price.cycles).tolist(),
-    price.energy_pj.tolist(),
+    price.energy_pj.tolist() if has_energy else [None] * len(table),
     price.dram_bytes.tolist(),
   )
   return [Row(*row) for row in zip(*columns)]
@@ -561,40 +492,3 @@ def _total(workload, patterns, engine, price, base) -> Total:
     whole_cycles=whole,
     whole_speedup=(baseline + sum(base.non_gemm.values())) / whole,
   )
-
-
-def _layers(rows: Sequence[Row]) -> tuple[Sequence[str], Sequence[Any]]:
-  """Header and rows of the layers."""
-  if any(row.ideal_speedup is not None for row in rows):
-    return Row._fields, rows
-  return Row._fields[:-1], [row[:-1] for row in rows]
-
-
-def _totals(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
-  """Header and rows of the totals, without their parts and what is alike."""
-  shows = {
-    "workload": any(total.workload for total in totals),
-    "stall_factor": any(total.stall_factor != 1 for total in totals),
-    "memory_bound": any(total.memory_bound for total in totals),
-    "cache_bytes": any(total.cache_bytes for total in totals),
-    **dict.fromkeys(
-      ("fuse", "fused"), any(total.fuse != "none" for total in totals)
-    ),
-    "ideal_speedup": any(x.ideal_speedup is not None for x in totals),
-    "whole_cycles": any(total.non_gemm for total in totals),
-    "whole_speedup": any(total.non_gemm for total in totals),
-  } | dict.fromkeys(("parts", "non_gemm", "seq"), False)
-  names = [name for name in Total._fields if shows.get(name, True)]
-  return names, [[getattr(total, name) for name in names] for total in totals]
-
-
-def _parts(totals: Sequence[Total]) -> tuple[list[str], list[list[Any]]]:
-  """Header and rows of the shares of all cycles, of parts that occur."""
-  parts = [part for part in PARTS if any(total.parts[part] for total in totals)]
-  kinds = list(dict.fromkeys(k for total in totals for k in total.non_gemm))
-  rows = []
-  for total in totals:
-    cycles = total.parts | total.non_gemm
-    shares = [cycles.get(x, 0) / total.whole_cycles for x in (*parts, *kinds)]
-    rows.append([total.engine, total.pattern, *shares])
-  return ["share of cycles", "pattern", *parts, *kinds], rows

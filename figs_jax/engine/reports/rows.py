@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-  """One layer on one engine: one of its instances, however many there are.
+  """One layer on one engine: one of its `count` instances.
 
-  `ideal_speedup` is that of `Engine.silicon`, None for an engine without one.
+  `energy_pj` is None for a processor unless picojoules are given, and
+  `ideal_speedup`, that of `Engine.silicon`, for an engine without one.
   """
 
   name: str
@@ -17,10 +18,11 @@ class Row(NamedTuple):
   N: int
   K: int
   pattern: str
+  count: int
   cycles: int
   utilisation: float
   speedup: float
-  energy_pj: float
+  energy_pj: float | None
   dram_bytes: int
   ideal_speedup: float | None = None
 
@@ -38,7 +40,8 @@ class Total(NamedTuple):
     baseline_cycles: Sum of the cycles that `speedup` compares with.
     speedup: Ratio baseline_cycles / cycles.
     utilisation: Useful MACs / (cycles x multipliers).
-    energy_pj: Sum of the energy.
+    energy_pj: Sum of the energy; None for a processor unless picojoules are
+      given.
     dram_bytes: Sum of the memory traffic.
     stall_factor: Factor by which swapping makes vectors stream longer, 1
       without; `figs_jax.engine.figs.checkpoint_stall_factor`.
@@ -65,7 +68,7 @@ class Total(NamedTuple):
   baseline_cycles: int
   speedup: float
   utilisation: float
-  energy_pj: float
+  energy_pj: float | None
   dram_bytes: int
   stall_factor: float
   parts: dict[str, int]

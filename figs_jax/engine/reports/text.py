@@ -50,7 +50,10 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   """
   cells = _texts(header, rows)
   widths = [max(map(len, column)) for column in zip(*cells)]
-  left = [isinstance(x, str) for x in (rows[0] if rows else header)]
+  left = [
+    all(isinstance(x, str) for x in column)
+    for column in zip(*(rows or [header]))
+  ]
   return "\n".join(
     "  ".join(
       x.ljust(w) if to_left else x.rjust(w)
@@ -95,18 +98,37 @@ def times(ratio: float) -> str:
   return f"{ratio:.2f}×" if ratio >= 0.1 else f"{ratio:.2g}×"
 
 
+def plain(value: Any) -> str:
+  """A value for a reader: three decimals, or four digits of a large number.
+
+  >>> [plain(x) for x in (1 / 3, 1234.5, 9999999, 454807872, 9.162e11)]
+  ['0.333', '1234', '9999999', '454.8M', '916.2G']
+  >>> plain(None), plain(0.0), plain(0.000051), plain("ws")
+  ('-', '0.000', '0.000051', 'ws')
+  """
+  if value is None:
+    return "-"
+  if not isinstance(value, int | float) or isinstance(value, bool):
+    return str(value)
+  size = abs(value)
+  for letter, unit in _UNITS:
+    if size >= max(unit, _LARGE) and size < 1000 * unit:
+      return f"{value / unit:#.4g}".rstrip(".") + letter
+  if isinstance(value, int):
+    return str(value)
+  if size >= 1000:
+    return f"{value:.0f}"
+  if not size or size >= 0.001:
+    return f"{value:.3f}"
+  # Two digits, without an exponent unless the number is beyond sense.
+  return np.format_float_positional(float(f"{value:.2g}"), trim="-")
+
+
+_LARGE = 10**7
+_UNITS = [(x, 10 ** (3 * i)) for i, x in enumerate("MGTPE", 2)]
+
+
 def _texts(
   header: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> list[list[str]]:
-  return [list(header), *([_text(x) for x in row] for row in rows)]
-
-
-def _text(value: Any) -> str:
-  """Three decimals, or a few digits where a number is large or tiny."""
-  if value is None:
-    return "-"
-  if not isinstance(value, float):
-    return str(value)
-  if value and value < 0.001:
-    return f"{value:.2g}"
-  return f"{value:.3f}" if value < 1000 else f"{value:.4g}"
+  return [list(header), *([plain(x) for x in row] for row in rows)]

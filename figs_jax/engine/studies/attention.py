@@ -200,7 +200,8 @@ def attention_cost(
   def product(rows: Any, N: Any, K: Any) -> _Product:
     parts = gemm_cost(Gemm(rows, N, K), engine, itemsize)
     # Tiles are one call, so that a processor's overhead is not theirs.
-    apart = parts["stall_dram"] + (0 if engine.is_array else parts["fill"])
+    apart = parts["stall_dram"] + parts["launch"]
+    apart = apart + (0 if engine.is_array else parts["fill"])
     return _Product(
       parts["cycles"] - apart,
       parts["ifmap_reads"] + parts["filter_reads"] + parts["ofmap_writes"],

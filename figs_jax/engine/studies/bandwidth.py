@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from figs_jax.engine.spec import Engine, text_of
+from figs_jax.engine.spec import Engine, text_of, unboxed
 from figs_jax.engine.spec_text import parse
 
 
@@ -37,13 +37,13 @@ def utilisation_bound(
     density: Share of weights kept, n / m if m divides K.
     multipliers: Number of multipliers, P.
 
-  >>> float(utilisation_bound(32, 16, 0.25, 512))  # a dense array, 1:4 weights
+  >>> utilisation_bound(32, 16, 0.25, 512)  # a dense array, 1:4 weights
   0.25
-  >>> float(utilisation_bound(32, 64, 0.25, 512))
+  >>> utilisation_bound(32, 64, 0.25, 512)
   1.0
   """
   work = np.asarray(inputs) * np.asarray(outputs) * np.asarray(density)
-  return np.minimum(1.0, work / np.asarray(multipliers))
+  return unboxed(np.minimum(1.0, work / np.asarray(multipliers)))
 
 
 def dense_peers(
@@ -111,13 +111,13 @@ def ledger(
     ValueError: If the engine is of another kind or cannot run the pattern.
 
   >>> from figs_jax.engine.spec_text import parse
-  >>> [int(x) for x in ledger(parse("figs:32x16"), 1, 2).values()]
-  [64, 128]
+  >>> ledger(parse("figs:32x16"), 1, 2)
+  {'inputs': 64, 'outputs': 128}
   """
   values = engine.port_values(n, m)
   return {
-    "inputs": in_bytes * values["inputs"],
-    "outputs": out_bytes * values["outputs"],
+    "inputs": unboxed(in_bytes * values["inputs"]),
+    "outputs": unboxed(out_bytes * values["outputs"]),
   }
 
 
@@ -144,4 +144,4 @@ def iso_bandwidth_speedup(
   >>> iso_bandwidth_speedup(1, np.array([2, 4])).tolist()
   [2.4, 4.4]
   """
-  return np.asarray(m) / np.asarray(n) + np.asarray(exposed)
+  return unboxed(np.asarray(m) / np.asarray(n) + np.asarray(exposed))

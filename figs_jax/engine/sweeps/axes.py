@@ -38,8 +38,10 @@ def _integers(
       for x in values
       if not isinstance(x, int | np.integer) or not least <= x <= most
     ] or [*values]
+    # NumPy writes its own numbers as calls.
+    got = getattr(wrong[0], "item", lambda: wrong[0])()
     raise ValueError(
-      f"sweep axis {name!r}: got {wrong[0]!r}; expected integers from {least}"
+      f"sweep axis {name!r}: got {got!r}; expected integers from {least}"
       f" to {most}"
     )
   return {name: array.astype(np.int64)}
@@ -215,7 +217,7 @@ def designs(
   """Every engine at every point of the axes that it has, one by one.
 
   An engine that lacks an axis stands still along it. The name of a changed
-  engine is its spec.
+  engine is its spec with every axis, so that points differ in their names.
 
   Args:
     engines: Engines with scalar fields.
@@ -227,9 +229,9 @@ def designs(
       engine cannot be, or there are too many.
 
   >>> from figs_jax.engine import parse
-  >>> made = designs([parse("ws:8x8"), parse("figs")], {"alpha": [1, 3]})
+  >>> made = designs([parse("ws:8x8"), parse("figs")], {"alpha": [3, 7]})
   >>> list(map(str, made))
-  ['ws:8x8', 'figs:32x16:alpha=1', 'figs:32x16:alpha=3']
+  ['ws:8x8', 'figs:32x16:alpha=3', 'figs:32x16:alpha=7']
   """
   own = [
     {name: axes[name] for name in names}
@@ -271,7 +273,8 @@ def design(engine: Engine, point: Mapping[str, Any]) -> Engine:
       name: field_value(type(engine), fields[name], text_of(value))
       for name, value in values.items()
     }
-    return dataclasses.replace(engine, name="", **changes)
+    made = dataclasses.replace(engine, name="", **changes)
+    return dataclasses.replace(made, name=made.spec(shown=changes))
   except ValueError as error:
     at = "".join(f":{name}={value}" for name, value in values.items())
     raise ValueError(f"sweep {engine}{at}: {error}") from error

@@ -90,7 +90,10 @@ def _place(path: Path) -> Path:
       " of the file itself"
     )
   if not path.is_file():
-    raise PretrainedError(f"{path}: file or directory not found")
+    raise PretrainedError(
+      f"{path}: file or directory not found; expected .safetensors, its .json"
+      " index, .npz or a directory with them"
+    )
   if path.suffix not in (".safetensors", ".npz", ".json"):
     raise PretrainedError(
       f"{path}: expected .safetensors, its .json index or .npz; other files may"

@@ -67,12 +67,12 @@ def test_designs_are_the_product_of_the_axes_an_engine_has():
   axes = {"rows": (8, 16), "alpha": (1, 3), "overlap": ("none",)}
   made = designs(engines, axes)
   assert list(map(str, made)) == [
-    "ws:8x8",
-    "ws:16x8",
-    "figs:8x4:alpha=1",
-    "figs:8x4:alpha=3",
-    "figs:16x4:alpha=1",
-    "figs:16x4:alpha=3",
+    "ws:8x8:overlap=none",
+    "ws:16x8:overlap=none",
+    "figs:8x4:alpha=1:overlap=none",
+    "figs:8x4:alpha=3:overlap=none",
+    "figs:16x4:alpha=1:overlap=none",
+    "figs:16x4:alpha=3:overlap=none",
     "tpu:v5e",
   ]
   assert [each.rows for each in made[:-1]] == [8, 16, 8, 8, 16, 16]
@@ -85,9 +85,9 @@ def test_designs_are_the_product_of_the_axes_an_engine_has():
   assert list(map(str, pairs)) == ["ws:8x4", "ws:4x8"]
 
 
-def test_designs_that_a_spec_cannot_tell_apart_say_what_they_are():
+def test_designs_name_what_is_swept():
   made = designs([parse("tpu:v5e")], {"hbm": (819, 1640)})
-  assert list(map(str, made)) == ["tpu:v5e", "tpu:v5e:hbm=1640"]
+  assert list(map(str, made)) == ["tpu:v5e:hbm=819", "tpu:v5e:hbm=1640"]
 
 
 @pytest.mark.parametrize(
