@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Creates .venv and installs figs_jax into it with one of setup.cfg's extras.
-# Usage: bash launch/install.sh [--dry_run] [--help] [EXTRA]
-#   EXTRA: Extra of setup.cfg: plots (the default), cuda, tpu, text or test.
+# Creates .venv and installs figs_jax into it with extras of setup.cfg.
+# Usage: bash launch/install.sh [--dry_run] [--help] [EXTRA,...]
+#   EXTRA: plots (the default), study, text, tensorboard, wandb, stablehlo, cuda,
+#     tpu, test, docs or dev.
 #   --dry_run: Shows every command without running it.
 # PYTHON in the environment is the interpreter, 3.11 or newer (default python3).
 set -euo pipefail
@@ -18,14 +19,15 @@ for word in "$@"; do
     *) extra=$word ;;
   esac
 done
-case $'\n'$(<setup.cfg)$'\n' in
-  *$'\n'"$extra ="$'\n'*) ;;
-  *) fail "expected an extra of setup.cfg (plots, text, test, cuda or tpu)," \
-    "got $extra" ;;
-esac
+for each in ${extra//,/ }; do
+  case $'\n'$(<setup.cfg)$'\n' in
+    *$'\n'"$each ="$'\n'*) ;;
+    *) fail "expected extras of setup.cfg, as in plots,tensorboard; got $each" ;;
+  esac
+done
 if [ -n "$dry_run" ]; then
   show "${PYTHON:-python3}" -m venv .venv
-  show .venv/bin/python -m pip install -e ".[$extra]"
+  show .venv/bin/python -m pip install --no-compile -e ".[$extra]"
 else
   environment "$extra"
 fi

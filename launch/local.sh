@@ -3,7 +3,8 @@
 # or, to try what a cluster does, in several.
 # Usage: bash launch/local.sh [--extra EXTRA] [--python PATH] [--processes N]
 #   [--dry_run] [--help] FLAGS OF launch/train.py
-#   --extra: Extra for launch/install.sh: plots (the default), cuda or tpu.
+#   --extra: Extras for launch/install.sh, such as cuda,tensorboard (default
+#     plots).
 #   --python: Interpreter that has figs_jax; skips the installation.
 #   --processes: Number of processes; each takes one GPU, if there are any.
 #   --dry_run: Shows every command without running it.

@@ -1,14 +1,18 @@
 """Compares recipes on Fashion-MNIST: test loss, accuracy, modelled speed-up.
 
 `bash launch/quickstart.sh` installs the requirements and runs it. All recipes
-train at the first of --patterns, those of --sweep at all of them. When it is
-stopped, the same command resumes it; finished runs are not repeated.
+train at the first of --patterns, those of --sweep at all of them. The accuracy
+of one dense run comes first. When it is stopped, the same command resumes it;
+finished runs are not repeated.
 
 Fashion-MNIST is taken from the directory of prepared data sets, from Debian's
-package dataset-fashion-mnist or from --source. Without any of them
-scikit-learn's digits take its place.
+package dataset-fashion-mnist or from --source. Without any of them the digits
+that figs_jax carries take its place.
 """
 
+import copy
+import logging
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -61,6 +65,7 @@ _FASHION = {
   "optimizer": {"learning_rate": 1e-3},
 }
 _SMALLEST = 0.005  # nats
+_log = logging.getLogger("figs_jax")
 _DTYPES: dict[Any, str] = {1: "int8", 2: "bfloat16"}  # by bytes per value
 
 
@@ -101,8 +106,16 @@ def check_flags() -> None:
 def has_fashion() -> bool:
   """Whether Fashion-MNIST can be had without the network; prepares it."""
   from figs_jax import data
+  from figs_jax.data import idx, sources
 
-  known = data.describe("fashion_mnist", source=_SOURCE.value)
+  name, root = "fashion_mnist", sources.root_of(None)
+  files = _SOURCE.value or idx.directory_of(name)
+  if not sources.is_prepared(name, root):
+    if files and Path(files).is_dir():
+      _log.info("preparing Fashion-MNIST of %s in %s", files, root)
+  elif _SOURCE.value:
+    _log.info("--source is not read: %s holds Fashion-MNIST", root)
+  known = data.describe(name, source=_SOURCE.value)
   if not known.splits:
     cli.say(
       "Fashion-MNIST is not on this machine, so digits take its place, which"
@@ -160,6 +173,28 @@ def study_of(fashion: bool):
   return config
 
 
+def first_of(config):
+  """The study of one dense run, whose rows the whole study takes over."""
+  first = copy.deepcopy(config)
+  del first.grids.swept
+  first.grids.compared.recipes = ("dense",)
+  first.grids.compared.seeds = 1
+  return first
+
+
+def say_first_accuracy(config, out: Path, seconds: float) -> None:
+  """The test accuracy of the first dense seed."""
+  from figs_jax.analysis import study
+
+  (dense,) = study.cells(config)
+  for row in study.rows(out):
+    if (row["config"], row["seed"]) == (dense.fingerprint, "0"):
+      cli.say(
+        f"dense, seed 0: test accuracy {float(row['accuracy']):.2%}, after"
+        f" {seconds:.0f} s"
+      )
+
+
 def rows_of(cells, modelled, out: Path) -> list[dict[str, str]]:
   """Rows of these cells and seeds, with speed-ups on this engine alone."""
   from figs_jax.analysis import study
@@ -175,7 +210,7 @@ def rows_of(cells, modelled, out: Path) -> list[dict[str, str]]:
 
 
 def introduction(config, cells, fashion: bool) -> str:
-  images = "Fashion-MNIST" if fashion else "scikit-learn's digits"
+  images = "Fashion-MNIST" if fashion else "the digits of UCI"
   return (
     f"A ViT on {images}: {cells[0].config.total_steps} steps, {_SEEDS.value}"
     " seeds. A pattern is that of all feed-forward and attention kernels. The"
@@ -215,7 +250,11 @@ def main() -> None:
       }
       for cell in cells
     }
-    outcome = study.run(config, workdir, workdir)
+    first = first_of(config)
+    outcome = study.run(first, workdir, workdir, columns=modelled)
+    say_first_accuracy(first, workdir, time.monotonic() - start)
+    if outcome.finished:
+      outcome = study.run(config, workdir, workdir, columns=modelled)
   except (ValueError, DataError) as error:
     cli.fail(str(error))
   if not outcome.finished:
@@ -246,9 +285,15 @@ def main() -> None:
 
 
 def recipes() -> str:
-  from figs_jax.recipes.listing import catalogue
+  """The names that --recipes takes."""
+  from figs_jax import recipes
 
-  return catalogue()
+  return textwrap.fill(
+    f"recipes: {', '.join(recipes.names())}; launch/train.py --help describes"
+    " them",
+    80,
+    subsequent_indent="  ",
+  )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,17 @@ SETUP = Path(__file__).parents[1] / "setup.cfg"
 NOT_INSTALLED = ("cuda", "tpu", "oracles")
 
 
+def core_requirements(text: str) -> list[str]:
+  """The requirements of a setup.cfg without extras."""
+  setup = configparser.ConfigParser()
+  setup.read_string(text)
+  return [
+    line
+    for line in setup["options"]["install_requires"].splitlines()
+    if line and not line.startswith("#")
+  ]
+
+
 def requirements(text: str) -> dict[str, Version | None]:
   """Floor of each distribution that a setup.cfg requires; None without one.
 
@@ -29,7 +40,7 @@ def requirements(text: str) -> dict[str, Version | None]:
   """
   setup = configparser.ConfigParser()
   setup.read_string(text)
-  lists = [setup["options"]["install_requires"]]
+  lists = ["\n".join(core_requirements(text))]
   for extra, lines in setup["options.extras_require"].items():
     if extra not in NOT_INSTALLED:
       lists.append(lines)

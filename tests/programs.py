@@ -22,8 +22,7 @@ DEVICES = "--xla_force_host_platform_device_count=8"
 _ONE_PROCESS = """
 import contextlib, io, json, logging, runpy, sys
 from absl import flags
-path, calls = json.loads(sys.argv[1])
-for words in calls:
+for path, *words in json.loads(sys.argv[1]):
   out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
   sys.argv = [path, *words]
   logging.getLogger("figs_jax").handlers.clear()
@@ -89,8 +88,18 @@ def call(*command, cwd=REPO, timeout=600, **more):
 
 def in_one_process(path, *calls):
   """[code, output, errors] of the program at `path` with each list of words."""
+  return all_in_one_process([[path, *words] for words in calls])
+
+
+def all_in_one_process(calls, before=""):
+  """[code, output, errors] of each list, which begins with a program's path.
+
+  Args:
+    calls: Lists of words.
+    before: Code of Python to run first.
+  """
   words = [[str(word) for word in each] for each in calls]
-  done = call("-c", _ONE_PROCESS, json.dumps([path, words]))
+  done = call("-c", before + _ONE_PROCESS, json.dumps(words))
   assert done.returncode == 0, done.stderr
   return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -69,6 +69,26 @@ def test_links_and_commands_of_a_page_exist(page):
     assert (ROOT / path).exists(), path
 
 
+def test_a_wheel_holds_all_files_of_the_package():
+  package = ROOT / "figs_jax"
+  globs = SETUP["options.package_data"]["figs_jax"].split(", ")
+  packed = {path for glob in globs for path in package.glob(glob)}
+  others = {
+    path
+    for path in package.rglob("*.*")
+    if path.suffix not in (".py", ".pyc") and path.is_file()
+  }
+  assert packed == others
+
+
+def test_the_tables_of_extras_have_every_extra():
+  for page in ("README.md", "docs/using.md"):
+    rows = re.findall(r"^\| (`\w+`.*?) \|", (ROOT / page).read_text(), re.M)
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    missing = SETUP["options.extras_require"].keys() - listed
+    assert missing == {"oracles"}, page
+
+
 def test_every_requirement_has_a_floor():
   declared = floors.requirements((ROOT / "setup.cfg").read_text())
   assert {"jax", "matplotlib", "ruff", "furo"} <= declared.keys()

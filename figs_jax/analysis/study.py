@@ -41,6 +41,7 @@ from figs_jax.train.config import ConfigError, recipe_of
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import Diverged, compiled_step, train
 from figs_jax.train.run_rows import layers_of
+from figs_jax.train.seeds import mean_and_se
 from figs_jax.train.sharding import make_mesh, state_shardings
 from figs_jax.train.workdir import saved_config
 
@@ -69,6 +70,7 @@ def run(
   *,
   grids: Iterable[str] | None = None,
   shard: tuple[int, int] = (1, 1),
+  columns: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Outcome:
   """Runs the cells of a study that have no rows yet.
 
@@ -78,6 +80,8 @@ def run(
     out: Directory of study.csv, made if it is missing.
     grids: Names of grids. Defaults to all.
     shard: (i, n): every n-th cell from the i-th on, for n machines.
+    columns: What `modelled` returns of some cells, by fingerprint, so that it
+      is not called for them again.
 
   Returns:
     What was done. After SIGTERM, `finished` is False.
@@ -94,11 +98,15 @@ def run(
   outcome = Outcome()
   all_cells = cells(config, grids)
   store = _study_rows.Store(out, config.name)
-  for cell in all_cells[share - 1 :: shares]:
+  own = all_cells[share - 1 :: shares]
+  for number, cell in enumerate(own, 1):
+    known = (columns or {}).get(cell.fingerprint)
     for seeds in _missing(cell, store.rows()):
-      _log.info("== %s, seeds %d to %d", cell.name, seeds[0], seeds[-1])
+      _log.info(
+        "== %s, %s (%d of %d)", cell.name, _seeds(seeds), number, len(own)
+      )
       try:
-        finished = _run_cell(config, cell, seeds, Path(workdir), store)
+        finished = _run_cell(config, cell, seeds, Path(workdir), store, known)
       except (Diverged, ValueError) as error:
         _log.error("%s failed: %s", cell.name, error)
         store.fail(cell.name, cell.grid, seeds, str(error))
@@ -108,7 +116,31 @@ def run(
         outcome.finished = False
         return outcome
       outcome.done.append(cell.name)
+      _log.info("%s", _accuracy(cell, store.rows()))
   return outcome
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+  """
+  >>> _seeds([3]), _seeds([0, 1, 2])
+  ('seed 3', 'seeds 0 to 2')
+  """
+  if len(seeds) == 1:
+    return f"seed {seeds[0]}"
+  return f"seeds {seeds[0]} to {seeds[-1]}"
+
+
+def _accuracy(cell: Cell, rows: Iterable[Mapping[str, str]]) -> str:
+  """The accuracy of a cell's seeds so far, as a line."""
+  values = [
+    float(row["accuracy"])
+    for row in rows
+    if row["config"] == cell.fingerprint and row["accuracy"]
+  ]
+  mean, error = mean_and_se(values)
+  spread = "" if math.isnan(error) else f" ± {error:.4f} (s.e.)"
+  n = len(values)
+  return f"{cell.name}: accuracy {mean:.4f}{spread}, {n} seed{'s' * (n > 1)}"
 
 
 def rows(out: str | Path) -> list[dict[str, str]]:
@@ -247,6 +279,7 @@ def _run_cell(
   seeds: Sequence[int],
   workdir: Path,
   store: _study_rows.Store,
+  columns: Mapping[str, Any] | None,
 ) -> bool:
   """Trains and measures seeds of a cell; False after SIGTERM."""
   config = copy.deepcopy(cell.config)
@@ -267,7 +300,7 @@ def _run_cell(
     "setting": cell.setting,
     "config": cell.fingerprint,
     "seconds": round(seconds, 1),
-    **modelled(config, study.engines),
+    **(modelled(config, study.engines) if columns is None else columns),
   }
   _add(store, path, shared, of_cell(config), study.dtypes)
   return True

@@ -1,6 +1,6 @@
 """Images and text by name: tensorflow-datasets (no TensorFlow) through grain.
 
-One path serves `digits` (bundled with scikit-learn, prepared on first use),
+One path serves `digits` (part of this package, prepared on first use),
 any image set that the user has prepared, such as `cifar10` or `imagenet2012`,
 and data of one's own (`figs_jax.data.own_data`); `figs_jax.data.text` serves
 `stdlib_text` (which every Python carries), `c4`, `glue` and `wmt14_translate`.

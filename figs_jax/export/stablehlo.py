@@ -217,5 +217,5 @@ def read_program(path: str | Path) -> Callable[..., Any]:
 
 def _needs_flatbuffers(path: str | Path) -> ExportError:
   return ExportError(
-    f"{path}: jax.export needs flatbuffers; pip install figs_jax[stablehlo]"
+    f"{path}: jax.export needs flatbuffers: pip install 'figs_jax[stablehlo]'"
   )

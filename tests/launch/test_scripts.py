@@ -73,7 +73,7 @@ def test_shellcheck_has_nothing_to_say(script):
     ),
     (["local.sh", "--extra"], "--extra needs a value"),
     (["local.sh", "--python=no/python", *RUN], "program not found"),
-    (["install.sh", "gpu"], "expected an extra of setup.cfg"),
+    (["install.sh", "plots,gpu"], "expected extras of setup.cfg"),
     (["install.sh", "--gpu"], "unknown option --gpu"),
     (["slurm.sbatch", *RUN], "not a SLURM job"),
     (

@@ -1,11 +1,14 @@
-"""launch/quickstart.py: mistakes cost seconds, never a training run."""
+"""launch/quickstart.py: mistakes cost seconds, and whole runs of small data."""
 
+import csv
 import json
 import re
 
+import numpy as np
 import pytest
 
-from tests.programs import call
+from figs_jax import recipes
+from tests.programs import all_in_one_process, call
 
 # Every mistake in one process; training, if it began, would be stopped.
 DRIVER = """
@@ -87,9 +90,74 @@ def test_mistakes_get_one_line_and_exit_2(word, outcomes):
 def test_without_a_mistake_training_begins_and_can_be_stopped(outcomes):
   where, printed, ends = outcomes
   text, code = ends["none"]
-  assert re.fullmatch(r"training dense-\w{6}-seeds-0-3", text.splitlines()[-1])
+  # One dense run comes first.
+  assert re.fullmatch(r"training dense-\w{6}-seeds-0-0", text.splitlines()[-1])
   fallback, stopped = printed.splitlines()[-2:]
   assert "install Debian's dataset-fashion-mnist, or give --source" in fallback
   assert stopped == "stopped; run the same command to resume"
   assert code == "0"
   assert not list((where / "runs").iterdir())  # training makes directories
+
+
+def write_idx(path, values):
+  """Images or labels, uint8, as an idx file."""
+  header = bytes([0, 0, 8, values.ndim])
+  shape = np.array(values.shape, ">u4").tobytes()
+  path.write_bytes(header + shape + values.tobytes())
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory):
+  """Directory, and the ends of help and of two starts with 300 images."""
+  where = tmp_path_factory.mktemp("whole")
+  labels = np.arange(300, dtype=np.uint8) % 10
+  images = np.broadcast_to(25 * labels[:, None, None], (300, 28, 28))
+  for prefix, n in (("train", 300), ("t10k", 40)):
+    write_idx(where / f"{prefix}-labels-idx1-ubyte", labels[:n])
+    write_idx(where / f"{prefix}-images-idx3-ubyte", images[:n])
+  small = ["--steps=10", "--seeds=1", "--recipes=figs", "--patterns=1:8"]
+  whole = [*small, f"--source={where}", f"--workdir={where / 'runs'}"]
+  hide = f"""
+import os
+from figs_jax.data import idx
+idx.INSTALLED.clear()
+os.environ["TFDS_DATA_DIR"] = {str(where / "data")!r}
+"""
+  ends = all_in_one_process(
+    [["launch/quickstart.py", *words] for words in (["--help"], whole, whole)],
+    before=hide,
+  )
+  return where / "runs", ends
+
+
+def test_help_names_the_recipes_and_its_own_flags_alone(whole_runs):
+  code, printed, _ = whole_runs[1][0]
+  assert code == 0 and "--config" not in printed
+  flags = set(re.findall(r"^  --(?:\[no\])?(\w+):", printed, re.MULTILINE))
+  assert flags == {
+    "engines", "patterns", "recipes", "seeds", "source", "steps", "sweep",
+    "workdir",
+  }  # fmt: skip
+  (listed,) = re.findall(r"^recipes: ([^;]+);", printed, re.MULTILINE)
+  assert re.split(r",\s+", listed) == list(recipes.names())
+
+
+def test_the_accuracy_of_one_dense_seed_comes_first(whole_runs):
+  runs, (_, (code, printed, errors), _) = whole_runs
+  assert code == 0, errors
+  accuracy = re.match(r"dense, seed 0: test accuracy (\d+\.\d\d)%,", printed)
+  with open(runs / "study.csv", newline="") as file:
+    dense, figs = csv.DictReader(file)
+  assert (dense["recipe"], figs["recipe"]) == ("dense", "figs")
+  wanted = 100 * float(dense["accuracy"])
+  assert float(accuracy[1]) == pytest.approx(wanted, abs=0.0051)
+  assert "The test split has 40 examples" in (runs / "report.md").read_text()
+  assert errors.count("training for 10 steps") == 2
+  assert errors.index("dense: accuracy ") < errors.index("== figs 1:8, seed 0")
+
+
+def test_a_second_start_trains_nothing(whole_runs):
+  code, printed, errors = whole_runs[1][2]
+  assert code == 0 and printed.startswith("dense, seed 0: test accuracy")
+  assert "training for" not in errors
+  assert "--source is not read" in errors

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sacrebleu
 from flax import nnx
+from sklearn import metrics
 
 from figs_jax.data.vocabulary import byte_vocabulary
 from figs_jax.models import decode
@@ -170,6 +171,21 @@ def test_a_correlation_with_a_constant_is_zero(decoded):
   assert values["pearson/stsb"] == values["spearman/stsb"] == 0
   assert values["matthews/cola"] == values["glue_score"] == 0
   assert values["accuracy/stsb"] == pytest.approx(1 / 3)
+
+
+def test_scores_of_tables_are_those_of_scikit_learn():
+  rng = np.random.default_rng(0)
+  for most in (1, 5, 10**6):
+    table = rng.integers(0, most, (3, 2), endpoint=True)
+    # Row 2 stands for texts that are no class, -1 for scikit-learn.
+    given, wanted = np.indices(table.shape).reshape(2, -1)
+    given = np.where(given == 2, -1, given)
+    times = {"sample_weight": table.ravel()}
+    matthews = metrics.matthews_corrcoef(wanted, given, **times)
+    f1 = metrics.f1_score(wanted == 1, given == 1, zero_division=0, **times)
+    assert text_scores._matthews(table) == pytest.approx(matthews)
+    assert text_scores._f1(table) == pytest.approx(f1)
+  assert text_scores._f1(np.array([[7, 0], [0, 0], [1, 0]])) == 0
 
 
 def test_exact_matches_are_shares_of_all_texts(decoded):
