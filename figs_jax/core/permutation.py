@@ -10,14 +10,15 @@ Pool and Yu, Channel Permutations for N:M Sparsity, NeurIPS 2021.
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.core.groups import Groups, normalized
 from figs_jax.core.pattern import NM
 from figs_jax.core.permutation_methods import annealed, exhaustive, learned
-from figs_jax.core.permutation_moves import neighbourhood
+from figs_jax.core.permutation_moves import gains_of, neighbourhood, refreshed
 from figs_jax.core.types import Array, Shaped
 
 METHODS = ("greedy", "exhaustive", "anneal", "sinkhorn")
@@ -134,20 +135,29 @@ class _Search:
     self.moves = neighbourhood(n, m)
     self.gain = np.full((self.count, self.count), -np.inf, np.float32)
     self.move = np.zeros((self.count, self.count), np.int32)
+    self.prepared = self.moves.prepare(self.rows)
     self.update(range(self.count))
 
   def update(self, stripes) -> None:
-    """Computes the gains of these stripes with all others."""
-    prepared = self.moves.prepare(_columns(self.rows, self.order))
-    self.value = np.asarray(prepared[0])
-    for s in stripes:
-      self.gain[s], self.move[s] = self.moves.gains(prepared, s)
+    """Computes the gains of these stripes, whose channels changed."""
+    stripes = np.array(stripes)
+    self.refresh(stripes)
+    for part in _parts(stripes):
+      gains = gains_of(self.moves, self.prepared, part)
+      self.gain[part], self.move[part] = gains
     # A pair is listed where it was computed last.
-    stripes = list(stripes)
     stale = np.ones(self.count, bool)
     stale[stripes] = False
     self.gain[np.ix_(stale, stripes)] = -np.inf
     np.fill_diagonal(self.gain, -np.inf)
+
+  def refresh(self, stripes: np.ndarray) -> None:
+    """Prepares these stripes anew."""
+    for part in _parts(stripes):
+      self.prepared = refreshed(
+        self.moves, self.prepared, self.rows, self.order, part
+      )
+    self.value = np.array(self.prepared[0])  # a copy: it is overwritten
 
   def climb(self) -> None:
     """Applies exchanges until none gains."""
@@ -172,12 +182,18 @@ class _Search:
     both = both[self.moves.channels(int(self.move[s, t]))]
     stripes[s], stripes[t] = both[: self.m], both[self.m :]
 
-  def state(self) -> tuple[np.ndarray, ...]:
-    arrays = (self.order, self.gain, self.move, self.value)
-    return tuple(a.copy() for a in arrays)
 
+def _parts(stripes: np.ndarray) -> Iterator[np.ndarray]:
+  """The stripes in parts of few sizes, for each of which XLA compiles.
 
-_columns = jax.jit(lambda rows, order: rows[:, order])
+  Some are repeated to fill the last part.
+  """
+  for size in (64, 16, 4):
+    while len(stripes) >= size:
+      yield stripes[:size]
+      stripes = stripes[size:]
+  if len(stripes):
+    yield np.resize(stripes, 4 if len(stripes) == 3 else 2)
 
 
 def _greedy(
@@ -188,18 +204,20 @@ def _greedy(
   if search.count < 3:
     return search.order  # the best partition of two stripes, or no third one
   rng = np.random.default_rng(seed)
-  best, kept = search.state(), search.value.sum(dtype=np.float64)
+  kept = search.value.sum(dtype=np.float64)
   for _ in range(escapes):
+    best = [a.copy() for a in (search.order, search.gain, search.move)]
     stripes = rng.choice(search.count, 3, replace=False)
     places = stripes * m + rng.integers(m, size=3)
     search.order[places] = search.order[np.roll(places, 1)]
-    search.update(stripes.tolist())
+    search.update(stripes)
     search.climb()
     value = search.value.sum(dtype=np.float64)
     if value > kept * (1 + _ROUNDING / search.count):
-      best, kept = search.state(), value
-    else:
-      search.order, search.gain, search.move, search.value = (
-        a.copy() for a in best
-      )
-  return best[0]
+      kept = value
+      continue
+    changed = (best[0] != search.order).reshape(-1, m).any(axis=1)
+    search.order, search.gain, search.move = best
+    if changed.any():
+      search.refresh(np.flatnonzero(changed))
+  return search.order

@@ -200,6 +200,39 @@ class Swaps:
     return _best(total.reshape(self.m**2, -1) - (value[stripe] + value)[None])
 
 
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def refreshed(
+  moves: Partitions | Swaps,
+  prepared: tuple[Array, ...],
+  rows: Float[Array, "rows channels"],
+  order: Int[Array | np.ndarray, " channels"],
+  stripes: Int[Array | np.ndarray, " changed"],
+) -> tuple[Array, ...]:
+  """`prepared`, which is overwritten, with these stripes as in this order."""
+  places = stripes[:, None] * moves.m + np.arange(moves.m)[None]
+  fresh = moves.prepare(rows[:, order[places.ravel()]])
+
+  def put(i, arrays):
+    return tuple(
+      lax.dynamic_update_slice_in_dim(
+        old, lax.dynamic_slice_in_dim(new, i, 1, -1), stripes[i], -1
+      )
+      for old, new in zip(arrays, fresh)
+    )
+
+  return lax.fori_loop(0, len(stripes), put, prepared)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gains_of(
+  moves: Partitions | Swaps,
+  prepared: tuple[Array, ...],
+  stripes: Int[Array | np.ndarray, " some"],
+) -> Gains:
+  """The gains of some stripes, [some, stripes]."""
+  return lax.map(functools.partial(moves.gains, prepared), stripes)
+
+
 def neighbourhood(n: int, m: int) -> Partitions | Swaps:
   """All partitions where they are at most 35, else all swaps."""
   return Partitions(n, m) if m <= 4 else Swaps(n, m)

