@@ -36,8 +36,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from worktree import ROOT, run_base
+from worktree import run_base
 
+import figs_jax
 from figs_jax.train import loop
 from figs_jax.train.experiment import Experiment
 
@@ -54,8 +55,9 @@ TARGETS = {"digits": 1.05, "tiny": 1.3, "seeds": 0.55, "first": 2.5}
 
 
 def config_of(steps: int, **overrides: Any) -> Any:
-  """The digits configuration of this checkout."""
-  path = ROOT / "configs" / "digits_vit.py"
+  """The digits configuration of the revision that is measured."""
+  root = Path(figs_jax.__file__).parents[1]
+  path = root / "configs" / "digits_vit.py"
   config = runpy.run_path(str(path))["get_config"]("figs")
   config.update({"progress": False, "total_steps": steps})
   config.checkpoint_every = steps

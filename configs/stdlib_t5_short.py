@@ -4,6 +4,7 @@ Command:   python launch/train.py --config configs/stdlib_t5_short.py:dense \\
              --workdir runs/stdlib_t5_short
 Hardware:  two CPU cores.
 Hours:     .03
+Expected:  2.35 bits per byte of the validation split.
 
 One block in the encoder and one in the decoder, 128 wide; segments of 15 bytes,
 of which 4 are masked. configs/study_stdlib_text.py starts from this run. The
@@ -28,7 +29,7 @@ def get_config(arg: str = "dense"):
   config.total_steps = 4000
   config.batch_size = 64
   config.optimizer.learning_rate = 2e-3
-  config.optimizer.warmup_steps = 100
+  config.optimizer.warmup_steps = 0.025
   config.optimizer.b2 = 0.98
   config.data.name = "stdlib_text"
   config.data.vocabulary = "bytes"

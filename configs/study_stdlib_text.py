@@ -10,7 +10,7 @@ Hardware:  two CPU cores, 15 s a seed.
 All runs, dense ones too, go on for 600 steps from the weights of the first
 command, which have left the plateau of unigrams; runs from scratch leave it at
 steps that depend on the seed (docs/results/text_search.md). Seeds differ in the
-order of the data. The learning rate is that of configs/study_text_search.py; the
+order of the data. The learning rate is from configs/study_text_search.py, the
 claims are in docs/results/text_claims.md.
 """
 

@@ -23,9 +23,16 @@ from figs_jax.engine.training import TrainingPhase
 from figs_jax.models.flops import train_flops
 from figs_jax.train import schema
 from figs_jax.train._evaluate import check_dtype
-from figs_jax.train.config import FREE, ConfigError, plain, recipe_of
+from figs_jax.train.config import (
+  FREE,
+  ConfigError,
+  plain,
+  recipe_of,
+  with_defaults,
+)
 from figs_jax.train.experiment import build
 from figs_jax.train.run_rows import layers_of, train_cost
+from figs_jax.train.workdir import initial_config
 
 _ROOT = Path(__file__).parents[2]
 # Fields that say which seeds a run holds, or that affect none of its numbers.
@@ -144,7 +151,7 @@ def of_cell(
 ) -> dict[str, Any]:
   """The fields of a run that its numbers depend on, but for its seeds."""
   if isinstance(config, config_dict.ConfigDict):
-    config = plain(config)
+    config = plain(with_defaults(config))
   values = schema.flat(config)
   if (warmup := values.get("optimizer.warmup_steps")) is not None:
     values["optimizer.warmup_steps"] = schema.warmup_steps(
@@ -343,6 +350,8 @@ def run_flops(
 
 def abstract(config: config_dict.ConfigDict) -> tuple[nnx.Module, Any]:
   """The model of a run, without arrays, and its recipe."""
+  if Path(config.init_from).exists():  # a plan may precede the dense run
+    config = initial_config(config)
   experiment = build(config)
   model = nnx.eval_shape(lambda: experiment.model(config.seed))
   return model, experiment.recipe

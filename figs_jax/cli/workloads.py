@@ -80,12 +80,14 @@ def with_rules(
   return _with_vectors(sparse, vectors)
 
 
-def model_of(spec: str) -> Any:
+def model_of(spec: str, weights: str | Path | None = None) -> Any:
   """A model by name, of shapes alone.
 
   Args:
     spec: "family:variant" and options, as in "vit:B/16:image_size=384"; or a
       registered class and options, as in "Net:image_size=32:num_classes=10".
+    weights: File of weights. The config.json of `transformers` beside it gives
+      the options that the name does not.
 
   Returns:
     Abstract model, or a `figs_jax.models.Shape`.
@@ -114,6 +116,13 @@ def model_of(spec: str) -> Any:
     if name in given:
       raise ValueError(f"model {spec!r}: {name} is given twice; keep one")
     given[name] = value
+  if weights is not None and family in models.FAMILIES:
+    from figs_jax.models import pretrained
+
+    kind = models.FAMILIES[family]
+    config = pretrained.config_of(weights, kind.__name__)
+    if config is not None:
+      given = config.completed(kind.sizes(variant) | given)
   try:
     return models.abstract(family, variant, **given)
   except TypeError as error:
@@ -161,7 +170,7 @@ def from_model(
   from figs_jax import models, nn
   from figs_jax.models.own_model import own_words
 
-  model = model_of(spec)
+  model = model_of(spec, weights)
   vectors: dict[NM, int] = {}
   is_shape = isinstance(model, models.Shape)
   if pattern is not None:

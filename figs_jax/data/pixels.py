@@ -54,6 +54,17 @@ class PixelScale:
     ]
     return f"--config.data.mean={mean} --config.data.std={std}"
 
+  def gray(self) -> PixelScale:
+    """The mean scale of the channels, for images with one.
+
+    >>> PixelScale.parse("imagenet", "imagenet").gray()
+    PixelScale(mean=(0.449,), std=(0.226,))
+    """
+    mean, std = (
+      (round(sum(values) / len(values), 6),) for values in (self.mean, self.std)
+    )
+    return PixelScale(mean, std)
+
   def check(self, channels: int) -> None:
     """Raises ValueError if images with so many channels do not fit."""
     for name, values in (("mean", self.mean), ("std", self.std)):

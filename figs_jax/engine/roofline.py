@@ -90,13 +90,11 @@ class Processor(Engine):
   @classmethod
   def missing(cls, kind: str, size: str | None, keys: Sequence[str]) -> str:
     del keys
-    others = chips.specs(str(size))
+    known = chips.names(kind)
+    hint = nearest(size, known)
     if any(chips.find(x, str(size)) for x in chips.CHIPS):
-      return (
-        f"chip {size!r} runs as {' or '.join(others)}; or give your own"
-        " :peak= and :hbm="
-      )
-    hint = nearest(size, chips.names(kind))
+      others = " or ".join(map(repr, chips.specs(str(size))))
+      hint = f"did you mean {others}? Known: {', '.join(sorted(known))}"
     return f"unknown chip {size!r}, {hint}; or give your own :peak= and :hbm="
 
   def sheet(self) -> Chip | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ __all__ = [
   "abstract",
   "class_of",
   "create",
+  "from_pretrained",
   "gemms_of",
   "names",
   "non_gemms_of",
@@ -128,6 +130,74 @@ def create(
     own = own_model.FROM_DATA | options
     return REGISTERED[family].create(rngs, **own)
   return FAMILIES[family].from_variant(variant, rngs=rngs, **options)
+
+
+def from_pretrained(
+  path: str | Path,
+  *,
+  head: str = "strict",
+  resize_positions: bool = False,
+  rngs: nnx.Rngs | None = None,
+  **options: Any,
+) -> Any:
+  """Creates the model of a config.json of `transformers`, with its weights.
+
+  Args:
+    path: Directory with config.json and the weights, or the file of weights
+      beside it; see `figs_jax.models.pretrained.load`.
+    head: "strict", or "fresh" for a new classifier, of `num_classes`.
+    resize_positions: Whether `image_size` (and the `window` of a Swin-V2) may
+      differ from those of the file, see `pretrained.load`.
+    rngs: Random streams, for a fresh head and dropout. Defaults to
+      `nnx.Rngs(0)`.
+    **options: Keyword arguments of the family's constructor, in place of those
+      of the file. One that changes what the weights compute is refused, but for
+      `in_channels`, which converts the patch kernel.
+
+  Returns:
+    The dense model in evaluation mode; `figs_jax.sparsify` adds masks to it.
+
+  Raises:
+    ValueError: If config.json is missing or has a key that our models lack,
+      an option is unknown or changes the function, or the weights do not fit.
+
+  >>> import json, pathlib, tempfile
+  >>> from figs_jax.models.pretrained.config import for_transformers
+  >>> from figs_jax.models.pretrained.files import write_weights
+  >>> sizes = {"width": 8, "depth": 1, "heads": 2, "image_size": 4}
+  >>> made = for_transformers(create("vit", "custom/2", **sizes))
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   write_weights(f"{folder}/model.safetensors", made.tensors)
+  ...   text = json.dumps(made.config)
+  ...   _ = pathlib.Path(folder, "config.json").write_text(text)
+  ...   model = from_pretrained(folder)
+  >>> model.heads, model(jax.numpy.zeros((1, 4, 4, 3))).shape
+  (2, (1, 1000))
+  """
+  from figs_jax.models import pretrained
+
+  config = pretrained.config_of(path)
+  if config is None:
+    raise pretrained.PretrainedError(
+      f"{path}: expected the config.json of transformers beside the weights;"
+      " without one, create the model with figs_jax.models.create and load them"
+      " with figs_jax.models.pretrained.load"
+    )
+  (family,) = (
+    n for n, kind in FAMILIES.items() if kind.__name__ == config.family
+  )
+  whole = config.completed(options, resize_positions=resize_positions)
+  variant = "custom/1" if "patch" in whole else "custom"
+  weights = pretrained.read(
+    abstract(family, variant, **whole),
+    path,
+    head=head,
+    resize_positions=resize_positions,
+    convert_channels="in_channels" in options,
+  )
+  model = pretrained.fill(create(family, variant, rngs=rngs, **whole), weights)
+  model.eval()
+  return model
 
 
 class _OneKey(nnx.RngStream):

@@ -153,3 +153,29 @@ class Kernel:
     stored = array.reshape([parts[i].size for i in order])
     sizes = [math.prod(part.size for part in group) for group in groups]
     return stored.transpose(np.argsort(order)).reshape(sizes)
+
+
+def conv_parts(
+  kernel: Kernel, spec: Sequence[int], groups: int, transposed: bool
+) -> tuple[list[Part], list[Part], list[Part]] | None:
+  """Parts of a convolution's kernel in its groups, K and N; None if unknown.
+
+  Args:
+    kernel: Kernel.
+    spec: Its axes of output channels, input channels and positions.
+    groups: Number of groups, which split the output channels.
+    transposed: Whether positions belong to N, as in a transposed convolution.
+  """
+  if kernel.axes is None:
+    return None
+  outputs, channels, *window = spec
+  shape = [math.prod(part.size for part in axis) for axis in kernel.axes]
+  shape[outputs : outputs + 1] = [groups, shape[outputs] // groups]
+  grouped = kernel.reshaped(shape).axes
+  if grouped is None:
+    return None
+  place = [i + (i > outputs) for i in (outputs, channels, *window)]
+  inside = [part for i in place[2:] for part in grouped[i]]
+  K, N = list(grouped[place[1]]), list(grouped[outputs + 1])
+  (N if transposed else K).extend(inside)
+  return list(grouped[outputs]), K, N

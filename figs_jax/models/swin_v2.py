@@ -137,7 +137,8 @@ class SwinV2(nnx.Module):
     self.image_size = pair("SwinV2", "image_size", image_size)
     self.in_channels, self.num_classes = in_channels, num_classes
     self.drop_path, self.remat = drop_path, remat
-    self.mlp_ratio, self.dtype = mlp_ratio, jnp.dtype(dtype)
+    self.mlp_ratio, self.qkv_bias = mlp_ratio, qkv_bias
+    self.dtype = jnp.dtype(dtype)
     self._check()
     param_dtype = jnp.dtype(param_dtype)
     parts = Parts(self.dtype, param_dtype, rngs)
@@ -196,7 +197,7 @@ class SwinV2(nnx.Module):
     [(4, 8), (2, 16)]
     """
     given = {name: v for name, v in options.items() if v is not None}
-    sizes = {**_sizes_of(variant), **given}
+    sizes = {**cls.sizes(variant), **given}
     for name in ("width", "depths", "heads", "window"):
       if sizes.get(name) is None:
         raise ValueError(
@@ -204,6 +205,47 @@ class SwinV2(nnx.Module):
           " as in 'B/w8-256'"
         )
     return cls(rngs=rngs, **sizes)
+
+  @staticmethod
+  def sizes(variant: str) -> dict[str, Any]:
+    """The options that the name of a variant stands for.
+
+    Raises:
+      ValueError: If the variant is unknown.
+
+    >>> SwinV2.sizes("custom/4")
+    {'patch': 4}
+    """
+    if re.fullmatch(r"custom/\d+", variant):
+      return {"patch": int(variant.removeprefix("custom/"))}
+    match = _VARIANT.fullmatch(variant)
+    if match is None or match[1] not in SIZES:
+      raise ValueError(
+        f"Unknown SwinV2 variant {variant!r}: expected size/window-image, as in"
+        " 'B/w8-256', 'B/w12to24-384' or 'custom/4';"
+        f" {nearest(variant.partition('/')[0], [*SIZES, 'custom'])}"
+      )
+    first, image = int(match[2]), int(match[4])
+    sizes: dict[str, Any] = {
+      **SIZES[match[1]],
+      "window": first,
+      "image_size": image,
+    }
+    if match[3] is None and match[5] is None:
+      return sizes
+    if match[3] is None:
+      raise ValueError(
+        f"SwinV2 variant {variant!r} changes the image size only; write"
+        f" 'w{first}to{first}-{image}to{match[5]}'"
+      )
+    # As published: windows of 12 were trained on images of 192.
+    trained = image if match[5] else 16 * first
+    sizes["window"], sizes["image_size"] = int(match[3]), int(match[5] or image)
+    stages = range(len(SIZES[match[1]]["depths"]))
+    sizes["pretrained_windows"] = tuple(
+      min(first, (trained // _PATCH) >> i) for i in stages
+    )
+    return sizes
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -308,37 +350,3 @@ class SwinV2(nnx.Module):
         f" {len(self.depths)} stages and patches of {self.patch}; set"
         f" image_size={least} or more, a smaller patch or fewer depths"
       )
-
-
-def _sizes_of(variant: str) -> dict[str, Any]:
-  """The sizes that the name of a variant stands for."""
-  if re.fullmatch(r"custom/\d+", variant):
-    return {"patch": int(variant.removeprefix("custom/"))}
-  match = _VARIANT.fullmatch(variant)
-  if match is None or match[1] not in SIZES:
-    raise ValueError(
-      f"Unknown SwinV2 variant {variant!r}: expected size/window-image, as in"
-      " 'B/w8-256', 'B/w12to24-384' or 'custom/4';"
-      f" {nearest(variant.partition('/')[0], [*SIZES, 'custom'])}"
-    )
-  first, image = int(match[2]), int(match[4])
-  sizes: dict[str, Any] = {
-    **SIZES[match[1]],
-    "window": first,
-    "image_size": image,
-  }
-  if match[3] is None and match[5] is None:
-    return sizes
-  if match[3] is None:
-    raise ValueError(
-      f"SwinV2 variant {variant!r} changes the image size only; write"
-      f" 'w{first}to{first}-{image}to{match[5]}'"
-    )
-  # As published: windows of 12 were trained on images of 192.
-  trained = image if match[5] else 16 * first
-  sizes["window"], sizes["image_size"] = int(match[3]), int(match[5] or image)
-  stages = range(len(SIZES[match[1]]["depths"]))
-  sizes["pretrained_windows"] = tuple(
-    min(first, (trained // _PATCH) >> i) for i in stages
-  )
-  return sizes

@@ -2,7 +2,8 @@
 
 Pre-norm with RMS norms and without biases; relative positions are learned
 biases of the attention logits, which are not scaled. Version 1.0 has relu and a
-head tied to the scaled embedding, version 1.1 a gated gelu and an untied head.
+head that is tied to the embedding, with scaled inputs; version 1.1 and mT5 have
+a gated gelu and a head that is untied, without the scale.
 
 Ids follow the T5 vocabularies: 0 is padding and starts the decoder, 1 ends a
 sequence.
@@ -110,7 +111,9 @@ class T5(nnx.Module):
     head_dim: Width of a head; heads * head_dim may differ from width.
     mlp_dim: Width of the feed-forward layers. Defaults to 4 * width.
     gated: Whether to use gelu(x wi_0) * (x wi_1) instead of relu(x wi).
-    tied: Whether the head is the embedding, its input scaled by width^-1/2.
+    tied: Whether the head is the embedding.
+    scaled: Whether to scale the input of the head by width^-1/2. Defaults to
+      `tied`.
     vocab: Number of ids.
     num_buckets: Number of buckets of relative positions.
     max_distance: Distance from which on all offsets share a bucket.
@@ -156,6 +159,7 @@ class T5(nnx.Module):
     mlp_dim: int | None = None,
     gated: bool = False,
     tied: bool = True,
+    scaled: bool | None = None,
     vocab: int = 32128,
     num_buckets: int = 32,
     max_distance: int = 128,
@@ -170,7 +174,9 @@ class T5(nnx.Module):
   ):
     self.width, self.depth, self.heads = width, depth, heads
     self.decoder_depth = depth if decoder_depth is None else decoder_depth
-    self.head_dim, self.vocab, self.tied = head_dim, vocab, tied
+    self.head_dim, self.vocab = head_dim, vocab
+    self.gated, self.tied = gated, tied
+    self.scaled = tied if scaled is None else scaled
     self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
     self.num_buckets, self.max_distance = num_buckets, max_distance
     self.input_length, self.target_length = input_length, target_length
@@ -233,12 +239,8 @@ class T5(nnx.Module):
     >>> model(ids, ids).shape
     (1, 3, 16)
     """
-    if variant not in SIZES:
-      raise ValueError(
-        f"Unknown T5 variant {variant!r}: {nearest(variant, SIZES)}"
-      )
     given = {name: v for name, v in options.items() if v is not None}
-    sizes = {**SIZES[variant], **given}
+    sizes = {**cls.sizes(variant), **given}
     for name in ("width", "depth", "heads"):
       if sizes.get(name) is None:
         raise ValueError(
@@ -246,6 +248,22 @@ class T5(nnx.Module):
           f" ({', '.join(size for size in SIZES if size != 'custom')})"
         )
     return cls(rngs=rngs, **sizes)
+
+  @staticmethod
+  def sizes(variant: str) -> dict[str, Any]:
+    """The options that the name of a variant stands for.
+
+    Raises:
+      ValueError: If the variant is unknown.
+
+    >>> T5.sizes("v1_1-small")["gated"]
+    True
+    """
+    if variant not in SIZES:
+      raise ValueError(
+        f"Unknown T5 variant {variant!r}: {nearest(variant, SIZES)}"
+      )
+    return dict(SIZES[variant])
 
   def __call__(
     self,
@@ -428,10 +446,12 @@ class T5(nnx.Module):
   def _logits(
     self, x: Float[Array, "batch tokens width"]
   ) -> Float[Array, "batch tokens vocab"]:
+    if self.scaled:
+      x = x * self.width**-0.5
     if self.head is not None:
       return self.head(x).astype(jnp.float32)
     return rows_dot_general(
-      x * self.width**-0.5,
+      x,
       self.shared.embedding[...].astype(self.dtype).T,
       preferred_element_type=jnp.float32,
     )

@@ -33,7 +33,7 @@ from flax import nnx
 from jax.extend import core as jex
 
 from figs_jax.core.tree import MaskedKernel, flatten
-from figs_jax.models.kernel_layout import Kernel, Part
+from figs_jax.models.kernel_layout import Kernel, Part, conv_parts
 from figs_jax.nn import masked_leaves, merge, split
 
 _CALLS = frozenset((
@@ -395,7 +395,7 @@ class _Walk:
       product.name = _common_name([value, weight], "convolution")
     else:
       self._of_kernel(
-        product, kernel, _conv_parts(kernel, numbers.rhs_spec, groups,
+        product, kernel, conv_parts(kernel, numbers.rhs_spec, groups,
                                      transposed)
       )  # fmt: skip
     return self._result(product, inputs)
@@ -498,25 +498,6 @@ class _Side:
     self.places = [i for i in range(len(shape)) if i not in used]
     self.free = math.prod(shape[i] for i in self.places)
     self.length = math.prod(shape[i] for i in contracted)
-
-
-def _conv_parts(
-  kernel: Kernel, spec: Sequence[int], groups: int, transposed: bool
-) -> Any | None:
-  """Parts of a convolution's kernel in its groups, K and N."""
-  if kernel.axes is None:
-    return None
-  outputs, channels, *window = spec
-  shape = [math.prod(part.size for part in axis) for axis in kernel.axes]
-  shape[outputs : outputs + 1] = [groups, shape[outputs] // groups]
-  grouped = kernel.reshaped(shape).axes
-  if grouped is None:
-    return None
-  place = [i + (i > outputs) for i in (outputs, channels, *window)]
-  inside = [part for i in place[2:] for part in grouped[i]]
-  K, N = list(grouped[place[1]]), list(grouped[outputs + 1])
-  (N if transposed else K).extend(inside)
-  return list(grouped[outputs]), K, N
 
 
 def _joined(values: Iterable[_Value], exponential: bool = False) -> _Value:

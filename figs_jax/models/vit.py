@@ -135,7 +135,8 @@ class ViT(nnx.Module):
     self.width, self.depth, self.heads = width, depth, heads
     self.in_channels, self.num_classes = in_channels, num_classes
     self.pool, self.pos, self.remat = pool, pos, remat
-    self.gelu = gelu
+    self.qkv_bias, self.norm_epsilon, self.gelu = qkv_bias, norm_epsilon, gelu
+    self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
     self.dtype = jnp.dtype(dtype)
     self._check()
     param_dtype = jnp.dtype(param_dtype)
@@ -160,14 +161,13 @@ class ViT(nnx.Module):
       self.pos_embed = nnx.Param(normal(rngs.params(), shape, param_dtype))
     self.dropout = parts.dropout(dropout)
     self.drop_path = drop_path
-    hidden = 4 * width if mlp_dim is None else mlp_dim
 
     def block(rngs: nnx.Rngs) -> Block:
       return Block(
         dataclasses.replace(parts, rngs=rngs),
         width,
         heads,
-        hidden,
+        self.mlp_dim,
         qkv_bias=qkv_bias,
         dropout=dropout,
         attention_dropout=attention_dropout,
@@ -199,15 +199,8 @@ class ViT(nnx.Module):
     >>> ViT.from_variant("custom/2", rngs=nnx.Rngs(0), **sizes).tokens
     5
     """
-    match = re.fullmatch(r"(\w+)/(\d+)", variant)
-    if match is None or match[1] not in SIZES:
-      raise ValueError(
-        f"Unknown ViT variant {variant!r}: expected size/patch, as in 'S/16';"
-        f" {nearest(variant.partition('/')[0], SIZES)}"
-      )
-    size, patch = SIZES[match[1]], int(match[2])
     given = {name: v for name, v in options.items() if v is not None}
-    sizes: dict[str, Any] = {"patch": patch, **size, **given}
+    sizes = {**cls.sizes(variant), **given}
     for name in ("width", "depth", "heads"):
       if sizes.get(name) is None:
         raise ValueError(
@@ -215,6 +208,24 @@ class ViT(nnx.Module):
           f" ({', '.join(size for size in SIZES if size != 'custom')})"
         )
     return cls(rngs=rngs, **sizes)
+
+  @staticmethod
+  def sizes(variant: str) -> dict[str, Any]:
+    """The options that the name of a variant stands for.
+
+    Raises:
+      ValueError: If the size is unknown.
+
+    >>> ViT.sizes("custom/2")
+    {'patch': 2}
+    """
+    match = re.fullmatch(r"(\w+)/(\d+)", variant)
+    if match is None or match[1] not in SIZES:
+      raise ValueError(
+        f"Unknown ViT variant {variant!r}: expected size/patch, as in 'S/16';"
+        f" {nearest(variant.partition('/')[0], SIZES)}"
+      )
+    return {"patch": int(match[2]), **SIZES[match[1]]}
 
   @property
   def grid(self) -> tuple[int, int]:

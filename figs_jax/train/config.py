@@ -48,8 +48,11 @@ _KINDS: dict[str, type] = {
     int,
   ),
   **dict.fromkeys(("depths", "pretrained_windows"), tuple),
+  "scaled": bool,
 }
 _WARMUP = "optimizer.warmup_steps"
+# Model options without a default of their own: of the variant or the data.
+_NO_DEFAULT = ("head_dim", "gated", "tied", "in_channels")
 _OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
 # Fields of saved runs that 0.2.0 has renamed.
 _RENAMED = {"accumulate": "grad_accum_steps"}
@@ -81,13 +84,13 @@ def default_config(
     raise ConfigError(f"{error}{'' if known else _OWN_RECIPE}") from error
   config = schema.defaults(reads_text(family))
   config.family = family
-  config.model = _fields(
-    {k: v for k, v in model_options.items() if k not in schema.DERIVED}
-  )
   config.recipe = _fields({"name": recipe} | recipe_options)
   if own := models.REGISTERED.get(family):
+    config.model = _fields(own.options)
     config.variant, config.pattern = "custom", "hidden: 1:4"
     config.model_file, config.model_sha256 = own.source, own.sha256
+  else:
+    config.model = _model_fields(model_options)
   return config
 
 
@@ -100,13 +103,23 @@ def reads_text(family: str) -> bool:
   return "vocab" in models.options_of(family)
 
 
-def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
-  """Options as fields; those without a default are None."""
+def _model_fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
+  """The options of a model as fields; those that it computes are unset."""
   fields = config_dict.ConfigDict()
   for name, default in options.items():
-    if name in schema.OF_VARIANT:
-      fields[name] = config_dict.placeholder(type(default))
-    elif default is None:
+    if name in schema.OF_COMPUTATION:
+      fields[name] = jnp.dtype(default).name if name == "dtype" else default
+    elif name not in schema.DERIVED:
+      kind = _KINDS.get(name, float) if default is None else type(default)
+      fields[name] = config_dict.placeholder(kind)
+  return fields
+
+
+def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
+  """Options of a recipe or an own class; those without a default are None."""
+  fields = config_dict.ConfigDict()
+  for name, default in options.items():
+    if default is None:
       fields[name] = config_dict.placeholder(_KINDS.get(name, float))
     elif isinstance(default, type) and default in own_model.LEGAL:
       fields[name] = config_dict.placeholder(default)
@@ -120,6 +133,31 @@ def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
 def given(fields: config_dict.ConfigDict) -> dict[str, Any]:
   """The fields that are set."""
   return {k: v for k, v in fields.items() if v is not None}
+
+
+def with_defaults(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+  """A copy with defaults for the fields of the model that are not set.
+
+  They are unset until a run begins, so that a field that is set differs from
+  one that is free to follow `init_from`; see `workdir.initial_config`.
+
+  >>> config = with_defaults(default_config("figs"))
+  >>> config.variant, config.data.image_size, config.model.pool
+  ('S/16', 8, 'cls')
+  """
+  config = config.copy_and_resolve_references()
+  if not config.variant and config.family == "vit":
+    config.variant = "S/16"
+  if "image_size" in config.data and config.data.image_size is None:
+    config.data.image_size = 8
+  if config.family in models.REGISTERED:  # its options have their defaults
+    return config
+  for name, default in models.options_of(config.family).items():
+    if name in _NO_DEFAULT or name not in config.model:
+      continue
+    if config.model[name] is None and default is not None:
+      config.model[name] = default
+  return config
 
 
 def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
@@ -158,7 +196,7 @@ def default_of(saved: Mapping[str, Any]) -> config_dict.ConfigDict:
       f" --recipe_file {shlex.quote(file)}"
     )
   family, recipe = schema.kind_of(saved)
-  config = default_config(recipe, family)
+  config = with_defaults(default_config(recipe, family))
   config.data.order = "shared"  # as before the field existed
   return config
 
@@ -210,10 +248,15 @@ def with_model(
 
   Raises:
     ConfigError: If `figs_jax.models.register` refuses the class, or the
-      configuration has another family.
+      configuration is none or has another family.
   """
   if model is not None:
     register_model(model, config.get("family"))
+  if not isinstance(config, config_dict.ConfigDict):
+    raise ConfigError(
+      "expected a configuration from default_config(recipe, family), got a"
+      f" {type(config).__name__}; set its fields, as in config.seed = 1"
+    )
   config = config.copy_and_resolve_references()
   if own := models.REGISTERED.get(str(config.get("family"))):
     config.model_file, config.model_sha256 = own.source, own.sha256

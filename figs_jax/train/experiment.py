@@ -16,7 +16,12 @@ from figs_jax.core.types import Array
 from figs_jax.models import own_model
 from figs_jax.train import schema, seeds
 from figs_jax.train._run_once import run_once
-from figs_jax.train.config import ConfigError, given, recipe_of
+from figs_jax.train.config import (
+  ConfigError,
+  given,
+  recipe_of,
+  with_defaults,
+)
 from figs_jax.train.optimizer import make_optimizer
 from figs_jax.train.state import TrainState, check_finite
 from figs_jax.train.tasks import Task, task_of
@@ -74,8 +79,7 @@ class Experiment:
         config.family,
         config.variant,
         rngs=nnx.Rngs(jax.random.key(seed)),
-        **self.task.model_options,
-        **given(config.model),
+        **self._model_options(),
       )
     except ValueError as error:
       own = config.family in models.REGISTERED
@@ -107,6 +111,17 @@ class Experiment:
   @functools.cached_property
   def _words(self) -> dict[str, str]:
     return own_model.own_words(self._abstract_dense, self.recipe.pattern)
+
+  def _model_options(self) -> dict[str, Any]:
+    """Options of the model, from the data and the configuration."""
+    options, own = self.task.model_options, given(self.config.model)
+    channels = options.get("in_channels")
+    if own.get("in_channels", channels) != channels:
+      raise ConfigError(
+        f"--config.model.in_channels: expected {channels}, the channels of"
+        f" {self.config.data.name!r}, got {own['in_channels']}"
+      )
+    return options | own
 
   def lone_state(self, seed: int | Array, weights: Any = None) -> TrainState:
     """The state of one seed at step 0; traceable in seed and weights."""
@@ -159,7 +174,8 @@ def build(config: config_dict.ConfigDict, data: Any = None) -> Experiment:
   """Checks a configuration and builds everything but arrays.
 
   Args:
-    config: Configuration of a run.
+    config: Configuration of a run; that of the experiment is a copy, completed
+      by defaults.
     data: Data of a program, as in `figs_jax.train.loop.train`.
 
   Raises:
@@ -167,6 +183,7 @@ def build(config: config_dict.ConfigDict, data: Any = None) -> Experiment:
       line that names the field.
   """
   schema.check(config)
+  config = with_defaults(config)
   task = task_of(config, data)
   recipe = recipe_of(config)
   experiment = Experiment(

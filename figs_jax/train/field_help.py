@@ -11,6 +11,10 @@ from figs_jax import models
 from figs_jax.recipes import docstrings, listing
 from figs_jax.train import schema
 
+_CHANNELS = (
+  "Number of channels of the images. Set it to convert a patch kernel of"
+  " init_from between 3 (its sum for 1) and 1 (a third of it for each of 3)."
+)
 _RECIPE = "Name of the recipe, given after the file: --config=FILE:NAME."
 
 
@@ -26,6 +30,11 @@ def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
   }
   model = docstrings.entries(inspect.getdoc(models.class_of(config.family)))
   known |= {f"model.{name}": meaning for name, meaning in model.items()}
+  if config.family in models.FAMILIES:
+    for name, default in models.options_of(config.family).items():
+      if default is not None and name not in schema.OF_COMPUTATION:
+        known[f"model.{name}"] += f" Unset: that of init_from, or {default}."
+    known["model.in_channels"] = _CHANNELS
   recipe = listing.meanings(config.recipe.name)
   known |= {f"recipe.{name}": meaning for name, meaning in recipe.items()}
   known["recipe.name"] = _RECIPE

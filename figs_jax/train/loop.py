@@ -42,7 +42,7 @@ from figs_jax.train.sharding import (
 )
 from figs_jax.train.state import TrainState, update, with_fresh_masks
 from figs_jax.train.stopwatch import CHECKPOINT, EVALUATION, Stopwatch
-from figs_jax.train.workdir import initial_weights
+from figs_jax.train.workdir import initial_config, initial_weights
 from figs_jax.train.writers import Writer, check_writers
 
 _log = logging.getLogger("figs_jax")
@@ -133,12 +133,13 @@ def train(
       f"--config.batch_size: expected a multiple of {parts}, the devices of the"
       f" mesh times grad_accum_steps, got {config.batch_size}"
     )
-  experiment = build(config, data)
+  checkpoints = Checkpointer(workdir, keep=config.keep)
+  experiment = build(initial_config(config, checkpoints), data)
+  config = experiment.config  # see `_keep_order`
   abstract = experiment.abstract_state
   shardings = state_shardings(
     abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
   )
-  checkpoints = Checkpointer(workdir, keep=config.keep)
   runs: list[Run] = []
   with (
     # Outermost, since the last save may take a while.

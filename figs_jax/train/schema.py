@@ -70,9 +70,9 @@ SHARED: dict[str, Field] = {
     "vit", "Model family: vit, swin_v2 or t5, or a class of your own."
   ),
   "variant": Field(
-    "S/16",
+    "",
     "Published size of the family, or custom (as in custom/4), whose sizes are"
-    " set in config.model.",
+    " set in config.model. Defaults to that of init_from, or S/16 for a ViT.",
   ),
   "pattern": Field(
     "ff: 1:8", "N:M pattern of each kernel; the first rule that matches wins."
@@ -105,7 +105,7 @@ SHARED: dict[str, Field] = {
     Word(("auto", "vmap", "map")),
   ),
   "init_from": Field(
-    "", "Initial weights: a file, or the workdir of a dense run."
+    "", "Initial weights: a file or directory, or the workdir of a dense run."
   ),
   "init_head": Field(
     "strict",
@@ -118,7 +118,7 @@ SHARED: dict[str, Field] = {
     Integer("[0, 1024)"),
   ),
   "init_resize_positions": Field(
-    False, "Whether to resize a ViT's positions from another image size."
+    False, "Whether the weights of init_from may have another image size."
   ),
   "optimizer.learning_rate": Field(
     1e-3, "Learning rate after the warm-up.", Number("[0, 1000]")
@@ -263,7 +263,9 @@ IMAGES: dict[str, Field] = {
     " rand-m15-n2.",
   ),
   "data.image_size": Field(
-    8, "Height and width of the images.", Integer("[1, 4096]")
+    int,
+    "Height and width of the images. Defaults to those of init_from, or 8.",
+    Integer("[1, 4096]"),
   ),
 }
 # Fields of families that read text.
@@ -328,6 +330,8 @@ MODEL: dict[str, Legal] = {
   "pos": Word(("learned", "sincos")),
   "gelu": Word(("exact", "tanh")),
   "dtype": DTYPES,
+  "scaled": Typed(bool),
+  "in_channels": Integer("[1, 4096]"),
 }
 # Legal numbers of the recipes' options; `figs_jax.recipes` checks how they fit
 # together.
@@ -349,19 +353,14 @@ RECIPE: dict[str, Legal] = {
   "threshold": Number("[0, 1e9]"),
   "window": Integer("[1, 1048576]"),
 }
-# Model options that default to the variant's value.
-OF_VARIANT = ("head_dim", "gated", "tied")
+# Model options that decide how a model is computed, rather than what. All
+# others are unset until a run begins; see `config.with_defaults`.
+OF_COMPUTATION = ("scan", "remat", "dtype")
 # Model options that follow from the variant or from the data.
 DERIVED = (
-  "patch",
-  "num_classes",
-  "image_size",
-  "in_channels",
-  "vocab",
-  "input_length",
-  "target_length",
-  "param_dtype",
-)
+  "patch", "num_classes", "image_size", "vocab", "input_length",
+  "target_length", "param_dtype",
+)  # fmt: skip
 _MOST_VALUES = 2**28  # of a ViT's position embedding
 
 
@@ -423,8 +422,8 @@ def legal_values(family: str, recipe: str) -> dict[str, Legal]:
   for name, default in options.items():
     if name not in DERIVED and own_class is None:
       legal = MODEL.get(name) or Typed(type(default))
-      optional = default is None or name in OF_VARIANT
-      known[f"model.{name}"] = Either(UNSET, legal) if optional else legal
+      fixed = name in OF_COMPUTATION
+      known[f"model.{name}"] = legal if fixed else Either(UNSET, legal)
   if family == "t5":  # its activations overflow in float16
     known["model.dtype"] = WIDE_DTYPES
   known["recipe.name"] = Word((recipe,))
@@ -576,7 +575,7 @@ def _check_together(fields: Mapping[str, Any]) -> None:
     )
   patch = re.fullmatch(r"\w+/(\d{1,4})", fields["variant"])
   if fields["family"] == "vit" and patch and int(patch[1]):
-    side = fields["data.image_size"] // int(patch[1])
+    side = (fields["data.image_size"] or 0) // int(patch[1])
     width = fields["model.width"] or 1280  # of H
     if side**2 * width > _MOST_VALUES:
       raise ConfigError(

@@ -8,6 +8,8 @@ import logging
 import math
 import os
 import pwd
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import config_dict
 
+from figs_jax import models
 from figs_jax.data import own_data, pixels
 from figs_jax.data.opened import Options
 from figs_jax.data.text import writes_nothing
@@ -304,12 +307,15 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
     return None
   from figs_jax.models import pretrained
   from figs_jax.models.own_weights import fitted, own_weights, read_own
+  from figs_jax.models.pretrained import Config
 
   path = Path(config.init_from)
   model = nnx.eval_shape(functools.partial(experiment.model, config.seed))
   options: dict[str, Any] = {
     "head": config.init_head,
     "resize_positions": config.init_resize_positions,
+    "convert_channels": config.model.get("in_channels") is not None,
+    "wording": functools.partial(_flags, model),
   }
   own = config.family in REGISTERED
   if own and config.init_head != "strict":
@@ -322,11 +328,13 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
   if not (path / "checkpoints").is_dir():
     weights = pretrained.read(model, path, **options)
     if "mean" in config.data:
-      _compare_pixels(path, config.data)
+      _compare_pixels(path, config.data, model)
     return weights
   source = _dense_model(path, config.init_seed, config.data.data_dir)
   if own:
     return fitted(model, own_weights(source), str(path))
+  if type(source) is type(model):
+    Config.of_model(source, str(path)).check(model, **options)
   tensors = {
     name: pretrained.Tensor(value.shape, value.dtype, lambda v=value: v)
     for name, value in pretrained.published(source).items()
@@ -334,9 +342,129 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
   return pretrained.matched(model, tensors, where=str(path), **options)
 
 
-def _compare_pixels(path: Path, fields: config_dict.ConfigDict) -> None:
+def initial_config(
+  config: config_dict.ConfigDict, checkpoints: Checkpointer | None = None
+) -> config_dict.ConfigDict:
+  """A copy whose unset fields of the model are those of the run or its source.
+
+  A run that goes on has those that it saved, so its source need not exist any
+  more. A new run has those of `init_from`: of the config.json of `transformers`
+  beside the weights, or of a dense run. A published variant that is set decides
+  its own sizes.
+
+  Args:
+    config: Configuration, as the user wrote it.
+    checkpoints: Checkpoints of the run. None is a new run.
+
+  Raises:
+    ValueError: If the source cannot be read or has another family.
+  """
+  config = config.copy_and_resolve_references()
+  if config.family in REGISTERED:  # its options have their defaults
+    return config
+  if checkpoints is not None and checkpoints.steps():
+    saved = completed(checkpoints.meta()["config"])
+    if saved["family"] == config.family:
+      _fill(config, saved["variant"], saved["data"], saved["model"])
+    return config
+  path = Path(config.init_from)
+  if not config.init_from:
+    return config
+  if (path / "checkpoints").is_dir():
+    saved = saved_config(path)
+    if saved["family"] == config.family:
+      size = saved["data"].get("image_size")
+      _fill(config, saved["variant"], {"image_size": size}, saved["model"])
+    return config
+  from figs_jax.models import pretrained
+
+  family = models.FAMILIES[config.family]
+  source = pretrained.config_of(path, family.__name__)
+  if source is None:
+    return config
+  sizes = family.sizes(config.variant) if config.variant else {}
+  set_fields = {k: v for k, v in config.model.items() if v is not None}
+  side = config.data.get("image_size")
+  whole = source.completed(
+    sizes | set_fields | ({"image_size": side} if side else {}),
+    resize_positions=config.init_resize_positions,
+  )
+  patch = np.unique(whole.get("patch", 1))
+  image = np.unique(whole.get("image_size", 1))
+  if len(patch) > 1 or len(image) > 1:
+    raise ConfigError(
+      f"{source.where}: expected square patches and images, got patches"
+      f" {whole['patch']} and images {whole['image_size']}; load the model with"
+      " figs_jax.models.from_pretrained, for a loop of your own"
+    )
+  variant = f"custom/{patch[0]}" if "patch" in whole else "custom"
+  taken = _fill(config, variant, {"image_size": int(image[0])}, whole)
+  if taken:
+    fields = ", ".join(f"{name}={value}" for name, value in taken.items())
+    _log.info("%s: taking %s", source.where, fields)
+  return config
+
+
+def _fill(
+  config: config_dict.ConfigDict,
+  variant: str,
+  of_data: Mapping[str, Any],
+  of_model: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Sets the fields that are not set, and returns them by name."""
+  taken: dict[str, Any] = {}
+  decided = {}
+  if config.variant:
+    try:
+      decided = models.FAMILIES[config.family].sizes(config.variant)
+    except ValueError:
+      return {}  # `build` says what is wrong
+  else:
+    taken["variant"] = config.variant = variant
+  if "image_size" in config.data and config.data.image_size is None:
+    taken["data.image_size"] = config.data.image_size = of_data["image_size"]
+  for name, value in of_model.items():
+    free = name in config.model and name not in (*decided, "in_channels")
+    if free and config.model[name] is None and value is not None:
+      value = tuple(value) if isinstance(value, list) else value
+      taken[f"model.{name}"] = config.model[name] = value
+  return taken
+
+
+def _flags(model: Any, **options: Any) -> str:
+  """Options of a model and of its weights as flags of launch/train.py.
+
+  >>> _flags(None, head="fresh", heads=4, patch=(16, 16), depths=(2, 2))
+  "--config.init_head=fresh --config.model.heads=4 --config.variant=custom/16 \
+'--config.model.depths=(2, 2)'"
+  """
+  words = []
+  for option, value in options.items():
+    name = f"model.{option}"
+    if option in ("head", "resize_positions"):
+      name = f"init_{option}"
+    elif option == "convert_channels":
+      name, value = "model.in_channels", model.in_channels
+    elif option == "image_size":
+      name = "data.image_size"
+      value = value[0] if isinstance(value, tuple) else value
+    elif option == "vocab":
+      name, value = "data.vocabulary", ...
+    elif option == "patch":
+      side = value[0] if isinstance(value, tuple) else value
+      name, value = "variant", f"custom/{side}"
+    text = "" if value is ... else value
+    words.append(shlex.quote(f"--config.{name}={text}"))
+  return " ".join(words)
+
+
+def _compare_pixels(
+  path: Path, fields: config_dict.ConfigDict, model: Any
+) -> None:
   """Warns if published weights expect pixels of another scale."""
   wanted = pixels.published(path)
+  if wanted is not None and model.in_channels == 1:
+    wanted = wanted.gray()
   given = pixels.PixelScale.parse(fields.mean, fields.std)
   if wanted is not None and wanted != given:
     _log.warning(

@@ -14,7 +14,7 @@ def test_mistakes_are_one_line(tmp_path):
     (*DIGITS, "--shard", "5"): ["--shard", "2/4", "'5'"],
     (*DIGITS, "--shard", "3/2"): ["--shard", "from 1 to n", "3/2"],
     (*DIGITS, "--config.budget=hours"): ["budget", "train_flops", "'hours'"],
-    ("--collect", tmp_path / "none", "--out", tmp_path): ["none", "checkpoint"],
+    ("--collect", tmp_path / "none", "--out", tmp_path): ["none", "study.csv"],
     ("--collect", tmp_path): ["--out is missing"],
     ("words",): ["'words'", "--collect"],
   }

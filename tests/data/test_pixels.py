@@ -107,15 +107,16 @@ HALVES, IMAGENET = [0.5] * 3, list(pixels.NAMED["imagenet"][0])
     (
       "preprocessor_config.json",
       {"image_mean": IMAGENET, "image_std": [0.229, 0.224, 0.225]},
-      "--config.data.mean=imagenet --config.data.std=imagenet",
+      # For the one channel of gray images.
+      "--config.data.mean=0.449 --config.data.std=0.226",
     ),
     (
       "config.json",
       {"pretrained_cfg": {"mean": [0.0] * 3, "std": [1.0] * 3}},
       "--config.data.mean=0.0 --config.data.std=1.0",
     ),
-    ("config.json", {"model_type": "vit"}, False),
-    ("config.json", [], False),
+    ("config.json", {"family": "vit"}, False),
+    ("preprocessor_config.json", [], False),
   ],
 )
 def test_a_file_beside_published_weights_is_compared(

@@ -66,7 +66,7 @@ def test_it_is_read_and_printed_like_our_own(own):
     ("vector:8x", "expected a size ROWSxCOLS, as in 'vector:32x16'"),
     ("vector:8x4:rows=0", "rows: expected integers from 1"),
     ("vector:8x4:latncy=1", "unknown key 'latncy', did you mean 'latency'"),
-    ("vectr:8x4", "unknown kind 'vectr', did you mean 'vector'"),
+    ("vectr:8x4", "unknown kind 'vectr', did you mean 'vector:8x4'"),
   ):
     with pytest.raises(ValueError, match=message):
       engine.parse(spec)

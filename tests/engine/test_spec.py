@@ -125,8 +125,14 @@ def test_a_bare_kind_is_the_preset_of_512_multipliers(kind):
     ("trn2", "did you mean 'trainium2'"),
     ("h10", "unknown kind 'h10', did you mean 'tensorcore:h100' or 'gpu:h100'"),
     ("tensorcor:h100", "did you mean 'tensorcore:h100'"),
-    ("gpu:v5e", "chip 'v5e' runs as tpu:v5e; or give your own :peak="),
-    ("tpu:h100", "chip 'h100' runs as tensorcore:h100 or gpu:h100"),
+    (
+      "gpu:v5e",
+      "unknown chip 'v5e', did you mean 'tpu:v5e'.* or give your own :peak=",
+    ),
+    (
+      "tpu:h100",
+      "did you mean 'tensorcore:h100' or 'gpu:h100'. Known: ironwood",
+    ),
     ("ws:32", "expected a size ROWSxCOLS, as in 'ws:32x16', got '32'"),
     ("ws:32x", "got '32x'"),
     ("ws:-1x4", "got '-1x4'"),

@@ -129,7 +129,7 @@ def test_traced_sizes_and_patterns_agree_with_concrete_ones(spec):
     ("trainium2:a", "expected no size, as in 'trainium2', got 'a'"),
     ("trainium", "unknown kind 'trainium', did you mean 'trainium"),
     ("nm-spmm", "expected a chip, as in 'nm-spmm:a100'"),
-    ("nm-spmm:v5e", "unknown chip 'v5e'"),
+    ("nm-spmm:v5e", "unknown chip 'v5e', did you mean 'tpu:v5e'"),
   ],
 )
 def test_a_bad_spec_is_one_line_with_the_fix(spec, message):

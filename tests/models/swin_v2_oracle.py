@@ -43,25 +43,29 @@ def options(case: str) -> dict:
   }
 
 
+def arguments(case: str) -> dict:
+  """Of their configuration."""
+  image, window, pretrained = CASES[case]
+  return {
+    "image_size": image,
+    "patch_size": PATCH,
+    "embed_dim": WIDTH,
+    "depths": DEPTHS,
+    "num_heads": tuple(HEADS << i for i in range(len(DEPTHS))),
+    "window_size": window,
+    "pretrained_window_sizes": pretrained,
+    "num_labels": CLASSES,
+    "drop_path_rate": 0.0,
+  }
+
+
 def random_model(seed: int, case: str):
   """Every parameter random; one temperature is beyond its bound."""
   # Imported late: the doctest collector imports every file under tests.
   import torch
   from transformers import Swinv2Config, Swinv2ForImageClassification
 
-  image, window, pretrained = CASES[case]
-  config = Swinv2Config(
-    image_size=image,
-    patch_size=PATCH,
-    embed_dim=WIDTH,
-    depths=DEPTHS,
-    num_heads=tuple(HEADS << i for i in range(len(DEPTHS))),
-    window_size=window,
-    pretrained_window_sizes=pretrained,
-    num_labels=CLASSES,
-    drop_path_rate=0.0,
-  )
-  model = Swinv2ForImageClassification(config).eval()
+  model = Swinv2ForImageClassification(Swinv2Config(**arguments(case))).eval()
   torch.manual_seed(seed)
   with torch.no_grad():
     for name, parameter in model.named_parameters():

@@ -28,6 +28,20 @@ OPTIONS = {
 }
 
 
+def arguments() -> dict:
+  """Of their configuration."""
+  return {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": HEADS,
+    "intermediate_size": MLP,
+    "image_size": IMAGE,
+    "patch_size": PATCH,
+    "num_channels": 3,
+    "num_labels": CLASSES,
+  }
+
+
 def random_model(seed: int):
   """Every parameter random, biases and norms included."""
   # Imported late: the doctest collector imports every file under tests.
@@ -35,17 +49,7 @@ def random_model(seed: int):
   from transformers import ViTConfig, ViTForImageClassification
 
   torch.manual_seed(seed)
-  config = ViTConfig(
-    hidden_size=WIDTH,
-    num_hidden_layers=DEPTH,
-    num_attention_heads=HEADS,
-    intermediate_size=MLP,
-    image_size=IMAGE,
-    patch_size=PATCH,
-    num_channels=3,
-    num_labels=CLASSES,
-  )
-  model = ViTForImageClassification(config).eval()
+  model = ViTForImageClassification(ViTConfig(**arguments())).eval()
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       is_scale = "layernorm" in name and name.endswith("weight")

@@ -114,7 +114,9 @@ def test_a_finished_model_of_any_step_is_exact(tiny_config):
 
 
 def test_an_unknown_engine_is_told_before_anything_is_read(tmp_path):
-  with pytest.raises(ValueError, match="unknown kind 'wss', did you mean 'ws'"):
+  with pytest.raises(
+    ValueError, match="unknown kind 'wss', did you mean 'ws:8"
+  ):
     evaluate(tmp_path / "none", engine_spec="wss:8x8")
 
 

@@ -1,5 +1,7 @@
 """Runs that start from the weights of a file or of a dense run."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,9 @@ from safetensors.numpy import load_file, save_file
 from figs_jax import models, nn
 from figs_jax.core import tree
 from figs_jax.core.masks import nm_mask
+from figs_jax.export import write_dense
 from figs_jax.models import pretrained
+from figs_jax.models.pretrained.config import for_transformers
 from figs_jax.train import seeds
 from figs_jax.train import workdir as workdirs
 from figs_jax.train.config import default_config
@@ -163,9 +167,12 @@ def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
   [
     ("truncated", "not a whole safetensors file.*fetch it again"),
     ("missing tensor", "vit.layernorm.bias is missing"),
-    ("other classes", "classifier.*needs.*head='fresh'"),
+    ("other classes", "classifier.*needs.*--config.init_head=fresh"),
     ("other family", "expected weights of a T5, got those of a ViT"),
-    ("other vocabulary", r"shared.weight has shape \[50, 16\].*vocab="),
+    (
+      "other vocabulary",
+      r"shared.weight has shape \[50, 16\].*--config.data.vocabulary=",
+    ),
     ("absent", "file or directory not found"),
   ],
 )
@@ -193,6 +200,128 @@ def test_weights_that_do_not_fit_are_one_clear_line(
   with pytest.raises(ValueError, match=message) as error:
     workdirs.initial_weights(build(config))
   assert "\n" not in str(error.value)
+
+
+# A ViT as transformers saves it, for the digits (1 channel) and others.
+OPTIONS = {"width": 16, "depth": 1, "heads": 4, "image_size": 8}
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory):
+  """Directories of a ViT for gray images and of one for three channels."""
+  folders = []
+  for channels in (1, 3):
+    model = models.create(
+      "vit",
+      "custom/2",
+      num_classes=10,
+      in_channels=channels,
+      norm_epsilon=1e-12,
+      gelu="tanh",
+      **OPTIONS,
+    )
+    folders.append(tmp_path_factory.mktemp(f"hf{channels}"))
+    made = for_transformers(model)
+    write_dense(folders[-1] / "vit", made.tensors, made.leaves, made.config)
+  return [folder / "vit" for folder in folders]
+
+
+def bare(path, data_dir, **overrides):
+  """A configuration that sets nothing of the model."""
+  config = default_config("ste")
+  config.init_from, config.pattern = str(path), "ff: 2:4"
+  config.data.data_dir = data_dir
+  config.update_from_flattened_dict(overrides)
+  return config
+
+
+def test_what_is_not_set_is_that_of_the_file(hugging_face, data_dir):
+  config = workdirs.initial_config(bare(hugging_face[0], data_dir))
+  assert (config.variant, config.data.image_size) == ("custom/2", 8)
+  assert (config.model.heads, config.model.norm_epsilon) == (4, 1e-12)
+  assert (config.model.gelu, config.model.pool) == ("tanh", "cls")
+  experiment = build(config)
+  weights = workdirs.initial_weights(experiment)
+  model = experiment.model(0, weights)
+  images = np.random.default_rng(0).normal(size=(2, 8, 8, 1))
+  want = models.from_pretrained(hugging_face[0])
+  want = nn.sparsify(want, "ff: 2:4")
+  np.testing.assert_allclose(model(images), want(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("overrides", "words"),
+  [
+    (
+      {"model.heads": 2, "model.gelu": "exact", "model.pool": "gap"},
+      [
+        "heads=4 (num_attention_heads=4), got 2; gelu='tanh'",
+        "--config.model.heads=4 --config.model.gelu=tanh"
+        " --config.model.pool=cls",
+      ],
+    ),
+    ({"model.norm_epsilon": 1e-6}, ["--config.model.norm_epsilon=1e-12"]),
+    (
+      {"data.image_size": 16},
+      ["image_size=(8, 8)", "--config.data.image_size=8"],
+    ),
+    ({"variant": "custom/4"}, ["--config.variant=custom/2"]),
+    ({"variant": "S/2"}, ["width=16", "--config.model.width=16"]),
+  ],
+)
+def test_a_set_field_that_differs_is_refused_with_its_flag(
+  hugging_face, data_dir, overrides, words
+):
+  config = bare(hugging_face[0], data_dir, **overrides)
+  experiment = build(workdirs.initial_config(config))
+  with pytest.raises(ValueError, match="with another function") as error:
+    workdirs.initial_weights(experiment)
+  for each in words:
+    assert each in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_a_gray_run_starts_from_three_channels(hugging_face, data_dir):
+  config = bare(hugging_face[1], data_dir)
+  with pytest.raises(ValueError, match="set --config.model.in_channels=1$"):
+    workdirs.initial_weights(build(workdirs.initial_config(config)))
+  config.model.in_channels = 1
+  weights = workdirs.initial_weights(build(workdirs.initial_config(config)))
+  want = models.from_pretrained(hugging_face[1]).patch_embed.kernel[...]
+  got = weights["patch_embed/kernel"]
+  np.testing.assert_allclose(got, want.sum(2, keepdims=True), atol=1e-6)
+  config.model.in_channels = 3
+  with pytest.raises(ValueError, match="in_channels: expected 1, the channels"):
+    build(workdirs.initial_config(config))
+
+
+def test_a_run_goes_on_without_the_file(hugging_face, data_dir, tmp_path):
+  source = tmp_path / "source"
+  shutil.copytree(hugging_face[0], source)
+  config = bare(source, data_dir, total_steps=1, checkpoint_every=1)
+  config.update_from_flattened_dict({"batch_size": 8, "progress": False})
+  train(config, tmp_path / "run")
+  shutil.rmtree(source)
+  saved = restore(tmp_path / "run")[0].config
+  assert (saved.variant, saved.model.heads) == ("custom/2", 4)
+  config.update_from_flattened_dict(
+    {"total_steps": 2, "allow_change": ("total_steps",)}
+  )
+  assert train(config, tmp_path / "run")["step"] == 2
+  config.model.heads = 2
+  with pytest.raises(ValueError, match="another model.heads"):
+    train(config, tmp_path / "run")
+
+
+def test_other_heads_than_those_of_a_dense_run_are_refused(
+  dense_run, data_dir, tiny_config
+):
+  config = workdirs.initial_config(bare(dense_run[0], data_dir))
+  assert (config.variant, config.model.heads) == ("custom/4", 2)
+  workdirs.initial_weights(build(config))
+  config = start(tiny_config, dense_run[0], **{"model.heads": 4})
+  with pytest.raises(ValueError, match="heads=2, got 4; set --config.model"):
+    workdirs.initial_weights(build(config))
 
 
 def test_the_program_prints_one_line_and_exits_with_2(

@@ -8,23 +8,25 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from figs_jax.engine._cost import Cost, operands
+from figs_jax.engine._cost import Cost, cost, operands
 from figs_jax.engine.area import Area, area_table
 from figs_jax.engine.energy import Energy
 from figs_jax.engine.layers import Layers
-from figs_jax.engine.reports.pricing import Priced, costs_on
+from figs_jax.engine.non_gemm import non_gemm_cycles
+from figs_jax.engine.reports.notes import energy_note, notes_of
 from figs_jax.engine.reports.rows import Row, Total
-from figs_jax.engine.reports.tables import NO_ENERGY, layer_rows, printed
+from figs_jax.engine.reports.tables import layer_rows, printed
 from figs_jax.engine.reports.text import csv_text, markdown, text_table
-from figs_jax.engine.spec import UNLIMITED, Engine, nearest
+from figs_jax.engine.spec import Engine, nearest
 from figs_jax.engine.spec_text import parse
 from figs_jax.engine.studies.attention import (
   Fusion,
   attention_pairs,
+  fused_cost,
 )
 from figs_jax.engine.studies.bandwidth import dense_peers
 from figs_jax.engine.sweeps.axes import (
@@ -36,13 +38,9 @@ from figs_jax.engine.sweeps.axes import (
 from figs_jax.engine.timing import PARTS
 
 FORMATS = ("table", "csv", "json", "md")
+_SUMMED = ("cycles", "dram_bytes", *PARTS)
 DENSE = "the same engine running the dense model"
 BEST_DENSE = "dense"  # a baseline: the fastest of an engine's dense peers
-_WHOLE = (
-  "cycles and speedup are of the products alone; whole_cycles and whole_speedup"
-  " add norms, softmax, activations, residual additions and embeddings, each a"
-  " pass through the memory."
-)
 _FUSED = (
   "fused is the share of attention whose logits stay on chip; elsewhere no tile"
   " fits, or tiles take longer."
@@ -239,8 +237,8 @@ def report(
     for pattern in patterns:
       one = _with(table, pattern)
       words, dense, over = _baseline(one, machines, baseline, options)
-      notes |= _notes(one, machines, dtype)
-      notes |= _energy_note(machines, energy)
+      notes |= notes_of(one, machines, dtype)
+      notes |= energy_note(machines, energy)
       for fusion in fusions:
         parts = _report(one, machines, over, fusion, options, label)
         rows += parts[0]
@@ -308,26 +306,26 @@ def _baseline(
   machines: Sequence[Engine],
   baseline: Engine | str | None,
   options: dict[str, Any],
-) -> tuple[str, list[Engine], list[Priced]]:
+) -> tuple[str, list[Engine], list[_Priced]]:
   """What the speed-ups are over, in words, and each engine's peer and cost."""
   if baseline is None:
-    return DENSE, [], costs_on(table.dense(), machines, options, Fusion())
+    return DENSE, [], _costs(table.dense(), machines, options, Fusion())
   if baseline == BEST_DENSE:
     words = "the fastest dense array of as many multipliers and as wide a port"
     peers, over = zip(*(_best_dense(table, x, options) for x in machines))
     return words, list(peers), list(over)
   other = parse(baseline)
   _check_units(machines, other)
-  over = costs_on(table, [other], options, Fusion()) * len(machines)
+  over = _costs(table, [other], options, Fusion()) * len(machines)
   return f"{other} running the same layers", [], over
 
 
 def _best_dense(
   table: Layers, engine: Engine, options: dict[str, Any]
-) -> tuple[Engine, Priced]:
+) -> tuple[Engine, _Priced]:
   """The fastest dense peer or the engine itself, and what it takes."""
   peers = dense_peers(engine) or (engine,)
-  priced = costs_on(table.dense(), peers, options, Fusion())
+  priced = _costs(table.dense(), peers, options, Fusion())
   best = min(range(len(peers)), key=lambda i: priced[i].sums["cycles"])
   return peers[best], priced[best]
 
@@ -341,7 +339,7 @@ def _named(peers: Sequence[Engine]) -> str:
 def _report(
   table: Layers,
   machines: Sequence[Engine],
-  over: Sequence[Priced],
+  over: Sequence[_Priced],
   fusion: Fusion,
   options: dict[str, Any],
   workload: str,
@@ -354,7 +352,7 @@ def _report(
     "seq": table.forward.seq if table.forward else 0,
   }
   cached = _cached(table)
-  costs = costs_on(table, machines, options, fusion)
+  costs = _costs(table, machines, options, fusion)
 
   def has_energy(engine: Engine) -> bool:
     # The table of 45 nm arrays says nothing of a processor.
@@ -382,48 +380,6 @@ def _with(table: Layers, pattern: Any) -> Layers:
     raise ValueError(f"sweep axis 'pattern': {error}") from error
 
 
-def _notes(
-  table: Layers, engines: Sequence[Engine], dtype: str | None
-) -> dict[str, None]:
-  """What the engines assume of these layers, sentence by sentence."""
-  masks = table.masks or [None] * len(table)
-  sparse = [mask for mask, m, n in zip(masks, table.m, table.n) if n < m]
-  known = sum(mask is not None for mask in sparse)
-  engines = [engine.at(dtype) if dtype else engine for engine in engines]
-  notes = dict.fromkeys(engine.note(len(sparse), known) for engine in engines)
-  notes.pop("", None)
-  plain = [str(engine) for engine in engines if not engine.NARROWS]
-  if table.v is not None and table.v.any() and plain:
-    notes[f"V:N:M runs as N:M on {', '.join(plain)}."] = None
-  if table.forward is not None:
-    notes[_WHOLE] = None
-    ports = [
-      str(engine)
-      for engine in engines
-      if np.any(np.asarray(engine.memory_bandwidth) == UNLIMITED)
-    ]
-    if ports:
-      notes[
-        f"Where no memory is given ({', '.join(ports[:3])}"
-        f"{', ...' if len(ports) > 3 else ''}), that is the input ports."
-      ] = None
-  return ({f"Operands are {dtype}.": None} if dtype else {}) | notes
-
-
-def _energy_note(
-  machines: Sequence[Engine], energy: Energy | None
-) -> dict[str, None]:
-  names = [str(engine) for engine in machines if not engine.is_array]
-  if energy is not None or not names:
-    return {}
-  return {
-    f"energy_pj is {NO_ENERGY} on {', '.join(names[:3])}"
-    f"{', ...' if len(names) > 3 else ''}: the table of picojoules is of 45 nm"
-    " arrays and says nothing of a GPU or TPU; energy= (--energy) takes your"
-    " own.": None
-  }
-
-
 def _cached(table: Layers) -> int:
   """Keys and values that a decoded token of every sequence reads."""
   if table.forward is None or table.forward.phase != "decode":
@@ -439,6 +395,133 @@ def _check_units(engines: Sequence[Engine], baseline: Engine) -> None:
         f"baseline {baseline} counts {baseline.unit} and {engine}"
         f" {engine.unit}, which do not compare; choose a baseline of its kind"
       )
+
+
+class _Priced(NamedTuple):
+  """A table on one engine.
+
+  Attributes:
+    cost: Cost per layer.
+    sums: Sums of its fields, weighed by count.
+    fused: Whether each pair of attention's products is fused.
+    non_gemm: Cycles beside the products, by kind.
+  """
+
+  cost: Cost
+  sums: dict[str, int]
+  fused: np.ndarray
+  non_gemm: dict[str, int]
+
+
+def _costs(
+  table: Layers,
+  engines: Sequence[Engine],
+  options: dict[str, Any],
+  fusion: Fusion,
+) -> list[_Priced]:
+  """The cost on each engine; those of one kind in one call."""
+  groups: dict[Any, list[int]] = {}
+  for place, engine in enumerate(engines):
+    if any(map(np.ndim, engine.leaves)):
+      raise ValueError(
+        f"report: engine {engine} has an array of values; report designs singly"
+      )
+    groups.setdefault(_kind(engine), []).append(place)
+  priced: dict[int, _Priced] = {}
+  for places in groups.values():
+    several = [engines[place] for place in places]
+    priced |= zip(places, _together(table, several, options, fusion))
+  return [priced[place] for place in range(len(engines))]
+
+
+def _kind(engine: Engine) -> tuple[Any, ...]:
+  """What engines must share to be computed together: all but numbers."""
+  numbers = {field.name for field in engine.numeric()}
+  fields = (field.name for field in dataclasses.fields(engine))
+  names = set(fields) - numbers - set(engine.LABELS)
+  return type(engine), *(getattr(engine, name) for name in sorted(names))
+
+
+def _together(
+  table: Layers,
+  engines: Sequence[Engine],
+  options: dict[str, Any],
+  fusion: Fusion,
+) -> list[_Priced]:
+  first = engines[0]
+  columns: dict[str, Any] = {
+    field.name: np.array([[getattr(each, field.name)] for each in engines])
+    for field in first.numeric()
+  }
+  all_at_once = dataclasses.replace(first, name="all", **columns)
+  try:
+    whole, fused = _priced(table, all_at_once, options, fusion)
+    sums = {name: np.asarray(whole.total(name)).tolist() for name in _SUMMED}
+  except ValueError:
+    # Again one by one, so that the error names its engine.
+    for engine in engines:
+      try:
+        alone, _ = _priced(table, engine, options, fusion)
+        _ = [alone.total(name) for name in _SUMMED]
+      except ValueError as error:
+        raise ValueError(f"engine {engine}: {error}") from error
+    raise
+  names = [field.name for field in dataclasses.fields(Cost)]
+  fields = {name: getattr(whole, name) for name in names if name != "count"}
+  fused = np.broadcast_to(fused, (len(engines), fused.shape[-1]))
+  given = operands(all_at_once, **options)
+  beside = _non_gemms(table, given.engine, given.itemsize, fused)
+  return [
+    _Priced(
+      Cost(**{k: v[place] for k, v in fields.items()}, count=whole.count),
+      {name: column[place] for name, column in sums.items()},
+      fused[place],
+      {kind: int(column[place]) for kind, column in beside.items()},
+    )
+    for place in range(len(engines))
+  ]
+
+
+def _priced(
+  table: Layers, engine: Engine, options: dict[str, Any], fusion: Fusion
+) -> tuple[Cost, np.ndarray]:
+  """The cost of the layers, and which of attention's pairs are fused."""
+  price = cost(table, engine, **options)
+  if fusion.fuse == "none":
+    return price, np.zeros((1, 0), bool)
+  given = operands(engine, **options)
+  sizes = {"itemsize": given.itemsize, "energy": given.energy}
+  return fused_cost(table, given.engine, price, fusion, **sizes)
+
+
+def _non_gemms(
+  table: Layers, engine: Engine, itemsize: int | Fraction, fused: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Kind -> cycles on each design; fused attention has no softmax of its own.
+
+  Args:
+    table: Layers, of a whole model or not.
+    engine: Engine of several designs.
+    itemsize: Bytes per value.
+    fused: Whether each pair of attention's products is fused, (designs, pairs).
+  """
+  if table.forward is None:
+    return {}
+  passes = table.forward.non_gemms
+  cycles = np.array(non_gemm_cycles(passes, engine, itemsize))
+  cycles = np.broadcast_to(cycles, (len(fused), len(passes))).copy()
+  if fused.size:
+    qk, _ = attention_pairs(table)
+    pairs = {table.names[i].rpartition("/")[0]: p for p, i in enumerate(qk)}
+    for place, one in enumerate(passes):
+      pair = pairs.get(one.name.rpartition("/")[0])
+      if one.kind == "softmax" and pair is not None:
+        cycles[:, place] *= ~fused[:, pair]
+  kinds = dict.fromkeys(one.kind for one in passes)
+  return {
+    kind: cycles[:, [one.kind == kind for one in passes]].sum(-1)
+    for kind in kinds
+  }
 
 
 def _rows(

@@ -12,7 +12,6 @@ from figs_jax.engine.figures import (
   engine_style,
   panels,
 )
-from figs_jax.engine.reports._report import Report
 from figs_jax.engine.reports.rows import Total
 from figs_jax.engine.spec import Engine
 
@@ -21,7 +20,7 @@ _NAMED = 6  # points of the fronts that are numbered else
 _OFFSETS = ((7, 7), (-7, -7), (7, -7), (-7, 7))  # points, by group
 
 
-def pareto(report: Report) -> Any:
+def pareto(report: Any) -> Any:
   """Cycles against multipliers or area, and against bytes, the fronts marked.
 
   A point is an engine or a design of a sweep. Those that no other of the same

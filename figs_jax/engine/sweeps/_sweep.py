@@ -591,10 +591,10 @@ def _specs(
 ) -> np.ndarray:
   """The spec of the engine at each point."""
   engine = part.points.machine.engine
-  numeric = [field.name for field in engine.numeric()]
-  names = [name for name in part.points.varied if name in numeric]
-  known: dict[tuple[int, ...], str] = {}
+  names = [name for name in part.points.varied if name in engine.limits()]
+  chosen = {x: getattr(engine, x) for x in choices_of(engine) & {*part.labels}}
   rows = list(zip(*(fields[name].astype(int).tolist() for name in names)))
-  for row in set(rows):
-    known[row] = str(design(engine, dict(zip(names, row))))
-  return np.array([known[row] for row in rows] or [str(engine)] * length, "U")
+  rows = rows or [()] * length
+  points = {row: dict(zip(names, row)) | chosen for row in set(rows)}
+  known = {row: str(design(engine, point)) for row, point in points.items()}
+  return np.array([known[row] for row in rows], "U")

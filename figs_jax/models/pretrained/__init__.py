@@ -6,12 +6,15 @@ the model's parameters. The tables in `vit`, `swin_v2` and `t5` hold the names
 of the parameters in files; `save` writes the names of Hugging Face files.
 Nothing is downloaded and nothing is unpickled.
 
-Files do not hold the options of a model: `norm_epsilon` (1e-12 in Hugging Face
-files, 1e-6 in the others) and `gelu` ("tanh" in .npz files) of a ViT,
-`pretrained_windows` of a Swin-V2, `gated` and `tied` of a T5. Nor do they hold
-the scale of the pixels, (pixel / 255 - mean) / std: .5 and .5 for the ViT of
-`vision_transformer` and big_vision, ImageNet's statistics for Swin-V2 and DeiT,
-see `figs_jax.data.pixels`.
+The config.json of `transformers` is read where it lies beside the weights: a
+model with another function (heads, activation, epsilon, windows, ...) is
+refused. Its keys are in the same tables, and a key that is in none of them is
+refused as well. Files of other libraries do not say `norm_epsilon` (1e-6) and
+`gelu` ("tanh" in .npz files) of a ViT, nor `pretrained_windows` of a Swin-V2.
+
+None of them holds the scale of the pixels, (pixel / 255 - mean) / std: .5 and
+.5 for the ViT of `vision_transformer` and big_vision, ImageNet's statistics for
+Swin-V2 and DeiT, see `figs_jax.data.pixels`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 from figs_jax.core.masks import nm_mask
+from figs_jax.models.pretrained.config import Config, read_config
 from figs_jax.models.pretrained.files import (
   PretrainedError,
   Tensor,
@@ -36,13 +40,16 @@ from figs_jax.models.pretrained.matching import (
   parameters_of,
   published,
 )
+from figs_jax.models.pretrained.names import Wording, arguments
 from figs_jax.nn import Masked
 
 M = TypeVar("M", bound=nnx.Module)
 
 __all__ = [
+  "Config",
   "PretrainedError",
   "Tensor",
+  "config_of",
   "fill",
   "load",
   "matched",
@@ -58,6 +65,7 @@ def load(
   *,
   head: str = "strict",
   resize_positions: bool = False,
+  convert_channels: bool = False,
 ) -> M:
   """Returns the model with the weights of a file; the input is unchanged.
 
@@ -70,11 +78,18 @@ def load(
       .npz file of big_vision or vision_transformer.
     head: "strict", or "fresh" to keep the model's own classifier.
     resize_positions: Whether to interpolate a ViT's positions linearly from
-      another square grid, corner to corner (arXiv 2010.11929).
+      another square grid, corner to corner (arXiv 2010.11929). A Swin-V2 may
+      then have another image size and window, if its `pretrained_windows` are
+      the windows of the file.
+    convert_channels: Whether to convert the patch kernel for images with
+      another number of channels: from 3 to 1 its sum over the channels, from 1
+      to 3 a third of it for each. The logits are those of a gray image with
+      three equal channels, if all have the same pixel scale.
 
   Raises:
-    PretrainedError: If the file is damaged, of another family, or does not fit;
-      the message names the tensor and the fix.
+    PretrainedError: If the file is damaged, of another family, or does not fit,
+      or the config.json beside it says another function. It is a ValueError;
+      the message names the tensor or the options, and the fix.
 
   >>> import tempfile
   >>> from figs_jax import models
@@ -88,7 +103,14 @@ def load(
   True
   """
   return fill(
-    model, read(model, path, head=head, resize_positions=resize_positions)
+    model,
+    read(
+      model,
+      path,
+      head=head,
+      resize_positions=resize_positions,
+      convert_channels=convert_channels,
+    ),
   )
 
 
@@ -108,18 +130,52 @@ def read(
   model: nnx.Module,
   path: str | Path,
   *,
-  head: str = "strict",
-  resize_positions: bool = False,
+  wording: Wording = arguments,
+  **options: Any,
 ) -> dict[str, np.ndarray]:
-  """Reads the parameters by our paths, as for `load`; see `fill`."""
+  """Reads the parameters by our paths; see `fill`.
+
+  Args:
+    model: Model, as for `load`.
+    path: Weights, as for `load`.
+    wording: How error messages name the options to set.
+    **options: The other arguments of `load`.
+
+  Raises:
+    PretrainedError: If `load` raises it.
+  """
   with opened_weights(path) as tensors:
-    return matched(
-      model,
-      tensors,
-      head=head,
-      resize_positions=resize_positions,
-      where=str(path),
-    )
+    config = read_config(path, tensors, type(model).__name__)
+    if config is not None:
+      config.check(model, wording=wording, **options)
+    return matched(model, tensors, where=str(path), wording=wording, **options)
+
+
+def config_of(path: str | Path, family: str | None = None) -> Config | None:
+  """The options in the config.json of `transformers` beside weights.
+
+  Args:
+    path: Weights, as for `load`.
+    family: Name of the class of the model, as in "ViT". Defaults to that of the
+      file.
+
+  Returns:
+    The options; None without a config.json, or for one of another program.
+
+  Raises:
+    PretrainedError: If a file is damaged, or config.json has an unknown key, or
+      a value that our models lack.
+
+  >>> import tempfile
+  >>> from figs_jax import models
+  >>> sizes = {"width": 8, "depth": 1, "heads": 2, "image_size": 4}
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   model = models.create("vit", "custom/2", **sizes)
+  ...   save(model, f"{folder}/model.safetensors")
+  ...   config_of(folder)  # no config.json
+  """
+  with opened_weights(path) as tensors:
+    return read_config(path, tensors, family)
 
 
 def fill(model: M, weights: Mapping[str, Any]) -> M:

@@ -1,13 +1,16 @@
-"""A model for `transformers`: its weights by name and its config.json.
+"""The config.json of a model of `transformers`, written and read.
 
-Options that the library cannot express are refused: it would load the model
-silently and compute something else.
+What one of the two libraries lacks is refused by name: the other one would load
+the weights without a word and compute something else.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +18,21 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core.tree import MaskedKernel
-from figs_jax.models import stack
-from figs_jax.models.pretrained.files import PretrainedError
-from figs_jax.models.pretrained.matching import TABLES, place_of, published
-from figs_jax.models.swin_v2 import SwinV2
-from figs_jax.models.swin_v2_stage import EPSILON
-from figs_jax.models.t5 import EOS, PAD, T5
+from figs_jax.models.pretrained import swin_v2, t5, vit
+from figs_jax.models.pretrained.files import PretrainedError, Tensor
+from figs_jax.models.pretrained.keys import Given, Table, text
+from figs_jax.models.pretrained.matching import place_of, published
+from figs_jax.models.pretrained.names import Wording, arguments
 from figs_jax.models.vit import ViT
+
+# By the name of the model's class.
+TABLES: dict[str, Table] = {
+  "SwinV2": swin_v2.CONFIG,
+  "T5": t5.CONFIG,
+  "ViT": vit.CONFIG,
+}
+NAME = "config.json"
+_MOST_BYTES = 2**24  # labels of 100,000 classes take 5 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +72,26 @@ def for_transformers(model: nnx.Module) -> Published:
   MaskedKernel(shape=(32, 8), pattern=NM(n=1, m=8), axis=(1,))
   """
   name = type(model).__name__
-  if name not in _CONFIGS:
+  if name not in TABLES:
     raise PretrainedError(
       f"Expected a model that transformers has ({', '.join(TABLES)}), got"
       f" {name}"
     )
-  config = _CONFIGS[name](model)
+  if isinstance(model, ViT) and model.pool != "cls":
+    raise PretrainedError(
+      "ViTForImageClassification reads a class token: expected pool='cls', got"
+      f" pool={model.pool!r}; train with pool='cls' or export another format"
+    )
+  config = TABLES[name].write(model)
   tensors = published(model)
   if isinstance(model, ViT) and model.pos == "sincos":
     # transformers has learned positions only: store the fixed table as such.
     table = np.asarray(model.positions(), tensors["classifier.weight"].dtype)
     tensors["vit.embeddings.position_embeddings"] = table
+  if "id2label" in config:
+    config["label2id"] = {
+      label: int(number) for number, label in config["id2label"].items()
+    }
   config["dtype"] = next(iter(tensors.values())).dtype.name
   return Published(tensors, published_leaves(model), config)
 
@@ -96,94 +116,226 @@ def published_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
   return leaves
 
 
-def _vit(model: ViT) -> dict[str, Any]:
-  if model.pool != "cls":
-    raise PretrainedError(
-      "ViTForImageClassification reads a class token: expected pool='cls', got"
-      f" pool={model.pool!r}; train with pool='cls' or export another format"
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Options of a model as a source of weights gives them.
+
+  Attributes:
+    where: Path of the source, for error messages.
+    family: Name of the model's class, as in "ViT".
+    options: Options by name.
+  """
+
+  where: str
+  family: str
+  options: Mapping[str, Given]
+
+  @classmethod
+  def of_model(cls, model: Any, where: str) -> Config:
+    """The options of a model, in the place of those of a file."""
+    family = type(model).__name__
+    table = TABLES[family]
+    names = [key.option for key in table.keys if not key.trains]
+    names += table.implied
+    return cls(
+      where, family, {n: Given("", None, getattr(model, n)) for n in names}
     )
-  ((_, block, _), *_) = stack.named("blocks", model.blocks)
-  return {
-    "architectures": ["ViTForImageClassification"],
-    "model_type": "vit",
-    "hidden_size": model.width,
-    "num_hidden_layers": model.depth,
-    "num_attention_heads": model.heads,
-    "intermediate_size": block.mlp.fc1.out_features,
-    "hidden_act": {"exact": "gelu", "tanh": "gelu_pytorch_tanh"}[model.gelu],
-    "layer_norm_eps": model.norm.epsilon,
-    "image_size": _side(model.image_size),
-    "patch_size": _side(model.patch),
-    "num_channels": model.in_channels,
-    "qkv_bias": block.attn.q.bias is not None,
-    **_labels(model.num_classes),
-  }
+
+  def completed(
+    self, given: Mapping[str, Any], *, resize_positions: bool = False
+  ) -> dict[str, Any]:
+    """Options of a model, those that are not given as in the source.
+
+    Args:
+      given: Options that are set; they may differ, see `check`.
+      resize_positions: Same as in `check`. A Swin-V2 for other sizes has the
+        windows of the source as `pretrained_windows`.
+
+    >>> side = lambda value: Given("", None, value)
+    >>> source = Config("", "SwinV2", {"window": side(8), "patch": side(4),
+    ...   "image_size": side((256, 256)), "pretrained_windows": side((0, 0))})
+    >>> source.completed({"window": 16}, resize_positions=True)
+    {'window': 16, 'patch': 4, 'image_size': (256, 256), 'pretrained_windows':\
+ (8, 8)}
+    """
+    own = {name: option.value for name, option in self.options.items()}
+    options = own | dict(given)
+    if resize_positions and self.family == "SwinV2":
+      image = tuple(np.broadcast_to(options["image_size"], 2).tolist())
+      if (image, options["window"]) != (own["image_size"], own["window"]):
+        options["pretrained_windows"] = given.get(
+          "pretrained_windows", self._windows()
+        )
+    return options
+
+  def check(
+    self,
+    model: Any,
+    *,
+    head: str = "strict",
+    resize_positions: bool = False,
+    convert_channels: bool = False,
+    wording: Wording = arguments,
+  ) -> None:
+    """Compares the options that change the logits with those of a model.
+
+    Args:
+      model: Model, possibly abstract.
+      head: "fresh" leaves the number of classes out.
+      resize_positions: Whether the image size may differ, and for a Swin-V2 the
+        window, if its `pretrained_windows` are the windows of the source.
+      convert_channels: Whether the number of channels may differ.
+      wording: How the message names the options to set.
+
+    Raises:
+      PretrainedError: If options differ; the message names all of them, with
+        both values.
+    """
+    trains = {key.option for key in TABLES[self.family].keys if key.trains}
+    wanted = {n: g for n, g in self.options.items() if n not in trains}
+    if head == "fresh":
+      wanted.pop("num_classes", None)
+    if convert_channels:
+      wanted.pop("in_channels", None)
+    if resize_positions:
+      wanted |= self._resized(model)
+    differ, fixes = [], {}
+    for name, given in wanted.items():
+      got = getattr(model, name)
+      if given.value is ... or _same(got, given.value):
+        continue
+      key = ""
+      if isinstance(given.theirs, dict):  # names of classes
+        key = f" ({given.key} of {len(given.theirs)})"
+      elif given.key:
+        key = f" ({given.key}={text(given.theirs)})"
+      differ.append(f"{name}={given.value!r}{key}, got {got!r}")
+      fixes |= _fix(name, given.value)
+    if differ:
+      raise PretrainedError(
+        f"{self.where}: these weights are of a {self.family} with another"
+        f" function: expected {'; '.join(differ)}; set {wording(**fixes)}"
+        + f", or {wording(resize_positions=True)}"
+        * ("image_size" in fixes)
+      )
+
+  def _resized(self, model: Any) -> dict[str, Given]:
+    """What a model for images of another size must have."""
+    free = Given("", None, ...)
+    result = {"image_size": free}
+    if self.family == "SwinV2":
+      own = self.options
+      same = all(
+        getattr(model, name) == own[name].value
+        for name in ("image_size", "window")
+      )
+      if not same:
+        sides = Given("", None, self._windows())
+        result |= {"window": free, "pretrained_windows": sides}
+    return result
+
+  def _windows(self) -> tuple[int, ...]:
+    """The window that the position bias of each stage was trained with."""
+    own = {name: option.value for name, option in self.options.items()}
+    rows = own["image_size"][0] // own["patch"]
+    return tuple(
+      side or min(own["window"], rows >> i)
+      for i, side in enumerate(own["pretrained_windows"])
+    )
 
 
-def _swin_v2(model: SwinV2) -> dict[str, Any]:
-  ((_, block, _), *_) = stack.named("blocks", model.stages[0].blocks)
-  return {
-    "architectures": ["Swinv2ForImageClassification"],
-    "model_type": "swinv2",
-    "embed_dim": model.width,
-    "depths": list(model.depths),
-    "num_heads": [model.heads << i for i in range(len(model.depths))],
-    "window_size": model.window,
-    "pretrained_window_sizes": list(model.pretrained_windows),
-    "mlp_ratio": float(model.mlp_ratio),
-    "qkv_bias": block.attn.q.bias is not None,
-    "hidden_act": "gelu",
-    "layer_norm_eps": EPSILON,
-    "drop_path_rate": float(model.drop_path),
-    "image_size": _side(model.image_size),
-    "patch_size": model.patch,
-    "num_channels": model.in_channels,
-    **_labels(model.num_classes),
-  }
+def _fix(name: str, value: Any) -> dict[str, Any]:
+  """The options to set if one differs."""
+  if name == "num_classes":
+    return {"head": "fresh"}
+  if name == "in_channels":
+    return {"convert_channels": True}
+  return {name: value}
 
 
-def _t5(model: T5) -> dict[str, Any]:
-  ((_, block, _), *_) = stack.named("blocks", model.encoder.blocks)
-  return {
-    "architectures": ["T5ForConditionalGeneration"],
-    "model_type": "t5",
-    "is_encoder_decoder": True,
-    "vocab_size": model.vocab,
-    "d_model": model.width,
-    "d_kv": model.head_dim,
-    "d_ff": model.mlp_dim,
-    "num_layers": model.depth,
-    "num_decoder_layers": model.decoder_depth,
-    "num_heads": model.heads,
-    "relative_attention_num_buckets": model.num_buckets,
-    "relative_attention_max_distance": model.max_distance,
-    "feed_forward_proj": "relu" if "wi" in block.mlp.names else "gated-gelu",
-    "layer_norm_epsilon": 1e-6,
-    "dropout_rate": float(block.dropout.rate),
-    # The library also scales the output depending on this.
-    "tie_word_embeddings": model.tied,
-    "pad_token_id": PAD,
-    "eos_token_id": EOS,
-    "decoder_start_token_id": PAD,
-  }
+def _same(a: Any, b: Any) -> bool:
+  if isinstance(a, float) and isinstance(b, float):
+    return math.isclose(a, b, rel_tol=1e-6)  # digits of a float32
+  return a == b
 
 
-_CONFIGS: dict[str, Callable[[Any], dict[str, Any]]] = {
-  "SwinV2": _swin_v2,
-  "T5": _t5,
-  "ViT": _vit,
-}
+def read_config(
+  path: str | Path, tensors: Mapping[str, Tensor], family: str | None = None
+) -> Config | None:
+  """Reads the config.json of `transformers` that lies beside weights.
+
+  Args:
+    path: File of weights or its directory.
+    tensors: The weights.
+    family: Name of the class of the model to load. None takes that of the file.
+
+  Returns:
+    The options; None without a config.json, or for one of another program.
+
+  Raises:
+    PretrainedError: If the file is damaged, of another family, or asks for what
+      ours lacks.
+  """
+  path = Path(path)
+  place = (path if path.is_dir() else path.parent) / NAME
+  if path.suffix == ".npz" or not place.is_file():
+    return None
+  try:
+    fields = _fields(place)
+    families = {
+      kind: name for name, table in TABLES.items() for kind in table.types
+    }
+    kind = fields.get("model_type")
+    if kind is None:
+      if family is None:
+        return None
+      if not any(key.name in fields for key in TABLES[family].keys):
+        return None
+      own = family
+    elif not isinstance(kind, str) or kind not in families:
+      raise PretrainedError(
+        f"model_type: expected one of {', '.join(sorted(families))}, got"
+        f" {text(kind)}"
+      )
+    else:
+      own = families[kind]
+    if family not in (None, own):
+      raise PretrainedError(
+        f"model_type: expected weights of a {family}, got those of a {own}"
+        f" ({text(kind)})"
+      )
+    options = TABLES[own].read(fields, tensors)
+    for name in ("depth", "decoder_depth", "depths"):
+      if name in options:
+        _check_depth(options[name], len(tensors))
+    return Config(str(place), own, options)
+  except PretrainedError as error:
+    raise PretrainedError(f"{place}: {error}") from error
 
 
-def _side(sides: tuple[int, int]) -> int | list[int]:
-  height, width = sides
-  return height if height == width else [height, width]
+def _check_depth(given: Given, tensors: int) -> None:
+  """Raises if a model would be built that has more blocks than the file."""
+  depths = given.value if isinstance(given.value, tuple) else (given.value,)
+  if not all(0 < depth <= tensors for depth in depths):
+    raise PretrainedError(
+      f"{given.key}: expected 1 to {tensors} blocks, the number of tensors, got"
+      f" {text(given.theirs)}"
+    )
 
 
-def _labels(count: int) -> dict[str, Any]:
-  """The names of the classes; transformers takes their number from them."""
-  names = [f"LABEL_{i}" for i in range(count)]
-  return {
-    "id2label": {str(i): name for i, name in enumerate(names)},
-    "label2id": {name: i for i, name in enumerate(names)},
-  }
+def _fields(place: Path) -> dict[str, Any]:
+  try:
+    size = place.stat().st_size
+    if size > _MOST_BYTES:
+      raise PretrainedError(f"expected at most {_MOST_BYTES} bytes, got {size}")
+    fields = json.loads(place.read_bytes())
+  except (OSError, ValueError, RecursionError) as error:
+    if isinstance(error, PretrainedError):
+      raise
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise PretrainedError(
+      f"not a JSON file ({reason}); fetch it again"
+    ) from error
+  if not isinstance(fields, dict):
+    raise PretrainedError(f"expected a JSON object, got {text(fields)}")
+  return fields

@@ -14,7 +14,14 @@ from flax import nnx
 
 from figs_jax.models.pretrained import swin_v2, t5, vit
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
-from figs_jax.models.pretrained.names import KINDS, Dialect, Layout, Size
+from figs_jax.models.pretrained.names import (
+  KINDS,
+  Dialect,
+  Layout,
+  Size,
+  Wording,
+  arguments,
+)
 
 # By the name of the model's class; files are written in the first dialect.
 TABLES: dict[str, tuple[Dialect, ...]] = {
@@ -24,6 +31,7 @@ TABLES: dict[str, tuple[Dialect, ...]] = {
 }
 _HEAD = ("head/kernel", "head/bias")
 _POSITIONS = "pos_embed"
+_PATCHES = "patch_embed/kernel"  # [height, width, channels, width]
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -96,7 +104,9 @@ def matched(
   *,
   head: str = "strict",
   resize_positions: bool = False,
+  convert_channels: bool = False,
   where: str,
+  wording: Wording = arguments,
 ) -> dict[str, np.ndarray]:
   """The model's parameters by path, from named tensors.
 
@@ -105,14 +115,17 @@ def matched(
     tensors: Tensors from `opened`, or from another model's `published`.
     head: "strict" or "fresh", see `pretrained.load`.
     resize_positions: Whether to interpolate positions, see `pretrained.load`.
+    convert_channels: Whether to convert the patch kernel between one and three
+      channels, see `pretrained.load`.
     where: Source of the tensors, for error messages.
+    wording: How error messages name the options to set.
 
   Raises:
     PretrainedError: If the tensors do not fit, see `pretrained.load`.
   """
   if head not in ("strict", "fresh"):
     raise PretrainedError(f"Expected head of 'strict' or 'fresh', got {head!r}")
-  tensors = _without_training_state(tensors)
+  tensors = without_training_state(tensors)
   dialect = _spoken(model, tensors, where)
   places = {
     path: _place(dialect, path, tuple(leaf.shape))
@@ -125,7 +138,7 @@ def matched(
       for name, tensor in tensors.items()
       if not _of_head(dialect, name)
     }
-  _check_names(model, dialect, places, tensors, where)
+  _check_names(model, dialect, places, tensors, where, wording)
   weights = {}
   leaves = parameters_of(model)
   for path in sorted(places, key=_HEAD.__contains__):  # the head last
@@ -134,9 +147,15 @@ def matched(
     if path == _POSITIONS:
       stored = tensors[place.names[0]]
       of_class = dialect.class_position
-      value = _positions(model, stored, of_class, resize_positions, where)
+      value = _positions(
+        model, stored, of_class, resize_positions, where, wording
+      )
+    elif path == _PATCHES:
+      value = _patch_kernel(
+        model, place, shape, tensors, convert_channels, where, wording
+      )
     else:
-      _check_shapes(model, place, path, shape, tensors, where)
+      _check_shapes(model, place, path, shape, tensors, where, wording)
       value = place.array(tensors, shape)
     # The model keeps its own dtypes.
     weights[path] = value.astype(leaf.dtype)
@@ -157,7 +176,7 @@ def _dialects(model: nnx.Module) -> tuple[Dialect, ...]:
   return TABLES[name]
 
 
-def _without_training_state(
+def without_training_state(
   tensors: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
   """The tensors below `params/`, where big_vision files have the weights."""
@@ -214,11 +233,14 @@ def _place(dialect: Dialect, path: str, shape: Size) -> Place:
 
 def _known(dialect: Dialect) -> re.Pattern[str]:
   """A regex of all names in the dialect."""
-  names = [
-    re.sub(r"\\{(i|s|s\\\+1)\\}", r"\\d+", re.escape(theirs))
-    for theirs, *_ in _leaves(dialect)
-  ]
+  names = [_pattern(theirs).pattern for theirs, *_ in _leaves(dialect)]
   return re.compile("|".join(names))
+
+
+def _pattern(theirs: str) -> re.Pattern[str]:
+  """A regex of the names that one name in a table stands for."""
+  numbered = re.sub(r"\\{(i|s|s\\\+1)\\}", r"\\d+", re.escape(theirs))
+  return re.compile(numbered)
 
 
 def _spoken(
@@ -271,25 +293,51 @@ def _check_names(
   places: Mapping[str, Place],
   tensors: Mapping[str, Tensor],
   where: str,
+  wording: Wording,
 ) -> None:
   """Raises PretrainedError at the first missing or unexpected tensor."""
   places_of = {n: path for path, place in places.items() for n in place.names}
   for name in sorted(tensors.keys() - places_of.keys()):
-    _check_extra(model, dialect, tensors, name, where)
+    _check_extra(model, dialect, tensors, name, where, wording)
   for name, path in places_of.items():
     if name not in tensors:
       raise PretrainedError(
         f"{where}: {name} is missing, which holds {path} of the"
-        f" {type(model).__name__}{_fix(path)}"
+        f" {type(model).__name__}{_fix(model, path, wording, lacks=True)}"
       )
 
 
-def _fix(path: str) -> str:
-  if path in _HEAD:
-    return "; head='fresh' keeps the model's own head"
-  if path == "shared/embedding":
-    return "; set vocab= to the size of the file's vocabulary, and use that one"
-  return ""
+def _fix(
+  model: Any, path: str, wording: Wording, *, lacks: bool | None = None
+) -> str:
+  """The option to set for a parameter that does not fit, or "".
+
+  Args:
+    model: Model that the parameter is of.
+    path: Path of the parameter, or a regular expression of it.
+    wording: How the message names options.
+    lacks: Whether the file lacks it; False if the model does, None if both have
+      it with different shapes.
+  """
+  options: dict[str, Any] = {}
+  if path.startswith("head/") and lacks and type(model).__name__ == "T5":
+    options = {"tied": True}
+  elif path in _HEAD:
+    return f"; {wording(head='fresh')} keeps the model's own head"
+  elif path == "shared/embedding":
+    return (
+      f"; set {wording(vocab=...)} to the size of the file's vocabulary, and"
+      " use that one"
+    )
+  elif lacks is not None and path.startswith("cls_token"):
+    options = {"pool": "gap" if lacks else "cls"}
+  elif lacks is not None and path.startswith("pos_embed"):
+    options = {"pos": "sincos" if lacks else "learned"}
+  elif lacks is not None and re.search(r"attn/[qkv]/bias$", path):
+    options = {"qkv_bias": not lacks}
+  elif lacks is not None and "mlp/wi" in path:
+    options = {"gated": ("wi_" in path) != lacks}
+  return f"; set {wording(**options)}" if options else ""
 
 
 def _check_extra(
@@ -298,6 +346,7 @@ def _check_extra(
   tensors: Mapping[str, Tensor],
   name: str,
   where: str,
+  wording: Wording,
 ) -> None:
   """Raises PretrainedError unless a further tensor is a known duplicate."""
   for pattern, why in dialect.refused:
@@ -310,10 +359,16 @@ def _check_extra(
     if check and not check(model, tensors, name, **match.groupdict()):
       raise PretrainedError(
         f"{where}: unexpected value of {name} for this {type(model).__name__}:"
-        f" {dialect.hint}"
+        f" {dialect.hint(wording)}"
       )
     return
-  hint = "; head='fresh' ignores it" if _of_head(dialect, name) else ""
+  hint = ""
+  if _of_head(dialect, name):
+    hint = f"; {wording(head='fresh')} ignores it"
+  else:
+    for theirs, ours, *_ in _leaves(dialect):
+      if _pattern(theirs).fullmatch(name):
+        hint = _fix(model, ours.pattern, wording, lacks=False)
   raise PretrainedError(
     f"{where}: unexpected tensor {name} {list(tensors[name].shape)}: this"
     f" {type(model).__name__} has no such parameter; check its sizes and"
@@ -328,6 +383,7 @@ def _check_shapes(
   shape: Size,
   tensors: Mapping[str, Tensor],
   where: str,
+  wording: Wording,
 ) -> None:
   want = place.shape(shape, _heads(model))
   for name in place.names:
@@ -340,12 +396,54 @@ def _check_shapes(
     if got.shape != want:
       raise PretrainedError(
         f"{where}: {name} has shape {list(got.shape)}, but {path}"
-        f" {list(shape)} needs {list(want)}{_fix(path)}"
+        f" {list(shape)} needs {list(want)}{_fix(model, path, wording)}"
       )
 
 
+def _patch_kernel(
+  model: Any,
+  place: Place,
+  shape: Size,
+  tensors: Mapping[str, Tensor],
+  convert: bool,
+  where: str,
+  wording: Wording,
+) -> np.ndarray:
+  """The patch kernel, converted to the channels of the model if asked for.
+
+  A gray image stands for three equal channels, so three kernels are added up.
+  One kernel is repeated in thirds.
+  """
+  height, width, channels, features = shape
+  for other in {1: (3,), 3: (1,)}.get(channels, ()):
+    stored = (height, width, other, features)
+    theirs = place.shape(stored, _heads(model))
+    if tensors[place.names[0]].shape != theirs:
+      continue
+    if not convert:
+      raise PretrainedError(
+        f"{where}: expected a patch kernel for images with {channels}"
+        f" channel{'s' * (channels > 1)}, got one for {other}; set"
+        f" {wording(convert_channels=True)} to convert it"
+      )
+    _check_shapes(model, place, _PATCHES, stored, tensors, where, wording)
+    kernel = place.array(tensors, stored).astype(np.float32)
+    return (
+      kernel.sum(2, keepdims=True)
+      if channels == 1
+      else (np.repeat(kernel / 3, 3, axis=2))
+    )
+  _check_shapes(model, place, _PATCHES, shape, tensors, where, wording)
+  return place.array(tensors, shape)
+
+
 def _positions(
-  model: Any, stored: Tensor, of_class: bool, resize: bool, where: str
+  model: Any,
+  stored: Tensor,
+  of_class: bool,
+  resize: bool,
+  where: str,
+  wording: Wording,
 ) -> np.ndarray:
   """Position embeddings [1, tokens, width] for the model's grid.
 
@@ -369,8 +467,8 @@ def _positions(
   if grid != height * width and not (resize and side**2 == grid):
     raise PretrainedError(
       f"{where}: expected positions of {model.tokens} tokens (a grid of"
-      f" {height} x {width}), got {count}; set image_size to that of the file,"
-      " or resize_positions=True for a square grid"
+      f" {height} x {width}), got {count}; set {wording(image_size=...)} as in"
+      f" the file, or {wording(resize_positions=True)} for a square grid"
     )
   table = stored.read()
   first = np.zeros((extra, model.width), table.dtype)

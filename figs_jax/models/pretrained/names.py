@@ -14,8 +14,22 @@ from typing import Any
 
 import numpy as np
 
+# The options to set, in words: `arguments`, or flags of a program.
+Wording = Callable[..., str]
 Row = tuple[str, str, str | tuple[str, str, str]]
 Size = tuple[int, ...]
+
+
+def arguments(**options: Any) -> str:
+  """Options as arguments in Python; an ellipsis leaves the value open.
+
+  >>> arguments(heads=4, gelu="exact", window=...)
+  "heads=4, gelu='exact', window="
+  """
+  return ", ".join(
+    f"{name}={'' if value is ... else repr(value)}"
+    for name, value in options.items()
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +100,7 @@ class Dialect:
     heads: Regular expression of names beside the classifier that belong to one
       task and are ignored with a fresh head.
     refused: Pairs (regular expression of names, part that the model lacks).
-    hint: Fix to suggest if a check fails.
+    hint: Fix to suggest if a check fails, for a wording of options.
     class_position: Whether a class token always has a position embedding.
   """
 
@@ -95,7 +109,7 @@ class Dialect:
   duplicates: tuple[tuple[str, Callable[..., bool] | None], ...] = ()
   heads: str = "(?!)"
   refused: tuple[tuple[str, str], ...] = ()
-  hint: str = ""
+  hint: Callable[[Wording], str] = lambda wording: ""
   class_position: bool = True
 
   def bare(self, prefix: str) -> Dialect:

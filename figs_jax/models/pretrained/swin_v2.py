@@ -1,20 +1,43 @@
-"""Names of Swin-V2's parameters in published files."""
+"""Swin-V2's parameters in published files, and the keys of its config.json."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from figs_jax.models import windows
-from figs_jax.models.pretrained.names import Dialect, under
-
-_HINT = (
-  "the windows have another size; set window= to the file's, or"
-  " pretrained_windows= to those it was trained with"
+from figs_jax.models import stack, windows
+from figs_jax.models.pretrained.files import PretrainedError
+from figs_jax.models.pretrained.keys import (
+  CLASS_COUNT,
+  CLASSES,
+  COUNT,
+  FLAG,
+  INTEGERS,
+  NUMBER,
+  SIDE,
+  SIDES,
+  Fields,
+  Fixed,
+  Follows,
+  Form,
+  Given,
+  Key,
+  Table,
+  text,
 )
+from figs_jax.models.pretrained.names import Dialect, Wording, under
+from figs_jax.models.swin_v2_stage import EPSILON
+
+
+def _hint(wording: Wording) -> str:
+  return (
+    f"the windows have another size; set {wording(window=...)} to the file's,"
+    f" or {wording(pretrained_windows=...)} to those it was trained with"
+  )
 
 
 def _places(model: Any, tensors: Any, name: str, **stage: str) -> bool:
@@ -89,7 +112,7 @@ _HUGGING_FACE = Dialect(
       ("relative_coords_table", _offsets),
     )
   ),
-  hint=_HINT,
+  hint=_hint,
 )
 
 
@@ -136,7 +159,7 @@ def _original(name: str, merge: str, head: str) -> Dialect:
       # A function of the image size only.
       (r"layers\.\d+\.blocks\.\d+\.attn_mask", None),
     ),
-    hint=_HINT,
+    hint=_hint,
   )
 
 
@@ -145,4 +168,103 @@ DIALECTS = (
   _HUGGING_FACE.bare("swinv2."),
   _original("Swin-Transformer", "layers.{s}.downsample.", "head"),
   _original("timm", "layers.{s+1}.downsample.", "head.fc"),
+)
+
+
+def _first(heads: Any) -> int | None:
+  """The heads of the first stage, if they double from stage to stage."""
+  heads = INTEGERS.read(heads)
+  if not heads or heads[0] < 1:
+    return None
+  doubled = tuple(heads[0] << i for i in range(len(heads)))
+  return heads[0] if heads == doubled else None
+
+
+def _of_stages(
+  fields: Fields, options: Mapping[str, Given], tensors: Any
+) -> dict[str, Given]:
+  """Options with a value per stage; the library ignores further ones."""
+  stages = len(options["depths"].value)
+  for name in ("heads", "pretrained_windows"):
+    given = options[name]
+    if len(given.theirs) < stages:
+      raise PretrainedError(
+        f"{given.key}: expected a number for each of {stages} stages, got"
+        f" {text(given.theirs)}"
+      )
+  sides = options["pretrained_windows"]
+  return {"pretrained_windows": sides._replace(value=sides.value[:stages])}
+
+
+def _dropout(model: Any, of_attention: bool) -> float:
+  ((_, block, _), *_) = stack.named("blocks", model.stages[0].blocks)
+  return float((block.attn if of_attention else block).dropout.rate)
+
+
+CONFIG = Table(
+  architecture="Swinv2ForImageClassification",
+  types={"swinv2": {}},
+  keys=(
+    Key("embed_dim", "width", 96, COUNT),
+    Key("depths", "depths", [2, 2, 6, 2], INTEGERS),
+    Key(
+      "num_heads",
+      "heads",
+      [3, 6, 12, 24],
+      Form("numbers that double from stage to stage", _first),
+      lambda model: [model.heads << i for i in range(len(model.depths))],
+    ),
+    Key("window_size", "window", 7, COUNT),
+    Key(
+      "pretrained_window_sizes",
+      "pretrained_windows",
+      [0, 0, 0, 0],
+      INTEGERS,
+    ),
+    Key("mlp_ratio", "mlp_ratio", 4.0, NUMBER),
+    Key("patch_size", "patch", 4, SIDE),
+    Key("image_size", "image_size", 224, SIDES),
+    Key("num_channels", "in_channels", 3, COUNT),
+    Key("qkv_bias", "qkv_bias", True, FLAG),
+    CLASSES,
+    Key(
+      "hidden_dropout_prob",
+      "dropout",
+      0.0,
+      NUMBER,
+      lambda model: _dropout(model, of_attention=False),
+      trains=True,
+    ),
+    Key(
+      "attention_probs_dropout_prob",
+      "attention_dropout",
+      0.0,
+      NUMBER,
+      lambda model: _dropout(model, of_attention=True),
+      trains=True,
+    ),
+    Key("drop_path_rate", "drop_path", 0.1, NUMBER, trains=True),
+  ),
+  fixed=(
+    Fixed("hidden_act", "gelu", ("gelu_python",)),
+    Fixed("layer_norm_eps", EPSILON),
+    Fixed("use_absolute_embeddings", False),
+  ),
+  follows=(
+    CLASS_COUNT,
+    Follows("num_layers", lambda fields: len(fields["depths"])),
+    Follows(
+      "hidden_size",
+      lambda fields: fields["embed_dim"] << (len(fields["depths"]) - 1),
+    ),
+  ),
+  # Of backbones and masked images; `path_norm` is not read by the library.
+  harmless=(
+    "encoder_stride",
+    "out_features",
+    "out_indices",
+    "path_norm",
+    "stage_names",
+  ),
+  more=_of_stages,
 )

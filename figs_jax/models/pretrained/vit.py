@@ -1,7 +1,21 @@
-"""Names of ViT's parameters in published files."""
+"""Names of ViT's parameters in published files, and keys of its config.json."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from figs_jax.models import stack
+from figs_jax.models.pretrained.keys import (
+  CLASS_COUNT,
+  CLASSES,
+  COUNT,
+  FLAG,
+  NUMBER,
+  SIDES,
+  Key,
+  Table,
+  words,
+)
 from figs_jax.models.pretrained.names import Dialect, Row, under
 
 _ENDS: tuple[Row, ...] = (
@@ -124,4 +138,61 @@ DIALECTS = (
   _flax("big_vision before 2022", "Transformer/pos_embedding", *_NEW),
   _flax("vision_transformer", _POSEMBED, *_NEW),
   _flax("vision_transformer, first", _POSEMBED, *_OLD),
+)
+
+
+def _attention_dropout(model: Any) -> float:
+  ((_, block, _), *_) = stack.named("blocks", model.blocks)
+  return float(block.attn.dropout.rate)
+
+
+CONFIG = Table(
+  architecture="ViTForImageClassification",
+  types={"vit": {}},
+  keys=(
+    Key("hidden_size", "width", 768, COUNT),
+    Key("num_hidden_layers", "depth", 12, COUNT),
+    Key("num_attention_heads", "heads", 12, COUNT),
+    Key("intermediate_size", "mlp_dim", 3072, COUNT),
+    Key("patch_size", "patch", 16, SIDES),
+    Key("image_size", "image_size", 224, SIDES),
+    Key("num_channels", "in_channels", 3, COUNT),
+    Key("qkv_bias", "qkv_bias", True, FLAG),
+    Key("layer_norm_eps", "norm_epsilon", 1e-12, NUMBER),
+    Key(
+      "hidden_act",
+      "gelu",
+      "gelu",
+      words(
+        {
+          "gelu": "exact",
+          "gelu_python": "exact",
+          "gelu_pytorch_tanh": "tanh",
+          "gelu_new": "tanh",
+          "gelu_fast": "tanh",
+        }
+      ),
+    ),
+    CLASSES,
+    Key(
+      "hidden_dropout_prob",
+      "dropout",
+      0.0,
+      NUMBER,
+      lambda model: float(model.dropout.rate),
+      trains=True,
+    ),
+    Key(
+      "attention_probs_dropout_prob",
+      "attention_dropout",
+      0.0,
+      NUMBER,
+      _attention_dropout,
+      trains=True,
+    ),
+  ),
+  follows=(CLASS_COUNT,),
+  # Of models without a head and for masked images.
+  harmless=("encoder_stride", "pooler_act", "pooler_output_size"),
+  implied={"pool": "cls", "pos": "learned"},
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from figs_jax.core.pattern import NM
-from figs_jax.engine import parse
+from figs_jax.engine import parse, sweep
 from figs_jax.engine.sweeps.axes import as_axes, designs, read_axis
 
 
@@ -105,3 +105,12 @@ def test_bad_designs(axes, words):
   with pytest.raises(ValueError, match=words) as error:
     designs([parse("ws"), parse("figs")], axes)
   assert "\n" not in str(error.value)
+
+
+def test_selected_points_name_choices_at_their_defaults():
+  gemm = {"M": [8], "N": [8], "K": [8], "overlap": ["none", "full"]}
+  every = sweep("figs", gemm | {"alpha": [7, 15]}).smallest("cycles", 4)
+  assert set(every["design"].tolist()) == {
+    f"figs:32x16:alpha={alpha}:overlap={overlap}"
+    for alpha in (7, 15) for overlap in ("none", "full")
+  }  # fmt: skip
