@@ -206,7 +206,8 @@ def _greedy(
   rng = np.random.default_rng(seed)
   kept = search.value.sum(dtype=np.float64)
   for _ in range(escapes):
-    best = [a.copy() for a in (search.order, search.gain, search.move)]
+    order, gain = search.order.copy(), search.gain.copy()
+    move = search.move.copy()
     stripes = rng.choice(search.count, 3, replace=False)
     places = stripes * m + rng.integers(m, size=3)
     search.order[places] = search.order[np.roll(places, 1)]
@@ -216,8 +217,8 @@ def _greedy(
     if value > kept * (1 + _ROUNDING / search.count):
       kept = value
       continue
-    changed = (best[0] != search.order).reshape(-1, m).any(axis=1)
-    search.order, search.gain, search.move = best
+    changed = (order != search.order).reshape(-1, m).any(axis=1)
+    search.order, search.gain, search.move = order, gain, move
     if changed.any():
       search.refresh(np.flatnonzero(changed))
   return search.order
