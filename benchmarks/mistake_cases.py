@@ -370,6 +370,7 @@ CALLS: tuple[tuple[str, str], ...] = (
     "learning_rate",
   ),
   ("train({'lr': 1e-3}, '{new}')", "default_config"),
+  ("train(None, '{new}', model=nnx.Linear)", "default_config"),
   (
     "train(default_config('figs'), '{new}',"
     " data=[{'image': np.zeros((8, 8)), 'label': 0}] * 9)",

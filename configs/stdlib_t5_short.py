@@ -14,7 +14,7 @@ sizes come from docs/results/text_search.md.
 from figs_jax.train.config import default_config
 
 
-def get_config(arg: str = "dense"):
+def get_config(arg: str = "figs"):
   """The experiment under the recipe named by `arg`."""
   config = default_config(arg or "dense", "t5")
   config.variant = "custom"

@@ -369,6 +369,10 @@ def _selected(tables, engines, axes, options) -> tuple[bytes, str, int]:
 
 def _check_flags() -> None:
   texts = (
+    _LAYERS,
+    _MODEL,
+    _WORKDIR,
+    _WEIGHTS,
     _ENERGY,
     _DTYPE,
     _AREA,

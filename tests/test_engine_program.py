@@ -132,7 +132,7 @@ def test_every_layer_goes_to_a_file_of_its_own(table, tmp_path):
     (*flags, "--layers_out", table, "--overwrite"),
   )
   assert kept == [0, "", ""]
-  rows = list(csv.DictReader(layers.open()))
+  rows = list(csv.DictReader(layers.read_text().splitlines()))
   assert [row["count"] for row in rows] == ["12", "1"] * 2
   assert [row["energy_pj"] for row in rows[2:]] == ["n/a"] * 2
   assert "qk × 12" in out.read_text()
@@ -417,7 +417,7 @@ def test_only_files_are_replaced_and_links_lead_to_them(tmp_path, capsys):
   assert link.is_symlink() and (tmp_path / "file").read_bytes() == b"three"
 
 
-@pytest.mark.parametrize("flag", ["--energy", "--out", "--sweep"])
+@pytest.mark.parametrize("flag", ["--energy", "--model", "--out", "--sweep"])
 def test_an_empty_flag_is_refused(table, flag):
   done = program("--layers", table, f"{flag}=")
   assert_one_clear_line(done, f"{flag} is empty")

@@ -41,8 +41,8 @@ def test_the_loop_example_is_short():
 def test_the_run_of_the_commands_has_masks_to_be_drawn():
   """launch/plot.py shows six checkpoints, the first to the last of the run."""
   (command,) = re.findall(
-    r"launch/train.py --config (\S+):figs (.*?)\npython", README.read_text(),
-    re.DOTALL,
+    r"^python launch/train.py --config (\S+):figs (.*?)\npython",
+    README.read_text(), re.DOTALL | re.MULTILINE,
   )  # fmt: skip
   path, options = command
   config = runpy.run_path(str(ROOT / path))["get_config"]("figs")

@@ -17,13 +17,14 @@ from figs_jax.analysis.pareto import by_configuration
 from figs_jax.analysis.statistics import holm
 from figs_jax.models.flops import TrainFlops, train_flops
 from figs_jax.train import schema
+from figs_jax.train.config import FREE
 
 METRICS = ("loss", "accuracy")
 # Fields with a column of their own, and those that change no result.
 _NOT_VARYING = {
   "family", "variant", "data.name", "recipe.name", "pattern", "seed", "seeds",
-  "seeds_mode", "diagnose_every", "checkpoint_every", "log_every", "keep",
-  "progress", "recipe_file", "recipe_sha256", "data.data_dir",
+  "seeds_mode", "diagnose_every", "checkpoint_every", "recipe_sha256",
+  "model_sha256", *FREE,
 }  # fmt: skip
 
 
@@ -49,7 +50,8 @@ def varying_fields(runs: Sequence[History]) -> dict[str, list[str]]:
   flat = [schema.flat(run.config) for run in runs]
   texts = {
     name: [value_text(config, name) for config in flat]
-    for name in sorted(set().union(*flat) - _NOT_VARYING)
+    for name in sorted(set().union(*flat))
+    if not _NOT_VARYING & {name, name.split(".")[0]}
   }
   return {
     name: values

@@ -22,7 +22,7 @@ from figs_jax.engine import report
 from figs_jax.engine.training import TrainingPhase
 from figs_jax.models.flops import train_flops
 from figs_jax.train import schema
-from figs_jax.train._evaluate import check_dtype
+from figs_jax.train._evaluate import check_dtype_of
 from figs_jax.train.config import (
   FREE,
   ConfigError,
@@ -193,8 +193,6 @@ def cells(
     raise ConfigError(
       f"budget: expected one of {', '.join(_BUDGETS)}, got {config.budget!r}"
     )
-  for dtype in config.dtypes:
-    check_dtype(dtype)
   if not config.grids:
     raise ConfigError("grids: expected at least one, such as {'a': {...}}")
   check_claims(
@@ -225,6 +223,11 @@ def cells(
       raise ConfigError(
         f"cells {other!r} and {cell.name!r} are the same run; remove one"
       )
+    for dtype in config.dtypes:
+      try:
+        check_dtype_of(cell.config, dtype)
+      except ValueError as error:
+        raise ConfigError(f"dtypes, cell {cell.name!r}: {error}") from error
     seen[cell.fingerprint] = cell.name
   return list(all_cells.values())
 

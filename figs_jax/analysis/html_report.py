@@ -30,6 +30,7 @@ from figs_jax.analysis.pareto import ParetoPoint, pareto_points
 from figs_jax.engine.figures import figure_type
 from figs_jax.engine.plots import roofline
 from figs_jax.engine.reports.text import times
+from figs_jax.models.own_model import PYTHON
 from figs_jax.train import schema, seeds
 from figs_jax.train._evaluate import exact_nm, storage
 from figs_jax.train.state import finish
@@ -349,11 +350,13 @@ def _section(
 
 def command(run: History) -> str:
   """The shell command that trains the run again."""
+  model_file = run.config["model_file"]
+  if model_file.startswith(f"{PYTHON}:"):  # of a notebook, which has no file
+    model_file = ""
   values = {
     "config": f"launch/again.py:{run.path / 'config.json'}",
-    # Older versions had no such field.
-    "recipe_file": run.config.get("recipe_file", ""),
-    "model_file": run.config.get("model_file", ""),
+    "recipe_file": run.config["recipe_file"],
+    "model_file": model_file,
     "workdir": f"{run.path}-again",
   }
   flags = [f"--{k} {shlex.quote(v)}" for k, v in values.items() if v]

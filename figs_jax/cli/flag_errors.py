@@ -16,7 +16,7 @@ from figs_jax.core.legal import Legal, Word, suggestion
 _MEANT = {
   "workdir": (
     "run runs rundir runname logdir outputdir outdir output savedir modeldir"
-    " checkpointdir exp expname experiment project dir model_dir"
+    " checkpointdir exp expname experiment project dir"
   ),
   "out": "output outputdir outdir outfile o save savepath dest outputfile",
   "config": "cfg configfile conf c",

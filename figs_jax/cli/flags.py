@@ -180,8 +180,8 @@ def define_model_file() -> flags.FlagHolder[list[str]]:
   """Defines `--model_file`, which may be repeated: FILE:CLASS.
 
   >>> flag = define_model_file()
-  >>> flag.name, flag.value
-  ('model_file', [])
+  >>> flag.name
+  'model_file'
   >>> del flags.FLAGS.model_file
   """
   return flags.DEFINE_multi_string(

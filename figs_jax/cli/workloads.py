@@ -187,6 +187,7 @@ def from_model(
       )
     model = _loaded(model, weights)
   tables = {}
+  listed = models.lists_products(model)
   for batch, seq, context in itertools.product(
     batches, seqs or [None], contexts or [None]
   ):
@@ -198,14 +199,13 @@ def from_model(
     if weights is not None:
       from figs_jax.train.run_rows import layers_of, with_masks
 
-      own = not models.lists_products(model)
       rows = (
-        layers_of(model, batch, zeros=True)
-        if own
-        else with_masks(model, rows, zeros=True)
+        with_masks(model, rows, zeros=True)
+        if listed
+        else layers_of(model, batch, zeros=True)
       )
     forward = None
-    if models.lists_products(model):
+    if listed:
       beside = models.non_gemms_of(model, batch, **lengths)
       length = seq or context or getattr(model, "length", 0)
       forward = Forward.of(beside, length, phase or "")

@@ -112,12 +112,13 @@ def check_range(name: str, classes: int, ignored: int | None = None) -> None:
 def check_arrays(batch: Any) -> None:
   """Raises ValueError at an entry of a batch that JAX cannot read, as text.
 
-  >>> check_arrays({"label": np.array([0, 1])})
+  >>> check_arrays({"label": np.array([0, 1]), "scale": np.float32(2)})
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
     if isinstance(leaf, (jax.Array, int, float, complex)):
       continue
-    if not isinstance(leaf, np.ndarray) or leaf.dtype.kind in "OSUMm":
+    known = isinstance(leaf, (np.ndarray, np.generic))
+    if not known or leaf.dtype.kind in "OSUMm":
       fix = "turn text into integers, such as indices of classes"
       if not isinstance(leaf, (str, bytes, np.ndarray)):
         fix = "pass it as numpy.asarray(...)"

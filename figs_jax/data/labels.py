@@ -25,7 +25,7 @@ def label_weights(labels: Any, classes: int) -> Array:
     classes: Number of classes; labels are 0 to classes - 1.
 
   Raises:
-    ValueError: If labels are no integers, or one that is neither is known.
+    ValueError: If labels are not integers, or one that is neither is known.
 
   >>> label_weights(jnp.array([2, -100]), 3).tolist()
   [1.0, 0.0]

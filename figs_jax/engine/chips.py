@@ -392,7 +392,7 @@ def specs(name: str) -> list[str]:
   word, kinds = name.lower(), ("tensorcore", "gpu", "tpu", "trainium2")
   known = dict.fromkeys(x for kind in kinds for x in names(kind))
   near = [word] if word in known else []
-  near = near or difflib.get_close_matches(word, known, n=2, cutoff=0.7)
+  near = near or sorted(difflib.get_close_matches(word, known, n=2, cutoff=0.7))
   pairs = [(kind, find(kind, x)) for x in near for kind in kinds]
   made = [
     pair[0] if kind == "trainium2" else f"{kind}:{pair[0]}"

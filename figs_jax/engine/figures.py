@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+# Okabe and Ito's colours, which all kinds of vision tell apart, with wine for
+# their pale yellow; black is left for roofs.
 COLOURS = (
   "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#882255",
 )  # fmt: skip

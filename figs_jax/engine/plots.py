@@ -25,8 +25,6 @@ from figs_jax.engine.reports.text import plain, times
 from figs_jax.engine.spec import UNLIMITED, Engine, Gemm
 from figs_jax.engine.timing import PARTS
 
-# Okabe and Ito's colours, which all kinds of vision tell apart, with wine for
-# their pale yellow; black is left for roofs.
 _LENGTH = re.compile(r", (?:seq|context) \d+")  # of a workload's label
 _MOST = 40  # bars or lines that can be told apart
 _PANELS = 9

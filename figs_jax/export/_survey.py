@@ -96,9 +96,10 @@ def survey(path: str | Path) -> Iterator[Finding]:
     try:
       tensors = weights(file)
     except ExportError as error:
-      if file.suffix == SUFFIX:
+      missing = isinstance(error.__cause__, FileNotFoundError)
+      if file.suffix == SUFFIX or not (missing or file.is_file()):
         raise
-      got = "another file" if file.is_file() else "no such file"
+      got = "no such file" if missing else "another file"
       raise ExportError(
         f"{file}: expected a {SUFFIX} file or a directory of them, got {got}"
       ) from error

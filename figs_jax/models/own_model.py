@@ -319,6 +319,7 @@ def register(kind: Kind, source: str = "") -> Kind:
     )
   content = Path(file).read_bytes() if file else None
   sha256 = "" if content is None else hashlib.sha256(content).hexdigest()
+  REGISTERED.pop(kind.__name__, None)  # the newest is the last
   REGISTERED[kind.__name__] = OwnModel(kind, source, sha256)
   return kind
 
@@ -360,8 +361,8 @@ def missing(name: str, source: str) -> str:
   file = source.rpartition(":")[0]
   if file == PYTHON:
     return (
-      f"the model of this run is the class {name} of a program; pass it as"
-      f" model={name}, or its file as --model_file FILE:{name}"
+      f"the model of this run is the class {name} of a program; pass it to"
+      f" figs_jax.models.register, or add --model_file FILE:{name}"
     )
   return (
     f"the model of this run is the class {name} of {file}; add --model_file"
@@ -411,15 +412,15 @@ def _options(kind: type) -> dict[str, tuple[Any, type]]:
   options: dict[str, tuple[Any, type]] = {}
   for name, parameter in _parameters(kind).items():
     default = parameter.default
+    unset = default is parameter.empty or default is None
     if name in FROM_DATA or name == "param_dtype":
       continue
     if name == "dtype":
-      named = default not in (parameter.empty, None)
-      options[name] = (jnp.dtype(default).name if named else str, str)
+      options[name] = (str if unset else jnp.dtype(default).name, str)
     elif type(default) in LEGAL:
       options[name] = (default, type(default))
     elif type_ := _simple(hints.get(name)):
-      if default in (parameter.empty, None):
+      if unset:
         options[name] = (type_, type_)
     elif default is parameter.empty:
       raise ValueError(

@@ -71,7 +71,7 @@ def phases_of(
 
   Raises:
     ValueError: If `steps` or `switched_at` is out of range, or as in
-      `layers_of` and `recipe.bind`.
+      `figs_jax.models.gemms_of` and `recipe.bind`.
 
   >>> from figs_jax import models, recipes
   >>> sizes = {"depth": 1, "image_size": 8, "num_classes": 10}

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import config_dict
 
 from figs_jax import nn
 from figs_jax.core.legal import DTYPES, Either, Legal, Word, suggestion
@@ -409,14 +410,7 @@ def _computed_in(
 ) -> TrainState:
   """The state with a model that computes in this dtype."""
   config = experiment.config.copy_and_resolve_references()
-  legal = schema.legal_values(config.family, config.recipe.name)
-  if "model.dtype" not in legal:
-    raise ValueError(
-      f"dtype: expected {_INT8!r} or none, since {config.family}.__init__ takes"
-      f" no dtype, got {dtype!r}; give it an option dtype"
-    )
-  of_field = legal["model.dtype"]  # one's own class may leave it unset
-  check_dtype(dtype, DTYPES if isinstance(of_field, Either) else of_field)
+  check_dtype_of(config, dtype)
   if dtype == config.model.dtype:
     return state
   config.model.dtype = dtype
@@ -434,6 +428,20 @@ def check_dtype(dtype: str | None, legal: Legal = DTYPES) -> None:
   raise ValueError(
     f"dtype: expected {choices}, got {dtype!r}{suggestion(choices, dtype)}"
   )
+
+
+def check_dtype_of(config: config_dict.ConfigDict, dtype: str) -> None:
+  """Raises unless a run of this configuration can be measured in the dtype."""
+  if dtype == _INT8:
+    return
+  legal = schema.legal_values(config.family, config.recipe.name)
+  if "model.dtype" not in legal:
+    raise ValueError(
+      f"dtype: expected {_INT8!r} or none, since {config.family}.__init__ takes"
+      f" no dtype, got {dtype!r}; give it an option dtype"
+    )
+  of_field = legal["model.dtype"]  # one's own class may leave it unset
+  check_dtype(dtype, DTYPES if isinstance(of_field, Either) else of_field)
 
 
 def speedups(rows: Any, engine_spec: str) -> dict[str, Any]:

@@ -51,8 +51,8 @@ _KINDS: dict[str, type] = {
   "scaled": bool,
 }
 _WARMUP = "optimizer.warmup_steps"
-# Model options without a default of their own: of the variant or the data.
-_NO_DEFAULT = ("head_dim", "gated", "tied", "in_channels")
+# Model options whose default the variant may change.
+OF_VARIANT = ("head_dim", "gated", "tied")
 _OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
 # Fields of saved runs that 0.2.0 has renamed.
 _RENAMED = {"accumulate": "grad_accum_steps"}
@@ -153,7 +153,7 @@ def with_defaults(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   if config.family in models.REGISTERED:  # its options have their defaults
     return config
   for name, default in models.options_of(config.family).items():
-    if name in _NO_DEFAULT or name not in config.model:
+    if name in (*OF_VARIANT, "in_channels") or name not in config.model:
       continue
     if config.model[name] is None and default is not None:
       config.model[name] = default
@@ -247,16 +247,16 @@ def with_model(
     model: The class to register, if a program gives it.
 
   Raises:
-    ConfigError: If `figs_jax.models.register` refuses the class, or the
-      configuration is none or has another family.
+    ConfigError: If `config` is not a `ConfigDict` or has another family, or
+      `figs_jax.models.register` refuses the class.
   """
-  if model is not None:
-    register_model(model, config.get("family"))
   if not isinstance(config, config_dict.ConfigDict):
     raise ConfigError(
       "expected a configuration from default_config(recipe, family), got a"
       f" {type(config).__name__}; set its fields, as in config.seed = 1"
     )
+  if model is not None:
+    register_model(model, config.get("family"))
   config = config.copy_and_resolve_references()
   if own := models.REGISTERED.get(str(config.get("family"))):
     config.model_file, config.model_sha256 = own.source, own.sha256
@@ -387,8 +387,12 @@ def changes(
   Those in `config.allow_change` are not refused.
   """
   changed = differences(completed(saved), plain(config))
+  unknown = set()  # hashes of which one is empty, as of a notebook's class
   if not other_recipe(saved, config.recipe_sha256):
-    changed = [name for name in changed if name != "recipe_sha256"]
+    unknown.add("recipe_sha256")
+  if not other_model(saved):
+    unknown.add("model_sha256")
+  changed = [name for name in changed if name not in unknown]
   free = set(config.allow_change)
   return changed, [
     name for name in changed if not free & {name, name.split(".")[0]}

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from figs_jax import models
 from figs_jax.recipes import docstrings, listing
 from figs_jax.train import schema
+from figs_jax.train.config import OF_VARIANT
 
 _CHANNELS = (
   "Number of channels of the images. Set it to convert a patch kernel of"
@@ -33,7 +34,10 @@ def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
   if config.family in models.FAMILIES:
     for name, default in models.options_of(config.family).items():
       if default is not None and name not in schema.OF_COMPUTATION:
-        known[f"model.{name}"] += f" Unset: that of init_from, or {default}."
+        variant = "variant or " if name in OF_VARIANT else ""
+        known[f"model.{name}"] += (
+          f" Unset: that of {variant}init_from, or {default}."
+        )
     known["model.in_channels"] = _CHANNELS
   recipe = listing.meanings(config.recipe.name)
   known |= {f"recipe.{name}": meaning for name, meaning in recipe.items()}

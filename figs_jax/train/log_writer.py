@@ -80,7 +80,7 @@ class MetricLog:
       writers: Writers that get every row too; they are closed with the log.
       enabled: Whether to do anything; False in all processes but one.
     """
-    self.raised: Exception | None = None  # by a writer
+    self.raised: Exception | None = None  # by a writer beside TensorBoard's
     self._enabled = enabled
     self._watch = watch or Stopwatch(step)
     if not enabled:
@@ -121,7 +121,8 @@ class MetricLog:
       try:
         writer.write(int(step), row)
       except Exception as error:
-        self.raised = error
+        if not isinstance(writer, TensorBoard):  # its errors are the disk's
+          self.raised = error
         error.add_note(f"raised by {type(writer).__name__}.write, step {step}")
         raise
     if self._progress is not None and "loss" in row:
@@ -151,9 +152,11 @@ class MetricLog:
       self._progress.note(line)
 
   def warn(self, line: str) -> None:
-    """Logs a warning beside the progress bar."""
-    shown = self._progress.aside() if self._enabled and self._progress else None
-    with shown or contextlib.nullcontext():
+    """Logs a warning beside the progress bar, in the first process alone."""
+    if not self._enabled:
+      return
+    bar = self._progress
+    with bar.aside() if bar else contextlib.nullcontext():
       _log.warning("%s", line)
 
   def close(self) -> None:

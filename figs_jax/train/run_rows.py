@@ -38,8 +38,8 @@ def layers_of(
     net: Any NNX model, or the workdir of a run. The model of a run is finished
       first: patterns and masks are the target ones at any step. An abstract
       model (`nnx.eval_shape`) needs no memory and has patterns, but no masks.
-    batch: Images or sequences per pass, for models of our families. The batch
-      of a traced model is the leading axis of its example.
+    batch: Images or sequences per pass, for models of our families and of
+      registered classes. With an example, its leading axis is the batch.
     example: Input of the call, for a model of another class: an array or
       `jax.ShapeDtypeStruct`, a tuple of arguments, or a dictionary of keyword
       arguments. A model of ours is traced too if it is given.

@@ -107,6 +107,10 @@ def test_equal_flops_give_sparse_cells_more_steps():
   [
     ({"grids": {}}, "grids: expected at least one"),
     ({"dtypes": ("bf16",)}, "did you mean 'bfloat16'?"),
+    (
+      {"dtypes": ("float16",), "base": "configs/stdlib_t5.py"},
+      "dtypes, cell 'dense': dtype: expected one of 'float32', 'bfloat16'",
+    ),
     ({"budget": "hours"}, "budget: expected one of steps, train_flops"),
     ({"base": "missing.py"}, "base: no such file 'missing.py'"),
     ({"common": {"batch": 3}}, "common: unknown field 'batch'; did you mean"),

@@ -130,7 +130,7 @@ def test_the_area_of_a_design_is_not_summed_over_its_layers():
   designs = sweep("figs", "rows=8,16; clock=500,1000", rows)
   front = designs.pareto("time_ns", "area_mm2")
   mm2 = {
-    f"figs:{r}x16": sum(
+    f"figs:{r}x16:clock=1000": sum(
       Area().square_millimetres(parse(f"figs:{r}x16").parts()).values()
     )
     for r in (8, 16)

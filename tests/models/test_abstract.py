@@ -40,7 +40,7 @@ CASES = {
      "vocab": 16, "input_length": 8, "target_length": 4},
     {
       "width": 16, "depth": 1, "decoder_depth": 1, "heads": 1, "head_dim": 8,
-      "mlp_dim": 24, "gated": True, "tied": False, "vocab": 24,
+      "mlp_dim": 24, "gated": True, "tied": False, "scaled": True, "vocab": 24,
       "num_buckets": 8, "max_distance": 64, "dropout": 0.1, "input_length": 6,
       "target_length": 6, "scan": True, "remat": True, "dtype": "bfloat16",
       "param_dtype": "bfloat16",

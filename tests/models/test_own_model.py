@@ -4,6 +4,7 @@ import hashlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -57,6 +58,7 @@ def test_options_have_the_types_of_their_defaults_or_annotations():
     scale=1.0,
     flag=True,
     act=nnx.relu,
+    means: tuple = np.zeros(3),  # not an option, as no field can hold it
     dtype=jnp.bfloat16,
     *,
     rngs,
@@ -119,6 +121,12 @@ def test_two_files_cannot_share_a_name(tmp_path):
   with pytest.raises(ValueError, match="add --model_file FILE:CLASS"):
     own_model.REGISTERED.clear()
     own_model.newest()
+
+
+def test_the_newest_class_is_the_one_registered_last():
+  for name in ("A", "B", "A"):
+    own_model.register(type(name, (Net,), {}))
+  assert own_model.newest() == "A"
 
 
 def test_a_class_cannot_have_the_name_of_a_family():

@@ -350,7 +350,7 @@ def test_arguments():
     assert sizes(figs.layers_of(net, example=example)) == [
       ("layer", 3, 8, 8, 1)
     ]
-  # Leaves that are no arrays stay Python values.
+  # Leaves other than arrays stay Python values.
   assert figs.layers_of(net, example={"x": x, "skip": True}) == []
   (row,) = figs.layers_of(net, example={"x": x, "y": x})
   assert row["count"] == 2

@@ -54,6 +54,13 @@ def test_a_disk_that_fills_names_the_last_good_step(
 
 
 @pytest.mark.standard_promotion
+def test_events_that_the_disk_refuses_are_one_line(tmp_path, tiny_config):
+  (tmp_path / "tensorboard").write_text("mine")
+  with pytest.raises(SaveError, match="tensorboard.*; no checkpoint was saved"):
+    loop.train(tiny_config(total_steps=2, log_every=1), tmp_path)
+
+
+@pytest.mark.standard_promotion
 def test_a_workdir_deleted_in_the_run_is_one_line(
   tmp_path, tiny_config, monkeypatch
 ):

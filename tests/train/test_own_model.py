@@ -10,6 +10,8 @@ import pytest
 from flax import nnx
 
 from figs_jax import nn
+from figs_jax.analysis.history import histories
+from figs_jax.analysis.html_report import command
 from figs_jax.cli.export import export_run
 from figs_jax.core.masks import is_nm
 from figs_jax.models import own_model
@@ -149,6 +151,18 @@ def test_a_run_goes_on_with_the_same_text_only(run, tmp_path):
     train(config, again, data=DATA)
   config.allow_change = ("model_sha256",)
   assert train(config, again, data=DATA)["finished"]
+
+
+def test_a_run_of_a_notebook_goes_on_with_the_class_in_a_file(tmp_path):
+  scope = {}
+  exec(Path(own_model.source_file(Net)).read_text(), scope)  # no file
+  train(config_of(kind=scope["Net"]), tmp_path, data=DATA)
+  (run,) = histories([tmp_path])
+  assert "--model_file" not in command(run)
+  own_model.REGISTERED.clear()
+  with pytest.raises(ConfigError, match="models.register, or add --model_file"):
+    restore(tmp_path, data=DATA)
+  assert train(config_of(), tmp_path, data=DATA)["finished"]
 
 
 def test_a_sparse_run_starts_from_a_dense_one_with_its_statistics(tmp_path):

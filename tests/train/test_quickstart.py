@@ -43,7 +43,7 @@ MISTAKES = {
   "--sweep=rigl": ["--sweep: expected recipes of --recipes", "'rigl'"],
   "--source=FILE": ["fashion_mnist", "FILE", "train-images-idx3-ubyte"],
   "--patterns=": ["--patterns is empty: give at least one"],
-  "--engines=wss:8x8": ["--engines: ", "'wss'", "'ws'"],
+  "--engines=wss:8x8": ["--engines: ", "'wss'", "'ws:8x8'"],
   "--engines=ws:8": ["--engines: ", "'8'", "ROWSxCOLS"],
   "--steps=9": ["--steps: expected integer >= 10, got '9'"],
   "--seeds=0": ["--seeds: expected a positive integer, got '0'"],

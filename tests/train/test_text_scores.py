@@ -177,7 +177,7 @@ def test_scores_of_tables_are_those_of_scikit_learn():
   rng = np.random.default_rng(0)
   for most in (1, 5, 10**6):
     table = rng.integers(0, most, (3, 2), endpoint=True)
-    # Row 2 stands for texts that are no class, -1 for scikit-learn.
+    # Row 2 stands for all other texts, which are -1 for scikit-learn.
     given, wanted = np.indices(table.shape).reshape(2, -1)
     given = np.where(given == 2, -1, given)
     times = {"sample_weight": table.ravel()}
