@@ -16,6 +16,7 @@ _EXPORTS = {
   "unpack": "figs_jax.core.packing",
   "flow": "figs_jax.core._flow",
   "cite": "figs_jax.recipes.citations",
+  "permute_channels": "figs_jax.nn.channels",
   "sparsify": "figs_jax.nn._sparsify",
   "layers_of": "figs_jax.train.run_rows",
   "train_flops": "figs_jax.models.flops",

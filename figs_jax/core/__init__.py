@@ -18,6 +18,7 @@ from figs_jax.core.masks import (
 )
 from figs_jax.core.packing import Packed, pack, pack_tree, unpack, unpack_tree
 from figs_jax.core.pattern import NM
+from figs_jax.core.permutation import permute
 from figs_jax.core.regrow import regrow_mask
 from figs_jax.core.rules import Rules
 from figs_jax.core.scores import activation, magnitude, saliency
@@ -45,6 +46,7 @@ __all__ = [
   "pack",
   "pack_tree",
   "rank_in_group",
+  "permute",
   "regrow_mask",
   "s_ste",
   "saliency",

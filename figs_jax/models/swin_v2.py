@@ -44,7 +44,7 @@ from figs_jax.models.swin_v2_stage import (
   Stage,
   StageShape,
 )
-from figs_jax.nn import SparseConv
+from figs_jax.nn import Channels, SparseConv
 
 SIZES: dict[str, dict[str, Any]] = {
   "T": {"width": 96, "depths": (2, 2, 6, 2), "heads": 3},
@@ -100,6 +100,10 @@ class SwinV2(nnx.Module):
     conv=r"patch_embed/kernel",
     embed=r"patch_embed/kernel",
     head=r"head/kernel",
+  )
+  movable_channels: ClassVar[tuple[Channels, ...]] = (
+    Channels(_BLOCK + "mlp", producers="fc1", consumer="fc2"),
+    Channels(_BLOCK + "attn", producers="v", consumer="o", heads="heads"),
   )
 
   def __init__(

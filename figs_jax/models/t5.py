@@ -39,6 +39,7 @@ from figs_jax.models.t5_stack import (
   StackShape,
   normal,
 )
+from figs_jax.nn import Channels
 from figs_jax.nn.initializers import drawing_dtype, in_float32
 from figs_jax.nn.layers import rows_dot_general
 
@@ -139,6 +140,12 @@ class T5(nnx.Module):
     v=_BLOCK + r"(?:attn|cross)/v/kernel",
     o=_BLOCK + r"(?:attn|cross)/o/kernel",
     head=r"head/kernel",
+  )
+  movable_channels: ClassVar[tuple[Channels, ...]] = (
+    Channels(_BLOCK + "mlp", producers="wi|wi_[01]", consumer="wo"),
+    Channels(
+      _BLOCK + "(?:attn|cross)", producers="v", consumer="o", heads="heads"
+    ),
   )
 
   def __init__(

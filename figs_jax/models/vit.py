@@ -36,7 +36,7 @@ from figs_jax.models.sizes import (
   check_positive,
   pair,
 )
-from figs_jax.nn import SparseConv
+from figs_jax.nn import Channels, SparseConv
 from figs_jax.nn.initializers import in_float32
 
 SIZES: dict[str, dict[str, int]] = {
@@ -97,6 +97,12 @@ class ViT(nnx.Module):
     conv=r"patch_embed/kernel",
     embed=r"patch_embed/kernel",
     head=r"head/kernel",
+  )
+  movable_channels: ClassVar[tuple[Channels, ...]] = (
+    Channels(r"blocks/(?:\d+/)?mlp", producers="fc1", consumer="fc2"),
+    Channels(
+      r"blocks/(?:\d+/)?attn", producers="v", consumer="o", heads="num_heads"
+    ),
   )
 
   def __init__(

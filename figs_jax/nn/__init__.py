@@ -3,6 +3,7 @@
 from figs_jax.nn._sparsify import masked_leaves, sparsify
 from figs_jax.nn._with_flow import with_flow
 from figs_jax.nn.attention import Attention
+from figs_jax.nn.channels import Channels, PermutedKernel, permute_channels
 from figs_jax.nn.layers import (
   Masked,
   SparseConv,
@@ -15,9 +16,11 @@ from figs_jax.nn.variables import Leak, Mask, Scale
 
 __all__ = [
   "Attention",
+  "Channels",
   "Leak",
   "Mask",
   "Masked",
+  "PermutedKernel",
   "Scale",
   "SparseConv",
   "SparseEinsum",
@@ -25,6 +28,7 @@ __all__ = [
   "SparseLinearGeneral",
   "masked_leaves",
   "merge",
+  "permute_channels",
   "reseed",
   "scales",
   "sparsify",

@@ -63,7 +63,7 @@ def with_flow(model: M, flow: Flow) -> M:
     if flow.soft:
       # One variable where layers share a kernel.
       if id(layer.kernel) not in scales:
-        scales[id(layer.kernel)] = Scale(_scale(layer, pattern, axis, lead))
+        scales[id(layer.kernel)] = Scale(scale_of(layer, pattern, axis, lead))
       layer.scale = scales[id(layer.kernel)]
     if flow.mvue is not None:
       layer.neural_gradient = _stream(flow.mvue, name, lead, _abstract(layer))
@@ -74,7 +74,7 @@ def _abstract(layer: Masked) -> bool:
   return isinstance(layer.kernel.get_raw_value(), jax.ShapeDtypeStruct)
 
 
-def _scale(
+def scale_of(
   layer: Masked, pattern: NM, axis: Axis, lead: tuple[int, ...]
 ) -> Array | jax.ShapeDtypeStruct:
   """beta of each kernel of the stack; abstract if the kernel is."""
