@@ -275,7 +275,16 @@ class _Walk:
 
   def _scan(self, eqn: Any, inputs: list[_Value], times: int) -> Any:
     params, body = eqn.params, eqn.params["jaxpr"].jaxpr
-    first, carried = params["num_consts"], params["num_carry"]
+    # Slices have an axis less inside the body; jax 0.12 no longer counts them.
+    carried = sum(
+      inside.aval.ndim == outside.aval.ndim
+      for inside, outside in zip(body.outvars, eqn.outvars, strict=True)
+    )
+    sliced = sum(
+      inside.aval.ndim < outside.aval.ndim
+      for inside, outside in zip(body.invars, eqn.invars, strict=True)
+    )
+    first = len(inputs) - carried - sliced
     consts, rest = inputs[:first], inputs[first + carried :]
     carry = inputs[first : first + carried]
     slices = [
