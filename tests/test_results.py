@@ -70,6 +70,10 @@ def error(values):
   return values.std(ddof=1) / len(values) ** 0.5
 
 
+def mean_and_error(values):
+  return f"{text_number(values.mean(), 4)} ± {text_number(error(values), 4)}"
+
+
 def recipe_table():
   """Losses above dense of all recipes at four patterns, as the page prints."""
   rows = fashion_rows()
@@ -92,28 +96,19 @@ def recipe_table():
 
 
 def order_table():
+  """Losses of three cells, and of a pair of them, for both orders of data."""
   rows = fashion_rows()
-  settings = ("", "shared order")
-  lines = ""
-  for recipe, pattern in (("dense", ""), ("sr_ste", "1:8"), ("figs", "1:8")):
-    entries = []
-    for setting in settings:
-      loss = of_cell(rows, recipe, pattern, setting).loss
-      entries.append(
-        f"{text_number(loss.mean(), 4)} ± {text_number(error(loss), 4)}"
-      )
-    name = f"{recipe} {pattern}".strip()
-    lines += f"| {name} | {' | '.join(entries)} |\n"
-  entries = []
-  for setting in settings:
-    loss = (
-      of_cell(rows, "figs", "1:8", setting).loss
-      - of_cell(rows, "sr_ste", "1:8", setting).loss
-    )
-    entries.append(
-      f"{text_number(loss.mean(), 4)} ± {text_number(error(loss), 4)}"
-    )
-  return lines + f"| FiGS − SR-STE at 1:8, paired | {' | '.join(entries)} |\n"
+  dense, sr_ste, figs = (
+    [of_cell(rows, *cell, setting).loss for setting in ("", "shared order")]
+    for cell in (("dense", ""), ("sr_ste", "1:8"), ("figs", "1:8"))
+  )
+  pairs = [one - other for one, other in zip(figs, sr_ste, strict=True)]
+  lines = {"dense": dense, "sr_ste 1:8": sr_ste, "figs 1:8": figs}
+  lines["FiGS − SR-STE at 1:8, paired"] = pairs
+  return "".join(
+    f"| {name} | {' | '.join(map(mean_and_error, losses))} |\n"
+    for name, losses in lines.items()
+  )
 
 
 def test_tables_of_all_recipes_and_of_orders_are_those_of_the_rows():

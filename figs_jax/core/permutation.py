@@ -17,7 +17,12 @@ import numpy as np
 
 from figs_jax.core.groups import Groups, normalized
 from figs_jax.core.pattern import NM
-from figs_jax.core.permutation_methods import annealed, exhaustive, learned
+from figs_jax.core.permutation_methods import (
+  annealed,
+  exhaustive,
+  learned,
+  top_sums,
+)
 from figs_jax.core.permutation_moves import gains_of, neighbourhood, refreshed
 from figs_jax.core.types import Array, Shaped
 
@@ -115,8 +120,7 @@ def permute(
 
 
 def _kept(rows: np.ndarray, n: int, m: int) -> float:
-  ranked = np.partition(rows.reshape(len(rows), -1, m), m - n, axis=-1)
-  return float(ranked[..., m - n :].sum(dtype=np.float64))
+  return float(top_sums(rows.reshape(len(rows), -1, m), n).sum())
 
 
 def _canonical(order: np.ndarray, m: int) -> np.ndarray:
@@ -128,7 +132,7 @@ class _Search:
   """Greedy exchanges from an order, with the gains of all pairs of stripes."""
 
   def __init__(self, rows: np.ndarray, n: int, m: int):
-    self.n, self.m = n, m
+    self.m = m
     self.rows = jnp.asarray(rows)
     self.order = np.arange(rows.shape[1])
     self.count = len(self.order) // m

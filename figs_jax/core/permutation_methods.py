@@ -74,15 +74,24 @@ def exhaustive(rows: np.ndarray, n: int, m: int) -> np.ndarray:
   return np.array([c for g in groups for c in range(channels) if g >> c & 1])
 
 
+def top_sums(groups: np.ndarray, n: int) -> np.ndarray:
+  """The sum of the n largest along the last axis, in float64.
+
+  >>> top_sums(np.array([[1.0, 5.0, 3.0]]), 2)
+  array([8.])
+  """
+  least = groups.shape[-1] - n
+  ranked = np.partition(groups, least, axis=-1)
+  return ranked[..., least:].sum(-1, dtype=np.float64)
+
+
 def _subset_values(rows: np.ndarray, n: int, subsets: np.ndarray) -> np.ndarray:
   """The sum of the n largest of each subset over rows, in float64."""
   m = subsets.shape[1]
   step = max(1, 2**22 // (m * len(rows)))
   return np.concatenate(
     [
-      np.partition(rows[:, subsets[i : i + step]], m - n, axis=-1)[
-        ..., m - n :
-      ].sum((0, 2), dtype=np.float64)
+      top_sums(rows[:, subsets[i : i + step]], n).sum(0)
       for i in range(0, len(subsets), step)
     ]
   )
