@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
 from figs_jax import recipes
+from figs_jax.data.fields import TEXT
 from figs_jax.recipes import listing, registry
 from figs_jax.recipes.docstrings import entries
 from figs_jax.recipes.picture import draw, timeline_table
@@ -33,7 +34,6 @@ from figs_jax.train.schema import (
   IMAGES,
   RECIPE,
   SHARED,
-  TEXT,
   flat,
   legal_values,
 )

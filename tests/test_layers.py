@@ -17,7 +17,7 @@ _BELOW_TRAIN = {
 ROOMS = {
   "core": set(),
   "engine": {"core.pattern"},
-  "data": set(),
+  "data": {"core.legal"},
   "export": {"core"},
   "optim": {"core"},
   "recipes": {"core", "optim"},

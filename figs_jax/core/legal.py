@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -236,6 +236,11 @@ class Unchecked:
 
 
 UNSET = Unset()
+# Sizes and counts are bounded, so that no configuration that a checkpoint
+# brings along keeps a program busy or fills the memory.
+BELOW_ONE, SHARE = Number("[0, 1)"), Number("[0, 1]")
+EXAMPLES = Integer("[1, 1048576]")
+SEED = Integer("[0, 2000000000]")
 # Dtypes of a computation, and those without the narrow range of float16.
 DTYPES = Word(
   ("float32", "bfloat16", "float16"),
@@ -256,6 +261,20 @@ WIDE_DTYPES = Word(
     for word, meant in {**DTYPES.meant, "float16": "float16"}.items()
   },
 )
+
+
+class Field(NamedTuple):
+  """A field of a configuration.
+
+  Attributes:
+    default: Default, or the type of a field without one.
+    meaning: Meaning in one sentence.
+    legal: Legal values. Defaults to all values of the default's type.
+  """
+
+  default: Any
+  meaning: str
+  legal: Legal | None = None
 
 
 def suggestion(legal: Legal, value: Any) -> str:

@@ -22,6 +22,7 @@ from ml_collections import config_dict
 from figs_jax import models, recipes
 from figs_jax.core import field_names, optimizer_fields
 from figs_jax.models import own_model
+from figs_jax.models.legal_options import DERIVED, OF_COMPUTATION
 from figs_jax.train import schema
 from figs_jax.train.schema import ConfigError
 
@@ -107,9 +108,9 @@ def _model_fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
   """The options of a model as fields; those that it computes are unset."""
   fields = config_dict.ConfigDict()
   for name, default in options.items():
-    if name in schema.OF_COMPUTATION:
+    if name in OF_COMPUTATION:
       fields[name] = jnp.dtype(default).name if name == "dtype" else default
-    elif name not in schema.DERIVED:
+    elif name not in DERIVED:
       kind = _KINDS.get(name, float) if default is None else type(default)
       fields[name] = config_dict.placeholder(kind)
   return fields

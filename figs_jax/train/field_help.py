@@ -8,6 +8,7 @@ import textwrap
 from ml_collections import config_dict
 
 from figs_jax import models
+from figs_jax.models.legal_options import OF_COMPUTATION
 from figs_jax.recipes import docstrings, listing
 from figs_jax.train import schema
 from figs_jax.train.config import OF_VARIANT
@@ -33,7 +34,7 @@ def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
   known |= {f"model.{name}": meaning for name, meaning in model.items()}
   if config.family in models.FAMILIES:
     for name, default in models.options_of(config.family).items():
-      if default is not None and name not in schema.OF_COMPUTATION:
+      if default is not None and name not in OF_COMPUTATION:
         variant = "variant or " if name in OF_VARIANT else ""
         known[f"model.{name}"] += (
           f" Unset: that of {variant}init_from, or {default}."

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from flax import traverse_util
 from ml_collections import config_dict
@@ -19,21 +19,26 @@ from figs_jax import models
 from figs_jax.core import optimizer_fields
 from figs_jax.core.field_names import near
 from figs_jax.core.legal import (
-  DTYPES,
+  BELOW_ONE,
+  EXAMPLES,
+  SEED,
+  SHARE,
   UNSET,
   WIDE_DTYPES,
   Either,
+  Field,
   Integer,
   Legal,
   Number,
-  Numbers,
   Several,
   Typed,
   Unchecked,
   Word,
   suggestion,
 )
+from figs_jax.data import fields as data_fields
 from figs_jax.data.pixels import NAMED
+from figs_jax.models.legal_options import DERIVED, MODEL, OF_COMPUTATION
 from figs_jax.recipes import registry
 from figs_jax.recipes.checks import shown
 
@@ -42,28 +47,9 @@ class ConfigError(ValueError):
   """An invalid configuration; the message names the field and the fix."""
 
 
-class Field(NamedTuple):
-  """A field of a configuration.
-
-  Attributes:
-    default: Default, or the type of a field without one.
-    meaning: Meaning in one sentence.
-    legal: Legal values. Defaults to all values of the default's type.
-  """
-
-  default: Any
-  meaning: str
-  legal: Legal | None = None
-
-
-# Counters are 32-bit. Sizes are bounded, so that no configuration that a
-# checkpoint brings along keeps a program busy or fills the memory.
+# Counters are 32-bit.
 _STEPS, _OFF_OR_STEPS = Integer("[1, 2**31)"), Integer("[0, 2**31)")
-_SEED = Integer("[0, 2000000000]")
-_EXAMPLES = Integer("[1, 1048576]")
 _DEVICES = Integer("[1, 65536]", special=-1)
-_RATE, _SHARE = Number("[0, 1)"), Number("[0, 1]")
-_LENGTH = Integer("[2, 131072]")
 
 # Fields of every run.
 SHARED: dict[str, Field] = {
@@ -84,16 +70,16 @@ SHARED: dict[str, Field] = {
   "model_sha256": Field("", "SHA-256 of that file; set by --model_file."),
   "total_steps": Field(1000, "Number of optimizer steps.", _STEPS),
   "batch_size": Field(
-    128, "Examples per optimizer step, over all devices.", _EXAMPLES
+    128, "Examples per optimizer step, over all devices.", EXAMPLES
   ),
   "grad_accum_steps": Field(
-    1, "Micro-batches per optimizer step; more of them save memory.", _EXAMPLES
+    1, "Micro-batches per optimizer step; more of them save memory.", EXAMPLES
   ),
   "seed": Field(
     0,
     "Seed for initialization, dropout and the recipe (the first one if seeds >"
     " 0).",
-    _SEED,
+    SEED,
   ),
   "seeds": Field(
     0,
@@ -155,9 +141,11 @@ SHARED: dict[str, Field] = {
     f"optimizer.{name}": Field(*field)
     for name, field in optimizer_fields.FIELDS.items()
   },
-  "ema_decay": Field(0.0, "Decay of averaged weights; 0 keeps none.", _RATE),
+  "ema_decay": Field(
+    0.0, "Decay of averaged weights; 0 keeps none.", BELOW_ONE
+  ),
   "label_smoothing": Field(
-    0.0, "Share of each target spread over all classes.", _RATE
+    0.0, "Share of each target spread over all classes.", BELOW_ONE
   ),
   "log_every": Field(50, "Steps between lines of metrics.jsonl.", _STEPS),
   "diagnose_every": Field(
@@ -193,34 +181,7 @@ SHARED: dict[str, Field] = {
     "Names of fields that may change when the run is resumed.",
     Several(Typed(str)),
   ),
-  "data.seed": Field(
-    0,
-    "Seed for the order and augmentation of the data; see data.order.",
-    _SEED,
-  ),
-  "data.order": Field(
-    "own",
-    "Order and augmentation: own per seed (data.seed + seed) or shared by all.",
-    Word(("own", "shared")),
-  ),
-  "data.data_dir": Field(
-    str,
-    "Directory of the data sets. Defaults to $TFDS_DATA_DIR, or"
-    " ~/tensorflow_datasets.",
-  ),
-  "data.download": Field(False, "Whether to download a missing data set."),
-  "data.train_split": Field(
-    "train", "Split to train on, or a slice of it, such as train[:90%]."
-  ),
-  "data.eval_split": Field("test", "Split to evaluate on."),
-  "data.workers": Field(
-    0,
-    "Number of processes that read data; 0 reads in threads.",
-    Integer("[0, 1024]"),
-  ),
-  "data.eval_batch_size": Field(
-    128, "Examples per step of evaluation.", _EXAMPLES
-  ),
+  **data_fields.SHARED,
 }
 # Fields of families that read images.
 IMAGES: dict[str, Field] = {
@@ -233,137 +194,28 @@ IMAGES: dict[str, Field] = {
   "mixup": Field(
     0.0, "Parameter alpha of mixup; 0 disables it.", Number("[0, 1000]")
   ),
-  "data.name": Field(
-    "digits",
-    "Data set: digits, fashion_mnist, folder:DIR, npz:FILE, or any of tfds with"
-    " images.",
-  ),
-  "data.mixed_sizes": Field(
-    False,
-    "Whether the images of folder:DIR may differ in size; each is cropped and"
-    " resized.",
-  ),
-  "data.source": Field(
-    str,
-    "Directory of idx files to prepare fashion_mnist, mnist, kmnist or emnist"
-    " from.",
-  ),
-  "data.mean": Field(
-    "half",
-    "Mean of the pixels, from 0 to 1: half (0.5), imagenet, or a number per"
-    " channel.",
-    Numbers(_SHARE, tuple(NAMED)),
-  ),
-  "data.std": Field(
-    "half",
-    "Their standard deviation, likewise; the model sees (pixel / 255 - mean) /"
-    " std.",
-    Numbers(Number("(0, 10]"), tuple(NAMED)),
-  ),
-  "data.augment": Field(
-    "none",
-    "Augmentation: none, standard (crops, flips), or RandAugment such as"
-    " rand-m15-n2.",
-  ),
-  "data.image_size": Field(
-    int,
-    "Height and width of the images. Defaults to those of init_from, or 8.",
-    Integer("[1, 4096]"),
-  ),
-}
-# Fields of families that read text.
-TEXT: dict[str, Field] = {
-  "data.name": Field(
-    "stdlib_text",
-    "Data set: stdlib_text, text:FILE, c4, glue, or a tfds name such as"
-    " glue/sst2 or wmt14_translate/de-en.",
-  ),
-  "data.text_column": Field(
-    str, "Column of the text of text:FILE. Defaults to the one of a usual name."
-  ),
-  "data.label_column": Field(
-    str, "Column of its labels. Defaults to the one of a usual name."
-  ),
-  "data.target_column": Field(
-    str, "Column of its target texts. Defaults to the one of a usual name."
-  ),
-  "data.vocabulary": Field(
-    "bytes",
-    "Vocabulary: bytes, sentencepiece:1024 to train that many pieces, or the"
-    " path of a sentencepiece model.",
-  ),
-  "data.input_length": Field(
-    128, "Tokens per input, with the end token.", _LENGTH
-  ),
-  "data.target_length": Field(
-    int,
-    "Tokens per target; leave it unset for span corruption and for labels of"
-    " text:FILE, which imply it.",
-    _LENGTH,
-  ),
-  "data.density": Field(
-    0.15, "Share of tokens that span corruption masks.", Number("(0, 1)")
-  ),
-  "data.mean_span": Field(
-    3.0, "Mean length of a span of span corruption.", Number("[1, 131072]")
-  ),
-  "data.beams": Field(
-    1, "Beams of decoding in evaluation; 1 is greedy.", Integer("[1, 1024]")
-  ),
-}
-# Legal values of the models' options; flags are True or False.
-MODEL: dict[str, Legal] = {
-  "width": Integer("[1, 65536]"),
-  "depth": Integer("[1, 512]"),
-  "decoder_depth": Integer("[1, 512]"),
-  "depths": Several(Integer("[1, 512]"), 1, 6),
-  "heads": Integer("[1, 4096]"),
-  "head_dim": Integer("[1, 4096]"),
-  "mlp_dim": Integer("[1, 1048576]"),
-  "mlp_ratio": Number("(0, 64]"),
-  "window": Integer("[1, 64]"),
-  "pretrained_windows": Several(Integer("[0, 64]"), 0, 6),
-  "num_buckets": Integer("[4, 4096]"),
-  "max_distance": Integer("[3, 1048576]"),
-  "dropout": _RATE,
-  "attention_dropout": _RATE,
-  "drop_path": _RATE,
-  "norm_epsilon": Number("(0, 1]"),
-  "pool": Word(("cls", "gap")),
-  "pos": Word(("learned", "sincos")),
-  "gelu": Word(("exact", "tanh")),
-  "dtype": DTYPES,
-  "scaled": Typed(bool),
-  "in_channels": Integer("[1, 4096]"),
+  **data_fields.IMAGES,
 }
 # Legal numbers of the recipes' options; `figs_jax.recipes` checks how they fit
 # together.
 RECIPE: dict[str, Legal] = {
-  "dense": _SHARE,
-  "finetune": _SHARE,
+  "dense": SHARE,
+  "finetune": SHARE,
   "refresh_every": _OFF_OR_STEPS,
   "decay": Number("[0, 1e9]"),
-  "until": _SHARE,
+  "until": SHARE,
   "omega": Number("(0, 1]"),
   "freq": _STEPS,
   "beta": Number("(0, 1e9]"),
   "zero_at": Number("(0, 1]"),
   "k": Integer("[1, 65536]", powers=True),
-  "share": _RATE,
-  "seed": _SEED,
-  "t_min": _RATE,
-  "t_max": _RATE,
+  "share": BELOW_ONE,
+  "seed": SEED,
+  "t_min": BELOW_ONE,
+  "t_max": BELOW_ONE,
   "threshold": Number("[0, 1e9]"),
   "window": Integer("[1, 1048576]"),
 }
-# Model options that decide how a model is computed, rather than what. All
-# others are unset until a run begins; see `config.with_defaults`.
-OF_COMPUTATION = ("scan", "remat", "dtype")
-# Model options that follow from the variant or from the data.
-DERIVED = (
-  "patch", "num_classes", "image_size", "vocab", "input_length",
-  "target_length", "param_dtype",
-)  # fmt: skip
 _MOST_VALUES = 2**28  # of a ViT's position embedding
 
 
@@ -376,7 +228,7 @@ def own(text: bool) -> dict[str, Field]:
   >>> own(text=False)["optimizer.clip"].default
   1.0
   """
-  return SHARED | (TEXT if text else IMAGES)
+  return SHARED | (data_fields.TEXT if text else IMAGES)
 
 
 def defaults(text: bool) -> config_dict.ConfigDict:
