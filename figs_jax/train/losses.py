@@ -414,7 +414,7 @@ def kl_divergence(
     ValueError: If the shapes differ.
 
   >>> student = jnp.log(jnp.array([0.25, 0.75]))
-  >>> float(kl_divergence(jnp.zeros(2), student).round(4))  # log(4/3) / 2
+  >>> round(float(kl_divergence(jnp.zeros(2), student)), 4)  # log(4/3) / 2
   0.1438
   """
   if teacher.shape != student.shape:
@@ -465,7 +465,8 @@ def distill(
     raise ValueError(
       "teacher: expected an nnx.Module, as from"
       " figs_jax.models.from_pretrained(path) or"
-      f" figs_jax.train.workdir.finished_model(workdir), got {type_name(teacher)}"
+      " figs_jax.train.workdir.finished_model(workdir), got"
+      f" {type_name(teacher)}"
     )
   if not 0 < temperature < math.inf:
     raise ValueError(f"temperature: expected T > 0, got {temperature!r}")
