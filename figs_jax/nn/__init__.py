@@ -7,10 +7,13 @@ from figs_jax.nn.channels import Channels, PermutedKernel, permute_channels
 from figs_jax.nn.layers import (
   Masked,
   SparseConv,
+  SparseConvTranspose,
   SparseEinsum,
+  SparseEmbed,
   SparseLinear,
   SparseLinearGeneral,
 )
+from figs_jax.nn.lora import SparseLoRA
 from figs_jax.nn.split_merge import merge, reseed, scales, split
 from figs_jax.nn.variables import Leak, Mask, Scale
 
@@ -23,9 +26,12 @@ __all__ = [
   "PermutedKernel",
   "Scale",
   "SparseConv",
+  "SparseConvTranspose",
   "SparseEinsum",
+  "SparseEmbed",
   "SparseLinear",
   "SparseLinearGeneral",
+  "SparseLoRA",
   "masked_leaves",
   "merge",
   "permute_channels",

@@ -26,6 +26,8 @@ from figs_jax.nn.kernel_axes import (
   Axis,
   contraction_axis,
   einsum_axis,
+  kernel_name,
+  kernel_of,
   stacked_shape,
   token_axes,
 )
@@ -93,15 +95,20 @@ class Masked(nnx.Module):
     """The call of the dense layer with the effective kernel."""
     if self.pattern is None:
       return super().__call__(*args, **kwargs)
+    return self._product(self.dense_type.__call__, args, kwargs)
+
+  def _product(self, call: Any, args: Any, kwargs: Any) -> Any:
+    """A method of the dense layer with the effective kernel."""
     kernel = self.effective_kernel()
     pruned = getattr(self, "neural_gradient", None)
     if pruned is None or pruned.deterministic:
-      return _dense(self, kernel)(*args, **kwargs)
+      return call(_dense(self, kernel), *args, **kwargs)
     # Copied before the call, so that both have the same random streams.
     branch = _dense(constant_layer(self), kernel)
-    out = _dense(self, jax.lax.stop_gradient(kernel))(*args, **kwargs)
+    out = call(_dense(self, jax.lax.stop_gradient(kernel)), *args, **kwargs)
     args, kwargs = constant((args, kwargs))
-    return pruned(out, branch(*args, **kwargs), token_axes(self, out.ndim))
+    weight_out = call(branch, *args, **kwargs)
+    return pruned(out, weight_out, token_axes(self, out.ndim))
 
   def _cast(self, dtype: Any) -> None:
     """Makes this the dtype of the parameters, which were drawn in float32."""
@@ -187,9 +194,70 @@ class SparseConv(Masked, nnx.Conv):
   dense_type = nnx.Conv
 
 
+class SparseConvTranspose(Masked, nnx.ConvTranspose):
+  """`nnx.ConvTranspose` with a mask; groups lie on the input features.
+
+  >>> layer = SparseConvTranspose(4, 8, (2, 2), pattern="2:4", rngs=nnx.Rngs(0))
+  >>> layer.kernel_mask.shape, layer.group_axis
+  ((2, 2, 4, 8), -2)
+  """
+
+  dense_type = nnx.ConvTranspose
+
+
+class SparseEmbed(Masked, nnx.Embed):
+  """`nnx.Embed` with a mask; groups lie on the features.
+
+  The mask holds for the rows that are looked up and for the product with all of
+  them, `attend`. Whoever reads `embedding` gets the masked table, as a model
+  does that multiplies by `embed.embedding[...].T`.
+
+  >>> layer = SparseEmbed(8, 4, pattern="2:4", rngs=nnx.Rngs(0))
+  >>> int((layer(jnp.arange(8)) != 0).sum()), layer.attend(jnp.ones(4)).shape
+  (16, (8,))
+  """
+
+  dense_type = nnx.Embed
+
+  def __call__(self, inputs: Any, out_sharding: Any = None) -> Any:
+    """Rows of the masked table."""
+    # No product, so there is no neural gradient to prune.
+    table = _dense(self, self.effective_kernel())
+    return table(inputs, out_sharding=out_sharding)
+
+  def attend(self, query: Any, out_sharding: Any = None) -> Any:
+    """The product of queries with all rows of the masked table."""
+    return self._product(
+      self.dense_type.attend, (query,), {"out_sharding": out_sharding}
+    )
+
+  @property
+  def kernel(self) -> nnx.Param:
+    """The parameter, without its mask."""
+    return vars(self)["embedding"]
+
+  @property
+  def embedding(self) -> nnx.Param:
+    """The table as a variable; masked, it is a copy and not the parameter."""
+    if getattr(self, "pattern", None) is None:
+      return self.kernel
+    return self.kernel.replace(self.effective_kernel())
+
+  @embedding.setter
+  def embedding(self, table: nnx.Param) -> None:
+    vars(self)["embedding"] = table
+
+
 _SPARSE_TYPES: dict[type, type[Masked]] = {
   kind.dense_type: kind
-  for kind in (SparseLinear, SparseLinearGeneral, SparseEinsum, SparseConv)
+  for kind in (
+    SparseLinear,
+    SparseLinearGeneral,
+    SparseEinsum,
+    SparseConv,
+    SparseConvTranspose,
+    SparseEmbed,
+  )
 }
 
 
@@ -204,7 +272,8 @@ def sparse_type(dense_type: type[nnx.Module]) -> type[Masked]:
     return dense_type
   if dense_type in _SPARSE_TYPES:
     return _SPARSE_TYPES[dense_type]
-  bases = (Masked, dense_type)
+  embeds = issubclass(dense_type, nnx.Embed)
+  bases = (SparseEmbed if embeds else Masked, dense_type)
   return type(f"Sparse{dense_type.__name__}", bases, {"dense_type": dense_type})
 
 
@@ -285,7 +354,7 @@ def _dense(layer: Masked, kernel: Float[Array, "*shape"]) -> Any:
   # A second object, so that the first stays unchanged.
   view = object.__new__(layer.dense_type)
   vars(view).update(vars(layer))
-  object.__setattr__(view, "kernel", layer.kernel.replace(kernel))
+  vars(view)[kernel_name(layer)] = kernel_of(layer).replace(kernel)
   return view
 
 
