@@ -113,7 +113,8 @@ def phases_of(
     hard = _hard_steps(recipe, first, end) if first >= begin else 0
     for count, sparse in ((end - first - hard, False), (hard, True)):
       if count:
-        inputs = sparse and recipe.transposable
+        along_both = recipe.transposable or recipe.flow.double_pruned
+        inputs = sparse and along_both
         phases.append(Phase(count, layers, sparse, inputs, recipe.flow.mvue))
   return tuple(phases)
 

@@ -2,6 +2,7 @@
 
 from figs_jax.nn._sparsify import masked_leaves, sparsify
 from figs_jax.nn._with_flow import with_flow
+from figs_jax.nn.adapters import has_adapters, with_adapters
 from figs_jax.nn.attention import Attention
 from figs_jax.nn.channels import Channels, PermutedKernel, permute_channels
 from figs_jax.nn.layers import (
@@ -32,6 +33,7 @@ __all__ = [
   "SparseLinear",
   "SparseLinearGeneral",
   "SparseLoRA",
+  "has_adapters",
   "masked_leaves",
   "merge",
   "permute_channels",
@@ -39,5 +41,6 @@ __all__ = [
   "scales",
   "sparsify",
   "split",
+  "with_adapters",
   "with_flow",
 ]

@@ -19,6 +19,7 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.rules import EVERY, Rules, Words
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.nn._with_flow import with_flow
+from figs_jax.nn.adapters import with_adapters
 from figs_jax.nn.kernel_axes import (
   DENSE_TYPES,
   contraction_axis,
@@ -48,6 +49,11 @@ class RecipeLike(Protocol):
     ...
 
   @property
+  def adapter_rank(self) -> int:
+    """Rank of the adapters beside masked kernels; 0 for none."""
+    ...
+
+  @property
   def sparse(self) -> bool:
     """False for a recipe that never masks anything."""
     ...
@@ -73,7 +79,8 @@ def sparsify(
       pattern (an `NM` or "1:8") for every candidate. Words are looked up in the
       class attribute `words` of the model; a class without one gets a table of
       common names (see `figs_jax.nn.kernel_names`). A recipe also sets the
-      flow, and one that never masks (`dense`) leaves every kernel dense.
+      flow and the adapters, and one that never masks (`dense`) leaves every
+      kernel dense.
     grad_mode: Gradient of the pruned entries, "ste" by default. Not allowed
       beside a recipe. `with_flow` sets the rest of the flow.
     words: Regexes of paths by further words; those of the class come first.
@@ -166,6 +173,8 @@ def _follow(
   if not recipe.sparse:
     return sparsify(model, Rules(((EVERY, None),)))
   sparse = sparsify(model, recipe.pattern, words=words)
+  if recipe.adapter_rank:
+    sparse = with_adapters(sparse, recipe.adapter_rank)
   return with_flow(sparse, recipe.flow)
 
 

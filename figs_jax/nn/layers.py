@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from figs_jax.core._flow import Flow, GradMode, flow
+from figs_jax.core.groups import other_axis
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import check_groups
@@ -35,6 +36,7 @@ from figs_jax.nn.neural_gradient import (
   NeuralGradient,
   constant,
   constant_layer,
+  forked,
 )
 from figs_jax.nn.variables import Leak, Mask, Scale, placement
 
@@ -52,6 +54,7 @@ class Masked(nnx.Module):
     scale: `Scale`; only with a pattern and a soft flow.
     neural_gradient: `NeuralGradient`; only with a pattern and a flow that
       prunes the neural gradient.
+    adapter: `nnx.LoRA` whose output is added; only after `with_adapters`.
 
   Args:
     *args: Arguments of the dense layer.
@@ -75,6 +78,7 @@ class Masked(nnx.Module):
   leak: Leak
   scale: Scale
   neural_gradient: NeuralGradient
+  adapter: nnx.LoRA
 
   def __init__(
     self,
@@ -95,20 +99,37 @@ class Masked(nnx.Module):
     """The call of the dense layer with the effective kernel."""
     if self.pattern is None:
       return super().__call__(*args, **kwargs)
-    return self._product(self.dense_type.__call__, args, kwargs)
+    out = self._product(self.dense_type.__call__, args, kwargs)
+    adapter = getattr(self, "adapter", None)
+    return out if adapter is None else out + adapter(*args)
 
   def _product(self, call: Any, args: Any, kwargs: Any) -> Any:
     """A method of the dense layer with the effective kernel."""
     kernel = self.effective_kernel()
     pruned = getattr(self, "neural_gradient", None)
-    if pruned is None or pruned.deterministic:
+    if pruned is not None and pruned.deterministic:
+      pruned = None
+    if pruned is None and not self.flow.double_pruned:
       return call(_dense(self, kernel), *args, **kwargs)
     # Copied before the call, so that both have the same random streams.
     branch = _dense(constant_layer(self), kernel)
-    out = call(_dense(self, jax.lax.stop_gradient(kernel)), *args, **kwargs)
+    backward = jax.lax.stop_gradient(self._backward_kernel(kernel))
+    out = call(_dense(self, backward), *args, **kwargs)
     args, kwargs = constant((args, kwargs))
     weight_out = call(branch, *args, **kwargs)
+    if pruned is None:
+      return forked(out, weight_out)
     return pruned(out, weight_out, token_axes(self, out.ndim))
+
+  def _backward_kernel(self, kernel: Any) -> Any:
+    """The kernel of the input gradient: with SLoPe, pruned along both axes."""
+    if not self.flow.double_pruned or self.pattern is None:
+      return kernel
+    other = other_axis(kernel.ndim, cast(Axis, self.group_axis))
+    # W^{R,C} of 2405.16325, eq. 6, but chosen at every step by |W^R|.
+    kept = nm_mask(jnp.abs(kernel), self.pattern, other)
+    dense = self.leak[...] == 1  # as in a dense phase
+    return jnp.where(kept | dense, kernel, jnp.zeros((), kernel.dtype))
 
   def _cast(self, dtype: Any) -> None:
     """Makes this the dtype of the parameters, which were drawn in float32."""

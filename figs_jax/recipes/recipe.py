@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from figs_jax.core._flow import Flow, GradMode
-from figs_jax.core.groups import axis_length
+from figs_jax.core.groups import axis_length, other_axis
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, check_groups
 from figs_jax.core.transposable import WIDEST
@@ -34,7 +34,6 @@ from figs_jax.recipes.criterion import (
   Magnitude,
   Transposable,
   is_stateful,
-  other_axis,
 )
 from figs_jax.recipes.leak_schedule import Hard, Leak
 from figs_jax.recipes.optimizer_requirements import (
@@ -79,6 +78,8 @@ class Recipe:
       the stages.
     leak: Function step -> D, called in the decay phase only.
     flow: Forward and backward pass of a masked kernel.
+    adapter_rank: Rank of the low-rank adapters beside masked kernels; 0 for
+      none.
     criterion: Choice of the weights that a mask keeps.
     optimizer_requirements: Transforms that the optimizer must have.
     sources: Sources of the method: arXiv numbers, DOIs or keys of
@@ -91,6 +92,7 @@ class Recipe:
   pattern_schedule: PatternSchedule = Direct()
   leak: Leak = Hard()
   flow: Flow = Flow()
+  adapter_rank: int = 0
   criterion: Criterion = Magnitude()
   optimizer_requirements: tuple[OptimizerRequirement, ...] = ()
   sources: tuple[str, ...] = ()
@@ -206,9 +208,10 @@ class Recipe:
       self._check_pattern(path, leaf)
       check_groups(path, leaf.shape, leaf.pattern, leaf.axis)
       length = axis_length(leaf.shape, leaf.axis)
-      if self.transposable:
+      if self.transposable or self.flow.double_pruned:
         other = other_axis(len(leaf.shape), leaf.axis)
         check_groups(path, leaf.shape, leaf.pattern, other)
+      if self.transposable:
         length = math.gcd(length, leaf.shape[other])
       wanted = self.pattern_schedule(leaf.pattern, None)
       stages = self.pattern_schedule(leaf.pattern, length)
@@ -461,6 +464,8 @@ def _remarks(recipe: Recipe) -> list[str]:
       lines.append("kept weights are soft-thresholded and rescaled (S-STE)")
     if flow.decay is not None:
       lines.append(f"backward pass: {flow.decay:g} * pruned w added")
+    if flow.double_pruned:
+      lines.append("input gradient: from the kernel pruned along both axes")
     if flow.mvue is not None:
       lines.append(f"weight gradient: from an unbiased {flow.mvue} estimate")
     lines += [f"optimizer: {part}" for part in recipe.optimizer_requirements]

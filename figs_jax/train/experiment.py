@@ -64,6 +64,15 @@ class Experiment:
       model = fill_own(model, weights)
     if not self.recipe.sparse:
       return model
+    model = self._sparsified(model)
+    if not (rank := self.recipe.adapter_rank):
+      return model
+    try:
+      return nn.with_adapters(model, rank, jax.random.key(seed))
+    except ValueError as error:
+      raise ConfigError(f"--config.recipe.rank: {error}") from error
+
+  def _sparsified(self, model: nnx.Module) -> nnx.Module:
     if self.config.family not in models.REGISTERED:
       return nn.sparsify(model, self.config.pattern)
     try:

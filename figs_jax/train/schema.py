@@ -234,6 +234,8 @@ RECIPE: dict[str, Legal] = {
   "zero_at": Number("(0, 1]"),
   "k": Integer("[1, 65536]", powers=True),
   "share": BELOW_ONE,
+  "rank": Integer("[0, 65536]"),
+  "lazy": SHARE,
   "seed": SEED,
   "t_min": BELOW_ONE,
   "t_max": BELOW_ONE,

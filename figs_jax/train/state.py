@@ -134,6 +134,11 @@ class TrainState:
         f"recipe {recipe.name!r}: expected a model with masked layers; call"
         " figs_jax.sparsify(model, rules) first, or use the recipe 'dense'"
       )
+    if recipe.adapter_rank and not nn.has_adapters(model):
+      raise ValueError(
+        f"recipe {recipe.name!r}: expected a model with adapters; call"
+        " figs_jax.sparsify(model, recipe), or set rank=0"
+      )
     bound = recipe.bind(leaves)
     tx = pass_masks(tx)
     graphdef, params, _, rest = nn.split(model)

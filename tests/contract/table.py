@@ -213,6 +213,11 @@ ROWS = (
     "set", {"dense": 0.0, "share": 0.8, "refresh_every": 3}, "2:8",
     choose=regrown("random", 0.8), adam=Anew,
   ),
+  Row(  # the parts of a layer are in tests/nn/test_adapters.py
+    "slope", {"dense": 0.0, "refresh_every": 0, "rank": 0,
+              "double_pruned": False},
+    "2:4", grad="masked", adam=Cleared,
+  ),
   Row("s_ste", {"dense": 0.0}, "2:4", soft=True),
   Row("s_ste", {"refresh_every": 4}, "1:4, 2:8", soft=True),
   Row(

@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from figs_jax.recipes.checks import check_not_negative
-from figs_jax.recipes.optimizer_requirements import PrunedDecay, Ramp, StepAdam
+from figs_jax.recipes.checks import check_not_negative, with_grad_mode
+from figs_jax.recipes.optimizer_requirements import (
+  LazyAdapters,
+  MaskedUpdates,
+  PrunedDecay,
+  Ramp,
+  StepAdam,
+)
 from figs_jax.recipes.pattern_schedule import Never
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.registry import register
@@ -177,3 +183,39 @@ def s_ste(plain: Recipe) -> Recipe:
     )
   soft = replace(plain.flow, soft=True)
   return replace(plain, flow=soft, sources=("2409.09099",))
+
+
+@register("slope", dense=0.0, finetune=0.0, refresh_every=0)
+def slope(
+  plain: Recipe,
+  *,
+  double_pruned: bool = True,
+  rank: int = 8,
+  lazy: float | int = 0.01,
+) -> Recipe:
+  """Fixed masks, a double-pruned backward pass, late adapters (2405.16325).
+
+  The masks of the initial |w| stay. The input gradient takes the masked kernel,
+  pruned again along its other axis, so that both of its products are N:M; the
+  second mask is that of each step's weights, while the paper fixes it too.
+  Pruned weights get no gradient and stay 0.
+
+  Args:
+    double_pruned: Whether the input gradient takes the double-pruned kernel.
+    rank: Rank of the adapters; 0 for none.
+    lazy: Share of the steps at the end in which the adapters learn.
+  """
+  check_fraction("lazy", lazy)
+  if rank < 0:
+    raise ValueError(f"rank: expected at least 0, got {rank}")
+  plain = with_grad_mode(plain, "masked")
+  flow = replace(plain.flow, double_pruned=double_pruned)
+  total = plain.total_steps
+  late = (LazyAdapters(total - round(lazy * total)),) if rank else ()
+  return replace(
+    plain,
+    flow=flow,
+    adapter_rank=rank,
+    optimizer_requirements=(MaskedUpdates(clear=True), *late),
+    sources=("2405.16325",),
+  )
