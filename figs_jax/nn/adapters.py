@@ -81,6 +81,7 @@ def has_adapters(model: nnx.Module) -> bool:
 
 def _adapter(layer: nnx.Linear, rank: int, path: str, key: Array) -> nnx.LoRA:
   lead = stacked_shape(layer, f"{path}/kernel")
+  of_path = jax.random.fold_in(key, zlib.crc32(path.encode()))
 
   def build() -> nnx.LoRA:
     lora = nnx.LoRA(
@@ -89,11 +90,14 @@ def _adapter(layer: nnx.Linear, rank: int, path: str, key: Array) -> nnx.LoRA:
       layer.out_features,
       dtype=layer.dtype,
       param_dtype=layer.param_dtype,
-      rngs=nnx.Rngs(jax.random.fold_in(key, zlib.crc32(path.encode()))),
+      rngs=nnx.Rngs(of_path),
     )
-    for factor in (lora.lora_a, lora.lora_b):  # one per layer of a stack
-      value = factor[...]
-      factor.set_value(jnp.broadcast_to(value, (*lead, *value.shape)))
+    if lead:  # one adapter per layer of a stack
+      stack = tuple(range(len(lead)))
+      draw = nnx.initializers.he_uniform(batch_axis=stack)
+      a, b = ((*lead, *f.shape) for f in (lora.lora_a, lora.lora_b))
+      lora.lora_a.set_value(draw(of_path, a, layer.param_dtype))
+      lora.lora_b.set_value(jnp.zeros(b, layer.param_dtype))
     return lora
 
   abstract = isinstance(layer.kernel.get_raw_value(), jax.ShapeDtypeStruct)

@@ -234,6 +234,21 @@ def set(
 ) -> Recipe:
   """Sparse from the start, grows at random (arXiv 1707.04780)."""
 
+def slope(
+  pattern: NM | Rules | str,
+  total_steps: int,
+  *,
+  double_pruned: bool = True,
+  rank: int = 8,
+  lazy: float | int = 0.01,
+  dense: float | int = 0.0,
+  finetune: float | int = 0.0,
+  refresh_every: int = 0,
+  transposable: bool = False,
+  mvue: NM | str = "",
+) -> Recipe:
+  """Fixed masks, a double-pruned backward pass, late adapters (2405.16325)."""
+
 def sr_ste(
   pattern: NM | Rules | str,
   total_steps: int,

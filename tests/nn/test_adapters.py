@@ -185,14 +185,8 @@ def test_what_is_evaluated_is_what_is_exported(tmp_path):
   low = back["fc1/adapter/lora_a"] @ back["fc1/adapter/lora_b"]
   assert figs.is_nm(back["fc1/kernel"], "2:4")
   assert not figs.is_nm(back["fc1/kernel"] + low, "2:4")
-  params = (
-    tree.map_paths(lambda path, leaf: back[path], params)
-    if False
-    else (
-      jax.tree_util.tree_map_with_path(
-        lambda keys, _: jnp.asarray(back[tree.path_str(keys)]), params
-      )
-    )
+  params = jax.tree_util.tree_map_with_path(
+    lambda keys, _: jnp.asarray(back[tree.path_str(keys)]), params
   )
   read = nn.merge(graphdef, params, masks, 0.0, rest)
   np.testing.assert_allclose(read(x), net(x), rtol=1e-6)
@@ -253,6 +247,7 @@ def test_a_run_of_seeds_keeps_its_adapters(tiny_config, tmp_path):
     (path,) = [p for p in params if p.endswith("fc1/adapter/lora_b")]
     assert params[path].shape[0] == 2 and np.any(params[path])
     factors.append(params[path.replace("lora_b", "lora_a")])
+    assert not np.allclose(*factors[-1])  # one draw per layer of the stack
     for name, leaf in nn.masked_leaves(net).items():
       assert figs.is_nm(params[name], leaf.pattern, axis=leaf.axis)
   assert not np.allclose(*factors)
