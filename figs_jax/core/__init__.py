@@ -26,6 +26,7 @@ from figs_jax.core.soft import s_ste, soft_scale, soft_threshold
 from figs_jax.core.transposable import transposable_nm_mask
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.unstructured import global_masks, top_mask
+from figs_jax.core.vnm import VNM, vnm_mask
 
 __all__ = [
   "NM",
@@ -33,6 +34,7 @@ __all__ = [
   "MaskedKernel",
   "Packed",
   "Rules",
+  "VNM",
   "activation",
   "density",
   "flip_rate",
@@ -56,4 +58,5 @@ __all__ = [
   "transposable_nm_mask",
   "unpack",
   "unpack_tree",
+  "vnm_mask",
 ]

@@ -5,6 +5,11 @@ from figs_jax.nn._with_flow import with_flow
 from figs_jax.nn.adapters import has_adapters, with_adapters
 from figs_jax.nn.attention import Attention
 from figs_jax.nn.channels import Channels, PermutedKernel, permute_channels
+from figs_jax.nn.input_patterns import (
+  input_patterns,
+  prune_inputs,
+  swapped_rows,
+)
 from figs_jax.nn.layers import (
   Masked,
   SparseConv,
@@ -34,13 +39,16 @@ __all__ = [
   "SparseLinearGeneral",
   "SparseLoRA",
   "has_adapters",
+  "input_patterns",
   "masked_leaves",
   "merge",
   "permute_channels",
+  "prune_inputs",
   "reseed",
   "scales",
   "sparsify",
   "split",
+  "swapped_rows",
   "with_adapters",
   "with_flow",
 ]

@@ -106,13 +106,13 @@ def sparsify(
   model = nnx.clone(model)
   rules = Rules.parse(rules)
   _factor(model, rules)
-  layers = _candidates(model)
+  layers = candidates(model)
   if not layers:
     raise ValueError(
       f"{type(model).__name__} has no kernel that can be masked: expected a"
       f" layer among {', '.join(kind.__name__ for kind in DENSE_TYPES)}."
     )
-  known = {**(words or {}), **_words(model, layers)}
+  known = {**(words or {}), **words_of(model, layers)}
   kernels = {
     path: (tuple(kernel_of(group[0]).shape), _axis(group[0]))
     for path, group in layers.items()
@@ -128,7 +128,7 @@ def sparsify(
         continue
       if pattern is not None and id(kernel_of(layer)) in overwritten:
         raise refusal(path, overwritten[id(kernel_of(layer))])
-      _become_sparse(layer)
+      become_masked(layer)
       set_pattern(layer, pattern, grad_mode, shared, path)
       if pattern is not None:
         shared = (layer.kernel_mask, layer.leak)
@@ -151,7 +151,7 @@ def masked_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
     path: MaskedKernel(
       tuple(layer.kernel.shape), layer.pattern, layer.group_axis
     )
-    for path, (layer, *_) in _candidates(model).items()
+    for path, (layer, *_) in candidates(model).items()
     if isinstance(layer, Masked)
     and layer.pattern is not None
     and layer.group_axis is not None
@@ -207,7 +207,7 @@ def _axis(layer: nnx.Module) -> Any:
   return contraction_axis(layer) if axis is None else axis
 
 
-def _candidates(model: nnx.Module) -> dict[str, list[Any]]:
+def candidates(model: nnx.Module) -> dict[str, list[Any]]:
   """Kernel path -> the layers that hold this kernel (several if tied).
 
   Raises:
@@ -240,7 +240,13 @@ def _candidates(model: nnx.Module) -> dict[str, list[Any]]:
   return groups
 
 
-def _words(model: nnx.Module, layers: Mapping[str, list[Any]]) -> Any:
+def words_of(model: nnx.Module, layers: Mapping[str, list[Any]]) -> Any:
+  """The words of a class, or those of common names.
+
+  Args:
+    model: Any NNX module.
+    layers: Its layers, from `candidates`.
+  """
   words = getattr(type(model), "words", None)
   if isinstance(words, Mapping):
     return words
@@ -252,7 +258,7 @@ def _words(model: nnx.Module, layers: Mapping[str, list[Any]]) -> Any:
   return foreign_words(convolutions)
 
 
-def _become_sparse(layer: nnx.Module) -> None:
+def become_masked(layer: nnx.Module) -> None:
   """Turns a layer (of our own copy of the model) into a masked one, in place.
 
   Changing the class leaves all containers and shared references as they are.

@@ -54,6 +54,9 @@ class Masked(nnx.Module):
     scale: `Scale`; only with a pattern and a soft flow.
     neural_gradient: `NeuralGradient`; only with a pattern and a flow that
       prunes the neural gradient.
+    input_pattern: `NM` of the input's features, or None (static); see
+      `prune_inputs`.
+    input_grad: Gradient of the dropped entries of the input (static).
     adapter: `nnx.LoRA` whose output is added; only after `with_adapters`.
 
   Args:
@@ -79,6 +82,8 @@ class Masked(nnx.Module):
   scale: Scale
   neural_gradient: NeuralGradient
   adapter: nnx.LoRA
+  input_pattern: NM | None = None
+  input_grad: GradMode = "masked"
 
   def __init__(
     self,
@@ -97,6 +102,10 @@ class Masked(nnx.Module):
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """The call of the dense layer with the effective kernel."""
+    if self.input_pattern is not None:
+      x, *more = args
+      kept = nm_mask(jnp.abs(x), self.input_pattern, -1)
+      args = (flow(x, kept, 0.0, self.input_grad), *more)
     if self.pattern is None:
       return super().__call__(*args, **kwargs)
     out = self._product(self.dense_type.__call__, args, kwargs)

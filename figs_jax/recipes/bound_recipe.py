@@ -216,8 +216,8 @@ class BoundRecipe:
         recipes.
 
     Raises:
-      ValueError: If the recipe has `mvue`, which acts inside a layer's product,
-        or if a masked kernel is missing or has another shape.
+      ValueError: If the recipe has `mvue` or is double-pruned, which act in a
+        layer's product, or if a masked kernel is missing or has another shape.
 
     >>> from figs_jax.recipes import create
     >>> leaves = {"w": tree.MaskedKernel((4,), NM(1, 2), 0)}
@@ -232,6 +232,12 @@ class BoundRecipe:
         f"recipe {self.recipe.name!r} prunes the gradient of a layer's output"
         f" (mvue={str(mvue)!r}), which needs the layers of figs_jax.nn: create"
         " it without mvue, or call figs_jax.core.mvue in your backward pass"
+      )
+    if self.recipe.flow.double_pruned:
+      raise ValueError(
+        f"recipe {self.recipe.name!r} has a kernel of its own for the gradient"
+        " of a layer's input, which needs the layers of figs_jax.nn: create it"
+        " with double_pruned=False"
       )
     return _with(params, self._acting(params, masks, leak, scales))
 

@@ -62,6 +62,11 @@ class Experiment:
       from figs_jax.models.own_weights import fill_own
 
       model = fill_own(model, weights)
+    if self.config.activations:
+      try:
+        model = nn.prune_inputs(model, self.config.activations)
+      except ValueError as error:
+        raise ConfigError(f"--config.activations: {error}") from error
     if not self.recipe.sparse:
       return model
     model = self._sparsified(model)

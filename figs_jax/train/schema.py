@@ -64,6 +64,11 @@ SHARED: dict[str, Field] = {
   "pattern": Field(
     "ff: 1:8", "N:M pattern of each kernel; the first rule that matches wins."
   ),
+  "activations": Field(
+    "",
+    "N:M patterns of the inputs of linear layers, by rules as in pattern; none"
+    " by default.",
+  ),
   "recipe_file": Field("", "File of your own recipe; set by --recipe_file."),
   "recipe_sha256": Field("", "SHA-256 of that file; set by --recipe_file."),
   "model_file": Field("", "File and class of your own; set by --model_file."),
