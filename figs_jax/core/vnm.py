@@ -29,7 +29,7 @@ class VNM:
     m: Size of a group of inputs.
 
   Raises:
-    ValueError: Unless 1 <= v, 1 <= n and 2n <= m.
+    ValueError: If v or n is below 1, or m below 2n.
 
   >>> str(VNM.parse("64:2:8")), VNM(64, 2, 8).pattern, VNM(64, 2, 8).columns
   ('64:2:8', NM(n=2, m=8), 4)

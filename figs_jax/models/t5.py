@@ -399,7 +399,8 @@ class T5(nnx.Module):
       rows += block.attn.gemms(f"{name}/attn", batch, targets, targets, count)
       rows += block.cross.gemms(f"{name}/cross", batch, targets, inputs, count)
       rows += block.mlp.gemms(f"{name}/mlp", batch * targets, count)
-    head = row("head", batch * targets, self.vocab, self.width, self.head)
+    layer = self.shared if self.head is None else self.head
+    head = row("head", batch * targets, self.vocab, self.width, layer)
     return [*rows, head]
 
   def non_gemms(

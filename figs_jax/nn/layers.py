@@ -251,23 +251,22 @@ class SparseEmbed(Masked, nnx.Embed):
 
   def __call__(self, inputs: Any, out_sharding: Any = None) -> Any:
     """Rows of the masked table."""
-    # No product, so there is no neural gradient to prune.
+    # A look-up is no product, whose neural gradient could be pruned.
     table = _dense(self, self.effective_kernel())
     return table(inputs, out_sharding=out_sharding)
 
   def attend(self, query: Any, out_sharding: Any = None) -> Any:
     """The product of queries with all rows of the masked table."""
-    return self._product(
-      self.dense_type.attend, (query,), {"out_sharding": out_sharding}
-    )
+    attend = cast(type[nnx.Embed], self.dense_type).attend
+    return self._product(attend, (query,), {"out_sharding": out_sharding})
 
   @property
-  def kernel(self) -> nnx.Param:
+  def kernel(self) -> nnx.Param:  # pyrefly: ignore[bad-override]
     """The parameter, without its mask."""
     return vars(self)["embedding"]
 
   @property
-  def embedding(self) -> nnx.Param:
+  def embedding(self) -> Any:
     """The table as a variable; masked, it is a copy and not the parameter."""
     if getattr(self, "pattern", None) is None:
       return self.kernel

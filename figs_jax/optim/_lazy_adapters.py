@@ -62,7 +62,7 @@ def lazy_adapters(
   def update(updates, state, params=None, **extra):
     updates = held(updates, state.count)
     updates, inner = tx.update(updates, state.inner, params, **extra)
-    count = optax.safe_increment(state.count)
+    count = jnp.asarray(optax.safe_increment(state.count))
     return held(updates, state.count), LazyAdaptersState(count, inner)
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -211,8 +211,8 @@ class Recipe:
       if self.transposable or self.flow.double_pruned:
         other = other_axis(len(leaf.shape), leaf.axis)
         check_groups(path, leaf.shape, leaf.pattern, other)
-      if self.transposable:
-        length = math.gcd(length, leaf.shape[other])
+        if self.transposable:
+          length = math.gcd(length, leaf.shape[other])
       wanted = self.pattern_schedule(leaf.pattern, None)
       stages = self.pattern_schedule(leaf.pattern, length)
       if self.transposable and max((nm.m for nm in stages), default=0) > WIDEST:

@@ -164,7 +164,7 @@ def _compare(experiment: Experiment, source: Source) -> None:
     )
   if not saved and "mean" in config.data:
     compare_pixels(Path(source.path), config.data, experiment.abstract_dense)
-  student = experiment.abstract_dense
+  student: Any = experiment.abstract_dense
   example = own_model.example_of(student, 2)
   inputs = student.example(2) if example is None else (example,)
   wanted = _logits(Teacher(student), inputs)

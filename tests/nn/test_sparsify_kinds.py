@@ -267,3 +267,15 @@ def test_factors_of_a_subclass_of_lora_are_refused():
 
   with pytest.raises(ValueError, match="Other: expected nnx.LoRA itself"):
     nn.sparsify(Other(8, 4, 4, rngs=rngs()), FACTORS)
+
+
+def test_t5_counts_the_pattern_of_its_tied_head():
+  sizes = {"width": 16, "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 32}
+  lengths = {"vocab": 48, "input_length": 4, "target_length": 4}
+  model = figs.models.create("t5", "custom", **sizes, **lengths)
+  sparse = figs.sparsify(model, "shared/embedding: 2:4")
+  listed = figs.layers_of(sparse)[-1]
+  traced = figs.layers_of(sparse, example=sparse.example(1))[-1]
+  for name in ("M", "N", "K", "pattern"):
+    assert listed[name] == traced[name]
+  assert listed["pattern"] == figs.NM(2, 4)
