@@ -146,7 +146,7 @@ def _attention_dropout(model: Any) -> float:
   return float(block.attn.dropout.rate)
 
 
-CONFIG = Table(
+_VIT = Table(
   architecture="ViTForImageClassification",
   types={"vit": {}},
   keys=(
@@ -196,3 +196,5 @@ CONFIG = Table(
   harmless=("encoder_stride", "pooler_act", "pooler_output_size"),
   implied={"pool": "cls", "pos": "learned"},
 )
+
+CONFIGS = (_VIT,)
