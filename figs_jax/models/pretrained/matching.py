@@ -44,8 +44,8 @@ class Place:
     names: Name of the tensor, or of each block's tensor for a stacked one.
     layout: Layout of each tensor.
     stacked: Whether axis 0 of the parameter is that of the blocks.
-    part: (index, number) if it is one of so many equal parts of the tensor; None
-      for all of it.
+    part: (index, number) if it is one of so many equal parts of the tensor;
+      None for all of it.
   """
 
   names: tuple[str, ...]
