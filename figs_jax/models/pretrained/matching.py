@@ -146,11 +146,16 @@ def matched(
   tensors = without_training_state(tensors)
   dialect = _spoken(model, tensors, where)
   tensors = with_aliases(dialect, tensors, where)
-  places = {
-    path: _place(dialect, path, tuple(leaf.shape))
-    for path, leaf in parameters_of(model).items()
-    if head == "strict" or path not in _HEAD
-  }
+  places = {}
+  for path, leaf in parameters_of(model).items():
+    if head == "fresh" and path in _HEAD:
+      continue
+    if _lacks(dialect, path):
+      raise PretrainedError(
+        f"{where}: files of {dialect.name} have no {path}, unlike this"
+        f" {type(model).__name__}{_fix(dialect, path, wording, lacks=True)}"
+      )
+    places[path] = _place(dialect, path, tuple(leaf.shape))
   if head == "fresh":
     tensors = {
       name: tensor

@@ -92,9 +92,9 @@ def spoken(
       raise PretrainedError(
         f"{where}: expected weights of a {own}, got those of a {family}"
       )
-  _check_prefix(families[own], names, where)
   best = max(families[own], key=lambda each: len(wanted[each] & names))
   check_foreign(best, names, where)
+  _check_prefix(families[own], names, where)
   if _share(families[own], names) < _COMPARED:
     some = ", ".join(sorted(names)[:3]) or "nothing"
     raise PretrainedError(

@@ -82,9 +82,8 @@ def resized(
   [0.0, 1.0, 2.0]
   """
   if interpolation not in INTERPOLATIONS:
-    raise PretrainedError(
-      f"interpolation={interpolation!r}: {nearest(interpolation, INTERPOLATIONS)}"
-    )
+    hint = nearest(interpolation, INTERPOLATIONS)
+    raise PretrainedError(f"Unknown interpolation={interpolation!r}: {hint}")
   make = {
     "linear": _linear,
     "bicubic": _bicubic,
