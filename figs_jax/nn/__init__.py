@@ -5,11 +5,6 @@ from figs_jax.nn._with_flow import with_flow
 from figs_jax.nn.adapters import has_adapters, with_adapters
 from figs_jax.nn.attention import Attention
 from figs_jax.nn.channels import Channels, PermutedKernel, permute_channels
-from figs_jax.nn.input_patterns import (
-  input_patterns,
-  prune_inputs,
-  swapped_rows,
-)
 from figs_jax.nn.layers import (
   Masked,
   SparseConv,
@@ -20,6 +15,11 @@ from figs_jax.nn.layers import (
   SparseLinearGeneral,
 )
 from figs_jax.nn.lora import SparseLoRA
+from figs_jax.nn.pruned_inputs import (
+  input_patterns,
+  prune_inputs,
+  swapped_rows,
+)
 from figs_jax.nn.split_merge import merge, reseed, scales, split
 from figs_jax.nn.variables import Leak, Mask, Scale
 

@@ -73,6 +73,9 @@ def with_adapters(model: M, rank: int, key: Array | None = None) -> M:
 def has_adapters(model: nnx.Module) -> bool:
   """Whether a layer of the model has an adapter.
 
+  Args:
+    model: Any NNX module.
+
   >>> has_adapters(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
   False
   """

@@ -251,7 +251,7 @@ class SparseEmbed(Masked, nnx.Embed):
 
   def __call__(self, inputs: Any, out_sharding: Any = None) -> Any:
     """Rows of the masked table."""
-    # A look-up is no product, whose neural gradient could be pruned.
+    # Only `attend` is a product with a neural gradient to prune.
     table = _dense(self, self.effective_kernel())
     return table(inputs, out_sharding=out_sharding)
 
