@@ -130,7 +130,7 @@ SHARED: dict[str, Field] = {
   ),
   "distill.weight": Field(
     0.5,
-    "Share w of the teacher: (1 - w) loss + w T^2 KL(teacher || student).",
+    "Share w of the teacher: (1 - w) loss + w T^2 KL(teacher, student).",
     SHARE,
   ),
   "distill.seed": Field(
