@@ -17,11 +17,12 @@ from figs_jax.models.pretrained.config import for_transformers
 from figs_jax.models.pretrained.files import write_weights
 from figs_jax.train import losses
 from figs_jax.train.checkpoint import named_leaves
-from figs_jax.train.config import ConfigError
+from figs_jax.train.config import ConfigError, default_config
 from figs_jax.train.experiment import build
 from figs_jax.train.log_writer import read_log
 from figs_jax.train.loop import train
 from figs_jax.train.state import TrainState, train_step, update
+from figs_jax.train.teacher import Source, taught
 from figs_jax.train.workdir import restore
 
 pytestmark = pytest.mark.standard_promotion
@@ -299,12 +300,49 @@ def test_other_classes_or_nothing_at_the_path_are_refused(
     train(changed(tiny_config, tmp_path / "nowhere"), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+  "vocab, saved, message",
+  [
+    (50, {}, r"logits of shape \[2, 5, 384\].*got \[2, 5, 50\]"),
+    (384, {"data.vocabulary": "other.model"}, "data.vocabulary=bytes, as this"),
+    (384, {"data.vocabulary": "bytes"}, None),
+  ],
+)
+def test_text_needs_the_vocabulary_of_the_teacher(vocab, saved, message):
+  sizes = {"width": 16, "depth": 1, "heads": 2, "head_dim": 8, "mlp_dim": 32}
+  config = default_config("dense", "t5")
+  config.variant = "custom"
+  config.model.update(sizes)
+  config.data.input_length = 16
+  model = figs.models.create(
+    "t5", "custom", vocab=vocab, input_length=16, target_length=5, **sizes
+  )
+  shared = {"data.name": config.data.name} | saved if saved else {}
+  source = Source("t5", losses.Teacher(model), "ab" * 32, shared)
+  if message is None:
+    experiment = taught(build(config), source)
+    assert experiment.distill.loss == experiment.task.loss
+    assert experiment.config.teacher_sha256 == "ab" * 32
+    return
+  with pytest.raises(ConfigError, match=message):
+    taught(build(config), source)
+
+
 @pytest.mark.slow
-def test_a_mesh_gives_the_same_losses(tiny_config, teacher, tmp_path):
-  """The teacher's arrays are split over fsdp like parameters."""
+@pytest.mark.parametrize(
+  "ways",
+  [
+    ({}, {"mesh.data": 2, "mesh.fsdp": 2}),
+    ({"seeds": 2, "seeds_mode": "map"}, {"seeds": 2, "seeds_mode": "vmap"}),
+  ],
+)
+def test_a_mesh_or_vmap_gives_the_same_losses(
+  tiny_config, teacher, tmp_path, ways
+):
+  """The teacher is split over fsdp like parameters, and shared by seeds."""
   rows = []
-  for mesh in ({}, {"mesh.data": 2, "mesh.fsdp": 2}):
-    run = tmp_path / f"run{len(mesh)}"
-    train(changed(tiny_config, teacher, **mesh), run)
+  for number, fields in enumerate(ways):
+    run = tmp_path / f"run{number}"
+    train(changed(tiny_config, teacher, **fields), run)
     rows.append([r["loss"] for r in read_log(run) if "teacher_loss" in r])
   np.testing.assert_allclose(*rows, rtol=1e-4)
