@@ -114,6 +114,11 @@ SHARED: dict[str, Field] = {
     " registers.",
     Word(("linear", "bicubic", "bicubic_antialias")),
   ),
+  "train_only": Field(
+    "",
+    "Regular expressions of the parameters to train, divided by commas, or of"
+    " modules, as in head; all others stay as they are. Unset trains all.",
+  ),
   "optimizer.name": Field(
     "adamw",
     f"Optimizer: {', '.join(optimizer_fields.OPTIMIZERS)}.",
