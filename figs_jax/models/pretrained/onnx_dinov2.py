@@ -61,7 +61,7 @@ def convert(
       raise PretrainedError(f"{place}: it exists; remove it, or give another")
   try:
     nodes, arrays = _graph(path)
-  except (IndexError, ValueError, OverflowError, UnicodeDecodeError) as error:
+  except (IndexError, ValueError, OverflowError, TypeError) as error:
     if isinstance(error, PretrainedError):
       raise
     raise PretrainedError(
