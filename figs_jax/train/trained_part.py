@@ -33,7 +33,7 @@ def training_only(
       head/bias. "" trains everything.
 
   Raises:
-    ConfigError: In `init`, if a rule matches no parameter or is no regular
+    ConfigError: If a rule matches no parameter of `init`, or is not a regular
       expression.
 
   >>> tx = training_only(optax.sgd(1.0), "head")
