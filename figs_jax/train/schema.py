@@ -138,6 +138,11 @@ SHARED: dict[str, Field] = {
     "Index of the seed to learn from, if the teacher is a run with several.",
     Integer("[0, 1024)"),
   ),
+  "train_only": Field(
+    "",
+    "Regular expressions of the parameters to train, divided by commas, or of"
+    " modules, as in head; all others stay as they are. Unset trains all.",
+  ),
   "optimizer.name": Field(
     "adamw",
     f"Optimizer: {', '.join(optimizer_fields.OPTIMIZERS)}.",
