@@ -4,6 +4,7 @@ Array functions prune one kernel W [K, N] by the second moment H = X^T X of its
 inputs; `figs_jax.prune` prunes a whole model, block by block.
 """
 
+from figs_jax.pruning._prune import PrunedLayer, prune
 from figs_jax.pruning.admm import alps
 from figs_jax.pruning.choice import Choice
 from figs_jax.pruning.least_squares import refit
@@ -20,6 +21,7 @@ from figs_jax.pruning.swaps import sparseswaps
 __all__ = [
   "METHODS",
   "Choice",
+  "PrunedLayer",
   "alps",
   "damped",
   "dead_inputs",
@@ -27,6 +29,7 @@ __all__ = [
   "magnitude_scores",
   "obs_scores",
   "options_of",
+  "prune",
   "prune_kernel",
   "refit",
   "ria_scores",

@@ -15,7 +15,6 @@ from figs_jax.pruning import (
   layer_error,
   obs_scores,
   prune_kernel,
-  refit,
   ria_scores,
   sparsegpt,
   sparseswaps,
