@@ -331,7 +331,7 @@ class T5(nnx.Module):
     self,
     inputs: Int[Array | np.ndarray, "batch inputs"],
     targets: Int[Array | np.ndarray, "batch targets"],
-  ) -> dict[str, Bool[Array, "batch ..."]]:
+  ) -> dict[str, Bool[Array, "batch _"]]:
     """Rows of layers without padding, for `figs_jax.prune`.
 
     Returns:

@@ -95,8 +95,8 @@ def record(layer: Any, place: Place, sizes: tuple[int, int] | None) -> None:
 
 
 def counted_of(
-  path: str, masks: Mapping[str, Bool[Array, "..."]]
-) -> Bool[Array, "..."] | None:
+  path: str, masks: Mapping[str, Bool[Array, "*rows"]]
+) -> Bool[Array, "*rows"] | None:
   """The mask of a layer's rows: that of the first regex of its whole path.
 
   >>> mask = jnp.ones((1, 2), bool)
