@@ -2,9 +2,9 @@
 
 First table: how often SparseSwaps meets the best of all masks of an 8 x 8 layer
 at 2:4 (36 masks per column, weights fixed), over `--layers` layers with normal
-and with heavy-tailed (Student's t, 3 degrees of freedom) weights and inputs, for
-16 and 64 rows of inputs; then the gap 1 - best / error of the layers, mean and
-worst. "plain" is one start (Wanda's mask) without escapes, as in the paper.
+and with heavy-tailed (Student's t, 3 degrees of freedom) weights and inputs,
+for 16 and 64 rows of inputs; then the gap 1 - best / error of the layers, mean
+and worst. "plain" is one start (Wanda's mask) without escapes, as in the paper.
 
 Second table: the error of every method against the best mask with the best
 weights (exhaustive), as the mean ratio over the same layers with 24 rows.

@@ -22,7 +22,7 @@ from figs_jax import models, nn
 from figs_jax.cli.export import export_model
 from figs_jax.core.rules import Rules
 from figs_jax.export import ExportError
-from figs_jax.models import own_model
+from figs_jax.models import own_model, pretrained
 from figs_jax.pruning import PrunedLayer, prune
 from figs_jax.pruning.methods import check_options
 from figs_jax.train import workdir as runs
@@ -261,10 +261,18 @@ def prune_source(
 def write(model: nnx.Module, out: str, report: dict[str, Any]) -> list[str]:
   """Writes model.safetensors, config.json and the report, in a directory.
 
+  Without config.json if transformers has no such model; then `init_from` reads
+  the weights, and `from_pretrained` cannot.
+
   Raises:
     ValueError: If the directory exists, or the model is not N:M.
   """
-  lines = export_model(model, out, "dense")
+  try:
+    lines = export_model(model, out, "dense")
+  except pretrained.PretrainedError as error:  # transformers lacks an option
+    Path(out).mkdir()
+    pretrained.save(model, Path(out, "model.safetensors"))
+    lines = [f"no config.json: {error}"]
   text = json.dumps(report, indent=2, allow_nan=False) + "\n"
   Path(out, REPORT).write_text(text)
   return lines

@@ -100,7 +100,7 @@ def input_rows(
     The rows in float32, and the shape that they had before they were flattened.
   """
   if isinstance(layer, nnx.Linear):
-    lead, rows = x.shape[:-1], x
+    lead, rows, size = x.shape[:-1], x, x.shape[-1]
   elif isinstance(layer, nnx.Conv):
     # What a kernel position reads is what a kernel of one 1 returns, whatever
     # strides, dilation and padding are.
@@ -110,13 +110,14 @@ def input_rows(
     kernel = jnp.tile(ones, (*[1] * len(window), 1, groups))
     out = _seen_by(layer, kernel, x)
     lead = out.shape[:-1]
-    rows = jnp.moveaxis(out.reshape(-1, groups, size), 1, 0)
+    rows = jnp.moveaxis(out.reshape(math.prod(lead), groups, size), 1, 0)
     return rows.astype(jnp.float32), lead
   elif isinstance(layer, nnx.LinearGeneral):
     axes = normalized(tuple(x.shape), layer.axis)
     rest = [a for a in range(x.ndim) if a not in axes]
     lead = tuple(x.shape[a] for a in rest)
     rows = x.transpose(*rest, *axes)
+    size = math.prod(x.shape[a] for a in axes)
   else:
     inputs, kernel, output = _letters(path, layer)
     dots = x.ndim - len(inputs.replace(".", ""))
@@ -130,9 +131,9 @@ def input_rows(
     lead = tuple(sizes[c] for c in rest)
     count = math.prod(sizes[c] for c in stack)
     size = math.prod(sizes[c] for c in inner)
-    return turned.reshape(count, -1, size).astype(jnp.float32), lead
-  size = math.prod(x.shape) // max(math.prod(lead), 1)
-  return rows.reshape(1, -1, size).astype(jnp.float32), lead
+    rows = turned.reshape(count, math.prod(lead), size)
+    return rows.astype(jnp.float32), lead
+  return rows.reshape(1, math.prod(lead), size).astype(jnp.float32), lead
 
 
 def _axes(path: str, layer: Any) -> tuple[tuple[int, ...], ...]:
