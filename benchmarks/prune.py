@@ -77,15 +77,15 @@ def print_swaps(count):
   print("draw    rows | found  plain | gap % mean  worst")
   for draw, rows in itertools.product(DRAWS, (16, 64)):
     weights, moments = drawn(draw, rows, count)
-    best, found = best_masks(weights, moments), []
+    best, shares = best_masks(weights, moments), []
     for options in ({}, {"starts": ("wanda",), "escapes": 0}):
       swaps = jax.vmap(
         lambda w, h, o=options: sparseswaps(w, h, Choice(NM(2, 4)), **o)[0]
       )
       error = errors(weights, swaps(weights, moments), moments)
       hits = np.all(error <= best * (1 + 1e-4), axis=1).mean()
-      found.append((hits, 1 - best.sum(1) / error.sum(1)))
-    (ours, gap), (plain, _) = found
+      shares.append((hits, 1 - best.sum(1) / error.sum(1)))
+    (ours, gap), (plain, _) = shares
     print(
       f"{draw:8}{rows:4} | {100 * ours:5.1f}  {100 * plain:5.1f}"
       f" | {100 * gap.mean():10.4f} {100 * gap.max():6.2f}",

@@ -108,9 +108,9 @@ def prune(
     order of pruning.
 
   Raises:
-    ValueError: If the model has masks, there are no batches, a batch does not
-      fit or is not finite, a layer with a pattern is never called or cannot be
-      pruned, or `sparsify` or `prune_kernel` raises it.
+    ValueError: If the model has masks, the batches are missing, invalid or not
+      finite, a layer with a pattern is never called or cannot be pruned, or
+      `sparsify` or `prune_kernel` raises it.
 
   >>> class MLP(nnx.Module):
   ...   def __init__(self, rngs):

@@ -97,7 +97,7 @@ def record(layer: Any, place: Place, sizes: tuple[int, int] | None) -> None:
 def counted_of(path: str, masks: Mapping[str, Any]) -> Any:
   """The mask of a layer's rows: that of the first regex of its whole path.
 
-  None if there is no such regex, so that all rows count.
+  Without a match it is None, and all rows count.
 
   >>> mask = jnp.ones((1, 2), bool)
   >>> counted_of("head/kernel", {"encoder/.*": mask}) is None
