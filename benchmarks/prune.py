@@ -110,13 +110,14 @@ def print_methods(count):
     print(f"{method:12}| {ratios[0]:8.3f} {ratios[1]:8.3f}", flush=True)
 
 
-def print_model(workdir, examples, evaluated):
-  for nm in ("2:4", "1:4"):
+def print_model(workdir, patterns, examples, evaluated):
+  for nm in patterns:
     source = program.source_of(RULES.format(nm), workdir=workdir, data={})
     batches = program.calibration_batches(source, examples, 32)
-    if nm == "2:4":
+    if nm == patterns[0]:
       dense = program.measured(source, source.model, evaluated, 64)
-      print(f"{source.name}, {examples} calibration examples, {RULES}")
+      layers = RULES.format("n:m")
+      print(f"{source.name}, {examples} calibration examples, {layers}")
       print("pattern method       permuted |   loss  accuracy  mean error")
       print(
         f"dense                        | {dense['loss']:6.3f}"
@@ -139,6 +140,7 @@ def main():
   parser = argparse.ArgumentParser(description="One-shot pruning.")
   parser.add_argument("--layers", type=int, default=200)
   parser.add_argument("--workdir", help="A dense run of launch/train.py.")
+  parser.add_argument("--patterns", default="2:4,1:4")
   parser.add_argument("--examples", type=int, default=256)
   parser.add_argument("--evaluated", type=int, default=100_000)
   args = parser.parse_args()
@@ -146,7 +148,8 @@ def main():
     print_swaps(args.layers)
     print_methods(args.layers)
   if args.workdir:
-    print_model(args.workdir, args.examples, args.evaluated)
+    patterns = args.patterns.split(",")
+    print_model(args.workdir, patterns, args.examples, args.evaluated)
 
 
 if __name__ == "__main__":

@@ -323,11 +323,12 @@ class _Walk:
   ) -> float:
     """Prunes a kernel in both models, and returns the error of its layer."""
     layer, layout = self._sparse[path], self.layouts[path]
+    pattern = self.leaves[path].pattern
     kernel = layer.kernel[...]
     matrices, parts, lost, whole = layout.matrices(kernel), [], 0.0, 0.0
     for w, h in zip(matrices, moment):
       try:
-        new, mask = prune_kernel(w, h, layer.pattern, method, **options)
+        new, mask = prune_kernel(w, h, pattern, method, **options)
       except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
       parts.append((new, mask))

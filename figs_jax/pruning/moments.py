@@ -77,4 +77,4 @@ def damped(
   diagonal = jnp.diagonal(moment)
   dead = diagonal <= 0
   added = jnp.where(dead, 1.0, damping * jnp.mean(diagonal))
-  return moment + jnp.diag(added.astype(moment.dtype))
+  return jnp.asarray(moment) + jnp.diag(added.astype(moment.dtype))

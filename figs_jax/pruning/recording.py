@@ -51,6 +51,7 @@ class Recorder(nnx.Module):
   place: Place
   moment: Moment
   count: Count
+  counted: Counted
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     x = args[0] if args else kwargs["inputs"]

@@ -141,4 +141,4 @@ def obs_scores(
   [[36.0]]
   """
   factor = upper_factor(damped(moment, damping))
-  return kernel**2 / jnp.sum(factor**2, 0)[:, None]
+  return jnp.square(kernel) / jnp.sum(factor**2, 0)[:, None]
