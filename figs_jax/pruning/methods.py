@@ -120,6 +120,9 @@ def prune_kernel(
 def options_of(method: str) -> dict[str, Any]:
   """The options of a method with their defaults.
 
+  Args:
+    method: Name of the method.
+
   Raises:
     ValueError: If the method is unknown; the nearest known one is suggested.
 

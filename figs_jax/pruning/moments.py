@@ -21,6 +21,11 @@ def layer_error(
 ) -> Float[Array, ""]:
   """||X W - X W'||^2 / ||X W||^2, from H = X^T X; 0 if X W is 0.
 
+  Args:
+    kernel: W.
+    pruned: W'.
+    moment: H.
+
   >>> x, w = jnp.array([[1., 2.], [0., 1.]]), jnp.array([[3.], [1.]])
   >>> pruned = w.at[1].set(0.0)
   >>> error = layer_error(w, pruned, x.T @ x)  # |(2, 1)|^2 / |(5, 1)|^2
@@ -51,6 +56,9 @@ def product(
 
 def dead_inputs(moment: Float[Array | np.ndarray, "k k"]) -> Array:
   """True at inputs that are 0 in every row.
+
+  Args:
+    moment: H.
 
   >>> dead_inputs(jnp.diag(jnp.array([1.0, 0.0]))).tolist()
   [False, True]

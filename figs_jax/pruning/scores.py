@@ -13,6 +13,9 @@ def magnitude_scores(
 ) -> Float[Array, "k n"]:
   """|W|.
 
+  Args:
+    kernel: W.
+
   >>> magnitude_scores(jnp.array([[-2.0], [1.0]])).tolist()
   [[2.0], [1.0]]
   """
@@ -24,6 +27,10 @@ def wanda_scores(
   moment: Float[Array | np.ndarray, "k k"],
 ) -> Float[Array, "k n"]:
   """|W_ij| ||X_i|| (arXiv 2306.11695, eq. 1), with ||X_i||^2 = H_ii.
+
+  Args:
+    kernel: W.
+    moment: H.
 
   >>> w = jnp.array([[-2.0], [1.0]])
   >>> wanda_scores(w, jnp.diag(jnp.array([1.0, 9.0]))).tolist()

@@ -137,6 +137,11 @@ def obs_scores(
 
   For a diagonal H it is the square of `wanda_scores`.
 
+  Args:
+    kernel: W.
+    moment: H.
+    damping: Share of the mean of H's diagonal that is added to it.
+
   >>> obs_scores(jnp.array([[3.0]]), jnp.array([[4.0]]), 0.0).tolist()
   [[36.0]]
   """
