@@ -17,6 +17,7 @@ _EXPORTS = {
   "flow": "figs_jax.core._flow",
   "cite": "figs_jax.recipes.citations",
   "permute_channels": "figs_jax.nn.channels",
+  "prune": "figs_jax.pruning._prune",
   "sparsify": "figs_jax.nn._sparsify",
   "layers_of": "figs_jax.train.run_rows",
   "train_flops": "figs_jax.models.flops",
@@ -38,6 +39,7 @@ _ROOMS = (
   "models",
   "nn",
   "optim",
+  "pruning",
   "recipes",
   "train",
 )

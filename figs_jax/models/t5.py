@@ -328,6 +328,22 @@ class T5(nnx.Module):
         )
     return jnp.asarray(ids)
 
+  def counted_rows(
+    self,
+    inputs: Int[Array | np.ndarray, "batch inputs"],
+    targets: Int[Array | np.ndarray, "batch targets"],
+  ) -> dict[str, Bool[Array, "batch _"]]:
+    """Rows of layers without padding, for `figs_jax.prune`.
+
+    Returns:
+      Mask by regex of paths: tokens of the inputs that are not padding, and
+      positions of the decoder that predict a target that is not padding.
+    """
+    return {
+      r"encoder/.*|decoder/.*/cross/[kv]": jnp.asarray(inputs) != PAD,
+      r"decoder/.*|head": jnp.asarray(targets) != PAD,
+    }
+
   def encode(
     self, inputs: Int[Array | np.ndarray, "batch inputs"]
   ) -> tuple[

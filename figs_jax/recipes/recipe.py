@@ -22,7 +22,6 @@ from figs_jax.core._flow import Flow, GradMode
 from figs_jax.core.groups import axis_length, other_axis
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, check_groups
-from figs_jax.core.transposable import WIDEST
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
 from figs_jax.optim import ScaleByStepAdamState, pass_masks
@@ -215,11 +214,6 @@ class Recipe:
           length = math.gcd(length, leaf.shape[other])
       wanted = self.pattern_schedule(leaf.pattern, None)
       stages = self.pattern_schedule(leaf.pattern, length)
-      if self.transposable and max((nm.m for nm in stages), default=0) > WIDEST:
-        raise ValueError(
-          f"{path}: expected m of at most {WIDEST} for masks along two axes,"
-          f" but recipe {self.name!r} starts at {stages[0]}; lower its k"
-        )
       if stages != wanted:
         key = length, wanted[0], stages[0]
         shortened.setdefault(key, []).append(path)
