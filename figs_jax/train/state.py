@@ -8,6 +8,7 @@ arrays. Masks in the state are always those of the state's own step.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ from flax import nnx
 from figs_jax import nn
 from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
+from figs_jax.core.pattern import NM
+from figs_jax.core.rules import Rules
 from figs_jax.core.tree import flatten, map_paths, path_str
 from figs_jax.core.types import Array
 from figs_jax.data.batch_checks import check_arrays, traced_for
@@ -168,14 +171,58 @@ class TrainState:
     """The recipe that the masks follow."""
     return self.bound.recipe
 
-  def finished(self, *, ema: bool = False) -> nnx.Module:
+  def finished(
+    self, *, ema: bool = False, point: NM | str | None = None
+  ) -> nnx.Module:
     """The model with hard N:M zeros, in evaluation mode.
 
     Masks in their last stage are kept; others are computed from the weights at
     the target pattern. So are the masks of averaged weights, unless the recipe
     chooses masks by more than weights.
+
+    Args:
+      ema: Whether to take the averaged weights.
+      point: Pattern to cut every masked kernel to, by |w|, in place of the
+        target. A model of the recipe `nested` is trained for several.
+
+    Raises:
+      ValueError: If there are no averaged weights, or the point does not fit
+        (see `check_point`).
     """
-    return evaluation_model(self, *finish(self, ema=ema))
+    if point is None:
+      return evaluation_model(self, *finish(self, ema=ema))
+    nm = check_point(self.bound, point)
+    model = evaluation_model(self, *finish(self, ema=ema, n=nm.n))
+    rules = ((f"{re.escape(path)}", nm) for path in self.bound.leaves)
+    return nn.sparsify(model, Rules(tuple(rules)))
+
+
+def check_point(bound: BoundRecipe, point: NM | str) -> NM:
+  """The pattern of a point that kernels can be cut to.
+
+  Args:
+    bound: Recipe, bound to the kernels of a model.
+    point: Pattern, with the m of every masked kernel.
+
+  Raises:
+    ValueError: If no kernel is masked, one has another m, or the recipe
+      rescales its weights (S-STE).
+  """
+  nm = NM.parse(point)
+  if not bound.kernels:
+    raise ValueError(f"point {nm}: expected a model with masked kernels")
+  for path, leaf in bound.leaves.items():
+    if leaf.pattern.m != nm.m:
+      raise ValueError(
+        f"point {nm}: expected the m of {path}, which is {leaf.pattern}; one"
+        " point cuts all kernels"
+      )
+  if bound.recipe.flow.soft:
+    raise ValueError(
+      f"point {nm}: recipe {bound.recipe.name!r} rescales weights for its own"
+      " pattern, so they cannot be cut to another"
+    )
+  return nm
 
 
 def check_finite(params: Any) -> None:
@@ -235,8 +282,17 @@ def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
   return map_paths(lambda mask, _: mask, params, kept)
 
 
-def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
-  """(params, masks) at the target pattern, with pruned entries exactly 0."""
+def finish(
+  state: TrainState, *, ema: bool = False, n: int | Array | None = None
+) -> tuple[Any, Any]:
+  """(params, masks), finished, with pruned entries exactly 0; traceable.
+
+  Args:
+    state: State without a seed axis.
+    ema: Whether to take the averaged weights.
+    n: Number of the largest |w| to keep of each group, in place of the target
+      pattern.
+  """
   if ema and state.ema is None:
     raise ValueError(
       "expected averaged weights, got a state without; train with"
@@ -245,7 +301,9 @@ def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
   bound, params = state.bound, state.params
   if ema:
     params = _cast_like(state.ema, params)
-  if ema and not state.recipe.is_stateful:
+  if n is not None:
+    masks = bound.cut(params, n)
+  elif ema and not state.recipe.is_stateful:
     masks = bound.target(params, seed=state.seed)
   else:
     switched = state.recipe.switched(state.opt_state)
@@ -414,8 +472,20 @@ def _value_fn(state, batch, leak, key):
 
   def value_fn(params, masks=state.masks):  # optax passes masks= where it can
     params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, state.params)
-    model = nn.merge(state.graphdef, params, masks, leak, rest)
-    return as_mean(state.loss(model, batch, key)[0]).value
+
+    def value(masks):
+      model = nn.merge(state.graphdef, params, masks, leak, rest)
+      return as_mean(state.loss(model, batch, key)[0]).value
+
+    if state.recipe.points is None:
+      return value(masks)
+    return state.bound.over_points(
+      lambda carry, masks, _: (carry, value(masks)),
+      None,
+      state.params,
+      state.step,
+      seed=state.seed,
+    )[1]
 
   return value_fn
 
@@ -423,10 +493,10 @@ def _value_fn(state, batch, leak, key):
 def _gradients(state, batch, leak, key):
   """(gradients, loss, metrics, rest) of a batch, over its micro-batches."""
 
-  def loss_of(params, rest, batch, key):
+  def loss_of(params, masks, rest, batch, key):
     streams, key = jax.random.split(key)
     model = nn.merge(
-      state.graphdef, params, state.masks, leak, nn.reseed(rest, streams)
+      state.graphdef, params, masks, leak, nn.reseed(rest, streams)
     )
     refuse_writes(model)
     result = state.loss(model, batch, key)
@@ -435,11 +505,26 @@ def _gradients(state, batch, leak, key):
     means = jax.tree.map(as_mean, (loss, metrics), is_leaf=_is_mean)
     return means[0].value, (means, nn.split(model)[3])
 
-  grad = jax.grad(loss_of, has_aux=True)
+  one_grad = jax.grad(loss_of, has_aux=True)
+
+  def grad(params, rest, batch, key):
+    """(gradients, (means, rest)), the mean over points if there are any."""
+    if state.recipe.points is None:
+      return one_grad(params, state.masks, rest, batch, key)
+
+    def one(rest, masks, _):
+      grads, (means, rest) = one_grad(params, masks, rest, batch, key)
+      return rest, (_wide(grads), _wide(means))
+
+    rest, (grads, means) = state.bound.over_points(
+      one, rest, params, state.step, seed=state.seed
+    )
+    return grads, (means, rest)
+
   count = state.grad_accum_steps
   if count == 1:
     grads, (means, rest) = grad(state.params, state.rest, batch, key)
-    return grads, *_values(means), rest
+    return _cast_like(grads, state.params), *_values(means), rest
 
   sizes = {(*jnp.shape(leaf), 1)[0] for leaf in jax.tree.leaves(batch)}
   if any(size % count for size in sizes):
