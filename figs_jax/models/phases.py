@@ -115,9 +115,7 @@ def phases_of(
     for count, sparse in ((end - first - hard, False), (hard, True)):
       inputs = sparse and recipe.transposable
       for passes, at_point in _passes(recipe, count, layers, kernels):
-        phases.append(
-          Phase(passes, at_point, sparse, inputs, recipe.flow.mvue)
-        )
+        phases.append(Phase(passes, at_point, sparse, inputs, recipe.flow.mvue))
   return tuple(phases)
 
 

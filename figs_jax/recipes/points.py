@@ -52,8 +52,7 @@ class Points:
       raise ValueError(f"patterns: expected one m for all, got {text!r}")
     if list(self.counts) != sorted(set(self.counts)):
       raise ValueError(
-        "patterns: expected the sparsest first and each n once, got"
-        f" {text!r}"
+        f"patterns: expected the sparsest first and each n once, got {text!r}"
       )
     between = len(self.patterns) - 2
     if not 0 <= self.sampled <= between:

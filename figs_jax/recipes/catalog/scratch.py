@@ -182,9 +182,7 @@ def s_ste(plain: Recipe) -> Recipe:
 
 
 @register("nested", dense=0.0)
-def nested(
-  plain: Recipe, *, patterns: str = "", sampled: int = 1
-) -> Recipe:
+def nested(plain: Recipe, *, patterns: str = "", sampled: int = 1) -> Recipe:
   """One model for several n of one m, by the sandwich rule (arXiv 1903.05134).
 
   A step takes the mean gradient of a pass at the densest pattern, one at the
