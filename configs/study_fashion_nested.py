@@ -20,43 +20,50 @@ _CUT = "cut from 1:8"
 _SMALLEST = {"loss": 0.01, "accuracy": 0.5}  # nats, points
 
 
+# Name, better, its setting, worse, its setting, patterns, family.
+_CLAIMS = (
+  ("nested as separate", "nested", "", "ste", "", _SPARSE, "equal"),
+  ("nested as dense", "nested", "", "dense", "", ("8:8",), "equal"),
+  (
+    "nested over FiGS cut", "nested", "", "figs", _CUT,
+    ("2:8", "4:8", "8:8"), "cut",
+  ),
+  (
+    "nested over dense cut, sparsest", "nested", "", "dense cut", "",
+    ("1:8",), "cut",
+  ),
+  (
+    "nested over dense cut", "nested", "", "dense cut", _CUT, ("2:8",), "cut",
+  ),
+  (
+    "separate over nested, equal passes", "ste", "3x", "nested", "", _SPARSE,
+    "passes",
+  ),
+  (
+    "dense over nested, equal passes", "dense", "3x", "nested", "", ("8:8",),
+    "passes",
+  ),
+)  # fmt: skip
+
+
 def _claims():
-  claims = {}
-  for metric, smallest in _SMALLEST.items():
-
-    def add(name, better, worse, patterns, family, **others):
-      claims[f"{name}, {metric}"] = {
-        "better": better,
-        "worse": worse,
-        "metric": metric,
-        "patterns": patterns,
-        "smallest": smallest,
-        "family": f"{family}, {metric}",
-        **others,
-      }
-
-    add("nested as separate", "nested", "ste", _SPARSE, "equal", equal=True)
-    add("nested as dense", "nested", "dense", ("8:8",), "equal", equal=True)
-    add(
-      "nested over FiGS cut", "nested", "figs", ("2:8", "4:8", "8:8"), "cut",
-      worse_setting=_CUT,
-    )  # fmt: skip
-    add(
-      "nested over dense cut, sparsest", "nested", "dense cut", ("1:8",), "cut"
-    )
-    add(
-      "nested over dense cut", "nested", "dense cut", ("2:8",), "cut",
-      worse_setting=_CUT,
-    )  # fmt: skip
-    add(
-      "separate over nested, equal passes", "ste", "nested", _SPARSE, "passes",
-      better_setting="3x",
-    )  # fmt: skip
-    add(
-      "dense over nested, equal passes", "dense", "nested", ("8:8",), "passes",
-      better_setting="3x",
-    )  # fmt: skip
-  return claims
+  return {
+    f"{name}, {metric}": {
+      "better": better,
+      "worse": worse,
+      "metric": metric,
+      "patterns": patterns,
+      "smallest": smallest,
+      "family": f"{family}, {metric}",
+      "better_setting": better_setting,
+      "worse_setting": worse_setting,
+      "equal": family == "equal",
+    }
+    for metric, smallest in _SMALLEST.items()
+    for (
+      name, better, better_setting, worse, worse_setting, patterns, family,
+    ) in _CLAIMS
+  }  # fmt: skip
 
 
 def get_config(arg: str = ""):

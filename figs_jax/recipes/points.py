@@ -124,7 +124,7 @@ class Points:
       f"{drawn}",
     ]
 
-  def draw(self, step: Array | int, seed: Any = 0) -> Int[Array, "passes"]:
+  def draw(self, step: Array | int, seed: Any = 0) -> Int[Array, " passes"]:
     """The patterns of a step, as indices: the last, the first, sampled ones.
 
     Args:

@@ -35,6 +35,7 @@ from figs_jax.train.state import (
   check_point,
   evaluation_model,
   finish,
+  point_index,
 )
 from figs_jax.train.workdir import restore, saved_config
 
@@ -76,7 +77,7 @@ class Evaluator:
       ema: jax.jit(self._over_seeds(functools.partial(_cut, ema), None))
       for ema in (False, True)
     }
-    count = self._over_seeds(self._count_of, 0, 0, None)
+    count = self._over_seeds(self._count_of, 0, 0, None, None)
     self._count = jax.jit(count, out_shardings=replicated(mesh))
 
   def run(
@@ -99,11 +100,12 @@ class Evaluator:
       params, masks = self._finish[ema](state)
     else:
       params, masks = self._cut[ema](state, jnp.int32(point.n))
+    index = jnp.int32(point_index(state, point))
     total: Any = None
     each = []
     for batch in self._batches:
       counts, kept = jax.device_get(
-        self._count(state, params, masks, self._place(batch))
+        self._count(state, params, masks, index, self._place(batch))
       )
       # In double precision: float32 cannot count beyond 2**24.
       counts = self._measure.tally(counts)
@@ -113,8 +115,10 @@ class Evaluator:
     values = self._measure.values(total)
     return {name: value.tolist() for name, value in values}, each
 
-  def _count_of(self, state: TrainState, params: Any, masks: Any, batch: Any):
-    model = evaluation_model(state, params, masks)
+  def _count_of(
+    self, state: TrainState, params: Any, masks: Any, point: Any, batch: Any
+  ):
+    model = evaluation_model(state, params, masks, point)
     if self._int8:
       round_kernels_to_int8(model)
     each = self._measure.each(model, batch)
@@ -302,7 +306,7 @@ def in_dtypes(
     check_dtype(dtype)
   run = restore(workdir)
   if point is not None:
-    point = check_point(run[1].bound, point)
+    point = check_point(run[1], point)
   measured = _measured(*run, False, None, point)
   result = _report(measured, False, None, None, None)
   result["examples"] = measured.examples()
@@ -371,7 +375,7 @@ def _points_of(state: TrainState, text: str | None) -> list[NM]:
   own = state.recipe.points
   if text is None:
     return list(own.patterns) if own else []
-  return [check_point(state.bound, part.strip()) for part in text.split(",")]
+  return [check_point(state, part.strip()) for part in text.split(",")]
 
 
 # What `evaluate` says of each point.

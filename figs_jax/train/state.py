@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
@@ -24,18 +23,26 @@ from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
-from figs_jax.core.tree import flatten, map_paths, path_str
+from figs_jax.core.tree import map_paths
 from figs_jax.core.types import Array
 from figs_jax.data.batch_checks import check_arrays, traced_for
 from figs_jax.nn.recomputed import refuse_writes
 from figs_jax.optim import pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
+from figs_jax.train.initial_values import check_finite, check_leaves
 from figs_jax.train.losses import (
   Mean,
   as_mean,
   check_loss,
   check_result,
   cross_entropy,
+)
+from figs_jax.train.point_statistics import (
+  Paths,
+  at_point,
+  statistics_of,
+  with_axis,
+  with_point,
 )
 
 Loss = Callable[
@@ -59,9 +66,11 @@ class TrainState:
     masks: Nested dict of Boolean masks, None at dense leaves.
     opt_state: State of the optimizer, which sees gradients and parameters in
       float32 (or wider).
-    rest: Other state of the model (batch statistics, random streams).
+    rest: Other state of the model (batch statistics, random streams). Batch
+      statistics have a leading axis of points if the recipe has points.
     ema: Averaged parameters in float32 (or wider), or None.
     graphdef, bound, tx, loss: Static objects.
+    statistics: Paths of batch statistics that have an axis of points; static.
     ema_decay, grad_accum_steps, diagnose_every: Static options, see `create`.
   """
 
@@ -76,6 +85,7 @@ class TrainState:
   bound: BoundRecipe = _static()
   tx: optax.GradientTransformationExtraArgs = _static()
   loss: Loss = _static()
+  statistics: Paths = _static()
   ema_decay: float = _static()
   grad_accum_steps: int = _static()
   diagnose_every: int = _static()
@@ -140,9 +150,12 @@ class TrainState:
     bound = recipe.bind(leaves)
     tx = pass_masks(tx)
     graphdef, params, _, rest = nn.split(model)
-    _check_leaves(params, rest)
+    check_leaves(params, rest)
     check_finite(params)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
+    statistics = () if recipe.points is None else statistics_of(model)
+    if recipe.points is not None:
+      rest = with_axis(rest, statistics, len(recipe.points.patterns))
     # Copied, since some optimizers keep the params, or one array twice; with a
     # dtype, since a weak one would be compiled for again after the first step.
     opt_state = jax.tree.map(
@@ -161,6 +174,7 @@ class TrainState:
       bound=bound,
       tx=tx,
       loss=loss,
+      statistics=statistics,
       ema_decay=ema_decay,
       grad_accum_steps=grad_accum_steps,
       diagnose_every=diagnose_every,
@@ -191,86 +205,47 @@ class TrainState:
     """
     if point is None:
       return evaluation_model(self, *finish(self, ema=ema))
-    nm = check_point(self.bound, point)
-    model = evaluation_model(self, *finish(self, ema=ema, n=nm.n))
-    rules = ((f"{re.escape(path)}", nm) for path in self.bound.leaves)
+    nm = check_point(self, point)
+    index = point_index(self, nm)
+    model = evaluation_model(self, *finish(self, ema=ema, n=nm.n), index)
+    rules = ((re.escape(path), nm) for path in self.bound.leaves)
     return nn.sparsify(model, Rules(tuple(rules)))
 
 
-def check_point(bound: BoundRecipe, point: NM | str) -> NM:
-  """The pattern of a point that kernels can be cut to.
-
-  Args:
-    bound: Recipe, bound to the kernels of a model.
-    point: Pattern, with the m of every masked kernel.
+def check_point(state: TrainState, point: NM | str) -> NM:
+  """The pattern of a point that the kernels of a state can be cut to.
 
   Raises:
-    ValueError: If no kernel is masked, one has another m, or the recipe
-      rescales its weights (S-STE).
+    ValueError: If no kernel is masked, one has another m, the recipe rescales
+      its weights (S-STE), or there are no batch statistics of the point.
   """
-  nm = NM.parse(point)
-  if not bound.kernels:
+  nm, recipe = NM.parse(point), state.recipe
+  if not state.bound.kernels:
     raise ValueError(f"point {nm}: expected a model with masked kernels")
-  for path, leaf in bound.leaves.items():
+  for path, leaf in state.bound.leaves.items():
     if leaf.pattern.m != nm.m:
       raise ValueError(
         f"point {nm}: expected the m of {path}, which is {leaf.pattern}; one"
         " point cuts all kernels"
       )
-  if bound.recipe.flow.soft:
+  if recipe.flow.soft:
     raise ValueError(
-      f"point {nm}: recipe {bound.recipe.name!r} rescales weights for its own"
+      f"point {nm}: recipe {recipe.name!r} rescales weights for its own"
       " pattern, so they cannot be cut to another"
+    )
+  if state.statistics and nm not in recipe.points.patterns:
+    known = ", ".join(map(str, recipe.points.patterns))
+    raise ValueError(
+      f"point {nm}: expected one of {known}, which have batch statistics"
     )
   return nm
 
 
-def check_finite(params: Any) -> None:
-  """Raises ValueError at a parameter with NaN or infinity, by its path.
-
-  Tracers are not checked.
-  """
-  for path, leaf in flatten(params).items():
-    if not isinstance(leaf, jax.core.Tracer) and not _is_finite(leaf):
-      raise ValueError(
-        f"{path}: expected finite initial values, got NaN or infinity in"
-        f" {leaf.dtype}; use a wider param_dtype, or other weights"
-      )
-
-
-def _check_leaves(params: Any, rest: Any) -> None:
-  """Raises ValueError at variables that no checkpoint can hold."""
-  keystr = jax.tree_util.keystr
-  for tree in (params, rest):
-    paths: dict[str, str] = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      path = path_str(keys)
-      if jnp.size(leaf) == 0:
-        raise ValueError(
-          f"{path}: expected at least one entry, got shape {jnp.shape(leaf)};"
-          " remove the variable from the model"
-        )
-      # Checkpoints and exported files separate by ".", rules by "/".
-      name = path.replace("/", ".")
-      if name in paths:
-        raise ValueError(
-          f"{keystr(keys)} and {paths[name]}: expected different names, but"
-          f" both are saved as {name}; rename one of them"
-        )
-      paths[name] = keystr(keys)
-
-
-def _is_finite(leaf: Any) -> bool:
-  if isinstance(leaf, jax.Array) and jax.default_backend() != "cpu":
-    return bool(_all_finite(leaf))
-  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    return all(_is_finite(shard.data) for shard in leaf.addressable_shards)
-  return bool(np.isfinite(np.asarray(leaf)).all())  # compiles nothing
-
-
-@jax.jit
-def _all_finite(leaf: Array) -> Array:
-  return jnp.isfinite(leaf).all()
+def point_index(state: TrainState, point: NM | None) -> int:
+  """The index of a point among the batch statistics; 0 if there are none."""
+  if not state.statistics or point is None:
+    return 0
+  return state.recipe.points.patterns.index(point)
 
 
 def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
@@ -313,10 +288,19 @@ def finish(
   return bound.finish(params, masks, nn.scales(state.rest, masks)), masks
 
 
-def evaluation_model(state: TrainState, params: Any, masks: Any) -> nnx.Module:
-  """The evaluation model of parameters and masks from `finish`; traceable."""
+def evaluation_model(
+  state: TrainState, params: Any, masks: Any, point: int | Array = 0
+) -> nnx.Module:
+  """The evaluation model of parameters and masks from `finish`; traceable.
+
+  Args:
+    state: State without a seed axis.
+    params, masks: What `finish` returned.
+    point: Index of the point whose batch statistics to take, `point_index`.
+  """
   zero = jnp.zeros((), jnp.float32)
-  model = nn.merge(state.graphdef, params, masks, zero, state.rest)
+  rest = at_point(state.rest, state.statistics, point)
+  model = nn.merge(state.graphdef, params, masks, zero, rest)
   model = nn.with_flow(model, Flow())  # `finish` has applied S-STE
   model.eval()
   return model
@@ -473,14 +457,15 @@ def _value_fn(state, batch, leak, key):
   def value_fn(params, masks=state.masks):  # optax passes masks= where it can
     params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, state.params)
 
-    def value(masks):
-      model = nn.merge(state.graphdef, params, masks, leak, rest)
+    def value(masks, point):
+      own = at_point(rest, state.statistics, point)
+      model = nn.merge(state.graphdef, params, masks, leak, own)
       return as_mean(state.loss(model, batch, key)[0]).value
 
     if state.recipe.points is None:
-      return value(masks)
+      return value(masks, 0)
     return state.bound.over_points(
-      lambda carry, masks, _: (carry, value(masks)),
+      lambda carry, masks, point: (carry, value(masks, point)),
       None,
       state.params,
       state.step,
@@ -512,8 +497,11 @@ def _gradients(state, batch, leak, key):
     if state.recipe.points is None:
       return one_grad(params, state.masks, rest, batch, key)
 
-    def one(rest, masks, _):
-      grads, (means, rest) = one_grad(params, masks, rest, batch, key)
+    def one(rest, masks, point):
+      paths = state.statistics
+      own = at_point(rest, paths, point)
+      grads, (means, new) = one_grad(params, masks, own, batch, key)
+      rest = with_point(rest, paths, point, new)
       return rest, (_wide(grads), _wide(means))
 
     rest, (grads, means) = state.bound.over_points(
