@@ -44,6 +44,7 @@ __all__ = [
   "products_of",
   "register",
   "shape_of",
+  "task_of",
 ]
 
 
@@ -97,6 +98,23 @@ def options_of(family: str) -> dict[str, Any]:
     for name, parameter in signature.parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY and name != "rngs"
   }
+
+
+def task_of(family: str) -> str:
+  """The task that a family trains, as `figs_jax.train.tasks` names it.
+
+  Registered classes classify images.
+
+  Args:
+    family: One of `names()`.
+
+  Raises:
+    ValueError: If the family is unknown; the nearest known one is suggested.
+
+  >>> task_of("t5")
+  'text_to_text'
+  """
+  return "images" if family in REGISTERED else class_of(family).task
 
 
 def create(

@@ -88,6 +88,7 @@ class ViT(nnx.Module):
     ValueError: If sizes do not divide one another or an option is unknown.
   """
 
+  task: ClassVar[str] = "images"
   words: ClassVar[dict[str, str]] = word_table(
     ff=r"blocks/(?:\d+/)?mlp/fc[12]/kernel",
     q=r"blocks/(?:\d+/)?attn/q/kernel",
