@@ -225,7 +225,7 @@ def rank_matmul(
 
   def add(total: Array, rank: tuple[Array, Array]) -> tuple[Array, None]:
     row, value = rank
-    return total + jnp.sum(x[..., row] * value, -1), None
+    return total + jnp.einsum("...og,og->...o", x[..., row], value), None
 
   zero = jnp.zeros((*x.shape[:-1], packed.shape[1]), x.dtype)
   return lax.scan(add, zero, (rows, values))[0]
