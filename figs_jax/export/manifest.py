@@ -105,7 +105,7 @@ def digest(array: Shaped[np.ndarray, "*shape"]) -> str:
 
 def written(records: Mapping[str, Record]) -> dict[str, str]:
   """The metadata of a file with these tensors."""
-  tensors = {}
+  tensors: dict[str, dict[str, Any]] = {}
   for name, record in records.items():
     tensors[name] = {
       "layout": record.layout,

@@ -133,13 +133,13 @@ def _passes(
   passes = [steps] * len(points.patterns)
   for i in range(between):  # they add up to steps * sampled
     passes[i + 1] = (steps * points.sampled + i) // between
+  dense = all(
+    row["pattern"] is None or row["pattern"].is_dense for row in layers
+  )
   result = []
   for count, nm in zip(passes, points.patterns):
-    dense = all(
-      row["pattern"] is None or row["pattern"].is_dense for row in layers
-    )
     rows = tuple(
-      row | {"pattern": nm}
+      {**row, "pattern": nm}
       if row["name"] in kernels and row["pattern"] and not dense
       else row
       for row in layers

@@ -200,7 +200,7 @@ class TrainState:
         target. A model of the recipe `nested` is trained for several.
 
     Raises:
-      ValueError: If there are no averaged weights, or the point does not fit
+      ValueError: If averaged weights are missing, or the point does not fit
         (see `check_point`).
     """
     if point is None:
@@ -217,7 +217,7 @@ def check_point(state: TrainState, point: NM | str) -> NM:
 
   Raises:
     ValueError: If no kernel is masked, one has another m, the recipe rescales
-      its weights (S-STE), or there are no batch statistics of the point.
+      its weights (S-STE), or lacks batch statistics of the point.
   """
   nm, recipe = NM.parse(point), state.recipe
   if not state.bound.kernels:
@@ -233,8 +233,9 @@ def check_point(state: TrainState, point: NM | str) -> NM:
       f"point {nm}: recipe {recipe.name!r} rescales weights for its own"
       " pattern, so they cannot be cut to another"
     )
-  if state.statistics and nm not in recipe.points.patterns:
-    known = ", ".join(map(str, recipe.points.patterns))
+  points = recipe.points
+  if points and state.statistics and nm not in points.patterns:
+    known = ", ".join(map(str, points.patterns))
     raise ValueError(
       f"point {nm}: expected one of {known}, which have batch statistics"
     )
@@ -243,9 +244,10 @@ def check_point(state: TrainState, point: NM | str) -> NM:
 
 def point_index(state: TrainState, point: NM | None) -> int:
   """The index of a point among the batch statistics; 0 if there are none."""
-  if not state.statistics or point is None:
+  points = state.recipe.points
+  if points is None or point is None or not state.statistics:
     return 0
-  return state.recipe.points.patterns.index(point)
+  return points.patterns.index(point)
 
 
 def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:

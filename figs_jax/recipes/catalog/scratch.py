@@ -183,7 +183,7 @@ def s_ste(plain: Recipe) -> Recipe:
 
 @register("nested", dense=0.0)
 def nested(plain: Recipe, *, patterns: str = "", sampled: int = 1) -> Recipe:
-  """One model for several n of one m, by the sandwich rule (arXiv 1903.05134).
+  """One model for several n:m, by the sandwich rule (arXiv 1903.05134).
 
   A step takes the mean gradient of a pass at the densest pattern, one at the
   sparsest, and one at each of `sampled` patterns between, drawn anew. Weights
