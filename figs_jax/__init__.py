@@ -24,6 +24,10 @@ _EXPORTS = {
   "TrainState": "figs_jax.train.state",
   "train_step": "figs_jax.train.state",
 }
+_MODULES = {
+  "losses": "figs_jax.train.losses",
+  "study": "figs_jax.analysis.study",
+}
 _ROOMS = (
   "analysis",
   "cli",
@@ -44,8 +48,8 @@ __all__ = list(_EXPORTS) + list(_ROOMS)
 def __getattr__(name: str) -> Any:
   if name in _EXPORTS:
     return getattr(importlib.import_module(_EXPORTS[name]), name)
-  if name == "study":
-    return importlib.import_module("figs_jax.analysis.study")
+  if name in _MODULES:
+    return importlib.import_module(_MODULES[name])
   if name in _ROOMS:
     return importlib.import_module(f"figs_jax.{name}")
   raise AttributeError(f"module 'figs_jax' has no attribute {name!r}")

@@ -47,6 +47,7 @@ from figs_jax.train.loop import Diverged, compiled_step, train
 from figs_jax.train.run_rows import layers_of
 from figs_jax.train.seeds import mean_and_se
 from figs_jax.train.sharding import make_mesh, state_shardings
+from figs_jax.train.teacher import read, taught
 from figs_jax.train.workdir import saved_config
 
 __all__ = [
@@ -225,7 +226,7 @@ def _seconds_per_flop(
   first, of_first = costs[0]
   config = copy.deepcopy(first.config)
   config.seed, config.seeds = 0, 0
-  experiment, mesh = build(config), make_mesh()
+  experiment, mesh = taught(build(config), read(config)), make_mesh()
   shapes = experiment.abstract_state
   shardings = state_shardings(shapes, mesh, shapes.bound.leaves, False)
   step = compiled_step(experiment, shardings)

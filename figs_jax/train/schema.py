@@ -114,6 +114,25 @@ SHARED: dict[str, Field] = {
     " registers.",
     Word(("linear", "bicubic", "bicubic_antialias")),
   ),
+  "teacher": Field(
+    "",
+    "Teacher to distill from: the workdir of a run, or a directory for"
+    " figs_jax.models.from_pretrained.",
+  ),
+  "teacher_sha256": Field("", "SHA-256 of its arrays; set by training."),
+  "distill.temperature": Field(
+    2.0, "Temperature T of both softmaxes.", Number("(0, 1000]")
+  ),
+  "distill.weight": Field(
+    0.5,
+    "Share w of the teacher: (1 - w) loss + w T^2 KL(teacher || student).",
+    SHARE,
+  ),
+  "distill.seed": Field(
+    0,
+    "Index of the seed to learn from, if the teacher is a run with several.",
+    Integer("[0, 1024)"),
+  ),
   "optimizer.name": Field(
     "adamw",
     f"Optimizer: {', '.join(optimizer_fields.OPTIMIZERS)}.",
@@ -438,6 +457,11 @@ def _check_together(fields: Mapping[str, Any]) -> None:
   optimizer = {k[10:]: v for k, v in fields.items() if k[:10] == "optimizer."}
   if mistake := optimizer_fields.mistake(optimizer):
     raise ConfigError(mistake)
+  if fields["teacher"] and fields.get("loss") == "bce":
+    raise ConfigError(
+      "--config.loss: expected softmax with a teacher, whose term compares"
+      " softmaxes, got bce; leave --config.teacher out or set loss=softmax"
+    )
   mean, std = fields.get("data.mean"), fields.get("data.std")
   if mean != std and {mean, std} & set(NAMED):
     raise ConfigError(

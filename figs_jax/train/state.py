@@ -317,8 +317,27 @@ def with_fresh_masks(state: TrainState) -> TrainState:
   return dataclasses.replace(state, masks=masks)
 
 
-def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-  """One step without jit, for your own jit, vmap, scan or mesh."""
+def update(
+  state: TrainState, batch: Any, constants: Any = None
+) -> tuple[TrainState, dict[str, Any]]:
+  """One step without jit, for your own jit, vmap, scan or mesh.
+
+  Args:
+    state: State from `TrainState.create`.
+    batch: Pytree of arrays, as the state's loss expects it.
+    constants: Arrays for a loss that has `constants`, as that of `distill`: an
+      argument of a compiled step is not part of its program. Defaults to those
+      of the loss.
+  """
+  if constants is None:
+    return _update(state, batch)
+  loss: Any = state.loss
+  bound = dataclasses.replace(state, loss=loss.with_constants(constants))
+  new, metrics = _update(bound, batch)
+  return dataclasses.replace(new, loss=loss), metrics
+
+
+def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   recipe, bound = state.recipe, state.bound
   switched = recipe.switched(state.opt_state)
   moment = recipe.at(state.step, switched)
@@ -445,7 +464,8 @@ def train_step(
   """
   try:
     with traced_for(batch, state.loss):
-      return _compiled_step(state, batch)
+      constants = getattr(state.loss, "constants", None)
+      return _compiled_step(state, batch, constants)
   except TypeError:
     check_arrays(batch)
     raise
