@@ -154,6 +154,7 @@ def nested(
   *,
   patterns: str = "",
   sampled: int = 1,
+  distill: bool = False,
   dense: float | int = 0.0,
   finetune: float | int = 0.1,
   refresh_every: int = 1,

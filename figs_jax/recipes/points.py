@@ -29,6 +29,8 @@ class Points:
     patterns: Patterns of one m, n ascending.
     sampled: Number of patterns between the first and the last that each step
       trains as well, drawn without replacement.
+    distill: Whether all patterns but the last learn from the outputs of the
+      last, in the same step, in place of the labels.
 
   Raises:
     ValueError: If there are fewer than two patterns, their m differ, n does not
@@ -41,6 +43,7 @@ class Points:
 
   patterns: tuple[NM, ...]
   sampled: int = 1
+  distill: bool = False
 
   def __post_init__(self):
     text = ",".join(map(str, self.patterns))
@@ -118,11 +121,13 @@ class Points:
     """Lines for `Recipe.describe`."""
     first, *_, last = self.patterns
     drawn = f" and {self.sampled} drawn between" if self.sampled else ""
-    return [
+    lines = [
       f"points: {', '.join(map(str, self.patterns))}",
       f"each step trains {self.passes} of them, a pass each: {last}, {first}"
       f"{drawn}",
     ]
+    learn = f"the others learn from the outputs of {last}, not from labels"
+    return [*lines, learn] if self.distill else lines
 
   def draw(self, step: Array | int, seed: Any = 0) -> Int[Array, " passes"]:
     """The patterns of a step, as indices: the last, the first, sampled ones.

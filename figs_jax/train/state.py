@@ -26,23 +26,16 @@ from figs_jax.core.rules import Rules
 from figs_jax.core.tree import map_paths
 from figs_jax.core.types import Array
 from figs_jax.data.batch_checks import check_arrays, traced_for
-from figs_jax.nn.recomputed import refuse_writes
 from figs_jax.optim import pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
 from figs_jax.train.initial_values import check_finite, check_leaves
-from figs_jax.train.losses import (
-  Mean,
-  as_mean,
-  check_loss,
-  check_result,
-  cross_entropy,
-)
+from figs_jax.train.losses import Mean, check_loss, check_rows, cross_entropy
+from figs_jax.train.passes import cast_like, mean_gradients, value_fn_of, wide
 from figs_jax.train.point_statistics import (
   Paths,
   at_point,
   statistics_of,
   with_axis,
-  with_point,
 )
 
 Loss = Callable[
@@ -139,6 +132,8 @@ class TrainState:
     (8, 4)
     """
     check_loss(loss)
+    if recipe.points is not None and recipe.points.distill:
+      check_rows(loss, recipe.name)
     model = nn.with_flow(model, recipe.flow)
     model.train()
     leaves = nn.masked_leaves(model)
@@ -159,7 +154,7 @@ class TrainState:
     # Copied, since some optimizers keep the params, or one array twice; with a
     # dtype, since a weak one would be compiled for again after the first step.
     opt_state = jax.tree.map(
-      lambda x: jnp.array(x, jnp.result_type(x)), tx.init(_wide(params))
+      lambda x: jnp.array(x, jnp.result_type(x)), tx.init(wide(params))
     )
     recipe.check(opt_state)
     return cls(
@@ -169,7 +164,7 @@ class TrainState:
       masks=_first_masks(bound, params, seed),
       opt_state=opt_state,
       rest=rest,
-      ema=jax.tree.map(jnp.copy, _wide(params)) if ema_decay else None,
+      ema=jax.tree.map(jnp.copy, wide(params)) if ema_decay else None,
       graphdef=graphdef,
       bound=bound,
       tx=tx,
@@ -277,7 +272,7 @@ def finish(
     )
   bound, params = state.bound, state.params
   if ema:
-    params = _cast_like(state.ema, params)
+    params = cast_like(state.ema, params)
   if n is not None:
     masks = bound.cut(params, n)
   elif ema and not state.recipe.is_stateful:
@@ -342,16 +337,16 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   switched = recipe.switched(state.opt_state)
   moment = recipe.at(state.step, switched)
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-  grads, loss, metrics, rest = _gradients(state, batch, moment.leak, key)
+  grads, loss, metrics, rest = mean_gradients(state, batch, moment.leak, key)
   # In float32: as float16, eps = 1e-8 is 0, and moments stick in 16 bits.
   updates, opt_state = state.tx.update(
-    _wide(grads),
+    wide(grads),
     state.opt_state,
-    _wide(state.params),
+    wide(state.params),
     masks=state.masks,
     value=loss,
-    grad=_wide(grads),
-    value_fn=_value_fn(state, batch, moment.leak, key),
+    grad=wide(grads),
+    value_fn=value_fn_of(state, batch, moment.leak, key),
   )
   params = optax.apply_updates(state.params, updates)
   masks = bound.masks(
@@ -374,7 +369,7 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     metrics["layers"] = layers_if(due, masks, params, grads, state.masks)
   ema = state.ema
   if state.ema_decay:
-    ema = optax.incremental_update(_wide(params), ema, 1 - state.ema_decay)
+    ema = optax.incremental_update(wide(params), ema, 1 - state.ema_decay)
   new = dataclasses.replace(
     state,
     step=state.step + 1,
@@ -414,7 +409,7 @@ def gradients(state: TrainState, batch: Any, key: Array) -> Any:
   leak = state.recipe.at(
     state.step, state.recipe.switched(state.opt_state)
   ).leak
-  return _gradients(state, batch, leak, key)[0]
+  return mean_gradients(state, batch, leak, key)[0]
 
 
 def layers_if(due: Array, *args: Any) -> Layers:
@@ -469,131 +464,3 @@ def train_step(
   except TypeError:
     check_arrays(batch)
     raise
-
-
-def _value_fn(state, batch, leak, key):
-  """The step's loss as a function of the params, for line searches."""
-  streams, key = jax.random.split(key)
-  rest = nn.reseed(state.rest, streams)
-
-  def value_fn(params, masks=state.masks):  # optax passes masks= where it can
-    params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, state.params)
-
-    def value(masks, point):
-      own = at_point(rest, state.statistics, point)
-      model = nn.merge(state.graphdef, params, masks, leak, own)
-      return as_mean(state.loss(model, batch, key)[0]).value
-
-    if state.recipe.points is None:
-      return value(masks, 0)
-    return state.bound.over_points(
-      lambda carry, masks, point: (carry, value(masks, point)),
-      None,
-      state.params,
-      state.step,
-      seed=state.seed,
-    )[1]
-
-  return value_fn
-
-
-def _gradients(state, batch, leak, key):
-  """(gradients, loss, metrics, rest) of a batch, over its micro-batches."""
-
-  def loss_of(params, masks, rest, batch, key):
-    streams, key = jax.random.split(key)
-    model = nn.merge(
-      state.graphdef, params, masks, leak, nn.reseed(rest, streams)
-    )
-    refuse_writes(model)
-    result = state.loss(model, batch, key)
-    check_result(result)
-    loss, metrics = result
-    means = jax.tree.map(as_mean, (loss, metrics), is_leaf=_is_mean)
-    return means[0].value, (means, nn.split(model)[3])
-
-  one_grad = jax.grad(loss_of, has_aux=True)
-
-  def grad(params, rest, batch, key):
-    """(gradients, (means, rest)), the mean over points if there are any."""
-    if state.recipe.points is None:
-      return one_grad(params, state.masks, rest, batch, key)
-
-    def one(rest, masks, point):
-      paths = state.statistics
-      own = at_point(rest, paths, point)
-      grads, (means, new) = one_grad(params, masks, own, batch, key)
-      rest = with_point(rest, paths, point, new)
-      return rest, (_wide(grads), _wide(means))
-
-    rest, (grads, means) = state.bound.over_points(
-      one, rest, params, state.step, seed=state.seed
-    )
-    return grads, (means, rest)
-
-  count = state.grad_accum_steps
-  if count == 1:
-    grads, (means, rest) = grad(state.params, state.rest, batch, key)
-    return _cast_like(grads, state.params), *_values(means), rest
-
-  sizes = {(*jnp.shape(leaf), 1)[0] for leaf in jax.tree.leaves(batch)}
-  if any(size % count for size in sizes):
-    raise ValueError(
-      f"expected a batch size that grad_accum_steps={count} divides, got"
-      f" {', '.join(map(str, sorted(sizes)))}"
-    )
-  # Strided, so that each device splits its own share of the batch.
-  micro = jax.tree.map(
-    lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch
-  )
-  keys = jax.random.split(key, count)
-
-  def body(rest, xs):
-    """Sums of a micro-batch with weight w: w times its mean gradient, means."""
-    grads, (means, rest) = grad(state.params, rest, *xs)
-    means = _wide(means)
-    weight = means[0].weight
-    grads = jax.tree.map(lambda g: g * weight.astype(g.dtype), _wide(grads))
-    return rest, (grads, means)
-
-  first = jax.tree.map(lambda x: x[0], (micro, keys))
-  shapes = jax.eval_shape(body, state.rest, first)[1]
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-  def add(carry, xs):
-    rest, total = carry
-    rest, one = body(rest, xs)
-    return (rest, jax.tree.map(jnp.add, total, one)), None
-
-  (rest, (grads, means)), _ = jax.lax.scan(
-    add, (state.rest, zeros), (micro, keys)
-  )
-  grads = jax.tree.map(lambda g: Mean(g, means[0].weight).value, grads)
-  return _cast_like(grads, state.params), *_values(means), rest
-
-
-def _is_mean(value: Any) -> bool:
-  return isinstance(value, Mean)
-
-
-def _values(means: Any) -> Any:
-  return jax.tree.map(lambda mean: mean.value, means, is_leaf=_is_mean)
-
-
-def _wide(tree: Any) -> Any:
-  """The leaves in float32, which sums need; wider ones as they are."""
-
-  def widen(leaf):
-    leaf = jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-      if jnp.finfo(leaf.dtype).bits >= 32:
-        return leaf.astype(leaf.dtype)  # no longer weakly typed
-      # Else XLA may skip the rounding that gave the leaf its value.
-      leaf = jax.lax.optimization_barrier(leaf)
-    return leaf.astype(jnp.float32)
-
-  return jax.tree.map(widen, tree)
-
-
-def _cast_like(tree: Any, like: Any) -> Any:
-  return jax.tree.map(lambda leaf, to: leaf.astype(to.dtype), tree, like)

@@ -21,6 +21,7 @@ from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.log_writer import read_log
 from figs_jax.train.loop import train
+from figs_jax.train.losses import cross_entropy
 from figs_jax.train.state import TrainState, finish, gradients, update
 from figs_jax.train.workdir import restore
 
@@ -81,6 +82,67 @@ def test_the_gradient_is_the_mean_of_three_passes():
   got = gradients(state, batch(), jax.random.key(0))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got,
                want)  # fmt: skip
+
+
+def labelled(classes=4):
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(8, 16)).astype(np.float32)
+  return {"image": images, "label": rng.integers(0, classes, 8).astype("int32")}
+
+
+def soft_cross_entropy(logits, targets):
+  return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), -1))
+
+
+def test_sparser_points_learn_from_the_densest():
+  """Of the outputs of its own pass, without a gradient through them."""
+  options = {"patterns": FOUR, "distill": True}
+  made = recipes.create("nested", "1:8", 20, **options)
+  assert "outputs of 8:8" in made.describe()
+  model = nn.sparsify(Net(nnx.Rngs(0)), made)
+  tx = made.transform(optax.sgd(0.1))
+  state = TrainState.create(model, made, tx, loss=cross_entropy)
+  data = labelled()
+  new, metrics = jax.jit(update)(state, data)
+
+  def logits(params, n):
+    masks = state.bound.cut(state.params, n)
+    model = nn.merge(state.graphdef, params, masks, 0.0, state.rest)
+    return model(data["image"])
+
+  def mean_loss(params):
+    soft = jax.nn.softmax(logits(state.params, 8))
+    hard = jax.nn.one_hot(data["label"], 4)
+    losses = [soft_cross_entropy(logits(params, 8), hard)]
+    entropy = soft_cross_entropy(jnp.log(soft), soft)
+    for index in made.points.draw(0, 0).tolist()[1:]:
+      n = made.points.counts[index]
+      losses.append(soft_cross_entropy(logits(params, n), soft) - entropy)
+    return sum(losses) / 3
+
+  value, grads = jax.value_and_grad(mean_loss)(state.params)
+  np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+  for layer in ("a", "b"):
+    moved = state.params[layer]["kernel"] - new.params[layer]["kernel"]
+    np.testing.assert_allclose(
+      moved, 0.1 * grads[layer]["kernel"], atol=1e-6
+    )  # fmt: skip
+  with pytest.raises(ValueError, match="distill=True: expected a loss that is"):
+    TrainState.create(model, made, tx, loss=loss)
+
+
+def test_distillation_in_micro_batches_is_that_of_the_batch():
+  made = recipes.create("nested", "1:8", 20, patterns=FOUR, distill=True)
+  model = nn.sparsify(Net(nnx.Rngs(0)), made)
+  tx = made.transform(optax.sgd(0.1))
+  states = [
+    TrainState.create(
+      model, made, tx, loss=cross_entropy, grad_accum_steps=parts
+    )
+    for parts in (1, 2)
+  ]
+  ends = [update(state, labelled())[0].params for state in states]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)
 
 
 def test_one_compilation_for_all_draws():

@@ -182,7 +182,13 @@ def s_ste(plain: Recipe) -> Recipe:
 
 
 @register("nested", dense=0.0)
-def nested(plain: Recipe, *, patterns: str = "", sampled: int = 1) -> Recipe:
+def nested(
+  plain: Recipe,
+  *,
+  patterns: str = "",
+  sampled: int = 1,
+  distill: bool = False,
+) -> Recipe:
   """One model for several n:m, by the sandwich rule (arXiv 1903.05134).
 
   A step takes the mean gradient of a pass at the densest pattern, one at the
@@ -195,6 +201,9 @@ def nested(plain: Recipe, *, patterns: str = "", sampled: int = 1) -> Recipe:
       first one is the target. "" doubles n from the target up to m.
     sampled: Number of patterns between the first and the last that each step
       trains as well, at most all of them.
+    distill: Whether the sparser patterns learn from the outputs of the densest
+      of the same step, in place of the labels (in-place distillation). The loss
+      must be a `LogitLoss`, as all of figs_jax but that of a teacher.
   """
   if len(plain.targets) != 1:
     targets = ", ".join(map(str, plain.targets)) or "dense"
@@ -221,6 +230,5 @@ def nested(plain: Recipe, *, patterns: str = "", sampled: int = 1) -> Recipe:
       f"patterns: expected the target {target} first, got {patterns!r}"
     )
   sampled = min(sampled, len(points.patterns) - 2)
-  return replace(
-    plain, points=replace(points, sampled=sampled), sources=("1903.05134",)
-  )
+  points = replace(points, sampled=sampled, distill=distill)
+  return replace(plain, points=points, sources=("1903.05134",))
