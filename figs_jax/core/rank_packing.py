@@ -181,6 +181,10 @@ def unpack_ranks(packed: RankPacked) -> Shaped[np.ndarray, "*shape"]:
   Raises:
     ValueError: If values and metadata are not what `pack_ranks` writes for this
       shape and pattern (a damaged or mixed-up file).
+
+  >>> packed = pack_ranks(np.array([0.0, -2.0, 0.0, 5.0]), "2:4", axis=0)
+  >>> unpack_ranks(packed).tolist(), unpack_ranks(packed.prefix(1)).tolist()
+  ([0.0, -2.0, 0.0, 5.0], [0.0, 0.0, 0.0, 5.0])
   """
   nm, shape = packed.pattern, packed.shape
   values, groups = np.asarray(packed.values), math.prod(shape) // nm.m

@@ -19,23 +19,37 @@ import optax
 from flax import nnx
 
 from figs_jax import nn
-from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.core.tree import map_paths
 from figs_jax.core.types import Array
 from figs_jax.data.batch_checks import check_arrays, traced_for
-from figs_jax.optim import pass_masks
-from figs_jax.recipes import BoundRecipe, Recipe
-from figs_jax.train.initial_values import check_finite, check_leaves
-from figs_jax.train.losses import Mean, check_loss, check_rows, cross_entropy
-from figs_jax.train.passes import cast_like, mean_gradients, value_fn_of, wide
-from figs_jax.train.point_statistics import (
+from figs_jax.nn.point_statistics import (
   Paths,
   at_point,
   statistics_of,
   with_axis,
+  with_point,
+)
+from figs_jax.nn.recomputed import refuse_writes
+from figs_jax.optim import pass_masks
+from figs_jax.recipes import BoundRecipe, Recipe
+from figs_jax.train._finish import (
+  check_point,
+  evaluation_model,
+  finish,
+  point_index,
+)
+from figs_jax.train.initial_values import check_finite, check_leaves
+from figs_jax.train.losses import (
+  Mean,
+  as_mean,
+  check_loss,
+  check_result,
+  check_rows,
+  cross_entropy,
+  kl_divergence,
 )
 
 Loss = Callable[
@@ -154,7 +168,7 @@ class TrainState:
     # Copied, since some optimizers keep the params, or one array twice; with a
     # dtype, since a weak one would be compiled for again after the first step.
     opt_state = jax.tree.map(
-      lambda x: jnp.array(x, jnp.result_type(x)), tx.init(wide(params))
+      lambda x: jnp.array(x, jnp.result_type(x)), tx.init(_wide(params))
     )
     recipe.check(opt_state)
     return cls(
@@ -164,7 +178,7 @@ class TrainState:
       masks=_first_masks(bound, params, seed),
       opt_state=opt_state,
       rest=rest,
-      ema=jax.tree.map(jnp.copy, wide(params)) if ema_decay else None,
+      ema=jax.tree.map(jnp.copy, _wide(params)) if ema_decay else None,
       graphdef=graphdef,
       bound=bound,
       tx=tx,
@@ -207,44 +221,6 @@ class TrainState:
     return nn.sparsify(model, Rules(tuple(rules)))
 
 
-def check_point(state: TrainState, point: NM | str) -> NM:
-  """The pattern of a point that the kernels of a state can be cut to.
-
-  Raises:
-    ValueError: If no kernel is masked, one has another m, the recipe rescales
-      its weights (S-STE), or lacks batch statistics of the point.
-  """
-  nm, recipe = NM.parse(point), state.recipe
-  if not state.bound.kernels:
-    raise ValueError(f"point {nm}: expected a model with masked kernels")
-  for path, leaf in state.bound.leaves.items():
-    if leaf.pattern.m != nm.m:
-      raise ValueError(
-        f"point {nm}: expected the m of {path}, which is {leaf.pattern}; one"
-        " point cuts all kernels"
-      )
-  if recipe.flow.soft:
-    raise ValueError(
-      f"point {nm}: recipe {recipe.name!r} rescales weights for its own"
-      " pattern, so they cannot be cut to another"
-    )
-  points = recipe.points
-  if points and state.statistics and nm not in points.patterns:
-    known = ", ".join(map(str, points.patterns))
-    raise ValueError(
-      f"point {nm}: expected one of {known}, which have batch statistics"
-    )
-  return nm
-
-
-def point_index(state: TrainState, point: NM | None) -> int:
-  """The index of a point among the batch statistics; 0 if there are none."""
-  points = state.recipe.points
-  if points is None or point is None or not state.statistics:
-    return 0
-  return points.patterns.index(point)
-
-
 def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
   """The masks of step 0; those of a dense phase need no selection."""
   timeline = bound.recipe.timeline
@@ -252,55 +228,6 @@ def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
     return bound.masks(0, params, seed=seed)
   kept = {kernel.path: kernel.all_kept() for kernel in bound.kernels}
   return map_paths(lambda mask, _: mask, params, kept)
-
-
-def finish(
-  state: TrainState, *, ema: bool = False, n: int | Array | None = None
-) -> tuple[Any, Any]:
-  """(params, masks), finished, with pruned entries exactly 0; traceable.
-
-  Args:
-    state: State without a seed axis.
-    ema: Whether to take the averaged weights.
-    n: Number of the largest |w| to keep of each group, in place of the target
-      pattern.
-  """
-  if ema and state.ema is None:
-    raise ValueError(
-      "expected averaged weights, got a state without; train with"
-      " config.ema_decay > 0"
-    )
-  bound, params = state.bound, state.params
-  if ema:
-    params = cast_like(state.ema, params)
-  if n is not None:
-    masks = bound.cut(params, n)
-  elif ema and not state.recipe.is_stateful:
-    masks = bound.target(params, seed=state.seed)
-  else:
-    switched = state.recipe.switched(state.opt_state)
-    masks = bound.final(
-      params, state.masks, state.step, switched, seed=state.seed
-    )
-  return bound.finish(params, masks, nn.scales(state.rest, masks)), masks
-
-
-def evaluation_model(
-  state: TrainState, params: Any, masks: Any, point: int | Array = 0
-) -> nnx.Module:
-  """The evaluation model of parameters and masks from `finish`; traceable.
-
-  Args:
-    state: State without a seed axis.
-    params, masks: What `finish` returned.
-    point: Index of the point whose batch statistics to take, `point_index`.
-  """
-  zero = jnp.zeros((), jnp.float32)
-  rest = at_point(state.rest, state.statistics, point)
-  model = nn.merge(state.graphdef, params, masks, zero, rest)
-  model = nn.with_flow(model, Flow())  # `finish` has applied S-STE
-  model.eval()
-  return model
 
 
 def with_fresh_masks(state: TrainState) -> TrainState:
@@ -337,16 +264,16 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   switched = recipe.switched(state.opt_state)
   moment = recipe.at(state.step, switched)
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-  grads, loss, metrics, rest = mean_gradients(state, batch, moment.leak, key)
+  grads, loss, metrics, rest = _mean_gradients(state, batch, moment.leak, key)
   # In float32: as float16, eps = 1e-8 is 0, and moments stick in 16 bits.
   updates, opt_state = state.tx.update(
-    wide(grads),
+    _wide(grads),
     state.opt_state,
-    wide(state.params),
+    _wide(state.params),
     masks=state.masks,
     value=loss,
-    grad=wide(grads),
-    value_fn=value_fn_of(state, batch, moment.leak, key),
+    grad=_wide(grads),
+    value_fn=_value_fn(state, batch, moment.leak, key),
   )
   params = optax.apply_updates(state.params, updates)
   masks = bound.masks(
@@ -369,7 +296,7 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     metrics["layers"] = layers_if(due, masks, params, grads, state.masks)
   ema = state.ema
   if state.ema_decay:
-    ema = optax.incremental_update(wide(params), ema, 1 - state.ema_decay)
+    ema = optax.incremental_update(_wide(params), ema, 1 - state.ema_decay)
   new = dataclasses.replace(
     state,
     step=state.step + 1,
@@ -409,7 +336,7 @@ def gradients(state: TrainState, batch: Any, key: Array) -> Any:
   leak = state.recipe.at(
     state.step, state.recipe.switched(state.opt_state)
   ).leak
-  return mean_gradients(state, batch, leak, key)[0]
+  return _mean_gradients(state, batch, leak, key)[0]
 
 
 def layers_if(due: Array, *args: Any) -> Layers:
@@ -464,3 +391,186 @@ def train_step(
   except TypeError:
     check_arrays(batch)
     raise
+
+
+def _value_fn(
+  state: Any, batch: Any, leak: Array, key: Array
+) -> Callable[..., Array]:
+  """The step's loss as a function of the params, for line searches."""
+  rest, points = state.rest, state.recipe.points
+
+  def value_fn(params, masks=state.masks):  # optax passes masks= where it can
+    params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, state.params)
+    loss_of = _loss_of(state, leak)
+    if points is None:
+      return loss_of(params, masks, rest, batch, key)[0]
+
+    def one(teacher, masks, point):
+      own = at_point(rest, state.statistics, point)
+      soft = None if teacher is None else (teacher, point)
+      loss, (_, _, teacher) = loss_of(params, masks, own, batch, key, soft)
+      return teacher, loss
+
+    return state.bound.over_points(
+      one,
+      _first_teacher(state, leak, rest, batch, key),
+      state.params,
+      state.step,
+      seed=state.seed,
+    )[1]
+
+  return value_fn
+
+
+def _mean_gradients(
+  state: Any, batch: Any, leak: Array, key: Array
+) -> tuple[Any, Array, Any, Any]:
+  """(gradients, loss, metrics, rest) of a batch, over its micro-batches."""
+  one_grad = jax.grad(_loss_of(state, leak), has_aux=True)
+
+  def grad(params, rest, batch, key):
+    """(gradients, (means, rest)), the mean over points if there are any."""
+    if state.recipe.points is None:
+      grads, (means, rest, _) = one_grad(params, state.masks, rest, batch, key)
+      return grads, (means, rest)
+
+    def one(carry, masks, point):
+      rest, teacher = carry
+      own = at_point(rest, state.statistics, point)
+      soft = None if teacher is None else (teacher, point)
+      grads, (means, new, teacher) = one_grad(
+        params, masks, own, batch, key, soft
+      )
+      rest = with_point(rest, state.statistics, point, new)
+      return (rest, teacher), (_wide(grads), _wide(means))
+
+    teacher = _first_teacher(state, leak, rest, batch, key)
+    (rest, _), (grads, means) = state.bound.over_points(
+      one, (rest, teacher), params, state.step, seed=state.seed
+    )
+    return grads, (means, rest)
+
+  count = state.grad_accum_steps
+  if count == 1:
+    grads, (means, rest) = grad(state.params, state.rest, batch, key)
+    return _cast_like(grads, state.params), *_values(means), rest
+
+  sizes = {(*jnp.shape(leaf), 1)[0] for leaf in jax.tree.leaves(batch)}
+  if any(size % count for size in sizes):
+    raise ValueError(
+      f"expected a batch size that grad_accum_steps={count} divides, got"
+      f" {', '.join(map(str, sorted(sizes)))}"
+    )
+  # Strided, so that each device splits its own share of the batch.
+  micro = jax.tree.map(
+    lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+  keys = jax.random.split(key, count)
+
+  def body(rest, xs):
+    """Sums of a micro-batch with weight w: w times its mean gradient, means."""
+    grads, (means, rest) = grad(state.params, rest, *xs)
+    means = _wide(means)
+    weight = means[0].weight
+    grads = jax.tree.map(lambda g: g * weight.astype(g.dtype), _wide(grads))
+    return rest, (grads, means)
+
+  first = jax.tree.map(lambda x: x[0], (micro, keys))
+  shapes = jax.eval_shape(body, state.rest, first)[1]
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  def add(carry, xs):
+    rest, total = carry
+    rest, one = body(rest, xs)
+    return (rest, jax.tree.map(jnp.add, total, one)), None
+
+  (rest, (grads, means)), _ = jax.lax.scan(
+    add, (state.rest, zeros), (micro, keys)
+  )
+  grads = jax.tree.map(lambda g: Mean(g, means[0].weight).value, grads)
+  return _cast_like(grads, state.params), *_values(means), rest
+
+
+def _loss_of(state: Any, leak: Array) -> Callable[..., Any]:
+  """(params, masks, rest, batch, key, soft) -> loss, (means, rest, logits).
+
+  `soft` is None, or (logits of the densest point, index of the point): all
+  other points then follow these logits in place of the labels.
+  """
+
+  def loss_of(params, masks, rest, batch, key, soft=None):
+    streams, key = jax.random.split(key)
+    model = nn.merge(
+      state.graphdef, params, masks, leak, nn.reseed(rest, streams)
+    )
+    refuse_writes(model)
+    logits = None
+    if soft is None:
+      result = state.loss(model, batch, key)
+    else:
+      result, logits = _followed(state, model, batch, key, *soft)
+    check_result(result)
+    loss, metrics = result
+    means = jax.tree.map(as_mean, (loss, metrics), is_leaf=_is_mean)
+    return means[0].value, (means, nn.split(model)[3], logits)
+
+  return loss_of
+
+
+def _followed(
+  state: Any, model: Any, batch: Any, key: Array, teacher: Array, point: Array
+) -> tuple[Any, Array]:
+  """The loss of a point with the densest one as its teacher, and new logits.
+
+  The densest comes first: its logits replace the teacher's.
+  """
+  rows = state.loss.rows(model, batch, key)
+  own = jax.lax.stop_gradient(rows.logits)
+  is_densest = point == len(state.recipe.points.patterns) - 1
+  soft = kl_divergence(teacher, rows.logits)
+  losses = jnp.where(is_densest, rows.losses.astype(soft.dtype), soft)
+  result = rows._replace(losses=losses).means()
+  return result, jnp.where(is_densest, own, teacher)
+
+
+def _first_teacher(
+  state: Any, leak: Array, rest: Any, batch: Any, key: Array
+) -> Array | None:
+  """Logits of the batch's shape, before any pass; None without distillation."""
+  if not state.recipe.points.distill:
+    return None
+
+  def logits(rest):
+    own = at_point(rest, state.statistics, 0)
+    model = nn.merge(state.graphdef, state.params, state.masks, leak, own)
+    return state.loss.rows(model, batch, key).logits
+
+  shape = jax.eval_shape(logits, nn.reseed(rest, key))
+  return jnp.zeros(shape.shape, shape.dtype)
+
+
+def _is_mean(value: Any) -> bool:
+  return isinstance(value, Mean)
+
+
+def _values(means: Any) -> Any:
+  return jax.tree.map(lambda mean: mean.value, means, is_leaf=_is_mean)
+
+
+def _wide(tree: Any) -> Any:
+  """The leaves in float32, which sums need; wider ones as they are."""
+
+  def widen(leaf):
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+      if jnp.finfo(leaf.dtype).bits >= 32:
+        return leaf.astype(leaf.dtype)  # no longer weakly typed
+      # Else XLA may skip the rounding that gave the leaf its value.
+      leaf = jax.lax.optimization_barrier(leaf)
+    return leaf.astype(jnp.float32)
+
+  return jax.tree.map(widen, tree)
+
+
+def _cast_like(tree: Any, like: Any) -> Any:
+  return jax.tree.map(lambda leaf, to: leaf.astype(to.dtype), tree, like)
