@@ -73,7 +73,7 @@ def finish(
     )
   bound, params = state.bound, state.params
   if ema:
-    params = cast_like(state.ema, params)
+    params = jax.tree.map(lambda x, to: x.astype(to.dtype), state.ema, params)
   if n is not None:
     masks = bound.cut(params, n)
   elif ema and not state.recipe.is_stateful:
