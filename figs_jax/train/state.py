@@ -217,7 +217,8 @@ class TrainState:
     nm = check_point(self, point)
     index = point_index(self, nm)
     model = evaluation_model(self, *finish(self, ema=ema, n=nm.n), index)
-    rules = ((re.escape(path), nm) for path in self.bound.leaves)
+    # In a group, so that a path of one word is a regex.
+    rules = ((f"({re.escape(path)})", nm) for path in self.bound.leaves)
     return nn.sparsify(model, Rules(tuple(rules)))
 
 

@@ -216,6 +216,19 @@ def at_cut(state, n):
   return model
 
 
+def test_averaged_weights_are_cut_too_and_a_lone_layer():
+  made = recipes.create("nested", "1:8", 20, patterns=FOUR)
+  model = nn.sparsify(nnx.Linear(16, 4, rngs=nnx.Rngs(0)), made)
+  tx = made.transform(optax.sgd(0.1))
+  state = TrainState.create(
+    model, made, tx, loss=lambda m, b, k: (jnp.mean(m(b)), {}), ema_decay=0.5
+  )
+  state, _ = update(state, jnp.ones((4, 16)))
+  for point, kept in ((None, 1), ("1:8", 1), ("4:8", 4)):
+    kernel = state.finished(ema=True, point=point).kernel[...]
+    assert int((kernel != 0).sum()) == 8 * kept
+
+
 def test_points_that_do_not_fit_are_named():
   with pytest.raises(ValueError, match="point 1:4: expected the m of a/kernel"):
     state_of().finished(point="1:4")
