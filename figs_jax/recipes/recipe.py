@@ -42,6 +42,7 @@ from figs_jax.recipes.optimizer_requirements import (
   states_of,
 )
 from figs_jax.recipes.pattern_schedule import Direct, PatternSchedule
+from figs_jax.recipes.points import Points
 from figs_jax.recipes.stage_schedule import Once, Stairs
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
@@ -81,6 +82,8 @@ class Recipe:
       none.
     criterion: Choice of the weights that a mask keeps.
     optimizer_requirements: Transforms that the optimizer must have.
+    points: Nested patterns that each step trains several of, see
+      `BoundRecipe.over_points`; None trains the pattern of the step alone.
     sources: Sources of the method: arXiv numbers, DOIs or keys of
       bibliography.bib, or whole BibTeX entries.
   """
@@ -94,6 +97,7 @@ class Recipe:
   adapter_rank: int = 0
   criterion: Criterion = Magnitude()
   optimizer_requirements: tuple[OptimizerRequirement, ...] = ()
+  points: Points | None = None
   sources: tuple[str, ...] = ()
 
   def __post_init__(self):
@@ -463,6 +467,8 @@ def _remarks(recipe: Recipe) -> list[str]:
     if flow.mvue is not None:
       lines.append(f"weight gradient: from an unbiased {flow.mvue} estimate")
     lines += [f"optimizer: {part}" for part in recipe.optimizer_requirements]
+  if recipe.points is not None:
+    lines += recipe.points.remarks
   if switch is not None:
     lines.append(
       "the optimizer switches; the first masked step lies in"

@@ -22,9 +22,10 @@ from figs_jax.train.config import (
   recipe_of,
   with_defaults,
 )
+from figs_jax.train.initial_values import check_finite
 from figs_jax.train.losses import Distill
 from figs_jax.train.optimizer import make_optimizer
-from figs_jax.train.state import TrainState, check_finite
+from figs_jax.train.state import TrainState
 from figs_jax.train.tasks import Task, task_of
 
 

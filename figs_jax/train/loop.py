@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
+from figs_jax.core.pattern import NM
 from figs_jax.data import python_data
 from figs_jax.train import (
   distributed,
@@ -548,11 +549,15 @@ def _diverged(run: Run, what: str) -> Diverged:
 def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
   row = {}
   with run.watch.apart(EVALUATION) as lap:
-    state = run.whole
-    for prefix in ("eval", "eval_ema"):
-      if prefix == "eval_ema" and state.ema is None:
-        continue
-      for name, value in run.evaluator.run(state, ema=prefix != "eval"):
+    state, points = run.whole, run.experiment.recipe.points
+    prefixes: dict[str, NM | None] = {"eval": None}
+    if points is not None:  # "eval" is the first one
+      prefixes |= {f"eval/{nm}": nm for nm in points.patterns[1:]}
+    if state.ema is not None:
+      prefixes["eval_ema"] = None
+    for prefix, point in prefixes.items():
+      values = run.evaluator.run(state, ema=prefix == "eval_ema", point=point)
+      for name, value in values:
         mean, error = seeds.mean_and_se(np.atleast_1d(value).tolist())
         row[f"{prefix}/{name}"] = mean
         if isinstance(value, list):

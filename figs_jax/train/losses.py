@@ -78,6 +78,20 @@ def check_loss(loss: Any) -> None:
     ) from None
 
 
+def check_rows(loss: Any, recipe: str) -> None:
+  """Raises ValueError unless a loss has `rows`, of whose logits others learn.
+
+  Args:
+    loss: Loss of a run.
+    recipe: Name of its recipe, for the message.
+  """
+  if not isinstance(loss, LogitLoss):
+    raise ValueError(
+      f"recipe {recipe!r} with distill=True: expected a loss that is a"
+      f" LogitLoss, as cross_entropy, got {type_name(loss)}; set distill=False"
+    )
+
+
 def check_result(result: Any) -> None:
   """Raises ValueError unless a loss has returned (loss, metrics).
 

@@ -250,6 +250,7 @@ RECIPE: dict[str, Legal] = {
   "beta": Number("(0, 1e9]"),
   "zero_at": Number("(0, 1]"),
   "k": Integer("[1, 65536]", powers=True),
+  "sampled": Integer("[0, 1024]"),
   "share": BELOW_ONE,
   "rank": Integer("[0, 65536]"),
   "lazy": SHARE,

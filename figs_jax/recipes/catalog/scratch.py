@@ -14,8 +14,10 @@ from figs_jax.recipes.optimizer_requirements import (
   StepAdam,
 )
 from figs_jax.recipes.pattern_schedule import Never
+from figs_jax.recipes.points import Points
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.registry import register
+from figs_jax.recipes.stage_schedule import Every
 from figs_jax.recipes.timeline import Switch, check_fraction
 
 Mode = Literal["into_grad", "decoupled"]
@@ -219,3 +221,56 @@ def slope(
     optimizer_requirements=(MaskedUpdates(clear=True), *late),
     sources=("2405.16325",),
   )
+
+
+@register("nested", dense=0.0)
+def nested(
+  plain: Recipe,
+  *,
+  patterns: str = "",
+  sampled: int = 1,
+  distill: bool = False,
+) -> Recipe:
+  """One model for several n:m, by the sandwich rule (arXiv 1903.05134).
+
+  A step takes the mean gradient of a pass at the densest pattern, one at the
+  sparsest, and one at each of `sampled` patterns between, drawn anew. Weights
+  are ranked by |w| at every step, so that the masks are nested. The paper adds
+  the losses; their mean has the same direction.
+
+  Args:
+    patterns: Patterns of one m in ascending order, such as "1:8,2:8,8:8"; the
+      first one is the target. "" doubles n from the target up to m.
+    sampled: Number of patterns between the first and the last that each step
+      trains as well, at most all of them.
+    distill: Whether the sparser patterns learn from the outputs of the densest
+      of the same step, in place of the labels (in-place distillation). The loss
+      must be a `LogitLoss`, as all of figs_jax but that of a teacher.
+  """
+  if len(plain.targets) != 1:
+    targets = ", ".join(map(str, plain.targets)) or "dense"
+    raise ValueError(
+      f"expected one pattern for all masked kernels, got {targets}"
+    )
+  if plain.transposable:
+    raise ValueError(
+      "transposable=True does not fit: masks along both axes are not nested"
+    )
+  if plain.timeline.due != Every(1):
+    raise ValueError(
+      "refresh_every: expected 1, since all points are ranked at every step"
+    )
+  if sampled < 0:
+    raise ValueError(f"sampled: expected a number from 0, got {sampled}")
+  (target,) = plain.targets
+  if patterns:
+    points = Points.parse(patterns, 0)
+  else:
+    points = Points.doubled(target, 0)
+  if points.patterns[0] != target:
+    raise ValueError(
+      f"patterns: expected the target {target} first, got {patterns!r}"
+    )
+  sampled = min(sampled, len(points.patterns) - 2)
+  points = replace(points, sampled=sampled, distill=distill)
+  return replace(plain, points=points, sources=("1903.05134",))
