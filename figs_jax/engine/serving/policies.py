@@ -1,11 +1,14 @@
 """Which point of a nested model answers a query, and what stays on chip.
 
 A policy looks at a table: for each point and each candidate of a cached
-sub-graph, the latency of a query (as SUSHI's scheduler does). When the engine is
-free, the queue's head is served at a point,
+sub-graph, the latency of a query (as SUSHI's scheduler does). When the engine
+is free, the queue's head is served at a point,
 
   latency    the most accurate one that meets the query's deadline now, or the
              fastest if none does;
+  queue      the most accurate one with which the query and those that wait
+             behind it, up to 32, can meet their deadlines if these are served
+             at the fastest point; or the fastest if none is;
   accuracy   the fastest one that has the query's least accuracy, or the most
              accurate if none has;
   fixed      always the same.
@@ -23,7 +26,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-RULES = ("latency", "accuracy", "fixed")
+RULES = ("latency", "queue", "accuracy", "fixed")
+LOOK_AHEAD = 32
 SUSHI_EVERY = 32
 
 
@@ -92,7 +96,7 @@ class Policy:
   """A rule, and how often the cache is chosen anew.
 
   Attributes:
-    rule: "latency", "accuracy" or "fixed".
+    rule: "latency", "queue", "accuracy" or "fixed".
     point: Pattern of the rule "fixed".
     every: Queries Q from one choice of the cache to the next; 0 keeps it.
 

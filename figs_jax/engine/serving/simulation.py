@@ -15,7 +15,6 @@ in plain Python, its oracle, for queues of any order.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,11 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.engine.serving.pifo import Packet, Pifo, Transaction
-from figs_jax.engine.serving.policies import RULES, Policy, ServiceTable
+from figs_jax.engine.serving.policies import (
+  LOOK_AHEAD,
+  RULES,
+  Policy,
+  ServiceTable,
+)
 from figs_jax.engine.serving.queries import Queries
 from figs_jax.engine.serving.schedulers import fifo
 
-_CHUNK = 16  # queries of a scan's step
+_CHUNK = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,7 +79,7 @@ class Served:
     pairs = np.stack([kept[:-1], kept[1:]], axis=1)
     return pairs[pairs[:, 0] != pairs[:, 1]]
 
-  def summary(self) -> dict[str, float]:
+  def summary(self) -> dict[str, float | int]:
     """Means and quantiles over the queries, changes of the cache included.
 
     `accuracy` is of all answers; `timely_accuracy` counts a late one as wrong.
@@ -120,7 +124,7 @@ def event_loop(
     ValueError: If the policy's point is not in the table.
 
   >>> from figs_jax.engine.serving.queries import Promise, poisson
-  >>> one = np.zeros((1, 1))
+  >>> one = np.zeros((1, 1), int)
   >>> table = ServiceTable(
   ...   ("1:1",), np.ones(1), np.array([[10**6]]), one, one, one, one, one, (0,)
   ... )
@@ -152,8 +156,13 @@ def event_loop(
     takes = [row[cached] for row in latency]
     if policy.rule == "fixed":
       chosen = fixed
-    elif policy.rule == "latency":
+    elif policy.rule in ("latency", "queue"):
       slack = deadline[number] - now
+      if policy.rule == "queue":
+        fastest = min(takes)
+        waiting = enumerate(queue.first(LOOK_AHEAD), 1)
+        later = (deadline[j] - now - k * fastest for k, j in waiting)
+        slack = min([slack, *later])
       fits = [p for p, time in enumerate(takes) if time <= slack]
       chosen = max(fits, key=place.__getitem__, default=-1)
       if chosen < 0:
@@ -168,7 +177,8 @@ def event_loop(
     if policy.every and served % policy.every == 0:
       costs = [
         (
-          sum(x * row[c] for x, row in zip(window, latency)) + change[cached][c],
+          sum(x * row[c] for x, row in zip(window, latency))
+          + change[cached][c],
           sum(x * row[c] for x, row in zip(window, moved)) + changed[cached][c],
         )
         for c in range(len(change))
@@ -185,16 +195,15 @@ def serve(
 ) -> list[Served]:
   """Serves several streams at once, each first come, first served.
 
-  One compiled scan over the queries, mapped over the runs. Its results are
-  those of `event_loop`.
+  A scan over the queries, mapped over the runs; equal to `event_loop`.
 
   Args:
-    runs: Queries, table and policy of each run. All streams have the same
-      number of queries, all tables the same numbers of points and candidates.
+    runs: Queries, table and policy of each run. Those with equal numbers of
+      queries, points and candidates share a compiled scan.
 
   Raises:
-    ValueError: If there are no runs, those numbers differ, or a time does not
-      fit int64.
+    ValueError: If a policy's point is not in its table, or a time does not fit
+      int64.
 
   >>> from figs_jax.engine.serving.queries import Promise, poisson
   >>> one = np.zeros((1, 1), int)
@@ -207,67 +216,63 @@ def serve(
   1.0
   """
   runs = list(runs)
-  shapes = {(len(q), *np.shape(table.latency)) for q, table, _ in runs}
-  if len(shapes) != 1:
-    raise ValueError(
-      "runs: expected the same numbers of queries, points and candidates in"
-      f" all, got {', '.join(map(str, sorted(shapes))) or 'no runs'}"
-    )
-  ((n, _, _),) = shapes
   for queries, table, policy in runs:
-    slowest = int(table.latency.max()) + int(table.change.max())
-    every = max(policy.every, 1)
-    if int(queries.arrival[-1]) + n * slowest > 2**62 or every * int(
-      max(table.dram_bytes.max(), table.latency.max(), 1)
-    ) > 2**61:
-      raise ValueError(
-        f"runs: expected times and bytes that fit int64, got {n} queries of up"
-        f" to {slowest} ns and {int(table.dram_bytes.max())} bytes"
-      )
-  padding = -n % _CHUNK
-  inputs = _inputs(runs, padding)
-  with jax.enable_x64(True):
-    outputs = _scan(*jax.tree.map(jnp.asarray, inputs))
-    start, finish, point, cached = (np.asarray(x)[:, :n] for x in outputs)
-  return [
-    Served(*run, *(x[i].astype(np.int64) for x in (start, finish, point, cached)))
-    for i, run in enumerate(runs)
-  ]
+    _refuse_overflow(queries, table, policy)
+  alike: dict[Any, list[int]] = {}
+  for i, (queries, table, _) in enumerate(runs):
+    shape = len(queries), *np.shape(table.latency)
+    alike.setdefault(shape, []).append(i)
+  results: dict[int, Served] = {}
+  for places in alike.values():
+    some = [runs[i] for i in places]
+    with jax.enable_x64(True):
+      columns = [np.asarray(x) for x in _scan(_streams(some), _settings(some))]
+    for i, run, *rows in zip(places, some, *columns):
+      results[i] = Served(*run, *(x.astype(np.int64) for x in rows))
+  return [results[i] for i in range(len(runs))]
 
 
-def _inputs(runs: Any, padding: int) -> tuple[Any, Any]:
-  """The streams [R, n + padding] and the settings [R, ...] of the runs."""
-
-  def padded(column):
-    return np.pad(column, (0, padding), mode="edge")
-
-  streams = [
-    (
-      padded(queries.arrival),
-      padded(queries.arrival + queries.latency),
-      padded(queries.accuracy),
+def _refuse_overflow(
+  queries: Queries, table: ServiceTable, policy: Policy
+) -> None:
+  """Raises ValueError unless all times, and sums of a window, fit int64."""
+  slowest = int(table.latency.max()) + int(table.change.max())
+  moved = int(table.dram_bytes.max()) + int(table.change_bytes.max())
+  end = int(queries.arrival[-1]) + len(queries) * slowest
+  if max(end, policy.every * moved, policy.every * slowest) > 2**62:
+    raise ValueError(
+      f"serve: expected times and bytes that fit int64, got {len(queries)}"
+      f" queries of up to {slowest} ns and {moved} bytes"
     )
+
+
+def _streams(runs: Any) -> Any:
+  """Arrival, deadline and least accuracy of all runs, [R, n]."""
+  streams = (
+    (queries.arrival, queries.arrival + queries.latency, queries.accuracy)
     for queries, _, _ in runs
-  ]
+  )
+  return tuple(np.stack(column) for column in zip(*streams))
+
+
+def _settings(runs: Any) -> dict[str, np.ndarray]:
+  """Tables and policies of all runs, [R, ...]."""
   settings = [
     {
-      "latency": table.latency.astype(np.int64),
-      "change": table.change.astype(np.int64),
-      "moved": table.dram_bytes.astype(np.int64),
-      "changed": table.change_bytes.astype(np.int64),
+      "latency": table.latency,
+      "change": table.change,
+      "moved": table.dram_bytes,
+      "changed": table.change_bytes,
       "accuracy": np.asarray(table.accuracy, np.float64),
       "place": table.order,
-      "rule": np.int64(RULES.index(policy.rule)),
-      "fixed": np.int64(policy.place(table.points)),
-      "every": np.int64(policy.every),
-      "cached": np.int64(policy.begins_with(table)),
+      "rule": RULES.index(policy.rule),
+      "fixed": policy.place(table.points),
+      "every": policy.every,
+      "cached": policy.begins_with(table),
     }
     for _, table, policy in runs
   ]
-  return (
-    tuple(np.stack(x) for x in zip(*streams)),
-    {name: np.stack([x[name] for x in settings]) for name in settings[0]},
-  )
+  return {name: np.stack([x[name] for x in settings]) for name in settings[0]}
 
 
 @jax.jit
@@ -275,24 +280,35 @@ def _inputs(runs: Any, padding: int) -> tuple[Any, Any]:
 def _scan(stream: Any, run: Any) -> Any:
   """(1) over one stream: start, finish, point and cached of each query."""
   latency, place = run["latency"], run["place"]
-  most = jnp.argmax(place)
-  columns = latency.T  # [C, P]
+  most, columns = jnp.argmax(place), latency.T  # [C, P]
+  never = jnp.iinfo(jnp.int64).max
+  arrivals, deadlines = (
+    jnp.append(x, jnp.full(LOOK_AHEAD, never)) for x in stream[:2]
+  )
 
   def step(carry, query):
     free, cached, window, since = carry
-    arrival, deadline, least = query
+    number, arrival, deadline, least = query
     start = jnp.maximum(arrival, free)
     takes = columns[cached]
+    behind = (
+      jax.lax.dynamic_slice_in_dim(x, number + 1, LOOK_AHEAD)
+      for x in (arrivals, deadlines)
+    )
+    waits, later = next(behind) <= start, next(behind)
+    later = later - jnp.arange(1, LOOK_AHEAD + 1) * takes.min()
+    tightest = jnp.where(waits & (run["rule"] == 1), later, never).min()
+    slack = jnp.minimum(deadline, tightest) - start
     # The highest place of those in time, or the first of the fastest.
-    in_time = jnp.where(takes <= deadline - start, place, -1)
+    in_time = jnp.where(takes <= slack, place, -1)
     timely = jnp.where(
       in_time.max() >= 0, jnp.argmax(in_time), jnp.argmin(takes)
     )
     accurate = run["accuracy"] >= least
-    cheapest = jnp.argmin(jnp.where(accurate, takes, jnp.iinfo(jnp.int64).max))
+    cheapest = jnp.argmin(jnp.where(accurate, takes, never))
     precise = jnp.where(accurate.any(), cheapest, most)
     chosen = jnp.select(
-      [run["rule"] == 0, run["rule"] == 1], [timely, precise], run["fixed"]
+      [run["rule"] <= 1, run["rule"] == 2], [timely, precise], run["fixed"]
     )
     finish = start + takes[chosen]
     window = window.at[chosen].add(1)
@@ -311,8 +327,7 @@ def _scan(stream: Any, run: Any) -> Any:
     return carry, (
       start,
       finish,
-      chosen.astype(jnp.int16),
-      cached.astype(jnp.int16),
+      *(x.astype(jnp.int16) for x in (chosen, cached)),
     )
 
   begin = (
@@ -321,5 +336,5 @@ def _scan(stream: Any, run: Any) -> Any:
     jnp.zeros(latency.shape[0], jnp.int64),
     jnp.int64(0),
   )
-  _, results = jax.lax.scan(step, begin, stream, unroll=_CHUNK)
-  return results
+  numbers = jnp.arange(len(stream[0]))
+  return jax.lax.scan(step, begin, (numbers, *stream))[1]

@@ -39,9 +39,9 @@ ENGINES = (
 
 def table_at(point):
   """The layers with a pattern where they are sparse."""
-  return Layers.of([
-    row | ({"pattern": point} if "pattern" in row else {}) for row in ROWS
-  ])
+  return Layers.of(
+    [row | ({"pattern": point} if "pattern" in row else {}) for row in ROWS]
+  )
 
 
 def index_bytes(spec):
@@ -92,9 +92,7 @@ def test_with_all_weights_on_chip_no_weight_moves(spec):
   qk = cost([ROWS[1]], spec)
   second = 3 * int(
     qk.dram_bytes[0]
-    - np.broadcast_to(
-      engine.activation_bytes(gemms[0], engine.itemsize), 4
-    )[1]
+    - np.broadcast_to(engine.activation_bytes(gemms[0], engine.itemsize), 4)[1]
   )  # the second operand of qk is no weight
   moved = model.query(best.cached).dram_bytes
   assert moved.tolist() == [x + second for x in kept]
@@ -127,7 +125,9 @@ def test_queries_against_a_loop_over_layers(data):
   layers = len(model.names)
   depth = st.lists(st.integers(0, 4), min_size=layers, max_size=layers)
   cached = np.array(data.draw(st.lists(depth, min_size=2, max_size=2)))
-  bandwidth = np.array(data.draw(st.lists(st.integers(1, 40), min_size=3, max_size=3)))
+  bandwidth = np.array(
+    data.draw(st.lists(st.integers(1, 40), min_size=3, max_size=3))
+  )
   got = model.query(cached[:, None], bandwidth)  # (2, 3, P) at once
   assert got.cycles.shape == (2, 3, 4)
   for i, j in np.ndindex(2, 3):
@@ -206,7 +206,9 @@ def test_the_chosen_subgraph_against_all(objective):
     steps = np.diff(savings(model, mix, objective), axis=0).max(initial=0)
     if objective == "bytes":
       assert (best.gap <= steps).all()
-    gaps += ((optimum - best.saving)[optimum > 0] / optimum[optimum > 0]).tolist()
+    gaps += (
+      (optimum - best.saving)[optimum > 0] / optimum[optimum > 0]
+    ).tolist()
   assert np.mean(np.array(gaps) == 0) > 0.5  # mostly the optimum itself
   assert max(gaps) <= 0.5
 
