@@ -8,10 +8,14 @@ is free, the queue's head is served at a point,
              fastest if none does;
   queue      the most accurate one with which the query and those that wait
              behind it, up to 32, can meet their deadlines if these are served
-             at the fastest point; or the fastest if none is;
+             at the fastest point, and a spare share of the query's bound is
+             left for those to come; or the fastest if none is;
   accuracy   the fastest one that has the query's least accuracy, or the most
              accurate if none has;
   fixed      always the same.
+
+Since `latency` uses all the time that a query has, those behind it wait, and
+many are late where a sparse model serves all of them in time.
 
 With `every`, the cache is chosen anew after each Q queries: the candidate under
 which these queries would have taken least time, the change included; among
@@ -28,6 +32,7 @@ import numpy as np
 
 RULES = ("latency", "queue", "accuracy", "fixed")
 LOOK_AHEAD = 32
+SPARE = 60  # per cent
 SUSHI_EVERY = 32
 
 
@@ -99,10 +104,11 @@ class Policy:
     rule: "latency", "queue", "accuracy" or "fixed".
     point: Pattern of the rule "fixed".
     every: Queries Q from one choice of the cache to the next; 0 keeps it.
+    spare: Per cent of a query's bound that the rule "queue" leaves.
 
   Raises:
     ValueError: If the rule is unknown, it lacks its point or has one that it
-      does not take, or Q is negative.
+      does not take, Q is negative, or the spare share is not from 0 to 100.
 
   >>> str(Policy.parse("sushi")), str(Policy.parse("fixed:1:8"))
   ('latency:every=32', 'fixed:1:8')
@@ -111,6 +117,7 @@ class Policy:
   rule: str
   point: str = ""
   every: int = 0
+  spare: int = SPARE
 
   def __post_init__(self):
     if self.rule not in RULES:
@@ -123,32 +130,41 @@ class Policy:
         f"policy {self}: expected a point of fixed and of no other rule, as in"
         " 'fixed:1:8'"
       )
-    if self.every < 0:
+    if self.every < 0 or not 0 <= self.spare <= 100:
       raise ValueError(
-        f"policy {self}: expected every=Q of at least 0, got {self.every}"
+        f"policy {self}: expected every=Q of at least 0 and spare=PERCENT from"
+        f" 0 to 100, got {self.every} and {self.spare}"
       )
+    if self.rule != "queue" and self.spare != SPARE:
+      raise ValueError(f"policy {self}: spare= is of queue; leave it out")
 
   @classmethod
   def parse(cls, text: str) -> Policy:
-    """Reads RULE[:n:m][:every=Q]; "sushi" is latency:every=32.
+    """Reads RULE[:n:m][:every=Q][:spare=PERCENT].
+
+    "sushi" is latency:every=32.
 
     Raises:
       ValueError: If the text is no policy.
 
-    >>> Policy.parse("accuracy:every=8")
-    Policy(rule='accuracy', point='', every=8)
+    >>> Policy.parse("queue:every=8").every
+    8
     """
     rule, *parts = text.strip().split(":")
-    every = SUSHI_EVERY if rule == "sushi" else 0
+    options = {"every": SUSHI_EVERY} if rule == "sushi" else {}
     rule = "latency" if rule == "sushi" else rule
-    if parts and parts[-1].startswith("every="):
-      number = parts.pop().removeprefix("every=")
-      if not number.isdecimal() or len(number) > 9:
+    given = [part for part in parts if "=" in part]
+    for part in given:
+      name, _, number = part.partition("=")
+      whole = number.isdecimal() and len(number) < 10
+      if name not in ("every", "spare") or not whole:
         raise ValueError(
-          f"policy {text!r}: expected every=Q, Q an integer, got {number!r}"
+          f"policy {text!r}: expected every=Q or spare=PERCENT, integers, got"
+          f" {part!r}"
         )
-      every = int(number)
-    return cls(rule, ":".join(parts), every)
+      options[name] = int(number)
+    point = ":".join(part for part in parts if part not in given)
+    return cls(rule, point, **options)
 
   def place(self, points: Sequence[str]) -> int:
     """The index of its point among those of a model; 0 for other rules.
@@ -172,5 +188,7 @@ class Policy:
     return table.common
 
   def __str__(self) -> str:
-    words = [self.rule, self.point, f"every={self.every}" * bool(self.every)]
+    words = [self.rule, self.point]
+    words.append(f"every={self.every}" * bool(self.every))
+    words.append(f"spare={self.spare}" * (self.spare != SPARE))
     return ":".join(filter(None, words))

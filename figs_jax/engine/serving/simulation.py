@@ -135,14 +135,14 @@ def event_loop(
   rank, n = fifo() if order is None else order, len(queries)
   arrival = queries.arrival.tolist()
   deadline = (queries.arrival + queries.latency).tolist()
-  least = queries.accuracy.tolist()
+  bound, least = queries.latency.tolist(), queries.accuracy.tolist()
   latency, change = table.latency.tolist(), table.change.tolist()
   moved, changed = table.dram_bytes.tolist(), table.change_bytes.tolist()
   accuracy, place = np.asarray(table.accuracy).tolist(), table.order.tolist()
   best = max(range(len(place)), key=place.__getitem__)
   fixed, cached = policy.place(table.points), policy.begins_with(table)
   window = [0] * len(place)
-  start, finish, point, kept = ([0] * n for _ in range(4))
+  start, finish, point, cache = ([0] * n for _ in range(4))
   queue, next_arrival, now = Pifo(), 0, 0
   for served in range(1, n + 1):
     if not len(queue):
@@ -160,9 +160,12 @@ def event_loop(
       slack = deadline[number] - now
       if policy.rule == "queue":
         fastest = min(takes)
-        waiting = enumerate(queue.first(LOOK_AHEAD), 1)
-        later = (deadline[j] - now - k * fastest for k, j in waiting)
-        slack = min([slack, *later])
+        waiting = queue.first(LOOK_AHEAD)
+        later = (
+          deadline[j] - now - k * fastest for k, j in enumerate(waiting, 1)
+        )
+        kept = bound[number] * (100 - policy.spare) // 100
+        slack = min([slack, kept - len(waiting) * fastest, *later])
       fits = [p for p, time in enumerate(takes) if time <= slack]
       chosen = max(fits, key=place.__getitem__, default=-1)
       if chosen < 0:
@@ -170,7 +173,7 @@ def event_loop(
     else:
       fits = [p for p, x in enumerate(accuracy) if x >= least[number]]
       chosen = min(fits, key=takes.__getitem__, default=best)
-    start[number], point[number], kept[number] = now, chosen, cached
+    start[number], point[number], cache[number] = now, chosen, cached
     now += takes[chosen]
     finish[number] = now
     window[chosen] += 1
@@ -186,7 +189,7 @@ def event_loop(
       new = costs.index(min(costs))
       now += change[cached][new]
       cached, window = new, [0] * len(place)
-  columns = (np.array(x, np.int64) for x in (start, finish, point, kept))
+  columns = (np.array(x, np.int64) for x in (start, finish, point, cache))
   return Served(queries, table, policy, *columns)
 
 
@@ -247,10 +250,10 @@ def _refuse_overflow(
 
 
 def _streams(runs: Any) -> Any:
-  """Arrival, deadline and least accuracy of all runs, [R, n]."""
+  """Arrival, deadline, bound and least accuracy of all runs, [R, n]."""
   streams = (
-    (queries.arrival, queries.arrival + queries.latency, queries.accuracy)
-    for queries, _, _ in runs
+    (x.arrival, x.arrival + x.latency, x.latency, x.accuracy)
+    for x, _, _ in runs
   )
   return tuple(np.stack(column) for column in zip(*streams))
 
@@ -268,6 +271,7 @@ def _settings(runs: Any) -> dict[str, np.ndarray]:
       "rule": RULES.index(policy.rule),
       "fixed": policy.place(table.points),
       "every": policy.every,
+      "spare": policy.spare,
       "cached": policy.begins_with(table),
     }
     for _, table, policy in runs
@@ -288,7 +292,7 @@ def _scan(stream: Any, run: Any) -> Any:
 
   def step(carry, query):
     free, cached, window, since = carry
-    number, arrival, deadline, least = query
+    number, arrival, deadline, bound, least = query
     start = jnp.maximum(arrival, free)
     takes = columns[cached]
     behind = (
@@ -297,8 +301,10 @@ def _scan(stream: Any, run: Any) -> Any:
     )
     waits, later = next(behind) <= start, next(behind)
     later = later - jnp.arange(1, LOOK_AHEAD + 1) * takes.min()
-    tightest = jnp.where(waits & (run["rule"] == 1), later, never).min()
-    slack = jnp.minimum(deadline, tightest) - start
+    kept = bound * (100 - run["spare"]) // 100 - waits.sum() * takes.min()
+    tightest = jnp.minimum(jnp.where(waits, later - start, never).min(), kept)
+    slack = deadline - start
+    slack = jnp.where(run["rule"] == 1, jnp.minimum(slack, tightest), slack)
     # The highest place of those in time, or the first of the fastest.
     in_time = jnp.where(takes <= slack, place, -1)
     timely = jnp.where(

@@ -28,7 +28,12 @@ POINTS = "1:8", "2:8", "8:8"
 COLUMNS = "start", "finish", "point", "cached"
 POLICIES = [
   *("latency", "queue", "accuracy", "sushi"),
-  *("latency:every=1", "queue:every=4", "accuracy:every=3"),
+  *(
+    "latency:every=1",
+    "queue:every=4:spare=0",
+    "queue:spare=80",
+    "accuracy:every=3",
+  ),
   *("fixed:1:8", "fixed:8:8", "fixed:2:8:every=5"),
 ]
 N = 60
@@ -92,7 +97,9 @@ def oracle(queries, table, policy):
         behind = behind[queries.arrival[behind] <= start]
         ends = queries.arrival[behind] + queries.latency[behind]
         ends = ends - takes.min() * (1 + np.arange(len(behind)))
-        last = min([last, *ends])
+        kept = bound * (100 - policy.spare) // 100
+        kept = start + kept - len(behind) * takes.min()
+        last = min([last, kept, *ends])
       timely = [p for p in by_accuracy if start + takes[p] <= last]
       point = [*timely, by_time[0]][0]
     else:
@@ -270,7 +277,10 @@ def _table(**fields):
     (lambda: Policy.parse("fast"), "expected latency, queue, accuracy, fixed"),
     (lambda: Policy.parse("fixed"), "expected a point"),
     (lambda: Policy.parse("latency:1:8"), "a point of fixed and of no other"),
-    (lambda: Policy.parse("sushi:every=x"), "Q an integer, got 'x'"),
+    (lambda: Policy.parse("sushi:every=x"), "integers, got 'every=x'"),
+    (lambda: Policy.parse("latency:spare=5"), "spare= is of queue"),
+    (lambda: Policy.parse("queue:spare=101"), "spare=PERCENT from 0 to 100"),
+    (lambda: Policy.parse("queue:size=1"), "every=Q or spare=PERCENT"),
     (lambda: Policy.parse("fixed:3:8").place(POINTS), "one of 1:8, 2:8, 8:8"),
     (lambda: poisson(0, 5, Promise()), "expected queries per second"),
     (lambda: poisson(1, 0, Promise()), "expected at least one"),
