@@ -20,9 +20,9 @@ import time
 
 import numpy as np
 
-from figs_jax.engine.serving.buffer import service_table
 from figs_jax.engine.serving.policies import Policy
 from figs_jax.engine.serving.queries import Promise, poisson
+from figs_jax.engine.serving.service_tables import service_table
 from figs_jax.engine.serving.simulation import event_loop, serve
 from figs_jax.engine.serving.subgraph import nested_model
 

@@ -152,9 +152,10 @@ def main() -> None:
   cli.run_model_files(_MODEL_FILE)
   from figs_jax.data import DataError
   from figs_jax.engine import parse
-  from figs_jax.engine.serving.comparison import compare, contenders
+  from figs_jax.engine.serving.comparison import compare
   from figs_jax.engine.serving.policies import Policy
   from figs_jax.engine.serving.schedulers import earliest_deadline
+  from figs_jax.engine.serving.service_tables import contenders
 
   try:
     engines = [parse(spec) for spec in _ENGINES.value.split(",")]

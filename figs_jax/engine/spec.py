@@ -235,7 +235,7 @@ class Engine:
     return self._exact(self, gemm, run, itemsize=size)
 
   def activation_bytes(self, gemm: Gemm, itemsize: int | Fraction) -> Any:
-    """The part of `dram_bytes` that is no weight: inputs and outputs, once."""
+    """The part of `dram_bytes` that inputs and outputs take, each once."""
     return bytes_of(gemm.M * gemm.K + gemm.M * gemm.N, itemsize)
 
   @property

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.engine.int64 import INT64_MAX
-from figs_jax.engine.serving.policies import ServiceTable
 from figs_jax.engine.serving.subgraph import NestedModel
 
 OBJECTIVES = ("bytes", "latency")
@@ -149,53 +148,6 @@ def best_subgraph(
   return Subgraph(
     cached.reshape(*shape, -1),
     *(x.reshape(shape) for x in (used, saving, bound)),
-  )
-
-
-def service_table(
-  model: NestedModel,
-  accuracy: Sequence[float],
-  buffer: int = 0,
-  objective: str = "bytes",
-) -> ServiceTable:
-  """The table by which queries are scheduled, for a buffer of so many bytes.
-
-  Candidates of what is cached: the best sub-graph for queries at each point,
-  the sparsest first, and then for as many queries at every point.
-
-  Args:
-    model: Nested model on an engine, one query.
-    accuracy: Accuracy of each point, from 0 to 1.
-    buffer: Bytes of the buffer.
-    objective: What the cached sub-graph saves, "bytes" or "latency".
-
-  Raises:
-    ValueError: If the accuracies are not one per point, or as `best_subgraph`.
-
-  >>> from figs_jax.engine.serving.subgraph import nested_model
-  >>> rows = [{"name": "ff", "M": 1, "N": 64, "K": 64}]
-  >>> model = nested_model(rows, "ws:8x8:dram_bw=1", "1:4,4:4")
-  >>> service_table(model, [0.8, 0.9], 2304).latency.tolist()
-  [[368, 368, 368], [7168, 7168, 7168]]
-  """
-  P = len(model.points)
-  mixes = [*np.eye(P, dtype=int).tolist(), [1] * P]
-  graphs = np.stack(
-    [best_subgraph(model, buffer, mix, objective).cached for mix in mixes]
-  )
-  query = model.query(graphs)
-  change = model.change(graphs[:, None], graphs)
-  return ServiceTable(
-    points=model.points,
-    accuracy=np.asarray(accuracy, np.float64),
-    latency=model.nanoseconds(query.cycles).T,
-    dram_bytes=query.dram_bytes.T,
-    energy_pj=query.energy_pj.T,
-    change=model.nanoseconds(change.cycles),
-    change_bytes=change.dram_bytes,
-    change_pj=change.energy_pj,
-    favourite=tuple(range(P)),
-    common=P,
   )
 
 

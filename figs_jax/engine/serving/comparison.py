@@ -8,18 +8,16 @@ interval of a mean over seeds is Student's, at 95 %.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from figs_jax.engine.serving.buffer import service_table
 from figs_jax.engine.serving.pifo import Transaction
 from figs_jax.engine.serving.policies import Policy, ServiceTable
 from figs_jax.engine.serving.queries import Queries
 from figs_jax.engine.serving.simulation import Served, event_loop, serve
-from figs_jax.engine.serving.subgraph import nested_model
 
 METRICS = (
   "missed",
@@ -49,58 +47,6 @@ class Contender(NamedTuple):
   table: ServiceTable
   policy: Policy
   is_nested: bool
-
-
-def contenders(
-  layers: Any,
-  engine: Any,
-  accuracies: Mapping[str, float],
-  policies: Sequence[Policy],
-  buffer: int = 0,
-  objective: str = "bytes",
-  fixed_accuracies: Mapping[str, float] | None = None,
-  **options: Any,
-) -> list[Contender]:
-  """A nested model under each policy, and a model of its own for each point.
-
-  Args:
-    layers: Table of one query, or its rows.
-    engine: A single design, or its spec.
-    accuracies: Accuracy of the nested model at each point, the sparsest first.
-    policies: Policies of the nested model.
-    buffer: Bytes of the persistent buffer, for all contenders.
-    objective: What the cached sub-graph saves, "bytes" or "latency".
-    fixed_accuracies: Accuracies of the models of one point. Defaults to those
-      of the nested model.
-    **options: itemsize, energy and dtype, as for `nested_model`.
-
-  Raises:
-    ValueError: If a policy has a point that the model lacks, a fixed model has
-      no accuracy, or as `nested_model` and `service_table`.
-
-  >>> rows = [{"name": "ff", "M": 1, "N": 64, "K": 64}]
-  >>> accuracies = {"1:4": 0.8, "4:4": 0.9}
-  >>> made = contenders(rows, "ws:8x8", accuracies, [Policy("queue")])
-  >>> [each.name for each in made]
-  ['nested queue', 'fixed 1:4', 'fixed 4:4']
-  """
-  points = list(accuracies)
-  model = nested_model(layers, engine, points, **options)
-  table = service_table(model, list(accuracies.values()), buffer, objective)
-  made = [Contender(f"nested {x}", table, x, True) for x in policies]
-  for policy in policies:
-    policy.place(table.points)
-  known = accuracies if fixed_accuracies is None else fixed_accuracies
-  for point in points:
-    if point not in known:
-      raise ValueError(
-        f"fixed_accuracies: expected one of {point}, got {', '.join(known)}"
-      )
-    alone = nested_model(layers, engine, [point], **options)
-    own = service_table(alone, [known[point]], buffer, objective)
-    policy = Policy("fixed", str(own.points[0]))
-    made.append(Contender(f"fixed {point}", own, policy, False))
-  return made
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,7 +94,7 @@ class Comparison:
     """Mean of one - other, paired by seed, and its half width, [loads, 2].
 
     Raises:
-      ValueError: If there is no such contender.
+      ValueError: If a name is not that of a contender.
     """
     for name in (one, other):
       if name not in self.names:
@@ -188,7 +134,8 @@ def compare(
   """Serves the streams by every contender at every load.
 
   Args:
-    entries: Contenders, from `contenders`.
+    entries: Contenders, as from
+      `figs_jax.engine.serving.service_tables.contenders`.
     streams: Queries of each seed.
     loads: Factors by which the streams are made denser in time.
     order: Function that returns the rank of a new queue, such as
@@ -196,9 +143,10 @@ def compare(
       are served in order of arrival.
 
   Raises:
-    ValueError: If there are no contenders, streams or loads, or as `serve`.
+    ValueError: If contenders, streams or loads are empty, or as `serve`.
 
   >>> from figs_jax.engine.serving.queries import Promise, poisson
+  >>> from figs_jax.engine.serving.service_tables import contenders
   >>> rows = [{"name": "ff", "M": 1, "N": 64, "K": 64}]
   >>> accuracies = {"1:4": 0.8, "4:4": 0.9}
   >>> made = contenders(rows, "ws:8x8", accuracies, [Policy("queue")])

@@ -145,7 +145,7 @@ class Policy:
     "sushi" is latency:every=32.
 
     Raises:
-      ValueError: If the text is no policy.
+      ValueError: If the text cannot be read.
 
     >>> Policy.parse("queue:every=8").every
     8

@@ -83,7 +83,7 @@ class Queries:
     accuracy: Least accuracies, float64 [n].
 
   Raises:
-    ValueError: If there are no queries, shapes differ, times fall or are out of
+    ValueError: If the stream is empty, shapes differ, times fall or are out of
       range, or a bound is not positive.
   """
 
@@ -189,7 +189,7 @@ def read_trace(path: str | Path, promise: Promise) -> Queries:
 
   Raises:
     ValueError: If the file cannot be read, a column is unknown or missing, or a
-      value is no number in range. The message names the line.
+      value is not a number in range. The message names the line.
   """
   try:
     with open(path, newline="", encoding="utf-8-sig") as file:

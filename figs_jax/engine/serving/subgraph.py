@@ -41,7 +41,7 @@ from figs_jax.engine.layers import Layers
 from figs_jax.engine.spec import Engine
 from figs_jax.engine.spec_text import parse
 
-# Products whose second operand is no weight, by the last part of their names.
+# Products of two activations, by the last part of their names.
 ACTIVATION_PRODUCTS = ("qk", "av", "matmul")
 _MOST_ROWS = 1_000_000
 

@@ -5,14 +5,11 @@ import pytest
 from scipy import stats
 
 from figs_jax.engine.serving import plots
-from figs_jax.engine.serving.comparison import (
-  METRICS,
-  compare,
-  contenders,
-)
+from figs_jax.engine.serving.comparison import METRICS, compare
 from figs_jax.engine.serving.policies import Policy
 from figs_jax.engine.serving.queries import Promise, poisson
 from figs_jax.engine.serving.schedulers import earliest_deadline, fifo
+from figs_jax.engine.serving.service_tables import contenders
 from figs_jax.engine.serving.subgraph import nested_model
 
 ROWS = [

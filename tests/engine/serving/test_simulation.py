@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from figs_jax.engine.serving.buffer import service_table
 from figs_jax.engine.serving.policies import Policy, ServiceTable
 from figs_jax.engine.serving.queries import (
   Promise,
@@ -21,6 +20,7 @@ from figs_jax.engine.serving.schedulers import (
   fifo,
   shortest_remaining,
 )
+from figs_jax.engine.serving.service_tables import service_table
 from figs_jax.engine.serving.simulation import event_loop, serve
 from figs_jax.engine.serving.subgraph import nested_model
 
@@ -122,7 +122,7 @@ def oracle(queries, table, policy):
 
 
 @given(st.integers(0, 10**6), st.sampled_from(POLICIES))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_the_event_loop_follows_the_definitions(seed, text):
   queries, table = random_case(seed)
   policy = Policy.parse(text)

@@ -119,7 +119,7 @@ def brute_force(model, cached, bandwidth, itemsize=2):
 
 
 @given(st.data())
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_queries_against_a_loop_over_layers(data):
   model = nested_model(ROWS, "ws:8x8", POINTS)
   layers = len(model.names)
