@@ -289,8 +289,8 @@ def _read_accuracies(flag: Any) -> dict[str, float] | None:
   accuracies = {}
   for name, text in pairs:
     try:
-      value = float(text)
-    except (TypeError, ValueError):
+      value = float(str(text))
+    except ValueError:
       value = math.nan
     name = name.strip()
     if not 0 <= value <= 1 or name in accuracies:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from figs_jax.engine.serving.pifo import Transaction
 from figs_jax.engine.serving.policies import Policy, ServiceTable
@@ -83,6 +82,8 @@ class Comparison:
 
     It is NaN for a single seed.
     """
+    from scipy import stats  # takes a second to import
+
     values = self.values[metric]
     seeds = values.shape[-1]
     if seeds == 1:
