@@ -44,6 +44,7 @@ __all__ = [
   "products_of",
   "register",
   "shape_of",
+  "task_of",
 ]
 
 
@@ -99,6 +100,23 @@ def options_of(family: str) -> dict[str, Any]:
   }
 
 
+def task_of(family: str) -> str:
+  """The task that a family trains, as `figs_jax.train.tasks` names it.
+
+  Registered classes classify images.
+
+  Args:
+    family: One of `names()`.
+
+  Raises:
+    ValueError: If the family is unknown; the nearest known one is suggested.
+
+  >>> task_of("t5")
+  'text_to_text'
+  """
+  return "images" if family in REGISTERED else class_of(family).task
+
+
 def create(
   family: str, variant: str, *, rngs: nnx.Rngs | None = None, **options: Any
 ) -> Any:
@@ -137,6 +155,7 @@ def from_pretrained(
   *,
   head: str = "strict",
   resize_positions: bool = False,
+  interpolation: str = "linear",
   rngs: nnx.Rngs | None = None,
   **options: Any,
 ) -> Any:
@@ -148,6 +167,8 @@ def from_pretrained(
     head: "strict", or "fresh" for a new classifier, of `num_classes`.
     resize_positions: Whether `image_size` (and the `window` of a Swin-V2) may
       differ from those of the file, see `pretrained.load`.
+    interpolation: How positions are then interpolated: "linear", "bicubic" or
+      "bicubic_antialias", see `pretrained.load`.
     rngs: Random streams, for a fresh head and dropout. Defaults to
       `nnx.Rngs(0)`.
     **options: Keyword arguments of the family's constructor, in place of those
@@ -193,6 +214,7 @@ def from_pretrained(
     path,
     head=head,
     resize_positions=resize_positions,
+    interpolation=interpolation,
     convert_channels="in_channels" in options,
   )
   model = pretrained.fill(create(family, variant, rngs=rngs, **whole), weights)

@@ -90,6 +90,7 @@ class SwinV2(nnx.Module):
       the last stage.
   """
 
+  task: ClassVar[str] = "images"
   words: ClassVar[dict[str, str]] = word_table(
     ff=_BLOCK + r"mlp/fc[12]/kernel",
     q=_BLOCK + r"attn/q/kernel",

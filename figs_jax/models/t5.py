@@ -133,6 +133,7 @@ class T5(nnx.Module):
       dtype is float16.
   """
 
+  task: ClassVar[str] = "text_to_text"
   words: ClassVar[dict[str, str]] = word_table(
     ff=_BLOCK + r"mlp/w(?:i|i_0|i_1|o)/kernel",
     q=_BLOCK + r"(?:attn|cross)/q/kernel",

@@ -83,7 +83,7 @@ def default_config(
   except ValueError as error:
     known = recipe in recipes.names() or family not in models.names()
     raise ConfigError(f"{error}{'' if known else _OWN_RECIPE}") from error
-  config = schema.defaults(reads_text(family))
+  config = schema.defaults(models.task_of(family))
   config.family = family
   config.recipe = _fields({"name": recipe} | recipe_options)
   if own := models.REGISTERED.get(family):
@@ -93,15 +93,6 @@ def default_config(
   else:
     config.model = _model_fields(model_options)
   return config
-
-
-def reads_text(family: str) -> bool:
-  """Whether a family reads text, rather than images.
-
-  >>> reads_text("vit")
-  False
-  """
-  return "vocab" in models.options_of(family)
 
 
 def _model_fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:

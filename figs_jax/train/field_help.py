@@ -28,7 +28,7 @@ def field_meanings(config: config_dict.ConfigDict) -> dict[str, str]:
   """
   known = {
     name: field.meaning
-    for name, field in schema.own("vocabulary" in config.data).items()
+    for name, field in schema.own(models.task_of(config.family)).items()
   }
   model = docstrings.entries(inspect.getdoc(models.class_of(config.family)))
   known |= {f"model.{name}": meaning for name, meaning in model.items()}

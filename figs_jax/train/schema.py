@@ -107,6 +107,13 @@ SHARED: dict[str, Field] = {
   "init_resize_positions": Field(
     False, "Whether the weights of init_from may have another image size."
   ),
+  "init_interpolation": Field(
+    "linear",
+    "How positions of init_from are then interpolated: linear as in the paper's"
+    " code; bicubic as in transformers, bicubic_antialias for its DINOv2 with"
+    " registers.",
+    Word(("linear", "bicubic", "bicubic_antialias")),
+  ),
   "optimizer.name": Field(
     "adamw",
     f"Optimizer: {', '.join(optimizer_fields.OPTIMIZERS)}.",
@@ -196,6 +203,11 @@ IMAGES: dict[str, Field] = {
   ),
   **data_fields.IMAGES,
 }
+# Fields of the runs of each task of `figs_jax.train.tasks`.
+OF_TASK: dict[str, dict[str, Field]] = {
+  "images": IMAGES,
+  "text_to_text": data_fields.TEXT,
+}
 # Legal numbers of the recipes' options; `figs_jax.recipes` checks how they fit
 # together.
 RECIPE: dict[str, Legal] = {
@@ -219,29 +231,29 @@ RECIPE: dict[str, Legal] = {
 _MOST_VALUES = 2**28  # of a ViT's position embedding
 
 
-def own(text: bool) -> dict[str, Field]:
+def own(task: str) -> dict[str, Field]:
   """Fields by dotted name, without the options of model and recipe.
 
   Args:
-    text: Whether the family reads text, rather than images.
+    task: Task of the family, as in `figs_jax.models.task_of`.
 
-  >>> own(text=False)["optimizer.clip"].default
+  >>> own("images")["optimizer.clip"].default
   1.0
   """
-  return SHARED | (data_fields.TEXT if text else IMAGES)
+  return SHARED | OF_TASK[task]
 
 
-def defaults(text: bool) -> config_dict.ConfigDict:
+def defaults(task: str) -> config_dict.ConfigDict:
   """A new configuration with the fields of `own`.
 
-  >>> defaults(text=False).optimizer.clip, defaults(text=False).data.data_dir
+  >>> defaults("images").optimizer.clip, defaults("images").data.data_dir
   (1.0, None)
   """
   values = {
     name: config_dict.placeholder(field.default)
     if isinstance(field.default, type)
     else field.default
-    for name, field in own(text).items()
+    for name, field in own(task).items()
   }
   return config_dict.ConfigDict(traverse_util.unflatten_dict(values, sep="."))
 
@@ -267,7 +279,8 @@ def legal_values(family: str, recipe: str) -> dict[str, Legal]:
   """
   options = models.options_of(family)
   known: dict[str, Legal] = {
-    name: field_legal(field) for name, field in own("vocab" in options).items()
+    name: field_legal(field)
+    for name, field in own(models.task_of(family)).items()
   }
   known["family"] = Word(tuple(models.names()))
   own_class = models.REGISTERED.get(family)

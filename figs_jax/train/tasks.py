@@ -18,7 +18,6 @@ from figs_jax.data import text
 from figs_jax.data.opened import Options
 from figs_jax.data.pixels import PixelScale
 from figs_jax.data.python_data import PythonData
-from figs_jax.train.config import reads_text
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
 from figs_jax.train.metrics import LabelAccuracy
 from figs_jax.train.text_scores import Bleu, ExactMatch, GlueScore, TokenLoss
@@ -203,6 +202,11 @@ class Text:
 
 Measure = LabelAccuracy | TokenLoss | GlueScore | ExactMatch | Bleu
 Task = ImageClassification | Text
+# The task of a family by the name that its class gives.
+TASKS: dict[str, type[ImageClassification] | type[Text]] = {
+  "images": ImageClassification,
+  "text_to_text": Text,
+}
 
 
 def task_of(config: config_dict.ConfigDict, given: Any = None) -> Task:
@@ -217,7 +221,6 @@ def task_of(config: config_dict.ConfigDict, given: Any = None) -> Task:
     DataError, ValueError: If `figs_jax.data.describe` or `find_texts` raises
       them.
   """
-  is_text = reads_text(config.family)
   if given is not None and not isinstance(given, PythonData):
     given = PythonData(given, Options.of(config.data))
-  return (Text if is_text else ImageClassification).of(config, given)
+  return TASKS[models.task_of(config.family)].of(config, given)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from figs_jax import data
+from figs_jax import data, models
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import flatten
 from figs_jax.train import experiment as experiments
-from figs_jax.train.config import ConfigError, default_config, reads_text
+from figs_jax.train.config import ConfigError, default_config
 from figs_jax.train.state import finish, update
 from figs_jax.train.tasks import ImageClassification, Text
 
@@ -50,7 +50,7 @@ VARIANTS = {"vit": "custom/4", "swin_v2": "custom/2", "t5": "custom"}
 def task(config, vocabulary=None):
   """The task of a configuration, without looking its data up."""
   options = config.data
-  if not reads_text(config.family):
+  if models.task_of(config.family) == "images":
     classes, channels = (10, 1) if options.name == "digits" else (1000, 3)
     size = options.image_size
     shape = (size, size, channels)
@@ -91,7 +91,7 @@ def reduced(config):
   config.model.update(SMALL[config.family])
   config.batch_size = 4
   config.optimizer.warmup_steps = 0  # so that the first step moves weights
-  if reads_text(config.family):
+  if models.task_of(config.family) == "text_to_text":
     config.data.input_length = config.data.target_length = 8
   else:
     config.data.image_size = 8
@@ -100,7 +100,7 @@ def reduced(config):
 
 def noise(config, options):
   rng = np.random.default_rng(0)
-  if reads_text(config.family):
+  if models.task_of(config.family) == "text_to_text":
     ids = rng.integers(1, options["vocab"], (2, 4, 8)).astype(np.int32)
     return {"inputs": ids[0], "targets": ids[1]}
   shape = (4, 8, 8, options["in_channels"])

@@ -17,7 +17,6 @@ from figs_jax.train.config import (
   completed,
   default_config,
   plain,
-  reads_text,
   recipe_of,
 )
 from figs_jax.train.loop import train
@@ -39,11 +38,14 @@ def test_every_field_has_a_meaning(family):
     assert [name for name, meaning in meanings.items() if not meaning] == []
 
 
+OF_KIND = {"images": "Images", "text_to_text": "Text"}
+
+
 @pytest.mark.parametrize("family", models.names())
 def test_the_page_has_every_field_with_its_default_and_meaning(family):
   config = default_config("figs", family)
   meanings = field_help.field_meanings(config)
-  of_kind = "Text" if reads_text(family) else "Images"
+  of_kind = OF_KIND[models.task_of(family)]
   legal = schema.legal_values(family, "figs")
   shown = {}
   for section in re.split(r"^## ", PAGE, flags=re.MULTILINE):
