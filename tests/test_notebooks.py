@@ -134,10 +134,10 @@ SAID = {
   "cluster_explorer": ["1.008 trillion parameters", "placements", "masks"],
   "engine_explorer": ["256 designs", "of them cache"],
   "serve_one_checkpoint": [
-    "4:8: ",
+    "8:32: ",
     "all weights: ",
     "nested queue",
-    "fixed 8:8",
+    "fixed 32:32",
   ],
   "from_dense_checkpoint": ["from_scratch", "from_run", "from_file"],
   "your_own_model_and_data": [
