@@ -3,6 +3,12 @@
 from figs_jax.nn._sparsify import masked_leaves, sparsify
 from figs_jax.nn._with_flow import with_flow
 from figs_jax.nn.attention import Attention
+from figs_jax.nn.batch_norm import (
+  BatchNorm,
+  batch_statistics,
+  has_batch_norm,
+  recalibrate_batch_norm,
+)
 from figs_jax.nn.channels import Channels, PermutedKernel, permute_channels
 from figs_jax.nn.layers import (
   Masked,
@@ -16,6 +22,7 @@ from figs_jax.nn.variables import Leak, Mask, Scale
 
 __all__ = [
   "Attention",
+  "BatchNorm",
   "Channels",
   "Leak",
   "Mask",
@@ -26,9 +33,12 @@ __all__ = [
   "SparseEinsum",
   "SparseLinear",
   "SparseLinearGeneral",
+  "batch_statistics",
+  "has_batch_norm",
   "masked_leaves",
   "merge",
   "permute_channels",
+  "recalibrate_batch_norm",
   "reseed",
   "scales",
   "sparsify",

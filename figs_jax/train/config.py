@@ -50,10 +50,11 @@ _KINDS: dict[str, type] = {
   ),
   **dict.fromkeys(("depths", "pretrained_windows"), tuple),
   "scaled": bool,
+  "block": str,
 }
 _WARMUP = "optimizer.warmup_steps"
 # Model options whose default the variant may change.
-OF_VARIANT = ("head_dim", "gated", "tied")
+OF_VARIANT = ("head_dim", "gated", "tied", "stem", "shortcut")
 _OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
 # Fields of saved runs that 0.2.0 has renamed.
 _RENAMED = {"accumulate": "grad_accum_steps"}
