@@ -1,10 +1,11 @@
 """Keys of a config.json of `transformers`, and the options that they stand for.
 
-A family has one `Table`, which is read in both directions. Every key of a file
-must be in it: as an option of ours (`Key`), with the only value that the family
-supports (`Fixed`), as a consequence of other keys (`Follows`), or as one that
-does not change the logits (`harmless`). Any other key may change them, so it is
-refused by name. The tables are in `vit`, `swin_v2` and `t5`.
+A model of the library has one `Table`, which is read in both directions; a
+family of ours has one or more of them. Every key of a file must be in it: as an
+option of ours (`Key`), with the only value that the family supports (`Fixed`),
+as a consequence of other keys (`Follows`), or as one that does not change the
+logits (`harmless`). Any other key may change them, so it is refused by name.
+Each family has a module with its tables.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 
@@ -172,10 +175,11 @@ class Given(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """The keys of one family.
+  """The keys of one model of the library.
 
   Attributes:
-    architecture: The library's class of a model with a head.
+    architecture: The library's class of a model with a head, or a function of
+      our model.
     types: Defaults by `model_type` that differ from those of the keys. The
       first is written.
     keys: Keys that options of ours stand for.
@@ -185,9 +189,12 @@ class Table:
     implied: Options that every file of the family has.
     more: Options that need several keys or the tensors, in place of those of
       the keys; called with (fields, options so far, tensors).
+    dialect: Name of the dialect that files are written in; "" for the first of
+      the family.
+    constants: Further tensors that the library expects, of our model.
   """
 
-  architecture: str
+  architecture: str | Callable[[Any], str]
   types: Mapping[str, Fields]
   keys: tuple[Key, ...]
   fixed: tuple[Fixed, ...] = ()
@@ -197,6 +204,8 @@ class Table:
   more: Callable[
     [Fields, Mapping[str, Given], Mapping[str, Tensor]], dict[str, Given]
   ] = lambda *_: {}
+  dialect: str = ""
+  constants: Callable[[Any], dict[str, np.ndarray]] = lambda _: {}
 
   def read(
     self, fields: Fields, tensors: Mapping[str, Tensor]
@@ -251,8 +260,9 @@ class Table:
 
   def write(self, model: Any) -> dict[str, Any]:
     """The fields of a file for a model."""
+    own = self.architecture
     fields: dict[str, Any] = {
-      "architectures": [self.architecture],
+      "architectures": [own if isinstance(own, str) else own(model)],
       "model_type": next(iter(self.types)),
     }
     for key in self.keys:

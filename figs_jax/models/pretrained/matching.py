@@ -23,7 +23,8 @@ from figs_jax.models.pretrained.names import (
   arguments,
 )
 
-# By the name of the model's class; files are written in the first dialect.
+# By the name of the model's class; files are written in the first dialect that
+# has all its parameters.
 TABLES: dict[str, tuple[Dialect, ...]] = {
   "SwinV2": swin_v2.DIALECTS,
   "T5": t5.DIALECTS,
@@ -43,18 +44,19 @@ class Place:
     names: Name of the tensor, or of each block's tensor for a stacked one.
     layout: Layout of each tensor.
     stacked: Whether axis 0 of the parameter is that of the blocks.
-    part: Index of the third of the tensor; None for all of it.
+    part: (index, number) if it is one of so many equal parts of the tensor;
+      None for all of it.
   """
 
   names: tuple[str, ...]
   layout: Layout
   stacked: bool
-  part: int | None
+  part: tuple[int, int] | None
 
   def shape(self, ours: Size, heads: int) -> Size:
     """The shape of one tensor for a parameter of this shape."""
     first, *rest = self.layout.of(ours[1:] if self.stacked else ours, heads)
-    return (first if self.part is None else 3 * first, *rest)
+    return (first if self.part is None else self.part[1] * first, *rest)
 
   def array(self, tensors: Mapping[str, Tensor], ours: Size) -> np.ndarray:
     """Reads the parameter."""
@@ -63,7 +65,8 @@ class Place:
     for name in self.names:
       value = tensors[name].read()
       if self.part is not None:
-        value = np.split(value, 3)[self.part]
+        index, count = self.part
+        value = np.split(value, count)[index]
       layers.append(self.layout.to_ours(value, one))
     return np.stack(layers) if self.stacked else layers[0]
 
@@ -89,12 +92,20 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
   >>> published(model)["classifier.weight"].shape
   (1000, 8)
   """
-  tensors = {}
+  dialect, heads = written(model), _heads(model)
+  tensors: dict[str, np.ndarray] = {}
+  parts: dict[str, dict[int, np.ndarray]] = {}
   for path, leaf in parameters_of(model).items():
-    place = place_of(model, path, tuple(leaf.shape))
+    place = _place(dialect, path, tuple(leaf.shape))
     value = np.asarray(leaf[...])
     for name, layer in zip(place.names, value if place.stacked else [value]):
-      tensors[name] = place.layout.to_theirs(layer, _heads(model))
+      theirs = place.layout.to_theirs(layer, heads)
+      if place.part is None:
+        tensors[name] = theirs
+      else:
+        parts.setdefault(name, {})[place.part[0]] = theirs
+  for name, each in parts.items():
+    tensors[name] = np.concatenate([each[i] for i in sorted(each)])
   return tensors
 
 
@@ -127,6 +138,7 @@ def matched(
     raise PretrainedError(f"Expected head of 'strict' or 'fresh', got {head!r}")
   tensors = without_training_state(tensors)
   dialect = _spoken(model, tensors, where)
+  tensors = with_aliases(dialect, tensors, where)
   places = {
     path: _place(dialect, path, tuple(leaf.shape))
     for path, leaf in parameters_of(model).items()
@@ -188,11 +200,39 @@ def without_training_state(
   return below or dict(tensors)
 
 
+def with_aliases(
+  dialect: Dialect, tensors: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+  """The tensors with those that a file has under another name only.
+
+  Raises:
+    PretrainedError: If tensors that stand for the same one differ.
+  """
+  result = dict(tensors)
+  for name, others in dialect.aliases:
+    first, *rest = [other for other in others if other in tensors] or [None]
+    if name in tensors or first is None:
+      continue
+    for other in rest:
+      if not same_tensor(tensors[first], tensors[other]):
+        raise PretrainedError(
+          f"{where}: expected {first} and {other} to be equal, as both stand"
+          f" for {name}, which is missing; add {name} to the file"
+        )
+    result[name] = tensors[first]
+  return result
+
+
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+  """Whether two tensors have the same shape and values."""
+  return a.shape == b.shape and np.array_equal(a.read(), b.read())
+
+
 @functools.cache
 def _leaves(
   dialect: Dialect,
-) -> tuple[tuple[str, re.Pattern[str], Layout, int | None], ...]:
-  """(their name, our path as a regex, layout, third) of every tensor."""
+) -> tuple[tuple[str, re.Pattern[str], Layout, tuple[int, int] | None], ...]:
+  """(their name, our path as a regex, layout, part) of every tensor."""
   rows = []
   for kind, theirs, paths in dialect.rows:
     parts = (paths,) if isinstance(paths, str) else paths
@@ -201,7 +241,7 @@ def _leaves(
         pattern = re.escape(ours + our_end)
         pattern = pattern.replace(r"/\{i\}", r"(?:/(?P<i>\d+))?")
         pattern = pattern.replace(r"\{s\}", r"(?P<s>\d+)")
-        part = number if len(parts) > 1 else None
+        part = (number, len(parts)) if len(parts) > 1 else None
         rows.append((theirs + their_end, re.compile(pattern), layout, part))
   return tuple(rows)
 
@@ -212,7 +252,32 @@ def place_of(model: nnx.Module, path: str, shape: Size) -> Place:
   Raises:
     PretrainedError: If the model's family or the parameter is unknown.
   """
-  return _place(_dialects(model)[0], path, shape)
+  return _place(written(model), path, shape)
+
+
+def written(model: nnx.Module) -> Dialect:
+  """The dialect that files of a model are written in.
+
+  Raises:
+    PretrainedError: If the model's family is unknown, or no dialect has all its
+      parameters.
+  """
+  dialects = _dialects(model)
+  paths = list(parameters_of(model))
+  for dialect in dialects:
+    if not any(_lacks(dialect, path) for path in paths):
+      return dialect
+  path = next(path for path in paths if _lacks(dialects[0], path))
+  raise PretrainedError(
+    f"{type(model).__name__}: expected options that published files have, got"
+    f" a model with {path} beside its others, which no such file has together"
+  )
+
+
+@functools.cache
+def _lacks(dialect: Dialect, path: str) -> bool:
+  """Whether a dialect has no name for a parameter."""
+  return not any(ours.fullmatch(path) for _, ours, *_ in _leaves(dialect))
 
 
 def _place(dialect: Dialect, path: str, shape: Size) -> Place:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from figs_jax.models import stack
 from figs_jax.models.pretrained.keys import (
   CLASS_COUNT,
@@ -12,6 +14,7 @@ from figs_jax.models.pretrained.keys import (
   FLAG,
   NUMBER,
   SIDES,
+  Given,
   Key,
   Table,
   words,
@@ -146,7 +149,20 @@ def _attention_dropout(model: Any) -> float:
   return float(block.attn.dropout.rate)
 
 
-CONFIG = Table(
+def _learned(*_: Any) -> dict[str, Given]:
+  """Files hold the positions, whatever they were made from."""
+  return {"pos": Given("", "learned", "learned")}
+
+
+def _positions(model: Any) -> dict[str, np.ndarray]:
+  """A fixed table of positions, stored as the learned ones are."""
+  if model.pos == "learned":
+    return {}
+  name = "vit.embeddings.position_embeddings"
+  return {name: np.asarray(model.positions())}
+
+
+_VIT = Table(
   architecture="ViTForImageClassification",
   types={"vit": {}},
   keys=(
@@ -194,5 +210,9 @@ CONFIG = Table(
   follows=(CLASS_COUNT,),
   # Of models without a head and for masked images.
   harmless=("encoder_stride", "pooler_act", "pooler_output_size"),
-  implied={"pool": "cls", "pos": "learned"},
+  implied={"pool": "cls"},
+  more=_learned,
+  constants=_positions,
 )
+
+CONFIGS = (_VIT,)
