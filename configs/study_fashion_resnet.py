@@ -64,7 +64,7 @@ def get_config(arg: str = ""):
     config.common.data.train_split = "train[:90%]"
     config.common.data.eval_split = "train[90%:]"
     config.settings = {
-      f"{name} lr {rate}": _setting(name, rate)
+      f"{name} lr {rate:.0e}": _setting(name, rate)
       for name, rates in _TRIALS.items()
       for rate in rates
     }

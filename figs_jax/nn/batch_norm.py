@@ -34,12 +34,11 @@ class BatchNorm(nnx.BatchNorm):
   Under `jit`, the statistics of a batch that is sharded over devices are those
   of the whole batch.
 
-  >>> norm = BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(0))
-  >>> y = norm(jnp.array([[1.0, 0.0], [3.0, 0.0]]))
-  >>> y[:, 0].round(2).tolist(), norm.mean[0].round(2).item()
-  ([-1.0, 1.0], 0.2)
-  >>> norm.var[0].round(2).item()  # .9 * 1 + .1 * 2
-  1.1
+  >>> norm = BatchNorm(1, momentum=0.5, rngs=nnx.Rngs(0))
+  >>> norm(jnp.array([[1.0], [3.0]])).round(2).tolist()
+  [[-1.0], [1.0]]
+  >>> norm.mean[...].tolist(), norm.var[...].tolist()  # .5 * 1 + .5 * 2
+  ([1.0], [1.5])
   """
 
   def __call__(
@@ -48,23 +47,28 @@ class BatchNorm(nnx.BatchNorm):
     use_running_average: bool | None = None,
   ) -> Float[Array, "*b channels"]:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias."""
-    wide = x.astype(jnp.float32)
+    wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
     running = self.use_running_average
     if running if use_running_average is None else use_running_average:
-      mean, variance = self.mean[...], self.var[...]
+      mean, variance = (
+        jnp.expand_dims(each[...], axes) for each in (self.mean, self.var)
+      )
     else:
-      axes = tuple(range(x.ndim - 1))
-      mean = wide.mean(axis=axes)
-      variance = ((wide - mean) ** 2).mean(axis=axes)
+      mean = wide.mean(axis=axes, keepdims=True)
+      variance = ((wide - mean) ** 2).mean(axis=axes, keepdims=True)
       count = x.size // x.shape[-1]
       unbiased = variance * (count / max(count - 1, 1))
       for old, new in ((self.mean, mean), (self.var, unbiased)):
+        new = jax.lax.stop_gradient(new).reshape(-1)
         average = self.momentum * old[...] + (1 - self.momentum) * new
-        old.set_value(jax.lax.stop_gradient(average))
+        old.set_value(average)
     assert self.scale is not None and self.bias is not None
-    factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
-    y = (wide - mean) * factor.astype(jnp.float32) + self.bias[...]
-    return y.astype(self.dtype or x.dtype)
+    scale, bias = (
+      jnp.expand_dims(part[...].astype(jnp.float32), axes)
+      for part in (self.scale, self.bias)
+    )
+    factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+    return ((wide - mean) * factor + bias).astype(self.dtype or x.dtype)
 
 
 def has_batch_norm(model: nnx.Module) -> bool:
@@ -194,8 +198,8 @@ def mean_over_batches(statistics: Iterable[Tree]) -> Tree:
   Raises:
     ValueError: If there are none.
 
-  >>> mean_over_batches([{"mean": 1.0}, {"mean": 2.0}])
-  {'mean': 1.5}
+  >>> mean_over_batches([{"mean": jnp.ones(1)}, {"mean": 2 * jnp.ones(1)}])
+  {'mean': Array([1.5], dtype=float32)}
   """
   total, count = None, 0
   for each in statistics:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from figs_jax.models.pretrained import swin_v2, t5, vit
+from figs_jax.models.pretrained import resnet, swin_v2, t5, vit
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.names import (
   KINDS,
@@ -26,13 +26,15 @@ from figs_jax.models.pretrained.names import (
 # By the name of the model's class; files are written in the first dialect that
 # has all its parameters.
 TABLES: dict[str, tuple[Dialect, ...]] = {
+  "ResNet": resnet.DIALECTS,
   "SwinV2": swin_v2.DIALECTS,
   "T5": t5.DIALECTS,
   "ViT": vit.DIALECTS,
 }
 _HEAD = ("head/kernel", "head/bias")
 _POSITIONS = "pos_embed"
-_PATCHES = "patch_embed/kernel"  # [height, width, channels, width]
+# Kernels of image channels, [height, width, channels, width].
+_PATCHES = ("patch_embed/kernel", "stem_conv/kernel")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -72,11 +74,11 @@ class Place:
 
 
 def parameters_of(model: nnx.Module) -> dict[str, nnx.Variable]:
-  """The model's own parameters, by path."""
+  """The model's own parameters and batch statistics, by path."""
   return {
     "/".join(map(str, path)): node
     for path, node in nnx.iter_graph(model)
-    if isinstance(node, nnx.Param)
+    if isinstance(node, (nnx.Param, nnx.BatchStat))
   }
 
 
@@ -106,7 +108,13 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
         parts.setdefault(name, {})[place.part[0]] = theirs
   for name, each in parts.items():
     tensors[name] = np.concatenate([each[i] for i in sorted(each)])
-  return tensors
+  # PyTorch's layer expects its counter, which nothing reads.
+  counted = ("running_var", "num_batches_tracked")
+  return tensors | {
+    name.replace(*counted): np.zeros((), np.int64)
+    for name in tensors
+    if name.endswith(counted[0])
+  }
 
 
 def matched(
@@ -162,9 +170,9 @@ def matched(
       value = _positions(
         model, stored, of_class, resize_positions, where, wording
       )
-    elif path == _PATCHES:
+    elif path in _PATCHES:
       value = _patch_kernel(
-        model, place, shape, tensors, convert_channels, where, wording
+        model, place, path, shape, tensors, convert_channels, where, wording
       )
     else:
       _check_shapes(model, place, path, shape, tensors, where, wording)
@@ -288,9 +296,10 @@ def _place(dialect: Dialect, path: str, shape: Size) -> Place:
     numbers = match.groupdict()
     stage = int(numbers.get("s") or 0)
     stacked = "i" in numbers and numbers["i"] is None
-    blocks = range(shape[0]) if stacked else [numbers.get("i")]
+    blocks = range(shape[0]) if stacked else [int(numbers.get("i") or 0)]
     names = tuple(
-      theirs.format(**{"i": i, "s": stage, "s+1": stage + 1}) for i in blocks
+      theirs.format(**{"i": i, "i+1": i + 1, "s": stage, "s+1": stage + 1})
+      for i in blocks
     )
     return Place(names, layout, stacked, part)
   raise PretrainedError(f"{path}: unknown parameter in files of {dialect.name}")
@@ -304,7 +313,7 @@ def _known(dialect: Dialect) -> re.Pattern[str]:
 
 def _pattern(theirs: str) -> re.Pattern[str]:
   """A regex of the names that one name in a table stands for."""
-  numbered = re.sub(r"\\{(i|s|s\\\+1)\\}", r"\\d+", re.escape(theirs))
+  numbered = re.sub(r"\\{[is](\\\+1)?\\}", r"\\d+", re.escape(theirs))
   return re.compile(numbered)
 
 
@@ -468,6 +477,7 @@ def _check_shapes(
 def _patch_kernel(
   model: Any,
   place: Place,
+  path: str,
   shape: Size,
   tensors: Mapping[str, Tensor],
   convert: bool,
@@ -491,14 +501,14 @@ def _patch_kernel(
         f" channel{'s' * (channels > 1)}, got one for {other}; set"
         f" {wording(convert_channels=True)} to convert it"
       )
-    _check_shapes(model, place, _PATCHES, stored, tensors, where, wording)
+    _check_shapes(model, place, path, stored, tensors, where, wording)
     kernel = place.array(tensors, stored).astype(np.float32)
     return (
       kernel.sum(2, keepdims=True)
       if channels == 1
       else (np.repeat(kernel / 3, 3, axis=2))
     )
-  _check_shapes(model, place, _PATCHES, shape, tensors, where, wording)
+  _check_shapes(model, place, path, shape, tensors, where, wording)
   return place.array(tensors, shape)
 
 
