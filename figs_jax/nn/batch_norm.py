@@ -192,8 +192,8 @@ def recalibrate_batch_norm(model: M, batches: Iterable[Any]) -> M:
   return model
 
 
-def mean_over_batches(statistics: Iterable[Tree]) -> Tree:
-  """The mean of some trees, at least one.
+def mean_over_batches(statistics: Iterable[Any]) -> Any:
+  """The mean of some pytrees, at least one.
 
   Raises:
     ValueError: If there are none.

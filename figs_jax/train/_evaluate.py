@@ -28,7 +28,12 @@ from figs_jax.train import metrics, schema, seeds, tasks
 from figs_jax.train.distributed import global_batch
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.sharding import batch_sharding, make_mesh, replicated
-from figs_jax.train.state import TrainState, evaluation_model, finish
+from figs_jax.train.state import (
+  TrainState,
+  averaged_statistics,
+  evaluation_model,
+  finish,
+)
 from figs_jax.train.workdir import restore, saved_config
 
 _INT8 = "int8"
@@ -79,6 +84,8 @@ class Evaluator:
   ) -> tuple[dict[str, float | list[float]], list[dict[str, np.ndarray]]]:
     """The values of `run` by name, and `metrics.kept` of each batch."""
     params, masks = self._finish[ema](state)
+    if ema:
+      state = averaged_statistics(state)
     total: Any = None
     each = []
     for batch in self._batches:

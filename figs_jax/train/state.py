@@ -24,6 +24,7 @@ from figs_jax.core.diagnostics import Layers, layer_table
 from figs_jax.core.tree import flatten, map_paths, path_str
 from figs_jax.core.types import Array
 from figs_jax.data.batch_checks import check_arrays, traced_for
+from figs_jax.nn.batch_norm import statistics_in, with_statistics
 from figs_jax.nn.recomputed import refuse_writes
 from figs_jax.optim import pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
@@ -58,6 +59,8 @@ class TrainState:
       float32 (or wider).
     rest: Other state of the model (batch statistics, random streams).
     ema: Averaged parameters in float32 (or wider), or None.
+    ema_statistics: Averaged batch statistics, as nested dicts; empty without
+      averaging or statistics.
     graphdef, bound, tx, loss: Static objects.
     ema_decay, grad_accum_steps, diagnose_every: Static options, see `create`.
   """
@@ -69,6 +72,7 @@ class TrainState:
   opt_state: Any
   rest: Any
   ema: Any
+  ema_statistics: Any
   graphdef: Any = _static()
   bound: BoundRecipe = _static()
   tx: optax.GradientTransformationExtraArgs = _static()
@@ -102,7 +106,8 @@ class TrainState:
         scalar or a `figs_jax.train.losses.Mean`; `grad_accum_steps` decides
         which.
       seed: Seed for dropout and every other draw inside the step.
-      ema_decay: Decay of the averaged parameters; 0 disables averaging.
+      ema_decay: Decay of the averaged parameters and batch statistics; 0
+        disables averaging.
       grad_accum_steps: Micro-batches per optimizer step; must divide the batch.
         They give the loss, metrics and gradients of the whole batch if the loss
         returns a `Mean`; of scalars the mean over micro-batches is taken, which
@@ -146,6 +151,7 @@ class TrainState:
       lambda x: jnp.array(x, jnp.result_type(x)), tx.init(_wide(params))
     )
     recipe.check(opt_state)
+    statistics = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
     return cls(
       step=jnp.zeros((), jnp.int32),
       seed=jnp.asarray(seed, jnp.uint32),
@@ -154,6 +160,7 @@ class TrainState:
       opt_state=opt_state,
       rest=rest,
       ema=jax.tree.map(jnp.copy, _wide(params)) if ema_decay else None,
+      ema_statistics=(jax.tree.map(jnp.copy, statistics) if ema_decay else {}),
       graphdef=graphdef,
       bound=bound,
       tx=tx,
@@ -175,7 +182,8 @@ class TrainState:
     the target pattern. So are the masks of averaged weights, unless the recipe
     chooses masks by more than weights.
     """
-    return evaluation_model(self, *finish(self, ema=ema))
+    source = averaged_statistics(self) if ema else self
+    return evaluation_model(source, *finish(self, ema=ema))
 
 
 def check_finite(params: Any) -> None:
@@ -255,6 +263,12 @@ def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
   return bound.finish(params, masks, nn.scales(state.rest, masks)), masks
 
 
+def averaged_statistics(state: TrainState) -> TrainState:
+  """The state with the averaged batch statistics in place of its own."""
+  rest = with_statistics(state.rest, state.ema_statistics)
+  return dataclasses.replace(state, rest=rest)
+
+
 def evaluation_model(state: TrainState, params: Any, masks: Any) -> nnx.Module:
   """The evaluation model of parameters and masks from `finish`; traceable."""
   zero = jnp.zeros((), jnp.float32)
@@ -309,9 +323,18 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   if state.diagnose_every:
     due = (state.step + 1) % state.diagnose_every == 0
     metrics["layers"] = layers_if(due, masks, params, grads, state.masks)
-  ema = state.ema
+  ema, ema_statistics = state.ema, state.ema_statistics
   if state.ema_decay:
     ema = optax.incremental_update(_wide(params), ema, 1 - state.ema_decay)
+    ema_statistics = jax.tree.map(
+      lambda new, old: (
+        old + (1 - state.ema_decay) * (new - old)
+        if jnp.issubdtype(old.dtype, jnp.inexact)
+        else new
+      ),
+      statistics_in(rest, ema_statistics),
+      ema_statistics,
+    )
   new = dataclasses.replace(
     state,
     step=state.step + 1,
@@ -320,6 +343,7 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     opt_state=opt_state,
     rest=rest,
     ema=ema,
+    ema_statistics=ema_statistics,
   )
   return new, metrics
 

@@ -136,7 +136,9 @@ def test_logits_and_gradients_equal_those_computed_now(tmp_path, monkeypatch):
 def test_torchvisions_names_are_read(tmp_path, kind):
   weights = under("weights/", stored(kind))
   theirs = torchvision_names(weights)
-  assert {"layer2.0.downsample.1.running_var", "bn1.running_mean"} <= set(theirs)
+  assert {"layer2.0.downsample.1.running_var", "bn1.running_mean"} <= set(
+    theirs
+  )
   assert f"layer1.0.conv{len(CONVS[kind])}.weight" in theirs
   a = loaded(tmp_path, weights, create(kind))
   b = loaded(tmp_path, theirs, create(kind))
