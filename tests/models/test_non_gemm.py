@@ -10,7 +10,10 @@ from figs_jax.models.non_gemm import KINDS
 from .families import TINY, create
 from .non_gemm_oracle import values
 
-WIDTHS = {"swin_v2": lambda m: [s.shape.channels for s in m.stages]}
+WIDTHS = {
+  "resnet": lambda m: [s.outputs for s in m.stages],
+  "swin_v2": lambda m: [s.shape.channels for s in m.stages],
+}
 each = pytest.mark.parametrize("family", models.names())
 
 
