@@ -28,9 +28,14 @@ def parameters(model):
 
 # Parameters and billions of multiplications of torchvision's IMAGENET1K_V1
 # weights, as their documentation lists them (num_params and GFLOPS).
-@pytest.mark.parametrize(("variant", "count", "macs"), [
-  ("18", 11_689_512, 1.814), ("34", 21_797_672, 3.664), ("50", 25_557_032, 4.089),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  ("variant", "count", "macs"),
+  [
+    ("18", 11_689_512, 1.814),
+    ("34", 21_797_672, 3.664),
+    ("50", 25_557_032, 4.089),
+  ],
+)
 def test_sizes_for_imagenet_are_the_published_ones(variant, count, macs):
   model = models.abstract("resnet", variant)
   assert parameters(model) == count
