@@ -1,6 +1,7 @@
 """ResNet against another library: stored numbers always, live where it is."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from flax import nnx
 from figs_jax import models, nn
 from figs_jax.core import tree
 from figs_jax.models import pretrained
+from figs_jax.models.pretrained.config import for_transformers
 from figs_jax.models.pretrained.files import write_weights
 
 from . import resnet_oracle as oracle
@@ -184,3 +186,62 @@ def test_the_stem_is_converted_to_gray_images_if_asked(tmp_path):
   np.testing.assert_allclose(
     model(image), full(np.repeat(image, 3, axis=-1)), atol=1e-4
   )
+
+
+# What transformers 5.24 writes, but for the class names.
+SAVED = {
+  "architectures": ["ResNetForImageClassification"],
+  "downsample_in_bottleneck": False,
+  "downsample_in_first_stage": False,
+  "dtype": "float32",
+  "hidden_act": "relu",
+  "model_type": "resnet",
+  "num_channels": 3,
+  "out_features": ["stage2"],
+  "out_indices": [2],
+  "stage_names": ["stem", "stage1", "stage2"],
+  "transformers_version": "5.24.0",
+}
+
+
+def directory(folder, kind, **changes):
+  """A directory of the library, with keys of its config.json changed."""
+  labels = {str(i): f"LABEL_{i}" for i in range(oracle.CLASSES)}
+  config = SAVED | oracle.arguments(kind) | {"id2label": labels} | changes
+  del config["num_labels"]
+  (folder / "config.json").write_text(json.dumps(config))
+  write_weights(folder / "model.safetensors", under("weights/", stored(kind)))
+
+
+@pytest.mark.parametrize("kind", list(oracle.KINDS))
+def test_from_pretrained_takes_the_sizes_of_the_file(tmp_path, kind):
+  directory(tmp_path, kind)
+  model = models.from_pretrained(tmp_path, image_size=oracle.IMAGE)
+  assert (model.block, model.width) == (kind, 4)
+  with jax.default_matmul_precision("highest"):
+    logits = model(stored()["images"])
+  want = stored(kind)["eval/logits"]
+  np.testing.assert_allclose(logits, want, atol=ATOL, rtol=0)
+  # Written again, with the same keys for the same function.
+  made = for_transformers(model)
+  config = json.loads((tmp_path / "config.json").read_text())
+  config["label2id"] = made.config["label2id"]
+  assert made.config == {key: config[key] for key in made.config}
+  for name, value in under("weights/", stored(kind)).items():
+    np.testing.assert_array_equal(made.tensors[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+  ({"downsample_in_bottleneck": True}, "downsample_in_bottleneck: expected"),
+  ({"downsample_in_first_stage": True}, "downsample_in_first_stage: expected"),
+  ({"hidden_act": "gelu"}, 'hidden_act: expected "relu"'),
+  ({"layer_type": "wide"}, "layer_type: expected one of basic, bottleneck"),
+  ({"hidden_sizes": [16, 48]}, r"hidden_sizes: expected \[16, 32\], which"),
+  ({"embedding_size": 8}, r"hidden_sizes: expected \[32, 64\], which"),
+  ({"norm": "group"}, 'unknown key "norm"'),
+])  # fmt: skip
+def test_another_function_is_refused_by_its_key(tmp_path, changes, message):
+  directory(tmp_path, "bottleneck", **changes)
+  with pytest.raises(pretrained.PretrainedError, match=message) as error:
+    models.from_pretrained(tmp_path, image_size=oracle.IMAGE)
+  assert "\n" not in str(error.value)
