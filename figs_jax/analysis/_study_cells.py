@@ -39,8 +39,8 @@ from figs_jax.train.workdir import initial_config
 _ROOT = Path(__file__).parents[2]
 # Fields that say which seeds a run holds, or that affect none of its numbers.
 _NOT_OF_CELL = (*FREE, "seed", "seeds", "seeds_mode", "checkpoint_every")
-# Fields newer than studies with rows, which keep their fingerprints: left out at
-# their default.
+# Fields newer than studies with rows, which keep their fingerprints: they are
+# left out at their default.
 _LATER = ("recalibrate_batch_norm",)
 _BUDGETS = ("steps", "train_flops")
 

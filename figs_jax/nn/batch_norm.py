@@ -164,7 +164,7 @@ def recalibrate_batch_norm(model: M, batches: Iterable[Any]) -> M:
     The model; without batch normalization, unchanged.
 
   Raises:
-    ValueError: If there are no batches.
+    ValueError: If `batches` is empty.
 
   >>> norm = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
   >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [7.0]])]

@@ -227,7 +227,8 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
         f" field config.{name}{field_names.near(name, fields)}"
       )
   fields |= own
-  return traverse_util.unflatten_dict(fields, sep=".")
+  # A class without options has no field below `model`.
+  return {"model": {}} | traverse_util.unflatten_dict(fields, sep=".")
 
 
 def with_model(

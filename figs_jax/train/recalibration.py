@@ -51,7 +51,7 @@ def recalibrated(state: TrainState, batches: Iterable[Any]) -> TrainState:
     The state; without batch normalization, unchanged.
 
   Raises:
-    ValueError: If there are no batches.
+    ValueError: If `batches` is empty.
 
   >>> import optax
   >>> from flax import nnx

@@ -147,9 +147,9 @@ SHARED: dict[str, Field] = {
   ),
   "recalibrate_batch_norm": Field(
     50,
-    "Training batches of which batch normalization computes its statistics anew"
-    " after the last step, if the finished weights differ from the trained ones;"
-    " 0 keeps the running ones.",
+    "Training batches from which batch normalization computes its statistics"
+    " anew after the last step, if the finished weights differ from the trained"
+    " ones; 0 keeps the running ones.",
     _OFF_OR_STEPS,
   ),
   "label_smoothing": Field(
