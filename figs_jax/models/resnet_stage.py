@@ -244,7 +244,7 @@ def conv_row(
   K runs over the places of the window, and within each over the input channels,
   which have the groups.
   """
-  height, width, inputs, outputs = layer.kernel_shape
+  height, width, inputs, outputs = layer.kernel.shape[-4:]
   positions = batch * size[0] * size[1]
   return row(name, positions, outputs, height * width * inputs, layer, count)
 

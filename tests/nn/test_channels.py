@@ -47,7 +47,7 @@ def moved(model, permuted):
   return {path for path in old if not np.array_equal(old[path], new[path])}
 
 
-_NORM = ("scale", "bias", "mean", "var")
+_NORM = ("scale", "bias")  # running statistics are those of a new model
 EXPECTED = {
   "resnet": {f"{conv}/kernel" for conv in ("conv1x1_1", "conv3x3_2")}
   | {"conv1x1_3/kernel"}
@@ -74,10 +74,11 @@ def test_outputs_stay_and_consumers_keep_more(family, options):
   rules = {"resnet": "hidden: 2:4"}.get(family, "ff: 2:4, o: 1:4")
   permuted, report = permute_channels(model, rules, escapes=2)
   before = outputs(model, family)
+  most = float(jnp.abs(before).max())
   np.testing.assert_allclose(
-    outputs(permuted, family), before, rtol=1e-5, atol=1e-5
+    outputs(permuted, family), before, rtol=1e-5, atol=1e-5 * max(1, most)
   )
-  assert float(jnp.abs(before).max()) > 0.1
+  assert most > 0.1
   suffixes = {
     name
     for path in moved(model, permuted)
