@@ -18,7 +18,7 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core.tree import MaskedKernel
-from figs_jax.models.pretrained import resnet, swin_v2, t5, vit
+from figs_jax.models.pretrained import deit, dinov2, resnet, swin_v2, t5, vit
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.keys import Given, Table, text
 from figs_jax.models.pretrained.matching import place_of, published, written
@@ -29,7 +29,7 @@ TABLES: dict[str, tuple[Table, ...]] = {
   "ResNet": (resnet.CONFIG,),
   "SwinV2": (swin_v2.CONFIG,),
   "T5": (t5.CONFIG,),
-  "ViT": vit.CONFIGS,
+  "ViT": (*vit.CONFIGS, *dinov2.CONFIGS, deit.CONFIG),
 }
 NAME = "config.json"
 _MOST_BYTES = 2**24  # labels of 100,000 classes take 5 MB
@@ -101,7 +101,12 @@ def _table_of(model: Any) -> Table:
   """
   dialect = written(model).name
   tables = TABLES[type(model).__name__]
-  candidates = [t for t in tables if t.dialect in ("", dialect)]
+  candidates = [t for t in tables if dialect in t.dialects or not t.dialects]
+  if not candidates:
+    raise PretrainedError(
+      f"Expected a {type(model).__name__} that transformers has, got one whose"
+      f" options only {dialect} has together; export another format"
+    )
   for table in candidates:
     if not _differences(table, model):
       return table
@@ -223,6 +228,7 @@ class Config:
     *,
     head: str = "strict",
     resize_positions: bool = False,
+    interpolation: str = "linear",
     convert_channels: bool = False,
     wording: Wording = arguments,
   ) -> None:
@@ -233,6 +239,7 @@ class Config:
       head: "fresh" leaves the number of classes out.
       resize_positions: Whether the image size may differ, and for a Swin-V2 the
         window, if its `pretrained_windows` are the windows of the source.
+      interpolation: How they are interpolated, which is not compared.
       convert_channels: Whether the number of channels may differ.
       wording: How the message names the options to set.
 
@@ -240,6 +247,7 @@ class Config:
       PretrainedError: If options differ; the message names all of them, with
         both values.
     """
+    del interpolation
     trains = _training(self.family)
     wanted = {n: g for n, g in self.options.items() if n not in trains}
     if head == "fresh":

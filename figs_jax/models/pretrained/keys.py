@@ -189,8 +189,8 @@ class Table:
     implied: Options that every file of the family has.
     more: Options that need several keys or the tensors, in place of those of
       the keys; called with (fields, options so far, tensors).
-    dialect: Name of the dialect that files are written in; "" for the first of
-      the family.
+    dialects: Names of the dialects that files are written in. None are those of
+      a family with one table.
     constants: Further tensors that the library expects, of our model.
   """
 
@@ -204,7 +204,7 @@ class Table:
   more: Callable[
     [Fields, Mapping[str, Given], Mapping[str, Tensor]], dict[str, Given]
   ] = lambda *_: {}
-  dialect: str = ""
+  dialects: tuple[str, ...] = ()
   constants: Callable[[Any], dict[str, np.ndarray]] = lambda _: {}
 
   def read(

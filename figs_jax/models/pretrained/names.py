@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +94,8 @@ KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
 KINDS["fused"] = KINDS["dense"]
 
 
-class Fix(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fix:
   """Options to set if a parameter does not fit; an ellipsis is any value.
 
   Attributes:
@@ -105,9 +106,9 @@ class Fix(NamedTuple):
   """
 
   path: str
-  file_lacks: Mapping[str, Any] = {}
-  model_lacks: Mapping[str, Any] = {}
-  shape: Mapping[str, Any] = {}
+  file_lacks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  model_lacks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  shape: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
