@@ -6,7 +6,8 @@ Data:      Debian's package dataset-fashion-mnist, or
              --config.data.source=DIR with the four idx files.
 Hardware:  two CPU cores.
 Hours:     .02 a seed.
-Expected:  see docs/results.md.
+Expected:  85.3 to 88.0 % on the last tenth of the training split after 500
+           dense steps at 14 x 14 pixels, by learning rate (1e-3 to 1e-2).
 """
 
 from figs_jax.train.config import default_config

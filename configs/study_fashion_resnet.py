@@ -17,7 +17,7 @@ network's loss on the validation images was lowest.
 
 from figs_jax.analysis import study
 
-# Chosen by the search among these.
+# Set to the choice of the search, among these trials, before the study is run.
 _RATES = {"sgd": 0.1, "adamw": 3e-3}
 _TRIALS = {"sgd": (0.03, 0.1, 0.3), "adamw": (1e-3, 3e-3, 1e-2)}
 _OPTIMIZERS = {
