@@ -89,10 +89,6 @@ class ResNet(nnx.Module):
     param_dtype: Dtype of the parameters.
     rngs: Random stream `params`.
 
-  Attributes:
-    movable_channels: Entries for `figs_jax.permute_channels`: the channels
-      between the convolutions of a block.
-
   Raises:
     ValueError: If an option is unknown or the image is too small.
   """
@@ -218,6 +214,7 @@ class ResNet(nnx.Module):
 
   @property
   def movable_channels(self) -> tuple[Channels, ...]:
+    """The channels between the convolutions of a block, with their norms."""
     inside = r"stages/\d+/(?:first|blocks/\d+)"
     if self.scan:
       inside = r"stages/\d+/(?:first|blocks)"

@@ -74,6 +74,9 @@ class BatchNorm(nnx.BatchNorm):
 def has_batch_norm(model: nnx.Module) -> bool:
   """Whether a model has a layer of `nnx.BatchNorm` or of a subclass.
 
+  Args:
+    model: Any NNX model, possibly abstract.
+
   >>> has_batch_norm(nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
   True
   """
