@@ -17,8 +17,9 @@ network's loss on the validation images was lowest.
 
 from figs_jax.analysis import study
 
-# Set to the choice of the search, among these trials, before the study is run.
-_RATES = {"sgd": 0.1, "adamw": 3e-3}
+# Chosen by the search, by validation loss: .3528 of .3764, .3528, .3669 and
+# .3227 of .4080, .3397, .3227. AdamW's is the largest trial.
+_RATES = {"sgd": 0.1, "adamw": 1e-2}
 _TRIALS = {"sgd": (0.03, 0.1, 0.3), "adamw": (1e-3, 3e-3, 1e-2)}
 _OPTIMIZERS = {
   "sgd": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
