@@ -13,6 +13,7 @@ from figs_jax import nn
 from figs_jax.core.rules import nearest
 from figs_jax.models import own_model
 from figs_jax.models.own_model import REGISTERED, register
+from figs_jax.models.resnet import ResNet
 from figs_jax.models.shapes import SHAPES, Shape, shape_of
 from figs_jax.models.swin_v2 import SwinV2
 from figs_jax.models.t5 import T5
@@ -20,6 +21,7 @@ from figs_jax.models.traced import Product, traced_products
 from figs_jax.models.vit import ViT
 
 FAMILIES: dict[str, type[Any]] = {
+  "resnet": ResNet,
   "swin_v2": SwinV2,
   "t5": T5,
   "vit": ViT,
@@ -29,6 +31,7 @@ own_model.TAKEN.update(FAMILIES)
 __all__ = [
   "FAMILIES",
   "REGISTERED",
+  "ResNet",
   "SHAPES",
   "Shape",
   "SwinV2",

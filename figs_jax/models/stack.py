@@ -18,6 +18,7 @@ from flax import nnx
 from figs_jax.core.types import Array
 
 Blocks = Any  # an nnx.List of blocks, or one stacked block
+_WRITTEN = (nnx.RngState, nnx.BatchStat)  # what a call may write
 
 
 def build_blocks(
@@ -88,22 +89,22 @@ def run_blocks(
   def body(x, xs):
     slices, mine = xs
     block = nnx.merge(graphdef, slices)
-    before = jax.tree.leaves(nnx.state(block, nnx.RngState))
+    before = jax.tree.leaves(nnx.state(block, _WRITTEN))
     x, y = _pair(getattr(block, method)(x, *shared, *mine))
-    streams = nnx.state(block, nnx.RngState)
-    drawn = any(
-      now is not then for now, then in zip(jax.tree.leaves(streams), before)
+    written = nnx.state(block, _WRITTEN)
+    changed = any(
+      now is not then for now, then in zip(jax.tree.leaves(written), before)
     )
-    # Write streams only if they were used, so that jit may close over a model.
-    return x, (y, streams if drawn else None)
+    # Write only what has changed, so that jit may close over a model.
+    return x, (y, written if changed else None)
 
   if remat:
     # The loop itself prevents common subexpression elimination.
     body = jax.checkpoint(body, prevent_cse=False)
   mine = () if per_layer is None else (per_layer,)
-  x, (ys, streams) = jax.lax.scan(body, x, (state, mine))
-  if streams is not None:
-    nnx.update(blocks, streams)
+  x, (ys, written) = jax.lax.scan(body, x, (state, mine))
+  if written is not None:
+    nnx.update(blocks, written)
   return x, ys
 
 

@@ -4,6 +4,12 @@ from figs_jax.nn._sparsify import masked_leaves, sparsify
 from figs_jax.nn._with_flow import with_flow
 from figs_jax.nn.adapters import has_adapters, with_adapters
 from figs_jax.nn.attention import Attention
+from figs_jax.nn.batch_norm import (
+  BatchNorm,
+  batch_statistics,
+  has_batch_norm,
+  recalibrate_batch_norm,
+)
 from figs_jax.nn.channels import Channels, PermutedKernel, permute_channels
 from figs_jax.nn.layers import (
   Masked,
@@ -25,6 +31,7 @@ from figs_jax.nn.variables import Leak, Mask, Scale
 
 __all__ = [
   "Attention",
+  "BatchNorm",
   "Channels",
   "Leak",
   "Mask",
@@ -38,12 +45,15 @@ __all__ = [
   "SparseLinear",
   "SparseLinearGeneral",
   "SparseLoRA",
+  "batch_statistics",
   "has_adapters",
+  "has_batch_norm",
   "input_patterns",
   "masked_leaves",
   "merge",
   "permute_channels",
   "prune_inputs",
+  "recalibrate_batch_norm",
   "reseed",
   "scales",
   "sparsify",

@@ -32,6 +32,7 @@ from figs_jax.train.experiment import Experiment
 from figs_jax.train.sharding import batch_sharding, make_mesh, replicated
 from figs_jax.train.state import (
   TrainState,
+  averaged_statistics,
   check_point,
   evaluation_model,
   finish,
@@ -101,6 +102,8 @@ class Evaluator:
     else:
       params, masks = self._cut[ema](state, jnp.int32(point.n))
     index = jnp.int32(point_index(state, point))
+    if ema:
+      state = averaged_statistics(state)
     total: Any = None
     each = []
     for batch in self._batches:

@@ -5,6 +5,7 @@ States are `figs_jax.train.state.TrainState`s.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from figs_jax import nn
 from figs_jax.core._flow import Flow
 from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array
+from figs_jax.nn.batch_norm import with_statistics
 from figs_jax.nn.point_statistics import at_point
 
 
@@ -85,6 +87,12 @@ def finish(
       params, state.masks, state.step, switched, seed=state.seed
     )
   return bound.finish(params, masks, nn.scales(state.rest, masks)), masks
+
+
+def averaged_statistics(state: Any) -> Any:
+  """The state with the averaged batch statistics in place of its own."""
+  rest = with_statistics(state.rest, state.ema_statistics)
+  return dataclasses.replace(state, rest=rest)
 
 
 def evaluation_model(

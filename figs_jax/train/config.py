@@ -52,10 +52,11 @@ _KINDS: dict[str, type] = {
   ),
   **dict.fromkeys(("depths", "pretrained_windows"), tuple),
   "scaled": bool,
+  "block": str,
 }
 _WARMUP = "optimizer.warmup_steps"
 # Model options whose default the variant may change.
-OF_VARIANT = ("head_dim", "gated", "tied")
+OF_VARIANT = ("head_dim", "gated", "tied", "stem", "shortcut")
 _OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
 # Fields of saved runs that 0.2.0 has renamed.
 _RENAMED = {"accumulate": "grad_accum_steps"}
@@ -228,7 +229,8 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
         f" field config.{name}{field_names.near(name, fields)}"
       )
   fields |= own
-  return traverse_util.unflatten_dict(fields, sep=".")
+  # A class without options has no field below `model`.
+  return {"model": {}} | traverse_util.unflatten_dict(fields, sep=".")
 
 
 def with_model(

@@ -42,6 +42,7 @@ from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log_writer import MetricLog, known_costs, open_log
 from figs_jax.train.mask_health import MaskHealth, layer_means, mean_over_seeds
 from figs_jax.train.progress import summary
+from figs_jax.train.recalibration import at_the_end
 from figs_jax.train.sharding import (
   batch_sharding,
   make_mesh,
@@ -77,6 +78,7 @@ class Run:
   batches: Any
   state: TrainState | list[TrainState]  # of all seeds, or of each in turn
   shardings: Any
+  mesh: Mesh
   losses: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
   lost: set[int] = dataclasses.field(default_factory=set)
   waits_every: int = 1
@@ -190,6 +192,7 @@ def train(
         batches,
         state if not in_turn(experiment) else seeds.apart(state),
         shardings,
+        mesh,
       )
       runs.append(run)
       del state  # donated
@@ -294,6 +297,8 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
     run.log.progress(step)
     if step % config.checkpoint_every == 0 or last:
       _check_finite(run)
+      if last:
+        _recalibrate(run)
       result = _evaluate(run, step)
       _save(run, step, {"accuracy": result["eval/accuracy"]})
     elif stopping:  # without an evaluation, to be quick
@@ -307,6 +312,15 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
     result = _evaluate(run, step, write=False)
   run.log.note(summary(step, config.total_steps, run.watch))
   return {"step": step, "finished": True, **result}
+
+
+def _recalibrate(run: Run) -> None:
+  """Gives the last state batch statistics of its finished weights."""
+  # From the start of the data, so that a resumed run reads the same.
+  with contextlib.closing(_train_batches(run.experiment)) as batches:
+    run.state = at_the_end(
+      run.experiment, run.state, batches, run.mesh, run.shardings
+    )
 
 
 def _loss(metrics: Any) -> Any:

@@ -54,7 +54,8 @@ _DEVICES = Integer("[1, 65536]", special=-1)
 # Fields of every run.
 SHARED: dict[str, Field] = {
   "family": Field(
-    "vit", "Model family: vit, swin_v2 or t5, or a class of your own."
+    "vit",
+    "Model family: resnet, swin_v2, t5 or vit, or a class of your own.",
   ),
   "variant": Field(
     "",
@@ -179,6 +180,13 @@ SHARED: dict[str, Field] = {
   },
   "ema_decay": Field(
     0.0, "Decay of averaged weights; 0 keeps none.", BELOW_ONE
+  ),
+  "recalibrate_batch_norm": Field(
+    50,
+    "Training batches from which batch normalization computes its statistics"
+    " anew after the last step, if the finished weights differ from the trained"
+    " ones; 0 keeps the running ones.",
+    _OFF_OR_STEPS,
   ),
   "label_smoothing": Field(
     0.0, "Share of each target spread over all classes.", BELOW_ONE

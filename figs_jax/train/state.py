@@ -25,6 +25,7 @@ from figs_jax.core.rules import Rules
 from figs_jax.core.tree import map_paths
 from figs_jax.core.types import Array
 from figs_jax.data.batch_checks import check_arrays, traced_for
+from figs_jax.nn.batch_norm import statistics_in
 from figs_jax.nn.point_statistics import (
   Paths,
   at_point,
@@ -36,6 +37,7 @@ from figs_jax.nn.recomputed import refuse_writes
 from figs_jax.optim import pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
 from figs_jax.train._finish import (
+  averaged_statistics,
   check_point,
   evaluation_model,
   finish,
@@ -76,6 +78,8 @@ class TrainState:
     rest: Other state of the model (batch statistics, random streams). Batch
       statistics have a leading axis of points if the recipe has points.
     ema: Averaged parameters in float32 (or wider), or None.
+    ema_statistics: Averaged batch statistics, as nested dicts; empty without
+      averaging or statistics.
     graphdef, bound, tx, loss: Static objects.
     statistics: Paths of batch statistics that have an axis of points; static.
     ema_decay, grad_accum_steps, diagnose_every: Static options, see `create`.
@@ -88,6 +92,7 @@ class TrainState:
   opt_state: Any
   rest: Any
   ema: Any
+  ema_statistics: Any
   graphdef: Any = _static()
   bound: BoundRecipe = _static()
   tx: optax.GradientTransformationExtraArgs = _static()
@@ -122,7 +127,8 @@ class TrainState:
         scalar or a `figs_jax.train.losses.Mean`; `grad_accum_steps` decides
         which.
       seed: Seed for dropout and every other draw inside the step.
-      ema_decay: Decay of the averaged parameters; 0 disables averaging.
+      ema_decay: Decay of the averaged parameters and batch statistics; 0
+        disables averaging.
       grad_accum_steps: Micro-batches per optimizer step; must divide the batch.
         They give the loss, metrics and gradients of the whole batch if the loss
         returns a `Mean`; of scalars the mean over micro-batches is taken, which
@@ -167,9 +173,12 @@ class TrainState:
     check_leaves(params, rest)
     check_finite(params)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
-    statistics = () if recipe.points is None else statistics_of(model)
+    statistics: Paths = ()
     if recipe.points is not None:
+      statistics = statistics_of(model)
       rest = with_axis(rest, statistics, len(recipe.points.patterns))
+    averaged = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    averaged = statistics_in(rest, averaged) if ema_decay else {}
     # Copied, since some optimizers keep the params, or one array twice; with a
     # dtype, since a weak one would be compiled for again after the first step.
     opt_state = jax.tree.map(
@@ -184,6 +193,7 @@ class TrainState:
       opt_state=opt_state,
       rest=rest,
       ema=jax.tree.map(jnp.copy, _wide(params)) if ema_decay else None,
+      ema_statistics=jax.tree.map(jnp.copy, averaged),
       graphdef=graphdef,
       bound=bound,
       tx=tx,
@@ -217,11 +227,12 @@ class TrainState:
       ValueError: If averaged weights are missing, or the point does not fit
         (see `check_point`).
     """
+    source = averaged_statistics(self) if ema else self
     if point is None:
-      return evaluation_model(self, *finish(self, ema=ema))
+      return evaluation_model(source, *finish(self, ema=ema))
     nm = check_point(self, point)
     index = point_index(self, nm)
-    model = evaluation_model(self, *finish(self, ema=ema, n=nm.n), index)
+    model = evaluation_model(source, *finish(self, ema=ema, n=nm.n), index)
     # In a group, so that a path of one word is a regex.
     rules = ((f"({re.escape(path)})", nm) for path in self.bound.leaves)
     return nn.sparsify(model, Rules(tuple(rules)))
@@ -300,9 +311,18 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   if state.diagnose_every:
     due = (state.step + 1) % state.diagnose_every == 0
     metrics["layers"] = layers_if(due, masks, params, grads, state.masks)
-  ema = state.ema
+  ema, ema_statistics = state.ema, state.ema_statistics
   if state.ema_decay:
     ema = optax.incremental_update(_wide(params), ema, 1 - state.ema_decay)
+    ema_statistics = jax.tree.map(
+      lambda new, old: (
+        old + (1 - state.ema_decay) * (new - old)
+        if jnp.issubdtype(old.dtype, jnp.inexact)
+        else new
+      ),
+      statistics_in(rest, ema_statistics),
+      ema_statistics,
+    )
   new = dataclasses.replace(
     state,
     step=state.step + 1,
@@ -311,6 +331,7 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     opt_state=opt_state,
     rest=rest,
     ema=ema,
+    ema_statistics=ema_statistics,
   )
   return new, metrics
 

@@ -62,6 +62,24 @@ def _text(inputs, targets):
 
 
 TINY = {
+  "resnet": Tiny(
+    "custom",
+    {
+      "block": "bottleneck",
+      "depths": (2, 3),
+      "width": 8,
+      "image_size": (9, 7),
+      "in_channels": 4,  # so that the stem has groups
+      "num_classes": 5,
+    },
+    _images(9, 7, 4),
+    ("image",),
+    cross_entropy,
+    kernels=1 + 5 * 3 + 2 + 1,
+    fewer={"block": "basic"},
+    noise={},
+    rules="conv3x3: 1:4, downsample: 2:4",
+  ),
   "swin_v2": Tiny(
     "custom/2",
     {
@@ -130,6 +148,8 @@ FORMS = {
 
 
 def create(family: str, **options: Any) -> Any:
-  """The dense tiny model of a family."""
+  """The dense tiny model of a family, in evaluation mode."""
   tiny = TINY[family]
-  return models.create(family, tiny.variant, **{**tiny.options, **options})
+  model = models.create(family, tiny.variant, **{**tiny.options, **options})
+  model.eval()
+  return model

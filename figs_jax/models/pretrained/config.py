@@ -18,7 +18,7 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core.tree import MaskedKernel
-from figs_jax.models.pretrained import deit, dinov2, swin_v2, t5, vit
+from figs_jax.models.pretrained import deit, dinov2, resnet, swin_v2, t5, vit
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.keys import Given, Table, text
 from figs_jax.models.pretrained.matching import place_of, published, written
@@ -26,6 +26,7 @@ from figs_jax.models.pretrained.names import Wording, arguments
 
 # By the name of the model's class: a table per model of the library.
 TABLES: dict[str, tuple[Table, ...]] = {
+  "ResNet": (resnet.CONFIG,),
   "SwinV2": (swin_v2.CONFIG,),
   "T5": (t5.CONFIG,),
   "ViT": (*vit.CONFIGS, *dinov2.CONFIGS, deit.CONFIG),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from figs_jax.models.pretrained import deit, dinov2, swin_v2, t5, vit
+from figs_jax.models.pretrained import deit, dinov2, resnet, swin_v2, t5, vit
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.names import (
   KINDS,
@@ -31,13 +31,15 @@ from figs_jax.models.pretrained.resizing import positions
 # By the name of the model's class; files are written in the first dialect that
 # has all its parameters.
 TABLES: dict[str, tuple[Dialect, ...]] = {
+  "ResNet": resnet.DIALECTS,
   "SwinV2": swin_v2.DIALECTS,
   "T5": t5.DIALECTS,
   "ViT": (*vit.DIALECTS, *dinov2.DIALECTS, *deit.DIALECTS, *vit.OTHERS),
 }
 _HEAD = ("head/kernel", "head/bias", "head_dist/kernel", "head_dist/bias")
 _POSITIONS = "pos_embed"
-_PATCHES = "patch_embed/kernel"  # [height, width, channels, width]
+# Kernels of image channels, [height, width, channels, width].
+_PATCHES = ("patch_embed/kernel", "stem_conv/kernel")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -77,11 +79,11 @@ class Place:
 
 
 def parameters_of(model: nnx.Module) -> dict[str, nnx.Variable]:
-  """The model's own parameters, by path."""
+  """The model's own parameters and batch statistics, by path."""
   return {
     "/".join(map(str, path)): node
     for path, node in nnx.iter_graph(model)
-    if isinstance(node, nnx.Param)
+    if isinstance(node, (nnx.Param, nnx.BatchStat))
   }
 
 
@@ -111,7 +113,13 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
         parts.setdefault(name, {})[place.part[0]] = theirs
   for name, each in parts.items():
     tensors[name] = np.concatenate([each[i] for i in sorted(each)])
-  return tensors
+  # PyTorch's layer expects its counter, which nothing reads.
+  counted = ("running_var", "num_batches_tracked")
+  return tensors | {
+    name.replace(*counted): np.zeros((), np.int64)
+    for name in tensors
+    if name.endswith(counted[0])
+  }
 
 
 def matched(
@@ -180,9 +188,17 @@ def matched(
         where,
         wording,
       )
-    elif path == _PATCHES:
+    elif path in _PATCHES:
       value = _patch_kernel(
-        model, dialect, place, shape, tensors, convert_channels, where, wording
+        model,
+        dialect,
+        place,
+        path,
+        shape,
+        tensors,
+        convert_channels,
+        where,
+        wording,
       )
     else:
       _check_shapes(model, dialect, place, path, shape, tensors, where, wording)
@@ -307,9 +323,10 @@ def _place(dialect: Dialect, path: str, shape: Size) -> Place:
     numbers = match.groupdict()
     stage = int(numbers.get("s") or 0)
     stacked = "i" in numbers and numbers["i"] is None
-    blocks = range(shape[0]) if stacked else [numbers.get("i")]
+    blocks = range(shape[0]) if stacked else [int(numbers.get("i") or 0)]
     names = tuple(
-      theirs.format(**{"i": i, "s": stage, "s+1": stage + 1}) for i in blocks
+      theirs.format(**{"i": i, "i+1": i + 1, "s": stage, "s+1": stage + 1})
+      for i in blocks
     )
     return Place(names, layout, stacked, part)
   raise PretrainedError(f"{path}: unknown parameter in files of {dialect.name}")
@@ -456,6 +473,7 @@ def _patch_kernel(
   model: Any,
   dialect: Dialect,
   place: Place,
+  path: str,
   shape: Size,
   tensors: Mapping[str, Tensor],
   convert: bool,
@@ -479,14 +497,12 @@ def _patch_kernel(
         f" channel{'s' * (channels > 1)}, got one for {other}; set"
         f" {wording(convert_channels=True)} to convert it"
       )
-    _check_shapes(
-      model, dialect, place, _PATCHES, stored, tensors, where, wording
-    )
+    _check_shapes(model, dialect, place, path, stored, tensors, where, wording)
     kernel = place.array(tensors, stored).astype(np.float32)
     return (
       kernel.sum(2, keepdims=True)
       if channels == 1
       else (np.repeat(kernel / 3, 3, axis=2))
     )
-  _check_shapes(model, dialect, place, _PATCHES, shape, tensors, where, wording)
+  _check_shapes(model, dialect, place, path, shape, tensors, where, wording)
   return place.array(tensors, shape)

@@ -1,7 +1,8 @@
 """The form of the tables that map names in published files to our parameters.
 
 A row is (kind, theirs, ours). The kind determines the tensors of the layer and
-their layout in the file; `{i}` is the number of a block, `{s}` that of a stage.
+their layout in the file; `{i}` is the number of a block, `{s}` that of a stage,
+both of which a file may count from 1 or after another block (`{i+1}`).
 Our path may lack `/{i}`, since scanned blocks are stacked along axis 0. The
 tables are in `vit`, `swin_v2` and `t5`.
 """
@@ -73,6 +74,12 @@ KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
   "dense": ((".weight", "/kernel", _OUT_IN), (".bias", "/bias", SAME)),
   "conv": ((".weight", "/kernel", _OIHW), (".bias", "/bias", SAME)),
   "norm": ((".weight", "/scale", SAME), (".bias", "/bias", SAME)),
+  "batch_norm": (
+    (".weight", "/scale", SAME),
+    (".bias", "/bias", SAME),
+    (".running_mean", "/mean", SAME),
+    (".running_var", "/var", SAME),
+  ),
   "embed": ((".weight", "/embedding", SAME),),
   # As Flax stores them, with a separate axis of heads in attention.
   "flax": (("/kernel", "/kernel", SAME), ("/bias", "/bias", SAME)),
