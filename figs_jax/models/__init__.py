@@ -11,6 +11,7 @@ from flax import nnx
 
 from figs_jax.core.rules import nearest
 from figs_jax.models import own_model
+from figs_jax.models.bert import BERT
 from figs_jax.models.own_model import REGISTERED, register
 from figs_jax.models.shapes import SHAPES, Shape, shape_of
 from figs_jax.models.swin_v2 import SwinV2
@@ -19,6 +20,7 @@ from figs_jax.models.traced import Product, traced_products
 from figs_jax.models.vit import ViT
 
 FAMILIES: dict[str, type[Any]] = {
+  "bert": BERT,
   "swin_v2": SwinV2,
   "t5": T5,
   "vit": ViT,
@@ -26,6 +28,7 @@ FAMILIES: dict[str, type[Any]] = {
 own_model.TAKEN.update(FAMILIES)
 
 __all__ = [
+  "BERT",
   "FAMILIES",
   "REGISTERED",
   "SHAPES",
