@@ -34,6 +34,8 @@ MODEL: dict[str, Legal] = {
   "pool": Word(("cls", "gap")),
   "pos": Word(("learned", "sincos")),
   "gelu": Word(("exact", "tanh")),
+  "max_length": Integer("[1, 131072]"),
+  "token_types": Integer("[1, 4096]"),
   "dtype": DTYPES,
   "scaled": Typed(bool),
   "in_channels": Integer("[1, 4096]"),
@@ -43,6 +45,6 @@ MODEL: dict[str, Legal] = {
 OF_COMPUTATION = ("scan", "remat", "dtype")
 # Model options that follow from the variant or from the data.
 DERIVED = (
-  "patch", "num_classes", "image_size", "vocab", "input_length",
+  "output", "patch", "num_classes", "image_size", "vocab", "input_length",
   "target_length", "param_dtype",
 )  # fmt: skip

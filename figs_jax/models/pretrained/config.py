@@ -18,7 +18,7 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core.tree import MaskedKernel
-from figs_jax.models.pretrained import swin_v2, t5, vit
+from figs_jax.models.pretrained import bert, swin_v2, t5, vit
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.keys import Given, Table, text
 from figs_jax.models.pretrained.matching import place_of, published
@@ -27,6 +27,7 @@ from figs_jax.models.vit import ViT
 
 # By the name of the model's class.
 TABLES: dict[str, Table] = {
+  "BERT": bert.CONFIG,
   "SwinV2": swin_v2.CONFIG,
   "T5": t5.CONFIG,
   "ViT": vit.CONFIG,
@@ -136,7 +137,7 @@ class Config:
     family = type(model).__name__
     table = TABLES[family]
     names = [key.option for key in table.keys if not key.trains]
-    names += table.implied
+    names += (*table.implied, *table.free)
     return cls(
       where, family, {n: Given("", None, getattr(model, n)) for n in names}
     )
@@ -191,9 +192,10 @@ class Config:
       PretrainedError: If options differ; the message names all of them, with
         both values.
     """
-    trains = {key.option for key in TABLES[self.family].keys if key.trains}
-    wanted = {n: g for n, g in self.options.items() if n not in trains}
-    if head == "fresh":
+    table = TABLES[self.family]
+    free = {key.option for key in table.keys if key.trains} | {*table.free}
+    wanted = {n: g for n, g in self.options.items() if n not in free}
+    if head == "fresh" or getattr(model, "output", "classes") != "classes":
       wanted.pop("num_classes", None)
     if convert_channels:
       wanted.pop("in_channels", None)

@@ -93,6 +93,17 @@ def words(ours: Mapping[str, Any]) -> Form:
   )
 
 
+GELU = words(
+  {
+    "gelu": "exact",
+    "gelu_python": "exact",
+    "gelu_pytorch_tanh": "tanh",
+    "gelu_new": "tanh",
+    "gelu_fast": "tanh",
+  }
+)
+
+
 class Key(NamedTuple):
   """A key that an option of ours stands for.
 
@@ -175,7 +186,8 @@ class Table:
   """The keys of one family.
 
   Attributes:
-    architecture: The library's class of a model with a head.
+    architecture: The library's class of a model with a head, or a function
+      from the model to it.
     types: Defaults by `model_type` that differ from those of the keys. The
       first is written.
     keys: Keys that options of ours stand for.
@@ -183,17 +195,20 @@ class Table:
     follows: Keys that follow from others.
     harmless: Further keys that do not change the logits.
     implied: Options that every file of the family has.
+    free: Options that may differ from those of a file; whether the weights fit
+      is what decides.
     more: Options that need several keys or the tensors, in place of those of
       the keys; called with (fields, options so far, tensors).
   """
 
-  architecture: str
+  architecture: str | Callable[[Any], str]
   types: Mapping[str, Fields]
   keys: tuple[Key, ...]
   fixed: tuple[Fixed, ...] = ()
   follows: tuple[Follows, ...] = ()
   harmless: tuple[str, ...] = ()
   implied: Fields = dataclasses.field(default_factory=dict)
+  free: tuple[str, ...] = ()
   more: Callable[
     [Fields, Mapping[str, Given], Mapping[str, Tensor]], dict[str, Given]
   ] = lambda *_: {}
@@ -251,8 +266,9 @@ class Table:
 
   def write(self, model: Any) -> dict[str, Any]:
     """The fields of a file for a model."""
+    name = self.architecture
     fields: dict[str, Any] = {
-      "architectures": [self.architecture],
+      "architectures": [name if isinstance(name, str) else name(model)],
       "model_type": next(iter(self.types)),
     }
     for key in self.keys:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from figs_jax.models.pretrained import swin_v2, t5, vit
+from figs_jax.models.pretrained import bert, swin_v2, t5, vit
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.names import (
   KINDS,
@@ -25,11 +25,13 @@ from figs_jax.models.pretrained.names import (
 
 # By the name of the model's class; files are written in the first dialect.
 TABLES: dict[str, tuple[Dialect, ...]] = {
+  "BERT": bert.DIALECTS,
   "SwinV2": swin_v2.DIALECTS,
   "T5": t5.DIALECTS,
   "ViT": vit.DIALECTS,
 }
-_HEAD = ("head/kernel", "head/bias")
+_HEAD = re.compile(r"(?:head|transform|transform_norm)/\w+|head_bias")
+_POOLER = re.compile(r"pooler/\w+")  # which not every file has
 _POSITIONS = "pos_embed"
 _PATCHES = "patch_embed/kernel"  # [height, width, channels, width]
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -130,9 +132,14 @@ def matched(
   places = {
     path: _place(dialect, path, tuple(leaf.shape))
     for path, leaf in parameters_of(model).items()
-    if head == "strict" or path not in _HEAD
+    if head == "strict" or not _HEAD.fullmatch(path)
   }
   if head == "fresh":
+    places = {
+      path: place
+      for path, place in places.items()
+      if not _POOLER.fullmatch(path) or set(place.names) <= tensors.keys()
+    }
     tensors = {
       name: tensor
       for name, tensor in tensors.items()
@@ -141,7 +148,8 @@ def matched(
   _check_names(model, dialect, places, tensors, where, wording)
   weights = {}
   leaves = parameters_of(model)
-  for path in sorted(places, key=_HEAD.__contains__):  # the head last
+  heads_last = sorted(places, key=lambda path: bool(_HEAD.fullmatch(path)))
+  for path in heads_last:
     place, leaf = places[path], leaves[path]
     shape = tuple(leaf.shape)
     if path == _POSITIONS:
@@ -282,7 +290,7 @@ def _of_head(dialect: Dialect, name: str) -> bool:
   names = {
     theirs
     for theirs, ours, *_ in _leaves(dialect)
-    if any(ours.fullmatch(path) for path in _HEAD)
+    if _HEAD.fullmatch(ours.pattern)
   }
   return name in names or bool(re.fullmatch(dialect.heads, name))
 
@@ -322,13 +330,15 @@ def _fix(
   options: dict[str, Any] = {}
   if path.startswith("head/") and lacks and type(model).__name__ == "T5":
     options = {"tied": True}
-  elif path in _HEAD:
+  elif _HEAD.fullmatch(path) or _POOLER.fullmatch(path):
     return f"; {wording(head='fresh')} keeps the model's own head"
-  elif path == "shared/embedding":
+  elif path in ("shared/embedding", "token_embed/embedding"):
     return (
       f"; set {wording(vocab=...)} to the size of the file's vocabulary, and"
       " use that one"
     )
+  elif path == "position_embed/embedding":
+    options = {"max_length": ...}
   elif lacks is not None and path.startswith("cls_token"):
     options = {"pool": "gap" if lacks else "cls"}
   elif lacks is not None and path.startswith("pos_embed"):

@@ -73,6 +73,7 @@ KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
   "dense": ((".weight", "/kernel", _OUT_IN), (".bias", "/bias", SAME)),
   "conv": ((".weight", "/kernel", _OIHW), (".bias", "/bias", SAME)),
   "norm": ((".weight", "/scale", SAME), (".bias", "/bias", SAME)),
+  "old_norm": ((".gamma", "/scale", SAME), (".beta", "/bias", SAME)),
   "embed": ((".weight", "/embedding", SAME),),
   # As Flax stores them, with a separate axis of heads in attention.
   "flax": (("/kernel", "/kernel", SAME), ("/bias", "/bias", SAME)),

@@ -10,11 +10,11 @@ from figs_jax.models.pretrained.keys import (
   CLASSES,
   COUNT,
   FLAG,
+  GELU,
   NUMBER,
   SIDES,
   Key,
   Table,
-  words,
 )
 from figs_jax.models.pretrained.names import Dialect, Row, under
 
@@ -159,20 +159,7 @@ CONFIG = Table(
     Key("num_channels", "in_channels", 3, COUNT),
     Key("qkv_bias", "qkv_bias", True, FLAG),
     Key("layer_norm_eps", "norm_epsilon", 1e-12, NUMBER),
-    Key(
-      "hidden_act",
-      "gelu",
-      "gelu",
-      words(
-        {
-          "gelu": "exact",
-          "gelu_python": "exact",
-          "gelu_pytorch_tanh": "tanh",
-          "gelu_new": "tanh",
-          "gelu_fast": "tanh",
-        }
-      ),
-    ),
+    Key("hidden_act", "gelu", "gelu", GELU),
     CLASSES,
     Key(
       "hidden_dropout_prob",
