@@ -104,6 +104,31 @@ class BertBlock(nnx.Module):
     return self.norm2(x + self.dropout(self.mlp(x)))
 
 
+class TokenHead(nnx.Module):
+  """norm(gelu(transform(x))) times the transposed token embedding, plus bias."""
+
+  def __init__(
+    self, parts: Parts, width: int, vocab: int, norm_epsilon: float, gelu: str
+  ):
+    self.transform = parts.linear(width, width, **_KERNEL)
+    self.norm = parts.norm(width, norm_epsilon)
+    self.bias = nnx.Param(jnp.zeros((vocab,), parts.param_dtype))
+    self.gelu = gelu
+
+  def __call__(
+    self,
+    x: Float[Array, "batch tokens width"],
+    embedding: Float[Array, "vocab width"],
+  ) -> Float[Array, "batch tokens vocab"]:
+    """Float32 logits of every token."""
+    hidden = gelu(self.transform(x), approximate=self.gelu == "tanh")
+    logits = rows_dot_general(
+      self.norm(hidden), embedding.T, preferred_element_type=jnp.float32
+    )
+    bias = self.bias[...].astype(jnp.float32)
+    return logits + jnp.expand_dims(bias, (0, 1))
+
+
 class BERT(nnx.Module):
   """BERT from token ids to logits or embeddings.
 
@@ -142,7 +167,7 @@ class BERT(nnx.Module):
     k=r"blocks/(?:\d+/)?attn/k/kernel",
     v=r"blocks/(?:\d+/)?attn/v/kernel",
     o=r"blocks/(?:\d+/)?attn/o/kernel",
-    head=r"(?:transform|pooler|head)/kernel",
+    head=r"(?:token_head/transform|pooler|head)/kernel",
   )
   movable_channels: ClassVar[tuple[Channels, ...]] = (
     Channels(r"blocks/(?:\d+/)?mlp", producers="fc1", consumer="fc2"),
@@ -220,9 +245,7 @@ class BERT(nnx.Module):
 
     self.blocks = stack.build_blocks(block, depth, scan=scan, rngs=rngs)
     if output == "tokens":
-      self.transform = parts.linear(width, width, **_KERNEL)
-      self.transform_norm = parts.norm(width, norm_epsilon)
-      self.head_bias = nnx.Param(jnp.zeros((vocab,), param_dtype))
+      self.token_head = TokenHead(parts, width, vocab, norm_epsilon, gelu)
     if output in ("classes", "pooled"):
       self.pooler = parts.linear(width, width, **_KERNEL)
     if output == "classes":
@@ -300,14 +323,8 @@ class BERT(nnx.Module):
     if self.output == "embedding":
       return _sentence_embedding(x, is_token)
     if self.output == "tokens":
-      hidden = gelu(self.transform(x), approximate=self.gelu == "tanh")
-      logits = rows_dot_general(
-        self.transform_norm(hidden),
-        self.token_embed.embedding[...].astype(self.dtype).T,
-        preferred_element_type=jnp.float32,
-      )
-      bias = self.head_bias[...].astype(jnp.float32)
-      return logits + jnp.expand_dims(bias, (0, 1))
+      embedding = self.token_embed.embedding[...].astype(self.dtype)
+      return self.token_head(x, embedding)
     pooled = jnp.tanh(self.pooler(x[:, 0]))
     if self.output == "classes":
       pooled = self.head(self.dropout(pooled))
@@ -369,8 +386,14 @@ class BERT(nnx.Module):
       ]
     if self.output == "tokens":
       rows += [
-        row("transform", tokens, width, width, self.transform),
-        row("head", tokens, self.vocab, width),
+        row(
+          "token_head/transform",
+          tokens,
+          width,
+          width,
+          self.token_head.transform,
+        ),
+        row("token_head", tokens, self.vocab, width),
       ]
     if self.output in ("classes", "pooled"):
       rows.append(row("pooler", batch, width, width, self.pooler))
@@ -403,8 +426,8 @@ class BERT(nnx.Module):
       ]
     if self.output == "tokens":
       rows += [
-        non_gemm.activation("transform/gelu", size),
-        non_gemm.norm("transform_norm", tokens, width),
+        non_gemm.activation("token_head/gelu", size),
+        non_gemm.norm("token_head/norm", tokens, width),
       ]
     if self.output in ("classes", "pooled"):
       rows.append(non_gemm.activation("pooler/tanh", batch * width))

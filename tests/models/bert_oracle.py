@@ -82,7 +82,10 @@ def output_of(model, inputs, types):
 
   mask = (inputs != 0).long()
   out = model(
-    input_ids=inputs, attention_mask=mask, token_type_ids=types, return_dict=True
+    input_ids=inputs,
+    attention_mask=mask,
+    token_type_ids=types,
+    return_dict=True,
   )
   if "logits" in out:
     return out.logits

@@ -17,6 +17,7 @@ from figs_jax.nn import Channels, masked_leaves, permute_channels, sparsify
 from tests.models.families import TINY, create
 
 FEWER = {
+  "bert": {"width": 16, "mlp_dim": 24},
   "swin_v2": {"depths": (2,), "width": 16},
   "t5": {"depth": 1, "head_dim": 8, "mlp_dim": 24},
   "vit": {"depth": 2, "width": 16, "mlp_dim": 24},
@@ -47,6 +48,8 @@ def moved(model, permuted):
 
 
 EXPECTED = {
+  "bert": {"mlp/fc1/kernel", "mlp/fc1/bias", "mlp/fc2/kernel"}
+  | {"attn/v/kernel", "attn/v/bias", "attn/o/kernel"},
   "swin_v2": {"mlp/fc1/kernel", "mlp/fc1/bias", "mlp/fc2/kernel"}
   | {"attn/v/kernel", "attn/v/bias", "attn/o/kernel"},
   "t5": {f"mlp/{name}/kernel" for name in ("wi", "wi_0", "wi_1", "wo")}

@@ -58,9 +58,13 @@ def _rows(norm: str) -> tuple[Row, ...]:
       (norm, "output.LayerNorm", "norm2"),
     ),
     ("dense", "bert.pooler.dense", "pooler"),
-    ("plain", "cls.predictions.bias", "head_bias"),
-    ("dense", "cls.predictions.transform.dense", "transform"),
-    (norm, "cls.predictions.transform.LayerNorm", "transform_norm"),
+    *under(
+      "cls.predictions.",
+      "token_head/",
+      ("plain", "bias", "bias"),
+      ("dense", "transform.dense", "transform"),
+      (norm, "transform.LayerNorm", "norm"),
+    ),
     ("dense", "classifier", "head"),
   )
 
@@ -138,7 +142,11 @@ def _output(
     raise PretrainedError(
       f"architectures: expected one of {', '.join(_OUTPUTS)}, got {text(name)}"
     )
-  return {"output": Given("architectures", name, _OUTPUTS[name])}
+  output = {"output": Given("architectures", name, _OUTPUTS[name])}
+  if _OUTPUTS[name] == "classes":
+    return output
+  # Names of classes that no head has.
+  return output | {"num_classes": Given("", None, 2)}
 
 
 def architecture(model: Any) -> str:
@@ -194,9 +202,13 @@ CONFIG = Table(
   follows=(CLASS_COUNT,),
   # Of fine-tuning, and of the first published files.
   harmless=(
-    "classifier_dropout", "directionality", "pooler_fc_size",
-    "pooler_num_attention_heads", "pooler_num_fc_layers",
-    "pooler_size_per_head", "pooler_type",
+    "classifier_dropout",
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
   ),
   free=("output",),
   more=_output,

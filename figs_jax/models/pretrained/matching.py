@@ -30,7 +30,7 @@ TABLES: dict[str, tuple[Dialect, ...]] = {
   "T5": t5.DIALECTS,
   "ViT": vit.DIALECTS,
 }
-_HEAD = re.compile(r"(?:head|transform|transform_norm)/\w+|head_bias")
+_HEAD = re.compile(r"(?:token_)?head/.*")
 _POOLER = re.compile(r"pooler/\w+")  # which not every file has
 _POSITIONS = "pos_embed"
 _PATCHES = "patch_embed/kernel"  # [height, width, channels, width]
