@@ -105,7 +105,7 @@ class BertBlock(nnx.Module):
 
 
 class TokenHead(nnx.Module):
-  """norm(gelu(transform(x))) times the transposed token embedding, plus bias."""
+  """norm(gelu(transform(x))) embedding^T + bias, logits of every token."""
 
   def __init__(
     self, parts: Parts, width: int, vocab: int, norm_epsilon: float, gelu: str
@@ -140,13 +140,13 @@ class BERT(nnx.Module):
     output: "tokens", "classes", "pooled" or "embedding"; see the module.
     num_classes: Number of logits of "classes".
     vocab: Number of ids.
-    max_length: Number of positions, the most tokens of a sequence.
+    length: Number of positions, the most tokens of a sequence.
     token_types: Number of token types.
     dropout: Dropout rate after the embeddings, each attention block, each
       feed-forward layer and the pooler of "classes".
     attention_dropout: Dropout rate of the attention weights.
     input_length: Length of the inputs that `gemms` assumes. Defaults to
-      max_length.
+      length.
     scan: Whether to scan over one stacked block (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
     norm_epsilon: Epsilon of every LayerNorm.
@@ -186,7 +186,7 @@ class BERT(nnx.Module):
     output: str = "tokens",
     num_classes: int = 2,
     vocab: int = 30522,
-    max_length: int = 512,
+    length: int = 512,
     token_types: int = 2,
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
@@ -202,12 +202,12 @@ class BERT(nnx.Module):
     self.width, self.depth, self.heads = width, depth, heads
     self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
     self.output, self.num_classes = output, num_classes
-    self.vocab, self.max_length, self.token_types = (
+    self.vocab, self.length, self.token_types = (
       vocab,
-      max_length,
+      length,
       token_types,
     )
-    self.input_length = max_length if input_length is None else input_length
+    self.input_length = length if input_length is None else input_length
     self.remat, self.norm_epsilon, self.gelu = remat, norm_epsilon, gelu
     self.dtype = jnp.dtype(dtype)
     self._check()
@@ -226,7 +226,7 @@ class BERT(nnx.Module):
       )
 
     self.token_embed = embed(vocab)
-    self.position_embed = embed(max_length)
+    self.position_embed = embed(length)
     self.type_embed = embed(token_types)
     self.embed_norm = parts.norm(width, norm_epsilon)
     self.dropout = parts.dropout(dropout)
@@ -303,7 +303,7 @@ class BERT(nnx.Module):
     self,
     inputs: Int[Array | np.ndarray, "batch tokens"],
     types: Int[Array | np.ndarray, "batch tokens"] | None = None,
-  ) -> Float[Array, "batch *outputs"]:
+  ) -> Float[Array, "batch ..."]:
     """Computes what `output` says, in float32.
 
     Args:
@@ -338,10 +338,10 @@ class BERT(nnx.Module):
     """The last block's output, and True where the ids are not padding."""
     inputs = _ids("inputs", inputs, self.vocab, "vocab")
     length = inputs.shape[1]
-    if length > self.max_length:
+    if length > self.length:
       raise ValueError(
-        f"BERT: expected at most {self.max_length} tokens, the number of"
-        f" positions, got {length}; cut the inputs or set max_length="
+        f"BERT: expected at most {self.length} tokens, the number of"
+        f" positions, got {length}; cut the inputs or set length="
       )
     if types is None:
       types = jnp.zeros_like(inputs)
@@ -437,7 +437,7 @@ class BERT(nnx.Module):
 
   def _check(self) -> None:
     check_positive(
-      self, "width", "depth", "mlp_dim", "num_classes", "vocab", "max_length",
+      self, "width", "depth", "mlp_dim", "num_classes", "vocab", "length",
       "token_types", "input_length",
     )  # fmt: skip
     check_heads("BERT", self.width, self.heads)
@@ -447,11 +447,11 @@ class BERT(nnx.Module):
         raise ValueError(
           f"BERT: unknown {name}={value!r}: {nearest(value, known)}"
         )
-    if self.input_length > self.max_length:
+    if self.input_length > self.length:
       raise ValueError(
-        f"BERT: expected input_length of at most max_length={self.max_length},"
+        f"BERT: expected input_length of at most length={self.length},"
         f" the number of positions, got {self.input_length}; shorten the inputs"
-        " or set max_length="
+        " or set length="
       )
 
 

@@ -38,7 +38,7 @@ def options(case: str) -> dict:
     "heads": HEADS,
     "mlp_dim": HIDDEN,
     "depth": DEPTH,
-    "max_length": LONGEST,
+    "length": LONGEST,
     "token_types": 3,
     "num_classes": CLASSES,
     "gelu": "exact" if act == "gelu" else "tanh",

@@ -209,7 +209,7 @@ def main() -> None:
     for kind, (config, _) in KINDS.items()
   }
   version = {"defaults": made, "saved": {}}
-  for case, (kind, arguments, _) in CASES.items():
+  for case, (_, arguments, _) in CASES.items():
     config, model = classes(case)
     config = getattr(transformers, config)(**arguments, architectures=[model])
     version["saved"][case] = json.loads(config.to_json_string())

@@ -88,7 +88,7 @@ TINY = {
       "heads": 2,
       "mlp_dim": 16,
       "vocab": 24,
-      "max_length": 10,
+      "length": 10,
       "input_length": 9,
     },
     _masked(9),

@@ -125,7 +125,7 @@ def test_bad_inputs_are_one_line(call, message):
     ({"output": "token"}, "unknown output='token'.*did you mean 'tokens'"),
     ({"gelu": "relu"}, "unknown gelu='relu'"),
     ({"heads": 3}, "3 heads do not divide width 8"),
-    ({"max_length": 4}, "input_length of at most max_length=4.*got 9"),
+    ({"length": 4}, "input_length of at most length=4.*got 9"),
     ({"vocab": 0}, "vocab of 1 or more"),
   ],
 )
@@ -207,7 +207,7 @@ def test_a_fresh_head_takes_the_body_of_any_file(held, wanted, tmp_path):
 
 def test_sizes_that_differ_name_their_option(tmp_path):
   pretrained.save(create("bert"), tmp_path / "model.safetensors")
-  for option, path in (("vocab", "token"), ("max_length", "position")):
+  for option, path in (("vocab", "token"), ("length", "position")):
     model = create("bert", **{option: 20})
     with pytest.raises(PretrainedError, match=f"{path}_embed.*set {option}="):
       pretrained.load(model, tmp_path)

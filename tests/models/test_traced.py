@@ -26,7 +26,7 @@ T5 = {
 }  # fmt: skip
 BERT = {
   "width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "vocab": 40,
-  "max_length": 9, "input_length": 7,
+  "length": 9, "input_length": 7,
 }  # fmt: skip
 
 

@@ -170,7 +170,7 @@ CONFIG = Table(
     Key("num_hidden_layers", "depth", 12, COUNT),
     Key("num_attention_heads", "heads", 12, COUNT),
     Key("intermediate_size", "mlp_dim", 3072, COUNT),
-    Key("max_position_embeddings", "max_length", 512, COUNT),
+    Key("max_position_embeddings", "length", 512, COUNT),
     Key("type_vocab_size", "token_types", 2, COUNT),
     Key("layer_norm_eps", "norm_epsilon", 1e-12, NUMBER),
     Key("hidden_act", "gelu", "gelu", GELU),

@@ -338,7 +338,7 @@ def _fix(
       " use that one"
     )
   elif path == "position_embed/embedding":
-    options = {"max_length": ...}
+    options = {"length": ...}
   elif lacks is not None and path.startswith("cls_token"):
     options = {"pool": "gap" if lacks else "cls"}
   elif lacks is not None and path.startswith("pos_embed"):
