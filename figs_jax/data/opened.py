@@ -24,12 +24,15 @@ class Options:
       name, and so do the others.
     label_column: Column of labels.
     target_column: Column of target texts.
+    others: Whether a column of labels or targets beside the text is "required",
+      "optional" or "ignored".
   """
 
   mixed_sizes: bool = False
   text_column: str | None = None
   label_column: str | None = None
   target_column: str | None = None
+  others: str = "required"
 
   @classmethod
   def of(cls, fields: Any) -> Options:

@@ -199,6 +199,7 @@ IMAGES: dict[str, Field] = {
 # Fields of the runs of each task of `figs_jax.train.tasks`.
 OF_TASK: dict[str, dict[str, Field]] = {
   "images": IMAGES,
+  "masked_text": data_fields.MASKED_TEXT,
   "text_to_text": data_fields.TEXT,
 }
 # Legal numbers of the recipes' options; `figs_jax.recipes` checks how they fit

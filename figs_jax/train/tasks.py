@@ -1,4 +1,4 @@
-"""Tasks: classifying images, or generating text from text.
+"""Tasks: classifying images, generating text from text, reading whole texts.
 
 A task holds everything that depends on it in training and evaluation: batches,
 loss, evaluation metrics, and the model options that follow from the data. The
@@ -18,33 +18,15 @@ from figs_jax.data import text
 from figs_jax.data.opened import Options
 from figs_jax.data.pixels import PixelScale
 from figs_jax.data.python_data import PythonData
+from figs_jax.train.config import stream_seed
+from figs_jax.train.label_scores import MaskedAccuracy, TextLabelScore
 from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
+from figs_jax.train.masked_text import MaskedText
 from figs_jax.train.metrics import LabelAccuracy
 from figs_jax.train.text_scores import Bleu, ExactMatch, GlueScore, TokenLoss
 
 # The vocabulary is padded to a multiple of this, as in T5 (32,100 -> 32,128).
 _ROWS = 128
-
-
-def stream_seed(config: config_dict.ConfigDict) -> int | list[int]:
-  """Seed of the training stream; one per seed if each has its own.
-
-  Seed i of a run with several reads what a run of that seed alone reads.
-
-  >>> from figs_jax.train.config import default_config
-  >>> config = default_config("figs")
-  >>> config.seed, config.seeds, config.data.seed = 5, 3, 20
-  >>> stream_seed(config)
-  [25, 26, 27]
-  >>> config.data.order = "shared"
-  >>> stream_seed(config)
-  20
-  """
-  first = config.data.seed
-  if config.data.order == "shared":
-    return first
-  first += config.seed
-  return [first + i for i in range(config.seeds)] if config.seeds else first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,11 +182,20 @@ class Text:
     )
 
 
-Measure = LabelAccuracy | TokenLoss | GlueScore | ExactMatch | Bleu
-Task = ImageClassification | Text
+Measure = (
+  LabelAccuracy
+  | TokenLoss
+  | GlueScore
+  | ExactMatch
+  | Bleu
+  | MaskedAccuracy
+  | TextLabelScore
+)
+Task = ImageClassification | Text | MaskedText
 # The task of a family by the name that its class gives.
-TASKS: dict[str, type[ImageClassification] | type[Text]] = {
+TASKS: dict[str, type[ImageClassification] | type[Text] | type[MaskedText]] = {
   "images": ImageClassification,
+  "masked_text": MaskedText,
   "text_to_text": Text,
 }
 

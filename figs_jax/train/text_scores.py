@@ -132,8 +132,7 @@ class GlueScore:
       counts = confusion[..., number, :, :classes]
       tables = counts.reshape(-1, *counts.shape[-2:]).astype(np.int64)
       scores = {}
-      for score in _SCORES.get(name, ("accuracy",)):
-        flat = [_SCORE[score](table) for table in tables]
+      for score, flat in scores_of(name, tables).items():
         value = np.reshape(flat, counts.shape[:-2])
         scores[score] = np.where(finite, value, np.nan)
         if score != "accuracy":
@@ -337,6 +336,22 @@ _SCORE = {
   "pearson": partial(_correlation, name="pearsonr"),
   "spearman": partial(_correlation, name="spearmanr"),
 }
+
+
+def scores_of(task: str, tables: np.ndarray) -> dict[str, list[float]]:
+  """The scores of a task of GLUE by name, one for each table.
+
+  Args:
+    task: Name of the task; unknown ones have an accuracy.
+    tables: Examples by given and wanted class, int [tables, given, wanted].
+
+  >>> scores_of("mrpc", np.array([[[2, 1], [0, 3]]]))["accuracy"]
+  [0.8333333333333334]
+  """
+  return {
+    name: [_SCORE[name](table) for table in tables]
+    for name in _SCORES.get(task, ("accuracy",))
+  }
 
 
 def _bleu_of(grams: np.ndarray) -> float:
