@@ -92,7 +92,7 @@ def masked(
   >>> ids = vocabulary.encode("To be, or not to be")
   >>> inputs, targets = masked(ids, 0.15, rng, Special.of(vocabulary))
   >>> int((targets > 0).sum()), int((inputs != ids).sum())
-  (3, 3)
+  (3, 2)
   """
   places = np.flatnonzero(ids != special.end)
   count = min(max(round(density * len(places)), 1), len(places))

@@ -40,11 +40,17 @@ VOCABULARIES = {
 }
 # What a step costs little with; the rest is the experiment's own.
 SMALL = {
+  "bert": {"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64, "length": 8},
   "vit": {"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64},
   "swin_v2": {"width": 32, "depths": (1, 1), "heads": 2, "window": 2},
   "t5": {"width": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 64},
 }
-VARIANTS = {"vit": "custom/4", "swin_v2": "custom/2", "t5": "custom"}
+VARIANTS = {
+  "bert": "custom",
+  "vit": "custom/4",
+  "swin_v2": "custom/2",
+  "t5": "custom",
+}
 
 
 def task(config, vocabulary=None):
