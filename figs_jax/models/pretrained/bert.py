@@ -20,7 +20,6 @@ from figs_jax.models.pretrained.keys import (
   CLASS_COUNT,
   CLASSES,
   COUNT,
-  GELU,
   NUMBER,
   Fields,
   Fixed,
@@ -29,7 +28,8 @@ from figs_jax.models.pretrained.keys import (
   Table,
   text,
 )
-from figs_jax.models.pretrained.names import Dialect, Row, under
+from figs_jax.models.pretrained.names import Dialect, Fix, Row, under
+from figs_jax.models.pretrained.vit import GELU
 
 _TOKENS = "embeddings.word_embeddings.weight"
 
@@ -97,6 +97,10 @@ _HUGGING_FACE = Dialect(
     (r"cls\.predictions\.decoder\.bias", _same_as("cls.predictions.bias")),
   ),
   heads=r"cls\..*",
+  fixes=(
+    Fix("^token_embed/", *({"vocab": ...},) * 3),
+    Fix("^position_embed/", *({"length": ...},) * 3),
+  ),
   hint=lambda wording: (
     "it differs from the token embedding or from cls.predictions.bias, which"
     " this head reads; convert the file to tied weights"

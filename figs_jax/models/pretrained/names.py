@@ -9,14 +9,14 @@ tables are in `vit`, `swin_v2` and `t5`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 # The options to set, in words: `arguments`, or flags of a program.
 Wording = Callable[..., str]
-Row = tuple[str, str, str | tuple[str, str, str]]
+Row = tuple[str, str, str | tuple[str, ...]]
 Size = tuple[int, ...]
 
 
@@ -84,8 +84,25 @@ KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
   ),
   "flax_out": (("/kernel", "/kernel", _SPLIT_FIRST), ("/bias", "/bias", SAME)),
 }
-# One tensor for q, k and v, concatenated along axis 0.
+# One tensor for several of ours, such as q, k and v, concatenated along axis 0.
 KINDS["fused"] = KINDS["dense"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fix:
+  """Options to set if a parameter does not fit; an ellipsis is any value.
+
+  Attributes:
+    path: Regular expression of our path.
+    file_lacks: Options if the file has no such tensor.
+    model_lacks: Options if the model has no such parameter.
+    shape: Options if both have it with different shapes.
+  """
+
+  path: str
+  file_lacks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  model_lacks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  shape: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +120,9 @@ class Dialect:
     refused: Pairs (regular expression of names, part that the model lacks).
     hint: Fix to suggest if a check fails, for a wording of options.
     class_position: Whether a class token always has a position embedding.
+    aliases: Pairs (name, other names of the same tensor) for files that leave
+      the first one out, since they store shared tensors once.
+    fixes: What to set if a parameter does not fit, see `Fix`.
   """
 
   name: str
@@ -112,6 +132,8 @@ class Dialect:
   refused: tuple[tuple[str, str], ...] = ()
   hint: Callable[[Wording], str] = lambda wording: ""
   class_position: bool = True
+  aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+  fixes: tuple[Fix, ...] = ()
 
   def bare(self, prefix: str) -> Dialect:
     """The scheme without a prefix, as in files of models without a head."""

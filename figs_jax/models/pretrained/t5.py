@@ -21,8 +21,11 @@ from figs_jax.models.pretrained.keys import (
   Table,
   words,
 )
-from figs_jax.models.pretrained.names import Dialect, Row, under
+from figs_jax.models.pretrained.names import Dialect, Fix, Row, under
 from figs_jax.models.t5 import EOS, PAD
+
+_STACKS = ("encoder", "decoder")
+_SHARED = "shared.weight"
 
 
 def _attention(theirs: str, ours: str) -> tuple[Row, ...]:
@@ -45,7 +48,8 @@ def _bias(stack: str) -> Row:
 
 
 def _is_shared(model: Any, tensors: Any, name: str) -> bool:
-  shared = tensors.get("shared.weight")
+  names = (_SHARED, *(f"{x}.embed_tokens.weight" for x in _STACKS))
+  shared = next((tensors[each] for each in names if each in tensors), None)
   if shared is None or shared.shape != tensors[name].shape:
     return False
   return np.array_equal(shared.read(), tensors[name].read())
@@ -78,6 +82,14 @@ _HUGGING_FACE = Dialect(
     ),
     ("norm", "decoder.final_layer_norm", "decoder/norm"),
     ("dense", "lm_head", "head"),
+  ),
+  # torch's `save_model` keeps one name of a shared tensor, the first.
+  aliases=((_SHARED, tuple(f"{x}.embed_tokens.weight" for x in _STACKS)),),
+  fixes=(
+    Fix("^head/", file_lacks={"tied": True}),
+    Fix("mlp/wi_", {"gated": False}, {"gated": True}),
+    Fix("mlp/wi/", {"gated": True}, {"gated": False}),
+    Fix("^shared/embedding", *({"vocab": ...},) * 3),
   ),
   duplicates=(
     (r"(?:en|de)coder\.embed_tokens\.weight", _is_shared),
