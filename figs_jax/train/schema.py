@@ -54,7 +54,7 @@ _DEVICES = Integer("[1, 65536]", special=-1)
 # Fields of every run.
 SHARED: dict[str, Field] = {
   "family": Field(
-    "vit", "Model family: vit, swin_v2 or t5, or a class of your own."
+    "vit", "Model family: bert, swin_v2, t5 or vit, or a class of your own."
   ),
   "variant": Field(
     "",

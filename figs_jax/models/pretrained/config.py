@@ -56,7 +56,7 @@ def for_transformers(model: nnx.Module) -> Published:
   Kernels are taken as stored; after `finished()` they have their zeros.
 
   Args:
-    model: A ViT, Swin-V2 or T5, sparse or dense, scanned or not.
+    model: A BERT, ViT, Swin-V2 or T5, sparse or dense, scanned or not.
 
   Raises:
     PretrainedError: If the model has another family or an option that the
