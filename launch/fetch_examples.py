@@ -336,7 +336,7 @@ def _run(name: str, words: list[str], folder: Path | None = None) -> str:
   """Runs a program and returns what it prints.
 
   Raises:
-    FetchError: If there is no such program, or it fails.
+    FetchError: If the program is missing or fails.
   """
   try:
     done = subprocess.run(
@@ -376,8 +376,10 @@ def _reason(errors: str) -> str:
     )
     if match
   ]
-  said = lines[0] if lines else (errors.strip().splitlines() or ["failed"])[-1]
-  return f"{said}; check the network and the package index"
+  last = (errors.strip().splitlines() or ["failed"])[-1]
+  return (
+    f"{lines[0] if lines else last}; check the network and the package index"
+  )
 
 
 def main(words: list[str]) -> None:

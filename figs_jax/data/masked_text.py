@@ -154,7 +154,7 @@ class MaskedTokens:
 
   def arrays(
     self, example: np.ndarray | None, rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
+  ) -> dict[str, Any]:
     """The fields of an example; all 0 for None."""
     fields = np.zeros((3, self.input_length), np.int32)
     if example is not None:
@@ -208,7 +208,7 @@ class LabelledTexts:
 
   def arrays(
     self, example: Mapping[str, Any] | None, rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
+  ) -> dict[str, Any]:
     """The fields of an example; all 0 for None."""
     del rng
     fields, label = np.zeros((2, self.input_length), np.int32), 0

