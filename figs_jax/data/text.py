@@ -105,7 +105,7 @@ class TextToText:
   def is_own(self) -> bool:
     return self.builders[0].name in text_to_text.OWN
 
-  def answers(self) -> dict[str, Any]:
+  def answers(self) -> dict[str, np.ndarray]:
     """Ids of all answers by task with labels, int32 [classes, target_length].
 
     Raises:
