@@ -83,12 +83,13 @@ def masked(config, vocabulary):
   features = {"label": labels} if ":" in config.data.name else {}
   builder = SimpleNamespace(info=SimpleNamespace(features=features), name="")
   codec = SimpleNamespace(size=vocabulary, codec=None)
-  common = builder, codec, config.data.input_length
-  texts = (
-    LabelledTexts(*common, ("text",))
-    if features
-    else MaskedTokens(*common, 0.15)
-  )
+  texts = object.__new__(LabelledTexts if features else MaskedTokens)
+  for name, value in (
+    ("builder", builder),
+    ("vocabulary", codec),
+    ("input_length", config.data.input_length),
+  ):
+    object.__setattr__(texts, name, value)
   return MaskedText(config, texts)
 
 
