@@ -335,7 +335,11 @@ class BERT(nnx.Module):
     inputs: Int[Array | np.ndarray, "batch tokens"],
     types: Int[Array | np.ndarray, "batch tokens"] | None = None,
   ) -> tuple[Float[Array, "batch tokens width"], Bool[Array, "batch tokens"]]:
-    """The last block's output, and True where the ids are not padding."""
+    """The last block's output, and True where the ids are not padding.
+
+    Raises:
+      ValueError: If the inputs or types are invalid, as in a call.
+    """
     inputs = _ids("inputs", inputs, self.vocab, "vocab")
     length = inputs.shape[1]
     if length > self.length:

@@ -18,9 +18,8 @@ from figs_jax.core.tree import flatten
 from figs_jax.data.masked_text import LabelledTexts, MaskedTokens
 from figs_jax.train import experiment as experiments
 from figs_jax.train.config import ConfigError, default_config
-from figs_jax.train.masked_text import MaskedText
 from figs_jax.train.state import finish, update
-from figs_jax.train.tasks import ImageClassification, Text
+from figs_jax.train.tasks import ImageClassification, MaskedText, Text
 
 from .test_config import NAMES, load
 

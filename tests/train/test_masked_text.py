@@ -14,9 +14,12 @@ from figs_jax.train import loop
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.config import ConfigError, default_config
 from figs_jax.train.experiment import build
-from figs_jax.train.label_scores import MaskedAccuracy, TextLabelScore
 from figs_jax.train.losses import TextLabels, masked_tokens
-from figs_jax.train.text_scores import scores_of
+from figs_jax.train.text_scores import (
+  MaskedAccuracy,
+  TextLabelScore,
+  scores_of,
+)
 
 pytestmark = pytest.mark.standard_promotion
 WORDS = ["good", "nice", "fine", "bad", "poor", "sad", "day", "film"]
