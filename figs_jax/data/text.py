@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from figs_jax.data import sources, text_to_text
+from figs_jax.data.masked_text import LabelledTexts, MaskedTokens
 from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.own_vocabulary import path_of_pieces, vocabulary_of
 from figs_jax.data.python_data import Builder, PythonData
@@ -73,6 +74,13 @@ class Denoising:
       at = rng.integers(len(example) - length + 1)
       example = example[at : at + length]
     return *self.corruption(example, rng, self.vocabulary), 0
+
+  @property
+  def builders(self) -> tuple[Builder, ...]:
+    return (self.builder,)
+
+  def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
+    return _pair_arrays(self, example, rng)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +151,16 @@ class TextToText:
       task,
     )
 
+  def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
+    return _pair_arrays(self, example, rng)
+
   def _ended(self, text: str, length: int) -> np.ndarray:
     """Encodes a text, truncated to leave room for the end token."""
     ids = self.vocabulary.encode(text)[: length - 1]
     return np.append(ids, np.int32(EOS))
 
 
-Texts = Denoising | TextToText
+Texts = Denoising | TextToText | MaskedTokens | LabelledTexts
 
 
 class Tasks(Sequence):
@@ -222,7 +233,7 @@ def find_texts(
   data_dir: str | None = None,
   download: bool = False,
   options: Options = DEFAULTS,
-) -> Texts:
+) -> Denoising | TextToText:
   """Finds a text data set and the task it is used for.
 
   Args:
@@ -342,9 +353,7 @@ def train_batches(
     batch_size * num_shards,
     start,
     num_examples=len(examples),
-    data_set=identity(
-      [texts.builder] if isinstance(texts, Denoising) else texts.builders
-    ),
+    data_set=identity(texts.builders),
   )
 
 
@@ -406,20 +415,23 @@ class _Prepare(grain.transforms.RandomMap):
   examples: Sequence[Any]
 
   def random_map(self, element: Any, rng: np.random.Generator) -> Any:
-    inputs = np.zeros(self.texts.input_length, np.int32)
-    targets = np.zeros(self.texts.target_length, np.int32)
-    task = 0
-    if element >= 0:
-      example = self.examples[int(element)]
-      given, wanted, task = self.texts.pair(example, rng)
-      inputs[: len(given)] = given
-      targets[: len(wanted)] = wanted
-    return {
-      "inputs": inputs,
-      "targets": targets,
-      "valid": np.bool_(element >= 0),
-      "task": np.int32(task),
-    }
+    example = self.examples[int(element)] if element >= 0 else None
+    arrays = self.texts.arrays(example, rng)
+    return arrays | {"valid": np.bool_(element >= 0)}
+
+
+def _pair_arrays(
+  texts: Denoising | TextToText, example: Any, rng: np.random.Generator
+) -> dict[str, Any]:
+  """The fields of an example for an encoder and a decoder; 0 for None."""
+  inputs = np.zeros(texts.input_length, np.int32)
+  targets = np.zeros(texts.target_length, np.int32)
+  task = 0
+  if example is not None:
+    given, wanted, task = texts.pair(example, rng)
+    inputs[: len(given)] = given
+    targets[: len(wanted)] = wanted
+  return {"inputs": inputs, "targets": targets, "task": np.int32(task)}
 
 
 def _read(stream: Any, examples: Any, threads: int) -> Any:

@@ -12,6 +12,7 @@ from flax import nnx
 from figs_jax import nn
 from figs_jax.core.rules import nearest
 from figs_jax.models import own_model
+from figs_jax.models.bert import BERT
 from figs_jax.models.own_model import REGISTERED, register
 from figs_jax.models.resnet import ResNet
 from figs_jax.models.shapes import SHAPES, Shape, shape_of
@@ -22,6 +23,7 @@ from figs_jax.models.vit import ViT
 
 FAMILIES: dict[str, type[Any]] = {
   "resnet": ResNet,
+  "bert": BERT,
   "swin_v2": SwinV2,
   "t5": T5,
   "vit": ViT,
@@ -29,6 +31,7 @@ FAMILIES: dict[str, type[Any]] = {
 own_model.TAKEN.update(FAMILIES)
 
 __all__ = [
+  "BERT",
   "FAMILIES",
   "REGISTERED",
   "ResNet",

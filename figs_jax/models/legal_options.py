@@ -20,6 +20,7 @@ MODEL: dict[str, Legal] = {
   "decoder_depth": Integer("[1, 512]"),
   "depths": Several(Integer("[1, 512]"), 1, 6),
   "heads": Integer("[1, 4096]"),
+  "length": Integer("[1, 1048576]"),
   "head_dim": Integer("[1, 4096]"),
   "mlp_dim": Integer("[1, 1048576]"),
   "mlp_ratio": Number("(0, 64]"),
@@ -38,6 +39,7 @@ MODEL: dict[str, Legal] = {
   "stem": Word(("imagenet", "cifar")),
   "shortcut": Word(("projection", "identity")),
   "norm_momentum": BELOW_ONE,
+  "token_types": Integer("[1, 4096]"),
   "dtype": DTYPES,
   "scaled": Typed(bool),
   "in_channels": Integer("[1, 4096]"),
@@ -50,6 +52,6 @@ MODEL: dict[str, Legal] = {
 OF_COMPUTATION = ("scan", "remat", "dtype")
 # Model options that follow from the variant or from the data.
 DERIVED = (
-  "patch", "num_classes", "image_size", "vocab", "input_length",
+  "output", "patch", "num_classes", "image_size", "vocab", "input_length",
   "target_length", "param_dtype",
 )  # fmt: skip

@@ -155,6 +155,26 @@ def with_defaults(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   return config
 
 
+def stream_seed(config: config_dict.ConfigDict) -> int | list[int]:
+  """Seed of the training stream; one per seed if each has its own.
+
+  Seed i of a run with several reads what a run of that seed alone reads.
+
+  >>> config = default_config("figs")
+  >>> config.seed, config.seeds, config.data.seed = 5, 3, 20
+  >>> stream_seed(config)
+  [25, 26, 27]
+  >>> config.data.order = "shared"
+  >>> stream_seed(config)
+  20
+  """
+  first = config.data.seed
+  if config.data.order == "shared":
+    return first
+  first += config.seed
+  return [first + i for i in range(config.seeds)] if config.seeds else first
+
+
 def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
   """The recipe of a configuration, created with its options."""
   options = given(config.recipe)

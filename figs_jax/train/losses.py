@@ -299,6 +299,83 @@ class TeacherForcing(LogitLoss):
 teacher_forcing = TeacherForcing()
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskedTokens:
+  """Mean cross-entropy of masked tokens, in nats (arXiv 1810.04805, 3.1).
+
+  The mean is over the tokens of the whole batch that `targets` gives, without
+  padding (id 0) and ignored (-100) ones. The accuracy is the share of tokens
+  that the model ranks first.
+
+  Attributes:
+    smoothing: Label smoothing over the whole vocabulary.
+  """
+
+  smoothing: float = 0.0
+
+  def __call__(
+    self, model: nnx.Module, batch: dict[str, Any], key: Array
+  ) -> tuple[Mean, dict[str, Mean]]:
+    """Loss and accuracy of a batch.
+
+    Args:
+      model: Model from (inputs, types) to logits [batch, length, vocabulary].
+      batch: {"inputs": int [batch, length], "types": token types and "targets":
+        the ids to predict, 0 elsewhere, of the same shape}.
+      key: Unused, since the model's own streams are seeded already.
+
+    Raises:
+      ValueError: If `entries`, `label_weights` or the model raises it.
+    """
+    del key
+    inputs, types, targets = entries(batch, "inputs", "types", "targets")
+    targets = padded(targets)
+    logits = model(inputs, types)
+    check_range("inputs", logits.shape[-1])
+    check_range("targets", logits.shape[-1], IGNORED)
+    losses, hits, counted = token_losses(logits, targets, self.smoothing)
+    tokens = counted.sum()
+    return Mean(losses.sum(), tokens), {"accuracy": Mean(hits.sum(), tokens)}
+
+
+masked_tokens = MaskedTokens()
+
+
+@dataclasses.dataclass(frozen=True)
+class TextLabels:
+  """Mean softmax cross-entropy of the labels of texts, and the accuracy.
+
+  Attributes:
+    smoothing: Label smoothing.
+  """
+
+  smoothing: float = 0.0
+
+  def __call__(
+    self, model: nnx.Module, batch: dict[str, Any], key: Array
+  ) -> tuple[Mean, dict[str, Mean]]:
+    """Loss and accuracy of a batch.
+
+    Args:
+      model: Model from (inputs, types) to logits [batch, classes].
+      batch: {"inputs": int [batch, length], "types": token types of the same
+        shape, "label": int [batch]}.
+      key: Unused, since the model's own streams are seeded already.
+
+    Raises:
+      ValueError: If `entries`, `label_weights` or the model raises it.
+    """
+    del key
+    inputs, types, labels = entries(batch, "inputs", "types", "label")
+    logits = model(inputs, types)
+    check_range("label", logits.shape[-1], IGNORED)
+    losses, hits, weights = label_losses(logits, labels)
+    if self.smoothing:
+      uniform = -jax.nn.log_softmax(logits).mean(-1)
+      losses = (1 - self.smoothing) * losses + self.smoothing * uniform
+    return _mean(losses, weights), {"accuracy": _mean(hits, weights)}
+
+
 def token_losses(
   logits: Array, targets: Any, smoothing: float = 0.0
 ) -> tuple[Array, Array, Array]:

@@ -8,7 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from figs_jax import models
-from figs_jax.train.losses import cross_entropy, teacher_forcing
+from figs_jax.train.losses import (
+  cross_entropy,
+  masked_tokens,
+  teacher_forcing,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,20 @@ def _text(inputs, targets):
   return batch
 
 
+def _masked(length):
+  def batch(size):
+    rows = _text(length, length)(size)
+    place = jnp.arange(length)[None]
+    masked = place % 3 == jnp.arange(size)[:, None] % 3
+    return {
+      "inputs": rows["inputs"],
+      "types": jnp.int32((place > 4) & (rows["inputs"] > 0)),
+      "targets": jnp.where(masked, rows["targets"], 0),
+    }
+
+  return batch
+
+
 TINY = {
   "resnet": Tiny(
     "custom",
@@ -79,6 +97,24 @@ TINY = {
     fewer={"block": "basic"},
     noise={},
     rules="conv3x3: 1:4, downsample: 2:4",
+  ),
+  "bert": Tiny(
+    "custom",
+    {
+      "width": 8,
+      "depth": 2,
+      "heads": 2,
+      "mlp_dim": 16,
+      "vocab": 24,
+      "length": 10,
+      "input_length": 9,
+    },
+    _masked(9),
+    ("inputs", "types"),
+    masked_tokens,
+    kernels=2 * 6 + 1,
+    fewer={"depth": 1},
+    noise={"dropout": 0.2, "attention_dropout": 0.2},
   ),
   "swin_v2": Tiny(
     "custom/2",

@@ -47,6 +47,18 @@ CASES = {
       "qkv_bias": False, "dtype": "bfloat16", "param_dtype": "bfloat16",
     },
   ),
+  "bert": (
+    "custom",
+    {"width": 8, "depth": 2, "heads": 2, "mlp_dim": 16, "vocab": 16,
+     "length": 8},
+    {
+      "width": 16, "depth": 1, "heads": 1, "mlp_dim": 24, "output": "classes",
+      "num_classes": 8, "vocab": 24, "length": 12, "token_types": 3,
+      "dropout": 0.1, "attention_dropout": 0.1, "input_length": 6,
+      "scan": True, "remat": True, "norm_epsilon": 1e-6, "gelu": "tanh",
+      "dtype": "bfloat16", "param_dtype": "bfloat16",
+    },
+  ),
   "t5": (
     "custom",
     {"width": 8, "depth": 2, "heads": 2, "head_dim": 4, "mlp_dim": 16,

@@ -31,6 +31,10 @@ T5 = {
   "width": 16, "depth": 2, "decoder_depth": 1, "heads": 2, "head_dim": 4,
   "mlp_dim": 24, "vocab": 40, "input_length": 7, "target_length": 5,
 }  # fmt: skip
+BERT = {
+  "width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "vocab": 40,
+  "length": 9, "input_length": 7,
+}  # fmt: skip
 
 
 def shape(*sizes, dtype="float32"):
@@ -61,6 +65,9 @@ def sizes(rows):
     ("resnet", "custom", RESNET | {"stem": "cifar", "shortcut": "identity"}),
     ("swin_v2", "custom/4", SWIN),
     ("swin_v2", "custom/4", SWIN | {"scan": True}),
+    ("bert", "custom", BERT),
+    ("bert", "custom", BERT | {"scan": True, "output": "classes"}),
+    ("bert", "custom", BERT | {"output": "embedding"}),
     ("t5", "custom", T5),
     ("t5", "custom", T5 | {"scan": True, "gated": True, "tied": False}),
   ],
@@ -76,6 +83,9 @@ def test_the_trace_has_the_products_that_our_families_list(
   # A tied head multiplies by the embedding, whose path is its own.
   if "shared/embedding" in traced:
     traced["head"] = traced.pop("shared/embedding") | {"name": "head"}
+  if "token_embed/embedding" in traced:
+    head = traced.pop("token_embed/embedding") | {"name": "token_head"}
+    traced["token_head"] = head
   assert traced == rows
   assert len(rows) == len(models.products_of(net, 3))
 

@@ -18,6 +18,7 @@ from tests.models.families import TINY, create
 
 FEWER = {
   "resnet": {"depths": (2, 2), "width": 16},
+  "bert": {"width": 16, "mlp_dim": 24},
   "swin_v2": {"depths": (2,), "width": 16},
   "t5": {"depth": 1, "head_dim": 8, "mlp_dim": 24},
   "vit": {"depth": 2, "width": 16, "mlp_dim": 24},
@@ -52,6 +53,8 @@ EXPECTED = {
   "resnet": {f"{conv}/kernel" for conv in ("conv1x1_1", "conv3x3_2")}
   | {"conv1x1_3/kernel"}
   | {f"norm{i}/{name}" for i in (1, 2) for name in _NORM},
+  "bert": {"mlp/fc1/kernel", "mlp/fc1/bias", "mlp/fc2/kernel"}
+  | {"attn/v/kernel", "attn/v/bias", "attn/o/kernel"},
   "swin_v2": {"mlp/fc1/kernel", "mlp/fc1/bias", "mlp/fc2/kernel"}
   | {"attn/v/kernel", "attn/v/bias", "attn/o/kernel"},
   "t5": {f"mlp/{name}/kernel" for name in ("wi", "wi_0", "wi_1", "wo")}

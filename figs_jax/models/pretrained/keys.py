@@ -187,6 +187,8 @@ class Table:
     follows: Keys that follow from others.
     harmless: Further keys that do not change the logits.
     implied: Options that every file of the family has.
+    free: Options that may differ from those of a file; whether the weights fit
+      is what decides.
     more: Options that need several keys or the tensors, in place of those of
       the keys; called with (fields, options so far, tensors).
     dialects: Names of the dialects that files are written in. None are those of
@@ -201,6 +203,7 @@ class Table:
   follows: tuple[Follows, ...] = ()
   harmless: tuple[str, ...] = ()
   implied: Fields = dataclasses.field(default_factory=dict)
+  free: tuple[str, ...] = ()
   more: Callable[
     [Fields, Mapping[str, Given], Mapping[str, Tensor]], dict[str, Given]
   ] = lambda *_: {}

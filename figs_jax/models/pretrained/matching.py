@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from figs_jax.models.pretrained import deit, dinov2, resnet, swin_v2, t5, vit
+from figs_jax.models.pretrained import (
+  bert,
+  deit,
+  dinov2,
+  resnet,
+  swin_v2,
+  t5,
+  vit,
+)
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.names import (
   KINDS,
@@ -32,11 +40,13 @@ from figs_jax.models.pretrained.resizing import positions
 # has all its parameters.
 TABLES: dict[str, tuple[Dialect, ...]] = {
   "ResNet": resnet.DIALECTS,
+  "BERT": bert.DIALECTS,
   "SwinV2": swin_v2.DIALECTS,
   "T5": t5.DIALECTS,
   "ViT": (*vit.DIALECTS, *dinov2.DIALECTS, *deit.DIALECTS, *vit.OTHERS),
 }
-_HEAD = ("head/kernel", "head/bias", "head_dist/kernel", "head_dist/bias")
+_HEAD = re.compile(r"(?:head|head_dist|token_head)/.*")
+_POOLER = re.compile(r"pooler/\w+")  # which not every file of a BERT has
 _POSITIONS = "pos_embed"
 # Kernels of image channels, [height, width, channels, width].
 _PATCHES = ("patch_embed/kernel", "stem_conv/kernel")
@@ -156,7 +166,7 @@ def matched(
   tensors = with_aliases(dialect, tensors, where)
   places = {}
   for path, leaf in parameters_of(model).items():
-    if head == "fresh" and path in _HEAD:
+    if head == "fresh" and _HEAD.fullmatch(path):
       continue
     if _lacks(dialect, path):
       raise PretrainedError(
@@ -165,6 +175,11 @@ def matched(
       )
     places[path] = _place(dialect, path, tuple(leaf.shape))
   if head == "fresh":
+    places = {
+      path: place
+      for path, place in places.items()
+      if not _POOLER.fullmatch(path) or set(place.names) <= tensors.keys()
+    }
     tensors = {
       name: tensor
       for name, tensor in tensors.items()
@@ -173,7 +188,8 @@ def matched(
   _check_names(model, dialect, places, tensors, where, wording)
   weights = {}
   leaves = parameters_of(model)
-  for path in sorted(places, key=_HEAD.__contains__):  # the head last
+  heads_last = sorted(places, key=lambda path: bool(_HEAD.fullmatch(path)))
+  for path in heads_last:
     place, leaf = places[path], leaves[path]
     shape = tuple(leaf.shape)
     if path == _POSITIONS:
@@ -354,7 +370,7 @@ def _of_head(dialect: Dialect, name: str) -> bool:
   names = {
     theirs
     for theirs, ours, *_ in _leaves(dialect)
-    if any(ours.fullmatch(path) for path in _HEAD)
+    if _HEAD.fullmatch(ours.pattern)
   }
   return name in names or bool(re.fullmatch(dialect.heads, name))
 
@@ -406,7 +422,7 @@ def _fix(
       )
     if side:
       return f"; set {wording(**side)}"
-  if path in _HEAD:
+  if _HEAD.fullmatch(path) or _POOLER.fullmatch(path):
     return f"; {wording(head='fresh')} keeps the model's own head"
   return ""
 

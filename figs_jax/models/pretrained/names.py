@@ -80,6 +80,7 @@ KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
     (".running_mean", "/mean", SAME),
     (".running_var", "/var", SAME),
   ),
+  "old_norm": ((".gamma", "/scale", SAME), (".beta", "/bias", SAME)),
   "embed": ((".weight", "/embedding", SAME),),
   # As Flax stores them, with a separate axis of heads in attention.
   "flax": (("/kernel", "/kernel", SAME), ("/bias", "/bias", SAME)),
