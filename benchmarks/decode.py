@@ -77,8 +77,10 @@ def read_per_token(model: Any) -> int:
       for path, leaf in parameters_of(model).items()
       if path == "shared/embedding"
     )
-  return sum(leaf.size * jax.numpy.dtype(leaf.dtype).itemsize
-             for leaf in kernels.values())
+  return sum(
+    leaf.size * jax.numpy.dtype(leaf.dtype).itemsize
+    for leaf in kernels.values()
+  )
 
 
 def calls(

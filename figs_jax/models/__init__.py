@@ -11,6 +11,8 @@ from flax import nnx
 
 from figs_jax.core.rules import nearest
 from figs_jax.models import own_model
+from figs_jax.models.gpt2 import GPT2
+from figs_jax.models.llama import Llama
 from figs_jax.models.own_model import REGISTERED, register
 from figs_jax.models.shapes import SHAPES, Shape, shape_of
 from figs_jax.models.swin_v2 import SwinV2
@@ -19,6 +21,8 @@ from figs_jax.models.traced import Product, traced_products
 from figs_jax.models.vit import ViT
 
 FAMILIES: dict[str, type[Any]] = {
+  "gpt2": GPT2,
+  "llama": Llama,
   "swin_v2": SwinV2,
   "t5": T5,
   "vit": ViT,
@@ -27,6 +31,8 @@ own_model.TAKEN.update(FAMILIES)
 
 __all__ = [
   "FAMILIES",
+  "GPT2",
+  "Llama",
   "REGISTERED",
   "SHAPES",
   "Shape",
@@ -237,7 +243,7 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
   the random streams too.
 
   Args:
-    family: One of `names()`, or of `SHAPES`, which gives a `Shape`.
+    family: One of `names()`, or of `SHAPES` alone, which gives a `Shape`.
     variant: Size and patch, as for `create`.
     **options: Keyword arguments of the family's constructor.
 

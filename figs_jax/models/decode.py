@@ -194,9 +194,7 @@ def _beam_search(
     before = jnp.where(
       place > 0, s.tokens[:, :, place - 1], first_token[:, None]
     )
-    logits, cache = _merge(*stepping).step(
-      s.cache, before.reshape(-1), place
-    )
+    logits, cache = _merge(*stepping).step(s.cache, before.reshape(-1), place)
     vocab = logits.shape[-1]
     scores = jax.nn.log_softmax(logits).reshape(batch, beams, vocab)
     scores = (scores + s.scores[..., None]).reshape(batch, -1)

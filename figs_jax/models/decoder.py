@@ -126,9 +126,7 @@ def attend_cached(
     own = origin.own()
     beams = origin.beams
     logits = logits.reshape(*logits.shape[:-1], -1, beams)
-    logits = (
-      logits[..., 0] if beams == 1 else jnp.where(own, logits, 0).sum(-1)
-    )
+    logits = logits[..., 0] if beams == 1 else jnp.where(own, logits, 0).sum(-1)
     if bias is not None:
       logits = logits + bias.reshape(1, groups, 1, heads // groups, -1)
     parts.append((jnp.where(own.any(-1), logits, _LEAST), past.values))
@@ -269,7 +267,9 @@ class CausalAttention(nnx.Module):
     seen: Bool[Array, "batch prompt"],
   ) -> tuple[Float[Array, "rows width"], KeysValues]:
     """Attention of the next token, and the cache with it."""
-    queries, *now = (each[:, 0] for each in self._projected(x[:, None], rotation))
+    queries, *now = (
+      each[:, 0] for each in self._projected(x[:, None], rotation)
+    )
     past = origin.written(past, KeysValues(*now))
     queries = queries * queries.shape[-1] ** -0.5
     out = attend_cached(queries, past, origin, shared=prompt, seen=seen)
@@ -326,3 +326,31 @@ class CausalBlock(nnx.Module):
     out, past = self.attn.step(self.norm1(x), rotation, *cache)
     x = x + out
     return x + self.mlp(self.norm2(x)), past
+
+
+def checked_ids(model: Any, name: str, ids: Any) -> Int[Array, "batch length"]:
+  """Integer ids [batch, length] of the vocabulary of a model.
+
+  Args:
+    model: Model with an attribute `vocab`.
+    name: Name of the ids in error messages.
+    ids: Ids, whose values are checked outside of a trace only.
+
+  Raises:
+    ValueError: If the shape, the dtype or a value is invalid.
+  """
+  family = type(model).__name__
+  if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+    raise ValueError(
+      f"{family}: expected {name} of integer ids [batch, length], got shape"
+      f" {ids.shape} and dtype {ids.dtype}"
+    )
+  if not isinstance(ids, jax.core.Tracer) and ids.size:
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0 or most >= model.vocab:
+      wrong = least if least < 0 else most
+      raise ValueError(
+        f"{family}: expected {name} with ids from 0 to {model.vocab - 1}, got"
+        f" {wrong}; use the vocabulary of the model, or set vocab="
+      )
+  return jnp.asarray(ids)

@@ -29,7 +29,7 @@ from flax import nnx
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import non_gemm, stack
-from figs_jax.models.decoder import KeysValues, Origin
+from figs_jax.models.decoder import KeysValues, Origin, checked_ids
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
 from figs_jax.models.sizes import check_positive
@@ -315,20 +315,7 @@ class T5(nnx.Module):
     Raises:
       ValueError: If the shape, the dtype or a value is invalid.
     """
-    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-      raise ValueError(
-        f"T5: expected {name} of integer ids [batch, length], got shape"
-        f" {ids.shape} and dtype {ids.dtype}"
-      )
-    if not isinstance(ids, jax.core.Tracer) and ids.size:
-      least, most = int(ids.min()), int(ids.max())
-      if least < 0 or most >= self.vocab:
-        wrong = least if least < 0 else most
-        raise ValueError(
-          f"T5: expected {name} with ids from 0 to {self.vocab - 1}, got"
-          f" {wrong}; use the vocabulary of the model, or set vocab="
-        )
-    return jnp.asarray(ids)
+    return checked_ids(self, name, ids)
 
   def encode(
     self,
@@ -451,9 +438,7 @@ class T5(nnx.Module):
       rows.append(non_gemm.norm(f"{stack_name}/norm", tokens, self.width, 1, 1))
     return rows
 
-  def _embed(
-    self, ids: Int[Array, "*batch"]
-  ) -> Float[Array, "*batch width"]:
+  def _embed(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
     return self.shared(ids).astype(self.dtype)
 
   def _tied_head(self) -> Float[Array, "width vocab"]:

@@ -155,9 +155,7 @@ class T5Attention(nnx.Module):
     out = attend(logits, values, self.dropout)
     return self.o(out.reshape(*x.shape[:-1], -1))
 
-  def remembered(
-    self, x: Float[Array, "batch keys width"]
-  ) -> KeysValues:
+  def remembered(self, x: Float[Array, "batch keys width"]) -> KeysValues:
     """Keys and values of x, in the layout of a cache."""
     return KeysValues(*(each.swapaxes(1, 2) for each in self.keys_values(x)))
 

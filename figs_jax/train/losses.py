@@ -223,15 +223,35 @@ class TeacherForcing:
     del key
     inputs, targets = entries(batch, "inputs", "targets")
     targets = padded(targets)
-    logits = model(inputs, targets)
+    logits = self.logits(model, inputs, targets)
     check_range("inputs", logits.shape[-1])
     check_range("targets", logits.shape[-1], IGNORED)
     losses, hits, counted = token_losses(logits, targets, self.smoothing)
     tokens = counted.sum()
     return Mean(losses.sum(), tokens), {"accuracy": Mean(hits.sum(), tokens)}
 
+  @staticmethod
+  def logits(model: nnx.Module, inputs: Array, targets: Array) -> Array:
+    """What the model predicts for each target token."""
+    return model(inputs, targets)
+
+
+class NextToken(TeacherForcing):
+  """Mean cross-entropy of the token after each input token, in nats.
+
+  As `TeacherForcing`, for a causal model from inputs to logits: targets are the
+  inputs one place later, or padding where the loss does not count.
+  """
+
+  @staticmethod
+  def logits(model: nnx.Module, inputs: Array, targets: Array) -> Array:
+    """What the model predicts after each input token."""
+    del targets
+    return model(inputs)
+
 
 teacher_forcing = TeacherForcing()
+next_token = NextToken()
 
 
 def token_losses(

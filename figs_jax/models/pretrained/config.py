@@ -18,7 +18,7 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core.tree import MaskedKernel
-from figs_jax.models.pretrained import swin_v2, t5, vit
+from figs_jax.models.pretrained import gpt2, llama, swin_v2, t5, vit
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.keys import Given, Table, text
 from figs_jax.models.pretrained.matching import place_of, published
@@ -27,6 +27,8 @@ from figs_jax.models.vit import ViT
 
 # By the name of the model's class.
 TABLES: dict[str, Table] = {
+  "GPT2": gpt2.CONFIG,
+  "Llama": llama.CONFIG,
   "SwinV2": swin_v2.CONFIG,
   "T5": t5.CONFIG,
   "ViT": vit.CONFIG,
@@ -99,10 +101,13 @@ def for_transformers(model: nnx.Module) -> Published:
 def published_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
   """Shape, pattern and group axes of the sparse tensors of `published`.
 
+  A tensor that holds q, k and v is among them if all three have one pattern.
+
   Raises:
     PretrainedError: If the model's family is unknown.
   """
   leaves = {}
+  parts: dict[str, list[MaskedKernel]] = {}
   for path, leaf in nn.masked_leaves(model).items():
     place = place_of(model, path, leaf.shape)
     ours = leaf.shape[1:] if place.stacked else leaf.shape
@@ -110,9 +115,15 @@ def published_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
     order = place.layout.order or tuple(range(len(ours)))
     # Counted from the end: a stacked kernel's axes are those of one block.
     turned = tuple(order.index(a % len(ours)) for a in axes)
-    shape = place.layout.of(ours, 1)
     for name in place.names:
-      leaves[name] = MaskedKernel(shape, leaf.pattern, turned)
+      one = MaskedKernel(place.shape(leaf.shape, 1), leaf.pattern, turned)
+      if place.part is None:
+        leaves[name] = one
+      else:
+        parts.setdefault(name, []).append(one)
+  for name, each in parts.items():
+    if len(each) == 3 and len(set(each)) == 1:
+      leaves[name] = each[0]
   return leaves
 
 

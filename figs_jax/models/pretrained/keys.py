@@ -4,7 +4,8 @@ A family has one `Table`, which is read in both directions. Every key of a file
 must be in it: as an option of ours (`Key`), with the only value that the family
 supports (`Fixed`), as a consequence of other keys (`Follows`), or as one that
 does not change the logits (`harmless`). Any other key may change them, so it is
-refused by name. The tables are in `vit`, `swin_v2` and `t5`.
+refused by name. The tables are in the
+modules of the families.
 """
 
 from __future__ import annotations
@@ -183,6 +184,9 @@ class Table:
     follows: Keys that follow from others.
     harmless: Further keys that do not change the logits.
     implied: Options that every file of the family has.
+    flat: The fields with every value under a key of its own, from those of a
+      file.
+    nested: The opposite, for writing.
     more: Options that need several keys or the tensors, in place of those of
       the keys; called with (fields, options so far, tensors).
   """
@@ -194,6 +198,8 @@ class Table:
   follows: tuple[Follows, ...] = ()
   harmless: tuple[str, ...] = ()
   implied: Fields = dataclasses.field(default_factory=dict)
+  flat: Callable[[Fields], Fields] = lambda fields: fields
+  nested: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
   more: Callable[
     [Fields, Mapping[str, Given], Mapping[str, Tensor]], dict[str, Given]
   ] = lambda *_: {}
@@ -207,6 +213,7 @@ class Table:
       PretrainedError: If a key is unknown, illegal, unsupported, or contradicts
         another.
     """
+    fields = self.flat(fields)
     known = {key.name for key in (*self.keys, *self.fixed, *self.follows)}
     for name, value in fields.items():
       if name in known or name in self.harmless or name in HARMLESS:
@@ -258,7 +265,8 @@ class Table:
     for key in self.keys:
       ours = getattr(model, key.option) if key.of is None else key.of(model)
       fields[key.name] = ours if key.of else key.form.write(ours)
-    return fields | {each.name: each.ours for each in self.fixed}
+    fields |= {each.name: each.ours for each in self.fixed}
+    return self.nested(fields)
 
 
 def _same(a: Any, b: Any) -> bool:

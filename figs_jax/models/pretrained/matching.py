@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from figs_jax.models.pretrained import swin_v2, t5, vit
+from figs_jax.models.pretrained import gpt2, llama, swin_v2, t5, vit
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.names import (
   KINDS,
@@ -25,6 +25,8 @@ from figs_jax.models.pretrained.names import (
 
 # By the name of the model's class; files are written in the first dialect.
 TABLES: dict[str, tuple[Dialect, ...]] = {
+  "GPT2": gpt2.DIALECTS,
+  "Llama": llama.DIALECTS,
   "SwinV2": swin_v2.DIALECTS,
   "T5": t5.DIALECTS,
   "ViT": vit.DIALECTS,
@@ -53,8 +55,10 @@ class Place:
 
   def shape(self, ours: Size, heads: int) -> Size:
     """The shape of one tensor for a parameter of this shape."""
-    first, *rest = self.layout.of(ours[1:] if self.stacked else ours, heads)
-    return (first if self.part is None else 3 * first, *rest)
+    sizes = list(self.layout.of(ours[1:] if self.stacked else ours, heads))
+    if self.part is not None:
+      sizes[self.layout.parts] *= 3
+    return tuple(sizes)
 
   def array(self, tensors: Mapping[str, Tensor], ours: Size) -> np.ndarray:
     """Reads the parameter."""
@@ -63,7 +67,7 @@ class Place:
     for name in self.names:
       value = tensors[name].read()
       if self.part is not None:
-        value = np.split(value, 3)[self.part]
+        value = np.split(value, 3, self.layout.parts)[self.part]
       layers.append(self.layout.to_ours(value, one))
     return np.stack(layers) if self.stacked else layers[0]
 
@@ -90,11 +94,18 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
   (1000, 8)
   """
   tensors = {}
+  fused: dict[str, dict[int, np.ndarray]] = {}
   for path, leaf in parameters_of(model).items():
     place = place_of(model, path, tuple(leaf.shape))
     value = np.asarray(leaf[...])
     for name, layer in zip(place.names, value if place.stacked else [value]):
-      tensors[name] = place.layout.to_theirs(layer, _heads(model))
+      one = place.layout.to_theirs(layer, _heads(model))
+      if place.part is not None:
+        parts = fused.setdefault(name, {})
+        parts[place.part] = one
+        ordered = [parts[i] for i in sorted(parts)]
+        one = np.concatenate(ordered, place.layout.parts)
+      tensors[name] = one
   return tensors
 
 
@@ -320,11 +331,11 @@ def _fix(
       it with different shapes.
   """
   options: dict[str, Any] = {}
-  if path.startswith("head/") and lacks and type(model).__name__ == "T5":
+  if path.startswith("head/") and lacks and hasattr(model, "tied"):
     options = {"tied": True}
   elif path in _HEAD:
     return f"; {wording(head='fresh')} keeps the model's own head"
-  elif path == "shared/embedding":
+  elif path in ("shared/embedding", "embed/embedding"):
     return (
       f"; set {wording(vocab=...)} to the size of the file's vocabulary, and"
       " use that one"
