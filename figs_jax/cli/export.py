@@ -14,7 +14,7 @@ from figs_jax import export, nn
 from figs_jax.core.diagnostics import check_nm
 from figs_jax.core.packing import Layout
 from figs_jax.core.rules import nearest
-from figs_jax.models import FAMILIES, T5, own_model
+from figs_jax.models import FAMILIES, own_model
 from figs_jax.models.own_weights import fill_own, own_weights
 from figs_jax.models.pretrained.config import (
   for_transformers,
@@ -232,12 +232,13 @@ def _examples(model: Any, batch: int, example: Any) -> list[np.ndarray]:
       f"stablehlo: expected example=, an input of {type(model).__name__}, got"
       " none"
     )
-  if isinstance(model, T5):
-    lengths = (model.input_length, model.target_length)
-    sizes = [(batch, length) for length in lengths]
-    return [rng.integers(0, model.vocab, size, np.int32) for size in sizes]
-  shape = (batch, *model.image_size, model.in_channels)
-  return [rng.standard_normal(shape, np.float32)]
+  shapes = model.example(batch)
+  return [
+    rng.integers(0, model.vocab, each.shape, np.int32)
+    if np.issubdtype(each.dtype, np.integer)
+    else rng.standard_normal(each.shape, np.float32)
+    for each in (shapes if isinstance(shapes, tuple) else (shapes,))
+  ]
 
 
 def _check(out: str | Path, format: str, overwrite: bool) -> None:

@@ -87,8 +87,8 @@ IMAGES: dict[str, Field] = {
     Integer("[1, 4096]"),
   ),
 }
-# Fields of families that read text.
-TEXT: dict[str, Field] = {
+# Fields of all families that read text.
+_ANY_TEXT: dict[str, Field] = {
   "data.name": Field(
     "stdlib_text",
     "Data set: stdlib_text, text:FILE, c4, glue, or a tfds name such as"
@@ -108,6 +108,9 @@ TEXT: dict[str, Field] = {
     "Vocabulary: bytes, sentencepiece:1024 to train that many pieces, or the"
     " path of a sentencepiece model.",
   ),
+}
+# Fields of families from inputs to targets.
+TEXT: dict[str, Field] = _ANY_TEXT | {
   "data.input_length": Field(
     128, "Tokens per input, with the end token.", _LENGTH
   ),
@@ -126,4 +129,8 @@ TEXT: dict[str, Field] = {
   "data.beams": Field(
     1, "Beams of decoding in evaluation; 1 is greedy.", Integer("[1, 1024]")
   ),
+}
+# Fields of families that predict the next token.
+CAUSAL_TEXT: dict[str, Field] = _ANY_TEXT | {
+  "data.input_length": Field(128, "Tokens per row.", _LENGTH),
 }

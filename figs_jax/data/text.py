@@ -15,7 +15,7 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -50,6 +50,10 @@ class Denoising:
   vocabulary: Vocabulary
   corruption: SpanCorruption
   names: tuple[str, ...] = ("denoising",)
+
+  @property
+  def builders(self) -> tuple[Builder, ...]:
+    return (self.builder,)
 
   @property
   def target_length(self) -> int:
@@ -152,6 +156,26 @@ class TextToText:
 Texts = Denoising | TextToText
 
 
+class Pairs(Protocol):
+  """What batches are made of: `Texts`, or `causal_text.CausalText`."""
+
+  @property
+  def builders(self) -> tuple[Builder, ...]: ...
+  @property
+  def input_length(self) -> int: ...
+  @property
+  def target_length(self) -> int: ...
+
+  def examples(self, split: str, *, ordered: bool) -> Any:
+    """A sequence of examples, with an attribute `cached`."""
+
+  def pair(
+    self, example: Any, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray, int]:
+    """(inputs, targets, number of the task) of an example."""
+    ...
+
+
 class Tasks(Sequence):
   """Concatenated examples (inputs, targets, task number) of several tasks."""
 
@@ -211,6 +235,35 @@ def _parts_of(name: str | PythonData) -> list[str | PythonData]:
   return [f"glue/{task}" for task in text_to_text.GLUE]
 
 
+def find_builders(
+  name: str | PythonData,
+  *,
+  data_dir: str | None = None,
+  download: bool = False,
+  options: Options = DEFAULTS,
+) -> tuple[Builder, ...]:
+  """The data sets of a name, each with text or inputs and targets.
+
+  Args:
+    name, data_dir, download, options: Same as for `find_texts`.
+
+  Raises:
+    DataError: If the data set has no text or as in `figs_jax.data.load`.
+  """
+  builders = tuple(
+    sources.find(part, data_dir=data_dir, download=download, options=options)
+    for part in _parts_of(name)
+  )
+  builder = builders[0]
+  if text_to_text.reader(builder) is None and not _has_text(builder):
+    raise sources.DataError(
+      f"Data set {builder.name!r}: expected a 'text' feature or a supported"
+      " task; choose stdlib_text, text:FILE, c4, glue or a translation such as"
+      " wmt14_translate/de-en"
+    )
+  return builders
+
+
 def find_texts(
   name: str | PythonData,
   *,
@@ -246,21 +299,14 @@ def find_texts(
     DataError: If the data set has no text or as in `figs_jax.data.load`.
     ValueError: If the lengths or the vocabulary do not fit.
   """
-  builders = tuple(
-    sources.find(part, data_dir=data_dir, download=download, options=options)
-    for part in _parts_of(name)
+  builders = find_builders(
+    name, data_dir=data_dir, download=download, options=options
   )
   builder = builders[0]
   is_task = text_to_text.reader(builder) is not None
   of_labels = builder.name in text_to_text.OWN and text_to_text.has_labels(
     builder
   )
-  if not is_task and not _has_text(builder):
-    raise sources.DataError(
-      f"Data set {builder.name!r}: expected a 'text' feature or a supported"
-      " task; choose stdlib_text, text:FILE, c4, glue or a translation such as"
-      " wmt14_translate/de-en"
-    )
   if is_task and target_length is None and not of_labels:
     raise ValueError(
       f"Data set {name!r} needs a target_length; set"
@@ -293,7 +339,7 @@ def find_texts(
 
 
 def train_batches(
-  texts: Texts,
+  texts: Pairs,
   split: str,
   batch_size: int,
   *,
@@ -342,9 +388,7 @@ def train_batches(
     batch_size * num_shards,
     start,
     num_examples=len(examples),
-    data_set=identity(
-      [texts.builder] if isinstance(texts, Denoising) else texts.builders
-    ),
+    data_set=identity(texts.builders),
   )
 
 
@@ -368,7 +412,7 @@ class TextEvalBatches:
 
 
 def eval_batches(
-  texts: Texts,
+  texts: Pairs,
   split: str,
   batch_size: int,
   *,
@@ -402,7 +446,7 @@ def eval_batches(
 class _Prepare(grain.transforms.RandomMap):
   """Turns the number of an example into arrays; -1 stands for padding."""
 
-  texts: Texts
+  texts: Pairs
   examples: Sequence[Any]
 
   def random_map(self, element: Any, rng: np.random.Generator) -> Any:

@@ -54,7 +54,8 @@ _DEVICES = Integer("[1, 65536]", special=-1)
 # Fields of every run.
 SHARED: dict[str, Field] = {
   "family": Field(
-    "vit", "Model family: vit, swin_v2 or t5, or a class of your own."
+    "vit",
+    "Model family: gpt2, llama, swin_v2, t5, vit, or a class of your own.",
   ),
   "variant": Field(
     "",
@@ -198,6 +199,7 @@ IMAGES: dict[str, Field] = {
 }
 # Fields of the runs of each task of `figs_jax.train.tasks`.
 OF_TASK: dict[str, dict[str, Field]] = {
+  "causal_text": data_fields.CAUSAL_TEXT,
   "images": IMAGES,
   "text_to_text": data_fields.TEXT,
 }

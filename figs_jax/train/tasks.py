@@ -1,4 +1,4 @@
-"""Tasks: classifying images, or generating text from text.
+"""Tasks: classifying images, text from text, or the next token of text.
 
 A task holds everything that depends on it in training and evaluation: batches,
 loss, evaluation metrics, and the model options that follow from the data. The
@@ -18,9 +18,15 @@ from figs_jax.data import text
 from figs_jax.data.opened import Options
 from figs_jax.data.pixels import PixelScale
 from figs_jax.data.python_data import PythonData
-from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
+from figs_jax.train.losses import MixedCrossEntropy, NextToken, TeacherForcing
 from figs_jax.train.metrics import LabelAccuracy
-from figs_jax.train.text_scores import Bleu, ExactMatch, GlueScore, TokenLoss
+from figs_jax.train.text_scores import (
+  Bleu,
+  ExactMatch,
+  GlueScore,
+  NextTokenLoss,
+  TokenLoss,
+)
 
 # The vocabulary is padded to a multiple of this, as in T5 (32,100 -> 32,128).
 _ROWS = 128
@@ -131,7 +137,7 @@ class Text:
   """Target tokens from input tokens: span corruption, or text to text."""
 
   config: config_dict.ConfigDict
-  texts: text.Texts
+  texts: Any
 
   @classmethod
   def of(cls, config: config_dict.ConfigDict, given: PythonData | None) -> Text:
@@ -171,9 +177,13 @@ class Text:
         return Bleu(texts.vocabulary.decode, beams)
       answers = texts.answers()  # raises for labels that are cut to the same
       return ExactMatch(beams) if texts.is_own else GlueScore(answers, beams)
+    return TokenLoss(self._byte_lengths())
+
+  def _byte_lengths(self) -> np.ndarray:
+    """Bytes of text of each id, with the rows that pad the vocabulary."""
     lengths = self.texts.vocabulary.byte_lengths()
     rows = self.model_options["vocab"]
-    return TokenLoss(np.pad(lengths, (0, rows - len(lengths))))
+    return np.pad(lengths, (0, rows - len(lengths)))
 
   def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
     """Training batches of a shard; see `figs_jax.data.text.train_batches`."""
@@ -200,10 +210,39 @@ class Text:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class NextTokenText(Text):
+  """The next token of every token of a row, or of those of a target."""
+
+  @classmethod
+  def of(
+    cls, config: config_dict.ConfigDict, given: PythonData | None
+  ) -> NextTokenText:
+    options = config.data
+    texts = data.find_causal_text(
+      given or options.name,
+      vocabulary=options.vocabulary,
+      input_length=options.input_length,
+      data_dir=options.data_dir,
+      download=options.download,
+      options=Options.of(options),
+    )
+    return cls(config, texts)
+
+  @property
+  def loss(self) -> NextToken:
+    return NextToken(self.config.label_smoothing)
+
+  @property
+  def measure(self) -> NextTokenLoss:
+    return NextTokenLoss(self._byte_lengths())
+
+
 Measure = LabelAccuracy | TokenLoss | GlueScore | ExactMatch | Bleu
 Task = ImageClassification | Text
 # The task of a family by the name that its class gives.
 TASKS: dict[str, type[ImageClassification] | type[Text]] = {
+  "causal_text": NextTokenText,
   "images": ImageClassification,
   "text_to_text": Text,
 }
