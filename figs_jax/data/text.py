@@ -15,7 +15,7 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -156,6 +156,7 @@ class TextToText:
 Texts = Denoising | TextToText
 
 
+@runtime_checkable
 class Pairs(Protocol):
   """What batches are made of: `Texts`, or `causal_text.CausalText`."""
 

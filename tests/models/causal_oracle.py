@@ -51,9 +51,9 @@ CASES = {
       "num_key_value_heads": 2,
       "head_dim": 6,
       "rms_norm_eps": 1e-5,
-      "rope_parameters": {
+      "rope_theta": 100.0,
+      "rope_scaling": {
         "rope_type": "llama3",
-        "rope_theta": 100.0,
         "factor": 8.0,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
@@ -73,6 +73,16 @@ DECODING = {
 }
 
 
+def arguments(case: str) -> dict:
+  """Arguments of the library's configuration, without ids."""
+  family, _, keys, _ = CASES[case]
+  if family == "gpt2":
+    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return {"vocab_size": VOCAB, **rates, **keys}
+  sizes = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2}
+  return {"vocab_size": VOCAB, **sizes, **keys}
+
+
 def random_model(seed: int, case: str):
   """Every parameter random, and large enough to give decided logits."""
   # Imported late: the doctest collector imports every file under tests.
@@ -84,18 +94,11 @@ def random_model(seed: int, case: str):
     LlamaForCausalLM,
   )
 
-  family, _, keys, _ = CASES[case]
   ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-  if family == "gpt2":
-    drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = GPT2Config(vocab_size=VOCAB, **ends, **drop, **keys)
-    model = GPT2LMHeadModel(config)
+  if CASES[case][0] == "gpt2":
+    model = GPT2LMHeadModel(GPT2Config(**ends, **arguments(case)))
   else:
-    config = LlamaConfig(
-      vocab_size=VOCAB, hidden_size=12, intermediate_size=20,
-      num_hidden_layers=2, **ends, **keys,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(LlamaConfig(**ends, **arguments(case)))
   torch.manual_seed(seed)
   with torch.no_grad():
     for name, parameter in model.named_parameters():

@@ -16,7 +16,12 @@ import tempfile
 
 import numpy as np
 
-from tests.models import swin_v2_oracle, t5_oracle, vit_oracle
+from tests.models import (
+  causal_oracle,
+  swin_v2_oracle,
+  t5_oracle,
+  vit_oracle,
+)
 
 TARGET = pathlib.Path(__file__).parent / "fixtures" / "configs_hf.json"
 # Model type -> (configuration, model with a head).
@@ -25,6 +30,8 @@ KINDS = {
   "swinv2": ("Swinv2Config", "Swinv2ForImageClassification"),
   "t5": ("T5Config", "T5ForConditionalGeneration"),
   "mt5": ("MT5Config", "MT5ForConditionalGeneration"),
+  "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
+  "llama": ("LlamaConfig", "LlamaForCausalLM"),
 }
 _TEXT = {
   "vocab_size": t5_oracle.VOCAB,
@@ -49,6 +56,10 @@ CASES = {
   "t5 gated": ("t5", _GATED | {"tie_word_embeddings": False}, "v1_1"),
   "t5 unscaled": ("t5", _TEXT | {"tie_word_embeddings": False}, "v1_0"),
   "mt5": ("mt5", _GATED | {"tie_word_embeddings": False}, "v1_1"),
+  **{
+    name: (family, causal_oracle.arguments(name), name)
+    for name, (family, *_) in causal_oracle.CASES.items()
+  },
 }
 # Values to change a key to, beside those that `changed` derives.
 WORDS = {
@@ -57,6 +68,7 @@ WORDS = {
   "dense_act_fn": ["relu", "gelu_new", "gelu", "silu"],
   "pooler_act": ["relu"],
   "model_type": ["deit", "swin", "umt5"],
+  "activation_function": ["gelu", "gelu_pytorch_tanh", "relu"],
 }
 
 
@@ -101,6 +113,8 @@ def weights(case: str) -> dict[str, np.ndarray]:
     target, prefix = vit_oracle.TARGET, "weight/"
   elif kind == "swinv2":
     target, prefix = swin_v2_oracle.TARGET, "weight/"
+  elif kind in ("gpt2", "llama"):
+    target, prefix = causal_oracle.TARGET, f"{case}/weight/"
   else:
     target, prefix = t5_oracle.TARGET, f"{which}/weight/"
   with np.load(target) as data:
@@ -117,8 +131,10 @@ def inputs(case: str) -> dict[str, np.ndarray]:
   if kind == "vit":
     with np.load(vit_oracle.TARGET) as data:
       return {"images": data["images"], "logits": data["logits"]}
-  target = swin_v2_oracle.TARGET if kind == "swinv2" else t5_oracle.TARGET
-  names = ("images", "inputs", "targets", "logits")
+  targets = dict.fromkeys(("gpt2", "llama"), causal_oracle.TARGET)
+  targets["swinv2"] = swin_v2_oracle.TARGET
+  target = targets.get(kind, t5_oracle.TARGET)
+  names = ("images", "inputs", "targets", "tokens", "logits")
   with np.load(target) as data:
     return {n: data[f"{which}/{n}"] for n in names if f"{which}/{n}" in data}
 
@@ -134,6 +150,8 @@ def logits(model, case: str) -> np.ndarray:
       return model(torch.from_numpy(pixels.copy()), return_dict=True)[
         "logits"
       ].numpy()
+    if "tokens" in given:
+      return model(torch.from_numpy(given["tokens"]).long()).logits.numpy()
     ids, targets = (
       torch.from_numpy(given[name]).long() for name in ("inputs", "targets")
     )
