@@ -17,7 +17,7 @@ def documents(length):
   return CausalText((SimpleNamespace(info=info, name="x"),), CODEC, length)
 
 
-def test_targets_of_a_segment_are_its_inputs_one_place_later():
+def test_targets_of_a_segment_are_its_inputs_one_place_later(unchecked):
   row = np.arange(3, 9, dtype=np.int32)
   inputs, targets, _ = documents(5).pair(row, np.random.default_rng(0))
   assert inputs.tolist() == [3, 4, 5, 6, 7]
