@@ -106,7 +106,7 @@ def main():
   )
   parser.add_argument("--cases", type=int, default=200)
   parser.add_argument("--methods", default="greedy,anneal,sinkhorn")
-  parser.add_argument("--escapes", type=int, default=100)
+  parser.add_argument("--escapes", type=int, help="default: that of permute")
   parser.add_argument("--size", default="1024x256", help="rows x channels")
   parser.add_argument("--pattern", default="2:4")
   parser.add_argument("--naive_pairs", type=int, default=0)

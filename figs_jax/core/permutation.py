@@ -30,6 +30,8 @@ METHODS = ("greedy", "exhaustive", "anneal", "sinkhorn")
 
 # Gains below this share of the two stripes' value are rounding.
 _ROUNDING = 2e-6
+# Stripes whose gains are computed together.
+_MOST = 64
 
 
 def permute(
@@ -38,7 +40,7 @@ def permute(
   axis: int = -2,
   *,
   method: str = "greedy",
-  escapes: int = 100,
+  escapes: int | None = None,
   seed: int = 0,
 ) -> np.ndarray:
   """An order of the channels along `axis` that keeps more under an N:M mask.
@@ -65,7 +67,8 @@ def permute(
     pattern: `NM` or "n:m".
     axis: Axis of the channels, which is the group axis of the mask.
     method: One of the four above.
-    escapes: Number of random changes that `greedy` recovers from.
+    escapes: Number of random changes that `greedy` recovers from. Defaults to
+      100 for up to 64 stripes, and to 6400 / stripes for more.
     seed: Seed of everything random.
 
   Returns:
@@ -90,7 +93,7 @@ def permute(
     raise ValueError(
       f"Expected a method among {', '.join(METHODS)}, got {method!r}"
     )
-  if escapes < 0:
+  if escapes is not None and escapes < 0:
     raise ValueError(f"Expected escapes of at least 0, got {escapes}")
   values = np.asarray(jnp.asarray(scores).astype(jnp.float32))
   Groups.of(values.shape, pattern.m, axis)
@@ -114,6 +117,8 @@ def permute(
   elif method == "sinkhorn":
     order = learned(rows, n, m, seed)
   else:
+    if escapes is None:
+      escapes = min(100, 6400 * m // len(identity))
     order = _greedy(rows, n, m, escapes, seed)
   best = max((identity, order), key=lambda o: _kept(rows[:, o], n, m))
   return _canonical(best, m)
@@ -146,13 +151,23 @@ class _Search:
     """Computes the gains of these stripes, whose channels changed."""
     stripes = np.array(stripes)
     self.refresh(stripes)
-    for part in _parts(stripes):
-      gains = gains_of(self.moves, self.prepared, part)
-      self.gain[part], self.move[part] = gains
-    # A pair is listed where it was computed last.
-    stale = np.ones(self.count, bool)
-    stale[stripes] = False
-    self.gain[np.ix_(stale, stripes)] = -np.inf
+    self.gain[:, stripes] = -np.inf
+    others, prepared = np.arange(self.count), self.prepared
+    quarter = -(-self.count // 4)
+    for start in range(0, len(stripes), _MOST):
+      part = stripes[start : start + _MOST]
+      padded = np.resize(part, min(_MOST, self.count))
+      gains = gains_of(self.moves, self.prepared, prepared, padded, len(part))
+      columns = np.ix_(part, others)
+      self.gain[columns] = gains.gain[: len(part)]
+      self.move[columns] = gains.move[: len(part)]
+      left = np.setdiff1d(others, part)  # these pairs are known now
+      # In steps of a quarter, for each of which XLA compiles.
+      size = -(-len(left) // quarter) * quarter
+      if start + _MOST < len(stripes) and size < len(others):
+        others = np.resize(left, size)
+        prepared = tuple(a[..., others] for a in self.prepared)
+    # A pair of two of them, and a stripe with itself, may be listed twice.
     np.fill_diagonal(self.gain, -np.inf)
 
   def refresh(self, stripes: np.ndarray) -> None:
@@ -192,7 +207,7 @@ def _parts(stripes: np.ndarray) -> Iterator[np.ndarray]:
 
   Some are repeated to fill the last part.
   """
-  for size in (64, 16, 4):
+  for size in (_MOST, 16, 4):
     while len(stripes) >= size:
       yield stripes[:size]
       stripes = stripes[size:]

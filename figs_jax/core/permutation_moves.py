@@ -126,12 +126,20 @@ class Partitions:
     return stripe_values(x, self.n, self.m), *sums
 
   @functools.partial(jax.jit, static_argnums=0)
-  def gains(self, prepared: tuple[Array, ...], stripe: Int[Array, ""]) -> Gains:
-    """The best exchange of `stripe` with each stripe."""
-    value, *sums = prepared
+  def gains(
+    self,
+    prepared: tuple[Array, ...],
+    others: tuple[Array, ...],
+    stripe: Int[Array, ""],
+  ) -> Gains:
+    """The best exchange of a stripe of `prepared` with each of `others`."""
+    own_value, *own_sums = (
+      lax.dynamic_slice_in_dim(a, stripe, 1, -1) for a in prepared
+    )
+    value, *sums = others
 
     def union(*blocks):
-      own = [lax.dynamic_slice_in_dim(b, stripe, 1, 3) for b in blocks]
+      own, blocks = blocks[: self.m - 1], blocks[self.m - 1 :]
       totals = []
       for p in range(1, self.m):
         q = self.m - p
@@ -145,13 +153,13 @@ class Partitions:
         totals.append(jnp.sum(functools.reduce(jnp.maximum, terms), axis=0))
       return totals
 
-    totals = _over_rows(union, tuple(sums))
+    totals = _over_rows(union, (*own_sums, *sums))
     # Complements of combinations are in reverse order.
     both = [
       totals[p - 1][i, j] + totals[self.m - p - 1][::-1, ::-1][i, j]
       for p, i, j in self._ways
     ]
-    return _best(jnp.stack(both) - (value[stripe] + value)[None])
+    return _best(jnp.stack(both) - (own_value + value)[None])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,23 +189,26 @@ class Swaps:
     return stripe_values(x, self.n, self.m), without.sum(0), threshold, lines
 
   @functools.partial(jax.jit, static_argnums=0)
-  def gains(self, prepared: tuple[Array, ...], stripe: Int[Array, ""]) -> Gains:
-    """The best exchange of `stripe` with each stripe."""
-    value, without, threshold, lines = prepared
+  def gains(
+    self,
+    prepared: tuple[Array, ...],
+    others: tuple[Array, ...],
+    stripe: Int[Array, ""],
+  ) -> Gains:
+    """The best exchange of a stripe of `prepared` with each of `others`."""
+    own_value, own_without, *own = (
+      lax.dynamic_slice_in_dim(a, stripe, 1, -1) for a in prepared
+    )
+    value, without, threshold, lines = others
 
-    def excess(threshold, lines):
-      t, x = (
-        lax.dynamic_slice_in_dim(a, stripe, 1, 2)[:, :, None]
-        for a in (threshold, lines)
-      )
-      both = jax.nn.relu(lines[:, None] - t) + jax.nn.relu(
-        x - threshold[:, None]
-      )
+    def excess(t, x, threshold, lines):
+      both = jax.nn.relu(lines[:, None] - t[:, :, None])
+      both += jax.nn.relu(x[:, :, None] - threshold[:, None])
       return [both.sum(0)]
 
-    (total,) = _over_rows(excess, (threshold, lines))
-    total += without[:, stripe][:, None, None] + without[None]
-    return _best(total.reshape(self.m**2, -1) - (value[stripe] + value)[None])
+    (total,) = _over_rows(excess, (*own, threshold, lines))
+    total += own_without[:, None] + without[None]
+    return _best(total.reshape(self.m**2, -1) - (own_value + value)[None])
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -227,10 +238,25 @@ def refreshed(
 def gains_of(
   moves: Partitions | Swaps,
   prepared: tuple[Array, ...],
+  others: tuple[Array, ...],
   stripes: Int[Array | np.ndarray, " some"],
+  count: Int[Array, ""] | int,
 ) -> Gains:
-  """The gains of some stripes, [some, stripes]."""
-  return lax.map(functools.partial(moves.gains, prepared), stripes)
+  """The gains of the first `count` stripes, [some, others].
+
+  The count is traced, since each number of stripes would be compiled anew.
+  """
+  shape = len(stripes), others[0].shape[-1]
+
+  def put(i, gains):
+    return jax.tree.map(
+      lambda all_gains, one: all_gains.at[i].set(one),
+      gains,
+      moves.gains(prepared, others, stripes[i]),
+    )
+
+  start = Gains(jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
+  return lax.fori_loop(0, count, put, start)
 
 
 def neighbourhood(n: int, m: int) -> Partitions | Swaps:

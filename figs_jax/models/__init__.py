@@ -161,6 +161,7 @@ def from_pretrained(
   *,
   head: str = "strict",
   resize_positions: bool = False,
+  interpolation: str = "linear",
   rngs: nnx.Rngs | None = None,
   **options: Any,
 ) -> Any:
@@ -172,6 +173,8 @@ def from_pretrained(
     head: "strict", or "fresh" for a new classifier, of `num_classes`.
     resize_positions: Whether `image_size` (and the `window` of a Swin-V2) may
       differ from those of the file, see `pretrained.load`.
+    interpolation: How positions are then interpolated: "linear", "bicubic" or
+      "bicubic_antialias", see `pretrained.load`.
     rngs: Random streams, for a fresh head and dropout. Defaults to
       `nnx.Rngs(0)`.
     **options: Keyword arguments of the family's constructor, in place of those
@@ -217,6 +220,7 @@ def from_pretrained(
     path,
     head=head,
     resize_positions=resize_positions,
+    interpolation=interpolation,
     convert_channels="in_channels" in options,
   )
   model = pretrained.fill(create(family, variant, rngs=rngs, **whole), weights)

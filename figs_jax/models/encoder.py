@@ -132,6 +132,45 @@ class MLP(nnx.Module):
     return self.dropout2(self.fc2(self.dropout1(hidden)))
 
 
+class SwiGLU(nnx.Module):
+  """down(silu(gate(x)) * up(x)) (arXiv 2002.05202), with biases.
+
+  Published files hold gate and up in one kernel, `weights_in` or `w12`.
+  """
+
+  def __init__(self, parts: Parts, width: int, dim: int, dropout: float):
+    self.gate = parts.linear(width, dim, **_VIT_INIT)
+    self.up = parts.linear(width, dim, **_VIT_INIT)
+    self.down = parts.linear(dim, width, **_VIT_INIT)
+    self.dropout1 = parts.dropout(dropout)
+    self.dropout2 = parts.dropout(dropout)
+
+  def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
+    hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+    return self.dropout2(self.down(self.dropout1(hidden)))
+
+
+def swiglu_width(width: int) -> int:
+  """The hidden width of DINOv2's SwiGLU: 2/3 of 4 * width, in steps of 8.
+
+  >>> swiglu_width(1536)
+  4096
+  """
+  return (int(4 * width * 2 / 3) + 7) // 8 * 8
+
+
+class LayerScale(nnx.Module):
+  """A learned factor per channel of a branch (arXiv 2103.17239)."""
+
+  def __init__(self, parts: Parts, width: int, initial: float):
+    self.scale = nnx.Param(jnp.full((width,), initial, parts.param_dtype))
+
+  def __call__(
+    self, x: Float[Array, "batch tokens width"]
+  ) -> Float[Array, "batch tokens width"]:
+    return x * self.scale[...].astype(x.dtype)[None, None]
+
+
 def gelu(x: Float[Array, "*b"], approximate: bool) -> Float[Array, "*b"]:
   """`jax.nn.gelu`; in float32, the exact form is x (1 + erf(x / sqrt(2))) / 2.
 
@@ -148,7 +187,10 @@ def gelu(x: Float[Array, "*b"], approximate: bool) -> Float[Array, "*b"]:
 
 
 class Block(nnx.Module):
-  """x += attn(norm1(x)); x += mlp(norm2(x))."""
+  """x += scale1 * attn(norm1(x)); x += scale2 * mlp(norm2(x)).
+
+  Without LayerScale, the factors are 1 and no parameters.
+  """
 
   def __init__(
     self,
@@ -163,6 +205,8 @@ class Block(nnx.Module):
     drop_path: float,
     norm_epsilon: float = 1e-6,
     gelu: str = "exact",
+    swiglu: bool = False,
+    layer_scale: float = 0.0,
   ):
     self.norm1 = parts.norm(width, norm_epsilon)
     self.attn = Attention(
@@ -176,7 +220,15 @@ class Block(nnx.Module):
       rngs=parts.rngs,
     )
     self.norm2 = parts.norm(width, norm_epsilon)
-    self.mlp = MLP(parts, width, mlp_dim, dropout, gelu=gelu)
+    self.mlp: MLP | SwiGLU
+    if swiglu:
+      self.mlp = SwiGLU(parts, width, mlp_dim, dropout)
+    else:
+      self.mlp = MLP(parts, width, mlp_dim, dropout, gelu=gelu)
+    self.scales = bool(layer_scale)
+    if layer_scale:
+      self.layer_scale1 = LayerScale(parts, width, layer_scale)
+      self.layer_scale2 = LayerScale(parts, width, layer_scale)
     self.dropout = parts.dropout(dropout)
     self.drop_path1 = parts.drop_path(drop_path)
     self.drop_path2 = parts.drop_path(drop_path)
@@ -185,5 +237,9 @@ class Block(nnx.Module):
     self, x: Float[Array, "batch tokens width"], rate: Any = 0.0
   ) -> Float[Array, "batch tokens width"]:
     """Applies the block with stochastic depth at this rate."""
-    x = x + self.drop_path1(self.dropout(self.attn(self.norm1(x))), rate)
-    return x + self.drop_path2(self.mlp(self.norm2(x)), rate)
+    branch = self.dropout(self.attn(self.norm1(x)))
+    branch = self.layer_scale1(branch) if self.scales else branch
+    x = x + self.drop_path1(branch, rate)
+    branch = self.mlp(self.norm2(x))
+    branch = self.layer_scale2(branch) if self.scales else branch
+    return x + self.drop_path2(branch, rate)

@@ -38,12 +38,15 @@ MODEL: dict[str, Legal] = {
   "attention_dropout": BELOW_ONE,
   "drop_path": BELOW_ONE,
   "norm_epsilon": Number("(0, 1]"),
-  "pool": Word(("cls", "gap")),
+  "pool": Word(("cls", "gap", "gap_norm", "cls_gap")),
   "pos": Word(("learned", "sincos")),
   "gelu": Word(("exact", "tanh")),
   "dtype": DTYPES,
   "scaled": Typed(bool),
   "in_channels": Integer("[1, 4096]"),
+  "registers": Integer("[0, 1024]"),
+  "distillation": Word(("none", "token", "heads")),
+  "layer_scale": Number("[0, 1]"),
 }
 # Model options that decide how a model is computed, rather than what. All
 # others are unset until a run begins; see `config.with_defaults`.

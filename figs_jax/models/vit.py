@@ -10,6 +10,9 @@ with deviation 1e-6, positions normal .02, class token and other biases zero,
 the patch kernel LeCun-normal. The head departs from it: truncated normal .02
 as in DeiT (arXiv 2012.12877), because a zero head would keep all gradients
 below it at zero in the first step.
+
+Options add what later models have: LayerScale, SwiGLU, register tokens, a
+distillation token, and other ways to pool. `FORMS` names the published ones.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from flax import nnx
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Float
 from figs_jax.models import non_gemm, stack
-from figs_jax.models.encoder import Block, Parts
+from figs_jax.models.encoder import Block, Parts, swiglu_width
 from figs_jax.models.gemm import row
 from figs_jax.models.positions import sincos_positions
 from figs_jax.models.sizes import (
@@ -45,12 +48,22 @@ SIZES: dict[str, dict[str, int]] = {
   "B": {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072},
   "L": {"width": 1024, "depth": 24, "heads": 16, "mlp_dim": 4096},
   "H": {"width": 1280, "depth": 32, "heads": 16, "mlp_dim": 5120},
+  "g": {"width": 1536, "depth": 40, "heads": 24},
   "custom": {},
 }
+_DINO = {"layer_scale": 1e-5, "pool": "cls_gap"}
+# Options of published models by the word before a size, as in "dinov2-S/14".
+FORMS: dict[str, dict[str, Any]] = {
+  "deit": {"distillation": "heads"},  # arXiv 2012.12877, distilled
+  "dinov2": _DINO,  # arXiv 2304.07193
+  "dinov2_reg": {**_DINO, "registers": 4},  # arXiv 2309.16588
+  "mae": {"pool": "gap_norm"},  # arXiv 2111.06377, fine-tuned
+}
 _CHOICES = {
-  "pool": ("cls", "gap"),
+  "pool": ("cls", "gap", "gap_norm", "cls_gap"),
   "pos": ("learned", "sincos"),
   "gelu": ("exact", "tanh"),
+  "distillation": ("none", "token", "heads"),
 }
 
 
@@ -62,12 +75,16 @@ class ViT(nnx.Module):
     width: Width of the tokens.
     depth: Number of blocks.
     heads: Number of attention heads; divides width.
-    mlp_dim: Width of the feed-forward layers. Defaults to 4 * width.
+    mlp_dim: Width of the feed-forward layers. Defaults to 4 * width, or with
+      SwiGLU to 2/3 of it, rounded up to a multiple of 8.
     num_classes: Number of logits.
     image_size: Side of a square image, or (height, width); a multiple of the
       patch.
     in_channels: Number of image channels.
-    pool: "cls" reads a class token, "gap" averages all tokens.
+    pool: "cls" reads a class token, "gap" averages the patches of a model
+      without one. With a class token, "gap_norm" averages the patches before
+      the last norm (MAE), and "cls_gap" reads the token and the average, side
+      by side (DINOv2).
     pos: "learned", or "sincos" (fixed, two-dimensional).
     dropout: Dropout rate after the positions, each attention block and each
       feed-forward layer.
@@ -80,6 +97,13 @@ class ViT(nnx.Module):
     qkv_bias: Whether q, k and v have biases.
     norm_epsilon: Epsilon of every LayerNorm.
     gelu: "exact", or "tanh" for its approximation.
+    swiglu: Whether the feed-forward layers are down(silu(gate(x)) * up(x)).
+    layer_scale: Initial value of LayerScale; 0 is a model without it.
+    registers: Number of further tokens, which have no position and are not read
+      (arXiv 2309.16588).
+    distillation: "none"; "token" for a second class token, which is not read;
+      or "heads" for that token with a head of its own, whose logits are
+      averaged with those of the other (DeiT).
     dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
     param_dtype: Dtype of the parameters.
     rngs: Random streams `params` and, with any dropout, `dropout`.
@@ -90,17 +114,19 @@ class ViT(nnx.Module):
 
   task: ClassVar[str] = "images"
   words: ClassVar[dict[str, str]] = word_table(
-    ff=r"blocks/(?:\d+/)?mlp/fc[12]/kernel",
+    ff=r"blocks/(?:\d+/)?mlp/(?:fc[12]|gate|up|down)/kernel",
     q=r"blocks/(?:\d+/)?attn/q/kernel",
     k=r"blocks/(?:\d+/)?attn/k/kernel",
     v=r"blocks/(?:\d+/)?attn/v/kernel",
     o=r"blocks/(?:\d+/)?attn/o/kernel",
     conv=r"patch_embed/kernel",
     embed=r"patch_embed/kernel",
-    head=r"head/kernel",
+    head=r"head(?:_dist)?/kernel",
   )
   movable_channels: ClassVar[tuple[Channels, ...]] = (
-    Channels(r"blocks/(?:\d+/)?mlp", producers="fc1", consumer="fc2"),
+    Channels(
+      r"blocks/(?:\d+/)?mlp", producers="fc1|gate|up", consumer="fc2|down"
+    ),
     Channels(
       r"blocks/(?:\d+/)?attn", producers="v", consumer="o", heads="num_heads"
     ),
@@ -127,6 +153,10 @@ class ViT(nnx.Module):
     qkv_bias: bool = True,
     norm_epsilon: float = 1e-6,
     gelu: str = "exact",
+    swiglu: bool = False,
+    layer_scale: float = 0.0,
+    registers: int = 0,
+    distillation: str = "none",
     dtype: Any = "float32",
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
@@ -137,7 +167,10 @@ class ViT(nnx.Module):
     self.in_channels, self.num_classes = in_channels, num_classes
     self.pool, self.pos, self.remat = pool, pos, remat
     self.qkv_bias, self.norm_epsilon, self.gelu = qkv_bias, norm_epsilon, gelu
-    self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
+    self.swiglu, self.layer_scale = swiglu, layer_scale
+    self.registers, self.distillation = registers, distillation
+    hidden = swiglu_width(width) if swiglu else 4 * width
+    self.mlp_dim = hidden if mlp_dim is None else mlp_dim
     self.dtype = jnp.dtype(dtype)
     self._check()
     param_dtype = jnp.dtype(param_dtype)
@@ -154,12 +187,19 @@ class ViT(nnx.Module):
       param_dtype=param_dtype,
       rngs=rngs,
     )
-    if pool == "cls":
+    normal = in_float32(nnx.initializers.normal(0.02))
+
+    def tokens(count: int) -> nnx.Param:
+      return nnx.Param(normal(rngs.params(), (1, count, width), param_dtype))
+
+    if pool != "gap":
       self.cls_token = nnx.Param(jnp.zeros((1, 1, width), param_dtype))
+    if distillation != "none":
+      self.dist_token = tokens(1)
+    if registers:
+      self.register_tokens = tokens(registers)
     if pos == "learned":
-      shape = (1, self.tokens, width)
-      normal = in_float32(nnx.initializers.normal(0.02))
-      self.pos_embed = nnx.Param(normal(rngs.params(), shape, param_dtype))
+      self.pos_embed = tokens(self.tokens - registers)
     self.dropout = parts.dropout(dropout)
     self.drop_path = drop_path
 
@@ -175,21 +215,27 @@ class ViT(nnx.Module):
         drop_path=drop_path,
         norm_epsilon=norm_epsilon,
         gelu=gelu,
+        swiglu=swiglu,
+        layer_scale=layer_scale,
       )
 
     self.blocks = stack.build_blocks(block, depth, scan=scan, rngs=rngs)
     self.norm = parts.norm(width, norm_epsilon)
-    self.head = parts.linear(
-      width, num_classes, kernel_init=nnx.initializers.truncated_normal(0.02)
-    )
+    read = 2 * width if pool == "cls_gap" else width
+    init = nnx.initializers.truncated_normal(0.02)
+    self.head = parts.linear(read, num_classes, kernel_init=init)
+    if distillation == "heads":
+      self.head_dist = parts.linear(width, num_classes, kernel_init=init)
 
   @classmethod
   def from_variant(cls, variant: str, *, rngs: nnx.Rngs, **options: Any) -> ViT:
-    """Creates a published size (Ti, S, B, L or H, as in "S/16") or "custom/4".
+    """Creates a published size (Ti, S, B, L, H or g, as in "S/16").
 
     Args:
-      variant: Size and patch. "custom" takes width, depth and heads from the
-        options; with a published size, options that are not None override it.
+      variant: Size and patch, after the word of a form and a hyphen if it is
+        one of `FORMS`, as in "dinov2-S/14". The size "custom", as in
+        "custom/4", takes width, depth and heads from the options; with a
+        published one, options that are not None override it.
       rngs: Random streams, see the constructor.
       **options: Keyword arguments of the constructor.
 
@@ -220,13 +266,21 @@ class ViT(nnx.Module):
     >>> ViT.sizes("custom/2")
     {'patch': 2}
     """
-    match = re.fullmatch(r"(\w+)/(\d+)", variant)
+    form, _, size = variant.rpartition("-")
+    match = re.fullmatch(r"(\w+)/(\d+)", size)
     if match is None or match[1] not in SIZES:
       raise ValueError(
         f"Unknown ViT variant {variant!r}: expected size/patch, as in 'S/16';"
-        f" {nearest(variant.partition('/')[0], SIZES)}"
+        f" {nearest(size.partition('/')[0], SIZES)}"
       )
-    return {"patch": int(match[2]), **SIZES[match[1]]}
+    if form and form not in FORMS:
+      raise ValueError(
+        f"Unknown ViT variant {variant!r}: {nearest(form, FORMS)} before '-'"
+      )
+    # DINOv2's largest model has SwiGLU.
+    swiglu = {"swiglu": True} if match[1] == "g" else {}
+    options = FORMS[form] if form else {}
+    return {"patch": int(match[2]), **SIZES[match[1]], **swiglu, **options}
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -236,8 +290,13 @@ class ViT(nnx.Module):
 
   @property
   def tokens(self) -> int:
-    """Number of tokens per image, including the class token."""
-    return self.grid[0] * self.grid[1] + (self.pool == "cls")
+    """Number of tokens per image, including those before the patches."""
+    return self.grid[0] * self.grid[1] + self.placed + self.registers
+
+  @property
+  def placed(self) -> int:
+    """Number of tokens before the patches that have a position."""
+    return (self.pool != "gap") + (self.distillation != "none")
 
   def __call__(
     self, images: Float[Array | np.ndarray, "batch height width channels"]
@@ -248,19 +307,65 @@ class ViT(nnx.Module):
       ValueError: If the images do not have `image_size` and `in_channels`, or
         are uint8.
     """
+    x = self.features(images)
+    logits = self.head(self._pooled(x))
+    if self.distillation == "heads":
+      logits = (logits + self.head_dist(x[:, self.placed - 1])) / 2
+    return logits.astype(jnp.float32)
+
+  def features(
+    self, images: Float[Array | np.ndarray, "batch height width channels"]
+  ) -> Float[Array, "batch tokens features"]:
+    """All tokens after the last block; normalized, unless pool is "gap_norm".
+
+    Class and distillation token come first, then registers, then patches in
+    row-major order.
+
+    Raises:
+      ValueError: If the images do not have `image_size` and `in_channels`, or
+        are uint8.
+
+    >>> sizes = {"width": 8, "depth": 1, "heads": 2, "image_size": 4}
+    >>> model = ViT.from_variant("dinov2_reg-custom/2", rngs=nnx.Rngs(0),
+    ...                          **sizes)
+    >>> model.features(np.zeros((1, 4, 4, 3), np.float32)).shape
+    (1, 9, 8)
+    """
     check_images(images, self.image_size, self.in_channels)
     x = self.patch_embed(jnp.asarray(images, self.dtype))
     x = x.reshape(x.shape[0], -1, self.width)
-    if self.pool == "cls":
-      cls = self.cls_token[...].astype(self.dtype)
-      cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.width))
-      x = jnp.concatenate([cls, x], axis=1)
-    x = self.dropout(x + self.positions().astype(self.dtype))
+    first = [self.cls_token] if self.pool != "gap" else []
+    first += [self.dist_token] if self.distillation != "none" else []
+    x = jnp.concatenate([*self._repeated(first, x.shape[0]), x], axis=1)
+    x = x + self.positions().astype(self.dtype)
+    if self.registers:
+      extra = self._repeated([self.register_tokens], x.shape[0])
+      placed = self.placed
+      x = jnp.concatenate([x[:, :placed], *extra, x[:, placed:]], axis=1)
+    x = self.dropout(x)
     rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
     x, _ = stack.run_blocks(self.blocks, x, per_layer=rates, remat=self.remat)
-    x = self.norm(x)
-    x = x[:, 0] if self.pool == "cls" else x.mean(axis=1)
-    return self.head(x).astype(jnp.float32)
+    return x if self.pool == "gap_norm" else self.norm(x)
+
+  def _repeated(
+    self, tokens: Sequence[nnx.Param], batch: Any
+  ) -> list[Float[Array, "batch tokens width"]]:
+    """Tokens for each image of a batch."""
+    arrays = [token[...].astype(self.dtype) for token in tokens]
+    return [jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in arrays]
+
+  def _pooled(
+    self, x: Float[Array, "batch tokens width"]
+  ) -> Float[Array, "batch read"]:
+    """What the head reads."""
+    if self.pool == "cls":
+      return x[:, 0]
+    mean = x[:, self.placed + self.registers :].mean(axis=1)
+    if self.pool == "gap":
+      return mean
+    if self.pool == "gap_norm":
+      return self.norm(mean)
+    return jnp.concatenate([x[:, 0], mean], axis=-1)
 
   def example(self, batch: int) -> tuple[jax.ShapeDtypeStruct]:
     """Arguments of a call on `batch` images, as shapes."""
@@ -275,9 +380,8 @@ class ViT(nnx.Module):
     products = batch * self.heads
     rows = [row("patch_embed", batch * patches, width, size, self.patch_embed)]
     for name, block, count in stack.named("blocks", self.blocks):
-      attn, mlp = f"{name}/attn", f"{name}/mlp"
-      fc1, fc2, o = block.mlp.fc1, block.mlp.fc2, block.attn.o
-      hidden = fc1.out_features
+      attn, mlp, o = f"{name}/attn", block.mlp, block.attn.o
+      *first, last = ("gate", "up", "down") if self.swiglu else ("fc1", "fc2")
       for part in ("q", "k", "v"):
         layer = getattr(block.attn, part)
         rows.append(
@@ -288,10 +392,23 @@ class ViT(nnx.Module):
         row(f"{attn}/qk", tokens, tokens, depth, None, many),
         row(f"{attn}/av", tokens, depth, tokens, None, many),
         row(f"{attn}/o", batch * tokens, width, width, o, count),
-        row(f"{mlp}/fc1", batch * tokens, hidden, width, fc1, count),
-        row(f"{mlp}/fc2", batch * tokens, width, hidden, fc2, count),
       ]
-    return [*rows, row("head", batch, self.num_classes, width, self.head)]
+      hidden = self.mlp_dim
+      for part in first:
+        layer = getattr(mlp, part)
+        rows.append(
+          row(f"{name}/mlp/{part}", batch * tokens, hidden, width, layer, count)
+        )
+      layer = getattr(mlp, last)
+      rows.append(
+        row(f"{name}/mlp/{last}", batch * tokens, width, hidden, layer, count)
+      )
+    read = self.head.in_features
+    rows.append(row("head", batch, self.num_classes, read, self.head))
+    if self.distillation == "heads":
+      head = self.head_dist
+      rows.append(row("head_dist", batch, self.num_classes, width, head))
+    return rows
 
   def non_gemms(
     self, batch: int, seq: int | None = None
@@ -300,43 +417,52 @@ class ViT(nnx.Module):
     tokens, patches = self._lengths(seq)
     width, logits = self.width, batch * self.heads * tokens**2
     size = batch * tokens * width
-    # Patches, the class token and the positions, which the batch shares.
-    read = (batch * patches + (self.pool == "cls") + tokens) * width
+    # Patches, the tokens before them and the positions, which the batch shares.
+    read = (
+      batch * patches + 2 * self.placed + self.registers + patches
+    ) * width
     rows = [non_gemm.row("embed", "embedding", read, size)]
-    for name, block, count in stack.named("blocks", self.blocks):
-      hidden = batch * tokens * block.mlp.fc1.out_features
+    for name, _block, count in stack.named("blocks", self.blocks):
+      hidden = batch * tokens * self.mlp_dim
+      act = "silu" if self.swiglu else "gelu"
       rows += [
         non_gemm.norm(f"{name}/norm1", batch * tokens, width, count),
         non_gemm.softmax(f"{name}/attn/softmax", logits, count),
         non_gemm.residual(f"{name}/attn/residual", size, count),
         non_gemm.norm(f"{name}/norm2", batch * tokens, width, count),
-        non_gemm.activation(f"{name}/mlp/gelu", hidden, count),
+        non_gemm.activation(
+          f"{name}/mlp/{act}", hidden, count, 1 + self.swiglu
+        ),
         non_gemm.residual(f"{name}/mlp/residual", size, count),
       ]
-    rows.append(non_gemm.norm("norm", batch * tokens, width))
-    if self.pool == "gap":
-      pooled = batch * width
-      rows.append(non_gemm.row("pool", "pooling", size, pooled))
+    pooled = batch * width
+    if self.pool != "gap_norm":
+      rows.append(non_gemm.norm("norm", batch * tokens, width))
+    if self.pool != "cls":
+      averaged = patches * pooled
+      rows.append(non_gemm.row("pool", "pooling", averaged, pooled))
+    if self.pool == "gap_norm":
+      rows.append(non_gemm.norm("norm", batch, width))
     return rows
 
   def _lengths(self, seq: int | None) -> tuple[int, int]:
     """Tokens and patches of an image, or of a sequence of `seq` tokens."""
-    extra = int(self.pool == "cls")
+    extra = self.placed + self.registers
     tokens = self.tokens if seq is None else seq
     if tokens <= extra:
       raise ValueError(
-        f"ViT: expected seq of {extra + 1} or more (a patch beside the class"
-        f" token), got {seq}"
+        f"ViT: expected seq of {extra + 1} or more (a patch beside the {extra}"
+        f" other tokens), got {seq}"
       )
     return tokens, tokens - extra
 
-  def positions(self) -> Float[Array, "1 tokens width"]:
-    """The position embeddings, learned or fixed."""
+  def positions(self) -> Float[Array, "1 places width"]:
+    """Positions of all tokens but registers, learned or fixed."""
     if self.pos == "learned":
       return self.pos_embed[...]
     table = sincos_positions(self.grid, self.width)
-    if self.pool == "cls":
-      table = np.concatenate([np.zeros((1, self.width), np.float32), table])
+    first = np.zeros((self.placed, self.width), np.float32)
+    table = np.concatenate([first, table])
     return jnp.asarray(table[None])
 
   def _check(self) -> None:
@@ -355,6 +481,16 @@ class ViT(nnx.Module):
         raise ValueError(
           f"ViT: unknown {name}={value!r}: {nearest(value, known)}"
         )
+    if self.distillation != "none" and self.pool != "cls":
+      raise ValueError(
+        "ViT: expected pool='cls' for a model with a distillation token, got"
+        f" pool={self.pool!r} and distillation={self.distillation!r}"
+      )
+    if self.registers < 0 or self.layer_scale < 0:
+      raise ValueError(
+        "ViT: expected registers and layer_scale of 0 or more, got"
+        f" {self.registers} and {self.layer_scale}"
+      )
     if self.pos == "sincos" and self.width % 4:
       raise ValueError(
         "ViT: expected a multiple of 4 as width for pos='sincos', got"

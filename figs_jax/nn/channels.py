@@ -46,8 +46,8 @@ class Channels:
     producers: Regex of the paths of the producers inside of the module. The
       last axis of each of their variables has the channels, as of the kernel
       and bias of a linear layer or a convolution, or of a norm between.
-    consumer: Path of the linear layer or convolution that reads the channels
-      on axis -2 of its kernel.
+    consumer: Regex of the path of the linear layer or convolution that reads
+      the channels on axis -2 of its kernel.
     heads: Attribute of the module with the number of heads that part the
       consumer's channels, which stay in their head; "" if there are none. If
       the producers have fewer channels, consecutive heads share them, as in
@@ -213,13 +213,15 @@ class _Junction:
       "/".join(map(str, relative)): layer
       for relative, layer in nnx.iter_modules(module)
     }
-    consumer = layers.get(entry.consumer)
+    readers = [p for p in layers if re.fullmatch(entry.consumer, p)]
+    name = readers[0] if len(readers) == 1 else entry.consumer
+    consumer = layers.get(name)
     producers = tuple(
       layer
       for relative, layer in layers.items()
       if re.fullmatch(entry.producers, relative)
     )
-    where = f"{path}/{entry.consumer}".lstrip("/")
+    where = f"{path}/{name}".lstrip("/")
     if not isinstance(consumer, (nnx.Linear, nnx.Conv)) or not producers:
       raise ValueError(
         f"{where}: expected a linear layer or a convolution with producers"

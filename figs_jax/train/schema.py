@@ -108,6 +108,13 @@ SHARED: dict[str, Field] = {
   "init_resize_positions": Field(
     False, "Whether the weights of init_from may have another image size."
   ),
+  "init_interpolation": Field(
+    "linear",
+    "How positions of init_from are then interpolated: linear as in the paper's"
+    " code; bicubic as in transformers, bicubic_antialias for its DINOv2 with"
+    " registers.",
+    Word(("linear", "bicubic", "bicubic_antialias")),
+  ),
   "optimizer.name": Field(
     "adamw",
     f"Optimizer: {', '.join(optimizer_fields.OPTIMIZERS)}.",

@@ -314,6 +314,7 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
   options: dict[str, Any] = {
     "head": config.init_head,
     "resize_positions": config.init_resize_positions,
+    "interpolation": config.init_interpolation,
     "convert_channels": config.model.get("in_channels") is not None,
     "wording": functools.partial(_flags, model),
   }

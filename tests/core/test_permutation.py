@@ -8,8 +8,14 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from figs_jax.core import NM, nm_mask, permute
+from figs_jax.core.permutation import _Search
 from figs_jax.core.permutation_methods import partitions
-from figs_jax.core.permutation_moves import Partitions, Swaps, neighbourhood
+from figs_jax.core.permutation_moves import (
+  Partitions,
+  Swaps,
+  gains_of,
+  neighbourhood,
+)
 
 
 def kept(scores, pattern):
@@ -105,12 +111,31 @@ def test_gains_are_those_of_exchanged_stripes(moves):
     else:
       ways = [moves.channels(move) for move in range(m * m)]
     best = max(value(both[:, w[:m]]) + value(both[:, w[m:]]) for w in ways)
-    gains = moves.gains(prepared, s)
+    gains = moves.gains(prepared, prepared, s)
     np.testing.assert_allclose(gains.gain[t], best - before, atol=2e-3)
     w = moves.channels(int(gains.move[t]))
     assert sorted(w) == list(range(2 * m))
     reached = value(both[:, w[:m]]) + value(both[:, w[m:]]) - before
     np.testing.assert_allclose(reached, best - before, atol=2e-3)
+
+
+@pytest.mark.parametrize("pattern, stripes", [((1, 2), 150), ((1, 8), 70)])
+def test_each_pair_of_many_stripes_is_listed_once(pattern, stripes):
+  search = _Search(draw(2, (5, pattern[1] * stripes)), *pattern)
+  everything = gains_of(
+    search.moves,
+    search.prepared,
+    search.prepared,
+    np.arange(stripes),
+    stripes,
+  )
+  pairs = np.isfinite(search.gain) | np.isfinite(search.gain.T)
+  assert (pairs == ~np.eye(stripes, dtype=bool)).all()
+  np.testing.assert_allclose(
+    np.maximum(search.gain, search.gain.T)[pairs],
+    np.maximum(everything.gain, everything.gain.T)[pairs],
+    atol=1e-5,
+  )
 
 
 def test_numbers_of_partitions():

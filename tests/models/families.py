@@ -160,6 +160,17 @@ TINY = {
     kernels=2 * 6 + 2,
   ),
 }
+# Options of a family that give it other parameters, layers or names in files.
+FORMS = {
+  "dinov2": ("vit", {"layer_scale": 0.1, "pool": "cls_gap"}),
+  "dinov2 giant": (
+    "vit",
+    {"layer_scale": 0.1, "pool": "cls_gap", "swiglu": True, "registers": 3},
+  ),
+  "deit": ("vit", {"distillation": "heads"}),
+  "deit without teacher": ("vit", {"distillation": "token"}),
+  "mae": ("vit", {"pool": "gap_norm"}),
+}
 
 
 def create(family: str, **options: Any) -> Any:

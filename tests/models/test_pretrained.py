@@ -14,7 +14,7 @@ from figs_jax.core import tree
 from figs_jax.core.masks import is_nm
 from figs_jax.models import pretrained
 from figs_jax.models.pretrained import PretrainedError
-from figs_jax.models.pretrained.matching import resized
+from figs_jax.models.pretrained.resizing import resized
 
 from .families import TINY, create
 

@@ -158,7 +158,7 @@ def _inputs(case):
 
 def test_what_transformers_lacks_is_refused():
   with pytest.raises(
-    PretrainedError, match="reads a class token.*got pool='gap'"
+    PretrainedError, match="expected pool='cls', .*got pool='gap'"
   ):
     for_transformers(families.create("vit", pool="gap"))
   with pytest.raises(PretrainedError, match="transformers has .*got Linear"):

@@ -129,7 +129,8 @@ def test_attention_pooling_and_other_heads_are_refused(model, tmp_path):
   ("name", "message"),
   [
     ("absent.safetensors", "file or directory not found"),
-    ("weights.bin", "pickles, which can run code"),
+    ("weights.bin", "pickled by torch; convert it with"),
+    ("weights.pkl", "pickles, which can run code"),
     (
       "folder",
       "expected model.safetensors.index.json or|expected model.safetensors or",
@@ -139,6 +140,7 @@ def test_attention_pooling_and_other_heads_are_refused(model, tmp_path):
 )
 def test_paths_that_hold_no_weights(model, name, message, tmp_path):
   (tmp_path / "weights.bin").write_bytes(b"x")
+  (tmp_path / "weights.pkl").write_bytes(b"x")
   (tmp_path / "folder").mkdir()
   save_file({"x": np.ones(2)}, tmp_path / "empty.safetensors")
   with pytest.raises(PretrainedError, match=message):

@@ -2,8 +2,8 @@
 
 `load` is strict: every tensor of the file is used once and every parameter is
 filled, or an error names the one that is not. Weights are cast to the dtype of
-the model's parameters. The tables in `vit`, `swin_v2` and `t5` hold the names
-of the parameters in files; `save` writes the names of Hugging Face files.
+the model's parameters. A module for each family holds the names of the
+parameters in files; `save` writes the names of Hugging Face files.
 Nothing is downloaded and nothing is unpickled.
 
 The config.json of `transformers` is read where it lies beside the weights: a
@@ -65,6 +65,7 @@ def load(
   *,
   head: str = "strict",
   resize_positions: bool = False,
+  interpolation: str = "linear",
   convert_channels: bool = False,
 ) -> M:
   """Returns the model with the weights of a file; the input is unchanged.
@@ -77,10 +78,12 @@ def load(
     path: A .safetensors file, its .json index, a directory with either, or an
       .npz file of big_vision or vision_transformer.
     head: "strict", or "fresh" to keep the model's own classifier.
-    resize_positions: Whether to interpolate a ViT's positions linearly from
-      another square grid, corner to corner (arXiv 2010.11929). A Swin-V2 may
-      then have another image size and window, if its `pretrained_windows` are
-      the windows of the file.
+    resize_positions: Whether to interpolate a ViT's positions from another
+      square grid. A Swin-V2 may then have another image size and window, if its
+      `pretrained_windows` are the windows of the file.
+    interpolation: "linear", corner to corner (arXiv 2010.11929); "bicubic", as
+      `transformers` does for ViT, DeiT, MAE and DINOv2; or
+      "bicubic_antialias", as it does for DINOv2 with registers.
     convert_channels: Whether to convert the patch kernel for images with
       another number of channels: from 3 to 1 its sum over the channels, from 1
       to 3 a third of it for each. The logits are those of a gray image with
@@ -109,6 +112,7 @@ def load(
       path,
       head=head,
       resize_positions=resize_positions,
+      interpolation=interpolation,
       convert_channels=convert_channels,
     ),
   )

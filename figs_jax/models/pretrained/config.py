@@ -18,20 +18,27 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core.tree import MaskedKernel
-from figs_jax.models.pretrained import gpt2, llama, swin_v2, t5, vit
+from figs_jax.models.pretrained import (
+  deit,
+  dinov2,
+  gpt2,
+  llama,
+  swin_v2,
+  t5,
+  vit,
+)
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.keys import Given, Table, text
-from figs_jax.models.pretrained.matching import place_of, published
+from figs_jax.models.pretrained.matching import place_of, published, written
 from figs_jax.models.pretrained.names import Wording, arguments
-from figs_jax.models.vit import ViT
 
-# By the name of the model's class.
-TABLES: dict[str, Table] = {
-  "GPT2": gpt2.CONFIG,
-  "Llama": llama.CONFIG,
-  "SwinV2": swin_v2.CONFIG,
-  "T5": t5.CONFIG,
-  "ViT": vit.CONFIG,
+# By the name of the model's class: a table per model of the library.
+TABLES: dict[str, tuple[Table, ...]] = {
+  "GPT2": (gpt2.CONFIG,),
+  "Llama": (llama.CONFIG,),
+  "SwinV2": (swin_v2.CONFIG,),
+  "T5": (t5.CONFIG,),
+  "ViT": (*vit.CONFIGS, *dinov2.CONFIGS, deit.CONFIG),
 }
 NAME = "config.json"
 _MOST_BYTES = 2**24  # labels of 100,000 classes take 5 MB
@@ -79,35 +86,70 @@ def for_transformers(model: nnx.Module) -> Published:
       f"Expected a model that transformers has ({', '.join(TABLES)}), got"
       f" {name}"
     )
-  if isinstance(model, ViT) and model.pool != "cls":
-    raise PretrainedError(
-      "ViTForImageClassification reads a class token: expected pool='cls', got"
-      f" pool={model.pool!r}; train with pool='cls' or export another format"
-    )
-  config = TABLES[name].write(model)
+  table = _table_of(model)
+  config = table.write(model)
   tensors = published(model)
-  if isinstance(model, ViT) and model.pos == "sincos":
-    # transformers has learned positions only: store the fixed table as such.
-    table = np.asarray(model.positions(), tensors["classifier.weight"].dtype)
-    tensors["vit.embeddings.position_embeddings"] = table
+  dtype = next(iter(tensors.values())).dtype
+  tensors |= {
+    path: np.asarray(value, dtype)
+    for path, value in table.constants(model).items()
+  }
   if "id2label" in config:
     config["label2id"] = {
       label: int(number) for number, label in config["id2label"].items()
     }
-  config["dtype"] = next(iter(tensors.values())).dtype.name
+  config["dtype"] = dtype.name
   return Published(tensors, published_leaves(model), config)
+
+
+def _table_of(model: Any) -> Table:
+  """The table of the library's model that computes what ours does.
+
+  Raises:
+    PretrainedError: If the library has none.
+  """
+  dialect = written(model).name
+  tables = TABLES[type(model).__name__]
+  candidates = [t for t in tables if dialect in t.dialects or not t.dialects]
+  if not candidates:
+    raise PretrainedError(
+      f"Expected a {type(model).__name__} that transformers has, got one whose"
+      f" options only {dialect} has together; export another format"
+    )
+  for table in candidates:
+    if not _differences(table, model):
+      return table
+  table = min(candidates, key=lambda each: len(_differences(each, model)))
+  wanted, got = {}, {}
+  for name, value in _differences(table, model).items():
+    wanted[name], got[name] = value, getattr(model, name)
+  own = table.architecture
+  raise PretrainedError(
+    f"{own if isinstance(own, str) else own(model)}: expected"
+    f" {arguments(**wanted)}, the only model that it has, got"
+    f" {arguments(**got)}; train with that or export another format"
+  )
+
+
+def _differences(table: Table, model: Any) -> dict[str, Any]:
+  """The implied options of a table that a model lacks."""
+  return {
+    name: value
+    for name, value in table.implied.items()
+    if not _same(getattr(model, name), value)
+  }
 
 
 def published_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
   """Shape, pattern and group axes of the sparse tensors of `published`.
 
-  A tensor that holds q, k and v is among them if all three have one pattern.
-
   Raises:
-    PretrainedError: If the model's family is unknown.
+    PretrainedError: If the model's family is unknown, or kernels that share a
+      tensor have different patterns.
   """
-  leaves = {}
-  parts: dict[str, list[MaskedKernel]] = {}
+  leaves: dict[str, MaskedKernel] = {}
+  parts: dict[str, int] = {}  # so many are sparse
+  numbers: dict[str, int] = {}
   for path, leaf in nn.masked_leaves(model).items():
     place = place_of(model, path, leaf.shape)
     ours = leaf.shape[1:] if place.stacked else leaf.shape
@@ -115,16 +157,23 @@ def published_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
     order = place.layout.order or tuple(range(len(ours)))
     # Counted from the end: a stacked kernel's axes are those of one block.
     turned = tuple(order.index(a % len(ours)) for a in axes)
+    kernel = MaskedKernel(place.shape(leaf.shape, 1), leaf.pattern, turned)
     for name in place.names:
-      one = MaskedKernel(place.shape(leaf.shape, 1), leaf.pattern, turned)
-      if place.part is None:
-        leaves[name] = one
-      else:
-        parts.setdefault(name, []).append(one)
-  for name, each in parts.items():
-    if len(each) == 3 and len(set(each)) == 1:
-      leaves[name] = each[0]
+      if leaves.setdefault(name, kernel) != kernel:
+        raise _packed(name)
+      parts[name] = parts.get(name, 0) + 1
+      numbers[name] = place.part[1] if place.part else 1
+  for name, count in parts.items():
+    if count != numbers[name]:
+      raise _packed(name)
   return leaves
+
+
+def _packed(name: str) -> PretrainedError:
+  return PretrainedError(
+    f"{name}: expected one pattern for all kernels in this tensor, such as gate"
+    " and up, got several; give them the same rule or export another format"
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +194,12 @@ class Config:
   def of_model(cls, model: Any, where: str) -> Config:
     """The options of a model, in the place of those of a file."""
     family = type(model).__name__
-    table = TABLES[family]
-    names = [key.option for key in table.keys if not key.trains]
-    names += table.implied
+    names = {
+      name: None
+      for table in TABLES[family]
+      for name in (*(key.option for key in table.keys), *table.implied)
+      if name not in _training(family)
+    }
     return cls(
       where, family, {n: Given("", None, getattr(model, n)) for n in names}
     )
@@ -185,6 +237,7 @@ class Config:
     *,
     head: str = "strict",
     resize_positions: bool = False,
+    interpolation: str = "linear",
     convert_channels: bool = False,
     wording: Wording = arguments,
   ) -> None:
@@ -195,6 +248,7 @@ class Config:
       head: "fresh" leaves the number of classes out.
       resize_positions: Whether the image size may differ, and for a Swin-V2 the
         window, if its `pretrained_windows` are the windows of the source.
+      interpolation: How they are interpolated, which is not compared.
       convert_channels: Whether the number of channels may differ.
       wording: How the message names the options to set.
 
@@ -202,10 +256,12 @@ class Config:
       PretrainedError: If options differ; the message names all of them, with
         both values.
     """
-    trains = {key.option for key in TABLES[self.family].keys if key.trains}
+    del interpolation
+    trains = _training(self.family)
     wanted = {n: g for n, g in self.options.items() if n not in trains}
     if head == "fresh":
-      wanted.pop("num_classes", None)
+      for name in ("num_classes", "pool"):  # what only the head reads
+        wanted.pop(name, None)
     if convert_channels:
       wanted.pop("in_channels", None)
     if resize_positions:
@@ -255,6 +311,13 @@ class Config:
     )
 
 
+def _training(family: str) -> set[str]:
+  """Options that matter in training only, or that the tensors say."""
+  return {
+    key.option for table in TABLES[family] for key in table.keys if key.trains
+  }
+
+
 def _fix(name: str, value: Any) -> dict[str, Any]:
   """The options to set if one differs."""
   if name == "num_classes":
@@ -294,13 +357,17 @@ def read_config(
   try:
     fields = _fields(place)
     families = {
-      kind: name for name, table in TABLES.items() for kind in table.types
+      kind: (name, table)
+      for name, tables in TABLES.items()
+      for table in tables
+      for kind in table.types
     }
     kind = fields.get("model_type")
     if kind is None:
       if family is None:
         return None
-      if not any(key.name in fields for key in TABLES[family].keys):
+      table, *_ = TABLES[family]
+      if not any(key.name in fields for key in table.keys):
         return None
       own = family
     elif not isinstance(kind, str) or kind not in families:
@@ -309,13 +376,13 @@ def read_config(
         f" {text(kind)}"
       )
     else:
-      own = families[kind]
+      own, table = families[kind]
     if family not in (None, own):
       raise PretrainedError(
         f"model_type: expected weights of a {family}, got those of a {own}"
         f" ({text(kind)})"
       )
-    options = TABLES[own].read(fields, tensors)
+    options = table.read(fields, tensors)
     for name in ("depth", "decoder_depth", "depths"):
       if name in options:
         _check_depth(options[name], len(tensors))

@@ -79,12 +79,47 @@ def write_weights(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     raise PretrainedError(str(error)) from error
 
 
+# How to convert other files, by suffix. They are not read: a pickle can run
+# code.
+_TORCH = (
+  "pickled by torch; convert it with torch and safetensors:"
+  " safetensors.torch.save_file({{k: v.clone() for k, v in"
+  " torch.load({path!r}, weights_only=True).items()}}, 'model.safetensors')"
+)
+_OTHERS = {
+  **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _TORCH),
+  ".onnx": (
+    "a graph of ONNX, whose weights may be folded and renamed; load the model"
+    " that it was made from, or convert a DINOv2 of transformers with"
+    " figs_jax.models.pretrained.onnx_dinov2.convert({path!r}, FOLDER)"
+  ),
+  ".h5": (
+    "weights of TensorFlow; load them with transformers 4 (from_tf=True) and"
+    " save them with save_pretrained"
+  ),
+  ".msgpack": (
+    "weights of Flax; load them with transformers 4 (from_flax=True) and save"
+    " them with save_pretrained"
+  ),
+  ".gguf": (
+    "quantized weights; load them with transformers (gguf_file=) and save them"
+    " with save_pretrained"
+  ),
+}
+
+
 def _place(path: Path) -> Path:
   """The file that a path stands for."""
   if path.is_dir():
-    for name in (_INDEX, _SINGLE):
-      if (path / name).is_file():
-        return path / name
+    index, single = path / _INDEX, path / _SINGLE
+    if index.is_file() and single.is_file():
+      _check_equal(index, single)
+    for place in (index, single):
+      if place.is_file():
+        return place
+    others = sorted(x for x in path.iterdir() if x.suffix in _OTHERS)
+    if others:
+      raise PretrainedError(_conversion(others[0]))
     raise PretrainedError(
       f"{path}: expected {_SINGLE} or {_INDEX} in this directory; give the path"
       " of the file itself"
@@ -94,12 +129,34 @@ def _place(path: Path) -> Path:
       f"{path}: file or directory not found; expected .safetensors, its .json"
       " index, .npz or a directory with them"
     )
+  if path.suffix in _OTHERS:
+    raise PretrainedError(_conversion(path))
   if path.suffix not in (".safetensors", ".npz", ".json"):
     raise PretrainedError(
       f"{path}: expected .safetensors, its .json index or .npz; other files may"
       " hold pickles, which can run code: convert them with their own library"
     )
   return path
+
+
+def _conversion(path: Path) -> str:
+  how = _OTHERS[path.suffix].format(path=str(path))
+  return f"{path}: expected .safetensors or .npz, got {how}"
+
+
+def _check_equal(index: Path, single: Path) -> None:
+  """Raises unless a file and the parts of an index hold the same tensors."""
+  whole, parts = _safetensors(single), _sharded(index)
+  for name in sorted(whole.keys() | parts.keys()):
+    one, other = whole.get(name), parts.get(name)
+    if one and other and one.shape == other.shape and one.dtype == other.dtype:
+      a, b = (tensor.read() for tensor in (one, other))
+      if a.tobytes() == b.tobytes():
+        continue
+    raise PretrainedError(
+      f"{single.parent}: expected {index.name} and {single.name} to hold the"
+      f" same tensors, but {name} differs; remove the one that is out of date"
+    )
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from figs_jax.models.pretrained.keys import (
   Key,
   Table,
 )
-from figs_jax.models.pretrained.names import Dialect, is_copy_of, under
+from figs_jax.models.pretrained.names import Dialect, Fix, is_copy_of, under
 
 _PREFIX = "transformer."
 _HUGGING_FACE = Dialect(
@@ -32,6 +32,7 @@ _HUGGING_FACE = Dialect(
     ),
     ("norm", "transformer.ln_f", "norm"),
   ),
+  fixes=(Fix("^embed/embedding", *({"vocab": ...},) * 3),),
   duplicates=(
     (
       r"lm_head\.weight",

@@ -1,11 +1,11 @@
 """Keys of a config.json of `transformers`, and the options that they stand for.
 
-A family has one `Table`, which is read in both directions. Every key of a file
-must be in it: as an option of ours (`Key`), with the only value that the family
-supports (`Fixed`), as a consequence of other keys (`Follows`), or as one that
-does not change the logits (`harmless`). Any other key may change them, so it is
-refused by name. The tables are in the
-modules of the families.
+A model of the library has one `Table`, which is read in both directions; a
+family of ours has one or more of them. Every key of a file must be in it: as an
+option of ours (`Key`), with the only value that the family supports (`Fixed`),
+as a consequence of other keys (`Follows`), or as one that does not change the
+logits (`harmless`). Any other key may change them, so it is refused by name.
+Each family has a module with its tables.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 
@@ -173,10 +175,11 @@ class Given(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """The keys of one family.
+  """The keys of one model of the library.
 
   Attributes:
-    architecture: The library's class of a model with a head.
+    architecture: The library's class of a model with a head, or a function of
+      our model.
     types: Defaults by `model_type` that differ from those of the keys. The
       first is written.
     keys: Keys that options of ours stand for.
@@ -189,9 +192,12 @@ class Table:
     nested: The opposite, for writing.
     more: Options that need several keys or the tensors, in place of those of
       the keys; called with (fields, options so far, tensors).
+    dialects: Names of the dialects that files are written in. None are those of
+      a family with one table.
+    constants: Further tensors that the library expects, of our model.
   """
 
-  architecture: str
+  architecture: str | Callable[[Any], str]
   types: Mapping[str, Fields]
   keys: tuple[Key, ...]
   fixed: tuple[Fixed, ...] = ()
@@ -203,6 +209,8 @@ class Table:
   more: Callable[
     [Fields, Mapping[str, Given], Mapping[str, Tensor]], dict[str, Given]
   ] = lambda *_: {}
+  dialects: tuple[str, ...] = ()
+  constants: Callable[[Any], dict[str, np.ndarray]] = lambda _: {}
 
   def read(
     self, fields: Fields, tensors: Mapping[str, Tensor]
@@ -258,8 +266,9 @@ class Table:
 
   def write(self, model: Any) -> dict[str, Any]:
     """The fields of a file for a model."""
+    own = self.architecture
     fields: dict[str, Any] = {
-      "architectures": [self.architecture],
+      "architectures": [own if isinstance(own, str) else own(model)],
       "model_type": next(iter(self.types)),
     }
     for key in self.keys:

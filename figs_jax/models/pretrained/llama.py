@@ -16,7 +16,7 @@ from figs_jax.models.pretrained.keys import (
   Table,
   text,
 )
-from figs_jax.models.pretrained.names import Dialect, is_copy_of, under
+from figs_jax.models.pretrained.names import Dialect, Fix, is_copy_of, under
 
 _HUGGING_FACE = Dialect(
   "Hugging Face",
@@ -32,6 +32,10 @@ _HUGGING_FACE = Dialect(
     ),
     ("norm", "model.norm", "norm"),
     ("dense", "lm_head", "head"),
+  ),
+  fixes=(
+    Fix("^head/", file_lacks={"tied": True}),
+    Fix("^embed/embedding", *({"vocab": ...},) * 3),
   ),
   duplicates=(
     # Only in tied models; otherwise it is a parameter.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,15 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from figs_jax.models.pretrained import gpt2, llama, swin_v2, t5, vit
+from figs_jax.models.pretrained import (
+  deit,
+  dinov2,
+  gpt2,
+  llama,
+  swin_v2,
+  t5,
+  vit,
+)
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.names import (
   KINDS,
@@ -22,16 +29,23 @@ from figs_jax.models.pretrained.names import (
   Wording,
   arguments,
 )
+from figs_jax.models.pretrained.recognition import (
+  check_foreign,
+  pattern,
+  spoken,
+)
+from figs_jax.models.pretrained.resizing import positions
 
-# By the name of the model's class; files are written in the first dialect.
+# By the name of the model's class; files are written in the first dialect that
+# has all its parameters.
 TABLES: dict[str, tuple[Dialect, ...]] = {
   "GPT2": gpt2.DIALECTS,
   "Llama": llama.DIALECTS,
   "SwinV2": swin_v2.DIALECTS,
   "T5": t5.DIALECTS,
-  "ViT": vit.DIALECTS,
+  "ViT": (*vit.DIALECTS, *dinov2.DIALECTS, *deit.DIALECTS, *vit.OTHERS),
 }
-_HEAD = ("head/kernel", "head/bias")
+_HEAD = ("head/kernel", "head/bias", "head_dist/kernel", "head_dist/bias")
 _POSITIONS = "pos_embed"
 _PATCHES = "patch_embed/kernel"  # [height, width, channels, width]
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -45,19 +59,20 @@ class Place:
     names: Name of the tensor, or of each block's tensor for a stacked one.
     layout: Layout of each tensor.
     stacked: Whether axis 0 of the parameter is that of the blocks.
-    part: Index of the third of the tensor; None for all of it.
+    part: (index, number) if it is one of so many equal parts of the tensor;
+      None for all of it.
   """
 
   names: tuple[str, ...]
   layout: Layout
   stacked: bool
-  part: int | None
+  part: tuple[int, int] | None
 
   def shape(self, ours: Size, heads: int) -> Size:
     """The shape of one tensor for a parameter of this shape."""
     sizes = list(self.layout.of(ours[1:] if self.stacked else ours, heads))
     if self.part is not None:
-      sizes[self.layout.parts] *= 3
+      sizes[self.layout.parts] *= self.part[1]
     return tuple(sizes)
 
   def array(self, tensors: Mapping[str, Tensor], ours: Size) -> np.ndarray:
@@ -67,7 +82,8 @@ class Place:
     for name in self.names:
       value = tensors[name].read()
       if self.part is not None:
-        value = np.split(value, 3, self.layout.parts)[self.part]
+        index, count = self.part
+        value = np.split(value, count, self.layout.parts)[index]
       layers.append(self.layout.to_ours(value, one))
     return np.stack(layers) if self.stacked else layers[0]
 
@@ -93,19 +109,23 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
   >>> published(model)["classifier.weight"].shape
   (1000, 8)
   """
-  tensors = {}
-  fused: dict[str, dict[int, np.ndarray]] = {}
+  dialect, heads = written(model), _heads(model)
+  tensors: dict[str, np.ndarray] = {}
+  parts: dict[str, dict[int, np.ndarray]] = {}
+  axes: dict[str, int] = {}
   for path, leaf in parameters_of(model).items():
-    place = place_of(model, path, tuple(leaf.shape))
+    place = _place(dialect, path, tuple(leaf.shape))
     value = np.asarray(leaf[...])
     for name, layer in zip(place.names, value if place.stacked else [value]):
-      one = place.layout.to_theirs(layer, _heads(model))
-      if place.part is not None:
-        parts = fused.setdefault(name, {})
-        parts[place.part] = one
-        ordered = [parts[i] for i in sorted(parts)]
-        one = np.concatenate(ordered, place.layout.parts)
-      tensors[name] = one
+      theirs = place.layout.to_theirs(layer, heads)
+      if place.part is None:
+        tensors[name] = theirs
+      else:
+        parts.setdefault(name, {})[place.part[0]] = theirs
+        axes[name] = place.layout.parts
+  for name, each in parts.items():
+    ordered = [each[i] for i in sorted(each)]
+    tensors[name] = np.concatenate(ordered, axes[name])
   return tensors
 
 
@@ -115,6 +135,7 @@ def matched(
   *,
   head: str = "strict",
   resize_positions: bool = False,
+  interpolation: str = "linear",
   convert_channels: bool = False,
   where: str,
   wording: Wording = arguments,
@@ -126,6 +147,7 @@ def matched(
     tensors: Tensors from `opened`, or from another model's `published`.
     head: "strict" or "fresh", see `pretrained.load`.
     resize_positions: Whether to interpolate positions, see `pretrained.load`.
+    interpolation: How to interpolate them, see `pretrained.load`.
     convert_channels: Whether to convert the patch kernel between one and three
       channels, see `pretrained.load`.
     where: Source of the tensors, for error messages.
@@ -138,11 +160,17 @@ def matched(
     raise PretrainedError(f"Expected head of 'strict' or 'fresh', got {head!r}")
   tensors = without_training_state(tensors)
   dialect = _spoken(model, tensors, where)
-  places = {
-    path: _place(dialect, path, tuple(leaf.shape))
-    for path, leaf in parameters_of(model).items()
-    if head == "strict" or path not in _HEAD
-  }
+  tensors = with_aliases(dialect, tensors, where)
+  places = {}
+  for path, leaf in parameters_of(model).items():
+    if head == "fresh" and path in _HEAD:
+      continue
+    if _lacks(dialect, path):
+      raise PretrainedError(
+        f"{where}: files of {dialect.name} have no {path}, unlike this"
+        f" {type(model).__name__}{_fix(dialect, path, wording, lacks=True)}"
+      )
+    places[path] = _place(dialect, path, tuple(leaf.shape))
   if head == "fresh":
     tensors = {
       name: tensor
@@ -158,15 +186,21 @@ def matched(
     if path == _POSITIONS:
       stored = tensors[place.names[0]]
       of_class = dialect.class_position
-      value = _positions(
-        model, stored, of_class, resize_positions, where, wording
+      value = positions(
+        model,
+        stored,
+        of_class,
+        resize_positions,
+        interpolation,
+        where,
+        wording,
       )
     elif path == _PATCHES:
       value = _patch_kernel(
-        model, place, shape, tensors, convert_channels, where, wording
+        model, dialect, place, shape, tensors, convert_channels, where, wording
       )
     else:
-      _check_shapes(model, place, path, shape, tensors, where, wording)
+      _check_shapes(model, dialect, place, path, shape, tensors, where, wording)
       value = place.array(tensors, shape)
     # The model keeps its own dtypes.
     weights[path] = value.astype(leaf.dtype)
@@ -199,21 +233,49 @@ def without_training_state(
   return below or dict(tensors)
 
 
+def with_aliases(
+  dialect: Dialect, tensors: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+  """The tensors with those that a file has under another name only.
+
+  Raises:
+    PretrainedError: If tensors that stand for the same one differ.
+  """
+  result = dict(tensors)
+  for name, others in dialect.aliases:
+    first, *rest = [other for other in others if other in tensors] or [None]
+    if name in tensors or first is None:
+      continue
+    for other in rest:
+      if not same_tensor(tensors[first], tensors[other]):
+        raise PretrainedError(
+          f"{where}: expected {first} and {other} to be equal, as both stand"
+          f" for {name}, which is missing; add {name} to the file"
+        )
+    result[name] = tensors[first]
+  return result
+
+
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+  """Whether two tensors have the same shape and values."""
+  return a.shape == b.shape and np.array_equal(a.read(), b.read())
+
+
 @functools.cache
 def _leaves(
   dialect: Dialect,
-) -> tuple[tuple[str, re.Pattern[str], Layout, int | None], ...]:
-  """(their name, our path as a regex, layout, third) of every tensor."""
+) -> tuple[tuple[str, re.Pattern[str], Layout, tuple[int, int] | None], ...]:
+  """(their name, our path as a regex, layout, part) of every tensor."""
   rows = []
   for kind, theirs, paths in dialect.rows:
     parts = (paths,) if isinstance(paths, str) else paths
     for number, ours in enumerate(parts):
       for their_end, our_end, layout in KINDS[kind]:
-        pattern = re.escape(ours + our_end)
-        pattern = pattern.replace(r"/\{i\}", r"(?:/(?P<i>\d+))?")
-        pattern = pattern.replace(r"\{s\}", r"(?P<s>\d+)")
-        part = number if len(parts) > 1 else None
-        rows.append((theirs + their_end, re.compile(pattern), layout, part))
+        path = re.escape(ours + our_end)
+        path = path.replace(r"/\{i\}", r"(?:/(?P<i>\d+))?")
+        path = path.replace(r"\{s\}", r"(?P<s>\d+)")
+        part = (number, len(parts)) if len(parts) > 1 else None
+        rows.append((theirs + their_end, re.compile(path), layout, part))
   return tuple(rows)
 
 
@@ -223,7 +285,32 @@ def place_of(model: nnx.Module, path: str, shape: Size) -> Place:
   Raises:
     PretrainedError: If the model's family or the parameter is unknown.
   """
-  return _place(_dialects(model)[0], path, shape)
+  return _place(written(model), path, shape)
+
+
+def written(model: nnx.Module) -> Dialect:
+  """The dialect that files of a model are written in.
+
+  Raises:
+    PretrainedError: If the model's family is unknown, or no dialect has all its
+      parameters.
+  """
+  dialects = _dialects(model)
+  paths = list(parameters_of(model))
+  for dialect in dialects:
+    if not any(_lacks(dialect, path) for path in paths):
+      return dialect
+  path = next(path for path in paths if _lacks(dialects[0], path))
+  raise PretrainedError(
+    f"{type(model).__name__}: expected options that published files have, got"
+    f" a model with {path} beside its others, which no such file has together"
+  )
+
+
+@functools.cache
+def _lacks(dialect: Dialect, path: str) -> bool:
+  """Whether a dialect has no name for a parameter."""
+  return not any(ours.fullmatch(path) for _, ours, *_ in _leaves(dialect))
 
 
 def _place(dialect: Dialect, path: str, shape: Size) -> Place:
@@ -242,50 +329,21 @@ def _place(dialect: Dialect, path: str, shape: Size) -> Place:
   raise PretrainedError(f"{path}: unknown parameter in files of {dialect.name}")
 
 
-def _known(dialect: Dialect) -> re.Pattern[str]:
-  """A regex of all names in the dialect."""
-  names = [_pattern(theirs).pattern for theirs, *_ in _leaves(dialect)]
-  return re.compile("|".join(names))
-
-
-def _pattern(theirs: str) -> re.Pattern[str]:
-  """A regex of the names that one name in a table stands for."""
-  numbered = re.sub(r"\\{(i|s|s\\\+1)\\}", r"\\d+", re.escape(theirs))
-  return re.compile(numbered)
-
-
 def _spoken(
   model: nnx.Module, tensors: Mapping[str, Tensor], where: str
 ) -> Dialect:
-  """The dialect that most names of a file match."""
-  own = _dialects(model)
-  family, dialect, count = max(
-    (
-      (family, dialect, sum(map(bool, map(_known(dialect).fullmatch, tensors))))
-      for family, dialects in TABLES.items()
-      for dialect in dialects
-    ),
-    key=lambda candidate: candidate[2],
-  )
-  if not count:
-    some = ", ".join(sorted(tensors)[:3]) or "nothing"
-    raise PretrainedError(
-      f"{where}: expected tensors of a {type(model).__name__}, got {some}"
-    )
-  if dialect in own:
-    wanted = {
-      each: {
-        name
-        for path, leaf in parameters_of(model).items()
-        for name in _place(each, path, tuple(leaf.shape)).names
-      }
-      for each in own
+  """The dialect of a file, see `recognition.spoken`."""
+  leaves = parameters_of(model)
+  wanted = {
+    dialect: {
+      name
+      for path, leaf in leaves.items()
+      if not _lacks(dialect, path)
+      for name in _place(dialect, path, tuple(leaf.shape)).names
     }
-    return max(own, key=lambda each: len(wanted[each] & tensors.keys()))
-  raise PretrainedError(
-    f"{where}: expected weights of a {type(model).__name__}, got those of a"
-    f" {family}"
-  )
+    for dialect in _dialects(model)
+  }
+  return spoken(type(model).__name__, TABLES, wanted, tensors, where)
 
 
 def _of_head(dialect: Dialect, name: str) -> bool:
@@ -308,47 +366,46 @@ def _check_names(
 ) -> None:
   """Raises PretrainedError at the first missing or unexpected tensor."""
   places_of = {n: path for path, place in places.items() for n in place.names}
-  for name in sorted(tensors.keys() - places_of.keys()):
+  extra = sorted(tensors.keys() - places_of.keys())
+  check_foreign(dialect, extra, where)
+  for name in extra:
     _check_extra(model, dialect, tensors, name, where, wording)
   for name, path in places_of.items():
     if name not in tensors:
       raise PretrainedError(
         f"{where}: {name} is missing, which holds {path} of the"
-        f" {type(model).__name__}{_fix(model, path, wording, lacks=True)}"
+        f" {type(model).__name__}{_fix(dialect, path, wording, lacks=True)}"
       )
 
 
 def _fix(
-  model: Any, path: str, wording: Wording, *, lacks: bool | None = None
+  dialect: Dialect, path: str, wording: Wording, *, lacks: bool | None = None
 ) -> str:
   """The option to set for a parameter that does not fit, or "".
 
   Args:
-    model: Model that the parameter is of.
+    dialect: Dialect of the file.
     path: Path of the parameter, or a regular expression of it.
     wording: How the message names options.
     lacks: Whether the file lacks it; False if the model does, None if both have
       it with different shapes.
   """
-  options: dict[str, Any] = {}
-  if path.startswith("head/") and lacks and hasattr(model, "tied"):
-    options = {"tied": True}
-  elif path in _HEAD:
+  for fix in dialect.fixes:
+    if not re.search(fix.path, path):
+      continue
+    side = {True: fix.file_lacks, False: fix.model_lacks, None: fix.shape}[
+      lacks
+    ]
+    if "vocab" in side:
+      return (
+        f"; set {wording(**side)} to the size of the file's vocabulary, and use"
+        " that one"
+      )
+    if side:
+      return f"; set {wording(**side)}"
+  if path in _HEAD:
     return f"; {wording(head='fresh')} keeps the model's own head"
-  elif path in ("shared/embedding", "embed/embedding"):
-    return (
-      f"; set {wording(vocab=...)} to the size of the file's vocabulary, and"
-      " use that one"
-    )
-  elif lacks is not None and path.startswith("cls_token"):
-    options = {"pool": "gap" if lacks else "cls"}
-  elif lacks is not None and path.startswith("pos_embed"):
-    options = {"pos": "sincos" if lacks else "learned"}
-  elif lacks is not None and re.search(r"attn/[qkv]/bias$", path):
-    options = {"qkv_bias": not lacks}
-  elif lacks is not None and "mlp/wi" in path:
-    options = {"gated": ("wi_" in path) != lacks}
-  return f"; set {wording(**options)}" if options else ""
+  return ""
 
 
 def _check_extra(
@@ -360,11 +417,8 @@ def _check_extra(
   wording: Wording,
 ) -> None:
   """Raises PretrainedError unless a further tensor is a known duplicate."""
-  for pattern, why in dialect.refused:
-    if re.fullmatch(pattern, name):
-      raise PretrainedError(f"{where}: {name} belongs to {why}")
-  for pattern, check in dialect.duplicates:
-    match = re.fullmatch(pattern, name)
+  for regex, check in dialect.duplicates:
+    match = re.fullmatch(regex, name)
     if match is None:
       continue
     if check and not check(model, tensors, name, **match.groupdict()):
@@ -378,8 +432,8 @@ def _check_extra(
     hint = f"; {wording(head='fresh')} ignores it"
   else:
     for theirs, ours, *_ in _leaves(dialect):
-      if _pattern(theirs).fullmatch(name):
-        hint = _fix(model, ours.pattern, wording, lacks=False)
+      if pattern(theirs).fullmatch(name) and not hint:
+        hint = _fix(dialect, ours.pattern, wording, lacks=False)
   raise PretrainedError(
     f"{where}: unexpected tensor {name} {list(tensors[name].shape)}: this"
     f" {type(model).__name__} has no such parameter; check its sizes and"
@@ -389,6 +443,7 @@ def _check_extra(
 
 def _check_shapes(
   model: nnx.Module,
+  dialect: Dialect,
   place: Place,
   path: str,
   shape: Size,
@@ -407,12 +462,13 @@ def _check_shapes(
     if got.shape != want:
       raise PretrainedError(
         f"{where}: {name} has shape {list(got.shape)}, but {path}"
-        f" {list(shape)} needs {list(want)}{_fix(model, path, wording)}"
+        f" {list(shape)} needs {list(want)}{_fix(dialect, path, wording)}"
       )
 
 
 def _patch_kernel(
   model: Any,
+  dialect: Dialect,
   place: Place,
   shape: Size,
   tensors: Mapping[str, Tensor],
@@ -437,72 +493,14 @@ def _patch_kernel(
         f" channel{'s' * (channels > 1)}, got one for {other}; set"
         f" {wording(convert_channels=True)} to convert it"
       )
-    _check_shapes(model, place, _PATCHES, stored, tensors, where, wording)
+    _check_shapes(
+      model, dialect, place, _PATCHES, stored, tensors, where, wording
+    )
     kernel = place.array(tensors, stored).astype(np.float32)
     return (
       kernel.sum(2, keepdims=True)
       if channels == 1
       else (np.repeat(kernel / 3, 3, axis=2))
     )
-  _check_shapes(model, place, _PATCHES, shape, tensors, where, wording)
+  _check_shapes(model, dialect, place, _PATCHES, shape, tensors, where, wording)
   return place.array(tensors, shape)
-
-
-def _positions(
-  model: Any,
-  stored: Tensor,
-  of_class: bool,
-  resize: bool,
-  where: str,
-  wording: Wording,
-) -> np.ndarray:
-  """Position embeddings [1, tokens, width] for the model's grid.
-
-  Files that add positions before the class token have none for it, which is
-  then zero. `of_class` marks dialects that always have one.
-  """
-  height, width = model.grid
-  extra = model.tokens - height * width
-  if len(stored.shape) != 3 or stored.shape[::2] != (1, model.width):
-    raise PretrainedError(
-      f"{where}: expected position embeddings of shape"
-      f" {[1, model.tokens, model.width]} for {_POSITIONS}, got"
-      f" {list(stored.shape)}"
-    )
-  count = stored.shape[1]
-  if count == model.tokens:
-    return stored.read()
-  without = count == height * width or math.isqrt(count) ** 2 == count
-  kept = extra if of_class or not without else 0
-  grid, side = count - kept, math.isqrt(count - kept)
-  if grid != height * width and not (resize and side**2 == grid):
-    raise PretrainedError(
-      f"{where}: expected positions of {model.tokens} tokens (a grid of"
-      f" {height} x {width}), got {count}; set {wording(image_size=...)} as in"
-      f" the file, or {wording(resize_positions=True)} for a square grid"
-    )
-  table = stored.read()
-  first = np.zeros((extra, model.width), table.dtype)
-  first[:kept] = table[0, :kept]
-  rest = table[0, kept:]
-  if grid != height * width:
-    rest = resized(rest.reshape(side, side, -1), (height, width))
-  return np.concatenate([first, rest.reshape(-1, model.width)])[None]
-
-
-def resized(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-  """Interpolates [height, width, channels] linearly to another grid.
-
-  Corners are aligned, as in the reference implementation.
-
-  >>> resized(np.array([[[0.0], [2.0]]]), (1, 3))[0, :, 0].tolist()
-  [0.0, 1.0, 2.0]
-  """
-  for axis, size in enumerate(grid):
-    at = np.linspace(0, table.shape[axis] - 1, size)
-    low = np.floor(at).astype(int)
-    high = np.minimum(low + 1, table.shape[axis] - 1)
-    share = np.expand_dims(at - low, tuple({0, 1, 2} - {axis}))
-    below, above = (np.take(table, i, axis=axis) for i in (low, high))
-    table = below * (1 - share) + above * share
-  return table

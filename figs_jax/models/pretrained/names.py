@@ -9,14 +9,14 @@ tables are in `vit`, `swin_v2` and `t5`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 # The options to set, in words: `arguments`, or flags of a program.
 Wording = Callable[..., str]
-Row = tuple[str, str, str | tuple[str, str, str]]
+Row = tuple[str, str, str | tuple[str, ...]]
 Size = tuple[int, ...]
 
 
@@ -90,12 +90,29 @@ KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
   ),
   "flax_out": (("/kernel", "/kernel", _SPLIT_FIRST), ("/bias", "/bias", SAME)),
 }
-# One tensor for q, k and v, concatenated along the axis of the outputs.
+# One tensor for several of ours, such as q, k and v, side by side.
 KINDS["fused"] = KINDS["dense"]
 # Kernels as we have them, [in, out].
 _IN_OUT = Layout(parts=-1)
 KINDS["conv1d"] = ((".weight", "/kernel", _IN_OUT), (".bias", "/bias", SAME))
 KINDS["conv1d_fused"] = KINDS["conv1d"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fix:
+  """Options to set if a parameter does not fit; an ellipsis is any value.
+
+  Attributes:
+    path: Regular expression of our path.
+    file_lacks: Options if the file has no such tensor.
+    model_lacks: Options if the model has no such parameter.
+    shape: Options if both have it with different shapes.
+  """
+
+  path: str
+  file_lacks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  model_lacks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  shape: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +130,9 @@ class Dialect:
     refused: Pairs (regular expression of names, part that the model lacks).
     hint: Fix to suggest if a check fails, for a wording of options.
     class_position: Whether a class token always has a position embedding.
+    aliases: Pairs (name, other names of the same tensor) for files that leave
+      the first one out, since they store shared tensors once.
+    fixes: What to set if a parameter does not fit, see `Fix`.
   """
 
   name: str
@@ -122,6 +142,8 @@ class Dialect:
   refused: tuple[tuple[str, str], ...] = ()
   hint: Callable[[Wording], str] = lambda wording: ""
   class_position: bool = True
+  aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+  fixes: tuple[Fix, ...] = ()
 
   def bare(self, prefix: str) -> Dialect:
     """The scheme without a prefix, as in files of models without a head."""

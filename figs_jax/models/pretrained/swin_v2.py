@@ -29,8 +29,10 @@ from figs_jax.models.pretrained.keys import (
   Table,
   text,
 )
-from figs_jax.models.pretrained.names import Dialect, Wording, under
+from figs_jax.models.pretrained.names import Dialect, Fix, Wording, under
 from figs_jax.models.swin_v2_stage import EPSILON
+
+_FIXES = (Fix("attn/[qkv]/bias", {"qkv_bias": False}, {"qkv_bias": True}),)
 
 
 def _hint(wording: Wording) -> str:
@@ -113,6 +115,7 @@ _HUGGING_FACE = Dialect(
     )
   ),
   hint=_hint,
+  fixes=_FIXES,
 )
 
 
@@ -160,6 +163,7 @@ def _original(name: str, merge: str, head: str) -> Dialect:
       (r"layers\.\d+\.blocks\.\d+\.attn_mask", None),
     ),
     hint=_hint,
+    fixes=_FIXES,
   )
 
 

@@ -19,8 +19,17 @@ from figs_jax.models.pretrained.keys import (
   Table,
   words,
 )
-from figs_jax.models.pretrained.names import Dialect, Row, is_copy_of, under
+from figs_jax.models.pretrained.names import (
+  Dialect,
+  Fix,
+  Row,
+  is_copy_of,
+  under,
+)
 from figs_jax.models.t5 import EOS, PAD
+
+_STACKS = ("encoder", "decoder")
+_SHARED = "shared.weight"
 
 
 def _attention(theirs: str, ours: str) -> tuple[Row, ...]:
@@ -42,7 +51,7 @@ def _bias(stack: str) -> Row:
   return "embed", f"{stack}.{name}", f"{stack}/position_bias"
 
 
-_is_shared = is_copy_of("shared.weight")
+_is_shared = is_copy_of(_SHARED, *(f"{x}.embed_tokens.weight" for x in _STACKS))
 _HUGGING_FACE = Dialect(
   "Hugging Face",
   (
@@ -70,6 +79,14 @@ _HUGGING_FACE = Dialect(
     ),
     ("norm", "decoder.final_layer_norm", "decoder/norm"),
     ("dense", "lm_head", "head"),
+  ),
+  # torch's `save_model` keeps one name of a shared tensor, the first.
+  aliases=((_SHARED, tuple(f"{x}.embed_tokens.weight" for x in _STACKS)),),
+  fixes=(
+    Fix("^head/", file_lacks={"tied": True}),
+    Fix("mlp/wi_", {"gated": False}, {"gated": True}),
+    Fix("mlp/wi/", {"gated": True}, {"gated": False}),
+    Fix("^shared/embedding", *({"vocab": ...},) * 3),
   ),
   duplicates=(
     (r"(?:en|de)coder\.embed_tokens\.weight", _is_shared),
