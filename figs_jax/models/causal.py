@@ -177,6 +177,7 @@ class CausalLM(nnx.Module):
         f" inputs of shape {inputs.shape}"
       )
     self._check_length(length + max_length - 1)
+    inputs = jnp.asarray(inputs)
     tokens = jnp.ones(inputs.shape, bool) if mask is None else mask
     x, seen, rotation = self._first(inputs, mask)
     prompt = []
@@ -243,13 +244,13 @@ class CausalLM(nnx.Module):
 
   def shape(self) -> Shape:
     """The sizes and patterns of the model, `input_length` tokens long."""
-    sizes = {
+    sizes: dict[str, Any] = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(Shape)
       if hasattr(self, field.name)
     }
     leaves = masked_leaves(self).items()
-    own = {
+    own: dict[str, Any] = {
       "length": self.input_length,
       "tied": self.head is None,
       "scan": not isinstance(self.blocks, nnx.List),

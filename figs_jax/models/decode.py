@@ -278,7 +278,7 @@ def _merge(graphdef: Any, state: Any) -> Any:
 
 
 def _checked(
-  mask: Any, inputs: Int[Array, "batch inputs"]
+  mask: Any, inputs: Int[Array | np.ndarray, "batch inputs"]
 ) -> Bool[Array, "batch inputs"] | None:
   """The mask of the inputs, in which every row has a token."""
   if mask is None:

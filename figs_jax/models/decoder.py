@@ -136,7 +136,7 @@ def attend_cached(
     parts.append((jnp.where(mask, logits, _LEAST), shared.values))
   most = [logits.max(-1, keepdims=True) for logits, _ in parts]
   top = most[0] if len(most) == 1 else jnp.maximum(*most)
-  total, out = 0.0, 0.0
+  total, out = jnp.zeros_like(top), jnp.zeros_like(top)
   for logits, values in parts:
     weights = jnp.exp(logits - top)
     total += weights.sum(-1, keepdims=True)

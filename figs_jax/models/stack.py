@@ -131,8 +131,9 @@ def unstack(model: nnx.Module) -> None:
   For programs that call a model many times: a slice of an array is a copy.
   """
   for _, module in list(nnx.iter_modules(model)):
-    if hasattr(module, "blocks"):
-      module.blocks = nnx.List(listed(module.blocks))
+    blocks = getattr(module, "blocks", None)
+    if isinstance(blocks, nnx.Module) and not isinstance(blocks, nnx.List):
+      setattr(module, "blocks", nnx.List(listed(blocks)))  # noqa: B010
 
 
 def named(name: str, blocks: Blocks) -> list[tuple[str, Any, int]]:
