@@ -65,7 +65,7 @@ def greedy(
   _at_least_one(max_length=max_length)
   inputs = model.ids("inputs", inputs)
   mask = _checked(mask, inputs)
-  return _greedy(*_evaluating(model), inputs, mask, max_length, eos)
+  return _greedy(*nnx.split(model), inputs, mask, max_length, eos)
 
 
 def beam_search(
@@ -131,7 +131,7 @@ def beam_search(
   mask = _checked(mask, inputs)
   penalty = jnp.float32(length_penalty)
   options = (beams, max_length, early_stopping, eos)
-  return _beam_search(*_evaluating(model), inputs, mask, penalty, *options)
+  return _beam_search(*nnx.split(model), inputs, mask, penalty, *options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
@@ -252,15 +252,10 @@ def _pick(x: Array, index: Int[Array, "batch chosen"]) -> Array:
   return jnp.take_along_axis(x, index, axis=1)
 
 
-def _evaluating(model: nnx.Module) -> tuple[Any, Any]:
-  model = nnx.clone(model)
-  model.eval()
-  return nnx.split(model)
-
-
 def _stepping(graphdef: Any, state: Any) -> Any:
   """The model for many steps, with all that they share computed once."""
   model = _merge(graphdef, state)
+  model.eval()
   stack.unstack(model)
   kernels = set()
   for _, layer in list(nnx.iter_modules(model)):

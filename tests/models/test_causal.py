@@ -7,6 +7,7 @@ import pytest
 from figs_jax import models, nn
 from figs_jax.models import decode
 from figs_jax.models.llama import rotary_rates
+from figs_jax.models.pretrained import PretrainedError, llama
 from figs_jax.models.shapes import shape_of
 
 from .families import create
@@ -144,3 +145,38 @@ def test_errors_say_what_and_the_fix(call, message, unchecked):
 def test_sizes_that_do_not_fit(options, message):
   with pytest.raises(ValueError, match=message):
     create("llama", **options)
+
+
+_LLAMA_3 = {
+  "rope_type": "llama3",
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type default"),
+    ({"rope_scaling": {"factor": 2.0}}, "expected rope_type default, or"),
+    ({"rope_scaling": {"rope_type": "llama3"}}, "llama3 with factor"),
+    ({"rope_parameters": 3}, "rope_parameters: expected a JSON object, got 3"),
+    (
+      {"rope_parameters": _LLAMA_3, "rope_scaling": _LLAMA_3},
+      "expected none beside rope_parameters",
+    ),
+    ({"rope_scaling": _LLAMA_3 | {"factor": "8"}}, "rope_scaling.factor: exp"),
+    ({"rope_interleaved": True}, 'unknown key "rope_interleaved"=true'),
+  ],
+)
+def test_other_rotary_positions_are_refused(fields, message):
+  with pytest.raises(PretrainedError, match=message):
+    llama.CONFIG.read(fields, {})
+
+
+def test_both_spellings_of_rotary_positions_are_one():
+  old = {"rope_theta": 5e5, "rope_scaling": _LLAMA_3}
+  new = {"rope_parameters": {**_LLAMA_3, "rope_theta": 5e5}}
+  assert llama.CONFIG.read(old, {}) == llama.CONFIG.read(new, {})
