@@ -99,6 +99,11 @@ def find_causal_text(
   Raises:
     DataError: If the data set has no text or as in `figs_jax.data.load`.
     ValueError: If the length is below 2, or the vocabulary does not fit.
+
+  >>> rows = [{"text": "so good", "target": "yes"}] * 5
+  >>> texts = find_causal_text(PythonData((rows, rows)), input_length=8)
+  >>> texts.target_length
+  8
   """
   if input_length < 2:
     raise ValueError(f"Expected input_length of 2 or more, got {input_length}")

@@ -263,9 +263,16 @@ class CausalLM(nnx.Module):
     raise NotImplementedError
 
   def _embedded(
-    self, tokens: Int[Array, "batch tokens"], position: Int[Array, "#batch t"]
+    self,
+    tokens: Int[Array, "batch tokens"],
+    position: Int[Array, "#batch tokens"] | None,
   ) -> tuple[Float[Array, "batch tokens width"], Rotation | None]:
-    """The input of the blocks, and the rotation of queries and keys."""
+    """The input of the blocks, and the rotation of queries and keys.
+
+    Args:
+      tokens: Ids.
+      position: Their positions. None stands for 0, 1, 2, ...
+    """
     raise NotImplementedError
 
   def _first(
@@ -276,7 +283,7 @@ class CausalLM(nnx.Module):
     """The input of the blocks, the mask of attention, and the rotation."""
     length = tokens.shape[1]
     seen = jnp.asarray(np.tril(np.ones((1, length, length), bool)))
-    position = jnp.arange(length)[None]
+    position = None
     if mask is not None:
       seen &= jnp.asarray(mask)[:, None]
       position = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)

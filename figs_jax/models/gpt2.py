@@ -167,10 +167,16 @@ class GPT2(CausalLM):
     return {"family": "gpt2"}
 
   def _embedded(
-    self, tokens: Int[Array, "batch tokens"], position: Int[Array, "#batch t"]
+    self,
+    tokens: Int[Array, "batch tokens"],
+    position: Int[Array, "#batch tokens"] | None,
   ) -> tuple[Float[Array, "batch tokens width"], Rotation | None]:
-    x = self.embed(tokens) + self.positions(position)
-    return x.astype(self.dtype), None
+    if position is None:  # a slice, as opposed to a gather
+      places = self.positions.embedding[None, : tokens.shape[1]]
+      places = places.astype(self.positions.dtype)
+    else:
+      places = self.positions(position)
+    return (self.embed(tokens) + places).astype(self.dtype), None
 
   def _check_length(self, length: int) -> None:
     if length > self.length:

@@ -221,7 +221,9 @@ class Llama(CausalLM):
     return {"family": "llama", "rotary": True, "gated": True, "biases": False}
 
   def _embedded(
-    self, tokens: Int[Array, "batch tokens"], position: Int[Array, "#batch t"]
+    self,
+    tokens: Int[Array, "batch tokens"],
+    position: Int[Array, "#batch tokens"] | None,
   ) -> tuple[Float[Array, "batch tokens width"], Rotation | None]:
     rates = rotary_rates(
       self.head_dim,
@@ -231,6 +233,8 @@ class Llama(CausalLM):
       self.rope_high,
       self.rope_length,
     )
+    if position is None:
+      position = jnp.arange(tokens.shape[1])[None]
     angles = position[..., None].astype(jnp.float32) * rates[None, None]
     return self.embed(tokens).astype(self.dtype), (
       jnp.cos(angles),
