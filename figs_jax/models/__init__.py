@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from figs_jax import nn
 from figs_jax.core.rules import nearest
 from figs_jax.models import own_model
 from figs_jax.models.gpt2 import GPT2
@@ -327,8 +328,12 @@ def gemms_of(
 
 
 def lists_products(model: Any) -> bool:
-  """Whether a model is exactly of one of our families, or a `Shape`."""
-  return type(model) in (Shape, *FAMILIES.values())
+  """Whether a model is exactly of one of our families, or a `Shape`.
+
+  One with adapters is traced.
+  """
+  ours = type(model) in (Shape, *FAMILIES.values())
+  return ours and (type(model) is Shape or not nn.has_adapters(model))
 
 
 def products_of(

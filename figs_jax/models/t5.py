@@ -317,6 +317,22 @@ class T5(nnx.Module):
     """
     return checked_ids(self, name, ids)
 
+  def counted_rows(
+    self,
+    inputs: Int[Array | np.ndarray, "batch inputs"],
+    targets: Int[Array | np.ndarray, "batch targets"],
+  ) -> dict[str, Bool[Array, "batch _"]]:
+    """Rows of layers without padding, for `figs_jax.prune`.
+
+    Returns:
+      Mask by regex of paths: tokens of the inputs that are not padding, and
+      positions of the decoder that predict a target that is not padding.
+    """
+    return {
+      r"encoder/.*|decoder/.*/cross/[kv]": jnp.asarray(inputs) != PAD,
+      r"decoder/.*|head": jnp.asarray(targets) != PAD,
+    }
+
   def encode(
     self,
     inputs: Int[Array | np.ndarray, "batch inputs"],
@@ -398,7 +414,8 @@ class T5(nnx.Module):
       rows += block.attn.gemms(f"{name}/attn", batch, targets, targets, count)
       rows += block.cross.gemms(f"{name}/cross", batch, targets, inputs, count)
       rows += block.mlp.gemms(f"{name}/mlp", batch * targets, count)
-    head = row("head", batch * targets, self.vocab, self.width, self.head)
+    layer = self.shared if self.head is None else self.head
+    head = row("head", batch * targets, self.vocab, self.width, layer)
     return [*rows, head]
 
   def non_gemms(

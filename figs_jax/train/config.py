@@ -41,6 +41,8 @@ FREE = (
   "data.source",
   "data.workers",
   "data.eval_batch_size",
+  "teacher",  # its SHA-256 counts
+  "distill.seed",
 )
 # Types of options without a default; all others are floats.
 _KINDS: dict[str, type] = {

@@ -18,8 +18,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
+from figs_jax.core.pattern import NM
 from figs_jax.data import python_data
-from figs_jax.train import distributed, machine, schema, seeds, workdir_lock
+from figs_jax.train import (
+  distributed,
+  machine,
+  schema,
+  seeds,
+  teacher,
+  workdir_lock,
+)
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
 from figs_jax.train.config import (
@@ -135,6 +143,7 @@ def train(
     )
   checkpoints = Checkpointer(workdir, keep=config.keep)
   experiment = build(initial_config(config, checkpoints), data)
+  experiment = teacher.taught(experiment, teacher.read(config, data))
   config = experiment.config  # see `_keep_order`
   abstract = experiment.abstract_state
   shardings = state_shardings(
@@ -226,6 +235,9 @@ def compiled_step(
   """
   axis = experiment.batch_axis
   fn = partial(update)  # a new object has a compilation cache of its own
+  constants = None
+  if experiment.distill is not None:
+    constants = teacher.placed(experiment.distill, mesh or make_mesh())
   turns = in_turn(experiment)
   if turns:
     shardings, axis = seeds.lone_shardings(shardings), None
@@ -235,15 +247,17 @@ def compiled_step(
   if mesh is not None:
     split = batch_sharding(mesh, axis == 0)
     options = {
-      "in_shardings": (None, split),
+      "in_shardings": (None, split, None),
       "out_shardings": (shardings, replicated(mesh)),
     }
-  step = jax.jit(fn, donate_argnums=0, **options)
-  if mesh is not None and jax.process_count() > 1:
-    jitted = step
-    step = lambda state, batch: jitted(  # noqa: E731
-      state, distributed.global_batch(split, batch)
-    )
+  jitted = jax.jit(fn, donate_argnums=0, **options)
+  of_processes = mesh is not None and jax.process_count() > 1
+
+  def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+    if of_processes:
+      batch = distributed.global_batch(split, batch)
+    return jitted(state, batch, constants)
+
   return seeds.InTurn(step, experiment.batch_axis) if turns else step
 
 
@@ -477,6 +491,8 @@ def _changes(saved, config, path) -> list[str]:
       what = other_recipe(saved, config.recipe_sha256)
     if refused == ["model_sha256"]:
       what = f"{other_model(saved)}, since the file was changed"
+    if refused == ["teacher_sha256"]:
+      what = teacher.other(saved, config)
     raise ConfigError(
       f"{path}: {what}; use a new --workdir, or allow the change with"
       f" --config.allow_change=\"('{refused[0]}',)\""
@@ -533,11 +549,15 @@ def _diverged(run: Run, what: str) -> Diverged:
 def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
   row = {}
   with run.watch.apart(EVALUATION) as lap:
-    state = run.whole
-    for prefix in ("eval", "eval_ema"):
-      if prefix == "eval_ema" and state.ema is None:
-        continue
-      for name, value in run.evaluator.run(state, ema=prefix != "eval"):
+    state, points = run.whole, run.experiment.recipe.points
+    prefixes: dict[str, NM | None] = {"eval": None}
+    if points is not None:  # "eval" is the first one
+      prefixes |= {f"eval/{nm}": nm for nm in points.patterns[1:]}
+    if state.ema is not None:
+      prefixes["eval_ema"] = None
+    for prefix, point in prefixes.items():
+      values = run.evaluator.run(state, ema=prefix == "eval_ema", point=point)
+      for name, value in values:
         mean, error = seeds.mean_and_se(np.atleast_1d(value).tolist())
         row[f"{prefix}/{name}"] = mean
         if isinstance(value, list):

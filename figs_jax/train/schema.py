@@ -65,6 +65,11 @@ SHARED: dict[str, Field] = {
   "pattern": Field(
     "ff: 1:8", "N:M pattern of each kernel; the first rule that matches wins."
   ),
+  "activations": Field(
+    "",
+    "N:M patterns of the inputs of linear layers, by rules as in pattern; none"
+    " by default.",
+  ),
   "recipe_file": Field("", "File of your own recipe; set by --recipe_file."),
   "recipe_sha256": Field("", "SHA-256 of that file; set by --recipe_file."),
   "model_file": Field("", "File and class of your own; set by --model_file."),
@@ -114,6 +119,30 @@ SHARED: dict[str, Field] = {
     " code; bicubic as in transformers, bicubic_antialias for its DINOv2 with"
     " registers.",
     Word(("linear", "bicubic", "bicubic_antialias")),
+  ),
+  "teacher": Field(
+    "",
+    "Teacher to distill from: the workdir of a run, or a directory for"
+    " figs_jax.models.from_pretrained.",
+  ),
+  "teacher_sha256": Field("", "SHA-256 of its arrays; set by training."),
+  "distill.temperature": Field(
+    2.0, "Temperature T of both softmaxes.", Number("(0, 1000]")
+  ),
+  "distill.weight": Field(
+    0.5,
+    "Share w of the teacher: (1 - w) loss + w T^2 KL(teacher, student).",
+    SHARE,
+  ),
+  "distill.seed": Field(
+    0,
+    "Index of the seed to learn from, if the teacher is a run with several.",
+    Integer("[0, 1024)"),
+  ),
+  "train_only": Field(
+    "",
+    "Regular expressions of the parameters to train, divided by commas, or of"
+    " modules, as in head; all others stay as they are. Unset trains all.",
   ),
   "optimizer.name": Field(
     "adamw",
@@ -223,7 +252,10 @@ RECIPE: dict[str, Legal] = {
   "beta": Number("(0, 1e9]"),
   "zero_at": Number("(0, 1]"),
   "k": Integer("[1, 65536]", powers=True),
+  "sampled": Integer("[0, 1024]"),
   "share": BELOW_ONE,
+  "rank": Integer("[0, 65536]"),
+  "lazy": SHARE,
   "seed": SEED,
   "t_min": BELOW_ONE,
   "t_max": BELOW_ONE,
@@ -440,6 +472,11 @@ def _check_together(fields: Mapping[str, Any]) -> None:
   optimizer = {k[10:]: v for k, v in fields.items() if k[:10] == "optimizer."}
   if mistake := optimizer_fields.mistake(optimizer):
     raise ConfigError(mistake)
+  if fields["teacher"] and fields.get("loss") == "bce":
+    raise ConfigError(
+      "--config.loss: expected softmax with a teacher, whose term compares"
+      " softmaxes, got bce; leave --config.teacher out or set loss=softmax"
+    )
   mean, std = fields.get("data.mean"), fields.get("data.std")
   if mean != std and {mean, std} & set(NAMED):
     raise ConfigError(

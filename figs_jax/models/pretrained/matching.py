@@ -243,9 +243,10 @@ def with_aliases(
   """
   result = dict(tensors)
   for name, others in dialect.aliases:
-    first, *rest = [other for other in others if other in tensors] or [None]
-    if name in tensors or first is None:
+    present = [other for other in others if other in tensors]
+    if name in tensors or not present:
       continue
+    first, *rest = present
     for other in rest:
       if not same_tensor(tensors[first], tensors[other]):
         raise PretrainedError(
