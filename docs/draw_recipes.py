@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
 from figs_jax import recipes
-from figs_jax.data.fields import MASKED_TEXT, TEXT
+from figs_jax.data.fields import CAUSAL_TEXT, MASKED_TEXT, TEXT
 from figs_jax.recipes import listing, registry
 from figs_jax.recipes.docstrings import entries
 from figs_jax.recipes.picture import draw, timeline_table
@@ -111,16 +111,13 @@ def options_table(name: str) -> str:
 
 
 def fields_table(name: str) -> str:
-  """Fields of a configuration.
-
-  Args:
-    name: "shared", "images", "text", "masked text" or "model FAMILY".
-  """
+  """Fields of a configuration: of a task, "shared", or "model FAMILY"."""
   tables = {
     "shared": (SHARED, "vit"),
     "images": (IMAGES, "vit"),
     "text": (TEXT, "t5"),
     "masked text": (MASKED_TEXT, "bert"),
+    "causal text": (CAUSAL_TEXT, "gpt2"),
   }
   if name in tables:
     fields, family = tables[name]

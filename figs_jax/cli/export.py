@@ -16,7 +16,7 @@ from figs_jax.core.packing import Layout
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import nearest
 from figs_jax.core.tree import MaskedKernel
-from figs_jax.models import FAMILIES, T5, own_model
+from figs_jax.models import FAMILIES, own_model
 from figs_jax.models.own_weights import fill_own, own_weights
 from figs_jax.models.pretrained.config import (
   for_transformers,
@@ -104,7 +104,7 @@ def export_model(
   """Writes a finished model (`TrainState.finished`).
 
   Args:
-    model: A ViT, Swin-V2 or T5 whose masked kernels are exactly N:M; or any
+    model: A model of our families whose masked kernels are exactly N:M; or any
       other NNX model, whose weights keep their own paths.
     out: Directory for "dense", any file for "stablehlo" and "stablehlo-module",
       else a .safetensors file.
@@ -279,12 +279,13 @@ def _examples(model: Any, batch: int, example: Any) -> list[np.ndarray]:
       f"stablehlo: expected example=, an input of {type(model).__name__}, got"
       " none"
     )
-  if isinstance(model, T5):
-    lengths = (model.input_length, model.target_length)
-    sizes = [(batch, length) for length in lengths]
-    return [rng.integers(0, model.vocab, size, np.int32) for size in sizes]
-  shape = (batch, *model.image_size, model.in_channels)
-  return [rng.standard_normal(shape, np.float32)]
+  shapes = model.example(batch)
+  return [
+    rng.integers(0, model.vocab, each.shape, np.int32)
+    if np.issubdtype(each.dtype, np.integer)
+    else rng.standard_normal(each.shape, np.float32)
+    for each in (shapes if isinstance(shapes, tuple) else (shapes,))
+  ]
 
 
 def _check(out: str | Path, format: str, overwrite: bool) -> None:

@@ -93,8 +93,8 @@ _TEXT_COLUMN = Field(
 _LABEL_COLUMN = Field(
   str, "Column of its labels. Defaults to the one of a usual name."
 )
-# Fields of families that read text.
-TEXT: dict[str, Field] = {
+# Fields of families that generate text.
+_ANY_TEXT: dict[str, Field] = {
   "data.name": Field(
     "stdlib_text",
     "Data set: stdlib_text, text:FILE, c4, glue, or a tfds name such as"
@@ -110,6 +110,9 @@ TEXT: dict[str, Field] = {
     "Vocabulary: bytes, sentencepiece:1024 to train that many pieces, or the"
     " path of a sentencepiece model.",
   ),
+}
+# Fields of families from inputs to targets.
+TEXT: dict[str, Field] = _ANY_TEXT | {
   "data.input_length": Field(
     128, "Tokens per input, with the end token.", _LENGTH
   ),
@@ -158,4 +161,8 @@ MASKED_TEXT: dict[str, Field] = {
   "data.density": Field(
     0.15, "Share of tokens that are masked.", Number("(0, 1)")
   ),
+}
+# Fields of families that predict the next token.
+CAUSAL_TEXT: dict[str, Field] = _ANY_TEXT | {
+  "data.input_length": Field(128, "Tokens per row.", _LENGTH),
 }

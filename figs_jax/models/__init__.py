@@ -13,6 +13,8 @@ from figs_jax import nn
 from figs_jax.core.rules import nearest
 from figs_jax.models import own_model
 from figs_jax.models.bert import BERT
+from figs_jax.models.gpt2 import GPT2
+from figs_jax.models.llama import Llama
 from figs_jax.models.own_model import REGISTERED, register
 from figs_jax.models.resnet import ResNet
 from figs_jax.models.shapes import SHAPES, Shape, shape_of
@@ -24,6 +26,8 @@ from figs_jax.models.vit import ViT
 FAMILIES: dict[str, type[Any]] = {
   "resnet": ResNet,
   "bert": BERT,
+  "gpt2": GPT2,
+  "llama": Llama,
   "swin_v2": SwinV2,
   "t5": T5,
   "vit": ViT,
@@ -33,6 +37,8 @@ own_model.TAKEN.update(FAMILIES)
 __all__ = [
   "BERT",
   "FAMILIES",
+  "GPT2",
+  "Llama",
   "REGISTERED",
   "ResNet",
   "SHAPES",
@@ -248,7 +254,7 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
   the random streams too.
 
   Args:
-    family: One of `names()`, or of `SHAPES`, which gives a `Shape`.
+    family: One of `names()`, or of `SHAPES` alone, which gives a `Shape`.
     variant: Size and patch, as for `create`.
     **options: Keyword arguments of the family's constructor.
 

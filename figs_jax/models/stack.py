@@ -108,6 +108,35 @@ def run_blocks(
   return x, ys
 
 
+def listed(blocks: Blocks) -> list[Any]:
+  """The blocks one by one; slices of stacked ones.
+
+  >>> blocks = build_blocks(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4,
+  ...                       scan=True, rngs=nnx.Rngs(0))
+  >>> [block.kernel.shape for block in listed(blocks)]
+  [(3, 3), (3, 3), (3, 3), (3, 3)]
+  """
+  if isinstance(blocks, nnx.List):
+    return list(blocks)
+  graphdef, state = nnx.split(blocks)
+  ((_, _, depth),) = named("", blocks)
+  return [
+    nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], state))
+    for i in range(depth)
+  ]
+
+
+def unstack(model: nnx.Module) -> None:
+  """Replaces stacked blocks, every attribute `blocks`, by lists, in place.
+
+  For programs that call a model many times: a slice of an array is a copy.
+  """
+  for _, module in list(nnx.iter_modules(model)):
+    blocks = getattr(module, "blocks", None)
+    if isinstance(blocks, nnx.Module) and not isinstance(blocks, nnx.List):
+      setattr(module, "blocks", nnx.List(listed(blocks)))  # noqa: B010
+
+
 def named(name: str, blocks: Blocks) -> list[tuple[str, Any, int]]:
   """(path, block, number of stacked blocks) of the blocks stored at `name`.
 

@@ -47,16 +47,29 @@ FREE = (
 # Types of options without a default; all others are floats.
 _KINDS: dict[str, type] = {
   **dict.fromkeys(
-    ("width", "depth", "decoder_depth", "heads", "mlp_dim", "window", "freq"),
+    (
+      "width",
+      "depth",
+      "decoder_depth",
+      "heads",
+      "kv_heads",
+      "head_dim",
+      "mlp_dim",
+      "window",
+      "freq",
+    ),
     int,
-  ),
+  ),  # fmt: skip
   **dict.fromkeys(("depths", "pretrained_windows"), tuple),
   "scaled": bool,
   "block": str,
 }
 _WARMUP = "optimizer.warmup_steps"
 # Model options whose default the variant may change.
-OF_VARIANT = ("head_dim", "gated", "tied", "stem", "shortcut")
+OF_VARIANT = (
+  "head_dim", "gated", "tied", "stem", "shortcut", "length", "rope_theta",
+  "rope_factor",
+)  # fmt: skip
 _OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
 # Fields of saved runs that 0.2.0 has renamed.
 _RENAMED = {"accumulate": "grad_accum_steps"}

@@ -289,18 +289,39 @@ class TeacherForcing(LogitLoss):
     del key
     inputs, targets = entries(batch, "inputs", "targets")
     targets = padded(targets)
-    logits = model(inputs, targets)
+    arguments = self.arguments(inputs, targets)
+    logits = model(*arguments)
     check_range("inputs", logits.shape[-1])
     check_range("targets", logits.shape[-1], IGNORED)
     scores = token_losses(logits, targets, self.smoothing)
-    return Rows((inputs, targets), logits, *scores)
+    return Rows(arguments, logits, *scores)
+
+  @staticmethod
+  def arguments(inputs: Array, targets: Array) -> tuple[Array, ...]:
+    """What the model is called with."""
+    return inputs, targets
+
+
+class NextToken(TeacherForcing):
+  """Mean cross-entropy of the token after each input token, in nats.
+
+  As `TeacherForcing`, for a causal model from inputs to logits: targets are the
+  inputs one place later, or padding where the loss does not count.
+  """
+
+  @staticmethod
+  def arguments(inputs: Array, targets: Array) -> tuple[Array, ...]:
+    """What the model is called with."""
+    del targets
+    return (inputs,)
 
 
 teacher_forcing = TeacherForcing()
+next_token = NextToken()
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedTokens:
+class MaskedTokens(LogitLoss):
   """Mean cross-entropy of masked tokens, in nats (arXiv 1810.04805, 3.1).
 
   The mean is over the tokens of the whole batch that `targets` gives, without
@@ -313,10 +334,8 @@ class MaskedTokens:
 
   smoothing: float = 0.0
 
-  def __call__(
-    self, model: nnx.Module, batch: dict[str, Any], key: Array
-  ) -> tuple[Mean, dict[str, Mean]]:
-    """Loss and accuracy of a batch.
+  def rows(self, model: nnx.Module, batch: dict[str, Any], key: Array) -> Rows:
+    """The entries of a batch of token rows.
 
     Args:
       model: Model from (inputs, types) to logits [batch, length, vocabulary].
@@ -333,16 +352,15 @@ class MaskedTokens:
     logits = model(inputs, types)
     check_range("inputs", logits.shape[-1])
     check_range("targets", logits.shape[-1], IGNORED)
-    losses, hits, counted = token_losses(logits, targets, self.smoothing)
-    tokens = counted.sum()
-    return Mean(losses.sum(), tokens), {"accuracy": Mean(hits.sum(), tokens)}
+    scores = token_losses(logits, targets, self.smoothing)
+    return Rows((inputs, types), logits, *scores)
 
 
 masked_tokens = MaskedTokens()
 
 
 @dataclasses.dataclass(frozen=True)
-class TextLabels:
+class TextLabels(LogitLoss):
   """Mean softmax cross-entropy of the labels of texts, and the accuracy.
 
   Attributes:
@@ -351,10 +369,8 @@ class TextLabels:
 
   smoothing: float = 0.0
 
-  def __call__(
-    self, model: nnx.Module, batch: dict[str, Any], key: Array
-  ) -> tuple[Mean, dict[str, Mean]]:
-    """Loss and accuracy of a batch.
+  def rows(self, model: nnx.Module, batch: dict[str, Any], key: Array) -> Rows:
+    """The entries of a batch of texts.
 
     Args:
       model: Model from (inputs, types) to logits [batch, classes].
@@ -373,7 +389,7 @@ class TextLabels:
     if self.smoothing:
       uniform = -jax.nn.log_softmax(logits).mean(-1)
       losses = (1 - self.smoothing) * losses + self.smoothing * uniform
-    return _mean(losses, weights), {"accuracy": _mean(hits, weights)}
+    return Rows((inputs, types), logits, losses, hits, weights)
 
 
 def token_losses(

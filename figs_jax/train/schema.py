@@ -55,7 +55,8 @@ _DEVICES = Integer("[1, 65536]", special=-1)
 SHARED: dict[str, Field] = {
   "family": Field(
     "vit",
-    "Model family: bert, resnet, swin_v2, t5 or vit, or a class of your own.",
+    "Model family: bert, gpt2, llama, resnet, swin_v2, t5 or vit, or a class of"
+    " your own.",
   ),
   "variant": Field(
     "",
@@ -242,6 +243,7 @@ IMAGES: dict[str, Field] = {
 }
 # Fields of the runs of each task of `figs_jax.train.tasks`.
 OF_TASK: dict[str, dict[str, Field]] = {
+  "causal_text": data_fields.CAUSAL_TEXT,
   "images": IMAGES,
   "masked_text": data_fields.MASKED_TEXT,
   "text_to_text": data_fields.TEXT,

@@ -1,4 +1,4 @@
-"""Tasks: classifying images, generating text from text, reading whole texts.
+"""Tasks: classifying images, text from text, the next token, whole texts.
 
 A task holds everything that depends on it in training and evaluation: batches,
 loss, evaluation metrics, and the model options that follow from the data. The
@@ -22,13 +22,19 @@ from figs_jax.data.python_data import PythonData
 from figs_jax.data.wordpiece import WordPiece
 from figs_jax.train.config import stream_seed
 from figs_jax.train.losses import MaskedTokens as MaskedTokenLoss
-from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing, TextLabels
+from figs_jax.train.losses import (
+  MixedCrossEntropy,
+  NextToken,
+  TeacherForcing,
+  TextLabels,
+)
 from figs_jax.train.metrics import LabelAccuracy
 from figs_jax.train.text_scores import (
   Bleu,
   ExactMatch,
   GlueScore,
   MaskedAccuracy,
+  NextTokenLoss,
   TextLabelScore,
   TokenLoss,
 )
@@ -121,7 +127,7 @@ class Text:
   """Target tokens from input tokens: span corruption, or text to text."""
 
   config: config_dict.ConfigDict
-  texts: text.Denoising | text.TextToText
+  texts: Any
 
   @classmethod
   def of(cls, config: config_dict.ConfigDict, given: PythonData | None) -> Text:
@@ -161,9 +167,13 @@ class Text:
         return Bleu(texts.vocabulary.decode, beams)
       answers = texts.answers()  # raises for labels that are cut to the same
       return ExactMatch(beams) if texts.is_own else GlueScore(answers, beams)
+    return TokenLoss(self._byte_lengths())
+
+  def _byte_lengths(self) -> np.ndarray:
+    """Bytes of text of each id, with the rows that pad the vocabulary."""
     lengths = self.texts.vocabulary.byte_lengths()
     rows = self.model_options["vocab"]
-    return TokenLoss(np.pad(lengths, (0, rows - len(lengths))))
+    return np.pad(lengths, (0, rows - len(lengths)))
 
   def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
     """Training batches of a shard; see `figs_jax.data.text.train_batches`."""
@@ -188,6 +198,34 @@ class Text:
       batch_size or options.eval_batch_size,
       **shard,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class NextTokenText(Text):
+  """The next token of every token of a row, or of those of a target."""
+
+  @classmethod
+  def of(
+    cls, config: config_dict.ConfigDict, given: PythonData | None
+  ) -> NextTokenText:
+    options = config.data
+    texts = data.find_causal_text(
+      given or options.name,
+      vocabulary=options.vocabulary,
+      input_length=options.input_length,
+      data_dir=options.data_dir,
+      download=options.download,
+      options=Options.of(options),
+    )
+    return cls(config, texts)
+
+  @property
+  def loss(self) -> NextToken:
+    return NextToken(self.config.label_smoothing)
+
+  @property
+  def measure(self) -> NextTokenLoss:
+    return NextTokenLoss(self._byte_lengths())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +307,7 @@ class MaskedText:
 Measure = (
   LabelAccuracy
   | TokenLoss
+  | NextTokenLoss
   | GlueScore
   | ExactMatch
   | Bleu
@@ -278,6 +317,7 @@ Measure = (
 Task = ImageClassification | Text | MaskedText
 # The task of a family by the name that its class gives.
 TASKS: dict[str, type[ImageClassification] | type[Text] | type[MaskedText]] = {
+  "causal_text": NextTokenText,
   "images": ImageClassification,
   "masked_text": MaskedText,
   "text_to_text": Text,

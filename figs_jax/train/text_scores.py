@@ -19,7 +19,12 @@ from flax import nnx
 from figs_jax.core.types import Array
 from figs_jax.data.labels import padded
 from figs_jax.models import decode
-from figs_jax.train.losses import label_losses, token_losses
+from figs_jax.train.losses import (
+  NextToken,
+  TeacherForcing,
+  label_losses,
+  token_losses,
+)
 from figs_jax.train.metrics import (
   Sums,
   Values,
@@ -58,7 +63,7 @@ class TokenLoss:
 
   def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
     targets = jnp.where(batch["valid"][:, None], padded(batch["targets"]), 0)
-    logits = model(batch["inputs"], targets)
+    logits = model(*self.arguments(batch["inputs"], targets))
     losses, hits, counted = token_losses(logits, targets)
     lengths = jnp.asarray(self.byte_lengths, jnp.float32)
     return {
@@ -74,6 +79,20 @@ class TokenLoss:
   def values(self, sums: Sums) -> Values:
     yield from accuracy_and_loss(sums)
     yield "bits_per_byte", sums["losses"] / math.log(2) / sums["bytes"]
+
+  arguments = staticmethod(TeacherForcing.arguments)
+
+
+class NextTokenLoss(TokenLoss):
+  """Loss and accuracy per next token, and bits per byte of raw text.
+
+    bits per byte = nats of all target tokens / ln 2 / bytes of these tokens
+
+  The numerator includes the tokens that end a document. Only the text before a
+  token is known, and of that no more than its row.
+  """
+
+  arguments = staticmethod(NextToken.arguments)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,7 +16,13 @@ import tempfile
 
 import numpy as np
 
-from tests.models import bert_oracle, swin_v2_oracle, t5_oracle, vit_oracle
+from tests.models import (
+  bert_oracle,
+  causal_oracle,
+  swin_v2_oracle,
+  t5_oracle,
+  vit_oracle,
+)
 
 TARGET = pathlib.Path(__file__).parent / "fixtures" / "configs_hf.json"
 # Model type -> (configuration, model with a head).
@@ -26,6 +32,8 @@ KINDS = {
   "t5": ("T5Config", "T5ForConditionalGeneration"),
   "mt5": ("MT5Config", "MT5ForConditionalGeneration"),
   "bert": ("BertConfig", "BertForMaskedLM"),
+  "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
+  "llama": ("LlamaConfig", "LlamaForCausalLM"),
 }
 _TEXT = {
   "vocab_size": t5_oracle.VOCAB,
@@ -54,6 +62,10 @@ CASES = {
     f"bert {case}": ("bert", bert_oracle.arguments(case), case)
     for case in bert_oracle.CASES
   },
+  **{
+    name: (family, causal_oracle.arguments(name), name)
+    for name, (family, *_) in causal_oracle.CASES.items()
+  },
 }
 # Values to change a key to, beside those that `changed` derives.
 WORDS = {
@@ -63,6 +75,7 @@ WORDS = {
   "pooler_act": ["relu"],
   "position_embedding_type": ["relative_key", "relative_key_query"],
   "model_type": ["deit", "swin", "umt5"],
+  "activation_function": ["gelu", "gelu_pytorch_tanh", "relu"],
 }
 
 
@@ -116,6 +129,8 @@ def weights(case: str) -> dict[str, np.ndarray]:
     target, prefix = swin_v2_oracle.TARGET, "weight/"
   elif kind == "bert":
     target, prefix = bert_oracle.TARGET, f"{which}/weight/"
+  elif kind in ("gpt2", "llama"):
+    target, prefix = causal_oracle.TARGET, f"{case}/weight/"
   else:
     target, prefix = t5_oracle.TARGET, f"{which}/weight/"
   with np.load(target) as data:
@@ -136,8 +151,10 @@ def inputs(case: str) -> dict[str, np.ndarray]:
     with np.load(bert_oracle.TARGET) as data:
       names = {"inputs": "inputs", "types": "types", "output": "logits"}
       return {ours: data[f"{which}/{n}"] for n, ours in names.items()}
-  target = swin_v2_oracle.TARGET if kind == "swinv2" else t5_oracle.TARGET
-  names = ("images", "inputs", "targets", "logits")
+  targets = dict.fromkeys(("gpt2", "llama"), causal_oracle.TARGET)
+  targets["swinv2"] = swin_v2_oracle.TARGET
+  target = targets.get(kind, t5_oracle.TARGET)
+  names = ("images", "inputs", "targets", "tokens", "logits")
   with np.load(target) as data:
     return {n: data[f"{which}/{n}"] for n in names if f"{which}/{n}" in data}
 
@@ -158,6 +175,8 @@ def logits(model, case: str) -> np.ndarray:
         torch.from_numpy(given[name]).long() for name in ("inputs", "types")
       )
       return bert_oracle.output_of(model, ids, types).numpy()
+    if "tokens" in given:
+      return model(torch.from_numpy(given["tokens"]).long()).logits.numpy()
     ids, targets = (
       torch.from_numpy(given[name]).long() for name in ("inputs", "targets")
     )

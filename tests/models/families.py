@@ -11,6 +11,7 @@ from figs_jax import models
 from figs_jax.train.losses import (
   cross_entropy,
   masked_tokens,
+  next_token,
   teacher_forcing,
 )
 
@@ -79,6 +80,14 @@ def _masked(length):
   return batch
 
 
+def _rows(length):
+  def batch(size):
+    ids = _text(length + 1, 2)(size)["inputs"]
+    return {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+
+  return batch
+
+
 TINY = {
   "resnet": Tiny(
     "custom",
@@ -115,6 +124,42 @@ TINY = {
     kernels=2 * 6 + 1,
     fewer={"depth": 1},
     noise={"dropout": 0.2, "attention_dropout": 0.2},
+  ),
+  "gpt2": Tiny(
+    "custom",
+    {
+      "width": 8,
+      "depth": 2,
+      "heads": 2,
+      "vocab": 24,
+      "length": 12,
+      "input_length": 9,
+    },
+    _rows(9),
+    ("inputs",),
+    next_token,
+    kernels=2 * 6,
+    noise={"dropout": 0.2},
+  ),
+  "llama": Tiny(
+    "custom",
+    {
+      "width": 8,
+      "depth": 2,
+      "heads": 4,
+      "kv_heads": 2,
+      "head_dim": 6,
+      "mlp_dim": 16,
+      "vocab": 24,
+      "rope_factor": 8.0,
+      "rope_length": 16,
+      "input_length": 9,
+    },
+    _rows(9),
+    ("inputs",),
+    next_token,
+    kernels=2 * 7 + 1,
+    noise={"attention_dropout": 0.2},
   ),
   "swin_v2": Tiny(
     "custom/2",

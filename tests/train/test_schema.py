@@ -39,6 +39,7 @@ def test_every_field_has_a_meaning(family):
 
 
 OF_KIND = {
+  "causal_text": "Causal text",
   "images": "Images",
   "masked_text": "Masked text",
   "text_to_text": "Text",

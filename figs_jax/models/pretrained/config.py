@@ -22,6 +22,8 @@ from figs_jax.models.pretrained import (
   bert,
   deit,
   dinov2,
+  gpt2,
+  llama,
   resnet,
   swin_v2,
   t5,
@@ -36,6 +38,8 @@ from figs_jax.models.pretrained.names import Wording, arguments
 TABLES: dict[str, tuple[Table, ...]] = {
   "ResNet": (resnet.CONFIG,),
   "BERT": (bert.CONFIG,),
+  "GPT2": (gpt2.CONFIG,),
+  "Llama": (llama.CONFIG,),
   "SwinV2": (swin_v2.CONFIG,),
   "T5": (t5.CONFIG,),
   "ViT": (*vit.CONFIGS, *dinov2.CONFIGS, deit.CONFIG),

@@ -15,6 +15,8 @@ from figs_jax.models.pretrained import (
   bert,
   deit,
   dinov2,
+  gpt2,
+  llama,
   resnet,
   swin_v2,
   t5,
@@ -41,6 +43,8 @@ from figs_jax.models.pretrained.resizing import positions
 TABLES: dict[str, tuple[Dialect, ...]] = {
   "ResNet": resnet.DIALECTS,
   "BERT": bert.DIALECTS,
+  "GPT2": gpt2.DIALECTS,
+  "Llama": llama.DIALECTS,
   "SwinV2": swin_v2.DIALECTS,
   "T5": t5.DIALECTS,
   "ViT": (*vit.DIALECTS, *dinov2.DIALECTS, *deit.DIALECTS, *vit.OTHERS),
@@ -72,8 +76,10 @@ class Place:
 
   def shape(self, ours: Size, heads: int) -> Size:
     """The shape of one tensor for a parameter of this shape."""
-    first, *rest = self.layout.of(ours[1:] if self.stacked else ours, heads)
-    return (first if self.part is None else self.part[1] * first, *rest)
+    sizes = list(self.layout.of(ours[1:] if self.stacked else ours, heads))
+    if self.part is not None:
+      sizes[self.layout.parts] *= self.part[1]
+    return tuple(sizes)
 
   def array(self, tensors: Mapping[str, Tensor], ours: Size) -> np.ndarray:
     """Reads the parameter."""
@@ -83,7 +89,7 @@ class Place:
       value = tensors[name].read()
       if self.part is not None:
         index, count = self.part
-        value = np.split(value, count)[index]
+        value = np.split(value, count, self.layout.parts)[index]
       layers.append(self.layout.to_ours(value, one))
     return np.stack(layers) if self.stacked else layers[0]
 
@@ -112,6 +118,7 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
   dialect, heads = written(model), _heads(model)
   tensors: dict[str, np.ndarray] = {}
   parts: dict[str, dict[int, np.ndarray]] = {}
+  axes: dict[str, int] = {}
   for path, leaf in parameters_of(model).items():
     place = _place(dialect, path, tuple(leaf.shape))
     value = np.asarray(leaf[...])
@@ -121,8 +128,10 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
         tensors[name] = theirs
       else:
         parts.setdefault(name, {})[place.part[0]] = theirs
+        axes[name] = place.layout.parts
   for name, each in parts.items():
-    tensors[name] = np.concatenate([each[i] for i in sorted(each)])
+    ordered = [each[i] for i in sorted(each)]
+    tensors[name] = np.concatenate(ordered, axes[name])
   # PyTorch's layer expects its counter, which nothing reads.
   counted = ("running_var", "num_batches_tracked")
   return tensors | {
