@@ -308,6 +308,11 @@ class NextToken(TeacherForcing):
   inputs one place later, or padding where the loss does not count.
   """
 
+  def rows(self, model: nnx.Module, batch: dict[str, Any], key: Array) -> Rows:
+    """The entries of a batch of token rows; see `TeacherForcing.rows`."""
+    rows = super().rows(model, batch, key)
+    return rows._replace(inputs=rows.inputs[:1])
+
   @staticmethod
   def logits(model: nnx.Module, inputs: Array, targets: Array) -> Array:
     """What the model predicts after each input token."""
