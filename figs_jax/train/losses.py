@@ -296,7 +296,7 @@ class TeacherForcing(LogitLoss):
     return Rows((inputs, targets), logits, *scores)
 
   @staticmethod
-  def logits(model: nnx.Module, inputs: Array, targets: Array) -> Array:
+  def logits(model: nnx.Module, inputs: Any, targets: Any) -> Array:
     """What the model predicts for each target token."""
     return model(inputs, targets)
 
@@ -314,7 +314,7 @@ class NextToken(TeacherForcing):
     return rows._replace(inputs=rows.inputs[:1])
 
   @staticmethod
-  def logits(model: nnx.Module, inputs: Array, targets: Array) -> Array:
+  def logits(model: nnx.Module, inputs: Any, targets: Any) -> Array:
     """What the model predicts after each input token."""
     del targets
     return model(inputs)
