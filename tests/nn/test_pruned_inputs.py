@@ -8,9 +8,11 @@ from flax import nnx
 
 import figs_jax as figs
 from figs_jax import nn
+from figs_jax.cli.export import export_model
 from figs_jax.train.config import ConfigError
 from figs_jax.train.loop import train
 from figs_jax.train.workdir import finished_model
+from tests.models.families import create
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -102,6 +104,24 @@ def test_a_run_prunes_in_training_and_evaluation(tiny_config, tmp_path):
   config.activations = "fc9: 2:4"
   with pytest.raises(ConfigError, match="--config.activations: .*'fc9'"):
     train(config, tmp_path / "other")
+
+
+def test_channels_stay_where_their_order_decides():
+  class Movable(FeedForward):
+    movable_channels = (nn.Channels("", producers="fc1", consumer="fc2"),)
+
+  net = nn.prune_inputs(Movable(), "fc2/kernel: 2:4")
+  permuted, (entry,) = figs.permute_channels(net, "fc2/kernel: 1:4")
+  assert entry.obstacle == "its input is pruned in groups of the present order"
+  x = jnp.asarray(X[..., :4])
+  np.testing.assert_array_equal(permuted(x), net(x))
+
+
+def test_other_libraries_have_whole_inputs(tmp_path):
+  net = nn.prune_inputs(create("vit", depth=1), ".*/fc2/kernel: 2:4")
+  with pytest.raises(ValueError, match="blocks/0/mlp/fc2/kernel: expected who"):
+    export_model(net, tmp_path / "dense", "dense")
+  export_model(nn.prune_inputs(net, ".*: dense"), tmp_path / "dense", "dense")
 
 
 def test_mistakes():
