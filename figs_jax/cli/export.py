@@ -279,12 +279,11 @@ def _examples(model: Any, batch: int, example: Any) -> list[np.ndarray]:
       f"stablehlo: expected example=, an input of {type(model).__name__}, got"
       " none"
     )
-  shapes = model.example(batch)
   return [
     rng.integers(0, model.vocab, each.shape, np.int32)
     if np.issubdtype(each.dtype, np.integer)
     else rng.standard_normal(each.shape, np.float32)
-    for each in (shapes if isinstance(shapes, tuple) else (shapes,))
+    for each in model.example(batch)
   ]
 
 
