@@ -15,6 +15,7 @@ from figs_jax import export, models, nn, recipes
 from figs_jax.cli.export import export_run
 from figs_jax.core import NM
 from figs_jax.models.flops import forward_flops, train_flops
+from figs_jax.models.own_weights import own_weights
 from figs_jax.models.phases import phases_of
 from figs_jax.train import seeds
 from figs_jax.train._evaluate import evaluate
@@ -319,6 +320,19 @@ def test_a_resnet_of_averaged_weights_goes_on_bit_for_bit(tmp_path):
     assert all(point["exact_nm"] for point in points.values())
     losses += [point["loss"] for point in points.values()]
   assert len(set(losses)) == 6
+  file = tmp_path / "n.safetensors"
+  export_run(tmp_path / "part", file, "nested", ema=True)
+  state = restore(tmp_path / "part")[1]
+  for nm in ("1:4", "2:4", "4:4"):
+    weights = own_weights(state.finished(ema=True, point=nm))
+    read = export.read(file, point=nm)
+    assert read.keys() == weights.keys()
+    for name, value in weights.items():
+      np.testing.assert_array_equal(read[name], value, err_msg=name)
+  assert not np.array_equal(*(
+    export.read(file, point=nm)["stages/0/first/norm1/mean"]
+    for nm in ("1:4", "4:4")
+  ))  # fmt: skip
 
 
 def test_a_step_costs_its_passes():
