@@ -316,8 +316,8 @@ def _consuming(layer: Any) -> list[nnx.Variable]:
   adapter = getattr(layer, "adapter", None)
   if adapter is None:
     return [layer.kernel]
-  a = adapter.lora_a  # a layer, with its mask, if a rule names it
-  if not isinstance(a, nnx.Module):
+  a: Any = adapter.lora_a  # a layer, with its mask, if a rule names it
+  if isinstance(a, nnx.Variable):
     return [layer.kernel, a]
   masks = [a.kernel_mask] if hasattr(a, "kernel_mask") else []
   return [layer.kernel, a.kernel, *masks]

@@ -24,6 +24,7 @@ from figs_jax.train.loop import train
 from figs_jax.train.state import TrainState, train_step, update
 from figs_jax.train.teacher import Source, taught
 from figs_jax.train.workdir import restore
+from tests.models.families import TINY, create
 
 pytestmark = pytest.mark.standard_promotion
 KEY = jax.random.key(0)
@@ -332,6 +333,17 @@ def test_text_needs_the_vocabulary_of_the_teacher(vocab, saved, message):
     return
   with pytest.raises(ConfigError, match=message):
     taught(build(config), source)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "vit"])
+def test_the_loss_of_labels_is_that_of_the_family(family):
+  tiny, model = TINY[family], create(family, depth=1)
+  model.eval()
+  batch = tiny.batch(2)
+  got, metrics = losses.distill(model)(model, batch, KEY)
+  wanted, _ = tiny.loss(model, batch, KEY)
+  np.testing.assert_allclose(metrics["label_loss"].value, wanted.value)
+  np.testing.assert_allclose(got.value, wanted.value / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
