@@ -21,6 +21,7 @@ from ml_collections import config_dict
 from figs_jax.core.pattern import NM
 from figs_jax.data import python_data
 from figs_jax.train import (
+  data_position,
   distributed,
   machine,
   schema,
@@ -169,7 +170,7 @@ def train(
       batches = opened.enter_context(
         contextlib.closing(_train_batches(experiment))
       )
-    if position is not None and _same_data(position, batches):
+    if position is not None and data_position.is_of(position, batches):
       batches.set_state(position)
     start = int(state.step)
     _write_config(workdir, config)  # after all checks: errors change nothing
@@ -345,17 +346,6 @@ def _wait(run: Run, batch: Any) -> None:
 
 # Fields that decide the masks of a step.
 _OF_MASKS = ("recipe", "recipe_sha256", "pattern", "total_steps")
-# Fields without which a position in the data means nothing.
-_OF_STREAM = (
-  "data.name",
-  "data.seed",
-  "data.order",
-  "data.train_split",
-  "data.vocabulary",
-  "data.input_length",
-  "data.mean_span",
-  "data.density",
-)
 
 
 def _begin(experiment, checkpoints, abstract, shardings):
@@ -404,7 +394,9 @@ def _begin(experiment, checkpoints, abstract, shardings):
   else:
     _log.info("all %d steps of %s are done", step, checkpoints.path)
   order = experiment.config.data.order
-  return state, _moved(position, saved["batch_size"], changed, order)
+  return state, data_position.moved(
+    position, saved["batch_size"], changed, order
+  )
 
 
 def _keep_order(saved: dict[str, Any], config: config_dict.ConfigDict) -> None:
@@ -422,56 +414,6 @@ def _keep_order(saved: dict[str, Any], config: config_dict.ConfigDict) -> None:
       " data.order=shared"
     )
     config.data.order = "shared"
-
-
-def _moved(
-  position: dict[str, Any], batch_size: int, changed: list[str], order: str
-) -> dict[str, Any] | None:
-  """A saved position in the data, for a configuration with these changes.
-
-  Args:
-    position: Saved position; in figs_jax 0.1 it counted batches.
-    batch_size: Batch size with which it was saved.
-    changed: Fields that differ from the saved ones.
-    order: Value of `data.order`; with "own", the seed decides the data too.
-
-  Returns:
-    The position, or None if the data changed, so that it means nothing.
-
-  >>> _moved({"next_batch": 3}, 64, ["batch_size"], "own")
-  {'next_example': 192}
-  """
-  fields = (*_OF_STREAM, "seed") if order == "own" else _OF_STREAM
-  if other := [name for name in changed if name in fields]:
-    _log.warning(
-      "another %s: the saved position means nothing there; starting an epoch",
-      ", ".join(other),
-    )
-    return None
-  if isinstance(batches := position.get("next_batch"), int):
-    return {"next_example": batches * batch_size}
-  return position
-
-
-def _data_set(batches: Any) -> dict[str, Any]:
-  return {"num_examples": batches.num_examples, "data_set": batches.data_set}
-
-
-def _same_data(position: dict[str, Any], batches: Any) -> bool:
-  """Whether a saved position belongs to this data; warns if it does not."""
-  now = _data_set(batches)
-  saved = {name: position.get(name, value) for name, value in now.items()}
-  if saved == now:
-    return True
-  _log.warning(
-    "expected %s with %d training examples, got %s with %d: the saved position"
-    " means nothing there; starting an epoch",
-    saved["data_set"],
-    saved["num_examples"],
-    now["data_set"],
-    now["num_examples"],
-  )
-  return False
 
 
 def _train_batches(experiment: Experiment) -> Any:
@@ -594,7 +536,7 @@ def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
       raise _diverged(run, f"a whole parameter is not finite at step {step}")
     config = plain(run.experiment.config)
     run.lock.check()
-    data = run.batches.get_state() | _data_set(run.batches)
+    data = run.batches.get_state() | data_position.data_set(run.batches)
     run.checkpoints.save(step, state, data, config, metrics)
 
 
