@@ -223,7 +223,7 @@ def _seconds_per_flop(
   config.seed, config.seeds = 0, 0
   experiment, mesh = build(config), make_mesh()
   shapes = experiment.abstract_state
-  shardings = state_shardings(shapes, mesh, shapes.bound.leaves, False)
+  shardings = state_shardings(shapes, mesh, shapes.bound)
   step = compiled_step(experiment, shardings)
   state = experiment.placed_state(shardings)
   batch = next(experiment.task.train_batches(config.batch_size))

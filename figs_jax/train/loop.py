@@ -35,6 +35,7 @@ from figs_jax.train.log_writer import MetricLog, known_costs, open_log
 from figs_jax.train.mask_health import MaskHealth, layer_means, mean_over_seeds
 from figs_jax.train.progress import summary
 from figs_jax.train.sharding import (
+  batch_parts,
   batch_sharding,
   make_mesh,
   replicated,
@@ -126,19 +127,19 @@ def train(
   check_writers(config.log.tensorboard, config.log.wandb, writers)
   if data is not None:
     config.data.name = python_data.NAME
-  mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-  parts = mesh.size * config.grad_accum_steps
+  mesh = make_mesh(**config.mesh)
+  parts = batch_parts(mesh) * config.grad_accum_steps
   if config.batch_size % parts:
     raise ConfigError(
-      f"--config.batch_size: expected a multiple of {parts}, the devices of the"
-      f" mesh times grad_accum_steps, got {config.batch_size}"
+      f"--config.batch_size: expected a multiple of {parts}, mesh.data *"
+      f" mesh.fsdp * grad_accum_steps, got {config.batch_size}"
     )
   checkpoints = Checkpointer(workdir, keep=config.keep)
   experiment = build(initial_config(config, checkpoints), data)
   config = experiment.config  # see `_keep_order`
   abstract = experiment.abstract_state
   shardings = state_shardings(
-    abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
+    abstract, mesh, abstract.bound, bool(experiment.seeds)
   )
   runs: list[Run] = []
   with (
