@@ -12,6 +12,12 @@ from __future__ import annotations
 
 import re
 
+import jax
+from jax.sharding import PartitionSpec
+
+from figs_jax.core.types import Array
+
+BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is split
 # (regex of the end of a path, the last axes of the array)
 TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"[qkv]/kernel", ("embed", "heads")),
@@ -25,6 +31,21 @@ TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"(?:shared|embed|tokens)/embedding", ("vocab", "embed")),
 )
 _TABLE = tuple((re.compile(rf"(?:.*/)?{end}"), axes) for end, axes in TABLE)
+
+
+def with_split_batch(x: Array) -> Array:
+  """Keeps activations split along their batch, the first axis.
+
+  Between blocks this pays: from the shardings of kernels alone, XLA may split
+  the width over `fsdp` and sum activations over devices, in place of gathering
+  the kernels. Without a mesh that has these axes, `x` is returned.
+
+  >>> with_split_batch(jax.numpy.ones((4, 2))).shape
+  (4, 2)
+  """
+  if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
 def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:

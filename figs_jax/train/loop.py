@@ -234,6 +234,7 @@ def compiled_step(
     fn = partial(seeds.step_seeds, batch_axis=axis)
   options: dict[str, Any] = {"out_shardings": (shardings, None)}
   if mesh is not None:
+    fn = _on_mesh(fn, mesh) if mesh.size > 1 else fn
     split = batch_sharding(mesh, axis == 0)
     options = {
       "in_shardings": (None, split),
@@ -246,6 +247,16 @@ def compiled_step(
       state, distributed.global_batch(split, batch)
     )
   return seeds.InTurn(step, experiment.batch_axis) if turns else step
+
+
+def _on_mesh(fn: Callable[[Any, Any], Any], mesh: Mesh):
+  """The step, traced where the models see the axes of the mesh."""
+
+  def update_on_mesh(state, batch):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return fn(state, batch)
+
+  return update_on_mesh
 
 
 def in_turn(experiment: Experiment) -> bool:

@@ -1,9 +1,10 @@
 """Placement of arrays on a mesh with the axes `data`, `fsdp` and `tensor`.
 
-The batch is split over `data` and `fsdp`. A kernel is split over `tensor` along
-the axis that `RULES` names by its logical word (`figs_jax.nn.logical_axes`), and
-over `fsdp` along another one; masks, moments and averages lie as their kernel
-does. A group never spans devices, so that the mask update needs no collective.
+The batch is split over `data` and `fsdp`. A kernel is split over `tensor`
+along the axis that `RULES` names by its logical word
+(`figs_jax.nn.logical_axes`), and over `fsdp` along another one; masks, moments
+and averages lie as their kernel does. A group never spans devices, so that the
+mask update needs no collective.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from figs_jax.core.tree import path_str
-from figs_jax.nn.logical_axes import logical_axes
+from figs_jax.nn.logical_axes import BATCH_AXES, logical_axes
 from figs_jax.recipes import BoundRecipe
 
 AXES = ("data", "fsdp", "tensor")
@@ -80,7 +81,7 @@ def batch_parts(mesh: Mesh) -> int:
   >>> batch_parts(make_mesh())
   1
   """
-  return mesh.shape["data"] * mesh.shape["fsdp"]
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh, seeds: bool = False) -> NamedSharding:
@@ -93,8 +94,7 @@ def batch_sharding(mesh: Mesh, seeds: bool = False) -> NamedSharding:
   >>> tuple(batch_sharding(make_mesh(), seeds=True).spec)
   (None, ('data', 'fsdp'))
   """
-  axes = ("data", "fsdp")
-  spec = PartitionSpec(None, axes) if seeds else PartitionSpec(axes)
+  spec = PartitionSpec(*([None] if seeds else []), BATCH_AXES)
   return NamedSharding(mesh, spec)
 
 
@@ -156,7 +156,8 @@ def _spec(
         f" over --config.mesh.tensor={tensor} has parts of"
         f" {shape[taken] // tensor}, expected multiples of {unit[taken]}, the"
         " longest group of its masks; set --config.mesh.tensor to a divisor of"
-        f" {shape[taken] // unit[taken]}, or give it a pattern of shorter groups"
+        f" {shape[taken] // unit[taken]}, or shorten the groups"
+        " (--config.pattern, --config.recipe.k)"
       )
     spec[taken] = "tensor"
   else:

@@ -1,4 +1,4 @@
-"""Three ways to split a model give what one device gives, and split no group."""
+"""A model split three ways gives what one device gives, and splits no group."""
 
 import re
 
@@ -228,7 +228,7 @@ def test_a_split_group_is_refused(name, pattern):
   text = str(error.value)
   assert "\n" not in text and "blocks/mlp/fc2/kernel: axis -2 (ff)" in text
   if name == "ste":
-    assert "--config.mesh.tensor" in text and "a divisor of 4" in text
+    assert "--config.mesh.tensor" in text and "a divisor of 4," in text
 
 
 def test_the_batch_is_whole_over_tensor():
