@@ -7,8 +7,8 @@
     --config.model.scan=True --config.model.remat=True --vocabulary_size 32100
 
 The step is compiled ahead of time for virtual devices of the CPU; no weights
-are allocated. Bytes of parameters, masks and moments are exact. Temporary bytes and
-collectives are those of the program for the CPU: an estimate.
+are allocated. Bytes of parameters, masks and moments are exact. Temporary bytes
+and collectives are those of the program for the CPU: an estimate.
 """
 
 import json
