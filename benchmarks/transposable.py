@@ -33,7 +33,7 @@ from worktree import run_base
 from figs_jax.core import NM, nm_mask
 from figs_jax.core.transposable import transposable_nm_mask
 
-PATTERNS = "2:4,1:4,1:8,2:8,4:8,2:16,4:16,8:16,8:32"
+PATTERNS = "2:4,1:4,1:8,2:8,4:8,2:16,4:16,8:16,8:32,8:64,32:64"
 DRAWS = {
   "normal": lambda rng, shape: rng.normal(size=shape),
   "laplace": lambda rng, shape: rng.laplace(size=shape),

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
 from figs_jax import recipes
-from figs_jax.data.fields import TEXT
+from figs_jax.data.fields import CAUSAL_TEXT, MASKED_TEXT, TEXT
 from figs_jax.recipes import listing, registry
 from figs_jax.recipes.docstrings import entries
 from figs_jax.recipes.picture import draw, timeline_table
@@ -88,7 +88,8 @@ def overview(names: list[str]) -> Figure:
     ax.set_title("", loc="right")
     ax.set_xticks([0, STEPS // 2, STEPS])
     lines, labels = ax.get_legend_handles_labels()
-    handles |= dict(zip(labels, lines))
+    if recipes.create(name, PATTERN, STEPS).points is None:
+      handles |= dict(zip(labels, lines))  # else a density of each point
   handles = dict(sorted(handles.items(), key=lambda one: "phase" in one[0]))
   for ax in grid.flat[len(names) :]:
     ax.set_axis_off()
@@ -111,11 +112,17 @@ def options_table(name: str) -> str:
 
 
 def fields_table(name: str) -> str:
-  """Fields of a configuration: "shared", "images", "text" or "model FAMILY"."""
-  tables = {"shared": SHARED, "images": IMAGES, "text": TEXT}
+  """Fields of a configuration: of a task, "shared", or "model FAMILY"."""
+  tables = {
+    "shared": (SHARED, "vit"),
+    "images": (IMAGES, "vit"),
+    "text": (TEXT, "t5"),
+    "masked text": (MASKED_TEXT, "bert"),
+    "causal text": (CAUSAL_TEXT, "gpt2"),
+  }
   if name in tables:
-    shown = list(tables[name])
-    config = default_config(family="t5" if name == "text" else "vit")
+    fields, family = tables[name]
+    shown, config = list(fields), default_config(family=family)
   else:
     config = default_config(family=name.removeprefix("model "))
     shown = [key for key in flat(config.to_dict()) if key.startswith("model.")]

@@ -17,12 +17,17 @@ _EXPORTS = {
   "flow": "figs_jax.core._flow",
   "cite": "figs_jax.recipes.citations",
   "permute_channels": "figs_jax.nn.channels",
+  "prune": "figs_jax.pruning._prune",
   "sparsify": "figs_jax.nn._sparsify",
   "layers_of": "figs_jax.train.run_rows",
   "train_flops": "figs_jax.models.flops",
   "train_cost": "figs_jax.train.run_rows",
   "TrainState": "figs_jax.train.state",
   "train_step": "figs_jax.train.state",
+}
+_MODULES = {
+  "losses": "figs_jax.train.losses",
+  "study": "figs_jax.analysis.study",
 }
 _ROOMS = (
   "analysis",
@@ -34,6 +39,7 @@ _ROOMS = (
   "models",
   "nn",
   "optim",
+  "pruning",
   "recipes",
   "train",
 )
@@ -44,8 +50,8 @@ __all__ = list(_EXPORTS) + list(_ROOMS)
 def __getattr__(name: str) -> Any:
   if name in _EXPORTS:
     return getattr(importlib.import_module(_EXPORTS[name]), name)
-  if name == "study":
-    return importlib.import_module("figs_jax.analysis.study")
+  if name in _MODULES:
+    return importlib.import_module(_MODULES[name])
   if name in _ROOMS:
     return importlib.import_module(f"figs_jax.{name}")
   raise AttributeError(f"module 'figs_jax' has no attribute {name!r}")

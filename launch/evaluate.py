@@ -4,6 +4,7 @@ The model is finished to exact N:M first. Nothing is written.
 """
 
 import json
+from typing import Any
 
 from absl import flags
 
@@ -25,6 +26,12 @@ _DTYPE = flags.DEFINE_string(
 )
 _ENGINES = flags.DEFINE_string(
   "engines", None, "Spec of an engine to report the speed-up on, like ws:32x32."
+)
+_POINTS = flags.DEFINE_string(
+  "points",
+  None,
+  "Patterns to cut the kernels to and evaluate, like 1:8,2:8,8:8. Defaults to"
+  " the points of the recipe nested.",
 )
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Directory of the data, if it was moved after training."
@@ -60,6 +67,7 @@ def main() -> None:
       ema=_EMA.value,
       dtype=_DTYPE.value,
       engine_spec=_ENGINES.value,
+      points=_POINTS.value,
       data_dir=_DATA_DIR.value,
       download=_DOWNLOAD.value,
     )
@@ -69,13 +77,26 @@ def main() -> None:
     cli.say(json.dumps(result))
     return
   layers = result.pop("layers")
+  points = result.pop("points", {})
   del result["config"]
   cli.say(
     *(f"{name:24} {value}" for name, value in result.items()),
+    *(_point(name, values) for name, values in points.items()),
     *(
       f"  {'exact' if exact else 'NOT N:M':8} {path}"
       for path, exact in layers.items()
     ),
+  )
+
+
+def _point(name: str, values: dict[str, Any]) -> str:
+  """A line with the accuracy and loss of a point."""
+  exact = "exact" if values["exact_nm"] else "NOT N:M"
+  error = values["accuracy_se"]
+  spread = "" if error is None else f" ± {error:.4f} (s.e.)"
+  return (
+    f"point {name:18} accuracy {values['accuracy']}{spread}, loss"
+    f" {values['loss']}, {exact}, {values['bytes_packed']} bytes packed"
   )
 
 

@@ -2,6 +2,7 @@
 
   python launch/export.py --workdir RUN --out DIR --format dense
   python launch/export.py --workdir RUN --out F.safetensors --format packed
+  python launch/export.py --workdir RUN --out F.safetensors --format nested
   python launch/export.py --workdir RUN --out F.safetensors --format torch-2:4
     --dtype bfloat16
   python launch/export.py --workdir RUN --out F.stablehlo --format stablehlo
@@ -31,11 +32,13 @@ _OUT = flags.DEFINE_string(
 _OUT_FORMAT = flags.DEFINE_enum(
   "format",
   None,
-  ["dense", "packed", "torch-2:4", "stablehlo", "stablehlo-module"],
+  ["dense", "packed", "nested", "torch-2:4", "stablehlo", "stablehlo-module"],
   "dense: model.safetensors and config.json for transformers, with zeros."
-  " packed: kept values and their indices. torch-2:4: PyTorch's CUTLASS layout."
-  " stablehlo: the forward pass with its weights as an artifact of jax.export,"
-  " for any batch size. stablehlo-module: the same as a plain StableHLO module,"
+  " packed: kept values and their indices. nested: the same in the order of"
+  " their ranks, so that a prefix is a sparser model. torch-2:4: PyTorch's"
+  " CUTLASS layout. stablehlo: the forward pass with its weights as an artifact"
+  " of jax.export, for any batch size. stablehlo-module: the same as a plain"
+  " StableHLO module,"
   " for one --batch and --platform.",
 )
 _VERIFY = flags.DEFINE_string(
@@ -61,6 +64,12 @@ _DTYPE = flags.DEFINE_enum(
 )
 _LAYOUT = flags.DEFINE_enum(
   "layout", "indices", ["indices", "bitmask"], "Layout of --format packed."
+)
+_POINTS = flags.DEFINE_string(
+  "points",
+  None,
+  "Patterns of --format nested, like 1:8,2:8,8:8. Defaults to those of the"
+  " recipe nested.",
 )
 _PLATFORMS = flags.DEFINE_list(
   "platforms", ["cpu", "cuda", "tpu"], "Platforms of --format stablehlo."
@@ -108,6 +117,7 @@ def main() -> None:
       data_dir=_DATA_DIR.value,
       dtype=_DTYPE.value,
       layout=_LAYOUT.value,
+      points=_POINTS.value,
       platforms=_PLATFORMS.value,
       batch=_BATCH.value,
       platform=_PLATFORM.value,
@@ -122,14 +132,15 @@ def _check_flags() -> None:
   """Fails if a flag would have no effect."""
   of_format = (
     (_LAYOUT, "packed"),
+    (_POINTS, "nested"),
     (_PLATFORMS, "stablehlo"),
     (_BATCH, "stablehlo-module"),
     (_PLATFORM, "stablehlo-module"),
   )
   of_run = (
     _WORKDIR, _OUT, _OUT_FORMAT, _STEP, _SEED, _EMA, _DATA_DIR, _DTYPE,
-    _OVERWRITE, _RECIPE_FILE, _MODEL_FILE, _LAYOUT, _PLATFORMS, _BATCH,
-    _PLATFORM,
+    _OVERWRITE, _RECIPE_FILE, _MODEL_FILE, _LAYOUT, _POINTS,
+    _PLATFORMS, _BATCH, _PLATFORM,
   )  # fmt: skip
   for flag in of_run if _VERIFY.value else ():
     if flag.present:

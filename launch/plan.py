@@ -51,14 +51,14 @@ _COUNT = "--xla_force_host_platform_device_count"
 def main() -> None:
   cli.quiet()
   config = cli.config_of(_CONFIG)
-  for flag in (_DEVICES, _CHIP):
-    if flag.value is None:
-      cli.fail(
-        f"--{flag.name} is missing: {flag.help[0].lower()}{flag.help[1:]}"
-      )
+  devices, chip = _DEVICES.value, _CHIP.value
+  if devices is None:
+    cli.fail("--devices is missing: set it to the number of devices")
+  if chip is None:
+    cli.fail("--chip is missing: name one, as in tpu:v5e or gpu:h100")
   # Before JAX looks for devices.
   others = re.sub(rf"{_COUNT}=\S*", "", os.environ.get("XLA_FLAGS", ""))
-  os.environ["XLA_FLAGS"] = f"{others} {_COUNT}={_DEVICES.value}".strip()
+  os.environ["XLA_FLAGS"] = f"{others} {_COUNT}={devices}".strip()
   import jax
 
   jax.config.update("jax_platforms", "cpu")
@@ -68,8 +68,8 @@ def main() -> None:
   try:
     plan = plan_step(
       config,
-      _DEVICES.value,
-      _CHIP.value,
+      devices,
+      chip,
       vocabulary_size=_VOCABULARY_SIZE.value,
     )
   except DataError as error:

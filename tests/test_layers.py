@@ -12,7 +12,8 @@ import figs_jax
 
 ROOT = Path(figs_jax.__file__).parent
 _BELOW_TRAIN = {
-  "core", "data", "engine", "export", "models", "nn", "optim", "recipes",
+  "core", "data", "engine", "export", "models", "nn", "optim", "pruning",
+  "recipes",
 }  # fmt: skip
 ROOMS = {
   "core": set(),
@@ -23,6 +24,7 @@ ROOMS = {
   "recipes": {"core", "optim"},
   "nn": {"core"},
   "models": {"core", "export", "nn", "optim", "recipes"},
+  "pruning": {"core", "models", "nn"},
   "train": _BELOW_TRAIN,
   "analysis": {*_BELOW_TRAIN, "train"},
   "cli": {*_BELOW_TRAIN, "train", "analysis"},
@@ -129,7 +131,7 @@ import sys
 for name in {blocked.split()!r}:
   sys.modules[name] = None
 import figs_jax.core, figs_jax.recipes, figs_jax.optim, figs_jax.nn
-import figs_jax.models, figs_jax.engine
+import figs_jax.models, figs_jax.engine, figs_jax.pruning
 """)
   assert done.returncode == 0, done.stderr
 

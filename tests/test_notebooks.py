@@ -26,6 +26,7 @@ NAMES = {
   "engine_explorer",
   "from_dense_checkpoint",
   "your_own_model_and_data",
+  "serve_one_checkpoint",
 }
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
@@ -132,6 +133,12 @@ SAID = {
   "write_a_recipe": ["cosine_leak keeps the contract", "test accuracy"],
   "cluster_explorer": ["1.008 trillion parameters", "placements", "masks"],
   "engine_explorer": ["256 designs", "of them cache"],
+  "serve_one_checkpoint": [
+    "8:32: ",
+    "all weights: ",
+    "nested queue",
+    "fixed 32:32",
+  ],
   "from_dense_checkpoint": ["from_scratch", "from_run", "from_file"],
   "your_own_model_and_data": [
     "digit_0 digit_1",

@@ -25,7 +25,7 @@ METRICS = ("loss", "accuracy")
 _NOT_VARYING = {
   "family", "variant", "data.name", "recipe.name", "pattern", "seed", "seeds",
   "seeds_mode", "diagnose_every", "checkpoint_every", "recipe_sha256",
-  "model_sha256", *FREE,
+  "model_sha256", "teacher_sha256", *FREE,
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from ml_collections import config_dict
 from figs_jax.analysis._study_claims import check_claims
 from figs_jax.core import optimizer_fields
 from figs_jax.core.legal import Word, suggestion
+from figs_jax.core.pattern import NM
 from figs_jax.engine import report
 from figs_jax.engine.training import TrainingPhase
 from figs_jax.models.flops import train_flops
@@ -39,6 +40,9 @@ from figs_jax.train.workdir import initial_config
 _ROOT = Path(__file__).parents[2]
 # Fields that say which seeds a run holds, or that affect none of its numbers.
 _NOT_OF_CELL = (*FREE, "seed", "seeds", "seeds_mode", "checkpoint_every")
+# Fields newer than studies with rows, which keep their fingerprints: they are
+# left out at their default.
+_LATER = ("recalibrate_batch_norm",)
 _BUDGETS = ("steps", "train_flops")
 
 
@@ -50,8 +54,11 @@ def default_config() -> config_dict.ConfigDict:
   * `name`: Name of the study, the first column of its rows.
   * `base`: File of a training configuration, with `get_config(recipe)`.
   * `common`: Fields of training that all cells set, as nested dicts.
-  * `recipes`: {label: {"name": recipe, option: value, "config": fields}}, where
-    `config` may set fields of training, as in `common`.
+  * `recipes`: {label: {"name": recipe, option: value, "config": fields,
+    "points": patterns}}, where `config` may set fields of training, as in
+    `common`, and `points`, such as "1:8,2:8", are patterns to cut a trained
+    model to: each gets rows of its own, with the point as label of the pattern
+    and, unless the recipe trains it, the setting "cut from LABEL".
   * `patterns`: {label: rules}. Dense recipes have none.
   * `settings`: {label: fields of training}.
   * `grids`: {name: {"recipes": labels, "patterns": labels, "settings": labels,
@@ -139,13 +146,38 @@ def fingerprint(config: Mapping[str, Any] | config_dict.ConfigDict) -> str:
   >>> config.seeds, config.log_every = 8, 10
   >>> fingerprint(config) == before
   True
-  >>> config.total_steps = 7
+  >>> config.recalibrate_batch_norm = 7
   >>> fingerprint(config) == before
   False
   """
-  values = of_cell(config)
+  return digits_of(of_cell(config))
+
+
+def digits_of(values: Mapping[str, Any]) -> str:
+  """The fingerprint of the fields of a cell."""
   text = json.dumps(values, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def points_of(study: config_dict.ConfigDict, cell: Cell) -> list[NM]:
+  """The patterns to measure a cell at, beside its own.
+
+  Raises:
+    ValueError: If a point does not fit the pattern of the cell.
+  """
+  recipe = recipe_of(cell.config)
+  text = study.recipes[cell.recipe].get("points", "")
+  points = recipe.points.patterns if recipe.points else ()
+  if text:
+    points = tuple(NM.parse(part) for part in text.split(","))
+  return [nm for nm in points if (nm,) != recipe.targets]
+
+
+def setting_of(cell: Cell) -> str:
+  """The setting of a cell's rows at other patterns than its own."""
+  if recipe_of(cell.config).points is not None:
+    return cell.setting
+  return " ".join(filter(None, (cell.setting, f"cut from {cell.pattern}")))
 
 
 def of_cell(
@@ -162,7 +194,9 @@ def of_cell(
   return {
     name: value
     for name, value in values.items()
-    if name not in _NOT_OF_CELL and name.split(".")[0] not in _NOT_OF_CELL
+    if name not in _NOT_OF_CELL
+    and name.split(".")[0] not in _NOT_OF_CELL
+    and not (name in _LATER and value == schema.SHARED[name].default)
   }
 
 
@@ -284,6 +318,7 @@ def _training_config(
   options = study.recipes[recipe].to_dict()
   name = options.pop("name", recipe)
   fields = options.pop("config", {})
+  options.pop("points", None)  # see `points_of`
   config = _base(study.base)(name)
   _set(config, study.common, "common")
   _set(config, fields, f"recipes.{recipe}.config")

@@ -126,8 +126,8 @@ def noise_rows(
     batches: Number of batches per checkpoint, at least 4.
 
   Raises:
-    ValueError: If patterns differ, there are too few batches, or a checkpoint
-      or the data cannot be read.
+    ValueError: If patterns differ, there are too few batches, a run has a
+      teacher, or a checkpoint or the data cannot be read.
   """
   rules = dict.fromkeys(
     r.config["pattern"] for r in runs if r.recipe != "dense"
@@ -138,6 +138,11 @@ def noise_rows(
       f" {', '.join(map(repr, rules))}; compare the recipes of one pattern"
     )
   _check_batches(batches)
+  if taught := [run.label for run in runs if run.config.get("teacher_sha256")]:
+    raise ValueError(
+      f"{taught[0]}: expected a run without a teacher, whose loss is not saved"
+      " with the run, got a distilled one; leave it out"
+    )
   pattern = next(iter(rules), None)
   return [row for run in runs for row in _of_run(run, pattern, batches)]
 

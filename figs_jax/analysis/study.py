@@ -30,19 +30,25 @@ from figs_jax.analysis._study_cells import (
   abstract,
   cells,
   default_config,
+  digits_of,
   fingerprint,
   of_cell,
+  points_of,
   run_flops,
+  setting_of,
   training_shares,
 )
+from figs_jax.core.pattern import NM
 from figs_jax.models.flops import train_flops
 from figs_jax.train._evaluate import in_dtypes, speedups
+from figs_jax.train.compilation import compiled_step
 from figs_jax.train.config import ConfigError, recipe_of
 from figs_jax.train.experiment import build
-from figs_jax.train.loop import Diverged, compiled_step, train
+from figs_jax.train.loop import Diverged, train
 from figs_jax.train.run_rows import layers_of
 from figs_jax.train.seeds import mean_and_se
 from figs_jax.train.sharding import make_mesh, state_shardings
+from figs_jax.train.teacher import read, taught
 from figs_jax.train.workdir import saved_config
 
 __all__ = [
@@ -221,7 +227,7 @@ def _seconds_per_flop(
   first, of_first = costs[0]
   config = copy.deepcopy(first.config)
   config.seed, config.seeds = 0, 0
-  experiment, mesh = build(config), make_mesh()
+  experiment, mesh = taught(build(config), read(config)), make_mesh()
   shapes = experiment.abstract_state
   shardings = state_shardings(shapes, mesh, shapes.bound)
   step = compiled_step(experiment, shardings)
@@ -303,7 +309,33 @@ def _run_cell(
     **(modelled(config, study.engines) if columns is None else columns),
   }
   _add(store, path, shared, of_cell(config), study.dtypes)
+  for point in points_of(study, cell):
+    own, fields = _at_point(study, cell, point)
+    _add(store, path, shared | own, fields, study.dtypes, point)
   return True
+
+
+def _at_point(
+  study: config_dict.ConfigDict, cell: Cell, point: NM
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Columns and fields of a run's rows at another pattern than its own."""
+  model, _ = abstract(cell.config)
+  rows = [
+    row | {"pattern": row["pattern"] and point}
+    for row in layers_of(model, cell.config.batch_size)
+  ]
+  fields = of_cell(cell.config) | {"point": str(point)}
+  return {
+    "cell": f"{cell.name} at {point}",
+    "pattern": str(point),
+    "rules": f"{point} of {cell.config.pattern}",
+    "setting": setting_of(cell),
+    "config": digits_of(fields),
+    **{
+      f"speedup:{engine}": speedups(rows, engine)["speedup"]
+      for engine in study.engines
+    },
+  }, fields
 
 
 def _add(
@@ -312,15 +344,18 @@ def _add(
   shared: Mapping[str, Any],
   config: Mapping[str, Any],
   dtypes: Sequence[str] = (),
+  point: NM | None = None,
 ) -> None:
   """Measures a finished run and adds its rows."""
-  rows, examples = measured(path, dtypes)
-  store.add(shared, config, rows, examples, path.name)
+  rows, examples = measured(path, dtypes, point)
+  suffix = "" if point is None else f"-at-{point.n}-{point.m}"
+  store.add(shared, config, rows, examples, path.name + suffix)
 
 
 def measured(
   path: str | Path,
   dtypes: Sequence[str] = (),
+  point: NM | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
   """Measured columns of a run, one row per seed, and per-example results.
 
@@ -328,8 +363,9 @@ def measured(
     path: Directory of the run.
     dtypes: Dtypes to measure accuracy and loss in as well, see
       `figs_jax.train.evaluate`.
+    point: Pattern to cut all masked kernels to, in place of the target.
   """
-  result, others = in_dtypes(path, dtypes)
+  result, others = in_dtypes(path, dtypes, point)
   examples = result.pop("examples")
   shared = {
     "step": result["step"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,23 @@ from flax import nnx
 from figs_jax import export, nn
 from figs_jax.core.diagnostics import check_nm
 from figs_jax.core.packing import Layout
+from figs_jax.core.pattern import NM
 from figs_jax.core.rules import nearest
-from figs_jax.models import FAMILIES, T5, own_model
+from figs_jax.core.tree import MaskedKernel
+from figs_jax.models import FAMILIES, own_model
 from figs_jax.models.own_weights import fill_own, own_weights
 from figs_jax.models.pretrained.config import (
   for_transformers,
   published_leaves,
 )
 from figs_jax.models.pretrained.matching import published
-from figs_jax.train.workdir import finished_model
+from figs_jax.train import seeds
+from figs_jax.train.state import TrainState, check_point
+from figs_jax.train.workdir import finished_model, restore
 
-FORMATS = ("dense", "packed", "torch-2:4", "stablehlo", "stablehlo-module")
+FORMATS = (
+  "dense", "packed", "nested", "torch-2:4", "stablehlo", "stablehlo-module",
+)  # fmt: skip
 
 
 def export_run(
@@ -37,6 +43,7 @@ def export_run(
   data_dir: str | None = None,
   data: Any = None,
   overwrite: bool = False,
+  points: str | None = None,
   **options: Any,
 ) -> list[str]:
   """Writes the finished model of a run; see `export_model`.
@@ -44,8 +51,9 @@ def export_run(
   Nothing is written to `workdir`. `step` defaults to the newest valid
   checkpoint and `seed`, an index, to the first; `ema` takes averaged weights;
   `data_dir` replaces the configured directory of the data sets, and `data` are
-  those of a program that trained on them. The other arguments and errors are
-  those of `export_model`.
+  those of a program that trained on them. For "nested", `points` is a list such
+  as "1:8,2:8,8:8", by default that of the recipe `nested`. The other arguments
+  and errors are those of `export_model`.
 
   Raises:
     ValueError: If `figs_jax.train.workdir.restore` raises it.
@@ -53,10 +61,29 @@ def export_run(
   _check(out, format, overwrite)
   if format == "stablehlo-module":
     _plain(options.get("batch"), options.get("platform"))
-  model = finished_model(
-    workdir, step=step, seed=seed, ema=ema, data_dir=data_dir, data=data
-  )
+  run: dict[str, Any] = {"seed": seed, "data_dir": data_dir, "data": data}
+  if format == "nested":
+    _, states, _ = restore(workdir, step, **run)
+    state = next(seeds.singles(states))
+    patterns = _patterns(state, points)
+    model = state.finished(ema=ema, point=patterns[-1])
+    options |= {"points": patterns, "leaves": state.bound.leaves}
+  else:
+    model = finished_model(workdir, step=step, ema=ema, **run)
   return export_model(model, out, format, overwrite=overwrite, **options)
+
+
+def _patterns(state: TrainState, points: str | None) -> list[NM]:
+  """The points of a list, or those of the run's recipe."""
+  own = state.recipe.points
+  if points is None and own is None:
+    raise export.ExportError(
+      f"nested: expected --points, as in 1:8,2:8,8:8, for a run of the recipe"
+      f" {state.recipe.name!r}"
+    )
+  if points is None:
+    return list(own.patterns)
+  return [check_point(state, part.strip()) for part in points.split(",")]
 
 
 def export_model(
@@ -71,17 +98,20 @@ def export_model(
   platform: str | None = None,
   overwrite: bool = False,
   example: Any = None,
+  points: Sequence[NM | str] = (),
+  leaves: Mapping[str, MaskedKernel] | None = None,
 ) -> list[str]:
   """Writes a finished model (`TrainState.finished`).
 
   Args:
-    model: A ViT, Swin-V2 or T5 whose masked kernels are exactly N:M; or any
+    model: A model of our families whose masked kernels are exactly N:M; or any
       other NNX model, whose weights keep their own paths.
     out: Directory for "dense", any file for "stablehlo" and "stablehlo-module",
       else a .safetensors file.
     format: "dense" is a checkpoint of `transformers`, with zeros (of another
       model, its weights by path and the name of its class); "packed" has
-      kept values and their indices under figs_jax's own paths; "torch-2:4" has
+      kept values and their indices under figs_jax's own paths; "nested" has
+      them in the order of their ranks, for `points`; "torch-2:4" has
       PyTorch's CUTLASS layout; "stablehlo" is the forward pass with its
       weights (for T5, with teacher forcing) as an artifact of `jax.export`, for
       any batch size; "stablehlo-module" the same as a plain StableHLO module.
@@ -95,6 +125,10 @@ def export_model(
     example: Input of another model, whose first axis is the batch, for
       "stablehlo" and "stablehlo-module". Defaults to the images of a registered
       class.
+    points: Patterns of "nested", n ascending; the model is finished at the
+      last.
+    leaves: Path -> `MaskedKernel` of the kernels of "nested". Defaults to those
+      that the model masks, which are none at m:m.
 
   Returns:
     A description of the written files, in lines.
@@ -129,9 +163,9 @@ def export_model(
       f"torch-2:4: expected a model whose layout in PyTorch is known, got"
       f" {type(model).__name__}; choose --format packed or dense"
     )
-  if is_own or format == "packed":
+  if is_own or format in ("packed", "nested"):
     tensors: Any = own_weights(model)
-    leaves = nn.masked_leaves(model)
+    leaves = nn.masked_leaves(model) if leaves is None else leaves
     config["architectures"] = [type(model).__name__]
   elif format == "dense":
     checkpoint = for_transformers(model)
@@ -146,6 +180,10 @@ def export_model(
     export.write_packed(
       out, tensors, leaves, layout=layout, overwrite=overwrite
     )
+  elif format == "nested":
+    export.write_nested(out, tensors, leaves, points, overwrite=overwrite)
+    lines[0] = f"{len(tensors)} tensors, {len(leaves)} of them by rank"
+    lines += _prefixes(Path(out), points)
   elif format == "dense":
     config |= {} if dtype is None else {"dtype": dtype}
     export.write_dense(out, tensors, leaves, config, overwrite=overwrite)
@@ -156,6 +194,15 @@ def export_model(
     lines += [f"kept dense: {name}: {why}" for name, why in kept_dense.items()]
   size = sum(np.asarray(each).nbytes for each in tensors.values())
   return [*lines, f"{size} bytes of weights", *_checksums(Path(out))]
+
+
+def _prefixes(out: Path, points: Sequence[NM | str]) -> list[str]:
+  """Bytes to read of the whole model at each point."""
+  lines = []
+  for point in points:
+    stored = sum(each.stored for each in export.weights(out, point=point))
+    lines.append(f"{point}: {stored} bytes to read")
+  return lines
 
 
 def _stablehlo(
@@ -232,12 +279,13 @@ def _examples(model: Any, batch: int, example: Any) -> list[np.ndarray]:
       f"stablehlo: expected example=, an input of {type(model).__name__}, got"
       " none"
     )
-  if isinstance(model, T5):
-    lengths = (model.input_length, model.target_length)
-    sizes = [(batch, length) for length in lengths]
-    return [rng.integers(0, model.vocab, size, np.int32) for size in sizes]
-  shape = (batch, *model.image_size, model.in_channels)
-  return [rng.standard_normal(shape, np.float32)]
+  shapes = model.example(batch)
+  return [
+    rng.integers(0, model.vocab, each.shape, np.int32)
+    if np.issubdtype(each.dtype, np.integer)
+    else rng.standard_normal(each.shape, np.float32)
+    for each in (shapes if isinstance(shapes, tuple) else (shapes,))
+  ]
 
 
 def _check(out: str | Path, format: str, overwrite: bool) -> None:
@@ -254,7 +302,7 @@ def _check(out: str | Path, format: str, overwrite: bool) -> None:
     )
   own = export.DENSE if is_directory else None
   export.check_free(out, overwrite=overwrite, own=own)
-  if format in ("packed", "torch-2:4"):
+  if format in ("packed", "nested", "torch-2:4"):
     export.check_suffix(out)
 
 

@@ -116,6 +116,8 @@ def model_of(spec: str, weights: str | Path | None = None) -> Any:
     if name in given:
       raise ValueError(f"model {spec!r}: {name} is given twice; keep one")
     given[name] = value
+  if weights is None and variant in models.SHAPES.get(family, ()):
+    return models.shape_of(family, variant, **given)
   if weights is not None and family in models.FAMILIES:
     from figs_jax.models import pretrained
 

@@ -19,6 +19,12 @@ from figs_jax.core.masks import (
 from figs_jax.core.packing import Packed, pack, pack_tree, unpack, unpack_tree
 from figs_jax.core.pattern import NM
 from figs_jax.core.permutation import permute
+from figs_jax.core.rank_packing import (
+  RankPacked,
+  pack_ranks,
+  rank_matmul,
+  unpack_ranks,
+)
 from figs_jax.core.regrow import regrow_mask
 from figs_jax.core.rules import Rules
 from figs_jax.core.scores import activation, magnitude, saliency
@@ -26,13 +32,16 @@ from figs_jax.core.soft import s_ste, soft_scale, soft_threshold
 from figs_jax.core.transposable import transposable_nm_mask
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.unstructured import global_masks, top_mask
+from figs_jax.core.vnm import VNM, vnm_mask
 
 __all__ = [
   "NM",
   "Flow",
   "MaskedKernel",
   "Packed",
+  "RankPacked",
   "Rules",
+  "VNM",
   "activation",
   "density",
   "flip_rate",
@@ -44,9 +53,11 @@ __all__ = [
   "mvue",
   "nm_mask",
   "pack",
+  "pack_ranks",
   "pack_tree",
   "permute",
   "rank_in_group",
+  "rank_matmul",
   "regrow_mask",
   "s_ste",
   "saliency",
@@ -55,5 +66,7 @@ __all__ = [
   "top_mask",
   "transposable_nm_mask",
   "unpack",
+  "unpack_ranks",
   "unpack_tree",
+  "vnm_mask",
 ]

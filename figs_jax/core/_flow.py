@@ -36,19 +36,23 @@ class Flow:
       which has a straight-through gradient of its own.
     mvue: Pattern to which the gradient of a layer's output is pruned, without
       bias, before it enters the weight gradient (`core.mvue`).
+    double_pruned: Whether the gradient of a layer's input comes from the masked
+      kernel, pruned to the same pattern along its other axis (SLoPe).
 
   Raises:
     ValueError: If `grad_mode` is unknown, `decay` is negative, or `soft` is
       combined with either.
 
   >>> Flow("damped")
-  Flow(grad_mode='damped', decay=None, soft=False, mvue=None)
+  Flow(grad_mode='damped', decay=None, soft=False, mvue=None,\
+ double_pruned=False)
   """
 
   grad_mode: GradMode = "ste"
   decay: float | int | None = None
   soft: bool = False
   mvue: NM | None = None
+  double_pruned: bool = False
 
   def __post_init__(self):
     if self.grad_mode not in GRAD_MODES:

@@ -106,3 +106,21 @@ def axis_length(shape: tuple[int, ...], axis: Axis) -> int:
   8
   """
   return math.prod(shape[a] for a in normalized(shape, axis))
+
+
+def other_axis(ndim: int, axis: Axis) -> int:
+  """The last axis beside the group axes, as a negative number.
+
+  Raises:
+    ValueError: If all axes are group axes.
+
+  >>> other_axis(2, -2), other_axis(4, (-1, 0))
+  (-1, -2)
+  """
+  taken = {a % ndim for a in ((axis,) if isinstance(axis, int) else axis)}
+  free = [a for a in range(ndim) if a not in taken]
+  if not free:
+    raise ValueError(
+      f"a mask along two axes needs a kernel with an axis beside {axis}"
+    )
+  return free[-1] - ndim

@@ -172,6 +172,25 @@ class Rules:
         raise ValueError(self._dead(key, regex, kernels))
     return leaves
 
+  def asks_for(self, path: str, word: str, words: Words) -> bool:
+    """Whether a rule whose regex holds a word matches a path.
+
+    Kernels that are masked on request only are for such rules.
+
+    Args:
+      path: Path of the kernel.
+      word: Text that the regex must hold.
+      words: Same as in `resolve`; rules with other words are left out.
+
+    >>> rules = Rules.parse("*: 2:4, .*/embedding: dense")
+    >>> rules.asks_for("embed/embedding", "embedding", {})
+    True
+    >>> Rules.parse("*: 2:4").asks_for("embed/embedding", "embedding", {})
+    False
+    """
+    keys = (words.get(key, key) for key, _ in self.rules)
+    return any(word in key and re.fullmatch(key, path) for key in keys)
+
   def _regex(self, key: str, words: Words) -> str:
     if key == EVERY:
       return ".*"

@@ -3,7 +3,8 @@
 The backward product multiplies by the transposed kernel, and is sparse only if
 that is N:M along its own contraction axis. Both hold if every m x m block of
 the mask keeps exactly n entries in each row and in each column (arXiv
-2102.08124). `core.matching` computes the best such mask of a block.
+2102.08124). `core.matching` computes the best such mask of a block up to
+32 x 32, and `core.transport` one of a larger block.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from figs_jax.core.assignment import power_of_two
 from figs_jax.core.groups import Axis, normalized
 from figs_jax.core.matching import best_masks
 from figs_jax.core.pattern import NM
+from figs_jax.core.transport import transport_masks
 from figs_jax.core.types import Array, Bool, Float, Shaped
 
-# Limit on m. At 32 a mask compiles in seconds, at 64 in minutes.
-WIDEST = 32
+# Above this m, `core.transport` takes over from `core.matching`, whose program
+# grows with m: at 32 it compiles in seconds, at 64 in minutes.
+_WIDEST = 32
 
 
 def transposable_nm_mask(
@@ -38,11 +41,12 @@ def transposable_nm_mask(
 
   There are always exactly n per group along both axes. The kept sum of scores
   is the largest possible, up to rounding in float32, for m <= 4, 1:5, 4:5 and
-  1:8, and close to it otherwise (see `core.matching`). The mask keeps as few
-  NaN as possible, then as many +inf and as few -inf, then the largest sum.
-  Unlike `nm_mask` it depends on the values of the scores, not only on their
-  order. Other axes are stacked kernels. A sharded array needs no communication
-  unless a block spans two shards. A mask has no gradient.
+  1:8, and close to it otherwise (see `core.matching`, and `core.transport` for
+  m above 32). For m up to 32, the mask keeps as few NaN as possible, then as
+  many +inf and as few -inf, then the largest sum. Unlike `nm_mask` it depends
+  on the values of the scores, not only on their order. Other axes are stacked
+  kernels. For m up to 32, a sharded array needs no communication unless a block
+  spans two shards. A mask has no gradient.
 
   Args:
     scores: Scores of any shape, float or integer, summed in float32 (float64
@@ -54,8 +58,8 @@ def transposable_nm_mask(
 
   Raises:
     TypeError: If scores are Boolean or complex.
-    ValueError: If m is above 32 or does not divide the length of both axes, or
-      an axis is out of range or named twice.
+    ValueError: If m does not divide the length of both axes, or an axis is out
+      of range or named twice.
 
   >>> w = jnp.array([[9., 8., 1.], [8., 1., 1.], [1., 1., 3.]])
   >>> transposable_nm_mask(w, "1:3").astype(int)
@@ -70,11 +74,6 @@ def transposable_nm_mask(
       f"Expected real scores, got dtype {scores.dtype}; pass"
       " transposable_nm_mask(jnp.abs(kernel), pattern), for example"
     )
-  if pattern.m > WIDEST:
-    raise ValueError(
-      f"Expected m up to {WIDEST} for a mask along two axes, got {pattern}:"
-      " larger blocks take minutes to compile"
-    )
   return _mask(
     scores, _Blocks.of(scores.shape, pattern.m, axis, other), pattern
   )
@@ -88,7 +87,12 @@ def _mask(scores: Array, blocks: _Blocks, pattern: NM) -> Array:
   wide = scores.dtype == jnp.float64
   x = lax.stop_gradient(scores).astype(jnp.float64 if wide else jnp.float32)
   x = _finite(blocks.split(x), pattern)
-  return blocks.join(best_masks(x, pattern))
+  if pattern.m <= _WIDEST:
+    return blocks.join(best_masks(x, pattern))
+  stacked = jnp.moveaxis(x, (0, 1), (-2, -1))
+  wide = stacked.reshape(-1, pattern.m, pattern.m)
+  masks = transport_masks(wide, pattern.n).reshape(stacked.shape)
+  return blocks.join(jnp.moveaxis(masks, (-2, -1), (0, 1)))
 
 
 @dataclasses.dataclass(frozen=True)

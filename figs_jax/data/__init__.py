@@ -17,6 +17,7 @@ _EXPORTS = {
   "DataError": "figs_jax.data.sources",
   "Description": "figs_jax.data.sources",
   "describe": "figs_jax.data.sources",
+  "find_causal_text": "figs_jax.data.causal_text",
   "find_texts": "figs_jax.data.text",
   "load": "figs_jax.data.sources",
   "EvalBatches": "figs_jax.data.pipeline",

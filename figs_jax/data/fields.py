@@ -87,19 +87,21 @@ IMAGES: dict[str, Field] = {
     Integer("[1, 4096]"),
   ),
 }
-# Fields of families that read text.
-TEXT: dict[str, Field] = {
+_TEXT_COLUMN = Field(
+  str, "Column of the text of text:FILE. Defaults to the one of a usual name."
+)
+_LABEL_COLUMN = Field(
+  str, "Column of its labels. Defaults to the one of a usual name."
+)
+# Fields of families that generate text.
+_ANY_TEXT: dict[str, Field] = {
   "data.name": Field(
     "stdlib_text",
     "Data set: stdlib_text, text:FILE, c4, glue, or a tfds name such as"
     " glue/sst2 or wmt14_translate/de-en.",
   ),
-  "data.text_column": Field(
-    str, "Column of the text of text:FILE. Defaults to the one of a usual name."
-  ),
-  "data.label_column": Field(
-    str, "Column of its labels. Defaults to the one of a usual name."
-  ),
+  "data.text_column": _TEXT_COLUMN,
+  "data.label_column": _LABEL_COLUMN,
   "data.target_column": Field(
     str, "Column of its target texts. Defaults to the one of a usual name."
   ),
@@ -108,6 +110,9 @@ TEXT: dict[str, Field] = {
     "Vocabulary: bytes, sentencepiece:1024 to train that many pieces, or the"
     " path of a sentencepiece model.",
   ),
+}
+# Fields of families from inputs to targets.
+TEXT: dict[str, Field] = _ANY_TEXT | {
   "data.input_length": Field(
     128, "Tokens per input, with the end token.", _LENGTH
   ),
@@ -126,4 +131,38 @@ TEXT: dict[str, Field] = {
   "data.beams": Field(
     1, "Beams of decoding in evaluation; 1 is greedy.", Integer("[1, 1024]")
   ),
+}
+# Fields of families that learn masked tokens or labels of texts.
+MASKED_TEXT: dict[str, Field] = {
+  "data.name": Field(
+    "stdlib_text",
+    "Data set: stdlib_text, text:FILE, c4, or a tfds name such as glue/sst2.",
+  ),
+  "data.objective": Field(
+    "auto",
+    "What is learned: masked tokens, labels, or auto, labels where the data"
+    " have them.",
+    Word(("auto", "masked", "labels")),
+  ),
+  "data.text_column": _TEXT_COLUMN,
+  "data.label_column": _LABEL_COLUMN,
+  "data.vocabulary": Field(
+    "bytes",
+    "Vocabulary: bytes, wordpiece:FILE for the vocab.txt or tokenizer.json of a"
+    " BERT, sentencepiece:1024 to train that many pieces, or the path of a"
+    " sentencepiece model.",
+  ),
+  "data.input_length": Field(
+    128,
+    "Tokens per sequence, with those that begin and end it; longer texts are"
+    " cut.",
+    Integer("[5, 131072]"),
+  ),
+  "data.density": Field(
+    0.15, "Share of tokens that are masked.", Number("(0, 1)")
+  ),
+}
+# Fields of families that predict the next token.
+CAUSAL_TEXT: dict[str, Field] = _ANY_TEXT | {
+  "data.input_length": Field(128, "Tokens per row.", _LENGTH),
 }

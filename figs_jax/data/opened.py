@@ -24,12 +24,15 @@ class Options:
       name, and so do the others.
     label_column: Column of labels.
     target_column: Column of target texts.
+    others: Whether a column of labels or targets beside the text is "required",
+      "optional" or "ignored".
   """
 
   mixed_sizes: bool = False
   text_column: str | None = None
   label_column: str | None = None
   target_column: str | None = None
+  others: str = "required"
 
   @classmethod
   def of(cls, fields: Any) -> Options:
@@ -39,7 +42,19 @@ class Options:
     True
     """
     names = [field.name for field in dataclasses.fields(cls)]
-    return cls(**{name: fields[name] for name in names if name in fields})
+    own = cls(**{name: fields[name] for name in names if name in fields})
+    if "objective" in fields:
+      return own.for_objective(fields["objective"])
+    return own
+
+  def for_objective(self, objective: str) -> Options:
+    """The options that read what an objective of `data.masked_text` needs.
+
+    >>> DEFAULTS.for_objective("masked").others
+    'ignored'
+    """
+    others = "ignored" if objective == "masked" else "optional"
+    return dataclasses.replace(self, others=others)
 
 
 DEFAULTS = Options()

@@ -13,20 +13,28 @@ from figs_jax.data.vocabulary import (
   piece_vocabulary,
   train_pieces,
 )
+from figs_jax.data.wordpiece import read_wordpiece
 
 # Enough to learn the pieces of a language; more only takes longer.
 _TRAIN_BYTES = 10 * 2**20
 
 
 def vocabulary_of(
-  name: str, builders: Sequence[Builder], root: str
+  name: str,
+  builders: Sequence[Builder],
+  root: str,
+  *,
+  wordpiece: bool = False,
 ) -> Vocabulary:
   """Opens a vocabulary by name; trains it on first use.
 
   Args:
-    name: "bytes", "sentencepiece:SIZE", or the path of a sentencepiece model.
+    name: "bytes", "sentencepiece:SIZE", "wordpiece:FILE", or the path of a
+      sentencepiece model.
     builders: Data sets whose training splits the pieces are learned from.
     root: Directory that keeps trained models, below sentencepiece/.
+    wordpiece: Whether a WordPiece vocabulary, with the special ids of BERT, is
+      allowed.
 
   Raises:
     ValueError: If the name has another form or the model cannot be read.
@@ -34,6 +42,14 @@ def vocabulary_of(
   if name == "bytes":
     return byte_vocabulary()
   kind, _, size = name.partition(":")
+  if kind == "wordpiece" and not wordpiece:
+    raise ValueError(
+      f"vocabulary {name!r}: expected 'bytes' or a sentencepiece vocabulary,"
+      " since this family's ids are those of T5; WordPiece is for the family"
+      " bert"
+    )
+  if kind == "wordpiece":
+    return Vocabulary(read_wordpiece(size), sentinels=0)
   if kind != "sentencepiece":
     return piece_vocabulary(name)
   if not (size.isdecimal() and 0 < len(size) < 8):

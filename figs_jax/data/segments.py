@@ -68,21 +68,24 @@ class StreamedSegments(Segments):
   A long document is returned whole; training draws a part of it.
   """
 
-  def __init__(self, source: Sequence[Any], length: int, encode: Encode):
+  def __init__(
+    self, source: Sequence[Any], length: int, encode: Encode, end: int = EOS
+  ):
     super().__init__(length, cached=False)
-    self._source, self._encode = source, encode
+    self._source, self._encode, self._end = source, encode, end
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: Any) -> Any:
-    parts = [_ended(self._source[index], self._encode)]
+    parts = [_ended(self._source[index], self._encode, self._end)]
     total = len(parts[0])
     if total >= self.length:
       return parts[0]
     for step in range(1, len(self._source)):
       following = (index + step) % len(self._source)
-      parts.append(_ended(self._source[following], self._encode))
+      other = self._source[following]
+      parts.append(_ended(other, self._encode, self._end))
       total += len(parts[-1])
       if total >= self.length:
         break
@@ -95,6 +98,7 @@ def segments_of(
   encode: Encode,
   *,
   whole: bool,
+  end: int = EOS,
   most_documents: int = _MOST_DOCUMENTS,
   most_bytes: int = _MOST_BYTES,
 ) -> Segments:
@@ -105,10 +109,11 @@ def segments_of(
     length: Length of a segment.
     encode: Function from a text to its ids.
     whole: Whether to keep a shorter last segment, for evaluation.
+    end: Id after each document.
     most_documents: Largest number of documents that is held in memory.
     most_bytes: Largest size of the texts that is held in memory.
   """
-  streamed = StreamedSegments(source, length, encode)
+  streamed = StreamedSegments(source, length, encode, end)
   if len(source) > most_documents:
     return streamed
   parts, left = [], most_bytes
@@ -116,10 +121,10 @@ def segments_of(
     left -= len(source[i]["text"])
     if left < 0:
       return streamed
-    parts.append(_ended(source[i], encode))
+    parts.append(_ended(source[i], encode, end))
   return PackedSegments(np.concatenate(parts), length, whole=whole)
 
 
-def _ended(example: Any, encode: Encode) -> np.ndarray:
+def _ended(example: Any, encode: Encode, end: int) -> np.ndarray:
   ids = encode(as_text(example["text"]))
-  return np.append(ids, np.int32(EOS))
+  return np.append(ids, np.int32(end))

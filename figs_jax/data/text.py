@@ -15,13 +15,14 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
 from figs_jax.data import sources, text_to_text
+from figs_jax.data.masked_text import LabelledTexts, MaskedTokens
 from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.own_vocabulary import path_of_pieces, vocabulary_of
 from figs_jax.data.python_data import Builder, PythonData
@@ -52,6 +53,10 @@ class Denoising:
   names: tuple[str, ...] = ("denoising",)
 
   @property
+  def builders(self) -> tuple[Builder, ...]:
+    return (self.builder,)
+
+  @property
   def target_length(self) -> int:
     return self.corruption.target_length
 
@@ -73,6 +78,9 @@ class Denoising:
       at = rng.integers(len(example) - length + 1)
       example = example[at : at + length]
     return *self.corruption(example, rng, self.vocabulary), 0
+
+  def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
+    return pair_arrays(self, example, rng)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,13 +151,33 @@ class TextToText:
       task,
     )
 
+  def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
+    return pair_arrays(self, example, rng)
+
   def _ended(self, text: str, length: int) -> np.ndarray:
     """Encodes a text, truncated to leave room for the end token."""
     ids = self.vocabulary.encode(text)[: length - 1]
     return np.append(ids, np.int32(EOS))
 
 
-Texts = Denoising | TextToText
+Texts = Denoising | TextToText | MaskedTokens | LabelledTexts
+
+
+@runtime_checkable
+class Readable(Protocol):
+  """What batches are made of: `Texts`, or `causal_text.CausalText`."""
+
+  @property
+  def builders(self) -> tuple[Builder, ...]: ...
+  @property
+  def input_length(self) -> int: ...
+
+  def examples(self, split: str, *, ordered: bool) -> Any:
+    """A sequence of examples, with an attribute `cached`."""
+
+  def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
+    """The fields of an example; of padding for None."""
+    ...
 
 
 class Tasks(Sequence):
@@ -211,6 +239,35 @@ def _parts_of(name: str | PythonData) -> list[str | PythonData]:
   return [f"glue/{task}" for task in text_to_text.GLUE]
 
 
+def find_builders(
+  name: str | PythonData,
+  *,
+  data_dir: str | None = None,
+  download: bool = False,
+  options: Options = DEFAULTS,
+) -> tuple[Builder, ...]:
+  """The data sets of a name, each with text or inputs and targets.
+
+  Args:
+    name, data_dir, download, options: Same as for `find_texts`.
+
+  Raises:
+    DataError: If the data set has no text or as in `figs_jax.data.load`.
+  """
+  builders = tuple(
+    sources.find(part, data_dir=data_dir, download=download, options=options)
+    for part in _parts_of(name)
+  )
+  builder = builders[0]
+  if text_to_text.reader(builder) is None and not _has_text(builder):
+    raise sources.DataError(
+      f"Data set {builder.name!r}: expected a 'text' feature or a supported"
+      " task; choose stdlib_text, text:FILE, c4, glue or a translation such as"
+      " wmt14_translate/de-en"
+    )
+  return builders
+
+
 def find_texts(
   name: str | PythonData,
   *,
@@ -222,7 +279,7 @@ def find_texts(
   data_dir: str | None = None,
   download: bool = False,
   options: Options = DEFAULTS,
-) -> Texts:
+) -> Denoising | TextToText:
   """Finds a text data set and the task it is used for.
 
   Args:
@@ -246,21 +303,14 @@ def find_texts(
     DataError: If the data set has no text or as in `figs_jax.data.load`.
     ValueError: If the lengths or the vocabulary do not fit.
   """
-  builders = tuple(
-    sources.find(part, data_dir=data_dir, download=download, options=options)
-    for part in _parts_of(name)
+  builders = find_builders(
+    name, data_dir=data_dir, download=download, options=options
   )
   builder = builders[0]
   is_task = text_to_text.reader(builder) is not None
   of_labels = builder.name in text_to_text.OWN and text_to_text.has_labels(
     builder
   )
-  if not is_task and not _has_text(builder):
-    raise sources.DataError(
-      f"Data set {builder.name!r}: expected a 'text' feature or a supported"
-      " task; choose stdlib_text, text:FILE, c4, glue or a translation such as"
-      " wmt14_translate/de-en"
-    )
   if is_task and target_length is None and not of_labels:
     raise ValueError(
       f"Data set {name!r} needs a target_length; set"
@@ -293,7 +343,7 @@ def find_texts(
 
 
 def train_batches(
-  texts: Texts,
+  texts: Readable,
   split: str,
   batch_size: int,
   *,
@@ -342,9 +392,7 @@ def train_batches(
     batch_size * num_shards,
     start,
     num_examples=len(examples),
-    data_set=identity(
-      [texts.builder] if isinstance(texts, Denoising) else texts.builders
-    ),
+    data_set=identity(texts.builders),
   )
 
 
@@ -368,7 +416,7 @@ class TextEvalBatches:
 
 
 def eval_batches(
-  texts: Texts,
+  texts: Readable,
   split: str,
   batch_size: int,
   *,
@@ -402,24 +450,27 @@ def eval_batches(
 class _Prepare(grain.transforms.RandomMap):
   """Turns the number of an example into arrays; -1 stands for padding."""
 
-  texts: Texts
+  texts: Readable
   examples: Sequence[Any]
 
   def random_map(self, element: Any, rng: np.random.Generator) -> Any:
-    inputs = np.zeros(self.texts.input_length, np.int32)
-    targets = np.zeros(self.texts.target_length, np.int32)
-    task = 0
-    if element >= 0:
-      example = self.examples[int(element)]
-      given, wanted, task = self.texts.pair(example, rng)
-      inputs[: len(given)] = given
-      targets[: len(wanted)] = wanted
-    return {
-      "inputs": inputs,
-      "targets": targets,
-      "valid": np.bool_(element >= 0),
-      "task": np.int32(task),
-    }
+    example = self.examples[int(element)] if element >= 0 else None
+    arrays = self.texts.arrays(example, rng)
+    return arrays | {"valid": np.bool_(element >= 0)}
+
+
+def pair_arrays(
+  texts: Any, example: Any, rng: np.random.Generator
+) -> dict[str, Any]:
+  """The fields of an example for an encoder and a decoder; 0 for None."""
+  inputs = np.zeros(texts.input_length, np.int32)
+  targets = np.zeros(texts.target_length, np.int32)
+  task = 0
+  if example is not None:
+    given, wanted, task = texts.pair(example, rng)
+    inputs[: len(given)] = given
+    targets[: len(wanted)] = wanted
+  return {"inputs": inputs, "targets": targets, "task": np.int32(task)}
 
 
 def _read(stream: Any, examples: Any, threads: int) -> Any:

@@ -15,7 +15,7 @@ Rows = Iterable[tuple[str, Mapping[str, Any]]]
 
 
 class Columns(NamedTuple):
-  """The columns that are read; `other` has labels or targets."""
+  """The columns that are read; `other` has labels, targets, or "" nothing."""
 
   text: str
   other: str
@@ -67,11 +67,14 @@ def _pairs(
   """Each text and its label or target; labels are checked against names."""
   for where, row in rows:
     for name in columns[:2]:
-      if name not in row:
+      if name and name not in row:
         raise ValueError(
           f"{where}: expected a column {name}, got {', '.join(row) or 'none'}"
         )
     text = _text(f"{where}: {columns.text}", row[columns.text])
+    if not columns.other:
+      yield text, ""
+      continue
     place = f"{where}: {columns.other}"
     if not columns.is_label:
       yield text, _text(place, row[columns.other])

@@ -72,7 +72,7 @@ def _opened(path: Path, options: Options, key: Any) -> Opened:
   features: dict[str, Any] = {"text": tfds.features.Text()}
   if columns.is_label:
     features["label"] = tfds.features.ClassLabel(names=names)
-  else:
+  elif columns.other:
     features["target"] = tfds.features.Text()
   digest = digest_of_all(path, _files(path), columns)
   return Opened(path, digest, features, lambda: _examples(path, options))
@@ -81,8 +81,12 @@ def _opened(path: Path, options: Options, key: Any) -> Opened:
 def _examples(path: Path, options: Options) -> dict[str, Any]:
   columns, _, splits = _read(path, options)
   key = "label" if columns.is_label else "target"
+  has_other = bool(columns.other)
   return {
-    split: ({"text": text, key: value} for text, value in pairs)
+    split: (
+      {"text": text, **({key: value} if has_other else {})}
+      for text, value in pairs
+    )
     for split, pairs in splits.items()
   }
 
@@ -94,8 +98,9 @@ def _read(
   tables = {split: table() for split, table in _tables(path).items()}
   columns = _columns(tables["train"], options)
   for table in tables.values():
-    if columns.text not in table.columns or columns.other not in table.columns:
-      raise _missing(table, columns[:2], "name them as in train")
+    wanted = [name for name in columns[:2] if name]
+    if not set(wanted) <= set(table.columns):
+      raise _missing(table, wanted, "name them as in train")
   rows = {split: table.rows for split, table in tables.items()}
   fix = "a test part, as train and test in a directory"
   return columns, *in_splits(str(path), rows, columns, fix)
@@ -120,6 +125,8 @@ def _columns(table: _Table, options: Options) -> Columns:
   text = named(options.text_column, _TEXT)
   if text is None:
     raise _missing(table, _TEXT, "name yours with --config.data.text_column")
+  if options.others == "ignored":
+    return Columns(text, "", False)
   label = target = None
   if options.label_column is not None or options.target_column is None:
     label = named(options.label_column, _LABEL)
@@ -132,6 +139,8 @@ def _columns(table: _Table, options: Options) -> Columns:
       " --config.data.target_column"
     )
   other = label if label is not None else target
+  if other is None and options.others == "optional":
+    return Columns(text, "", False)
   if other is None:
     raise _missing(
       table,

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from figs_jax.data.wordpiece import WordPiece
+
 PAD, EOS, UNK = 0, 1, 2
 _SPECIAL = 3
 # With 256 bytes and 3 special ids this makes 384, as in ByT5.
@@ -91,7 +93,8 @@ class Vocabulary:
   """A codec and the sentinels that follow its ids.
 
   Attributes:
-    codec: `Bytes()` or a `SentencePiece`.
+    codec: `Bytes()`, a `SentencePiece`, or the `WordPiece` of a BERT, which has
+      ids of its own for unknown words and ends.
     sentinels: Number of ids that stand for replaced spans.
 
   >>> vocabulary = Vocabulary(Bytes(), sentinels=2)
@@ -101,7 +104,7 @@ class Vocabulary:
   'né<extra_id_0>'
   """
 
-  codec: Bytes | SentencePiece
+  codec: Bytes | SentencePiece | WordPiece
   sentinels: int
 
   @property
@@ -145,6 +148,8 @@ class Vocabulary:
 
   def byte_lengths(self) -> np.ndarray:
     """Number of raw text bytes of each id, int32 [size]; 0 for special ids."""
+    if isinstance(self.codec, WordPiece):
+      raise TypeError("the pieces of a BERT do not keep spaces and case")
     tail = np.zeros(self.sentinels, np.int32)
     return np.concatenate([self.codec.byte_lengths(), tail])
 

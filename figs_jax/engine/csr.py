@@ -83,11 +83,10 @@ class Csr(Processor):
   ) -> dict[str, Any]:
     M, N, kept = gemm.M, gemm.N, gemm.kept
     rate = scaled(self.peak, self.multiple(self.itemsize))
-    width = self.value_bytes
-    width = width + int(self.itemsize) * (1 - smaller(width, 1))
+    width = self._width
     metadata = N * (self.index_bytes * kept + self.pointer_bytes)
     matrix = N * width * kept + metadata
-    dense = M * N * width * (kept + 1)
+    dense = self.activation_bytes(gemm, itemsize)
     dram_bytes = (1 if self.reuse else M) * matrix + dense
     flops = 2 * M * N * kept
     parts = arithmetic(ceil_div(flops, rate))
@@ -100,6 +99,17 @@ class Csr(Processor):
       "metadata_bytes": metadata,
       "dram_bytes": dram_bytes,
     }
+
+  def activation_bytes(self, gemm: Gemm, itemsize: int | Fraction) -> Any:
+    """Bytes of the dense values that each row gathers, and of the results."""
+    del itemsize
+    return gemm.M * gemm.N * self._width * (gemm.kept + 1)
+
+  @property
+  def _width(self) -> Any:
+    """Bytes per value, B_T."""
+    given = self.value_bytes
+    return given + int(self.itemsize) * (1 - smaller(given, 1))
 
 
 def intensity(

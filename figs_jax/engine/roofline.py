@@ -21,6 +21,7 @@ from figs_jax.engine import chips
 from figs_jax.engine.chips import DTYPES, Chip, itemsize_of
 from figs_jax.engine.int64 import ceil_div, larger, smaller
 from figs_jax.engine.spec import (
+  UNLIMITED,
   Engine,
   Gemm,
   nearest,
@@ -60,6 +61,9 @@ class Processor(Engine):
   @property
   def memory_bandwidth(self: Any) -> Any:
     return self.hbm
+
+  def with_unlimited_memory(self: Any) -> Engine:
+    return dataclasses.replace(self, hbm=UNLIMITED)
 
   def roofs(
     self: Any, itemsize: int | Fraction, patterns: Iterable[Gemm] = ()

@@ -18,7 +18,14 @@ import numpy as np
 
 from figs_jax.engine.area import Parts
 from figs_jax.engine.blocks import Masks, fit, fits_blocks, kept_depth
-from figs_jax.engine.int64 import array_dataclass, exact, is_traced, smaller
+from figs_jax.engine.int64 import (
+  array_dataclass,
+  ceil_div,
+  exact,
+  is_traced,
+  smaller,
+)
+from figs_jax.engine.timing import bytes_of
 
 MAX_SIDE = 2**31 - 1
 CLOCK = 1000  # MHz of an array by default: a cycle takes a nanosecond
@@ -227,6 +234,10 @@ class Engine:
     size = self.itemsize if itemsize is None else itemsize
     return self._exact(self, gemm, run, itemsize=size)
 
+  def activation_bytes(self, gemm: Gemm, itemsize: int | Fraction) -> Any:
+    """The part of `dram_bytes` that inputs and outputs take, each once."""
+    return bytes_of(gemm.M * gemm.K + gemm.M * gemm.N, itemsize)
+
   @property
   def sweeps_masks(self) -> bool:
     """Whether `occupancy` is all that the masks decide, so that sweeps can."""
@@ -348,6 +359,21 @@ class Engine:
   def memory_bandwidth(self) -> Any:
     """Bytes per cycle between chip and memory, or `UNLIMITED`."""
     return getattr(self, "dram_bw", UNLIMITED)
+
+  def memory_cycles(self, dram_bytes: Any, bandwidth: Any) -> Any:
+    """Cycles in which the memory moves the bytes of one product.
+
+    Args:
+      dram_bytes: Bytes to and from memory.
+      bandwidth: Bytes per cycle in place of `memory_bandwidth`.
+    """
+    return ceil_div(dram_bytes, bandwidth)
+
+  def with_unlimited_memory(self) -> Engine:
+    """The same engine, which never waits for its memory."""
+    if not hasattr(self, "dram_bw"):
+      return self
+    return dataclasses.replace(self, dram_bw=UNLIMITED)
 
   @property
   def stream_values(self) -> Any:

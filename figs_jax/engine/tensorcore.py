@@ -41,7 +41,7 @@ from figs_jax.engine.roofline import (
   no_accesses,
   scaled,
 )
-from figs_jax.engine.spec import Gemm
+from figs_jax.engine.spec import UNLIMITED, Gemm
 from figs_jax.engine.timing import bytes_of
 
 _KEPT, _BLOCK = 2, 4  # of tensor cores
@@ -161,6 +161,16 @@ class TensorCore(Processor):
       return None
     return dataclasses.replace(self, ideal=True, name=f"{self.name}:ideal=true")
 
+  def memory_cycles(self, dram_bytes: Any, bandwidth: Any) -> Any:
+    sheet = ceil_div(dram_bytes, bandwidth)  # (4)
+    if self.ideal:
+      return sheet
+    short = ceil_div(dram_bytes, self.stream)
+    return larger(sheet, smaller(short, self.lag + sheet))
+
+  def with_unlimited_memory(self) -> TensorCore:
+    return dataclasses.replace(self, hbm=UNLIMITED, stream=UNLIMITED)
+
   def note(self, sparse: int, known: int) -> str:
     if not sparse or self.ideal:
       return ""
@@ -206,7 +216,7 @@ class TensorCore(Processor):
       return dense + sparse * (halved - dense)
 
     M, N, K, side = gemm.M, gemm.N, gemm.K, self.side
-    kernel = _Kernel(side, self.hbm) if self.ideal else _measured(self)
+    kernel = _Kernel(side) if self.ideal else _measured(self)
     tile = kernel.tile
     rows, cols = ceil_div(M, tile), ceil_div(N, tile)
     thin = gemm.narrow().K
@@ -228,9 +238,7 @@ class TensorCore(Processor):
     metadata = ceil_div(stored * N * sparse * index_bits(_KEPT, _BLOCK), 8)
     metadata = metadata + sparse * _column_bytes(gemm, thin)
     dram_bytes = bytes_of(M * K + stored * N + M * N, itemsize) + metadata
-    sheet = ceil_div(dram_bytes, self.hbm)  # (4)
-    moved = smaller(ceil_div(dram_bytes, kernel.stream), kernel.lag + sheet)
-    moved = larger(sheet, moved)
+    moved = self.memory_cycles(dram_bytes, self.hbm)
     # (3), from picoseconds.
     waves = ceil_div(rows * cols, self.units) + IN_FLIGHT - 1
     tiles = sparse * waves * bytes_of(thin, itemsize)
@@ -254,11 +262,9 @@ class _Kernel(NamedTuple):
   """What (1) to (4) say of a kernel; by default that of the silicon."""
 
   tile: Any
-  stream: Any
   dense_rate: Any = 1000
   sparse_rate: Any = 1000
   ramp: Any = 0
-  lag: Any = 0
   latency: Any = 0
 
 

@@ -19,6 +19,7 @@ from figs_jax.export.writers import (
   DENSE,
   cast,
   write_dense,
+  write_nested,
   write_packed,
   write_semi_structured,
 )
@@ -44,6 +45,7 @@ __all__ = [
   "write",
   "write_dense",
   "write_module",
+  "write_nested",
   "write_packed",
   "write_program",
   "write_semi_structured",

@@ -123,6 +123,13 @@ class Entry:
     each = math.prod(self.shape[1:]) * self.dtype.itemsize
     return self._part(begin * each, (end - begin, *self.shape[1:]))
 
+  def head(self, count: int) -> Entry:
+    """The tensor that the first `count` entries of axis 0 are."""
+    each = self.nbytes // self.shape[0]
+    return dataclasses.replace(
+      self, shape=(count, *self.shape[1:]), nbytes=count * each
+    )
+
   def _part(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
     want = math.prod(shape) * self.dtype.itemsize
     offset = self.offset + start

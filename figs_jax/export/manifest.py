@@ -7,7 +7,11 @@ unpacked tensor in C order. A tensor is stored as the parts of its layout:
 
 * `dense`: NAME itself;
 * `indices`, `bitmask`: NAME.values and NAME.metadata, see `core.packing`;
-* `torch-2:4`: NAME.packed and NAME.meta, see `export.semi_structured`.
+* `torch-2:4`: NAME.packed and NAME.meta, see `export.semi_structured`;
+* `ranks`: NAME.values and NAME.metadata, see `core.rank_packing`. Its record
+  has "points" as well: {"1:8": {"values", "metadata", "sha256"}}, the lengths
+  in bytes of the prefixes of both parts, and the hash of the tensor that they
+  unpack to. The last point is the pattern.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +29,7 @@ import numpy as np
 
 from figs_jax.core.groups import Groups, axis_length, normalized
 from figs_jax.core.pattern import NM
+from figs_jax.core.rank_packing import rank_bytes, ranked_shape
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Shaped
 from figs_jax.export.atomic_write import ExportError, line
@@ -35,6 +41,7 @@ PARTS = {
   "indices": (".values", ".metadata"),
   "bitmask": (".values", ".metadata"),
   "torch-2:4": (".packed", ".meta"),
+  "ranks": (".values", ".metadata"),
 }
 # A file unpacks to m / n times its length, which must fit into memory.
 MOST_M = 1024
@@ -53,6 +60,7 @@ class Record:
     sha256: Hash of the bytes, as 64 hexadecimal digits.
     pattern: Pattern of a packed tensor.
     axis: Group axes of a packed tensor.
+    points: Patterns of layout `ranks`, n ascending, and the hash at each.
   """
 
   layout: str
@@ -61,6 +69,7 @@ class Record:
   sha256: str
   pattern: NM | None = None
   axis: tuple[int, ...] = ()
+  points: tuple[tuple[NM, str], ...] = ()
 
   @classmethod
   def of(
@@ -96,7 +105,7 @@ def digest(array: Shaped[np.ndarray, "*shape"]) -> str:
 
 def written(records: Mapping[str, Record]) -> dict[str, str]:
   """The metadata of a file with these tensors."""
-  tensors = {}
+  tensors: dict[str, dict[str, Any]] = {}
   for name, record in records.items():
     tensors[name] = {
       "layout": record.layout,
@@ -109,7 +118,21 @@ def written(records: Mapping[str, Record]) -> dict[str, str]:
         "pattern": str(record.pattern),
         "axis": list(record.axis),
       }
+    if record.points:
+      tensors[name]["points"] = {
+        str(nm): {**_prefix(record, nm), "sha256": sha256}
+        for nm, sha256 in record.points
+      }
   return {KEY: json.dumps({"version": 1, "tensors": tensors})}
+
+
+def _prefix(record: Record, nm: NM) -> dict[str, int]:
+  """Bytes of the parts of a tensor in layout `ranks` up to a pattern."""
+  groups = math.prod(record.shape) // nm.m
+  return {
+    "values": groups * nm.n * record.dtype.itemsize,
+    "metadata": rank_bytes(groups, nm) * nm.n,
+  }
 
 
 def parsed(
@@ -150,14 +173,17 @@ def _record(name: str, fields: Any) -> Record:
     raise ValueError(f"{name!r} has an unknown layout")
   layout = fields["layout"]
   is_packed = layout != "dense"
-  if fields.keys() != _ALWAYS | ({"pattern", "axis"} if is_packed else set()):
+  own = {"pattern", "axis"} if is_packed else set()
+  if layout == "ranks":
+    own |= {"points"}
+  if fields.keys() != _ALWAYS | own:
     raise ValueError(f"{name!r} has the fields {sorted(fields)}")
   shape, kind, sha256 = fields["shape"], fields["dtype"], fields["sha256"]
   if not isinstance(kind, str) or kind not in DTYPES:
     raise ValueError(f"{name!r} has an unknown dtype")
   if not (_are_places(shape) and len(shape) <= 32):
     raise ValueError(f"{name!r} has the shape {str(shape)[:80]!r}")
-  if not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
+  if not _is_sha256(sha256):
     raise ValueError(f"{name!r} has no SHA-256")
   record = Record(layout, tuple(shape), DTYPES[kind], sha256)
   if not is_packed:
@@ -170,7 +196,43 @@ def _record(name: str, fields: Any) -> Record:
   if pattern.m > MOST_M:
     raise ValueError(f"{name!r} has m={pattern.m}, beyond {MOST_M}")
   Groups.of(record.shape, pattern.m, axis)
-  return dataclasses.replace(record, pattern=pattern, axis=axis)
+  record = dataclasses.replace(record, pattern=pattern, axis=axis)
+  if layout != "ranks":
+    return record
+  return dataclasses.replace(
+    record, points=_points(name, record, fields["points"])
+  )
+
+
+def _points(name: str, record: Record, fields: Any) -> tuple[Any, ...]:
+  """The points of layout `ranks`, checked.
+
+  Raises:
+    ValueError: If they are invalid or contradict the pattern and the shape.
+  """
+  nm = record.pattern
+  if nm is None or nm.m < 2 or not isinstance(fields, dict) or not fields:
+    raise ValueError(f"{name!r} has no points")
+  points = []
+  for text, point in fields.items():
+    at = NM.parse(text[:32])
+    if str(at) != text or at.m != nm.m:
+      raise ValueError(f"{name!r} has the point {text[:32]!r}")
+    if not isinstance(point, dict) or not _is_sha256(point.get("sha256")):
+      raise ValueError(f"{name!r} has no SHA-256 at {text}")
+    whole = {**_prefix(record, at), "sha256": point["sha256"]}
+    kinds = {key: type(value) for key, value in point.items()}
+    if point != whole or kinds != {key: type(whole[key]) for key in whole}:
+      raise ValueError(f"{name!r} has other offsets at {text}")
+    points.append((at, point["sha256"]))
+  counts = [at.n for at, _ in points]
+  if counts != sorted(set(counts)) or points[-1] != (nm, record.sha256):
+    raise ValueError(f"{name!r} has points that do not end at {nm}")
+  return tuple(points)
+
+
+def _is_sha256(text: Any) -> bool:
+  return isinstance(text, str) and bool(re.fullmatch("[0-9a-f]{64}", text))
 
 
 def _are_places(numbers: Any) -> bool:
@@ -215,5 +277,7 @@ def _stored_shape(name: str, record: Record) -> tuple[int, ...]:
     if len(shape) != 2 or nm != NM(2, 4) or record.axis != (1,):
       raise ValueError(f"{name!r} is not a 2:4 matrix along axis 1")
     return shape[0], shape[1] // 2
+  if record.layout == "ranks":
+    return ranked_shape(shape, nm, record.axis)
   rest = (n for axis, n in enumerate(shape) if axis not in record.axis)
   return (*rest, axis_length(shape, record.axis) // nm.m, nm.n)

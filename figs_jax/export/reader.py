@@ -6,12 +6,14 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from figs_jax.core.packing import Packed, unpack
+from figs_jax.core.pattern import NM
+from figs_jax.core.rank_packing import RankPacked, unpack_ranks
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Shaped
 from figs_jax.export.atomic_write import ExportError
@@ -45,16 +47,21 @@ class Weight:
   rows: Callable[[int, int], np.ndarray] | None = None
 
 
-def weights(path: str | Path, *, strict: bool = True) -> list[Weight]:
+def weights(
+  path: str | Path, *, strict: bool = True, point: NM | str | None = None
+) -> list[Weight]:
   """The unpacked tensors of a .safetensors file, sorted by name.
 
   Args:
     path: Path of a file from any of the writers.
     strict: Whether to refuse a file that has packed tensors or hashes, but not
       the mark of its manifest.
+    point: Pattern, such as "1:8", at which to read tensors that are packed by
+      rank; only that prefix of them is read. Defaults to the densest.
 
   Raises:
-    ExportError: If the file is damaged, contradicts itself or lost its mark.
+    ExportError: If the file is damaged, contradicts itself, lost its mark, or
+      lacks the point.
 
   >>> import tempfile
   >>> from figs_jax.export import write
@@ -64,18 +71,25 @@ def weights(path: str | Path, *, strict: bool = True) -> list[Weight]:
   >>> one.name
   'w'
   """
-  path = Path(path)
+  path, nm = Path(path), _parsed_point(point)
   entries, metadata = opened(path)
   if KEY not in metadata:
     if strict:
       _check_unmarked(path, entries, metadata)
+    if nm is not None:
+      raise _no_point(path, nm, ())
     return [
       Weight(name, e.shape, e.kind, e.nbytes, e.read, rows=e.rows)
       for name, e in sorted(entries.items())
     ]
   tensors = []
-  for name, record in sorted(parsed(path, metadata, entries).items()):
+  records = parsed(path, metadata, entries)
+  if nm is not None and not any(r.points for r in records.values()):
+    raise _no_point(path, nm, ())
+  for name, record in sorted(records.items()):
     parts = [entries[name + end] for end in PARTS[record.layout]]
+    if nm is not None and record.points:
+      record, parts = _at_point(path, record, parts, nm)
     leaf = None
     if record.pattern is not None:
       leaf = MaskedKernel(record.shape, record.pattern, record.axis)
@@ -87,6 +101,32 @@ def weights(path: str | Path, *, strict: bool = True) -> list[Weight]:
     kind = parts[0].kind
     tensors.append(Weight(name, record.shape, kind, stored, read, leaf))
   return tensors
+
+
+def _parsed_point(point: NM | str | None) -> NM | None:
+  try:
+    return None if point is None else NM.parse(point)
+  except ValueError as error:
+    raise ExportError(f"point: {error}") from error
+
+
+def _no_point(path: Path, nm: NM, known: Iterable[NM]) -> ExportError:
+  got = ", ".join(map(str, known)) or "no tensor that is packed by rank"
+  return ExportError(f"{path}: expected the point {nm}, got {got}")
+
+
+def _at_point(
+  path: Path, record: Record, parts: list[Entry], nm: NM
+) -> tuple[Record, list[Entry]]:
+  """A tensor in layout `ranks` as if it ended at a point."""
+  hashes = dict(record.points)
+  if nm not in hashes:
+    raise _no_point(path, nm, hashes)
+  points = tuple(point for point in record.points if point[0].n <= nm.n)
+  record = dataclasses.replace(
+    record, pattern=nm, sha256=hashes[nm], points=points
+  )
+  return record, [part.head(nm.n) for part in parts]
 
 
 def _check_unmarked(
@@ -106,13 +146,13 @@ def _check_unmarked(
 
 
 def read(
-  path: str | Path, *, strict: bool = True
+  path: str | Path, *, strict: bool = True, point: NM | str | None = None
 ) -> dict[str, Shaped[np.ndarray, "*shape"]]:
   """The arrays of a .safetensors file by name, unpacked, bit for bit.
 
   Args:
     path: Path of a file from any of the writers.
-    strict: Same as in `weights`.
+    strict, point: Same as in `weights`.
 
   Raises:
     ExportError: If the file is damaged, contradicts itself, lost its mark, or
@@ -129,7 +169,8 @@ def read(
   ...   bool((read(file)["kernel"] == kernel).all())
   True
   """
-  return {weight.name: weight.read() for weight in weights(path, strict=strict)}
+  tensors = weights(path, strict=strict, point=point)
+  return {weight.name: weight.read() for weight in tensors}
 
 
 def _unpacked(
@@ -146,10 +187,19 @@ def _unpacked(
       array = values
     elif record.layout == "torch-2:4":
       array = decompress(values, rest[0], name)
+    elif record.layout == "ranks":
+      nm, axis = record.pattern, record.axis
+      packed = RankPacked(values, rest[0], record.shape, nm, axis, name)
+      array = unpack_ranks(packed)
+      for at, sha256 in record.points[:-1]:
+        if digest(unpack_ranks(packed.prefix(at.n))) != sha256:
+          raise _wrong_hash(path, f"{name} at {at}")
     else:
       layout = "bitmask" if record.layout == "bitmask" else "indices"
       shape, nm, axis = record.shape, record.pattern, record.axis
       array = unpack(Packed(values, rest[0], shape, nm, axis, layout, name))
+  except ExportError:
+    raise
   except ValueError as error:
     raise ExportError(f"{path}: {error}") from error
   except MemoryError as error:
@@ -157,10 +207,14 @@ def _unpacked(
       f"{path}: {name} unpacks to {size} bytes, more than is free"
     ) from error
   if digest(array) != record.sha256:
-    raise ExportError(
-      f"{path}: the SHA-256 of {name} differs from the manifest; fetch it again"
-    )
+    raise _wrong_hash(path, name)
   return array
+
+
+def _wrong_hash(path: Path, what: str) -> ExportError:
+  return ExportError(
+    f"{path}: the SHA-256 of {what} differs from the manifest; fetch it again"
+  )
 
 
 def machine_memory() -> int:

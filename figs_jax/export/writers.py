@@ -6,8 +6,9 @@ its name only if all bits agree.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from figs_jax.core.diagnostics import check_nm, first_bad_group
 from figs_jax.core.groups import normalized
 from figs_jax.core.packing import Layout, pack, unpack
 from figs_jax.core.pattern import NM
+from figs_jax.core.rank_packing import pack_ranks, unpack_ranks
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.core.types import Shaped
 from figs_jax.export import files, reader, semi_structured
 from figs_jax.export.atomic_write import ExportError, line, replacing
-from figs_jax.export.manifest import MOST_M, PARTS, Record, written
+from figs_jax.export.manifest import MOST_M, PARTS, Record, digest, written
 
 MODEL, CONFIG = "model.safetensors", "config.json"
 DENSE = (MODEL, CONFIG)
@@ -160,6 +162,98 @@ def write_packed(
     tensors |= {name + end: each for end, each in zip(PARTS[layout], parts)}
     records[name] = Record.of(name, array, layout, leaf)
   _write(path, arrays, tensors, records, overwrite)
+
+
+def write_nested(
+  path: str | Path,
+  tree: Any,
+  leaves: Mapping[str, MaskedKernel],
+  points: Sequence[NM | str],
+  *,
+  overwrite: bool = False,
+) -> None:
+  """Writes masked kernels in the order of their ranks, and others whole.
+
+  The prefix of a kernel is the kernel cut to a sparser point, which `read` with
+  `point` reads alone.
+
+  Args:
+    path: Path of a .safetensors file.
+    tree: Finished parameters at the densest point.
+    leaves: Path -> `MaskedKernel`; of each pattern only m is used.
+    points: Patterns in ascending order of n, with the m of every kernel.
+    overwrite: Whether to replace an existing file.
+
+  Raises:
+    ExportError: If no kernel is masked, a point does not fit, a kernel has more
+      entries than the densest point or a -0.0 without a place, m exceeds 1024,
+      or the path cannot be written.
+
+  >>> import tempfile
+  >>> kernel = np.float32([[1], [4], [-3], [0]])
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   file = f"{folder}/a.safetensors"
+  ...   leaves = {"k": MaskedKernel((4, 1), NM(1, 4))}
+  ...   write_nested(file, {"k": kernel}, leaves, ["1:4", "3:4"])
+  ...   reader.read(file, point="1:4")["k"].ravel().tolist()
+  [0.0, 4.0, 0.0, 0.0]
+  """
+  patterns = _points(leaves, points)
+  last = patterns[-1]
+  leaves = {
+    name: dataclasses.replace(leaf, pattern=last)
+    for name, leaf in leaves.items()
+  }
+  arrays = _checked(tree, leaves)
+  tensors, records = {}, {}
+  for name, array in arrays.items():
+    leaf = leaves.get(name)
+    if leaf is None:
+      tensors[name], records[name] = array, Record.of(name, array)
+      continue
+    try:
+      packed = pack_ranks(array, last, leaf.axis, name=name)
+    except (TypeError, ValueError) as error:
+      raise ExportError(str(error)) from error
+    if unpack_ranks(packed).tobytes() != array.tobytes():
+      raise ExportError(
+        f"{name}: expected a place for each -0.0, got more entries than"
+        f" {last}; add 0.0 to the kernel, which makes them 0.0"
+      )
+    parts = (np.asarray(packed.values), np.asarray(packed.metadata))
+    tensors |= {name + end: each for end, each in zip(PARTS["ranks"], parts)}
+    cuts = [(nm, unpack_ranks(packed.prefix(nm.n))) for nm in patterns]
+    records[name] = dataclasses.replace(
+      Record.of(name, array, "ranks", leaf),
+      points=tuple((nm, digest(cut)) for nm, cut in cuts),
+    )
+  _write(path, arrays, tensors, records, overwrite)
+
+
+def _points(
+  leaves: Mapping[str, MaskedKernel], points: Sequence[NM | str]
+) -> list[NM]:
+  """The points, checked against the kernels."""
+  if not leaves:
+    raise ExportError("expected masked kernels to store by rank, got none")
+  try:
+    patterns = [NM.parse(point) for point in points]
+  except ValueError as error:
+    raise ExportError(f"points: {error}") from error
+  text = ", ".join(map(str, patterns)) or "none"
+  counts = [nm.n for nm in patterns]
+  if not counts or counts != sorted(set(counts)):
+    raise ExportError(f"points: expected n to ascend, got {text}")
+  for name, leaf in leaves.items():
+    if {nm.m for nm in patterns} != {leaf.pattern.m}:
+      raise ExportError(
+        f"points: expected the m of {name}, which is {leaf.pattern}, got {text}"
+      )
+    if not 2 <= leaf.pattern.m <= MOST_M:
+      raise ExportError(
+        f"{name}: expected m from 2 to {MOST_M}, got {leaf.pattern}"
+      )
+  return patterns
 
 
 def write_semi_structured(

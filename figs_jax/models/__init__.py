@@ -9,9 +9,14 @@ from typing import Any
 import jax
 from flax import nnx
 
+from figs_jax import nn
 from figs_jax.core.rules import nearest
 from figs_jax.models import own_model
+from figs_jax.models.bert import BERT
+from figs_jax.models.gpt2 import GPT2
+from figs_jax.models.llama import Llama
 from figs_jax.models.own_model import REGISTERED, register
+from figs_jax.models.resnet import ResNet
 from figs_jax.models.shapes import SHAPES, Shape, shape_of
 from figs_jax.models.swin_v2 import SwinV2
 from figs_jax.models.t5 import T5
@@ -19,6 +24,10 @@ from figs_jax.models.traced import Product, traced_products
 from figs_jax.models.vit import ViT
 
 FAMILIES: dict[str, type[Any]] = {
+  "resnet": ResNet,
+  "bert": BERT,
+  "gpt2": GPT2,
+  "llama": Llama,
   "swin_v2": SwinV2,
   "t5": T5,
   "vit": ViT,
@@ -26,8 +35,12 @@ FAMILIES: dict[str, type[Any]] = {
 own_model.TAKEN.update(FAMILIES)
 
 __all__ = [
+  "BERT",
   "FAMILIES",
+  "GPT2",
+  "Llama",
   "REGISTERED",
+  "ResNet",
   "SHAPES",
   "Shape",
   "SwinV2",
@@ -241,7 +254,7 @@ def abstract(family: str, variant: str, **options: Any) -> Any:
   the random streams too.
 
   Args:
-    family: One of `names()`, or of `SHAPES`, which gives a `Shape`.
+    family: One of `names()`, or of `SHAPES` alone, which gives a `Shape`.
     variant: Size and patch, as for `create`.
     **options: Keyword arguments of the family's constructor.
 
@@ -321,8 +334,12 @@ def gemms_of(
 
 
 def lists_products(model: Any) -> bool:
-  """Whether a model is exactly of one of our families, or a `Shape`."""
-  return type(model) in (Shape, *FAMILIES.values())
+  """Whether a model is exactly of one of our families, or a `Shape`.
+
+  One with adapters is traced.
+  """
+  ours = type(model) in (Shape, *FAMILIES.values())
+  return ours and (type(model) is Shape or not nn.has_adapters(model))
 
 
 def products_of(

@@ -1,12 +1,14 @@
-"""Greedy decoding and beam search with an encoder-decoder.
+"""Greedy decoding and beam search, after an encoder or after a prompt.
 
-The encoder and its keys and values are computed once; each step computes one
-token per row from a cache of the earlier ones. Shapes are static and the loop
-is part of the compiled program, which ends early when all rows have ended.
+Inputs and their keys and values are computed once; each step computes one token
+per row from a cache of the earlier ones. Shapes are static and the loop is part
+of the compiled program, which ends early when all rows have ended. Stacked
+blocks are taken apart, and masks are applied to kernels, before the loop.
 
 A model provides `ids`, which checks the inputs, `start(inputs, max_length,
-beams)`, which gives a cache whose rows `take` reorders, and `step(cache,
-tokens, place)`, which gives the next logits.
+beams, mask)`, which gives the current token of each sequence and a cache whose
+rows `take` reorders, and `step(cache, tokens, place)`, which gives the next
+logits.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from figs_jax.core.types import Array, Float, Int
+from figs_jax.core.types import Array, Bool, Float, Int
+from figs_jax.models import stack
+from figs_jax.nn.layers import Masked, set_pattern
 
 PAD, EOS = 0, 1
 # Below any sum of log-probabilities, but finite, so that it can be divided.
@@ -30,20 +34,27 @@ def greedy(
   model: Any,
   inputs: Int[Array | np.ndarray, "batch inputs"],
   max_length: int,
+  *,
+  mask: Bool[Array | np.ndarray, "batch inputs"] | None = None,
+  eos: int = EOS,
 ) -> Int[Array, "batch max_length"]:
   """Decodes greedily: each step takes the most likely next token.
 
   Args:
     model: Model with the methods named above, such as `models.T5`; dropout is
       disabled.
-    inputs: Ids, padded with 0.
-    max_length: Largest number of tokens, including the end (id 1).
+    inputs: Ids of the inputs of an encoder, or of the prompt.
+    max_length: Largest number of new tokens, including the end.
+    mask: Inputs that are tokens, as opposed to padding on either side. Defaults
+      to those that are not 0 for an encoder, and to all of a prompt.
+    eos: Id that ends a sequence: 1 in our vocabularies and T5's, 50256 in
+      GPT-2's.
 
   Returns:
-    Ids without the start token, padded with 0 after the end.
+    New ids, padded with 0 after the end.
 
   Raises:
-    ValueError: If the length is below 1 or the inputs are invalid.
+    ValueError: If the length is below 1, or the inputs or the mask are invalid.
 
   >>> from figs_jax import models
   >>> sizes = {"width": 8, "depth": 1, "heads": 2, "vocab": 16}
@@ -53,7 +64,8 @@ def greedy(
   """
   _at_least_one(max_length=max_length)
   inputs = model.ids("inputs", inputs)
-  return _greedy(*_evaluating(model), inputs, max_length)
+  mask = _checked(mask, inputs)
+  return _greedy(*nnx.split(model), inputs, mask, max_length, eos)
 
 
 def beam_search(
@@ -63,6 +75,9 @@ def beam_search(
   max_length: int,
   length_penalty: float = 1.0,
   early_stopping: bool | np.bool_ | str = False,
+  *,
+  mask: Bool[Array | np.ndarray, "batch inputs"] | None = None,
+  eos: int = EOS,
 ) -> tuple[Int[Array, "batch max_length"], Float[Array, " batch"]]:
   """Decodes by beam search.
 
@@ -73,9 +88,8 @@ def beam_search(
 
   Args:
     model: Model, see `greedy`.
-    inputs: Ids, padded with 0.
+    inputs, max_length, mask, eos: Same as for `greedy`.
     beams: Number of sequences to follow.
-    max_length: Largest number of tokens, including the end (id 1).
     length_penalty: Exponent of the length; above 0 it favors long sequences,
       below 0 short ones.
     early_stopping: When a row of the batch stops, as in Hugging Face's
@@ -114,16 +128,17 @@ def beam_search(
       f" {model.vocab}"
     )
   inputs = model.ids("inputs", inputs)
+  mask = _checked(mask, inputs)
   penalty = jnp.float32(length_penalty)
-  return _beam_search(
-    *_evaluating(model), inputs, penalty, beams, max_length, early_stopping
-  )
+  options = (beams, max_length, early_stopping, eos)
+  return _beam_search(*nnx.split(model), inputs, mask, penalty, *options)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _greedy(graphdef, state, inputs, length):
-  cache = _merge(graphdef, state).start(inputs, length, 1)
-  batch = len(inputs)
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _greedy(graphdef, state, inputs, mask, length, eos):
+  model = _stepping(graphdef, state)
+  first, cache = model.start(inputs, length, 1, mask)
+  batch, stepping = inputs.shape[0], nnx.split(model)
 
   def going(carry):
     place, _, done, *_ = carry
@@ -131,14 +146,14 @@ def _greedy(graphdef, state, inputs, length):
 
   def step(carry):
     place, last, done, tokens, cache = carry
-    logits, cache = _merge(graphdef, state).step(cache, last, place)
+    logits, cache = _merge(*stepping).step(cache, last, place)
     last = jnp.where(done, PAD, jnp.argmax(logits, -1).astype(jnp.int32))
     tokens = tokens.at[:, place].set(last)
-    return place + 1, last, done | (last == EOS), tokens, cache
+    return place + 1, last, done | (last == eos), tokens, cache
 
   start = (
     jnp.int32(0),
-    jnp.full(batch, PAD, jnp.int32),
+    first,
     jnp.zeros(batch, bool),
     jnp.full((batch, length), PAD, jnp.int32),
     cache,
@@ -159,9 +174,13 @@ class _Beams(NamedTuple):
   cache: Any
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
-def _beam_search(graphdef, state, inputs, penalty, beams, length, early):
-  batch = len(inputs)
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8))
+def _beam_search(
+  graphdef, state, inputs, mask, penalty, beams, length, early, eos
+):
+  model = _stepping(graphdef, state)
+  first_token, cache = model.start(inputs, length, beams, mask)
+  batch, stepping = inputs.shape[0], nnx.split(model)
 
   def normed(scores, count):
     return scores / jnp.asarray(count, jnp.float32) ** penalty
@@ -172,10 +191,10 @@ def _beam_search(graphdef, state, inputs, penalty, beams, length, early):
 
   def step(s):
     place, count = s.place, s.place + 1
-    before = jnp.where(place > 0, s.tokens[:, :, place - 1], PAD)
-    logits, cache = _merge(graphdef, state).step(
-      s.cache, before.reshape(-1), place
+    before = jnp.where(
+      place > 0, s.tokens[:, :, place - 1], first_token[:, None]
     )
+    logits, cache = _merge(*stepping).step(s.cache, before.reshape(-1), place)
     vocab = logits.shape[-1]
     scores = jax.nn.log_softmax(logits).reshape(batch, beams, vocab)
     scores = (scores + s.scores[..., None]).reshape(batch, -1)
@@ -183,7 +202,7 @@ def _beam_search(graphdef, state, inputs, penalty, beams, length, early):
     scores, index = jax.lax.top_k(scores, 2 * beams)
     parent, token = index // vocab, index % vocab
     tokens = _pick(s.tokens, parent).at[:, :, place].set(token)
-    ends = (token == EOS) | (count == length)
+    ends = (token == eos) | (count == length)
 
     kept = ends & (jnp.arange(2 * beams) < beams)[None] & s.open[:, None]
     if early is True:
@@ -221,7 +240,7 @@ def _beam_search(graphdef, state, inputs, penalty, beams, length, early):
     ended_scores=jnp.full((batch, beams), _NEVER),
     ended=jnp.zeros((batch, beams), bool),
     open=jnp.ones(batch, bool),
-    cache=_merge(graphdef, state).start(inputs, length, beams),
+    cache=cache,
   )
   last = jax.lax.while_loop(going, step, start)
   return last.ended_tokens[:, 0], last.ended_scores[:, 0]
@@ -233,15 +252,44 @@ def _pick(x: Array, index: Int[Array, "batch chosen"]) -> Array:
   return jnp.take_along_axis(x, index, axis=1)
 
 
-def _evaluating(model: nnx.Module) -> tuple[Any, Any]:
-  model = nnx.clone(model)
+def _stepping(graphdef: Any, state: Any) -> Any:
+  """The model for many steps, with all that they share computed once."""
+  model = _merge(graphdef, state)
   model.eval()
-  return nnx.split(model)
+  stack.unstack(model)
+  kernels = set()
+  for _, layer in list(nnx.iter_modules(model)):
+    if isinstance(layer, Masked) and layer.pattern:
+      if id(layer.kernel) not in kernels:  # two layers may hold the same one
+        kernels.add(id(layer.kernel))
+        layer.kernel.set_value(layer.effective_kernel())
+      set_pattern(layer, None)
+  return model
 
 
 def _merge(graphdef: Any, state: Any) -> Any:
   """Merges a model inside the current trace, such as a loop's body."""
   return nnx.merge(graphdef, state, copy=True)
+
+
+def _checked(
+  mask: Any, inputs: Int[Array | np.ndarray, "batch inputs"]
+) -> Bool[Array, "batch inputs"] | None:
+  """The mask of the inputs, in which every row has a token."""
+  if mask is None:
+    return None
+  if mask.shape != inputs.shape or mask.dtype != bool:
+    raise ValueError(
+      f"Expected a Boolean mask of the shape of the inputs, {inputs.shape}, got"
+      f" shape {mask.shape} and dtype {mask.dtype}"
+    )
+  if not isinstance(mask, jax.core.Tracer):
+    empty = np.flatnonzero(~np.asarray(mask).any(1))
+    if empty.size:
+      raise ValueError(
+        f"Expected a token in every row of the mask, got none in row {empty[0]}"
+      )
+  return jnp.asarray(mask)
 
 
 def _at_least_one(**numbers: int) -> None:

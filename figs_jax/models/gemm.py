@@ -23,7 +23,7 @@ def row(
   >>> row("head", 2, 10, 64)["K"]
   64
   """
-  pattern = None if layer is None else layer.pattern
+  pattern = getattr(layer, "pattern", None)  # a plain nnx.Embed has none
   return {
     "name": name, "M": m, "N": n, "K": k, "pattern": pattern, "count": count,
   }  # fmt: skip

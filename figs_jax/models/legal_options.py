@@ -20,6 +20,13 @@ MODEL: dict[str, Legal] = {
   "decoder_depth": Integer("[1, 512]"),
   "depths": Several(Integer("[1, 512]"), 1, 6),
   "heads": Integer("[1, 4096]"),
+  "kv_heads": Integer("[1, 4096]"),
+  "length": Integer("[1, 1048576]"),
+  "rope_theta": Number("(0, 1e12]"),
+  "rope_factor": Number("[1, 4096]"),
+  "rope_low": Number("(0, 1e6]"),
+  "rope_high": Number("(0, 1e6]"),
+  "rope_length": Integer("[1, 1048576]"),
   "head_dim": Integer("[1, 4096]"),
   "mlp_dim": Integer("[1, 1048576]"),
   "mlp_ratio": Number("(0, 64]"),
@@ -34,6 +41,11 @@ MODEL: dict[str, Legal] = {
   "pool": Word(("cls", "gap", "gap_norm", "cls_gap")),
   "pos": Word(("learned", "sincos")),
   "gelu": Word(("exact", "tanh")),
+  "block": Word(("basic", "bottleneck")),
+  "stem": Word(("imagenet", "cifar")),
+  "shortcut": Word(("projection", "identity")),
+  "norm_momentum": BELOW_ONE,
+  "token_types": Integer("[1, 4096]"),
   "dtype": DTYPES,
   "scaled": Typed(bool),
   "in_channels": Integer("[1, 4096]"),
@@ -46,6 +58,6 @@ MODEL: dict[str, Legal] = {
 OF_COMPUTATION = ("scan", "remat", "dtype")
 # Model options that follow from the variant or from the data.
 DERIVED = (
-  "patch", "num_classes", "image_size", "vocab", "input_length",
+  "output", "patch", "num_classes", "image_size", "vocab", "input_length",
   "target_length", "param_dtype",
 )  # fmt: skip

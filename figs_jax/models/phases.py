@@ -58,7 +58,8 @@ def phases_of(
   """Splits a run into phases, in order; their steps sum to `steps`.
 
   If a stage has steps with and without a leak, those with it form one phase and
-  those without it the next.
+  those without it the next. The recipe `nested` has a phase per point, and each
+  of its passes counts as a step; points that are drawn share theirs equally.
 
   Args:
     model: Any NNX model, sparsified as for training, possibly abstract.
@@ -112,10 +113,40 @@ def phases_of(
     )
     hard = _hard_steps(recipe, first, end) if first >= begin else 0
     for count, sparse in ((end - first - hard, False), (hard, True)):
-      if count:
-        inputs = sparse and recipe.transposable
-        phases.append(Phase(count, layers, sparse, inputs, recipe.flow.mvue))
+      along_both = recipe.transposable or recipe.flow.double_pruned
+      inputs = sparse and along_both
+      for passes, at_point in _passes(recipe, count, layers, kernels):
+        phases.append(Phase(passes, at_point, sparse, inputs, recipe.flow.mvue))
   return tuple(phases)
+
+
+def _passes(
+  recipe: Recipe,
+  steps: int,
+  layers: tuple[Mapping[str, Any], ...],
+  kernels: Mapping[str, BoundLeaf],
+) -> list[tuple[int, tuple[Mapping[str, Any], ...]]]:
+  """Number of passes and rows of each point that some steps train."""
+  points = recipe.points
+  if points is None:
+    return [(steps, layers)] if steps else []
+  between = len(points.patterns) - 2
+  passes = [steps] * len(points.patterns)
+  for i in range(between):  # they add up to steps * sampled
+    passes[i + 1] = (steps * points.sampled + i) // between
+  dense = all(
+    row["pattern"] is None or row["pattern"].is_dense for row in layers
+  )
+  result = []
+  for count, nm in zip(passes, points.patterns):
+    rows = tuple(
+      {**row, "pattern": nm}
+      if row["name"] in kernels and row["pattern"] and not dense
+      else row
+      for row in layers
+    )
+    result += [(count, rows)] if count else []
+  return result
 
 
 def _pattern(kernel: BoundLeaf, stage: int) -> NM:

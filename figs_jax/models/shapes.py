@@ -1,7 +1,8 @@
 """Published language models as shapes: what they compute, without weights.
 
   llama  arXiv 2307.09288 (Llama 2), 2407.21783 (Llama 3): RMS norms, SwiGLU,
-         rotary positions, grouped keys and values, no biases
+         rotary positions, grouped keys and values, no biases, a tied head in
+         small models of 3.2
   gpt2   Radford et al. 2019: LayerNorms, gelu, learned positions, tied head
   bert   arXiv 1810.04805, uncased: norms after the branches, token types, a
          pooler over the first token, no head
@@ -250,12 +251,18 @@ class Shape:
 
 
 def _llama(
-  width: int, depth: int, heads: int, kv_heads: int, mlp_dim: int, vocab: int
+  width: int,
+  depth: int,
+  heads: int,
+  kv_heads: int,
+  mlp_dim: int,
+  vocab: int,
+  length: int,
+  tied: bool = False,
 ) -> Shape:
-  sizes = (width, depth, heads, kv_heads, mlp_dim, vocab)
-  length = 8192 if vocab > 32000 else 4096
-  options = {"rotary": True, "gated": True, "biases": False}
-  return Shape("llama", *sizes, length, **options)
+  sizes = (width, depth, heads, kv_heads, mlp_dim, vocab, length)
+  options = {"rotary": True, "gated": True, "biases": False, "tied": tied}
+  return Shape("llama", *sizes, **options)
 
 
 def _gpt2(width: int, depth: int, heads: int) -> Shape:
@@ -269,14 +276,21 @@ def _bert(width: int, depth: int, heads: int) -> Shape:
 
 
 _LLAMA = {
-  "2-7b": _llama(4096, 32, 32, 32, 11008, 32000),
-  "2-13b": _llama(5120, 40, 40, 40, 13824, 32000),
-  "2-70b": _llama(8192, 80, 64, 8, 28672, 32000),
-  "3-8b": _llama(4096, 32, 32, 8, 14336, 128256),
-  "3-70b": _llama(8192, 80, 64, 8, 28672, 128256),
+  "2-7b": _llama(4096, 32, 32, 32, 11008, 32000, 4096),
+  "2-13b": _llama(5120, 40, 40, 40, 13824, 32000, 4096),
+  "2-70b": _llama(8192, 80, 64, 8, 28672, 32000, 4096),
+  "3-8b": _llama(4096, 32, 32, 8, 14336, 128256, 8192),
+  "3-70b": _llama(8192, 80, 64, 8, 28672, 128256, 8192),
+  "3.1-8b": _llama(4096, 32, 32, 8, 14336, 128256, 131072),
+  "3.1-70b": _llama(8192, 80, 64, 8, 28672, 128256, 131072),
+  "3.2-1b": _llama(2048, 16, 32, 8, 8192, 128256, 131072, tied=True),
+  "3.2-3b": _llama(3072, 28, 24, 8, 8192, 128256, 131072, tied=True),
 }
-# A size alone stands for the newest generation that has it.
-_NEWEST = {"7b": "2-7b", "13b": "2-13b", "8b": "3-8b", "70b": "3-70b"}
+# What a size alone stands for.
+_SHORT = {
+  "1b": "3.2-1b", "3b": "3.2-3b", "7b": "2-7b", "8b": "3-8b", "13b": "2-13b",
+  "70b": "3-70b",
+}  # fmt: skip
 SHAPES: dict[str, dict[str, Shape]] = {
   "bert": {"base": _bert(768, 12, 12), "large": _bert(1024, 24, 16)},
   "gpt2": {
@@ -285,7 +299,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "large": _gpt2(1280, 36, 20),
     "xl": _gpt2(1600, 48, 25),
   },
-  "llama": _LLAMA | {name: _LLAMA[full] for name, full in _NEWEST.items()},
+  "llama": _LLAMA | {name: _LLAMA[full] for name, full in _SHORT.items()},
 }
 _OPTIONS = (
   "width", "depth", "heads", "kv_heads", "head_dim", "mlp_dim", "vocab",
@@ -299,7 +313,8 @@ def shape_of(family: str, variant: str, **options: Any) -> Shape:
   Args:
     family: "bert", "gpt2" or "llama".
     variant: Size, as in "base", "xl" or "8b"; "7b" and "13b" are of Llama 2,
-      "8b" and "70b" of Llama 3, and "2-70b" names the generation.
+      "8b" and "70b" of Llama 3, "1b" and "3b" of Llama 3.2, and "2-70b" names
+      the generation.
     **options: Sizes that replace the published ones (width, depth, heads,
       kv_heads, head_dim, mlp_dim, vocab, length), and scan.
 

@@ -19,6 +19,7 @@ from figs_jax.core.types import Array
 from figs_jax.nn.logical_axes import with_split_batch
 
 Blocks = Any  # an nnx.List of blocks, or one stacked block
+_WRITTEN = (nnx.RngState, nnx.BatchStat)  # what a call may write
 
 
 def build_blocks(
@@ -90,24 +91,53 @@ def run_blocks(
   def body(x, xs):
     slices, mine = xs
     block = nnx.merge(graphdef, slices)
-    before = jax.tree.leaves(nnx.state(block, nnx.RngState))
+    before = jax.tree.leaves(nnx.state(block, _WRITTEN))
     x, y = _pair(getattr(block, method)(x, *shared, *mine))
     x = with_split_batch(x)
-    streams = nnx.state(block, nnx.RngState)
-    drawn = any(
-      now is not then for now, then in zip(jax.tree.leaves(streams), before)
+    written = nnx.state(block, _WRITTEN)
+    changed = any(
+      now is not then for now, then in zip(jax.tree.leaves(written), before)
     )
-    # Write streams only if they were used, so that jit may close over a model.
-    return x, (y, streams if drawn else None)
+    # Write only what has changed, so that jit may close over a model.
+    return x, (y, written if changed else None)
 
   if remat:
     # The loop itself prevents common subexpression elimination.
     body = jax.checkpoint(body, prevent_cse=False)
   mine = () if per_layer is None else (per_layer,)
-  x, (ys, streams) = jax.lax.scan(body, x, (state, mine))
-  if streams is not None:
-    nnx.update(blocks, streams)
+  x, (ys, written) = jax.lax.scan(body, x, (state, mine))
+  if written is not None:
+    nnx.update(blocks, written)
   return x, ys
+
+
+def listed(blocks: Blocks) -> list[Any]:
+  """The blocks one by one; slices of stacked ones.
+
+  >>> blocks = build_blocks(lambda rngs: nnx.Linear(3, 3, rngs=rngs), 4,
+  ...                       scan=True, rngs=nnx.Rngs(0))
+  >>> [block.kernel.shape for block in listed(blocks)]
+  [(3, 3), (3, 3), (3, 3), (3, 3)]
+  """
+  if isinstance(blocks, nnx.List):
+    return list(blocks)
+  graphdef, state = nnx.split(blocks)
+  ((_, _, depth),) = named("", blocks)
+  return [
+    nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], state))
+    for i in range(depth)
+  ]
+
+
+def unstack(model: nnx.Module) -> None:
+  """Replaces stacked blocks, every attribute `blocks`, by lists, in place.
+
+  For programs that call a model many times: a slice of an array is a copy.
+  """
+  for _, module in list(nnx.iter_modules(model)):
+    blocks = getattr(module, "blocks", None)
+    if isinstance(blocks, nnx.Module) and not isinstance(blocks, nnx.List):
+      setattr(module, "blocks", nnx.List(listed(blocks)))  # noqa: B010
 
 
 def named(name: str, blocks: Blocks) -> list[tuple[str, Any, int]]:

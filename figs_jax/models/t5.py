@@ -29,6 +29,7 @@ from flax import nnx
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import non_gemm, stack
+from figs_jax.models.decoder import KeysValues, Origin, checked_ids
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
 from figs_jax.models.sizes import check_positive
@@ -79,23 +80,24 @@ class Cache(NamedTuple):
   """The state of decoding between steps.
 
   Attributes:
-    past: Keys and values of the tokens so far, each [depth, rows, tokens,
-      heads, head_dim].
-    memory: Keys and values of the inputs, each [depth, batch, inputs, heads,
-      head_dim].
-    inputs_seen: Mask of the inputs, [batch, 1, 1, inputs].
-    bias: Position bias, [1, heads, tokens, tokens].
+    past: Keys and values of the tokens so far, of each block.
+    origin: Which of them belong to a beam.
+    memory: Keys and values of the inputs, of each block.
+    inputs_seen: Mask of the inputs, [batch, inputs].
+    bias: Position bias, [heads, tokens, tokens].
+    head: Kernel of the head, [width, vocab]; None if it has its own.
   """
 
-  past: tuple[Array, Array]
-  memory: tuple[Array, Array]
+  past: tuple[KeysValues, ...]
+  origin: Origin
+  memory: tuple[KeysValues, ...]
   inputs_seen: Array
   bias: Array
+  head: Array | None
 
   def take(self, rows: Int[Array, " rows"]) -> Cache:
-    """Selects rows of the cache, as when the beams of a sequence change."""
-    keys, values = self.past
-    return self._replace(past=(keys[:, rows], values[:, rows]))
+    """Beams that continue these rows."""
+    return self._replace(origin=self.origin.take(rows))
 
 
 class T5(nnx.Module):
@@ -313,29 +315,34 @@ class T5(nnx.Module):
     Raises:
       ValueError: If the shape, the dtype or a value is invalid.
     """
-    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-      raise ValueError(
-        f"T5: expected {name} of integer ids [batch, length], got shape"
-        f" {ids.shape} and dtype {ids.dtype}"
-      )
-    if not isinstance(ids, jax.core.Tracer) and ids.size:
-      least, most = int(ids.min()), int(ids.max())
-      if least < 0 or most >= self.vocab:
-        wrong = least if least < 0 else most
-        raise ValueError(
-          f"T5: expected {name} with ids from 0 to {self.vocab - 1}, got"
-          f" {wrong}; use the vocabulary of the model, or set vocab="
-        )
-    return jnp.asarray(ids)
+    return checked_ids(self, name, ids)
+
+  def counted_rows(
+    self,
+    inputs: Int[Array | np.ndarray, "batch inputs"],
+    targets: Int[Array | np.ndarray, "batch targets"],
+  ) -> dict[str, Bool[Array, "batch _"]]:
+    """Rows of layers without padding, for `figs_jax.prune`.
+
+    Returns:
+      Mask by regex of paths: tokens of the inputs that are not padding, and
+      positions of the decoder that predict a target that is not padding.
+    """
+    return {
+      r"encoder/.*|decoder/.*/cross/[kv]": jnp.asarray(inputs) != PAD,
+      r"decoder/.*|head": jnp.asarray(targets) != PAD,
+    }
 
   def encode(
-    self, inputs: Int[Array | np.ndarray, "batch inputs"]
+    self,
+    inputs: Int[Array | np.ndarray, "batch inputs"],
+    mask: Bool[Array, "batch inputs"] | None = None,
   ) -> tuple[
     Float[Array, "batch inputs width"], Bool[Array, "batch 1 1 inputs"]
   ]:
-    """The encoder's output and the mask of its tokens."""
+    """The encoder's output and the mask of its tokens, by default not 0."""
     inputs = self.ids("inputs", inputs)
-    seen = (inputs != PAD)[:, None, None]
+    seen = (inputs != PAD if mask is None else mask)[:, None, None]
     return self.encoder(self._embed(inputs), seen, remat=self.remat), seen
 
   def start(
@@ -343,17 +350,29 @@ class T5(nnx.Module):
     inputs: Int[Array | np.ndarray, "batch inputs"],
     max_length: int,
     beams: int = 1,
-  ) -> Cache:
-    """Runs the encoder; creates the cache of `step` for batch * beams rows."""
-    encoded, inputs_seen = self.encode(inputs)
-    _, memory = stack.run_blocks(
-      self.decoder.blocks, encoded, method="remember"
+    mask: Bool[Array, "batch inputs"] | None = None,
+  ) -> tuple[Int[Array, " batch"], Cache]:
+    """The first token of each sequence, and the cache of `step`.
+
+    Args:
+      inputs: Ids.
+      max_length: Largest number of tokens.
+      beams: Rows of each sequence.
+      mask: Inputs to attend to. Defaults to those that are not 0.
+    """
+    encoded, inputs_seen = self.encode(inputs, mask)
+    blocks = stack.listed(self.decoder.blocks)
+    batch = encoded.shape[0]
+    origin = Origin.first(batch, beams, max_length)
+    room = origin.empty(self.heads, self.head_dim, self.dtype)
+    return jnp.full(batch, PAD, jnp.int32), Cache(
+      past=(room,) * len(blocks),
+      origin=origin,
+      memory=tuple(block.remember(encoded) for block in blocks),
+      inputs_seen=inputs_seen[:, 0, 0],
+      bias=self.decoder.position_bias(max_length)[0],
+      head=self._tied_head() if self.head is None else None,
     )
-    rows = len(inputs) * beams
-    shape = (rows, max_length, self.heads, self.head_dim)
-    empty = jnp.zeros((self.decoder_depth, *shape), self.dtype)
-    bias = self.decoder.position_bias(max_length)
-    return Cache((empty, empty), memory, inputs_seen, bias)
 
   def step(
     self, cache: Cache, tokens: Int[Array, " rows"], place: Int[Array, ""]
@@ -365,19 +384,15 @@ class T5(nnx.Module):
       tokens: Current token of each row; padding at place 0.
       place: Position of the tokens, from 0 to `max_length` - 1.
     """
-    bias = jax.lax.dynamic_slice_in_dim(cache.bias, place, 1, axis=2)
-    seen = (jnp.arange(bias.shape[-1]) <= place)[None, None, None]
-    x, past = stack.run_blocks(
-      self.decoder.blocks,
-      self._embed(tokens[:, None]),
-      place,
-      seen,
-      bias,
-      cache.inputs_seen,
-      per_layer=(cache.past, cache.memory),
-      method="step",
-    )
-    return self._logits(self.decoder.norm(x))[:, 0], cache._replace(past=past)
+    bias = jax.lax.dynamic_index_in_dim(cache.bias, place, 1, keepdims=False)
+    origin = cache.origin._replace(place=place)
+    x, past = self._embed(tokens), []
+    blocks = stack.listed(self.decoder.blocks)
+    for block, own, memory in zip(blocks, cache.past, cache.memory):
+      x, own = block.step(x, own, origin, bias, memory, cache.inputs_seen)
+      past.append(own)
+    logits = self._logits(self.decoder.norm(x), cache.head)
+    return logits, cache._replace(past=tuple(past), origin=origin)
 
   def example(self, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Arguments of a call on `batch` inputs and targets, as shapes."""
@@ -399,7 +414,8 @@ class T5(nnx.Module):
       rows += block.attn.gemms(f"{name}/attn", batch, targets, targets, count)
       rows += block.cross.gemms(f"{name}/cross", batch, targets, inputs, count)
       rows += block.mlp.gemms(f"{name}/mlp", batch * targets, count)
-    head = row("head", batch * targets, self.vocab, self.width, self.head)
+    layer = self.shared if self.head is None else self.head
+    head = row("head", batch * targets, self.vocab, self.width, layer)
     return [*rows, head]
 
   def non_gemms(
@@ -439,23 +455,23 @@ class T5(nnx.Module):
       rows.append(non_gemm.norm(f"{stack_name}/norm", tokens, self.width, 1, 1))
     return rows
 
-  def _embed(
-    self, ids: Int[Array, "batch tokens"]
-  ) -> Float[Array, "batch tokens width"]:
+  def _embed(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
     return self.shared(ids).astype(self.dtype)
 
+  def _tied_head(self) -> Float[Array, "width vocab"]:
+    return self.shared.embedding[...].astype(self.dtype).T
+
   def _logits(
-    self, x: Float[Array, "batch tokens width"]
-  ) -> Float[Array, "batch tokens vocab"]:
+    self,
+    x: Float[Array, "*batch width"],
+    head: Float[Array, "width vocab"] | None = None,
+  ) -> Float[Array, "*batch vocab"]:
     if self.scaled:
       x = x * self.width**-0.5
     if self.head is not None:
       return self.head(x).astype(jnp.float32)
-    return rows_dot_general(
-      x,
-      self.shared.embedding[...].astype(self.dtype).T,
-      preferred_element_type=jnp.float32,
-    )
+    kernel = self._tied_head() if head is None else head
+    return rows_dot_general(x, kernel, preferred_element_type=jnp.float32)
 
   def _check(self) -> None:
     if self.dtype == jnp.float16:

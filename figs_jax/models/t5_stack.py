@@ -13,6 +13,7 @@ from flax import nnx
 
 from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import stack
+from figs_jax.models.decoder import KeysValues, Origin, RMSNorm, attend_cached
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
 from figs_jax.nn.attention import attend
@@ -85,21 +86,6 @@ def bucket(
   return start + np.where(distance < exact, distance, far)
 
 
-class RMSNorm(nnx.Module):
-  """x / sqrt(mean(x²) + 1e-6) * scale (arXiv 1910.07467), in float32."""
-
-  def __init__(self, parts: Parts, width: int):
-    self.scale = nnx.Param(jnp.ones((width,), parts.param_dtype))
-    self.dtype = parts.dtype
-
-  def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
-    wide = x.astype(jnp.float32)
-    square = jnp.mean(wide**2, axis=-1, keepdims=True)
-    scale = self.scale[...].astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(square + 1e-6)
-    return (wide * jnp.expand_dims(scale, range(x.ndim - 1))).astype(self.dtype)
-
-
 class PositionBias(nnx.Module):
   """A learned bias per bucket and head, shared by all blocks of a stack."""
 
@@ -169,9 +155,19 @@ class T5Attention(nnx.Module):
     out = attend(logits, values, self.dropout)
     return self.o(out.reshape(*x.shape[:-1], -1))
 
+  def remembered(self, x: Float[Array, "batch keys width"]) -> KeysValues:
+    """Keys and values of x, in the layout of a cache."""
+    return KeysValues(*(each.swapaxes(1, 2) for each in self.keys_values(x)))
+
+  def step(
+    self, x: Float[Array, "rows width"], **cached: Any
+  ) -> Float[Array, "rows width"]:
+    """Attention from one token per row; see `decoder.attend_cached`."""
+    return self.o(attend_cached(self._heads(self.q(x)), **cached))
+
   def _heads(
-    self, x: Float[Array, "batch tokens inner"]
-  ) -> Float[Array, "batch tokens heads depth"]:
+    self, x: Float[Array, "*batch inner"]
+  ) -> Float[Array, "*batch heads depth"]:
     return x.reshape(*x.shape[:-1], self.heads, -1)
 
   def gemms(
@@ -264,46 +260,39 @@ class DecoderBlock(nnx.Module):
     memory = self.cross.keys_values(encoded)
     return self._rest(x, *memory, inputs_seen)
 
-  def remember(
-    self, encoded: Float[Array, "batch inputs width"]
-  ) -> tuple[Array, tuple[Array, Array]]:
-    """(encoded, its keys and values), shared by all steps."""
-    return encoded, self.cross.keys_values(encoded)
+  def remember(self, encoded: Float[Array, "batch inputs width"]) -> KeysValues:
+    """Keys and values of the inputs, shared by all steps."""
+    return self.cross.remembered(encoded)
 
   def step(
     self,
-    x: Float[Array, "rows 1 width"],
-    place: Int[Array, ""],
-    seen: Bool[Array, "1 1 1 tokens"],
-    bias: Float[Array, "1 heads 1 tokens"],
-    inputs_seen: Bool[Array, "batch 1 1 inputs"],
-    cache: tuple[tuple[Array, Array], tuple[Array, Array]],
-  ) -> tuple[Float[Array, "rows 1 width"], tuple[Array, Array]]:
+    x: Float[Array, "rows width"],
+    past: KeysValues,
+    origin: Origin,
+    bias: Float[Array, "heads tokens"],
+    memory: KeysValues,
+    inputs_seen: Bool[Array, "batch inputs"],
+  ) -> tuple[Float[Array, "rows width"], KeysValues]:
     """Applies the block to the next token.
 
     Args:
-      x: The token of every row; rows are the batch, or a multiple of it with
-        the beams of a sequence side by side.
-      place: Position of the token, where its key and value are stored.
-      seen: Mask of the positions up to `place`.
+      x: The token of every row; rows are batch * beams.
+      past: Cache of the tokens.
+      origin: Which of them belong to a beam.
       bias: Row of the position bias.
+      memory: Keys and values of the inputs.
       inputs_seen: Mask of the inputs.
-      cache: (keys, values) of the tokens [rows, tokens, heads, depth] and of
-        the inputs [batch, inputs, heads, depth].
 
     Returns:
-      x, and the updated keys and values of the tokens.
+      x, and the cache with the token.
     """
-    (keys, values), memory = cache
     h = self.attn_norm(x)
-    key, value = self.attn.keys_values(h)
-    keys = jax.lax.dynamic_update_slice_in_dim(keys, key, place, axis=1)
-    values = jax.lax.dynamic_update_slice_in_dim(values, value, place, axis=1)
-    x = x + self.attn(h, keys, values, seen, bias)
-    # The beams of a sequence attend to the same inputs.
-    beside = x.reshape(memory[0].shape[0], -1, x.shape[-1])
-    x = self._rest(beside, *memory, inputs_seen).reshape(x.shape)
-    return x, (keys, values)
+    now = self.attn.remembered(h[:, None])
+    past = origin.written(past, KeysValues(*(each[:, :, 0] for each in now)))
+    x = x + self.attn.step(h, past=past, origin=origin, bias=bias)
+    h = self.cross_norm(x)
+    x = x + self.cross.step(h, shared=memory, seen=inputs_seen)
+    return x + self.mlp(self.mlp_norm(x)), past
 
   def _rest(self, x, keys, values, seen):
     h = self.cross_norm(x)

@@ -1,9 +1,10 @@
 """`sparsify`: any Flax NNX model with N:M kernels.
 
-Candidates are the kernels of `nnx.Linear`, `LinearGeneral`, `Einsum` and `Conv`
-(hence of `MultiHeadAttention`) and of their subclasses at any depth. No
-candidates are `nnx.Embed` (its rows are looked up, not contracted), the factors
-of LoRA, `ConvTranspose` and normalization layers.
+Candidates are the kernels of `nnx.Linear`, `LinearGeneral`, `Einsum`, `Conv`
+and `ConvTranspose` (hence of `MultiHeadAttention` and `LoRALinear`) and of
+their subclasses at any depth. The table of an `nnx.Embed` and the factors of
+`nnx.LoRA` are candidates for rules that name them: those whose regex holds the
+word `embedding` or `lora`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.rules import EVERY, Rules, Words
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.nn._with_flow import with_flow
-from figs_jax.nn.kernel_axes import DENSE_TYPES, contraction_axis
+from figs_jax.nn.adapters import with_adapters
+from figs_jax.nn.kernel_axes import (
+  DENSE_TYPES,
+  contraction_axis,
+  kernel_name,
+  kernel_of,
+)
 from figs_jax.nn.kernel_names import foreign_words
 from figs_jax.nn.layers import Masked, set_pattern, sparse_type
+from figs_jax.nn.lora import FACTORS, Factor, factored
 from figs_jax.nn.recomputed import recomputed, refusal
 
 M = TypeVar("M", bound=nnx.Module)
@@ -38,6 +46,11 @@ class RecipeLike(Protocol):
   @property
   def flow(self) -> Flow:
     """How masked kernels act."""
+    ...
+
+  @property
+  def adapter_rank(self) -> int:
+    """Rank of the adapters beside masked kernels; 0 for none."""
     ...
 
   @property
@@ -66,7 +79,8 @@ def sparsify(
       pattern (an `NM` or "1:8") for every candidate. Words are looked up in the
       class attribute `words` of the model; a class without one gets a table of
       common names (see `figs_jax.nn.kernel_names`). A recipe also sets the
-      flow, and one that never masks (`dense`) leaves every kernel dense.
+      flow and the adapters, and one that never masks (`dense`) leaves every
+      kernel dense.
     grad_mode: Gradient of the pruned entries, "ste" by default. Not allowed
       beside a recipe. `with_flow` sets the rest of the flow.
     words: Regexes of paths by further words; those of the class come first.
@@ -90,18 +104,21 @@ def sparsify(
   grad_mode = grad_mode or "ste"
   Flow(grad_mode)  # refuses an unknown mode before any work
   model = nnx.clone(model)
-  layers = _candidates(model)
+  rules = Rules.parse(rules)
+  _factor(model, rules)
+  layers = candidates(model)
   if not layers:
     raise ValueError(
       f"{type(model).__name__} has no kernel that can be masked: expected a"
       f" layer among {', '.join(kind.__name__ for kind in DENSE_TYPES)}."
     )
+  known = {**(words or {}), **words_of(model, layers)}
   kernels = {
-    path: (tuple(group[0].kernel.shape), _axis(group[0]))
+    path: (tuple(kernel_of(group[0]).shape), _axis(group[0]))
     for path, group in layers.items()
+    if _is_offered(path, group[0], rules, known)
   }
-  known = {**(words or {}), **_words(model, layers)}
-  leaves = Rules.parse(rules).resolve(kernels, known)
+  leaves = rules.resolve(kernels, known)
   overwritten = recomputed(model)
   for path, group in layers.items():
     shared = None
@@ -109,9 +126,9 @@ def sparsify(
       pattern = leaves[path].pattern if path in leaves else None
       if pattern is None and not isinstance(layer, Masked):
         continue
-      if pattern is not None and id(layer.kernel) in overwritten:
-        raise refusal(path, overwritten[id(layer.kernel)])
-      _become_sparse(layer)
+      if pattern is not None and id(kernel_of(layer)) in overwritten:
+        raise refusal(path, overwritten[id(kernel_of(layer))])
+      become_masked(layer)
       set_pattern(layer, pattern, grad_mode, shared, path)
       if pattern is not None:
         shared = (layer.kernel_mask, layer.leak)
@@ -134,7 +151,7 @@ def masked_leaves(model: nnx.Module) -> dict[str, MaskedKernel]:
     path: MaskedKernel(
       tuple(layer.kernel.shape), layer.pattern, layer.group_axis
     )
-    for path, (layer, *_) in _candidates(model).items()
+    for path, (layer, *_) in candidates(model).items()
     if isinstance(layer, Masked)
     and layer.pattern is not None
     and layer.group_axis is not None
@@ -156,7 +173,33 @@ def _follow(
   if not recipe.sparse:
     return sparsify(model, Rules(((EVERY, None),)))
   sparse = sparsify(model, recipe.pattern, words=words)
+  if recipe.adapter_rank:
+    sparse = with_adapters(sparse, recipe.adapter_rank)
   return with_flow(sparse, recipe.flow)
+
+
+def _word_of(layer: nnx.Module) -> str | None:
+  """The word that a rule must hold to reach this layer; None for most."""
+  if isinstance(layer, Factor):
+    return "lora"
+  return "embedding" if isinstance(layer, nnx.Embed) else None
+
+
+def _is_offered(
+  path: str, layer: nnx.Module, rules: Rules, words: Words
+) -> bool:
+  word = _word_of(layer)
+  return word is None or rules.asks_for(path, word, words)
+
+
+def _factor(model: nnx.Module, rules: Rules) -> None:
+  """Makes layers of the factors of LoRA that a regex names, in place."""
+  for path, layer in list(nnx.iter_modules(model)):
+    if not isinstance(layer, nnx.LoRA):
+      continue
+    names = ("/".join(map(str, (*path, f, "kernel"))) for f in FACTORS)
+    if any(rules.asks_for(name, "lora", {}) for name in names):
+      factored(layer)
 
 
 def _axis(layer: nnx.Module) -> Any:
@@ -164,7 +207,7 @@ def _axis(layer: nnx.Module) -> Any:
   return contraction_axis(layer) if axis is None else axis
 
 
-def _candidates(model: nnx.Module) -> dict[str, list[Any]]:
+def candidates(model: nnx.Module) -> dict[str, list[Any]]:
   """Kernel path -> the layers that hold this kernel (several if tied).
 
   Raises:
@@ -179,34 +222,43 @@ def _candidates(model: nnx.Module) -> dict[str, list[Any]]:
       layers.append((path, node))
   groups: dict[str, list[Any]] = {}
   for path, layer in layers:
-    place = places[id(layer.kernel)]
+    place, own = places[id(kernel_of(layer))], (*path, kernel_name(layer))
     name = "/".join(map(str, place))
     group = groups.setdefault(name, [])
-    if not group and place != (*path, "kernel"):
+    if not group and place != own:
       raise ValueError(
-        f"{'/'.join(map(str, path))}/kernel is first found at {name}, outside"
+        f"{'/'.join(map(str, own))} is first found at {name}, outside"
         " a layer; store it only in the layer"
       )
     if group and _axis(group[0]) != _axis(layer):
       raise ValueError(
         f"{name} is shared by layers that contract axes {_axis(group[0])} and"
-        f" {_axis(layer)}: one mask cannot serve both; untie the layers"
+        f" {_axis(layer)}: one mask cannot serve both; untie the layers, or"
+        " call nnx.Embed.attend for a head that is tied to an embedding"
       )
     group.append(layer)
   return groups
 
 
-def _words(model: nnx.Module, layers: Mapping[str, list[Any]]) -> Any:
+def words_of(model: nnx.Module, layers: Mapping[str, list[Any]]) -> Any:
+  """The words of a class, or those of common names.
+
+  Args:
+    model: Any NNX module.
+    layers: Its layers, from `candidates`.
+  """
   words = getattr(type(model), "words", None)
   if isinstance(words, Mapping):
     return words
   convolutions = [
-    path for path, group in layers.items() if isinstance(group[0], nnx.Conv)
+    path
+    for path, group in layers.items()
+    if isinstance(group[0], (nnx.Conv, nnx.ConvTranspose))
   ]
   return foreign_words(convolutions)
 
 
-def _become_sparse(layer: nnx.Module) -> None:
+def become_masked(layer: nnx.Module) -> None:
   """Turns a layer (of our own copy of the model) into a masked one, in place.
 
   Changing the class leaves all containers and shared references as they are.

@@ -119,7 +119,7 @@ def permute_channels(
     seed: Seed of everything random.
     words: Regexes of paths by further words, as for `sparsify`.
     channels: Channels that may move. Defaults to `movable_channels` of the
-      class.
+      model.
 
   Returns:
     The model, and an entry for every consumer that has a pattern.
@@ -153,7 +153,7 @@ def permute_channels(
   if rules is not None:
     leaves = masked_leaves(sparsify(model, rules, words=words))
   if channels is None:
-    channels = getattr(type(model), "movable_channels", None)
+    channels = getattr(model, "movable_channels", None)
   if not channels:
     raise ValueError(
       f"{name}: expected channels= or a class attribute movable_channels with"

@@ -17,7 +17,27 @@ DENSE_TYPES: tuple[type[nnx.Module], ...] = (
   nnx.LinearGeneral,
   nnx.Einsum,
   nnx.Conv,
+  nnx.ConvTranspose,
+  nnx.Embed,
 )
+
+
+def kernel_name(layer: nnx.Module) -> str:
+  """The name of the kernel among the attributes of the layer.
+
+  >>> kernel_name(nnx.Embed(8, 4, rngs=nnx.Rngs(0)))
+  'embedding'
+  """
+  return "embedding" if isinstance(layer, nnx.Embed) else "kernel"
+
+
+def kernel_of(layer: nnx.Module) -> nnx.Param:
+  """The kernel variable of the layer, whatever its name.
+
+  >>> kernel_of(nnx.Embed(8, 4, rngs=nnx.Rngs(0))).shape
+  (8, 4)
+  """
+  return vars(layer)[kernel_name(layer)]
 
 
 def kernel_shape(layer: nnx.Module) -> tuple[int, ...]:
@@ -31,17 +51,20 @@ def kernel_shape(layer: nnx.Module) -> tuple[int, ...]:
   if isinstance(layer, nnx.LinearGeneral):
     batch = tuple(layer.batch_axis.values())
     return (*batch, *layer.in_features, *layer.out_features)
-  if isinstance(layer, (nnx.Einsum, nnx.Conv)):
+  if isinstance(layer, (nnx.Einsum, nnx.Conv, nnx.ConvTranspose)):
     return tuple(layer.kernel_shape)
+  if isinstance(layer, nnx.Embed):
+    return (layer.num_embeddings, layer.features)
   raise _unknown(layer)
 
 
 def contraction_axis(layer: nnx.Module) -> Axis | None:
   """The contracted axes of the kernel: an int, a tuple if several, or None.
 
-  Linear and Conv: -2, the input features. LinearGeneral: the input features.
-  Einsum: the letters of the kernel that occur in the input and not in the
-  output.
+  Linear and Conv: -2, the input features, which ConvTranspose has at -1 with
+  `transpose_kernel`. LinearGeneral: the input features. Einsum: the letters of
+  the kernel that occur in the input and not in the output. Embed: -1, the
+  features, which `attend` contracts.
 
   >>> contraction_axis(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
   -2
@@ -51,6 +74,10 @@ def contraction_axis(layer: nnx.Module) -> Axis | None:
   """
   if isinstance(layer, (nnx.Linear, nnx.Conv)):
     return -2
+  if isinstance(layer, nnx.ConvTranspose):
+    return -1 if layer.transpose_kernel else -2
+  if isinstance(layer, nnx.Embed):
+    return -1
   if isinstance(layer, nnx.LinearGeneral):
     last, count = -len(layer.out_features), len(layer.in_features)
     return _one_or_many(tuple(range(last - count, last)))
@@ -105,7 +132,8 @@ def token_axes(layer: nnx.Module, ndim: int) -> tuple[int, ...]:
   >>> token_axes(nnx.Linear(8, 4, rngs=nnx.Rngs(0)), 3)
   (0, 1)
   """
-  if isinstance(layer, (nnx.Linear, nnx.Conv)):
+  last = (nnx.Linear, nnx.Conv, nnx.ConvTranspose, nnx.Embed)
+  if isinstance(layer, last):  # the features are the last axis
     return tuple(range(ndim - 1))
   if isinstance(layer, nnx.LinearGeneral):
     return tuple(range(len(layer.batch_axis), ndim - len(layer.out_features)))
@@ -126,7 +154,7 @@ def stacked_shape(layer: Any, path: str) -> tuple[int, ...]:
   Raises:
     ValueError: If the kernel was stacked along other axes.
   """
-  shape, plain = tuple(layer.kernel.shape), kernel_shape(layer)
+  shape, plain = tuple(kernel_of(layer).shape), kernel_shape(layer)
   if len(shape) == len(plain):
     return ()
   lead = len(shape) - len(plain)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from figs_jax.core._flow import Flow, GradMode, flow
+from figs_jax.core.groups import other_axis
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import check_groups
@@ -26,6 +27,8 @@ from figs_jax.nn.kernel_axes import (
   Axis,
   contraction_axis,
   einsum_axis,
+  kernel_name,
+  kernel_of,
   stacked_shape,
   token_axes,
 )
@@ -33,6 +36,7 @@ from figs_jax.nn.neural_gradient import (
   NeuralGradient,
   constant,
   constant_layer,
+  forked,
 )
 from figs_jax.nn.variables import Leak, Mask, Scale, placement
 
@@ -50,6 +54,10 @@ class Masked(nnx.Module):
     scale: `Scale`; only with a pattern and a soft flow.
     neural_gradient: `NeuralGradient`; only with a pattern and a flow that
       prunes the neural gradient.
+    input_pattern: `NM` of the input's features, or None (static); see
+      `prune_inputs`.
+    input_grad: Gradient of the dropped entries of the input (static).
+    adapter: `nnx.LoRA` whose output is added; only after `with_adapters`.
 
   Args:
     *args: Arguments of the dense layer.
@@ -73,6 +81,9 @@ class Masked(nnx.Module):
   leak: Leak
   scale: Scale
   neural_gradient: NeuralGradient
+  adapter: nnx.LoRA
+  input_pattern: NM | None = None
+  input_grad: GradMode = "masked"
 
   def __init__(
     self,
@@ -91,17 +102,43 @@ class Masked(nnx.Module):
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """The call of the dense layer with the effective kernel."""
+    if self.input_pattern is not None:
+      x, *more = args
+      kept = nm_mask(jnp.abs(x), self.input_pattern, -1)
+      args = (flow(x, kept, 0.0, self.input_grad), *more)
     if self.pattern is None:
       return super().__call__(*args, **kwargs)
+    out = self._product(self.dense_type.__call__, args, kwargs)
+    adapter = getattr(self, "adapter", None)
+    return out if adapter is None else out + adapter(*args)
+
+  def _product(self, call: Any, args: Any, kwargs: Any) -> Any:
+    """A method of the dense layer with the effective kernel."""
     kernel = self.effective_kernel()
     pruned = getattr(self, "neural_gradient", None)
-    if pruned is None or pruned.deterministic:
-      return _dense(self, kernel)(*args, **kwargs)
+    if pruned is not None and pruned.deterministic:
+      pruned = None
+    if pruned is None and not self.flow.double_pruned:
+      return call(_dense(self, kernel), *args, **kwargs)
     # Copied before the call, so that both have the same random streams.
     branch = _dense(constant_layer(self), kernel)
-    out = _dense(self, jax.lax.stop_gradient(kernel))(*args, **kwargs)
+    backward = jax.lax.stop_gradient(self._backward_kernel(kernel))
+    out = call(_dense(self, backward), *args, **kwargs)
     args, kwargs = constant((args, kwargs))
-    return pruned(out, branch(*args, **kwargs), token_axes(self, out.ndim))
+    weight_out = call(branch, *args, **kwargs)
+    if pruned is None:
+      return forked(out, weight_out)
+    return pruned(out, weight_out, token_axes(self, out.ndim))
+
+  def _backward_kernel(self, kernel: Any) -> Any:
+    """The kernel of the input gradient: with SLoPe, pruned along both axes."""
+    if not self.flow.double_pruned or self.pattern is None:
+      return kernel
+    other = other_axis(kernel.ndim, cast(Axis, self.group_axis))
+    # W^{R,C} of 2405.16325, eq. 6, but chosen at every step by |W^R|.
+    kept = nm_mask(jnp.abs(kernel), self.pattern, other)
+    dense = self.leak[...] == 1  # as in a dense phase
+    return jnp.where(kept | dense, kernel, jnp.zeros((), kernel.dtype))
 
   def _cast(self, dtype: Any) -> None:
     """Makes this the dtype of the parameters, which were drawn in float32."""
@@ -187,9 +224,69 @@ class SparseConv(Masked, nnx.Conv):
   dense_type = nnx.Conv
 
 
+class SparseConvTranspose(Masked, nnx.ConvTranspose):
+  """`nnx.ConvTranspose` with a mask; groups lie on the input features.
+
+  >>> layer = SparseConvTranspose(4, 8, (2, 2), pattern="2:4", rngs=nnx.Rngs(0))
+  >>> layer.kernel_mask.shape, layer.group_axis
+  ((2, 2, 4, 8), -2)
+  """
+
+  dense_type = nnx.ConvTranspose
+
+
+class SparseEmbed(Masked, nnx.Embed):
+  """`nnx.Embed` with a mask; groups lie on the features.
+
+  The mask holds for the rows that are looked up and for the product with all of
+  them, `attend`. Whoever reads `embedding` gets the masked table, as a model
+  does that multiplies by `embed.embedding[...].T`.
+
+  >>> layer = SparseEmbed(8, 4, pattern="2:4", rngs=nnx.Rngs(0))
+  >>> int((layer(jnp.arange(8)) != 0).sum()), layer.attend(jnp.ones(4)).shape
+  (16, (8,))
+  """
+
+  dense_type = nnx.Embed
+
+  def __call__(self, inputs: Any, out_sharding: Any = None) -> Any:
+    """Rows of the masked table."""
+    # Only `attend` is a product with a neural gradient to prune.
+    table = _dense(self, self.effective_kernel())
+    return table(inputs, out_sharding=out_sharding)
+
+  def attend(self, query: Any, out_sharding: Any = None) -> Any:
+    """The product of queries with all rows of the masked table."""
+    attend = cast(type[nnx.Embed], self.dense_type).attend
+    return self._product(attend, (query,), {"out_sharding": out_sharding})
+
+  @property
+  def kernel(self) -> nnx.Param:  # pyrefly: ignore[bad-override]
+    """The parameter, without its mask."""
+    return vars(self)["embedding"]
+
+  @property
+  def embedding(self) -> Any:
+    """The table as a variable; masked, it is a copy and not the parameter."""
+    if getattr(self, "pattern", None) is None:
+      return self.kernel
+    return self.kernel.replace(self.effective_kernel())
+
+  @embedding.setter
+  def embedding(self, table: nnx.Param) -> None:
+    vars(self)["embedding"] = table
+
+
 _SPARSE_TYPES: dict[type, type[Masked]] = {
   kind.dense_type: kind
-  for kind in (SparseLinear, SparseLinearGeneral, SparseEinsum, SparseConv)
+  for kind in (
+    SparseLinear,
+    SparseLinearGeneral,
+    SparseEinsum,
+    SparseConv,
+    SparseConvTranspose,
+    SparseEmbed,
+  )
 }
 
 
@@ -204,7 +301,8 @@ def sparse_type(dense_type: type[nnx.Module]) -> type[Masked]:
     return dense_type
   if dense_type in _SPARSE_TYPES:
     return _SPARSE_TYPES[dense_type]
-  bases = (Masked, dense_type)
+  embeds = issubclass(dense_type, nnx.Embed)
+  bases = (SparseEmbed if embeds else Masked, dense_type)
   return type(f"Sparse{dense_type.__name__}", bases, {"dense_type": dense_type})
 
 
@@ -285,7 +383,7 @@ def _dense(layer: Masked, kernel: Float[Array, "*shape"]) -> Any:
   # A second object, so that the first stays unchanged.
   view = object.__new__(layer.dense_type)
   vars(view).update(vars(layer))
-  object.__setattr__(view, "kernel", layer.kernel.replace(kernel))
+  vars(view)[kernel_name(layer)] = kernel_of(layer).replace(kernel)
   return view
 
 

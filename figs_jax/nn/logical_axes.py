@@ -28,7 +28,7 @@ TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"(?:fc1|wi|wi_0|wi_1|gate|up)/kernel", ("embed", "ff")),
   (r"(?:fc2|wo|down)/kernel", ("ff", "embed")),
   (r"(?:head|head_dist)/kernel", ("embed", "vocab")),
-  (r"(?:shared|embed|tokens)/embedding", ("vocab", "embed")),
+  (r"(?:shared|embed|token_embed)/embedding", ("vocab", "embed")),
 )
 _TABLE = tuple((re.compile(rf"(?:.*/)?{end}"), axes) for end, axes in TABLE)
 

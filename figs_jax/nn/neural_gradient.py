@@ -7,7 +7,8 @@ correct on average. The gradients of input and bias use dy itself.
 
 Therefore a layer runs twice: once without a gradient for the kernel, and once
 only for the gradient of the kernel. Under jit nothing is computed twice, since
-the second output is not used.
+the first output is not used. Nor need it be the same: SLoPe's has a kernel of
+its own, from which the gradient of the input comes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class NeuralGradient(nnx.Module):
     weight_out: Float[Array, "*shape"],
     tokens: tuple[int, ...],
   ) -> Float[Array, "*shape"]:
-    """Returns `out`; its gradient dy reaches `weight_out` as mvue(dy).
+    """Returns `weight_out`, whose gradient is mvue(dy), and that of `out` dy.
 
     Args:
       out: Output of the layer, constant in the kernel.
@@ -70,6 +71,29 @@ class NeuralGradient(nnx.Module):
     if deterministic is not None:
       self.deterministic = deterministic
     return kwargs
+
+
+@jax.custom_vjp
+def forked(
+  out: Float[Array, "*shape"], weight_out: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+  """`weight_out`, whose gradient is dy, as that of `out`.
+
+  Args:
+    out: Output whose gradient reaches the input of the layer.
+    weight_out: Output whose gradient reaches the kernel.
+
+  >>> grads = jax.grad(lambda a, b: forked(3 * a, 2 * b), (0, 1))(1.0, 1.0)
+  >>> [float(each) for each in grads]
+  [3.0, 2.0]
+  """
+  del out
+  return weight_out
+
+
+forked.defvjp(
+  lambda out, weight_out: (weight_out, None), lambda _, dy: (dy, dy)
+)
 
 
 def constant_layer(layer: M) -> M:
@@ -112,8 +136,8 @@ def pruned_tokens(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _fork(pattern, tokens, key, out, weight_out):
-  del pattern, tokens, key, weight_out
-  return out
+  del pattern, tokens, key, out
+  return weight_out
 
 
 def _fork_fwd(pattern, tokens, key, out, weight_out):

@@ -158,9 +158,14 @@ def _beside(params: Any, masks: Tree) -> Any:
   return {
     name: _beside(child, masks.get(name, {}))
     if isinstance(child, dict)
-    else (masks.get("kernel_mask") if name == "kernel" else None)
+    else (masks.get("kernel_mask") if name == _masked_name(params) else None)
     for name, child in params.items()
   }
+
+
+def _masked_name(params: Tree) -> str:
+  """The parameter of a layer that its mask is for, see `kernel_name`."""
+  return "kernel" if "kernel" in params else "embedding"
 
 
 def _variables(masks: Any, leak: Array) -> Tree:

@@ -5,6 +5,7 @@ They work on any pytree of parameters, with or without the layers of figs_jax.
 
 from figs_jax.optim._decay_pruned import DecayPrunedState, decay_pruned
 from figs_jax.optim._gradient_flow import GradientFlowState, gradient_flow
+from figs_jax.optim._lazy_adapters import LazyAdaptersState, lazy_adapters
 from figs_jax.optim._mask_moments import MaskMomentsState, mask_moments
 from figs_jax.optim._mask_updates import MaskUpdatesState, mask_updates
 from figs_jax.optim._pass_masks import pass_masks
@@ -17,11 +18,13 @@ from figs_jax.optim.step_adam import (
 __all__ = [
   "DecayPrunedState",
   "GradientFlowState",
+  "LazyAdaptersState",
   "MaskMomentsState",
   "MaskUpdatesState",
   "ScaleByStepAdamState",
   "decay_pruned",
   "gradient_flow",
+  "lazy_adapters",
   "mask_moments",
   "mask_updates",
   "pass_masks",

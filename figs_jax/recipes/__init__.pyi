@@ -148,6 +148,21 @@ def mdgf_sdgf(
 ) -> Recipe:
   """MdGf and SdGf at once: a sequence of patterns under a falling D."""
 
+def nested(
+  pattern: NM | Rules | str,
+  total_steps: int,
+  *,
+  patterns: str = "",
+  sampled: int = 1,
+  distill: bool = False,
+  dense: float | int = 0.0,
+  finetune: float | int = 0.1,
+  refresh_every: int = 1,
+  transposable: bool = False,
+  mvue: NM | str = "",
+) -> Recipe:
+  """One model for several n:m, by the sandwich rule (arXiv 1903.05134)."""
+
 def one_shot(
   pattern: NM | Rules | str,
   total_steps: int,
@@ -233,6 +248,21 @@ def set(
   mvue: NM | str = "",
 ) -> Recipe:
   """Sparse from the start, grows at random (arXiv 1707.04780)."""
+
+def slope(
+  pattern: NM | Rules | str,
+  total_steps: int,
+  *,
+  double_pruned: bool = True,
+  rank: int = 8,
+  lazy: float | int = 0.01,
+  dense: float | int = 0.0,
+  finetune: float | int = 0.0,
+  refresh_every: int = 0,
+  transposable: bool = False,
+  mvue: NM | str = "",
+) -> Recipe:
+  """Fixed masks, a double-pruned backward pass, late adapters (2405.16325)."""
 
 def sr_ste(
   pattern: NM | Rules | str,

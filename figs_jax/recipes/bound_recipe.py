@@ -15,7 +15,9 @@ from jax import lax
 
 from figs_jax.core import tree
 from figs_jax.core._flow import flow
+from figs_jax.core.masks import rank_in_group
 from figs_jax.core.pattern import NM
+from figs_jax.core.scores import magnitude
 from figs_jax.core.soft import kernel_scale, s_ste
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
@@ -212,6 +214,113 @@ class BoundRecipe:
     new = self._targets(jnp.int32(0), params, None, seed)
     return tree.map_paths(lambda mask, _: mask, params, new)
 
+  def ranks(self, params: Any) -> Any:
+    """The rank of every weight of a masked kernel in its group, by |w|.
+
+    The mask of n:m is `ranks < n`, for any n (`core.rank_in_group`).
+
+    Args:
+      params: Parameter tree.
+
+    Returns:
+      A tree like `params`: integers, 0 = kept first, None at dense leaves.
+
+    Raises:
+      ValueError: If a masked kernel is missing or has another shape.
+    """
+    new = {}
+    for path, weight in self._pick(params, "params").items():
+      leaf = self.leaves[path]
+      m = leaf.pattern.m
+      ranks = rank_in_group(magnitude(weight), m, leaf.axis)
+      new[path] = ranks.astype(jnp.uint8) if m < 256 else ranks
+    return tree.map_paths(lambda ranks, _: ranks, params, new)
+
+  def cut(self, params: Any, n: Step | int) -> Any:
+    """The masks that keep the n largest |w| of every group.
+
+    Args:
+      params: Parameter tree.
+      n: Number of entries to keep, an integer scalar that may be traced.
+
+    >>> from figs_jax.recipes import create
+    >>> leaves = {"w": tree.MaskedKernel((4,), NM(1, 4), 0)}
+    >>> bound = create("nested", "1:4", 10).bind(leaves)
+    >>> bound.cut({"w": jnp.arange(4.0)}, 2)["w"]
+    Array([False, False,  True,  True], dtype=bool)
+    """
+    return _below(self.ranks(params), n)
+
+  def over_points(
+    self,
+    body: Callable[[Any, Any, Array], tuple[Any, Any]],
+    carry: Any,
+    params: Any,
+    step: Step | int,
+    *,
+    seed: Any = 0,
+  ) -> tuple[Any, Any]:
+    """The mean of a function over the points that a step trains.
+
+    One loop with a traced n, so that one compilation serves all steps. In the
+    dense phase all points keep everything.
+
+    Args:
+      body: Function (carry, masks, point) -> (carry, values): the masks of a
+        point, structured like those of `masks`, its index in
+        `recipe.points.patterns`, and values of any structure, such as those of
+        `jax.value_and_grad`.
+      carry: First carry, such as batch statistics; may be None.
+      params: Parameter tree.
+      step: Step of the run.
+      seed: Seed of the run.
+
+    Returns:
+      The last carry, and the mean of the values.
+
+    Raises:
+      ValueError: If the recipe has no points, or a masked kernel is missing or
+        has another shape.
+
+    >>> from figs_jax.recipes import create
+    >>> leaves = {"w": tree.MaskedKernel((4,), NM(1, 4), 0)}
+    >>> bound = create("nested", "1:4", 10, patterns="1:4,4:4").bind(leaves)
+    >>> params = {"w": jnp.array([1.0, 2.0, 3.0, 4.0])}
+    >>> def body(carry, masks, point):
+    ...   loss = lambda params: bound.effective(params, masks)["w"].sum()
+    ...   return carry, jax.value_and_grad(loss)(params)
+    >>> loss, grads = bound.over_points(body, None, params, step=0)[1]
+    >>> float(loss)  # (1 + 2 + 3 + 4 + 4) / 2
+    7.0
+    """
+    points = self.recipe.points
+    if points is None:
+      raise ValueError(
+        f"recipe {self.recipe.name!r} has no points: train the masks of"
+        " bound.masks, or use the recipe 'nested'"
+      )
+    step = jnp.asarray(step, jnp.int32)
+    ranks = self.ranks(params)
+    is_dense = self.recipe.timeline.stage(1, step) == 0
+    counts = jnp.asarray(points.counts, jnp.int32)
+    counts = jnp.where(is_dense, points.patterns[0].m, counts)
+
+    def one(carry: Any, point: Array) -> tuple[Any, Any]:
+      return body(carry, _below(ranks, counts[point]), point)
+
+    def add(state: Any, point: Array) -> tuple[Any, None]:
+      carry, total = state
+      carry, values = one(carry, point)
+      return (carry, jax.tree.map(jnp.add, total, values)), None
+
+    drawn = points.draw(step, seed)
+    shapes = jax.eval_shape(one, carry, drawn[0])[1]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    # XLA's loops on a CPU take four times as long as the same passes in a row.
+    unroll = jax.default_backend() == "cpu"
+    (carry, total), _ = lax.scan(add, (carry, zeros), drawn, unroll=unroll)
+    return carry, jax.tree.map(lambda x: x / points.passes, total)
+
   def scales(self, params: Any) -> Any:
     """S-STE's scale of every masked kernel, to be taken once, at the start.
 
@@ -243,8 +352,8 @@ class BoundRecipe:
         recipes.
 
     Raises:
-      ValueError: If the recipe has `mvue`, which acts inside a layer's product,
-        or if a masked kernel is missing or has another shape.
+      ValueError: If the recipe has `mvue` or is double-pruned, which act in a
+        layer's product, or if a masked kernel is missing or has another shape.
 
     >>> from figs_jax.recipes import create
     >>> leaves = {"w": tree.MaskedKernel((4,), NM(1, 2), 0)}
@@ -259,6 +368,12 @@ class BoundRecipe:
         f"recipe {self.recipe.name!r} prunes the gradient of a layer's output"
         f" (mvue={str(mvue)!r}), which needs the layers of figs_jax.nn: create"
         " it without mvue, or call figs_jax.core.mvue in your backward pass"
+      )
+    if self.recipe.flow.double_pruned:
+      raise ValueError(
+        f"recipe {self.recipe.name!r} has a kernel of its own for the gradient"
+        " of a layer's input, which needs the layers of figs_jax.nn: create it"
+        " with double_pruned=False"
       )
     return _with(params, self._acting(params, masks, leak, scales))
 
@@ -467,6 +582,11 @@ def _soft(
   for _ in range(jnp.ndim(scale)):
     one = jax.vmap(one)
   return one(w, m, scale)
+
+
+def _below(ranks: Any, n: Step | int) -> Any:
+  """The masks of n:m."""
+  return jax.tree.map(lambda r: r < jnp.asarray(n).astype(r.dtype), ranks)
 
 
 def _with(params: Any, new: Mapping[str, Array]) -> Any:

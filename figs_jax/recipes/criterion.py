@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from figs_jax.core.groups import Axis
+from figs_jax.core.groups import Axis, other_axis
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.regrow import SCOPES, regrow_mask
@@ -226,24 +226,6 @@ class Regrow:
       f"{self.start:.3g} of the kept (falling to 0 at step {self.end}) give way"
       f" to pruned ones {where}"
     )
-
-
-def other_axis(ndim: int, axis: Axis) -> int:
-  """The last axis beside the group axes, as a negative number.
-
-  Raises:
-    ValueError: If all axes are group axes.
-
-  >>> other_axis(2, -2), other_axis(4, (-1, 0))
-  (-1, -2)
-  """
-  taken = {a % ndim for a in ((axis,) if isinstance(axis, int) else axis)}
-  free = [a for a in range(ndim) if a not in taken]
-  if not free:
-    raise ValueError(
-      f"a mask along two axes needs a kernel with an axis beside {axis}"
-    )
-  return free[-1] - ndim
 
 
 def is_stateful(criterion: Criterion) -> bool:

@@ -17,10 +17,12 @@ from optax import contrib
 
 from figs_jax.optim import (
   DecayPrunedState,
+  LazyAdaptersState,
   MaskMomentsState,
   MaskUpdatesState,
   ScaleByStepAdamState,
   decay_pruned,
+  lazy_adapters,
   mask_moments,
   mask_updates,
   pass_masks,
@@ -182,6 +184,24 @@ class MaskedMoments:
 
   def __str__(self) -> str:
     return f"moments of pruned weights: {self.mode}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyAdapters:
+  """Adapters stay at 0 before step `start`."""
+
+  state: ClassVar[type] = LazyAdaptersState
+  name: ClassVar[str] = "lazy_adapters"
+
+  start: int
+
+  def compose(self, tx, learning_rate):
+    """lazy_adapters(tx)."""
+    del learning_rate
+    return lazy_adapters(tx, self.start)
+
+  def __str__(self) -> str:
+    return f"low-rank adapters learn from step {self.start} on"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ class TimelineTable(NamedTuple):
   Attributes:
     step: int[T], the steps.
     phase: str[T], one of `PHASES`; `dense` until something is masked.
-    targets: The P target patterns.
+    targets: The P target patterns, or the points of a nested recipe.
     n: int[P, T], n of each target's pattern at a step.
     m: int[P, T], m of each target's pattern at a step.
     leak: float32[T], D.
@@ -96,7 +96,8 @@ def timeline_table(
   stage, leak, refresh = _ask(recipe, steps, flags)
   tuning = (stage > 0) & (steps >= line.finetune_start)
   phase = np.where(stage == 0, 0, np.where(tuning, 2, 1))
-  targets = recipe.targets
+  points = recipe.points
+  targets = points.patterns if points else recipe.targets
   counts = np.array([_patterns(recipe, nm, steps, flags) for nm in targets])
   counts = counts.reshape(len(targets), 2, len(steps))
   return TimelineTable(
@@ -186,7 +187,7 @@ def _patterns(
   recipe: Recipe, target: NM, steps: np.ndarray, flags: np.ndarray
 ) -> np.ndarray:
   """n and m of one target, int[2, T], evaluated where its stage changes."""
-  alone = dataclasses.replace(recipe, pattern=target)
+  alone = dataclasses.replace(recipe, pattern=target, points=None)
   stage = _ask(alone, steps, flags)[0]
   new = np.flatnonzero(np.diff(stage, prepend=-1))
   patterns = [cast(NM, alone.pattern_at(int(steps[i]))) for i in new]

@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import optax
 
 from figs_jax.core._flow import Flow, GradMode
-from figs_jax.core.groups import axis_length
+from figs_jax.core.groups import axis_length, other_axis
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, check_groups
-from figs_jax.core.transposable import WIDEST
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
 from figs_jax.optim import ScaleByStepAdamState, pass_masks
@@ -34,7 +33,6 @@ from figs_jax.recipes.criterion import (
   Magnitude,
   Transposable,
   is_stateful,
-  other_axis,
 )
 from figs_jax.recipes.leak_schedule import Hard, Leak
 from figs_jax.recipes.optimizer_requirements import (
@@ -44,6 +42,7 @@ from figs_jax.recipes.optimizer_requirements import (
   states_of,
 )
 from figs_jax.recipes.pattern_schedule import Direct, PatternSchedule
+from figs_jax.recipes.points import Points
 from figs_jax.recipes.stage_schedule import Once, Stairs
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
@@ -79,8 +78,12 @@ class Recipe:
       the stages.
     leak: Function step -> D, called in the decay phase only.
     flow: Forward and backward pass of a masked kernel.
+    adapter_rank: Rank of the low-rank adapters beside masked kernels; 0 for
+      none.
     criterion: Choice of the weights that a mask keeps.
     optimizer_requirements: Transforms that the optimizer must have.
+    points: Nested patterns that each step trains several of, see
+      `BoundRecipe.over_points`; None trains the pattern of the step alone.
     sources: Sources of the method: arXiv numbers, DOIs or keys of
       bibliography.bib, or whole BibTeX entries.
   """
@@ -91,8 +94,10 @@ class Recipe:
   pattern_schedule: PatternSchedule = Direct()
   leak: Leak = Hard()
   flow: Flow = Flow()
+  adapter_rank: int = 0
   criterion: Criterion = Magnitude()
   optimizer_requirements: tuple[OptimizerRequirement, ...] = ()
+  points: Points | None = None
   sources: tuple[str, ...] = ()
 
   def __post_init__(self):
@@ -206,17 +211,13 @@ class Recipe:
       self._check_pattern(path, leaf)
       check_groups(path, leaf.shape, leaf.pattern, leaf.axis)
       length = axis_length(leaf.shape, leaf.axis)
-      if self.transposable:
+      if self.transposable or self.flow.double_pruned:
         other = other_axis(len(leaf.shape), leaf.axis)
         check_groups(path, leaf.shape, leaf.pattern, other)
-        length = math.gcd(length, leaf.shape[other])
+        if self.transposable:
+          length = math.gcd(length, leaf.shape[other])
       wanted = self.pattern_schedule(leaf.pattern, None)
       stages = self.pattern_schedule(leaf.pattern, length)
-      if self.transposable and max((nm.m for nm in stages), default=0) > WIDEST:
-        raise ValueError(
-          f"{path}: expected m of at most {WIDEST} for masks along two axes,"
-          f" but recipe {self.name!r} starts at {stages[0]}; lower its k"
-        )
       if stages != wanted:
         key = length, wanted[0], stages[0]
         shortened.setdefault(key, []).append(path)
@@ -461,9 +462,13 @@ def _remarks(recipe: Recipe) -> list[str]:
       lines.append("kept weights are soft-thresholded and rescaled (S-STE)")
     if flow.decay is not None:
       lines.append(f"backward pass: {flow.decay:g} * pruned w added")
+    if flow.double_pruned:
+      lines.append("input gradient: from the kernel pruned along both axes")
     if flow.mvue is not None:
       lines.append(f"weight gradient: from an unbiased {flow.mvue} estimate")
     lines += [f"optimizer: {part}" for part in recipe.optimizer_requirements]
+  if recipe.points is not None:
+    lines += recipe.points.remarks
   if switch is not None:
     lines.append(
       "the optimizer switches; the first masked step lies in"

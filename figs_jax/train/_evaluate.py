@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
 from figs_jax import nn
 from figs_jax.core.legal import DTYPES, Either, Legal, Word, suggestion
 from figs_jax.core.masks import is_nm
+from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.nn.int8_kernels import round_kernels_to_int8
 from figs_jax.train import metrics, schema, seeds, tasks
@@ -33,7 +35,14 @@ from figs_jax.train.sharding import (
   make_mesh,
   replicated,
 )
-from figs_jax.train.state import TrainState, evaluation_model, finish
+from figs_jax.train.state import (
+  TrainState,
+  averaged_statistics,
+  check_point,
+  evaluation_model,
+  finish,
+  point_index,
+)
 from figs_jax.train.workdir import restore, saved_config
 
 _INT8 = "int8"
@@ -70,25 +79,41 @@ class Evaluator:
       ema: jax.jit(self._over_seeds(functools.partial(finish, ema=ema)))
       for ema in (False, True)
     }
-    count = self._over_seeds(self._count_of, 0, 0, None)
+    self._cut = {
+      ema: jax.jit(self._over_seeds(functools.partial(_cut, ema), None))
+      for ema in (False, True)
+    }
+    count = self._over_seeds(self._count_of, 0, 0, None, None)
     self._count = jax.jit(count, out_shardings=replicated(mesh))
 
   def run(
-    self, state: TrainState, *, ema: bool = False
+    self, state: TrainState, *, ema: bool = False, point: NM | None = None
   ) -> Iterator[tuple[str, float | list[float]]]:
     """Yields (name, value); the value is a list if there are seeds."""
-    yield from self.measured(state, ema=ema)[0].items()
+    yield from self.measured(state, ema=ema, point=point)[0].items()
 
   def measured(
-    self, state: TrainState, *, ema: bool = False
+    self, state: TrainState, *, ema: bool = False, point: NM | None = None
   ) -> tuple[dict[str, float | list[float]], list[dict[str, np.ndarray]]]:
-    """The values of `run` by name, and `metrics.kept` of each batch."""
-    params, masks = self._finish[ema](state)
+    """The values of `run` by name, and `metrics.kept` of each batch.
+
+    Args:
+      state: State of the run.
+      ema: Whether to take the averaged weights.
+      point: Pattern to cut all masked kernels to, in place of the target.
+    """
+    if point is None:
+      params, masks = self._finish[ema](state)
+    else:
+      params, masks = self._cut[ema](state, jnp.int32(point.n))
+    index = jnp.int32(point_index(state, point))
+    if ema:
+      state = averaged_statistics(state)
     total: Any = None
     each = []
     for batch in self._batches:
       counts, kept = jax.device_get(
-        self._count(state, params, masks, self._place(batch))
+        self._count(state, params, masks, index, self._place(batch))
       )
       # In double precision: float32 cannot count beyond 2**24.
       counts = self._measure.tally(counts)
@@ -98,8 +123,10 @@ class Evaluator:
     values = self._measure.values(total)
     return {name: value.tolist() for name, value in values}, each
 
-  def _count_of(self, state: TrainState, params: Any, masks: Any, batch: Any):
-    model = evaluation_model(state, params, masks)
+  def _count_of(
+    self, state: TrainState, params: Any, masks: Any, point: Any, batch: Any
+  ):
+    model = evaluation_model(state, params, masks, point)
     if self._int8:
       round_kernels_to_int8(model)
     each = self._measure.each(model, batch)
@@ -112,6 +139,10 @@ class Evaluator:
     return lambda state, *rest: jax.vmap(
       fn, in_axes=(seeds.axes(state), *axes)
     )(state, *rest)
+
+
+def _cut(ema: bool, state: TrainState, n: Any) -> tuple[Any, Any]:
+  return finish(state, ema=ema, n=n)
 
 
 def evaluator(
@@ -195,6 +226,7 @@ def evaluate(
   engine_spec: str | None = None,
   batch: int | None = None,
   per_example: bool = False,
+  points: str | None = None,
   data_dir: str | None = None,
   download: bool = False,
   data: Any = None,
@@ -218,6 +250,8 @@ def evaluate(
       the run.
     per_example: Whether to add the result of `examples` as `examples`, from the
       same pass over the split.
+    points: Patterns to cut all masked kernels to by |w|, such as "1:8,2:8", and
+      to evaluate. Defaults to the points of the recipe `nested`.
     data_dir: Directory of the data sets, in place of the configured one.
     download: Whether a missing data set may be downloaded, whatever was saved.
     data: Data of a program, if the run trained on them.
@@ -230,10 +264,14 @@ def evaluate(
     bits_per_byte, bits_per_byte_se and bits_per_byte_seeds), step, dtype,
     recipe, pattern, exact_nm, layers (path -> exact), sparsity,
     sparsity_all_parameters, parameters, bytes_dense, bytes_packed, flops,
-    flops_dense, and config (the run's fields by dotted name).
+    flops_dense, and config (the run's fields by dotted name). With points also
+    `points`, a dict by pattern, "1:8" for example, of accuracy, accuracy_se,
+    accuracies, loss, other metrics of the task, exact_nm, sparsity,
+    bytes_packed and flops.
 
   Raises:
-    ValueError: If the engine or the dtype is unknown.
+    ValueError: If the engine or the dtype is unknown, or a point does not fit
+      (see `figs_jax.train.state.check_point`).
     CheckpointError: If the checkpoint is missing, damaged or foreign.
   """
   from figs_jax import engine  # training does not need it
@@ -244,8 +282,11 @@ def evaluate(
   run = restore(
     workdir, step, data_dir=data_dir, download=download, data=data, model=model
   )
+  patterns = _points_of(run[1], points)
   measured = _measured(*run, ema, dtype)
   result = _report(measured, ema, dtype, engine_spec, batch)
+  if patterns:
+    result["points"] = _at_points(measured, ema, dtype, patterns)
   result["config"] = schema.flat(saved_config(workdir, measured.step))
   if per_example:
     result["examples"] = measured.examples()
@@ -253,13 +294,14 @@ def evaluate(
 
 
 def in_dtypes(
-  workdir: str | Path, dtypes: Iterable[str]
+  workdir: str | Path, dtypes: Iterable[str], point: NM | None = None
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
   """A run, restored once and measured in its own and in other dtypes.
 
   Args:
     workdir: Directory of the run.
     dtypes: Other dtypes, as in `evaluate`.
+    point: Pattern to cut all masked kernels to, in place of the target.
 
   Returns:
     The result of `evaluate` with `per_example`, but without `config`, and by
@@ -273,10 +315,14 @@ def in_dtypes(
   for dtype in dtypes:
     check_dtype(dtype)
   run = restore(workdir)
-  measured = _measured(*run, False, None)
+  if point is not None:
+    point = check_point(run[1], point)
+  measured = _measured(*run, False, None, point)
   result = _report(measured, False, None, None, None)
   result["examples"] = measured.examples()
-  others = {dtype: _measured(*run, False, dtype).examples() for dtype in dtypes}
+  others = {
+    dtype: _measured(*run, False, dtype, point).examples() for dtype in dtypes
+  }
   return result, others
 
 
@@ -292,28 +338,18 @@ def _report(
   from figs_jax.train.run_rows import layers_of
 
   experiment, state = measured.experiment, measured.state
-  values = {
-    name: np.atleast_1d(value).tolist()
-    for name, value in measured.values.items()
-  }
-  accuracies = values.pop("accuracy")
-  mean, error = seeds.mean_and_se(accuracies)
-  singles = list(seeds.singles(state))
-  net = singles[0].finished(ema=ema)
+  singles, point = list(seeds.singles(state)), measured.point
+  net = singles[0].finished(ema=ema, point=point)
   leaves = nn.masked_leaves(net)
-  weights = [finish(single, ema=ema)[0] for single in singles]
+  n = point.n if point else None
+  weights = [finish(single, ema=ema, n=n)[0] for single in singles]
   checks = [exact_nm(params, leaves) for params in weights]
   exact = {path: all(check[path] for check in checks) for path in leaves}
-  rows = layers_of(net, batch=1)
-  layers = engine.Layers.of(rows)
+  layers = engine.Layers.of(layers_of(net, batch=1))
   result = {
     "step": measured.step,
     "dtype": dtype or experiment.dtype,
-    "accuracy": _finite(mean),
-    "accuracy_se": _finite(error),
-    "accuracies": [_finite(value) for value in accuracies],
-    "loss": _finite(seeds.mean_and_se(values.pop("loss"))[0]),
-    **_others(values),
+    **_summary(measured.values),
     "recipe": experiment.recipe.name,
     "pattern": experiment.config.pattern if leaves else "dense",
     "exact_nm": all(exact.values()),
@@ -325,6 +361,49 @@ def _report(
   if engine_spec is not None:
     size = experiment.config.batch_size if batch is None else batch
     result |= speedups(layers_of(net, size), engine_spec)
+  return result
+
+
+def _summary(by_name: Mapping[str, float | list[float]]) -> dict[str, Any]:
+  """Means over seeds, standard errors and the values of each seed."""
+  values = {
+    name: np.atleast_1d(value).tolist() for name, value in by_name.items()
+  }
+  accuracies = values.pop("accuracy")
+  mean, error = seeds.mean_and_se(accuracies)
+  return {
+    "accuracy": _finite(mean),
+    "accuracy_se": _finite(error),
+    "accuracies": [_finite(value) for value in accuracies],
+    "loss": _finite(seeds.mean_and_se(values.pop("loss"))[0]),
+    **_others(values),
+  }
+
+
+def _points_of(state: TrainState, text: str | None) -> list[NM]:
+  """The patterns of a list, or those of the recipe, checked."""
+  own = state.recipe.points
+  if text is None:
+    return list(own.patterns) if own else []
+  return [check_point(state, part.strip()) for part in text.split(",")]
+
+
+# What `evaluate` says of each point.
+_OF_RUN = (
+  "step", "dtype", "recipe", "pattern", "layers", "sparsity_all_parameters",
+  "parameters", "bytes_dense", "flops_dense",
+)  # fmt: skip
+
+
+def _at_points(
+  measured: _Measured, ema: bool, dtype: str | None, patterns: list[NM]
+) -> dict[str, Any]:
+  """`points` of `evaluate`."""
+  result = {}
+  for nm in patterns:
+    at_point = _measured(*measured[:3], ema, dtype, nm)
+    report = _report(at_point, ema, dtype, None, None)
+    result[str(nm)] = {k: v for k, v in report.items() if k not in _OF_RUN}
   return result
 
 
@@ -384,6 +463,7 @@ class _Measured(NamedTuple):
   step: int
   values: dict[str, float | list[float]]
   batches: list[dict[str, np.ndarray]]
+  point: NM | None = None
 
   def examples(self) -> dict[str, np.ndarray]:
     """The result of `figs_jax.train.examples`."""
@@ -404,12 +484,14 @@ def _measured(
   step: int,
   ema: bool,
   dtype: str | None,
+  point: NM | None = None,
 ) -> _Measured:
   """Measures what `restore` returned; a dtype must have been checked."""
   if dtype is not None and dtype != _INT8:
     state = _computed_in(experiment, state, dtype)
   split = evaluator(experiment, int8=dtype == _INT8)
-  return _Measured(experiment, state, step, *split.measured(state, ema=ema))
+  result = split.measured(state, ema=ema, point=point)
+  return _Measured(experiment, state, step, *result, point)
 
 
 def _computed_in(

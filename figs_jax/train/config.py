@@ -41,19 +41,35 @@ FREE = (
   "data.source",
   "data.workers",
   "data.eval_batch_size",
+  "teacher",  # its SHA-256 counts
+  "distill.seed",
 )
 # Types of options without a default; all others are floats.
 _KINDS: dict[str, type] = {
   **dict.fromkeys(
-    ("width", "depth", "decoder_depth", "heads", "mlp_dim", "window", "freq"),
+    (
+      "width",
+      "depth",
+      "decoder_depth",
+      "heads",
+      "kv_heads",
+      "head_dim",
+      "mlp_dim",
+      "window",
+      "freq",
+    ),
     int,
-  ),
+  ),  # fmt: skip
   **dict.fromkeys(("depths", "pretrained_windows"), tuple),
   "scaled": bool,
+  "block": str,
 }
 _WARMUP = "optimizer.warmup_steps"
 # Model options whose default the variant may change.
-OF_VARIANT = ("head_dim", "gated", "tied")
+OF_VARIANT = (
+  "head_dim", "gated", "tied", "stem", "shortcut", "length", "rope_theta",
+  "rope_factor",
+)  # fmt: skip
 _OWN_RECIPE = "; pass the file of a recipe of your own as --recipe_file"
 # Fields of saved runs that 0.2.0 has renamed.
 _RENAMED = {"accumulate": "grad_accum_steps"}
@@ -152,6 +168,26 @@ def with_defaults(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   return config
 
 
+def stream_seed(config: config_dict.ConfigDict) -> int | list[int]:
+  """Seed of the training stream; one per seed if each has its own.
+
+  Seed i of a run with several reads what a run of that seed alone reads.
+
+  >>> config = default_config("figs")
+  >>> config.seed, config.seeds, config.data.seed = 5, 3, 20
+  >>> stream_seed(config)
+  [25, 26, 27]
+  >>> config.data.order = "shared"
+  >>> stream_seed(config)
+  20
+  """
+  first = config.data.seed
+  if config.data.order == "shared":
+    return first
+  first += config.seed
+  return [first + i for i in range(config.seeds)] if config.seeds else first
+
+
 def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
   """The recipe of a configuration, created with its options."""
   options = given(config.recipe)
@@ -226,7 +262,8 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
         f" field config.{name}{field_names.near(name, fields)}"
       )
   fields |= own
-  return traverse_util.unflatten_dict(fields, sep=".")
+  # A class without options has no field below `model`.
+  return {"model": {}} | traverse_util.unflatten_dict(fields, sep=".")
 
 
 def with_model(

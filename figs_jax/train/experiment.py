@@ -22,8 +22,10 @@ from figs_jax.train.config import (
   recipe_of,
   with_defaults,
 )
+from figs_jax.train.initial_values import check_finite
+from figs_jax.train.losses import Distill
 from figs_jax.train.optimizer import make_optimizer
-from figs_jax.train.state import TrainState, check_finite
+from figs_jax.train.state import TrainState
 from figs_jax.train.tasks import Task, task_of
 
 
@@ -35,6 +37,7 @@ class Experiment:
   recipe: recipes.Recipe
   tx: optax.GradientTransformation
   task: Task
+  distill: Distill | None = None  # the loss of a run with a teacher
 
   @property
   def seeds(self) -> list[int]:
@@ -60,8 +63,22 @@ class Experiment:
       from figs_jax.models.own_weights import fill_own
 
       model = fill_own(model, weights)
+    if self.config.activations:
+      try:
+        model = nn.prune_inputs(model, self.config.activations)
+      except ValueError as error:
+        raise ConfigError(f"--config.activations: {error}") from error
     if not self.recipe.sparse:
       return model
+    model = self._sparsified(model)
+    if not (rank := self.recipe.adapter_rank):
+      return model
+    try:
+      return nn.with_adapters(model, rank, jax.random.key(seed))
+    except ValueError as error:
+      raise ConfigError(f"--config.recipe.rank: {error}") from error
+
+  def _sparsified(self, model: nnx.Module) -> nnx.Module:
     if self.config.family not in models.REGISTERED:
       return nn.sparsify(model, self.config.pattern)
     try:
@@ -99,18 +116,19 @@ class Experiment:
       return named
     classes = self.task.model_options["num_classes"]
     try:
-      logits = own.dtype(self._abstract_dense, classes)
+      logits = own.dtype(self.abstract_dense, classes)
     except ValueError as error:
       raise ConfigError(str(error)) from error
     return named or logits
 
   @functools.cached_property
-  def _abstract_dense(self) -> nnx.Module:
+  def abstract_dense(self) -> nnx.Module:
+    """The model without masks, as shapes."""
     return nnx.eval_shape(functools.partial(self._dense_model, 0))
 
   @functools.cached_property
   def _words(self) -> dict[str, str]:
-    return own_model.own_words(self._abstract_dense, self.recipe.pattern)
+    return own_model.own_words(self.abstract_dense, self.recipe.pattern)
 
   def _model_options(self) -> dict[str, Any]:
     """Options of the model, from the data and the configuration."""
@@ -130,7 +148,7 @@ class Experiment:
       self.model(seed, weights),
       self.recipe,
       self.tx,
-      loss=self.task.loss,
+      loss=self.distill or self.task.loss,
       seed=seed,
       ema_decay=config.ema_decay,
       grad_accum_steps=config.grad_accum_steps,

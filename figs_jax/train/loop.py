@@ -7,8 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
+from figs_jax.core.pattern import NM
 from figs_jax.data import python_data
-from figs_jax.train import distributed, machine, schema, seeds, workdir_lock
+from figs_jax.train import (
+  distributed,
+  machine,
+  schema,
+  seeds,
+  workdir_lock,
+)
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
+from figs_jax.train.compilation import compiled_step, in_turn
 from figs_jax.train.config import (
   ConfigError,
   changes,
@@ -34,14 +41,13 @@ from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.log_writer import MetricLog, known_costs, open_log
 from figs_jax.train.mask_health import MaskHealth, layer_means, mean_over_seeds
 from figs_jax.train.progress import summary
+from figs_jax.train.recalibration import at_the_end
 from figs_jax.train.sharding import (
   batch_parts,
-  batch_sharding,
   make_mesh,
-  replicated,
   state_shardings,
 )
-from figs_jax.train.state import TrainState, update, with_fresh_masks
+from figs_jax.train.state import TrainState, with_fresh_masks
 from figs_jax.train.stopwatch import CHECKPOINT, EVALUATION, Stopwatch
 from figs_jax.train.workdir import initial_config, initial_weights
 from figs_jax.train.writers import Writer, check_writers
@@ -70,6 +76,7 @@ class Run:
   batches: Any
   state: TrainState | list[TrainState]  # of all seeds, or of each in turn
   shardings: Any
+  mesh: Mesh
   losses: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
   lost: set[int] = dataclasses.field(default_factory=set)
   waits_every: int = 1
@@ -136,6 +143,7 @@ def train(
     )
   checkpoints = Checkpointer(workdir, keep=config.keep)
   experiment = build(initial_config(config, checkpoints), data)
+  experiment = teacher.taught(experiment, teacher.read(config, data))
   config = experiment.config  # see `_keep_order`
   abstract = experiment.abstract_state
   shardings = state_shardings(
@@ -182,6 +190,7 @@ def train(
         batches,
         state if not in_turn(experiment) else seeds.apart(state),
         shardings,
+        mesh,
       )
       runs.append(run)
       del state  # donated
@@ -210,66 +219,6 @@ def _refusals_of_disk(
     ) from error
 
 
-def compiled_step(
-  experiment: Experiment, shardings: Any, mesh: Mesh | None = None
-) -> Callable[[Any, Any], tuple[Any, Any]]:
-  """The jitted step of a configuration; the state is donated.
-
-  Args:
-    experiment: Experiment to train.
-    shardings: Shardings of the state.
-    mesh: Mesh over which to split this process's batches, arrays of NumPy.
-      Every process then holds all of the metrics. Defaults to batches and
-      metrics as they come.
-
-  Returns:
-    Function (state, batch) -> (state, metrics), or a `seeds.InTurn`.
-  """
-  axis = experiment.batch_axis
-  fn = partial(update)  # a new object has a compilation cache of its own
-  turns = in_turn(experiment)
-  if turns:
-    shardings, axis = seeds.lone_shardings(shardings), None
-  elif experiment.seeds:
-    fn = partial(seeds.step_seeds, batch_axis=axis)
-  options: dict[str, Any] = {"out_shardings": (shardings, None)}
-  if mesh is not None:
-    fn = _on_mesh(fn, mesh) if mesh.size > 1 else fn
-    split = batch_sharding(mesh, axis == 0)
-    options = {
-      "in_shardings": (None, split),
-      "out_shardings": (shardings, replicated(mesh)),
-    }
-  step = jax.jit(fn, donate_argnums=0, **options)
-  if mesh is not None and jax.process_count() > 1:
-    jitted = step
-    step = lambda state, batch: jitted(  # noqa: E731
-      state, distributed.global_batch(split, batch)
-    )
-  return seeds.InTurn(step, experiment.batch_axis) if turns else step
-
-
-def _on_mesh(fn: Callable[[Any, Any], Any], mesh: Mesh):
-  """The step, traced where the models see the axes of the mesh."""
-
-  def update_on_mesh(state, batch):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return fn(state, batch)
-
-  return update_on_mesh
-
-
-def in_turn(experiment: Experiment) -> bool:
-  """Whether the seeds are trained one after the other.
-
-  In mode "auto", if this is the faster way in benchmarks/loop.py.
-  """
-  mode = experiment.config.seeds_mode
-  if mode == "auto":
-    mode = "map" if jax.default_backend() == "cpu" else "vmap"
-  return bool(experiment.seeds) and mode == "map"
-
-
 def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
   config = run.experiment.config
   health = MaskHealth(run.experiment.abstract_state.bound)
@@ -292,6 +241,8 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
     run.log.progress(step)
     if step % config.checkpoint_every == 0 or last:
       _check_finite(run)
+      if last:
+        _recalibrate(run)
       result = _evaluate(run, step)
       _save(run, step, {"accuracy": result["eval/accuracy"]})
     elif stopping:  # without an evaluation, to be quick
@@ -305,6 +256,15 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
     result = _evaluate(run, step, write=False)
   run.log.note(summary(step, config.total_steps, run.watch))
   return {"step": step, "finished": True, **result}
+
+
+def _recalibrate(run: Run) -> None:
+  """Gives the last state batch statistics of its finished weights."""
+  # From the start of the data, so that a resumed run reads the same.
+  with contextlib.closing(_train_batches(run.experiment)) as batches:
+    run.state = at_the_end(
+      run.experiment, run.state, batches, run.mesh, run.shardings
+    )
 
 
 def _loss(metrics: Any) -> Any:
@@ -489,6 +449,8 @@ def _changes(saved, config, path) -> list[str]:
       what = other_recipe(saved, config.recipe_sha256)
     if refused == ["model_sha256"]:
       what = f"{other_model(saved)}, since the file was changed"
+    if refused == ["teacher_sha256"]:
+      what = teacher.other(saved, config)
     raise ConfigError(
       f"{path}: {what}; use a new --workdir, or allow the change with"
       f" --config.allow_change=\"('{refused[0]}',)\""
@@ -545,11 +507,15 @@ def _diverged(run: Run, what: str) -> Diverged:
 def _evaluate(run: Run, step: int, write: bool = True) -> dict[str, float]:
   row = {}
   with run.watch.apart(EVALUATION) as lap:
-    state = run.whole
-    for prefix in ("eval", "eval_ema"):
-      if prefix == "eval_ema" and state.ema is None:
-        continue
-      for name, value in run.evaluator.run(state, ema=prefix != "eval"):
+    state, points = run.whole, run.experiment.recipe.points
+    prefixes: dict[str, NM | None] = {"eval": None}
+    if points is not None:  # "eval" is the first one
+      prefixes |= {f"eval/{nm}": nm for nm in points.patterns[1:]}
+    if state.ema is not None:
+      prefixes["eval_ema"] = None
+    for prefix, point in prefixes.items():
+      values = run.evaluator.run(state, ema=prefix == "eval_ema", point=point)
+      for name, value in values:
         mean, error = seeds.mean_and_se(np.atleast_1d(value).tolist())
         row[f"{prefix}/{name}"] = mean
         if isinstance(value, list):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -77,6 +78,20 @@ def check_loss(loss: Any) -> None:
     ) from None
 
 
+def check_rows(loss: Any, recipe: str) -> None:
+  """Raises ValueError unless a loss has `rows`, of whose logits others learn.
+
+  Args:
+    loss: Loss of a run.
+    recipe: Name of its recipe, for the message.
+  """
+  if not isinstance(loss, LogitLoss):
+    raise ValueError(
+      f"recipe {recipe!r} with distill=True: expected a loss that is a"
+      f" LogitLoss, as cross_entropy, got {type_name(loss)}; set distill=False"
+    )
+
+
 def check_result(result: Any) -> None:
   """Raises ValueError unless a loss has returned (loss, metrics).
 
@@ -104,25 +119,79 @@ def check_result(result: Any) -> None:
     )
 
 
-def cross_entropy(
-  model: nnx.Module, batch: dict[str, Any], key: Array
-) -> tuple[Mean, dict[str, Mean]]:
-  """Mean softmax cross-entropy of integer labels, and the accuracy.
+class Rows(NamedTuple):
+  """What a loss over logits is the mean of, an entry per example or token.
 
-  Args:
-    model: Model from images to logits [batch, classes].
-    batch: {"image": [batch, ...], "label": int [batch]}.
-    key: Unused, since the model's own streams are seeded already.
-
-  Raises:
-    ValueError: If `entries` or `label_weights` raises it.
+  Attributes:
+    inputs: Arguments of the call of the model.
+    logits: Float [*rows, classes].
+    losses: Losses in nats [*rows].
+    hits: Whether the model ranks the target first [*rows], as 0 or 1.
+    weights: Share with which the entry counts [*rows], 0 if it is ignored.
   """
-  del key
-  images, labels = entries(batch, "image", "label")
-  logits = model(images)
-  check_range("label", logits.shape[-1], IGNORED)
-  losses, hits, weights = label_losses(logits, labels)
-  return _mean(losses, weights), {"accuracy": _mean(hits, weights)}
+
+  inputs: tuple[Any, ...]
+  logits: Any
+  losses: Any
+  hits: Any
+  weights: Any
+
+  def means(self) -> tuple[Mean, dict[str, Mean]]:
+    """The loss and its metrics."""
+    accuracy = _mean(self.hits, self.weights)
+    return _mean(self.losses, self.weights), {"accuracy": accuracy}
+
+
+class LogitLoss:
+  """A loss that is the mean of `rows`; `distill` takes any of them."""
+
+  def rows(self, model: nnx.Module, batch: dict[str, Any], key: Array) -> Rows:
+    """Calls the model once and returns the entries of the batch.
+
+    Args:
+      model: Model from inputs to logits.
+      batch: Arrays of a batch.
+      key: Key of the loss's own draws.
+    """
+    raise NotImplementedError
+
+  def __call__(
+    self, model: nnx.Module, batch: dict[str, Any], key: Array
+  ) -> tuple[Mean, dict[str, Mean]]:
+    """Loss and accuracy of a batch.
+
+    Args:
+      model, batch, key: Same as in `rows`.
+
+    Raises:
+      ValueError: If `rows` raises it.
+    """
+    return self.rows(model, batch, key).means()
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(LogitLoss):
+  """Mean softmax cross-entropy of integer labels, and the accuracy."""
+
+  def rows(self, model: nnx.Module, batch: dict[str, Any], key: Array) -> Rows:
+    """The entries of a batch of images.
+
+    Args:
+      model: Model from images to logits [batch, classes].
+      batch: {"image": [batch, ...], "label": int [batch]}.
+      key: Unused, since the model's own streams are seeded already.
+
+    Raises:
+      ValueError: If `entries` or `label_weights` raises it.
+    """
+    del key
+    images, labels = entries(batch, "image", "label")
+    logits = model(images)
+    check_range("label", logits.shape[-1], IGNORED)
+    return Rows((images,), logits, *label_losses(logits, labels))
+
+
+cross_entropy = CrossEntropy()
 
 
 def label_losses(logits: Array, labels: Any) -> tuple[Array, Array, Array]:
@@ -150,7 +219,7 @@ def label_losses(logits: Array, labels: Any) -> tuple[Array, Array, Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedCrossEntropy:
+class MixedCrossEntropy(LogitLoss):
   """Cross-entropy with mixup and label smoothing, drawn inside the step.
 
   With both at 0 it equals `cross_entropy`. For mixed images, the accuracy
@@ -170,9 +239,8 @@ class MixedCrossEntropy:
   smoothing: float = 0.0
   binary: bool = False
 
-  def __call__(
-    self, model: nnx.Module, batch: dict[str, Any], key: Array
-  ) -> tuple[Mean, dict[str, Mean]]:
+  def rows(self, model: nnx.Module, batch: dict[str, Any], key: Array) -> Rows:
+    """The entries of a batch of images, as in `CrossEntropy.rows`."""
     images, labels = entries(batch, "image", "label")
     check_range("label", self.num_classes, IGNORED)
     weights = label_weights(labels, self.num_classes)
@@ -189,11 +257,11 @@ class MixedCrossEntropy:
     else:
       losses = optax.softmax_cross_entropy(logits, targets)
     hits = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
-    return _mean(losses, weights), {"accuracy": _mean(hits, weights)}
+    return Rows((images,), logits, losses, hits, weights)
 
 
 @dataclasses.dataclass(frozen=True)
-class TeacherForcing:
+class TeacherForcing(LogitLoss):
   """Mean cross-entropy of target tokens given the tokens before them, in nats.
 
   The mean is over the tokens of the whole batch, without padding (id 0) and
@@ -206,10 +274,8 @@ class TeacherForcing:
 
   smoothing: float = 0.0
 
-  def __call__(
-    self, model: nnx.Module, batch: dict[str, Any], key: Array
-  ) -> tuple[Mean, dict[str, Mean]]:
-    """Loss and accuracy of a batch.
+  def rows(self, model: nnx.Module, batch: dict[str, Any], key: Array) -> Rows:
+    """The entries of a batch of token rows.
 
     Args:
       model: Model from (inputs, targets) to logits [batch, length, vocabulary];
@@ -223,15 +289,107 @@ class TeacherForcing:
     del key
     inputs, targets = entries(batch, "inputs", "targets")
     targets = padded(targets)
-    logits = model(inputs, targets)
+    arguments = self.arguments(inputs, targets)
+    logits = model(*arguments)
     check_range("inputs", logits.shape[-1])
     check_range("targets", logits.shape[-1], IGNORED)
-    losses, hits, counted = token_losses(logits, targets, self.smoothing)
-    tokens = counted.sum()
-    return Mean(losses.sum(), tokens), {"accuracy": Mean(hits.sum(), tokens)}
+    scores = token_losses(logits, targets, self.smoothing)
+    return Rows(arguments, logits, *scores)
+
+  @staticmethod
+  def arguments(inputs: Any, targets: Any) -> tuple[Any, ...]:
+    """What the model is called with."""
+    return inputs, targets
+
+
+class NextToken(TeacherForcing):
+  """Mean cross-entropy of the token after each input token, in nats.
+
+  As `TeacherForcing`, for a causal model from inputs to logits: targets are the
+  inputs one place later, or padding where the loss does not count.
+  """
+
+  @staticmethod
+  def arguments(inputs: Any, targets: Any) -> tuple[Any, ...]:
+    """What the model is called with."""
+    del targets
+    return (inputs,)
 
 
 teacher_forcing = TeacherForcing()
+next_token = NextToken()
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedTokens(LogitLoss):
+  """Mean cross-entropy of masked tokens, in nats (arXiv 1810.04805, 3.1).
+
+  The mean is over the tokens of the whole batch that `targets` gives, without
+  padding (id 0) and ignored (-100) ones. The accuracy is the share of tokens
+  that the model ranks first.
+
+  Attributes:
+    smoothing: Label smoothing over the whole vocabulary.
+  """
+
+  smoothing: float = 0.0
+
+  def rows(self, model: nnx.Module, batch: dict[str, Any], key: Array) -> Rows:
+    """The entries of a batch of token rows.
+
+    Args:
+      model: Model from (inputs, types) to logits [batch, length, vocabulary].
+      batch: {"inputs": int [batch, length], "types": token types and "targets":
+        the ids to predict, 0 elsewhere, of the same shape}.
+      key: Unused, since the model's own streams are seeded already.
+
+    Raises:
+      ValueError: If `entries`, `label_weights` or the model raises it.
+    """
+    del key
+    inputs, types, targets = entries(batch, "inputs", "types", "targets")
+    targets = padded(targets)
+    logits = model(inputs, types)
+    check_range("inputs", logits.shape[-1])
+    check_range("targets", logits.shape[-1], IGNORED)
+    scores = token_losses(logits, targets, self.smoothing)
+    return Rows((inputs, types), logits, *scores)
+
+
+masked_tokens = MaskedTokens()
+
+
+@dataclasses.dataclass(frozen=True)
+class TextLabels(LogitLoss):
+  """Mean softmax cross-entropy of the labels of texts, and the accuracy.
+
+  Attributes:
+    smoothing: Label smoothing.
+  """
+
+  smoothing: float = 0.0
+
+  def rows(self, model: nnx.Module, batch: dict[str, Any], key: Array) -> Rows:
+    """The entries of a batch of texts.
+
+    Args:
+      model: Model from (inputs, types) to logits [batch, classes].
+      batch: {"inputs": int [batch, length], "types": token types of the same
+        shape, "label": int [batch]}.
+      key: Unused, since the model's own streams are seeded already.
+
+    Raises:
+      ValueError: If `entries`, `label_weights` or the model raises it.
+    """
+    del key
+    inputs, types, labels = entries(batch, "inputs", "types", "label")
+    logits = model(inputs, types)
+    check_range("label", logits.shape[-1], IGNORED)
+    losses, hits, weights = label_losses(logits, labels)
+    if self.smoothing:
+      uniform = -jax.nn.log_softmax(logits).mean(-1)
+      losses = (1 - self.smoothing) * losses + self.smoothing * uniform
+    return Rows((inputs, types), logits, losses, hits, weights)
 
 
 def token_losses(
@@ -255,3 +413,178 @@ def token_losses(
 def _mean(values: Array, weights: Array) -> Mean:
   total = (values.astype(jnp.float32) * weights).sum()
   return Mean(total, weights.sum())
+
+
+class Teacher:
+  """A model in evaluation mode, split into its graph and its arrays.
+
+  A teacher equals itself only, so that a step is compiled for one.
+
+  Attributes:
+    graphdef: Static part of the model.
+    arrays: Its variables, a pytree.
+  """
+
+  def __init__(self, model: nnx.Module):
+    model = nnx.clone(model)
+    model.eval()
+    self.graphdef, self.arrays = nnx.split(model)
+
+  def logits(self, arrays: Any, inputs: tuple[Any, ...]) -> Array:
+    """Logits of the inputs, without a gradient.
+
+    Args:
+      arrays: Arrays of the teacher, which may be traced or placed elsewhere.
+      inputs: Arguments of the call of the student.
+    """
+    model: Any = nnx.merge(self.graphdef, arrays)
+    return jax.lax.stop_gradient(model(*inputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+  """A loss with a teacher, see `distill`.
+
+  Attributes:
+    teacher: Model to learn from.
+    temperature: Temperature T of both softmaxes.
+    weight: Share of the teacher's term.
+    loss: Loss of the labels; None takes the one that the batch fits.
+    arrays: Arrays of the teacher in the place of its own, see `with_constants`.
+  """
+
+  teacher: Teacher
+  temperature: float
+  weight: float
+  loss: LogitLoss | None = None
+  arrays: Any = dataclasses.field(default=None, compare=False, repr=False)
+
+  @property
+  def constants(self) -> Any:
+    """Arrays that the loss reads; a compiled step takes them as arguments."""
+    return self.teacher.arrays
+
+  def with_constants(self, arrays: Any) -> Distill:
+    """The same loss with these arrays, for use inside a trace.
+
+    Args:
+      arrays: Pytree like `constants`.
+    """
+    return dataclasses.replace(self, arrays=arrays)
+
+  def __call__(
+    self, model: nnx.Module, batch: dict[str, Any], key: Array
+  ) -> tuple[Mean, dict[str, Mean]]:
+    """Loss and metrics of a batch.
+
+    Args:
+      model: Student.
+      batch: Arrays of a batch, as the loss of the labels takes them.
+      key: Key of the draws of that loss.
+
+    Raises:
+      ValueError: If that loss raises it, or the logits of student and teacher
+        differ in shape.
+    """
+    of_labels = self.loss
+    if of_labels is None:
+      of_labels = teacher_forcing if "targets" in batch else cross_entropy
+    rows = of_labels.rows(model, batch, key)
+    if self.weight == 0:  # bit-equal, and the teacher costs nothing
+      return rows.means()
+    arrays = self.teacher.arrays if self.arrays is None else self.arrays
+    teacher = self.teacher.logits(arrays, rows.inputs)
+    soft = self.temperature**2 * kl_divergence(
+      teacher, rows.logits, self.temperature
+    )
+    hard, metrics = rows.means()
+    # L = (1 - w) CE + w T² KL(teacher || student)    (1503.02531, sec. 2)
+    weighed = (1 - self.weight) * rows.losses + self.weight * soft
+    metrics |= {"label_loss": hard, "teacher_loss": _mean(soft, rows.weights)}
+    return _mean(weighed, rows.weights), metrics
+
+
+def kl_divergence(
+  teacher: Array, student: Array, temperature: float = 1.0
+) -> Array:
+  """KL(p || q) in nats of each row, p of the teacher and q of the student.
+
+  p = softmax(teacher / T) and q = softmax(student / T), in float32. Hinton et
+  al. multiply it by T², so that its gradient does not shrink with T.
+
+  Args:
+    teacher: Logits [*rows, classes].
+    student: Logits [*rows, classes].
+    temperature: T > 0.
+
+  Raises:
+    ValueError: If the shapes differ.
+
+  >>> student = jnp.log(jnp.array([0.25, 0.75]))
+  >>> round(float(kl_divergence(jnp.zeros(2), student)), 4)  # log(4/3) / 2
+  0.1438
+  """
+  if teacher.shape != student.shape:
+    raise ValueError(
+      f"teacher: expected logits of shape {list(student.shape)}, those of the"
+      f" student, got {list(teacher.shape)}; distill from a model with the same"
+      " classes (or vocabulary) and lengths"
+    )
+  log_p, log_q = (
+    jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    for logits in (teacher, student)
+  )
+  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+
+
+def distill(
+  teacher: nnx.Module | Teacher,
+  temperature: float = 2.0,
+  weight: float = 0.5,
+  loss: LogitLoss | None = None,
+) -> Distill:
+  """A loss that also follows a teacher (Hinton et al., arXiv 1503.02531).
+
+  L = (1 - weight) * loss + weight * T² * KL(p || q), where p and q are the
+  softmaxes of the teacher's and the student's logits over T. The mean of both
+  terms is over the examples or tokens that `loss` counts. The teacher sees the
+  student's own inputs (mixed images too), in evaluation mode and without a
+  gradient. Its arrays are arguments of the compiled step: neither parameters of
+  the state nor part of its checkpoints.
+
+  Args:
+    teacher: Model that maps the student's inputs to logits of the same shape.
+    temperature: T > 0.
+    weight: Share of the teacher's term, in [0, 1].
+    loss: Loss of the labels. Defaults to `teacher_forcing` for batches with
+      `targets`, else to `cross_entropy`.
+
+  Raises:
+    ValueError: If an argument is invalid, or `loss` has no `rows`.
+
+  >>> student, teacher = (nnx.Linear(4, 3, rngs=nnx.Rngs(i)) for i in range(2))
+  >>> batch = {"image": jnp.ones((2, 4)), "label": jnp.array([0, 2])}
+  >>> loss, metrics = distill(teacher)(student, batch, jax.random.key(0))
+  >>> sorted(metrics)
+  ['accuracy', 'label_loss', 'teacher_loss']
+  """
+  if not isinstance(teacher, (nnx.Module, Teacher)):
+    raise ValueError(
+      "teacher: expected an nnx.Module, as from"
+      " figs_jax.models.from_pretrained(path) or"
+      " figs_jax.train.workdir.finished_model(workdir), got"
+      f" {type_name(teacher)}"
+    )
+  if not 0 < temperature < math.inf:
+    raise ValueError(f"temperature: expected T > 0, got {temperature!r}")
+  if not 0 <= weight <= 1:
+    raise ValueError(f"weight: expected a share in [0, 1], got {weight!r}")
+  if loss is not None and not isinstance(loss, LogitLoss):
+    raise ValueError(
+      "loss: expected a figs_jax.losses.LogitLoss, as cross_entropy, got"
+      f" {type_name(loss)}; in a loss of your own add kl_divergence(teacher"
+      " logits, student logits, temperature) instead"
+    )
+  if not isinstance(teacher, Teacher):
+    teacher = Teacher(teacher)
+  return Distill(teacher, float(temperature), float(weight), loss)

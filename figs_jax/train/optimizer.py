@@ -14,6 +14,7 @@ from figs_jax import recipes
 from figs_jax.core import optimizer_fields
 from figs_jax.recipes.optimizer_requirements import MaskedMoments, StepAdam
 from figs_jax.train.schema import ConfigError, warmup_steps
+from figs_jax.train.trained_part import training_only
 
 # Matched by name, since a scanned model stacks the vectors of its blocks into
 # a matrix.
@@ -84,7 +85,8 @@ def make_optimizer(
     recipe, rate, fields.weight_decay, optimizer_fields.options(fields)
   )
   clip = optax.clip_by_global_norm(fields.clip) if fields.clip else None
-  return recipe.transform(tx, before=clip, learning_rate=rate)
+  tx = recipe.transform(tx, before=clip, learning_rate=rate)
+  return training_only(tx, config.train_only)
 
 
 def check_together(

@@ -20,19 +20,19 @@ from figs_jax.core.rules import nearest
 from figs_jax.data.vocabulary import Bytes
 from figs_jax.engine import chips
 from figs_jax.train.collectives import Collective, collectives
+from figs_jax.train.compilation import CompiledStep, compiled_step
 from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import Experiment, build
-from figs_jax.train.loop import compiled_step
 from figs_jax.train.sharding import (
   batch_parts,
   batch_sharding,
   make_mesh,
   state_shardings,
 )
-from figs_jax.train.tasks import ImageClassification
+from figs_jax.train.tasks import ImageClassification, Text
 
 _KINDS = ("tpu", "gpu")
-_QUICKLY = {"xla_backend_optimization_level": "0"}
+_QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ def plan_step(
 
   Raises:
     ConfigError: If the chip is unknown, the mesh does not fit the devices, or
-      the configuration has seeds.
+      the configuration has seeds or a teacher.
     ValueError, DataError: If the configuration or its data are invalid.
   """
   chip, sheet = chip_of(chip)
@@ -190,6 +190,11 @@ def plan_step(
     raise ConfigError(
       f"--config.seeds: expected 0, got {config.seeds}; a plan is of one run"
     )
+  if config.teacher:
+    raise ConfigError(
+      f"--config.teacher: expected '', got {config.teacher!r}; a plan is of a"
+      " run without a teacher"
+    )
   mesh = make_mesh(**sizes)
   parts = batch_parts(mesh) * config.grad_accum_steps
   if config.batch_size % parts:
@@ -204,10 +209,13 @@ def plan_step(
   split = batch_sharding(mesh)
   batch = jax.tree.map(lambda x: _placed(x, split), _batch(experiment))
   step = compiled_step(experiment, shardings, mesh)
+  assert isinstance(step, CompiledStep)  # without seeds
   # Never run, so its machine code need not be good: memory and collectives are
   # settled before that is made.
   program = step.lower(state, batch).compile(_QUICKLY)
-  memory = program.memory_analysis()
+  memory: Any = program.memory_analysis()
+  text = program.as_text()
+  assert text is not None  # XLA has both for the CPU
   masks, rest = state.masks, (state.step, state.seed, state.rest, state.ema)
   return Plan(
     devices=devices,
@@ -222,7 +230,7 @@ def plan_step(
     other_bytes=_per_device(rest),
     batch_bytes=_per_device(batch),
     temp_bytes=int(memory.temp_size_in_bytes),
-    collectives=collectives(program.as_text(), sizes),
+    collectives=collectives(text, sizes),
   )
 
 
@@ -234,7 +242,7 @@ def _experiment(
     return build(config)
   config = config.copy_and_resolve_references()
   config.data.vocabulary, pairs = "bytes", None
-  if config.data.target_length:  # pairs of texts, else span corruption
+  if config.data.get("target_length"):  # pairs of texts, else span corruption
     pairs = {"train": [{"text": "a", "target": "b"}] * 2}
     pairs["test"] = pairs["train"]
   else:
@@ -242,9 +250,10 @@ def _experiment(
   config.data.train_split, config.data.eval_split = "train", "test"
   experiment = build(config, pairs)
   task = experiment.task
-  if isinstance(task, ImageClassification):
+  if not isinstance(task, Text):
     raise ConfigError(
-      "--vocabulary_size: expected a model of texts, got images"
+      "--vocabulary_size: expected a model that writes text, got the family"
+      f" {config.family!r}; leave it out"
     )
   texts = dataclasses.replace(task.texts, vocabulary=Bytes(vocabulary_size))
   return dataclasses.replace(

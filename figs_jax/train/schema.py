@@ -54,7 +54,9 @@ _DEVICES = Integer("[1, 65536]", special=-1)
 # Fields of every run.
 SHARED: dict[str, Field] = {
   "family": Field(
-    "vit", "Model family: vit, swin_v2 or t5, or a class of your own."
+    "vit",
+    "Model family: bert, gpt2, llama, resnet, swin_v2, t5 or vit, or a class of"
+    " your own.",
   ),
   "variant": Field(
     "",
@@ -63,6 +65,11 @@ SHARED: dict[str, Field] = {
   ),
   "pattern": Field(
     "ff: 1:8", "N:M pattern of each kernel; the first rule that matches wins."
+  ),
+  "activations": Field(
+    "",
+    "N:M patterns of the inputs of linear layers, by rules as in pattern; none"
+    " by default.",
   ),
   "recipe_file": Field("", "File of your own recipe; set by --recipe_file."),
   "recipe_sha256": Field("", "SHA-256 of that file; set by --recipe_file."),
@@ -114,6 +121,30 @@ SHARED: dict[str, Field] = {
     " registers.",
     Word(("linear", "bicubic", "bicubic_antialias")),
   ),
+  "teacher": Field(
+    "",
+    "Teacher to distill from: the workdir of a run, or a directory for"
+    " figs_jax.models.from_pretrained.",
+  ),
+  "teacher_sha256": Field("", "SHA-256 of its arrays; set by training."),
+  "distill.temperature": Field(
+    2.0, "Temperature T of both softmaxes.", Number("(0, 1000]")
+  ),
+  "distill.weight": Field(
+    0.5,
+    "Share w of the teacher: (1 - w) loss + w T^2 KL(teacher, student).",
+    SHARE,
+  ),
+  "distill.seed": Field(
+    0,
+    "Index of the seed to learn from, if the teacher is a run with several.",
+    Integer("[0, 1024)"),
+  ),
+  "train_only": Field(
+    "",
+    "Regular expressions of the parameters to train, divided by commas, or of"
+    " modules, as in head; all others stay as they are. Unset trains all.",
+  ),
   "optimizer.name": Field(
     "adamw",
     f"Optimizer: {', '.join(optimizer_fields.OPTIMIZERS)}.",
@@ -150,6 +181,13 @@ SHARED: dict[str, Field] = {
   },
   "ema_decay": Field(
     0.0, "Decay of averaged weights; 0 keeps none.", BELOW_ONE
+  ),
+  "recalibrate_batch_norm": Field(
+    50,
+    "Training batches from which batch normalization computes its statistics"
+    " anew after the last step, if the finished weights differ from the trained"
+    " ones; 0 keeps the running ones.",
+    _OFF_OR_STEPS,
   ),
   "label_smoothing": Field(
     0.0, "Share of each target spread over all classes.", BELOW_ONE
@@ -211,7 +249,9 @@ IMAGES: dict[str, Field] = {
 }
 # Fields of the runs of each task of `figs_jax.train.tasks`.
 OF_TASK: dict[str, dict[str, Field]] = {
+  "causal_text": data_fields.CAUSAL_TEXT,
   "images": IMAGES,
+  "masked_text": data_fields.MASKED_TEXT,
   "text_to_text": data_fields.TEXT,
 }
 # Legal numbers of the recipes' options; `figs_jax.recipes` checks how they fit
@@ -227,7 +267,10 @@ RECIPE: dict[str, Legal] = {
   "beta": Number("(0, 1e9]"),
   "zero_at": Number("(0, 1]"),
   "k": Integer("[1, 65536]", powers=True),
+  "sampled": Integer("[0, 1024]"),
   "share": BELOW_ONE,
+  "rank": Integer("[0, 65536]"),
+  "lazy": SHARE,
   "seed": SEED,
   "t_min": BELOW_ONE,
   "t_max": BELOW_ONE,
@@ -444,6 +487,11 @@ def _check_together(fields: Mapping[str, Any]) -> None:
   optimizer = {k[10:]: v for k, v in fields.items() if k[:10] == "optimizer."}
   if mistake := optimizer_fields.mistake(optimizer):
     raise ConfigError(mistake)
+  if fields["teacher"] and fields.get("loss") == "bce":
+    raise ConfigError(
+      "--config.loss: expected softmax with a teacher, whose term compares"
+      " softmaxes, got bce; leave --config.teacher out or set loss=softmax"
+    )
   mean, std = fields.get("data.mean"), fields.get("data.std")
   if mean != std and {mean, std} & set(NAMED):
     raise ConfigError(

@@ -45,13 +45,18 @@ def create_states(make: Callable[[Array], TrainState], seeds: Sequence[int]):
 
 
 def step_seeds(
-  state: TrainState, batch: Any, *, batch_axis: Literal[0] | None = None
+  state: TrainState,
+  batch: Any,
+  constants: Any = None,
+  *,
+  batch_axis: Literal[0] | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
   """`train.state.update` of every seed, together; metrics gain the axis.
 
   Args:
     state: State from `create_states`.
     batch: Batch of all seeds.
+    constants: Arrays of the loss that all seeds share, see `update`.
     batch_axis: Axis of the seeds in the batch: 0 if each seed has its own
       batch, None if all share one.
 
@@ -61,8 +66,8 @@ def step_seeds(
   lone, seeds = axes(state), state.seed.shape[0]
   if batch_axis == 0:
     _check_axis(batch, seeds)
-  step = jax.vmap(update, (lone, batch_axis), (lone, 0))
-  return step(state, batch)
+  step = jax.vmap(update, (lone, batch_axis, None), (lone, 0))
+  return step(state, batch, constants)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,7 +104,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(
-  state: Any, mesh: Mesh, bound: BoundRecipe, seeds: bool = False
+  state: Any,
+  mesh: Mesh,
+  bound: BoundRecipe | None = None,
+  seeds: bool = False,
 ) -> Any:
   """One `NamedSharding` per leaf of a (possibly abstract) state.
 
@@ -113,13 +116,14 @@ def state_shardings(
   Args:
     state: Pytree whose kernels, masks and moments end in the same paths.
     mesh: Mesh from `make_mesh`.
-    bound: Recipe of the model, for the groups of its kernels.
+    bound: Recipe of the model, for the groups of its kernels. Defaults to a
+      model without masks.
     seeds: Whether the leaves have a leading seed axis, which is never split.
 
   Raises:
     ValueError: If a part of an axis over `tensor` would split a group.
   """
-  units, leaves = bound.shard_units, bound.leaves
+  units, leaves = (bound.shard_units, bound.leaves) if bound else ({}, {})
 
   def one(path, leaf):
     name, shape = "/" + path_str(path), tuple(leaf.shape[seeds:])

@@ -8,31 +8,50 @@ arrays. Masks in the state are always those of the state's own step.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 from figs_jax import nn
-from figs_jax.core._flow import Flow
 from figs_jax.core.diagnostics import Layers, layer_table
-from figs_jax.core.tree import flatten, map_paths, path_str
+from figs_jax.core.pattern import NM
+from figs_jax.core.rules import Rules
+from figs_jax.core.tree import map_paths
 from figs_jax.core.types import Array
 from figs_jax.data.batch_checks import check_arrays, traced_for
+from figs_jax.nn.batch_norm import statistics_in
+from figs_jax.nn.point_statistics import (
+  Paths,
+  at_point,
+  statistics_of,
+  with_axis,
+  with_point,
+)
 from figs_jax.nn.recomputed import refuse_writes
 from figs_jax.optim import pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
+from figs_jax.train._finish import (
+  averaged_statistics,
+  check_point,
+  evaluation_model,
+  finish,
+  point_index,
+)
+from figs_jax.train.initial_values import check_finite, check_leaves
 from figs_jax.train.losses import (
   Mean,
   as_mean,
   check_loss,
   check_result,
+  check_rows,
   cross_entropy,
+  kl_divergence,
 )
 
 Loss = Callable[
@@ -56,9 +75,13 @@ class TrainState:
     masks: Nested dict of Boolean masks, None at dense leaves.
     opt_state: State of the optimizer, which sees gradients and parameters in
       float32 (or wider).
-    rest: Other state of the model (batch statistics, random streams).
+    rest: Other state of the model (batch statistics, random streams). Batch
+      statistics have a leading axis of points if the recipe has points.
     ema: Averaged parameters in float32 (or wider), or None.
+    ema_statistics: Averaged batch statistics, as nested dicts; empty without
+      averaging or statistics.
     graphdef, bound, tx, loss: Static objects.
+    statistics: Paths of batch statistics that have an axis of points; static.
     ema_decay, grad_accum_steps, diagnose_every: Static options, see `create`.
   """
 
@@ -69,10 +92,12 @@ class TrainState:
   opt_state: Any
   rest: Any
   ema: Any
+  ema_statistics: Any
   graphdef: Any = _static()
   bound: BoundRecipe = _static()
   tx: optax.GradientTransformationExtraArgs = _static()
   loss: Loss = _static()
+  statistics: Paths = _static()
   ema_decay: float = _static()
   grad_accum_steps: int = _static()
   diagnose_every: int = _static()
@@ -102,7 +127,8 @@ class TrainState:
         scalar or a `figs_jax.train.losses.Mean`; `grad_accum_steps` decides
         which.
       seed: Seed for dropout and every other draw inside the step.
-      ema_decay: Decay of the averaged parameters; 0 disables averaging.
+      ema_decay: Decay of the averaged parameters and batch statistics; 0
+        disables averaging.
       grad_accum_steps: Micro-batches per optimizer step; must divide the batch.
         They give the loss, metrics and gradients of the whole batch if the loss
         returns a `Mean`; of scalars the mean over micro-batches is taken, which
@@ -126,6 +152,8 @@ class TrainState:
     (8, 4)
     """
     check_loss(loss)
+    if recipe.points is not None and recipe.points.distill:
+      check_rows(loss, recipe.name)
     model = nn.with_flow(model, recipe.flow)
     model.train()
     leaves = nn.masked_leaves(model)
@@ -134,12 +162,23 @@ class TrainState:
         f"recipe {recipe.name!r}: expected a model with masked layers; call"
         " figs_jax.sparsify(model, rules) first, or use the recipe 'dense'"
       )
+    if recipe.adapter_rank and not nn.has_adapters(model):
+      raise ValueError(
+        f"recipe {recipe.name!r}: expected a model with adapters; call"
+        " figs_jax.sparsify(model, recipe), or set rank=0"
+      )
     bound = recipe.bind(leaves)
     tx = pass_masks(tx)
     graphdef, params, _, rest = nn.split(model)
-    _check_leaves(params, rest)
+    check_leaves(params, rest)
     check_finite(params)
     params, rest = jax.tree.map(jnp.copy, (params, rest))
+    statistics: Paths = ()
+    if recipe.points is not None:
+      statistics = statistics_of(model)
+      rest = with_axis(rest, statistics, len(recipe.points.patterns))
+    averaged = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    averaged = statistics_in(rest, averaged) if ema_decay else {}
     # Copied, since some optimizers keep the params, or one array twice; with a
     # dtype, since a weak one would be compiled for again after the first step.
     opt_state = jax.tree.map(
@@ -154,10 +193,12 @@ class TrainState:
       opt_state=opt_state,
       rest=rest,
       ema=jax.tree.map(jnp.copy, _wide(params)) if ema_decay else None,
+      ema_statistics=jax.tree.map(jnp.copy, averaged),
       graphdef=graphdef,
       bound=bound,
       tx=tx,
       loss=loss,
+      statistics=statistics,
       ema_decay=ema_decay,
       grad_accum_steps=grad_accum_steps,
       diagnose_every=diagnose_every,
@@ -168,62 +209,33 @@ class TrainState:
     """The recipe that the masks follow."""
     return self.bound.recipe
 
-  def finished(self, *, ema: bool = False) -> nnx.Module:
+  def finished(
+    self, *, ema: bool = False, point: NM | str | None = None
+  ) -> nnx.Module:
     """The model with hard N:M zeros, in evaluation mode.
 
     Masks in their last stage are kept; others are computed from the weights at
     the target pattern. So are the masks of averaged weights, unless the recipe
     chooses masks by more than weights.
+
+    Args:
+      ema: Whether to take the averaged weights.
+      point: Pattern to cut every masked kernel to, by |w|, in place of the
+        target. A model of the recipe `nested` is trained for several.
+
+    Raises:
+      ValueError: If averaged weights are missing, or the point does not fit
+        (see `check_point`).
     """
-    return evaluation_model(self, *finish(self, ema=ema))
-
-
-def check_finite(params: Any) -> None:
-  """Raises ValueError at a parameter with NaN or infinity, by its path.
-
-  Tracers are not checked.
-  """
-  for path, leaf in flatten(params).items():
-    if not isinstance(leaf, jax.core.Tracer) and not _is_finite(leaf):
-      raise ValueError(
-        f"{path}: expected finite initial values, got NaN or infinity in"
-        f" {leaf.dtype}; use a wider param_dtype, or other weights"
-      )
-
-
-def _check_leaves(params: Any, rest: Any) -> None:
-  """Raises ValueError at variables that no checkpoint can hold."""
-  keystr = jax.tree_util.keystr
-  for tree in (params, rest):
-    paths: dict[str, str] = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      path = path_str(keys)
-      if jnp.size(leaf) == 0:
-        raise ValueError(
-          f"{path}: expected at least one entry, got shape {jnp.shape(leaf)};"
-          " remove the variable from the model"
-        )
-      # Checkpoints and exported files separate by ".", rules by "/".
-      name = path.replace("/", ".")
-      if name in paths:
-        raise ValueError(
-          f"{keystr(keys)} and {paths[name]}: expected different names, but"
-          f" both are saved as {name}; rename one of them"
-        )
-      paths[name] = keystr(keys)
-
-
-def _is_finite(leaf: Any) -> bool:
-  if isinstance(leaf, jax.Array) and jax.default_backend() != "cpu":
-    return bool(_all_finite(leaf))
-  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    return all(_is_finite(shard.data) for shard in leaf.addressable_shards)
-  return bool(np.isfinite(np.asarray(leaf)).all())  # compiles nothing
-
-
-@jax.jit
-def _all_finite(leaf: Array) -> Array:
-  return jnp.isfinite(leaf).all()
+    source = averaged_statistics(self) if ema else self
+    if point is None:
+      return evaluation_model(source, *finish(self, ema=ema))
+    nm = check_point(self, point)
+    index = point_index(self, nm)
+    model = evaluation_model(source, *finish(self, ema=ema, n=nm.n), index)
+    # In a group, so that a path of one word is a regex.
+    rules = ((f"({re.escape(path)})", nm) for path in self.bound.leaves)
+    return nn.sparsify(model, Rules(tuple(rules)))
 
 
 def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
@@ -235,35 +247,6 @@ def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
   return map_paths(lambda mask, _: mask, params, kept)
 
 
-def finish(state: TrainState, *, ema: bool = False) -> tuple[Any, Any]:
-  """(params, masks) at the target pattern, with pruned entries exactly 0."""
-  if ema and state.ema is None:
-    raise ValueError(
-      "expected averaged weights, got a state without; train with"
-      " config.ema_decay > 0"
-    )
-  bound, params = state.bound, state.params
-  if ema:
-    params = _cast_like(state.ema, params)
-  if ema and not state.recipe.is_stateful:
-    masks = bound.target(params, seed=state.seed)
-  else:
-    switched = state.recipe.switched(state.opt_state)
-    masks = bound.final(
-      params, state.masks, state.step, switched, seed=state.seed
-    )
-  return bound.finish(params, masks, nn.scales(state.rest, masks)), masks
-
-
-def evaluation_model(state: TrainState, params: Any, masks: Any) -> nnx.Module:
-  """The evaluation model of parameters and masks from `finish`; traceable."""
-  zero = jnp.zeros((), jnp.float32)
-  model = nn.merge(state.graphdef, params, masks, zero, state.rest)
-  model = nn.with_flow(model, Flow())  # `finish` has applied S-STE
-  model.eval()
-  return model
-
-
 def with_fresh_masks(state: TrainState) -> TrainState:
   """The state with masks recomputed from its step and weights."""
   switched = state.recipe.switched(state.opt_state)
@@ -273,13 +256,32 @@ def with_fresh_masks(state: TrainState) -> TrainState:
   return dataclasses.replace(state, masks=masks)
 
 
-def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-  """One step without jit, for your own jit, vmap, scan or mesh."""
+def update(
+  state: TrainState, batch: Any, constants: Any = None
+) -> tuple[TrainState, dict[str, Any]]:
+  """One step without jit, for your own jit, vmap, scan or mesh.
+
+  Args:
+    state: State from `TrainState.create`.
+    batch: Pytree of arrays, as the state's loss expects it.
+    constants: Arrays for a loss that has `constants`, as that of `distill`: an
+      argument of a compiled step is not part of its program. Defaults to those
+      of the loss.
+  """
+  if constants is None:
+    return _update(state, batch)
+  loss: Any = state.loss
+  bound = dataclasses.replace(state, loss=loss.with_constants(constants))
+  new, metrics = _update(bound, batch)
+  return dataclasses.replace(new, loss=loss), metrics
+
+
+def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   recipe, bound = state.recipe, state.bound
   switched = recipe.switched(state.opt_state)
   moment = recipe.at(state.step, switched)
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-  grads, loss, metrics, rest = _gradients(state, batch, moment.leak, key)
+  grads, loss, metrics, rest = _mean_gradients(state, batch, moment.leak, key)
   # In float32: as float16, eps = 1e-8 is 0, and moments stick in 16 bits.
   updates, opt_state = state.tx.update(
     _wide(grads),
@@ -309,9 +311,18 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   if state.diagnose_every:
     due = (state.step + 1) % state.diagnose_every == 0
     metrics["layers"] = layers_if(due, masks, params, grads, state.masks)
-  ema = state.ema
+  ema, ema_statistics = state.ema, state.ema_statistics
   if state.ema_decay:
     ema = optax.incremental_update(_wide(params), ema, 1 - state.ema_decay)
+    ema_statistics = jax.tree.map(
+      lambda new, old: (
+        old + (1 - state.ema_decay) * (new - old)
+        if jnp.issubdtype(old.dtype, jnp.inexact)
+        else new
+      ),
+      statistics_in(rest, ema_statistics),
+      ema_statistics,
+    )
   new = dataclasses.replace(
     state,
     step=state.step + 1,
@@ -320,6 +331,7 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     opt_state=opt_state,
     rest=rest,
     ema=ema,
+    ema_statistics=ema_statistics,
   )
   return new, metrics
 
@@ -351,7 +363,7 @@ def gradients(state: TrainState, batch: Any, key: Array) -> Any:
   leak = state.recipe.at(
     state.step, state.recipe.switched(state.opt_state)
   ).leak
-  return _gradients(state, batch, leak, key)[0]
+  return _mean_gradients(state, batch, leak, key)[0]
 
 
 def layers_if(due: Array, *args: Any) -> Layers:
@@ -401,45 +413,74 @@ def train_step(
   """
   try:
     with traced_for(batch, state.loss):
-      return _compiled_step(state, batch)
+      constants = getattr(state.loss, "constants", None)
+      return _compiled_step(state, batch, constants)
   except TypeError:
     check_arrays(batch)
     raise
 
 
-def _value_fn(state, batch, leak, key):
+def _value_fn(
+  state: Any, batch: Any, leak: Array, key: Array
+) -> Callable[..., Array]:
   """The step's loss as a function of the params, for line searches."""
-  streams, key = jax.random.split(key)
-  rest = nn.reseed(state.rest, streams)
+  rest, points = state.rest, state.recipe.points
 
   def value_fn(params, masks=state.masks):  # optax passes masks= where it can
     params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, state.params)
-    model = nn.merge(state.graphdef, params, masks, leak, rest)
-    return as_mean(state.loss(model, batch, key)[0]).value
+    loss_of = _loss_of(state, leak)
+    if points is None:
+      return loss_of(params, masks, rest, batch, key)[0]
+
+    def one(teacher, masks, point):
+      own = at_point(rest, state.statistics, point)
+      soft = None if teacher is None else (teacher, point)
+      loss, (_, _, teacher) = loss_of(params, masks, own, batch, key, soft)
+      return teacher, loss
+
+    return state.bound.over_points(
+      one,
+      _first_teacher(state, leak, rest, batch, key),
+      state.params,
+      state.step,
+      seed=state.seed,
+    )[1]
 
   return value_fn
 
 
-def _gradients(state, batch, leak, key):
+def _mean_gradients(
+  state: Any, batch: Any, leak: Array, key: Array
+) -> tuple[Any, Array, Any, Any]:
   """(gradients, loss, metrics, rest) of a batch, over its micro-batches."""
+  one_grad = jax.grad(_loss_of(state, leak), has_aux=True)
 
-  def loss_of(params, rest, batch, key):
-    streams, key = jax.random.split(key)
-    model = nn.merge(
-      state.graphdef, params, state.masks, leak, nn.reseed(rest, streams)
+  def grad(params, rest, batch, key):
+    """(gradients, (means, rest)), the mean over points if there are any."""
+    if state.recipe.points is None:
+      grads, (means, rest, _) = one_grad(params, state.masks, rest, batch, key)
+      return grads, (means, rest)
+
+    def one(carry, masks, point):
+      rest, teacher = carry
+      own = at_point(rest, state.statistics, point)
+      soft = None if teacher is None else (teacher, point)
+      grads, (means, new, teacher) = one_grad(
+        params, masks, own, batch, key, soft
+      )
+      rest = with_point(rest, state.statistics, point, new)
+      return (rest, teacher), (_wide(grads), _wide(means))
+
+    teacher = _first_teacher(state, leak, rest, batch, key)
+    (rest, _), (grads, means) = state.bound.over_points(
+      one, (rest, teacher), params, state.step, seed=state.seed
     )
-    refuse_writes(model)
-    result = state.loss(model, batch, key)
-    check_result(result)
-    loss, metrics = result
-    means = jax.tree.map(as_mean, (loss, metrics), is_leaf=_is_mean)
-    return means[0].value, (means, nn.split(model)[3])
+    return grads, (means, rest)
 
-  grad = jax.grad(loss_of, has_aux=True)
   count = state.grad_accum_steps
   if count == 1:
     grads, (means, rest) = grad(state.params, state.rest, batch, key)
-    return grads, *_values(means), rest
+    return _cast_like(grads, state.params), *_values(means), rest
 
   sizes = {(*jnp.shape(leaf), 1)[0] for leaf in jax.tree.leaves(batch)}
   if any(size % count for size in sizes):
@@ -475,6 +516,64 @@ def _gradients(state, batch, leak, key):
   )
   grads = jax.tree.map(lambda g: Mean(g, means[0].weight).value, grads)
   return _cast_like(grads, state.params), *_values(means), rest
+
+
+def _loss_of(state: Any, leak: Array) -> Callable[..., Any]:
+  """(params, masks, rest, batch, key, soft) -> loss, (means, rest, logits).
+
+  `soft` is None, or (logits of the densest point, index of the point): all
+  other points then follow these logits in place of the labels.
+  """
+
+  def loss_of(params, masks, rest, batch, key, soft=None):
+    streams, key = jax.random.split(key)
+    model = nn.merge(
+      state.graphdef, params, masks, leak, nn.reseed(rest, streams)
+    )
+    refuse_writes(model)
+    logits = None
+    if soft is None:
+      result = state.loss(model, batch, key)
+    else:
+      result, logits = _followed(state, model, batch, key, *soft)
+    check_result(result)
+    loss, metrics = result
+    means = jax.tree.map(as_mean, (loss, metrics), is_leaf=_is_mean)
+    return means[0].value, (means, nn.split(model)[3], logits)
+
+  return loss_of
+
+
+def _followed(
+  state: Any, model: Any, batch: Any, key: Array, teacher: Array, point: Array
+) -> tuple[Any, Array]:
+  """The loss of a point with the densest one as its teacher, and new logits.
+
+  The densest comes first: its logits replace the teacher's.
+  """
+  rows = state.loss.rows(model, batch, key)
+  own = jax.lax.stop_gradient(rows.logits)
+  is_densest = point == len(state.recipe.points.patterns) - 1
+  soft = kl_divergence(teacher, rows.logits)
+  losses = jnp.where(is_densest, rows.losses.astype(soft.dtype), soft)
+  result = rows._replace(losses=losses).means()
+  return result, jnp.where(is_densest, own, teacher)
+
+
+def _first_teacher(
+  state: Any, leak: Array, rest: Any, batch: Any, key: Array
+) -> Array | None:
+  """Logits of the batch's shape, before any pass; None without distillation."""
+  if not state.recipe.points.distill:
+    return None
+
+  def logits(rest):
+    own = at_point(rest, state.statistics, 0)
+    model = nn.merge(state.graphdef, state.params, state.masks, leak, own)
+    return state.loss.rows(model, batch, key).logits
+
+  shape = jax.eval_shape(logits, nn.reseed(rest, key))
+  return jnp.zeros(shape.shape, shape.dtype)
 
 
 def _is_mean(value: Any) -> bool:

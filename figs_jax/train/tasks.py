@@ -1,4 +1,4 @@
-"""Tasks: classifying images, or generating text from text.
+"""Tasks: classifying images, text from text, the next token, whole texts.
 
 A task holds everything that depends on it in training and evaluation: batches,
 loss, evaluation metrics, and the model options that follow from the data. The
@@ -14,37 +14,33 @@ import numpy as np
 from ml_collections import config_dict
 
 from figs_jax import data, models
-from figs_jax.data import text
+from figs_jax.data import masked_text, text
+from figs_jax.data.masked_text import LabelledTexts, MaskedTokens
 from figs_jax.data.opened import Options
 from figs_jax.data.pixels import PixelScale
 from figs_jax.data.python_data import PythonData
-from figs_jax.train.losses import MixedCrossEntropy, TeacherForcing
+from figs_jax.data.wordpiece import WordPiece
+from figs_jax.train.config import stream_seed
+from figs_jax.train.losses import MaskedTokens as MaskedTokenLoss
+from figs_jax.train.losses import (
+  MixedCrossEntropy,
+  NextToken,
+  TeacherForcing,
+  TextLabels,
+)
 from figs_jax.train.metrics import LabelAccuracy
-from figs_jax.train.text_scores import Bleu, ExactMatch, GlueScore, TokenLoss
+from figs_jax.train.text_scores import (
+  Bleu,
+  ExactMatch,
+  GlueScore,
+  MaskedAccuracy,
+  NextTokenLoss,
+  TextLabelScore,
+  TokenLoss,
+)
 
 # The vocabulary is padded to a multiple of this, as in T5 (32,100 -> 32,128).
 _ROWS = 128
-
-
-def stream_seed(config: config_dict.ConfigDict) -> int | list[int]:
-  """Seed of the training stream; one per seed if each has its own.
-
-  Seed i of a run with several reads what a run of that seed alone reads.
-
-  >>> from figs_jax.train.config import default_config
-  >>> config = default_config("figs")
-  >>> config.seed, config.seeds, config.data.seed = 5, 3, 20
-  >>> stream_seed(config)
-  [25, 26, 27]
-  >>> config.data.order = "shared"
-  >>> stream_seed(config)
-  20
-  """
-  first = config.data.seed
-  if config.data.order == "shared":
-    return first
-  first += config.seed
-  return [first + i for i in range(config.seeds)] if config.seeds else first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +127,7 @@ class Text:
   """Target tokens from input tokens: span corruption, or text to text."""
 
   config: config_dict.ConfigDict
-  texts: text.Texts
+  texts: Any
 
   @classmethod
   def of(cls, config: config_dict.ConfigDict, given: PythonData | None) -> Text:
@@ -171,9 +167,13 @@ class Text:
         return Bleu(texts.vocabulary.decode, beams)
       answers = texts.answers()  # raises for labels that are cut to the same
       return ExactMatch(beams) if texts.is_own else GlueScore(answers, beams)
+    return TokenLoss(self._byte_lengths())
+
+  def _byte_lengths(self) -> np.ndarray:
+    """Bytes of text of each id, with the rows that pad the vocabulary."""
     lengths = self.texts.vocabulary.byte_lengths()
     rows = self.model_options["vocab"]
-    return TokenLoss(np.pad(lengths, (0, rows - len(lengths))))
+    return np.pad(lengths, (0, rows - len(lengths)))
 
   def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
     """Training batches of a shard; see `figs_jax.data.text.train_batches`."""
@@ -200,11 +200,126 @@ class Text:
     )
 
 
-Measure = LabelAccuracy | TokenLoss | GlueScore | ExactMatch | Bleu
-Task = ImageClassification | Text
+@dataclasses.dataclass(frozen=True)
+class NextTokenText(Text):
+  """The next token of every token of a row, or of those of a target."""
+
+  @classmethod
+  def of(
+    cls, config: config_dict.ConfigDict, given: PythonData | None
+  ) -> NextTokenText:
+    options = config.data
+    texts = data.find_causal_text(
+      given or options.name,
+      vocabulary=options.vocabulary,
+      input_length=options.input_length,
+      data_dir=options.data_dir,
+      download=options.download,
+      options=Options.of(options),
+    )
+    return cls(config, texts)
+
+  @property
+  def loss(self) -> NextToken:
+    return NextToken(self.config.label_smoothing)
+
+  @property
+  def measure(self) -> NextTokenLoss:
+    return NextTokenLoss(self._byte_lengths())
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedText:
+  """Predicts masked tokens of texts, or their labels."""
+
+  config: config_dict.ConfigDict
+  texts: MaskedTokens | LabelledTexts
+
+  @classmethod
+  def of(
+    cls, config: config_dict.ConfigDict, given: PythonData | None
+  ) -> MaskedText:
+    options = config.data
+    texts = masked_text.find_masked_texts(
+      given or options.name,
+      objective=options.objective,
+      vocabulary=options.vocabulary,
+      input_length=options.input_length,
+      density=options.density,
+      data_dir=options.data_dir,
+      download=options.download,
+      options=Options.of(options),
+    )
+    return cls(config, texts)
+
+  @property
+  def model_options(self) -> dict[str, Any]:
+    vocabulary = self.texts.vocabulary
+    # Published weights have the vocabulary's own size.
+    rows = 1 if isinstance(vocabulary.codec, WordPiece) else _ROWS
+    options: dict[str, Any] = {
+      "vocab": -(-vocabulary.size // rows) * rows,
+      "input_length": self.texts.input_length,
+      "output": "tokens",
+    }
+    if isinstance(self.texts, LabelledTexts):
+      options |= {"output": "classes", "num_classes": len(self.texts.names)}
+    return options
+
+  @property
+  def loss(self) -> MaskedTokenLoss | TextLabels:
+    smoothing = self.config.label_smoothing
+    if isinstance(self.texts, LabelledTexts):
+      return TextLabels(smoothing)
+    return MaskedTokenLoss(smoothing)
+
+  @property
+  def measure(self) -> MaskedAccuracy | TextLabelScore:
+    if isinstance(self.texts, LabelledTexts):
+      return TextLabelScore(len(self.texts.names), self.texts.task)
+    return MaskedAccuracy()
+
+  def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
+    """Training batches of a shard; see `figs_jax.data.text.train_batches`."""
+    options = self.config.data
+    return text.train_batches(
+      self.texts,
+      options.train_split,
+      batch_size,
+      seed=stream_seed(self.config),
+      workers=options.workers,
+      **shard,
+    )
+
+  def eval_batches(
+    self, batch_size: int | None = None, **shard: int
+  ) -> text.TextEvalBatches:
+    """Evaluation batches of a shard, of the configured size by default."""
+    options = self.config.data
+    return text.eval_batches(
+      self.texts,
+      options.eval_split,
+      batch_size or options.eval_batch_size,
+      **shard,
+    )
+
+
+Measure = (
+  LabelAccuracy
+  | TokenLoss
+  | NextTokenLoss
+  | GlueScore
+  | ExactMatch
+  | Bleu
+  | MaskedAccuracy
+  | TextLabelScore
+)
+Task = ImageClassification | Text | MaskedText
 # The task of a family by the name that its class gives.
-TASKS: dict[str, type[ImageClassification] | type[Text]] = {
+TASKS: dict[str, type[ImageClassification] | type[Text] | type[MaskedText]] = {
+  "causal_text": NextTokenText,
   "images": ImageClassification,
+  "masked_text": MaskedText,
   "text_to_text": Text,
 }
 

@@ -19,7 +19,12 @@ from flax import nnx
 from figs_jax.core.types import Array
 from figs_jax.data.labels import padded
 from figs_jax.models import decode
-from figs_jax.train.losses import token_losses
+from figs_jax.train.losses import (
+  NextToken,
+  TeacherForcing,
+  label_losses,
+  token_losses,
+)
 from figs_jax.train.metrics import (
   Sums,
   Values,
@@ -58,7 +63,7 @@ class TokenLoss:
 
   def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
     targets = jnp.where(batch["valid"][:, None], padded(batch["targets"]), 0)
-    logits = model(batch["inputs"], targets)
+    logits = model(*self.arguments(batch["inputs"], targets))
     losses, hits, counted = token_losses(logits, targets)
     lengths = jnp.asarray(self.byte_lengths, jnp.float32)
     return {
@@ -74,6 +79,20 @@ class TokenLoss:
   def values(self, sums: Sums) -> Values:
     yield from accuracy_and_loss(sums)
     yield "bits_per_byte", sums["losses"] / math.log(2) / sums["bytes"]
+
+  arguments = staticmethod(TeacherForcing.arguments)
+
+
+class NextTokenLoss(TokenLoss):
+  """Loss and accuracy per next token, and bits per byte of raw text.
+
+    bits per byte = nats of all target tokens / ln 2 / bytes of these tokens
+
+  The numerator includes the tokens that end a document. Only the text before a
+  token is known, and of that no more than its row.
+  """
+
+  arguments = staticmethod(NextToken.arguments)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,8 +151,7 @@ class GlueScore:
       counts = confusion[..., number, :, :classes]
       tables = counts.reshape(-1, *counts.shape[-2:]).astype(np.int64)
       scores = {}
-      for score in _SCORES.get(name, ("accuracy",)):
-        flat = [_SCORE[score](table) for table in tables]
+      for score, flat in scores_of(name, tables).items():
         value = np.reshape(flat, counts.shape[:-2])
         scores[score] = np.where(finite, value, np.nan)
         if score != "accuracy":
@@ -232,6 +250,82 @@ class Bleu:
     grams, finite = sums["grams"], np.isfinite(sums["losses"])
     flat = [_bleu_of(row) for row in grams.reshape(-1, grams.shape[-1])]
     yield "bleu", np.where(finite, np.reshape(flat, grams.shape[:-1]), np.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedAccuracy:
+  """Accuracy and loss per masked token."""
+
+  headline: ClassVar[str] = "accuracy"
+
+  def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+    targets = jnp.where(batch["valid"][:, None], padded(batch["targets"]), 0)
+    logits = model(batch["inputs"], batch["types"])
+    losses, hits, counted = token_losses(logits, targets)
+    return {
+      "hits": hits.sum(-1),
+      "losses": losses.sum(-1),
+      "seen": counted.sum(-1),
+    }
+
+  count = staticmethod(total)
+  tally = staticmethod(as_counted)
+  values = staticmethod(accuracy_and_loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextLabelScore:
+  """Accuracy and loss of labels of texts, and the score of a task of GLUE.
+
+  The scores are those of `GlueScore`.
+
+  Attributes:
+    classes: Number of classes.
+    task: Name of the task of GLUE, or "" for other data.
+  """
+
+  classes: int
+  task: str = ""
+
+  @property
+  def headline(self) -> str:
+    return "glue_score" if self.task else "accuracy"
+
+  def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+    logits = model(batch["inputs"], batch["types"])
+    losses, hits, weights = label_losses(logits, batch["label"])
+    valid = jnp.where(batch["valid"], weights, 0.0)
+    return {
+      "hits": hits * valid,
+      "losses": losses * valid,
+      "seen": valid,
+      "given": jnp.argmax(logits, -1),
+      "label": batch["label"],
+    }
+
+  def count(self, each: Sums) -> Sums:
+    table = jnp.zeros((self.classes, self.classes), jnp.float32)
+    table = table.at[each["given"], each["label"]].add(each["seen"])
+    sums = {name: each[name].sum() for name in ("hits", "losses", "seen")}
+    return sums | {"confusion": table}
+
+  tally = staticmethod(as_counted)
+
+  def values(self, sums: Sums) -> Values:
+    """Yields accuracy, loss and, of GLUE, SCORE/TASK and glue_score."""
+    yield from accuracy_and_loss(sums)
+    if not self.task:
+      return
+    confusion, finite = sums["confusion"], np.isfinite(sums["losses"])
+    tables = confusion.reshape(-1, *confusion.shape[-2:]).astype(np.int64)
+    scores = {
+      name: np.where(finite, np.reshape(flat, confusion.shape[:-2]), np.nan)
+      for name, flat in scores_of(self.task, tables).items()
+    }
+    for name, value in scores.items():
+      if name != "accuracy":
+        yield f"{name}/{self.task}", value
+    yield "glue_score", np.mean(list(scores.values()), axis=0)
 
 
 def _decoded(model: Any, batch: dict[str, Any], beams: int) -> Array:
@@ -337,6 +431,22 @@ _SCORE = {
   "pearson": partial(_correlation, name="pearsonr"),
   "spearman": partial(_correlation, name="spearmanr"),
 }
+
+
+def scores_of(task: str, tables: np.ndarray) -> dict[str, list[float]]:
+  """The scores of a task of GLUE by name, one for each table.
+
+  Args:
+    task: Name of the task; unknown ones have an accuracy.
+    tables: Examples by given and wanted class, int [tables, given, wanted].
+
+  >>> scores_of("mrpc", np.array([[[2, 1], [0, 3]]]))["accuracy"]
+  [0.8333333333333334]
+  """
+  return {
+    name: [_SCORE[name](table) for table in tables]
+    for name in _SCORES.get(task, ("accuracy",))
+  }
 
 
 def _bleu_of(grams: np.ndarray) -> float:

@@ -30,6 +30,7 @@ from figs_jax.train.config import (
   completed,
   other_model,
   other_recipe,
+  recipe_of,
   recipe_sha256,
   register_model,
 )
@@ -329,7 +330,7 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
   if not (path / "checkpoints").is_dir():
     weights = pretrained.read(model, path, **options)
     if "mean" in config.data:
-      _compare_pixels(path, config.data, model)
+      compare_pixels(path, config.data, model)
     return weights
   source = _dense_model(path, config.init_seed, config.data.data_dir)
   if own:
@@ -459,10 +460,16 @@ def _flags(model: Any, **options: Any) -> str:
   return " ".join(words)
 
 
-def _compare_pixels(
+def compare_pixels(
   path: Path, fields: config_dict.ConfigDict, model: Any
 ) -> None:
-  """Warns if published weights expect pixels of another scale."""
+  """Warns if published weights expect pixels of another scale.
+
+  Args:
+    path: File or directory of the weights.
+    fields: Fields `data` of the configuration.
+    model: Model of the run.
+  """
   wanted = pixels.published(path)
   if wanted is not None and model.in_channels == 1:
     wanted = wanted.gray()
@@ -476,27 +483,41 @@ def _compare_pixels(
     )
 
 
-def _dense_model(workdir: Path, seed: int, data_dir: str | None) -> nnx.Module:
-  """The model of a dense run's newest checkpoint.
+def newest_model(
+  workdir: Path, seed: int, data_dir: str | None, data: Any = None
+) -> tuple[config_dict.ConfigDict, nnx.Module]:
+  """(configuration, finished model) of a run that a new run names.
 
-  `data_dir` is that of the new run; the saved one may be of another data set.
+  Args:
+    workdir: Directory of the run.
+    seed: Index of the seed, if it has several.
+    data_dir: Data directory of the new run; the saved one may be of another
+      data set, and is tried first.
+    data: Data of a program, if the run trained on them.
+
+  Raises:
+    ValueError: If `restore` raises it.
   """
   try:
-    experiment, state, _ = restore(workdir)
+    experiment, state, _ = restore(workdir, data=data)
   except SavedPathError:
     if data_dir is None:
       raise
-    experiment, state, _ = restore(workdir, data_dir=data_dir)
-  if experiment.recipe.sparse:
-    raise ConfigError(
-      f"{workdir}: expected a dense run, got recipe"
-      f" {experiment.recipe.name!r}; set --config.init_from to a dense run or"
-      " to a file of weights"
-    )
+    experiment, state, _ = restore(workdir, data_dir=data_dir, data=data)
   if experiment.seeds:
     _check_seed(workdir, experiment, seed)
     state = seeds.take(state, seed)
-  return state.finished()
+  return experiment.config, state.finished()
+
+
+def _dense_model(workdir: Path, seed: int, data_dir: str | None) -> nnx.Module:
+  config, model = newest_model(workdir, seed, data_dir)
+  if recipe_of(config).sparse:
+    raise ConfigError(
+      f"{workdir}: expected a dense run, got recipe {config.recipe.name!r}; set"
+      " --config.init_from to a dense run or to a file of weights"
+    )
+  return model
 
 
 def _check_seed(

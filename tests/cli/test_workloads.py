@@ -93,7 +93,7 @@ def test_decoders_by_name():
     ("vit", "write family:variant"),
     ("vot:B/16", "did you mean 'vit'"),
     ("lama:8b", "did you mean 'llama'"),
-    ("llama:9b", "Unknown llama variant '9b'"),
+    ("llama:9b", "Unknown Llama variant '9b'"),
     ("llama:8b:depth=two", "expected int"),
     ("vit:Q/16", "ViT variant 'Q/16'"),
     ("vit:B/16:depth", "write option=value"),

@@ -81,6 +81,20 @@ def _due(chance):
   return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(TOTAL + 1)))
 
 
+@functools.cache
+def points(counts, sampled):
+  """n of every pass at every step: the densest, the sparsest, drawn ones."""
+  between = jnp.asarray(counts[1:-1], jnp.int32)
+
+  def one(step):
+    key = jax.random.fold_in(jax.random.key(0), step)
+    key = jax.random.fold_in(key, zlib.crc32(b"points"))
+    return jax.random.permutation(key, between)[:sampled]
+
+  drawn = np.asarray(jax.vmap(one)(jnp.arange(TOTAL)))
+  return [[counts[-1], counts[0], *row] for row in drawn.tolist()]
+
+
 def _keys(path):
   """The keys of a kernel at every step, seeds of run and recipe being 0."""
 

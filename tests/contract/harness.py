@@ -84,11 +84,17 @@ class Functional:
     flag = self.recipe.switched(state["opt_state"])
     leak = self.recipe.at(step, flag).leak
 
-    def loss_of(params):
+    def loss_of(params, masks):
       seen = self.bound.effective(params, masks, leak, state["scales"])
       return jnp.mean((self.container.apply(seen, x) - y) ** 2)
 
-    loss, grads = jax.value_and_grad(loss_of)(params)
+    def one(carry, masks, point):
+      return carry, jax.value_and_grad(loss_of)(params, masks)
+
+    if self.recipe.points is None:
+      _, (loss, grads) = one(None, masks, None)
+    else:
+      _, (loss, grads) = self.bound.over_points(one, None, params, step)
     updates, opt_state = self.tx.update(
       grads, state["opt_state"], params, masks=masks, **self.unknown
     )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .draws import points as drawn_points
 from .pieces import TOTAL, largest, never
 
 
@@ -114,16 +115,10 @@ def run(row, weights, batches, draws):
     history.append({**now, "switched": adam.switched})
     if step == TOTAL:
       return history
-    seen = dict(w)
-    for k, mask in masks.items():
-      seen[k] = np.where(mask, w[k], leak * w[k])
-      if row.soft and leak == 0:
-        seen[k] = beta[k] * soft(w[k], mask, row.targets[k][1])
-    history[-1]["loss"], grads = _backward(seen, *batches[step])
-    for k, mask in masks.items():
-      factor = {"ste": 1.0, "damped": leak, "masked": 0.0}[row.grad]
-      grads[k] = np.where(mask, grads[k], factor * grads[k])
-      grads[k] = grads[k] + row.backward * np.where(mask, 0, w[k])
+    history[-1]["loss"], grads = _mean(
+      _pass(row, w, each, leak, beta, batches[step])
+      for each in _masks_of_passes(row, w, masks, stage, step, draws)
+    )
     was = adam.switched
     w = adam(grads, w, masks)
     masks = {
@@ -135,6 +130,39 @@ def run(row, weights, batches, draws):
       )
       for k, nm in row.targets.items()
     }
+
+
+def _masks_of_passes(row, w, masks, stage, step, draws):
+  """The masks of every pass of a step: one, or one for each of its points."""
+  if not row.points or stage == 0:
+    return [masks]
+  views = {k: View(w[k], None, None, step, draws[k]) for k in masks}
+  return [
+    {k: largest(views[k], n, row.targets[k][1]) for k in masks}
+    for n in drawn_points(row.points, row.sampled)[step]
+  ]
+
+
+def _pass(row, w, masks, leak, beta, batch):
+  """Loss and gradients of one pass."""
+  seen = dict(w)
+  for k, mask in masks.items():
+    seen[k] = np.where(mask, w[k], leak * w[k])
+    if row.soft and leak == 0:
+      seen[k] = beta[k] * soft(w[k], mask, row.targets[k][1])
+  loss, grads = _backward(seen, *batch)
+  for k, mask in masks.items():
+    factor = {"ste": 1.0, "damped": leak, "masked": 0.0}[row.grad]
+    grads[k] = np.where(mask, grads[k], factor * grads[k])
+    grads[k] = grads[k] + row.backward * np.where(mask, 0, w[k])
+  return loss, grads
+
+
+def _mean(passes):
+  losses, grads = zip(*passes)
+  return np.mean(losses), {
+    k: np.mean([g[k] for g in grads], 0) for k in grads[0]
+  }
 
 
 def _backward(w, x, y):

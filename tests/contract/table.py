@@ -45,6 +45,8 @@ class Row:
     switches: Whether the masks start with STEP's flag.
     by_chance: Whether masks are refreshed at random steps.
     exact: Whether every refresh keeps exactly n per group, else at most n.
+    points: n of the nested patterns, if a step trains several.
+    sampled: Number of them that a step draws.
     ties: Whether the reference keeps the same ones of equal scores.
   """
 
@@ -63,6 +65,8 @@ class Row:
   by_chance: bool = False
   exact: bool = True
   ties: bool = True
+  points: tuple[int, ...] = ()
+  sampled: int = 1
 
   @property
   def options(self) -> dict[str, Any]:
@@ -212,6 +216,16 @@ ROWS = (
   Row(
     "set", {"dense": 0.0, "share": 0.8, "refresh_every": 3}, "2:8",
     choose=regrown("random", 0.8), adam=Anew,
+  ),
+  Row(  # the parts of a layer are in tests/nn/test_adapters.py
+    "slope", {"dense": 0.0, "refresh_every": 0, "rank": 0,
+              "double_pruned": False},
+    "2:4", grad="masked", adam=Cleared,
+  ),
+  Row("nested", {"patterns": "1:4,2:4,3:4,4:4"}, points=(1, 2, 3, 4)),
+  Row(
+    "nested", {"dense": 0.0, "sampled": 9}, "1:8", points=(1, 2, 4, 8),
+    sampled=2,
   ),
   Row("s_ste", {"dense": 0.0}, "2:4", soft=True),
   Row("s_ste", {"refresh_every": 4}, "1:4, 2:8", soft=True),

@@ -16,7 +16,13 @@ import tempfile
 
 import numpy as np
 
-from tests.models import swin_v2_oracle, t5_oracle, vit_oracle
+from tests.models import (
+  bert_oracle,
+  causal_oracle,
+  swin_v2_oracle,
+  t5_oracle,
+  vit_oracle,
+)
 
 TARGET = pathlib.Path(__file__).parent / "fixtures" / "configs_hf.json"
 # Model type -> (configuration, model with a head).
@@ -25,6 +31,9 @@ KINDS = {
   "swinv2": ("Swinv2Config", "Swinv2ForImageClassification"),
   "t5": ("T5Config", "T5ForConditionalGeneration"),
   "mt5": ("MT5Config", "MT5ForConditionalGeneration"),
+  "bert": ("BertConfig", "BertForMaskedLM"),
+  "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
+  "llama": ("LlamaConfig", "LlamaForCausalLM"),
 }
 _TEXT = {
   "vocab_size": t5_oracle.VOCAB,
@@ -49,6 +58,14 @@ CASES = {
   "t5 gated": ("t5", _GATED | {"tie_word_embeddings": False}, "v1_1"),
   "t5 unscaled": ("t5", _TEXT | {"tie_word_embeddings": False}, "v1_0"),
   "mt5": ("mt5", _GATED | {"tie_word_embeddings": False}, "v1_1"),
+  **{
+    f"bert {case}": ("bert", bert_oracle.arguments(case), case)
+    for case in bert_oracle.CASES
+  },
+  **{
+    name: (family, causal_oracle.arguments(name), name)
+    for name, (family, *_) in causal_oracle.CASES.items()
+  },
 }
 # Values to change a key to, beside those that `changed` derives.
 WORDS = {
@@ -56,7 +73,9 @@ WORDS = {
   "feed_forward_proj": ["relu", "gated-gelu", "gated-silu", "gelu"],
   "dense_act_fn": ["relu", "gelu_new", "gelu", "silu"],
   "pooler_act": ["relu"],
+  "position_embedding_type": ["relative_key", "relative_key_query"],
   "model_type": ["deit", "swin", "umt5"],
+  "activation_function": ["gelu", "gelu_pytorch_tanh", "relu"],
 }
 
 
@@ -77,13 +96,20 @@ def changed(name: str, value) -> list:
   return []
 
 
+def classes(case: str) -> tuple[str, str]:
+  """The library's classes of a case's configuration and model."""
+  kind, _, which = CASES[case]
+  config, model = KINDS[kind]
+  return config, bert_oracle.CASES[which][0] if kind == "bert" else model
+
+
 def loaded(case: str):
   """The library's model of a case with the weights of a fixture."""
   import torch
   import transformers
 
-  kind, arguments, which = CASES[case]
-  config, model = (getattr(transformers, name) for name in KINDS[kind])
+  _, arguments, _ = CASES[case]
+  config, model = (getattr(transformers, name) for name in classes(case))
   model = model(config(**arguments)).eval()
   state = {name: torch.from_numpy(v) for name, v in weights(case).items()}
   if "lm_head.weight" in state:
@@ -101,6 +127,10 @@ def weights(case: str) -> dict[str, np.ndarray]:
     target, prefix = vit_oracle.TARGET, "weight/"
   elif kind == "swinv2":
     target, prefix = swin_v2_oracle.TARGET, "weight/"
+  elif kind == "bert":
+    target, prefix = bert_oracle.TARGET, f"{which}/weight/"
+  elif kind in ("gpt2", "llama"):
+    target, prefix = causal_oracle.TARGET, f"{case}/weight/"
   else:
     target, prefix = t5_oracle.TARGET, f"{which}/weight/"
   with np.load(target) as data:
@@ -117,8 +147,14 @@ def inputs(case: str) -> dict[str, np.ndarray]:
   if kind == "vit":
     with np.load(vit_oracle.TARGET) as data:
       return {"images": data["images"], "logits": data["logits"]}
-  target = swin_v2_oracle.TARGET if kind == "swinv2" else t5_oracle.TARGET
-  names = ("images", "inputs", "targets", "logits")
+  if kind == "bert":
+    with np.load(bert_oracle.TARGET) as data:
+      names = {"inputs": "inputs", "types": "types", "output": "logits"}
+      return {ours: data[f"{which}/{n}"] for n, ours in names.items()}
+  targets = dict.fromkeys(("gpt2", "llama"), causal_oracle.TARGET)
+  targets["swinv2"] = swin_v2_oracle.TARGET
+  target = targets.get(kind, t5_oracle.TARGET)
+  names = ("images", "inputs", "targets", "tokens", "logits")
   with np.load(target) as data:
     return {n: data[f"{which}/{n}"] for n in names if f"{which}/{n}" in data}
 
@@ -134,6 +170,13 @@ def logits(model, case: str) -> np.ndarray:
       return model(torch.from_numpy(pixels.copy()), return_dict=True)[
         "logits"
       ].numpy()
+    if "types" in given:
+      ids, types = (
+        torch.from_numpy(given[name]).long() for name in ("inputs", "types")
+      )
+      return bert_oracle.output_of(model, ids, types).numpy()
+    if "tokens" in given:
+      return model(torch.from_numpy(given["tokens"]).long()).logits.numpy()
     ids, targets = (
       torch.from_numpy(given[name]).long() for name in ("inputs", "targets")
     )
@@ -157,7 +200,7 @@ def changes(case: str, saved: dict) -> dict[str, list]:
   """Key -> [changed value, what the library does] of one case."""
   import transformers
 
-  kind = getattr(transformers, KINDS[CASES[case][0]][1])
+  kind = getattr(transformers, classes(case)[1])
   tensors, want = weights(case), logits(loaded(case), case)
   result = {}
   for name, value in saved.items():
@@ -185,8 +228,8 @@ def main() -> None:
     for kind, (config, _) in KINDS.items()
   }
   version = {"defaults": made, "saved": {}}
-  for case, (kind, arguments, _) in CASES.items():
-    config, model = KINDS[kind]
+  for case, (_, arguments, _) in CASES.items():
+    config, model = classes(case)
     config = getattr(transformers, config)(**arguments, architectures=[model])
     version["saved"][case] = json.loads(config.to_json_string())
   if transformers.utils.is_torch_available():

@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from figs_jax import models
-from figs_jax.train.losses import cross_entropy, teacher_forcing
+from figs_jax.train.losses import (
+  cross_entropy,
+  masked_tokens,
+  next_token,
+  teacher_forcing,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,101 @@ def _text(inputs, targets):
   return batch
 
 
+def _masked(length):
+  def batch(size):
+    rows = _text(length, length)(size)
+    place = jnp.arange(length)[None]
+    masked = place % 3 == jnp.arange(size)[:, None] % 3
+    return {
+      "inputs": rows["inputs"],
+      "types": jnp.int32((place > 4) & (rows["inputs"] > 0)),
+      "targets": jnp.where(masked, rows["targets"], 0),
+    }
+
+  return batch
+
+
+def _rows(length):
+  def batch(size):
+    ids = _text(length + 1, 2)(size)["inputs"]
+    return {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+
+  return batch
+
+
 TINY = {
+  "resnet": Tiny(
+    "custom",
+    {
+      "block": "bottleneck",
+      "depths": (2, 3),
+      "width": 8,
+      "image_size": (9, 7),
+      "in_channels": 4,  # so that the stem has groups
+      "num_classes": 5,
+    },
+    _images(9, 7, 4),
+    ("image",),
+    cross_entropy,
+    kernels=1 + 5 * 3 + 2 + 1,
+    fewer={"block": "basic"},
+    noise={},
+    rules="conv3x3: 1:4, downsample: 2:4",
+  ),
+  "bert": Tiny(
+    "custom",
+    {
+      "width": 8,
+      "depth": 2,
+      "heads": 2,
+      "mlp_dim": 16,
+      "vocab": 24,
+      "length": 10,
+      "input_length": 9,
+    },
+    _masked(9),
+    ("inputs", "types"),
+    masked_tokens,
+    kernels=2 * 6 + 1,
+    fewer={"depth": 1},
+    noise={"dropout": 0.2, "attention_dropout": 0.2},
+  ),
+  "gpt2": Tiny(
+    "custom",
+    {
+      "width": 8,
+      "depth": 2,
+      "heads": 2,
+      "vocab": 24,
+      "length": 12,
+      "input_length": 9,
+    },
+    _rows(9),
+    ("inputs",),
+    next_token,
+    kernels=2 * 6,
+    noise={"dropout": 0.2},
+  ),
+  "llama": Tiny(
+    "custom",
+    {
+      "width": 8,
+      "depth": 2,
+      "heads": 4,
+      "kv_heads": 2,
+      "head_dim": 6,
+      "mlp_dim": 16,
+      "vocab": 24,
+      "rope_factor": 8.0,
+      "rope_length": 16,
+      "input_length": 9,
+    },
+    _rows(9),
+    ("inputs",),
+    next_token,
+    kernels=2 * 7 + 1,
+    noise={"attention_dropout": 0.2},
+  ),
   "swin_v2": Tiny(
     "custom/2",
     {
@@ -130,6 +229,8 @@ FORMS = {
 
 
 def create(family: str, **options: Any) -> Any:
-  """The dense tiny model of a family."""
+  """The dense tiny model of a family, in evaluation mode."""
   tiny = TINY[family]
-  return models.create(family, tiny.variant, **{**tiny.options, **options})
+  model = models.create(family, tiny.variant, **{**tiny.options, **options})
+  model.eval()
+  return model

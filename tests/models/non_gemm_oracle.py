@@ -27,13 +27,14 @@ class Node:
     return math.prod(self.shape)
 
 
-def values(fn, *args, width):
+def values(fn, *args, width, rank=3):
   """Kind -> values that all its passes write.
 
   Args:
     fn: Model; its scans are refused.
     *args: Its inputs, which may be abstract.
     width: Channels of a residual stream, or several.
+    rank: Number of axes of a residual stream.
   """
   nodes = _nodes(jax.make_jaxpr(fn)(*args))
   widths = (width,) if isinstance(width, int) else width
@@ -50,7 +51,7 @@ def values(fn, *args, width):
       sizes["activation"] += node.size
     elif node.name == "gather":
       sizes["embedding"] += node.size
-    elif node.name in ("add", "add_any") and len(node.shape) == 3:
+    elif node.name in ("add", "add_any") and len(node.shape) == rank:
       shapes = {one.shape for one in node.inputs}
       full = all(map(_is_computed, node.inputs))
       if shapes == {node.shape} and node.shape[-1] in widths and full:

@@ -8,6 +8,7 @@ from flax import nnx
 from figs_jax import models, nn
 from figs_jax.train.run_rows import layers_of
 
+RULES = {"resnet": "hidden: 1:4"}  # of families without ff
 # family -> variant, sizes, and another value for every option.
 CASES = {
   "vit": (
@@ -22,6 +23,18 @@ CASES = {
       "param_dtype": "bfloat16",
     },
   ),
+  "resnet": (
+    "custom",
+    {"block": "basic", "depths": (2, 1), "width": 8, "image_size": 16,
+     "num_classes": 4},
+    {
+      "block": "bottleneck", "depths": (1, 1), "width": 16, "stem": "cifar",
+      "shortcut": "identity", "zero_init": True, "num_classes": 8,
+      "image_size": 32, "in_channels": 4, "norm_momentum": 0.5,
+      "norm_epsilon": 1e-3, "scan": True, "remat": True, "dtype": "bfloat16",
+      "param_dtype": "bfloat16",
+    },
+  ),
   "swin_v2": (
     "custom/2",
     {"width": 8, "depths": (2, 1), "heads": 1, "window": 4,
@@ -32,6 +45,18 @@ CASES = {
       "image_size": 32, "in_channels": 4, "dropout": 0.1,
       "attention_dropout": 0.1, "drop_path": 0.1, "scan": True, "remat": True,
       "qkv_bias": False, "dtype": "bfloat16", "param_dtype": "bfloat16",
+    },
+  ),
+  "bert": (
+    "custom",
+    {"width": 8, "depth": 2, "heads": 2, "mlp_dim": 16, "vocab": 16,
+     "length": 8},
+    {
+      "width": 16, "depth": 1, "heads": 1, "mlp_dim": 24, "output": "classes",
+      "num_classes": 8, "vocab": 24, "length": 12, "token_types": 3,
+      "dropout": 0.1, "attention_dropout": 0.1, "input_length": 6,
+      "scan": True, "remat": True, "norm_epsilon": 1e-6, "gelu": "tanh",
+      "dtype": "bfloat16", "param_dtype": "bfloat16",
     },
   ),
   "t5": (
@@ -53,7 +78,7 @@ def same(family, variant, options):
   """Whether rows, paths and shapes are those of the model with arrays."""
   shapes = models.abstract(family, variant, **options)
   built = nnx.eval_shape(lambda: models.create(family, variant, **options))
-  for rules in (None, "ff: 1:4"):
+  for rules in (None, RULES.get(family, "ff: 1:4")):
     if rules:
       shapes, built = (nn.sparsify(model, rules) for model in (shapes, built))
     assert layers_of(shapes, 3) == layers_of(built, 3)
@@ -81,9 +106,10 @@ def test_rows_are_those_of_the_model_with_arrays(family):
   assert isinstance(jax.tree.leaves(nnx.state(arrays))[0], jax.Array)
   shapes = models.abstract(family, variant, **sizes)
   assert layers_of(shapes, 2) == layers_of(arrays, 2)
-  sparse = nn.sparsify(arrays, "ff: 1:4")
+  rules = RULES.get(family, "ff: 1:4")
+  sparse = nn.sparsify(arrays, rules)
   for row, want in zip(
-    layers_of(nn.sparsify(shapes, "ff: 1:4")), layers_of(sparse), strict=True
+    layers_of(nn.sparsify(shapes, rules)), layers_of(sparse), strict=True
   ):
     mask = want.pop("mask", None)
     assert row == want and (mask is None or np.size(mask))

@@ -30,8 +30,9 @@ class Markov(nnx.Module):
   def ids(self, name, ids):
     return jnp.asarray(ids)
 
-  def start(self, inputs, max_length, beams):
-    return Rows(jnp.repeat(inputs[:, 0], beams))
+  def start(self, inputs, max_length, beams, mask):
+    first = jnp.zeros(len(inputs), jnp.int32)
+    return first, Rows(jnp.repeat(inputs[:, 0], beams))
 
   def step(self, cache, tokens, place):
     jax.debug.callback(lambda place: TAKEN.append(int(place)), place)

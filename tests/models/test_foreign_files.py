@@ -229,7 +229,7 @@ def test_an_index_beside_a_single_file_must_agree(tmp_path):
     store(changed, tmp_path / "model.safetensors")
     with pytest.raises(PretrainedError, match="hold the same tensors, but"):
       pretrained.load(made("vit", 9), tmp_path)
-    # One of the two, by its own name, is no question.
+    # A path of one of the two says which is meant.
     pretrained.load(made("vit", 9), tmp_path / "model.safetensors.index.json")
 
 

@@ -10,7 +10,10 @@ from figs_jax.models.non_gemm import KINDS
 from .families import TINY, create
 from .non_gemm_oracle import values
 
-WIDTHS = {"swin_v2": lambda m: [s.shape.channels for s in m.stages]}
+WIDTHS = {
+  "resnet": lambda m: [s.outputs for s in m.stages],
+  "swin_v2": lambda m: [s.shape.channels for s in m.stages],
+}
 each = pytest.mark.parametrize("family", models.names())
 
 
@@ -24,15 +27,25 @@ def test_every_kind_is_what_the_program_computes(family):
   rows = models.non_gemms_of(model, 3)
   assert {row["kind"] for row in rows} <= set(KINDS)
   width = WIDTHS.get(family, lambda m: m.width)(model)
-  traced = values(
-    lambda *args: model(*args), *TINY[family].args(3), width=width
-  )
+
+  def call(*args):
+    net = nnx.clone(model)
+    if family == "resnet":  # norms then sum what they normalize
+      net.train()
+    return net(*args)
+
+  rank = 4 if family == "resnet" else 3
+  traced = values(call, *TINY[family].args(3), width=width, rank=rank)
   if family == "vit":  # its embedding is no gather, see below
     del traced["embedding"]
+  if family == "bert":  # adds three embeddings, in one pass
+    size = total(rows, "embedding")
+    traced["embedding"] -= size
+    traced["residual"] -= size  # of tokens and types; positions are one row
   assert {kind: total(rows, kind) for kind in traced} == traced
   # A norm also reads its parameters.
   read = total(rows, "norm", "reads") - total(rows, "norm")
-  parameters = flatten(nnx.state(model, nnx.Param))
+  parameters = flatten(nnx.state(model, (nnx.Param, nnx.BatchStat)))
   owned = [x.size for path, x in parameters.items() if "norm" in path]
   assert read == sum(owned)
 

@@ -17,6 +17,7 @@ from figs_jax.models.pretrained.config import for_transformers
 from . import families
 
 RULES = {
+  "bert": "ff: 1:8, qk: 2:4, head: 1:4",
   "vit": "patch_embed/kernel: 2:4, ff: 1:8, q: 2:4",
   "swin_v2": "ff: 1:8, merge: 2:4, q: 1:2",
   "t5": "ff: 1:8, o: 1:4, q: 2:4",
@@ -53,6 +54,26 @@ CASES = {
       "qkv_bias": False,
       "num_heads": [2, 4],
       "image_size": [13, 11],
+    },
+  ),
+  "bert": (
+    "bert",
+    {"gelu": "tanh", "norm_epsilon": 1e-5, "scan": True, "dropout": 0.25},
+    {
+      "architectures": ["BertForMaskedLM"],
+      "hidden_act": "gelu_pytorch_tanh",
+      "layer_norm_eps": 1e-5,
+      "hidden_dropout_prob": 0.25,
+      "max_position_embeddings": 10,
+    },
+  ),
+  "bert classes": (
+    "bert",
+    {"output": "classes", "num_classes": 3, "token_types": 2},
+    {
+      "architectures": ["BertForSequenceClassification"],
+      "type_vocab_size": 2,
+      "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"},
     },
   ),
   "t5 gated": (
@@ -141,6 +162,11 @@ def test_transformers_computes_the_same_logits(case, tmp_path):
         input_ids=ids,
         attention_mask=(ids != 0).long(),
         decoder_input_ids=torch.nn.functional.pad(targets[:, :-1], (1, 0)),
+      ).logits
+    elif case.startswith("bert"):
+      ids, types = (torch.from_numpy(x.copy()).long() for x in inputs)
+      got = theirs.eval()(
+        input_ids=ids, attention_mask=(ids != 0).long(), token_type_ids=types
       ).logits
     else:
       pixels = torch.from_numpy(inputs[0].transpose(0, 3, 1, 2).copy())

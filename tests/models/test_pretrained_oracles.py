@@ -8,13 +8,25 @@ from figs_jax import models, nn
 from figs_jax.core import tree
 from figs_jax.models import pretrained
 
-from . import swin_v2_oracle, t5_oracle, vit_oracle
+from . import (
+  bert_oracle,
+  resnet_oracle,
+  swin_v2_oracle,
+  t5_oracle,
+  vit_oracle,
+)
 
 # Family, case -> our model's variant and options.
 CASES = {
   ("vit", ""): ("custom/4", vit_oracle.OPTIONS),
   ("swin_v2", "shift"): ("custom/2", swin_v2_oracle.options("shift")),
   ("swin_v2", "clipped"): ("custom/2", swin_v2_oracle.options("clipped")),
+  ("resnet", "basic"): ("custom", resnet_oracle.options("basic")),
+  ("resnet", "bottleneck"): ("custom", resnet_oracle.options("bottleneck")),
+  **{
+    ("bert", case): ("custom", bert_oracle.options(case))
+    for case in bert_oracle.CASES
+  },
   ("t5", "v1_0"): ("custom", t5_oracle.options("v1_0")),
   ("t5", "v1_1"): ("custom", t5_oracle.options("v1_1")),
 }
@@ -32,7 +44,10 @@ def theirs(family, case):
   pytest.importorskip("transformers", reason=reason)
   if family == "vit":
     return vit_oracle.random_model(3)
-  oracle = {"swin_v2": swin_v2_oracle, "t5": t5_oracle}[family]
+  if family == "resnet":
+    return resnet_oracle.random_model(case, 3)
+  oracles = {"bert": bert_oracle, "swin_v2": swin_v2_oracle, "t5": t5_oracle}
+  oracle = oracles[family]
   return oracle.random_model(3, case)
 
 
@@ -59,7 +74,7 @@ def test_every_tensor_that_the_library_holds_is_read(family, case, tmp_path):
   model = theirs(family, case)
   state = {k: v.detach().numpy().copy() for k, v in model.state_dict().items()}
   buffers = {k: v.numpy().copy() for k, v in model.named_buffers()}
-  assert bool(buffers) == (family == "swin_v2")
+  assert bool(buffers) == (family in ("bert", "resnet", "swin_v2"))
   save_file(state | buffers, tmp_path / "model.safetensors")
   loaded = pretrained.load(create(family, case), tmp_path)
   model.save_pretrained(tmp_path)
@@ -76,6 +91,9 @@ def test_the_library_reads_our_files(family, case, tmp_path):
   ours = create(family, case)
   pretrained.save(ours, tmp_path / "model.safetensors")
   read, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+  if case == "embedding":  # a pooler, which no embedding reads
+    assert info["missing_keys"] == {"pooler.dense.weight", "pooler.dense.bias"}
+    info["missing_keys"] = set()
   assert not any(info.values()), info
   read.save_pretrained(tmp_path)
   again = pretrained.load(create(family, case), tmp_path)

@@ -21,6 +21,8 @@ from figs_jax.models.shapes import shape_of
     ("llama", "7b", 6_738_415_616),
     ("llama", "13b", 13_015_864_320),
     ("llama", "2-70b", 68_976_648_192),
+    ("llama", "1b", 1_235_814_400),
+    ("llama", "3b", 3_212_749_824),
     ("llama", "8b", 8_030_261_248),
     ("llama", "70b", 70_553_706_496),
   ],
@@ -150,7 +152,7 @@ def test_rules_have_the_words_of_the_other_families():
 
 
 def test_options_replace_sizes():
-  shape = models.abstract("llama", "8b", depth=2, vocab=1000, width=1024)
+  shape = shape_of("llama", "8b", depth=2, vocab=1000, width=1024)
   assert (shape.depth, shape.vocab, shape.head_dim) == (2, 1000, 32)
   assert shape_of("llama", "8b", heads=16).kv_heads == 4
   assert shape_of("llama", "8b", head_dim=64).head_dim == 64

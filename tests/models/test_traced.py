@@ -16,6 +16,13 @@ from figs_jax.models.stack import build_blocks, run_blocks
 pytestmark = pytest.mark.standard_promotion
 
 VIT = {"width": 16, "depth": 2, "heads": 2, "image_size": 8, "num_classes": 5}
+RESNET = {
+  "block": "basic",
+  "depths": (1, 3),
+  "width": 8,
+  "image_size": (21, 16),
+  "num_classes": 5,
+}
 SWIN = {
   "width": 16, "depths": (2, 2), "heads": 2, "window": 4, "image_size": 24,
   "num_classes": 5, "pretrained_windows": (0, 0),
@@ -23,6 +30,10 @@ SWIN = {
 T5 = {
   "width": 16, "depth": 2, "decoder_depth": 1, "heads": 2, "head_dim": 4,
   "mlp_dim": 24, "vocab": 40, "input_length": 7, "target_length": 5,
+}  # fmt: skip
+BERT = {
+  "width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "vocab": 40,
+  "length": 9, "input_length": 7,
 }  # fmt: skip
 
 
@@ -49,8 +60,14 @@ def sizes(rows):
     ("vit", "custom/4", VIT),
     ("vit", "custom/4", VIT | {"pool": "gap", "pos": "sincos", "scan": True}),
     ("vit", "custom/4", VIT | {"remat": True, "dtype": "bfloat16"}),
+    ("resnet", "custom", RESNET),
+    ("resnet", "custom", RESNET | {"block": "bottleneck", "scan": True}),
+    ("resnet", "custom", RESNET | {"stem": "cifar", "shortcut": "identity"}),
     ("swin_v2", "custom/4", SWIN),
     ("swin_v2", "custom/4", SWIN | {"scan": True}),
+    ("bert", "custom", BERT),
+    ("bert", "custom", BERT | {"scan": True, "output": "classes"}),
+    ("bert", "custom", BERT | {"output": "embedding"}),
     ("t5", "custom", T5),
     ("t5", "custom", T5 | {"scan": True, "gated": True, "tied": False}),
   ],
@@ -59,12 +76,16 @@ def test_the_trace_has_the_products_that_our_families_list(
   family, variant, options
 ):
   net = models.abstract(family, variant, **options)
-  net = nn.sparsify(net, "ff: 2:4, q: 1:4, v: 1:2")
+  own = {"resnet": "stages/1/.*/conv3x3_2/kernel: 1:2, hidden: 2:4"}
+  net = nn.sparsify(net, own.get(family, "ff: 2:4, q: 1:4, v: 1:2"))
   rows = {row["name"]: row for row in models.gemms_of(net, 3)}
   traced = {p.name: p.row for p in models.products_of(net, 3)}
   # A tied head multiplies by the embedding, whose path is its own.
   if "shared/embedding" in traced:
     traced["head"] = traced.pop("shared/embedding") | {"name": "head"}
+  if "token_embed/embedding" in traced:
+    head = traced.pop("token_embed/embedding") | {"name": "token_head"}
+    traced["token_head"] = head
   assert traced == rows
   assert len(rows) == len(models.products_of(net, 3))
 

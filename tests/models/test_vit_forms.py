@@ -15,7 +15,7 @@ from figs_jax.core.masks import is_nm
 from figs_jax.models import pretrained
 from figs_jax.models.flops import forward_flops
 from figs_jax.models.pretrained import PretrainedError
-from figs_jax.models.pretrained.config import for_transformers
+from figs_jax.models.pretrained.config import TABLES, for_transformers
 from figs_jax.models.pretrained.files import write_weights
 from figs_jax.models.pretrained.resizing import resized
 from figs_jax.train.losses import cross_entropy
@@ -149,6 +149,54 @@ def test_files_out_and_in_are_bit_equal(case, tmp_path):
   kept = made.config.keys() & read.keys() - {"label2id", "dtype"}
   for name in kept if case != "mae" else ():
     assert made.config[name] in (read[name], {0: "LABEL_0"}), name
+
+
+@pytest.mark.parametrize(
+  "kind", ["deit", "dinov2", "dinov2_with_registers", "vit_mae"]
+)
+def test_every_key_and_default_of_the_library_is_known(kind):
+  with np.load(oracle.TARGET) as data:
+    every = json.loads(str(data["defaults"]))[kind]
+  (table,) = (t for t in TABLES["ViT"] if kind in t.types)
+
+  def values(fields):
+    options = table.read({"model_type": kind} | fields, {})
+    return {name: given.value for name, given in options.items()}
+
+  assert values(every) == values({})
+
+
+@pytest.mark.parametrize(
+  ("case", "changes", "message"),
+  [
+    ("dinov2", {"use_swiglu_ffn": True}, "swiglu=True .*got False"),
+    ("dinov2", {"mlp_ratio": 4}, "mlp_dim=32 .*mlp_ratio=4"),
+    ("dinov2", {"mlp_ratio": "4"}, "mlp_ratio: expected a number from 0"),
+    ("dinov2", {"hidden_act": "relu"}, 'hidden_act: expected .*got "relu"'),
+    ("dinov2 registers", {"num_register_tokens": 4}, "registers=4 .*got 3"),
+    (
+      "dinov2 registers",
+      {"num_register_tokens": 0},
+      "expected an integer from",
+    ),
+    ("dinov2", {"layer_norm_eps": 1e-5}, "norm_epsilon=1e-05"),
+    ("deit", {"intermediate_size": 16}, "mlp_dim=16"),
+    ("deit", {"model_type": "vit"}, "distillation='none', got 'token'"),
+    ("mae", {"num_attention_heads": 4}, "heads=4"),
+    ("mae", {"decoder_depth": 4}, 'unknown key "decoder_depth"'),
+  ],
+)
+def test_no_changed_key_loads_as_another_function(
+  case, changes, message, tmp_path
+):
+  arrays = stored(case)
+  write(tmp_path, arrays)
+  model = models.from_pretrained(tmp_path, head=head_of(case))
+  config = json.loads(str(arrays["config"])) | changes
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(PretrainedError, match=message) as error:
+    pretrained.load(model, tmp_path, head=head_of(case))
+  assert "\n" not in str(error.value)
 
 
 @cases

@@ -7,7 +7,8 @@ or later) are installed:
 
 For each case, under its name, the file holds weights and gradients with the
 names of the library's files, and logits and their cotangent. Images [batch,
-height, width, channels] are shared. `positions/...` are tables of positions
+height, width, channels] are shared. `defaults` has every key of a
+configuration. `positions/...` are tables of positions
 that torch interpolated.
 """
 
@@ -131,6 +132,19 @@ def stored_case(case: str, seed: int, images: np.ndarray) -> dict:
   )
 
 
+def defaults() -> dict[str, dict]:
+  """Every key of the library's configurations, by the type of the model."""
+  import transformers
+
+  made = {
+    getattr(transformers, config)().to_dict()["model_type"]: getattr(
+      transformers, config
+    )().to_dict()
+    for config, *_ in CASES.values()
+  }
+  return {kind: dict(sorted(fields.items())) for kind, fields in made.items()}
+
+
 def resized(table: np.ndarray, grid: tuple[int, int], smooth: bool):
   """What torch makes of [height, width, channels] by its bicubic mode."""
   import torch
@@ -148,6 +162,7 @@ def main() -> None:
   for case in CASES:
     made = stored_case(case, 0, images)
     whole |= {f"{case}/{name}": value for name, value in made.items()}
+  whole["defaults"] = np.array(json.dumps(defaults()))
   for name, (old, new, smooth) in RESIZED.items():
     table = np.random.default_rng(1).normal(size=(*old, 2)).astype(np.float32)
     whole[f"positions/{name}"] = table

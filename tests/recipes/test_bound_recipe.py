@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from figs_jax.core.masks import is_nm
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten, map_paths
 from figs_jax.recipes import create
@@ -282,12 +283,17 @@ def w_ones():
   return jnp.ones((8, 2))
 
 
+def test_transposable_masks_may_start_wide():
+  leaves = {"w": MaskedKernel((128, 64), NM(1, 8), -2)}
+  recipe = create("figs", "1:8", TOTAL, transposable=True, dense=0.0)
+  bound = recipe.bind(leaves)
+  w = jax.random.normal(jax.random.key(0), (128, 64))
+  mask = bound.masks(0, {"w": w})["w"]
+  assert is_nm(mask, "8:64", axis=0) and is_nm(mask, "8:64", axis=1)
+
+
 def test_what_cannot_be_had_is_refused():
   leaves = {"w": MaskedKernel((128, 64), NM(1, 8), -2)}
-  wide = create("figs", "1:8", TOTAL, transposable=True)
-  with pytest.raises(ValueError, match="w: .* starts at 8:64; lower its k"):
-    wide.bind(leaves)
-  create("figs", "1:8", TOTAL, transposable=True, k=4).bind(leaves)
   params = {"w": jnp.ones((128, 64))}
   pruned = create("ste", "1:8", TOTAL, mvue="1:2").bind(leaves)
   with pytest.raises(ValueError, match="mvue='1:2'"):

@@ -15,10 +15,11 @@ import pytest
 from figs_jax import data, models
 from figs_jax.core.masks import is_nm
 from figs_jax.core.tree import flatten
+from figs_jax.data.masked_text import LabelledTexts, MaskedTokens
 from figs_jax.train import experiment as experiments
 from figs_jax.train.config import ConfigError, default_config
 from figs_jax.train.state import finish, update
-from figs_jax.train.tasks import ImageClassification, Text
+from figs_jax.train.tasks import TASKS, ImageClassification, MaskedText
 
 from .test_config import NAMES, load
 
@@ -40,11 +41,14 @@ VOCABULARIES = {
 }
 # What a step costs little with; the rest is the experiment's own.
 SMALL = {
+  "resnet": {"block": "basic", "depths": (1, 1), "width": 16},
+  "bert": {"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64, "length": 8},
   "vit": {"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64},
   "swin_v2": {"width": 32, "depths": (1, 1), "heads": 2, "window": 2},
   "t5": {"width": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 64},
+  "gpt2": {"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64},
 }
-VARIANTS = {"vit": "custom/4", "swin_v2": "custom/2", "t5": "custom"}
+VARIANTS = {"vit": "custom/4", "swin_v2": "custom/2"}
 
 
 def task(config, vocabulary=None):
@@ -56,15 +60,34 @@ def task(config, vocabulary=None):
     shape = (size, size, channels)
     info = data.Description(options.name, classes, shape, {})
     return ImageClassification(config, info)
+  if models.task_of(config.family) == "masked_text":
+    return masked(config, vocabulary or 300)
   texts = SimpleNamespace(
     vocabulary=SimpleNamespace(size=vocabulary or VOCABULARIES[options.name]),
     input_length=options.input_length,
-    target_length=options.target_length or options.input_length,
+    target_length=options.get("target_length") or options.input_length,
   )
-  made = object.__new__(Text)  # without texts to read
+  kind = TASKS[models.task_of(config.family)]
+  made = object.__new__(kind)  # without texts to read
   object.__setattr__(made, "config", config)
   object.__setattr__(made, "texts", texts)
   return made
+
+
+def masked(config, vocabulary):
+  """The task of a BERT: two labels, or masked tokens."""
+  labels = SimpleNamespace(names=("negative", "positive"))
+  features = {"label": labels} if ":" in config.data.name else {}
+  builder = SimpleNamespace(info=SimpleNamespace(features=features), name="")
+  codec = SimpleNamespace(size=vocabulary, codec=None)
+  texts = object.__new__(LabelledTexts if features else MaskedTokens)
+  for name, value in (
+    ("builder", builder),
+    ("vocabulary", codec),
+    ("input_length", config.data.input_length),
+  ):
+    object.__setattr__(texts, name, value)
+  return MaskedText(config, texts)
 
 
 def built(config, monkeypatch, **options):
@@ -87,22 +110,27 @@ def test_it_builds_at_full_size(name, monkeypatch):
 
 
 def reduced(config):
-  config.variant = VARIANTS[config.family]
+  config.variant = VARIANTS.get(config.family, "custom")
   config.model.update(SMALL[config.family])
   config.batch_size = 4
   config.optimizer.warmup_steps = 0  # so that the first step moves weights
-  if models.task_of(config.family) == "text_to_text":
-    config.data.input_length = config.data.target_length = 8
-  else:
-    config.data.image_size = 8
+  side = "image_size" if "image_size" in config.data else "input_length"
+  config.data[side] = 8
+  if "target_length" in config.data:
+    config.data.target_length = 8
   return config
 
 
 def noise(config, options):
   rng = np.random.default_rng(0)
-  if models.task_of(config.family) == "text_to_text":
+  if models.task_of(config.family) != "images":
     ids = rng.integers(1, options["vocab"], (2, 4, 8)).astype(np.int32)
-    return {"inputs": ids[0], "targets": ids[1]}
+    if models.task_of(config.family) != "masked_text":
+      return {"inputs": ids[0], "targets": ids[1]}
+    label = np.arange(4, dtype=np.int32) % 2
+    return {
+      "inputs": ids[0], "types": 0 * ids[0], "targets": ids[1], "label": label,
+    }  # fmt: skip
   shape = (4, 8, 8, options["in_channels"])
   labels = rng.integers(0, options["num_classes"], 4).astype(np.int32)
   return {"image": rng.random(shape, np.float32), "label": labels}

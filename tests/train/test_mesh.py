@@ -12,8 +12,8 @@ from figs_jax import recipes
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.compilation import compiled_step
 from figs_jax.train.config import default_config, plain
-from figs_jax.train.loop import compiled_step
 from figs_jax.train.sharding import (
   batch_sharding,
   make_mesh,

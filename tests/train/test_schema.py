@@ -38,7 +38,12 @@ def test_every_field_has_a_meaning(family):
     assert [name for name, meaning in meanings.items() if not meaning] == []
 
 
-OF_KIND = {"images": "Images", "text_to_text": "Text"}
+OF_KIND = {
+  "causal_text": "Causal text",
+  "images": "Images",
+  "masked_text": "Masked text",
+  "text_to_text": "Text",
+}
 
 
 @pytest.mark.parametrize("family", models.names())

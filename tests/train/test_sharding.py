@@ -10,8 +10,8 @@ from figs_jax import recipes
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.train import seeds
+from figs_jax.train.compilation import compiled_step
 from figs_jax.train.experiment import build
-from figs_jax.train.loop import compiled_step
 from figs_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 
 pytestmark = pytest.mark.standard_promotion
@@ -40,7 +40,7 @@ def losses(config, steps=20):
     state, metrics = step(state, batch)
     each = metrics if turns else [metrics]
     out.append(np.squeeze([one["loss"] for one in each]))
-  assert (step.step if turns else step)._cache_size() == 1
+  assert (step.step if turns else step).jitted._cache_size() == 1
   if turns:
     state = seeds.together(state, shardings)
     for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(shardings)):

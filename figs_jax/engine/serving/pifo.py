@@ -95,6 +95,17 @@ class Pifo:
     rank, _, item = heapq.heappop(self._heap)
     return item, rank
 
+  def first(self, count: int) -> list[Any]:
+    """The items that would leave next, in order, at most `count` of them.
+
+    >>> queue = Pifo()
+    >>> for rank in (3, 1, 2):
+    ...   queue.push(f"item {rank}", rank)
+    >>> queue.first(2), len(queue)
+    (['item 1', 'item 2'], 3)
+    """
+    return [item for *_, item in heapq.nsmallest(count, self._heap)]
+
   @property
   def head_rank(self) -> Any:
     """The rank of the head, or None for an empty queue."""

@@ -18,7 +18,17 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core.tree import MaskedKernel
-from figs_jax.models.pretrained import deit, dinov2, swin_v2, t5, vit
+from figs_jax.models.pretrained import (
+  bert,
+  deit,
+  dinov2,
+  gpt2,
+  llama,
+  resnet,
+  swin_v2,
+  t5,
+  vit,
+)
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.keys import Given, Table, text
 from figs_jax.models.pretrained.matching import place_of, published, written
@@ -26,6 +36,10 @@ from figs_jax.models.pretrained.names import Wording, arguments
 
 # By the name of the model's class: a table per model of the library.
 TABLES: dict[str, tuple[Table, ...]] = {
+  "ResNet": (resnet.CONFIG,),
+  "BERT": (bert.CONFIG,),
+  "GPT2": (gpt2.CONFIG,),
+  "Llama": (llama.CONFIG,),
   "SwinV2": (swin_v2.CONFIG,),
   "T5": (t5.CONFIG,),
   "ViT": (*vit.CONFIGS, *dinov2.CONFIGS, deit.CONFIG),
@@ -55,7 +69,7 @@ def for_transformers(model: nnx.Module) -> Published:
   Kernels are taken as stored; after `finished()` they have their zeros.
 
   Args:
-    model: A ViT, Swin-V2 or T5, sparse or dense, scanned or not.
+    model: A BERT, ViT, Swin-V2 or T5, sparse or dense, scanned or not.
 
   Raises:
     PretrainedError: If the model has another family or an option that the
@@ -252,6 +266,8 @@ class Config:
     if head == "fresh":
       for name in ("num_classes", "pool"):  # what only the head reads
         wanted.pop(name, None)
+    if getattr(model, "output", "classes") != "classes":
+      wanted.pop("num_classes", None)
     if convert_channels:
       wanted.pop("in_channels", None)
     if resize_positions:
@@ -304,7 +320,9 @@ class Config:
 def _training(family: str) -> set[str]:
   """Options that matter in training only, or that the tensors say."""
   return {
-    key.option for table in TABLES[family] for key in table.keys if key.trains
+    name
+    for table in TABLES[family]
+    for name in (*table.free, *(k.option for k in table.keys if k.trains))
   }
 
 

@@ -72,7 +72,7 @@ def _heads(
   """One head or two, which the tensors say."""
   two = "distillation_classifier.weight" in tensors
   kind = "heads" if two else "token"
-  return {**learned(), "distillation": Given("", kind, kind)}
+  return {**learned(), "distillation": Given("model_type", "deit", kind)}
 
 
 def _architecture(model: Any) -> str:

@@ -187,6 +187,11 @@ class Table:
     follows: Keys that follow from others.
     harmless: Further keys that do not change the logits.
     implied: Options that every file of the family has.
+    free: Options that may differ from those of a file; whether the weights fit
+      is what decides.
+    flat: The fields with every value under a key of its own, from those of a
+      file.
+    nested: The opposite, for writing.
     more: Options that need several keys or the tensors, in place of those of
       the keys; called with (fields, options so far, tensors).
     dialects: Names of the dialects that files are written in. None are those of
@@ -201,6 +206,9 @@ class Table:
   follows: tuple[Follows, ...] = ()
   harmless: tuple[str, ...] = ()
   implied: Fields = dataclasses.field(default_factory=dict)
+  free: tuple[str, ...] = ()
+  flat: Callable[[Fields], Fields] = lambda fields: fields
+  nested: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
   more: Callable[
     [Fields, Mapping[str, Given], Mapping[str, Tensor]], dict[str, Given]
   ] = lambda *_: {}
@@ -216,6 +224,7 @@ class Table:
       PretrainedError: If a key is unknown, illegal, unsupported, or contradicts
         another.
     """
+    fields = self.flat(fields)
     known = {key.name for key in (*self.keys, *self.fixed, *self.follows)}
     for name, value in fields.items():
       if name in known or name in self.harmless or name in HARMLESS:
@@ -268,7 +277,8 @@ class Table:
     for key in self.keys:
       ours = getattr(model, key.option) if key.of is None else key.of(model)
       fields[key.name] = ours if key.of else key.form.write(ours)
-    return fields | {each.name: each.ours for each in self.fixed}
+    fields |= {each.name: each.ours for each in self.fixed}
+    return self.nested(fields)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from figs_jax.models.pretrained import deit, dinov2, swin_v2, t5, vit
+from figs_jax.models.pretrained import (
+  bert,
+  deit,
+  dinov2,
+  gpt2,
+  llama,
+  resnet,
+  swin_v2,
+  t5,
+  vit,
+)
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.names import (
   KINDS,
@@ -31,13 +41,19 @@ from figs_jax.models.pretrained.resizing import positions
 # By the name of the model's class; files are written in the first dialect that
 # has all its parameters.
 TABLES: dict[str, tuple[Dialect, ...]] = {
+  "ResNet": resnet.DIALECTS,
+  "BERT": bert.DIALECTS,
+  "GPT2": gpt2.DIALECTS,
+  "Llama": llama.DIALECTS,
   "SwinV2": swin_v2.DIALECTS,
   "T5": t5.DIALECTS,
   "ViT": (*vit.DIALECTS, *dinov2.DIALECTS, *deit.DIALECTS, *vit.OTHERS),
 }
-_HEAD = ("head/kernel", "head/bias", "head_dist/kernel", "head_dist/bias")
+_HEAD = re.compile(r"(?:head|head_dist|token_head)/.*")
+_POOLER = re.compile(r"pooler/\w+")  # which not every file of a BERT has
 _POSITIONS = "pos_embed"
-_PATCHES = "patch_embed/kernel"  # [height, width, channels, width]
+# Kernels of image channels, [height, width, channels, width].
+_PATCHES = ("patch_embed/kernel", "stem_conv/kernel")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -60,8 +76,10 @@ class Place:
 
   def shape(self, ours: Size, heads: int) -> Size:
     """The shape of one tensor for a parameter of this shape."""
-    first, *rest = self.layout.of(ours[1:] if self.stacked else ours, heads)
-    return (first if self.part is None else self.part[1] * first, *rest)
+    sizes = list(self.layout.of(ours[1:] if self.stacked else ours, heads))
+    if self.part is not None:
+      sizes[self.layout.parts] *= self.part[1]
+    return tuple(sizes)
 
   def array(self, tensors: Mapping[str, Tensor], ours: Size) -> np.ndarray:
     """Reads the parameter."""
@@ -71,17 +89,17 @@ class Place:
       value = tensors[name].read()
       if self.part is not None:
         index, count = self.part
-        value = np.split(value, count)[index]
+        value = np.split(value, count, self.layout.parts)[index]
       layers.append(self.layout.to_ours(value, one))
     return np.stack(layers) if self.stacked else layers[0]
 
 
 def parameters_of(model: nnx.Module) -> dict[str, nnx.Variable]:
-  """The model's own parameters, by path."""
+  """The model's own parameters and batch statistics, by path."""
   return {
     "/".join(map(str, path)): node
     for path, node in nnx.iter_graph(model)
-    if isinstance(node, nnx.Param)
+    if isinstance(node, (nnx.Param, nnx.BatchStat))
   }
 
 
@@ -100,6 +118,7 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
   dialect, heads = written(model), _heads(model)
   tensors: dict[str, np.ndarray] = {}
   parts: dict[str, dict[int, np.ndarray]] = {}
+  axes: dict[str, int] = {}
   for path, leaf in parameters_of(model).items():
     place = _place(dialect, path, tuple(leaf.shape))
     value = np.asarray(leaf[...])
@@ -109,9 +128,17 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
         tensors[name] = theirs
       else:
         parts.setdefault(name, {})[place.part[0]] = theirs
+        axes[name] = place.layout.parts
   for name, each in parts.items():
-    tensors[name] = np.concatenate([each[i] for i in sorted(each)])
-  return tensors
+    ordered = [each[i] for i in sorted(each)]
+    tensors[name] = np.concatenate(ordered, axes[name])
+  # PyTorch's layer expects its counter, which nothing reads.
+  counted = ("running_var", "num_batches_tracked")
+  return tensors | {
+    name.replace(*counted): np.zeros((), np.int64)
+    for name in tensors
+    if name.endswith(counted[0])
+  }
 
 
 def matched(
@@ -148,7 +175,7 @@ def matched(
   tensors = with_aliases(dialect, tensors, where)
   places = {}
   for path, leaf in parameters_of(model).items():
-    if head == "fresh" and path in _HEAD:
+    if head == "fresh" and _HEAD.fullmatch(path):
       continue
     if _lacks(dialect, path):
       raise PretrainedError(
@@ -157,6 +184,11 @@ def matched(
       )
     places[path] = _place(dialect, path, tuple(leaf.shape))
   if head == "fresh":
+    places = {
+      path: place
+      for path, place in places.items()
+      if not _POOLER.fullmatch(path) or set(place.names) <= tensors.keys()
+    }
     tensors = {
       name: tensor
       for name, tensor in tensors.items()
@@ -165,7 +197,8 @@ def matched(
   _check_names(model, dialect, places, tensors, where, wording)
   weights = {}
   leaves = parameters_of(model)
-  for path in sorted(places, key=_HEAD.__contains__):  # the head last
+  heads_last = sorted(places, key=lambda path: bool(_HEAD.fullmatch(path)))
+  for path in heads_last:
     place, leaf = places[path], leaves[path]
     shape = tuple(leaf.shape)
     if path == _POSITIONS:
@@ -180,9 +213,17 @@ def matched(
         where,
         wording,
       )
-    elif path == _PATCHES:
+    elif path in _PATCHES:
       value = _patch_kernel(
-        model, dialect, place, shape, tensors, convert_channels, where, wording
+        model,
+        dialect,
+        place,
+        path,
+        shape,
+        tensors,
+        convert_channels,
+        where,
+        wording,
       )
     else:
       _check_shapes(model, dialect, place, path, shape, tensors, where, wording)
@@ -228,9 +269,10 @@ def with_aliases(
   """
   result = dict(tensors)
   for name, others in dialect.aliases:
-    first, *rest = [other for other in others if other in tensors] or [None]
-    if name in tensors or first is None:
+    present = [other for other in others if other in tensors]
+    if name in tensors or not present:
       continue
+    first, *rest = present
     for other in rest:
       if not same_tensor(tensors[first], tensors[other]):
         raise PretrainedError(
@@ -306,9 +348,10 @@ def _place(dialect: Dialect, path: str, shape: Size) -> Place:
     numbers = match.groupdict()
     stage = int(numbers.get("s") or 0)
     stacked = "i" in numbers and numbers["i"] is None
-    blocks = range(shape[0]) if stacked else [numbers.get("i")]
+    blocks = range(shape[0]) if stacked else [int(numbers.get("i") or 0)]
     names = tuple(
-      theirs.format(**{"i": i, "s": stage, "s+1": stage + 1}) for i in blocks
+      theirs.format(**{"i": i, "i+1": i + 1, "s": stage, "s+1": stage + 1})
+      for i in blocks
     )
     return Place(names, layout, stacked, part)
   raise PretrainedError(f"{path}: unknown parameter in files of {dialect.name}")
@@ -336,7 +379,7 @@ def _of_head(dialect: Dialect, name: str) -> bool:
   names = {
     theirs
     for theirs, ours, *_ in _leaves(dialect)
-    if any(ours.fullmatch(path) for path in _HEAD)
+    if _HEAD.fullmatch(ours.pattern)
   }
   return name in names or bool(re.fullmatch(dialect.heads, name))
 
@@ -388,7 +431,7 @@ def _fix(
       )
     if side:
       return f"; set {wording(**side)}"
-  if path in _HEAD:
+  if _HEAD.fullmatch(path) or _POOLER.fullmatch(path):
     return f"; {wording(head='fresh')} keeps the model's own head"
   return ""
 
@@ -455,6 +498,7 @@ def _patch_kernel(
   model: Any,
   dialect: Dialect,
   place: Place,
+  path: str,
   shape: Size,
   tensors: Mapping[str, Tensor],
   convert: bool,
@@ -478,14 +522,12 @@ def _patch_kernel(
         f" channel{'s' * (channels > 1)}, got one for {other}; set"
         f" {wording(convert_channels=True)} to convert it"
       )
-    _check_shapes(
-      model, dialect, place, _PATCHES, stored, tensors, where, wording
-    )
+    _check_shapes(model, dialect, place, path, stored, tensors, where, wording)
     kernel = place.array(tensors, stored).astype(np.float32)
     return (
       kernel.sum(2, keepdims=True)
       if channels == 1
       else (np.repeat(kernel / 3, 3, axis=2))
     )
-  _check_shapes(model, dialect, place, _PATCHES, shape, tensors, where, wording)
+  _check_shapes(model, dialect, place, path, shape, tensors, where, wording)
   return place.array(tensors, shape)

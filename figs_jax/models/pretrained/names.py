@@ -1,7 +1,8 @@
 """The form of the tables that map names in published files to our parameters.
 
 A row is (kind, theirs, ours). The kind determines the tensors of the layer and
-their layout in the file; `{i}` is the number of a block, `{s}` that of a stage.
+their layout in the file; `{i}` is the number of a block, `{s}` that of a stage,
+both of which a file may count from 1 or after another block (`{i+1}`).
 Our path may lack `/{i}`, since scanned blocks are stacked along axis 0. The
 tables are in `vit`, `swin_v2` and `t5`.
 """
@@ -34,10 +35,17 @@ def arguments(**options: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """theirs = ours.transpose(order).reshape(shape(its shape, heads))."""
+  """theirs = ours.transpose(order).reshape(shape(its shape, heads)).
+
+  Attributes:
+    order: Order of the axes.
+    shape: Their shape of ours, after the transpose.
+    parts: Their axis along which one tensor has several of ours.
+  """
 
   order: tuple[int, ...] | None = None
   shape: Callable[[Size, int], Size] = lambda shape, heads: shape
+  parts: int = 0
 
   def of(self, ours: Size, heads: int) -> Size:
     """The shape in the file."""
@@ -73,6 +81,13 @@ KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
   "dense": ((".weight", "/kernel", _OUT_IN), (".bias", "/bias", SAME)),
   "conv": ((".weight", "/kernel", _OIHW), (".bias", "/bias", SAME)),
   "norm": ((".weight", "/scale", SAME), (".bias", "/bias", SAME)),
+  "batch_norm": (
+    (".weight", "/scale", SAME),
+    (".bias", "/bias", SAME),
+    (".running_mean", "/mean", SAME),
+    (".running_var", "/var", SAME),
+  ),
+  "old_norm": ((".gamma", "/scale", SAME), (".beta", "/bias", SAME)),
   "embed": ((".weight", "/embedding", SAME),),
   # As Flax stores them, with a separate axis of heads in attention.
   "flax": (("/kernel", "/kernel", SAME), ("/bias", "/bias", SAME)),
@@ -83,8 +98,12 @@ KINDS: dict[str, tuple[tuple[str, str, Layout], ...]] = {
   ),
   "flax_out": (("/kernel", "/kernel", _SPLIT_FIRST), ("/bias", "/bias", SAME)),
 }
-# One tensor for several of ours, such as q, k and v, concatenated along axis 0.
+# One tensor for several of ours, such as q, k and v, side by side.
 KINDS["fused"] = KINDS["dense"]
+# Kernels as we have them, [in, out].
+_IN_OUT = Layout(parts=-1)
+KINDS["conv1d"] = ((".weight", "/kernel", _IN_OUT), (".bias", "/bias", SAME))
+KINDS["conv1d_fused"] = KINDS["conv1d"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,6 +163,26 @@ class Dialect:
         for kind, theirs, ours in self.rows
       ),
     )
+
+
+def is_copy_of(*names: str) -> Callable[..., bool]:
+  """A check of `Dialect.duplicates`: a tensor equals the first of these.
+
+  Args:
+    *names: Names of the other tensor; the first that the file has counts.
+  """
+
+  def check(model: Any, tensors: Any, name: str) -> bool:
+    del model
+    for other in names:
+      if other in tensors:
+        same = tensors[other].shape == tensors[name].shape
+        return same and np.array_equal(
+          tensors[other].read(), tensors[name].read()
+        )
+    return False
+
+  return check
 
 
 def under(theirs: str, ours: str, *rows: Row) -> tuple[Row, ...]:

@@ -49,7 +49,7 @@ def pattern(theirs: str) -> re.Pattern[str]:
   >>> bool(pattern("layer.{i}.bias").fullmatch("layer.11.bias"))
   True
   """
-  numbered = re.sub(r"\\{(i|s|s\\\+1)\\}", r"\\d+", re.escape(theirs))
+  numbered = re.sub(r"\\{[is](\\\+1)?\\}", r"\\d+", re.escape(theirs))
   return re.compile(numbered)
 
 

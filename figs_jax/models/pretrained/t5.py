@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from figs_jax.models import stack
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.keys import (
@@ -21,7 +19,13 @@ from figs_jax.models.pretrained.keys import (
   Table,
   words,
 )
-from figs_jax.models.pretrained.names import Dialect, Fix, Row, under
+from figs_jax.models.pretrained.names import (
+  Dialect,
+  Fix,
+  Row,
+  is_copy_of,
+  under,
+)
 from figs_jax.models.t5 import EOS, PAD
 
 _STACKS = ("encoder", "decoder")
@@ -47,14 +51,7 @@ def _bias(stack: str) -> Row:
   return "embed", f"{stack}.{name}", f"{stack}/position_bias"
 
 
-def _is_shared(model: Any, tensors: Any, name: str) -> bool:
-  names = (_SHARED, *(f"{x}.embed_tokens.weight" for x in _STACKS))
-  shared = next((tensors[each] for each in names if each in tensors), None)
-  if shared is None or shared.shape != tensors[name].shape:
-    return False
-  return np.array_equal(shared.read(), tensors[name].read())
-
-
+_is_shared = is_copy_of(_SHARED, *(f"{x}.embed_tokens.weight" for x in _STACKS))
 _HUGGING_FACE = Dialect(
   "Hugging Face",
   (

@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from figs_jax.recipes.checks import check_not_negative
-from figs_jax.recipes.optimizer_requirements import PrunedDecay, Ramp, StepAdam
+from figs_jax.recipes.checks import check_not_negative, with_grad_mode
+from figs_jax.recipes.optimizer_requirements import (
+  LazyAdapters,
+  MaskedUpdates,
+  PrunedDecay,
+  Ramp,
+  StepAdam,
+)
 from figs_jax.recipes.pattern_schedule import Never
+from figs_jax.recipes.points import Points
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.registry import register
+from figs_jax.recipes.stage_schedule import Every
 from figs_jax.recipes.timeline import Switch, check_fraction
 
 Mode = Literal["into_grad", "decoupled"]
@@ -177,3 +185,92 @@ def s_ste(plain: Recipe) -> Recipe:
     )
   soft = replace(plain.flow, soft=True)
   return replace(plain, flow=soft, sources=("2409.09099",))
+
+
+@register("slope", dense=0.0, finetune=0.0, refresh_every=0)
+def slope(
+  plain: Recipe,
+  *,
+  double_pruned: bool = True,
+  rank: int = 8,
+  lazy: float | int = 0.01,
+) -> Recipe:
+  """Fixed masks, a double-pruned backward pass, late adapters (2405.16325).
+
+  The masks of the initial |w| stay. The input gradient takes the masked kernel,
+  pruned again along its other axis, so that both of its products are N:M; the
+  second mask is that of each step's weights, while the paper fixes it too.
+  Pruned weights get no gradient and stay 0.
+
+  Args:
+    double_pruned: Whether the input gradient takes the double-pruned kernel.
+    rank: Rank of the adapters; 0 for none.
+    lazy: Share of the steps at the end in which the adapters learn.
+  """
+  check_fraction("lazy", lazy)
+  if rank < 0:
+    raise ValueError(f"rank: expected at least 0, got {rank}")
+  plain = with_grad_mode(plain, "masked")
+  flow = replace(plain.flow, double_pruned=double_pruned)
+  total = plain.total_steps
+  late = (LazyAdapters(total - round(lazy * total)),) if rank else ()
+  return replace(
+    plain,
+    flow=flow,
+    adapter_rank=rank,
+    optimizer_requirements=(MaskedUpdates(clear=True), *late),
+    sources=("2405.16325",),
+  )
+
+
+@register("nested", dense=0.0)
+def nested(
+  plain: Recipe,
+  *,
+  patterns: str = "",
+  sampled: int = 1,
+  distill: bool = False,
+) -> Recipe:
+  """One model for several n:m, by the sandwich rule (arXiv 1903.05134).
+
+  A step takes the mean gradient of a pass at the densest pattern, one at the
+  sparsest, and one at each of `sampled` patterns between, drawn anew. Weights
+  are ranked by |w| at every step, so that the masks are nested. The paper adds
+  the losses; their mean has the same direction.
+
+  Args:
+    patterns: Patterns of one m in ascending order, such as "1:8,2:8,8:8"; the
+      first one is the target. "" doubles n from the target up to m.
+    sampled: Number of patterns between the first and the last that each step
+      trains as well, at most all of them.
+    distill: Whether the sparser patterns learn from the outputs of the densest
+      of the same step, in place of the labels (in-place distillation). The loss
+      must be a `LogitLoss`, as all of figs_jax but that of a teacher.
+  """
+  if len(plain.targets) != 1:
+    targets = ", ".join(map(str, plain.targets)) or "dense"
+    raise ValueError(
+      f"expected one pattern for all masked kernels, got {targets}"
+    )
+  if plain.transposable:
+    raise ValueError(
+      "transposable=True does not fit: masks along both axes are not nested"
+    )
+  if plain.timeline.due != Every(1):
+    raise ValueError(
+      "refresh_every: expected 1, since all points are ranked at every step"
+    )
+  if sampled < 0:
+    raise ValueError(f"sampled: expected a number from 0, got {sampled}")
+  (target,) = plain.targets
+  if patterns:
+    points = Points.parse(patterns, 0)
+  else:
+    points = Points.doubled(target, 0)
+  if points.patterns[0] != target:
+    raise ValueError(
+      f"patterns: expected the target {target} first, got {patterns!r}"
+    )
+  sampled = min(sampled, len(points.patterns) - 2)
+  points = replace(points, sampled=sampled, distill=distill)
+  return replace(plain, points=points, sources=("1903.05134",))

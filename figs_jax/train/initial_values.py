@@ -1,0 +1,60 @@
+"""Checks of the variables that a run starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from figs_jax.core.tree import flatten, path_str
+from figs_jax.core.types import Array
+
+
+def check_finite(params: Any) -> None:
+  """Raises ValueError at a parameter with NaN or infinity, by its path.
+
+  Tracers are not checked.
+  """
+  for path, leaf in flatten(params).items():
+    if not isinstance(leaf, jax.core.Tracer) and not _is_finite(leaf):
+      raise ValueError(
+        f"{path}: expected finite initial values, got NaN or infinity in"
+        f" {leaf.dtype}; use a wider param_dtype, or other weights"
+      )
+
+
+def check_leaves(params: Any, rest: Any) -> None:
+  """Raises ValueError at variables that no checkpoint can hold."""
+  keystr = jax.tree_util.keystr
+  for tree in (params, rest):
+    paths: dict[str, str] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      path = path_str(keys)
+      if jnp.size(leaf) == 0:
+        raise ValueError(
+          f"{path}: expected at least one entry, got shape {jnp.shape(leaf)};"
+          " remove the variable from the model"
+        )
+      # Checkpoints and exported files separate by ".", rules by "/".
+      name = path.replace("/", ".")
+      if name in paths:
+        raise ValueError(
+          f"{keystr(keys)} and {paths[name]}: expected different names, but"
+          f" both are saved as {name}; rename one of them"
+        )
+      paths[name] = keystr(keys)
+
+
+def _is_finite(leaf: Any) -> bool:
+  if isinstance(leaf, jax.Array) and jax.default_backend() != "cpu":
+    return bool(_all_finite(leaf))
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return all(_is_finite(shard.data) for shard in leaf.addressable_shards)
+  return bool(np.isfinite(np.asarray(leaf)).all())  # compiles nothing
+
+
+@jax.jit
+def _all_finite(leaf: Array) -> Array:
+  return jnp.isfinite(leaf).all()
