@@ -231,7 +231,7 @@ def _seconds_per_flop(
   shapes = experiment.abstract_state
   shardings = state_shardings(shapes, mesh, shapes.bound)
   step = compiled_step(experiment, shardings)
-  state = experiment.placed_state(shardings)
+  state: Any = experiment.placed_state(shardings)
   batch = next(experiment.task.train_batches(config.batch_size))
   state, metrics = step(state, batch)
   start = time.process_time()

@@ -135,7 +135,7 @@ def chip_of(spec: str) -> tuple[str, chips.Chip]:
   """Name and data sheet of a chip, as "tpu:v5e" or "gpu:h100".
 
   Raises:
-    ConfigError: If there is no such chip.
+    ConfigError: If the chip is unknown.
 
   >>> chip_of("tpu:v5e")[1].memory
   16000000000
