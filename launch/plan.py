@@ -18,6 +18,9 @@ import re
 from absl import flags
 from ml_collections import config_flags
 
+# XLA's remarks on a slow compilation; set before it is loaded.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 from figs_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
