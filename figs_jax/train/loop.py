@@ -7,8 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ from figs_jax.train import (
   machine,
   schema,
   seeds,
-  teacher,
   workdir_lock,
 )
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
+from figs_jax.train.compilation import compiled_step, in_turn
 from figs_jax.train.config import (
   ConfigError,
   changes,
@@ -45,12 +44,11 @@ from figs_jax.train.mask_health import MaskHealth, layer_means, mean_over_seeds
 from figs_jax.train.progress import summary
 from figs_jax.train.recalibration import at_the_end
 from figs_jax.train.sharding import (
-  batch_sharding,
+  batch_parts,
   make_mesh,
-  replicated,
   state_shardings,
 )
-from figs_jax.train.state import TrainState, update, with_fresh_masks
+from figs_jax.train.state import TrainState, with_fresh_masks
 from figs_jax.train.stopwatch import CHECKPOINT, EVALUATION, Stopwatch
 from figs_jax.train.workdir import initial_config, initial_weights
 from figs_jax.train.writers import Writer, check_writers
@@ -137,12 +135,12 @@ def train(
   check_writers(config.log.tensorboard, config.log.wandb, writers)
   if data is not None:
     config.data.name = python_data.NAME
-  mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-  parts = mesh.size * config.grad_accum_steps
+  mesh = make_mesh(**config.mesh)
+  parts = batch_parts(mesh) * config.grad_accum_steps
   if config.batch_size % parts:
     raise ConfigError(
-      f"--config.batch_size: expected a multiple of {parts}, the devices of the"
-      f" mesh times grad_accum_steps, got {config.batch_size}"
+      f"--config.batch_size: expected a multiple of {parts}, mesh.data *"
+      f" mesh.fsdp * grad_accum_steps, got {config.batch_size}"
     )
   checkpoints = Checkpointer(workdir, keep=config.keep)
   experiment = build(initial_config(config, checkpoints), data)
@@ -150,7 +148,7 @@ def train(
   config = experiment.config  # see `_keep_order`
   abstract = experiment.abstract_state
   shardings = state_shardings(
-    abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
+    abstract, mesh, abstract.bound, bool(experiment.seeds)
   )
   runs: list[Run] = []
   with (
@@ -220,60 +218,6 @@ def _refusals_of_disk(
       f"{checkpoints.path.parent}: cannot be written ({error}); set --workdir"
       " to a directory in which files can be created"
     ) from error
-
-
-def compiled_step(
-  experiment: Experiment, shardings: Any, mesh: Mesh | None = None
-) -> Callable[[Any, Any], tuple[Any, Any]]:
-  """The jitted step of a configuration; the state is donated.
-
-  Args:
-    experiment: Experiment to train.
-    shardings: Shardings of the state.
-    mesh: Mesh over which to split this process's batches, arrays of NumPy.
-      Every process then holds all of the metrics. Defaults to batches and
-      metrics as they come.
-
-  Returns:
-    Function (state, batch) -> (state, metrics), or a `seeds.InTurn`.
-  """
-  axis = experiment.batch_axis
-  fn = partial(update)  # a new object has a compilation cache of its own
-  constants = None
-  if experiment.distill is not None:
-    constants = teacher.placed(experiment.distill, mesh or make_mesh())
-  turns = in_turn(experiment)
-  if turns:
-    shardings, axis = seeds.lone_shardings(shardings), None
-  elif experiment.seeds:
-    fn = partial(seeds.step_seeds, batch_axis=axis)
-  options: dict[str, Any] = {"out_shardings": (shardings, None)}
-  if mesh is not None:
-    split = batch_sharding(mesh, axis == 0)
-    options = {
-      "in_shardings": (None, split, None),
-      "out_shardings": (shardings, replicated(mesh)),
-    }
-  jitted = jax.jit(fn, donate_argnums=0, **options)
-  of_processes = mesh is not None and jax.process_count() > 1
-
-  def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-    if of_processes:
-      batch = distributed.global_batch(split, batch)
-    return jitted(state, batch, constants)
-
-  return seeds.InTurn(step, experiment.batch_axis) if turns else step
-
-
-def in_turn(experiment: Experiment) -> bool:
-  """Whether the seeds are trained one after the other.
-
-  In mode "auto", if this is the faster way in benchmarks/loop.py.
-  """
-  mode = experiment.config.seeds_mode
-  if mode == "auto":
-    mode = "map" if jax.default_backend() == "cpu" else "vmap"
-  return bool(experiment.seeds) and mode == "map"
 
 
 def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
