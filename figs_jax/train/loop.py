@@ -25,6 +25,7 @@ from figs_jax.train import (
   machine,
   schema,
   seeds,
+  teacher,
   workdir_lock,
 )
 from figs_jax.train._evaluate import Evaluator, evaluator
