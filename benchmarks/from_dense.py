@@ -24,9 +24,8 @@ from flax import nnx
 
 from figs_jax.cli import compilation_cache
 from figs_jax.cli import pruning as program
-from figs_jax.train import loop
-from figs_jax.train.evaluate import evaluate
-from figs_jax.train.workdir import load_config
+from figs_jax.train import default_config, evaluate, loop
+from figs_jax.train.workdir import restore
 
 METHODS = "magnitude,sparsegpt,wanda,ria,sparseswaps,alps"
 RULES = "ff: {0}, qkv: {0}, o: {0}"
@@ -103,7 +102,9 @@ def one_shot(table, args):
   data = {"eval_split": args.eval_split} if args.eval_split else {}
   dense = None
   for nm in args.patterns.split(","):
-    source = program.source_of(RULES.format(nm), workdir=args.workdir, data=data)
+    source = program.source_of(
+      RULES.format(nm), workdir=args.workdir, data=data
+    )
     if dense is None:
       dense = scores(source, source.model)
       if ("dense", "dense", "", "", "") not in table:
@@ -128,15 +129,17 @@ def one_shot(table, args):
 
 
 def tune(table, args):
+  base = restore(args.workdir)[0].config
   for nm, seed, recipe in itertools.product(
     args.patterns.split(","), args.seeds.split(","), args.recipes.split(",")
   ):
     key = ("tuned", recipe, "" if recipe == "dense" else nm, "", seed)
     if key in table:
       continue
-    config = load_config(args.workdir)
-    config.recipe, config.seed = recipe, int(seed)
-    config.pattern = RULES.format(nm)
+    config = base.copy_and_resolve_references()
+    with config.unlocked():
+      config.recipe = default_config(recipe, config.family).recipe
+    config.seed, config.pattern = int(seed), RULES.format(nm)
     config.init_from, config.init_head = args.workdir, "strict"
     config.total_steps = config.checkpoint_every = args.steps
     config.optimizer.learning_rate = args.learning_rate
