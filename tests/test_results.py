@@ -167,8 +167,8 @@ def one_shot_table(name):
       f" {percent[0]:.1f} ± {percent[1]:.1f} | {error} |\n"
     )
   return (
-    "| method | pattern | loss | above dense | accuracy, % | error of layers |\n"
-    "|---|---|---|---|---|---|\n" + "".join(lines)
+    "| method | pattern | loss | above dense | accuracy, % | error of layers |"
+    "\n|---|---|---|---|---|---|\n" + "".join(lines)
   )
 
 
