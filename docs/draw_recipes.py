@@ -88,7 +88,8 @@ def overview(names: list[str]) -> Figure:
     ax.set_title("", loc="right")
     ax.set_xticks([0, STEPS // 2, STEPS])
     lines, labels = ax.get_legend_handles_labels()
-    handles |= dict(zip(labels, lines))
+    if recipes.create(name, PATTERN, STEPS).points is None:
+      handles |= dict(zip(labels, lines))  # else a density of each point
   handles = dict(sorted(handles.items(), key=lambda one: "phase" in one[0]))
   for ax in grid.flat[len(names) :]:
     ax.set_axis_off()

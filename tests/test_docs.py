@@ -145,7 +145,8 @@ def test_pictures_exist_and_are_small():
   there = {f"recipes/{path.name}" for path in DOCS.glob("recipes/*.png")}
   assert used == there == {f"recipes/{n}.png" for n in (*NAMES, "all")}
   for name in used:
-    assert (DOCS / name).stat().st_size <= 40_000, name
+    most = 60_000 if name == "recipes/all.png" else 40_000
+    assert (DOCS / name).stat().st_size <= most, name
 
 
 def test_pictures_show_what_the_code_does(script):

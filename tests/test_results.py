@@ -15,7 +15,7 @@ PATTERNS = {"ff + qk 1:8": "qk 1:8"}
 
 
 # In the order of their tables on the page.
-STUDIES = ("fashion_vit", "stdlib_text")
+STUDIES = ("fashion_vit", "stdlib_text", "fashion_resnet", "fashion_nested")
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -117,6 +117,48 @@ def test_tables_of_all_recipes_and_of_orders_are_those_of_the_rows():
   text = (ROOT / "docs" / "results.md").read_text()
   assert recipe_table() in text
   assert order_table() in text
+
+
+def test_accuracies_of_nested_models_are_those_of_the_rows():
+  rows = study_frame(study.rows(ROOT / "docs" / "results" / "fashion_nested"))
+  text = (ROOT / "docs" / "results.md").read_text()
+
+  def entry(recipe, pattern, setting=""):
+    cell = rows[
+      (rows.recipe == recipe)
+      & (rows.pattern == pattern)
+      & (rows.setting == setting)
+    ]
+    values = 100 * cell.accuracy
+    assert len(values) == 5, (recipe, pattern)
+    return f"{text_number(values.mean(), 2)} ± {text_number(error(values), 2)}"
+
+  points = ("1:8", "2:8", "4:8", "8:8")
+  separate = [entry("ste", point) for point in points[:3]]
+  cut = [entry("figs", point, "cut from 1:8") for point in points[1:]]
+  for model, entries in (
+    ("nested", [entry("nested", point) for point in points]),
+    ("separate (STE, dense)", [*separate, entry("dense", "")]),
+    ("FiGS at 1:8, cut", [entry("figs", "1:8"), *cut]),
+  ):
+    assert f"| {model} | {' | '.join(entries)} |" in text
+
+
+def test_the_gap_under_adam_and_under_sgd_is_that_of_the_rows():
+  rows = study_frame(study.rows(ROOT / "docs" / "results" / "fashion_resnet"))
+  cells = rows.set_index(["recipe", "setting", "seed"]).loss
+  adamw, sgd = (
+    cells["sr_ste", name] - cells["dense", name] for name in ("adamw", "sgd")
+  )
+  gap = adamw - sgd
+  # Student's t with 2 degrees of freedom.
+  half = 4.30265 * error(gap)
+  mean, low, high = (
+    text_number(x, 4)
+    for x in (gap.mean(), gap.mean() - half, gap.mean() + half)
+  )
+  text = (ROOT / "docs" / "results.md").read_text()
+  assert len(gap) == 3 and f"under SGD is {mean} [{low}, {high}]" in text
 
 
 def test_the_advice_quotes_the_results():

@@ -297,7 +297,7 @@ class TeacherForcing(LogitLoss):
     return Rows(arguments, logits, *scores)
 
   @staticmethod
-  def arguments(inputs: Array, targets: Array) -> tuple[Array, ...]:
+  def arguments(inputs: Any, targets: Any) -> tuple[Any, ...]:
     """What the model is called with."""
     return inputs, targets
 
@@ -310,7 +310,7 @@ class NextToken(TeacherForcing):
   """
 
   @staticmethod
-  def arguments(inputs: Array, targets: Array) -> tuple[Array, ...]:
+  def arguments(inputs: Any, targets: Any) -> tuple[Any, ...]:
     """What the model is called with."""
     del targets
     return (inputs,)

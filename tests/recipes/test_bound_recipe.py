@@ -285,7 +285,8 @@ def w_ones():
 
 def test_transposable_masks_may_start_wide():
   leaves = {"w": MaskedKernel((128, 64), NM(1, 8), -2)}
-  bound = create("figs", "1:8", TOTAL, transposable=True).bind(leaves)
+  recipe = create("figs", "1:8", TOTAL, transposable=True, dense=0.0)
+  bound = recipe.bind(leaves)
   w = jax.random.normal(jax.random.key(0), (128, 64))
   mask = bound.masks(0, {"w": w})["w"]
   assert is_nm(mask, "8:64", axis=0) and is_nm(mask, "8:64", axis=1)

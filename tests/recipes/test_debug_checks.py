@@ -24,6 +24,8 @@ def checked():
 @pytest.mark.parametrize("name", recipes.names())
 def test_three_steps_without_an_infinity_or_a_nan(name):
   soon = {"refresh_every": 1} if name in ("rigl", "set") else {}
+  if name == "slope":  # its other parts are those of layers
+    soon = {"double_pruned": False, "rank": 0}
   recipe = recipes.create(name, "2:4", 4, **soon)
   bound = recipe.bind({"w": MaskedKernel((16, 4), NM(2, 4), 0)})
   params = {"w": jax.random.normal(jax.random.key(0), (16, 4))}

@@ -24,7 +24,8 @@ def test_table_is_what_the_recipe_says_at_every_step(name):
   recipe = recipes.create(name, "1:8", 24)
   table = timeline_table(recipe)
   np.testing.assert_array_equal(table.step, np.arange(24))
-  assert table.targets == (NM(1, 8),)
+  points = recipe.points.patterns if recipe.points else (NM(1, 8),)
+  assert table.targets == points
   for i in range(24):
     pattern = recipe.pattern_at(i)
     assert (table.n[0, i], table.m[0, i]) == (pattern.n, pattern.m)
@@ -115,8 +116,10 @@ def test_curves_hold_the_table(name):
   recipe = recipes.create(name, "1:8", 200)
   table, ax = timeline_table(recipe), draw(recipe)
   lines = {line.get_label(): line for line in ax.get_lines()}
-  density = lines.pop("density n/m").get_ydata()
-  np.testing.assert_array_equal(density, table.density[0])
+  for i, target in enumerate(table.targets):
+    name = "density n/m" + f", {target}" * (len(table.targets) > 1)
+    density = lines.pop(name)
+    np.testing.assert_array_equal(density.get_ydata(), table.density[i])
   np.testing.assert_array_equal(lines.pop("leak D").get_ydata(), table.leak)
   masked = table.phase != "dense"
   if table.pull.any():

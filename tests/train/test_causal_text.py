@@ -5,11 +5,12 @@ import math
 import runpy
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from figs_jax import data
-from figs_jax.train import loop
+from figs_jax import data, models
+from figs_jax.train import loop, losses
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.config import default_config
 from figs_jax.train.workdir import finished_model
@@ -77,3 +78,12 @@ def test_a_table_of_labels_trains_a_llama(tmp_path):
   result = evaluate(tmp_path / "run")
   # Targets: the letters of the label and its end.
   assert result["exact_nm"] and 0 < result["loss"] < 6
+
+
+def test_a_causal_teacher_sees_the_inputs_alone():
+  model = models.create("gpt2", "custom", width=8, depth=1, heads=2, vocab=9)
+  row = np.array([[3, 4, 5, 6]], np.int32)
+  batch = {"inputs": row[:, :-1], "targets": row[:, 1:]}
+  loss = losses.distill(model, loss=losses.next_token)
+  _, metrics = loss(model, batch, jax.random.key(0))
+  assert float(metrics["teacher_loss"].value) == pytest.approx(0, abs=1e-6)
