@@ -139,6 +139,8 @@ def tune(table, args):
     config = base.copy_and_resolve_references()
     with config.unlocked():
       config.recipe = default_config(recipe, config.family).recipe
+    if recipe != "dense":
+      config.recipe.dense = 0.0  # the weights are trained already
     config.seed, config.pattern = int(seed), RULES.format(nm)
     config.init_from, config.init_head = args.workdir, "strict"
     config.total_steps = config.checkpoint_every = args.steps

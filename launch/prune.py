@@ -10,7 +10,8 @@
 The model is that of a config.json of transformers with its weights (--weights)
 or of a dense run of launch/train.py (--workdir). PRUNED gets model.safetensors,
 config.json and pruning.json, and is read by figs_jax.models.from_pretrained and
-by --config.init_from of launch/train.py, whose recipes (as asp) keep the masks.
+by --config.init_from of launch/train.py; the recipe asp keeps the masks with
+--config.recipe.dense=0.
 docs/from_dense.md says which method to choose.
 """
 

@@ -86,6 +86,7 @@ def test_a_pruned_model_and_what_is_refused(weights, tmp_path):
   assert is_nm(kernel, "2:4", axis=-2)
   # Fine-tuning starts from the same masks.
   config = default_config("asp", "vit")
+  config.recipe.dense = 0.0
   config.variant, config.pattern = "custom/2", RULES
   config.data.name, config.data.image_size = "digits", 8
   for name in ("width", "depth", "heads"):
