@@ -40,9 +40,21 @@ from figs_jax.train.workdir import initial_config
 _ROOT = Path(__file__).parents[2]
 # Fields that say which seeds a run holds, or that affect none of its numbers.
 _NOT_OF_CELL = (*FREE, "seed", "seeds", "seeds_mode", "checkpoint_every")
-# Fields newer than studies with rows, which keep their fingerprints: they are
-# left out at their default.
-_LATER = ("recalibrate_batch_norm",)
+# Fields newer than rows of studies, with the value that every run had before:
+# there they are left out, so that fingerprints stay.
+_LATER = {
+  "activations": "",
+  "distill.temperature": 2.0,
+  "distill.weight": 0.5,
+  "init_interpolation": "linear",
+  "model.distillation": "none",
+  "model.layer_scale": 0.0,
+  "model.registers": 0,
+  "model.swiglu": False,
+  "recalibrate_batch_norm": 50,
+  "teacher_sha256": "",
+  "train_only": "",
+}
 _BUDGETS = ("steps", "train_flops")
 
 
@@ -191,12 +203,16 @@ def of_cell(
     values["optimizer.warmup_steps"] = schema.warmup_steps(
       warmup, values["total_steps"]
     )
+  # Before training, a teacher is known by its place alone.
+  named = values.get("teacher") and not values.get("teacher_sha256")
+  kept = ("teacher", "distill.seed") if named else ()
   return {
     name: value
     for name, value in values.items()
-    if name not in _NOT_OF_CELL
+    if name in kept
+    or name not in _NOT_OF_CELL
     and name.split(".")[0] not in _NOT_OF_CELL
-    and not (name in _LATER and value == schema.SHARED[name].default)
+    and not (name in _LATER and value == _LATER[name])
   }
 
 

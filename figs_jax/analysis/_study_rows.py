@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from figs_jax.analysis._study_cells import fingerprint, of_cell
+from figs_jax.analysis._study_cells import digits_of, of_cell
 from figs_jax.export.atomic_write import replacing
 from figs_jax.train.config import ConfigError, completed
 
@@ -65,12 +65,16 @@ def _current(out: Path) -> dict[str, tuple[str, dict[str, Any]]]:
   """Saved fingerprint -> today's, and the fields with today's defaults."""
   result = {}
   for key, saved in _configs(out).items():
+    # Rows at another pattern than the run's have this field as well.
+    point = {name: saved[name] for name in ("point",) if name in saved}
+    run = {name: v for name, v in saved.items() if name not in point}
     try:
-      whole = completed(traverse_util.unflatten_dict(saved, sep="."))
+      whole = completed(traverse_util.unflatten_dict(run, sep="."))
     except ConfigError:  # of a recipe of one's own, or of another version
       result[key] = key, saved
     else:
-      result[key] = fingerprint(whole), of_cell(whole)
+      fields = of_cell(whole) | point
+      result[key] = digits_of(fields), fields
   return result
 
 

@@ -41,9 +41,10 @@ from figs_jax.analysis._study_cells import (
 from figs_jax.core.pattern import NM
 from figs_jax.models.flops import train_flops
 from figs_jax.train._evaluate import in_dtypes, speedups
+from figs_jax.train.compilation import compiled_step
 from figs_jax.train.config import ConfigError, recipe_of
 from figs_jax.train.experiment import build
-from figs_jax.train.loop import Diverged, compiled_step, train
+from figs_jax.train.loop import Diverged, train
 from figs_jax.train.run_rows import layers_of
 from figs_jax.train.seeds import mean_and_se
 from figs_jax.train.sharding import make_mesh, state_shardings
@@ -228,9 +229,9 @@ def _seconds_per_flop(
   config.seed, config.seeds = 0, 0
   experiment, mesh = taught(build(config), read(config)), make_mesh()
   shapes = experiment.abstract_state
-  shardings = state_shardings(shapes, mesh, shapes.bound.leaves, False)
+  shardings = state_shardings(shapes, mesh, shapes.bound)
   step = compiled_step(experiment, shardings)
-  state = experiment.placed_state(shardings)
+  state: Any = experiment.placed_state(shardings)
   batch = next(experiment.task.train_batches(config.batch_size))
   state, metrics = step(state, batch)
   start = time.process_time()

@@ -68,9 +68,18 @@ def export_run(
     patterns = _patterns(state, points)
     model = state.finished(ema=ema, point=patterns[-1])
     options |= {"points": patterns, "leaves": state.bound.leaves}
+    options["at"] = {nm: _statistics(state, ema, nm) for nm in patterns[:-1]}
   else:
     model = finished_model(workdir, step=step, ema=ema, **run)
   return export_model(model, out, format, overwrite=overwrite, **options)
+
+
+def _statistics(state: TrainState, ema: bool, nm: NM) -> dict[str, Any]:
+  """The batch statistics of a point by path; none if all points share them."""
+  if not state.statistics:
+    return {}
+  weights = own_weights(state.finished(ema=ema, point=nm))
+  return {path: weights[path] for path in state.statistics}
 
 
 def _patterns(state: TrainState, points: str | None) -> list[NM]:
@@ -100,6 +109,7 @@ def export_model(
   example: Any = None,
   points: Sequence[NM | str] = (),
   leaves: Mapping[str, MaskedKernel] | None = None,
+  at: Mapping[NM, Mapping[str, Any]] | None = None,
 ) -> list[str]:
   """Writes a finished model (`TrainState.finished`).
 
@@ -129,6 +139,8 @@ def export_model(
       last.
     leaves: Path -> `MaskedKernel` of the kernels of "nested". Defaults to those
       that the model masks, which are none at m:m.
+    at: Weights of "nested" that differ at points before the last, by path, as
+      batch statistics of each point.
 
   Returns:
     A description of the written files, in lines.
@@ -175,13 +187,16 @@ def export_model(
     tensors, leaves = published(model), published_leaves(model)
   if dtype is not None:
     tensors = export.cast(tensors, dtype)
+    at = {nm: export.cast(each, dtype) for nm, each in (at or {}).items()}
   lines = [f"{len(tensors)} tensors, {len(leaves)} of them N:M"]
   if format == "packed":
     export.write_packed(
       out, tensors, leaves, layout=layout, overwrite=overwrite
     )
   elif format == "nested":
-    export.write_nested(out, tensors, leaves, points, overwrite=overwrite)
+    export.write_nested(
+      out, tensors, leaves, points, at=at, overwrite=overwrite
+    )
     lines[0] = f"{len(tensors)} tensors, {len(leaves)} of them by rank"
     lines += _prefixes(Path(out), points)
   elif format == "dense":
@@ -279,12 +294,11 @@ def _examples(model: Any, batch: int, example: Any) -> list[np.ndarray]:
       f"stablehlo: expected example=, an input of {type(model).__name__}, got"
       " none"
     )
-  shapes = model.example(batch)
   return [
     rng.integers(0, model.vocab, each.shape, np.int32)
     if np.issubdtype(each.dtype, np.integer)
     else rng.standard_normal(each.shape, np.float32)
-    for each in (shapes if isinstance(shapes, tuple) else (shapes,))
+    for each in model.example(batch)
   ]
 
 

@@ -102,6 +102,10 @@ _MEANT = {
     "gpus gpu numgpus ngpus ngpu devices numdevices tpus cores numtpus nproc"
     " worldsize pernodegpus dp dataparallel ddp fsdp zero"
   ),
+  "mesh.tensor": (
+    "tp tensorparallel tpsize tensorparallelsize modelparallel mp"
+    " tensormodelparallelsize modelparallelsize"
+  ),
   "init_from": (
     "checkpoint ckpt ckptpath checkpointpath pretrained pretrainedpath weights"
     " pretrainedmodel resume loadfrom finetune initcheckpoint resumefrom"

@@ -43,6 +43,8 @@ PARTS = {
   "torch-2:4": (".packed", ".meta"),
   "ranks": (".values", ".metadata"),
 }
+# NAME@1:8 takes the place of NAME where a nested file is read at 1:8.
+AT_POINT = "@"
 # A file unpacks to m / n times its length, which must fit into memory.
 MOST_M = 1024
 _WORDS = {dtype: word for word, dtype in DTYPES.items()}

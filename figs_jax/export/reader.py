@@ -18,7 +18,14 @@ from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Shaped
 from figs_jax.export.atomic_write import ExportError
 from figs_jax.export.files import Entry, opened
-from figs_jax.export.manifest import KEY, PARTS, Record, digest, parsed
+from figs_jax.export.manifest import (
+  AT_POINT,
+  KEY,
+  PARTS,
+  Record,
+  digest,
+  parsed,
+)
 from figs_jax.export.semi_structured import decompress
 
 
@@ -86,8 +93,9 @@ def weights(
   records = parsed(path, metadata, entries)
   if nm is not None and not any(r.points for r in records.values()):
     raise _no_point(path, nm, ())
-  for name, record in sorted(records.items()):
-    parts = [entries[name + end] for end in PARTS[record.layout]]
+  for name, stored_name in _names(records, nm):
+    record = records[stored_name]
+    parts = [entries[stored_name + end] for end in PARTS[record.layout]]
     if nm is not None and record.points:
       record, parts = _at_point(path, record, parts, nm)
     leaf = None
@@ -101,6 +109,17 @@ def weights(
     kind = parts[0].kind
     tensors.append(Weight(name, record.shape, kind, stored, read, leaf))
   return tensors
+
+
+def _names(
+  records: Mapping[str, Record], nm: NM | None
+) -> list[tuple[str, str]]:
+  """(name, name in the file) of the tensors at a point, sorted."""
+  if not any(record.points for record in records.values()):
+    return [(name, name) for name in sorted(records)]
+  names = {n for n in records if n.rpartition(AT_POINT)[0] not in records}
+  own = {name: f"{name}{AT_POINT}{nm}" for name in names}
+  return [(n, own[n] if own[n] in records else n) for n in sorted(names)]
 
 
 def _parsed_point(point: NM | str | None) -> NM | None:

@@ -25,7 +25,14 @@ from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.core.types import Shaped
 from figs_jax.export import files, reader, semi_structured
 from figs_jax.export.atomic_write import ExportError, line, replacing
-from figs_jax.export.manifest import MOST_M, PARTS, Record, digest, written
+from figs_jax.export.manifest import (
+  AT_POINT,
+  MOST_M,
+  PARTS,
+  Record,
+  digest,
+  written,
+)
 
 MODEL, CONFIG = "model.safetensors", "config.json"
 DENSE = (MODEL, CONFIG)
@@ -170,6 +177,7 @@ def write_nested(
   leaves: Mapping[str, MaskedKernel],
   points: Sequence[NM | str],
   *,
+  at: Mapping[NM, Mapping[str, Any]] | None = None,
   overwrite: bool = False,
 ) -> None:
   """Writes masked kernels in the order of their ranks, and others whole.
@@ -182,6 +190,8 @@ def write_nested(
     tree: Finished parameters at the densest point.
     leaves: Path -> `MaskedKernel`; of each pattern only m is used.
     points: Patterns in ascending order of n, with the m of every kernel.
+    at: Tensors by name at points before the last, in place of those of `tree`,
+      as batch statistics of each point.
     overwrite: Whether to replace an existing file.
 
   Raises:
@@ -227,6 +237,14 @@ def write_nested(
       Record.of(name, array, "ranks", leaf),
       points=tuple((nm, digest(cut)) for nm, cut in cuts),
     )
+  for nm, others in (at or {}).items():
+    for name, array in _arrays(others).items():
+      own = f"{name}{AT_POINT}{nm}"
+      if nm not in patterns or name in leaves or name not in arrays:
+        raise ExportError(
+          f"at: expected tensors without masks at some of {points}, got {own}"
+        )
+      tensors[own], records[own] = array, Record.of(own, array)
   _write(path, arrays, tensors, records, overwrite)
 
 

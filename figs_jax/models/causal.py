@@ -231,9 +231,9 @@ class CausalLM(nnx.Module):
     logits = self._logits(x, cache.head)
     return logits, cache._replace(past=tuple(past), origin=origin)
 
-  def example(self, batch: int) -> jax.ShapeDtypeStruct:
-    """Argument of a call on `batch` rows of `input_length`, as a shape."""
-    return jax.ShapeDtypeStruct((batch, self.input_length), jnp.int32)
+  def example(self, batch: int) -> tuple[jax.ShapeDtypeStruct]:
+    """Arguments of a call on `batch` rows of `input_length`, as shapes."""
+    return (jax.ShapeDtypeStruct((batch, self.input_length), jnp.int32),)
 
   def gemms(
     self,

@@ -5,7 +5,8 @@ A multiplication and an addition are two FLOPs. A product (M x K)(K x N) takes
 the weight gradient. A kernel masked to n:m takes these shares of them:
 
 * forward: s = n/m
-* input gradient: s if masks are N:M along both axes (2102.08124), else 1
+* input gradient: s if masks are N:M along both axes (2102.08124) or the kernel
+  is pruned again along the other one (2405.16325), else 1
 * weight gradient: 1, or n/m of the unbiased estimate that prunes the output's
   gradient (2203.10991)
 

@@ -34,7 +34,7 @@ class Phase(NamedTuple):
       m:m for a masked kernel in its dense stage, None for one without a mask.
     forward: Whether the forward pass is sparse (no leak).
     input_gradient: Whether the input gradient is sparse, by masks that are N:M
-      along both axes.
+      along both axes, or by pruning the kernel again along the other one.
     weight_gradient: Pattern of the pruned operand of the weight gradient in
       masked layers, or None.
   """

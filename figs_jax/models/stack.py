@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from figs_jax.core.types import Array
+from figs_jax.nn.logical_axes import with_split_batch
 
 Blocks = Any  # an nnx.List of blocks, or one stacked block
 _WRITTEN = (nnx.RngState, nnx.BatchStat)  # what a call may write
@@ -82,6 +83,7 @@ def run_blocks(
   >>> run_blocks(blocks, jnp.ones((2, 3)))[0].shape
   (2, 3)
   """
+  x = with_split_batch(x)
   if isinstance(blocks, nnx.List):
     return _one_by_one(blocks, x, shared, per_layer, remat, method)
   graphdef, state = nnx.split(blocks)
@@ -91,6 +93,7 @@ def run_blocks(
     block = nnx.merge(graphdef, slices)
     before = jax.tree.leaves(nnx.state(block, _WRITTEN))
     x, y = _pair(getattr(block, method)(x, *shared, *mine))
+    x = with_split_batch(x)
     written = nnx.state(block, _WRITTEN)
     changed = any(
       now is not then for now, then in zip(jax.tree.leaves(written), before)
@@ -160,6 +163,7 @@ def _one_by_one(blocks, x, shared, per_layer, remat, method):
   for index, block in enumerate(blocks):
     mine = jax.tree.map(lambda leaf, i=index: leaf[i], per_layer)
     x, y = _pair(call(block, x, *shared, *(() if mine is None else (mine,))))
+    x = with_split_batch(x)
     ys.append(y)
   if ys and ys[0] is not None:
     return x, jax.tree.map(lambda *each: jnp.stack(each), *ys)

@@ -230,7 +230,7 @@ class _Junction:
       )
     shape = consumer.kernel.shape
     heads = getattr(module, entry.heads) if entry.heads else 1
-    outputs = _variables(producers[0])[0].shape[-1]
+    outputs = _produced(producers[0])[0].shape[-1]
     junction = cls(
       path=f"{where}/kernel",
       consumer=consumer,
@@ -247,7 +247,7 @@ class _Junction:
         f" heads that share them, got {shape[-2]} inputs, {outputs} outputs and"
         f" {heads} heads"
       )
-    for variable in (v for layer in producers for v in _variables(layer)):
+    for variable in (v for layer in producers for v in _produced(layer)):
       if variable.shape[-1] != outputs:
         raise ValueError(
           f"{where}: expected {outputs} channels on the last axis of every"
@@ -264,6 +264,8 @@ class _Junction:
     """Why these channels cannot be permuted for the groups of a mask."""
     if leaf.axis != -2:
       return f"groups lie on axes {leaf.axis}, not on the input channels"
+    if getattr(self.consumer, "input_pattern", None) is not None:
+      return "its input is pruned in groups of the present order"
     if self.depth % leaf.pattern.m:
       return f"m={leaf.pattern.m} does not divide a head of {self.depth}"
     return ""
@@ -292,19 +294,33 @@ class _Junction:
     read = (shared + first).reshape(layers, -1)
     written = (orders + first[:apart]).reshape(layers, -1)
     for producer in self.producers:
-      for variable in _variables(producer):
+      for variable in _produced(producer):
         variable.set_value(_taken(variable[...], written, -1, self.lead))
-    kernel = self.consumer.kernel
-    kernel.set_value(_taken(kernel[...], read, -2, self.lead))
+    for variable in _consuming(self.consumer):
+      variable.set_value(_taken(variable[...], read, -2, self.lead))
 
 
-def _variables(layer: nnx.Module) -> list[nnx.Variable]:
-  """The variables of a layer with its channels on the last axis."""
+def _produced(layer: nnx.Module) -> list[nnx.Variable]:
+  """The variables of a layer with its outputs on the last axis."""
   return [
     node
-    for _, node in nnx.iter_graph(layer)
-    if isinstance(node, nnx.Variable) and not isinstance(node, _SCALARS)
+    for path, node in nnx.iter_graph(layer)
+    if isinstance(node, nnx.Variable)
+    and not isinstance(node, _SCALARS)
+    and path[:2] != ("adapter", "lora_a")
   ]
+
+
+def _consuming(layer: Any) -> list[nnx.Variable]:
+  """The parameters of a layer with its inputs on axis -2."""
+  adapter = getattr(layer, "adapter", None)
+  if adapter is None:
+    return [layer.kernel]
+  a: Any = adapter.lora_a  # a layer, with its mask, if a rule names it
+  if isinstance(a, nnx.Variable):
+    return [layer.kernel, a]
+  masks = [a.kernel_mask] if hasattr(a, "kernel_mask") else []
+  return [layer.kernel, a.kernel, *masks]
 
 
 def _taken(

@@ -107,8 +107,9 @@ class Masked(nnx.Module):
       kept = nm_mask(jnp.abs(x), self.input_pattern, -1)
       args = (flow(x, kept, 0.0, self.input_grad), *more)
     if self.pattern is None:
-      return super().__call__(*args, **kwargs)
-    out = self._product(self.dense_type.__call__, args, kwargs)
+      out = super().__call__(*args, **kwargs)
+    else:
+      out = self._product(self.dense_type.__call__, args, kwargs)
     adapter = getattr(self, "adapter", None)
     return out if adapter is None else out + adapter(*args)
 

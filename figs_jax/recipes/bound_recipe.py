@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from figs_jax.recipes.criterion import (
   KernelState,
   is_looped,
   needs_grad,
+  other_axis,
   path_hash,
   takes_count,
 )
@@ -84,6 +86,31 @@ class BoundRecipe:
   def leaves(self) -> dict[str, MaskedKernel]:
     """path -> `MaskedKernel` of every masked kernel."""
     return {kernel.path: kernel.leaf for kernel in self.kernels}
+
+  @property
+  def shard_units(self) -> dict[str, dict[int, int]]:
+    """path -> axis -> unit: a shard of whole units splits no group.
+
+    It holds in every stage, and for both axes of transposable masks. Axes count
+    from the end, so that they stay valid under an axis of seeds.
+    """
+    units: dict[str, dict[int, int]] = {}
+    for kernel in self.kernels:
+      leaf, ndim = kernel.leaf, len(kernel.leaf.shape)
+      m = math.lcm(leaf.pattern.m, *(stage.m for stage in kernel.stages))
+      axes = (leaf.axis,) if isinstance(leaf.axis, int) else leaf.axis
+      axes = [axis % ndim - ndim for axis in axes]
+      later = [
+        math.prod(leaf.shape[a] for a in axes[i + 1 :])
+        for i, _ in enumerate(axes)
+      ]
+      units[kernel.path] = {
+        axis: m // math.gcd(m, size) for axis, size in zip(axes, later)
+      }
+      if self.recipe.transposable:
+        other = other_axis(ndim, leaf.axis) % ndim - ndim
+        units[kernel.path][other] = m
+    return units
 
   def masks(
     self,

@@ -29,7 +29,12 @@ from figs_jax.nn.int8_kernels import round_kernels_to_int8
 from figs_jax.train import metrics, schema, seeds, tasks
 from figs_jax.train.distributed import global_batch
 from figs_jax.train.experiment import Experiment
-from figs_jax.train.sharding import batch_sharding, make_mesh, replicated
+from figs_jax.train.sharding import (
+  batch_parts,
+  batch_sharding,
+  make_mesh,
+  replicated,
+)
 from figs_jax.train.state import (
   TrainState,
   averaged_statistics,
@@ -148,16 +153,18 @@ def evaluator(
 ) -> Evaluator:
   """The evaluator of an experiment's evaluation split.
 
-  Over a mesh, the batch size is rounded up to a multiple of its devices.
+  Over a mesh, the batch size is rounded up to a multiple of its
+  parts of a batch.
 
   Args:
     experiment: Experiment that names the split.
     mesh, int8: Same as for `Evaluator`.
   """
   task, mesh = experiment.task, mesh or make_mesh()
-  each = -(-experiment.config.data.eval_batch_size // mesh.size)
+  parts = batch_parts(mesh)
+  each = -(-experiment.config.data.eval_batch_size // parts)
   batches = task.eval_batches(
-    each * len(mesh.local_devices),
+    each * parts // jax.process_count(),
     shard_index=jax.process_index(),
     num_shards=jax.process_count(),
   )

@@ -63,9 +63,10 @@ class Experiment:
       from figs_jax.models.own_weights import fill_own
 
       model = fill_own(model, weights)
-    if self.config.activations:
+    if rules := self.config.activations:
       try:
-        model = nn.prune_inputs(model, self.config.activations)
+        words = own_model.own_words(self.abstract_dense, rules)
+        model = nn.prune_inputs(model, rules, words=words)
       except ValueError as error:
         raise ConfigError(f"--config.activations: {error}") from error
     if not self.recipe.sparse:

@@ -7,8 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ml_collections import config_dict
 from figs_jax.core.pattern import NM
 from figs_jax.data import python_data
 from figs_jax.train import (
+  data_position,
   distributed,
   machine,
   schema,
@@ -30,6 +30,7 @@ from figs_jax.train import (
 )
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
+from figs_jax.train.compilation import compiled_step, in_turn
 from figs_jax.train.config import (
   ConfigError,
   changes,
@@ -44,12 +45,11 @@ from figs_jax.train.mask_health import MaskHealth, layer_means, mean_over_seeds
 from figs_jax.train.progress import summary
 from figs_jax.train.recalibration import at_the_end
 from figs_jax.train.sharding import (
-  batch_sharding,
+  batch_parts,
   make_mesh,
-  replicated,
   state_shardings,
 )
-from figs_jax.train.state import TrainState, update, with_fresh_masks
+from figs_jax.train.state import TrainState, with_fresh_masks
 from figs_jax.train.stopwatch import CHECKPOINT, EVALUATION, Stopwatch
 from figs_jax.train.workdir import initial_config, initial_weights
 from figs_jax.train.writers import Writer, check_writers
@@ -136,12 +136,12 @@ def train(
   check_writers(config.log.tensorboard, config.log.wandb, writers)
   if data is not None:
     config.data.name = python_data.NAME
-  mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-  parts = mesh.size * config.grad_accum_steps
+  mesh = make_mesh(**config.mesh)
+  parts = batch_parts(mesh) * config.grad_accum_steps
   if config.batch_size % parts:
     raise ConfigError(
-      f"--config.batch_size: expected a multiple of {parts}, the devices of the"
-      f" mesh times grad_accum_steps, got {config.batch_size}"
+      f"--config.batch_size: expected a multiple of {parts}, mesh.data *"
+      f" mesh.fsdp * grad_accum_steps, got {config.batch_size}"
     )
   checkpoints = Checkpointer(workdir, keep=config.keep)
   experiment = build(initial_config(config, checkpoints), data)
@@ -149,7 +149,7 @@ def train(
   config = experiment.config  # see `_keep_order`
   abstract = experiment.abstract_state
   shardings = state_shardings(
-    abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
+    abstract, mesh, abstract.bound, bool(experiment.seeds)
   )
   runs: list[Run] = []
   with (
@@ -169,7 +169,7 @@ def train(
       batches = opened.enter_context(
         contextlib.closing(_train_batches(experiment))
       )
-    if position is not None and _same_data(position, batches):
+    if position is not None and data_position.is_of(position, batches):
       batches.set_state(position)
     start = int(state.step)
     _write_config(workdir, config)  # after all checks: errors change nothing
@@ -219,60 +219,6 @@ def _refusals_of_disk(
       f"{checkpoints.path.parent}: cannot be written ({error}); set --workdir"
       " to a directory in which files can be created"
     ) from error
-
-
-def compiled_step(
-  experiment: Experiment, shardings: Any, mesh: Mesh | None = None
-) -> Callable[[Any, Any], tuple[Any, Any]]:
-  """The jitted step of a configuration; the state is donated.
-
-  Args:
-    experiment: Experiment to train.
-    shardings: Shardings of the state.
-    mesh: Mesh over which to split this process's batches, arrays of NumPy.
-      Every process then holds all of the metrics. Defaults to batches and
-      metrics as they come.
-
-  Returns:
-    Function (state, batch) -> (state, metrics), or a `seeds.InTurn`.
-  """
-  axis = experiment.batch_axis
-  fn = partial(update)  # a new object has a compilation cache of its own
-  constants = None
-  if experiment.distill is not None:
-    constants = teacher.placed(experiment.distill, mesh or make_mesh())
-  turns = in_turn(experiment)
-  if turns:
-    shardings, axis = seeds.lone_shardings(shardings), None
-  elif experiment.seeds:
-    fn = partial(seeds.step_seeds, batch_axis=axis)
-  options: dict[str, Any] = {"out_shardings": (shardings, None)}
-  if mesh is not None:
-    split = batch_sharding(mesh, axis == 0)
-    options = {
-      "in_shardings": (None, split, None),
-      "out_shardings": (shardings, replicated(mesh)),
-    }
-  jitted = jax.jit(fn, donate_argnums=0, **options)
-  of_processes = mesh is not None and jax.process_count() > 1
-
-  def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-    if of_processes:
-      batch = distributed.global_batch(split, batch)
-    return jitted(state, batch, constants)
-
-  return seeds.InTurn(step, experiment.batch_axis) if turns else step
-
-
-def in_turn(experiment: Experiment) -> bool:
-  """Whether the seeds are trained one after the other.
-
-  In mode "auto", if this is the faster way in benchmarks/loop.py.
-  """
-  mode = experiment.config.seeds_mode
-  if mode == "auto":
-    mode = "map" if jax.default_backend() == "cpu" else "vmap"
-  return bool(experiment.seeds) and mode == "map"
 
 
 def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
@@ -345,17 +291,6 @@ def _wait(run: Run, batch: Any) -> None:
 
 # Fields that decide the masks of a step.
 _OF_MASKS = ("recipe", "recipe_sha256", "pattern", "total_steps")
-# Fields without which a position in the data means nothing.
-_OF_STREAM = (
-  "data.name",
-  "data.seed",
-  "data.order",
-  "data.train_split",
-  "data.vocabulary",
-  "data.input_length",
-  "data.mean_span",
-  "data.density",
-)
 
 
 def _begin(experiment, checkpoints, abstract, shardings):
@@ -404,7 +339,9 @@ def _begin(experiment, checkpoints, abstract, shardings):
   else:
     _log.info("all %d steps of %s are done", step, checkpoints.path)
   order = experiment.config.data.order
-  return state, _moved(position, saved["batch_size"], changed, order)
+  return state, data_position.moved(
+    position, saved["batch_size"], changed, order
+  )
 
 
 def _keep_order(saved: dict[str, Any], config: config_dict.ConfigDict) -> None:
@@ -422,56 +359,6 @@ def _keep_order(saved: dict[str, Any], config: config_dict.ConfigDict) -> None:
       " data.order=shared"
     )
     config.data.order = "shared"
-
-
-def _moved(
-  position: dict[str, Any], batch_size: int, changed: list[str], order: str
-) -> dict[str, Any] | None:
-  """A saved position in the data, for a configuration with these changes.
-
-  Args:
-    position: Saved position; in figs_jax 0.1 it counted batches.
-    batch_size: Batch size with which it was saved.
-    changed: Fields that differ from the saved ones.
-    order: Value of `data.order`; with "own", the seed decides the data too.
-
-  Returns:
-    The position, or None if the data changed, so that it means nothing.
-
-  >>> _moved({"next_batch": 3}, 64, ["batch_size"], "own")
-  {'next_example': 192}
-  """
-  fields = (*_OF_STREAM, "seed") if order == "own" else _OF_STREAM
-  if other := [name for name in changed if name in fields]:
-    _log.warning(
-      "another %s: the saved position means nothing there; starting an epoch",
-      ", ".join(other),
-    )
-    return None
-  if isinstance(batches := position.get("next_batch"), int):
-    return {"next_example": batches * batch_size}
-  return position
-
-
-def _data_set(batches: Any) -> dict[str, Any]:
-  return {"num_examples": batches.num_examples, "data_set": batches.data_set}
-
-
-def _same_data(position: dict[str, Any], batches: Any) -> bool:
-  """Whether a saved position belongs to this data; warns if it does not."""
-  now = _data_set(batches)
-  saved = {name: position.get(name, value) for name, value in now.items()}
-  if saved == now:
-    return True
-  _log.warning(
-    "expected %s with %d training examples, got %s with %d: the saved position"
-    " means nothing there; starting an epoch",
-    saved["data_set"],
-    saved["num_examples"],
-    now["data_set"],
-    now["num_examples"],
-  )
-  return False
 
 
 def _train_batches(experiment: Experiment) -> Any:
@@ -594,7 +481,7 @@ def _save(run: Run, step: int, metrics: dict[str, float] | None) -> None:
       raise _diverged(run, f"a whole parameter is not finite at step {step}")
     config = plain(run.experiment.config)
     run.lock.check()
-    data = run.batches.get_state() | _data_set(run.batches)
+    data = run.batches.get_state() | data_position.data_set(run.batches)
     run.checkpoints.save(step, state, data, config, metrics)
 
 

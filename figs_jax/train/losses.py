@@ -486,9 +486,7 @@ class Distill:
       ValueError: If that loss raises it, or the logits of student and teacher
         differ in shape.
     """
-    of_labels = self.loss
-    if of_labels is None:
-      of_labels = teacher_forcing if "targets" in batch else cross_entropy
+    of_labels = self.loss or _of_labels(model, batch)
     rows = of_labels.rows(model, batch, key)
     if self.weight == 0:  # bit-equal, and the teacher costs nothing
       return rows.means()
@@ -502,6 +500,15 @@ class Distill:
     weighed = (1 - self.weight) * rows.losses + self.weight * soft
     metrics |= {"label_loss": hard, "teacher_loss": _mean(soft, rows.weights)}
     return _mean(weighed, rows.weights), metrics
+
+
+def _of_labels(model: nnx.Module, batch: dict[str, Any]) -> LogitLoss:
+  if "types" in batch:
+    return masked_tokens if "targets" in batch else TextLabels()
+  if "targets" not in batch:
+    return cross_entropy
+  causal = getattr(model, "task", None) == "causal_text"
+  return next_token if causal else teacher_forcing
 
 
 def kl_divergence(
@@ -556,8 +563,9 @@ def distill(
     teacher: Model that maps the student's inputs to logits of the same shape.
     temperature: T > 0.
     weight: Share of the teacher's term, in [0, 1].
-    loss: Loss of the labels. Defaults to `teacher_forcing` for batches with
-      `targets`, else to `cross_entropy`.
+    loss: Loss of the labels. Defaults to the one that batch and model fit:
+      `cross_entropy`, or for text `teacher_forcing`, `next_token`,
+      `masked_tokens` or `TextLabels()`.
 
   Raises:
     ValueError: If an argument is invalid, or `loss` has no `rows`.

@@ -1,4 +1,7 @@
-"""Whether the masks of a run look as its recipe means them to."""
+"""Whether the masks of a run look as its recipe means them to.
+
+Their statistics are computed in the step, on diagnosed ones.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import collections
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from figs_jax.core.diagnostics import Layers, layer_table
+from figs_jax.core.types import Array
 from figs_jax.recipes import BoundRecipe
 from figs_jax.recipes.bound_recipe import BoundLeaf
 
@@ -29,6 +35,20 @@ _EXPECTED = 100  # flips of others without one of its own make a kernel frozen
 _SETTLED = 10  # steps in which a gradient may be 0, as behind a zero head
 _FAR = 1000  # steps to look back for a refresh
 _TOLERANCE = 1e-3  # of a density, relative
+
+
+def layers_if(due: Array, *args: Any) -> Layers:
+  """`figs_jax.core.diagnostics.layer_table(*args)` if `due`, else zeros.
+
+  One compilation serves both, and zeros cost nothing.
+  """
+  shapes = jax.eval_shape(layer_table, *args)
+  return jax.lax.cond(
+    due,
+    layer_table,
+    lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
+    *args,
+  )
 
 
 def layer_means(layers: Mapping[str, Statistics]) -> dict[str, float]:

@@ -221,6 +221,12 @@ SHARED: dict[str, Field] = {
     "Devices to split weights over as well; -1 takes the remaining ones.",
     _DEVICES,
   ),
+  "mesh.tensor": Field(
+    1,
+    "Devices to split heads, feed-forward layers and vocabulary over; -1 takes"
+    " the remaining ones.",
+    _DEVICES,
+  ),
   "allow_change": Field(
     (),
     "Names of fields that may change when the run is resumed.",

@@ -1,63 +1,91 @@
-"""Placement of arrays on a mesh with the axes `data` and `fsdp`.
+"""Placement of arrays on a mesh with the axes `data`, `fsdp` and `tensor`.
 
-The batch is split over both axes. Kernels, their masks and their moments are
-split over `fsdp` along an axis other than their group axis, so that a group
-never spans devices and the mask update needs no collective.
+The batch is split over `data` and `fsdp`. A kernel is split over `tensor`
+along the axis that `RULES` names by its logical word
+(`figs_jax.nn.logical_axes`), and over `fsdp` along another one; masks, moments
+and averages lie as their kernel does. A group never spans devices, so that the
+mask update needs no collective.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from figs_jax.core.tree import MaskedKernel, path_str
+from figs_jax.core.tree import path_str
+from figs_jax.nn.logical_axes import BATCH_AXES, logical_axes
+from figs_jax.recipes import BoundRecipe
+
+AXES = ("data", "fsdp", "tensor")
+# Mesh axis of a logical axis. `embed` has none of its own: `fsdp` goes to the
+# axis that is left.
+RULES = {"heads": "tensor", "ff": "tensor", "vocab": "tensor"}
 
 
-def make_mesh(data: int = 1, fsdp: int = 1) -> Mesh:
-  """A mesh over data * fsdp devices; -1 takes the remaining devices.
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+  """A mesh over data * fsdp * tensor devices; -1 takes the remaining devices.
+
+  Neighbours in `tensor` are neighbours among the devices, as they communicate
+  most.
 
   Raises:
     ValueError: If the product does not fit the number of devices or, with
-      several processes, does not use all of them.
+      several processes, does not use all of them, or if `tensor` spans
+      processes.
 
   >>> dict(make_mesh().shape)
-  {'data': 1, 'fsdp': 1}
+  {'data': 1, 'fsdp': 1, 'tensor': 1}
   """
-  count, asked = jax.device_count(), f"data={data}, fsdp={fsdp}"
-  if (data, fsdp).count(-1) > 1 or min(data, fsdp) < -1 or 0 in (data, fsdp):
+  count, sizes = jax.device_count(), [data, fsdp, tensor]
+  asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes))
+  fields = ", ".join(f"--config.mesh.{name}" for name in AXES)
+  if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
     raise ValueError(
       f"mesh {asked}: expected positive sizes, at most one of them -1; set"
-      " --config.mesh.data and --config.mesh.fsdp"
+      f" {fields}"
     )
-  if data == -1:
-    data = count // fsdp
-  if fsdp == -1:
-    fsdp = count // data
-  if data * fsdp > count or data * fsdp == 0:
+  if -1 in sizes:
+    sizes[sizes.index(-1)] = count // -math.prod(sizes)
+  size = math.prod(sizes)
+  if size > count or size == 0:
     raise ValueError(
       f"mesh {asked}: expected a product of at most {count}, the number of"
-      " devices; set --config.mesh.data and --config.mesh.fsdp"
+      f" devices; set {fields}"
     )
-  if jax.process_count() > 1 and data * fsdp != count:
+  if jax.process_count() > 1 and size != count:
     raise ValueError(
-      f"mesh {asked} leaves {count - data * fsdp} of the {count} devices of"
+      f"mesh {asked} leaves {count - size} of the {count} devices of"
       f" {jax.process_count()} processes idle; set"
       " --config.mesh.data=-1"
     )
-  devices = jax.devices()[: data * fsdp]
+  if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
+    raise ValueError(
+      f"mesh {asked}: expected tensor to divide {jax.local_device_count()}, the"
+      " devices of a process; set --config.mesh.tensor"
+    )
   return jax.make_mesh(
-    (data, fsdp),
-    ("data", "fsdp"),
-    axis_types=(AxisType.Auto, AxisType.Auto),
-    devices=devices,
+    tuple(sizes),
+    AXES,
+    axis_types=(AxisType.Auto,) * 3,
+    devices=jax.devices()[:size],
   )
 
 
+def batch_parts(mesh: Mesh) -> int:
+  """Number of parts of a batch.
+
+  >>> batch_parts(make_mesh())
+  1
+  """
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def batch_sharding(mesh: Mesh, seeds: bool = False) -> NamedSharding:
-  """Splits the batch axis over both mesh axes.
+  """Splits the batch axis over `data` and `fsdp`.
 
   Args:
     mesh: Mesh from `make_mesh`.
@@ -66,8 +94,7 @@ def batch_sharding(mesh: Mesh, seeds: bool = False) -> NamedSharding:
   >>> tuple(batch_sharding(make_mesh(), seeds=True).spec)
   (None, ('data', 'fsdp'))
   """
-  axes = ("data", "fsdp")
-  spec = PartitionSpec(None, axes) if seeds else PartitionSpec(axes)
+  spec = PartitionSpec(*([None] if seeds else []), BATCH_AXES)
   return NamedSharding(mesh, spec)
 
 
@@ -79,40 +106,90 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_shardings(
   state: Any,
   mesh: Mesh,
-  leaves: Mapping[str, MaskedKernel],
+  bound: BoundRecipe | None = None,
   seeds: bool = False,
 ) -> Any:
   """One `NamedSharding` per leaf of a (possibly abstract) state.
 
+  An array that no axis of the mesh divides is whole on every device.
+
   Args:
     state: Pytree whose kernels, masks and moments end in the same paths.
     mesh: Mesh from `make_mesh`.
-    leaves: Masked leaves by path, for their group axes.
+    bound: Recipe of the model, for the groups of its kernels. Defaults to a
+      model without masks.
     seeds: Whether the leaves have a leading seed axis, which is never split.
+
+  Raises:
+    ValueError: If a part of an axis over `tensor` would split a group.
   """
-  size = mesh.shape["fsdp"]
+  units, leaves = (bound.shard_units, bound.leaves) if bound else ({}, {})
 
   def one(path, leaf):
-    ndim = len(leaf.shape)
-    whole = replicated(mesh)
-    if size == 1 or ndim - seeds < 2:
-      return whole
-    name = "/" + path_str(path)
-    group = next(
-      (v.axis for k, v in leaves.items() if name.endswith("/" + k)), ()
+    name, shape = "/" + path_str(path), tuple(leaf.shape[seeds:])
+    kernel = next(
+      (k for k in units if name.endswith("/" + k) and leaves[k].shape == shape),
+      "",
     )
-    axes = (group,) if isinstance(group, int) else group
-    grouped = {axis % (ndim - seeds) for axis in axes}
-    free = [
-      axis
-      for axis in range(ndim - seeds)
-      if axis not in grouped and leaf.shape[axis + seeds] % size == 0
-    ]
-    if not free:
-      return whole
-    longest = max(free, key=lambda axis: (leaf.shape[axis + seeds], axis))
-    spec: list[str | None] = [None] * ndim
-    spec[longest + seeds] = "fsdp"
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    spec = _spec(name[1:], shape, mesh.shape, units.get(kernel, {}))
+    lead = [None] * seeds if spec else []
+    return NamedSharding(mesh, PartitionSpec(*lead, *spec))
 
   return jax.tree_util.tree_map_with_path(one, state)
+
+
+def _spec(
+  name: str,
+  shape: tuple[int, ...],
+  mesh: Mapping[str, int],
+  units: Mapping[int, int],
+) -> tuple[Any, ...]:
+  """Mesh axes of each axis of an array; () if it is whole on every device."""
+  ndim = len(shape)
+  if ndim < 2:
+    return ()
+  words = logical_axes(name, ndim)
+  unit = [units.get(axis - ndim, 1) for axis in range(ndim)]
+  spec: list[Any] = [None] * ndim
+  tensor, fsdp = mesh["tensor"], mesh["fsdp"]
+  taken = next((i for i, word in enumerate(words) if word in RULES), None)
+  if taken is not None and tensor > 1 and shape[taken] % tensor == 0:
+    if shape[taken] // tensor % unit[taken]:
+      raise ValueError(
+        f"{name}: axis {taken - ndim} ({words[taken]}) of length {shape[taken]}"
+        f" over --config.mesh.tensor={tensor} has parts of"
+        f" {shape[taken] // tensor}, expected multiples of {unit[taken]}, the"
+        " longest group of its masks; set --config.mesh.tensor to a divisor of"
+        f" {shape[taken] // unit[taken]}, or shorten the groups"
+        " (--config.pattern, --config.recipe.k)"
+      )
+    spec[taken] = "tensor"
+  else:
+    taken = None
+  # The longest axis beside groups, else one in whole groups. Stacked blocks
+  # stay together, since a loop runs through them.
+  stacked = ndim - sum(word is not None for word in words)
+  stacked = stacked if any(words) else 0
+
+  def parts(axis: int) -> int:
+    return fsdp * (tensor if axis == taken else 1)
+
+  fits = [
+    axis
+    for axis in range(ndim)
+    if shape[axis] % parts(axis) == 0
+    and shape[axis] // parts(axis) % unit[axis] == 0
+  ]
+  if fsdp > 1 and fits:
+    best = max(
+      fits,
+      key=lambda axis: (
+        axis >= stacked,
+        axis != taken,
+        axis - ndim not in units,
+        shape[axis],
+        axis,
+      ),
+    )
+    spec[best] = "fsdp" if best != taken else ("tensor", "fsdp")
+  return tuple(spec) if any(spec) else ()

@@ -19,7 +19,6 @@ import optax
 from flax import nnx
 
 from figs_jax import nn
-from figs_jax.core.diagnostics import Layers, layer_table
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
 from figs_jax.core.tree import map_paths
@@ -53,6 +52,7 @@ from figs_jax.train.losses import (
   cross_entropy,
   kl_divergence,
 )
+from figs_jax.train.mask_health import layers_if
 
 Loss = Callable[
   [nnx.Module, Any, Array], tuple[Array | Mean, Mapping[str, Array | Mean]]
@@ -364,20 +364,6 @@ def gradients(state: TrainState, batch: Any, key: Array) -> Any:
     state.step, state.recipe.switched(state.opt_state)
   ).leak
   return _mean_gradients(state, batch, leak, key)[0]
-
-
-def layers_if(due: Array, *args: Any) -> Layers:
-  """`figs_jax.core.diagnostics.layer_table(*args)` if `due`, else zeros.
-
-  One compilation serves both, and zeros cost nothing.
-  """
-  shapes = jax.eval_shape(layer_table, *args)
-  return jax.lax.cond(
-    due,
-    layer_table,
-    lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
-    *args,
-  )
 
 
 _compiled_step = jax.jit(partial(update), donate_argnums=0)

@@ -123,11 +123,40 @@ class ImageClassification:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-  """Target tokens from input tokens: span corruption, or text to text."""
+class _OfTexts:
+  """A task whose batches are rows of texts."""
 
   config: config_dict.ConfigDict
   texts: Any
+
+  def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
+    """Training batches of a shard; see `figs_jax.data.text.train_batches`."""
+    options = self.config.data
+    return text.train_batches(
+      self.texts,
+      options.train_split,
+      batch_size,
+      seed=stream_seed(self.config),
+      workers=options.workers,
+      **shard,
+    )
+
+  def eval_batches(
+    self, batch_size: int | None = None, **shard: int
+  ) -> text.TextEvalBatches:
+    """Evaluation batches of a shard, of the configured size by default."""
+    options = self.config.data
+    return text.eval_batches(
+      self.texts,
+      options.eval_split,
+      batch_size or options.eval_batch_size,
+      **shard,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(_OfTexts):
+  """Target tokens from input tokens: span corruption, or text to text."""
 
   @classmethod
   def of(cls, config: config_dict.ConfigDict, given: PythonData | None) -> Text:
@@ -175,30 +204,6 @@ class Text:
     rows = self.model_options["vocab"]
     return np.pad(lengths, (0, rows - len(lengths)))
 
-  def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
-    """Training batches of a shard; see `figs_jax.data.text.train_batches`."""
-    options = self.config.data
-    return text.train_batches(
-      self.texts,
-      options.train_split,
-      batch_size,
-      seed=stream_seed(self.config),
-      workers=options.workers,
-      **shard,
-    )
-
-  def eval_batches(
-    self, batch_size: int | None = None, **shard: int
-  ) -> text.TextEvalBatches:
-    """Evaluation batches of a shard, of the configured size by default."""
-    options = self.config.data
-    return text.eval_batches(
-      self.texts,
-      options.eval_split,
-      batch_size or options.eval_batch_size,
-      **shard,
-    )
-
 
 @dataclasses.dataclass(frozen=True)
 class NextTokenText(Text):
@@ -229,10 +234,9 @@ class NextTokenText(Text):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedText:
+class MaskedText(_OfTexts):
   """Predicts masked tokens of texts, or their labels."""
 
-  config: config_dict.ConfigDict
   texts: MaskedTokens | LabelledTexts
 
   @classmethod
@@ -278,30 +282,6 @@ class MaskedText:
     if isinstance(self.texts, LabelledTexts):
       return TextLabelScore(len(self.texts.names), self.texts.task)
     return MaskedAccuracy()
-
-  def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
-    """Training batches of a shard; see `figs_jax.data.text.train_batches`."""
-    options = self.config.data
-    return text.train_batches(
-      self.texts,
-      options.train_split,
-      batch_size,
-      seed=stream_seed(self.config),
-      workers=options.workers,
-      **shard,
-    )
-
-  def eval_batches(
-    self, batch_size: int | None = None, **shard: int
-  ) -> text.TextEvalBatches:
-    """Evaluation batches of a shard, of the configured size by default."""
-    options = self.config.data
-    return text.eval_batches(
-      self.texts,
-      options.eval_split,
-      batch_size or options.eval_batch_size,
-      **shard,
-    )
 
 
 Measure = (

@@ -201,7 +201,7 @@ def placed(loss: Distill | None, mesh: Mesh) -> Any:
   """
   if loss is None:
     return None
-  shardings = state_shardings(loss.constants, mesh, {})
+  shardings = state_shardings(loss.constants, mesh)
   return jax.jit(lambda arrays: arrays, out_shardings=shardings)(
     jax.tree.map(_on_host, loss.constants)
   )

@@ -24,7 +24,7 @@ def training_only(
 
   Gradients of the others are zero before `tx`, so that they count in no global
   norm, and their updates are zero after it. Masks of frozen kernels follow the
-  recipe.
+  recipe; the criterion of STEP counts them as settled.
 
   Args:
     tx: Optimizer, as a recipe completes it.

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, traverse_util
 
 import figs_jax
 from figs_jax.analysis import study
-from figs_jax.analysis._study_cells import abstract, run_flops, training_shares
-from figs_jax.train.config import ConfigError, recipe_of
+from figs_jax.analysis._study_cells import (
+  abstract,
+  digits_of,
+  of_cell,
+  run_flops,
+  training_shares,
+)
+from figs_jax.train.config import ConfigError, completed, recipe_of
 from figs_jax.train.experiment import build
 from figs_jax.train.loop import Diverged
 
@@ -173,8 +179,8 @@ def trained(monkeypatch):
     configs[path] = config
     return {"finished": True}
 
-  def measured(path, dtypes):
-    del dtypes
+  def measured(path, dtypes, point):
+    del dtypes, point
     config = configs[path]
     seeds = np.arange(config.seed, config.seed + config.seeds)
     examples = {
@@ -252,6 +258,56 @@ def test_rows_of_a_version_with_fewer_fields_count(trained, tmp_path):
   config.common.label_smoothing = 0.1
   study.run(config, tmp_path / "runs", tmp_path)
   assert len(trained) == 5
+
+
+def committed(name):
+  return Path(__file__).parents[2] / "docs" / "results" / name
+
+
+@pytest.mark.parametrize("name", ["stdlib_text", "fashion_vit"])
+def test_committed_rows_are_those_of_cells(name):
+  """They are from before many fields, and are not trained again."""
+  file = Path(__file__).parents[2] / "configs" / f"study_{name}.py"
+  config = runpy.run_path(str(file))["get_config"]()
+  marks = {cell.name: cell.fingerprint for cell in study.cells(config)}
+  rows = study.rows(committed(name))
+  assert len(rows) > 50
+  assert all(row["config"] == marks[row["cell"]] for row in rows)
+
+
+def test_fields_since_the_newest_committed_rows_keep_fingerprints():
+  """A new field has its default in `_LATER`; directories of runs have it."""
+  saved = json.loads((committed("fashion_search") / "configs.json").read_text())
+  assert len(saved) > 40
+  for mark, fields in saved.items():
+    whole = completed(traverse_util.unflatten_dict(fields, sep="."))
+    assert study.fingerprint(whole) == mark
+  saved = whole["model"] | {"registers": 4}
+  assert study.fingerprint(whole | {"model": saved}) != mark
+
+
+def test_rows_at_a_point_are_those_of_today_too(tmp_path):
+  """One field is missing, as in a version that lacks it."""
+  fields = of_cell(study.cells(small())[1].config) | {"point": "2:4"}
+  today = digits_of(fields)
+  del fields["label_smoothing"]
+  (tmp_path / "configs.json").write_text(json.dumps({"0" * 12: fields}))
+  (tmp_path / "study.csv").write_text(f"config,seed\n{'0' * 12},1\n")
+  assert [row["config"] for row in study.rows(tmp_path)] == [today]
+
+
+def test_cells_with_other_teachers_are_other_runs():
+  config = small(settings={"": {}, "a": {"teacher": "a"}})
+  config.settings.b = {"teacher": "a", "distill": {"seed": 1}}
+  config.grids.a.settings = ("", "a", "b")
+  marks = {cell.fingerprint for cell in study.cells(config)}
+  assert len(marks) == len(study.cells(config)) == 15
+  run = study.cells(config)[-1].config
+  before = study.fingerprint(run)
+  run.teacher_sha256 = "ab" * 32  # what trained runs are known by
+  known = study.fingerprint(run)
+  run.teacher, run.distill.seed = "moved", 0
+  assert before != study.fingerprint(run) == known
 
 
 def test_missing_seeds_alone_are_run(trained, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from figs_jax.data import train_batches
-from figs_jax.train import loop
+from figs_jax.train import data_position
 from tests.programs import assert_one_clear_line, in_one_process
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
@@ -74,10 +74,12 @@ def test_changed_data_are_noticed_when_a_run_goes_on(tmp_path, caplog):
   options = {"seed": 0, "data_dir": str(tmp_path / "data")}
   name = f"folder:{folder(tmp_path / 'x')}"
   batches = train_batches(name, "train", 4, **options)
-  position = {"next_example": 8} | loop._data_set(batches)
-  assert loop._same_data(position, train_batches(name, "train", 4, **options))
+  position = {"next_example": 8} | data_position.data_set(batches)
+  assert data_position.is_of(
+    position, train_batches(name, "train", 4, **options)
+  )
   shutil.copy(tmp_path / "x/b/4.png", tmp_path / "x/b/3.png")
   changed = train_batches(name, "train", 4, **options)
-  assert not loop._same_data(position, changed)
+  assert not data_position.is_of(position, changed)
   (line,) = [x for x in caplog.messages if "starting an epoch" in x]
   assert line.count("folder/x_") == 2

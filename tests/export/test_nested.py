@@ -235,3 +235,22 @@ def test_damage_is_found_wherever_it_is(file):
     for name, array in got.items():
       if name in before:
         assert array.tobytes() == before[name].tobytes()
+
+
+def test_tensors_that_differ_between_points(tmp_path):
+  """Batch statistics, without the bytes of those of other points."""
+  path, own = tmp_path / "a.safetensors", np.ones(5, np.float32)
+  at = {NM(1, 8): {"b": own}, NM(2, 8): {"b": 2 * own}}
+  export.write_nested(path, tree(), LEAVES, POINTS, at=at)
+  assert {"b", "b@1:8", "b@2:8"} <= load_file(path).keys()
+  wanted = [own, 2 * own, tree()["b"], tree()["b"], tree()["b"]]
+  for point, value in zip([*POINTS, None], wanted, strict=True):
+    read = export.read(path, point=point)
+    assert read.keys() == {"a/kernel", "b"}
+    np.testing.assert_array_equal(read["b"], value)
+  (_, b) = export.weights(path, point="1:8")
+  assert (b.name, b.stored) == ("b", 20)
+  for wrong in ({NM(3, 8): {"b": own}}, {NM(1, 8): {"a/kernel": own}}):
+    with pytest.raises(export.ExportError, match="at: expected tensors wi"):
+      export.write_nested(tmp_path / "b.safetensors", tree(), LEAVES, POINTS,
+                          at=wrong)  # fmt: skip

@@ -221,7 +221,8 @@ def test_a_vit_for_gray_images_and_another_task(tmp_path):
     ("{", "config.json: not a JSON file"),
     ("[]", "config.json: expected a JSON object"),
     ("{}", "expected the config.json of transformers beside"),
-    ('{"model_type": "deit"}', 'model_type: expected one of .*, got "deit"'),
+    ('{"model_type": "swin"}', 'model_type: expected one of .*, got "swin"'),
+    ('{"model_type": "deit"}', "have no dist_token, unlike this ViT"),
     ('{"model_type": []}', "model_type: expected one of"),
     (
       '{"model_type": "vit", "auto_map": {"a": 1}}',

@@ -1,6 +1,7 @@
 """FLOPs of a run: the published table, and a loop over every step."""
 
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 import pytest
@@ -59,7 +60,9 @@ def by_every_step(model, recipe, batch, steps, switched_at=None):
   bound = recipe.bind(nn.masked_leaves(model))
   kernels = {k.path: k for k in bound.kernels}
   line, totals = recipe.timeline, dict.fromkeys((*PARTS, "dense"), 0)
-  for step in range(steps):
+  points = recipe.points.patterns if recipe.points else (None,)
+  along_both = recipe.transposable or recipe.flow.double_pruned
+  for step, point in itertools.product(range(steps), points):
     flag = (
       line.switched_by(step) if switched_at is None else step >= switched_at
     )
@@ -71,9 +74,9 @@ def by_every_step(model, recipe, batch, steps, switched_at=None):
       if kernel is not None:
         stage = int(line.stage(len(kernel.stages), jnp.int32(step), flag))
         if stage and leak == 0:
-          nm = kernel.stages[stage - 1]
+          nm = point or kernel.stages[stage - 1]
           cost["forward"] = whole * nm.n // nm.m
-          if recipe.transposable:
+          if along_both:
             cost["input_gradient"] = cost["forward"]
         if recipe.flow.mvue:
           nm = recipe.flow.mvue
@@ -86,9 +89,12 @@ def by_every_step(model, recipe, batch, steps, switched_at=None):
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_against_a_loop_over_its_steps(name):
-  rules = Rules.parse("ff: 1:8, qk: 2:4")
+  # Nested patterns have one target, and here each step trains them all.
+  nested = name == "nested"
+  rules = Rules.parse(f"ff: 1:8, qk: {'1:8' if nested else '2:4'}")
   model = small(rules)
-  recipe = recipes.create(name, rules, STEPS)
+  options = {"sampled": 9} if nested else {}
+  recipe = recipes.create(name, rules, STEPS, **options)
   for steps in (0, 1, 17, STEPS):
     made = train_flops(model, recipe, batch=4, steps=steps)
     assert made == by_every_step(model, recipe, 4, steps)
@@ -103,6 +109,8 @@ def test_options_against_a_loop():
   model = small("ff: 2:4")
   for name, options in (
     ("ste", {"transposable": True}),
+    ("slope", {}),
+    ("slope", {"double_pruned": False}),
     ("ste", {"mvue": "1:2", "dense": 0.3}),
     ("mdgf_exp", {"beta": 0.3, "finetune": 0.0}),
     ("mdgf_linear", {"zero_at": 0.4, "transposable": True}),
@@ -111,7 +119,8 @@ def test_options_against_a_loop():
     recipe = recipes.create(name, "2:4", STEPS, **options)
     made = train_flops(model, recipe, batch=4)
     assert made == by_every_step(model, recipe, 4, STEPS), (name, options)
-    assert (made.input_gradient < made.dense // 3) == recipe.transposable
+    along_both = recipe.transposable or recipe.flow.double_pruned
+    assert (made.input_gradient < made.dense // 3) == along_both
     assert (made.weight_gradient < made.dense // 3) == bool(recipe.flow.mvue)
 
 

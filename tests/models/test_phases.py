@@ -1,6 +1,7 @@
 """Phases of a run against a loop that asks the recipe about every step."""
 
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 import pytest
@@ -13,6 +14,7 @@ from figs_jax.recipes.stage_schedule import Cubic
 
 STEPS = 90
 RULES = Rules.parse("ff: 1:8, qk: 2:4")
+ONE = Rules.parse("ff: 1:8, qk: 1:8")
 
 
 def small(rules=RULES):
@@ -24,17 +26,21 @@ def small(rules=RULES):
 
 
 def by_every_step(model, recipe):
-  """(patterns by layer, whether forward is sparse) of each step."""
+  """(patterns by layer, whether forward is sparse) of each step.
+
+  Of nested patterns, all steps at the first come before those at the second.
+  """
   bound = recipe.bind(nn.masked_leaves(model))
   line, result = recipe.timeline, []
-  for step in range(recipe.total_steps):
+  points = recipe.points.patterns if recipe.points else (None,)
+  for point, step in itertools.product(points, range(recipe.total_steps)):
     flag = line.switched_by(step)
     patterns = {}
     for kernel in bound.kernels:
       m = kernel.leaf.pattern.m
       stage = int(line.stage(len(kernel.stages), jnp.int32(step), flag))
       name = kernel.path.removesuffix("/kernel")
-      patterns[name] = (NM(m, m), *kernel.stages)[stage]
+      patterns[name] = point or (NM(m, m), *kernel.stages)[stage]
     sparse = float(recipe.at(step, flag).leak) == 0
     result.append((patterns, sparse))
   return result
@@ -50,23 +56,28 @@ def patterns_of(phase):
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_phases_are_the_steps_of_every_recipe(name):
-  model, recipe = small(), recipes.create(name, RULES, STEPS)
+  # Nested patterns have one target, and here each step trains them all.
+  nested = name == "nested"
+  rules, options = (ONE, {"sampled": 9}) if nested else (RULES, {})
+  model, recipe = small(rules), recipes.create(name, rules, STEPS, **options)
   phases = phases_of(model, recipe, batch=3)
   spread = [
     (patterns_of(phase), phase.forward)
     for phase in phases
     for _ in range(phase.steps)
   ]
-  assert sum(phase.steps for phase in phases) == STEPS
+  passes = recipe.points.passes if nested else 1
+  assert sum(phase.steps for phase in phases) == STEPS * passes
   assert min(phase.steps for phase in phases) > 0
   for step, (got, wanted) in enumerate(
     zip(spread, by_every_step(model, recipe), strict=True)
   ):
     assert got == wanted, step
   rows = models.gemms_of(model, 3)
+  along_both = recipe.transposable or recipe.flow.double_pruned
   for phase in phases:
     assert phase.weight_gradient == recipe.flow.mvue
-    assert phase.input_gradient == (phase.forward and recipe.transposable)
+    assert phase.input_gradient == (phase.forward and along_both)
     sizes = [{k: v for k, v in r.items() if k != "pattern"} for r in rows]
     for row, size in zip(phase.layers, sizes, strict=True):
       assert row | size == row

@@ -191,6 +191,7 @@ def test_dropout_is_a_function_of_the_key_and_off_in_evaluation():
     create("swin_v2", rngs=nnx.Rngs(params=0, dropout=1), **options)
     for options in ({}, rates)
   )
+  model.train()
   graphdef, params, masks, rest = nn.split(random_norms(model))
 
   @jax.jit

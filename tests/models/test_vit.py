@@ -235,7 +235,7 @@ def test_a_sparse_model_equals_a_dense_one_with_zeros():
     ("S/16", {"image_size": (224, 100)}, "100 is not a multiple.*=96"),
     ("S/16", {"image_size": (1, 2, 3)}, "one or two numbers"),
     ("S/16", {"heads": 5}, "5 heads do not divide width 384.*heads=4"),
-    ("S/16", {"pool": "map"}, "pool='map'.*[Kk]nown: cls, gap"),
+    ("S/16", {"pool": "map"}, "pool='map'.*Known: cls, cls_gap, gap, gap_norm"),
     ("S/16", {"pos": "learn"}, "did you mean 'learned'"),
     (
       "S/16",

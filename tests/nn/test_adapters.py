@@ -10,9 +10,11 @@ from flax import nnx
 import figs_jax as figs
 from figs_jax import export, nn, recipes
 from figs_jax.core import Flow, tree
+from figs_jax.models import decode
 from figs_jax.train.loop import train
 from figs_jax.train.state import TrainState, train_step
 from figs_jax.train.workdir import finished_model
+from tests.models.families import create
 
 pytestmark = pytest.mark.standard_promotion
 TOTAL, START = 10, 6
@@ -190,6 +192,59 @@ def test_what_is_evaluated_is_what_is_exported(tmp_path):
   )
   read = nn.merge(graphdef, params, masks, 0.0, rest)
   np.testing.assert_allclose(read(x), net(x), rtol=1e-6)
+
+
+def test_a_layer_without_its_mask_keeps_its_adapter():
+  """As exported programs have it, whose kernels have zeros of their own."""
+  net, (x, _) = sparse_model(), data()
+  wanted = net(x)
+  for layer in (net.fc1, net.fc2):
+    layer.kernel.set_value(layer.effective_kernel())
+  dense = nn.sparsify(net, ".*: dense")
+  assert not nn.masked_leaves(dense)
+  np.testing.assert_allclose(dense(x), wanted, rtol=1e-6)
+
+
+def test_decoding_has_the_adapters():
+  model = create("gpt2", depth=1)
+  model = nn.with_adapters(figs.sparsify(model, "ff: 1:4"), 2)
+  for layer in (model.blocks[0].mlp.fc1, model.blocks[0].mlp.fc2):
+    factor = layer.adapter.lora_b
+    factor.set_value(3 * jax.random.normal(jax.random.key(1), factor.shape))
+  model.eval()
+  prompt = jnp.arange(3, 8)[None]
+  new = decode.greedy(model, prompt, 3, eos=99)
+  whole = model(jnp.concatenate([prompt, new], 1))
+  np.testing.assert_array_equal(new, whole.argmax(-1)[:, 4:-1])
+  plain = create("gpt2", depth=1)(jnp.concatenate([prompt, new], 1))
+  assert (plain.argmax(-1)[:, 4:-1] != new).any()
+
+
+class Movable(Net):
+  movable_channels = (nn.Channels("", producers="fc1", consumer="fc2"),)
+
+
+@pytest.mark.parametrize("rules", ["1:2", "fc2/kernel: 1:2"])
+@pytest.mark.parametrize("factors", ["", ", fc2/adapter/lora_a/kernel: 1:2"])
+def test_channels_move_with_their_factors(rules, factors):
+  model = nn.with_adapters(figs.sparsify(Movable(), rules), 2)
+  for layer in (model.fc1, model.fc2):
+    if hasattr(layer, "adapter"):
+      layer.adapter.lora_b[...] = 1 + layer.adapter.lora_b[...]
+  if factors:
+    kernels = "fc./kernel: 1:2" if rules == "1:2" else rules
+    model = figs.sparsify(model, kernels + factors)
+  x, _ = data()
+  permuted, (entry,) = figs.permute_channels(model)
+  assert entry.after > entry.before and not entry.obstacle
+  # Of unmasked kernels: the mask of fc2 is another one in the new order.
+  one, two = (nn.sparsify(m, ".*: dense") for m in (model, permuted))
+  np.testing.assert_allclose(two(x), one(x), rtol=1e-5, atol=1e-6)
+  if factors:
+    masks = [m.fc2.adapter.lora_a.kernel_mask[...] for m in (model, permuted)]
+    kernels = [m.fc2.adapter.lora_a.kernel[...] for m in (model, permuted)]
+    kept = [set(np.asarray(k)[np.asarray(m)]) for k, m in zip(kernels, masks)]
+    assert kept[0] == kept[1]
 
 
 def test_rows_have_the_factors_as_dense_products():

@@ -19,6 +19,8 @@ from tests.models.families import TINY, create
 FEWER = {
   "resnet": {"depths": (2, 2), "width": 16},
   "bert": {"width": 16, "mlp_dim": 24},
+  "gpt2": {"width": 16, "mlp_dim": 24},
+  "llama": {"width": 16, "mlp_dim": 24, "head_dim": 8},
   "swin_v2": {"depths": (2,), "width": 16},
   "t5": {"depth": 1, "head_dim": 8, "mlp_dim": 24},
   "vit": {"depth": 2, "width": 16, "mlp_dim": 24},
@@ -48,19 +50,22 @@ def moved(model, permuted):
   return {path for path in old if not np.array_equal(old[path], new[path])}
 
 
+_ENCODER = {"mlp/fc1/kernel", "mlp/fc1/bias", "mlp/fc2/kernel"} | {
+  "attn/v/kernel", "attn/v/bias", "attn/o/kernel"
+}  # fmt: skip
 _NORM = ("scale", "bias")  # running statistics are those of a new model
 EXPECTED = {
   "resnet": {f"{conv}/kernel" for conv in ("conv1x1_1", "conv3x3_2")}
   | {"conv1x1_3/kernel"}
   | {f"norm{i}/{name}" for i in (1, 2) for name in _NORM},
-  "bert": {"mlp/fc1/kernel", "mlp/fc1/bias", "mlp/fc2/kernel"}
-  | {"attn/v/kernel", "attn/v/bias", "attn/o/kernel"},
-  "swin_v2": {"mlp/fc1/kernel", "mlp/fc1/bias", "mlp/fc2/kernel"}
-  | {"attn/v/kernel", "attn/v/bias", "attn/o/kernel"},
+  "bert": _ENCODER,
+  "gpt2": _ENCODER,
+  "llama": {f"mlp/{name}/kernel" for name in ("gate", "up", "down")}
+  | {"attn/v/kernel", "attn/o/kernel"},
+  "swin_v2": _ENCODER,
   "t5": {f"mlp/{name}/kernel" for name in ("wi", "wi_0", "wi_1", "wo")}
   | {f"{a}/{x}/kernel" for a in ("attn", "cross") for x in "vo"},
-  "vit": {"mlp/fc1/kernel", "mlp/fc1/bias", "mlp/fc2/kernel"}
-  | {"attn/v/kernel", "attn/v/bias", "attn/o/kernel"},
+  "vit": _ENCODER,
 }
 
 

@@ -8,9 +8,13 @@ from flax import nnx
 
 import figs_jax as figs
 from figs_jax import nn
-from figs_jax.train.config import ConfigError
+from figs_jax.cli.export import export_model
+from figs_jax.models import own_model
+from figs_jax.train.config import ConfigError, default_config
+from figs_jax.train.experiment import build
 from figs_jax.train.loop import train
 from figs_jax.train.workdir import finished_model
+from tests.models.families import create
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -102,6 +106,49 @@ def test_a_run_prunes_in_training_and_evaluation(tiny_config, tmp_path):
   config.activations = "fc9: 2:4"
   with pytest.raises(ConfigError, match="--config.activations: .*'fc9'"):
     train(config, tmp_path / "other")
+
+
+class Own(nnx.Module):
+  def __init__(self, num_classes, *, rngs):
+    self.fc1 = nnx.Linear(64, 16, rngs=rngs)
+    self.fc2 = nnx.Linear(16, 8, rngs=rngs)
+    self.head = nnx.Linear(8, num_classes, rngs=rngs)
+
+  def __call__(self, x):
+    x = nnx.relu(self.fc1(x.reshape(len(x), -1)))
+    return self.head(nnx.relu(self.fc2(x)))
+
+
+@pytest.fixture
+def registered():
+  yield
+  own_model.REGISTERED.clear()
+
+
+@pytest.mark.usefixtures("registered")
+def test_the_word_hidden_of_a_class_of_ones_own():
+  config = default_config("ste", Own)
+  config.activations = "hidden: 2:4"
+  model = build(config).model(0)
+  assert nn.input_patterns(model) == {"fc2/kernel": figs.NM(2, 4)}
+
+
+def test_channels_stay_where_their_order_decides():
+  class Movable(FeedForward):
+    movable_channels = (nn.Channels("", producers="fc1", consumer="fc2"),)
+
+  net = nn.prune_inputs(Movable(), "fc2/kernel: 2:4")
+  permuted, (entry,) = figs.permute_channels(net, "fc2/kernel: 1:4")
+  assert entry.obstacle == "its input is pruned in groups of the present order"
+  x = jnp.asarray(X[..., :4])
+  np.testing.assert_array_equal(permuted(x), net(x))
+
+
+def test_other_libraries_have_whole_inputs(tmp_path):
+  net = nn.prune_inputs(create("vit", depth=1), ".*/fc2/kernel: 2:4")
+  with pytest.raises(ValueError, match="blocks/0/mlp/fc2/kernel: expected who"):
+    export_model(net, tmp_path / "dense", "dense")
+  export_model(nn.prune_inputs(net, ".*: dense"), tmp_path / "dense", "dense")
 
 
 def test_mistakes():

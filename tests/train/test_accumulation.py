@@ -64,7 +64,7 @@ def stepped(batch, mesh=None, count=0, **options):
   state = seeds.create_states(make, range(count)) if count else make(0)
   step = seeds.step_seeds if count else update
   if mesh is not None:
-    placed = state_shardings(state, mesh, state.bound.leaves, bool(count))
+    placed = state_shardings(state, mesh, state.bound, bool(count))
     state = jax.device_put(state, placed)
     batch = jax.device_put(batch, batch_sharding(mesh))
   state, metrics = jax.jit(step)(state, batch)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from figs_jax.core.diagnostics import layer_table
-from figs_jax.train.state import layers_if
+from figs_jax.train.mask_health import layers_if
 
 
 def trees():

@@ -24,6 +24,7 @@ from figs_jax.train.loop import train
 from figs_jax.train.state import TrainState, train_step, update
 from figs_jax.train.teacher import Source, taught
 from figs_jax.train.workdir import restore
+from tests.models.families import TINY, create
 
 pytestmark = pytest.mark.standard_promotion
 KEY = jax.random.key(0)
@@ -276,7 +277,13 @@ def test_a_teacher_that_does_not_fit_is_refused(
 def published(folder, **options):
   """A directory for `from_pretrained` with a small ViT."""
   sizes = {"width": 8, "depth": 1, "heads": 2, "mlp_dim": 8, "in_channels": 1}
-  model = figs.models.create("vit", "custom/4", **sizes | options)
+  return written(
+    folder, figs.models.create("vit", "custom/4", **sizes | options)
+  )
+
+
+def written(folder, model):
+  """The directory of a model for `from_pretrained`."""
   made = for_transformers(model)
   folder.mkdir()
   write_weights(f"{folder}/model.safetensors", made.tensors)
@@ -326,6 +333,50 @@ def test_text_needs_the_vocabulary_of_the_teacher(vocab, saved, message):
     return
   with pytest.raises(ConfigError, match=message):
     taught(build(config), source)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "vit"])
+def test_the_loss_of_labels_is_that_of_the_family(family):
+  tiny, model = TINY[family], create(family, depth=1)
+  model.eval()
+  batch = tiny.batch(2)
+  got, metrics = losses.distill(model)(model, batch, KEY)
+  wanted, _ = tiny.loss(model, batch, KEY)
+  np.testing.assert_allclose(metrics["label_loss"].value, wanted.value)
+  np.testing.assert_allclose(got.value, wanted.value / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_language_models_teach(family, tmp_path):
+  """A student that starts as its teacher has nothing to learn from it."""
+  rows = ({"text": f"text {i}", "label": i % 2} for i in range(20))
+  file = tmp_path / "a.jsonl"
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  sizes = {"width": 16, "depth": 1, "heads": 2, "vocab": 384, "length": 12}
+  path = written(
+    tmp_path / "teacher", figs.models.create(family, "custom", **sizes)
+  )
+  config = default_config("dense", family)
+  config.teacher = config.init_from = str(path)
+  config.total_steps = config.checkpoint_every = 2
+  config.batch_size, config.log_every, config.diagnose_every = 4, 1, 0
+  config.progress, config.model.dropout = False, 0.0
+  config.data.update({"name": f"text:{file}", "input_length": 12})
+  if family == "bert":
+    config.data.objective, config.model.attention_dropout = "masked", 0.0
+  train(config, tmp_path / "run")
+  first, second = (r for r in read_log(tmp_path / "run") if "label_loss" in r)
+  assert first["teacher_loss"] == pytest.approx(0, abs=1e-5)
+  assert second["teacher_loss"] > 1e-5
+  assert first["label_loss"] > 1
+  for row in (first, second):
+    both = 0.5 * row["label_loss"] + 0.5 * row["teacher_loss"]
+    assert row["loss"] == pytest.approx(both, rel=1e-5)
+  # Labels are another task than its head was made for.
+  if family == "bert":
+    config.data.objective, config.init_head = "labels", "fresh"
+    with pytest.raises(ConfigError, match=r"\[2, 2\].*got \[2, 12, 384\]"):
+      train(config, tmp_path / "other")
 
 
 @pytest.mark.slow

@@ -15,13 +15,16 @@ from figs_jax import export, models, nn, recipes
 from figs_jax.cli.export import export_run
 from figs_jax.core import NM
 from figs_jax.models.flops import forward_flops, train_flops
+from figs_jax.models.own_weights import own_weights
 from figs_jax.models.phases import phases_of
 from figs_jax.train import seeds
 from figs_jax.train._evaluate import evaluate
 from figs_jax.train.checkpoint import named_leaves
+from figs_jax.train.config import default_config
 from figs_jax.train.log_writer import read_log
 from figs_jax.train.loop import train
 from figs_jax.train.losses import cross_entropy
+from figs_jax.train.recalibration import recalibrated
 from figs_jax.train.state import TrainState, finish, gradients, update
 from figs_jax.train.workdir import restore
 
@@ -267,6 +270,71 @@ def test_batch_statistics_are_those_of_each_point():
     new.finished(point="3:8")
 
 
+def test_averaged_weights_have_averaged_statistics_of_each_point():
+  state = state_of(norm=True, ema_decay=0.75)
+  wanted = jax.tree.map(np.asarray, state.ema_statistics)
+  assert wanted["norm"]["var"].shape == (4, 32)
+  for seed in range(3):
+    state, _ = update(state, batch(seed))
+    for name, old in wanted["norm"].items():
+      wanted["norm"][name] = old + 0.25 * (state.rest["norm"][name] - old)
+  for index, nm in enumerate(state.recipe.points.patterns):
+    model = state.finished(ema=True, point=nm)
+    for name, values in wanted["norm"].items():
+      got = getattr(model.norm, name)[...]
+      np.testing.assert_allclose(got, values[index], rtol=1e-5, err_msg=name)
+      own = getattr(state.finished(point=nm).norm, name)[...]
+      np.testing.assert_array_equal(own, state.rest["norm"][name][index])
+      assert not np.allclose(own, got)
+  assert recalibrated(state, iter(())) is state
+
+
+@pytest.mark.slow
+def test_a_resnet_of_averaged_weights_goes_on_bit_for_bit(tmp_path):
+  config = default_config("nested", "resnet")
+  config.variant, config.pattern = "custom", "hidden: 1:4"
+  config.model.update(
+    {"block": "basic", "depths": (1,), "width": 8, "stem": "cifar"}
+  )
+  config.update_from_flattened_dict(
+    {"recipe.patterns": "1:4,2:4,4:4", "total_steps": 4, "batch_size": 8,
+     "checkpoint_every": 2, "diagnose_every": 0, "progress": False,
+     "ema_decay": 0.5, "data.eval_split": "test[:64]",
+     "optimizer.warmup_steps": 1}
+  )  # fmt: skip
+  train(config, tmp_path / "whole")
+  shutil.copytree(tmp_path / "whole", tmp_path / "part")
+  shutil.rmtree(tmp_path / "part" / "checkpoints" / "4")
+  train(config, tmp_path / "part")
+  whole, part = (
+    named_leaves(restore(tmp_path / run)[1]) for run in ("whole", "part")
+  )
+  assert whole.keys() == part.keys()
+  for name, leaf in whole.items():
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      np.testing.assert_array_equal(leaf, part[name], name)
+  losses = []
+  for ema in (False, True):
+    points = evaluate(tmp_path / "part", ema=ema)["points"]
+    assert list(points) == ["1:4", "2:4", "4:4"]
+    assert all(point["exact_nm"] for point in points.values())
+    losses += [point["loss"] for point in points.values()]
+  assert len(set(losses)) == 6
+  file = tmp_path / "n.safetensors"
+  export_run(tmp_path / "part", file, "nested", ema=True)
+  state = restore(tmp_path / "part")[1]
+  for nm in ("1:4", "2:4", "4:4"):
+    weights = own_weights(state.finished(ema=True, point=nm))
+    read = export.read(file, point=nm)
+    assert read.keys() == weights.keys()
+    for name, value in weights.items():
+      np.testing.assert_array_equal(read[name], value, err_msg=name)
+  assert not np.array_equal(*(
+    export.read(file, point=nm)["stages/0/first/norm1/mean"]
+    for nm in ("1:4", "4:4")
+  ))  # fmt: skip
+
+
 def test_a_step_costs_its_passes():
   sizes = {"width": 16, "depth": 1, "heads": 2, "image_size": 8}
   model = models.create("vit", "custom/4", num_classes=3, **sizes)
@@ -291,8 +359,6 @@ def test_a_step_costs_its_passes():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data_dir):
   """A short run of two seeds, its configuration and its end."""
-  from figs_jax.train.config import default_config
-
   config = default_config("nested")
   config.family, config.variant = "vit", "custom/4"
   config.model.update(

@@ -215,10 +215,8 @@ def test_a_restored_run_is_bit_equal_and_ends_sparse(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_devices_give_what_one_gives(name):
   """Also where a moment has another shape than its kernel."""
-  tx = make_optimizer(
-    config_of(name, **FIELDS.get(name, {})),
-    recipes.create("dense", "kernel: 1:4", 8),
-  )
+  recipe = recipes.create("dense", "kernel: 1:4", 8)
+  tx = make_optimizer(config_of(name, **FIELDS.get(name, {})), recipe)
   kernels = {
     "fc": {"kernel": jax.random.normal(jax.random.key(0), (8, 6))},
     "blocks": {"kernel": jax.random.normal(jax.random.key(1), (2, 8, 6))},
@@ -234,7 +232,7 @@ def test_two_devices_give_what_one_gives(name):
     return optax.apply_updates(params, updates), state
 
   alone = kernels, tx.init(kernels)
-  shardings = state_shardings(alone, make_mesh(1, 2), leaves)
+  shardings = state_shardings(alone, make_mesh(1, 2), recipe.bind(leaves))
   apart = jax.device_put(alone, shardings)
   assert apart[0]["fc"]["kernel"].addressable_shards[0].data.shape == (8, 3)
   for _ in range(2):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from figs_jax.data import train_batches
-from figs_jax.train import loop
+from figs_jax.train import data_position, loop
 from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.config import ConfigError, completed, plain
 from figs_jax.train.log_writer import read_log
@@ -166,5 +166,5 @@ def test_a_saved_configuration_without_the_field_is_shared(
 )
 def test_a_position_means_nothing_in_another_stream(order, name, kept):
   position = {"next_example": 32}
-  moved = loop._moved(position, 16, [name], order)
+  moved = data_position.moved(position, 16, [name], order)
   assert moved == (position if kept else None)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from figs_jax import recipes
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.train import seeds
+from figs_jax.train.compilation import compiled_step
 from figs_jax.train.experiment import build
-from figs_jax.train.loop import compiled_step
 from figs_jax.train.sharding import batch_sharding, make_mesh, state_shardings
 
 pytestmark = pytest.mark.standard_promotion
@@ -21,7 +22,7 @@ def losses(config, steps=20):
   mesh = make_mesh(**config.mesh.to_dict())
   abstract = experiment.abstract_state
   shardings = state_shardings(
-    abstract, mesh, abstract.bound.leaves, bool(experiment.seeds)
+    abstract, mesh, abstract.bound, bool(experiment.seeds)
   )
   state = experiment.placed_state(shardings)
   step = compiled_step(experiment, shardings)
@@ -39,7 +40,7 @@ def losses(config, steps=20):
     state, metrics = step(state, batch)
     each = metrics if turns else [metrics]
     out.append(np.squeeze([one["loss"] for one in each]))
-  assert (step.step if turns else step)._cache_size() == 1
+  assert (step.step if turns else step).jitted._cache_size() == 1
   if turns:
     state = seeds.together(state, shardings)
     for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(shardings)):
@@ -113,7 +114,8 @@ def test_kernels_are_split_beside_their_groups():
     "fc/kernel": MaskedKernel((64, 8), NM(1, 4), -2),
     "out/kernel": MaskedKernel((4, 16, 8), NM(1, 4), (-3, -2)),
   }
-  placed = state_shardings(state, mesh, leaves)["params"]
+  bound = recipes.create("ste", "1:4", total_steps=10).bind(leaves)
+  placed = state_shardings(state, mesh, bound)["params"]
   assert placed["fc"]["kernel"].spec == PartitionSpec(None, "fsdp")
   assert placed["out"]["kernel"].spec == PartitionSpec(None, None, "fsdp")
   assert placed["fc"]["bias"].spec == PartitionSpec()

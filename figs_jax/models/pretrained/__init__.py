@@ -73,9 +73,8 @@ def load(
   Masks become the N:M masks of the loaded |kernel|, as in `sparsify`.
 
   Args:
-    model: A BERT, ViT, Swin-V2 or T5, sparse or dense, scanned or not.
-      Parameters may be abstract (`nnx.eval_shape`), except those of a fresh
-      head.
+    model: Model of our families, sparse or dense, scanned or not. Parameters
+      may be abstract (`nnx.eval_shape`), except those of a fresh head.
     path: A .safetensors file, its .json index, a directory with either, or an
       .npz file of big_vision or vision_transformer.
     head: "strict", or "fresh" to keep the model's own classifier.

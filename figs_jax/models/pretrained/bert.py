@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from figs_jax.models import stack
 from figs_jax.models.bert import PAD
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 from figs_jax.models.pretrained.keys import (
@@ -26,6 +25,7 @@ from figs_jax.models.pretrained.keys import (
   Given,
   Key,
   Table,
+  attention_dropout,
   text,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, Row, under
@@ -160,11 +160,6 @@ def architecture(model: Any) -> str:
   return next(k for k, output in _OUTPUTS.items() if output == model.output)
 
 
-def _attention_dropout(model: Any) -> float:
-  ((_, block, _), *_) = stack.named("blocks", model.blocks)
-  return float(block.attn.dropout.rate)
-
-
 CONFIG = Table(
   architecture=architecture,
   types={"bert": {}},
@@ -192,7 +187,7 @@ CONFIG = Table(
       "attention_dropout",
       0.1,
       NUMBER,
-      _attention_dropout,
+      attention_dropout,
       trains=True,
     ),
   ),

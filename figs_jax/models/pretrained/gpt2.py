@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from figs_jax.models import stack
 from figs_jax.models.pretrained.keys import (
   COUNT,
   NUMBER,
   Fixed,
   Key,
   Table,
+  attention_dropout,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, is_copy_of, under
 
@@ -49,11 +49,6 @@ _HUGGING_FACE = Dialect(
 DIALECTS = (_HUGGING_FACE, _HUGGING_FACE.bare(_PREFIX))
 
 
-def _attention_dropout(model: Any) -> float:
-  ((_, block, _), *_) = stack.named("blocks", model.blocks)
-  return float(block.attn.dropout.rate)
-
-
 def _dropout(model: Any) -> float:
   return float(model.dropout.rate)
 
@@ -81,7 +76,7 @@ CONFIG = Table(
       "attention_dropout",
       0.1,
       NUMBER,
-      _attention_dropout,
+      attention_dropout,
       trains=True,
     ),
   ),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from figs_jax.models import stack
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 
 Fields = Mapping[str, Any]
@@ -323,3 +324,9 @@ HARMLESS = {
   "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p",
   "use_bfloat16", "use_cache",
 }  # fmt: skip
+
+
+def attention_dropout(model: Any) -> float:
+  """The dropout of attention of a model with `blocks`, equal in all of them."""
+  ((_, block, _), *_) = stack.named("blocks", model.blocks)
+  return float(block.attn.dropout.rate)

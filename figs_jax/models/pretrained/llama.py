@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from figs_jax.models import stack
 from figs_jax.models.pretrained.files import PretrainedError
 from figs_jax.models.pretrained.keys import (
   COUNT,
@@ -14,6 +13,7 @@ from figs_jax.models.pretrained.keys import (
   Fixed,
   Key,
   Table,
+  attention_dropout,
   text,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, is_copy_of, under
@@ -108,11 +108,6 @@ def _nested(fields: dict[str, Any]) -> dict[str, Any]:
   return fields
 
 
-def _attention_dropout(model: Any) -> float:
-  ((_, block, _), *_) = stack.named("blocks", model.blocks)
-  return float(block.attn.dropout.rate)
-
-
 CONFIG = Table(
   architecture="LlamaForCausalLM",
   types={"llama": {}},
@@ -146,7 +141,7 @@ CONFIG = Table(
       "attention_dropout",
       0.0,
       NUMBER,
-      _attention_dropout,
+      attention_dropout,
       trains=True,
     ),
   ),

@@ -37,6 +37,7 @@ from figs_jax.models.pretrained.recognition import (
   spoken,
 )
 from figs_jax.models.pretrained.resizing import positions
+from figs_jax.nn import input_patterns
 
 # By the name of the model's class; files are written in the first dialect that
 # has all its parameters.
@@ -323,6 +324,13 @@ def written(model: nnx.Module) -> Dialect:
       parameters.
   """
   dialects = _dialects(model)
+  if pruned := input_patterns(model):
+    path, nm = next(iter(pruned.items()))
+    raise PretrainedError(
+      f"{path}: expected whole inputs, as other libraries have them, got inputs"
+      f" pruned to {nm}; write --format packed, or take them off with"
+      " nn.prune_inputs(model, '.*: dense')"
+    )
   paths = list(parameters_of(model))
   for dialect in dialects:
     if not any(_lacks(dialect, path) for path in paths):

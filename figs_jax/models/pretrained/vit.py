@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from figs_jax.models import stack
 from figs_jax.models.pretrained.keys import (
   CLASS_COUNT,
   CLASSES,
@@ -18,6 +17,7 @@ from figs_jax.models.pretrained.keys import (
   Given,
   Key,
   Table,
+  attention_dropout,
   words,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, Row, under
@@ -213,11 +213,6 @@ OTHERS = (
 )
 
 
-def _attention_dropout(model: Any) -> float:
-  ((_, block, _), *_) = stack.named("blocks", model.blocks)
-  return float(block.attn.dropout.rate)
-
-
 def learned(*_: Any) -> dict[str, Given]:
   """Files hold the positions, whatever they were made from."""
   return {"pos": Given("", "learned", "learned")}
@@ -255,7 +250,7 @@ def model_keys(epsilon: float) -> tuple[Key, ...]:
       "attention_dropout",
       0.0,
       NUMBER,
-      _attention_dropout,
+      attention_dropout,
       trains=True,
     ),
   )

@@ -1,0 +1,98 @@
+"""The jitted training step of a configuration, on its mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from figs_jax.train import distributed, seeds, teacher
+from figs_jax.train.experiment import Experiment
+from figs_jax.train.sharding import batch_sharding, make_mesh, replicated
+from figs_jax.train.state import update
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+  """Function (state, batch) -> (state, metrics); the state is donated.
+
+  Attributes:
+    jitted: Jitted function of state, batch and constants.
+    constants: Arrays of a teacher, or None.
+    split: Sharding of the batches of several processes, else None.
+  """
+
+  jitted: Any
+  constants: Any = None
+  split: NamedSharding | None = None
+
+  def __call__(self, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+    if self.split is not None:
+      batch = distributed.global_batch(self.split, batch)
+    return self.jitted(state, batch, self.constants)
+
+  def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+    """The step for shapes, to be compiled ahead of time."""
+    return self.jitted.lower(state, batch, self.constants)
+
+
+def compiled_step(
+  experiment: Experiment, shardings: Any, mesh: Mesh | None = None
+) -> CompiledStep | seeds.InTurn:
+  """The jitted step of a configuration; the state is donated.
+
+  Args:
+    experiment: Experiment to train.
+    shardings: Shardings of the state.
+    mesh: Mesh over which to split this process's batches, arrays of NumPy.
+      Every process then holds all of the metrics. Defaults to batches and
+      metrics as they come.
+  """
+  axis = experiment.batch_axis
+  fn: Callable[..., Any] = partial(update)  # an object has a cache of its own
+  constants = split = None
+  if experiment.distill is not None:
+    constants = teacher.placed(experiment.distill, mesh or make_mesh())
+  turns = in_turn(experiment)
+  if turns:
+    shardings, axis = seeds.lone_shardings(shardings), None
+  elif experiment.seeds:
+    fn = partial(seeds.step_seeds, batch_axis=axis)
+  options: dict[str, Any] = {"out_shardings": (shardings, None)}
+  if mesh is not None:
+    fn = _on_mesh(fn, mesh) if mesh.size > 1 else fn
+    split = batch_sharding(mesh, axis == 0)
+    options = {
+      "in_shardings": (None, split, None),
+      "out_shardings": (shardings, replicated(mesh)),
+    }
+  jitted = jax.jit(fn, donate_argnums=0, **options)
+  if jax.process_count() == 1:
+    split = None
+  step = CompiledStep(jitted, constants, split)
+  return seeds.InTurn(step, experiment.batch_axis) if turns else step
+
+
+def _on_mesh(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """The step, traced where the models see the axes of the mesh."""
+
+  def update_on_mesh(state, batch, constants):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return fn(state, batch, constants)
+
+  return update_on_mesh
+
+
+def in_turn(experiment: Experiment) -> bool:
+  """Whether the seeds are trained one after the other.
+
+  In mode "auto", if this is the faster way in benchmarks/loop.py.
+  """
+  mode = experiment.config.seeds_mode
+  if mode == "auto":
+    mode = "map" if jax.default_backend() == "cpu" else "vmap"
+  return bool(experiment.seeds) and mode == "map"
