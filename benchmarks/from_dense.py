@@ -24,7 +24,7 @@ from flax import nnx
 
 from figs_jax.cli import compilation_cache
 from figs_jax.cli import pruning as program
-from figs_jax.train import default_config, evaluate, loop
+from figs_jax.train import default_config, loop
 from figs_jax.train.workdir import restore
 
 METHODS = "magnitude,sparsegpt,wanda,ria,sparseswaps,alps"
@@ -150,13 +150,11 @@ def tune(table, args):
       config.data.eval_split = args.eval_split
     workdir = Path(args.runs, f"{recipe}-{nm.replace(':', '-')}-{seed}")
     start = time.process_time()
-    loop.train(config, workdir)
-    result = evaluate(workdir)
+    result = loop.train(config, workdir)
     table.add(
       key,
-      examples=result["num_examples"],
-      loss=float(result["loss"]),
-      accuracy=float(result["accuracy"]),
+      loss=float(result["eval/loss"]),
+      accuracy=float(result["eval/accuracy"]),
       seconds=time.process_time() - start,
     )
 
