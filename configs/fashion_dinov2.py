@@ -11,8 +11,8 @@ Hours:     .2
 Expected:  accuracy .836 on the first 2,000 test images (one seed).
 
 Only the head is trained; the backbone is a frozen ViT-S/14. With `:asp` and
-other recipes that prune at the start, the probe is of a pruned backbone; set
---config.train_only= to train it too.
+--config.recipe.dense=0, which prunes at the start, the probe is of a pruned
+backbone; set --config.train_only= to train it too.
 """
 
 from figs_jax.train.config import default_config

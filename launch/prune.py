@@ -2,13 +2,16 @@
 
   python launch/prune.py --weights DIR --calibration fashion_mnist
     --pattern "ff: 2:4, qkv: 2:4, o: 2:4" --method sparsegpt --out PRUNED
+  python launch/prune.py --weights MINILM --calibration text:mine.jsonl
+    --input_length 32 --pattern "ff: 2:4" --out PRUNED
   python launch/prune.py --workdir RUN --calibration digits --pattern "ff: 1:4"
     --method alps --permute --out PRUNED
 
 The model is that of a config.json of transformers with its weights (--weights)
 or of a dense run of launch/train.py (--workdir). PRUNED gets model.safetensors,
 config.json and pruning.json, and is read by figs_jax.models.from_pretrained and
-by --config.init_from of launch/train.py, whose recipes (as asp) keep the masks.
+by --config.init_from of launch/train.py; the recipe asp keeps the masks with
+--config.recipe.dense=0.
 docs/from_dense.md says which method to choose.
 """
 
@@ -69,7 +72,21 @@ _EXPONENT = flags.DEFINE_float(
 _OUT = flags.DEFINE_string("out", None, "Directory to make.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the data sets.")
 _VOCABULARY = flags.DEFINE_string(
-  "vocabulary", None, "Vocabulary of texts, as --config.data.vocabulary."
+  "vocabulary",
+  None,
+  "Vocabulary of texts, as --config.data.vocabulary. Defaults for BERT to"
+  " vocab.txt in --weights.",
+)
+_INPUT_LENGTH = flags.DEFINE_integer(
+  "input_length",
+  None,
+  "Tokens of a text. Defaults to the length of the model.",
+)
+_OBJECTIVE = flags.DEFINE_enum(
+  "objective",
+  None,
+  ["auto", "masked", "labels"],
+  "What of texts BERT predicts, as --config.data.objective.",
 )
 _MEAN = flags.DEFINE_string("mean", None, "Mean of pixels, as in training.")
 _STD = flags.DEFINE_string("std", None, "Deviation of pixels, as in training.")
@@ -106,6 +123,8 @@ def _prune(pruning) -> None:
     "name": _CALIBRATION.value,
     "data_dir": _DATA_DIR.value,
     "vocabulary": _VOCABULARY.value,
+    "input_length": _INPUT_LENGTH.value,
+    "objective": _OBJECTIVE.value,
     "mean": _MEAN.value,
     "std": _STD.value,
     "seed": _SEED.value,
@@ -178,7 +197,7 @@ def _prune(pruning) -> None:
       f"{name:9} {report['before'][name]} before, {report['after'][name]} after"
     )
   if not before:
-    cli.say("loss not measured: the data have another number of classes")
+    cli.say("loss not measured: the model does not predict what the data have")
   cli.say(*lines)
 
 

@@ -1,9 +1,11 @@
 """docs/results.md says what the committed rows of its studies say."""
 
+import csv
 import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from figs_jax.analysis import judge, study, study_frame
@@ -175,3 +177,76 @@ def test_the_advice_quotes_the_results():
   assert f"{min(ahead)} to {max(ahead)} bits per byte" in " ".join(
     advice.split()
   )
+
+
+def signed(value, digits):
+  return "+" * (value > 0) + text_number(value, digits)
+
+
+def from_dense_rows(name, stage):
+  path = ROOT / "docs" / "results" / "from_dense" / f"{name}.csv"
+  with path.open() as file:
+    return [row for row in csv.DictReader(file) if row["stage"] == stage]
+
+
+def one_shot_table(name):
+  """Rows of one-shot pruning as the page prints them, sorted by loss."""
+  (dense,) = from_dense_rows(name, "dense")
+  lines = []
+  rows = from_dense_rows(name, "one-shot")
+  for row in [dense, *sorted(rows, key=one_shot_order)]:
+    numbers = {k: float(row[k]) for k in row if "loss" in k or "acc" in k}
+    above = error = ""
+    if row is not dense:
+      difference, spread = float(row["above"]), float(row["above_se"])
+      above = f"{signed(difference, 3)} ± {text_number(spread, 3)}"
+      error = text_number(float(row["layer_error"]), 3)
+    loss = f"{numbers['loss']:.3f} ± {numbers['loss_se']:.3f}"
+    percent = 100 * numbers["accuracy"], 100 * numbers["accuracy_se"]
+    method = row["method"] + ", permuted" * (row["permuted"] == "yes")
+    lines.append(
+      f"| {method} | {row['pattern'] or 'dense'} | {loss} | {above} |"
+      f" {percent[0]:.1f} ± {percent[1]:.1f} | {error} |\n"
+    )
+  return (
+    "| method | pattern | loss | above dense | accuracy, % | error of layers |"
+    "\n|---|---|---|---|---|---|\n" + "".join(lines)
+  )
+
+
+def one_shot_order(row):
+  return row["pattern"] != "2:4", float(row["loss"])
+
+
+def tuned_table(name):
+  """Means and standard errors over the seeds of fine-tuning."""
+  cells = {}
+  for row in from_dense_rows(name, "tuned"):
+    key = row["pattern"] != "", row["pattern"] != "2:4", row["method"]
+    cells.setdefault(key, []).append(row)
+  lines = []
+  for _, rows in sorted(cells.items()):
+    loss, accuracy = (
+      np.array([float(row[column]) for row in rows])
+      for column in ("loss", "accuracy")
+    )
+    errors = (
+      f" ± {error(values):.{digits}f}" if len(rows) > 1 else ""
+      for values, digits in ((loss, 3), (100 * accuracy, 1))
+    )
+    lines.append(
+      f"| {rows[0]['method']} | {rows[0]['pattern'] or 'dense'} |"
+      f" {loss.mean():.3f}{next(errors)} |"
+      f" {100 * accuracy.mean():.1f}{next(errors)} | {len(rows)} |\n"
+    )
+  return (
+    "| recipe | pattern | loss | accuracy, % | seeds |\n"
+    "|---|---|---|---|---|\n" + "".join(lines)
+  )
+
+
+def test_tables_of_real_models_are_those_of_the_rows():
+  text = (ROOT / "docs" / "results.md").read_text()
+  assert one_shot_table("minilm") in text
+  assert one_shot_table("dinov2") in text
+  assert tuned_table("minilm") in text

@@ -28,7 +28,13 @@ from figs_jax.pruning.methods import check_options
 from figs_jax.train import workdir as runs
 from figs_jax.train.config import default_config, with_defaults
 from figs_jax.train.losses import IGNORED
-from figs_jax.train.tasks import ImageClassification, Task, Text, task_of
+from figs_jax.train.tasks import (
+  ImageClassification,
+  MaskedText,
+  NextTokenText,
+  Task,
+  task_of,
+)
 
 REPORT = "pruning.json"
 
@@ -42,8 +48,8 @@ class Source:
     task: Task with the data.
     rules: Patterns by the words of the model.
     words: Further words of a class of one's own.
-    has_labels: Whether the data have as many classes as the model, so that its
-      loss can be measured.
+    has_labels: Whether the model predicts what the data have (as many classes,
+      or masked tokens), so that its loss can be measured.
   """
 
   model: Any
@@ -105,6 +111,9 @@ def source_of(
       size = getattr(model, option, None)
       if field in config.data and size is not None:
         config.data[field] = size[0] if isinstance(size, tuple) else size
+    words = Path(str(weights), "vocab.txt")
+    if models.task_of(family) == "masked_text" and words.exists():
+      config.data.vocabulary = f"wordpiece:{words}"
   for field, value in data.items():
     if field not in config.data:
       raise ValueError(
@@ -144,6 +153,13 @@ def _fits(name: str, model: Any, task: Task) -> bool:
     raise ValueError(
       f"{name}: expected the vocabulary of the {kind}, of {rows} rows, got one"
       f" of {size} tokens; name it with --vocabulary"
+    )
+  if isinstance(task, MaskedText):
+    fixed = (
+      ("output", "num_classes") if "num_classes" in options else ("output",)
+    )
+    return all(
+      getattr(model, name, options[name]) == options[name] for name in fixed
     )
   return True
 
@@ -192,9 +208,14 @@ def calibration_batches(
 
 def arguments(source: Source, batch: dict[str, Any]) -> Any:
   """The arguments of the model's call from a batch of the data room."""
-  if isinstance(source.task, Text):
-    return batch["inputs"], batch["targets"]
-  return batch["image"]
+  match source.task:
+    case ImageClassification():
+      return batch["image"]
+    case MaskedText():
+      return batch["inputs"], batch["types"]
+    case NextTokenText():
+      return batch["inputs"], batch["inputs"] != 0  # 0 is padding
+  return batch["inputs"], batch["targets"]
 
 
 def measured(
@@ -215,12 +236,9 @@ def measured(
   for batch in itertools.islice(
     iter(batches), math.ceil(examples / batch_size)
   ):
-    valid = batch["valid"]
-    if isinstance(source.task, Text):
-      batch = {name: batch[name] for name in ("inputs", "targets")}
-    else:
-      labels = np.where(valid, batch["label"], IGNORED)
-      batch = {"image": batch["image"], "label": labels}
+    if "label" in batch:
+      labels = np.where(batch["valid"], batch["label"], IGNORED)
+      batch = batch | {"label": labels}
     for name, mean in one_batch(state, batch).items():
       total, weight = totals.get(name, (0.0, 0.0))
       totals[name] = total + float(mean.total), weight + float(mean.weight)

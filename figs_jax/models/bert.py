@@ -363,6 +363,21 @@ class BERT(nnx.Module):
     x, _ = stack.run_blocks(self.blocks, x, seen, remat=self.remat)
     return x, is_token
 
+  def counted_rows(
+    self,
+    inputs: Int[Array | np.ndarray, "batch tokens"],
+    types: Int[Array | np.ndarray, "batch tokens"] | None = None,
+  ) -> dict[str, Bool[Array, "batch ..."]]:
+    """Rows of layers without padding, for `figs_jax.prune`.
+
+    Returns:
+      Mask by regex of paths: tokens that are not padding, and texts whose first
+      token is not.
+    """
+    del types
+    is_token = jnp.asarray(inputs) != PAD
+    return {"blocks/.*|token_head/.*": is_token, "pooler|head": is_token[:, 0]}
+
   def example(self, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Arguments of a call on `batch` inputs with token types, as shapes."""
     shape = (batch, self.input_length)

@@ -139,6 +139,19 @@ class CausalLM(nnx.Module):
     x, _ = stack.run_blocks(self.blocks, x, seen, rotation, remat=self.remat)
     return self._logits(x)
 
+  def counted_rows(
+    self,
+    tokens: Int[Array | np.ndarray, "batch tokens"],
+    mask: Bool[Array | np.ndarray, "batch tokens"] | None = None,
+  ) -> dict[str, Bool[Array, "batch tokens"]]:
+    """Rows of layers without padding, for `figs_jax.prune`.
+
+    Returns:
+      Mask of the tokens for all layers, or nothing if all ids are tokens.
+    """
+    del tokens
+    return {} if mask is None else {".*": jnp.asarray(mask)}
+
   def ids(self, name: str, ids: Any) -> Int[Array, "batch length"]:
     """Checks that ids are integers [batch, length] of the vocabulary.
 

@@ -221,6 +221,50 @@ def test_padding_does_not_count():
   assert all_rows[0].rows == 36
 
 
+CAUSAL = {"heads": 2, "vocab": 32, "length": 12}
+
+
+@pytest.mark.parametrize(
+  ("family", "options"),
+  [
+    ("bert", {"heads": 2, "vocab": 32, "output": "classes"}),
+    ("gpt2", CAUSAL),
+    ("llama", CAUSAL | {"kv_heads": 1}),
+  ],
+)
+def test_padding_of_a_single_text_does_not_count(family, options):
+  model = models.create(family, "custom", width=8, depth=2, **options)
+  ids = np.random.default_rng(1).integers(1, 32, (4, 5))
+  ids[0, 3:] = 0
+  long = np.pad(ids, ((0, 0), (0, 4)))
+  # BERT knows its padding; a causal model is told.
+  batches = [
+    (each, np.zeros_like(each) if family == "bert" else each != 0)
+    for each in (ids, long)
+  ]
+  rules = "ff: 2:4, qkv: 2:4, o: 2:4" + ", head: 2:4" * (family != "gpt2")
+  results = [
+    figs_jax.prune(model, [batch], rules, "sparsegpt") for batch in batches
+  ]
+  (plain, report), (padded, other) = results
+  rows = {each.path: each.rows for each in other}
+  assert rows == {each.path: each.rows for each in report}
+  of_texts = {"pooler/kernel", "head/kernel"} if family == "bert" else set()
+  for path, count in rows.items():
+    assert count == (4 if path in of_texts else 18), path
+  assert of_texts <= set(rows)
+  for a, b in zip(report, other, strict=True):
+    assert a.error == pytest.approx(b.error, rel=1e-3)
+  a, b = (each(*batches[0]) for each in (plain, padded))
+  if family != "bert":
+    a, b = (each[batches[0][1]] for each in (a, b))
+  np.testing.assert_allclose(a, b, atol=1e-3)
+  # All ids are tokens without a mask.
+  if family != "bert":
+    _, report = figs_jax.prune(model, [long], rules, "wanda")
+    assert report[0].rows == 36
+
+
 def test_the_moments_of_one_block_are_held_at_a_time():
   """Counted among all live arrays, not by the report alone."""
   model = models.create(
