@@ -150,6 +150,7 @@ def main() -> None:
   cli.run_user_file(_ENGINE_FILE)
   cli.run_user_file(_RECIPE_FILE)
   cli.run_model_files(_MODEL_FILE)
+  from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
   from figs_jax.engine import parse
   from figs_jax.engine.serving.comparison import compare
@@ -157,6 +158,7 @@ def main() -> None:
   from figs_jax.engine.serving.schedulers import earliest_deadline
   from figs_jax.engine.serving.service_tables import contenders
 
+  compilation_cache.enable()
   try:
     engines = [parse(spec) for spec in _ENGINES.value.split(",")]
     policies = [Policy.parse(text) for text in _POLICY.value.split(",")]

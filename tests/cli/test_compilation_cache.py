@@ -94,7 +94,10 @@ def test_another_process_compiles_nothing(tmp_path):
 
 def test_programs_that_train_or_read_runs_keep_what_they_compile():
   for path in REPO.glob("launch/*.py"):
-    compiles = path.stem not in ("again", "own_model", "cluster", "engine")
+    # A plan is compiled for devices that are not there.
+    others = {"again", "own_model", "cluster", "engine", "fetch_examples"}
+    others |= {"plan"}
+    compiles = path.stem not in others
     assert ("compilation_cache.enable()" in path.read_text()) == compiles, path
 
 

@@ -130,9 +130,7 @@ def test_statistics_are_those_of_the_batch_of_all_devices():
   alone = trained(state_of())
   mesh = make_mesh(data=8)
   state = state_of()
-  state = jax.device_put(
-    state, state_shardings(state, mesh, state.bound.leaves)
-  )
+  state = jax.device_put(state, state_shardings(state, mesh, state.bound))
   for i in range(2):
     batch = jax.device_put(batch_of(i), batch_sharding(mesh))
     state, _ = step(state, batch)
