@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from figs_jax.train import loop, machine
+from figs_jax.train import data_position, loop, machine
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError
 
@@ -31,7 +31,9 @@ def test_a_resumed_run_says_what_changed(
   now = machine.current() | {"cores": 77}
   monkeypatch.setattr(machine, "current", lambda: now)
   monkeypatch.setattr(
-    loop, "_data_set", lambda _: {"num_examples": count + 1, "data_set": "x"}
+    data_position,
+    "data_set",
+    lambda _: {"num_examples": count + 1, "data_set": "x"},
   )
   loop.train(again, tmp_path)
   assert "another machine: cores 77 (was" in caplog.text

@@ -123,7 +123,11 @@ def test_kernels_are_split_beside_their_groups():
 
 
 def test_mesh_sizes():
-  assert dict(make_mesh(-1, 2).shape) == {"data": 4, "fsdp": 2}
+  assert dict(make_mesh(-1, 2).shape) == {
+    "data": 4,
+    "fsdp": 2,
+    "tensor": 1,
+  }
   for data, fsdp in [(16, 1), (0, 1), (-1, -1), (-2, 1), (-1, 9)]:
     with pytest.raises(ValueError, match=f"data={data}, fsdp={fsdp}"):
       make_mesh(data, fsdp)

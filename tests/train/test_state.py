@@ -10,6 +10,7 @@ from flax import nnx
 import figs_jax as figs
 from figs_jax import recipes
 from figs_jax.core.tree import flatten
+from figs_jax.train._finish import averaged_statistics
 from figs_jax.train.state import TrainState, train_step, update
 
 pytestmark = pytest.mark.standard_promotion
@@ -89,7 +90,8 @@ def test_soft_weights_are_finished_once(ema):
   np.testing.assert_array_equal(state.rest["out"]["scale"], first)
   params = state.ema if ema else state.params
   masks = state.bound.target(params)
-  soft = figs.nn.merge(state.graphdef, params, masks, 0.0, state.rest)
+  rest = averaged_statistics(state).rest if ema else state.rest
+  soft = figs.nn.merge(state.graphdef, params, masks, 0.0, rest)
   soft.eval()
   x = batch_of(9)["image"]
   net = state.finished(ema=ema)
