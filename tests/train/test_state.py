@@ -41,7 +41,10 @@ def make(recipe="figs", tx=None, model=None, dense=0.05, **options):
   # Two channels of figs' chain fit; the head's 3 outputs hold no block of 4.
   special = {"figs": "1:2", "transposable": "conv/.*: 1:4"}
   pattern = special.get(recipe, "1:4")
-  recipe = recipes.create(recipe, pattern, total_steps=STEPS, dense=dense)
+  own = {"rank": 0} if recipe == "slope" else {}  # no adapters of convolutions
+  recipe = recipes.create(
+    recipe, pattern, total_steps=STEPS, dense=dense, **own
+  )
   model = Net(nnx.Rngs(0)) if model is None else model
   model = figs.sparsify(model, recipe)
   tx = recipe.transform(tx) if tx else recipe.adamw(1e-2)
