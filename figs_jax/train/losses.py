@@ -124,10 +124,10 @@ class Rows(NamedTuple):
 
   Attributes:
     inputs: Arguments of the call of the model.
-    logits: Float [*rows, classes].
-    losses: Losses in nats [*rows].
-    hits: Whether the model ranks the target first [*rows], as 0 or 1.
-    weights: Share with which the entry counts [*rows], 0 if it is ignored.
+    logits: Float [..., classes].
+    losses: Losses in nats [...].
+    hits: Whether the model ranks the target first [...], as 0 or 1.
+    weights: Share with which the entry counts [...], 0 if it is ignored.
   """
 
   inputs: tuple[Any, ...]
@@ -520,8 +520,8 @@ def kl_divergence(
   al. multiply it by T², so that its gradient does not shrink with T.
 
   Args:
-    teacher: Logits [*rows, classes].
-    student: Logits [*rows, classes].
+    teacher: Logits [..., classes].
+    student: Logits [..., classes].
     temperature: T > 0.
 
   Raises:

@@ -39,7 +39,8 @@ def batch_of(seed, size=8):
 
 def make(recipe="figs", tx=None, model=None, dense=0.05, **options):
   # Two channels of figs' chain fit; the head's 3 outputs hold no block of 4.
-  special = {"figs": "1:2", "transposable": "conv/.*: 1:4"}
+  both = "conv/.*: 1:4"
+  special = {"figs": "1:2", "transposable": both, "slope": both}
   pattern = special.get(recipe, "1:4")
   own = {"rank": 0} if recipe == "slope" else {}  # no adapters of convolutions
   recipe = recipes.create(

@@ -4,15 +4,15 @@ A policy looks at a table: for each point and each candidate of a cached
 sub-graph, the latency of a query (as SUSHI's scheduler does). When the engine
 is free, the queue's head is served at a point,
 
-  latency    the most accurate one that meets the query's deadline now, or the
-             fastest if none does;
-  queue      the most accurate one with which the query and those that wait
-             behind it, up to 32, can meet their deadlines if these are served
-             at the fastest point, and a spare share of the query's bound is
-             left for those to come; or the fastest if none is;
-  accuracy   the fastest one that has the query's least accuracy, or the most
-             accurate if none has;
-  fixed      always the same.
+* latency: the most accurate one that meets the query's deadline now, or the
+  fastest if none does;
+* queue: the most accurate one with which the query and those that wait behind
+  it, up to 32, can meet their deadlines if these are served at the fastest
+  point, and a spare share of the query's bound is left for those to come; or
+  the fastest if none is;
+* accuracy: the fastest one that has the query's least accuracy, or the most
+  accurate if none has;
+* fixed: always the same.
 
 Since `latency` uses all the time that a query has, those behind it wait, and
 many are late where a sparse model serves all of them in time.
