@@ -135,7 +135,7 @@ def chip_of(spec: str) -> tuple[str, chips.Chip]:
   """Name and data sheet of a chip, as "tpu:v5e" or "gpu:h100".
 
   Raises:
-    ConfigError: If the chip is unknown.
+    figs_jax.train.ConfigError: If the chip is unknown.
 
   >>> chip_of("tpu:v5e")[1].memory
   16000000000
@@ -165,8 +165,8 @@ def plan_step(
       nor the vocabulary is read.
 
   Raises:
-    ConfigError: If the chip is unknown, the mesh does not fit the devices, or
-      the configuration has seeds or a teacher.
+    figs_jax.train.ConfigError: If the chip is unknown, the mesh does not fit the
+      devices, or the configuration has seeds or a teacher.
     ValueError, DataError: If the configuration or its data are invalid.
   """
   chip, sheet = chip_of(chip)

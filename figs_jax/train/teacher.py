@@ -61,7 +61,7 @@ def read(config: config_dict.ConfigDict, data: Any = None) -> Source | None:
     data: Data of a program, if its runs train on them.
 
   Raises:
-    ConfigError: If nothing can be read there.
+    figs_jax.train.ConfigError: If nothing can be read there.
   """
   if not config.teacher:
     return None
@@ -122,7 +122,8 @@ def taught(experiment: Experiment, source: Source | None) -> Experiment:
     source: Teacher from `read`, or None, which changes nothing.
 
   Raises:
-    ConfigError: If the teacher reads other inputs, or gives other logits.
+    figs_jax.train.ConfigError: If the teacher reads other inputs, or gives
+      other logits.
   """
   if source is None:
     return experiment
