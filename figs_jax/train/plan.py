@@ -165,8 +165,8 @@ def plan_step(
       nor the vocabulary is read.
 
   Raises:
-    figs_jax.train.ConfigError: If the chip is unknown, the mesh does not fit the
-      devices, or the configuration has seeds or a teacher.
+    figs_jax.train.ConfigError: If the chip is unknown, the mesh does not fit
+      the devices, or the configuration has seeds or a teacher.
     ValueError, DataError: If the configuration or its data are invalid.
   """
   chip, sheet = chip_of(chip)
