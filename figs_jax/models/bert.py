@@ -35,7 +35,13 @@ from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import non_gemm, stack
 from figs_jax.models.encoder import MLP, Parts, gelu
 from figs_jax.models.gemm import row
-from figs_jax.models.sizes import check_heads, check_positive
+from figs_jax.models.sizes import (
+  check_heads,
+  check_positive,
+  completed,
+  of_variant,
+  published,
+)
 from figs_jax.nn import Attention, Channels
 from figs_jax.nn.initializers import drawing_dtype, in_float32
 from figs_jax.nn.layers import rows_dot_general
@@ -273,14 +279,13 @@ class BERT(nnx.Module):
     >>> model(jnp.array([[5, 6, 1]])).shape
     (1, 3, 16)
     """
-    given = {name: v for name, v in options.items() if v is not None}
-    sizes = {**cls.sizes(variant), **given}
-    for name in ("width", "depth", "heads"):
-      if sizes.get(name) is None:
-        raise ValueError(
-          f"BERT variant {variant!r} needs {name}=; or use a published size"
-          f" ({', '.join(size for size in SIZES if size != 'custom')})"
-        )
+    sizes = completed(
+      "BERT",
+      variant,
+      cls.sizes(variant),
+      options,
+      instead=published(SIZES),
+    )
     return cls(rngs=rngs, **sizes)
 
   @staticmethod
@@ -293,11 +298,7 @@ class BERT(nnx.Module):
     >>> BERT.sizes("base")
     {'width': 768, 'depth': 12, 'heads': 12}
     """
-    if variant not in SIZES:
-      raise ValueError(
-        f"Unknown BERT variant {variant!r}: {nearest(variant, SIZES)}"
-      )
-    return dict(SIZES[variant])
+    return of_variant("BERT", variant, SIZES)
 
   def __call__(
     self,

@@ -14,15 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from figs_jax.core.rules import nearest, word_table
+from figs_jax.core.rules import word_table
 from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import stack
-from figs_jax.models.decoder import KeysValues, Origin, Rotation, checked_ids
+from figs_jax.models.decoder import (
+  KeysValues,
+  Origin,
+  Rotation,
+  checked_ids,
+  head_logits,
+  tied_head,
+)
 from figs_jax.models.shapes import Shape
 from figs_jax.models.sizes import check_positive
 from figs_jax.nn import Channels, masked_leaves
 from figs_jax.nn.initializers import drawing_dtype, in_float32
-from figs_jax.nn.layers import rows_dot_general
 
 _BLOCK = r"blocks/(?:\d+/)?"
 
@@ -85,36 +91,6 @@ class CausalLM(nnx.Module):
   norm: Any
   head: Any
   dropout: nnx.Dropout
-
-  @classmethod
-  def _sized(
-    cls, variant: str, sizes: dict[str, dict[str, Any]], options: dict[str, Any]
-  ) -> dict[str, Any]:
-    """The options of a variant, with those that are not None in their place.
-
-    Raises:
-      ValueError: If the variant is unknown or a custom one lacks its sizes.
-    """
-    given = {name: v for name, v in options.items() if v is not None}
-    whole = {**cls._of_variant(variant, sizes), **given}
-    published = ", ".join(size for size in sizes if size != "custom")
-    for name in ("width", "depth", "heads"):
-      if whole.get(name) is None:
-        raise ValueError(
-          f"{cls.__name__} variant {variant!r} needs {name}=; or use a"
-          f" published size ({published})"
-        )
-    return whole
-
-  @classmethod
-  def _of_variant(
-    cls, variant: str, sizes: dict[str, dict[str, Any]]
-  ) -> dict[str, Any]:
-    if variant not in sizes:
-      raise ValueError(
-        f"Unknown {cls.__name__} variant {variant!r}: {nearest(variant, sizes)}"
-      )
-    return dict(sizes[variant])
 
   def __call__(
     self,
@@ -207,7 +183,7 @@ class CausalLM(nnx.Module):
       prompt=tuple(prompt),
       seen=tokens & (jnp.arange(length)[None] != last[:, None]),
       position=tokens.sum(1) - 1,
-      head=self._tied_head() if self.head is None else None,
+      head=None if self.head is not None else tied_head(self.embed, self.dtype),
     )
 
   def step(
@@ -317,19 +293,13 @@ class CausalLM(nnx.Module):
       rngs=parts.rngs,
     )
 
-  def _tied_head(self) -> Float[Array, "width vocab"]:
-    return self.embed.embedding[...].astype(self.dtype).T
-
   def _logits(
     self,
     x: Float[Array, "*batch width"],
     head: Float[Array, "width vocab"] | None = None,
   ) -> Float[Array, "*batch vocab"]:
     x = self.norm(x)
-    if self.head is not None:
-      return self.head(x).astype(jnp.float32)
-    kernel = self._tied_head() if head is None else head
-    return rows_dot_general(x, kernel, preferred_element_type=jnp.float32)
+    return head_logits(x, self.head, self.embed, self.dtype, head)
 
   def _check_sizes(self) -> None:
     check_positive(

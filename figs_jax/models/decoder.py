@@ -20,6 +20,7 @@ from flax import nnx
 from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models.encoder import Parts
 from figs_jax.nn.attention import attend
+from figs_jax.nn.layers import rows_dot_general
 
 _LEAST = float(jnp.finfo(jnp.float32).min)
 Rotation = tuple[Array, Array]  # cosines and sines, [#batch, tokens, depth / 2]
@@ -326,6 +327,33 @@ class CausalBlock(nnx.Module):
     out, past = self.attn.step(self.norm1(x), rotation, *cache)
     x = x + out
     return x + self.mlp(self.norm2(x)), past
+
+
+def tied_head(embed: nnx.Embed, dtype: Any) -> Float[Array, "width vocab"]:
+  """The kernel of a head that is the embedding."""
+  return embed.embedding[...].astype(dtype).T
+
+
+def head_logits(
+  x: Float[Array, "*batch width"],
+  head: Any,
+  embed: nnx.Embed,
+  dtype: Any,
+  kernel: Float[Array, "width vocab"] | None = None,
+) -> Float[Array, "*batch vocab"]:
+  """Float32 logits of a head of its own, or of the embedding.
+
+  Args:
+    x: Tokens after the last norm.
+    head: Linear layer, or None if the head is the embedding.
+    embed: Embedding.
+    dtype: Dtype of the product with the embedding.
+    kernel: `tied_head(embed, dtype)`, if it was computed before.
+  """
+  if head is not None:
+    return head(x).astype(jnp.float32)
+  kernel = tied_head(embed, dtype) if kernel is None else kernel
+  return rows_dot_general(x, kernel, preferred_element_type=jnp.float32)
 
 
 def checked_ids(model: Any, name: str, ids: Any) -> Int[Array, "batch length"]:

@@ -20,7 +20,12 @@ from figs_jax.models.causal import MOVABLE_HEADS, CausalLM
 from figs_jax.models.decoder import CausalAttention, CausalBlock, Rotation
 from figs_jax.models.encoder import MLP, Parts
 from figs_jax.models.shapes import SHAPES
-from figs_jax.models.sizes import check_heads
+from figs_jax.models.sizes import (
+  check_heads,
+  completed,
+  of_variant,
+  published,
+)
 from figs_jax.nn import Channels
 
 _OPTIONS = ("width", "depth", "heads", "mlp_dim", "vocab", "length")
@@ -149,10 +154,17 @@ class GPT2(CausalLM):
     >>> model(jnp.array([[5, 6, 1]])).shape
     (1, 3, 16)
     """
-    return cls(rngs=rngs, **cls._sized(variant, SIZES, options))
+    sizes = completed(
+      "GPT2",
+      variant,
+      cls.sizes(variant),
+      options,
+      instead=published(SIZES),
+    )
+    return cls(rngs=rngs, **sizes)
 
-  @classmethod
-  def sizes(cls, variant: str) -> dict[str, Any]:
+  @staticmethod
+  def sizes(variant: str) -> dict[str, Any]:
     """The options that the name of a variant stands for.
 
     Raises:
@@ -161,7 +173,7 @@ class GPT2(CausalLM):
     >>> GPT2.sizes("xl")["width"]
     1600
     """
-    return cls._of_variant(variant, SIZES)
+    return of_variant("GPT2", variant, SIZES)
 
   def _kind(self) -> dict[str, Any]:
     return {"family": "gpt2"}

@@ -29,7 +29,12 @@ from figs_jax.models.decoder import (
 )
 from figs_jax.models.encoder import Parts
 from figs_jax.models.shapes import SHAPES
-from figs_jax.models.sizes import check_heads
+from figs_jax.models.sizes import (
+  check_heads,
+  completed,
+  of_variant,
+  published,
+)
 from figs_jax.nn import Channels
 
 _OPTIONS = (
@@ -203,10 +208,17 @@ class Llama(CausalLM):
     >>> model(jnp.array([[5, 6, 1]])).shape
     (1, 3, 16)
     """
-    return cls(rngs=rngs, **cls._sized(variant, SIZES, options))
+    sizes = completed(
+      "Llama",
+      variant,
+      cls.sizes(variant),
+      options,
+      instead=published(SIZES),
+    )
+    return cls(rngs=rngs, **sizes)
 
-  @classmethod
-  def sizes(cls, variant: str) -> dict[str, Any]:
+  @staticmethod
+  def sizes(variant: str) -> dict[str, Any]:
     """The options that the name of a variant stands for.
 
     Raises:
@@ -215,7 +227,7 @@ class Llama(CausalLM):
     >>> Llama.sizes("8b")["kv_heads"]
     8
     """
-    return cls._of_variant(variant, SIZES)
+    return of_variant("Llama", variant, SIZES)
 
   def _kind(self) -> dict[str, Any]:
     return {"family": "llama", "rotary": True, "gated": True, "biases": False}

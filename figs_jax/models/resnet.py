@@ -37,7 +37,14 @@ from figs_jax.models.resnet_stage import (
   conv_row,
   halved,
 )
-from figs_jax.models.sizes import check_images, check_positive, pair
+from figs_jax.models.sizes import (
+  check_images,
+  check_positive,
+  completed,
+  of_variant,
+  pair,
+  published,
+)
 from figs_jax.nn import Channels, SparseLinear
 
 _CIFAR = {"block": "basic", "width": 16, "stem": "cifar", "image_size": 32}
@@ -186,14 +193,14 @@ class ResNet(nnx.Module):
     >>> model.depths, model.head.kernel.shape
     ((3, 3, 3), (32, 1000))
     """
-    given = {name: v for name, v in options.items() if v is not None}
-    sizes = {**cls.sizes(variant), **given}
-    for name in ("block", "depths", "width"):
-      if sizes.get(name) is None:
-        raise ValueError(
-          f"ResNet variant {variant!r} needs {name}=; or use a published one"
-          f" ({', '.join(size for size in SIZES if size != 'custom')})"
-        )
+    sizes = completed(
+      "ResNet",
+      variant,
+      cls.sizes(variant),
+      options,
+      needed=("block", "depths", "width"),
+      instead=published(SIZES, "one"),
+    )
     return cls(rngs=rngs, **sizes)
 
   @staticmethod
@@ -206,11 +213,7 @@ class ResNet(nnx.Module):
     >>> ResNet.sizes("34")["depths"]
     (3, 4, 6, 3)
     """
-    if variant not in SIZES:
-      raise ValueError(
-        f"Unknown ResNet variant {variant!r}: {nearest(variant, SIZES)}"
-      )
-    return dict(SIZES[variant])
+    return of_variant("ResNet", variant, SIZES)
 
   @property
   def movable_channels(self) -> tuple[Channels, ...]:

@@ -1,11 +1,82 @@
-"""Checks of model sizes that all families share."""
+"""Variants by name, and checks of sizes, that all families share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from figs_jax.core.rules import nearest
+
+
+def of_variant(
+  family: str, variant: str, sizes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+  """The options that the name of a variant stands for.
+
+  Args:
+    family: Name of the family's class, for the error message.
+    variant: Name of the variant.
+    sizes: Options of each variant.
+
+  Raises:
+    ValueError: If the variant is unknown; the nearest known one is suggested.
+
+  >>> of_variant("T5", "small", {"small": {"width": 512}})
+  {'width': 512}
+  """
+  if variant not in sizes:
+    raise ValueError(
+      f"Unknown {family} variant {variant!r}: {nearest(variant, sizes)}"
+    )
+  return dict(sizes[variant])
+
+
+def completed(
+  family: str,
+  variant: str,
+  sizes: Mapping[str, Any],
+  options: Mapping[str, Any],
+  *,
+  needed: Sequence[str] = ("width", "depth", "heads"),
+  instead: str,
+) -> dict[str, Any]:
+  """The options of a variant, replaced by those given that are not None.
+
+  Args:
+    family: Name of the family's class, for the error message.
+    variant: Name of the variant.
+    sizes: Its options.
+    options: Keyword arguments of the constructor.
+    needed: Names of the sizes that a custom variant must be given.
+    instead: What to use in place of a custom variant, for the error message.
+
+  Raises:
+    ValueError: If a needed size is missing.
+
+  >>> sizes = {"width": 8, "depth": 1, "heads": 2}
+  >>> completed("T5", "custom", sizes, {"depth": 3}, instead="")["depth"]
+  3
+  """
+  given = {name: value for name, value in options.items() if value is not None}
+  whole = {**sizes, **given}
+  for name in needed:
+    if whole.get(name) is None:
+      raise ValueError(
+        f"{family} variant {variant!r} needs {name}=; or use {instead}"
+      )
+  return whole
+
+
+def published(sizes: Mapping[str, Any], of: str = "size") -> str:
+  """The published variants, for `completed`.
+
+  >>> published({"small": {}, "base": {}, "custom": {}})
+  'a published size (small, base)'
+  """
+  names = ", ".join(name for name in sizes if name != "custom")
+  return f"a published {of} ({names})"
 
 
 def pair(family: str, name: str, size: int | Sequence[int]) -> tuple[int, int]:

@@ -35,6 +35,7 @@ from figs_jax.models.sizes import (
   check_heads,
   check_images,
   check_positive,
+  completed,
   pair,
 )
 from figs_jax.models.swin_v2_stage import (
@@ -197,14 +198,14 @@ class SwinV2(nnx.Module):
     >>> [(stage.shape.height, stage.shape.channels) for stage in model.stages]
     [(4, 8), (2, 16)]
     """
-    given = {name: v for name, v in options.items() if v is not None}
-    sizes = {**cls.sizes(variant), **given}
-    for name in ("width", "depths", "heads", "window"):
-      if sizes.get(name) is None:
-        raise ValueError(
-          f"SwinV2 variant {variant!r} needs {name}=; or use a published one,"
-          " as in 'B/w8-256'"
-        )
+    sizes = completed(
+      "SwinV2",
+      variant,
+      cls.sizes(variant),
+      options,
+      needed=("width", "depths", "heads", "window"),
+      instead="a published one, as in 'B/w8-256'",
+    )
     return cls(rngs=rngs, **sizes)
 
   @staticmethod

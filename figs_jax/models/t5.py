@@ -26,13 +26,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from figs_jax.core.rules import nearest, word_table
+from figs_jax.core.rules import word_table
 from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import non_gemm, stack
-from figs_jax.models.decoder import KeysValues, Origin, checked_ids
+from figs_jax.models.decoder import (
+  KeysValues,
+  Origin,
+  checked_ids,
+  head_logits,
+  tied_head,
+)
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
-from figs_jax.models.sizes import check_positive
+from figs_jax.models.sizes import (
+  check_positive,
+  completed,
+  of_variant,
+  published,
+)
 from figs_jax.models.t5_stack import (
   DecoderBlock,
   EncoderBlock,
@@ -42,7 +53,6 @@ from figs_jax.models.t5_stack import (
 )
 from figs_jax.nn import Channels
 from figs_jax.nn.initializers import drawing_dtype, in_float32
-from figs_jax.nn.layers import rows_dot_general
 
 PAD, EOS = 0, 1
 
@@ -242,14 +252,13 @@ class T5(nnx.Module):
     >>> model(ids, ids).shape
     (1, 3, 16)
     """
-    given = {name: v for name, v in options.items() if v is not None}
-    sizes = {**cls.sizes(variant), **given}
-    for name in ("width", "depth", "heads"):
-      if sizes.get(name) is None:
-        raise ValueError(
-          f"T5 variant {variant!r} needs {name}=; or use a published size"
-          f" ({', '.join(size for size in SIZES if size != 'custom')})"
-        )
+    sizes = completed(
+      "T5",
+      variant,
+      cls.sizes(variant),
+      options,
+      instead=published(SIZES),
+    )
     return cls(rngs=rngs, **sizes)
 
   @staticmethod
@@ -262,11 +271,7 @@ class T5(nnx.Module):
     >>> T5.sizes("v1_1-small")["gated"]
     True
     """
-    if variant not in SIZES:
-      raise ValueError(
-        f"Unknown T5 variant {variant!r}: {nearest(variant, SIZES)}"
-      )
-    return dict(SIZES[variant])
+    return of_variant("T5", variant, SIZES)
 
   def __call__(
     self,
@@ -371,7 +376,9 @@ class T5(nnx.Module):
       memory=tuple(block.remember(encoded) for block in blocks),
       inputs_seen=inputs_seen[:, 0, 0],
       bias=self.decoder.position_bias(max_length)[0],
-      head=self._tied_head() if self.head is None else None,
+      head=None
+      if self.head is not None
+      else tied_head(self.shared, self.dtype),
     )
 
   def step(
@@ -458,9 +465,6 @@ class T5(nnx.Module):
   def _embed(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
     return self.shared(ids).astype(self.dtype)
 
-  def _tied_head(self) -> Float[Array, "width vocab"]:
-    return self.shared.embedding[...].astype(self.dtype).T
-
   def _logits(
     self,
     x: Float[Array, "*batch width"],
@@ -468,10 +472,7 @@ class T5(nnx.Module):
   ) -> Float[Array, "*batch vocab"]:
     if self.scaled:
       x = x * self.width**-0.5
-    if self.head is not None:
-      return self.head(x).astype(jnp.float32)
-    kernel = self._tied_head() if head is None else head
-    return rows_dot_general(x, kernel, preferred_element_type=jnp.float32)
+    return head_logits(x, self.head, self.shared, self.dtype, head)
 
   def _check(self) -> None:
     if self.dtype == jnp.float16:

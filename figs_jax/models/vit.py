@@ -37,7 +37,9 @@ from figs_jax.models.sizes import (
   check_heads,
   check_images,
   check_positive,
+  completed,
   pair,
+  published,
 )
 from figs_jax.nn import Channels, SparseConv
 from figs_jax.nn.initializers import in_float32
@@ -246,14 +248,13 @@ class ViT(nnx.Module):
     >>> ViT.from_variant("custom/2", rngs=nnx.Rngs(0), **sizes).tokens
     5
     """
-    given = {name: v for name, v in options.items() if v is not None}
-    sizes = {**cls.sizes(variant), **given}
-    for name in ("width", "depth", "heads"):
-      if sizes.get(name) is None:
-        raise ValueError(
-          f"ViT variant {variant!r} needs {name}=; or use a published size"
-          f" ({', '.join(size for size in SIZES if size != 'custom')})"
-        )
+    sizes = completed(
+      "ViT",
+      variant,
+      cls.sizes(variant),
+      options,
+      instead=published(SIZES),
+    )
     return cls(rngs=rngs, **sizes)
 
   @staticmethod

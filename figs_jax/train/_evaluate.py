@@ -76,11 +76,7 @@ class Evaluator:
     mesh = mesh or make_mesh()
     self._place = functools.partial(global_batch, batch_sharding(mesh))
     self._finish = {
-      ema: jax.jit(self._over_seeds(functools.partial(finish, ema=ema)))
-      for ema in (False, True)
-    }
-    self._cut = {
-      ema: jax.jit(self._over_seeds(functools.partial(_cut, ema), None))
+      ema: jax.jit(self._over_seeds(functools.partial(_finished, ema), None))
       for ema in (False, True)
     }
     count = self._over_seeds(self._count_of, 0, 0, None, None)
@@ -102,10 +98,8 @@ class Evaluator:
       ema: Whether to take the averaged weights.
       point: Pattern to cut all masked kernels to, in place of the target.
     """
-    if point is None:
-      params, masks = self._finish[ema](state)
-    else:
-      params, masks = self._cut[ema](state, jnp.int32(point.n))
+    n = None if point is None else jnp.int32(point.n)
+    params, masks = self._finish[ema](state, n)
     index = jnp.int32(point_index(state, point))
     if ema:
       state = averaged_statistics(state)
@@ -141,7 +135,7 @@ class Evaluator:
     )(state, *rest)
 
 
-def _cut(ema: bool, state: TrainState, n: Any) -> tuple[Any, Any]:
+def _finished(ema: bool, state: TrainState, n: Any) -> tuple[Any, Any]:
   return finish(state, ema=ema, n=n)
 
 

@@ -26,6 +26,7 @@ from figs_jax.models.pretrained.keys import (
   Key,
   Table,
   attention_dropout,
+  dropout,
   text,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, Row, under
@@ -179,7 +180,7 @@ CONFIG = Table(
       "dropout",
       0.1,
       NUMBER,
-      lambda model: float(model.dropout.rate),
+      dropout,
       trains=True,
     ),
     Key(

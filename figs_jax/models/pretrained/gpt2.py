@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from figs_jax.models.pretrained.keys import (
   COUNT,
   NUMBER,
@@ -11,6 +9,7 @@ from figs_jax.models.pretrained.keys import (
   Key,
   Table,
   attention_dropout,
+  dropout,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, is_copy_of, under
 
@@ -49,10 +48,6 @@ _HUGGING_FACE = Dialect(
 DIALECTS = (_HUGGING_FACE, _HUGGING_FACE.bare(_PREFIX))
 
 
-def _dropout(model: Any) -> float:
-  return float(model.dropout.rate)
-
-
 CONFIG = Table(
   architecture="GPT2LMHeadModel",
   types={"gpt2": {}},
@@ -69,8 +64,8 @@ CONFIG = Table(
       COUNT,
     ),
     Key("layer_norm_epsilon", "norm_epsilon", 1e-5, NUMBER),
-    Key("embd_pdrop", "dropout", 0.1, NUMBER, _dropout, trains=True),
-    Key("resid_pdrop", "dropout", 0.1, NUMBER, _dropout, trains=True),
+    Key("embd_pdrop", "dropout", 0.1, NUMBER, dropout, trains=True),
+    Key("resid_pdrop", "dropout", 0.1, NUMBER, dropout, trains=True),
     Key(
       "attn_pdrop",
       "attention_dropout",

@@ -326,6 +326,11 @@ HARMLESS = {
 }  # fmt: skip
 
 
+def dropout(model: Any) -> float:
+  """The dropout rate of a model, after its embeddings and branches."""
+  return float(model.dropout.rate)
+
+
 def attention_dropout(model: Any) -> float:
   """The dropout of attention of a model with `blocks`, equal in all of them."""
   ((_, block, _), *_) = stack.named("blocks", model.blocks)

@@ -18,6 +18,7 @@ from figs_jax.models.pretrained.keys import (
   Key,
   Table,
   attention_dropout,
+  dropout,
   words,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, Row, under
@@ -242,7 +243,7 @@ def model_keys(epsilon: float) -> tuple[Key, ...]:
       "dropout",
       0.0,
       NUMBER,
-      lambda model: float(model.dropout.rate),
+      dropout,
       trains=True,
     ),
     Key(
