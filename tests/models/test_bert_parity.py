@@ -12,17 +12,9 @@ from figs_jax.models import pretrained
 from figs_jax.models.pretrained.files import write_weights
 
 from . import bert_oracle as oracle
+from .parity import ATOL, check_gradient, under
 
-ATOL, COSINE = 1e-4, 0.99999
 cases = pytest.mark.parametrize("case", sorted(oracle.CASES))
-
-
-def under(prefix, stored):
-  return {
-    key.removeprefix(prefix): value
-    for key, value in stored.items()
-    if key.startswith(prefix)
-  }
 
 
 @functools.cache
@@ -57,13 +49,11 @@ def compare(folder, case, weights, expected, **options):
   theirs = under("gradient/", expected)
   theirs = tree.flatten(nn.split(loaded(folder, case, theirs, **options))[1])
   for path, got in tree.flatten(grads).items():
-    got, want = (np.asarray(g, np.float64) for g in (got, theirs[path]))
-    lengths = np.linalg.norm(got), np.linalg.norm(want)
     if path.endswith("attn/k/bias"):  # which no softmax sees
-      assert max(lengths) < 1e-4, path
+      both = np.linalg.norm(got), np.linalg.norm(theirs[path])
+      assert max(both) < 1e-4, path
       continue
-    assert (got * want).sum() > COSINE * lengths[0] * lengths[1], path
-    assert abs(lengths[0] / lengths[1] - 1) < 1e-3, path
+    check_gradient(path, got, theirs[path])
 
 
 @cases

@@ -15,8 +15,8 @@ from figs_jax.models.pretrained.config import for_transformers
 from figs_jax.models.pretrained.files import write_weights
 
 from . import resnet_oracle as oracle
+from .parity import ATOL, check_gradient, under
 
-ATOL, COSINE = 1e-4, 0.99999
 # Name of a convolution in the block, by its place: of basic blocks and of
 # bottlenecks.
 CONVS = {
@@ -33,14 +33,6 @@ def create(kind, **options):
 def stored(kind=""):
   with np.load(oracle.TARGET) as data:
     return under(f"{kind}/" if kind else "", dict(data))
-
-
-def under(prefix, arrays):
-  return {
-    key.removeprefix(prefix): value
-    for key, value in arrays.items()
-    if key.startswith(prefix)
-  }
 
 
 def loaded(folder, weights, model):
@@ -102,10 +94,7 @@ def compare(folder, kind, expected, common, **options):
     theirs = nn.split(loaded(folder, theirs, model))[1]
     theirs = tree.flatten(theirs)
     for path, got in tree.flatten(grads).items():
-      got, want = (np.asarray(g, np.float64) for g in (got, theirs[path]))
-      lengths = np.linalg.norm(got), np.linalg.norm(want)
-      assert (got * want).sum() > COSINE * lengths[0] * lengths[1], path
-      assert abs(lengths[0] / lengths[1] - 1) < 1e-3, path
+      check_gradient(path, got, theirs[path])
   theirs = weights | under("after/", expected)
   theirs = tree.flatten(nn.split(loaded(folder, theirs, model))[3])
   for path, got in tree.flatten(after).items():

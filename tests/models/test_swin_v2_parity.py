@@ -13,21 +13,12 @@ from figs_jax.models import pretrained
 from figs_jax.models.pretrained.files import write_weights
 
 from . import swin_v2_oracle as oracle
-
-ATOL, COSINE = 1e-4, 0.99999
+from .parity import ATOL, check_gradient, under
 
 
 def loaded(folder, tensors, model):
   write_weights(folder / "model.safetensors", tensors)
   return pretrained.load(model, folder)
-
-
-def under(prefix, stored):
-  return {
-    key.removeprefix(prefix): value
-    for key, value in stored.items()
-    if key.startswith(prefix)
-  }
 
 
 def gradients(weights, expected):
@@ -64,10 +55,7 @@ def compare(folder, case, weights, expected, **options):
   theirs = nn.split(loaded(folder, gradients(weights, expected), abstract))[1]
   theirs = tree.flatten(theirs)
   for path, got in tree.flatten(grads).items():
-    got, want = (np.asarray(g, np.float64) for g in (got, theirs[path]))
-    lengths = np.linalg.norm(got), np.linalg.norm(want)
-    assert (got * want).sum() > COSINE * lengths[0] * lengths[1], path
-    assert abs(lengths[0] / lengths[1] - 1) < 1e-3, path
+    check_gradient(path, got, theirs[path])
 
 
 @pytest.mark.parametrize(

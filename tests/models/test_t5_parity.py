@@ -13,17 +13,9 @@ from figs_jax.models.pretrained.files import write_weights
 from figs_jax.models.t5_stack import bucket
 
 from . import t5_oracle as oracle
+from .parity import ATOL, check_gradient, under
 
-ATOL, COSINE = 1e-4, 0.99999
 cases = pytest.mark.parametrize("case", sorted(oracle.CASES))
-
-
-def under(prefix, stored):
-  return {
-    key.removeprefix(prefix): value
-    for key, value in stored.items()
-    if key.startswith(prefix)
-  }
 
 
 @functools.cache
@@ -77,10 +69,7 @@ def compare(folder, case, weights, expected):
   theirs = nn.split(loaded(folder, case, theirs))[1]
   theirs = tree.flatten(theirs)
   for path, got in tree.flatten(grads).items():
-    got, want = (np.asarray(g, np.float64) for g in (got, theirs[path]))
-    lengths = np.linalg.norm(got), np.linalg.norm(want)
-    assert (got * want).sum() > COSINE * lengths[0] * lengths[1], path
-    assert abs(lengths[0] / lengths[1] - 1) < 1e-3, path
+    check_gradient(path, got, theirs[path])
 
 
 def compare_decoding(folder, case, weights, expected):

@@ -24,8 +24,8 @@ from figs_jax.train.state import TrainState, update
 from . import vit_forms_oracle as oracle
 from .dot_flops import dot_flops
 from .non_gemm_oracle import values
+from .parity import ATOL, check_gradient
 
-ATOL, COSINE = 1e-4, 0.99999
 SIZES = {
   "width": 8, "depth": 2, "heads": 2, "image_size": (8, 4), "num_classes": 5,
 }  # fmt: skip
@@ -106,10 +106,7 @@ def compare(case, arrays, folder, **options):
       continue
     if case == "mae" and path.startswith(("head", "pos_embed")):
       continue  # the library has no head, and its positions are fixed
-    got, want = (np.asarray(g, np.float64) for g in (got, theirs[path]))
-    lengths = np.linalg.norm(got), np.linalg.norm(want)
-    assert (got * want).sum() > COSINE * lengths[0] * lengths[1], path
-    assert abs(lengths[0] / lengths[1] - 1) < 1e-3, path
+    check_gradient(path, got, theirs[path])
 
 
 @cases

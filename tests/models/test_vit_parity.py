@@ -15,8 +15,7 @@ from figs_jax.models import pretrained
 from figs_jax.models.pretrained.files import write_weights
 
 from . import vit_oracle as oracle
-
-ATOL, COSINE = 1e-4, 0.99999
+from .parity import ATOL, check_gradient, under
 
 
 def create(**options):
@@ -27,14 +26,6 @@ def create(**options):
 def loaded(folder, weights, model=None):
   write_weights(folder / "model.safetensors", weights)
   return pretrained.load(model or create(), folder)
-
-
-def under(prefix, stored):
-  return {
-    key.removeprefix(prefix): value
-    for key, value in stored.items()
-    if key.startswith(prefix)
-  }
 
 
 def compare(folder, weights, expected, **options):
@@ -59,10 +50,7 @@ def compare(folder, weights, expected, **options):
       # Adding one vector to all keys does not change a softmax.
       assert np.abs(got).max() < 1e-5
       continue
-    got, want = (np.asarray(g, np.float64) for g in (got, theirs[path]))
-    lengths = np.linalg.norm(got), np.linalg.norm(want)
-    assert (got * want).sum() > COSINE * lengths[0] * lengths[1], path
-    assert abs(lengths[0] / lengths[1] - 1) < 1e-3, path
+    check_gradient(path, got, theirs[path])
 
 
 @pytest.mark.parametrize("scan", [False, True])
