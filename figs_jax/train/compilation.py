@@ -9,10 +9,17 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
+from ml_collections import config_dict
 
 from figs_jax.train import distributed, seeds, teacher
+from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import Experiment
-from figs_jax.train.sharding import batch_sharding, make_mesh, replicated
+from figs_jax.train.sharding import (
+  batch_parts,
+  batch_sharding,
+  make_mesh,
+  replicated,
+)
 from figs_jax.train.state import update
 
 
@@ -38,6 +45,16 @@ class CompiledStep:
   def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
     """The step for shapes, to be compiled ahead of time."""
     return self.jitted.lower(state, batch, self.constants)
+
+
+def check_batch_size(config: config_dict.ConfigDict, mesh: Mesh) -> None:
+  """Raises ConfigError unless a mesh and its micro-batches share batches."""
+  parts = batch_parts(mesh) * config.grad_accum_steps
+  if config.batch_size % parts:
+    raise ConfigError(
+      f"--config.batch_size: expected a multiple of {parts}, mesh.data *"
+      f" mesh.fsdp * grad_accum_steps, got {config.batch_size}"
+    )
 
 
 def compiled_step(

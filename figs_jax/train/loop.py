@@ -30,7 +30,11 @@ from figs_jax.train import (
 )
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
-from figs_jax.train.compilation import compiled_step, in_turn
+from figs_jax.train.compilation import (
+  check_batch_size,
+  compiled_step,
+  in_turn,
+)
 from figs_jax.train.config import (
   ConfigError,
   changes,
@@ -45,7 +49,6 @@ from figs_jax.train.mask_health import MaskHealth, layer_means, mean_over_seeds
 from figs_jax.train.progress import summary
 from figs_jax.train.recalibration import at_the_end
 from figs_jax.train.sharding import (
-  batch_parts,
   make_mesh,
   state_shardings,
 )
@@ -137,12 +140,7 @@ def train(
   if data is not None:
     config.data.name = python_data.NAME
   mesh = make_mesh(**config.mesh)
-  parts = batch_parts(mesh) * config.grad_accum_steps
-  if config.batch_size % parts:
-    raise ConfigError(
-      f"--config.batch_size: expected a multiple of {parts}, mesh.data *"
-      f" mesh.fsdp * grad_accum_steps, got {config.batch_size}"
-    )
+  check_batch_size(config, mesh)
   checkpoints = Checkpointer(workdir, keep=config.keep)
   experiment = build(initial_config(config, checkpoints), data)
   experiment = teacher.taught(experiment, teacher.read(config, data))

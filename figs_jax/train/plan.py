@@ -20,11 +20,14 @@ from figs_jax.core.rules import nearest
 from figs_jax.data.vocabulary import Bytes
 from figs_jax.engine import chips
 from figs_jax.train.collectives import Collective, collectives
-from figs_jax.train.compilation import CompiledStep, compiled_step
+from figs_jax.train.compilation import (
+  CompiledStep,
+  check_batch_size,
+  compiled_step,
+)
 from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.sharding import (
-  batch_parts,
   batch_sharding,
   make_mesh,
   state_shardings,
@@ -196,12 +199,7 @@ def plan_step(
       " run without a teacher"
     )
   mesh = make_mesh(**sizes)
-  parts = batch_parts(mesh) * config.grad_accum_steps
-  if config.batch_size % parts:
-    raise ConfigError(
-      f"--config.batch_size: expected a multiple of {parts}, mesh.data *"
-      f" mesh.fsdp * grad_accum_steps, got {config.batch_size}"
-    )
+  check_batch_size(config, mesh)
   experiment = _experiment(config, vocabulary_size)
   abstract = experiment.abstract_state
   shardings = state_shardings(abstract, mesh, abstract.bound)
@@ -216,7 +214,9 @@ def plan_step(
   memory: Any = program.memory_analysis()
   text = program.as_text()
   assert text is not None  # XLA has both for the CPU
-  masks, rest = state.masks, (state.step, state.seed, state.rest, state.ema)
+  params, masks, moments = (
+    _per_device(tree) for tree in (state.params, state.masks, state.opt_state)
+  )
   return Plan(
     devices=devices,
     mesh=sizes,
@@ -224,10 +224,10 @@ def plan_step(
     memory_bytes=sheet.memory,
     compiled_for=jax.default_backend(),
     parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-    params_bytes=_per_device(state.params),
-    masks_bytes=_per_device(masks),
-    moments_bytes=_per_device(state.opt_state),
-    other_bytes=_per_device(rest),
+    params_bytes=params,
+    masks_bytes=masks,
+    moments_bytes=moments,
+    other_bytes=_per_device(state) - params - masks - moments,
     batch_bytes=_per_device(batch),
     temp_bytes=int(memory.temp_size_in_bytes),
     collectives=collectives(text, sizes),

@@ -38,9 +38,7 @@ def latency_cdf(comparison: Comparison) -> Any:
     keep = np.unique(np.linspace(0, len(share) - 1, 800).astype(int))
     style = {x: style[x] for x in ("color", "linestyle")}
     ax.step(response[keep], share[keep], where="post", label=name, **style)
-  bounds = np.unique(comparison.examples[0].queries.latency)
-  if len(bounds) == 1 and bounds[0] < 2**59:
-    ax.axvline(bounds[0] / 1e6, color="0.5", linestyle=":", label="bound")
+  _draw_bound(ax, comparison)
   ax.set_xscale("log")
   ax.set_xlabel("time from arrival to answer, ms")
   ax.set_ylabel("share of queries")
@@ -95,9 +93,7 @@ def frontier(comparison: Comparison) -> Any:
         label=comparison.names[i],
         **mark,
       )
-    bounds = np.unique(comparison.examples[0].queries.latency)
-    if len(bounds) == 1 and bounds[0] < 2**59:
-      ax.axvline(bounds[0] / 1e6, color="0.5", linestyle=":", label="bound")
+    _draw_bound(ax, comparison)
     ax.set_xscale("log")
     ax.set_xlabel("99th percentile, ms")
     ax.set_title(_load_text(comparison, j), fontsize=9)
@@ -146,6 +142,13 @@ def buffer_savings(
 def _start(comparison: Comparison, width: float, height: float) -> Any:
   check_number("contenders", len(comparison.names), _MOST)
   return panels(width, height)
+
+
+def _draw_bound(ax: Any, comparison: Comparison) -> None:
+  """A line at the bound of the queries, where all have the same."""
+  bounds = np.unique(comparison.examples[0].queries.latency)
+  if len(bounds) == 1 and bounds[0] < 2**59:
+    ax.axvline(bounds[0] / 1e6, color="0.5", linestyle=":", label="bound")
 
 
 def _styles(comparison: Comparison) -> list[dict[str, str]]:
