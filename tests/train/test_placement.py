@@ -127,7 +127,7 @@ def test_adapters_share_the_axes_of_their_kernel():
 def test_seeds_have_no_axis_of_the_mesh():
   state = abstract("figs", seeds=2)
   places = state_shardings(state, make_mesh(2, 2, 2), state.bound, True)
-  lone = dict((name, spec) for name, _, spec in rows(abstract(), (2, 2, 2)))
+  lone = {name: spec for name, _, spec in rows(abstract(), (2, 2, 2))}
   for path, place in jax.tree_util.tree_leaves_with_path(places):
     spec = tuple(place.spec)
     assert spec[:1] in ((), (None,))
