@@ -7,11 +7,13 @@ import functools
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax import models, nn, recipes
+from figs_jax.core.tree import flatten
 from figs_jax.core.types import Array
 from figs_jax.models import own_model
 from figs_jax.train import schema, seeds
@@ -170,6 +172,10 @@ class Experiment:
       ValueError: If a parameter is not finite.
     """
     if weights is not None:
+      weights = {
+        path: self.placed_weight(shardings, path, weight)
+        for path, weight in weights.items()
+      }
       state = jax.jit(self.state, out_shardings=shardings)(weights)
     else:
       # As it was traced for `abstract_state`: building a model takes a while.
@@ -178,6 +184,25 @@ class Experiment:
       state = jax.tree.unflatten(tree, leaves)
     check_finite(state.params)
     return state
+
+  def placed_weight(
+    self, shardings: Any, path: str, weight: np.ndarray | jax.Array
+  ) -> jax.Array:
+    """An initial weight where its parameter lies, each part on its device.
+
+    Args:
+      shardings: Shardings of the state.
+      path: Path of the parameter; other variables are whole on every device.
+      weight: Array, the same for all seeds. One on devices is returned.
+    """
+    if isinstance(weight, jax.Array):
+      return weight
+    place = flatten(shardings.params).get(path, shardings.step)
+    if self.seeds:
+      place = seeds.lone_shardings(place)
+    return jax.make_array_from_callback(
+      weight.shape, place, lambda index: weight[index]
+    )
 
   @property
   def abstract_state(self) -> Any:

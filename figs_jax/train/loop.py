@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -295,7 +296,10 @@ def _begin(experiment, checkpoints, abstract, shardings):
   """(state, data position): restored, or a new state; None is the start."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
-    state = experiment.placed_state(shardings, initial_weights(experiment))
+    keep = functools.partial(experiment.placed_weight, shardings)
+    state = experiment.placed_state(
+      shardings, initial_weights(experiment, keep)
+    )
     _log.info(
       "training for %d steps in %s",
       experiment.config.total_steps,

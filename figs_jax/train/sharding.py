@@ -162,7 +162,7 @@ class _Placement:
     for name, shape in shapes.items():
       own = next((units[path] for path in _ends(name) if path in units), {})
       specs[name] = _spec(name, shape, mesh.shape, own)
-    for name, spec in specs.items():
+    for name in shapes:
       module, _, factor = name.rpartition("/adapter/")
       kernel = specs.get(f"{module}/kernel", ())
       if factor in _FACTORS and kernel and name not in units:

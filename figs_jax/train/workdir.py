@@ -9,7 +9,7 @@ import math
 import os
 import pwd
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -293,11 +293,20 @@ def finished_model(
   return next(seeds.singles(state)).finished(ema=ema)
 
 
-def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
+def initial_weights(
+  experiment: Experiment,
+  keep: Callable[[str, np.ndarray], Any] | None = None,
+) -> dict[str, Any] | None:
   """Parameters by path from `config.init_from`; None if it is empty.
 
   `init_from` is a file or directory that `models.pretrained.load` reads, or the
   workdir of a dense run, whose newest weights are taken (not their average).
+
+  Args:
+    experiment: Experiment to begin.
+    keep: Function of the path and the array of a parameter, whose result takes
+      the place of the array. Of the files of a family, one array is read at a
+      time. Defaults to the arrays themselves.
 
   Raises:
     ValueError: If the file or run cannot be read, belongs to another family, or
@@ -325,23 +334,29 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
       f"--config.init_head: expected 'strict' for {config.family}, a class of"
       f" your own, got {config.init_head!r}"
     )
+
+  def kept(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {k: keep(k, v) if keep else v for k, v in weights.items()}
+
   if own and not (path / "checkpoints").is_dir():
-    return read_own(model, path)
+    return kept(read_own(model, path))
   if not (path / "checkpoints").is_dir():
-    weights = pretrained.read(model, path, **options)
+    weights = pretrained.read(model, path, keep=keep, **options)
     if "mean" in config.data:
       compare_pixels(path, config.data, model)
     return weights
   source = _dense_model(path, config.init_seed, config.data.data_dir)
   if own:
-    return fitted(model, own_weights(source), str(path))
+    return kept(fitted(model, own_weights(source), str(path)))
   if type(source) is type(model):
     Config.of_model(source, str(path)).check(model, **options)
   tensors = {
     name: pretrained.Tensor(value.shape, value.dtype, lambda v=value: v)
     for name, value in pretrained.published(source).items()
   }
-  return pretrained.matched(model, tensors, where=str(path), **options)
+  return pretrained.matched(
+    model, tensors, where=str(path), keep=keep, **options
+  )
 
 
 def initial_config(
