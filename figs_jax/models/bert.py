@@ -155,6 +155,8 @@ class BERT(nnx.Module):
       length.
     scan: Whether to scan over one stacked block (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     norm_epsilon: Epsilon of every LayerNorm.
     gelu: "exact", or "tanh" for its approximation.
     dtype: Dtype of the computation, as in "bfloat16". Outputs are float32.
@@ -199,6 +201,7 @@ class BERT(nnx.Module):
     input_length: int | None = None,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     norm_epsilon: float = 1e-12,
     gelu: str = "exact",
     dtype: Any = "float32",
@@ -214,7 +217,8 @@ class BERT(nnx.Module):
       token_types,
     )
     self.input_length = length if input_length is None else input_length
-    self.remat, self.norm_epsilon, self.gelu = remat, norm_epsilon, gelu
+    self.norm_epsilon, self.gelu = norm_epsilon, gelu
+    self.remat = stack.remat_of(remat, remat_policy)
     self.dtype = jnp.dtype(dtype)
     self._check()
     param_dtype = jnp.dtype(param_dtype)

@@ -84,7 +84,7 @@ class CausalLM(nnx.Module):
   vocab: int
   length: int
   input_length: int
-  remat: bool
+  remat: str
   dtype: Any
   embed: nnx.Embed
   blocks: Any

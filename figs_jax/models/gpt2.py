@@ -54,6 +54,8 @@ class GPT2(CausalLM):
       length.
     scan: Whether to scan over one stacked block (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
     param_dtype: Dtype of the parameters.
     rngs: Random streams `params` and, with dropout, `dropout`.
@@ -86,6 +88,7 @@ class GPT2(CausalLM):
     input_length: int | None = None,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     dtype: Any = "float32",
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
@@ -102,7 +105,8 @@ class GPT2(CausalLM):
     self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
     self.input_length = length if input_length is None else input_length
     self.norm_epsilon = norm_epsilon
-    self.remat, self.dtype = remat, jnp.dtype(dtype)
+    self.remat = stack.remat_of(remat, remat_policy)
+    self.dtype = jnp.dtype(dtype)
     self._check_sizes()
     self._check_length(self.input_length)
     parts = Parts(self.dtype, jnp.dtype(param_dtype), rngs)

@@ -94,6 +94,8 @@ class Llama(CausalLM):
       length.
     scan: Whether to scan over one stacked block (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
     param_dtype: Dtype of the parameters.
     rngs: Random streams `params` and, with dropout, `dropout`.
@@ -130,6 +132,7 @@ class Llama(CausalLM):
     input_length: int | None = None,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     dtype: Any = "float32",
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
@@ -150,7 +153,8 @@ class Llama(CausalLM):
     self.rope_theta, self.rope_factor = float(rope_theta), float(rope_factor)
     self.rope_low, self.rope_high = float(rope_low), float(rope_high)
     self.rope_length, self.norm_epsilon = rope_length, norm_epsilon
-    self.remat, self.dtype = remat, jnp.dtype(dtype)
+    self.remat = stack.remat_of(remat, remat_policy)
+    self.dtype = jnp.dtype(dtype)
     self._check()
     parts = Parts(self.dtype, jnp.dtype(param_dtype), rngs)
     self.embed = self._make_embedding(parts, vocab, 0.02)

@@ -135,6 +135,8 @@ class T5(nnx.Module):
     target_length: Length of the targets that `gemms` assumes.
     scan: Whether to scan over one stacked block per stack (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     dtype: Dtype of the computation, as in "bfloat16". Logits are float32. In
       float16 activations would overflow, so it is refused.
     param_dtype: Dtype of the parameters.
@@ -181,6 +183,7 @@ class T5(nnx.Module):
     target_length: int = 114,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     dtype: Any = "float32",
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
@@ -193,7 +196,8 @@ class T5(nnx.Module):
     self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
     self.num_buckets, self.max_distance = num_buckets, max_distance
     self.input_length, self.target_length = input_length, target_length
-    self.remat, self.dtype = remat, jnp.dtype(dtype)
+    self.remat = stack.remat_of(remat, remat_policy)
+    self.dtype = jnp.dtype(dtype)
     self._check()
     param_dtype = jnp.dtype(param_dtype)
     parts = Parts(self.dtype, param_dtype, rngs)

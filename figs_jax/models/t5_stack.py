@@ -333,7 +333,7 @@ class Stack(nnx.Module):
     x: Float[Array, "batch tokens width"],
     seen: Bool[Array, "#batch 1 #tokens tokens"],
     *memory: Array,
-    remat: bool,
+    remat: str,
   ) -> Float[Array, "batch tokens width"]:
     """The normalized output; `memory` has a decoder block's further inputs."""
     bias = self.position_bias(x.shape[1])

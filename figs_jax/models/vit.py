@@ -96,6 +96,8 @@ class ViT(nnx.Module):
     scan: Whether to scan over one stacked block (`models.stack`), so that the
       compile time hardly grows with depth.
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     qkv_bias: Whether q, k and v have biases.
     norm_epsilon: Epsilon of every LayerNorm.
     gelu: "exact", or "tanh" for its approximation.
@@ -152,6 +154,7 @@ class ViT(nnx.Module):
     drop_path: float = 0.0,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     qkv_bias: bool = True,
     norm_epsilon: float = 1e-6,
     gelu: str = "exact",
@@ -167,7 +170,8 @@ class ViT(nnx.Module):
     self.image_size = pair("ViT", "image_size", image_size)
     self.width, self.depth, self.heads = width, depth, heads
     self.in_channels, self.num_classes = in_channels, num_classes
-    self.pool, self.pos, self.remat = pool, pos, remat
+    self.pool, self.pos = pool, pos
+    self.remat = stack.remat_of(remat, remat_policy)
     self.qkv_bias, self.norm_epsilon, self.gelu = qkv_bias, norm_epsilon, gelu
     self.swiglu, self.layer_scale = swiglu, layer_scale
     self.registers, self.distillation = registers, distillation

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -18,6 +17,7 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array
 from figs_jax.nn.batch_norm import with_statistics
 from figs_jax.nn.point_statistics import at_point
+from figs_jax.train.precision import cast_like
 
 
 def check_point(state: Any, point: NM | str) -> NM:
@@ -74,17 +74,18 @@ def finish(
       "expected averaged weights, got a state without; train with"
       " config.ema_decay > 0"
     )
-  bound, params = state.bound, state.params
+  bound, params, weights = state.bound, state.params, state.weights
   if ema:
-    params = jax.tree.map(lambda x, to: x.astype(to.dtype), state.ema, params)
+    weights = state.ema
+    params = cast_like(weights, params)
   if n is not None:
-    masks = bound.cut(params, n)
+    masks = bound.cut(weights, n)
   elif ema and not state.recipe.is_stateful:
-    masks = bound.target(params, seed=state.seed)
+    masks = bound.target(weights, seed=state.seed)
   else:
     switched = state.recipe.switched(state.opt_state)
     masks = bound.final(
-      params, state.masks, state.step, switched, seed=state.seed
+      weights, state.masks, state.step, switched, seed=state.seed
     )
   return bound.finish(params, masks, nn.scales(state.rest, masks)), masks
 

@@ -146,7 +146,7 @@ class Experiment:
 
   def lone_state(self, seed: int | Array, weights: Any = None) -> TrainState:
     """The state of one seed at step 0; traceable in seed and weights."""
-    config = self.config
+    config, dtype = self.config, self.config.param_dtype
     return TrainState.create(
       self.model(seed, weights),
       self.recipe,
@@ -156,6 +156,7 @@ class Experiment:
       ema_decay=config.ema_decay,
       grad_accum_steps=config.grad_accum_steps,
       diagnose_every=config.diagnose_every,
+      param_dtype=None if dtype == "float32" else dtype,
     )
 
   def state(self, weights: Any = None) -> TrainState:

@@ -179,6 +179,12 @@ SHARED: dict[str, Field] = {
     f"optimizer.{name}": Field(*field)
     for name, field in optimizer_fields.FIELDS.items()
   },
+  "param_dtype": Field(
+    "float32",
+    "Dtype of the parameters; with bfloat16, the optimizer moves float32"
+    " masters, by which masks are chosen.",
+    Word(("float32", "bfloat16")),
+  ),
   "ema_decay": Field(
     0.0, "Decay of averaged weights; 0 keeps none.", BELOW_ONE
   ),

@@ -89,13 +89,16 @@ def test_words_name_kernels_and_patterns_reach_the_rows(family, scan):
 
 @pytest.mark.slow
 @each
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["", "block", "dots"])
 def test_a_scanned_model_is_the_listed_one(family, remat):
   """Logits and gradients; with remat, the scanned one recomputes its blocks."""
   listed = nn.sparsify(create(family), TINY[family].rules)
-  scanned = nn.sparsify(
-    create(family, scan=True, remat=remat), TINY[family].rules
-  )
+  options = {"scan": True, "remat": bool(remat)}
+  if remat == "dots":
+    if "remat_policy" not in models.options_of(family):
+      pytest.skip("convolutions are no products with two axes")
+    options["remat_policy"] = remat
+  scanned = nn.sparsify(create(family, **options), TINY[family].rules)
 
   def slope(model, weights=None, kept=None):
     graphdef, params, masks, rest = nn.split(model)

@@ -48,14 +48,44 @@ def stacked_from(listed, scanned):
   )
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_what_is_kept_for_the_backward_pass(scan):
+  def temporary(options):
+    sizes = {"width": 32, "depth": 6, "heads": 4, "image_size": 8}
+    model = models.create("vit", "custom/1", **sizes, scan=scan, **options)
+    graphdef, params, masks, rest = nn.split(model)
+
+    def loss(params, x):
+      return (nn.merge(graphdef, params, masks, 0.0, rest)(x) ** 2).sum()
+
+    images = jax.ShapeDtypeStruct((16, 8, 8, 3), jnp.float32)
+    program = jax.jit(jax.grad(loss)).lower(params, images).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  everything, block, dots = map(temporary, SAVING)
+  assert 2 * block < dots and 1.2 * dots < everything
+
+
+def test_an_unknown_policy_is_refused():
+  with pytest.raises(ValueError, match="'block' or 'dots', got 'none'"):
+    vit(remat_policy="none")
+
+
 def images(batch=2):
   return jax.random.normal(jax.random.key(1), (batch, 4, 4, 3))
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_a_scanned_model_is_the_listed_one(remat):
+SAVING = [
+  {},
+  {"remat": True},  # all but the inputs of blocks
+  {"remat": True, "remat_policy": "dots"},
+]
+
+
+@pytest.mark.parametrize("options", SAVING)
+def test_a_scanned_model_is_the_listed_one(options):
   listed = vit()
-  scanned = stacked_from(listed, vit(scan=True, remat=remat))
+  scanned = stacked_from(listed, vit(scan=True, **options))
   assert scanned.blocks.mlp.fc1.kernel.shape == (2, 8, 32)
 
   def slope(model):
