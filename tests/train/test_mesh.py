@@ -13,6 +13,8 @@ from figs_jax import recipes
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.collectives import collectives
+from figs_jax.train.compilation import compiled_step
 from figs_jax.train.config import default_config, plain
 from figs_jax.train.sharding import (
   batch_sharding,
@@ -91,6 +93,34 @@ def test_a_difference_is_seen():
   )
   assert meshes.difference(one, two) == meshes.Difference(0.5, 1, 1, 0.5)
   assert meshes.difference(one, one) == meshes.Difference(0, 0, 1, 0)
+
+
+def test_what_a_block_sends_over_tensor():
+  """Heads and hidden activations stay apart: six sums of tokens per block.
+
+  They are the outputs of o and fc2, and the input gradients of q, k, v and fc1.
+  """
+  sizes, fields = (2, 2, 2), {"model.scan": True, "diagnose_every": 0}
+  experiment = meshes.experiment_of("vit", "dense", **fields)
+  mesh, state = make_mesh(*sizes), experiment.abstract_state
+  shardings = state_shardings(state, mesh)
+
+  def placed(leaf, place):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+  batch = next(meshes.batches("vit", 1))
+  batch = jax.tree.map(lambda x: placed(x, batch_sharding(mesh)), batch)
+  step = compiled_step(experiment, shardings, mesh)
+  lowered = step.lower(jax.tree.map(placed, state, shardings), batch)
+  tokens, width, depth = 8 // 4 * 5, 64, 2
+  one = tokens * width * 4
+  large = [
+    each
+    for each in collectives(lowered.compile().as_text(), dict(mesh.shape))
+    if "tensor" in each.axis and each.bytes >= one
+  ]
+  assert {each.kind for each in large} == {"all-reduce"}
+  assert sum(each.total for each in large) == 6 * depth * one
 
 
 LEAVES = {
