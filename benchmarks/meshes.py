@@ -133,10 +133,10 @@ def trained(
   mesh = make_mesh(*sizes)
   abstract = experiment.abstract_state
   shardings = state_shardings(abstract, mesh, abstract.bound)
-  state = experiment.placed_state(shardings)
+  state: Any = experiment.placed_state(shardings)
   losses, masks, scores = [], [], []
   with jax.default_matmul_precision("highest"):
-    step = compiled_step(experiment, shardings, mesh)
+    step: Any = compiled_step(experiment, shardings, mesh)
     for batch in batches(family, steps):
       state, metrics = step(state, batch)
       losses.append(float(metrics["loss"]))

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from figs_jax.core.precision import cast_like, wide
+
 
 class MastersState(NamedTuple):
   """State of `keep_masters`.
@@ -50,12 +52,10 @@ def keep_masters(
   inner = optax.with_extra_args_support(tx)
 
   def init(params: Any) -> MastersState:
-    masters = jax.tree.map(_wide, params)
+    masters = wide(params)
     return MastersState(masters, inner.init(masters))
 
-  def update(
-    updates: Any, state: MastersState, params: Any = None, **extra: Any
-  ) -> tuple[Any, MastersState]:
+  def update(updates, state, params=None, **extra):
     if params is None:
       raise ValueError(
         "keep_masters: expected the parameters; call tx.update(updates, state,"
@@ -63,11 +63,8 @@ def keep_masters(
       )
     moved, new = inner.update(updates, state.inner, state.masters, **extra)
     masters = optax.apply_updates(state.masters, moved)
-    updates = jax.tree.map(
-      lambda master, w: _wide(master.astype(w.dtype)) - _wide(w),
-      masters,
-      params,
-    )
+    rounded = wide(cast_like(masters, params))
+    updates = jax.tree.map(jnp.subtract, rounded, wide(params))
     return updates, MastersState(masters, new)
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -85,9 +82,3 @@ def masters_of(opt_state: Any, params: Any) -> Any:
   {'w': Array([1.], dtype=float32)}
   """
   return opt_state.masters if isinstance(opt_state, MastersState) else params
-
-
-def _wide(leaf: Any) -> Any:
-  leaf = jnp.asarray(leaf)
-  bits = jnp.finfo(leaf.dtype).bits
-  return leaf if bits >= 32 else leaf.astype(jnp.float32)

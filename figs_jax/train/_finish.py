@@ -14,10 +14,10 @@ from flax import nnx
 from figs_jax import nn
 from figs_jax.core._flow import Flow
 from figs_jax.core.pattern import NM
+from figs_jax.core.precision import cast_like
 from figs_jax.core.types import Array
 from figs_jax.nn.batch_norm import with_statistics
 from figs_jax.nn.point_statistics import at_point
-from figs_jax.train.precision import cast_like
 
 
 def check_point(state: Any, point: NM | str) -> NM:

@@ -20,6 +20,7 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core.pattern import NM
+from figs_jax.core.precision import cast, cast_like, wide
 from figs_jax.core.rules import Rules
 from figs_jax.core.tree import map_paths
 from figs_jax.core.types import Array
@@ -53,7 +54,6 @@ from figs_jax.train.losses import (
   kl_divergence,
 )
 from figs_jax.train.mask_health import layers_if
-from figs_jax.train.precision import cast, cast_like, wide
 
 Loss = Callable[
   [nnx.Module, Any, Array], tuple[Array | Mean, Mapping[str, Array | Mean]]
@@ -173,7 +173,8 @@ class TrainState:
         " figs_jax.sparsify(model, recipe), or set rank=0"
       )
     bound = recipe.bind(leaves)
-    tx = pass_masks(tx if param_dtype is None else keep_masters(tx))
+    tx = pass_masks(tx)
+    tx = tx if param_dtype is None else keep_masters(tx)
     graphdef, params, _, rest = nn.split(model)
     check_leaves(params, rest)
     check_finite(params)
