@@ -154,6 +154,7 @@ class Experiment:
       ema_decay=config.ema_decay,
       grad_accum_steps=config.grad_accum_steps,
       diagnose_every=config.diagnose_every,
+      mask_storage=config.mask_storage,
     )
 
   def state(self, weights: Any = None) -> TrainState:

@@ -124,13 +124,19 @@ def state_shardings(
     ValueError: If a part of an axis over `tensor` would split a group.
   """
   units, leaves = (bound.shard_units, bound.leaves) if bound else ({}, {})
+  packed = bound.mask_shapes if bound else {}
 
   def one(path, leaf):
     name, shape = "/" + path_str(path), tuple(leaf.shape[seeds:])
     kernel = next(
-      (k for k in units if name.endswith("/" + k) and leaves[k].shape == shape),
+      (
+        k
+        for k in units
+        if name.endswith("/" + k) and shape in (leaves[k].shape, packed[k])
+      ),
       "",
     )
+    shape = leaves[kernel].shape if kernel else shape  # as its kernel lies
     spec = _spec(name[1:], shape, mesh.shape, units.get(kernel, {}))
     lead = [None] * seeds if spec else []
     return NamedSharding(mesh, PartitionSpec(*lead, *spec))
