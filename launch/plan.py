@@ -127,6 +127,8 @@ def _lines(plan) -> list[str]:
     f"  {kind:20} {axis:18} {count:6} runs {_mib(size):>14}"
     for (kind, axis), (count, size) in table.items()
   ] or ["  none"]
+  sent = plan.mask_update_bytes
+  lines += [f"of the mask update: {_mib(sent) if sent else 'none'}"]
   if gather := plan.largest_all_gather:
     lines += [
       f"largest all-gather: {_mib(gather.bytes)} over {gather.axis},"

@@ -71,8 +71,9 @@ def unpack_mask(
     or mask.shape[axis] * BITS != shape[axis]
   ):
     raise ValueError(
-      f"Expected a mask of the kernel's shape {shape}, or a packed one, got"
-      f" {mask.shape} of {mask.dtype}; take it from nm_mask of this kernel"
+      f"Expected a mask of the kernel's shape {shape}, got {mask.shape} of"
+      f" {mask.dtype}, which is no packed one; take it from nm_mask of this"
+      " kernel"
     )
   octets = jnp.expand_dims(mask, axis + 1) >> _places(len(shape) + 1, axis)
   return (octets & 1).astype(bool).reshape(shape)

@@ -30,6 +30,9 @@ from figs_jax.recipes.criterion import (
 from figs_jax.recipes.stage_schedule import Every
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
+# Name that the operations of a mask update have in a compiled program.
+MASK_UPDATE = "mask_update"
+
 
 @dataclasses.dataclass(frozen=True)
 class BoundRecipe:
@@ -137,6 +140,21 @@ class BoundRecipe:
       ValueError: If a masked kernel is missing or has another shape, or if the
         criterion needs `grads` and there are none.
     """
+    with jax.named_scope(MASK_UPDATE):
+      return self._masks(
+        step, params, masks, switched, was_switched, grads, seed
+      )
+
+  def _masks(
+    self,
+    step: Step | int,
+    params: Any,
+    masks: Any,
+    switched: Flag,
+    was_switched: Flag,
+    grads: Any,
+    seed: Any,
+  ) -> Any:
     step = jnp.asarray(step, jnp.int32)
     carried = None if masks is None else self._pick_masks(masks)
     states = self._states(step, params, carried, grads, seed)

@@ -34,6 +34,8 @@ from figs_jax.engine import (
   estimate,
 )
 from figs_jax.engine.studies.cluster.of_chips import cluster_of, engine_of
+from figs_jax.recipes.bound_recipe import MASK_UPDATE
+from figs_jax.train import seeds
 from figs_jax.train.collectives import Collective, collectives
 from figs_jax.train.compilation import (
   CompiledStep,
@@ -132,6 +134,11 @@ class Plan:
     return max(gathers, key=lambda c: c.bytes, default=None)
 
   @property
+  def mask_update_bytes(self) -> int:
+    """Bytes that the mask update sends in a step; 0 for most recipes."""
+    return sum(c.total for c in self.collectives if MASK_UPDATE in c.operation)
+
+  @property
   def verdict(self) -> str:
     """Whether it fits, why, and what to try if it does not."""
     what = (
@@ -164,6 +171,7 @@ class Plan:
       "total_bytes": self.total_bytes,
       "fits": self.fits,
       "verdict": self.verdict,
+      "mask_update_bytes": self.mask_update_bytes,
       "largest_all_gather": gather and dataclasses.asdict(gather),
       "fixed": fixed and {"fits": fixed.fits, "total_bytes": fixed.total_bytes},
     }
@@ -205,23 +213,22 @@ def plan_step(
 
   Raises:
     figs_jax.train.ConfigError: If the chip is unknown, the mesh does not fit
-      the devices, or the configuration has seeds or a teacher.
+      the devices, or the configuration has a teacher.
     ValueError, DataError: If the configuration or its data are invalid.
   """
   chip, sheet = chip_of(chip)
   sizes = _sizes(config, devices)
-  if config.seeds:
-    raise ConfigError(
-      f"--config.seeds: expected 0, got {config.seeds}; a plan is of one run"
-    )
   if config.teacher:
     raise ConfigError(
       f"--config.teacher: expected '', got {config.teacher!r}; a plan is of a"
       " run without a teacher"
     )
+  if config.seeds and config.seeds_mode == "auto":  # what a TPU or GPU takes
+    config = config.copy_and_resolve_references()
+    config.seeds_mode = "vmap"
   target, refused = target_of(chip, devices), ""
   check_batch_size(config, target.mesh(sizes))
-  experiment = _experiment(config, vocabulary_size)
+  experiment = planned_experiment(config, vocabulary_size)
   batch = _batch(experiment)
   try:
     state, program = _compiled(experiment, batch, target, sizes)
@@ -340,15 +347,25 @@ def _compiled(
   experiment: Experiment, batch: Any, target: Target, sizes: dict[str, int]
 ) -> tuple[Any, jax.stages.Compiled]:
   """(state as shapes with shardings, compiled step)."""
-  mesh = target.mesh(sizes)
+  mesh, by_seed = target.mesh(sizes), bool(experiment.seeds)
   abstract = experiment.abstract_state
-  shardings = state_shardings(abstract, mesh, abstract.bound)
+  shardings = state_shardings(abstract, mesh, abstract.bound, by_seed)
   state = jax.tree.map(_placed, abstract, shardings)
-  split = batch_sharding(mesh)
+  split = batch_sharding(mesh, experiment.batch_axis == 0)
   batch = jax.tree.map(lambda x: _placed(x, split), batch)
-  step = compiled_step(experiment, shardings, mesh)
-  assert isinstance(step, CompiledStep)  # without seeds
-  return state, step.lower(state, batch).compile(target.options)
+  step, own = compiled_step(experiment, shardings, mesh), state
+  if isinstance(step, seeds.InTurn):  # the others wait in memory
+    step, lone = step.step, seeds.lone_shardings(shardings)
+    own = jax.eval_shape(functools.partial(seeds.take, seed=0), abstract)
+    own = jax.tree.map(_placed, own, lone)
+    if experiment.batch_axis == 0:
+      split = batch_sharding(mesh)
+      batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=split),
+        batch,
+      )
+  assert isinstance(step, CompiledStep)
+  return state, step.lower(own, batch).compile(target.options)
 
 
 def _modelled(
@@ -360,6 +377,8 @@ def _modelled(
   ZeRO does.
   """
   config = experiment.config
+  if experiment.seeds:
+    return "several seeds"
   model = nnx.eval_shape(functools.partial(experiment.model, config.seed))
   if not models.lists_products(model):
     return "a model of another class"
@@ -395,7 +414,7 @@ def _modelled(
     return str(error)
 
 
-def _experiment(
+def planned_experiment(
   config: config_dict.ConfigDict, vocabulary_size: int | None
 ) -> Experiment:
   """The experiment, with a stand-in for texts of known vocabulary size."""
@@ -424,15 +443,17 @@ def _experiment(
 
 def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a batch."""
-  task, size = experiment.task, experiment.config.batch_size
+  task = experiment.task
+  own = experiment.batch_axis == 0  # one batch for each seed
+  lead = (len(experiment.seeds),) * own + (experiment.config.batch_size,)
   if isinstance(task, ImageClassification):
     options = task.model_options
     side = options["image_size"]
     shape = (side, side) if isinstance(side, int) else tuple(side)
-    image = (size, *shape, options["in_channels"])
+    image = (*lead, *shape, options["in_channels"])
     return {
       "image": jax.ShapeDtypeStruct(image, jnp.float32),
-      "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+      "label": jax.ShapeDtypeStruct(lead, jnp.int32),
     }
   batches = task.train_batches(1, shard_index=0, num_shards=1)
   try:
@@ -440,7 +461,7 @@ def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
   finally:
     batches.close()
   return {
-    name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
+    name: jax.ShapeDtypeStruct((*lead, *array.shape[1:]), array.dtype)
     for name, array in one.items()
   }
 

@@ -6,12 +6,13 @@ import math
 import jax
 import pytest
 
-from figs_jax.train.config import ConfigError
+from figs_jax.train.config import ConfigError, default_config
 from figs_jax.train.experiment import build
-from figs_jax.train.plan import chip_of, plan_step
+from figs_jax.train.plan import chip_of, plan_step, planned_experiment
 from figs_jax.train.sharding import make_mesh, state_shardings
 from tests.programs import REPO, assert_one_clear_line, in_one_process
 
+from .test_mask_storage import config_of as storage_config
 from .test_mesh import config_of
 
 pytestmark = pytest.mark.standard_promotion
@@ -69,6 +70,78 @@ def test_a_step_that_does_not_fit(data_dir):
   assert big.as_dict()["fits"] is False and big.as_dict()["temp_is_estimate"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "sizes", "fields"),
+  [
+    ("step", (1, 8, 1), {}),
+    ("rigl", (4, 1, 2), {"mask_storage": "bits"}),
+    ("transposable", (2, 2, 2), {"ema_decay": 0.9}),
+    ("figs", (1, 2, 2), {"seeds": 2}),
+    ("figs", (2, 1, 2), {"seeds": 2, "seeds_mode": "map", "data.order": "own"}),
+  ],
+  ids=str,
+)
+def test_bytes_of_other_recipes_and_meshes(name, sizes, fields, data_dir):
+  """Within 5 % of what lives on the first device; here, the same bytes."""
+  axes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), sizes))
+  config = storage_config(
+    name, "bool", **axes, **fields, **{"data.data_dir": data_dir}
+  )
+  plan = plan_step(config, math.prod(sizes), "gpu:h100")
+  experiment = build(config)
+  abstract = experiment.abstract_state
+  shardings = state_shardings(
+    abstract, make_mesh(*sizes), abstract.bound, bool(config.seeds)
+  )
+  state = experiment.placed_state(shardings)
+  jax.block_until_ready(state)
+  first = jax.devices()[0]
+  pointers = {
+    shard.data.unsafe_buffer_pointer(): shard.data.nbytes
+    for leaf in jax.tree.leaves(state)
+    for shard in leaf.addressable_shards
+    if shard.device == first
+  }
+  assert plan.state_bytes == live(state)
+  assert sum(pointers.values()) == pytest.approx(plan.state_bytes, rel=0.05)
+  assert plan.masks_bytes == live(state.masks)
+
+
+def test_t5_xxl_by_hand():
+  """Bytes per device of 11 G parameters over fsdp = 32 and tensor = 8."""
+  width, ff, vocab, depth, heads = 4096, 10240, 32128, 24, 64
+  attention, feed_forward = 4 * width * width, 3 * width * ff
+  split = depth * (3 * attention + 2 * feed_forward) + 2 * vocab * width
+  norms = width * (2 * depth + 3 * depth + 2)
+  biases = 2 * 32 * heads  # of relative positions, over tensor and fsdp
+  assert split + norms + biases == 11_135_332_352
+  config = default_config("figs", "t5")
+  config.variant, config.model.scan, config.pattern = (
+    "v1_1-xxl",
+    True,
+    "ff: 1:32",
+  )
+  abstract = planned_experiment(config, 32100).abstract_state
+  mesh = jax.sharding.AbstractMesh((1, 32, 8), ("data", "fsdp", "tensor"))
+  shardings = state_shardings(abstract, mesh, abstract.bound)
+
+  def held(tree, places):
+    return sum(
+      math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
+      for x, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places))
+    )
+
+  params = held(abstract.params, shardings.params)
+  # Norms are whole on every device.
+  assert params == 4 * ((split + biases) // 256 + norms)
+  assert (
+    held(abstract.masks, shardings.masks) == 2 * depth * feed_forward // 256
+  )
+  moments = held(abstract.opt_state, shardings.opt_state)
+  assert 0 <= moments - 2 * params < 64  # and counters
+
+
 @pytest.mark.parametrize(
   ("devices", "chip", "fields", "words"),
   [
@@ -77,7 +150,7 @@ def test_a_step_that_does_not_fit(data_dir):
     (8, "v5e", {}, "--chip: unknown chip 'v5e'"),
     (8, "gpu:h100", {"mesh.fsdp": 3}, "mesh.tensor"),
     (8, "gpu:h100", {"mesh.data": 4}, "mesh.data=-1"),
-    (8, "gpu:h100", {"seeds": 2}, "--config.seeds: expected 0"),
+    (8, "gpu:h100", {"teacher": "runs/x"}, "--config.teacher: expected ''"),
     (8, "gpu:h100", {"batch_size": 12}, "expected a multiple of 8"),
   ],
 )
