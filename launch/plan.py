@@ -20,19 +20,10 @@ import re
 from absl import flags
 from ml_collections import config_flags
 
-# XLA's remarks on a slow compilation, and libtpu's on a machine without TPUs;
-# set before they are loaded.
-for _NAME, _VALUE in (
-  ("TF_CPP_MIN_LOG_LEVEL", "3"),
-  ("TPU_MIN_LOG_LEVEL", "3"),
-  ("TPU_STDERR_LOG_LEVEL", "3"),
-  ("TPU_SKIP_MDS_QUERY", "1"),
-  ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),
-  ("TPU_WORKER_HOSTNAMES", "localhost"),
-):
-  os.environ.setdefault(_NAME, _VALUE)
+# XLA's remarks on a slow compilation; set before it is loaded.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from figs_jax import cli  # noqa: E402
+from figs_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,16 @@ from figs_jax.train.sharding import AXES
 # Chips whose slices XLA describes with one device per chip: axes of the torus,
 # and the most chips of a slice.
 _SLICES = {"v5e": (2, 256), "v6e": (2, 256), "v5p": (3, 8192)}
+# No TPU is touched: libtpu need not ask the metadata server for one, lock the
+# machine for one process, or report what is missing.
+_LIBTPU = {
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_STDERR_LOG_LEVEL": "3",
+}
 # Never run, so the machine code need not be good: memory and collectives are
 # settled before that is made.
 _QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
@@ -79,6 +90,8 @@ def target_of(chip: str, devices: int) -> Target:
       devices,
       f"no slice has {devices} {name} chips: a power of 2 to {most} has",
     )
+  for variable, value in _LIBTPU.items():
+    os.environ.setdefault(variable, value)
   from jax.experimental import topologies  # loads libtpu
 
   sides = slice_sides(devices, dims)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.standard_promotion
 # Groups along the split axis too, a stack, and lengths that 8 * 4 divides.
 LEAVES = {
   "attn/q/kernel": MaskedKernel((128, 64), NM(2, 4)),
-  "attn/o/kernel": MaskedKernel((128, 64), NM(2, 4)),
+  "attn/o/kernel": MaskedKernel((256, 64), NM(2, 4)),
   "mlp/fc1/kernel": MaskedKernel((3, 128, 256), NM(2, 4)),
   "mlp/fc2/kernel": MaskedKernel((3, 256, 128), NM(2, 4)),
 }
@@ -64,13 +64,13 @@ def test_no_collective_with_packed_masks(name):
 
 
 @pytest.mark.parametrize("name", ["rigl", "set"])
-def test_leaf_wide_criteria_say_what_they_send(name):
-  """Counts are summed: numbers per kernel, whatever its size."""
+def test_leaf_wide_criteria_send_counts_alone(name):
+  """Numbers per pass of a search and per column, whatever the kernel's size."""
   sent = update_collectives(name, (2, 2, 2), scope="leaf")
-  assert {one.kind for one in sent} == {"all-reduce"}
-  total = sum(one.total for one in sent)
-  print(name, total, [(o.kind, o.axis, o.bytes, o.count) for o in sent])
-  assert 0 < total < 4 * len(LEAVES) * 1024
+  assert sent and {one.kind for one in sent} <= {"all-reduce", "all-gather"}
+  columns = max(leaf.shape[-1] for leaf in LEAVES.values())
+  assert max(one.bytes for one in sent) <= 4 * (columns + 1)
+  assert sum(one.total for one in sent) <= 4 * 1024 * len(LEAVES)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """A plan's bytes are those of a state that lives; nothing is allocated."""
 
+import dataclasses
+import importlib.util
 import json
 import math
 
@@ -8,8 +10,14 @@ import pytest
 
 from figs_jax.train.config import ConfigError, default_config
 from figs_jax.train.experiment import build
-from figs_jax.train.plan import chip_of, plan_step, planned_experiment
+from figs_jax.train.plan import (
+  chip_of,
+  plan_step,
+  plan_with_fix,
+  planned_experiment,
+)
 from figs_jax.train.sharding import make_mesh, state_shardings
+from figs_jax.train.targets import target_of
 from tests.programs import REPO, assert_one_clear_line, in_one_process
 
 from .test_mask_storage import config_of as storage_config
@@ -62,12 +70,10 @@ def test_a_step_that_does_not_fit(data_dir):
   assert plan.fits and not plan.collectives
   full = plan.__class__(**{**vars(plan), "memory_bytes": 1000})
   assert full.verdict.startswith("does not fit, because")
-  assert "--config.mesh.fsdp" in full.verdict
-  big = plan.__class__(
-    **{**vars(full), "temp_bytes": 10**12, "memory_bytes": 10**9}
-  )
-  assert "--config.model.remat" in big.verdict
-  assert big.as_dict()["fits"] is False and big.as_dict()["temp_is_estimate"]
+  refused = dataclasses.replace(plan, refused="Ran out of memory on HBM")
+  assert "(XLA: Ran out of memory on HBM)" in refused.verdict
+  both = refused.as_dict()
+  assert both["fits"] is False and both["temp_is_estimate"]
 
 
 @pytest.mark.slow
@@ -140,6 +146,69 @@ def test_t5_xxl_by_hand():
   )
   moments = held(abstract.opt_state, shardings.opt_state)
   assert 0 <= moments - 2 * params < 64  # and counters
+
+
+@pytest.mark.slow
+def test_a_fix_is_planned(data_dir, monkeypatch):
+  """What the verdict says to try fits when it is planned by itself."""
+  config = config_of("vit", **{"data.data_dir": data_dir, "model.scan": True})
+  base = plan_step(config, 8, "tpu:v5e")
+  name, sheet = chip_of("tpu:v5e")
+  small = dataclasses.replace(
+    sheet, memory=base.total_bytes - base.state_bytes // 2
+  )
+  monkeypatch.setattr("figs_jax.train.plan.chip_of", lambda _: (name, small))
+  plan = plan_with_fix(config, 8, "tpu:v5e")
+  assert not plan.fits and plan.fixed.fits and plan.fix
+  assert "and it fits (planned)" in plan.verdict
+  for field, value in plan.fix.items():
+    assert f"--config.{field}={value}" in plan.verdict
+  config.update_from_flattened_dict(plan.fix)
+  assert plan_step(config, 8, "tpu:v5e").total_bytes == plan.fixed.total_bytes
+  none = dataclasses.replace(small, memory=1000)
+  monkeypatch.setattr("figs_jax.train.plan.chip_of", lambda _: (name, none))
+  monkeypatch.setattr("figs_jax.train.plan._TRIES", 1)
+  hopeless = plan_with_fix(config, 8, "tpu:v5e")
+  assert "try more --devices" in hopeless.verdict
+  assert hopeless.as_dict()["fits"] is False
+
+
+def test_the_modelled_step(data_dir):
+  """The engine's estimate holds the weights of the plan, in 16 or 32 bits."""
+  fields = {"data.data_dir": data_dir, "model.scan": True}
+  plan = plan_step(config_of("vit", **fields), 1, "gpu:h100")
+  assert plan.modelled.ns > 0 and plan.modelled.parallel.devices == 1
+  held = plan.modelled.bytes
+  assert held["masks"] == plan.masks_bytes
+  assert held["weights"] <= plan.params_bytes  # no norms, biases, positions
+  assert held["weights"] == pytest.approx(plan.params_bytes, rel=0.1)
+
+
+def test_targets(monkeypatch):
+  known = importlib.util.find_spec
+  monkeypatch.setattr(
+    "importlib.util.find_spec",
+    lambda name: None if name == "libtpu" else known(name),
+  )
+  target = target_of("tpu:v5e", 8)
+  assert (target.platform, len(target.devices)) == ("cpu", 8)
+  assert "libtpu is not installed" in target.reason
+  with pytest.raises(ConfigError, match="expected at most 8"):
+    target_of("gpu:h100", 16)
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+  assert "no slice of v4" in target_of("tpu:v4", 8).reason
+  assert "power of 2" in target_of("tpu:v5e", 6).reason
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="needs libtpu"
+)
+def test_a_plan_for_tpus(data_dir):
+  fields = {"data.data_dir": data_dir, "model.scan": True, "mesh.tensor": 2}
+  plan = plan_step(config_of("vit", **fields), 16, "tpu:v5e")
+  assert plan.compiled_for == "tpu v5e" and not plan.is_estimate
+  assert plan.temp_bytes > 0 and plan.collectives
+  assert plan.mask_update_bytes == 0
 
 
 @pytest.mark.parametrize(
