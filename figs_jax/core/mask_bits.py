@@ -72,8 +72,8 @@ def unpack_mask(
   ):
     raise ValueError(
       f"Expected a mask of the kernel's shape {shape}, got {mask.shape} of"
-      f" {mask.dtype}, which is no packed one; take it from nm_mask of this"
-      " kernel"
+      f" {mask.dtype}; take it from nm_mask of this kernel, or from pack_mask"
+      " of that mask"
     )
   octets = jnp.expand_dims(mask, axis + 1) >> _places(len(shape) + 1, axis)
   return (octets & 1).astype(bool).reshape(shape)

@@ -23,7 +23,7 @@ from ml_collections import config_dict
 
 from figs_jax import models
 from figs_jax.core.rules import nearest
-from figs_jax.data.vocabulary import Bytes
+from figs_jax.data.vocabulary import Bytes, Vocabulary, byte_vocabulary
 from figs_jax.engine import (
   Assumptions,
   BytesPerValue,
@@ -435,7 +435,9 @@ def planned_experiment(
       "--vocabulary_size: expected a model that writes text, got the family"
       f" {config.family!r}; leave it out"
     )
-  texts = dataclasses.replace(task.texts, vocabulary=Bytes(vocabulary_size))
+  sentinels = byte_vocabulary().sentinels
+  vocabulary = Vocabulary(Bytes(vocabulary_size - sentinels), sentinels)
+  texts = dataclasses.replace(task.texts, vocabulary=vocabulary)
   return dataclasses.replace(
     experiment, task=dataclasses.replace(task, texts=texts)
   )

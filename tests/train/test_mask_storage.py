@@ -91,6 +91,7 @@ def check_restored(path, state, shardings):
   )
   with Checkpointer(path) as checkpoints:
     checkpoints.save(STEPS, state, {}, {}, None)
+  with Checkpointer(path) as checkpoints:
     restored, _, _ = checkpoints.restore(target)
   assert_same(restored, state)
 

@@ -154,9 +154,7 @@ def test_a_fix_is_planned(data_dir, monkeypatch):
   config = config_of("vit", **{"data.data_dir": data_dir, "model.scan": True})
   base = plan_step(config, 8, "tpu:v5e")
   name, sheet = chip_of("tpu:v5e")
-  small = dataclasses.replace(
-    sheet, memory=base.total_bytes - base.state_bytes // 2
-  )
+  small = sheet._replace(memory=base.total_bytes - base.state_bytes // 2)
   monkeypatch.setattr("figs_jax.train.plan.chip_of", lambda _: (name, small))
   plan = plan_with_fix(config, 8, "tpu:v5e")
   assert not plan.fits and plan.fixed.fits and plan.fix
@@ -165,7 +163,7 @@ def test_a_fix_is_planned(data_dir, monkeypatch):
     assert f"--config.{field}={value}" in plan.verdict
   config.update_from_flattened_dict(plan.fix)
   assert plan_step(config, 8, "tpu:v5e").total_bytes == plan.fixed.total_bytes
-  none = dataclasses.replace(small, memory=1000)
+  none = small._replace(memory=1000)
   monkeypatch.setattr("figs_jax.train.plan.chip_of", lambda _: (name, none))
   monkeypatch.setattr("figs_jax.train.plan._TRIES", 1)
   hopeless = plan_with_fix(config, 8, "tpu:v5e")
