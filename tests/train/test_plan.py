@@ -120,7 +120,7 @@ def test_t5_xxl_by_hand():
   attention, feed_forward = 4 * width * width, 3 * width * ff
   split = depth * (3 * attention + 2 * feed_forward) + 2 * vocab * width
   norms = width * (2 * depth + 3 * depth + 2)
-  biases = 2 * 32 * heads  # of relative positions, over tensor and fsdp
+  biases = 2 * 32 * heads  # of relative positions
   assert split + norms + biases == 11_135_332_352
   config = default_config("figs", "t5")
   config.variant, config.model.scan, config.pattern = (
@@ -139,8 +139,10 @@ def test_t5_xxl_by_hand():
     )
 
   params = held(abstract.params, shardings.params)
-  # Norms are whole on every device.
-  assert params == 4 * ((split + biases) // 256 + norms)
+  # Kernels over both axes; biases and the blocks' norms, which are stacked,
+  # over fsdp; the last norms whole.
+  last = 2 * width
+  assert params == 4 * (split // 256 + (norms - last + biases) // 32 + last)
   assert (
     held(abstract.masks, shardings.masks) == 2 * depth * feed_forward // 256
   )
