@@ -131,6 +131,7 @@ def main() -> None:
   _check_flags()
   from figs_jax.cli import clusters
   from figs_jax.engine import estimate_all
+  from figs_jax.engine.studies.cluster.of_chips import cluster_of, engine_of
 
   try:
     devices = _devices()
@@ -140,8 +141,8 @@ def main() -> None:
       seq=_SEQ.value,
       transposable=_TRANSPOSABLE.value,
     )
-    engine, efficiency = clusters.engine_of(str(_CHIP.value))
-    cluster = clusters.cluster_of(
+    engine, efficiency = engine_of(str(_CHIP.value))
+    cluster = cluster_of(
       engine,
       devices[0],
       per_node=_PER_NODE.value,

@@ -6,9 +6,11 @@
     --chip gpu:h100 --config.variant=v1_1-xxl --config.mesh.fsdp=32
     --config.model.scan=True --config.model.remat=True --vocabulary_size 32100
 
-The step is compiled ahead of time for virtual devices of the CPU; no weights
-are allocated. Bytes of parameters, masks and moments are exact. Temporary bytes
-and collectives are those of the program for the CPU: an estimate.
+The step is compiled ahead of time; no weights are allocated. Bytes of
+parameters, masks and moments are exact. With libtpu (extra tpu) the program is
+that of a TPU, also on a machine without one. Otherwise it is one for virtual
+devices of the CPU, and temporary bytes and collectives are estimates. If the
+step does not fit, changes are planned until one does.
 """
 
 import json
@@ -66,10 +68,10 @@ def main() -> None:
 
   jax.config.update("jax_platforms", "cpu")
   from figs_jax.data import DataError
-  from figs_jax.train.plan import plan_step
+  from figs_jax.train.plan import plan_with_fix
 
   try:
-    plan = plan_step(
+    plan = plan_with_fix(
       config,
       devices,
       chip,
@@ -90,7 +92,8 @@ def _lines(plan) -> list[str]:
   lines = [
     f"{plan.parameters / 1e6:,.1f} M parameters on {plan.devices} devices:"
     f" {mesh}",
-    f"compiled for: {plan.compiled_for}",
+    f"compiled for: {plan.compiled_for}"
+    + (f" ({plan.reason})" if plan.reason else ""),
     "",
     "Bytes per device",
   ]
@@ -100,7 +103,7 @@ def _lines(plan) -> list[str]:
     "moments": plan.moments_bytes,
     "other state": plan.other_bytes,
     "batch": plan.batch_bytes,
-    "temporary (estimate)": plan.temp_bytes,
+    "temporary" + " (estimate)" * plan.is_estimate: plan.temp_bytes,
     "total": plan.total_bytes,
     f"memory of {plan.chip}": plan.memory_bytes,
   }
@@ -115,12 +118,34 @@ def _lines(plan) -> list[str]:
     f"  {kind:20} {axis:18} {count:6} runs {_mib(size):>14}"
     for (kind, axis), (count, size) in table.items()
   ] or ["  none"]
+  sent = plan.mask_update_bytes
+  lines += [f"of the mask update: {_mib(sent) if sent else 'none'}"]
   if gather := plan.largest_all_gather:
     lines += [
       f"largest all-gather: {_mib(gather.bytes)} over {gather.axis},"
       f" {gather.shape}, {gather.operation or 'without a name'}"
     ]
-  return [*lines, "", plan.verdict]
+  return [*lines, "", *_modelled(plan), "", plan.verdict]
+
+
+def _modelled(plan) -> list[str]:
+  """The engine's estimate for the same placement."""
+  one = plan.modelled
+  if isinstance(one, str):
+    return [f"No estimate of the cluster: {one}"]
+  parts = ", ".join(
+    f"{name.replace('_', ' ')} {ns / 1e6:,.1f}"
+    for name, ns in one.times.items()
+    if ns
+  )
+  held = ", ".join(
+    f"{name} {_mib(size)}" for name, size in one.bytes.items() if size
+  )
+  return [
+    f"Modelled by the engine, not measured: {one.ns / 1e6:,.1f} ms a step"
+    f" ({parts})",
+    f"and {_mib(one.memory)} per device ({held})",
+  ]
 
 
 def _mib(size: int) -> str:

@@ -17,6 +17,7 @@ from figs_jax.engine import (
   estimate,
   estimate_all,
 )
+from figs_jax.engine.studies.cluster.of_chips import cluster_of, engine_of
 from tests.programs import assert_one_clear_line, in_one_process
 
 SMALL = (
@@ -163,13 +164,13 @@ def test_models_by_name_and_chips_by_spec():
     layers = work.phase_at(batch).layers
     for name in ("M", "N", "K", "count", "n", "m"):
       assert (getattr(layers, name) == getattr(table, name)).all()
-  engine, efficiency = clusters.engine_of("h100")
+  engine, efficiency = engine_of("h100")
   assert (str(engine), efficiency) == ("tensorcore:h100", 1)
-  v5e, efficiency = clusters.engine_of("v5e")
+  v5e, efficiency = engine_of("v5e")
   assert (str(v5e), efficiency) == ("tpu:v5e", 0.71)
-  made = clusters.cluster_of(engine, 4, inter=10.0)
+  made = cluster_of(engine, 4, inter=10.0)
   assert (made.intra, made.inter, made.memory) == (450, 10, 80 * 10**9)
-  assert clusters.cluster_of(v5e, 4).per_node == 256
+  assert cluster_of(v5e, 4).per_node == 256
   ways = estimate_all(work.phase_at, engine, made, 64)
   assert (ways.columns["masks"] > 0).all() and ways.fits.all()
   shares = clusters.fraction_of_peak(ways, work, 64, engine)

@@ -25,6 +25,7 @@ from flax import nnx
 from figs_jax import nn
 from figs_jax.analysis.history import Band, History
 from figs_jax.core.diagnostics import gradient_variance, sampled_snr
+from figs_jax.core.mask_bits import unpack_masks
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.core.types import Array, Bool, Float
@@ -190,7 +191,8 @@ def _classes(
   state: TrainState, leaves: dict[str, MaskedKernel]
 ) -> dict[str, Array]:
   """True at kept entries, by path."""
-  params, masks = flatten(state.params), flatten(state.masks)
+  params = flatten(state.params)
+  masks = flatten(unpack_masks(state.masks, state.params))
   kept = {}
   for path, leaf in leaves.items():
     mask = masks.get(path)

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from figs_jax.core.groups import normalized
+from figs_jax.core.mask_bits import unpack_masks
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.train import seeds
 from figs_jax.train.checkpoint import Checkpointer
@@ -388,7 +389,9 @@ def _saved_masks(
       switched = experiment.recipe.switched(state.opt_state)
       masks = {
         path: np.asarray(mask[seed] if experiment.seeds else mask)
-        for path, mask in flatten(state.masks).items()
+        for path, mask in flatten(
+          unpack_masks(state.masks, state.params)
+        ).items()
         if mask is not None
       }
       yield step, masks, bool(switched[seed] if np.ndim(switched) else switched)

@@ -8,6 +8,7 @@ weights.
 
 from figs_jax.core._flow import Flow, flow
 from figs_jax.core._mvue import mvue
+from figs_jax.core.mask_bits import pack_mask, unpack_mask, unpack_masks
 from figs_jax.core.masks import (
   density,
   flip_rate,
@@ -53,6 +54,7 @@ __all__ = [
   "mvue",
   "nm_mask",
   "pack",
+  "pack_mask",
   "pack_ranks",
   "pack_tree",
   "permute",
@@ -66,6 +68,8 @@ __all__ = [
   "top_mask",
   "transposable_nm_mask",
   "unpack",
+  "unpack_mask",
+  "unpack_masks",
   "unpack_ranks",
   "unpack_tree",
   "vnm_mask",

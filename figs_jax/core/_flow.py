@@ -17,8 +17,9 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from figs_jax.core.mask_bits import unpack_mask
 from figs_jax.core.pattern import NM
-from figs_jax.core.types import Array, Bool, Float
+from figs_jax.core.types import Array, Bool, Float, UInt8
 
 GradMode = Literal["ste", "damped", "masked"]
 GRAD_MODES: tuple[str, ...] = get_args(GradMode)
@@ -72,7 +73,7 @@ class Flow:
 
 def flow(
   kernel: Float[Array, "*shape"],
-  mask: Bool[Array, "*shape"] | None,
+  mask: Bool[Array, "*shape"] | UInt8[Array, ...] | None,
   leak: Float[Array, ""] | float | int = 0.0,
   grad_mode: GradMode = "ste",
   decay: Float[Array, ""] | float | int | None = None,
@@ -80,12 +81,13 @@ def flow(
   """The effective weight w * (m + D * not m), with its own gradient rule.
 
   At leak 0 a pruned entry is exactly 0, even if the weight is NaN. The backward
-  pass stores only the Boolean mask and the scalar, and `kernel` if `decay` is
-  given. Mask, leak and decay get no gradient.
+  pass stores only the mask as it is given and the scalar, and `kernel` if
+  `decay` is given. Mask, leak and decay get no gradient.
 
   Args:
     kernel: Weights of any shape and float dtype.
-    mask: Boolean mask, True = kept; None returns `kernel` unchanged.
+    mask: Boolean mask, True = kept, or packed by `pack_mask`; None returns
+      `kernel` unchanged.
     leak: Factor D in [0, 1] on the pruned entries.
     grad_mode: `ste`, `damped` or `masked` (see the module).
     decay: Weight λ of SR-STE's term λ * not m * w (arXiv 2102.04010, eq. 8),
@@ -107,20 +109,16 @@ def flow(
     )
   if mask is None:
     return kernel
-  if jnp.shape(mask) != jnp.shape(kernel):
-    raise ValueError(
-      f"Expected a mask of the kernel's shape {jnp.shape(kernel)}, got"
-      f" {jnp.shape(mask)}; take it from nm_mask of this kernel"
-    )
   leak = jnp.asarray(leak).astype(kernel.dtype)
   if decay is not None:
     decay = jnp.asarray(decay).astype(kernel.dtype)
-  return _flow(grad_mode, kernel, mask, leak, decay)
+  return _flow(grad_mode, kernel, jnp.asarray(mask), leak, decay)
 
 
 def _scaled(x: Array, mask: Array, scale: Array) -> Array:
   """x where kept, scale * x where pruned (exactly 0 if scale is 0)."""
   zero = jnp.zeros((), x.dtype)
+  mask = unpack_mask(mask, x.shape)
   return jnp.where(mask, x, jnp.where(scale == zero, zero, scale * x))
 
 
@@ -140,10 +138,12 @@ def _flow_bwd(grad_mode, residuals, g):
   if grad_mode == "damped":
     grad = _scaled(g, mask, leak)
   elif grad_mode == "masked":
+    mask = unpack_mask(mask, g.shape)
     grad = jnp.where(mask, g, jnp.zeros((), g.dtype))
   else:
     grad = g
   if decay is not None:
+    mask = unpack_mask(mask, g.shape)
     grad = grad + jnp.where(mask, jnp.zeros((), g.dtype), decay * kernel)
   return grad, None, None, None
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.core.groups import Axis, Groups, normalized
+from figs_jax.core.mask_bits import unpack_masks
 from figs_jax.core.masks import density, flip_rate, kept_magnitude
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
@@ -137,7 +138,8 @@ def layer_table(
   """Statistics of every masked leaf, by path.
 
   Args:
-    masks: Tree of masks, shaped like the parameters, None at dense leaves.
+    masks: Tree of masks, shaped like the parameters, None at dense leaves; with
+      `params` or `grads` they may be packed (`core.pack_mask`).
     params: Parameters; adds `kept_magnitude`, the share of |w| at kept entries.
     grads: Gradients; adds `grad_var_kept`, `grad_var_pruned`, `grad_snr_kept`
       and `grad_snr_pruned`. The classes are those of `old` if given, which are
@@ -151,6 +153,9 @@ def layer_table(
   >>> layer_table(masks)
   {'kernel': {'density': Array(0.5, dtype=float32)}}
   """
+  like = grads if params is None else params
+  if like is not None:
+    masks, old = (unpack_masks(tree, like) for tree in (masks, old))
   weights, before, slopes = flatten(params), flatten(old), flatten(grads)
   table: Layers = {}
   for path, mask in flatten(masks).items():
@@ -306,4 +311,8 @@ def _unit(values: Array, where: Array, axis: int | None = None) -> Array:
   """The values, scaled so that the largest chosen one is in [1/2, 1)."""
   x = values.astype(jnp.float32)
   size = jnp.max(jnp.abs(x), axis=axis, keepdims=True, where=where, initial=0.0)
-  return jnp.ldexp(x, -jnp.frexp(size)[1])  # a power of two: no rounding
+  # Times powers of two, so without rounding. Two of them, since one may exceed
+  # the largest float; of scalars, since an ldexp of the array is not fused.
+  power = -jnp.frexp(size)[1]
+  one = jnp.ones((), jnp.float32)
+  return x * jnp.ldexp(one, power // 2) * jnp.ldexp(one, power - power // 2)

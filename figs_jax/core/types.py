@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from jax import Array
 
 if TYPE_CHECKING:
-  from jaxtyping import Bool, Float, Int, PyTree, Shaped
+  from jaxtyping import Bool, Float, Int, PyTree, Shaped, UInt8
 else:
   try:
-    from jaxtyping import Bool, Float, Int, PyTree, Shaped
+    from jaxtyping import Bool, Float, Int, PyTree, Shaped, UInt8
   except ImportError:
 
     class _Anything:
@@ -23,6 +23,6 @@ else:
       def __class_getitem__(cls, item):
         return Any
 
-    Bool = Float = Int = Shaped = PyTree = _Anything
+    Bool = Float = Int = Shaped = PyTree = UInt8 = _Anything
 
-__all__ = ["Array", "Bool", "Float", "Int", "PyTree", "Shaped"]
+__all__ = ["Array", "Bool", "Float", "Int", "PyTree", "Shaped", "UInt8"]

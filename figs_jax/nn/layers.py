@@ -17,6 +17,7 @@ from flax import nnx
 
 from figs_jax.core._flow import Flow, GradMode, flow
 from figs_jax.core.groups import other_axis
+from figs_jax.core.mask_bits import unpack_mask
 from figs_jax.core.masks import nm_mask
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import check_groups
@@ -161,6 +162,7 @@ class Masked(nnx.Module):
     mask, leak = self.kernel_mask[...], self.leak[...]
     if self.flow.soft:
       axis = cast(Axis, self.group_axis)  # there is a pattern
+      mask = unpack_mask(mask, kernel.shape)
       return s_ste(kernel, mask, self.scale[...], self.pattern, axis, leak)
     return flow(kernel, mask, leak, self.flow.grad_mode, self.flow.decay)
 

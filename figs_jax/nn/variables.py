@@ -10,7 +10,7 @@ _PLACEMENT = ("out_sharding", "sharding_rules", "mesh", "eager_sharding")
 
 
 class Mask(nnx.Variable):
-  """Boolean mask of the kernel's shape; True = kept."""
+  """Mask of the kernel, True = kept: Boolean, or packed by `core.pack_mask`."""
 
 
 class Leak(nnx.Variable):

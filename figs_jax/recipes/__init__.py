@@ -9,7 +9,8 @@ names, and `register` adds a recipe of your own.
 from typing import Any
 
 from figs_jax.recipes import catalog as _catalog
-from figs_jax.recipes.bound_recipe import BoundLeaf, BoundRecipe
+from figs_jax.recipes.bound_leaf import BoundLeaf
+from figs_jax.recipes.bound_recipe import BoundRecipe
 from figs_jax.recipes.citations import cite
 from figs_jax.recipes.recipe import Moment, Recipe
 from figs_jax.recipes.registry import (

@@ -3,7 +3,7 @@ from typing import Any, Literal
 
 from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules
-from figs_jax.recipes.bound_recipe import BoundLeaf as BoundLeaf
+from figs_jax.recipes.bound_leaf import BoundLeaf as BoundLeaf
 from figs_jax.recipes.bound_recipe import BoundRecipe as BoundRecipe
 from figs_jax.recipes.citations import cite as cite
 from figs_jax.recipes.recipe import Moment as Moment

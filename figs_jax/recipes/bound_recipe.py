@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,55 +14,24 @@ from jax import lax
 
 from figs_jax.core import tree
 from figs_jax.core._flow import flow
+from figs_jax.core.mask_bits import BITS, unpack_mask
 from figs_jax.core.masks import rank_in_group
-from figs_jax.core.pattern import NM
 from figs_jax.core.scores import magnitude
 from figs_jax.core.soft import kernel_scale, s_ste
 from figs_jax.core.tree import MaskedKernel
-from figs_jax.core.types import Array, Bool
+from figs_jax.core.types import Array
+from figs_jax.recipes._selection import alike, computed, each, selected
+from figs_jax.recipes.bound_leaf import BoundLeaf
 from figs_jax.recipes.criterion import (
   KernelState,
-  is_looped,
   needs_grad,
   other_axis,
-  path_hash,
-  takes_count,
 )
 from figs_jax.recipes.stage_schedule import Every
 from figs_jax.recipes.timeline import Flag, Step, Timeline
 
-# Where only n changes, one selection with a traced n can serve all stages. Up
-# to this group length that costs nothing; wider groups are selected faster with
-# a static n, but a branch per stage multiplies the compilation (1:128 stepwise:
-# 8 s against .6 s per kernel).
-_TRACED_M = 16
-_BRANCHES = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class BoundLeaf:
-  """One masked kernel with the patterns of its stages.
-
-  Attributes:
-    path: Path of the kernel in the parameter tree.
-    leaf: Shape, target pattern and group axis.
-    stages: Patterns of the stages 1..S; the dense stage 0 is left out.
-  """
-
-  path: str
-  leaf: MaskedKernel
-  stages: tuple[NM, ...]
-
-  @property
-  def traced(self) -> bool:
-    """Whether one selection with a traced n should serve all stages."""
-    lengths = {self.leaf.pattern.m, *(stage.m for stage in self.stages)}
-    many = len(self.stages) > _BRANCHES
-    return len(lengths) == 1 and (many or max(lengths) <= _TRACED_M)
-
-  def all_kept(self) -> Bool[Array, "*shape"]:
-    """The mask of the dense phase: all True."""
-    return jnp.ones(self.leaf.shape, jnp.bool)
+# Name that the operations of a mask update have in a compiled program.
+MASK_UPDATE = "mask_update"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +59,9 @@ class BoundRecipe:
   def shard_units(self) -> dict[str, dict[int, int]]:
     """path -> axis -> unit: a shard of whole units splits no group.
 
-    It holds in every stage, and for both axes of transposable masks. Axes count
-    from the end, so that they stay valid under an axis of seeds.
+    Nor a byte of packed masks. It holds in every stage, and for both axes of
+    transposable masks. Axes count from the end, so that they stay valid under
+    an axis of seeds.
     """
     units: dict[str, dict[int, int]] = {}
     for kernel in self.kernels:
@@ -110,7 +79,28 @@ class BoundRecipe:
       if self.recipe.transposable:
         other = other_axis(ndim, leaf.axis) % ndim - ndim
         units[kernel.path][other] = m
+      if (byte := kernel.byte_axis) is not None:
+        own = units[kernel.path]
+        own[byte] = math.lcm(own[byte], BITS)
     return units
+
+  @property
+  def mask_shapes(self) -> dict[str, tuple[int, ...]]:
+    """path -> shape of the mask as it is kept."""
+    return {kernel.path: kernel.mask_shape for kernel in self.kernels}
+
+  def first_masks(self, params: Any, *, seed: Any = 0) -> Any:
+    """The masks of step 0; those of a dense phase need no selection.
+
+    Args:
+      params: Parameter tree.
+      seed: Seed of the run.
+    """
+    timeline: Timeline = self.recipe.timeline
+    if timeline.switch is None and not timeline.dense_end:
+      return self.masks(0, params, seed=seed)
+    kept = {k.path: k.keep(k.all_kept()) for k in self.kernels}
+    return tree.map_paths(lambda mask, _: mask, params, kept)
 
   def masks(
     self,
@@ -144,29 +134,44 @@ class BoundRecipe:
         numbers.
 
     Returns:
-      A tree like `params`: Boolean masks, None at dense leaves.
+      A tree like `params`: masks as `mask_storage` says, None at dense leaves.
 
     Raises:
       ValueError: If a masked kernel is missing or has another shape, or if the
         criterion needs `grads` and there are none.
     """
+    with jax.named_scope(MASK_UPDATE):
+      return self._masks(
+        step, params, masks, switched, was_switched, grads, seed
+      )
+
+  def _masks(
+    self,
+    step: Step | int,
+    params: Any,
+    masks: Any,
+    switched: Flag,
+    was_switched: Flag,
+    grads: Any,
+    seed: Any,
+  ) -> Any:
     step = jnp.asarray(step, jnp.int32)
-    carried = None if masks is None else self._pick(masks, "masks")
+    carried = None if masks is None else self._pick_masks(masks)
     states = self._states(step, params, carried, grads, seed)
     timeline: Timeline = self.recipe.timeline
     new: dict[str, Array] = {}
     for stages, group in self._by_stages().items():
       stage = timeline.stage(stages, step, switched)
       if carried is None or timeline.due == Every(1):
-        new |= self._computed(group, stage, states)
+        new |= computed(self.recipe.criterion, group, stage, states)
         continue
       new |= lax.cond(
         timeline.refresh(stages, step, switched, was_switched),
-        lambda old, group=group, stage=stage: self._computed(
-          group, stage, states
+        lambda old, group=group, stage=stage: computed(
+          self.recipe.criterion, group, stage, states
         ),
         lambda old: old,
-        {kernel.path: carried[kernel.path] for kernel in group},
+        {k.path: k.keep(carried[k.path]) for k in group},
       )
     return tree.map_paths(lambda mask, _: mask, params, new)
 
@@ -196,7 +201,10 @@ class BoundRecipe:
       ValueError: If a masked kernel is missing or has another shape.
     """
     step = jnp.asarray(step, jnp.int32)
-    carried = self._pick(masks, "masks")
+    carried = {
+      path: unpack_mask(mask, self.leaves[path].shape)
+      for path, mask in self._pick_masks(masks).items()
+    }
     new = self._targets(step, params, carried, seed)
     for kernel in self.kernels:
       path, stages = kernel.path, len(kernel.stages)
@@ -243,6 +251,7 @@ class BoundRecipe:
       params: Parameter tree.
       n: Number of entries to keep, an integer scalar that may be traced.
 
+    >>> from figs_jax.core import NM
     >>> from figs_jax.recipes import create
     >>> leaves = {"w": tree.MaskedKernel((4,), NM(1, 4), 0)}
     >>> bound = create("nested", "1:4", 10).bind(leaves)
@@ -282,6 +291,7 @@ class BoundRecipe:
       ValueError: If the recipe has no points, or a masked kernel is missing or
         has another shape.
 
+    >>> from figs_jax.core import NM
     >>> from figs_jax.recipes import create
     >>> leaves = {"w": tree.MaskedKernel((4,), NM(1, 4), 0)}
     >>> bound = create("nested", "1:4", 10, patterns="1:4,4:4").bind(leaves)
@@ -355,6 +365,7 @@ class BoundRecipe:
       ValueError: If the recipe has `mvue` or is double-pruned, which act in a
         layer's product, or if a masked kernel is missing or has another shape.
 
+    >>> from figs_jax.core import NM
     >>> from figs_jax.recipes import create
     >>> leaves = {"w": tree.MaskedKernel((4,), NM(1, 2), 0)}
     >>> bound = create("ste", "1:2", 10).bind(leaves)
@@ -385,11 +396,11 @@ class BoundRecipe:
       masks: Masks that `final` returned.
       scales: S-STE's scales; None for other recipes.
     """
-    kept = self._pick(masks, "masks")
+    kept = self._pick_masks(masks)
     acting = self._acting(params, masks, 0.0, scales)
     # Masked again, since 0 times a scale that is not finite is NaN.
     new = {
-      path: jnp.where(kept[path], w, jnp.zeros((), w.dtype))
+      path: jnp.where(unpack_mask(kept[path], w.shape), w, jnp.zeros_like(w))
       for path, w in acting.items()
     }
     return _with(params, new)
@@ -398,11 +409,11 @@ class BoundRecipe:
     self, params: Any, masks: Any, leak: Any, scales: Any
   ) -> dict[str, Array]:
     """The weights that act in the forward pass, by path."""
-    weights, kept = self._pick(params, "params"), self._pick(masks, "masks")
+    weights, kept = self._pick(params, "params"), self._pick_masks(masks)
     act, new = self.recipe.flow, {}
     sizes = self._pick_scales(scales) if act.soft else {}
     for path, leaf in self.leaves.items():
-      w, m = weights[path], kept[path]
+      w, m = weights[path], unpack_mask(kept[path], leaf.shape)
       if act.soft:
         new[path] = _soft(w, m, sizes[path], leaf, leak)
       else:
@@ -416,12 +427,14 @@ class BoundRecipe:
     carried: Mapping[str, Array] | None,
     seed: Any,
   ) -> dict[str, Array]:
-    """Masks at the target patterns, by path."""
+    """Boolean masks at the target patterns, by path."""
+    criterion = self.recipe.criterion
     states = self._states(step, params, carried, None, seed, final=True)
     masks: dict[str, Array] = {}
-    for kernels in self._alike(self.kernels, states):
-      select = functools.partial(self._selected, kernels[0])
-      masks |= self._each(kernels, states, select)
+    plain = [dataclasses.replace(k, mask_storage="bool") for k in self.kernels]
+    for kernels in alike(criterion, plain, states):
+      select = functools.partial(selected, criterion, kernels[0])
+      masks |= each(kernels, states, select)
     return masks
 
   def _states(
@@ -451,95 +464,6 @@ class BoundRecipe:
       for path, w in weights.items()
     }
 
-  def _selected(
-    self, kernel: BoundLeaf, state: KernelState, stage: Step | None = None
-  ) -> Array:
-    """The mask of a kernel at a (traced) stage; None is the last one."""
-
-    def at(pattern: NM) -> Array:
-      return self.recipe.criterion(state, pattern, kernel.leaf.axis)
-
-    if stage is None:
-      return at(kernel.stages[-1]) if kernel.stages else kernel.all_kept()
-    branches = [functools.partial(at, pattern) for pattern in kernel.stages]
-    return lax.switch(stage, [kernel.all_kept, *branches])
-
-  def _each(
-    self,
-    kernels: tuple[BoundLeaf, ...],
-    states: Mapping[str, KernelState],
-    select: Callable[[KernelState], Array],
-  ) -> dict[str, Array]:
-    """`select` for alike kernels, in a loop that is compiled once.
-
-    A kernel is copied to the loop by a switch, and its mask joins the others by
-    rotating them. A stack of all kernels would leave the cache, and its slices
-    would be compiled one by one.
-    """
-    paths = [k.path for k in kernels]
-    every = [states[path] for path in paths]
-    if len(every) == 1:
-      return {paths[0]: select(every[0])}
-    codes = jnp.asarray([path_hash(path) for path in paths], jnp.uint32)
-    arrays = [(state.weight, state.mask, state.grad) for state in every]
-
-    def one(i: Array, masks: list[Array]) -> list[Array]:
-      weight, mask, grad = lax.switch(i, [lambda a=a: a for a in arrays])
-      state = every[0]._replace(
-        weight=weight, mask=mask, grad=grad, path_hash=codes[i]
-      )
-      return [*masks[1:], select(state)]
-
-    start = [jnp.zeros_like(state.weight, jnp.bool) for state in every]
-    return dict(zip(paths, lax.fori_loop(0, len(every), one, start)))
-
-  def _alike(
-    self, kernels: Sequence[BoundLeaf], states: Mapping[str, KernelState]
-  ) -> list[tuple[BoundLeaf, ...]]:
-    """Kernels that differ in the numbers of their paths alone, together.
-
-    Layers that differ otherwise may be sharded along other axes.
-    """
-    alike: dict[Any, list[BoundLeaf]] = {}
-    for k in kernels:
-      name: Any = k.path
-      if is_looped(self.recipe.criterion):
-        name = re.sub(r"\d+", "*", k.path)
-      state = states[k.path]
-      types = jax.tree.map(jax.typeof, (state.weight, state.mask, state.grad))
-      alike.setdefault((name, k.leaf, k.stages, types), []).append(k)
-    return [tuple(group) for group in alike.values()]
-
-  def _computed(
-    self,
-    group: tuple[BoundLeaf, ...],
-    stage: Step,
-    states: Mapping[str, KernelState],
-  ) -> dict[str, Array]:
-    """Masks of kernels with equally many stages, at a (traced) stage."""
-    stages = len(group[0].stages)
-    if not stages:
-      return {k.path: k.all_kept() for k in group}
-
-    new: dict[str, Array] = {}
-    rest: list[BoundLeaf] = []
-    counted = takes_count(self.recipe.criterion)
-    for k in group:
-      if not (k.traced and counted):
-        rest.append(k)
-        continue
-      # One ranking compiles in no time: a loop would only slow the step.
-      counts = [k.leaf.pattern.m, *(nm.n for nm in k.stages)]
-      n = jnp.asarray(counts, jnp.int32)[stage]
-      new[k.path] = self.recipe.criterion(
-        states[k.path], k.leaf.pattern, k.leaf.axis, n
-      )
-
-    for kernels in self._alike(rest, states):
-      select = functools.partial(self._selected, kernels[0], stage=stage)
-      new |= self._each(kernels, states, select)
-    return new
-
   def _by_stages(self) -> dict[int, tuple[BoundLeaf, ...]]:
     """Kernels that change stage together: those with equally many stages."""
     return {
@@ -559,6 +483,19 @@ class BoundRecipe:
           " leaves, and vmap over a leading seed axis"
         )
     return {path: jnp.asarray(arrays[path]) for path in self.leaves}
+
+  def _pick_masks(self, masks: Any) -> dict[str, Array]:
+    """The masks of `_pick`, Boolean or as they are kept."""
+    arrays = tree.flatten(masks)
+    packed = {
+      k.path: jnp.asarray(arrays[k.path])
+      for k in self.kernels
+      if k.byte_axis is not None
+      and getattr(arrays.get(k.path), "shape", None) == k.mask_shape
+    }
+    rest = tuple(k for k in self.kernels if k.path not in packed)
+    whole = dataclasses.replace(self, kernels=rest)
+    return whole._pick(masks, "masks") | packed
 
   def _pick_scales(self, scales: Any) -> dict[str, Array]:
     by_path = tree.flatten(scales)

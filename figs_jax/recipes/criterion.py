@@ -4,7 +4,8 @@ A criterion is a function (kernel, pattern, axis, n) -> mask, frozen and
 hashable. `kernel` is a `KernelState`. `n` is None, or a traced count in place
 of the pattern's own for criteria with `traced = True`. A criterion with
 `looped = True` does not read `kernel.path`, so that the same kernels of all
-layers can share one loop.
+layers can share one loop. With `separable = True` the mask of whole groups
+depends on them alone, so that stacked kernels can be masked one by one.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Magnitude:
   """The largest |w|; with `nested` only among those kept so far."""
 
   traced: ClassVar[bool] = True
+  separable: ClassVar[bool] = True
   looped: ClassVar[bool] = True
   nested: bool = False
 
@@ -104,6 +106,7 @@ class Saliency:
   """
 
   traced: ClassVar[bool] = True
+  separable: ClassVar[bool] = True
   looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = True
   needs_grad: ClassVar[bool] = True
@@ -153,6 +156,7 @@ class Transposable:
   """
 
   traced: ClassVar[bool] = False
+  separable: ClassVar[bool] = True
   looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = False
 
@@ -241,6 +245,11 @@ def needs_grad(criterion: Criterion) -> bool:
 def is_looped(criterion: Criterion) -> bool:
   """Whether the same kernels of several layers can share one loop."""
   return bool(getattr(criterion, "looped", False))
+
+
+def is_separable(criterion: Criterion) -> bool:
+  """Whether the mask of whole groups depends on nothing but them."""
+  return bool(getattr(criterion, "separable", False))
 
 
 def takes_count(criterion: Criterion) -> bool:

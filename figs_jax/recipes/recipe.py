@@ -27,7 +27,8 @@ from figs_jax.core.types import Array, Bool
 from figs_jax.optim import ScaleByStepAdamState, pass_masks
 from figs_jax.optim.masked import Scalar
 from figs_jax.recipes.bibliography import bibtex
-from figs_jax.recipes.bound_recipe import BoundLeaf, BoundRecipe
+from figs_jax.recipes.bound_leaf import BoundLeaf
+from figs_jax.recipes.bound_recipe import BoundRecipe
 from figs_jax.recipes.criterion import (
   Criterion,
   Magnitude,
@@ -189,7 +190,9 @@ class Recipe:
     """
     return "\n".join([*_table(self), *_remarks(self)])
 
-  def bind(self, leaves: Mapping[str, MaskedKernel]) -> BoundRecipe:
+  def bind(
+    self, leaves: Mapping[str, MaskedKernel], mask_storage: str = "bool"
+  ) -> BoundRecipe:
     """The recipe for the kernels of one model.
 
     Every kernel gets the stages that its group axis can hold. Stages that had
@@ -197,12 +200,20 @@ class Recipe:
 
     Args:
       leaves: Every masked kernel by path.
+      mask_storage: How masks are kept: "bool", one byte per weight, or "bits",
+        one bit (`core.pack_mask`, along the group axis). Kernels whose group
+        axis 8 does not divide keep a byte per weight.
 
     Raises:
-      ValueError: If a kernel's pattern is not among the recipe's, or if m does
-        not divide its group axis.
+      ValueError: If a kernel's pattern is not among the recipe's, m does not
+        divide its group axis, or `mask_storage` is unknown.
     """
-    return _bind(self, tuple(sorted(leaves.items())))
+    bound = _bind(self, tuple(sorted(leaves.items())))
+    kernels = [
+      dataclasses.replace(kernel, mask_storage=mask_storage)
+      for kernel in bound.kernels
+    ]
+    return dataclasses.replace(bound, kernels=tuple(kernels))
 
   def _bind(self, leaves: tuple[tuple[str, MaskedKernel], ...]) -> BoundRecipe:
     bound = []

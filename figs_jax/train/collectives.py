@@ -48,6 +48,9 @@ _PART = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
 _LISTS = re.compile(
   r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\}|)\}"
 )
+# XLA for TPUs writes a reduce-scatter as a computation of this name, of an
+# all-reduce and a slice.
+_SCATTER = "all-reduce-scatter"
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -102,7 +105,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
   bodies, entry = _bodies(text)
   runs = _runs(bodies, entry)
   each = [
-    _read(line, match, mesh, runs[name])
+    _read(line, match, mesh, runs[name], name.startswith(_SCATTER))
     for name, lines in bodies.items()
     for line in lines
     if runs[name] and (match := _INSTRUCTION.search(line))
@@ -147,7 +150,11 @@ def _runs(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
 
 
 def _read(
-  line: str, match: re.Match[str], mesh: Mapping[str, int], count: int
+  line: str,
+  match: re.Match[str],
+  mesh: Mapping[str, int],
+  count: int,
+  scatters: bool,
 ) -> Collective:
   kind, shape, start = match[3], match[2], match[4]
   sizes = [_bytes(*array) for array in _ARRAY.findall(shape)]
@@ -156,6 +163,8 @@ def _read(
   groups = _groups(line, math.prod(mesh.values()))
   if kind == "reduce-scatter":
     size *= len(groups[0])
+  elif scatters and kind == "all-reduce":
+    kind = "reduce-scatter"
   operation = _NAME.search(line)
   axis = _axis(groups, mesh)
   name = operation[1] if operation else ""

@@ -157,6 +157,7 @@ class Experiment:
       grad_accum_steps=config.grad_accum_steps,
       diagnose_every=config.diagnose_every,
       param_dtype=None if dtype == "float32" else dtype,
+      mask_storage=config.mask_storage,
     )
 
   def state(self, weights: Any = None) -> TrainState:

@@ -18,7 +18,7 @@ import numpy as np
 from figs_jax.core.diagnostics import Layers, layer_table
 from figs_jax.core.types import Array
 from figs_jax.recipes import BoundRecipe
-from figs_jax.recipes.bound_recipe import BoundLeaf
+from figs_jax.recipes.bound_leaf import BoundLeaf
 
 Statistics = Mapping[str, float]
 # Statistics whose mean over layers is logged.
@@ -37,17 +37,22 @@ _FAR = 1000  # steps to look back for a refresh
 _TOLERANCE = 1e-3  # of a density, relative
 
 
-def layers_if(due: Array, *args: Any) -> Layers:
-  """`figs_jax.core.diagnostics.layer_table(*args)` if `due`, else zeros.
+def layers_if(due: Array, *args: Any, **kwargs: Any) -> Layers:
+  """`figs_jax.core.diagnostics.layer_table` if `due`, else zeros.
 
   One compilation serves both, and zeros cost nothing.
   """
-  shapes = jax.eval_shape(layer_table, *args)
+
+  def table(args: Any, kwargs: Any) -> Layers:
+    return layer_table(*args, **kwargs)
+
+  shapes = jax.eval_shape(table, args, kwargs)
   return jax.lax.cond(
     due,
-    layer_table,
+    table,
     lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
-    *args,
+    args,
+    kwargs,
   )
 
 

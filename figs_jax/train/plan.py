@@ -2,23 +2,40 @@
 
 The step is compiled ahead of time from shapes alone. Bytes of parameters, masks
 and moments follow from their shardings; temporary bytes and collectives are
-read from the program that XLA compiled for virtual CPU devices, and differ from
-those of an accelerator.
+read from the program that XLA compiled, for the chip if it can (see
+`figs_jax.train.targets`), else for virtual CPU devices, which differ from an
+accelerator.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from ml_collections import config_dict
 
+from figs_jax import models
 from figs_jax.core.rules import nearest
-from figs_jax.data.vocabulary import Bytes
-from figs_jax.engine import chips
+from figs_jax.data.vocabulary import Bytes, Vocabulary, byte_vocabulary
+from figs_jax.engine import (
+  Assumptions,
+  BytesPerValue,
+  Estimate,
+  Parallel,
+  TrainingPhase,
+  chips,
+  estimate,
+)
+from figs_jax.engine.studies.cluster.of_chips import cluster_of, engine_of
+from figs_jax.recipes.bound_recipe import MASK_UPDATE
+from figs_jax.train import seeds
 from figs_jax.train.collectives import Collective, collectives
 from figs_jax.train.compilation import (
   CompiledStep,
@@ -27,15 +44,13 @@ from figs_jax.train.compilation import (
 )
 from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import Experiment, build
-from figs_jax.train.sharding import (
-  batch_sharding,
-  make_mesh,
-  state_shardings,
-)
+from figs_jax.train.run_rows import layers_of
+from figs_jax.train.sharding import batch_sharding, state_shardings
+from figs_jax.train.targets import Target, target_of, virtual
 from figs_jax.train.tasks import ImageClassification, Text
 
 _KINDS = ("tpu", "gpu")
-_QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+_TRIES = 6  # plans made to find a change that fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +62,11 @@ class Plan:
     mesh: Size of each mesh axis.
     chip: Chip, as in "tpu:v5e".
     memory_bytes: Bytes of the memory of a chip.
-    compiled_for: Platform that the program was compiled for.
+    compiled_for: Platform that the program was compiled for: "tpu v5e", or
+      "cpu" for virtual devices.
+    reason: Why that is not the chip; "" if it is.
+    refused: What the compiler for the chip says if the step does not fit; "" if
+      it does, or was not asked.
     parameters: Number of parameters of the model.
     params_bytes: Bytes of the parameters on the fullest device.
     masks_bytes: Bytes of the masks there.
@@ -57,6 +76,11 @@ class Plan:
     temp_bytes: Bytes of activations, gradients and buffers; an estimate unless
       the program was compiled for the chip.
     collectives: Collectives of a step, those with most bytes first.
+    modelled: Estimate of the engine's model of clusters for the same placement,
+      or in words why there is none.
+    fix: Changes of the configuration that were planned because the step does
+      not fit, by field.
+    fixed: Plan with these changes; None if none was made.
   """
 
   devices: int
@@ -64,6 +88,8 @@ class Plan:
   chip: str
   memory_bytes: int
   compiled_for: str
+  reason: str
+  refused: str
   parameters: int
   params_bytes: int
   masks_bytes: int
@@ -72,6 +98,14 @@ class Plan:
   batch_bytes: int
   temp_bytes: int
   collectives: list[Collective]
+  modelled: Estimate | str
+  fix: dict[str, Any] = dataclasses.field(default_factory=dict)
+  fixed: Plan | None = None
+
+  @property
+  def is_estimate(self) -> bool:
+    """Whether temporary bytes are those of another platform than the chip."""
+    return bool(self.reason)
 
   @property
   def state_bytes(self) -> int:
@@ -91,13 +125,18 @@ class Plan:
   @property
   def fits(self) -> bool:
     """Whether a step fits into the memory of the chip."""
-    return self.total_bytes <= self.memory_bytes
+    return not self.refused and self.total_bytes <= self.memory_bytes
 
   @property
   def largest_all_gather(self) -> Collective | None:
     """The all-gather with most bytes in one run, or None."""
     gathers = (c for c in self.collectives if c.kind == "all-gather")
     return max(gathers, key=lambda c: c.bytes, default=None)
+
+  @property
+  def mask_update_bytes(self) -> int:
+    """Bytes that the mask update sends in a step; 0 for most recipes."""
+    return sum(c.total for c in self.collectives if MASK_UPDATE in c.operation)
 
   @property
   def verdict(self) -> str:
@@ -108,29 +147,33 @@ class Plan:
     )
     if self.fits:
       return f"fits: {what}"
-    if self.state_bytes > self.memory_bytes / 2:
-      hint = "a larger --config.mesh.fsdp or --config.mesh.tensor"
-    else:
-      hint = (
-        "--config.model.remat=True, a larger --config.grad_accum_steps or"
-        " --config.mesh.tensor, or a smaller --config.batch_size"
-      )
-    return f"does not fit, because {what}; try {hint}"
+    because = f"does not fit, because {what}"
+    if self.refused:
+      because += f" (XLA: {self.refused})"
+    flags = " ".join(f"--config.{name}={x}" for name, x in self.fix.items())
+    if self.fixed is None:
+      return f"{because}; try more --devices"
+    needs = f"{_gib(self.fixed.total_bytes)} are needed"
+    if self.fixed.fits:
+      return f"{because}; try {flags}, with which {needs} and it fits (planned)"
+    return f"{because}; try more --devices: even with {flags} {needs} (planned)"
 
   def as_dict(self) -> dict[str, Any]:
     """Fields and verdict, for JSON."""
-    fields = dataclasses.asdict(self)
+    fields = dataclasses.asdict(dataclasses.replace(self, fixed=None))
     for entry, one in zip(fields["collectives"], self.collectives):
       entry["total_bytes"] = one.total
-    gather = self.largest_all_gather
+    gather, fixed = self.largest_all_gather, self.fixed
     return {
       **fields,
-      "temp_is_estimate": self.compiled_for != self.chip.partition(":")[0],
+      "temp_is_estimate": self.is_estimate,
       "state_bytes": self.state_bytes,
       "total_bytes": self.total_bytes,
       "fits": self.fits,
       "verdict": self.verdict,
+      "mask_update_bytes": self.mask_update_bytes,
       "largest_all_gather": gather and dataclasses.asdict(gather),
+      "fixed": fixed and {"fits": fixed.fits, "total_bytes": fixed.total_bytes},
     }
 
 
@@ -162,25 +205,134 @@ def plan_step(
   Args:
     config: Configuration of a run. If it leaves `mesh.data` at 1, that takes
       the devices that the other axes leave.
-    devices: Number of devices, of which JAX must have as many.
+    devices: Number of devices. Unless XLA can compile for the chip, JAX must
+      have as many.
     chip: Chip, as in "tpu:v5e" or "gpu:h100".
     vocabulary_size: Number of tokens of a text data set. Then neither the data
       nor the vocabulary is read.
 
   Raises:
     figs_jax.train.ConfigError: If the chip is unknown, the mesh does not fit
-      the devices, or the configuration has seeds or a teacher.
+      the devices, or the configuration has a teacher.
     ValueError, DataError: If the configuration or its data are invalid.
   """
   chip, sheet = chip_of(chip)
+  sizes = _sizes(config, devices)
+  if config.teacher:
+    raise ConfigError(
+      f"--config.teacher: expected '', got {config.teacher!r}; a plan is of a"
+      " run without a teacher"
+    )
+  if config.seeds and config.seeds_mode == "auto":  # what a TPU or GPU takes
+    config = config.copy_and_resolve_references()
+    config.seeds_mode = "vmap"
+  target, refused = target_of(chip, devices), ""
+  check_batch_size(config, target.mesh(sizes))
+  experiment = planned_experiment(config, vocabulary_size)
+  batch = _batch(experiment)
+  try:
+    state, program = _compiled(experiment, batch, target, sizes)
+  except jax.errors.JaxRuntimeError as error:
+    if target.reason or "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    # The collectives are then those of another program.
+    refused = str(error).partition(": ")[2].splitlines()[0]
+    target = virtual(devices, f"the step does not fit {target.platform}")
+    state, program = _compiled(experiment, batch, target, sizes)
+  memory: Any = program.memory_analysis()
+  text = program.as_text()
+  assert text is not None  # XLA has both for CPUs and TPUs
+  params, masks, moments = (
+    _per_device(tree) for tree in (state.params, state.masks, state.opt_state)
+  )
+  parts = sizes["data"] * sizes["fsdp"]
+  return Plan(
+    devices=devices,
+    mesh=sizes,
+    chip=chip,
+    memory_bytes=sheet.memory,
+    compiled_for=target.platform,
+    reason=target.reason,
+    refused=refused,
+    parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    params_bytes=params,
+    masks_bytes=masks,
+    moments_bytes=moments,
+    other_bytes=_per_device(state) - params - masks - moments,
+    batch_bytes=sum(
+      leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)
+    )
+    // parts,
+    temp_bytes=int(memory.temp_size_in_bytes),
+    collectives=collectives(text, sizes),
+    modelled=_modelled(experiment, sizes, chip),
+  )
+
+
+def plan_with_fix(
+  config: config_dict.ConfigDict, devices: int, chip: str, **options: Any
+) -> Plan:
+  """`plan_step`, and if the step does not fit, plans of changes until one does.
+
+  Changes are made one on top of the other: more of `mesh.fsdp` while the state
+  takes over half of the memory, recomputed blocks, more micro-batches, packed
+  masks, more of `mesh.tensor`.
+
+  Args:
+    config, devices, chip: See `plan_step`.
+    **options: Those of `plan_step`.
+
+  Raises:
+    ValueError, DataError: See `plan_step`.
+  """
+  plan = plan_step(config, devices, chip, **options)
+  fix: dict[str, Any] = {}
+  fixed = plan
+  changes = _changes(config, plan) if not plan.fits else iter(())
+  for change in itertools.islice(changes, _TRIES):
+    own = config.copy_and_resolve_references()
+    own.update_from_flattened_dict(fix | change)
+    try:
+      tried = plan_step(own, devices, chip, **options)
+    except ValueError:  # as a mesh that does not divide the heads
+      continue
+    if tried.total_bytes < fixed.total_bytes or tried.fits:
+      fix, fixed = fix | change, tried
+    if fixed.fits:
+      break
+  if fixed is plan:
+    return plan
+  return dataclasses.replace(plan, fix=fix, fixed=fixed)
+
+
+def _changes(
+  config: config_dict.ConfigDict, plan: Plan
+) -> Iterator[dict[str, Any]]:
+  """Changes that save memory, in the order to try them."""
+  data, fsdp, tensor = (plan.mesh[k] for k in ("data", "fsdp", "tensor"))
+  if data > 1 and plan.state_bytes > plan.memory_bytes // 2:
+    over = plan.state_bytes / (plan.memory_bytes / 2)
+    more = min(data, 2 ** math.ceil(math.log2(over)))
+    more = more if data % more == 0 else data
+    fsdp, data = fsdp * more, data // more
+    yield {"mesh.fsdp": fsdp, "mesh.data": data}
+  if config.model.get("remat", True) is False:
+    yield {"model.remat": True}
+  rows = config.batch_size // (data * fsdp)
+  for count in (4, rows):
+    if config.grad_accum_steps < count <= rows and rows % count == 0:
+      yield {"grad_accum_steps": count}
+  if plan.masks_bytes and config.mask_storage == "bool":
+    yield {"mask_storage": "bits"}
+  if data % 2 == 0:
+    yield {"mesh.tensor": tensor * 2, "mesh.data": data // 2}
+
+
+def _sizes(config: config_dict.ConfigDict, devices: int) -> dict[str, int]:
+  """Sizes of the mesh over so many devices."""
   sizes = dict(config.mesh)
   if sizes["data"] == 1 and -1 not in sizes.values():
     sizes["data"] = -1
-  if devices > jax.device_count():
-    raise ConfigError(
-      f"--devices: expected at most {jax.device_count()}, the devices of JAX,"
-      f" got {devices}"
-    )
   free = math.prod(abs(size) for size in sizes.values())
   if devices % free or (-1 not in sizes.values() and free != devices):
     raise ConfigError(
@@ -188,53 +340,81 @@ def plan_step(
       f" and mesh.data=-1 or the rest, got the mesh {dict(config.mesh)}; set"
       " --config.mesh.data, --config.mesh.fsdp, --config.mesh.tensor"
     )
-  sizes = {k: devices // free if v == -1 else v for k, v in sizes.items()}
-  if config.seeds:
-    raise ConfigError(
-      f"--config.seeds: expected 0, got {config.seeds}; a plan is of one run"
-    )
-  if config.teacher:
-    raise ConfigError(
-      f"--config.teacher: expected '', got {config.teacher!r}; a plan is of a"
-      " run without a teacher"
-    )
-  mesh = make_mesh(**sizes)
-  check_batch_size(config, mesh)
-  experiment = _experiment(config, vocabulary_size)
+  return {k: devices // free if v == -1 else v for k, v in sizes.items()}
+
+
+def _compiled(
+  experiment: Experiment, batch: Any, target: Target, sizes: dict[str, int]
+) -> tuple[Any, jax.stages.Compiled]:
+  """(state as shapes with shardings, compiled step)."""
+  mesh, by_seed = target.mesh(sizes), bool(experiment.seeds)
   abstract = experiment.abstract_state
-  shardings = state_shardings(abstract, mesh, abstract.bound)
+  shardings = state_shardings(abstract, mesh, abstract.bound, by_seed)
   state = jax.tree.map(_placed, abstract, shardings)
-  split = batch_sharding(mesh)
-  batch = jax.tree.map(lambda x: _placed(x, split), _batch(experiment))
-  step = compiled_step(experiment, shardings, mesh)
-  assert isinstance(step, CompiledStep)  # without seeds
-  # Never run, so its machine code need not be good: memory and collectives are
-  # settled before that is made.
-  program = step.lower(state, batch).compile(_QUICKLY)
-  memory: Any = program.memory_analysis()
-  text = program.as_text()
-  assert text is not None  # XLA has both for the CPU
-  params, masks, moments = (
-    _per_device(tree) for tree in (state.params, state.masks, state.opt_state)
-  )
-  return Plan(
-    devices=devices,
-    mesh=sizes,
-    chip=chip,
-    memory_bytes=sheet.memory,
-    compiled_for=jax.default_backend(),
-    parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-    params_bytes=params,
-    masks_bytes=masks,
-    moments_bytes=moments,
-    other_bytes=_per_device(state) - params - masks - moments,
-    batch_bytes=_per_device(batch),
-    temp_bytes=int(memory.temp_size_in_bytes),
-    collectives=collectives(text, sizes),
-  )
+  split = batch_sharding(mesh, experiment.batch_axis == 0)
+  batch = jax.tree.map(lambda x: _placed(x, split), batch)
+  step, own = compiled_step(experiment, shardings, mesh), state
+  if isinstance(step, seeds.InTurn):  # the others wait in memory
+    step, lone = step.step, seeds.lone_shardings(shardings)
+    own = jax.eval_shape(functools.partial(seeds.take, seed=0), abstract)
+    own = jax.tree.map(_placed, own, lone)
+    if experiment.batch_axis == 0:
+      split = batch_sharding(mesh)
+      batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=split),
+        batch,
+      )
+  assert isinstance(step, CompiledStep)
+  return state, step.lower(own, batch).compile(target.options)
 
 
-def _experiment(
+def _modelled(
+  experiment: Experiment, sizes: dict[str, int], chip: str
+) -> Estimate | str:
+  """The estimate of the engine's model of clusters, or why there is none.
+
+  `fsdp` shares weights, gradients and moments between replicas, as stage 3 of
+  ZeRO does.
+  """
+  config = experiment.config
+  if experiment.seeds:
+    return "several seeds"
+  model = nnx.eval_shape(functools.partial(experiment.model, config.seed))
+  if not models.lists_products(model):
+    return "a model of another class"
+  engine, efficiency = engine_of(chip.partition(":")[2])
+  dtype = "bf16" if experiment.dtype == "bfloat16" else "float32"
+  value = 2 if dtype == "bf16" else 4
+  replicas, accum = sizes["data"] * sizes["fsdp"], config.grad_accum_steps
+  parallel = Parallel(
+    replicas,
+    sizes["tensor"],
+    microbatches=accum,
+    overlap=True,
+    zero=3 if sizes["fsdp"] > 1 else 0,
+    recompute="full" if config.model.get("remat") else "none",
+  )
+
+  def phase_at(batch: int) -> TrainingPhase:
+    rows = layers_of(model, batch)
+    return TrainingPhase(1, rows, input_gradient=experiment.recipe.transposable)
+
+  try:
+    return estimate(
+      phase_at,
+      engine,
+      cluster_of(engine, math.prod(sizes.values())),
+      parallel,
+      config.batch_size,
+      # In 16 bits the float32 weights are a copy beside those in use.
+      sizes=BytesPerValue(value, gradient=4, states=8 + 4 * (value == 2)),
+      assume=Assumptions(efficiency, dtype=dtype),
+    )
+  except ValueError as error:
+    return str(error)
+
+
+def planned_experiment(
   config: config_dict.ConfigDict, vocabulary_size: int | None
 ) -> Experiment:
   """The experiment, with a stand-in for texts of known vocabulary size."""
@@ -255,7 +435,9 @@ def _experiment(
       "--vocabulary_size: expected a model that writes text, got the family"
       f" {config.family!r}; leave it out"
     )
-  texts = dataclasses.replace(task.texts, vocabulary=Bytes(vocabulary_size))
+  sentinels = byte_vocabulary().sentinels
+  vocabulary = Vocabulary(Bytes(vocabulary_size - sentinels), sentinels)
+  texts = dataclasses.replace(task.texts, vocabulary=vocabulary)
   return dataclasses.replace(
     experiment, task=dataclasses.replace(task, texts=texts)
   )
@@ -263,15 +445,17 @@ def _experiment(
 
 def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a batch."""
-  task, size = experiment.task, experiment.config.batch_size
+  task = experiment.task
+  own = experiment.batch_axis == 0  # one batch for each seed
+  lead = (len(experiment.seeds),) * own + (experiment.config.batch_size,)
   if isinstance(task, ImageClassification):
     options = task.model_options
     side = options["image_size"]
     shape = (side, side) if isinstance(side, int) else tuple(side)
-    image = (size, *shape, options["in_channels"])
+    image = (*lead, *shape, options["in_channels"])
     return {
       "image": jax.ShapeDtypeStruct(image, jnp.float32),
-      "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+      "label": jax.ShapeDtypeStruct(lead, jnp.int32),
     }
   batches = task.train_batches(1, shard_index=0, num_shards=1)
   try:
@@ -279,7 +463,7 @@ def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
   finally:
     batches.close()
   return {
-    name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
+    name: jax.ShapeDtypeStruct((*lead, *array.shape[1:]), array.dtype)
     for name, array in one.items()
   }
 

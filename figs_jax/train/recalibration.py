@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from figs_jax import nn
+from figs_jax.core.mask_bits import unpack_masks
 from figs_jax.core.types import Array, Bool
 from figs_jax.nn.batch_norm import mean_over_batches, with_statistics
 from figs_jax.train import seeds
@@ -75,10 +76,10 @@ def is_stale(state: TrainState) -> Bool[Array, ""]:
   switched = state.recipe.switched(state.opt_state)
   last = jnp.maximum(state.step - 1, 0)
   leaks = state.recipe.at(last, switched).leak != 0
-  masks = finish(state)[1]
+  masks, current = finish(state)[1], unpack_masks(state.masks, state.params)
   changed = [
     (mask != now).any()
-    for mask, now in zip(jax.tree.leaves(masks), jax.tree.leaves(state.masks))
+    for mask, now in zip(jax.tree.leaves(masks), jax.tree.leaves(current))
   ]
   if not changed:
     return jnp.array(False)

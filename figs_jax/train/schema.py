@@ -233,6 +233,11 @@ SHARED: dict[str, Field] = {
     " the remaining ones.",
     _DEVICES,
   ),
+  "mask_storage": Field(
+    "bool",
+    "Masks in memory and checkpoints: bool, a byte per weight, or bits.",
+    Word(("bool", "bits")),
+  ),
   "allow_change": Field(
     (),
     "Names of fields that may change when the run is resumed.",

@@ -146,6 +146,7 @@ class _Placement:
   """Shapes and mesh axes of the parameters by path."""
 
   shapes: Mapping[str, tuple[int, ...]]
+  masks: Mapping[str, tuple[int, ...]]  # their shapes, which may be packed
   specs: Mapping[str, _Spec]
   mesh: Mapping[str, int]
 
@@ -153,15 +154,19 @@ class _Placement:
   def of(
     cls, params: Any, mesh: Mesh, bound: BoundRecipe | None, seeds: bool
   ) -> _Placement:
-    units = bound.shard_units if bound else {}
+    units, kept = (
+      ({}, {}) if bound is None else (bound.shard_units, bound.mask_shapes)
+    )
     shapes = {
       path_str(path): tuple(leaf.shape[seeds:])
       for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     specs: dict[str, _Spec] = {}
+    masks = dict(shapes)
     for name, shape in shapes.items():
-      own = next((units[path] for path in _ends(name) if path in units), {})
-      specs[name] = _spec(name, shape, mesh.shape, own)
+      path = next((path for path in _ends(name) if path in units), "")
+      specs[name] = _spec(name, shape, mesh.shape, units.get(path, {}))
+      masks[name] = kept.get(path, shape)
     for name in shapes:
       module, _, factor = name.rpartition("/adapter/")
       kernel = specs.get(f"{module}/kernel", ())
@@ -170,7 +175,7 @@ class _Placement:
         rest = list(kernel)
         rest[_FACTORS[factor]] = None
         specs[name] = tuple(rest) if any(rest) else ()
-    return cls(shapes, specs, mesh.shape)
+    return cls(shapes, masks, specs, mesh.shape)
 
   def spec(self, name: str, shape: tuple[int, ...]) -> _Spec:
     """Mesh axes of a leaf whose path ends in that of its parameter."""
@@ -178,8 +183,10 @@ class _Placement:
     if param is None:
       return _spec(name, shape, self.mesh, {})
     whole, spec = self.shapes[param], self.specs[param]
-    if shape == whole or not spec:
-      return spec if shape == whole else ()
+    if shape in (whole, self.masks[param]):
+      return spec
+    if not spec:
+      return ()
     above = name.removesuffix(param).split("/")
     for moment, place in _MEANS.items():
       if moment in above:

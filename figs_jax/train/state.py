@@ -19,10 +19,10 @@ import optax
 from flax import nnx
 
 from figs_jax import nn
+from figs_jax.core.mask_bits import unpack_masks
 from figs_jax.core.pattern import NM
 from figs_jax.core.precision import cast, cast_like, wide
 from figs_jax.core.rules import Rules
-from figs_jax.core.tree import map_paths
 from figs_jax.core.types import Array
 from figs_jax.data.batch_checks import check_arrays, traced_for
 from figs_jax.nn.batch_norm import statistics_in
@@ -73,7 +73,8 @@ class TrainState:
     step: Number of optimizer steps done, int32 scalar.
     seed: Seed, uint32 scalar; dropout's key is fold_in(seed, step).
     params: Nested dict of parameters.
-    masks: Nested dict of Boolean masks, None at dense leaves.
+    masks: Nested dict of masks, None at dense leaves: Boolean, or packed, which
+      `core.unpack_masks(masks, params)` undoes.
     opt_state: State of the optimizer, which sees gradients and parameters in
       float32 (or wider); with `param_dtype`, it holds the masters.
     rest: Other state of the model (batch statistics, random streams). Batch
@@ -116,6 +117,7 @@ class TrainState:
     grad_accum_steps: int = 1,
     diagnose_every: int = 0,
     param_dtype: Any = None,
+    mask_storage: str = "bool",
   ) -> TrainState:
     """A state at step 0; the model is copied and stays usable.
 
@@ -141,6 +143,7 @@ class TrainState:
       param_dtype: Dtype of `params`, as "bfloat16", whose values in the model
         become the masters (`figs_jax.optim.keep_masters`). Defaults to the
         dtypes of the model, without masters.
+      mask_storage: How masks are kept, see `recipe.bind`.
 
     Raises:
       ValueError: If `loss` takes other arguments, `tx` lacks a transform that
@@ -172,7 +175,7 @@ class TrainState:
         f"recipe {recipe.name!r}: expected a model with adapters; call"
         " figs_jax.sparsify(model, recipe), or set rank=0"
       )
-    bound = recipe.bind(leaves)
+    bound = recipe.bind(leaves, mask_storage)
     tx = pass_masks(tx)
     tx = tx if param_dtype is None else keep_masters(tx)
     graphdef, params, _, rest = nn.split(model)
@@ -198,7 +201,7 @@ class TrainState:
       step=jnp.zeros((), jnp.int32),
       seed=jnp.asarray(seed, jnp.uint32),
       params=params,
-      masks=_first_masks(bound, weights, seed),
+      masks=bound.first_masks(weights, seed=seed),
       opt_state=opt_state,
       rest=rest,
       ema=jax.tree.map(jnp.copy, wide(weights)) if ema_decay else None,
@@ -252,15 +255,6 @@ class TrainState:
     return nn.sparsify(model, Rules(tuple(rules)))
 
 
-def _first_masks(bound: BoundRecipe, params: Any, seed: Any) -> Any:
-  """The masks of step 0; those of a dense phase need no selection."""
-  timeline = bound.recipe.timeline
-  if timeline.switch is None and not timeline.dense_end:
-    return bound.masks(0, params, seed=seed)
-  kept = {kernel.path: kernel.all_kept() for kernel in bound.kernels}
-  return map_paths(lambda mask, _: mask, params, kept)
-
-
 def with_fresh_masks(state: TrainState) -> TrainState:
   """The state with masks recomputed from its step and weights."""
   switched = state.recipe.switched(state.opt_state)
@@ -296,12 +290,18 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   moment = recipe.at(state.step, switched)
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
   grads, loss, metrics, rest = _mean_gradients(state, batch, moment.leak, key)
+  layers: dict[str, Any] = {}
+  due = (state.step + 1) % max(state.diagnose_every, 1) == 0
+  if state.diagnose_every:
+    layers = layers_if(due, state.masks, grads=grads)
+    # Now, so that gradients need not outlive the optimizer's step.
+    grads, layers = jax.lax.optimization_barrier((grads, layers))
   # In float32: as float16, eps = 1e-8 is 0, and moments stick in 16 bits.
   updates, opt_state = state.tx.update(
     wide(grads),
     state.opt_state,
     wide(state.params),
-    masks=state.masks,
+    masks=unpack_masks(state.masks, state.params),
     value=loss,
     grad=wide(grads),
     value_fn=_value_fn(state, batch, moment.leak, key),
@@ -325,8 +325,8 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     **metrics,
   }
   if state.diagnose_every:
-    due = (state.step + 1) % state.diagnose_every == 0
-    metrics["layers"] = layers_if(due, masks, params, grads, state.masks)
+    new_layers = layers_if(due, masks, params, old=state.masks)
+    metrics["layers"] = {k: layers[k] | new_layers[k] for k in layers}
   ema, ema_statistics = state.ema, state.ema_statistics
   if state.ema_decay:
     ema = optax.incremental_update(wide(weights), ema, 1 - state.ema_decay)

@@ -60,6 +60,20 @@ def test_bytes_by_kind():
   assert (one.kind, one.bytes) == ("all-gather", 32)
 
 
+def test_a_scatter_of_a_tpu():
+  text = """
+%all-reduce-scatter.3 (input: f32[16,4]) -> f32[8,4] {
+  %input = f32[16,4]{1,0:T(8,128)S(1)} parameter(0)
+  %r = f32[16,4]{1,0:T(8,128)} all-reduce(%input), replica_groups={{0,4},{1,5}}
+}
+
+ENTRY %main (a: f32[16,4]) -> f32[8,4] {
+  ROOT %f = f32[8,4] fusion(%a), kind=kCustom, calls=%all-reduce-scatter.3
+}"""
+  (one,) = collectives(text, MESH)
+  assert (one.kind, one.axis, one.bytes) == ("reduce-scatter", "data", 256)
+
+
 def test_a_compiled_loop():
   """Five products whose contracted axis is split over tensor."""
   mesh = make_mesh(2, 2, 2)
