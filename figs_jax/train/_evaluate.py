@@ -26,7 +26,7 @@ from figs_jax.core.masks import is_nm
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.nn.int8_kernels import round_kernels_to_int8
-from figs_jax.train import metrics, schema, seeds, tasks
+from figs_jax.train import metrics, schema, seeds, tasks, watchdog
 from figs_jax.train.distributed import global_batch
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.sharding import (
@@ -106,6 +106,7 @@ class Evaluator:
     total: Any = None
     each = []
     for batch in self._batches:
+      watchdog.alive()
       counts, kept = jax.device_get(
         self._count(state, params, masks, index, self._place(batch))
       )

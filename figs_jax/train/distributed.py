@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from figs_jax.train import exit_codes
 from figs_jax.train.config import ConfigError
 
 # Seconds for which an ending process waits for the others.
@@ -44,7 +45,7 @@ class JoinError(RuntimeError):
   """The other processes are missing, possibly only for now."""
 
 
-def initialize() -> None:
+def initialize(heartbeat_seconds: int = 100) -> None:
   """Joins the processes of a run; call it before any use of a device.
 
   The processes are given by JAX_COORDINATOR_ADDRESS (host:port of the first
@@ -56,15 +57,24 @@ def initialize() -> None:
   waiting for peers that wait for it. The exit code is 1, or 134 (as after an
   abort) if the cause may be the death of a peer.
 
+  Args:
+    heartbeat_seconds: Seconds without a heartbeat after which a process counts
+      as dead, and the others abort.
+
   Raises:
-    ValueError: If the processes are not given, or invalid.
+    ValueError: If the processes are not given, or the arguments are invalid.
     JoinError: If they were not found; a later start may find them.
   """
+  if heartbeat_seconds < 1:
+    raise ValueError(
+      f"--heartbeat_seconds: expected 1 or more, got {heartbeat_seconds}"
+    )
   try:
     count, index = _given(os.environ)
     jax.distributed.initialize(
       num_processes=count,
       process_id=index,
+      heartbeat_timeout_seconds=heartbeat_seconds,
       shutdown_timeout_seconds=_SHUTDOWN,
     )
   except RuntimeError as error:
@@ -110,13 +120,13 @@ def _exit_code(error: BaseException) -> int:
   # Orbax raises a TimeoutError if a barrier ends for any reason.
   of_orbax = isinstance(error, TimeoutError)
   if of_orbax or of_jax and not str(error).startswith(_OURS):
-    return 128 + signal.SIGABRT
-  return 1
+    return exit_codes.ABORTED
+  return exit_codes.ERROR
 
 
 def may_be_of_peer(error: BaseException) -> bool:
   """Whether the cause of an error may be the death of another process."""
-  return jax.process_count() > 1 and _exit_code(error) != 1
+  return jax.process_count() > 1 and _exit_code(error) != exit_codes.ERROR
 
 
 def _given(
@@ -265,24 +275,34 @@ def global_batch(sharding: Sharding, local: Any) -> Any:
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-  """Yields `stop(step)`: whether SIGTERM came; call it at every step.
+  """Yields `stop(step)`: whether a signal came; call it at every step.
 
+  The signals are SIGTERM and SIGUSR1, which SLURM sends before its time limit.
   With several processes, a signal to one of them stops all at the same step.
-  The previous handler is restored afterwards.
+  The previous handlers are restored afterwards.
   """
-  if jax.process_count() > 1:
-    # JAX has a handler of its own, which Python's would replace.
-    yield multihost_utils.reached_preemption_sync_point
-    return
   stopped = threading.Event()
+
+  def reached(step: int) -> bool:
+    del step
+    return stopped.is_set()
+
+  handlers = dict.fromkeys(
+    (signal.SIGTERM, signal.SIGUSR1), lambda *_: stopped.set()
+  )
+  if jax.process_count() > 1:
+    # JAX has a handler of SIGTERM, which Python's would replace.
+    reached = multihost_utils.reached_preemption_sync_point
+    handlers = {signal.SIGUSR1: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
   if threading.current_thread() is not threading.main_thread():
-    yield lambda _: stopped.is_set()
+    yield reached
     return
-  before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+  before = {s: signal.signal(s, handler) for s, handler in handlers.items()}
   try:
-    yield lambda _: stopped.is_set()
+    yield reached
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def is_stray(error: BaseException | None) -> bool:

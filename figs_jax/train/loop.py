@@ -26,6 +26,7 @@ from figs_jax.train import (
   schema,
   seeds,
   teacher,
+  watchdog,
   workdir_lock,
 )
 from figs_jax.train._evaluate import Evaluator, evaluator
@@ -122,7 +123,7 @@ def train(
 
   Returns:
     {"step", "finished", and the values of the last evaluation}. `finished` is
-    False after SIGTERM, upon which the run saves and returns.
+    False after SIGTERM or SIGUSR1, upon which the run saves and returns.
 
   Raises:
     ValueError: If the configuration is invalid, or differs from that of the
@@ -225,6 +226,7 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
   result: dict[str, Any] = {}
   step = start
   for step in range(start + 1, config.total_steps + 1):
+    watchdog.alive()
     batch = next(run.batches)
     first = step == start + 1
     with run.log.compiling() if first else contextlib.nullcontext():
@@ -249,7 +251,7 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
       _check_finite(run)
       _save(run, step, None)
     if stopping and not last:
-      _log.warning("SIGTERM: saved step %d, stopping", step)
+      _log.warning("stopped by a signal: saved step %d", step)
       run.log.note(summary(step, config.total_steps, run.watch))
       return {"step": step, "finished": False, **result}
   if not result:
