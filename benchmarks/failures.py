@@ -103,42 +103,35 @@ class Trial:
 
 TRIALS = (
   Trial("killed", 2, 0, 12),
+  Trial("paused for long", 2, 0, 12),
+  Trial("cut off for long", 2, 1, 19),
+  Trial("hung with Python's lock", 2, 1, 12),
+  Trial("SIGUSR1", 2, 1, 10),
+  Trial("SIGTERM", 2, 0, 13, then=3, fsdp=(2, 3)),
+  Trial("killed in a save", 3, 1, 16),
+  Trial("cut off for a moment", 2, 1, 12),
+  Trial("paused for a moment", 2, 0, 12),
+  Trial("SIGTERM", 2, 1, 11, then=1),
+  Trial("killed", 3, 1, 13, then=2, fsdp=(3, 1)),
+  Trial("hung", 2, 0, 12),
+  Trial("killed in a start", 2, 1, 0),
+  Trial("SIGTERM", 1, 0, 12, then=2),
+  Trial("paused for long", 3, 2, 12),
+  Trial("cut off for long", 3, 0, 12),
   Trial("killed", 2, 1, 13),
-  Trial("killed", 3, 0, 20),
-  Trial("killed", 3, 2, 12, fsdp=(3, 3)),
   Trial("killed in a save", 2, 0, 8),
   Trial("killed in a save", 2, 1, 16),
-  Trial("killed in a save", 3, 1, 16),
-  Trial("killed in a start", 2, 1, 0),
-  Trial("SIGTERM", 2, 0, 11),
   Trial("SIGTERM", 2, 1, 13),
-  Trial("SIGTERM", 3, 1, 18),
-  Trial("SIGUSR1", 2, 1, 10),
-  Trial("SIGUSR1", 3, 0, 12),
-  Trial("paused for long", 2, 0, 12),
   Trial("paused for long", 2, 1, 20),
-  Trial("paused for long", 3, 0, 13),
-  Trial("paused for long", 3, 2, 12),
-  Trial("paused for a moment", 2, 0, 12),
-  Trial("paused for a moment", 3, 1, 12),
   Trial("cut off for long", 2, 0, 12),
-  Trial("cut off for long", 2, 1, 19),
-  Trial("cut off for long", 3, 0, 12),
-  Trial("cut off for long", 3, 2, 13),
-  Trial("cut off for a moment", 2, 1, 12),
-  Trial("cut off for a moment", 3, 0, 12),
-  Trial("hung", 2, 0, 12),
-  Trial("hung", 3, 1, 13),
-  Trial("hung with Python's lock", 2, 1, 12),
-  Trial("SIGTERM", 2, 1, 11, then=1),
-  Trial("SIGTERM", 1, 0, 12, then=2),
-  Trial("SIGTERM", 2, 0, 13, then=3, fsdp=(2, 3)),
-  Trial("SIGUSR1", 3, 2, 11, then=2),
-  Trial("killed", 3, 1, 13, then=2, fsdp=(3, 1)),
-  Trial("killed", 3, 0, 12, then=1),
   Trial("killed", 1, 0, 20, then=3),
+  Trial("SIGUSR1", 3, 2, 11, then=2),
+  Trial("killed", 3, 0, 12, then=1),
   Trial("cut off for long", 3, 2, 12, then=2),
-  Trial("hung", 3, 2, 12, then=2),
+  Trial("hung", 3, 1, 13),
+  Trial("SIGTERM", 3, 1, 18),
+  Trial("killed", 3, 2, 12, fsdp=(3, 3)),
+  Trial("paused for a moment", 3, 1, 12),
 )
 
 
@@ -364,8 +357,9 @@ def try_once(trial: Trial, make: Callable[[str], Run]) -> dict[str, Any]:
     if saved not in good:
       lost.append(f"step {saved} is saved, of {reached}, expected {good}")
     if "hung" in trial.what:
+      # The other may end first, upon which JAX aborts this one.
       stacks = run.log(trial.victim).count("most recent call first")
-      if stacks < 2 or codes[trial.victim] != exit_codes.HUNG:
+      if not stacks or codes[trial.victim] < exit_codes.ABORTED:
         lost.append(f"{stacks} stacks, exit code {codes[trial.victim]}")
     if any(again := ended(run.start(trial.end, trial.fsdp[1]))):
       lost.append(f"exit codes {again} of the next start: {run.log()[-500:]}")

@@ -52,6 +52,7 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
   100,
   "Seconds without a heartbeat after which one of several processes counts as"
   " dead, and the others abort.",
+  lower_bound=1,
 )
 _WATCHDOG_SECONDS = flags.DEFINE_integer(
   "watchdog_seconds",
@@ -59,6 +60,7 @@ _WATCHDOG_SECONDS = flags.DEFINE_integer(
   "Seconds without a step or a batch of an evaluation after which a process"
   " shows the stacks of its threads and ends with 142; more than compilation or"
   " a save takes. 0 is off. Defaults to 1800 with --distributed, else to 0.",
+  lower_bound=0,
 )
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from figs_jax import nn
@@ -198,7 +199,9 @@ def storage(params: Any, leaves: Mapping[str, MaskedKernel]) -> dict[str, Any]:
     dense += size * itemsize
     if path in leaves:
       masked += size
-      zeros += int(np.sum(np.asarray(leaf) == 0))
+      kept = jnp.count_nonzero(leaf, axis=-1)
+      kept = multihost_utils.process_allgather(kept, tiled=True)
+      zeros += size - int(np.sum(kept, dtype=np.int64))
       pattern = leaves[path].pattern
       packed += engine.packed_bytes(size, pattern, itemsize)
     else:
@@ -226,6 +229,7 @@ def evaluate(
   download: bool = False,
   data: Any = None,
   model: type | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Any]:
   """Evaluates a step of a run; nothing is written.
 
@@ -252,6 +256,10 @@ def evaluate(
     data: Data of a program, if the run trained on them.
     model: Model class of one's own, if the run trained one; may be left out if
       `figs_jax.models.register` has it.
+    mesh: Mesh to split state and batches over. With several processes, each
+      one calls `figs_jax.train.distributed.initialize` and then this function
+      with the same arguments, reads its share of the split, and gets the same
+      result. Defaults to one device.
 
   Returns:
     A dict that JSON can hold, unless `per_example`: accuracy (mean over seeds),
@@ -266,7 +274,8 @@ def evaluate(
 
   Raises:
     ValueError: If the engine or the dtype is unknown, or a point does not fit
-      (see `figs_jax.train.state.check_point`).
+      (see `figs_jax.train.state.check_point`), or if `per_example` is asked for
+      with several processes.
     CheckpointError: If the checkpoint is missing, damaged or foreign.
   """
   from figs_jax import engine  # training does not need it
@@ -274,14 +283,25 @@ def evaluate(
   if engine_spec is not None:
     engine.parse(engine_spec)
   check_dtype(dtype)  # before anything is read
+  if per_example and jax.process_count() > 1:
+    raise ValueError(
+      "per_example: expected one process, which reads the examples in their"
+      f" order, got {jax.process_count()}"
+    )
   run = restore(
-    workdir, step, data_dir=data_dir, download=download, data=data, model=model
+    workdir,
+    step,
+    data_dir=data_dir,
+    download=download,
+    data=data,
+    model=model,
+    mesh=mesh,
   )
   patterns = _points_of(run[1], points)
-  measured = _measured(*run, ema, dtype)
+  measured = _measured(*run, ema, dtype, mesh=mesh)
   result = _report(measured, ema, dtype, engine_spec, batch)
   if patterns:
-    result["points"] = _at_points(measured, ema, dtype, patterns)
+    result["points"] = _at_points(measured, ema, dtype, patterns, mesh)
   result["config"] = schema.flat(saved_config(workdir, measured.step))
   if per_example:
     result["examples"] = measured.examples()
@@ -391,12 +411,16 @@ _OF_RUN = (
 
 
 def _at_points(
-  measured: _Measured, ema: bool, dtype: str | None, patterns: list[NM]
+  measured: _Measured,
+  ema: bool,
+  dtype: str | None,
+  patterns: list[NM],
+  mesh: jax.sharding.Mesh | None,
 ) -> dict[str, Any]:
   """`points` of `evaluate`."""
   result = {}
   for nm in patterns:
-    at_point = _measured(*measured[:3], ema, dtype, nm)
+    at_point = _measured(*measured[:3], ema, dtype, nm, mesh)
     report = _report(at_point, ema, dtype, None, None)
     result[str(nm)] = {k: v for k, v in report.items() if k not in _OF_RUN}
   return result
@@ -480,11 +504,12 @@ def _measured(
   ema: bool,
   dtype: str | None,
   point: NM | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> _Measured:
   """Measures what `restore` returned; a dtype must have been checked."""
   if dtype is not None and dtype != _INT8:
     state = _computed_in(experiment, state, dtype)
-  split = evaluator(experiment, int8=dtype == _INT8)
+  split = evaluator(experiment, mesh, int8=dtype == _INT8)
   result = split.measured(state, ema=ema, point=point)
   return _Measured(experiment, state, step, *result, point)
 

@@ -62,13 +62,9 @@ def initialize(heartbeat_seconds: int = 100) -> None:
       as dead, and the others abort.
 
   Raises:
-    ValueError: If the processes are not given, or the arguments are invalid.
+    ValueError: If the processes are not given, or invalid.
     JoinError: If they were not found; a later start may find them.
   """
-  if heartbeat_seconds < 1:
-    raise ValueError(
-      f"--heartbeat_seconds: expected 1 or more, got {heartbeat_seconds}"
-    )
   try:
     count, index = _given(os.environ)
     jax.distributed.initialize(

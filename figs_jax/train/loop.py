@@ -163,7 +163,7 @@ def train(
     checkpoints,
   ):
     order = config.data.order
-    state, position = _begin(experiment, checkpoints, abstract, shardings)
+    state, position = _begin(experiment, checkpoints, shardings)
     if config.data.order != order:  # see `_keep_order`
       batches = opened.enter_context(
         contextlib.closing(_train_batches(experiment))
@@ -293,7 +293,7 @@ def _wait(run: Run, batch: Any) -> None:
 _OF_MASKS = ("recipe", "recipe_sha256", "pattern", "total_steps")
 
 
-def _begin(experiment, checkpoints, abstract, shardings):
+def _begin(experiment, checkpoints, shardings):
   """(state, data position): restored, or a new state; None is the start."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
@@ -304,13 +304,6 @@ def _begin(experiment, checkpoints, abstract, shardings):
       checkpoints.path,
     )
     return state, None
-  placed = jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=place
-    ),
-    abstract,
-    shardings,
-  )
   changed: list[str] = []
   saved: dict[str, Any] = {}
 
@@ -319,7 +312,9 @@ def _begin(experiment, checkpoints, abstract, shardings):
     changed[:] = _changes(config, experiment.config, checkpoints.path)
     saved.update(config)
 
-  state, position, step = checkpoints.restore(placed, check=check)
+  state, position, step = checkpoints.restore(
+    experiment.abstract_on(shardings), check=check
+  )
   checkpoints.set_aside_after(step)
   saved_on = checkpoints.meta(step).get("machine", {})  # since 0.2.0
   if differs := machine.changed(saved_on, machine.current()):

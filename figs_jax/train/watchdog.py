@@ -30,15 +30,8 @@ def start(seconds: float) -> None:
 
   Args:
     seconds: Longest time without a sign. 0 stops the watch.
-
-  Raises:
-    ValueError: If it is negative.
   """
   global _seconds
-  if seconds < 0:
-    raise ValueError(
-      f"--watchdog_seconds: expected 0 (off) or more, got {seconds}"
-    )
   _seconds = seconds
   if seconds:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
