@@ -33,7 +33,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -502,10 +502,9 @@ def variables(folder: Path) -> dict[str, str]:
 
 
 def run_trials(
-  path: Path, only: str, folder: Path, hosts: _hosts.Hosts
+  trials: Sequence[Trial], path: Path, folder: Path, hosts: _hosts.Hosts
 ) -> None:
-  """Appends the rows of the trials that have none."""
-  there = {row["trial"] for row in read_rows(path)}
+  """Appends a row for each trial."""
   me = [sys.executable, __file__, "--forks", hosts.prefix]
   starter = _starts.Starter(me, variables(folder))
 
@@ -513,9 +512,7 @@ def run_trials(
     return Run(folder / name, hosts, starter)
 
   try:
-    for trial in TRIALS:
-      if trial.name in there or not trial.name.startswith(only):
-        continue
+    for trial in trials:
       if trial.what.startswith("cut off") and not hosts.prefix:
         print(f"{trial.name}: needs namespaces", file=sys.stderr)
         continue
@@ -544,6 +541,9 @@ def main() -> None:
   )
   parser.add_argument("--only", default="", help="trials whose name begins so")
   parser.add_argument(
+    "--most", type=int, default=len(TRIALS), help="trials of this call at most"
+  )
+  parser.add_argument(
     "--workdir", type=Path, help="folder of the runs (default: a temporary one)"
   )
   parser.add_argument(
@@ -556,9 +556,16 @@ def main() -> None:
   logging.getLogger("figs_jax").setLevel(logging.ERROR)
   folder = options.workdir or Path(tempfile.mkdtemp(prefix="failures-"))
   folder.mkdir(exist_ok=True)
+  there = {row["trial"] for row in read_rows(options.rows)}
+  trials = [
+    trial
+    for trial in TRIALS
+    if trial.name.startswith(options.only) and trial.name not in there
+  ]
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
   try:
     with _hosts.hosts(3) as hosts:
-      run_trials(options.rows, options.only, folder.resolve(), hosts)
+      run_trials(trials[: options.most], options.rows, folder.resolve(), hosts)
   finally:
     if not options.workdir:
       shutil.rmtree(folder)
