@@ -10,7 +10,7 @@ import signal
 FINISHED = 0
 ERROR = 1  # diverged, a full disk, or a bug
 USER_ERROR = 2  # explained in one line
-STOPPED = 75  # saved after a signal, or peers not there; EX_TEMPFAIL
+STOPPED = 75  # saved after a signal, or not joined; EX_TEMPFAIL
 ABORTED = 128 + signal.SIGABRT  # a peer is gone, or may be
 HUNG = 128 + signal.SIGALRM  # ended by `figs_jax.train.watchdog`
 
