@@ -92,6 +92,8 @@ def main() -> None:
       mesh=mesh,
     )
   except (ValueError, DataError) as error:
+    if distributed.may_be_of_peer(error):
+      raise
     cli.fail(str(error).replace("--config.mesh.", "--mesh."))
   except distributed.JoinError as error:
     cli.fail(str(error), code=1)

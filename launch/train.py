@@ -97,6 +97,8 @@ def main() -> None:
       config.recipe_sha256 = recipe_sha256(config.recipe.name)
     result = train(config, _WORKDIR.value)
   except (ValueError, DataError) as error:
+    if distributed.may_be_of_peer(error):
+      raise
     cli.fail(str(error))
   except distributed.JoinError as error:
     cli.fail(str(error), code=_STOPPED_CODE.value or exit_codes.ERROR)

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from figs_jax import nn
@@ -28,7 +27,7 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.nn.int8_kernels import round_kernels_to_int8
 from figs_jax.train import metrics, schema, seeds, tasks, watchdog
-from figs_jax.train.distributed import global_batch
+from figs_jax.train.distributed import global_batch, whole
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.sharding import (
   batch_parts,
@@ -199,9 +198,8 @@ def storage(params: Any, leaves: Mapping[str, MaskedKernel]) -> dict[str, Any]:
     dense += size * itemsize
     if path in leaves:
       masked += size
-      kept = jnp.count_nonzero(leaf, axis=-1)
-      kept = multihost_utils.process_allgather(kept, tiled=True)
-      zeros += size - int(np.sum(kept, dtype=np.int64))
+      kept = whole(jnp.count_nonzero(leaf, axis=-1))
+      zeros += size - int(kept.sum(dtype=np.int64))
       pattern = leaves[path].pattern
       packed += engine.packed_bytes(size, pattern, itemsize)
     else:

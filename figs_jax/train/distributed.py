@@ -39,6 +39,12 @@ _ADDRESS = "JAX_COORDINATOR_ADDRESS"
 
 # Prefixes of JAX's errors that a new start would raise again.
 _OURS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+# Those of a lost peer, as NumPy raises them in a ValueError when it reads the
+# result of a collective that failed.
+_OF_PEERS = (
+  "ABORTED: ", "CANCELLED: ", "DEADLINE_EXCEEDED: ", "FAILED_PRECONDITION: ",
+  "INTERNAL: ", "UNAVAILABLE: ", "UNKNOWN: ",
+)  # fmt: skip
 
 
 class JoinError(RuntimeError):
@@ -111,11 +117,15 @@ def _exit_code(error: BaseException) -> int:
   134
   >>> _exit_code(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"))
   1
+  >>> _exit_code(ValueError("UNKNOWN: Gloo AllGather failed: read error"))
+  134
   """
+  text = str(error)
   of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  of_numpy = isinstance(error, ValueError) and text.startswith(_OF_PEERS)
   # Orbax raises a TimeoutError if a barrier ends for any reason.
   of_orbax = isinstance(error, TimeoutError)
-  if of_orbax or of_jax and not str(error).startswith(_OURS):
+  if of_orbax or of_numpy or of_jax and not text.startswith(_OURS):
     return exit_codes.ABORTED
   return exit_codes.ERROR
 
@@ -267,6 +277,18 @@ def global_batch(sharding: Sharding, local: Any) -> Any:
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), local
   )
+
+
+def whole(array: Any) -> np.ndarray:
+  """A whole array on this host; a collective if its parts span processes.
+
+  >>> whole(jax.numpy.ones(2)).tolist()
+  [1.0, 1.0]
+  """
+  spans = isinstance(array, jax.Array) and not array.is_fully_addressable
+  if spans and not array.is_fully_replicated:
+    array = multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)
 
 
 @contextlib.contextmanager

@@ -209,6 +209,8 @@ def test_peers_that_are_not_there_are_worth_a_new_start(tmp_path):
     (TimeoutError("Timeout waiting at barrier 'checkpoint'."), 134),
     (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: ours"), 1),
     (jax.errors.JaxRuntimeError("INTERNAL: connection closed"), 134),
+    (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset"), 134),
+    (ValueError("unknown field"), 1),
   ],
   ids=str,
 )
