@@ -272,7 +272,7 @@ def cut_off(seconds: float) -> Callable[..., None]:
   return cut
 
 
-# What a process does with its main thread when it is told to hang.
+# What the main thread of a process does at a signal, in order to hang.
 HANGS = {
   signal.SIGUSR2: lambda *_: time.sleep(PATIENCE),
   # A function of C that is called with Python's lock and keeps it.

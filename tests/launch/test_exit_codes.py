@@ -12,6 +12,7 @@ import subprocess
 import pytest
 import yaml
 
+from benchmarks import failures
 from figs_jax.train import exit_codes
 from tests.programs import REPO
 
@@ -113,3 +114,10 @@ def test_the_table_of_codes_says_the_same():
   )
   for code, _, again in rows:
     assert (again == "yes") == exit_codes.restarts(int(code))
+
+
+def test_the_table_of_trials_is_made_of_its_rows():
+  rows = failures.read_rows(REPO / "docs/results/failures/trials.csv")
+  assert failures.table(rows) in read("docs/failures.md")
+  assert {row["lost"] for row in rows} == {"nothing"}
+  assert {row["trial"] for row in rows} == {t.name for t in failures.TRIALS}
