@@ -154,7 +154,9 @@ class Run:
     """A file of one process of a start: "stderr" or "examples"."""
     return self.workdir.with_name(f"{self.workdir.name}.{kind}{start}-{host}")
 
-  def start(self, count: int, fsdp: int = 1) -> list[Process]:
+  def start(
+    self, count: int, fsdp: int = 1, watchdog: int = PATIENCE
+  ) -> list[Process]:
     """Starts the processes of the run."""
     number = len(self.starts)
     self.starts.append(count)
@@ -168,7 +170,7 @@ class Run:
     if count > 1:
       words.append("--distributed")
       words.append(f"--heartbeat_seconds={HEARTBEAT}")
-      words.append(f"--watchdog_seconds={WATCHDOG}")
+      words.append(f"--watchdog_seconds={watchdog}")
       address = f"{self.hosts.address(0)}:{free_port()}"
       variables["JAX_COORDINATOR_ADDRESS"] = address
       variables["JAX_NUM_PROCESSES"] = str(count)
@@ -330,7 +332,9 @@ def try_once(trial: Trial, make: Callable[[str], Run]) -> dict[str, Any]:
   for path in run.workdir.parent.glob("disturbed*"):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   disturb, goes_on = KINDS[trial.what]
-  processes = run.start(trial.count, trial.fsdp[0])
+  hangs = "hung" in trial.what
+  watchdog = WATCHDOG if hangs else PATIENCE
+  processes = run.start(trial.count, trial.fsdp[0], watchdog)
   try:
     # It takes seconds from the lock to the first step.
     lock = run.workdir / "trainer.lock"
@@ -356,7 +360,7 @@ def try_once(trial: Trial, make: Callable[[str], Run]) -> dict[str, Any]:
         lost.append(f"exit codes {codes}, expected {exit_codes.STOPPED}")
     if saved not in good:
       lost.append(f"step {saved} is saved, of {reached}, expected {good}")
-    if "hung" in trial.what:
+    if hangs:
       # The other may end first, upon which JAX aborts this one.
       stacks = run.log(trial.victim).count("most recent call first")
       if not stacks or codes[trial.victim] < exit_codes.ABORTED:
@@ -446,11 +450,11 @@ def enter(
     signal.signal(number, hang)
   take = TrainBatches.__next__
 
-  def noted(batches: TrainBatches) -> dict[str, Any]:
+  def noted(self: TrainBatches) -> dict[str, np.ndarray]:
     time.sleep(PACE)
-    first = batches.get_state()["next_example"]
-    batch = take(batches)
-    sums = [zlib.crc32(np.ascontiguousarray(x)) for x in batch["image"]]
+    first = self.get_state()["next_example"]
+    batch = take(self)
+    sums = [zlib.crc32(x.tobytes()) for x in batch["image"]]
     with open(examples, "a", encoding="utf-8") as file:
       print(json.dumps([first // BATCH, sums]), file=file)
     return batch

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import faulthandler
 import signal
-import sys
 import time
 
 _EVERY = 1.0  # seconds between two resets of the timers, which cost 50 us
@@ -50,5 +49,5 @@ def alive() -> None:
 def _reset() -> None:
   global _reset_at
   _reset_at = time.monotonic()
-  faulthandler.dump_traceback_later(_seconds, file=sys.__stderr__)
+  faulthandler.dump_traceback_later(_seconds, file=2)
   signal.setitimer(signal.ITIMER_REAL, _seconds + _DUMP)
