@@ -211,6 +211,16 @@ class Experiment:
     """Shapes and dtypes of `state()`, without memory."""
     return self._traced.out_info
 
+  def abstract_on(self, shardings: Any) -> Any:
+    """`abstract_state` with one sharding per leaf, to be restored there."""
+    return jax.tree.map(
+      lambda leaf, place: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=place
+      ),
+      self.abstract_state,
+      shardings,
+    )
+
   @functools.cached_property
   def _traced(self) -> jax.stages.Traced:
     return jax.jit(self.state).trace()

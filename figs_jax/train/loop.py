@@ -27,6 +27,7 @@ from figs_jax.train import (
   schema,
   seeds,
   teacher,
+  watchdog,
   workdir_lock,
 )
 from figs_jax.train._evaluate import Evaluator, evaluator
@@ -123,7 +124,7 @@ def train(
 
   Returns:
     {"step", "finished", and the values of the last evaluation}. `finished` is
-    False after SIGTERM, upon which the run saves and returns.
+    False after SIGTERM or SIGUSR1, upon which the run saves and returns.
 
   Raises:
     ValueError: If the configuration is invalid, or differs from that of the
@@ -163,7 +164,7 @@ def train(
     checkpoints,
   ):
     order = config.data.order
-    state, position = _begin(experiment, checkpoints, abstract, shardings)
+    state, position = _begin(experiment, checkpoints, shardings)
     if config.data.order != order:  # see `_keep_order`
       batches = opened.enter_context(
         contextlib.closing(_train_batches(experiment))
@@ -226,6 +227,7 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
   result: dict[str, Any] = {}
   step = start
   for step in range(start + 1, config.total_steps + 1):
+    watchdog.alive()
     batch = next(run.batches)
     first = step == start + 1
     with run.log.compiling() if first else contextlib.nullcontext():
@@ -250,7 +252,7 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
       _check_finite(run)
       _save(run, step, None)
     if stopping and not last:
-      _log.warning("SIGTERM: saved step %d, stopping", step)
+      _log.warning("stopped by a signal: saved step %d", step)
       run.log.note(summary(step, config.total_steps, run.watch))
       return {"step": step, "finished": False, **result}
   if not result:
@@ -292,7 +294,7 @@ def _wait(run: Run, batch: Any) -> None:
 _OF_MASKS = ("recipe", "recipe_sha256", "pattern", "total_steps")
 
 
-def _begin(experiment, checkpoints, abstract, shardings):
+def _begin(experiment, checkpoints, shardings):
   """(state, data position): restored, or a new state; None is the start."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
@@ -306,13 +308,6 @@ def _begin(experiment, checkpoints, abstract, shardings):
       checkpoints.path,
     )
     return state, None
-  placed = jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=place
-    ),
-    abstract,
-    shardings,
-  )
   changed: list[str] = []
   saved: dict[str, Any] = {}
 
@@ -321,7 +316,9 @@ def _begin(experiment, checkpoints, abstract, shardings):
     changed[:] = _changes(config, experiment.config, checkpoints.path)
     saved.update(config)
 
-  state, position, step = checkpoints.restore(placed, check=check)
+  state, position, step = checkpoints.restore(
+    experiment.abstract_on(shardings), check=check
+  )
   checkpoints.set_aside_after(step)
   saved_on = checkpoints.meta(step).get("machine", {})  # since 0.2.0
   if differs := machine.changed(saved_on, machine.current()):

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from figs_jax import models
@@ -35,6 +37,7 @@ from figs_jax.train.config import (
   register_model,
 )
 from figs_jax.train.experiment import Experiment, build
+from figs_jax.train.sharding import state_shardings
 from figs_jax.train.state import TrainState
 
 _log = logging.getLogger("figs_jax")
@@ -56,6 +59,7 @@ def restore(
   download: bool = False,
   data: Any = None,
   model: type | None = None,
+  mesh: Mesh | None = None,
 ) -> tuple[Experiment, TrainState, int]:
   """Restores (experiment, state, step) of a run without writing to it.
 
@@ -70,6 +74,8 @@ def restore(
     data: Data of a program, if it trained on them.
     model: Model class of one's own, if it trained one; may be left out if
       `figs_jax.models.register` has it.
+    mesh: Mesh to split the state over, whatever that of the run was. Defaults
+      to one device.
 
   Raises:
     ValueError: If the run saved a path but is of another user and `data_dir` is
@@ -94,7 +100,12 @@ def restore(
     experiment = build(config, data)
     _check_model(workdir, experiment, meta["leaves"])
     _check_seed(workdir, experiment, seed)
-    state, _, step = checkpoints.restore(experiment.abstract_state, step)
+    abstract = experiment.abstract_state
+    if mesh is not None:
+      abstract = experiment.abstract_on(
+        state_shardings(abstract, mesh, abstract.bound, bool(experiment.seeds))
+      )
+    state, _, step = checkpoints.restore(abstract, step)
   if seed is not None:
     state = seeds.take(state, seed)
   return experiment, state, step
@@ -167,7 +178,8 @@ def _check_sizes(
   wrong depth; with it, and for seeds, the number costs nothing.
   """
   entries = sum(math.prod(leaf["shape"]) for leaf in leaves.values())
-  if entries > (memory := machine_memory()):  # of a byte or more each
+  memory = machine_memory() * jax.process_count()
+  if entries > memory:  # of a byte or more each
     raise ConfigError(
       f"{workdir}: expected at most {memory} bytes, the memory of this machine,"
       f" got {entries} saved entries; read it on a larger machine"

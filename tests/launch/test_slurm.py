@@ -323,9 +323,11 @@ def test_a_job_that_is_stopped_and_killed_ends_like_another(
     assert job["JobState"] == "COMPLETED", output
     assert (job["Restarts"], job["ExitCode"]) == (restarts, "0:0"), output
   assert "== start 3 on n[1-2]" in output
-  assert f"SIGTERM: saved step {saved}" in output
+  assert f"stopped by a signal: saved step {saved}" in output
   assert f"resuming from step {saved} " in output
-  assert output.count("SIGTERM: saved step") == 1  # by the first task alone
+  assert (
+    output.count("stopped by a signal: saved step") == 1
+  )  # by the first task alone
 
   (_, one, step), (_, other, other_step) = restore(whole), restore(broken)
   assert step == other_step == STEPS
