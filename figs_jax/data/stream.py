@@ -1,9 +1,10 @@
 """The training stream: examples, their order, and a position that resumes.
 
 Training reads an endless stream of examples: epoch e is the e-th permutation
-of a seed, and shard s of S takes positions s, s + S, ... of that stream. A
-global batch therefore holds the same examples for any number of processes,
-every example occurs once per epoch, and a position is one integer.
+of a seed, and every global batch takes the next positions. Shard s of S holds
+the s-th of S equal blocks of each batch, so that row i of a batch is the same
+example, with the same draws, for any number of processes. Every example occurs
+once per epoch, and a position is one integer.
 
 Small images of one shape are decoded once, by a thread that goes ahead of the
 reader, kept as uint8 and augmented in whole batches; others are decoded and
@@ -164,7 +165,7 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-  """The example numbers of one shard's stream, `chunk` at a time.
+  """The example numbers of the stream, `chunk` at a time.
 
   >>> order = Order(num_examples=5, chunk=2, seed=0)
   >>> sorted(np.concatenate([order[i] for i in range(5)]).tolist())
@@ -174,18 +175,14 @@ class Order:
   num_examples: int
   chunk: int
   seed: int
-  shard_index: int = 0
-  num_shards: int = 1
 
   def __len__(self) -> int:
-    return sys.maxsize // (self.chunk * self.num_shards)  # without end
+    return sys.maxsize // self.chunk  # without end
 
   def __getitem__(self, index: int) -> np.ndarray:
     first = index * self.chunk
-    within = np.arange(first, first + self.chunk)
-    epoch, rank = np.divmod(
-      within * self.num_shards + self.shard_index, self.num_examples
-    )
+    places = np.arange(first, first + self.chunk)
+    epoch, rank = np.divmod(places, self.num_examples)
     if epoch[0] == epoch[-1]:
       return self._permutation(int(epoch[0]))[rank]
     return np.array([self._permutation(int(e))[r] for e, r in zip(epoch, rank)])
@@ -204,6 +201,49 @@ class Order:
       return rng.permutation(self.num_examples)
 
     return permutation
+
+
+class Shard(grain.MapDataset):
+  """The elements of one shard: its block of each global batch, from one on.
+
+  Args:
+    parent: Elements of all shards in order.
+    rows: Number of elements of a batch of the shard.
+    shard_index: Index of the shard.
+    num_shards: Number of shards.
+    start: Number of the first batch.
+
+  >>> numbers = grain.MapDataset.range(12)
+  >>> list(Shard(numbers, rows=2, shard_index=1, num_shards=3))
+  [2, 3, 8, 9]
+  """
+
+  def __init__(
+    self,
+    parent: grain.MapDataset,
+    rows: int,
+    shard_index: int = 0,
+    num_shards: int = 1,
+    start: int = 0,
+  ):
+    super().__init__(parent)
+    self._rows, self._shard, self._start = rows, (shard_index, num_shards), start
+
+  def __len__(self) -> int:
+    rows = self._rows
+    batches = len(self._parent) // (rows * self._shard[1])
+    return max(batches - self._start, 0) * rows
+
+  def __getitem__(self, index: Any) -> Any:
+    if isinstance(index, slice):
+      return self.slice(index)
+    return self._parent[self.place(index)]
+
+  def place(self, index: int) -> int:
+    """The index among the elements of all shards."""
+    batch, row = divmod(index, self._rows)
+    shard, shards = self._shard
+    return ((self._start + batch) * shards + shard) * self._rows + row
 
 
 def stacked(batches: Sequence[Batch], axis: int = 0) -> Batch:

@@ -30,6 +30,7 @@ from figs_jax.data.segments import Segments, segments_of
 from figs_jax.data.span_corruption import SpanCorruption
 from figs_jax.data.stream import (
   Batch,
+  Shard,
   TrainBatches,
   check_shards,
   check_stream,
@@ -357,20 +358,21 @@ def train_batches(
   """An endless, shuffled stream; see `figs_jax.data.train_batches`.
 
   The stream is one for all shards: its position decides an example and what is
-  drawn for it, and shard s of S takes positions s, s + S, ...
+  drawn for it, and shard s takes the s-th block of each global batch.
   """
   check_stream(batch_size, shard_index, num_shards, start, workers, seed)
   examples = texts.examples(split, ordered=False)
   prepare = _Prepare(texts, examples)
 
   def of_seed(seed: int, first: int) -> grain.MapDataset:
-    return (
+    stream = (
       grain.MapDataset.range(len(examples))
       .seed(seed % 2**32)
       .shuffle()
       .repeat(None)
       .random_map(prepare)
-    )[shard_index::num_shards][first * batch_size :]
+    )
+    return Shard(stream, batch_size, shard_index, num_shards, first)
 
   def make(first: int) -> grain.DatasetIterator:
     if isinstance(seed, int):
