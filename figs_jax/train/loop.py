@@ -225,7 +225,8 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
   result: dict[str, Any] = {}
   step = start
   for step in range(start + 1, config.total_steps + 1):
-    batch = next(run.batches)
+    with run.watch.input():
+      batch = next(run.batches)
     first = step == start + 1
     with run.log.compiling() if first else contextlib.nullcontext():
       run.state, metrics = step_fn(run.state, batch)

@@ -5,7 +5,8 @@
 
 The rate is that of recent steps; an evaluation and a checkpoint take as long as
 the last ones. Compilation is in none of the terms, as it is over after the
-first step and the first evaluation.
+first step and the first evaluation. The share of input is the part of the
+recent steps' time in which the program waited for its batches.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Stopwatch:
     self._spans: list[tuple[float, float]] = []  # of compilation, disjoint
     self.seconds: dict[str, float] = collections.defaultdict(float)
     self._costs = dict(known or {})
-    self._done = (0.0, step)
+    self._input = 0.0  # seconds of waiting since the steps have begun
+    self._done = (0.0, step, 0.0)
     self._marks = collections.deque([self._done])
 
   def __enter__(self) -> Stopwatch:
@@ -103,11 +105,18 @@ class Stopwatch:
     self._apart += wall
     if name == COMPILATION:
       self.seconds[name] += wall
-      self._begun, self._apart = time.monotonic(), 0.0
+      self._begun, self._apart, self._input = time.monotonic(), 0.0, 0.0
       return
     self.seconds[COMPILATION] += lap.compiling
     self.seconds[name] += lap.seconds
     self._costs[name] = lap.seconds
+
+  @contextlib.contextmanager
+  def input(self) -> Iterator[None]:
+    """Times the wait for a batch, a part of the steps' time."""
+    start = time.monotonic()
+    yield
+    self._input += time.monotonic() - start
 
   def done(self, step: int) -> None:
     """Notes that all steps up to `step` are finished, not just dispatched."""
@@ -115,7 +124,7 @@ class Stopwatch:
       return
     now = time.monotonic() - self._begun - self._apart
     self.seconds["steps"] += max(now - self._done[0], 0.0)
-    self._done = now, step
+    self._done = now, step, self._input
     window = max(_WINDOW, _SHARE * now)
     if now - self._marks[-1][0] >= window / _MARKS:
       self._marks.append(self._done)
@@ -125,8 +134,15 @@ class Stopwatch:
   @property
   def rate(self) -> float:
     """Recent steps per second; 0 before the first."""
-    (start, first), (end, last) = self._marks[0], self._done
+    (start, first, _), (end, last, _) = self._marks[0], self._done
     return (last - first) / (end - start) if end > start else 0.0
+
+  @property
+  def input_share(self) -> float:
+    """Share of the recent steps' time spent waiting for batches, in [0, 1]."""
+    (start, _, before), (end, _, after) = self._marks[0], self._done
+    share = (after - before) / (end - start) if end > start else 0.0
+    return min(share, 1.0)
 
   def cost(self, name: str) -> float | None:
     """Seconds of the last evaluation or checkpoint; None if none was timed."""
