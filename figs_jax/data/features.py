@@ -64,7 +64,7 @@ def features_of(
   file = (path.parent if path.is_file() else path) / _FILE
   if not file.exists():
     raise ValueError(
-      f"{path}: expected {_FILE} beside the files, as {{\"image\":"
+      f'{path}: expected {_FILE} beside the files, as {{"image":'
       f' "image/encoded", "label": {{"key": ..., "classes": ...}}}}, got none;'
       f" the records have {_keys(first())}"
     )

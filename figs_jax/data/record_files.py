@@ -24,7 +24,6 @@ import dataclasses
 import functools
 import gzip
 import hashlib
-import json
 import os
 import re
 import tempfile

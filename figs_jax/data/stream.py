@@ -34,7 +34,8 @@ Batch = dict[str, np.ndarray]
 # Decoded sets of up to this many bytes stay in memory; cifar10 has 154 MB.
 _CACHE_BYTES = 256 * 2**20
 _AHEAD = 16  # examples that a thread decodes at a time
-_OF_EVALUATION = ("valid", "task")
+COUNT = "num_examples"  # entry of a batch of another number of examples
+_NOT_TRAINED_ON = ("valid", "task", COUNT)
 _log = logging.getLogger("figs_jax")
 
 
@@ -227,7 +228,8 @@ class Shard(grain.MapDataset):
     start: int = 0,
   ):
     super().__init__(parent)
-    self._rows, self._shard, self._start = rows, (shard_index, num_shards), start
+    self._rows, self._start = rows, start
+    self._shard = shard_index, num_shards
 
   def __len__(self) -> int:
     rows = self._rows
@@ -266,14 +268,17 @@ class TrainBatches(grain.DatasetIterator):
   `get_state()` returns {"next_example": k}, which JSON and
   `grain.checkpoint.CheckpointSave` can store: k examples were read by all
   shards together. After `set_state` the stream goes on bit for bit, with any
-  number of threads or workers; with another batch size, it goes on at the last
-  start of a batch of that size.
+  number of threads, workers or shards; with another batch size, it goes on at
+  the last start of a batch of that size, or exactly there if it is packed.
 
   Args:
     make: Function from the number of the first batch to an iterator.
     batch_size: Batch size over all shards.
     start: Number of the first batch.
-    num_examples: Number of examples in an epoch, over all shards.
+    packed: Whether a batch counts its own examples, in its entry `COUNT`; then
+      `make` takes the number of the first example.
+    num_examples: Number of examples in an epoch, over all shards; None if it is
+      not known.
     data_set: Name, version and size of the data set.
     ahead: Function from the number of the first batch to a function that stops
       what it has started, or None.
@@ -285,25 +290,27 @@ class TrainBatches(grain.DatasetIterator):
     batch_size: int,
     start: int = 0,
     *,
-    num_examples: int,
+    num_examples: int | None,
+    packed: bool = False,
     data_set: str = "",
     ahead: Callable[[int], Callable[[], None] | None] | None = None,
   ):
     super().__init__()
     self.num_examples, self.data_set = num_examples, data_set
     self._make, self._ahead = make, ahead
-    self._batch_size, self._next_batch = batch_size, start
+    self._batch_size, self._next = batch_size, start * batch_size
+    self._packed = packed
     self._inner: Any = None
     self._stop: Any = None
 
   def __next__(self) -> Batch:
     batch = next(self._running())
-    self._next_batch += 1
+    self._next += batch.get(COUNT, self._batch_size)
     # Fields for evaluation are not copied to the device.
-    return {k: v for k, v in batch.items() if k not in _OF_EVALUATION}
+    return {k: v for k, v in batch.items() if k not in _NOT_TRAINED_ON}
 
   def get_state(self) -> dict[str, Any]:
-    return {"next_example": self._next_batch * self._batch_size}
+    return {"next_example": self._next}
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Moves to a saved position.
@@ -317,7 +324,8 @@ class TrainBatches(grain.DatasetIterator):
         f"Expected a data position {{'next_example': 0 or more}}, got {state!r}"
       )
     self._drop()
-    self._next_batch, repeated = divmod(position, self._batch_size)
+    repeated = 0 if self._packed else position % self._batch_size
+    self._next = position - repeated
     if repeated:
       _log.warning(
         "batches of %d do not divide the %d examples that were read; the last"
@@ -337,8 +345,9 @@ class TrainBatches(grain.DatasetIterator):
 
   def _running(self) -> Any:
     if self._inner is None:
-      ahead = self._ahead(self._next_batch) if self._ahead else None
-      self._inner = self._make(self._next_batch)
+      first = self._next if self._packed else self._next // self._batch_size
+      ahead = self._ahead(first) if self._ahead else None
+      self._inner = self._make(first)
       # At exit too: workers must stop before the interpreter unloads modules.
       self._stop = weakref.finalize(self, _close, self._inner, ahead)
     return self._inner

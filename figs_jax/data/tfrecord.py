@@ -171,4 +171,6 @@ class Reader:
 
 
 def _damaged(where: str, what: str) -> str:
-  return f"{where}: expected a {what} that fits its CRC-32C, got another; {_FIX}"
+  return (
+    f"{where}: expected a {what} that fits its CRC-32C, got another; {_FIX}"
+  )

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from figs_jax import data
-from figs_jax.data import crc32c, opened, record_files, sources, text, tfrecord
+from figs_jax.data import (
+  crc32c,
+  opened,
+  record_files,
+  sources,
+  text,
+  text_batches,
+  tfrecord,
+)
 from tests.data import tfrecords
 
 CATS = {"label": {"key": "class", "names": ["cat", "dog"]}, "image": "png"}
@@ -134,7 +142,8 @@ def test_sets_of_tfds_keep_their_features(tmp_path, digits_dir):
   builder = sources.find("digits", data_dir=digits_dir)
   raw = builder.as_data_source("test").data_source
   root = tmp_path / "digits"
-  tfrecords.write(root / "digits-test.tfrecord-00000-of-00001", raw.__getitems__(range(3)))
+  records = raw.__getitems__(range(3))
+  tfrecords.write(root / "digits-test.tfrecord-00000-of-00001", records)
   features = (builder.data_path / "features.json").read_text()
   (root / "features.json").write_text(features)
   name, wanted = f"tfrecord:{root}", builder.as_data_source("test")
@@ -166,7 +175,7 @@ def test_texts_and_pairs(tmp_path):
       data_dir=str(tmp_path),
     )
     assert isinstance(texts, kind)
-    batch = next(text.train_batches(texts, "train", 2, seed=0))
+    batch = next(text_batches.train_batches(texts, "train", 2, seed=0))
     assert batch["inputs"].shape == (2, 8)
 
 
@@ -184,7 +193,10 @@ def broken(path, place, value=b"\xff"):
     (lambda p: p.write_bytes(p.read_bytes()[:-7]), "record 7: .* 7 more bytes"),
     (lambda p: p.write_bytes(p.read_bytes()[:300]), "record [0-7]: .*more"),
     (lambda p: p.write_text("hello, this is text"), "record 0: .*a length"),
-    (lambda p: p.unlink(), "expected 3 files of train in train, got 2, without"),
+    (
+      lambda p: p.unlink(),
+      "expected 3 files of train in train, got 2, without",
+    ),
     (
       lambda p: tfrecords.write(p, [b"\xff" * 9]),
       "record 0: expected a tf.train.Example",
