@@ -30,9 +30,9 @@ from figs_jax.data.stream import (
   check_shards,
   check_stream,
   identity,
-  parse_flags,
   seed_axis,
 )
+from figs_jax.data.workers import in_processes
 
 _DEFAULT_SIZE = 224
 _THREADS = 16
@@ -135,13 +135,10 @@ class _Pipeline:
     per_batch = self._per_batch
     join = functools.partial(_concatenate, axis=0 if seeds is None else 1)
     if self.workers:
-      parse_flags()
       # Batching before the split over workers keeps the order.
       if per_batch > 1:
         dataset = dataset.batch(per_batch, batch_fn=join)
-      one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-      options = grain.MultiprocessingOptions(num_workers=self.workers)
-      return iter(dataset.to_iter_dataset(one).mp_prefetch(options))
+      return in_processes(dataset, self.workers)
     if self.vectorised:
       # Faster than passing finished batches between threads.
       inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)

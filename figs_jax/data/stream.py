@@ -371,14 +371,6 @@ def identity(builders: Sequence[Any]) -> str:
   )
 
 
-def parse_flags() -> None:
-  """Marks absl flags as parsed, since grain's worker processes read them."""
-  from absl import flags
-
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
-
-
 def check_stream(
   batch_size: int,
   shard_index: int,

@@ -24,11 +24,11 @@ from figs_jax.data.stream import (
   check_shards,
   check_stream,
   identity,
-  parse_flags,
   seed_axis,
   stacked,
 )
 from figs_jax.data.streaming import Stream
+from figs_jax.data.workers import in_processes
 
 _THREADS = 16
 _HANDED_OVER = 64  # examples that a worker process gives at a time
@@ -194,7 +194,7 @@ class _Numbered(_Read):
     stream = streams[0] if axis is None else seed_axis(streams)
     count = len(self.rows)
     if self.workers:
-      return _in_processes(stream.batch(count, batch_fn=join), self.workers)
+      return in_processes(stream.batch(count, batch_fn=join), self.workers)
     read = _read(stream, self.data, self.threads)
     return iter(read.batch(count, batch_fn=join))
 
@@ -203,7 +203,7 @@ class _Numbered(_Read):
     stream = self._all(seed)[first:]
     if self.workers:
       some = stream.batch(_HANDED_OVER, batch_fn=list)
-      return _in_processes(some, self.workers), 0
+      return in_processes(some, self.workers), 0
     return iter(_read(stream, self.data, self.threads)), 0
 
   def _all(self, seed: int) -> grain.MapDataset:
@@ -252,7 +252,7 @@ class _Streamed(_Read):
 
   def _iterate(self, stream: grain.MapDataset) -> Any:
     if self.workers:
-      return _in_processes(stream, self.workers)
+      return in_processes(stream, self.workers)
     # One thread, which reads in order.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     return iter(stream.to_iter_dataset(options))
@@ -318,14 +318,6 @@ class _Prepare(grain.transforms.RandomMap):
   def random_map(self, element: Any, rng: np.random.Generator) -> Any:
     example = self.examples[int(element)] if element >= 0 else None
     return self.arrays(example, rng) | {"valid": np.bool_(element >= 0)}
-
-
-def _in_processes(stream: grain.MapDataset, workers: int) -> Any:
-  """An iterator over elements that processes read, in order."""
-  parse_flags()
-  one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-  options = grain.MultiprocessingOptions(num_workers=workers)
-  return iter(stream.to_iter_dataset(one).mp_prefetch(options))
 
 
 def _read(stream: Any, examples: Any, threads: int) -> Any:
