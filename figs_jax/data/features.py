@@ -57,7 +57,7 @@ def features_of(
     lines: Whether they are JSON lines.
 
   Raises:
-    ValueError: If there is no description, or the first record does not fit.
+    ValueError: If the description is missing, or the first record does not fit.
   """
   if lines:
     return _Columns.of(path, options, first)

@@ -11,6 +11,7 @@ corruption; `glue` and translations provide inputs and targets of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Sequence
@@ -195,12 +196,20 @@ class Tasks(Sequence):
     parts: Sequence[Sequence[Any]],
   ):
     self.cached = False
-    self._readers = [text_to_text.reader(builder) for builder in builders]
+    self._builders = builders
     self._parts = parts
     self._starts = [0, *itertools.accumulate(map(len, parts))]
 
   def __len__(self) -> int:
     return self._starts[-1]
+
+  @functools.cached_property
+  def _readers(self) -> list[text_to_text.Reader | None]:
+    return [text_to_text.reader(builder) for builder in self._builders]
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Without functions, for worker processes."""
+    return {k: v for k, v in vars(self).items() if k != "_readers"}
 
   def __getitem__(self, index: Any) -> Any:
     task = int(np.searchsorted(self._starts, index, side="right")) - 1

@@ -41,7 +41,7 @@ def scan(path: Path) -> Index:
     path: Uncompressed file.
 
   Raises:
-    ValueError: If the file is no TFRecord file, or is cut short.
+    ValueError: If the file is not a TFRecord file, or is cut short.
     OSError: If the file cannot be read.
   """
   size = path.stat().st_size

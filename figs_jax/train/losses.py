@@ -298,7 +298,7 @@ class TeacherForcing(LogitLoss):
     return Rows(arguments, logits, *scores)
 
   @staticmethod
-  def arguments(inputs: Any, targets: Any, segments: Any) -> tuple[Any, ...]:
+  def arguments(inputs: Any, targets: Any, segments: Any = ()) -> tuple:
     """What the model is called with; segments of packed rows, or none."""
     return (inputs, targets, segments) if segments else (inputs, targets)
 
@@ -311,7 +311,7 @@ class NextToken(TeacherForcing):
   """
 
   @staticmethod
-  def arguments(inputs: Any, targets: Any, segments: Any) -> tuple[Any, ...]:
+  def arguments(inputs: Any, targets: Any, segments: Any = ()) -> tuple:
     """What the model is called with; segments of packed rows, or none."""
     del targets
     return (inputs, None, *segments) if segments else (inputs,)
