@@ -13,6 +13,7 @@ import grain
 
 # Seconds in which a run may still want batches after SIGTERM to all processes.
 _GRACE = 60.0
+_SHARED = 2**20  # bytes of an array that is passed in shared memory
 
 
 def in_processes(stream: grain.MapDataset, workers: int) -> Any:
@@ -25,7 +26,11 @@ def in_processes(stream: grain.MapDataset, workers: int) -> Any:
   _parse_flags()
   one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
   options = grain.MultiprocessingOptions(num_workers=workers)
-  elements = stream.to_iter_dataset(one)
+  # Smaller arrays are cheaper to pickle than to map.
+  shared = grain.experimental.DatasetOptions(min_shm_size=_SHARED)
+  elements = grain.experimental.WithOptionsIterDataset(
+    stream.to_iter_dataset(one), shared
+  )
   return iter(elements.mp_prefetch(options, worker_init_fn=_begin))
 
 

@@ -5,8 +5,11 @@
 
 The rate is that of recent steps; an evaluation and a checkpoint take as long as
 the last ones. Compilation is in none of the terms, as it is over after the
-first step and the first evaluation. The share of input is the part of the
-recent steps' time in which the program waited for its batches.
+first step and the first evaluation.
+
+The share of input is the part of the steps' time in which the program waited
+for batches, from one row of the log to the next: only there are all batches
+used that were waited for.
 """
 
 from __future__ import annotations
@@ -43,6 +46,11 @@ class Stopwatch:
 
   Use it as a context manager: in it, JAX reports what it compiles.
 
+  Attributes:
+    total: Last step, or None.
+    seconds: Seconds so far of steps, evaluations, ..., by name.
+    input_share: Share of input at the last row of the log, in [0, 1].
+
   >>> with Stopwatch(total=100, every=50) as watch:
   ...   with watch.apart("evaluation") as lap:
   ...     pass
@@ -75,7 +83,9 @@ class Stopwatch:
     self.seconds: dict[str, float] = collections.defaultdict(float)
     self._costs = dict(known or {})
     self._input = 0.0  # seconds of waiting since the steps have begun
-    self._done = (0.0, step, 0.0)
+    self._shared = (0.0, 0.0)  # seconds of steps and of waiting, at a row
+    self.input_share = 0.0
+    self._done = (0.0, step)
     self._marks = collections.deque([self._done])
 
   def __enter__(self) -> Stopwatch:
@@ -124,25 +134,30 @@ class Stopwatch:
       return
     now = time.monotonic() - self._begun - self._apart
     self.seconds["steps"] += max(now - self._done[0], 0.0)
-    self._done = now, step, self._input
+    self._done = now, step
     window = max(_WINDOW, _SHARE * now)
     if now - self._marks[-1][0] >= window / _MARKS:
       self._marks.append(self._done)
     while len(self._marks) > 1 and now - self._marks[1][0] >= window:
       self._marks.popleft()
 
+  def share_input(self) -> float:
+    """The share of input since the last call, when all steps are done.
+
+    Returns:
+      Share in [0, 1], kept as `input_share`; that of before without a new step.
+    """
+    (start, before), end = self._shared, self._done[0]
+    if end > start:
+      self.input_share = min((self._input - before) / (end - start), 1.0)
+      self._shared = end, self._input
+    return self.input_share
+
   @property
   def rate(self) -> float:
     """Recent steps per second; 0 before the first."""
-    (start, first, _), (end, last, _) = self._marks[0], self._done
+    (start, first), (end, last) = self._marks[0], self._done
     return (last - first) / (end - start) if end > start else 0.0
-
-  @property
-  def input_share(self) -> float:
-    """Share of the recent steps' time spent waiting for batches, in [0, 1]."""
-    (start, _, before), (end, _, after) = self._marks[0], self._done
-    share = (after - before) / (end - start) if end > start else 0.0
-    return min(share, 1.0)
 
   def cost(self, name: str) -> float | None:
     """Seconds of the last evaluation or checkpoint; None if none was timed."""

@@ -105,27 +105,27 @@ def test_steps_ahead_do_not_count_before_they_are_done(clock):
     assert watch.rate == pytest.approx(0.1)
 
 
-def test_the_share_of_input_is_of_recent_steps(clock):
+def test_the_share_of_input_is_that_from_row_to_row(clock):
   with Stopwatch(total=10_000, every=100) as watch:
-    assert watch.input_share == 0
+    assert watch.share_input() == 0
     with watch.input():
       clock.now += 40  # of the first batch, before the steps begin
     with watch.apart(COMPILATION):
       clock.now += COMPILE
-    for step in range(1, 4001):
-      wait = 0.25 if step <= 2000 else 0.75
+    for step in range(1, 401):
+      wait = 0.25 if step <= 200 else 0.75
       with watch.input():
         clock.now += wait
       clock.now += 1 - wait
-      watch.done(step)
-      if step == 2000:
-        assert watch.input_share == pytest.approx(0.25)
+      if step > 2:
+        watch.done(step - 2)  # later batches are waited for already
+      if step % 20 == 0:
+        watch.done(step)
+        assert watch.share_input() == pytest.approx(wait)
       if step % 100 == 0:
         with watch.apart(EVALUATION):
           clock.now += EVALUATE
-    assert watch.input_share == pytest.approx(0.75)
-    with watch.input():  # for a step that is not done yet
-      clock.now += 100
+        assert watch.share_input() == pytest.approx(wait)
     assert watch.input_share == pytest.approx(0.75)
 
 
@@ -231,8 +231,9 @@ def test_the_lines_of_a_run_and_of_its_resumption(
     hours, minutes, seconds = map(int, line.rpartition(" ")[2].split(":"))
     left = 3600 * hours + 60 * minutes + seconds
     assert left == pytest.approx(end - now, rel=0.05), line
-    assert ", 10.0 s/step, input 25 %, " in line
+    share = ", input 25 %" * ("loss" in line)  # as of the last row
+    assert f", 10.0 s/step{share}, " in line
   rows = log_writer.read_log(tmp_path)
-  shares = [row["time/input_share"] for row in rows if row["step"] > 5]
+  shares = [row["time/input_share"] for row in rows]
   assert shares == pytest.approx([0.25] * len(shares))
   assert ", accuracy " in shown[-1][1]
