@@ -27,18 +27,17 @@ _OPTIONS = {
   "target": {"key"},
   "text": {"key"},
 }
+_MESSAGES: Any = tf_example_pb2  # its classes are made when it is imported
 First = Callable[[], tuple[str, bytes] | None]
 
 
 @runtime_checkable
 class Features(Protocol):
-  """Reads examples.
+  """Reads examples."""
 
-  Attributes:
-    spec: Features of an example, of tfds.
-  """
-
-  spec: Any
+  @property
+  def spec(self) -> Any:
+    """Features of an example, of tfds."""
 
   def example(self, where: str, raw: bytes) -> dict[str, Any]:
     """An example from its bytes, with their place for errors."""
@@ -87,7 +86,7 @@ def features_of(
 
 def _parsed(where: str, raw: bytes) -> Mapping[str, Any]:
   try:
-    return tf_example_pb2.Example.FromString(raw).features.feature
+    return _MESSAGES.Example.FromString(raw).features.feature
   except DecodeError as error:
     raise ValueError(
       f"{where}: expected a tf.train.Example, got other bytes; write the"

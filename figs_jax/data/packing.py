@@ -24,7 +24,7 @@ import numpy as np
 
 from figs_jax.data.stream import COUNT
 
-Fields = Mapping[str, np.ndarray]
+Fields = dict[str, np.ndarray]
 _MOST_EMPTY = 100_000
 _log = logging.getLogger("figs_jax")
 

@@ -21,13 +21,14 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 _MOST_LANES = 64
+_Raw = Generator[tuple[Path, int, bytes], None, None]
 # Words of the seeds of what is drawn.
 _FILES, _WINDOW, _EXAMPLE = 1, 2, 3
 
@@ -104,7 +105,7 @@ class Lane:
     self._counts: dict[Path, int] = {}  # of files that were read to their end
     self._to_skip = 0
     self._next = 0  # window
-    self._stream: Iterator[tuple[Path, int, bytes]] | None = None
+    self._stream: _Raw | None = None
 
   def __getitem__(self, number: int) -> Window:
     """A window.
@@ -123,10 +124,10 @@ class Lane:
   def close(self) -> None:
     """Closes the file that is read."""
     if self._stream is not None:
-      self._stream.close()  # a generator
+      self._stream.close()
       self._stream, self._to_skip = None, 0
 
-  def _read(self) -> Iterator[tuple[Path, int, bytes]]:
+  def _read(self) -> _Raw:
     """Records without end; before each, those to skip are passed over."""
     for epoch in itertools.count():
       if self._counts.keys() >= set(self._files):
@@ -194,8 +195,8 @@ class Stream:
   def __len__(self) -> int:
     return 2**62 // self.batch_size  # without end
 
-  def __getitem__(self, number: int) -> list[dict[str, Any]]:
-    return [self._example(number, row) for row in self.rows]
+  def __getitem__(self, index: int) -> list[dict[str, Any]]:
+    return [self._example(index, row) for row in self.rows]
 
   @functools.cached_property
   def lanes(self) -> int:

@@ -120,6 +120,7 @@ def train_batches(
       f"Expected one seed and start=0 of packed batches, got seed={seed} and"
       f" start={start}; set --config.data.order=shared"
     )
+  seeds = [seed] if isinstance(seed, int) else seed
   arrays: Arrays = texts.arrays
   layout = None
   if pack:
@@ -139,10 +140,9 @@ def train_batches(
 
   def make(first: int) -> Any:
     if layout is not None:
-      return Packed(*read.examples(seed, first), layout, rows)
-    if isinstance(seed, int):
-      return read.batches([read.of_seed(seed, first)], None)
-    return read.batches([read.of_seed(one, first) for one in seed], 1)
+      return Packed(*read.examples(seeds[0], first), layout, rows)
+    streams = [read.of_seed(one, first) for one in seeds]
+    return read.batches(streams, None if isinstance(seed, int) else 1)
 
   return TrainBatches(
     make,

@@ -53,7 +53,7 @@ def scan(path: Path) -> Index:
     path.open("rb") as file,
     mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory,
   ):
-    at, unpack = 0, struct.Struct("<Q").unpack_from
+    at, end, unpack = 0, size, struct.Struct("<Q").unpack_from
     while at + _HEADER <= size:
       (length,) = unpack(memory, at)
       end = at + _HEADER + length + FOOTER
