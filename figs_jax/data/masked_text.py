@@ -3,7 +3,7 @@
 Batches are dicts of NumPy arrays: `inputs` and `types` int32 [batch,
 input_length], padded with 0, and `targets` of the same shape (the ids to
 predict, 0 elsewhere) or `label` int32 [batch]; evaluation adds `valid` bool
-[batch]. `figs_jax.data.text` reads them.
+[batch]. `figs_jax.data.text_batches` makes them.
 
 A sequence begins with [CLS], and each text in it ends with [SEP]. Vocabularies
 of bytes and of sentencepiece have no such ids: there, sentinel 1 begins, the
@@ -21,8 +21,14 @@ import numpy as np
 from figs_jax.data import sources, text_to_text
 from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.own_vocabulary import vocabulary_of
+from figs_jax.data.packing import Fields, Group
 from figs_jax.data.python_data import Builder, PythonData
-from figs_jax.data.segments import Segments, segments_of
+from figs_jax.data.segments import (
+  Documents,
+  Segments,
+  StreamedSegments,
+  segments_of,
+)
 from figs_jax.data.vocabulary import EOS, Vocabulary
 from figs_jax.data.wordpiece import WordPiece
 
@@ -146,11 +152,21 @@ class MaskedTokens:
   def builders(self) -> tuple[Builder, ...]:
     return (self.builder,)
 
-  def examples(self, split: str, *, ordered: bool) -> Segments:
+  def examples(
+    self, split: str, *, ordered: bool, whole: bool = False
+  ) -> Segments:
     source = sources.source_of(self.builder, split)
+    if whole:
+      return self.examples_of(source, whole=True)
     end = Special.of(self.vocabulary).end
     length, encode = self.input_length - 2, self.vocabulary.encode
     return segments_of(source, length, encode, whole=ordered, end=end)
+
+  def examples_of(self, source: Any, *, whole: bool) -> Segments:
+    """Segments that begin with each document, or whole ones."""
+    kind = Documents if whole else StreamedSegments
+    end = Special.of(self.vocabulary).end
+    return kind(source, self.input_length - 2, self.vocabulary.encode, end)
 
   def arrays(
     self, example: np.ndarray | None, rng: np.random.Generator
@@ -158,17 +174,29 @@ class MaskedTokens:
     """The fields of an example; all 0 for None."""
     fields = np.zeros((3, self.input_length), np.int32)
     if example is not None:
-      length = self.input_length - 2
-      if len(example) > length:
-        at = rng.integers(len(example) - length + 1)
-        example = example[at : at + length]
-      special = Special.of(self.vocabulary)
-      inputs, targets = masked(example, self.density, rng, special)
-      end = len(example) + 1
-      fields[0, :end] = special.begin, *inputs
-      fields[0, end] = special.end
-      fields[2, 1:end] = targets
+      for row, field in zip(fields, self.fields(example, rng).values()):
+        row[: len(field)] = field
     return dict(zip(("inputs", "types", "targets"), fields))
+
+  def fields(self, example: np.ndarray, rng: np.random.Generator) -> Fields:
+    """The fields of an example, without padding."""
+    length = self.input_length - 2
+    if len(example) > length:
+      at = rng.integers(len(example) - length + 1)
+      example = example[at : at + length]
+    special = Special.of(self.vocabulary)
+    if (example == special.end).all():  # empty documents
+      nothing = np.zeros(0, np.int32)
+      return dict.fromkeys(("inputs", "types", "targets"), nothing)
+    inputs, targets = masked(example, self.density, rng, special)
+    inputs = np.array([special.begin, *inputs, special.end], np.int32)
+    targets = np.pad(targets, 1)
+    return {"inputs": inputs, "types": 0 * inputs, "targets": targets}
+
+  @property
+  def groups(self) -> tuple[Group, ...]:
+    """Inputs, types and targets, which share their segments."""
+    return (Group(("inputs", "types", "targets"), self.input_length),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,9 +230,14 @@ class LabelledTexts:
     is_glue = self.builder.name == "glue"
     return self.builder.builder_config.name if is_glue else ""
 
-  def examples(self, split: str, *, ordered: bool) -> Rows:
-    del ordered
+  def examples(self, split: str, *, ordered: bool, whole: bool = False) -> Rows:
+    del ordered, whole
     return Rows(sources.source_of(self.builder, split))
+
+  def examples_of(self, source: Any, *, whole: bool) -> Rows:
+    """The examples of a source."""
+    del whole
+    return Rows(source)
 
   def arrays(
     self, example: Mapping[str, Any] | None, rng: np.random.Generator

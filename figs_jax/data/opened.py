@@ -26,6 +26,7 @@ class Options:
     target_column: Column of target texts.
     others: Whether a column of labels or targets beside the text is "required",
       "optional" or "ignored".
+    stream: Whether training reads files of text in order, without an index.
   """
 
   mixed_sizes: bool = False
@@ -33,6 +34,7 @@ class Options:
   label_column: str | None = None
   target_column: str | None = None
   others: str = "required"
+  stream: bool = False
 
   @classmethod
   def of(cls, fields: Any) -> Options:

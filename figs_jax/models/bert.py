@@ -45,6 +45,7 @@ from figs_jax.models.sizes import (
 from figs_jax.nn import Attention, Channels
 from figs_jax.nn.initializers import drawing_dtype, in_float32
 from figs_jax.nn.layers import rows_dot_general
+from figs_jax.nn.segments import same_segment, segment_positions
 
 PAD = 0
 OUTPUTS = ("tokens", "classes", "pooled", "embedding")
@@ -103,7 +104,7 @@ class BertBlock(nnx.Module):
   def __call__(
     self,
     x: Float[Array, "batch tokens width"],
-    seen: Bool[Array, "batch 1 1 tokens"],
+    seen: Bool[Array, "batch 1 #tokens tokens"],
   ) -> Float[Array, "batch tokens width"]:
     """Applies the block; attention sees the tokens where `seen` is True."""
     x = self.norm1(x + self.dropout(self.attn(x, seen)))
@@ -308,12 +309,15 @@ class BERT(nnx.Module):
     self,
     inputs: Int[Array | np.ndarray, "batch tokens"],
     types: Int[Array | np.ndarray, "batch tokens"] | None = None,
+    segment_ids: Int[Array | np.ndarray, "batch tokens"] | None = None,
   ) -> Float[Array, "batch ..."]:
     """Computes what `output` says, in float32.
 
     Args:
       inputs: Ids; 0 is padding and not attended to.
       types: Token types, as 1 in the second text of a pair. Defaults to 0.
+      segment_ids: Segments of packed rows (`nn.segments`), for the output
+        "tokens" only. Defaults to one per row.
 
     Returns:
       [batch, tokens, vocab] for "tokens", [batch, classes] for "classes", and
@@ -324,7 +328,12 @@ class BERT(nnx.Module):
         more tokens than positions, or ids lie outside the vocabulary. Values
         are not checked inside a trace, where the result of such an id is NaN.
     """
-    x, is_token = self.encode(inputs, types)
+    if segment_ids is not None and self.output != "tokens":
+      raise ValueError(
+        "BERT: expected output='tokens' of packed rows, since others have one"
+        f" result per row, got output={self.output!r}"
+      )
+    x, is_token = self.encode(inputs, types, segment_ids)
     if self.output == "embedding":
       return _sentence_embedding(x, is_token)
     if self.output == "tokens":
@@ -339,6 +348,7 @@ class BERT(nnx.Module):
     self,
     inputs: Int[Array | np.ndarray, "batch tokens"],
     types: Int[Array | np.ndarray, "batch tokens"] | None = None,
+    segment_ids: Int[Array | np.ndarray, "batch tokens"] | None = None,
   ) -> tuple[Float[Array, "batch tokens width"], Bool[Array, "batch tokens"]]:
     """The last block's output, and True where the ids are not padding.
 
@@ -361,10 +371,16 @@ class BERT(nnx.Module):
         f" {types.shape}"
       )
     x = self.token_embed(inputs) + self.type_embed(types)
-    x = x + self.position_embed.embedding[...][None, :length].astype(x.dtype)
-    x = self.dropout(self.embed_norm(x.astype(self.dtype)))
     is_token = inputs != PAD
-    seen = is_token[:, None, None]
+    if segment_ids is None:
+      seen = is_token[:, None, None]
+      places = self.position_embed.embedding[...][None, :length]
+    else:
+      segments = jnp.asarray(segment_ids)
+      seen = same_segment(segments, segments)[:, None]
+      places = self.position_embed(segment_positions(segments))
+    x = x + places.astype(x.dtype)
+    x = self.dropout(self.embed_norm(x.astype(self.dtype)))
     x, _ = stack.run_blocks(self.blocks, x, seen, remat=self.remat)
     return x, is_token
 

@@ -53,6 +53,7 @@ from figs_jax.models.t5_stack import (
 )
 from figs_jax.nn import Channels
 from figs_jax.nn.initializers import drawing_dtype, in_float32
+from figs_jax.nn.segments import same_segment, segment_positions
 
 PAD, EOS = 0, 1
 
@@ -281,12 +282,15 @@ class T5(nnx.Module):
     self,
     inputs: Int[Array | np.ndarray, "rows inputs"],
     targets: Int[Array | np.ndarray, "batch targets"],
+    segment_ids: tuple[Any, Any] | None = None,
   ) -> Float[Array, "batch targets vocab"]:
     """Computes float32 logits of each target token given those before it.
 
     Args:
       inputs: Ids, a row per target; 0 is padding and not attended to.
       targets: Ids; the decoder sees them shifted right after a 0.
+      segment_ids: Segments of the inputs and of the targets of packed rows
+        (`nn.segments`), each of the shape of its ids. Defaults to one per row.
 
     Raises:
       ValueError: If ids are not integers [batch, length], the batches differ,
@@ -301,13 +305,20 @@ class T5(nnx.Module):
         f"T5: expected one target per input, got {rows} rows of inputs and"
         f" {given} of targets"
       )
-    encoded, inputs_seen = self.encode(inputs)
     tokens = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=PAD)
     length = tokens.shape[1]
-    seen = np.tril(np.ones((1, 1, length, length), bool))
+    seen = jnp.asarray(np.tril(np.ones((1, 1, length, length), bool)))
+    if segment_ids is None:
+      encoded, inputs_seen = self.encode(inputs)
+    else:
+      own, mine = (jnp.asarray(ids) for ids in segment_ids)
+      encoded = self._encoded(inputs, same_segment(own, own)[:, None])
+      inputs_seen = same_segment(mine, own)[:, None]
+      seen &= same_segment(mine, mine)[:, None]
+      tokens = jnp.where(segment_positions(mine) == 0, PAD, tokens)
     x = self.decoder(
       self._embed(tokens),
-      jnp.asarray(seen),
+      seen,
       encoded,
       inputs_seen,
       remat=self.remat,
@@ -352,7 +363,14 @@ class T5(nnx.Module):
     """The encoder's output and the mask of its tokens, by default not 0."""
     inputs = self.ids("inputs", inputs)
     seen = (inputs != PAD if mask is None else mask)[:, None, None]
-    return self.encoder(self._embed(inputs), seen, remat=self.remat), seen
+    return self._encoded(inputs, seen), seen
+
+  def _encoded(
+    self,
+    inputs: Int[Array, "batch inputs"],
+    seen: Bool[Array, "batch 1 #inputs inputs"],
+  ) -> Float[Array, "batch inputs width"]:
+    return self.encoder(self._embed(inputs), seen, remat=self.remat)
 
   def start(
     self,

@@ -226,7 +226,7 @@ class EncoderBlock(nnx.Module):
   def __call__(
     self,
     x: Float[Array, "batch tokens width"],
-    seen: Bool[Array, "batch 1 1 tokens"],
+    seen: Bool[Array, "batch 1 #tokens tokens"],
     bias: Float[Array, "1 heads tokens tokens"],
   ) -> Float[Array, "batch tokens width"]:
     h = self.attn_norm(x)
@@ -249,10 +249,10 @@ class DecoderBlock(nnx.Module):
   def __call__(
     self,
     x: Float[Array, "batch tokens width"],
-    seen: Bool[Array, "1 1 tokens tokens"],
+    seen: Bool[Array, "#batch 1 tokens tokens"],
     bias: Float[Array, "1 heads tokens tokens"],
     encoded: Float[Array, "batch inputs width"],
-    inputs_seen: Bool[Array, "batch 1 1 inputs"],
+    inputs_seen: Bool[Array, "batch 1 #tokens inputs"],
   ) -> Float[Array, "batch tokens width"]:
     """Applies the block to all tokens at once."""
     h = self.attn_norm(x)

@@ -228,7 +228,8 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
   step = start
   for step in range(start + 1, config.total_steps + 1):
     watchdog.alive()
-    batch = next(run.batches)
+    with run.watch.input():
+      batch = next(run.batches)
     first = step == start + 1
     with run.log.compiling() if first else contextlib.nullcontext():
       run.state, metrics = step_fn(run.state, batch)
@@ -368,11 +369,12 @@ def _train_batches(experiment: Experiment) -> Any:
     shard_index=jax.process_index(),
     num_shards=jax.process_count(),
   )
-  if config.batch_size > batches.num_examples:
+  count = batches.num_examples
+  if count is not None and config.batch_size > count:
     batches.close()
     raise ConfigError(
       "--config.batch_size: expected at most the"
-      f" {batches.num_examples} examples of split {config.data.train_split!r}"
+      f" {count} examples of split {config.data.train_split!r}"
       f" of {config.data.name!r}, got {config.batch_size}"
     )
   return batches

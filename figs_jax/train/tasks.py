@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from figs_jax import data, models
-from figs_jax.data import masked_text, text
+from figs_jax.data import masked_text, text, text_batches
 from figs_jax.data.masked_text import LabelledTexts, MaskedTokens
 from figs_jax.data.opened import Options
 from figs_jax.data.pixels import PixelScale
@@ -130,23 +130,25 @@ class _OfTexts:
   texts: Any
 
   def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
-    """Training batches of a shard; see `figs_jax.data.text.train_batches`."""
+    """Training batches of a shard; see `figs_jax.data.text_batches`."""
     options = self.config.data
-    return text.train_batches(
+    return text_batches.train_batches(
       self.texts,
       options.train_split,
       batch_size,
       seed=stream_seed(self.config),
       workers=options.workers,
+      pack=options.pack,
+      shuffle_buffer=options.shuffle_buffer,
       **shard,
     )
 
   def eval_batches(
     self, batch_size: int | None = None, **shard: int
-  ) -> text.TextEvalBatches:
+  ) -> text_batches.TextEvalBatches:
     """Evaluation batches of a shard, of the configured size by default."""
     options = self.config.data
-    return text.eval_batches(
+    return text_batches.eval_batches(
       self.texts,
       options.eval_split,
       batch_size or options.eval_batch_size,
