@@ -88,7 +88,7 @@ def source_of(
     experiment, state, _ = runs.restore(
       workdir, seed=None, data_dir=data.get("data_dir")
     )
-    if experiment.recipe.sparse:
+    if experiment.recipe.sparse and not experiment.recipe.ends_dense:
       raise ValueError(
         f"{workdir}: expected a dense run, got recipe"
         f" {experiment.recipe.name!r}; its weights are pruned already"

@@ -131,6 +131,12 @@ class Recipe:
     """False for a recipe that never masks anything."""
     return max(self.lengths) > 0
 
+  @property
+  def ends_dense(self) -> bool:
+    """Whether the last stage of every kernel keeps all of its weights."""
+    stages = (self.pattern_schedule(nm, None) for nm in self.targets)
+    return self.sparse and all(each[-1].is_dense for each in stages)
+
   def at(self, step: Step | int, switched: Flag = False) -> Moment:
     """Stage, leak and refresh of a step's forward pass, for use under jit.
 
@@ -436,17 +442,14 @@ def _row(recipe: Recipe, first: int, last: int) -> tuple[str, str, str, str]:
   leaks = [f"{recipe.leak_at(step):.4g}" for step in (first, last)]
   moment = recipe.at(first, recipe.timeline.switched_by(first))
   dense = int(moment.stage) == 0
-  if dense:
-    phase = "dense"
-  elif first >= recipe.timeline.finetune_start:
-    phase = "fine-tune"
-  else:
-    phase = "sparse"
+  tuning = first >= recipe.timeline.finetune_start
+  phase = "dense" if dense else "fine-tune" if tuning else "sparse"
+  all_kept = dense or (recipe.ends_dense and tuning)
   return (
     phase,
     str(recipe.pattern_at(first)),
     leaks[0] if leaks[0] == leaks[1] else "..".join(leaks),
-    "all kept" if dense else recipe.grad_mode,
+    "all kept" if all_kept else recipe.grad_mode,
   )
 
 
@@ -469,6 +472,8 @@ def _remarks(recipe: Recipe) -> list[str]:
     lines += [f"optimizer: {part}" for part in recipe.optimizer_requirements]
   if recipe.points is not None:
     lines += recipe.points.remarks
+  if recipe.ends_dense:
+    lines.append("finished: dense, all masks True")
   if switch is not None:
     lines.append(
       "the optimizer switches; the first masked step lies in"

@@ -10,6 +10,7 @@ from figs_jax.models.pretrained.keys import (
   Table,
   attention_dropout,
   dropout,
+  words,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, is_copy_of, under
 
@@ -64,6 +65,12 @@ CONFIG = Table(
       COUNT,
     ),
     Key("layer_norm_epsilon", "norm_epsilon", 1e-5, NUMBER),
+    Key(
+      "activation_function",
+      "relu2",
+      "gelu_new",
+      words({"gelu_new": False, "gelu_pytorch_tanh": False, "relu2": True}),
+    ),
     Key("embd_pdrop", "dropout", 0.1, NUMBER, dropout, trains=True),
     Key("resid_pdrop", "dropout", 0.1, NUMBER, dropout, trains=True),
     Key(
@@ -76,7 +83,6 @@ CONFIG = Table(
     ),
   ),
   fixed=(
-    Fixed("activation_function", "gelu_new", ("gelu_pytorch_tanh",)),
     Fixed("scale_attn_weights", True),
     Fixed("scale_attn_by_inverse_layer_idx", False),
     Fixed("tie_word_embeddings", True),
