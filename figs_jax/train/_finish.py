@@ -18,6 +18,7 @@ from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array
 from figs_jax.nn.batch_norm import with_statistics
 from figs_jax.nn.point_statistics import at_point
+from figs_jax.optim import evaluated_params
 
 
 def check_point(state: Any, point: NM | str) -> NM:
@@ -63,6 +64,9 @@ def finish(
 ) -> tuple[Any, Any]:
   """(params, masks), finished, with pruned entries exactly 0; traceable.
 
+  The weights of a schedule-free optimizer are its average. Masks of averaged
+  weights are chosen from them, unless the recipe chooses by more than weights.
+
   Args:
     state: State without a seed axis.
     ema: Whether to take the averaged weights.
@@ -74,12 +78,13 @@ def finish(
       "expected averaged weights, got a state without; train with"
       " config.ema_decay > 0"
     )
-  bound, params = state.bound, state.params
+  bound, params = state.bound, evaluated_params(state.opt_state, state.params)
+  averaged = ema or params is not state.params
   if ema:
     params = jax.tree.map(lambda x, to: x.astype(to.dtype), state.ema, params)
   if n is not None:
     masks = bound.cut(params, n)
-  elif ema and not state.recipe.is_stateful:
+  elif averaged and not state.recipe.is_stateful:
     masks = bound.target(params, seed=state.seed)
   else:
     switched = state.recipe.switched(state.opt_state)

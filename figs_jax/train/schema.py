@@ -487,6 +487,13 @@ def _check_together(fields: Mapping[str, Any]) -> None:
   optimizer = {k[10:]: v for k, v in fields.items() if k[:10] == "optimizer."}
   if mistake := optimizer_fields.mistake(optimizer):
     raise ConfigError(mistake)
+  if optimizer["name"] == "schedule_free":
+    for name, none in (("ema_decay", 0), ("train_only", "")):
+      if value := fields[name]:
+        raise ConfigError(
+          f"--config.{name}: expected {none!r} with schedule_free, which"
+          f" averages all weights, got {value!r}"
+        )
   if fields["teacher"] and fields.get("loss") == "bce":
     raise ConfigError(
       "--config.loss: expected softmax with a teacher, whose term compares"
