@@ -93,9 +93,7 @@ def main() -> None:
         state = trained(pair[rules], seed)
         values = dict(measures[rules].run(state))
         moved = pair[other].lone_state(seed)
-        moved = dataclasses.replace(
-          moved, params=state.params, step=state.step
-        )
+        moved = dataclasses.replace(moved, params=state.params, step=state.step)
         swapped = dict(measures[other].run(moved))
         rows.append(
           (
@@ -109,7 +107,10 @@ def main() -> None:
       error = table.std(0, ddof=1) / np.sqrt(len(table))
       cells = [f"{m:.3f} ± {e:.3f}" for m, e in zip(table.mean(0), error)]
       name = "squared ReLU" if relu2 else "gelu"
-      print(f"| {name} | {'2:4' if rules else 'whole'} | {' | '.join(cells)} |")
+      print(
+        f"| {name} | {'2:4' if rules else 'whole'} | {' | '.join(cells)} |",
+        flush=True,
+      )
 
 
 if __name__ == "__main__":

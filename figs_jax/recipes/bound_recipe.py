@@ -16,7 +16,7 @@ from jax import lax
 from figs_jax.core import tree
 from figs_jax.core._flow import flow
 from figs_jax.core.masks import rank_in_group
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, VNM
 from figs_jax.core.scores import magnitude
 from figs_jax.core.soft import kernel_scale, s_ste
 from figs_jax.core.tree import MaskedKernel
@@ -57,6 +57,8 @@ class BoundLeaf:
   @property
   def traced(self) -> bool:
     """Whether one selection with a traced n should serve all stages."""
+    if isinstance(self.leaf.pattern, VNM):
+      return False
     lengths = {self.leaf.pattern.m, *(stage.m for stage in self.stages)}
     many = len(self.stages) > _BRANCHES
     return len(lengths) == 1 and (many or max(lengths) <= _TRACED_M)
@@ -110,6 +112,9 @@ class BoundRecipe:
       if self.recipe.transposable:
         other = other_axis(ndim, leaf.axis) % ndim - ndim
         units[kernel.path][other] = m
+      if isinstance(leaf.pattern, VNM):
+        other = other_axis(ndim, leaf.axis) % ndim - ndim
+        units[kernel.path][other] = leaf.pattern.v
     return units
 
   def masks(

@@ -4,7 +4,7 @@ A criterion is a function (kernel, pattern, axis, n) -> mask, frozen and
 hashable. `kernel` is a `KernelState`. `n` is None, or a traced count in place
 of the pattern's own for criteria with `traced = True`. A criterion with
 `looped = True` does not read `kernel.path`, so that the same kernels of all
-layers can share one loop.
+layers can share one loop. One with `takes_vnm = True` gives V:N:M masks, too.
 """
 
 from __future__ import annotations
@@ -82,6 +82,10 @@ class Magnitude:
   looped: ClassVar[bool] = True
   nested: bool = False
 
+  @property
+  def takes_vnm(self) -> bool:
+    return not self.nested
+
   def __call__(
     self, kernel: KernelState, pattern: NM, axis: Axis, n: Any = None
   ):
@@ -107,6 +111,7 @@ class Saliency:
   looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = True
   needs_grad: ClassVar[bool] = True
+  takes_vnm: ClassVar[bool] = True
 
   def __call__(
     self, kernel: KernelState, pattern: NM, axis: Axis, n: Any = None
@@ -131,6 +136,7 @@ class Random:
   traced: ClassVar[bool] = True
   looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = False
+  takes_vnm: ClassVar[bool] = True
   seed: int = 0
 
   def __call__(
@@ -246,3 +252,8 @@ def is_looped(criterion: Criterion) -> bool:
 def takes_count(criterion: Criterion) -> bool:
   """Whether the criterion takes a traced count `n`."""
   return bool(getattr(criterion, "traced", False))
+
+
+def takes_vnm(criterion: Criterion) -> bool:
+  """Whether the criterion takes V:N:M patterns."""
+  return bool(getattr(criterion, "takes_vnm", False))

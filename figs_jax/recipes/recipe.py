@@ -20,7 +20,7 @@ import optax
 
 from figs_jax.core._flow import Flow, GradMode
 from figs_jax.core.groups import axis_length, other_axis
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, VNM
 from figs_jax.core.rules import Rules, check_groups
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
@@ -33,6 +33,7 @@ from figs_jax.recipes.criterion import (
   Magnitude,
   Transposable,
   is_stateful,
+  takes_vnm,
 )
 from figs_jax.recipes.leak_schedule import Hard, Leak
 from figs_jax.recipes.optimizer_requirements import (
@@ -104,6 +105,12 @@ class Recipe:
     if self.timeline.switch is None:
       for stages in self.lengths:
         self.timeline.boundaries(stages)  # raises if they do not fit
+    for target in self.targets:
+      if isinstance(target, VNM) and (reason := self._no_vnm(target)):
+        raise ValueError(
+          f"expected an N:M pattern, got {target}: {reason}; take"
+          f" {target.pattern}, or V:N:M with a recipe such as sr_ste or asp"
+        )
 
   @property
   def grad_mode(self) -> GradMode:
@@ -391,6 +398,17 @@ class Recipe:
     """The numbers of stages of the targets, each once, ascending."""
     lengths = {len(self.pattern_schedule(nm, None)) for nm in self.targets}
     return tuple(sorted(lengths)) or (0,)
+
+  def _no_vnm(self, target: VNM) -> str:
+    """Why the recipe cannot have a V:N:M pattern; "" if it can."""
+    stages = self.pattern_schedule(target, None)
+    if not all(nm.is_dense or nm == target for nm in stages):
+      return "the stages of this recipe are N:M"
+    if not takes_vnm(self.criterion):
+      return f"the masks of this recipe are not ({_named(self.criterion)})"
+    if self.flow.soft or self.flow.double_pruned:
+      return "its forward or backward pass prunes the groups of one output"
+    return ""
 
   def _check_pattern(self, path: str, leaf: MaskedKernel) -> None:
     if leaf.pattern not in self.targets:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core._flow import Flow
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, VNM
 from figs_jax.core.types import Array
 from figs_jax.nn.batch_norm import with_statistics
 from figs_jax.nn.point_statistics import at_point
@@ -32,6 +32,11 @@ def check_point(state: Any, point: NM | str) -> NM:
   if not state.bound.kernels:
     raise ValueError(f"point {nm}: expected a model with masked kernels")
   for path, leaf in state.bound.leaves.items():
+    if isinstance(leaf.pattern, VNM):
+      raise ValueError(
+        f"point {nm}: expected N:M kernels, which are cut by |w|, got {path}"
+        f" with {leaf.pattern}"
+      )
     if leaf.pattern.m != nm.m:
       raise ValueError(
         f"point {nm}: expected the m of {path}, which is {leaf.pattern}; one"

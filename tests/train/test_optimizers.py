@@ -264,7 +264,7 @@ def test_two_devices_give_what_one_gives(name):
     ("ste", {**FREE, "b1": 0.0}, "b1: expected a number above 0"),
     ("step", FREE, "expected adamw, which has the second moment"),
     ("slope", FREE, "rank: expected 0 with schedule_free"),
-    ("ste", {**FREE, "weight_lr_power": -1.0}, "weight_lr_power: expected None or a number"),
+    ("ste", {**FREE, "weight_lr_power": -1.0}, "expected None or a number in"),
     ("ste", {"weight_lr_power": 1.0}, "name=schedule_free"),
     ("step", {"name": "sgd"}, "expected adamw, which has the second moment"),
     ("step", {"name": "muon"}, "recipe 'step' freezes, got 'muon'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from figs_jax.core.pattern import VNM
 from figs_jax.recipes.checks import (
   check_not_negative,
   with_criterion,
@@ -301,6 +302,11 @@ def nested(
     targets = ", ".join(map(str, plain.targets)) or "dense"
     raise ValueError(
       f"expected one pattern for all masked kernels, got {targets}"
+    )
+  if isinstance(plain.targets[0], VNM):
+    raise ValueError(
+      f"expected an N:M pattern, got {plain.targets[0]}: masks of several n are"
+      " ranked by output"
     )
   if plain.transposable:
     raise ValueError(
