@@ -494,10 +494,16 @@ def _check_together(fields: Mapping[str, Any]) -> None:
           f"--config.{name}: expected {none!r} with schedule_free, which"
           f" averages all weights, got {value!r}"
         )
-  if fields["teacher"] and fields.get("loss") == "bce":
+  loss = fields.get("loss", "softmax")
+  if fields["teacher"] and loss != "softmax":
     raise ConfigError(
       "--config.loss: expected softmax with a teacher, whose term compares"
-      " softmaxes, got bce; leave --config.teacher out or set loss=softmax"
+      f" softmaxes, got {loss}; leave --config.teacher out or set loss=softmax"
+    )
+  if loss == "mse" and (value := fields["data.objective"]) != "auto":
+    raise ConfigError(
+      "--config.data.objective: expected auto with loss=mse, which learns"
+      f" scores, got {value}"
     )
   mean, std = fields.get("data.mean"), fields.get("data.std")
   if mean != std and {mean, std} & set(NAMED):
