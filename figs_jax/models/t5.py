@@ -34,7 +34,7 @@ from figs_jax.models.decoder import (
   Origin,
   checked_ids,
   head_logits,
-  tied_head,
+  head_of_steps,
 )
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
@@ -95,7 +95,8 @@ class Cache(NamedTuple):
     memory: Keys and values of the inputs, of each block.
     inputs_seen: Mask of the inputs, [batch, inputs].
     bias: Position bias, [heads, tokens, tokens].
-    head: Kernel of the head, [width, vocab]; None if it has its own.
+    head: Embedding as the kernel of the head, [width, vocab]; None if the head
+      has its own, or transposing would not pay.
   """
 
   past: tuple[KeysValues, ...]
@@ -381,7 +382,7 @@ class T5(nnx.Module):
       bias=self.decoder.position_bias(max_length)[0],
       head=None
       if self.head is not None
-      else tied_head(self.shared, self.dtype),
+      else head_of_steps(self.shared, self.dtype, batch * beams, max_length),
     )
 
   def step(
