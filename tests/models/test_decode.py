@@ -140,7 +140,7 @@ def test_one_beam_that_stops_early_is_greedy():
 
 
 def test_a_head_that_is_transposed_once_changes_nothing():
-  """From 20 steps and two rows on; `eos` is no id of the vocabulary."""
+  """It is from 20 steps and two rows on; no token ends a sequence here."""
   options = {"t5": {"tied": True, "scan": True}, "gpt2": {"length": 32}}
   for family, given in options.items():
     model = families.create(family, **given)
