@@ -23,6 +23,7 @@ import numpy as np
 
 from figs_jax import nn
 from figs_jax.core.masks import nm_mask
+from figs_jax.pruning.layouts import Layout
 from figs_jax.pruning.recording import Place, record
 from figs_jax.train import experiment as experiments
 from figs_jax.train._evaluate import evaluator
@@ -61,7 +62,7 @@ def counted(made: experiments.Experiment, state) -> tuple[float, float, float]:
     layer = net
     for part in path.split("/")[:-1]:
       layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
-    record(layer, Place(path, None, calls), None)
+    record(layer, Place(path, Layout.of(path, layer, (-2,)), calls), None)
   (batch,) = task_of(made.config).eval_batches(355)
   net(batch["image"])
   zeros, fitting, kept = [], [], []
@@ -80,8 +81,8 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=600)
   args = parser.parse_args()
   print(
-    "| activation | inputs | accuracy | loss | zeros | groups that fit | squares"
-    " kept | loss with the other inputs |"
+    "| activation | inputs | accuracy | loss | zeros | groups that fit |"
+    " squares kept | loss with the other inputs |"
   )
   print("|---|---|---|---|---|---|---|---|")
   for relu2 in (False, True):

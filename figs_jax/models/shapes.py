@@ -92,19 +92,22 @@ class Shape:
   def words(self) -> dict[str, str]:
     """The words of rules, as the classes of `figs_jax.models` have them."""
     attention = {x: rf"{_BLOCK}attn/{x}/kernel" for x in ("q", "k", "v", "o")}
+    head = {} if self.tied else {"head": r"(?:head|pooler)/kernel"}
     return word_table(
-      ff=rf"{_BLOCK}mlp/(?:gate|up|down|fc1|fc2)/kernel",
-      **attention,
-      head=r"(?:head|pooler)/kernel",
+      ff=rf"{_BLOCK}mlp/(?:gate|up|down|fc1|fc2)/kernel", **attention, **head
     )
 
   @property
   def kernels(self) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Path -> (shape, axis of the groups) of every kernel but embeddings."""
+    """Path -> (shape, axis of the groups) of every kernel but embeddings.
+
+    A tied head is one of these.
+    """
     stacked = (self.depth,) if self.scan else ()
     return {
       f"{name}/kernel": ((stacked if "/" in name else ()) + (k, n), -2)
       for name, (n, k) in self._linears().items()
+      if not (self.tied and name == "head")
     }
 
   @property

@@ -8,6 +8,7 @@ from flax import nnx
 from figs_jax import export, models, nn
 from figs_jax.models import pretrained
 from figs_jax.models.pretrained.config import for_transformers
+from figs_jax.models.pretrained.keys import with_end
 
 from . import families
 
@@ -98,6 +99,13 @@ def test_inputs_that_fit_lose_nothing(case):
         if layer.bias is not None:
           layer.bias[...] = layer.bias[...] * sign
   np.testing.assert_array_equal(pruned(*args), model(*args))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_config_json_names_the_end_of_our_texts(family):
+  config = for_transformers(families.create(family)).config
+  assert config["eos_token_id"] == 1
+  assert with_end({"vocab_size": 50257})["eos_token_id"] == 50256
 
 
 def test_relu2_does_not_go_with_swiglu():

@@ -10,6 +10,7 @@ from figs_jax.models.pretrained.keys import (
   Table,
   attention_dropout,
   dropout,
+  with_end,
   words,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, is_copy_of, under
@@ -88,6 +89,7 @@ CONFIG = Table(
     Fixed("tie_word_embeddings", True),
     Fixed("add_cross_attention", False),
   ),
+  nested=with_end,
   # Of a classifier; an order of operations; the old name of n_positions.
   harmless=(
     "n_ctx", "reorder_and_upcast_attn", "summary_activation",

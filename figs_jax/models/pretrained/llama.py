@@ -15,6 +15,7 @@ from figs_jax.models.pretrained.keys import (
   Table,
   attention_dropout,
   text,
+  with_end,
   words,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, is_copy_of, under
@@ -159,5 +160,5 @@ CONFIG = Table(
   # How products were split when it was trained.
   harmless=("pretraining_tp",),
   flat=_flat,
-  nested=_nested,
+  nested=lambda fields: with_end(_nested(fields)),
 )
