@@ -388,7 +388,7 @@ def test_the_fingerprint_of_a_study_is_that_of_before():
   wanted = {f"optimizer.{name}" for name in saved["optimizer"]}
   assert {k for k in of_cell(now) if k.startswith("optimizer.")} == wanted
   json.dumps(of_cell(now))
-  of_texts = plain(default_config("ste", "bert"))
+  of_texts = plain(with_defaults(default_config("ste", "bert")))
   known = fingerprint(of_texts)
   del of_texts["loss"], of_texts["model"]["relu2"]
   assert fingerprint(of_texts) == known
