@@ -50,6 +50,7 @@ _LATER = {
   "model.distillation": "none",
   "model.layer_scale": 0.0,
   "model.registers": 0,
+  "model.relu2": False,
   "model.swiglu": False,
   "recalibrate_batch_norm": 50,
   "teacher_sha256": "",
@@ -206,13 +207,16 @@ def of_cell(
   # Before training, a teacher is known by its place alone.
   named = values.get("teacher") and not values.get("teacher_sha256")
   kept = ("teacher", "distill.seed") if named else ()
+  # Runs of images had a loss from the first.
+  of_texts = "data.objective" in values
+  later = _LATER | ({"loss": "softmax"} if of_texts else {})
   return {
     name: value
     for name, value in values.items()
     if name in kept
     or name not in _NOT_OF_CELL
     and name.split(".")[0] not in _NOT_OF_CELL
-    and not (name in _LATER and value == _LATER[name])
+    and not (name in later and value == later[name])
   }
 
 

@@ -109,7 +109,7 @@ _TEXT_COLUMN = Field(
   str, "Column of the text of text:FILE. Defaults to the one of a usual name."
 )
 _LABEL_COLUMN = Field(
-  str, "Column of its labels. Defaults to the one of a usual name."
+  str, "Column of its labels or scores. Defaults to the one of a usual name."
 )
 # Fields of families that generate text.
 _ANY_TEXT: dict[str, Field] = _ROWS | {
@@ -156,6 +156,12 @@ MASKED_TEXT: dict[str, Field] = _ROWS | {
     "stdlib_text",
     "Data set: stdlib_text, text:FILE, tfrecord:DIR, c4, or a tfds name such as"
     " glue/sst2.",
+  ),
+  "loss": Field(
+    "softmax",
+    "Training loss: the cross-entropy of a softmax, or mse, the squared error"
+    " of the scores of glue/stsb or of a column of text:FILE.",
+    Word(("softmax", "mse")),
   ),
   "data.objective": Field(
     "auto",

@@ -1,9 +1,9 @@
-"""Batches for BERT: masked tokens, or labels of texts and pairs of texts.
+"""Batches for BERT: masked tokens, or labels or scores of texts and pairs.
 
 Batches are dicts of NumPy arrays: `inputs` and `types` int32 [batch,
 input_length], padded with 0, and `targets` of the same shape (the ids to
-predict, 0 elsewhere) or `label` int32 [batch]; evaluation adds `valid` bool
-[batch]. `figs_jax.data.text_batches` makes them.
+predict, 0 elsewhere), `label` int32 [batch] or `score` float32 [batch];
+evaluation adds `valid` bool [batch]. `figs_jax.data.text_batches` makes them.
 
 A sequence begins with [CLS], and each text in it ends with [SEP]. Vocabularies
 of bytes and of sentencepiece have no such ids: there, sentinel 1 begins, the
@@ -231,13 +231,17 @@ class LabelledTexts:
     return self.builder.builder_config.name if is_glue else ""
 
   def examples(self, split: str, *, ordered: bool, whole: bool = False) -> Rows:
-    del ordered, whole
-    return Rows(sources.source_of(self.builder, split))
+    del ordered
+    return self.examples_of(sources.source_of(self.builder, split), whole=whole)
 
   def examples_of(self, source: Any, *, whole: bool) -> Rows:
     """The examples of a source."""
     del whole
-    return Rows(source)
+    return Rows(source, self._least)
+
+  @property
+  def _least(self) -> float:
+    return 0  # hidden labels are -1
 
   def arrays(
     self, example: Mapping[str, Any] | None, rng: np.random.Generator
@@ -253,25 +257,40 @@ class LabelledTexts:
       special = Special.of(self.vocabulary)
       ids, types = joined(texts, self.input_length, special)
       fields[:, : len(ids)] = ids, types
-      label = int(example["label"])
+      label = example["label"]
     inputs, types = fields
-    return {"inputs": inputs, "types": types, "label": np.int32(label)}
+    return {"inputs": inputs, "types": types, **self._labelled(label)}
+
+  def _labelled(self, label: Any) -> dict[str, Any]:
+    return {"label": np.int32(int(label))}
+
+
+class ScoredTexts(LabelledTexts):
+  """Texts, or pairs of texts, with one score each, the float `label`."""
+
+  @property
+  def _least(self) -> float:
+    # GLUE's scores are from 0 to 5, and -1 where they are hidden.
+    return 0 if self.task else -np.inf
+
+  def _labelled(self, label: Any) -> dict[str, Any]:
+    return {"score": np.float32(label)}
 
 
 class Rows(Sequence):
-  """Examples of a split whose labels are known."""
+  """Examples of a split whose labels are known, those from `least` on."""
 
   cached = False
 
-  def __init__(self, source: Sequence[Any]):
-    self._source = source
+  def __init__(self, source: Sequence[Any], least: float):
+    self._source, self._least = source, least
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: Any) -> Any:
     example = self._source[int(index)]
-    if int(example["label"]) < 0:
+    if example["label"] < self._least:
       raise sources.DataError(
         f"{self._source!r}: example {index} has no label; the labels of this"
         " split are hidden; choose another split, such as 'validation'"
@@ -295,8 +314,9 @@ def find_masked_texts(
   Args:
     name: "stdlib_text", "text:FILE", "glue/sst2", "c4", any data set with a
       `text` feature, or data of a program.
-    objective: "masked" predicts masked tokens, "labels" the labels of texts;
-      "auto" takes the labels where there are some.
+    objective: "masked" predicts masked tokens, "labels" the labels of texts,
+      "scores" their scores, floats; "auto" takes the labels where there are
+      some.
     vocabulary: "bytes", "wordpiece:FILE", or as for
       `figs_jax.data.find_texts`.
     input_length: Tokens of a sequence, with those that begin and end it.
@@ -326,9 +346,20 @@ def find_masked_texts(
   has_text = not text_to_text.is_translation(builder) and all(
     field in features for field in fields
   )
-  has_labels = (
-    has_text and "label" in features and hasattr(features["label"], "names")
-  )
+  has_label = has_text and "label" in features
+  has_labels = has_label and hasattr(features["label"], "names")
+  has_scores = has_label and features["label"].np_dtype == np.float32
+  if objective == "scores" and not has_scores:
+    raise sources.DataError(
+      f"Data set {builder.name!r}: expected texts with a float as score, got"
+      f" {', '.join(sorted(features))}; choose text:FILE with a column of"
+      " scores, or glue/stsb"
+    )
+  if objective in ("auto", "labels") and has_scores:
+    raise sources.DataError(
+      f"Data set {builder.name!r}: expected labels of classes, got scores; set"
+      " --config.loss=mse to learn them"
+    )
   if objective == "auto":
     objective = "labels" if has_labels else "masked"
   if objective == "labels" and not has_labels:
@@ -347,6 +378,8 @@ def find_masked_texts(
   codec = vocabulary_of(
     vocabulary, (builder,), sources.root_of(data_dir), wordpiece=True
   )
+  if objective == "scores":
+    return ScoredTexts(builder, codec, input_length, fields)
   if objective == "labels":
     return LabelledTexts(builder, codec, input_length, fields)
   return MaskedTokens(builder, codec, input_length, density)

@@ -33,7 +33,7 @@ from flax import nnx
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import non_gemm, stack
-from figs_jax.models.encoder import MLP, Parts, gelu
+from figs_jax.models.encoder import MLP, Parts, activated
 from figs_jax.models.gemm import row
 from figs_jax.models.sizes import (
   check_heads,
@@ -86,6 +86,7 @@ class BertBlock(nnx.Module):
     attention_dropout: float,
     norm_epsilon: float,
     gelu: str,
+    relu2: bool,
   ):
     self.attn = Attention(
       width,
@@ -97,7 +98,7 @@ class BertBlock(nnx.Module):
       **_KERNEL,
     )
     self.norm1 = parts.norm(width, norm_epsilon)
-    self.mlp = MLP(parts, width, mlp_dim, 0.0, _KERNEL, gelu)
+    self.mlp = MLP(parts, width, mlp_dim, 0.0, _KERNEL, gelu, relu2)
     self.norm2 = parts.norm(width, norm_epsilon)
     self.dropout = parts.dropout(dropout)
 
@@ -112,15 +113,21 @@ class BertBlock(nnx.Module):
 
 
 class TokenHead(nnx.Module):
-  """norm(gelu(transform(x))) embedding^T + bias, logits of every token."""
+  """norm(act(transform(x))) embedding^T + bias, logits of every token."""
 
   def __init__(
-    self, parts: Parts, width: int, vocab: int, norm_epsilon: float, gelu: str
+    self,
+    parts: Parts,
+    width: int,
+    vocab: int,
+    norm_epsilon: float,
+    gelu: str,
+    relu2: bool,
   ):
     self.transform = parts.linear(width, width, **_KERNEL)
     self.norm = parts.norm(width, norm_epsilon)
     self.bias = nnx.Param(jnp.zeros((vocab,), parts.param_dtype))
-    self.gelu = gelu
+    self.gelu, self.relu2 = gelu, relu2
 
   def __call__(
     self,
@@ -128,7 +135,7 @@ class TokenHead(nnx.Module):
     embedding: Float[Array, "vocab width"],
   ) -> Float[Array, "batch tokens vocab"]:
     """Float32 logits of every token."""
-    hidden = gelu(self.transform(x), approximate=self.gelu == "tanh")
+    hidden = activated(self.transform(x), self.gelu, self.relu2)
     logits = rows_dot_general(
       self.norm(hidden), embedding.T, preferred_element_type=jnp.float32
     )
@@ -160,6 +167,8 @@ class BERT(nnx.Module):
       alone; or "dots", also its products with kernels.
     norm_epsilon: Epsilon of every LayerNorm.
     gelu: "exact", or "tanh" for its approximation.
+    relu2: Whether the activation of the feed-forward layers and of the head of
+      tokens is the squared ReLU, not gelu.
     dtype: Dtype of the computation, as in "bfloat16". Outputs are float32.
     param_dtype: Dtype of the parameters.
     rngs: Random streams `params` and, with any dropout, `dropout`.
@@ -205,6 +214,7 @@ class BERT(nnx.Module):
     remat_policy: str = "block",
     norm_epsilon: float = 1e-12,
     gelu: str = "exact",
+    relu2: bool = False,
     dtype: Any = "float32",
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
@@ -219,6 +229,7 @@ class BERT(nnx.Module):
     )
     self.input_length = length if input_length is None else input_length
     self.norm_epsilon, self.gelu = norm_epsilon, gelu
+    self.relu2 = relu2
     self.remat = stack.remat_of(remat, remat_policy)
     self.dtype = jnp.dtype(dtype)
     self._check()
@@ -252,11 +263,14 @@ class BERT(nnx.Module):
         attention_dropout=attention_dropout,
         norm_epsilon=norm_epsilon,
         gelu=gelu,
+        relu2=relu2,
       )
 
     self.blocks = stack.build_blocks(block, depth, scan=scan, rngs=rngs)
     if output == "tokens":
-      self.token_head = TokenHead(parts, width, vocab, norm_epsilon, gelu)
+      self.token_head = TokenHead(
+        parts, width, vocab, norm_epsilon, gelu, relu2
+      )
     if output in ("classes", "pooled"):
       self.pooler = parts.linear(width, width, **_KERNEL)
     if output == "classes":
@@ -454,19 +468,20 @@ class BERT(nnx.Module):
       non_gemm.row("embed", "embedding", read, size),
       non_gemm.norm("embed_norm", tokens, width),
     ]
+    act = "relu2" if self.relu2 else "gelu"
     for name, block, count in stack.named("blocks", self.blocks):
       hidden = tokens * block.mlp.fc1.out_features
       rows += [
         non_gemm.softmax(f"{name}/attn/softmax", logits, count),
         non_gemm.residual(f"{name}/attn/residual", size, count),
         non_gemm.norm(f"{name}/norm1", tokens, width, count),
-        non_gemm.activation(f"{name}/mlp/gelu", hidden, count),
+        non_gemm.activation(f"{name}/mlp/{act}", hidden, count),
         non_gemm.residual(f"{name}/mlp/residual", size, count),
         non_gemm.norm(f"{name}/norm2", tokens, width, count),
       ]
     if self.output == "tokens":
       rows += [
-        non_gemm.activation("token_head/gelu", size),
+        non_gemm.activation(f"token_head/{act}", size),
         non_gemm.norm("token_head/norm", tokens, width),
       ]
     if self.output in ("classes", "pooled"):

@@ -23,7 +23,7 @@ from figs_jax.models.decoder import (
   Rotation,
   checked_ids,
   head_logits,
-  tied_head,
+  head_of_steps,
 )
 from figs_jax.models.shapes import Shape
 from figs_jax.models.sizes import check_positive
@@ -43,7 +43,8 @@ class Cache(NamedTuple):
     prompt: Keys and values of the prompt, of each block.
     seen: Mask of the prompt without its last token, [batch, prompt].
     position: Position of the last token of each prompt, [batch].
-    head: Kernel of the head, [width, vocab]; None if it has its own.
+    head: Embedding as the kernel of the head, [width, vocab]; None if the head
+      has its own, or transposing would not pay.
   """
 
   past: tuple[KeysValues, ...]
@@ -192,7 +193,9 @@ class CausalLM(nnx.Module):
       prompt=tuple(prompt),
       seen=tokens & (jnp.arange(length)[None] != last[:, None]),
       position=tokens.sum(1) - 1,
-      head=None if self.head is not None else tied_head(self.embed, self.dtype),
+      head=None
+      if self.head is not None
+      else head_of_steps(self.embed, self.dtype, batch * beams, max_length),
     )
 
   def step(

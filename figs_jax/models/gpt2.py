@@ -50,6 +50,7 @@ class GPT2(CausalLM):
     dropout: Dropout rate after the embeddings and every branch.
     attention_dropout: Dropout rate of the attention weights.
     norm_epsilon: Epsilon of every LayerNorm.
+    relu2: Whether the feed-forward activation is the squared ReLU, not gelu.
     input_length: Length of the sequences that `gemms` assumes. Defaults to
       length.
     scan: Whether to scan over one stacked block (`models.stack`).
@@ -85,6 +86,7 @@ class GPT2(CausalLM):
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
     norm_epsilon: float = 1e-5,
+    relu2: bool = False,
     input_length: int | None = None,
     scan: bool = False,
     remat: bool = False,
@@ -104,7 +106,7 @@ class GPT2(CausalLM):
     self.head_dim = width // heads
     self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
     self.input_length = length if input_length is None else input_length
-    self.norm_epsilon = norm_epsilon
+    self.norm_epsilon, self.relu2 = norm_epsilon, relu2
     self.remat = stack.remat_of(remat, remat_policy)
     self.dtype = jnp.dtype(dtype)
     self._check_sizes()
@@ -128,7 +130,7 @@ class GPT2(CausalLM):
         init=(0.02, last),
       )
       # Its branch has the dropout.
-      mlp = MLP(own, width, self.mlp_dim, 0.0, _init(0.02), gelu="tanh")
+      mlp = MLP(own, width, self.mlp_dim, 0.0, _init(0.02), "tanh", relu2)
       mlp.fc2 = own.linear(self.mlp_dim, width, **_init(last))
       norms = [own.norm(width, norm_epsilon) for _ in range(2)]
       return CausalBlock(norms, attn, mlp, own.dropout(dropout))

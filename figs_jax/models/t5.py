@@ -34,7 +34,7 @@ from figs_jax.models.decoder import (
   Origin,
   checked_ids,
   head_logits,
-  tied_head,
+  head_of_steps,
 )
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
@@ -96,7 +96,8 @@ class Cache(NamedTuple):
     memory: Keys and values of the inputs, of each block.
     inputs_seen: Mask of the inputs, [batch, inputs].
     bias: Position bias, [heads, tokens, tokens].
-    head: Kernel of the head, [width, vocab]; None if it has its own.
+    head: Embedding as the kernel of the head, [width, vocab]; None if the head
+      has its own, or transposing would not pay.
   """
 
   past: tuple[KeysValues, ...]
@@ -124,6 +125,7 @@ class T5(nnx.Module):
     head_dim: Width of a head; heads * head_dim may differ from width.
     mlp_dim: Width of the feed-forward layers. Defaults to 4 * width.
     gated: Whether to use gelu(x wi_0) * (x wi_1) instead of relu(x wi).
+    relu2: Whether the squared ReLU takes the place of gelu or relu.
     tied: Whether the head is the embedding.
     scaled: Whether to scale the input of the head by width^-1/2. Defaults to
       `tied`.
@@ -174,6 +176,7 @@ class T5(nnx.Module):
     head_dim: int = 64,
     mlp_dim: int | None = None,
     gated: bool = False,
+    relu2: bool = False,
     tied: bool = True,
     scaled: bool | None = None,
     vocab: int = 32128,
@@ -192,7 +195,7 @@ class T5(nnx.Module):
     self.width, self.depth, self.heads = width, depth, heads
     self.decoder_depth = depth if decoder_depth is None else decoder_depth
     self.head_dim, self.vocab = head_dim, vocab
-    self.gated, self.tied = gated, tied
+    self.gated, self.relu2, self.tied = gated, relu2, tied
     self.scaled = tied if scaled is None else scaled
     self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
     self.num_buckets, self.max_distance = num_buckets, max_distance
@@ -208,6 +211,7 @@ class T5(nnx.Module):
       head_dim=head_dim,
       mlp_dim=self.mlp_dim,
       gated=gated,
+      relu2=relu2,
       num_buckets=num_buckets,
       max_distance=max_distance,
       dropout=dropout,
@@ -400,7 +404,7 @@ class T5(nnx.Module):
       bias=self.decoder.position_bias(max_length)[0],
       head=None
       if self.head is not None
-      else tied_head(self.shared, self.dtype),
+      else head_of_steps(self.shared, self.dtype, batch * beams, max_length),
     )
 
   def step(
@@ -475,7 +479,8 @@ class T5(nnx.Module):
             non_gemm.softmax(f"{name}/{part}/softmax", logits, count, own),
             non_gemm.residual(f"{name}/{part}/residual", size, count),
           ]
-        act = f"{name}/mlp/{'gelu' if operands == 2 else 'relu'}"
+        usual = "gelu" if self.gated else "relu"
+        act = f"{name}/mlp/{'relu2' if self.relu2 else usual}"
         rows += [
           non_gemm.norm(f"{name}/mlp_norm", tokens, self.width, count, 1),
           non_gemm.activation(act, hidden, count, operands),

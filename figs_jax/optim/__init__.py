@@ -4,6 +4,7 @@ They work on any pytree of parameters, with or without the layers of figs_jax.
 """
 
 from figs_jax.optim._decay_pruned import DecayPrunedState, decay_pruned
+from figs_jax.optim._evaluated import evaluated_params, is_schedule_free
 from figs_jax.optim._gradient_flow import GradientFlowState, gradient_flow
 from figs_jax.optim._keep_masters import (
   MastersState,
@@ -29,7 +30,9 @@ __all__ = [
   "MastersState",
   "ScaleByStepAdamState",
   "decay_pruned",
+  "evaluated_params",
   "gradient_flow",
+  "is_schedule_free",
   "keep_masters",
   "lazy_adapters",
   "mask_moments",

@@ -113,7 +113,9 @@ class Evaluator:
       # In double precision: float32 cannot count beyond 2**24.
       counts = self._measure.tally(counts)
       counts = jax.tree.map(lambda x: np.asarray(x, np.float64), counts)
-      total = counts if total is None else jax.tree.map(np.add, total, counts)
+      if total is not None:
+        counts = metrics.merged(self._measure, total, counts)
+      total = counts
       each.append(kept)
     values = self._measure.values(total)
     return {name: value.tolist() for name, value in values}, each

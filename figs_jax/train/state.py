@@ -22,7 +22,7 @@ from figs_jax import nn
 from figs_jax.core.mask_bits import unpack_masks
 from figs_jax.core.pattern import NM
 from figs_jax.core.precision import cast, cast_like, wide
-from figs_jax.core.rules import Rules
+from figs_jax.core.rules import EVERY, Rules
 from figs_jax.core.types import Array
 from figs_jax.data.batch_checks import check_arrays, traced_for
 from figs_jax.nn.batch_norm import statistics_in
@@ -246,7 +246,10 @@ class TrainState:
     """
     source = averaged_statistics(self) if ema else self
     if point is None:
-      return evaluation_model(source, *finish(self, ema=ema))
+      model = evaluation_model(source, *finish(self, ema=ema))
+      if self.recipe.ends_dense:
+        return nn.sparsify(model, Rules(((EVERY, None),)))
+      return model
     nm = check_point(self, point)
     index = point_index(self, nm)
     model = evaluation_model(source, *finish(self, ema=ema, n=nm.n), index)

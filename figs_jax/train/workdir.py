@@ -539,7 +539,8 @@ def newest_model(
 
 def _dense_model(workdir: Path, seed: int, data_dir: str | None) -> nnx.Module:
   config, model = newest_model(workdir, seed, data_dir)
-  if recipe_of(config).sparse:
+  recipe = recipe_of(config)
+  if recipe.sparse and not recipe.ends_dense:
     raise ConfigError(
       f"{workdir}: expected a dense run, got recipe {config.recipe.name!r}; set"
       " --config.init_from to a dense run or to a file of weights"
