@@ -25,15 +25,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 WIDTH, BATCH = 64, 32
 STEPS = 5  # per measurement
 VIRTUAL = "--xla_force_host_platform_device_count"
+
+IDEAL = {"color": "0.45", "linestyle": ":", "linewidth": 1.4, "zorder": 1}
 
 # Names of the measured quantities, in the order of the tables and pictures.
 STEP, COMPILE = "step", "compilation"
@@ -74,16 +77,14 @@ class Point:
   Attributes:
     config: Configuration of the run.
     mesh: Sizes of `data`, `fsdp` and `tensor`.
-    ideal: Ideal value of each quantity, in the unit in which it is measured or
-      as a factor of the first point's.
   """
 
   config: Any
   mesh: tuple[int, int, int] = (1, 1, 1)
-  ideal: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     import jax
+    from flax import nnx
 
     from figs_jax.models.flops import train_flops
     from figs_jax.train.experiment import build
@@ -93,49 +94,47 @@ class Point:
     self._mesh = make_mesh(*self.mesh)
     abstract = self.experiment.abstract_state
     self._shardings = state_shardings(abstract, self._mesh, abstract.bound)
-    from flax import nnx
-
     model = nnx.eval_shape(lambda: self.experiment.model(0))
     self.flops = train_flops(
       model, self.experiment.recipe, batch=self.config.batch_size
     ).total
+    self._shapes = jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      abstract,
+      self._shardings,
+    )
     self.bytes = sum(
-      leaf.dtype.itemsize * _size(sharding.shard_shape(leaf.shape))
-      for leaf, sharding in zip(
-        jax.tree.leaves(abstract), jax.tree.leaves(self._shardings)
-      )
+      x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+      for x in jax.tree.leaves(self._shapes)
     )
     self.batch = next(
       self.experiment.task.train_batches(self.config.batch_size)
     )
-    self.state: Any = None
-
-  def _step(self) -> Any:
-    from figs_jax.train.compilation import compiled_step
-
-    mesh = self._mesh if self._mesh.size > 1 else None
-    return compiled_step(self.experiment, self._shardings, mesh)
+    self._program: Any = None
+    self._state: Any = None
 
   def compile(self) -> dict[str, float]:
     """Processor seconds of tracing and compiling anew, and program sizes."""
     import jax
 
+    from figs_jax.train.compilation import compiled_step
+
     jax.clear_caches()
     start = time.process_time()
-    lowered = self._step().lower(self.experiment.abstract_state, self.batch)
-    program = lowered.compile()
+    mesh = self._mesh if self._mesh.size > 1 else None
+    step: Any = compiled_step(self.experiment, self._shardings, mesh)
+    lowered = step.lower(self._shapes, self.batch)
+    self._program = lowered.compile()
     seconds = time.process_time() - start
-    instructions = program.as_text().count(" = ")
     return {
       COMPILE: seconds,
       LOWERED: lowered.as_text().count("\n"),
-      COMPILED: instructions,
+      COMPILED: self._program.as_text().count(" = "),
     }
 
   def start(self) -> None:
-    """Makes the state and takes the first step, which compiles."""
-    self.state = self.experiment.placed_state(self._shardings)
-    self.step = self._step()
+    """Makes the state, and takes steps that are not measured."""
+    self._state = self.experiment.placed_state(self._shardings)
     self.run()
 
   def run(self) -> float:
@@ -144,16 +143,9 @@ class Point:
 
     start = time.process_time()
     for _ in range(STEPS):
-      self.state, _ = self.step(self.state, self.batch)
-    jax.block_until_ready(self.state)
+      self._state, _ = self._program(self._state, self.batch, None)
+    jax.block_until_ready(self._state)
     return (time.process_time() - start) / STEPS
-
-
-def _size(shape: Iterable[int]) -> int:
-  size = 1
-  for length in shape:
-    size *= length
-  return size
 
 
 Row = dict[str, list[float]]  # quantity -> value at each point
@@ -292,20 +284,16 @@ def draw(
 
   names = list(next(iter(tables.values()))[1])
   figure, axes = panels(2.6 * len(names) + 2, 2.9, 1, len(names))
-  axes = list(axes.flat)
   for ax, name in zip(axes, names):
-    drawn = []
-    for index, (label, (_, ratios, ideal)) in enumerate(tables.items()):
+    for index, (label, (_, ratios, _)) in enumerate(tables.items()):
       style = plot_style.line_style(index)
       ax.plot(points, ratios[name], label=label, **style)
-      if ideal[name] not in drawn:  # families may share an ideal
-        drawn.append(ideal[name])
-        many = name == STEP and axis == "depth"
-        colour = style["color"] if many else "0.45"
-        ax.plot(
-          points, ideal[name], color=colour, linestyle=(0, (1, 2)),
-          linewidth=1.4, zorder=1, label=None if many else "ideal",
-        )  # fmt: skip
+    ideals = {
+      tuple(round(x, 1 if x > 1 else 3) for x in ideal[name])
+      for _, _, ideal in tables.values()
+    }
+    for ideal in ideals:
+      ax.plot(points, ideal, label="ideal", **IDEAL)
     plot_style.style_axes(ax, steps=False)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
@@ -313,7 +301,7 @@ def draw(
     ax.minorticks_off()
     ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     low, high = ax.get_ylim()
-    ax.set_ylim(min(low, 0.7), max(high, 1.6))
+    ax.set_ylim(min(low, 0.45), max(high, 2.2))
     ax.set_xlabel(axis)
     ax.set_title(name, fontsize=9, loc="left")
   axes[0].set_ylabel(f"over that of {axis} {points[0]}")
