@@ -288,6 +288,35 @@ def cells(
   return list(all_cells.values())
 
 
+def shard_of(cells: Sequence[Any], shard: tuple[int, int]) -> Sequence[Any]:
+  """The cells of one of n shards, which are disjoint and together all cells.
+
+  They depend on neither the rows that are there nor on what other shards have
+  done, so that a task may be started again at any time.
+
+  Args:
+    cells: Cells of the study.
+    shard: (i, n), with i from 1 to n: every n-th cell from the i-th on.
+
+  Raises:
+    ConfigError: If i is not from 1 to n.
+
+  >>> [shard_of("abcde", (i, 3)) for i in (1, 2, 3)]
+  ['ad', 'be', 'c']
+  """
+  share, shares = shard
+  if not 1 <= share <= shares:
+    raise ConfigError(
+      f"--shard: expected i/n with i from 1 to n, got {share}/{shares}"
+    )
+  return cells[share - 1 :: shares]
+
+
+def digest_of(cells: Iterable[Cell]) -> str:
+  """12 hexadecimal digits that stand for cells, their seeds and their order."""
+  return digits_of({"cells": [(c.fingerprint, c.seeds) for c in cells]})
+
+
 def _names(
   names: Iterable[str], config: config_dict.ConfigDict, field: str
 ) -> Iterator[str]:

@@ -167,6 +167,31 @@ def test_a_rule_that_matches_nothing_is_one_clear_error(family):
     nn.sparsify(model, "nowhere/.*/kernel: 1:4")
 
 
+@pytest.mark.standard_promotion  # optax mixes dtypes
+@pytest.mark.parametrize("family", ["resnet", "swin_v2", "t5", "vit"])
+def test_a_scanned_training_step_does_not_grow_with_depth(family):
+  """Forward and backward pass, optimizer and masks."""
+  tiny = TINY[family]
+  recipe = recipes.create("figs", tiny.rules, STEPS)
+
+  def state(depth):
+    if "depths" in tiny.options:
+      depths = {"depths": (2, depth)}
+    else:
+      names = {"depth", "decoder_depth"} & set(tiny.options)
+      depths = dict.fromkeys(names, depth)
+    model = create(family, scan=True, **tiny.noise, **depths)
+    model = nn.sparsify(model, recipe)
+    tx = recipe.adamw(1e-2)
+    return TrainState.create(model, recipe, tx, loss=tiny.loss)
+
+  def size(depth):
+    shapes = jax.eval_shape(lambda: state(depth))
+    return jax.jit(update).lower(shapes, tiny.batch(2)).as_text().count("\n")
+
+  assert size(9) == size(3)
+
+
 # Recipes meet the layers of a family in the masks that come from scores, from
 # gradients or along two axes, in the forward pass and its gradient, and in the
 # optimizer's terms and switch: one of each. ViT is trained with all.
