@@ -1,13 +1,11 @@
 """A model split three ways gives what one device gives, and splits no group."""
 
-import re
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from figs_jax import recipes
 from figs_jax.core.pattern import NM
@@ -25,10 +23,6 @@ from figs_jax.train.sharding import (
 from .meshes import module as meshes
 
 pytestmark = pytest.mark.standard_promotion
-COLLECTIVE = re.compile(
-  r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-  r"|collective-broadcast"
-)
 
 
 def check_differences(one, many):
@@ -134,33 +128,6 @@ LEAVES = {
 def bind(name, leaves):
   pattern = str(next(iter(leaves.values())).pattern)
   return recipes.create(name, pattern, total_steps=100).bind(leaves)
-
-
-NAMES = ("figs", "sr_ste", "step", "transposable", "ste")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_mask_update_without_collectives(name):
-  mesh = make_mesh(2, 2, 2)
-  bound = bind(name, LEAVES)
-  params = {k: jnp.zeros(leaf.shape) for k, leaf in LEAVES.items()}
-  masks = {k: jnp.ones(leaf.shape, bool) for k, leaf in LEAVES.items()}
-  places = state_shardings(params, mesh, bound)
-  assert {axis for place in places.values() for axis in place.spec} >= {
-    "fsdp",
-    "tensor",
-  }
-  scalar = NamedSharding(mesh, PartitionSpec())
-  program = jax.jit(
-    lambda step, w, masks, grads, switched: bound.masks(
-      step, w, masks, switched, switched, grads=grads
-    ),
-    in_shardings=(scalar, places, places, places, scalar),
-    out_shardings=places,
-  )
-  flag = jnp.bool_(True)
-  text = program.lower(jnp.int32(3), params, masks, params, flag).compile()
-  assert not COLLECTIVE.search(text.as_text())
 
 
 def specs(shapes, leaves, sizes, name="ste"):
