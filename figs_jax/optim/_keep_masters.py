@@ -37,8 +37,10 @@ def keep_masters(
     tx: Optimizer, which sees the masters as its parameters.
 
   Returns:
-    The optimizer. `init` takes the parameters before they are rounded, and
-    `update` needs `params`.
+    The optimizer. `init` takes the parameters before they are rounded.
+
+  Raises:
+    ValueError: If `update` is called without `params`.
 
   >>> params = {"w": jnp.array([1.0])}
   >>> tx = keep_masters(optax.sgd(0.001))
