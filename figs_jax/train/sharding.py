@@ -14,7 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from figs_jax.core.tree import path_str
 from figs_jax.nn.logical_axes import BATCH_AXES, logical_axes
@@ -105,7 +111,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def state_shardings(
   state: Any,
-  mesh: Mesh,
+  mesh: Mesh | AbstractMesh,
   bound: BoundRecipe | None = None,
   seeds: bool = False,
 ) -> Any:
@@ -115,7 +121,7 @@ def state_shardings(
 
   Args:
     state: Pytree whose kernels, masks and moments end in the same paths.
-    mesh: Mesh from `make_mesh`.
+    mesh: Mesh from `make_mesh`, or an abstract one with its axes.
     bound: Recipe of the model, for the groups of its kernels. Defaults to a
       model without masks.
     seeds: Whether the leaves have a leading seed axis, which is never split.
