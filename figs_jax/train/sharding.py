@@ -16,7 +16,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from figs_jax.core.tree import path_str
 from figs_jax.nn.logical_axes import BATCH_AXES, logical_axes
@@ -107,7 +113,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def state_shardings(
   state: Any,
-  mesh: Mesh,
+  mesh: Mesh | AbstractMesh,
   bound: BoundRecipe | None = None,
   seeds: bool = False,
 ) -> Any:
@@ -120,7 +126,7 @@ def state_shardings(
 
   Args:
     state: State with `params`, or any pytree of parameters.
-    mesh: Mesh from `make_mesh`.
+    mesh: Mesh from `make_mesh`, or an abstract one with its axes.
     bound: Recipe of the model, for the groups of its kernels. Defaults to a
       model without masks.
     seeds: Whether the leaves have a leading seed axis, which is never split.
@@ -152,7 +158,11 @@ class _Placement:
 
   @classmethod
   def of(
-    cls, params: Any, mesh: Mesh, bound: BoundRecipe | None, seeds: bool
+    cls,
+    params: Any,
+    mesh: Mesh | AbstractMesh,
+    bound: BoundRecipe | None,
+    seeds: bool,
   ) -> _Placement:
     units, kept = (
       ({}, {}) if bound is None else (bound.shard_units, bound.mask_shapes)
