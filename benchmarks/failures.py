@@ -339,7 +339,7 @@ def try_once(trial: Trial, make: Callable[[str], Run]) -> dict[str, Any]:
     # It takes seconds from the lock to the first step.
     lock = run.workdir / "trainer.lock"
     wait_for(lambda: lock.exists() and run.row() >= trial.step, processes)
-    begun = time.monotonic()
+    begun, whole_before = time.monotonic(), run.saved()
     disturb(run, processes, trial)
     codes = ended(processes)
   finally:
@@ -352,8 +352,8 @@ def try_once(trial: Trial, make: Callable[[str], Run]) -> dict[str, Any]:
   if not goes_on:
     if wrong := [code for code in codes if not exit_codes.restarts(code)]:
       lost.append(f"exit codes {wrong}, on which no launcher restarts")
-    before = reached - reached % EVERY
-    good = {before} if "save" not in trial.what else {before, before - EVERY}
+    # What was whole before, or what was being written then.
+    good = {whole_before, reached - reached % EVERY}
     if trial.what in SIGNALS:
       good = {reached}
       if set(codes) != {exit_codes.STOPPED}:
