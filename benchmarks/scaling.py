@@ -17,6 +17,9 @@ that measure every point in turn; the first point of a row is 1. A lowered
 program is counted in its instructions (lines of StableHLO), a compiled one in
 those that XLA made of it, loops counted once.
 
+`programs` lowers the step of every recipe, optimizer and family at two depths,
+and compares the lengths.
+
   python benchmarks/scaling.py depth --picture docs/scaling_depth.png
   python benchmarks/scaling.py devices --picture docs/scaling_devices.png
 """
@@ -44,11 +47,13 @@ LOWERED, COMPILED = "lowered program", "compiled program"
 STATE = "state per device"
 
 
-def config_of(family: str, depth: int, *, scan: bool = True) -> Any:
-  """A narrow model of this family under `figs`, on data that is at hand."""
+def config_of(
+  family: str, depth: int, *, scan: bool = True, recipe: str = "figs"
+) -> Any:
+  """A narrow model of this family, on data that is at hand."""
   from figs_jax.train.config import default_config
 
-  config = default_config("figs", family)
+  config = default_config(recipe, family)
   config.total_steps, config.batch_size = 1000, BATCH
   config.pattern = "ff: 1:4"
   options: dict[str, Any] = {"width": WIDTH, "heads": 4, "scan": scan}
@@ -113,17 +118,21 @@ class Point:
     self._program: Any = None
     self._state: Any = None
 
+  def lower(self) -> Any:
+    """The lowered step."""
+    from figs_jax.train.compilation import compiled_step
+
+    mesh = self._mesh if self._mesh.size > 1 else None
+    step: Any = compiled_step(self.experiment, self._shardings, mesh)
+    return step.lower(self._shapes, self.batch)
+
   def compile(self) -> dict[str, float]:
     """Processor seconds of tracing and compiling anew, and program sizes."""
     import jax
 
-    from figs_jax.train.compilation import compiled_step
-
     jax.clear_caches()
     start = time.process_time()
-    mesh = self._mesh if self._mesh.size > 1 else None
-    step: Any = compiled_step(self.experiment, self._shardings, mesh)
-    lowered = step.lower(self._shapes, self.batch)
+    lowered = self.lower()
     self._program = lowered.compile()
     seconds = time.process_time() - start
     return {
@@ -243,6 +252,38 @@ def by_devices(args: argparse.Namespace) -> dict[str, tuple[Row, Row, Row]]:
   return tables
 
 
+def programs(args: argparse.Namespace) -> None:
+  """Lines of lowered steps at two depths, of all that a step is made of."""
+  from figs_jax import models, recipes
+  from figs_jax.core.optimizer_fields import OPTIMIZERS
+
+  depths = [int(word) for word in args.points.split(",")]
+  cases: dict[str, Any] = {
+    f"vit, {name}": lambda d, name=name: config_of("vit", d, recipe=name)
+    for name in recipes.names()
+  }
+  for family in models.names():
+    if family != "resnet":
+      cases[f"{family}, figs"] = lambda d, f=family: config_of(f, d)
+  fields = [{"optimizer.name": name} for name in OPTIMIZERS]
+  fields += [{"model.remat": True}, {"model.dropout": 0.1}]
+  fields += [{"activations": "ff: 2:4", "recipe.k": 1}]
+  for each in fields:
+    label = ", ".join(f"{name}={value}" for name, value in each.items())
+
+    def with_fields(depth, each=each):
+      config = config_of("vit", depth)
+      config.update_from_flattened_dict(each)
+      return config
+
+    cases[f"vit, figs, {label}"] = with_fields
+  print(f"| step | {' | '.join(f'{d} blocks' for d in depths)} |")
+  print("|---" * (len(depths) + 1) + "|")
+  for label, config in cases.items():
+    counts = [Point(config(d)).lower().as_text().count("\n") for d in depths]
+    print(f"| {label} | {' | '.join(f'{n:,}' for n in counts)} |", flush=True)
+
+
 def _table(
   label: str,
   axis: str,
@@ -314,9 +355,15 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   kinds = parser.add_subparsers(dest="kind", required=True)
-  for kind, points in (("depth", "6,12,24,48"), ("devices", "1,2,4,8")):
+  for kind, points in (
+    ("depth", "6,12,24,48"),
+    ("devices", "1,2,4,8"),
+    ("programs", "4,16"),
+  ):
     sub = kinds.add_parser(kind)
-    sub.add_argument("--points", default=points, help=f"Values of {kind}.")
+    sub.add_argument("--points", default=points, help="Depths, or devices.")
+    if kind == "programs":
+      continue
     sub.add_argument(
       "--rounds", type=int, default=9, help="Measurements of every step."
     )
@@ -349,6 +396,9 @@ def main() -> None:
 
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
+  if args.kind == "programs":
+    programs(args)
+    return
   tables = by_depth(args) if args.kind == "depth" else by_devices(args)
   if args.picture:
     draw(tables, args.kind, points, args.picture)
