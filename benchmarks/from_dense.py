@@ -14,6 +14,7 @@ RUN is a dense run of launch/train.py; docs/results.md has the commands.
 
 import argparse
 import csv
+import dataclasses
 import itertools
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from figs_jax import nn
 from figs_jax.cli import compilation_cache
 from figs_jax.cli import pruning as program
 from figs_jax.train import default_config, loop
@@ -110,15 +112,19 @@ def one_shot(table, args):
       if ("dense", "dense", "", "", "") not in table:
         table.add(("dense", "dense", "", "", ""), **values_of(dense, dense))
     batches = program.calibration_batches(source, args.examples, 32)
-    for method, permuted in itertools.product(
-      args.methods.split(","), (False, True)
-    ):
-      key = ("one-shot", method, nm, "yes" if permuted else "no", "")
-      if key in table or (permuted and method not in args.permuted.split(",")):
+    words = [(method, "no") for method in args.methods.split(",") if method]
+    words += [(method, "yes") for method in args.permuted.split(",") if method]
+    permuted = None
+    for method, answer in words:
+      key = ("one-shot", method, nm, answer, "")
+      if key in table:
         continue
+      if answer == "yes" and permuted is None:  # one order for all methods
+        model, _ = nn.permute_channels(source.model, source.rules)
+        permuted = dataclasses.replace(source, model=model)
       start = time.process_time()
       model, layers = program.prune_source(
-        source, batches, method, permute=permuted
+        source if answer == "no" else permuted, batches, method
       )
       table.add(
         key,
@@ -148,6 +154,8 @@ def tune(table, args):
     config.progress = False
     if args.eval_split:
       config.data.eval_split = args.eval_split
+    if args.train_only is not None:
+      config.train_only = args.train_only
     workdir = Path(args.runs, f"{recipe}-{nm.replace(':', '-')}-{seed}")
     start = time.process_time()
     result = loop.train(config, workdir)
@@ -172,6 +180,7 @@ def main():
   parser.add_argument("--seeds", default="0,1,2")
   parser.add_argument("--steps", type=int, default=60)
   parser.add_argument("--learning_rate", type=float, default=1e-4)
+  parser.add_argument("--train_only", help="In place of that of the run.")
   parser.add_argument("--runs", help="Directory of the fine-tuned runs.")
   args = parser.parse_args()
   compilation_cache.enable()
