@@ -3,7 +3,8 @@
 Each row is appended to a CSV file as it is done, and left out if it is there.
 One-shot rows give loss and accuracy on the evaluation split with the standard
 error over examples, and the loss above that of the dense model, paired by
-example; rows of fine-tuning give those of one seed.
+example; of a model with permuted channels also the loss above that of the same
+method in the given order. Rows of fine-tuning give those of one seed.
 
   python benchmarks/from_dense.py --workdir RUN --rows minilm.csv
   python benchmarks/from_dense.py --workdir RUN --rows minilm.csv
@@ -34,7 +35,7 @@ RULES = "ff: {0}, qkv: {0}, o: {0}"
 KEYS = ("stage", "method", "pattern", "permuted", "seed")
 VALUES = (
   "examples", "loss", "loss_se", "accuracy", "accuracy_se", "above", "above_se",
-  "layer_error", "seconds",
+  "layer_error", "seconds", "above_given", "above_given_se",
 )  # fmt: skip
 
 
@@ -84,19 +85,23 @@ def scores(source, model, batch_size=32):
   return np.concatenate(parts, axis=1)
 
 
+def paired(name, each, other):
+  """The mean difference of the losses of two models, and its error."""
+  above = each[0] - other[0]
+  error = above.std(ddof=1) / np.sqrt(len(above))
+  return {name: float(above.mean()), f"{name}_se": float(error)}
+
+
 def values_of(each, dense):
   """The values of a row from losses and hits, [2, examples]."""
-  root = np.sqrt(each.shape[1])
-  error = each.std(1, ddof=1) / root
-  above = each[0] - dense[0]
+  error = each.std(1, ddof=1) / np.sqrt(each.shape[1])
   return {
     "examples": each.shape[1],
     "loss": float(each[0].mean()),
     "loss_se": float(error[0]),
     "accuracy": float(each[1].mean()),
     "accuracy_se": float(error[1]),
-    "above": float(above.mean()),
-    "above_se": float(above.std(ddof=1) / root),
+    **paired("above", each, dense),
   }
 
 
@@ -114,24 +119,24 @@ def one_shot(table, args):
     batches = program.calibration_batches(source, args.examples, 32)
     words = [(method, "no") for method in args.methods.split(",") if method]
     words += [(method, "yes") for method in args.permuted.split(",") if method]
-    permuted = None
+    sources = {"no": source}
     for method, answer in words:
       key = ("one-shot", method, nm, answer, "")
       if key in table:
         continue
-      if answer == "yes" and permuted is None:  # one order for all methods
+      if answer not in sources:  # one order of channels for all methods
         model, _ = nn.permute_channels(source.model, source.rules)
-        permuted = dataclasses.replace(source, model=model)
+        sources[answer] = dataclasses.replace(source, model=model)
       start = time.process_time()
-      model, layers = program.prune_source(
-        source if answer == "no" else permuted, batches, method
-      )
-      table.add(
-        key,
-        **values_of(scores(source, model), dense),
-        layer_error=float(np.mean([layer.error for layer in layers])),
-        seconds=time.process_time() - start,
-      )
+      model, layers = program.prune_source(sources[answer], batches, method)
+      each = scores(source, model)
+      values = values_of(each, dense)
+      values["layer_error"] = float(np.mean([layer.error for layer in layers]))
+      values["seconds"] = time.process_time() - start
+      if answer == "yes":
+        given, _ = program.prune_source(source, batches, method)
+        values |= paired("above_given", each, scores(source, given))
+      table.add(key, **values)
 
 
 def tune(table, args):

@@ -126,7 +126,7 @@ def swapped(
 
   moments = jnp.transpose(moment.reshape(k // m, m, -1, m), (1, 0, 3, 2))
   masks, errors = lax.map(
-    lambda part: _swapped(*part, moments, choice.pattern, escapes),
+    lambda x: _swapped(x[0], x[1], moments, choice.pattern, escapes),
     (portions(kernel), portions(mask)),
   )
   masks = jnp.transpose(masks, (3, 2, 0, 1)).reshape(k, -1)
