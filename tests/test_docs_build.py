@@ -176,7 +176,7 @@ def the_owner_is_a_variable(built, out):
 # What a page shows once it is loaded.
 SHOWN = """({
   equations: document.querySelectorAll(".math").length,
-  rendered: document.querySelectorAll(".math mjx-container svg").length,
+  rendered: document.querySelectorAll(".math mjx-container > svg").length,
   faulty: [...document.querySelectorAll("[data-mml-node=merror]")]
     .map(node => node.textContent),
   code: document.querySelectorAll(".highlight-python span[class]").length,

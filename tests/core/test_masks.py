@@ -18,6 +18,7 @@ from figs_jax.core import (
   nm_mask,
 )
 from figs_jax.core.packing import pack
+from tests.compilations import compilations
 
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 INTEGERS = (jnp.int8, jnp.uint8, jnp.int16, jnp.int32, jnp.uint32)
@@ -169,13 +170,18 @@ def test_the_kernel_is_not_transposed(axes):
 @pytest.mark.parametrize("m", [2, 8, 33, 128])
 def test_traced_n_equals_static_n_in_one_compilation(m):
   scores = planted(np.random.default_rng(m), (2 * m, 5), jnp.float32)
-  traced = jax.jit(lambda s, n: nm_mask(s, NM(m, m), n=n))
-  for n in range(1, m + 1, max(1, m // 8)):
-    expected = brute(scores, n, m, (0,))
-    np.testing.assert_array_equal(traced(scores, jnp.int32(n)), expected)
-  assert not traced(scores, jnp.int32(0)).any()
-  assert traced(scores, jnp.int32(m + 3)).all()
-  assert traced._cache_size() == 1
+
+  @jax.jit
+  def traced(s, n):
+    return nm_mask(s, NM(m, m), n=n)
+
+  with compilations("traced") as compiled:
+    for n in range(1, m + 1, max(1, m // 8)):
+      expected = brute(scores, n, m, (0,))
+      np.testing.assert_array_equal(traced(scores, jnp.int32(n)), expected)
+    assert not traced(scores, jnp.int32(0)).any()
+    assert traced(scores, jnp.int32(m + 3)).all()
+  assert len(compiled) == 1
 
 
 def test_n_of_m_is_static_and_dense():

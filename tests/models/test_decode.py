@@ -12,6 +12,7 @@ from flax import nnx
 from figs_jax import models, nn
 from figs_jax.models import decode
 from figs_jax.models.decode import EOS
+from tests.compilations import compilations
 
 VOCAB, LENGTH = 5, 4
 VARIANTS = [(1.0, False), (-0.7, False), (2.0, True), (2.0, "never")]
@@ -151,10 +152,11 @@ def test_the_loop_ends_when_every_row_has():
 
 def test_a_second_call_compiles_nothing():
   model = Markov()
-  decode.beam_search(model, np.zeros((2, 1), np.int32), 2, LENGTH)
-  before = decode._beam_search._cache_size()
-  decode.beam_search(Markov(3), np.ones((2, 1), np.int32), 2, LENGTH, 0.3)
-  assert decode._beam_search._cache_size() == before
+  decode._beam_search.clear_cache()
+  with compilations("_beam_search") as compiled:
+    decode.beam_search(model, np.zeros((2, 1), np.int32), 2, LENGTH)
+    decode.beam_search(Markov(3), np.ones((2, 1), np.int32), 2, LENGTH, 0.3)
+  assert len(compiled) == 1
 
 
 @pytest.mark.slow

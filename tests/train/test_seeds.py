@@ -13,6 +13,7 @@ import figs_jax as figs
 from figs_jax import recipes
 from figs_jax.train import seeds
 from figs_jax.train.state import TrainState, update
+from tests.compilations import compilations
 
 pytestmark = pytest.mark.standard_promotion
 SEEDS = [3, 5, 11]
@@ -80,10 +81,11 @@ def test_each_seed_equals_its_single_run(single_runs):
   state = jax.jit(lambda: seeds.create_states(make, SEEDS))()
   assert state.step.shape == ()
   many = jax.jit(functools.partial(seeds.step_seeds), donate_argnums=0)
-  for i in range(30):
-    state, metrics = many(state, batch_of(i))
-    np.testing.assert_allclose(metrics["loss"], losses[i], rtol=2e-3)
-  assert many._cache_size() == 1
+  with compilations("step_seeds") as compiled:
+    for i in range(30):
+      state, metrics = many(state, batch_of(i))
+      np.testing.assert_allclose(metrics["loss"], losses[i], rtol=2e-3)
+  assert len(compiled) == 1
   assert int(state.step) == 30
   for k in range(len(SEEDS)):
     taken = seeds.take(state, k)
@@ -109,14 +111,15 @@ def test_seeds_in_turn_give_the_bits_of_their_single_runs(single_runs):
   state = jax.jit(lambda: seeds.create_states(make, SEEDS))()
   step = jax.jit(functools.partial(update), donate_argnums=0)
   many, states = seeds.InTurn(step), seeds.apart(state)
-  for i in range(30):
-    states, metrics = many(states, batch_of(i))
-    got = [float(each["loss"]) for each in metrics]
-    np.testing.assert_allclose(got, losses[i], rtol=2e-3)
-    if i == 14:  # as at a checkpoint
-      shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-      states = seeds.apart(seeds.together(states, shardings))
-  assert step._cache_size() == 1
+  with compilations("update") as compiled:
+    for i in range(30):
+      states, metrics = many(states, batch_of(i))
+      got = [float(each["loss"]) for each in metrics]
+      np.testing.assert_allclose(got, losses[i], rtol=2e-3)
+      if i == 14:  # as at a checkpoint
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        states = seeds.apart(seeds.together(states, shardings))
+  assert len(compiled) == 1
   assert int(states[0].step) == 30
   for one, wanted in zip(states, lone):
     for field in ("params", "masks", "opt_state"):

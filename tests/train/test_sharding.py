@@ -13,6 +13,7 @@ from figs_jax.train import seeds
 from figs_jax.train.compilation import compiled_step
 from figs_jax.train.experiment import build
 from figs_jax.train.sharding import batch_sharding, make_mesh, state_shardings
+from tests.compilations import compilations
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -33,14 +34,16 @@ def losses(config, steps=20):
   lead = (len(experiment.seeds), 16) if experiment.batch_axis == 0 else (16,)
   labels = np.broadcast_to(np.arange(16, dtype=np.int32) % 10, lead)
   out = []
-  for i in range(steps):
-    image = jax.random.normal(jax.random.key(i), (*lead, 8, 8, 1))
-    batch = {"image": np.asarray(image), "label": labels}
-    batch = jax.device_put(batch, sharding)
-    state, metrics = step(state, batch)
-    each = metrics if turns else [metrics]
-    out.append(np.squeeze([one["loss"] for one in each]))
-  assert (step.step if turns else step).jitted._cache_size() == 1
+  name = "step_seeds" if experiment.seeds and not turns else "update"
+  with compilations(name) as compiled:
+    for i in range(steps):
+      image = jax.random.normal(jax.random.key(i), (*lead, 8, 8, 1))
+      batch = {"image": np.asarray(image), "label": labels}
+      batch = jax.device_put(batch, sharding)
+      state, metrics = step(state, batch)
+      each = metrics if turns else [metrics]
+      out.append(np.squeeze([one["loss"] for one in each]))
+  assert len(compiled) == 1
   if turns:
     state = seeds.together(state, shardings)
     for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(shardings)):
