@@ -43,6 +43,8 @@ def measured(row, name, digits, scale=1, sign=False):
 
 
 def table(head, lines):
+  if not lines:
+    return ""
   rule = "|" + "---|" * len(head) + "\n"
   head, *lines = (f"| {' | '.join(row)} |\n" for row in (head, *lines))
   return head + rule + "".join(lines)
