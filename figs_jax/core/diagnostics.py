@@ -18,7 +18,13 @@ import numpy as np
 
 from figs_jax.core.groups import Axis, Groups, normalized
 from figs_jax.core.mask_bits import unpack_masks
-from figs_jax.core.masks import density, flip_rate, kept_magnitude
+from figs_jax.core.masks import (
+  count_dtype,
+  density,
+  flip_rate,
+  kept_magnitude,
+  true_count,
+)
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.core.types import Array, Bool, Float, Int, Shaped
@@ -43,8 +49,10 @@ Pair = tuple[Array, Array]
 
 def sad(
   old: Bool[Array, "*shape"], new: Bool[Array, "*shape"]
-) -> Int[Array, ""]:
-  """Sparse architecture divergence: the number of entries that differ (int32).
+) -> Int[Array, ""] | Float[Array, ""]:
+  """Sparse architecture divergence: the number of entries that differ.
+
+  An int32, or a float32 for masks with more entries than an int32 counts.
 
   The name is from arXiv 2102.04010. Google's praxis reports the same count
   divided by the number of entries, which here is `flip_rate`.
@@ -59,7 +67,7 @@ def sad(
     raise ValueError(
       f"Expected masks of one kernel, got shapes {old.shape} and {new.shape}"
     )
-  return jnp.sum(old != new, dtype=jnp.int32)
+  return true_count(old != new)
 
 
 def gradient_variance(
@@ -182,7 +190,8 @@ def totals(masks: Any, old: Any = None) -> dict[str, Array]:
   """`density` of all masked leaves; with `old` also `flip_rate` and `sad`.
 
   Shares are those of all masked entries together, so large leaves weigh more;
-  0 where nothing is masked. `sad` is an int32, the sum over the leaves.
+  0 where nothing is masked. `sad` is the sum over the leaves, an int32, or a
+  float32 if there are more masked entries than an int32 counts.
 
   >>> old = {"a": jnp.array([True, False]), "b": jnp.ones(2, bool)}
   >>> new = {"a": jnp.array([False, True]), "b": jnp.ones(2, bool)}
@@ -204,7 +213,10 @@ def totals(masks: Any, old: Any = None) -> dict[str, Array]:
   }
   if old is not None:
     changes = (row["sad"] for row in table.values())
-    out["sad"] = sum(changes, start=jnp.zeros((), jnp.int32))
+    dtype = count_dtype(entries)
+    out["sad"] = sum(
+      (change.astype(dtype) for change in changes), start=jnp.zeros((), dtype)
+    )
   return out
 
 
@@ -300,8 +312,7 @@ def check_nm(tree_or_masks: Any, leaves: Mapping[str, MaskedKernel]) -> None:
 def _moments(values: Array, where: Array) -> Pair:
   """Mean and population variance of the chosen entries; 0 if there are none."""
   x = values.astype(jnp.float32)
-  # Counted in integers: a float32 sum of ones stops at 2^24.
-  count = jnp.maximum(jnp.sum(where, dtype=jnp.int32), 1).astype(jnp.float32)
+  count = jnp.maximum(true_count(where), 1).astype(jnp.float32)
   mean = jnp.sum(x, where=where) / count
   variance = jnp.sum(jnp.square(x - mean), where=where) / count
   return mean, variance

@@ -9,6 +9,7 @@ flattened in the given order. For an `[in, out]` kernel the contraction axis is
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from figs_jax.core import top_n
 from figs_jax.core.groups import Axis, Groups, other_axis
 from figs_jax.core.pattern import NM, VNM, parse_pattern
 from figs_jax.core.types import Array, Bool, Float, Int, Shaped
+
+COUNT_LIMIT = 2**31 - 1  # of an int32
 
 Count = int | Int[Array, ""] | None
 
@@ -280,9 +283,40 @@ def density(mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
   >>> density(jnp.array([True, False, False, False]))
   Array(0.25, dtype=float32)
   """
-  # Counted in integers, since a float32 sum of ones stops at 2^24.
-  kept = jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
+  kept = true_count(mask).astype(jnp.float32)
   return kept / jnp.float32(max(mask.size, 1))
+
+
+def true_count(
+  mask: Bool[Array, "*shape"],
+) -> Int[Array, ""] | Float[Array, ""]:
+  """The number of True entries, in `count_dtype` of the number of entries.
+
+  A float32 sum of ones would stop at 2^24, so that rows are counted in int32.
+
+  Args:
+    mask: Boolean mask of any shape.
+
+  >>> true_count(jnp.array([True, False, True]))
+  Array(2, dtype=int32)
+  """
+  axis = int(np.argmax(mask.shape)) if mask.ndim else None
+  rows = jnp.sum(mask, axis, dtype=jnp.int32)
+  return jnp.sum(rows.astype(count_dtype(mask.size)))
+
+
+def count_dtype(size: int) -> Any:
+  """int32, or float32 for counts up to more than an int32 holds.
+
+  A stack of large kernels has more entries: 80 of 8192 x 28672 are 1.9e10.
+
+  Args:
+    size: The largest count.
+
+  >>> count_dtype(10).__name__, count_dtype(2**31).__name__
+  ('int32', 'float32')
+  """
+  return jnp.int32 if size <= COUNT_LIMIT else jnp.float32
 
 
 def kept_magnitude(

@@ -140,4 +140,4 @@ def _mean(
     *trees,
   )
   size = sum(mask.size for mask in jax.tree.leaves(masks))
-  return jnp.stack(jax.tree.leaves(sums)).sum() / size
+  return jnp.stack(jax.tree.leaves(sums)).sum() / float(size)  # over 2^31

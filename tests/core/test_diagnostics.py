@@ -309,3 +309,15 @@ def test_check_nm_takes_nan_and_zero_as_is_nm_does():
   d.check_nm({"w": jnp.array([jnp.nan, 0, 0, 1])}, leaves)
   with pytest.raises(ValueError, match="keeps 3"):
     d.check_nm({"w": jnp.array([jnp.nan, -0.0, 2, 1])}, leaves)
+
+
+def test_more_entries_than_an_int32_counts(monkeypatch):
+  monkeypatch.setattr("figs_jax.core.masks.COUNT_LIMIT", 20)
+  old = {"a": jnp.zeros((4, 8), bool), "b": jnp.zeros((2, 2), bool)}
+  new = {"a": old["a"].at[1].set(True), "b": ~old["b"]}
+  assert d.sad(old["b"], new["b"]).dtype == jnp.int32
+  assert d.sad(old["a"], new["a"]).dtype == jnp.float32
+  assert d.sad(old["a"], new["a"]) == 8
+  assert d.density(new["a"]) == 0.25
+  assert d.totals(new, old)["sad"] == 12
+  assert d.totals(new, old)["sad"].dtype == jnp.float32

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from figs_jax.optim import scale_by_step_adam, step_adamw
+from figs_jax.optim import auto_switch, scale_by_step_adam, step_adamw
 
 SHAPES = {"a": (2, 3), "b": (4,), "c": (5,)}
 MASKED = ("a", "c")
@@ -305,3 +305,13 @@ def test_step_adamw_is_adamw_until_the_switch():
     y, b = adamw(g, b, q)
     p, q = optax.apply_updates(p, x), optax.apply_updates(q, y)
     jax.tree.map(np.testing.assert_array_equal, p, q)
+
+
+def test_more_weights_than_an_int32_counts():
+  """The criterion's mean, traced for the masks of T5-XXL."""
+  shape = jax.ShapeDtypeStruct((48, 8192, 16384), jnp.float32)
+  mask = jax.ShapeDtypeStruct(shape.shape, jnp.bool)
+  mean = jax.eval_shape(
+    lambda m, x: auto_switch._mean(jnp.abs, {"w": m}, {"w": x}), mask, shape
+  )
+  assert mean.dtype == jnp.float32
