@@ -3,7 +3,8 @@
 Each row is appended to a CSV file as it is done, and left out if it is there.
 One-shot rows give loss and accuracy on the evaluation split with the standard
 error over examples, and the loss above that of the dense model, paired by
-example; rows of fine-tuning give those of one seed.
+example; of a model with permuted channels also the loss above that of the same
+method in the given order. Rows of fine-tuning give those of one seed.
 
   python benchmarks/from_dense.py --workdir RUN --rows minilm.csv
   python benchmarks/from_dense.py --workdir RUN --rows minilm.csv
@@ -14,6 +15,7 @@ RUN is a dense run of launch/train.py; docs/results.md has the commands.
 
 import argparse
 import csv
+import dataclasses
 import itertools
 import time
 from pathlib import Path
@@ -22,6 +24,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from figs_jax import nn
 from figs_jax.cli import compilation_cache
 from figs_jax.cli import pruning as program
 from figs_jax.train import default_config, loop
@@ -32,7 +35,7 @@ RULES = "ff: {0}, qkv: {0}, o: {0}"
 KEYS = ("stage", "method", "pattern", "permuted", "seed")
 VALUES = (
   "examples", "loss", "loss_se", "accuracy", "accuracy_se", "above", "above_se",
-  "layer_error", "seconds",
+  "layer_error", "seconds", "above_given", "above_given_se",
 )  # fmt: skip
 
 
@@ -82,19 +85,23 @@ def scores(source, model, batch_size=32):
   return np.concatenate(parts, axis=1)
 
 
+def paired(name, each, other):
+  """The mean difference of the losses of two models, and its error."""
+  above = each[0] - other[0]
+  error = above.std(ddof=1) / np.sqrt(len(above))
+  return {name: float(above.mean()), f"{name}_se": float(error)}
+
+
 def values_of(each, dense):
   """The values of a row from losses and hits, [2, examples]."""
-  root = np.sqrt(each.shape[1])
-  error = each.std(1, ddof=1) / root
-  above = each[0] - dense[0]
+  error = each.std(1, ddof=1) / np.sqrt(each.shape[1])
   return {
     "examples": each.shape[1],
     "loss": float(each[0].mean()),
     "loss_se": float(error[0]),
     "accuracy": float(each[1].mean()),
     "accuracy_se": float(error[1]),
-    "above": float(above.mean()),
-    "above_se": float(above.std(ddof=1) / root),
+    **paired("above", each, dense),
   }
 
 
@@ -110,22 +117,26 @@ def one_shot(table, args):
       if ("dense", "dense", "", "", "") not in table:
         table.add(("dense", "dense", "", "", ""), **values_of(dense, dense))
     batches = program.calibration_batches(source, args.examples, 32)
-    for method, permuted in itertools.product(
-      args.methods.split(","), (False, True)
-    ):
-      key = ("one-shot", method, nm, "yes" if permuted else "no", "")
-      if key in table or (permuted and method not in args.permuted.split(",")):
+    words = [(method, "no") for method in args.methods.split(",") if method]
+    words += [(method, "yes") for method in args.permuted.split(",") if method]
+    sources = {"no": source}
+    for method, answer in words:
+      key = ("one-shot", method, nm, answer, "")
+      if key in table:
         continue
+      if answer not in sources:  # one order of channels for all methods
+        model, _ = nn.permute_channels(source.model, source.rules)
+        sources[answer] = dataclasses.replace(source, model=model)
       start = time.process_time()
-      model, layers = program.prune_source(
-        source, batches, method, permute=permuted
-      )
-      table.add(
-        key,
-        **values_of(scores(source, model), dense),
-        layer_error=float(np.mean([layer.error for layer in layers])),
-        seconds=time.process_time() - start,
-      )
+      model, layers = program.prune_source(sources[answer], batches, method)
+      each = scores(source, model)
+      values = values_of(each, dense)
+      values["layer_error"] = float(np.mean([layer.error for layer in layers]))
+      values["seconds"] = time.process_time() - start
+      if answer == "yes":
+        given, _ = program.prune_source(source, batches, method)
+        values |= paired("above_given", each, scores(source, given))
+      table.add(key, **values)
 
 
 def tune(table, args):
@@ -148,6 +159,8 @@ def tune(table, args):
     config.progress = False
     if args.eval_split:
       config.data.eval_split = args.eval_split
+    if args.train_only is not None:
+      config.train_only = args.train_only
     workdir = Path(args.runs, f"{recipe}-{nm.replace(':', '-')}-{seed}")
     start = time.process_time()
     result = loop.train(config, workdir)
@@ -172,6 +185,7 @@ def main():
   parser.add_argument("--seeds", default="0,1,2")
   parser.add_argument("--steps", type=int, default=60)
   parser.add_argument("--learning_rate", type=float, default=1e-4)
+  parser.add_argument("--train_only", help="In place of that of the run.")
   parser.add_argument("--runs", help="Directory of the fine-tuned runs.")
   args = parser.parse_args()
   compilation_cache.enable()

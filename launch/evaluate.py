@@ -42,6 +42,18 @@ _DOWNLOAD = flags.DEFINE_bool(
 _RECIPE_FILE = cli.define_user_file("recipe")
 _MODEL_FILE = cli.define_model_file()
 _ENGINE_FILE = cli.define_user_file("engine")
+_DISTRIBUTED = flags.DEFINE_boolean(
+  "distributed",
+  False,
+  "Whether this process is one of several, started as those of launch/train.py;"
+  " each evaluates its share of the split.",
+)
+_FSDP = flags.DEFINE_integer(
+  "mesh.fsdp", 1, "Number of devices to split kernels over."
+)
+_TENSOR = flags.DEFINE_integer(
+  "mesh.tensor", 1, "Number of devices to split heads and layers over."
+)
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "Format of the printed result."
 )
@@ -53,7 +65,9 @@ def main() -> None:
     cli.fail("--workdir is missing: name the directory of a run")
   from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
+  from figs_jax.train import distributed
   from figs_jax.train._evaluate import evaluate
+  from figs_jax.train.sharding import make_mesh
 
   cli.run_user_file(_RECIPE_FILE)
   cli.run_model_files(_MODEL_FILE)
@@ -61,6 +75,11 @@ def main() -> None:
 
   compilation_cache.enable()
   try:
+    mesh = None
+    if _DISTRIBUTED.value:
+      distributed.initialize()
+    if _DISTRIBUTED.value or (_FSDP.value, _TENSOR.value) != (1, 1):
+      mesh = make_mesh(-1, _FSDP.value, _TENSOR.value)
     result = evaluate(
       _WORKDIR.value,
       step=_STEP.value,
@@ -70,9 +89,16 @@ def main() -> None:
       points=_POINTS.value,
       data_dir=_DATA_DIR.value,
       download=_DOWNLOAD.value,
+      mesh=mesh,
     )
   except (ValueError, DataError) as error:
-    cli.fail(str(error))
+    if distributed.may_be_of_peer(error):
+      raise
+    cli.fail(str(error).replace("--config.mesh.", "--mesh."))
+  except distributed.JoinError as error:
+    cli.fail(str(error), code=1)
+  if not distributed.is_first():
+    return
   if _FORMAT.value == "json":
     cli.say(json.dumps(result))
     return

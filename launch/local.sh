@@ -66,7 +66,7 @@ for ((i = 0; i < processes; i++)); do
   fi
 done
 [ -z "$dry_run" ] || exit 0
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT USR1
 worst=0
 for pid in "${pids[@]}"; do
   code=0

@@ -1,7 +1,8 @@
 """Trains a model: `python launch/train.py --config FILE[:RECIPE] --workdir D`.
 
-Resumes if the workdir holds a checkpoint. SIGTERM saves and exits with 0. Any
-field of the configuration can be overridden, such as --config.batch_size=64.
+Resumes if the workdir holds a checkpoint. SIGTERM and SIGUSR1 save and exit
+with 0. Any field of the configuration can be overridden, such as
+--config.batch_size=64.
 With --distributed, several processes are one run; docs/launching.md explains
 how to start them.
 """
@@ -41,10 +42,25 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 _STOPPED_CODE = flags.DEFINE_integer(
   "stopped_code",
   0,
-  "Exit code after SIGTERM; a launcher can tell a run that is saved from one"
+  "Exit code after a signal; a launcher can tell a run that is saved from one"
   " that is finished if it is not 0.",
   lower_bound=0,
   upper_bound=255,
+)
+_HEARTBEAT_SECONDS = flags.DEFINE_integer(
+  "heartbeat_seconds",
+  100,
+  "Seconds without a heartbeat after which one of several processes counts as"
+  " dead, and the others abort.",
+  lower_bound=1,
+)
+_WATCHDOG_SECONDS = flags.DEFINE_integer(
+  "watchdog_seconds",
+  None,
+  "Seconds without a step or a batch of an evaluation after which a process"
+  " shows the stacks of its threads and ends with 142; more than compilation or"
+  " a save takes. 0 is off. Defaults to 1800 with --distributed, else to 0.",
+  lower_bound=0,
 )
 
 
@@ -63,30 +79,38 @@ def main() -> None:
     )
   from figs_jax.cli import compilation_cache
   from figs_jax.data import DataError
-  from figs_jax.train import distributed
+  from figs_jax.train import distributed, exit_codes, watchdog
   from figs_jax.train.checkpoint import SaveError
   from figs_jax.train.config import recipe_sha256
   from figs_jax.train.loop import Diverged, train
   from figs_jax.train.workdir_lock import LockLostError
 
   compilation_cache.enable()
+  seconds = _WATCHDOG_SECONDS.value
+  if seconds is None:
+    seconds = 1800 if _DISTRIBUTED.value else 0
   try:
+    watchdog.start(seconds)
     if _DISTRIBUTED.value:
-      distributed.initialize()
+      distributed.initialize(_HEARTBEAT_SECONDS.value)
     if _RECIPE_FILE.value:
       config.recipe_sha256 = recipe_sha256(config.recipe.name)
     result = train(config, _WORKDIR.value)
   except (ValueError, DataError) as error:
+    if distributed.may_be_of_peer(error):
+      raise
     cli.fail(str(error))
   except distributed.JoinError as error:
-    cli.fail(str(error), code=_STOPPED_CODE.value or 1)
+    cli.fail(str(error), code=_STOPPED_CODE.value or exit_codes.ERROR)
   except (Diverged, LockLostError) as error:
-    cli.fail(str(error), code=1)
+    cli.fail(str(error), code=exit_codes.ERROR)
   except SaveError as error:
     try:
-      cli.fail(str(error), code=1)
+      cli.fail(str(error), code=exit_codes.ERROR)
     finally:
-      os._exit(1)  # tensorboardX would write again at exit, with a traceback
+      os._exit(
+        exit_codes.ERROR
+      )  # tensorboardX would write again at exit, with a traceback
   if distributed.is_first():
     _print(result)
   if not result["finished"]:

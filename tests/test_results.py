@@ -179,74 +179,69 @@ def test_the_advice_quotes_the_results():
   )
 
 
-def signed(value, digits):
-  return "+" * (value > 0) + text_number(value, digits)
-
-
-def from_dense_rows(name, stage):
+def from_dense(name, stage):
+  """The page of real models, and the rows of a model."""
+  page = (ROOT / "docs" / "results_from_dense.md").read_text()
   path = ROOT / "docs" / "results" / "from_dense" / f"{name}.csv"
   with path.open() as file:
-    return [row for row in csv.DictReader(file) if row["stage"] == stage]
-
-
-def one_shot_table(name):
-  """Rows of one-shot pruning as the page prints them, sorted by loss."""
-  (dense,) = from_dense_rows(name, "dense")
-  lines = []
-  rows = from_dense_rows(name, "one-shot")
-  for row in [dense, *sorted(rows, key=one_shot_order)]:
-    numbers = {k: float(row[k]) for k in row if "loss" in k or "acc" in k}
-    above = error = ""
-    if row is not dense:
-      difference, spread = float(row["above"]), float(row["above_se"])
-      above = f"{signed(difference, 3)} ± {text_number(spread, 3)}"
-      error = text_number(float(row["layer_error"]), 3)
-    loss = f"{numbers['loss']:.3f} ± {numbers['loss_se']:.3f}"
-    percent = 100 * numbers["accuracy"], 100 * numbers["accuracy_se"]
-    method = row["method"] + ", permuted" * (row["permuted"] == "yes")
-    lines.append(
-      f"| {method} | {row['pattern'] or 'dense'} | {loss} | {above} |"
-      f" {percent[0]:.1f} ± {percent[1]:.1f} | {error} |\n"
-    )
-  return (
-    "| method | pattern | loss | above dense | accuracy, % | error of layers |"
-    "\n|---|---|---|---|---|---|\n" + "".join(lines)
-  )
-
-
-def one_shot_order(row):
-  return row["pattern"] != "2:4", float(row["loss"])
-
-
-def tuned_table(name):
-  """Means and standard errors over the seeds of fine-tuning."""
-  cells = {}
-  for row in from_dense_rows(name, "tuned"):
-    key = row["pattern"] != "", row["pattern"] != "2:4", row["method"]
-    cells.setdefault(key, []).append(row)
-  lines = []
-  for _, rows in sorted(cells.items()):
-    loss, accuracy = (
-      np.array([float(row[column]) for row in rows])
-      for column in ("loss", "accuracy")
-    )
-    errors = (
-      f" ± {error(values):.{digits}f}" if len(rows) > 1 else ""
-      for values, digits in ((loss, 3), (100 * accuracy, 1))
-    )
-    lines.append(
-      f"| {rows[0]['method']} | {rows[0]['pattern'] or 'dense'} |"
-      f" {loss.mean():.3f}{next(errors)} |"
-      f" {100 * accuracy.mean():.1f}{next(errors)} | {len(rows)} |\n"
-    )
-  return (
-    "| recipe | pattern | loss | accuracy, % | seeds |\n"
-    "|---|---|---|---|---|\n" + "".join(lines)
-  )
+    return page, [row for row in csv.DictReader(file) if row["stage"] == stage]
 
 
 def test_tables_of_real_models_are_those_of_the_rows():
-  text = (ROOT / "docs" / "results.md").read_text()
-  assert one_shot_table("minilm") in text
-  assert one_shot_table("dinov2") in text
-  assert tuned_table("minilm") in text
+  script = runpy.run_path(str(ROOT / "docs" / "from_dense_tables.py"))
+  page = script["PAGE"].read_text()
+  assert len(re.findall("<!-- table", page)) == len(
+    re.findall(r"<!-- table \w+ \w+ -->\n\|", page)
+  )
+  assert script["renewed"](page) == page
+
+
+@pytest.mark.parametrize("name", ["minilm", "dinov2"])
+def test_the_page_has_every_real_model_that_was_pruned_once(name):
+  page, rows = from_dense(name, "one-shot")
+  assert len(rows) >= 10
+  for row in rows:
+    loss, spread, above, error = (
+      text_number(float(row[key]), 3)
+      for key in ("loss", "loss_se", "above", "above_se")
+    )
+    sign = "+" * (float(row["above"]) > 0)
+    cells = [row["method"], row["pattern"], f"{loss} ± {spread}"]
+    if row["permuted"] == "no":
+      cells.append(f"{sign}{above} ± {error}")
+    else:  # behind the loss in the given order
+      cells = cells[2:]
+    assert f"| {' | '.join(cells)} |" in page
+
+
+@pytest.mark.parametrize("name", ["minilm"])
+def test_intervals_of_real_models_are_paired_by_seed(name):
+  page, rows = from_dense(name, "tuned")
+  losses = {
+    (row["method"], row["pattern"], row["seed"]): float(row["loss"])
+    for row in rows
+  }
+  for recipe, pattern in {key[:2] for key in losses} - {("dense", "")}:
+    seeds = [s for *cell, s in losses if cell == [recipe, pattern]]
+    gap = np.array(
+      [losses[recipe, pattern, s] - losses["dense", "", s] for s in seeds]
+    )
+    # Student's t with 2 degrees of freedom.
+    half = 4.30265 * error(gap)
+    mean, low, high = (
+      text_number(x, 3)
+      for x in (gap.mean(), gap.mean() - half, gap.mean() + half)
+    )
+    (line,) = re.findall(rf"^\| {recipe} \| {pattern} \|.*", page, re.MULTILINE)
+    assert len(seeds) != 3 or f"{mean} [{low}, {high}]" in line
+
+
+def test_the_text_of_real_models_quotes_its_tables():
+  page = (ROOT / "docs" / "results_from_dense.md").read_text()
+  bullets = re.findall(r"^\* .*?(?=\n\n|\n\*)", page, re.MULTILINE | re.DOTALL)
+  tables = "\n".join(re.findall(r"^\|.*", page, re.MULTILINE))
+  numbers = set(re.findall(r"[−+]?\d*\.\d+", tables))
+  numbers |= {number.lstrip("+−") for number in numbers}
+  quoted = re.findall(r"[−+]?\d*\.\d+", "\n".join(bullets))
+  assert len(quoted) > 10
+  assert not [number for number in quoted if number not in numbers]

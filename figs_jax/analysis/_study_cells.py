@@ -50,6 +50,7 @@ _LATER = {
   "model.distillation": "none",
   "model.layer_scale": 0.0,
   "model.registers": 0,
+  "model.relu2": False,
   "model.swiglu": False,
   "recalibrate_batch_norm": 50,
   "teacher_sha256": "",
@@ -206,13 +207,16 @@ def of_cell(
   # Before training, a teacher is known by its place alone.
   named = values.get("teacher") and not values.get("teacher_sha256")
   kept = ("teacher", "distill.seed") if named else ()
+  # Runs of images had a loss from the first.
+  of_texts = "data.objective" in values
+  later = _LATER | ({"loss": "softmax"} if of_texts else {})
   return {
     name: value
     for name, value in values.items()
     if name in kept
     or name not in _NOT_OF_CELL
     and name.split(".")[0] not in _NOT_OF_CELL
-    and not (name in _LATER and value == _LATER[name])
+    and not (name in later and value == later[name])
   }
 
 
@@ -282,6 +286,35 @@ def cells(
         raise ConfigError(f"dtypes, cell {cell.name!r}: {error}") from error
     seen[cell.fingerprint] = cell.name
   return list(all_cells.values())
+
+
+def shard_of(cells: Sequence[Any], shard: tuple[int, int]) -> Sequence[Any]:
+  """The cells of one of n shards, which are disjoint and together all cells.
+
+  They depend on neither the rows that are there nor on what other shards have
+  done, so that a task may be started again at any time.
+
+  Args:
+    cells: Cells of the study.
+    shard: (i, n), with i from 1 to n: every n-th cell from the i-th on.
+
+  Raises:
+    ConfigError: If i is not from 1 to n.
+
+  >>> [shard_of("abcde", (i, 3)) for i in (1, 2, 3)]
+  ['ad', 'be', 'c']
+  """
+  share, shares = shard
+  if not 1 <= share <= shares:
+    raise ConfigError(
+      f"--shard: expected i/n with i from 1 to n, got {share}/{shares}"
+    )
+  return cells[share - 1 :: shares]
+
+
+def digest_of(cells: Iterable[Cell]) -> str:
+  """12 hexadecimal digits that stand for cells, their seeds and their order."""
+  return digits_of({"cells": [(c.fingerprint, c.seeds) for c in cells]})
 
 
 def _names(

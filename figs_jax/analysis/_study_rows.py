@@ -4,6 +4,10 @@ study.csv is tidy: one row per cell and seed, sorted, with one column for every
 field of training in which the cells differ and for the order of the data.
 Beside it are configs.json, the configuration of each fingerprint, and
 examples/, an .npz per run.
+
+The i-th of n shards writes the same files to shards/i-of-n, so that tasks on
+several machines need no lock that spans them. Rows of the study are those of
+all these directories; `Store.gather` merges them into one.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from figs_jax.export.atomic_write import replacing
 from figs_jax.train.config import ConfigError, completed
 
 _CSV, _CONFIGS, _FAILED = "study.csv", "configs.json", "failed.csv"
+_SHARDS = "shards"
 # The first columns, in this order; all others follow by name.
 _FIRST = (
   "study", "grid", "cell", "recipe", "pattern", "rules", "setting", "seed",
@@ -40,22 +45,44 @@ Row = dict[str, str]
 
 
 def read(out: str | Path) -> list[Row]:
-  """The rows of OUT/study.csv, as text; none if the file is missing.
+  """The rows of OUT/study.csv and of its shards, as text, each one once.
 
   The column `config` is the fingerprint that this version of figs_jax gives the
   configuration, with defaults for fields that it did not have.
 
   Raises:
-    ConfigError: If the file is not a study's.
+    ConfigError: If a file is not a study's.
   """
-  rows = _read(Path(out) / _CSV)
+  rows: dict[tuple[str, str], Row] = {}
+  for part in _parts(Path(out)):
+    for row in _rows_of(part):
+      if row.get("examples"):
+        file = part.relative_to(out) / row["examples"]
+        row = row | {"examples": file.as_posix()}
+      rows.setdefault((row["config"], row["seed"]), row)
+  return list(rows.values())
+
+
+def has_rows(out: Path) -> bool:
+  """Whether a directory, or one of its shards, holds a study.csv."""
+  return any((part / _CSV).is_file() for part in _parts(out))
+
+
+def _parts(out: Path) -> list[Path]:
+  """A study's directory and those of its shards."""
+  return [out, *sorted(out.glob(f"{_SHARDS}/*-of-*"))]
+
+
+def _rows_of(out: Path) -> list[Row]:
+  """The rows of one study.csv."""
+  rows = _read(out / _CSV)
   for number, row in enumerate(rows, 2):
     if not row.get("config") or not (row.get("seed") or "").isdigit():
       raise ConfigError(
-        f"{Path(out) / _CSV}, line {number}: expected a row of a study, with"
+        f"{out / _CSV}, line {number}: expected a row of a study, with"
         " columns 'config' and 'seed'; use another --out"
       )
-  now = {old: key for old, (key, _) in _current(Path(out)).items()}
+  now = {old: key for old, (key, _) in _current(out).items()}
   return [
     row | {"config": now.get(row["config"], row["config"])} for row in rows
   ]
@@ -92,12 +119,19 @@ class Store:
   """The rows in one directory, which several processes may add to.
 
   Args:
-    out: Directory of study.csv, made if it is missing.
+    out: Directory of the study, made if it is missing.
     study: Name of the study.
+    shard: (i, n) to write to OUT/shards/i-of-n; (1, 1) to write to OUT.
   """
 
-  def __init__(self, out: str | Path, study: str):
-    self.out, self.study = Path(out), study
+  def __init__(
+    self, out: str | Path, study: str, shard: tuple[int, int] = (1, 1)
+  ):
+    self.root, self.study = Path(out), study
+    share, shares = shard
+    self.out = self.root
+    if shares > 1:
+      self.out = self.root / _SHARDS / f"{share}-of-{shares}"
     try:
       self.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,8 +140,8 @@ class Store:
       ) from error
 
   def rows(self) -> list[Row]:
-    """All rows, as text."""
-    return read(self.out)
+    """All rows of the study, those of other shards too, as text."""
+    return read(self.root)
 
   def add(
     self,
@@ -153,14 +187,34 @@ class Store:
 
   def merge(self, other: str | Path) -> None:
     """Adds the rows and the per-example results of another directory."""
-    other, rows = Path(other), read(other)
     with self._locked():
-      for name in {row["examples"] for row in rows if row.get("examples")}:
-        source = other / "examples" / Path(name).name
-        if source.is_file():  # they are large, so a clone may lack them
-          (self.out / "examples").mkdir(exist_ok=True)
-          _write(self.out / "examples" / source.name, source.read_bytes())
-      self._merge(rows, dict(_current(other).values()))
+      for part in _parts(Path(other)):
+        self._merge_part(part)
+
+  def gather(self) -> None:
+    """Adds the rows of the shards, and lists the cells that failed there."""
+    with self._locked():
+      _, *shards = _parts(self.out)
+      for part in shards:
+        self._merge_part(part)
+      seeds_of: dict[str, set[int]] = {}
+      for row in self.rows():
+        seeds_of.setdefault(row["cell"], set()).add(int(row["seed"]))
+      for part in shards:
+        for row in _read(part / _FAILED):
+          self._add_failed(row)
+      for cell, seeds in seeds_of.items():
+        self._succeed(cell, seeds)
+
+  def _merge_part(self, part: Path) -> None:
+    rows = _rows_of(part)
+    for name in {row["examples"] for row in rows if row.get("examples")}:
+      source = part / "examples" / Path(name).name
+      if source.is_file():  # they are large, so a clone may lack them
+        (self.out / "examples").mkdir(exist_ok=True)
+        _write(self.out / "examples" / source.name, source.read_bytes())
+    if rows:
+      self._merge(rows, dict(_current(part).values()))
 
   def fail(self, cell: str, grid: str, seeds: Sequence[int], why: str) -> None:
     """Adds a row to failed.csv."""
@@ -172,10 +226,13 @@ class Store:
       "error": why,
     }
     with self._locked():
-      rows = _read(self.out / _FAILED)
-      same = ("study", "cell", "seeds")
-      rows = [r for r in rows if any(r[key] != row[key] for key in same)]
-      _write(self.out / _FAILED, _csv([*rows, row], _OF_FAILED))
+      self._add_failed(row)
+
+  def _add_failed(self, row: Row) -> None:
+    rows = _read(self.out / _FAILED)
+    same = ("study", "cell", "seeds")
+    rows = [r for r in rows if any(r[key] != row[key] for key in same)]
+    _write(self.out / _FAILED, _csv([*rows, row], _OF_FAILED))
 
   def _succeed(self, cell: str, seeds: set[int]) -> None:
     """Removes seeds of a cell from failed.csv, and the file if it is empty."""
@@ -195,7 +252,9 @@ class Store:
 
   def _merge(self, new: Sequence[Row], configs: dict[str, Any]) -> None:
     configs = dict(_current(self.out).values()) | configs
-    rows = {(row["config"], int(row["seed"])): row for row in self.rows()}
+    rows = {
+      (row["config"], int(row["seed"])): row for row in _rows_of(self.out)
+    }
     rows |= {(row["config"], int(row["seed"])): row for row in new}
     used = {key: configs[key] for key, _ in rows if key in configs}
     fields = sorted({*differing(used.values()), *_ALWAYS})
@@ -210,9 +269,10 @@ class Store:
     columns = {name: None for row in result for name in row}
     others = sorted(columns.keys() - set(_FIRST))
     others.sort(key=lambda name: name.startswith("config."))
-    _write(self.out / _CSV, _csv(result, (*_FIRST, *others)))
+    # Rows last: a process that is killed in between leaves no row without one.
     body = json.dumps(used, indent=1, sort_keys=True) + "\n"
     _write(self.out / _CONFIGS, body.encode())
+    _write(self.out / _CSV, _csv(result, (*_FIRST, *others)))
 
   @contextlib.contextmanager
   def _locked(self) -> Iterator[None]:

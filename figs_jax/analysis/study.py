@@ -30,12 +30,14 @@ from figs_jax.analysis._study_cells import (
   abstract,
   cells,
   default_config,
+  digest_of,
   digits_of,
   fingerprint,
   of_cell,
   points_of,
   run_flops,
   setting_of,
+  shard_of,
   training_shares,
 )
 from figs_jax.core.pattern import NM
@@ -50,6 +52,7 @@ from figs_jax.train.seeds import mean_and_se
 from figs_jax.train.sharding import make_mesh, state_shardings
 from figs_jax.train.teacher import read, taught
 from figs_jax.train.workdir import saved_config
+from figs_jax.train.workdir_lock import LockedError
 
 __all__ = [
   "Cell",
@@ -57,12 +60,15 @@ __all__ = [
   "cells",
   "collect",
   "default_config",
+  "digest_of",
   "fingerprint",
+  "gather",
   "modelled",
   "plan",
   "report",
   "rows",
   "run",
+  "shard_of",
 ]
 
 _log = logging.getLogger("figs_jax")
@@ -85,26 +91,22 @@ def run(
     workdir: Parent of the run directories.
     out: Directory of study.csv, made if it is missing.
     grids: Names of grids. Defaults to all.
-    shard: (i, n): every n-th cell from the i-th on, for n machines.
+    shard: (i, n): every n-th cell from the i-th on, for n machines. The rows
+      are written to OUT/shards/i-of-n; `gather` merges them.
     columns: What `modelled` returns of some cells, by fingerprint, so that it
       is not called for them again.
 
   Returns:
-    What was done. After SIGTERM, `finished` is False.
+    What was done. After SIGTERM, or if another process trains a cell,
+    `finished` is False.
 
   Raises:
     ConfigError: If the study or the shard is invalid, before anything is
       trained.
   """
-  share, shares = shard
-  if not 1 <= share <= shares:
-    raise ConfigError(
-      f"--shard: expected i/n with i from 1 to n, got {share}/{shares}"
-    )
+  own = shard_of(cells(config, grids), shard)
   outcome = Outcome()
-  all_cells = cells(config, grids)
-  store = _study_rows.Store(out, config.name)
-  own = all_cells[share - 1 :: shares]
+  store = _study_rows.Store(out, config.name, shard)
   for number, cell in enumerate(own, 1):
     known = (columns or {}).get(cell.fingerprint)
     for seeds in _missing(cell, store.rows()):
@@ -113,6 +115,10 @@ def run(
       )
       try:
         finished = _run_cell(config, cell, seeds, Path(workdir), store, known)
+      except LockedError as error:  # its own process adds the rows
+        _log.warning("%s: %s", cell.name, error)
+        outcome.finished = False
+        continue
       except (Diverged, ValueError) as error:
         _log.error("%s failed: %s", cell.name, error)
         store.fail(cell.name, cell.grid, seeds, str(error))
@@ -150,12 +156,37 @@ def _accuracy(cell: Cell, rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def rows(out: str | Path) -> list[dict[str, str]]:
-  """The rows of OUT/study.csv, as text; none if the file is missing.
+  """The rows of OUT/study.csv and of its shards, as text.
 
   Raises:
-    ConfigError: If the file is not a study's.
+    ConfigError: If a file is not a study's.
   """
   return _study_rows.read(out)
+
+
+def gather(
+  config: config_dict.ConfigDict,
+  out: str | Path,
+  *,
+  grids: Iterable[str] | None = None,
+) -> dict[str, list[int]]:
+  """Merges the shards of a study into OUT/study.csv.
+
+  Args:
+    config: Configuration of the study.
+    out: Directory of the study.
+    grids: Names of grids. Defaults to all.
+
+  Returns:
+    Name of each cell with seeds that have no rows -> these seeds.
+  """
+  _study_rows.Store(out, config.name).gather()
+  done = rows(out)
+  missing = {
+    cell.name: [seed for part in _missing(cell, done) for seed in part]
+    for cell in cells(config, grids)
+  }
+  return {name: seeds for name, seeds in missing.items() if seeds}
 
 
 def report(config: config_dict.ConfigDict, out: str | Path) -> str:
@@ -308,10 +339,11 @@ def _run_cell(
     "seconds": round(seconds, 1),
     **(modelled(config, study.engines) if columns is None else columns),
   }
-  _add(store, path, shared, of_cell(config), study.dtypes)
   for point in points_of(study, cell):
     own, fields = _at_point(study, cell, point)
     _add(store, path, shared | own, fields, study.dtypes, point)
+  # Last, since a cell with these rows is done.
+  _add(store, path, shared, of_cell(config), study.dtypes)
   return True
 
 
@@ -464,14 +496,14 @@ def collect(
   """
   directories = [Path(path) for path in paths]
   for path in directories:
-    if not ((path / "checkpoints").is_dir() or (path / "study.csv").is_file()):
+    if not ((path / "checkpoints").is_dir() or _study_rows.has_rows(path)):
       raise ConfigError(
         f"--collect {path}: expected a run, or a directory with study.csv, got"
         " neither"
       )
   store = _study_rows.Store(out, "collected")
   for path in directories:
-    if (path / "study.csv").is_file():
+    if _study_rows.has_rows(path):
       store.merge(path)
       continue
     config = config_dict.ConfigDict(saved_config(path))

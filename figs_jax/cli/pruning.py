@@ -24,7 +24,7 @@ from figs_jax.core.rules import Rules
 from figs_jax.export import ExportError
 from figs_jax.models import own_model, pretrained
 from figs_jax.pruning import PrunedLayer, prune
-from figs_jax.pruning.methods import check_options
+from figs_jax.pruning.methods import check_options, check_pattern
 from figs_jax.train import workdir as runs
 from figs_jax.train.config import default_config, with_defaults
 from figs_jax.train.losses import IGNORED
@@ -88,7 +88,7 @@ def source_of(
     experiment, state, _ = runs.restore(
       workdir, seed=None, data_dir=data.get("data_dir")
     )
-    if experiment.recipe.sparse:
+    if experiment.recipe.sparse and not experiment.recipe.ends_dense:
       raise ValueError(
         f"{workdir}: expected a dense run, got recipe"
         f" {experiment.recipe.name!r}; its weights are pruned already"
@@ -176,8 +176,11 @@ def check(
   sparse = nnx.eval_shape(
     lambda: nn.sparsify(source.model, source.rules, words=source.words)
   )
-  if not nn.masked_leaves(sparse):
+  leaves = nn.masked_leaves(sparse)
+  if not leaves:
     raise ValueError("--pattern: expected a pattern that masks a kernel")
+  for leaf in leaves.values():
+    check_pattern(method, leaf.pattern, transposable=transposable)
 
 
 def calibration_batches(

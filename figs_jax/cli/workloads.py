@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from figs_jax.core.pattern import NM
 from figs_jax.core.rules import Rules, Words
 from figs_jax.engine import Forward, Layers, read_layers
 from figs_jax.engine.layers import read_pattern
@@ -40,10 +39,9 @@ def from_file(path: str | Path, pattern: str | None = None) -> Tables:
   label = Path(path).name
   if pattern is None:
     return {label: table}
-  plain, vectors = _split_vectors(pattern)
-  single = Rules.parse(plain).single
+  single = Rules.parse(pattern).single
   if single is not None:
-    return {label: _with_vectors(table.with_pattern(single), vectors)}
+    return {label: table.with_pattern(single)}
   words = {name: re.escape(name) for name in table.names}
   return {label: with_rules(table, pattern, words, table.names)}
 
@@ -66,18 +64,21 @@ def with_rules(
   >>> with_rules(Layers.of(rows), "f.: 2:4", {}, ["ff", "head"]).m.tolist()
   [4, 1]
   """
-  plain, vectors = _split_vectors(pattern)
-  sizes = zip(table.names, table.K.tolist(), table.N.tolist())
+  # No outputs, which V of V:N:M need not divide.
   kernels: dict[str, Any] = {
-    name: ((k, n), -2) for name, k, n in sizes if name in set(names)
+    name: ((k, 0), -2)
+    for name, k in zip(table.names, table.K.tolist())
+    if name in set(names)
   }
-  leaves = Rules.parse(plain).resolve(kernels, words)
-  n, m = np.ones((2, len(table)), np.int64)
+  leaves = Rules.parse(pattern).resolve(kernels, words)
+  n, m, v = np.ones((3, len(table)), np.int64) * [[1], [1], [0]]
   for i, name in enumerate(table.names):
     if name in leaves:
-      n[i], m[i] = leaves[name].pattern.n, leaves[name].pattern.m
-  sparse = dataclasses.replace(table, n=n, m=m, masks=None, v=None)
-  return _with_vectors(sparse, vectors)
+      v[i], nm = read_pattern(leaves[name].pattern)
+      n[i], m[i] = nm.n, nm.m
+  return dataclasses.replace(
+    table, n=n, m=m, masks=None, v=v if v.any() else None
+  )
 
 
 def model_of(spec: str, weights: str | Path | None = None) -> Any:
@@ -173,10 +174,8 @@ def from_model(
   from figs_jax.models.own_model import own_words
 
   model = model_of(spec, weights)
-  vectors: dict[NM, int] = {}
   is_shape = isinstance(model, models.Shape)
   if pattern is not None:
-    pattern, vectors = _split_vectors(pattern)
     if is_shape:
       model = model.with_rules(pattern)
     else:
@@ -211,7 +210,7 @@ def from_model(
       beside = models.non_gemms_of(model, batch, **lengths)
       length = seq or context or getattr(model, "length", 0)
       forward = Forward.of(beside, length, phase or "")
-    table = _with_vectors(Layers.of(rows, forward), vectors)
+    table = Layers.of(rows, forward)
     tables[", ".join(filter(None, label))] = table
   return tables
 
@@ -264,41 +263,6 @@ def from_run(
       table = table.with_pattern(single)
     tables[f"{workdir}, batch {batch}"] = table
   return tables
-
-
-# V of V:N:M, where a pattern may begin.
-_VECTORS = re.compile(r"(?<![^\s,;:])(\d+):(\d+:\d+)(?=\s*(?:[,;]|$))")
-
-
-def _split_vectors(text: str) -> tuple[str, dict[NM, int]]:
-  """Rules without the V of V:N:M patterns, and V of each n:m.
-
-  Raises:
-    ValueError: If a pattern is not V:2:M, or an n:m comes with several V.
-
-  >>> _split_vectors("ff: 64:2:8, head: 1:4")
-  ('ff: 2:8, head: 1:4', {NM(n=2, m=8): 64})
-  """
-  vectors: dict[NM, int] = {}
-  for match in _VECTORS.finditer(text):
-    v, pattern = read_pattern(match[0])
-    if vectors.setdefault(pattern, v) != v:
-      raise ValueError(f"pattern {text!r}: expected one V for {pattern}")
-  plain, count = _VECTORS.subn(r"\2", text)
-  shared = [nm for _, nm in Rules.parse(plain).rules if nm in vectors]
-  if len(shared) != count:
-    raise ValueError(
-      f"pattern {text!r}: expected {shared[0]} with V everywhere or nowhere"
-    )
-  return plain, vectors
-
-
-def _with_vectors(table: Layers, vectors: dict[NM, int]) -> Layers:
-  if not vectors:
-    return table
-  pairs = zip(table.n.tolist(), table.m.tolist())
-  v = [vectors.get(NM(n, m), 0) for n, m in pairs]
-  return dataclasses.replace(table, v=np.array(v, np.int64))
 
 
 def all_sparse(tables: Tables) -> Tables:

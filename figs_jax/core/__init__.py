@@ -16,9 +16,10 @@ from figs_jax.core.masks import (
   kept_magnitude,
   nm_mask,
   rank_in_group,
+  vnm_mask,
 )
 from figs_jax.core.packing import Packed, pack, pack_tree, unpack, unpack_tree
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, VNM
 from figs_jax.core.permutation import permute
 from figs_jax.core.rank_packing import (
   RankPacked,
@@ -33,7 +34,6 @@ from figs_jax.core.soft import s_ste, soft_scale, soft_threshold
 from figs_jax.core.transposable import transposable_nm_mask
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.unstructured import global_masks, top_mask
-from figs_jax.core.vnm import VNM, vnm_mask
 
 __all__ = [
   "NM",

@@ -16,8 +16,8 @@ import numpy as np
 from jax import lax
 
 from figs_jax.core import top_n
-from figs_jax.core.groups import Axis, Groups
-from figs_jax.core.pattern import NM
+from figs_jax.core.groups import Axis, Groups, other_axis
+from figs_jax.core.pattern import NM, VNM, parse_pattern
 from figs_jax.core.types import Array, Bool, Float, Int, Shaped
 
 Count = int | Int[Array, ""] | None
@@ -45,7 +45,7 @@ def nm_mask(
 
   Args:
     scores: Scores of any shape, float or integer; larger is kept.
-    pattern: `NM` or "n:m".
+    pattern: `NM` or "n:m"; `VNM` or "v:n:m" gives the mask of `vnm_mask`.
     axis: Group axis; a tuple of axes is flattened in the given order.
     n: Number of entries to keep instead of `pattern.n`, for schedules that
       shrink it within one compilation. A traced n is clipped to 0..m.
@@ -58,7 +58,8 @@ def nm_mask(
       `inside` is not Boolean.
     ValueError: If m * stride does not divide the length of the group axis, an
       axis is out of range or named twice, n is not within 1..m, stride is not
-      a positive integer, or `inside` has another shape.
+      a positive integer, `inside` has another shape, or n, stride or `inside`
+      are given with V:N:M.
 
   >>> w = jnp.array([[3., -1.], [2., 5.], [-9., 0.], [1., 5.]])
   >>> nm_mask(jnp.abs(w), "1:2").astype(int)
@@ -67,7 +68,14 @@ def nm_mask(
          [1, 0],
          [0, 1]], dtype=int32)
   """
-  pattern = NM.parse(pattern)
+  pattern = parse_pattern(pattern)
+  if isinstance(pattern, VNM):
+    if n is not None or stride != 1 or inside is not None:
+      raise ValueError(
+        f"Expected V:N:M {pattern} without n, stride and inside, which are for"
+        f" N:M; pass the pattern {pattern.pattern}"
+      )
+    return vnm_mask(scores, pattern, axis)
   scores = jnp.asarray(scores)
   groups = Groups.of(scores.shape, pattern.m, axis, stride)
   if inside is not None:
@@ -80,6 +88,56 @@ def nm_mask(
   if n is not None:
     pattern = NM(n, pattern.m)
   return _static_mask(scores, groups, pattern.n, inside)
+
+
+def vnm_mask(
+  scores: Shaped[Array | np.ndarray, "*shape"],
+  pattern: VNM | str,
+  axis: Axis = -2,
+) -> Bool[Array, "*shape"]:
+  """True at the entries that V:N:M keeps: exactly n of every m of each output.
+
+  In every block of m inputs and v outputs, the 2n inputs with the largest sums
+  of scores are chosen; each output then keeps its n largest scores among them.
+  Of equal sums or scores the lowest index wins.
+
+  Args:
+    scores: Scores of a kernel; larger is kept. Pass |w|.
+    pattern: `VNM` or "v:n:m".
+    axis: Group axis, see `nm_mask`. The outputs lie on the last other axis.
+
+  Raises:
+    ValueError: If m does not divide the inputs, or v the outputs.
+
+  >>> scores = jnp.array([[9., 0.], [1., 2.], [0., 3.], [0., 0.]])
+  >>> vnm_mask(scores, "2:1:4").astype(int)  # the inputs 0 and 1 are shared
+  Array([[1, 0],
+         [0, 1],
+         [0, 0],
+         [0, 0]], dtype=int32)
+  """
+  vnm, scores = VNM.parse(pattern), jnp.asarray(scores)
+  outputs = other_axis(scores.ndim, axis)
+  wide = scores
+  if scores.dtype.itemsize < 4:
+    is_float = jnp.issubdtype(scores.dtype, jnp.floating)
+    wide = scores.astype(jnp.float32 if is_float else jnp.int32)
+  sums = _blocks(wide, vnm.v, outputs).sum(outputs)
+  chosen = nm_mask(sums, NM(vnm.columns, vnm.m), axis)
+  inside = jnp.repeat(chosen, vnm.v, axis=outputs)
+  return nm_mask(scores, vnm.pattern, axis, inside=inside)
+
+
+def _blocks(x: Array, v: int, axis: int) -> Array:
+  """The array with a negative axis split into blocks of v and their entries."""
+  length = x.shape[axis]
+  if length % v:
+    raise ValueError(
+      f"axis {axis} of shape {x.shape} has length {length}, not a multiple of"
+      f" v={v}, the outputs that share inputs; choose a v that divides it"
+    )
+  at = x.ndim + axis
+  return x.reshape(*x.shape[:at], length // v, v, *x.shape[at + 1 :])
 
 
 def rank_in_group(
@@ -150,7 +208,8 @@ def is_nm(
 
   Args:
     array_or_mask: A Boolean mask, or weights of any other dtype.
-    pattern: `NM` or "n:m".
+    pattern: `NM` or "n:m"; of `VNM` or "v:n:m" the choice of v outputs is
+      checked, too.
     axis: Group axis, see `nm_mask`.
     stride: Distance between the entries of a group.
 
@@ -162,10 +221,17 @@ def is_nm(
   >>> is_nm(jnp.array([False, True, False, False]), "2:4", axis=0)
   Array(False, dtype=bool)
   """
-  pattern = NM.parse(pattern)
+  pattern = parse_pattern(pattern)
   array = jnp.asarray(array_or_mask)
   groups = Groups.of(array.shape, pattern.m, axis, stride)
-  return _obeys(array, groups, pattern.n)
+  obeys = _obeys(array, groups, pattern.n)
+  if not isinstance(pattern, VNM):
+    return obeys
+  outputs = other_axis(array.ndim, axis)
+  mask = array if array.dtype == bool else _non_zero(array)
+  used = _blocks(mask, pattern.v, outputs).any(outputs).astype(jnp.int32)
+  groups = Groups.of(used.shape, pattern.m, axis)
+  return obeys & _obeys(used, groups, pattern.columns)
 
 
 def _non_zero(array: Shaped[Array, "*shape"]) -> Bool[Array, "*shape"]:

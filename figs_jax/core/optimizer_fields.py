@@ -33,6 +33,12 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "b2": 0.999,
     "eps": 1e-8,
   },
+  "schedule_free": {
+    "b1": 0.9,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "weight_lr_power": 2.0,
+  },
 }
 NAMES = Word(
   tuple(OPTIMIZERS),
@@ -40,7 +46,11 @@ NAMES = Word(
 )
 _RATE = Number("[0, 1)")
 _MEANINGS: dict[str, tuple[str, type, Legal]] = {
-  "b1": ("Decay of the first moment", float, _RATE),
+  "b1": (
+    "Decay of the first moment, for schedule_free the share of the average",
+    float,
+    _RATE,
+  ),
   "b2": ("Decay of the second moment, for lion of its momentum", float, _RATE),
   "eps": (
     "Constant added to the root of the second moment",
@@ -85,6 +95,12 @@ _MEANINGS: dict[str, tuple[str, type, Legal]] = {
     " by the root of max(1, out / in) instead",
     float,
     Number("[0, 1000]"),
+  ),
+  "weight_lr_power": (
+    "Exponent of the largest learning rate so far, the weight of a step in the"
+    " average of schedule_free",
+    float,
+    Number("[0, 16]"),
   ),
 }
 # Field -> type, meaning with the defaults of each optimizer, legal values.
@@ -170,6 +186,8 @@ def mistake(optimizer: Mapping[str, Any]) -> str | None:
       f" ({', '.join(own)}), got {value}; {undo}, or"
       f" choose --config.optimizer.name={_either(others)}"
     )
+  if name == "schedule_free":
+    return _free_mistake(optimizer)
   if (
     name == "sgd"
     and optimizer.get("nesterov")
@@ -178,6 +196,22 @@ def mistake(optimizer: Mapping[str, Any]) -> str | None:
     return (
       "--config.optimizer.nesterov: expected a momentum, got 0; set"
       " --config.optimizer.momentum=0.9"
+    )
+  return None
+
+
+def _free_mistake(optimizer: Mapping[str, Any]) -> str | None:
+  """A message if fields do not fit the schedule-free optimizer."""
+  schedule = optimizer.get("schedule", "constant")
+  if schedule != "constant":
+    return (
+      "--config.optimizer.schedule: expected constant for schedule_free, whose"
+      f" average takes the place of a decay, got {schedule}"
+    )
+  if not options(optimizer)["b1"]:
+    return (
+      "--config.optimizer.b1: expected a number above 0 for schedule_free,"
+      " which divides by it, got 0"
     )
   return None
 

@@ -1,7 +1,8 @@
 """An N:M pattern: n of every group of m weights are kept.
 
 `NM` has no axis. The group axis belongs to the layer or the rule, because one
-pattern serves kernels of many layouts.
+pattern serves kernels of many layouts. `VNM` is an N:M pattern whose choice
+several outputs share in part.
 """
 
 from __future__ import annotations
@@ -78,3 +79,92 @@ class NM:
 
   def __str__(self) -> str:
     return f"{self.n}:{self.m}"
+
+
+_SHARED = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*:\s*(\d+)\s*")
+
+
+@dataclasses.dataclass(frozen=True, order=True, init=False)
+class VNM(NM):
+  """V:N:M (VENOM, arXiv 2310.02065): N:M for M that the hardware lacks.
+
+  V neighbouring outputs share the 2n of every m inputs that they may use, and
+  each output keeps n of those: 64:2:8 is 2:4 in a kernel of half the inputs, so
+  that sparse tensor cores run it. Each output is n:m, which is what all code
+  that reads n and m alone sees.
+
+  Attributes:
+    n: Inputs that an output keeps of every m.
+    m: Size of a group of inputs.
+    v: Number of outputs that share a choice of inputs.
+
+  Args:
+    v, n, m: As above, in the order of the text.
+
+  Raises:
+    ValueError: If they are not integers with 1 <= v, 1 <= n and 2n <= m.
+
+  >>> pattern = VNM.parse("64:2:8")
+  >>> str(pattern), pattern == VNM(64, 2, 8), pattern.pattern, pattern.columns
+  ('64:2:8', True, NM(n=2, m=8), 4)
+  """
+
+  v: int
+
+  def __init__(self, v: int, n: int, m: int):
+    for name, value in (("n", n), ("m", m), ("v", v)):
+      object.__setattr__(self, name, value)
+    try:
+      NM(n, m)
+      fits = not isinstance(v, bool) and operator.index(v) >= 1 and 2 * n <= m
+    except (ValueError, TypeError):
+      fits = False
+    if not fits:
+      raise ValueError(
+        f"Invalid V:N:M pattern '{self}': expected 1 <= v, 1 <= n and 2n <= m,"
+        " for example '64:2:8'."
+      )
+
+  @classmethod
+  def parse(cls, text: str | NM) -> VNM:
+    """Reads "v:n:m"; a `VNM` is returned unchanged.
+
+    Raises:
+      ValueError: If the text is not three integers that fit.
+    """
+    if isinstance(text, cls):
+      return text
+    match = _SHARED.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+      raise ValueError(
+        f"Invalid V:N:M pattern {str(text)!r}: expected 'v:n:m', for example"
+        " '64:2:8'."
+      )
+    return cls(*map(int, match.groups()))
+
+  @property
+  def columns(self) -> int:
+    """Inputs of every m that v outputs may use: 2n, hence 4 for n = 2."""
+    return 2 * self.n
+
+  @property
+  def pattern(self) -> NM:
+    """The N:M pattern that each output has."""
+    return NM(self.n, self.m)
+
+  def __str__(self) -> str:
+    return f"{self.v}:{self.n}:{self.m}"
+
+
+def parse_pattern(text: str | NM) -> NM:
+  """Reads "n:m" or "v:n:m"; a pattern is returned unchanged.
+
+  Raises:
+    ValueError: If the text is neither, or the numbers do not fit.
+
+  >>> parse_pattern("2:4"), parse_pattern("64:2:8")
+  (NM(n=2, m=4), VNM(n=2, m=8, v=64))
+  """
+  if isinstance(text, str) and _SHARED.fullmatch(text):
+    return VNM.parse(text)
+  return NM.parse(text)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.core.groups import Groups, normalized
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, VNM
 from figs_jax.core.permutation_methods import (
   annealed,
   exhaustive,
@@ -89,6 +89,11 @@ def permute(
   33.0
   """
   pattern = NM.parse(pattern)
+  if isinstance(pattern, VNM):
+    raise ValueError(
+      f"Expected an N:M pattern, got {pattern}: orders are searched for groups"
+      f" of one output; pass {pattern.pattern}"
+    )
   if method not in METHODS:
     raise ValueError(
       f"Expected a method among {', '.join(METHODS)}, got {method!r}"

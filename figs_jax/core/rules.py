@@ -13,12 +13,12 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 
-from figs_jax.core.groups import axis_length
-from figs_jax.core.pattern import NM
+from figs_jax.core.groups import axis_length, other_axis
+from figs_jax.core.pattern import NM, VNM, parse_pattern
 from figs_jax.core.tree import MaskedKernel
 
 _RULE = re.compile(
-  r"\s*(?P<key>\S+?)\s*:\s*(?P<value>dense|\d+\s*:\s*\d+)\s*(?:,|$)"
+  r"\s*(?P<key>\S+?)\s*:\s*(?P<value>dense|\d+\s*:\s*\d+(?:\s*:\s*\d+)?)\s*(?:,|$)"
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _SINGLE = re.compile(r"[\d\s:]*")  # one pattern, or an attempt at one
@@ -88,8 +88,8 @@ class Rules:
 
     Args:
       text: Rules such as "head: dense, ff: 1:8", or one pattern such as "1:8"
-        or NM(1, 8), which stands for `"*: 1:8"`. `Rules` are returned
-        unchanged.
+        or NM(1, 8), which stands for `"*: 1:8"`. A pattern may be V:N:M, as in
+        "ff: 64:2:8". `Rules` are returned unchanged.
 
     Raises:
       ValueError: If the text is malformed, a pattern does not satisfy
@@ -106,7 +106,7 @@ class Rules:
         f" {text!r}."
       )
     if isinstance(text, NM) or _SINGLE.fullmatch(text):
-      return cls(((EVERY, NM.parse(text)),))
+      return cls(((EVERY, parse_pattern(text)),))
     rules, at = [], 0
     while at < len(text.rstrip().rstrip(",")):
       match = _RULE.match(text, at)
@@ -118,7 +118,7 @@ class Rules:
         )
       key, value = match["key"], match["value"]
       try:
-        pattern = None if value == "dense" else NM.parse(value)
+        pattern = None if value == "dense" else parse_pattern(value)
       except ValueError as error:
         raise ValueError(f"Rule {key!r}: {error}") from error
       rules.append((key, pattern))
@@ -229,7 +229,10 @@ class Rules:
 def check_groups(
   path: str, shape: tuple[int, ...], pattern: NM, axis: int | tuple[int, ...]
 ) -> None:
-  """Raises a ValueError unless m divides the (flattened) group axis."""
+  """Raises a ValueError unless m divides the (flattened) group axis.
+
+  Of V:N:M, v must divide the outputs, too.
+  """
   length = axis_length(shape, axis)
   if length % pattern.m:
     raise ValueError(
@@ -237,3 +240,12 @@ def check_groups(
       f" m={pattern.m}; choose an m that divides it, or exclude the kernel with"
       f" '{path}: dense' before the rule."
     )
+  if isinstance(pattern, VNM):
+    outputs = other_axis(len(shape), axis)
+    if shape[outputs] % pattern.v:
+      raise ValueError(
+        f"{path}: axis {outputs} has length {shape[outputs]}, not a multiple of"
+        f" v={pattern.v}, the outputs that share inputs in {pattern}; choose a"
+        f" v that divides it, or exclude the kernel with '{path}: dense' before"
+        " the rule."
+      )

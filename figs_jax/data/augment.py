@@ -104,11 +104,13 @@ def shift_crop(
   shape = (batch, height + 2 * pad, width + 2 * pad, channels)
   padded = np.zeros(shape, np.uint8)
   padded[:, pad : pad + height, pad : pad + width] = stack
-  y, x = rng.integers(0, 2 * pad + 1, size=(2, batch, 1, 1))
+  # Four numbers of each image: one block of Philox, see `pipeline`.
+  draws = rng.random((batch, 4))
+  y, x = (draws[:, :2] * (2 * pad + 1)).astype(int).T[:, :, None, None]
   rows, columns = np.arange(height)[:, None], np.arange(width)
   out = padded[np.arange(batch)[:, None, None], y + rows, x + columns]
   if flip:
-    mirrored = rng.random(batch) < 0.5
+    mirrored = draws[:, 2] < 0.5
     out = np.where(mirrored[:, None, None, None], out[:, :, ::-1], out)
   return resize(out, rng, size=size)
 

@@ -88,6 +88,23 @@ def entries(batch: Any, *names: str) -> list[Any]:
   return values
 
 
+def segments(batch: Any) -> tuple[Any, ...]:
+  """The segments of packed rows, as `figs_jax.data.packing` names them.
+
+  Args:
+    batch: Dict of arrays.
+
+  Returns:
+    Those of the inputs, and of the targets if they have their own; none if the
+    rows are not packed.
+
+  Raises:
+    ValueError: If `entries` raises it.
+  """
+  names = ("inputs_segments", "targets_segments")
+  return tuple(entries(batch, *(name for name in names if name in batch)))
+
+
 def check_range(name: str, classes: int, ignored: int | None = None) -> None:
   """Raises ValueError if an entry is known to have an index out of range.
 

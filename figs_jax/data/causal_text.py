@@ -20,9 +20,15 @@ import numpy as np
 from figs_jax.data import sources, text_to_text
 from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.own_vocabulary import vocabulary_of
+from figs_jax.data.packing import Fields, Group
 from figs_jax.data.python_data import Builder, PythonData
-from figs_jax.data.segments import segments_of
-from figs_jax.data.text import TextToText, find_builders, pair_arrays
+from figs_jax.data.segments import Documents, StreamedSegments, segments_of
+from figs_jax.data.text import (
+  TextToText,
+  find_builders,
+  pair_arrays,
+  pair_fields,
+)
 from figs_jax.data.vocabulary import EOS, Vocabulary
 
 
@@ -49,15 +55,27 @@ class CausalText:
   def _has_pairs(self) -> bool:
     return text_to_text.reader(self.builders[0]) is not None
 
-  def examples(self, split: str, *, ordered: bool) -> Any:
+  def examples(self, split: str, *, ordered: bool, whole: bool = False) -> Any:
     """Segments of all documents, or pairs of texts."""
     if self._has_pairs:
-      length = self.input_length
-      pairs = TextToText(self.builders, self.vocabulary, length, length)
-      return pairs.examples(split, ordered=ordered)
+      return self._pairs.examples(split, ordered=ordered)
     source = sources.source_of(self.builders[0], split)
+    if whole:
+      return self.examples_of(source, whole=True)
     length, encode = self.input_length + 1, self.vocabulary.encode
     return segments_of(source, length, encode, whole=ordered)
+
+  def examples_of(self, source: Any, *, whole: bool) -> Any:
+    """Segments that begin with each document, whole ones, or pairs of texts."""
+    if self._has_pairs:
+      return self._pairs.examples_of(source, whole=whole)
+    kind = Documents if whole else StreamedSegments
+    return kind(source, self.input_length + 1, self.vocabulary.encode)
+
+  @property
+  def _pairs(self) -> TextToText:
+    length = self.input_length
+    return TextToText(self.builders, self.vocabulary, length, length)
 
   def pair(
     self, example: Any, rng: np.random.Generator
@@ -81,6 +99,15 @@ class CausalText:
   def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
     """The fields of an example; zeros for None."""
     return pair_arrays(self, example, rng)
+
+  def fields(self, example: Any, rng: np.random.Generator) -> Fields:
+    """The fields of an example, without padding."""
+    return pair_fields(self, example, rng)
+
+  @property
+  def groups(self) -> tuple[Group, ...]:
+    """Inputs and targets, which share their segments."""
+    return (Group(("inputs", "targets"), self.input_length),)
 
 
 def find_causal_text(

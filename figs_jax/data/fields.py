@@ -51,8 +51,8 @@ SHARED: dict[str, Field] = {
 IMAGES: dict[str, Field] = {
   "data.name": Field(
     "digits",
-    "Data set: digits, fashion_mnist, folder:DIR, npz:FILE, or any of tfds with"
-    " images.",
+    "Data set: digits, fashion_mnist, folder:DIR, npz:FILE, tfrecord:DIR, or"
+    " any of tfds with images.",
   ),
   "data.mixed_sizes": Field(
     False,
@@ -87,18 +87,36 @@ IMAGES: dict[str, Field] = {
     Integer("[1, 4096]"),
   ),
 }
+# Fields of families that read text.
+_ROWS: dict[str, Field] = {
+  "data.pack": Field(
+    False,
+    "Whether a row of training holds several short examples, each a segment of"
+    " its own for attention and positions.",
+  ),
+  "data.stream": Field(
+    False,
+    "Whether training reads the files of text:DIR (.jsonl, .json.gz) or"
+    " tfrecord:DIR in order, without an index or a copy.",
+  ),
+  "data.shuffle_buffer": Field(
+    10_000,
+    "Number of records that a stream holds and shuffles together.",
+    Integer("[1, 100000000]"),
+  ),
+}
 _TEXT_COLUMN = Field(
   str, "Column of the text of text:FILE. Defaults to the one of a usual name."
 )
 _LABEL_COLUMN = Field(
-  str, "Column of its labels. Defaults to the one of a usual name."
+  str, "Column of its labels or scores. Defaults to the one of a usual name."
 )
 # Fields of families that generate text.
-_ANY_TEXT: dict[str, Field] = {
+_ANY_TEXT: dict[str, Field] = _ROWS | {
   "data.name": Field(
     "stdlib_text",
-    "Data set: stdlib_text, text:FILE, c4, glue, or a tfds name such as"
-    " glue/sst2 or wmt14_translate/de-en.",
+    "Data set: stdlib_text, text:FILE, tfrecord:DIR, c4, glue, or a tfds name"
+    " such as glue/sst2 or wmt14_translate/de-en.",
   ),
   "data.text_column": _TEXT_COLUMN,
   "data.label_column": _LABEL_COLUMN,
@@ -133,10 +151,17 @@ TEXT: dict[str, Field] = _ANY_TEXT | {
   ),
 }
 # Fields of families that learn masked tokens or labels of texts.
-MASKED_TEXT: dict[str, Field] = {
+MASKED_TEXT: dict[str, Field] = _ROWS | {
   "data.name": Field(
     "stdlib_text",
-    "Data set: stdlib_text, text:FILE, c4, or a tfds name such as glue/sst2.",
+    "Data set: stdlib_text, text:FILE, tfrecord:DIR, c4, or a tfds name such as"
+    " glue/sst2.",
+  ),
+  "loss": Field(
+    "softmax",
+    "Training loss: the cross-entropy of a softmax, or mse, the squared error"
+    " of the scores of glue/stsb or of a column of text:FILE.",
+    Word(("softmax", "mse")),
   ),
   "data.objective": Field(
     "auto",

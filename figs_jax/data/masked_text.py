@@ -1,9 +1,9 @@
-"""Batches for BERT: masked tokens, or labels of texts and pairs of texts.
+"""Batches for BERT: masked tokens, or labels or scores of texts and pairs.
 
 Batches are dicts of NumPy arrays: `inputs` and `types` int32 [batch,
 input_length], padded with 0, and `targets` of the same shape (the ids to
-predict, 0 elsewhere) or `label` int32 [batch]; evaluation adds `valid` bool
-[batch]. `figs_jax.data.text` reads them.
+predict, 0 elsewhere), `label` int32 [batch] or `score` float32 [batch];
+evaluation adds `valid` bool [batch]. `figs_jax.data.text_batches` makes them.
 
 A sequence begins with [CLS], and each text in it ends with [SEP]. Vocabularies
 of bytes and of sentencepiece have no such ids: there, sentinel 1 begins, the
@@ -21,8 +21,14 @@ import numpy as np
 from figs_jax.data import sources, text_to_text
 from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.own_vocabulary import vocabulary_of
+from figs_jax.data.packing import Fields, Group
 from figs_jax.data.python_data import Builder, PythonData
-from figs_jax.data.segments import Segments, segments_of
+from figs_jax.data.segments import (
+  Documents,
+  Segments,
+  StreamedSegments,
+  segments_of,
+)
 from figs_jax.data.vocabulary import EOS, Vocabulary
 from figs_jax.data.wordpiece import WordPiece
 
@@ -146,11 +152,21 @@ class MaskedTokens:
   def builders(self) -> tuple[Builder, ...]:
     return (self.builder,)
 
-  def examples(self, split: str, *, ordered: bool) -> Segments:
+  def examples(
+    self, split: str, *, ordered: bool, whole: bool = False
+  ) -> Segments:
     source = sources.source_of(self.builder, split)
+    if whole:
+      return self.examples_of(source, whole=True)
     end = Special.of(self.vocabulary).end
     length, encode = self.input_length - 2, self.vocabulary.encode
     return segments_of(source, length, encode, whole=ordered, end=end)
+
+  def examples_of(self, source: Any, *, whole: bool) -> Segments:
+    """Segments that begin with each document, or whole ones."""
+    kind = Documents if whole else StreamedSegments
+    end = Special.of(self.vocabulary).end
+    return kind(source, self.input_length - 2, self.vocabulary.encode, end)
 
   def arrays(
     self, example: np.ndarray | None, rng: np.random.Generator
@@ -158,17 +174,29 @@ class MaskedTokens:
     """The fields of an example; all 0 for None."""
     fields = np.zeros((3, self.input_length), np.int32)
     if example is not None:
-      length = self.input_length - 2
-      if len(example) > length:
-        at = rng.integers(len(example) - length + 1)
-        example = example[at : at + length]
-      special = Special.of(self.vocabulary)
-      inputs, targets = masked(example, self.density, rng, special)
-      end = len(example) + 1
-      fields[0, :end] = special.begin, *inputs
-      fields[0, end] = special.end
-      fields[2, 1:end] = targets
+      for row, field in zip(fields, self.fields(example, rng).values()):
+        row[: len(field)] = field
     return dict(zip(("inputs", "types", "targets"), fields))
+
+  def fields(self, example: np.ndarray, rng: np.random.Generator) -> Fields:
+    """The fields of an example, without padding."""
+    length = self.input_length - 2
+    if len(example) > length:
+      at = rng.integers(len(example) - length + 1)
+      example = example[at : at + length]
+    special = Special.of(self.vocabulary)
+    if (example == special.end).all():  # empty documents
+      nothing = np.zeros(0, np.int32)
+      return dict.fromkeys(("inputs", "types", "targets"), nothing)
+    inputs, targets = masked(example, self.density, rng, special)
+    inputs = np.array([special.begin, *inputs, special.end], np.int32)
+    targets = np.pad(targets, 1)
+    return {"inputs": inputs, "types": 0 * inputs, "targets": targets}
+
+  @property
+  def groups(self) -> tuple[Group, ...]:
+    """Inputs, types and targets, which share their segments."""
+    return (Group(("inputs", "types", "targets"), self.input_length),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,9 +230,18 @@ class LabelledTexts:
     is_glue = self.builder.name == "glue"
     return self.builder.builder_config.name if is_glue else ""
 
-  def examples(self, split: str, *, ordered: bool) -> Rows:
+  def examples(self, split: str, *, ordered: bool, whole: bool = False) -> Rows:
     del ordered
-    return Rows(sources.source_of(self.builder, split))
+    return self.examples_of(sources.source_of(self.builder, split), whole=whole)
+
+  def examples_of(self, source: Any, *, whole: bool) -> Rows:
+    """The examples of a source."""
+    del whole
+    return Rows(source, self._least)
+
+  @property
+  def _least(self) -> float:
+    return 0  # hidden labels are -1
 
   def arrays(
     self, example: Mapping[str, Any] | None, rng: np.random.Generator
@@ -220,25 +257,40 @@ class LabelledTexts:
       special = Special.of(self.vocabulary)
       ids, types = joined(texts, self.input_length, special)
       fields[:, : len(ids)] = ids, types
-      label = int(example["label"])
+      label = example["label"]
     inputs, types = fields
-    return {"inputs": inputs, "types": types, "label": np.int32(label)}
+    return {"inputs": inputs, "types": types, **self._labelled(label)}
+
+  def _labelled(self, label: Any) -> dict[str, Any]:
+    return {"label": np.int32(int(label))}
+
+
+class ScoredTexts(LabelledTexts):
+  """Texts, or pairs of texts, with one score each, the float `label`."""
+
+  @property
+  def _least(self) -> float:
+    # GLUE's scores are from 0 to 5, and -1 where they are hidden.
+    return 0 if self.task else -np.inf
+
+  def _labelled(self, label: Any) -> dict[str, Any]:
+    return {"score": np.float32(label)}
 
 
 class Rows(Sequence):
-  """Examples of a split whose labels are known."""
+  """Examples of a split whose labels are known, those from `least` on."""
 
   cached = False
 
-  def __init__(self, source: Sequence[Any]):
-    self._source = source
+  def __init__(self, source: Sequence[Any], least: float):
+    self._source, self._least = source, least
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: Any) -> Any:
     example = self._source[int(index)]
-    if int(example["label"]) < 0:
+    if example["label"] < self._least:
       raise sources.DataError(
         f"{self._source!r}: example {index} has no label; the labels of this"
         " split are hidden; choose another split, such as 'validation'"
@@ -262,8 +314,9 @@ def find_masked_texts(
   Args:
     name: "stdlib_text", "text:FILE", "glue/sst2", "c4", any data set with a
       `text` feature, or data of a program.
-    objective: "masked" predicts masked tokens, "labels" the labels of texts;
-      "auto" takes the labels where there are some.
+    objective: "masked" predicts masked tokens, "labels" the labels of texts,
+      "scores" their scores, floats; "auto" takes the labels where there are
+      some.
     vocabulary: "bytes", "wordpiece:FILE", or as for
       `figs_jax.data.find_texts`.
     input_length: Tokens of a sequence, with those that begin and end it.
@@ -293,9 +346,20 @@ def find_masked_texts(
   has_text = not text_to_text.is_translation(builder) and all(
     field in features for field in fields
   )
-  has_labels = (
-    has_text and "label" in features and hasattr(features["label"], "names")
-  )
+  has_label = has_text and "label" in features
+  has_labels = has_label and hasattr(features["label"], "names")
+  has_scores = has_label and features["label"].np_dtype == np.float32
+  if objective == "scores" and not has_scores:
+    raise sources.DataError(
+      f"Data set {builder.name!r}: expected texts with a float as score, got"
+      f" {', '.join(sorted(features))}; choose text:FILE with a column of"
+      " scores, or glue/stsb"
+    )
+  if objective in ("auto", "labels") and has_scores:
+    raise sources.DataError(
+      f"Data set {builder.name!r}: expected labels of classes, got scores; set"
+      " --config.loss=mse to learn them"
+    )
   if objective == "auto":
     objective = "labels" if has_labels else "masked"
   if objective == "labels" and not has_labels:
@@ -314,6 +378,8 @@ def find_masked_texts(
   codec = vocabulary_of(
     vocabulary, (builder,), sources.root_of(data_dir), wordpiece=True
   )
+  if objective == "scores":
+    return ScoredTexts(builder, codec, input_length, fields)
   if objective == "labels":
     return LabelledTexts(builder, codec, input_length, fields)
   return MaskedTokens(builder, codec, input_length, density)

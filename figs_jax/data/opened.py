@@ -25,7 +25,8 @@ class Options:
     label_column: Column of labels.
     target_column: Column of target texts.
     others: Whether a column of labels or targets beside the text is "required",
-      "optional" or "ignored".
+      "optional" or "ignored", or one of "scores" is required.
+    stream: Whether training reads files of text in order, without an index.
   """
 
   mixed_sizes: bool = False
@@ -33,6 +34,7 @@ class Options:
   label_column: str | None = None
   target_column: str | None = None
   others: str = "required"
+  stream: bool = False
 
   @classmethod
   def of(cls, fields: Any) -> Options:
@@ -53,7 +55,9 @@ class Options:
     >>> DEFAULTS.for_objective("masked").others
     'ignored'
     """
-    others = "ignored" if objective == "masked" else "optional"
+    others = {"masked": "ignored", "scores": "scores"}.get(
+      objective, "optional"
+    )
     return dataclasses.replace(self, others=others)
 
 

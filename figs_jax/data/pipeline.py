@@ -25,16 +25,18 @@ from figs_jax.data.stream import (
   Batch,
   Examples,
   Order,
+  Shard,
   TrainBatches,
   check_shards,
   check_stream,
   identity,
-  parse_flags,
   seed_axis,
 )
+from figs_jax.data.workers import in_processes
 
 _DEFAULT_SIZE = 224
 _THREADS = 16
+_DRAWS = 2**63  # in keys of draws; in those of orders it is the epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +62,17 @@ class _Prepare(grain.transforms.RandomMap):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spread:
-  """The chunks of one shard, at their indices among those of all shards."""
+class _PrepareChunk(grain.experimental.MapWithIndexTransform):
+  """As `_Prepare`, of a chunk whose images take a block of Philox each."""
 
-  chunks: Any
-  num_shards: int
+  prepare: _Prepare
+  chunk: int
+  seed: int
 
-  def __len__(self) -> int:
-    return len(self.chunks) * self.num_shards
-
-  def __getitem__(self, index: int) -> np.ndarray:
-    return self.chunks[index // self.num_shards]
+  def map_with_index(self, index: int, element: np.ndarray) -> Any:
+    key = np.array([self.seed, _DRAWS], np.uint64)
+    bits = np.random.Philox(key=key, counter=index * self.chunk)
+    return self.prepare.random_map(element, np.random.Generator(bits))
 
 
 def _concatenate(batches: Sequence[Batch], axis: int) -> Batch:
@@ -103,24 +105,23 @@ class _Pipeline:
   def _per_batch(self) -> int:
     return self.batch_size // self.chunk
 
-  def prepared(
-    self,
-    chunks: Any,
-    seed: int,
-    start: int,
-    shard_index: int = 0,
-    num_shards: int = 1,
-  ) -> grain.MapDataset:
-    """The chunks of a stream as arrays, from batch `start` on.
+  def prepared(self, chunks: Any, seed: int) -> grain.MapDataset:
+    """Chunks of example numbers as arrays.
 
-    The random numbers of a chunk depend on its index among the chunks of all
-    shards, so that no two shards draw the same ones.
+    The random numbers of an example depend on its place among the chunks of all
+    shards, and on nothing else.
     """
-    return (
-      grain.MapDataset.source(_Spread(chunks, num_shards))
-      .seed(seed)
-      .random_map(_Prepare(self.examples, self.augment, self.scale))
-    )[shard_index::num_shards][start * self._per_batch :]
+    source = grain.MapDataset.source(chunks).seed(seed)
+    prepare = _Prepare(self.examples, self.augment, self.scale)
+    if self.vectorised:
+      return source.map_with_index(_PrepareChunk(prepare, self.chunk, seed))
+    return source.random_map(prepare)
+
+  def shard(
+    self, chunks: grain.MapDataset, shard: tuple[int, int], start: int
+  ) -> Shard:
+    """The chunks of a shard (index, number of shards), from a batch on."""
+    return Shard(chunks, self._per_batch, *shard, start)
 
   def iterate(
     self, dataset: grain.MapDataset, seeds: int | None = None
@@ -134,13 +135,10 @@ class _Pipeline:
     per_batch = self._per_batch
     join = functools.partial(_concatenate, axis=0 if seeds is None else 1)
     if self.workers:
-      parse_flags()
       # Batching before the split over workers keeps the order.
       if per_batch > 1:
         dataset = dataset.batch(per_batch, batch_fn=join)
-      one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-      options = grain.MultiprocessingOptions(num_workers=self.workers)
-      return iter(dataset.to_iter_dataset(one).mp_prefetch(options))
+      return in_processes(dataset, self.workers)
     if self.vectorised:
       # Faster than passing finished batches between threads.
       inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -210,21 +208,21 @@ def train_batches(
   shard = (shard_index, num_shards)
 
   def order_of(seed: int) -> Order:
-    return Order(len(examples), pipeline.chunk, seed, *shard)
+    return Order(len(examples), pipeline.chunk, seed)
 
   def ahead(first: int) -> Callable[[], None] | None:
     if workers:
       return None
     orders = [order_of(one) for one in np.atleast_1d(seed).tolist()]
-    # The reader itself begins with the first chunk.
-    start = first * batch_size // pipeline.chunk + 1
+    place = pipeline.shard(grain.MapDataset.range(0), shard, first).place
     return examples.decode_ahead(
-      order[i] for i in itertools.count(start) for order in orders
+      order[place(i)]
+      for i in itertools.count(1)  # the reader itself begins with the first
+      for order in orders
     )
 
   def of_seed(seed: int, first: int) -> grain.MapDataset:
-    order = order_of(seed)
-    return pipeline.prepared(order, seed, first, *shard)
+    return pipeline.shard(pipeline.prepared(order_of(seed), seed), shard, first)
 
   def make(first: int) -> grain.DatasetIterator:
     if isinstance(seed, int):
@@ -258,7 +256,7 @@ class EvalBatches:
     return self._chunks.size // self._pipeline.batch_size
 
   def __iter__(self) -> Iterator[Batch]:
-    chunks = self._pipeline.prepared(self._chunks, seed=0, start=0)
+    chunks = self._pipeline.prepared(self._chunks, seed=0)
     stop = self._pipeline.examples.decode_ahead(iter(self._chunks[1:]))
     try:
       yield from self._pipeline.iterate(chunks)

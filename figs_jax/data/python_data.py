@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from figs_jax.data.opened import DEFAULTS, Options, held_out
+from figs_jax.data.record_files import RecordFiles
 from figs_jax.data.text_rows import Columns, in_splits
 
 NAME = "python"  # in the place of a data set's name
@@ -88,7 +89,7 @@ class PythonData:
 
 
 # What finds data: a builder of tfds, or what stands for one.
-Builder = tfds.core.DatasetBuilder | PythonData
+Builder = tfds.core.DatasetBuilder | PythonData | RecordFiles
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,6 +92,22 @@ class StreamedSegments(Segments):
     return np.concatenate(parts)[: self.length]
 
 
+class Documents(Segments):
+  """One whole document per example, with its end token; for packing."""
+
+  def __init__(
+    self, source: Sequence[Any], length: int, encode: Encode, end: int = EOS
+  ):
+    super().__init__(length, cached=False)
+    self._source, self._encode, self._end = source, encode, end
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: Any) -> Any:
+    return _ended(self._source[index], self._encode, self._end)
+
+
 def segments_of(
   source: Sequence[Any],
   length: int,

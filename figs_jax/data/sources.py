@@ -4,9 +4,8 @@
 one's own images. All others are looked up in the user's data directory; the
 network is used only with `download=True`.
 
-A prepared set may come from somebody else. tfds imports the module of every
-feature class that `features.json` names, so that file is checked first: it may
-name the classes of tfds only.
+A prepared set may come from somebody else, so its `features.json` is checked
+before tfds reads it, see `feature_classes`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
-import json
 import os
 import re
 import sys
@@ -28,6 +26,7 @@ import tensorflow_datasets as tfds
 from figs_jax.data import (
   bundled,
   digits,
+  feature_classes,
   idx,
   own_data,
   python_data,
@@ -35,35 +34,13 @@ from figs_jax.data import (
 )
 from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.python_data import Builder, PythonData
+from figs_jax.data.record_files import PREFIX, RecordFiles
 
 _BUNDLED = {"digits": digits.prepare, "stdlib_text": stdlib_text.prepare}
 # Without TensorFlow, tfds finds c4 and translations only after these imports.
 _REGISTERING = ("text", "translate")
 # tfds finds the sets of a namespace on the network.
 _NAMESPACE = re.compile(r"[\w-]+:(?!(\d+|\*)(\.(\d+|\*)){2}(/|$))")
-# Classes of tfds by module, below tensorflow_datasets.core.features.
-_FEATURES = {
-  f"tensorflow_datasets.core.features.{module}.{name}"
-  for module, names in {
-    "audio_feature": "Audio",
-    "bounding_boxes": "BBoxFeature",
-    "class_label_feature": "ClassLabel",
-    "dataset_feature": "Dataset",
-    "feature": "Tensor",
-    "features_dict": "FeaturesDict",
-    "image_feature": "Image",
-    "labeled_image": "LabeledImage",
-    "scalar": "Scalar",
-    "sequence_feature": "Sequence",
-    "tensor_feature": "Tensor",
-    "text_feature": "Text",
-    "translation_feature": "Translation TranslationVariableLanguages",
-    "video_feature": "Video",
-  }.items()
-  for name in names.split()
-}
-# Keys of features.json under which a text names a class.
-_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 class DataError(Exception):
@@ -144,8 +121,9 @@ def load(
   """Opens a split with random access to its examples.
 
   Args:
-    name: "digits", "npz:FILE" or "folder:DIR" for images of one's own, or any
-      data set of tfds as "name[/config][:version]".
+    name: "digits", "npz:FILE" or "folder:DIR" for images of one's own,
+      "tfrecord:DIR" for files prepared elsewhere, or any data set of tfds as
+      "name[/config][:version]".
     split: "train", "test", "validation", ..., or a slice such as "train[:90%]".
     data_dir: Directory of the prepared data sets. Defaults to $TFDS_DATA_DIR,
       or else to ~/tensorflow_datasets.
@@ -165,7 +143,7 @@ def load(
 
 def source_of(builder: Builder, split: str) -> Sequence[Any]:
   """Opens a split of a builder from `find`; see `load`."""
-  if not isinstance(builder, PythonData):
+  if isinstance(builder, tfds.core.DatasetBuilder):
     _check_prepared(builder)
   known = builder.info.splits
   for part in re.findall(r"(?:^|\+)\s*(\w+)", split):
@@ -174,6 +152,12 @@ def source_of(builder: Builder, split: str) -> Sequence[Any]:
         f"Data set {builder.name!r}: unknown split {part!r};"
         f" {_nearest(part, known)}"
       )
+  if isinstance(builder, RecordFiles):
+    with _as_data_errors(f"{builder.name}:{builder.path}"):
+      source = builder.as_data_source(split)
+      if len(source):
+        source[0]  # fail here, not in a thread
+        return source
   try:
     source = builder.as_data_source(split)
     length = len(source)
@@ -233,6 +217,16 @@ def find(
       f" ({', '.join(idx.NAMES)}), got data set {name!r}; unset it"
     )
   root = root_of(data_dir)
+  if is_of_records(name, options):
+    kind, _, place = name.partition(":")
+    path = Path(os.path.abspath(Path(place).expanduser()))
+    with _as_data_errors(name):
+      return RecordFiles(path, root, options, lines=kind == "text")
+  if options.stream:
+    raise DataError(
+      f"data set {name!r}: expected text:DIR or tfrecord:DIR to stream, got"
+      " another; set --config.data.stream=False"
+    )
   if name.startswith(own_data.PREFIXES):
     with _as_data_errors(name):
       return own_data.prepare(name, root, options)
@@ -285,6 +279,17 @@ def _as_data_errors(name: str) -> Iterator[None]:
     raise DataError(f"data set {name!r}: {_first_line(error)}") from error
 
 
+def is_of_records(name: str, options: Options) -> bool:
+  """Whether a data set is read from its files as they are.
+
+  >>> is_of_records("tfrecord:imagenet", DEFAULTS)
+  True
+  """
+  return name.startswith(PREFIX) or (
+    options.stream and name.startswith("text:")
+  )
+
+
 def is_prepared(name: str, data_dir: str, options: Options = DEFAULTS) -> bool:
   """Whether `find` would write nothing; always so for sets of tfds, but
   those that are made of idx files.
@@ -294,6 +299,8 @@ def is_prepared(name: str, data_dir: str, options: Options = DEFAULTS) -> bool:
   """
   kinds = {"digits": digits.Digits, "stdlib_text": stdlib_text.StdlibText}
   root = root_of(data_dir)
+  if is_of_records(name, options):
+    return True
   if name.startswith(own_data.PREFIXES):
     with _as_data_errors(name):
       kind = own_data.builder_class(name, options)
@@ -322,37 +329,8 @@ def _check_features(name: str, root: str) -> None:
   base = Path(root, re.split("[/:]", name)[0])
   for pattern in ("*/features.json", "*/*/features.json"):
     for path in base.glob(pattern):
-      try:
-        for kind in _class_names(json.loads(path.read_bytes())):
-          if kind not in _FEATURES:
-            raise ValueError(
-              f"expected feature classes of tfds, got {kind[:80]!r}"
-            )
-      except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-          f"data set {name!r}: {path}: {_first_line(error)}; use a data set of"
-          " tfds's own features"
-        ) from error
-
-
-def _class_names(value: Any) -> Iterator[str]:
-  """The classes in a value of features.json, at any depth.
-
-  >>> inner = {"features": {"a": {"type": "x.B"}}}
-  >>> list(_class_names({"pythonClassName": "x.A", "featuresDict": inner}))
-  ['x.A', 'x.B']
-  """
-  if isinstance(value, list):
-    for each in value:
-      yield from _class_names(each)
-  elif isinstance(value, dict):
-    for key, each in value.items():
-      if key in _CLASS_KEYS and isinstance(each, str):
-        yield each
-      elif key == "json" and isinstance(each, str):  # JSON in a text
-        yield from _class_names(json.loads(each))
-      else:
-        yield from _class_names(each)
+      with _as_data_errors(name):
+        feature_classes.check(path)
 
 
 # Data sets by what others call them.
@@ -384,7 +362,7 @@ def _builder(name: str, root: str) -> tfds.core.DatasetBuilder:
     base = re.split("[/:]", name)[0]
     raise DataError(
       f"Unknown data set {name!r}; {_nearest(base, known, show=5)}; data of"
-      " your own are folder:DIR, npz:FILE or text:FILE"
+      " your own are folder:DIR, npz:FILE, text:FILE or tfrecord:DIR"
     ) from None
   except Exception as error:  # tfds raises many kinds, on many lines.
     _check_no_path(name)

@@ -1,9 +1,10 @@
 """The training stream: examples, their order, and a position that resumes.
 
 Training reads an endless stream of examples: epoch e is the e-th permutation
-of a seed, and shard s of S takes positions s, s + S, ... of that stream. A
-global batch therefore holds the same examples for any number of processes,
-every example occurs once per epoch, and a position is one integer.
+of a seed, and every global batch takes the next positions. Shard s of S holds
+the s-th of S equal blocks of each batch, so that row i of a batch is the same
+example, with the same draws, for any number of processes. Every example occurs
+once per epoch, and a position is one integer.
 
 Small images of one shape are decoded once, by a thread that goes ahead of the
 reader, kept as uint8 and augmented in whole batches; others are decoded and
@@ -33,7 +34,8 @@ Batch = dict[str, np.ndarray]
 # Decoded sets of up to this many bytes stay in memory; cifar10 has 154 MB.
 _CACHE_BYTES = 256 * 2**20
 _AHEAD = 16  # examples that a thread decodes at a time
-_OF_EVALUATION = ("valid", "task")
+COUNT = "num_examples"  # entry of a batch of another number of examples
+_NOT_TRAINED_ON = ("valid", "task", COUNT)
 _log = logging.getLogger("figs_jax")
 
 
@@ -164,7 +166,7 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-  """The example numbers of one shard's stream, `chunk` at a time.
+  """The example numbers of the stream, `chunk` at a time.
 
   >>> order = Order(num_examples=5, chunk=2, seed=0)
   >>> sorted(np.concatenate([order[i] for i in range(5)]).tolist())
@@ -174,18 +176,14 @@ class Order:
   num_examples: int
   chunk: int
   seed: int
-  shard_index: int = 0
-  num_shards: int = 1
 
   def __len__(self) -> int:
-    return sys.maxsize // (self.chunk * self.num_shards)  # without end
+    return sys.maxsize // self.chunk  # without end
 
   def __getitem__(self, index: int) -> np.ndarray:
     first = index * self.chunk
-    within = np.arange(first, first + self.chunk)
-    epoch, rank = np.divmod(
-      within * self.num_shards + self.shard_index, self.num_examples
-    )
+    places = np.arange(first, first + self.chunk)
+    epoch, rank = np.divmod(places, self.num_examples)
     if epoch[0] == epoch[-1]:
       return self._permutation(int(epoch[0]))[rank]
     return np.array([self._permutation(int(e))[r] for e, r in zip(epoch, rank)])
@@ -204,6 +202,50 @@ class Order:
       return rng.permutation(self.num_examples)
 
     return permutation
+
+
+class Shard(grain.MapDataset):
+  """The elements of one shard: its block of each global batch, from one on.
+
+  Args:
+    parent: Elements of all shards in order.
+    rows: Number of elements of a batch of the shard.
+    shard_index: Index of the shard.
+    num_shards: Number of shards.
+    start: Number of the first batch.
+
+  >>> numbers = grain.MapDataset.range(12)
+  >>> list(Shard(numbers, rows=2, shard_index=1, num_shards=3))
+  [2, 3, 8, 9]
+  """
+
+  def __init__(
+    self,
+    parent: grain.MapDataset,
+    rows: int,
+    shard_index: int = 0,
+    num_shards: int = 1,
+    start: int = 0,
+  ):
+    super().__init__(parent)
+    self._rows, self._start = rows, start
+    self._shard = shard_index, num_shards
+
+  def __len__(self) -> int:
+    rows = self._rows
+    batches = len(self._parent) // (rows * self._shard[1])
+    return max(batches - self._start, 0) * rows
+
+  def __getitem__(self, index: Any) -> Any:
+    if isinstance(index, slice):
+      return self.slice(index)
+    return self._parent[self.place(index)]
+
+  def place(self, index: int) -> int:
+    """The index among the elements of all shards."""
+    batch, row = divmod(index, self._rows)
+    shard, shards = self._shard
+    return ((self._start + batch) * shards + shard) * self._rows + row
 
 
 def stacked(batches: Sequence[Batch], axis: int = 0) -> Batch:
@@ -226,14 +268,17 @@ class TrainBatches(grain.DatasetIterator):
   `get_state()` returns {"next_example": k}, which JSON and
   `grain.checkpoint.CheckpointSave` can store: k examples were read by all
   shards together. After `set_state` the stream goes on bit for bit, with any
-  number of threads or workers; with another batch size, it goes on at the last
-  start of a batch of that size.
+  number of threads, workers or shards; with another batch size, it goes on at
+  the last start of a batch of that size, or exactly there if it is packed.
 
   Args:
     make: Function from the number of the first batch to an iterator.
     batch_size: Batch size over all shards.
     start: Number of the first batch.
-    num_examples: Number of examples in an epoch, over all shards.
+    packed: Whether a batch counts its own examples, in its entry `COUNT`; then
+      `make` takes the number of the first example.
+    num_examples: Number of examples in an epoch, over all shards; None if it is
+      not known.
     data_set: Name, version and size of the data set.
     ahead: Function from the number of the first batch to a function that stops
       what it has started, or None.
@@ -245,25 +290,27 @@ class TrainBatches(grain.DatasetIterator):
     batch_size: int,
     start: int = 0,
     *,
-    num_examples: int,
+    num_examples: int | None,
+    packed: bool = False,
     data_set: str = "",
     ahead: Callable[[int], Callable[[], None] | None] | None = None,
   ):
     super().__init__()
     self.num_examples, self.data_set = num_examples, data_set
     self._make, self._ahead = make, ahead
-    self._batch_size, self._next_batch = batch_size, start
+    self._batch_size, self._next = batch_size, start * batch_size
+    self._packed = packed
     self._inner: Any = None
     self._stop: Any = None
 
   def __next__(self) -> Batch:
     batch = next(self._running())
-    self._next_batch += 1
+    self._next += batch.get(COUNT, self._batch_size)
     # Fields for evaluation are not copied to the device.
-    return {k: v for k, v in batch.items() if k not in _OF_EVALUATION}
+    return {k: v for k, v in batch.items() if k not in _NOT_TRAINED_ON}
 
   def get_state(self) -> dict[str, Any]:
-    return {"next_example": self._next_batch * self._batch_size}
+    return {"next_example": self._next}
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Moves to a saved position.
@@ -277,7 +324,8 @@ class TrainBatches(grain.DatasetIterator):
         f"Expected a data position {{'next_example': 0 or more}}, got {state!r}"
       )
     self._drop()
-    self._next_batch, repeated = divmod(position, self._batch_size)
+    repeated = 0 if self._packed else position % self._batch_size
+    self._next = position - repeated
     if repeated:
       _log.warning(
         "batches of %d do not divide the %d examples that were read; the last"
@@ -297,8 +345,9 @@ class TrainBatches(grain.DatasetIterator):
 
   def _running(self) -> Any:
     if self._inner is None:
-      ahead = self._ahead(self._next_batch) if self._ahead else None
-      self._inner = self._make(self._next_batch)
+      first = self._next if self._packed else self._next // self._batch_size
+      ahead = self._ahead(first) if self._ahead else None
+      self._inner = self._make(first)
       # At exit too: workers must stop before the interpreter unloads modules.
       self._stop = weakref.finalize(self, _close, self._inner, ahead)
     return self._inner
@@ -320,14 +369,6 @@ def identity(builders: Sequence[Any]) -> str:
   return ", ".join(
     f"{b.info.full_name} ({b.info.dataset_size} bytes)" for b in builders
   )
-
-
-def parse_flags() -> None:
-  """Marks absl flags as parsed, since grain's worker processes read them."""
-  from absl import flags
-
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
 
 
 def check_stream(

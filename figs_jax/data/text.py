@@ -1,4 +1,4 @@
-"""Text batches for an encoder and a decoder, deterministic and resumable.
+"""Texts for an encoder and a decoder; `text_batches` makes batches of them.
 
 Batches are dicts of NumPy arrays: `inputs` int32 [batch, input_length] and
 `targets` int32 [batch, target_length], each ended by 1 and padded with 0;
@@ -14,10 +14,9 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -25,22 +24,16 @@ from figs_jax.data import sources, text_to_text
 from figs_jax.data.masked_text import LabelledTexts, MaskedTokens
 from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.own_vocabulary import path_of_pieces, vocabulary_of
+from figs_jax.data.packing import Fields, Group
 from figs_jax.data.python_data import Builder, PythonData
-from figs_jax.data.segments import Segments, segments_of
-from figs_jax.data.span_corruption import SpanCorruption
-from figs_jax.data.stream import (
-  Batch,
-  TrainBatches,
-  check_shards,
-  check_stream,
-  identity,
-  parse_flags,
-  seed_axis,
-  stacked,
+from figs_jax.data.segments import (
+  Documents,
+  Segments,
+  StreamedSegments,
+  segments_of,
 )
+from figs_jax.data.span_corruption import SpanCorruption
 from figs_jax.data.vocabulary import EOS, Vocabulary
-
-_THREADS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +57,27 @@ class Denoising:
   def input_length(self) -> int:
     return self.corruption.input_length
 
-  def examples(self, split: str, *, ordered: bool) -> Segments:
+  def examples(
+    self, split: str, *, ordered: bool, whole: bool = False
+  ) -> Segments:
     source = sources.source_of(self.builder, split)
+    if whole:
+      return self.examples_of(source, whole=True)
     length = self.corruption.segment_length
     encode = self.vocabulary.encode
     return segments_of(source, length, encode, whole=ordered)
+
+  def examples_of(self, source: Any, *, whole: bool) -> Segments:
+    kind = Documents if whole else StreamedSegments
+    length = self.corruption.segment_length
+    return kind(source, length, self.vocabulary.encode)
 
   def pair(
     self, example: np.ndarray, rng: np.random.Generator
   ) -> tuple[np.ndarray, np.ndarray, int]:
     length = self.corruption.segment_length
+    if len(example) < 2:  # an empty document
+      return example[:0], example[:0], 0
     if len(example) > length:
       at = rng.integers(len(example) - length + 1)
       example = example[at : at + length]
@@ -81,6 +85,13 @@ class Denoising:
 
   def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
     return pair_arrays(self, example, rng)
+
+  def fields(self, example: Any, rng: np.random.Generator) -> Fields:
+    return pair_fields(self, example, rng)
+
+  @property
+  def groups(self) -> tuple[Group, ...]:
+    return pair_groups(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +140,10 @@ class TextToText:
       tables[name] = table
     return tables
 
-  def examples(self, split: str, *, ordered: bool) -> Tasks:
-    del ordered
+  def examples(
+    self, split: str, *, ordered: bool, whole: bool = False
+  ) -> Tasks:
+    del ordered, whole
     several = len(self.builders) > 1
     return Tasks(
       self.builders,
@@ -139,6 +152,10 @@ class TextToText:
         for builder in self.builders
       ],
     )
+
+  def examples_of(self, source: Any, *, whole: bool) -> Tasks:
+    del whole
+    return Tasks(self.builders, [source])
 
   def pair(
     self, example: tuple[str, str, int], rng: np.random.Generator
@@ -154,6 +171,13 @@ class TextToText:
   def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
     return pair_arrays(self, example, rng)
 
+  def fields(self, example: Any, rng: np.random.Generator) -> Fields:
+    return pair_fields(self, example, rng)
+
+  @property
+  def groups(self) -> tuple[Group, ...]:
+    return pair_groups(self)
+
   def _ended(self, text: str, length: int) -> np.ndarray:
     """Encodes a text, truncated to leave room for the end token."""
     ids = self.vocabulary.encode(text)[: length - 1]
@@ -161,23 +185,6 @@ class TextToText:
 
 
 Texts = Denoising | TextToText | MaskedTokens | LabelledTexts
-
-
-@runtime_checkable
-class Readable(Protocol):
-  """What batches are made of: `Texts`, or `causal_text.CausalText`."""
-
-  @property
-  def builders(self) -> tuple[Builder, ...]: ...
-  @property
-  def input_length(self) -> int: ...
-
-  def examples(self, split: str, *, ordered: bool) -> Any:
-    """A sequence of examples, with an attribute `cached`."""
-
-  def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
-    """The fields of an example; of padding for None."""
-    ...
 
 
 class Tasks(Sequence):
@@ -189,12 +196,20 @@ class Tasks(Sequence):
     parts: Sequence[Sequence[Any]],
   ):
     self.cached = False
-    self._readers = [text_to_text.reader(builder) for builder in builders]
+    self._builders = builders
     self._parts = parts
     self._starts = [0, *itertools.accumulate(map(len, parts))]
 
   def __len__(self) -> int:
     return self._starts[-1]
+
+  @functools.cached_property
+  def _readers(self) -> list[text_to_text.Reader | None]:
+    return [text_to_text.reader(builder) for builder in self._builders]
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Without functions, for worker processes."""
+    return {k: v for k, v in vars(self).items() if k != "_readers"}
 
   def __getitem__(self, index: Any) -> Any:
     task = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -342,123 +357,6 @@ def find_texts(
   return Denoising(builder, codec, corruption)
 
 
-def train_batches(
-  texts: Readable,
-  split: str,
-  batch_size: int,
-  *,
-  seed: int | Sequence[int],
-  start: int = 0,
-  shard_index: int = 0,
-  num_shards: int = 1,
-  threads: int = _THREADS,
-  workers: int = 0,
-) -> TrainBatches:
-  """An endless, shuffled stream; see `figs_jax.data.train_batches`.
-
-  The stream is one for all shards: its position decides an example and what is
-  drawn for it, and shard s of S takes positions s, s + S, ...
-  """
-  check_stream(batch_size, shard_index, num_shards, start, workers, seed)
-  examples = texts.examples(split, ordered=False)
-  prepare = _Prepare(texts, examples)
-
-  def of_seed(seed: int, first: int) -> grain.MapDataset:
-    return (
-      grain.MapDataset.range(len(examples))
-      .seed(seed % 2**32)
-      .shuffle()
-      .repeat(None)
-      .random_map(prepare)
-    )[shard_index::num_shards][first * batch_size :]
-
-  def make(first: int) -> grain.DatasetIterator:
-    if isinstance(seed, int):
-      stream, join = of_seed(seed, first), None
-    else:
-      stream = seed_axis([of_seed(one, first) for one in seed])
-      join = functools.partial(stacked, axis=1)
-    if workers:
-      parse_flags()
-      one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-      options = grain.MultiprocessingOptions(num_workers=workers)
-      batches = stream.batch(batch_size, batch_fn=join).to_iter_dataset(one)
-      return iter(batches.mp_prefetch(options))
-    read = _read(stream, examples, threads)
-    return iter(read.batch(batch_size, batch_fn=join))
-
-  return TrainBatches(
-    make,
-    batch_size * num_shards,
-    start,
-    num_examples=len(examples),
-    data_set=identity(texts.builders),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class TextEvalBatches:
-  """A re-iterable pass over a split; see `eval_batches`.
-
-  Attributes:
-    num_examples: Number of examples in the split, over all shards.
-  """
-
-  num_examples: int
-  _length: int
-  _make: Any
-
-  def __len__(self) -> int:
-    return self._length
-
-  def __iter__(self) -> Iterator[Batch]:
-    return self._make()
-
-
-def eval_batches(
-  texts: Readable,
-  split: str,
-  batch_size: int,
-  *,
-  shard_index: int = 0,
-  num_shards: int = 1,
-  threads: int = _THREADS,
-) -> TextEvalBatches:
-  """Reads a whole split in order, in batches of one shape.
-
-  Incomplete batches, and shards with fewer batches, are padded with zeros and
-  `valid` False. Every pass gives the same batches.
-  """
-  check_shards(batch_size, shard_index, num_shards)
-  examples = texts.examples(split, ordered=True)
-  count, step = len(examples), batch_size * num_shards
-  numbers = np.full(-(-count // step) * step, -1)
-  numbers[:count] = np.arange(count)
-  stream = (
-    grain.MapDataset.source(numbers.tolist())
-    .seed(0)
-    .random_map(_Prepare(texts, examples))
-  )[shard_index::num_shards]
-
-  def make() -> Iterator[Batch]:
-    return iter(_read(stream, examples, threads).batch(batch_size))
-
-  return TextEvalBatches(count, len(numbers) // step, make)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepare(grain.transforms.RandomMap):
-  """Turns the number of an example into arrays; -1 stands for padding."""
-
-  texts: Readable
-  examples: Sequence[Any]
-
-  def random_map(self, element: Any, rng: np.random.Generator) -> Any:
-    example = self.examples[int(element)] if element >= 0 else None
-    arrays = self.texts.arrays(example, rng)
-    return arrays | {"valid": np.bool_(element >= 0)}
-
-
 def pair_arrays(
   texts: Any, example: Any, rng: np.random.Generator
 ) -> dict[str, Any]:
@@ -473,13 +371,18 @@ def pair_arrays(
   return {"inputs": inputs, "targets": targets, "task": np.int32(task)}
 
 
-def _read(stream: Any, examples: Any, threads: int) -> Any:
-  # If nothing is read from disk, passing data between threads does not pay.
-  count = 0 if examples.cached else threads
-  options = grain.ReadOptions(
-    num_threads=count, prefetch_buffer_size=16 * count
+def pair_fields(texts: Any, example: Any, rng: np.random.Generator) -> Fields:
+  """The fields of an example for an encoder and a decoder, without padding."""
+  inputs, targets, _ = texts.pair(example, rng)
+  return {"inputs": inputs, "targets": targets}
+
+
+def pair_groups(texts: Any) -> tuple[Group, ...]:
+  """The lengths of inputs and of targets, each with segments of its own."""
+  return (
+    Group(("inputs",), texts.input_length),
+    Group(("targets",), texts.target_length),
   )
-  return stream.to_iter_dataset(options)
 
 
 def _has_text(builder: Builder) -> bool:

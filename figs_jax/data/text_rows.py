@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,16 +16,20 @@ Rows = Iterable[tuple[str, Mapping[str, Any]]]
 
 
 class Columns(NamedTuple):
-  """The columns that are read; `other` has labels, targets, or "" nothing."""
+  """The columns that are read.
+
+  `other` has labels, targets or scores, or is "" for nothing.
+  """
 
   text: str
   other: str
   is_label: bool
+  is_score: bool = False
 
 
 def in_splits(
   where: str, tables: Mapping[str, Rows], columns: Columns, fix: str
-) -> tuple[list[str], dict[str, list[tuple[str, str]]]]:
+) -> tuple[list[str], dict[str, list[tuple[str, Any]]]]:
   """The names of the labels, and pairs of texts by split.
 
   Args:
@@ -63,8 +68,8 @@ def in_splits(
 
 def _pairs(
   rows: Rows, columns: Columns, names: Sequence[str] | None
-) -> Iterator[tuple[str, str]]:
-  """Each text and its label or target; labels are checked against names."""
+) -> Iterator[tuple[str, Any]]:
+  """Each text with its label, target or score; labels must be in names."""
   for where, row in rows:
     for name in columns[:2]:
       if name and name not in row:
@@ -76,6 +81,9 @@ def _pairs(
       yield text, ""
       continue
     place = f"{where}: {columns.other}"
+    if columns.is_score:
+      yield text, _score(place, row[columns.other])
+      continue
     if not columns.is_label:
       yield text, _text(place, row[columns.other])
       continue
@@ -97,6 +105,23 @@ def _text(where: str, value: Any) -> str:
   except UnicodeEncodeError as error:
     raise ValueError(f"{where}: expected text, got half a character") from error
   return value
+
+
+def _score(where: str, value: Any) -> float:
+  """A finite number, which may be written as text.
+
+  >>> _score("row 0", " 2.5 "), _score("row 0", -1)
+  (2.5, -1.0)
+  """
+  try:
+    score = math.nan if isinstance(value, bool) else float(value)
+  except (TypeError, ValueError):
+    score = math.nan
+  if not math.isfinite(score):
+    raise ValueError(
+      f"{where}: expected a finite number as the score, got {repr(value)[:40]}"
+    )
+  return score
 
 
 def _label(where: str, value: Any) -> str:

@@ -7,7 +7,8 @@ fifth example of a label is held out, or every fifth of all if there are none.
 
 Columns are found by name, in any case: the text is text, sentence, input or
 inputs; a label is label, labels, class or category; a target is target,
-targets, output or outputs. Labels are words, or integers of 0 or more.
+targets, output or outputs. Labels are words, or integers of 0 or more. Where
+scores are learned, their column is score, scores, similarity or rating.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from figs_jax.data import saved_datasets
@@ -31,6 +33,7 @@ from figs_jax.data.text_rows import Columns, in_splits
 _TEXT = ("text", "sentence", "input", "inputs")
 _LABEL = ("label", "labels", "class", "category")
 _TARGET = ("target", "targets", "output", "outputs")
+_SCORE = ("score", "scores", "similarity", "rating")
 _SPLITS = ("train", "validation", "test")
 
 
@@ -72,15 +75,19 @@ def _opened(path: Path, options: Options, key: Any) -> Opened:
   features: dict[str, Any] = {"text": tfds.features.Text()}
   if columns.is_label:
     features["label"] = tfds.features.ClassLabel(names=names)
+  elif columns.is_score:
+    features["label"] = tfds.features.Scalar(np.float32)
   elif columns.other:
     features["target"] = tfds.features.Text()
-  digest = digest_of_all(path, _files(path), columns)
+  what = (*columns[:3], *("scores",) * columns.is_score)
+  digest = digest_of_all(path, _files(path), what)
   return Opened(path, digest, features, lambda: _examples(path, options))
 
 
 def _examples(path: Path, options: Options) -> dict[str, Any]:
   columns, _, splits = _read(path, options)
-  key = "label" if columns.is_label else "target"
+  is_text = not (columns.is_label or columns.is_score)
+  key = "target" if is_text else "label"
   has_other = bool(columns.other)
   return {
     split: (
@@ -93,7 +100,7 @@ def _examples(path: Path, options: Options) -> dict[str, Any]:
 
 def _read(
   path: Path, options: Options
-) -> tuple[Columns, list[str], dict[str, list[tuple[str, str]]]]:
+) -> tuple[Columns, list[str], dict[str, list[tuple[str, Any]]]]:
   """The columns, the names of classes, and pairs of texts by split."""
   tables = {split: table() for split, table in _tables(path).items()}
   columns = _columns(tables["train"], options)
@@ -127,6 +134,12 @@ def _columns(table: _Table, options: Options) -> Columns:
     raise _missing(table, _TEXT, "name yours with --config.data.text_column")
   if options.others == "ignored":
     return Columns(text, "", False)
+  if options.others == "scores":
+    score = named(options.label_column, _SCORE)
+    if score is None:
+      fix = "name yours with --config.data.label_column"
+      raise _missing(table, _SCORE, fix)
+    return Columns(text, score, False, True)
   label = target = None
   if options.label_column is not None or options.target_column is None:
     label = named(options.label_column, _LABEL)

@@ -31,7 +31,7 @@ Reader = Callable[[Mapping[str, Any]], Texts]
 
 # Without wnli and ax, which published averages leave out.
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
-OWN = ("text", "python")  # the builders of text:FILE and of `PythonData`
+OWN = ("text", "python", "tfrecord")  # the builders of data of one's own
 _LANGUAGES = {
   "cs": "Czech", "de": "German", "en": "English", "es": "Spanish",
   "fi": "Finnish", "fr": "French", "hi": "Hindi", "lv": "Latvian",
@@ -54,7 +54,7 @@ def reader(builder: Builder) -> Reader | None:
     return _translation(list(features.languages))
   if builder.name == "glue":
     return _glue(builder.builder_config.name, features)
-  if builder.name in OWN:
+  if builder.name in OWN and {"label", "target"} & set(features):
     return _own(features)
   return None
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, VNM
 from figs_jax.engine.blocks import block_counts
 from figs_jax.engine.int64 import array_dataclass, ceil_div, is_traced
 from figs_jax.engine.spec import LIMITS, Gemm, nearest
@@ -292,7 +292,8 @@ def read_pattern(text: Any) -> tuple[int, NM]:
   """Reads "n:m", or "V:2:M" of VENOM (arXiv 2310.02065).
 
   V outputs share 4 columns of each M, in which each keeps 2 of its own, so that
-  units for 2:4 run any M. To all else it is 2:M.
+  units for 2:4 run any M. To all else it is 2:M. A `VNM` of another n is
+  n:m everywhere.
 
   Returns:
     V, or 0, and n:m.
@@ -303,6 +304,8 @@ def read_pattern(text: Any) -> tuple[int, NM]:
   >>> read_pattern("64:2:8"), read_pattern("1:8")
   ((64, NM(n=2, m=8)), (0, NM(n=1, m=8)))
   """
+  if isinstance(text, VNM):
+    return (text.v if text.n == 2 else 0), text.pattern
   match = None
   if isinstance(text, str):
     match = re.fullmatch(r"\s*(\d{1,9})\s*:([^:]*:[^:]*)", text)

@@ -89,7 +89,9 @@ class Record:
       )
     pattern, axis = None, ()
     if leaf is not None:
-      pattern, axis = leaf.pattern, normalized(array.shape, leaf.axis)
+      # Of V:N:M, the pattern of each output.
+      pattern = NM(leaf.pattern.n, leaf.pattern.m)
+      axis = normalized(array.shape, leaf.axis)
     return cls(
       layout, array.shape, array.dtype, digest(array), pattern, tuple(axis)
     )

@@ -341,7 +341,7 @@ def _unfit(array: np.ndarray, leaf: MaskedKernel) -> str:
     rows, columns = semi_structured.ROWS, semi_structured.COLUMNS
     return f"{list(shape)} is not a multiple of [{rows}, {columns}]"
   # 2:4 itself was checked already.
-  is_other = leaf.pattern != _OF_FOUR
+  is_other = (leaf.pattern.n, leaf.pattern.m) != (_OF_FOUR.n, _OF_FOUR.m)
   if is_other and first_bad_group(array, _OF_FOUR, 1) is not None:
     return f"{leaf.pattern} leaves more than 2 of 4 in a row"
   return ""

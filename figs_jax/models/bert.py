@@ -33,7 +33,7 @@ from flax import nnx
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import non_gemm, stack
-from figs_jax.models.encoder import MLP, Parts, gelu
+from figs_jax.models.encoder import MLP, Parts, activated
 from figs_jax.models.gemm import row
 from figs_jax.models.sizes import (
   check_heads,
@@ -45,6 +45,7 @@ from figs_jax.models.sizes import (
 from figs_jax.nn import Attention, Channels
 from figs_jax.nn.initializers import drawing_dtype, in_float32
 from figs_jax.nn.layers import rows_dot_general
+from figs_jax.nn.segments import same_segment, segment_positions
 
 PAD = 0
 OUTPUTS = ("tokens", "classes", "pooled", "embedding")
@@ -85,6 +86,7 @@ class BertBlock(nnx.Module):
     attention_dropout: float,
     norm_epsilon: float,
     gelu: str,
+    relu2: bool,
   ):
     self.attn = Attention(
       width,
@@ -96,14 +98,14 @@ class BertBlock(nnx.Module):
       **_KERNEL,
     )
     self.norm1 = parts.norm(width, norm_epsilon)
-    self.mlp = MLP(parts, width, mlp_dim, 0.0, _KERNEL, gelu)
+    self.mlp = MLP(parts, width, mlp_dim, 0.0, _KERNEL, gelu, relu2)
     self.norm2 = parts.norm(width, norm_epsilon)
     self.dropout = parts.dropout(dropout)
 
   def __call__(
     self,
     x: Float[Array, "batch tokens width"],
-    seen: Bool[Array, "batch 1 1 tokens"],
+    seen: Bool[Array, "batch 1 #tokens tokens"],
   ) -> Float[Array, "batch tokens width"]:
     """Applies the block; attention sees the tokens where `seen` is True."""
     x = self.norm1(x + self.dropout(self.attn(x, seen)))
@@ -111,15 +113,21 @@ class BertBlock(nnx.Module):
 
 
 class TokenHead(nnx.Module):
-  """norm(gelu(transform(x))) embedding^T + bias, logits of every token."""
+  """norm(act(transform(x))) embedding^T + bias, logits of every token."""
 
   def __init__(
-    self, parts: Parts, width: int, vocab: int, norm_epsilon: float, gelu: str
+    self,
+    parts: Parts,
+    width: int,
+    vocab: int,
+    norm_epsilon: float,
+    gelu: str,
+    relu2: bool,
   ):
     self.transform = parts.linear(width, width, **_KERNEL)
     self.norm = parts.norm(width, norm_epsilon)
     self.bias = nnx.Param(jnp.zeros((vocab,), parts.param_dtype))
-    self.gelu = gelu
+    self.gelu, self.relu2 = gelu, relu2
 
   def __call__(
     self,
@@ -127,7 +135,7 @@ class TokenHead(nnx.Module):
     embedding: Float[Array, "vocab width"],
   ) -> Float[Array, "batch tokens vocab"]:
     """Float32 logits of every token."""
-    hidden = gelu(self.transform(x), approximate=self.gelu == "tanh")
+    hidden = activated(self.transform(x), self.gelu, self.relu2)
     logits = rows_dot_general(
       self.norm(hidden), embedding.T, preferred_element_type=jnp.float32
     )
@@ -155,8 +163,12 @@ class BERT(nnx.Module):
       length.
     scan: Whether to scan over one stacked block (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     norm_epsilon: Epsilon of every LayerNorm.
     gelu: "exact", or "tanh" for its approximation.
+    relu2: Whether the activation of the feed-forward layers and of the head of
+      tokens is the squared ReLU, not gelu.
     dtype: Dtype of the computation, as in "bfloat16". Outputs are float32.
     param_dtype: Dtype of the parameters.
     rngs: Random streams `params` and, with any dropout, `dropout`.
@@ -199,8 +211,10 @@ class BERT(nnx.Module):
     input_length: int | None = None,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     norm_epsilon: float = 1e-12,
     gelu: str = "exact",
+    relu2: bool = False,
     dtype: Any = "float32",
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
@@ -214,7 +228,9 @@ class BERT(nnx.Module):
       token_types,
     )
     self.input_length = length if input_length is None else input_length
-    self.remat, self.norm_epsilon, self.gelu = remat, norm_epsilon, gelu
+    self.norm_epsilon, self.gelu = norm_epsilon, gelu
+    self.relu2 = relu2
+    self.remat = stack.remat_of(remat, remat_policy)
     self.dtype = jnp.dtype(dtype)
     self._check()
     param_dtype = jnp.dtype(param_dtype)
@@ -247,11 +263,14 @@ class BERT(nnx.Module):
         attention_dropout=attention_dropout,
         norm_epsilon=norm_epsilon,
         gelu=gelu,
+        relu2=relu2,
       )
 
     self.blocks = stack.build_blocks(block, depth, scan=scan, rngs=rngs)
     if output == "tokens":
-      self.token_head = TokenHead(parts, width, vocab, norm_epsilon, gelu)
+      self.token_head = TokenHead(
+        parts, width, vocab, norm_epsilon, gelu, relu2
+      )
     if output in ("classes", "pooled"):
       self.pooler = parts.linear(width, width, **_KERNEL)
     if output == "classes":
@@ -304,12 +323,15 @@ class BERT(nnx.Module):
     self,
     inputs: Int[Array | np.ndarray, "batch tokens"],
     types: Int[Array | np.ndarray, "batch tokens"] | None = None,
+    segment_ids: Int[Array | np.ndarray, "batch tokens"] | None = None,
   ) -> Float[Array, "batch ..."]:
     """Computes what `output` says, in float32.
 
     Args:
       inputs: Ids; 0 is padding and not attended to.
       types: Token types, as 1 in the second text of a pair. Defaults to 0.
+      segment_ids: Segments of packed rows (`nn.segments`), for the output
+        "tokens" only. Defaults to one per row.
 
     Returns:
       [batch, tokens, vocab] for "tokens", [batch, classes] for "classes", and
@@ -320,7 +342,12 @@ class BERT(nnx.Module):
         more tokens than positions, or ids lie outside the vocabulary. Values
         are not checked inside a trace, where the result of such an id is NaN.
     """
-    x, is_token = self.encode(inputs, types)
+    if segment_ids is not None and self.output != "tokens":
+      raise ValueError(
+        "BERT: expected output='tokens' of packed rows, since others have one"
+        f" result per row, got output={self.output!r}"
+      )
+    x, is_token = self.encode(inputs, types, segment_ids)
     if self.output == "embedding":
       return _sentence_embedding(x, is_token)
     if self.output == "tokens":
@@ -335,6 +362,7 @@ class BERT(nnx.Module):
     self,
     inputs: Int[Array | np.ndarray, "batch tokens"],
     types: Int[Array | np.ndarray, "batch tokens"] | None = None,
+    segment_ids: Int[Array | np.ndarray, "batch tokens"] | None = None,
   ) -> tuple[Float[Array, "batch tokens width"], Bool[Array, "batch tokens"]]:
     """The last block's output, and True where the ids are not padding.
 
@@ -357,10 +385,16 @@ class BERT(nnx.Module):
         f" {types.shape}"
       )
     x = self.token_embed(inputs) + self.type_embed(types)
-    x = x + self.position_embed.embedding[...][None, :length].astype(x.dtype)
-    x = self.dropout(self.embed_norm(x.astype(self.dtype)))
     is_token = inputs != PAD
-    seen = is_token[:, None, None]
+    if segment_ids is None:
+      seen = is_token[:, None, None]
+      places = self.position_embed.embedding[...][None, :length]
+    else:
+      segments = jnp.asarray(segment_ids)
+      seen = same_segment(segments, segments)[:, None]
+      places = self.position_embed(segment_positions(segments))
+    x = x + places.astype(x.dtype)
+    x = self.dropout(self.embed_norm(x.astype(self.dtype)))
     x, _ = stack.run_blocks(self.blocks, x, seen, remat=self.remat)
     return x, is_token
 
@@ -434,19 +468,20 @@ class BERT(nnx.Module):
       non_gemm.row("embed", "embedding", read, size),
       non_gemm.norm("embed_norm", tokens, width),
     ]
+    act = "relu2" if self.relu2 else "gelu"
     for name, block, count in stack.named("blocks", self.blocks):
       hidden = tokens * block.mlp.fc1.out_features
       rows += [
         non_gemm.softmax(f"{name}/attn/softmax", logits, count),
         non_gemm.residual(f"{name}/attn/residual", size, count),
         non_gemm.norm(f"{name}/norm1", tokens, width, count),
-        non_gemm.activation(f"{name}/mlp/gelu", hidden, count),
+        non_gemm.activation(f"{name}/mlp/{act}", hidden, count),
         non_gemm.residual(f"{name}/mlp/residual", size, count),
         non_gemm.norm(f"{name}/norm2", tokens, width, count),
       ]
     if self.output == "tokens":
       rows += [
-        non_gemm.activation("token_head/gelu", size),
+        non_gemm.activation(f"token_head/{act}", size),
         non_gemm.norm("token_head/norm", tokens, width),
       ]
     if self.output in ("classes", "pooled"):

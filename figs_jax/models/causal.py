@@ -23,12 +23,13 @@ from figs_jax.models.decoder import (
   Rotation,
   checked_ids,
   head_logits,
-  tied_head,
+  head_of_steps,
 )
 from figs_jax.models.shapes import Shape
 from figs_jax.models.sizes import check_positive
 from figs_jax.nn import Channels, masked_leaves
 from figs_jax.nn.initializers import drawing_dtype, in_float32
+from figs_jax.nn.segments import same_segment, segment_positions
 
 _BLOCK = r"blocks/(?:\d+/)?"
 
@@ -42,7 +43,8 @@ class Cache(NamedTuple):
     prompt: Keys and values of the prompt, of each block.
     seen: Mask of the prompt without its last token, [batch, prompt].
     position: Position of the last token of each prompt, [batch].
-    head: Kernel of the head, [width, vocab]; None if it has its own.
+    head: Embedding as the kernel of the head, [width, vocab]; None if the head
+      has its own, or transposing would not pay.
   """
 
   past: tuple[KeysValues, ...]
@@ -84,7 +86,7 @@ class CausalLM(nnx.Module):
   vocab: int
   length: int
   input_length: int
-  remat: bool
+  remat: str
   dtype: Any
   embed: nnx.Embed
   blocks: Any
@@ -96,6 +98,7 @@ class CausalLM(nnx.Module):
     self,
     tokens: Int[Array | np.ndarray, "batch tokens"],
     mask: Bool[Array | np.ndarray, "batch tokens"] | None = None,
+    segment_ids: Int[Array | np.ndarray, "batch tokens"] | None = None,
   ) -> Float[Array, "batch tokens vocab"]:
     """Computes float32 logits of the token after each of them.
 
@@ -103,15 +106,22 @@ class CausalLM(nnx.Module):
       tokens: Ids.
       mask: Whether an id is a token, as opposed to padding. Defaults to all;
         padding on the right needs no mask, since no token attends to it.
+      segment_ids: Segments of packed rows (`nn.segments`), in the place of a
+        mask. Defaults to one per row.
 
     Raises:
-      ValueError: If ids are not integers [batch, length], lie outside the
-        vocabulary or are too many. Values are not checked inside a trace, where
-        the logits of such an id are NaN.
+      ValueError: If a mask and segments are given, ids are not integers [batch,
+        length], lie outside the vocabulary or are too many. Values are not
+        checked inside a trace, where the logits of such an id are NaN.
     """
     tokens = self.ids("tokens", tokens)
     self._check_length(tokens.shape[1])
-    x, seen, rotation = self._first(tokens, mask)
+    if mask is not None and segment_ids is not None:
+      raise ValueError(
+        f"{type(self).__name__}: expected a mask or segment_ids, got both;"
+        " segment 0 is padding"
+      )
+    x, seen, rotation = self._first(tokens, mask, segment_ids)
     x, _ = stack.run_blocks(self.blocks, x, seen, rotation, remat=self.remat)
     return self._logits(x)
 
@@ -183,7 +193,9 @@ class CausalLM(nnx.Module):
       prompt=tuple(prompt),
       seen=tokens & (jnp.arange(length)[None] != last[:, None]),
       position=tokens.sum(1) - 1,
-      head=None if self.head is not None else tied_head(self.embed, self.dtype),
+      head=None
+      if self.head is not None
+      else head_of_steps(self.embed, self.dtype, batch * beams, max_length),
     )
 
   def step(
@@ -268,6 +280,7 @@ class CausalLM(nnx.Module):
     self,
     tokens: Int[Array, "batch tokens"],
     mask: Bool[Array | np.ndarray, "batch tokens"] | None,
+    segment_ids: Int[Array | np.ndarray, "batch tokens"] | None = None,
   ) -> tuple[Array, Array, Rotation | None]:
     """The input of the blocks, the mask of attention, and the rotation."""
     length = tokens.shape[1]
@@ -276,6 +289,10 @@ class CausalLM(nnx.Module):
     if mask is not None:
       seen &= jnp.asarray(mask)[:, None]
       position = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    if segment_ids is not None:
+      segments = jnp.asarray(segment_ids)
+      seen &= same_segment(segments, segments)
+      position = segment_positions(segments)
     x, rotation = self._embedded(tokens, position)
     return self.dropout(x), seen, rotation
 

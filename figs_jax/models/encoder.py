@@ -110,7 +110,7 @@ class DropPath(nnx.Module):
 
 
 class MLP(nnx.Module):
-  """fc2(gelu(fc1(x))), with dropout after each."""
+  """fc2(act(fc1(x))), with dropout after each; act is gelu or relu²."""
 
   def __init__(
     self,
@@ -120,15 +120,16 @@ class MLP(nnx.Module):
     dropout: float,
     init: Mapping[str, nnx.Initializer] = _VIT_INIT,
     gelu: str = "exact",
+    relu2: bool = False,
   ):
-    self.gelu = gelu
+    self.gelu, self.relu2 = gelu, relu2
     self.fc1 = parts.linear(width, dim, **init)
     self.fc2 = parts.linear(dim, width, **init)
     self.dropout1 = parts.dropout(dropout)
     self.dropout2 = parts.dropout(dropout)
 
   def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
-    hidden = gelu(self.fc1(x), approximate=self.gelu == "tanh")
+    hidden = activated(self.fc1(x), self.gelu, self.relu2)
     return self.dropout2(self.fc2(self.dropout1(hidden)))
 
 
@@ -186,6 +187,22 @@ def gelu(x: Float[Array, "*b"], approximate: bool) -> Float[Array, "*b"]:
   return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
+def squared_relu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+  """max(x, 0)² (arXiv 2109.08668), "relu2" in `transformers`.
+
+  >>> squared_relu(jnp.array([-2.0, 3.0])).tolist()
+  [0.0, 9.0]
+  """
+  return jnp.square(jax.nn.relu(x))
+
+
+def activated(
+  x: Float[Array, "*b"], form: str, relu2: bool
+) -> Float[Array, "*b"]:
+  """The squared ReLU, or gelu in its form "exact" or "tanh"."""
+  return squared_relu(x) if relu2 else gelu(x, approximate=form == "tanh")
+
+
 class Block(nnx.Module):
   """x += scale1 * attn(norm1(x)); x += scale2 * mlp(norm2(x)).
 
@@ -205,6 +222,7 @@ class Block(nnx.Module):
     drop_path: float,
     norm_epsilon: float = 1e-6,
     gelu: str = "exact",
+    relu2: bool = False,
     swiglu: bool = False,
     layer_scale: float = 0.0,
   ):
@@ -224,7 +242,7 @@ class Block(nnx.Module):
     if swiglu:
       self.mlp = SwiGLU(parts, width, mlp_dim, dropout)
     else:
-      self.mlp = MLP(parts, width, mlp_dim, dropout, gelu=gelu)
+      self.mlp = MLP(parts, width, mlp_dim, dropout, gelu=gelu, relu2=relu2)
     self.scales = bool(layer_scale)
     if layer_scale:
       self.layer_scale1 = LayerScale(parts, width, layer_scale)

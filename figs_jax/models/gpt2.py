@@ -50,10 +50,13 @@ class GPT2(CausalLM):
     dropout: Dropout rate after the embeddings and every branch.
     attention_dropout: Dropout rate of the attention weights.
     norm_epsilon: Epsilon of every LayerNorm.
+    relu2: Whether the feed-forward activation is the squared ReLU, not gelu.
     input_length: Length of the sequences that `gemms` assumes. Defaults to
       length.
     scan: Whether to scan over one stacked block (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
     param_dtype: Dtype of the parameters.
     rngs: Random streams `params` and, with dropout, `dropout`.
@@ -83,9 +86,11 @@ class GPT2(CausalLM):
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
     norm_epsilon: float = 1e-5,
+    relu2: bool = False,
     input_length: int | None = None,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     dtype: Any = "float32",
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
@@ -101,8 +106,9 @@ class GPT2(CausalLM):
     self.head_dim = width // heads
     self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
     self.input_length = length if input_length is None else input_length
-    self.norm_epsilon = norm_epsilon
-    self.remat, self.dtype = remat, jnp.dtype(dtype)
+    self.norm_epsilon, self.relu2 = norm_epsilon, relu2
+    self.remat = stack.remat_of(remat, remat_policy)
+    self.dtype = jnp.dtype(dtype)
     self._check_sizes()
     self._check_length(self.input_length)
     parts = Parts(self.dtype, jnp.dtype(param_dtype), rngs)
@@ -124,7 +130,7 @@ class GPT2(CausalLM):
         init=(0.02, last),
       )
       # Its branch has the dropout.
-      mlp = MLP(own, width, self.mlp_dim, 0.0, _init(0.02), gelu="tanh")
+      mlp = MLP(own, width, self.mlp_dim, 0.0, _init(0.02), "tanh", relu2)
       mlp.fc2 = own.linear(self.mlp_dim, width, **_init(last))
       norms = [own.norm(width, norm_epsilon) for _ in range(2)]
       return CausalBlock(norms, attn, mlp, own.dropout(dropout))

@@ -47,6 +47,7 @@ MODEL: dict[str, Legal] = {
   "norm_momentum": BELOW_ONE,
   "token_types": Integer("[1, 4096]"),
   "dtype": DTYPES,
+  "remat_policy": Word(("block", "dots")),
   "scaled": Typed(bool),
   "in_channels": Integer("[1, 4096]"),
   "registers": Integer("[0, 1024]"),
@@ -55,7 +56,7 @@ MODEL: dict[str, Legal] = {
 }
 # Model options that decide how a model is computed, rather than what. All
 # others are unset until a run begins; see `config.with_defaults`.
-OF_COMPUTATION = ("scan", "remat", "dtype")
+OF_COMPUTATION = ("scan", "remat", "remat_policy", "dtype")
 # Model options that follow from the variant or from the data.
 DERIVED = (
   "output", "patch", "num_classes", "image_size", "vocab", "input_length",

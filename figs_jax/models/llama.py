@@ -27,7 +27,7 @@ from figs_jax.models.decoder import (
   RMSNorm,
   Rotation,
 )
-from figs_jax.models.encoder import Parts
+from figs_jax.models.encoder import Parts, squared_relu
 from figs_jax.models.shapes import SHAPES
 from figs_jax.models.sizes import (
   check_heads,
@@ -90,10 +90,13 @@ class Llama(CausalLM):
     rope_length: Length of the sequences before the stretch.
     attention_dropout: Dropout rate of the attention weights.
     norm_epsilon: Epsilon of every norm.
+    relu2: Whether the squared ReLU takes the place of silu.
     input_length: Length of the sequences that `gemms` assumes. Defaults to
       length.
     scan: Whether to scan over one stacked block (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
     param_dtype: Dtype of the parameters.
     rngs: Random streams `params` and, with dropout, `dropout`.
@@ -127,9 +130,11 @@ class Llama(CausalLM):
     rope_length: int = 8192,
     attention_dropout: float = 0.0,
     norm_epsilon: float = 1e-5,
+    relu2: bool = False,
     input_length: int | None = None,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     dtype: Any = "float32",
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
@@ -150,7 +155,9 @@ class Llama(CausalLM):
     self.rope_theta, self.rope_factor = float(rope_theta), float(rope_factor)
     self.rope_low, self.rope_high = float(rope_low), float(rope_high)
     self.rope_length, self.norm_epsilon = rope_length, norm_epsilon
-    self.remat, self.dtype = remat, jnp.dtype(dtype)
+    self.relu2 = relu2
+    self.remat = stack.remat_of(remat, remat_policy)
+    self.dtype = jnp.dtype(dtype)
     self._check()
     parts = Parts(self.dtype, jnp.dtype(param_dtype), rngs)
     self.embed = self._make_embedding(parts, vocab, 0.02)
@@ -169,7 +176,7 @@ class Llama(CausalLM):
         init=(0.02, 0.02),
       )
       norms = [RMSNorm(own, width, norm_epsilon) for _ in range(2)]
-      mlp = SwiGLU(own, width, self.mlp_dim)
+      mlp = GatedMLP(own, width, self.mlp_dim, relu2)
       return CausalBlock(norms, attn, mlp, own.dropout(0.0))
 
     self.blocks = stack.build_blocks(block, depth, scan=scan, rngs=rngs)
@@ -271,17 +278,19 @@ class Llama(CausalLM):
 _normal = nnx.initializers.normal(0.02)
 
 
-class SwiGLU(nnx.Module):
-  """down(silu(gate(x)) * up(x)), arXiv 2002.05202."""
+class GatedMLP(nnx.Module):
+  """down(act(gate(x)) * up(x)), arXiv 2002.05202; act is silu or relu²."""
 
-  def __init__(self, parts: Parts, width: int, hidden: int):
+  def __init__(self, parts: Parts, width: int, hidden: int, relu2: bool):
+    self.relu2 = relu2
     options = {"use_bias": False, "kernel_init": _normal}
     self.gate = parts.linear(width, hidden, **options)
     self.up = parts.linear(width, hidden, **options)
     self.down = parts.linear(hidden, width, **options)
 
   def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
-    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    act = squared_relu if self.relu2 else jax.nn.silu
+    return self.down(act(self.gate(x)) * self.up(x))
 
 
 def rotary_rates(

@@ -48,6 +48,7 @@ class Shape:
     tied: Whether the head is the embedding.
     rotary: Whether positions rotate q and k, as opposed to a learned table.
     gated: Whether an activation gates a second product.
+    relu2: Whether that activation, or gelu, is the squared ReLU.
     biases: Whether products and norms have biases.
     token_types: Number of token types; 0 without.
     scan: Whether the blocks are one row each, counted `depth` times, as in a
@@ -71,6 +72,7 @@ class Shape:
   tied: bool = False
   rotary: bool = False
   gated: bool = False
+  relu2: bool = False
   biases: bool = True
   token_types: int = 0
   scan: bool = True
@@ -90,19 +92,22 @@ class Shape:
   def words(self) -> dict[str, str]:
     """The words of rules, as the classes of `figs_jax.models` have them."""
     attention = {x: rf"{_BLOCK}attn/{x}/kernel" for x in ("q", "k", "v", "o")}
+    head = {} if self.tied else {"head": r"(?:head|pooler)/kernel"}
     return word_table(
-      ff=rf"{_BLOCK}mlp/(?:gate|up|down|fc1|fc2)/kernel",
-      **attention,
-      head=r"(?:head|pooler)/kernel",
+      ff=rf"{_BLOCK}mlp/(?:gate|up|down|fc1|fc2)/kernel", **attention, **head
     )
 
   @property
   def kernels(self) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Path -> (shape, axis of the groups) of every kernel but embeddings."""
+    """Path -> (shape, axis of the groups) of every kernel but embeddings.
+
+    A tied head is one of these.
+    """
     stacked = (self.depth,) if self.scan else ()
     return {
       f"{name}/kernel": ((stacked if "/" in name else ()) + (k, n), -2)
       for name, (n, k) in self._linears().items()
+      if not (self.tied and name == "head")
     }
 
   @property
@@ -183,7 +188,8 @@ class Shape:
     sole = 1, parameters
     if not self.causal:
       rows.append(non_gemm.norm("norm", tokens, self.width, *sole))
-    act = "mlp/silu" if self.gated else "mlp/gelu"
+    usual = "silu" if self.gated else "gelu"
+    act = f"mlp/{'relu2' if self.relu2 else usual}"
     turned = tokens * (self.heads + self.kv_heads) * self.head_dim
     logits = tokens * self.heads * keys
     each = (self.depth,) if self.scan else (1,) * self.depth

@@ -22,6 +22,35 @@ Blocks = Any  # an nnx.List of blocks, or one stacked block
 _WRITTEN = (nnx.RngState, nnx.BatchStat)  # what a call may write
 
 
+_POLICIES: dict[bool | str, Any] = {
+  True: None,
+  "block": None,
+  # Those of attention have batch axes, and grow with the square of the length.
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def remat_of(remat: bool, policy: str) -> str:
+  """The policy of recomputation; empty if nothing is recomputed.
+
+  Args:
+    remat: Whether to recompute blocks in the backward pass.
+    policy: What is kept of a block: "block", its input alone; or "dots", also
+      its products with kernels.
+
+  Raises:
+    ValueError: If the policy is unknown.
+
+  >>> remat_of(True, "dots"), remat_of(False, "dots")
+  ('dots', '')
+  """
+  if policy not in ("block", "dots"):
+    raise ValueError(
+      f"Expected remat_policy of 'block' or 'dots', got {policy!r}"
+    )
+  return policy if remat else ""
+
+
 def build_blocks(
   make: Callable[[nnx.Rngs], nnx.Module],
   depth: int,
@@ -60,7 +89,7 @@ def run_blocks(
   x: Array,
   *shared: Any,
   per_layer: Any = None,
-  remat: bool = False,
+  remat: bool | str = False,
   method: str = "__call__",
 ) -> tuple[Array, Any]:
   """Applies the blocks in order: x = block(x, *shared).
@@ -71,7 +100,8 @@ def run_blocks(
     *shared: Further arguments, equal for all blocks.
     per_layer: Pytree of arrays with a leading depth axis, whose slice is the
       last argument of each block. None passes no such argument.
-    remat: Whether to recompute each block in the backward pass.
+    remat: Whether to recompute each block in the backward pass, or one of the
+      policies of `remat_of`.
     method: Name of the method to call instead of the block itself.
 
   Returns:
@@ -103,7 +133,7 @@ def run_blocks(
 
   if remat:
     # The loop itself prevents common subexpression elimination.
-    body = jax.checkpoint(body, prevent_cse=False)
+    body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[remat])
   mine = () if per_layer is None else (per_layer,)
   x, (ys, written) = jax.lax.scan(body, x, (state, mine))
   if written is not None:
@@ -158,7 +188,7 @@ def _one_by_one(blocks, x, shared, per_layer, remat, method):
   def call(block: nnx.Module, *args: Any) -> Any:
     return getattr(block, method)(*args)
 
-  call = nnx.remat(call) if remat else call
+  call = nnx.remat(call, policy=_POLICIES[remat]) if remat else call
   ys = []
   for index, block in enumerate(blocks):
     mine = jax.tree.map(lambda leaf, i=index: leaf[i], per_layer)

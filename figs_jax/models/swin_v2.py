@@ -28,7 +28,7 @@ from flax import nnx
 
 from figs_jax.core.rules import nearest, word_table
 from figs_jax.core.types import Array, Float
-from figs_jax.models import non_gemm, windows
+from figs_jax.models import non_gemm, stack, windows
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
 from figs_jax.models.sizes import (
@@ -81,6 +81,8 @@ class SwinV2(nnx.Module):
       from 0 at the first one.
     scan: Whether to scan over the stacked blocks of a stage (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     qkv_bias: Whether q and v have biases; k never has one.
     dtype: Dtype of the computation, as in "bfloat16". Logits are float32.
     param_dtype: Dtype of the parameters.
@@ -126,6 +128,7 @@ class SwinV2(nnx.Module):
     drop_path: float = 0.0,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     qkv_bias: bool = True,
     dtype: Any = "float32",
     param_dtype: Any = "float32",
@@ -138,7 +141,8 @@ class SwinV2(nnx.Module):
     )
     self.image_size = pair("SwinV2", "image_size", image_size)
     self.in_channels, self.num_classes = in_channels, num_classes
-    self.drop_path, self.remat = drop_path, remat
+    self.drop_path = drop_path
+    self.remat = stack.remat_of(remat, remat_policy)
     self.mlp_ratio, self.qkv_bias = mlp_ratio, qkv_bias
     self.dtype = jnp.dtype(dtype)
     self._check()

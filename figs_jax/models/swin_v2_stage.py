@@ -251,7 +251,7 @@ class Stage(nnx.Module):
     self,
     x: Float[Array, "batch tokens channels"],
     rates: np.ndarray,
-    remat: bool,
+    remat: str,
   ) -> Float[Array, "batch merged wide"]:
     """Applies the stage; rates are those of stochastic depth per block."""
     odd = np.arange(len(rates), dtype=np.int32) % 2

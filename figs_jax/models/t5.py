@@ -34,7 +34,7 @@ from figs_jax.models.decoder import (
   Origin,
   checked_ids,
   head_logits,
-  tied_head,
+  head_of_steps,
 )
 from figs_jax.models.encoder import Parts
 from figs_jax.models.gemm import row
@@ -53,6 +53,7 @@ from figs_jax.models.t5_stack import (
 )
 from figs_jax.nn import Channels
 from figs_jax.nn.initializers import drawing_dtype, in_float32
+from figs_jax.nn.segments import same_segment, segment_positions
 
 PAD, EOS = 0, 1
 
@@ -95,7 +96,8 @@ class Cache(NamedTuple):
     memory: Keys and values of the inputs, of each block.
     inputs_seen: Mask of the inputs, [batch, inputs].
     bias: Position bias, [heads, tokens, tokens].
-    head: Kernel of the head, [width, vocab]; None if it has its own.
+    head: Embedding as the kernel of the head, [width, vocab]; None if the head
+      has its own, or transposing would not pay.
   """
 
   past: tuple[KeysValues, ...]
@@ -123,6 +125,7 @@ class T5(nnx.Module):
     head_dim: Width of a head; heads * head_dim may differ from width.
     mlp_dim: Width of the feed-forward layers. Defaults to 4 * width.
     gated: Whether to use gelu(x wi_0) * (x wi_1) instead of relu(x wi).
+    relu2: Whether the squared ReLU takes the place of gelu or relu.
     tied: Whether the head is the embedding.
     scaled: Whether to scale the input of the head by width^-1/2. Defaults to
       `tied`.
@@ -135,6 +138,8 @@ class T5(nnx.Module):
     target_length: Length of the targets that `gemms` assumes.
     scan: Whether to scan over one stacked block per stack (`models.stack`).
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     dtype: Dtype of the computation, as in "bfloat16". Logits are float32. In
       float16 activations would overflow, so it is refused.
     param_dtype: Dtype of the parameters.
@@ -171,6 +176,7 @@ class T5(nnx.Module):
     head_dim: int = 64,
     mlp_dim: int | None = None,
     gated: bool = False,
+    relu2: bool = False,
     tied: bool = True,
     scaled: bool | None = None,
     vocab: int = 32128,
@@ -181,6 +187,7 @@ class T5(nnx.Module):
     target_length: int = 114,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     dtype: Any = "float32",
     param_dtype: Any = "float32",
     rngs: nnx.Rngs,
@@ -188,12 +195,13 @@ class T5(nnx.Module):
     self.width, self.depth, self.heads = width, depth, heads
     self.decoder_depth = depth if decoder_depth is None else decoder_depth
     self.head_dim, self.vocab = head_dim, vocab
-    self.gated, self.tied = gated, tied
+    self.gated, self.relu2, self.tied = gated, relu2, tied
     self.scaled = tied if scaled is None else scaled
     self.mlp_dim = 4 * width if mlp_dim is None else mlp_dim
     self.num_buckets, self.max_distance = num_buckets, max_distance
     self.input_length, self.target_length = input_length, target_length
-    self.remat, self.dtype = remat, jnp.dtype(dtype)
+    self.remat = stack.remat_of(remat, remat_policy)
+    self.dtype = jnp.dtype(dtype)
     self._check()
     param_dtype = jnp.dtype(param_dtype)
     parts = Parts(self.dtype, param_dtype, rngs)
@@ -203,6 +211,7 @@ class T5(nnx.Module):
       head_dim=head_dim,
       mlp_dim=self.mlp_dim,
       gated=gated,
+      relu2=relu2,
       num_buckets=num_buckets,
       max_distance=max_distance,
       dropout=dropout,
@@ -277,12 +286,15 @@ class T5(nnx.Module):
     self,
     inputs: Int[Array | np.ndarray, "rows inputs"],
     targets: Int[Array | np.ndarray, "batch targets"],
+    segment_ids: tuple[Any, Any] | None = None,
   ) -> Float[Array, "batch targets vocab"]:
     """Computes float32 logits of each target token given those before it.
 
     Args:
       inputs: Ids, a row per target; 0 is padding and not attended to.
       targets: Ids; the decoder sees them shifted right after a 0.
+      segment_ids: Segments of the inputs and of the targets of packed rows
+        (`nn.segments`), each of the shape of its ids. Defaults to one per row.
 
     Raises:
       ValueError: If ids are not integers [batch, length], the batches differ,
@@ -297,13 +309,20 @@ class T5(nnx.Module):
         f"T5: expected one target per input, got {rows} rows of inputs and"
         f" {given} of targets"
       )
-    encoded, inputs_seen = self.encode(inputs)
     tokens = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=PAD)
     length = tokens.shape[1]
-    seen = np.tril(np.ones((1, 1, length, length), bool))
+    seen = jnp.asarray(np.tril(np.ones((1, 1, length, length), bool)))
+    if segment_ids is None:
+      encoded, inputs_seen = self.encode(inputs)
+    else:
+      own, mine = (jnp.asarray(ids) for ids in segment_ids)
+      encoded = self._encoded(inputs, same_segment(own, own)[:, None])
+      inputs_seen = same_segment(mine, own)[:, None]
+      seen &= same_segment(mine, mine)[:, None]
+      tokens = jnp.where(segment_positions(mine) == 0, PAD, tokens)
     x = self.decoder(
       self._embed(tokens),
-      jnp.asarray(seen),
+      seen,
       encoded,
       inputs_seen,
       remat=self.remat,
@@ -348,7 +367,14 @@ class T5(nnx.Module):
     """The encoder's output and the mask of its tokens, by default not 0."""
     inputs = self.ids("inputs", inputs)
     seen = (inputs != PAD if mask is None else mask)[:, None, None]
-    return self.encoder(self._embed(inputs), seen, remat=self.remat), seen
+    return self._encoded(inputs, seen), seen
+
+  def _encoded(
+    self,
+    inputs: Int[Array, "batch inputs"],
+    seen: Bool[Array, "batch 1 #inputs inputs"],
+  ) -> Float[Array, "batch inputs width"]:
+    return self.encoder(self._embed(inputs), seen, remat=self.remat)
 
   def start(
     self,
@@ -378,7 +404,7 @@ class T5(nnx.Module):
       bias=self.decoder.position_bias(max_length)[0],
       head=None
       if self.head is not None
-      else tied_head(self.shared, self.dtype),
+      else head_of_steps(self.shared, self.dtype, batch * beams, max_length),
     )
 
   def step(
@@ -453,7 +479,8 @@ class T5(nnx.Module):
             non_gemm.softmax(f"{name}/{part}/softmax", logits, count, own),
             non_gemm.residual(f"{name}/{part}/residual", size, count),
           ]
-        act = f"{name}/mlp/{'gelu' if operands == 2 else 'relu'}"
+        usual = "gelu" if self.gated else "relu"
+        act = f"{name}/mlp/{'relu2' if self.relu2 else usual}"
         rows += [
           non_gemm.norm(f"{name}/mlp_norm", tokens, self.width, count, 1),
           non_gemm.activation(act, hidden, count, operands),

@@ -14,7 +14,7 @@ from flax import nnx
 from figs_jax.core.types import Array, Bool, Float, Int
 from figs_jax.models import stack
 from figs_jax.models.decoder import KeysValues, Origin, RMSNorm, attend_cached
-from figs_jax.models.encoder import Parts
+from figs_jax.models.encoder import Parts, squared_relu
 from figs_jax.models.gemm import row
 from figs_jax.nn.attention import attend
 from figs_jax.nn.initializers import in_float32
@@ -30,6 +30,7 @@ class StackShape:
     head_dim: Width of a head; heads * head_dim may differ from width.
     mlp_dim: Width of the feed-forward layers.
     gated: Whether wo follows gelu(x wi_0) * (x wi_1) instead of relu(x wi).
+    relu2: Whether the squared ReLU takes the place of gelu or relu.
     num_buckets: Number of buckets of relative positions.
     max_distance: Distance from which on all offsets share a bucket.
     dropout: Dropout rate after embeddings, final norms, attention weights, the
@@ -42,6 +43,7 @@ class StackShape:
   head_dim: int
   mlp_dim: int
   gated: bool
+  relu2: bool
   num_buckets: int
   max_distance: int
   dropout: float
@@ -190,6 +192,7 @@ class T5MLP(nnx.Module):
   """wo(relu(wi(x))), or wo(gelu(wi_0(x)) * wi_1(x)) with the tanh gelu."""
 
   def __init__(self, parts: Parts, shape: StackShape):
+    self.relu2 = shape.relu2
     self.names = ("wi_0", "wi_1") if shape.gated else ("wi",)
     width, hidden = shape.width, shape.mlp_dim
     for name in self.names:
@@ -200,7 +203,9 @@ class T5MLP(nnx.Module):
 
   def __call__(self, x: Float[Array, "*b width"]) -> Float[Array, "*b width"]:
     first, *gate = (getattr(self, name)(x) for name in self.names)
-    hidden = jax.nn.gelu(first) * gate[0] if gate else jax.nn.relu(first)
+    usual = jax.nn.gelu if gate else jax.nn.relu
+    hidden = (squared_relu if self.relu2 else usual)(first)
+    hidden = hidden * gate[0] if gate else hidden
     return self.wo(self.dropout(hidden))
 
   def gemms(self, name: str, rows: int, count: int) -> list[dict[str, Any]]:
@@ -226,7 +231,7 @@ class EncoderBlock(nnx.Module):
   def __call__(
     self,
     x: Float[Array, "batch tokens width"],
-    seen: Bool[Array, "batch 1 1 tokens"],
+    seen: Bool[Array, "batch 1 #tokens tokens"],
     bias: Float[Array, "1 heads tokens tokens"],
   ) -> Float[Array, "batch tokens width"]:
     h = self.attn_norm(x)
@@ -249,10 +254,10 @@ class DecoderBlock(nnx.Module):
   def __call__(
     self,
     x: Float[Array, "batch tokens width"],
-    seen: Bool[Array, "1 1 tokens tokens"],
+    seen: Bool[Array, "#batch 1 tokens tokens"],
     bias: Float[Array, "1 heads tokens tokens"],
     encoded: Float[Array, "batch inputs width"],
-    inputs_seen: Bool[Array, "batch 1 1 inputs"],
+    inputs_seen: Bool[Array, "batch 1 #tokens inputs"],
   ) -> Float[Array, "batch tokens width"]:
     """Applies the block to all tokens at once."""
     h = self.attn_norm(x)
@@ -333,7 +338,7 @@ class Stack(nnx.Module):
     x: Float[Array, "batch tokens width"],
     seen: Bool[Array, "#batch 1 #tokens tokens"],
     *memory: Array,
-    remat: bool,
+    remat: str,
   ) -> Float[Array, "batch tokens width"]:
     """The normalized output; `memory` has a decoder block's further inputs."""
     bias = self.position_bias(x.shape[1])

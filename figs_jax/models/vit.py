@@ -96,9 +96,12 @@ class ViT(nnx.Module):
     scan: Whether to scan over one stacked block (`models.stack`), so that the
       compile time hardly grows with depth.
     remat: Whether to recompute each block in the backward pass.
+    remat_policy: What is kept of a block that is recomputed: "block", its input
+      alone; or "dots", also its products with kernels.
     qkv_bias: Whether q, k and v have biases.
     norm_epsilon: Epsilon of every LayerNorm.
     gelu: "exact", or "tanh" for its approximation.
+    relu2: Whether the feed-forward activation is the squared ReLU, not gelu.
     swiglu: Whether the feed-forward layers are down(silu(gate(x)) * up(x)).
     layer_scale: Initial value of LayerScale; 0 is a model without it.
     registers: Number of further tokens, which have no position and are not read
@@ -152,9 +155,11 @@ class ViT(nnx.Module):
     drop_path: float = 0.0,
     scan: bool = False,
     remat: bool = False,
+    remat_policy: str = "block",
     qkv_bias: bool = True,
     norm_epsilon: float = 1e-6,
     gelu: str = "exact",
+    relu2: bool = False,
     swiglu: bool = False,
     layer_scale: float = 0.0,
     registers: int = 0,
@@ -167,9 +172,10 @@ class ViT(nnx.Module):
     self.image_size = pair("ViT", "image_size", image_size)
     self.width, self.depth, self.heads = width, depth, heads
     self.in_channels, self.num_classes = in_channels, num_classes
-    self.pool, self.pos, self.remat = pool, pos, remat
+    self.pool, self.pos = pool, pos
+    self.remat = stack.remat_of(remat, remat_policy)
     self.qkv_bias, self.norm_epsilon, self.gelu = qkv_bias, norm_epsilon, gelu
-    self.swiglu, self.layer_scale = swiglu, layer_scale
+    self.relu2, self.swiglu, self.layer_scale = relu2, swiglu, layer_scale
     self.registers, self.distillation = registers, distillation
     hidden = swiglu_width(width) if swiglu else 4 * width
     self.mlp_dim = hidden if mlp_dim is None else mlp_dim
@@ -217,6 +223,7 @@ class ViT(nnx.Module):
         drop_path=drop_path,
         norm_epsilon=norm_epsilon,
         gelu=gelu,
+        relu2=relu2,
         swiglu=swiglu,
         layer_scale=layer_scale,
       )
@@ -425,7 +432,7 @@ class ViT(nnx.Module):
     rows = [non_gemm.row("embed", "embedding", read, size)]
     for name, _block, count in stack.named("blocks", self.blocks):
       hidden = batch * tokens * self.mlp_dim
-      act = "silu" if self.swiglu else "gelu"
+      act = "silu" if self.swiglu else "relu2" if self.relu2 else "gelu"
       rows += [
         non_gemm.norm(f"{name}/norm1", batch * tokens, width, count),
         non_gemm.softmax(f"{name}/attn/softmax", logits, count),
@@ -486,6 +493,11 @@ class ViT(nnx.Module):
       raise ValueError(
         "ViT: expected pool='cls' for a model with a distillation token, got"
         f" pool={self.pool!r} and distillation={self.distillation!r}"
+      )
+    if self.relu2 and self.swiglu:
+      raise ValueError(
+        "ViT: expected swiglu=False with relu2=True, which takes the place of"
+        " gelu"
       )
     if self.registers < 0 or self.layer_scale < 0:
       raise ValueError(

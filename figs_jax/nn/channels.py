@@ -92,7 +92,7 @@ def permute_channels(
   rules: Rules | NM | str | RecipeLike | None = None,
   *,
   method: str = "greedy",
-  escapes: int = 100,
+  escapes: int | None = None,
   seed: int = 0,
   words: Words | None = None,
   channels: Sequence[Channels] | None = None,
@@ -115,7 +115,8 @@ def permute_channels(
       a model with masks, whose patterns are used. Of a recipe, or a schedule of
       patterns, it is the last pattern that counts.
     method: Method of `figs_jax.core.permute`.
-    escapes: Number of random changes that `greedy` recovers from.
+    escapes: Number of random changes that `greedy` recovers from. Defaults to
+      that of `figs_jax.core.permute` for the channels of each consumer.
     seed: Seed of everything random.
     words: Regexes of paths by further words, as for `sparsify`.
     channels: Channels that may move. Defaults to `movable_channels` of the
@@ -270,7 +271,9 @@ class _Junction:
       return f"m={leaf.pattern.m} does not divide a head of {self.depth}"
     return ""
 
-  def permute(self, pattern: NM, method: str, escapes: int, seed: int) -> None:
+  def permute(
+    self, pattern: NM, method: str, escapes: int | None, seed: int
+  ) -> None:
     """Puts the channels of every layer of a stack in a better order."""
     layers = math.prod(self.lead)
     kernel = np.abs(np.asarray(self.consumer.kernel[...].astype(jnp.float32)))

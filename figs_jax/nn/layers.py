@@ -19,7 +19,7 @@ from figs_jax.core._flow import Flow, GradMode, flow
 from figs_jax.core.groups import other_axis
 from figs_jax.core.mask_bits import unpack_mask
 from figs_jax.core.masks import nm_mask
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, parse_pattern
 from figs_jax.core.rules import check_groups
 from figs_jax.core.soft import s_ste
 from figs_jax.core.types import Array, Bool, Float
@@ -356,7 +356,7 @@ def set_pattern(
       length of the group axis.
   """
   flow = Flow(grad_mode)
-  nm = None if pattern is None else NM.parse(pattern)
+  nm = None if pattern is None else parse_pattern(pattern)
   if nm is not None and nm.is_dense:
     nm = None
   if layer.group_axis is None:

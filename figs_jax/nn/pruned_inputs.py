@@ -37,7 +37,9 @@ def prune_inputs(
   Args:
     model: Any NNX module, sparse or not.
     rules: Patterns of the inputs, by the words and paths of kernels as in
-      `sparsify`: ".*/fc2/kernel: 2:4" prunes what fc2 reads.
+      `sparsify`: ".*/fc2/kernel: 2:4" prunes what fc2 reads. The word ff_input
+      stands for the layers that read an activation: the consumers of the
+      class's `movable_channels` that are not of heads.
     grad_mode: Gradient of the dropped entries: "masked" (0, the derivative,
       which needs the kept values only) or "ste" (that of a whole input).
     words: Regexes of paths by further words; those of the class come first.
@@ -65,7 +67,7 @@ def prune_inputs(
     path: (tuple(kernel_of(group[0]).shape), -2)
     for path, group in linear.items()
   }
-  known = {**(words or {}), **words_of(model, layers)}
+  known = {**(words or {}), **_reading(model), **words_of(model, layers)}
   leaves = rules.resolve(kernels, known)
   for path, group in linear.items():
     for layer in group:
@@ -76,6 +78,17 @@ def prune_inputs(
       if path in leaves:
         layer.input_pattern = leaves[path].pattern
   return model
+
+
+def _reading(model: nnx.Module) -> dict[str, str]:
+  """The word ff_input of a class that names its channels."""
+  regexes = [
+    (f"(?:{each.inside})/" if each.inside else "")
+    + f"(?:{each.consumer})/kernel"
+    for each in getattr(type(model), "movable_channels", ())
+    if not each.heads
+  ]
+  return {"ff_input": "|".join(f"(?:{r})" for r in regexes)} if regexes else {}
 
 
 def input_patterns(model: nnx.Module) -> dict[str, NM]:

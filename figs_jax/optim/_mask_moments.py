@@ -51,8 +51,8 @@ def mask_moments(
   structured like the params and have the shape of their parameter, also inside
   `chain`, `masked`, `partition`, `inject_hyperparams` or `MultiSteps`. Counts
   and factored moments (Adafactor's rows and columns) do not match. A copy of
-  the weights does: if an optimizer keeps one (`optax.contrib.schedule_free`,
-  Prodigy, DoG), wrap only the part that has the moments.
+  the weights does: if an optimizer keeps one (Prodigy, DoG), wrap only the part
+  that has the moments. That of `optax.contrib.schedule_free` should be 0 too.
 
   Adam's bias correction has one count for all entries and does not start anew.
   An entry that returns late with zero moments and gradient g takes a first step

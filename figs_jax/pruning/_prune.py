@@ -29,7 +29,7 @@ from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Float
 from figs_jax.nn import Masked, masked_leaves, sparsify
 from figs_jax.pruning.layouts import Layout
-from figs_jax.pruning.methods import check_options, prune_kernel
+from figs_jax.pruning.methods import check_options, check_pattern, prune_kernel
 from figs_jax.pruning.moments import dead_inputs, energy
 from figs_jax.pruning.recording import (
   Counted,
@@ -134,6 +134,8 @@ def prune(
     )
   batches = batches if hasattr(batches, "__len__") else _repeatable(batches)
   sparse, dense = sparsify(model, pattern, words=words), nnx.clone(model)
+  for leaf in masked_leaves(sparse).values():
+    check_pattern(method, leaf.pattern, transposable=transposable)
   places = unstack(sparse)
   unstack(dense)
   dense.eval()

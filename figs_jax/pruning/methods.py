@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from figs_jax.core.groups import Groups
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, VNM, parse_pattern
 from figs_jax.core.rules import nearest
 from figs_jax.core.types import Array, Bool, Float
 from figs_jax.pruning.admm import alps
@@ -71,7 +71,7 @@ def prune_kernel(
   Args:
     kernel: W, with groups along axis 0.
     moment: H = X^T X of the inputs X [rows, k].
-    pattern: `NM` or "n:m".
+    pattern: `NM` or "n:m"; for the methods with scores V:N:M, too.
     method: "magnitude", "wanda", "ria", "sparsegpt", "alps" or "sparseswaps".
     transposable: Whether the mask is N:M along both axes.
     refit: Whether the kept weights are replaced by the best ones of the mask
@@ -86,14 +86,16 @@ def prune_kernel(
   Raises:
     ValueError: If the method or an option is unknown, the shapes do not fit, m
       does not divide the length of a group axis, damping is negative, H cannot
-      be factored, or sparseswaps is asked for a transposable mask.
+      be factored, or the method has no such masks (sparseswaps: transposable;
+      sparsegpt, alps and sparseswaps: V:N:M).
 
   >>> w, h = jnp.array([[2.0], [1.0]]), jnp.array([[2.0, 1.0], [1.0, 1.0]])
   >>> prune_kernel(w, h, "1:2", "wanda", refit=True, damping=0.0)[0].tolist()
   [[2.5], [0.0]]
   """
   check_options(method, options, refit=refit, transposable=transposable)
-  choice = Choice(NM.parse(pattern), transposable)
+  choice = Choice(parse_pattern(pattern), transposable)
+  check_pattern(method, choice.pattern, transposable=transposable)
   kernel = jnp.asarray(kernel)
   dtype = jnp.float64 if kernel.dtype == jnp.float64 else jnp.float32
   w, moment = kernel.astype(dtype), jnp.asarray(moment, dtype)
@@ -139,6 +141,34 @@ def options_of(method: str) -> dict[str, Any]:
     for name, parameter in parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY and name != "mask"
   }
+
+
+# Methods that choose a mask by scores, once.
+_SCORED = ("magnitude", "wanda", "ria")
+
+
+def check_pattern(method: str, pattern: NM, *, transposable: bool) -> None:
+  """Checks that a method has masks of a pattern.
+
+  Raises:
+    ValueError: If the pattern is V:N:M and the method updates weights or swaps
+      entries output by output, or the mask is to be transposable.
+
+  >>> check_pattern("wanda", VNM(64, 2, 8), transposable=False)
+  """
+  if not isinstance(pattern, VNM):
+    return
+  if transposable:
+    raise ValueError(
+      f"transposable: expected an N:M pattern, got {pattern}; leave"
+      " transposable out"
+    )
+  if method not in _SCORED:
+    raise ValueError(
+      f"{method}: expected an N:M pattern, got {pattern}; {method} chooses for"
+      f" each output by itself, so take {', '.join(_SCORED)}, or"
+      f" {pattern.pattern}"
+    )
 
 
 def check_options(

@@ -17,15 +17,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from figs_jax.core.groups import Groups
+from figs_jax.core.pattern import NM
 from figs_jax.core.types import Array, Bool, Float
 from figs_jax.pruning.choice import Choice
 from figs_jax.pruning.moments import product
 from figs_jax.pruning.scores import magnitude_scores, wanda_scores
 from figs_jax.pruning.sparse_gpt import obs_scores
 
-# Limit on the swaps whose gains are held at once.
-_HELD = 2**26
+# Limit on the swaps that are compared at once: they stay in a CPU's cache, and
+# columns wait for few others.
+_HELD = 2**18
 
 
 @functools.partial(
@@ -76,11 +77,6 @@ def sparseswaps(
     "obs": lambda: obs_scores(kernel, moment, damping),
     "magnitude": lambda: magnitude_scores(kernel),
   }
-  scores = {
-    "wanda": lambda: wanda_scores(kernel, moment),
-    "obs": lambda: obs_scores(kernel, moment, damping),
-    "magnitude": lambda: magnitude_scores(kernel),
-  }
   for start in starts or ("none",):
     if start not in scores:
       raise ValueError(
@@ -119,83 +115,92 @@ def swapped(
   >>> mask.tolist(), error.tolist()
   ([[True], [False]], [1.0])
   """
-  portion = max(1, _HELD // (len(kernel) * choice.pattern.m))
-  parts = [
-    _swapped(
-      kernel[:, i : i + portion],
-      moment,
-      mask[:, i : i + portion],
-      choice,
-      escapes,
-    )
-    for i in range(0, kernel.shape[1], portion)
-  ]
-  masks, errors = zip(*parts, strict=True)
-  return jnp.concatenate(masks, 1), jnp.concatenate(errors)
+  m, (k, n) = choice.pattern.m, kernel.shape
+  portion = min(n, max(1, _HELD // (k * m)))
+  fill = ((0, 0), (0, -n % portion))  # columns of zeros, which no swap improves
+
+  def portions(x: Array) -> Array:
+    """[k, n] as [portions, columns, m, groups]: vectors run over groups."""
+    x = jnp.pad(x, fill).reshape(k // m, m, -1, portion)
+    return jnp.transpose(x, (2, 3, 1, 0))
+
+  moments = jnp.transpose(moment.reshape(k // m, m, -1, m), (1, 0, 3, 2))
+  masks, errors = lax.map(
+    lambda x: _swapped(x[0], x[1], moments, choice.pattern, escapes),
+    (portions(kernel), portions(mask)),
+  )
+  masks = jnp.transpose(masks, (3, 2, 0, 1)).reshape(k, -1)
+  return masks[:, :n], errors.reshape(-1)[:n]
 
 
 def _swapped(
-  kernel: Float[Array, "k n"],
-  moment: Float[Array, "k k"],
-  mask: Bool[Array, "k n"],
-  choice: Choice,
-  escapes: int = 0,
-) -> tuple[Bool[Array, "k n"], Float[Array, " n"]]:
-  m, n = choice.pattern.m, kernel.shape[1]
-  groups = Groups.of(kernel.shape, m, 0)
-  w = groups.split(kernel)  # groups, m, n
-  blocks = moment.reshape(-1, m, len(moment) // m, m)
-  within = jnp.einsum("gagb->gab", blocks)  # H of every group
-  squares = w**2 * jnp.einsum("gaa->ga", within)[..., None]
+  w: Float[Array, "n m groups"],
+  mask: Bool[Array, "n m groups"],
+  moment: Float[Array, "m groups m groups"],
+  pattern: NM,
+  escapes: int,
+) -> tuple[Bool[Array, "n m groups"], Float[Array, " n"]]:
+  n, m, count = w.shape
+  flat = moment.reshape(m * count, -1)
+  within = jnp.einsum("agbg->abg", moment)[None]  # H of every group
+  squares = w**2 * jnp.einsum("zaag->zag", within)
   columns = jnp.arange(n)
+  order = jnp.arange(m * m * count, dtype=jnp.int32).reshape(count, m, m)
+  order = jnp.moveaxis(order, 0, 2)[None]
 
-  def changes(mask, hr):
-    """What each swap adds to r^T H r: [groups * m * m, n]."""
-    kept, force = groups.split(mask), 2 * w * groups.split(hr)
-    prune = jnp.where(kept, squares + force, jnp.inf)  # p
-    keep = jnp.where(kept, jnp.inf, squares - force)  # q
-    pairs = 2 * within[..., None] * w[:, :, None] * w[:, None]
-    return (prune[:, :, None] + keep[:, None] - pairs).reshape(-1, n)
+  def changes(mask, hr, barred):
+    """What each swap of p for q adds to r^T H r: [n, p, q, groups]."""
+    force = 2 * w * hr
+    prune = jnp.where(mask, squares + force, jnp.inf)[:, :, None]
+    keep = jnp.where(mask, jnp.inf, squares - force)[:, None]
+    change = prune + keep - 2 * within * w[:, :, None] * w[:, None]
+    return jnp.where(order == barred[:, None, None, None], jnp.inf, change)
 
   def swap(mask, hr, index, active):
     group, pair = index // (m * m), index % (m * m)
-    p, q = group * m + pair // m, group * m + pair % m
-    up = jnp.where(active, kernel[p, columns], 0)
-    down = jnp.where(active, kernel[q, columns], 0)
-    hr = hr + moment[:, p] * up[None] - moment[:, q] * down[None]
-    mask = mask.at[p, columns].set(mask[p, columns] & ~active)
-    return mask.at[q, columns].set(mask[q, columns] | active), hr
+    p, q = (columns, pair // m, group), (columns, pair % m, group)
+    up = jnp.where(active, w[p], 0)[:, None]
+    down = jnp.where(active, w[q], 0)[:, None]
+    rows = (flat[place[1] * count + group] for place in (p, q))
+    change = up * next(rows) - down * next(rows)
+    mask = mask.at[p].set(mask[p] & ~active)
+    return mask.at[q].set(mask[q] | active), hr + change.reshape(hr.shape)
 
   def unfinished(state):
     return jnp.any(state[-1])
 
   def improve(state):
     mask, hr, barred, active = state
-    change = changes(mask, hr)
-    change = change.at[barred, columns].set(jnp.inf)
-    index = jnp.argmin(change, 0)
-    least = jnp.take_along_axis(change, index[None], 0)[0]
+    change = changes(mask, hr, barred)
+    of_groups = change.min((1, 2))
+    group = jnp.argmin(of_groups, 1)
+    least = of_groups[columns, group]
+    pairs = changes(mask, hr, barred)[columns, :, :, group].reshape(n, -1)
+    index = group * m * m + jnp.argmin(pairs, 1)
     # Below the rounding of r^T H r, swaps could return without end.
-    scale = jnp.sum(jnp.abs(jnp.where(mask, 0, kernel) * hr), 0)
-    active &= least < -16 * jnp.finfo(kernel.dtype).eps * scale
+    scale = jnp.sum(jnp.abs(jnp.where(mask, 0, w) * hr), (1, 2))
+    active &= least < -16 * jnp.finfo(w.dtype).eps * scale
     return *swap(mask, hr, index, active), nothing, active
 
   # The swap of an entry with itself is never allowed.
   nothing = jnp.zeros(n, jnp.int32)
 
+  def force_of(mask):
+    return product(jnp.where(mask, 0, w).reshape(n, -1), flat).reshape(w.shape)
+
   def descend(mask, hr, barred):
     state = (mask, hr, barred, jnp.ones(n, bool))
     mask, _, _, _ = lax.while_loop(unfinished, improve, state)
-    hr = product(moment, jnp.where(mask, 0, kernel))  # without the rounding
-    return mask, hr, jnp.sum(jnp.where(mask, 0, kernel) * hr, 0)
+    hr = force_of(mask)  # without the rounding
+    return mask, hr, jnp.sum(jnp.where(mask, 0, w) * hr, (1, 2))
 
-  hr = product(moment, jnp.where(mask, 0, kernel))
-  first = descend(mask, hr, nothing)
-  count = min(escapes, len(kernel) // m * choice.pattern.n)
-  if choice.pattern.is_dense or not count:
-    return first[0], first[-1]
+  first = descend(mask, force_of(mask), nothing)
   # Every group has n (m - n) swaps, so that there are as many.
-  _, cheapest = lax.top_k(-changes(*first[:2]).T, count)
+  escapes = min(escapes, count * pattern.n)
+  if pattern.is_dense or not escapes:
+    return first[0], first[-1]
+  cost = jnp.moveaxis(changes(*first[:2], nothing), 3, 1).reshape(n, -1)
+  _, cheapest = lax.top_k(-cost, escapes)
 
   def escape(k, best):
     index = cheapest[:, k]
@@ -203,7 +208,11 @@ def _swapped(
     back = group * m * m + pair % m * m + pair // m
     new = descend(*swap(*first[:2], index, jnp.ones(n, bool)), back)
     better = new[-1] < best[-1]
-    return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
+    return jax.tree.map(
+      lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b),
+      new,
+      best,
+    )
 
-  best = lax.fori_loop(0, count, escape, first)
+  best = lax.fori_loop(0, escapes, escape, first)
   return best[0], best[-1]

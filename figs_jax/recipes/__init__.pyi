@@ -264,6 +264,21 @@ def slope(
 ) -> Recipe:
   """Fixed masks, a double-pruned backward pass, late adapters (2405.16325)."""
 
+def sparse_then_dense(
+  pattern: NM | Rules | str,
+  total_steps: int,
+  *,
+  criterion: Literal["random", "magnitude"] = "random",
+  grad_mode: Literal["masked", "ste"] = "masked",
+  decay: float | int = 0.0,
+  dense: float | int = 0.0,
+  finetune: float | int = 0.2,
+  refresh_every: int = 0,
+  transposable: bool = False,
+  mvue: NM | str = "",
+) -> Recipe:
+  """Sparse pre-training, then dense fine-tuning (arXiv 2303.10464)."""
+
 def sr_ste(
   pattern: NM | Rules | str,
   total_steps: int,

@@ -7,7 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from figs_jax.core.mask_bits import BITS, pack_mask
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, VNM
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
 
@@ -49,6 +49,8 @@ class BoundLeaf:
   @property
   def traced(self) -> bool:
     """Whether one selection with a traced n should serve all stages."""
+    if isinstance(self.leaf.pattern, VNM):
+      return False
     lengths = {self.leaf.pattern.m, *(stage.m for stage in self.stages)}
     many = len(self.stages) > _BRANCHES
     return len(lengths) == 1 and (many or max(lengths) <= _TRACED_M)

@@ -16,6 +16,7 @@ from figs_jax.core import tree
 from figs_jax.core._flow import flow
 from figs_jax.core.mask_bits import BITS, unpack_mask
 from figs_jax.core.masks import rank_in_group
+from figs_jax.core.pattern import VNM
 from figs_jax.core.scores import magnitude
 from figs_jax.core.soft import kernel_scale, s_ste
 from figs_jax.core.tree import MaskedKernel
@@ -79,6 +80,9 @@ class BoundRecipe:
       if self.recipe.transposable:
         other = other_axis(ndim, leaf.axis) % ndim - ndim
         units[kernel.path][other] = m
+      if isinstance(leaf.pattern, VNM):
+        other = other_axis(ndim, leaf.axis) % ndim - ndim
+        units[kernel.path][other] = leaf.pattern.v
       if (byte := kernel.byte_axis) is not None:
         own = units[kernel.path]
         own[byte] = math.lcm(own[byte], BITS)

@@ -5,7 +5,8 @@ hashable. `kernel` is a `KernelState`. `n` is None, or a traced count in place
 of the pattern's own for criteria with `traced = True`. A criterion with
 `looped = True` does not read `kernel.path`, so that the same kernels of all
 layers can share one loop. With `separable = True` the mask of whole groups
-depends on them alone, so that stacked kernels can be masked one by one.
+depends on them alone, so that stacked kernels can be masked one by one. One
+with `takes_vnm = True` gives V:N:M masks, too.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ class Magnitude:
   looped: ClassVar[bool] = True
   nested: bool = False
 
+  @property
+  def takes_vnm(self) -> bool:
+    return not self.nested
+
   def __call__(
     self, kernel: KernelState, pattern: NM, axis: Axis, n: Any = None
   ):
@@ -110,6 +115,7 @@ class Saliency:
   looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = True
   needs_grad: ClassVar[bool] = True
+  takes_vnm: ClassVar[bool] = True
 
   def __call__(
     self, kernel: KernelState, pattern: NM, axis: Axis, n: Any = None
@@ -134,6 +140,7 @@ class Random:
   traced: ClassVar[bool] = True
   looped: ClassVar[bool] = True
   is_stateful: ClassVar[bool] = False
+  takes_vnm: ClassVar[bool] = True
   seed: int = 0
 
   def __call__(
@@ -255,3 +262,8 @@ def is_separable(criterion: Criterion) -> bool:
 def takes_count(criterion: Criterion) -> bool:
   """Whether the criterion takes a traced count `n`."""
   return bool(getattr(criterion, "traced", False))
+
+
+def takes_vnm(criterion: Criterion) -> bool:
+  """Whether the criterion takes V:N:M patterns."""
+  return bool(getattr(criterion, "takes_vnm", False))

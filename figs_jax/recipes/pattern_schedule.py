@@ -35,6 +35,19 @@ class Direct:
 
 
 @dataclasses.dataclass(frozen=True)
+class ThenDense:
+  """N:M, then M:M: the last stage keeps everything.
+
+  >>> [str(stage) for stage in ThenDense()(NM(1, 4))]
+  ['1:4', '4:4']
+  """
+
+  def __call__(self, target: NM, length: int | None = None) -> tuple[NM, ...]:
+    del length
+    return (target, NM(target.m, target.m))
+
+
+@dataclasses.dataclass(frozen=True)
 class Stepwise:
   """(M-1):M, then M/2:M, M/4:M, ... while above N, then N:M (2402.04744).
 

@@ -20,7 +20,7 @@ import optax
 
 from figs_jax.core._flow import Flow, GradMode
 from figs_jax.core.groups import axis_length, other_axis
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, VNM
 from figs_jax.core.rules import Rules, check_groups
 from figs_jax.core.tree import MaskedKernel
 from figs_jax.core.types import Array, Bool
@@ -34,6 +34,7 @@ from figs_jax.recipes.criterion import (
   Magnitude,
   Transposable,
   is_stateful,
+  takes_vnm,
 )
 from figs_jax.recipes.leak_schedule import Hard, Leak
 from figs_jax.recipes.optimizer_requirements import (
@@ -105,6 +106,12 @@ class Recipe:
     if self.timeline.switch is None:
       for stages in self.lengths:
         self.timeline.boundaries(stages)  # raises if they do not fit
+    for target in self.targets:
+      if isinstance(target, VNM) and (reason := self._no_vnm(target)):
+        raise ValueError(
+          f"expected an N:M pattern, got {target}: {reason}; take"
+          f" {target.pattern}, or V:N:M with a recipe such as sr_ste or asp"
+        )
 
   @property
   def grad_mode(self) -> GradMode:
@@ -131,6 +138,12 @@ class Recipe:
   def sparse(self) -> bool:
     """False for a recipe that never masks anything."""
     return max(self.lengths) > 0
+
+  @property
+  def ends_dense(self) -> bool:
+    """Whether the last stage of every kernel keeps all of its weights."""
+    stages = (self.pattern_schedule(nm, None) for nm in self.targets)
+    return self.sparse and all(each[-1].is_dense for each in stages)
 
   def at(self, step: Step | int, switched: Flag = False) -> Moment:
     """Stage, leak and refresh of a step's forward pass, for use under jit.
@@ -397,6 +410,17 @@ class Recipe:
     lengths = {len(self.pattern_schedule(nm, None)) for nm in self.targets}
     return tuple(sorted(lengths)) or (0,)
 
+  def _no_vnm(self, target: VNM) -> str:
+    """Why the recipe cannot have a V:N:M pattern; "" if it can."""
+    stages = self.pattern_schedule(target, None)
+    if not all(nm.is_dense or nm == target for nm in stages):
+      return "the stages of this recipe are N:M"
+    if not takes_vnm(self.criterion):
+      return f"the masks of this recipe are not ({_named(self.criterion)})"
+    if self.flow.soft or self.flow.double_pruned:
+      return "its forward or backward pass prunes the groups of one output"
+    return ""
+
   def _check_pattern(self, path: str, leaf: MaskedKernel) -> None:
     if leaf.pattern not in self.targets:
       known = ", ".join(str(nm) for nm in self.targets) or "dense only"
@@ -447,17 +471,14 @@ def _row(recipe: Recipe, first: int, last: int) -> tuple[str, str, str, str]:
   leaks = [f"{recipe.leak_at(step):.4g}" for step in (first, last)]
   moment = recipe.at(first, recipe.timeline.switched_by(first))
   dense = int(moment.stage) == 0
-  if dense:
-    phase = "dense"
-  elif first >= recipe.timeline.finetune_start:
-    phase = "fine-tune"
-  else:
-    phase = "sparse"
+  tuning = first >= recipe.timeline.finetune_start
+  phase = "dense" if dense else "fine-tune" if tuning else "sparse"
+  all_kept = dense or (recipe.ends_dense and tuning)
   return (
     phase,
     str(recipe.pattern_at(first)),
     leaks[0] if leaks[0] == leaks[1] else "..".join(leaks),
-    "all kept" if dense else recipe.grad_mode,
+    "all kept" if all_kept else recipe.grad_mode,
   )
 
 
@@ -480,6 +501,8 @@ def _remarks(recipe: Recipe) -> list[str]:
     lines += [f"optimizer: {part}" for part in recipe.optimizer_requirements]
   if recipe.points is not None:
     lines += recipe.points.remarks
+  if recipe.ends_dense:
+    lines.append("finished: dense, all masks True")
   if switch is not None:
     lines.append(
       "the optimizer switches; the first masked step lies in"

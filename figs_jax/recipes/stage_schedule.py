@@ -67,6 +67,18 @@ class Fixed:
 
 
 @dataclasses.dataclass(frozen=True)
+class LastAtEnd:
+  """The last stage begins at the end; the others share the decay phase.
+
+  >>> LastAtEnd()(2, 0, 80), LastAtEnd()(3, 0, 80)
+  ((0, 80), (0, 40, 80))
+  """
+
+  def __call__(self, stages: int, start: int, end: int) -> tuple[int, ...]:
+    return (*Equal()(stages - 1, start, end), end)
+
+
+@dataclasses.dataclass(frozen=True)
 class Cubic:
   """Stage i of S begins when 1 - (1 - t)^3 reaches i / S (1710.01878, eq. 1).
 

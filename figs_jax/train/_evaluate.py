@@ -26,8 +26,8 @@ from figs_jax.core.masks import is_nm
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.nn.int8_kernels import round_kernels_to_int8
-from figs_jax.train import metrics, schema, seeds, tasks
-from figs_jax.train.distributed import global_batch
+from figs_jax.train import metrics, schema, seeds, tasks, watchdog
+from figs_jax.train.distributed import global_batch, whole
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.sharding import (
   batch_parts,
@@ -106,13 +106,16 @@ class Evaluator:
     total: Any = None
     each = []
     for batch in self._batches:
+      watchdog.alive()
       counts, kept = jax.device_get(
         self._count(state, params, masks, index, self._place(batch))
       )
       # In double precision: float32 cannot count beyond 2**24.
       counts = self._measure.tally(counts)
       counts = jax.tree.map(lambda x: np.asarray(x, np.float64), counts)
-      total = counts if total is None else jax.tree.map(np.add, total, counts)
+      if total is not None:
+        counts = metrics.merged(self._measure, total, counts)
+      total = counts
       each.append(kept)
     values = self._measure.values(total)
     return {name: value.tolist() for name, value in values}, each
@@ -197,7 +200,8 @@ def storage(params: Any, leaves: Mapping[str, MaskedKernel]) -> dict[str, Any]:
     dense += size * itemsize
     if path in leaves:
       masked += size
-      zeros += int(np.sum(np.asarray(leaf) == 0))
+      kept = whole(jnp.count_nonzero(leaf, axis=-1))
+      zeros += size - int(kept.sum(dtype=np.int64))
       pattern = leaves[path].pattern
       packed += engine.packed_bytes(size, pattern, itemsize)
     else:
@@ -225,6 +229,7 @@ def evaluate(
   download: bool = False,
   data: Any = None,
   model: type | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Any]:
   """Evaluates a step of a run; nothing is written.
 
@@ -251,6 +256,10 @@ def evaluate(
     data: Data of a program, if the run trained on them.
     model: Model class of one's own, if the run trained one; may be left out if
       `figs_jax.models.register` has it.
+    mesh: Mesh to split state and batches over. With several processes, each
+      one calls `figs_jax.train.distributed.initialize` and then this function
+      with the same arguments, reads its share of the split, and gets the same
+      result. Defaults to one device.
 
   Returns:
     A dict that JSON can hold, unless `per_example`: accuracy (mean over seeds),
@@ -265,7 +274,8 @@ def evaluate(
 
   Raises:
     ValueError: If the engine or the dtype is unknown, or a point does not fit
-      (see `figs_jax.train.state.check_point`).
+      (see `figs_jax.train.state.check_point`), or if `per_example` is asked for
+      with several processes.
     CheckpointError: If the checkpoint is missing, damaged or foreign.
   """
   from figs_jax import engine  # training does not need it
@@ -273,14 +283,25 @@ def evaluate(
   if engine_spec is not None:
     engine.parse(engine_spec)
   check_dtype(dtype)  # before anything is read
+  if per_example and jax.process_count() > 1:
+    raise ValueError(
+      "per_example: expected one process, which reads the examples in their"
+      f" order, got {jax.process_count()}"
+    )
   run = restore(
-    workdir, step, data_dir=data_dir, download=download, data=data, model=model
+    workdir,
+    step,
+    data_dir=data_dir,
+    download=download,
+    data=data,
+    model=model,
+    mesh=mesh,
   )
   patterns = _points_of(run[1], points)
-  measured = _measured(*run, ema, dtype)
+  measured = _measured(*run, ema, dtype, mesh=mesh)
   result = _report(measured, ema, dtype, engine_spec, batch)
   if patterns:
-    result["points"] = _at_points(measured, ema, dtype, patterns)
+    result["points"] = _at_points(measured, ema, dtype, patterns, mesh)
   result["config"] = schema.flat(saved_config(workdir, measured.step))
   if per_example:
     result["examples"] = measured.examples()
@@ -390,12 +411,16 @@ _OF_RUN = (
 
 
 def _at_points(
-  measured: _Measured, ema: bool, dtype: str | None, patterns: list[NM]
+  measured: _Measured,
+  ema: bool,
+  dtype: str | None,
+  patterns: list[NM],
+  mesh: jax.sharding.Mesh | None,
 ) -> dict[str, Any]:
   """`points` of `evaluate`."""
   result = {}
   for nm in patterns:
-    at_point = _measured(*measured[:3], ema, dtype, nm)
+    at_point = _measured(*measured[:3], ema, dtype, nm, mesh)
     report = _report(at_point, ema, dtype, None, None)
     result[str(nm)] = {k: v for k, v in report.items() if k not in _OF_RUN}
   return result
@@ -479,11 +504,12 @@ def _measured(
   ema: bool,
   dtype: str | None,
   point: NM | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> _Measured:
   """Measures what `restore` returned; a dtype must have been checked."""
   if dtype is not None and dtype != _INT8:
     state = _computed_in(experiment, state, dtype)
-  split = evaluator(experiment, int8=dtype == _INT8)
+  split = evaluator(experiment, mesh, int8=dtype == _INT8)
   result = split.measured(state, ema=ema, point=point)
   return _Measured(experiment, state, step, *result, point)
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from figs_jax import nn
 from figs_jax.core._flow import Flow
-from figs_jax.core.pattern import NM
+from figs_jax.core.pattern import NM, VNM
+from figs_jax.core.precision import cast_like
 from figs_jax.core.types import Array
 from figs_jax.nn.batch_norm import with_statistics
 from figs_jax.nn.point_statistics import at_point
+from figs_jax.optim import evaluated_params
 
 
 def check_point(state: Any, point: NM | str) -> NM:
@@ -31,6 +32,11 @@ def check_point(state: Any, point: NM | str) -> NM:
   if not state.bound.kernels:
     raise ValueError(f"point {nm}: expected a model with masked kernels")
   for path, leaf in state.bound.leaves.items():
+    if isinstance(leaf.pattern, VNM):
+      raise ValueError(
+        f"point {nm}: expected N:M kernels, which are cut by |w|, got {path}"
+        f" with {leaf.pattern}"
+      )
     if leaf.pattern.m != nm.m:
       raise ValueError(
         f"point {nm}: expected the m of {path}, which is {leaf.pattern}; one"
@@ -63,6 +69,9 @@ def finish(
 ) -> tuple[Any, Any]:
   """(params, masks), finished, with pruned entries exactly 0; traceable.
 
+  The weights of a schedule-free optimizer are its average. Masks of averaged
+  weights are chosen from them, unless the recipe chooses by more than weights.
+
   Args:
     state: State without a seed axis.
     ema: Whether to take the averaged weights.
@@ -75,16 +84,20 @@ def finish(
       " config.ema_decay > 0"
     )
   bound, params = state.bound, state.params
+  weights = evaluated_params(state.opt_state, state.weights)
+  averaged = ema or weights is not state.weights
   if ema:
-    params = jax.tree.map(lambda x, to: x.astype(to.dtype), state.ema, params)
+    weights = state.ema
+  if averaged:
+    params = cast_like(weights, params)
   if n is not None:
-    masks = bound.cut(params, n)
-  elif ema and not state.recipe.is_stateful:
-    masks = bound.target(params, seed=state.seed)
+    masks = bound.cut(weights, n)
+  elif averaged and not state.recipe.is_stateful:
+    masks = bound.target(weights, seed=state.seed)
   else:
     switched = state.recipe.switched(state.opt_state)
     masks = bound.final(
-      params, state.masks, state.step, switched, seed=state.seed
+      weights, state.masks, state.step, switched, seed=state.seed
     )
   return bound.finish(params, masks, nn.scales(state.rest, masks)), masks
 

@@ -21,7 +21,14 @@ _LARGE = 2**24  # numbers from which on optimized code saves time
 
 
 def run_once(program: ClosedJaxpr, shardings: Sequence[Any]) -> list[jax.Array]:
-  """Compiles and runs a program without arguments.
+  """Compiles and runs a program without arguments; see `compiled_once`."""
+  return compiled_once(program, shardings)()
+
+
+def compiled_once(
+  program: ClosedJaxpr, shardings: Sequence[Any]
+) -> jax.stages.Compiled:
+  """Compiles a program without arguments.
 
   On a CPU, equal calls are compiled once and most optimization is skipped, so
   that the last bit may differ; XLA_FLAGS win. On an accelerator, results are
@@ -32,21 +39,22 @@ def run_once(program: ClosedJaxpr, shardings: Sequence[Any]) -> list[jax.Array]:
     shardings: Shardings of the results.
   """
   if jax.default_backend() != "cpu":
-    return jax.jit(jaxpr_as_fun(program), out_shardings=shardings)()
+    fun = jaxpr_as_fun(program)
+    return jax.jit(fun, out_shardings=shardings).lower().compile()
   lowered = jax.jit(share_calls(program), out_shardings=shardings).lower()
   if _LEVEL in os.environ.get("XLA_FLAGS", ""):
-    return lowered.compile()()
+    return lowered.compile()
   size = sum(aval.size for aval in program.out_avals)
   options = {
     _LEVEL: "0" if size < _LARGE else "1",
     "xla_cpu_use_fusion_emitters": False,
   }
   try:
-    return lowered.compile(options)()
+    return lowered.compile(options)
   except jax.errors.JaxRuntimeError as error:
     if "No such compile option" not in str(error):
       raise
-    return lowered.compile()()  # another version of XLA
+    return lowered.compile()  # another version of XLA
 
 
 def share_calls(program: ClosedJaxpr) -> Callable[[], list[Any]]:

@@ -147,7 +147,8 @@ def with_defaults(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   """A copy with defaults for the fields of the model that are not set.
 
   They are unset until a run begins, so that a field that is set differs from
-  one that is free to follow `init_from`; see `workdir.initial_config`.
+  one that is free to follow `init_from`; see `workdir.initial_config`. What the
+  variant decides stays unset.
 
   >>> config = with_defaults(default_config("figs"))
   >>> config.variant, config.data.image_size, config.model.pool
@@ -160,8 +161,13 @@ def with_defaults(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.data.image_size = 8
   if config.family in models.REGISTERED:  # its options have their defaults
     return config
+  try:
+    decided = models.FAMILIES[config.family].sizes(config.variant)
+  except ValueError:
+    decided = {}  # `build` says what is wrong
   for name, default in models.options_of(config.family).items():
-    if name in (*OF_VARIANT, "in_channels") or name not in config.model:
+    free = name not in (*OF_VARIANT, *decided, "in_channels")
+    if not free or name not in config.model:
       continue
     if config.model[name] is None and default is not None:
       config.model[name] = default

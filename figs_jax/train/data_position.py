@@ -16,6 +16,9 @@ _OF_STREAM = (
   "data.input_length",
   "data.mean_span",
   "data.density",
+  "data.pack",
+  "data.stream",
+  "data.shuffle_buffer",
 )
 
 
@@ -60,7 +63,7 @@ def is_of(position: dict[str, Any], batches: Any) -> bool:
   if saved == now:
     return True
   _log.warning(
-    "expected %s with %d training examples, got %s with %d: the saved position"
+    "expected %s with %s training examples, got %s with %s: the saved position"
     " means nothing there; starting an epoch",
     saved["data_set"],
     saved["num_examples"],

@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from figs_jax.train import exit_codes
 from figs_jax.train.config import ConfigError
 
 # Seconds for which an ending process waits for the others.
@@ -38,13 +39,19 @@ _ADDRESS = "JAX_COORDINATOR_ADDRESS"
 
 # Prefixes of JAX's errors that a new start would raise again.
 _OURS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+# Those of a lost peer, as NumPy raises them in a ValueError when it reads the
+# result of a collective that failed.
+_OF_PEERS = (
+  "ABORTED: ", "CANCELLED: ", "DEADLINE_EXCEEDED: ", "FAILED_PRECONDITION: ",
+  "INTERNAL: ", "UNAVAILABLE: ", "UNKNOWN: ",
+)  # fmt: skip
 
 
 class JoinError(RuntimeError):
   """The other processes are missing, possibly only for now."""
 
 
-def initialize() -> None:
+def initialize(heartbeat_seconds: int = 100) -> None:
   """Joins the processes of a run; call it before any use of a device.
 
   The processes are given by JAX_COORDINATOR_ADDRESS (host:port of the first
@@ -56,6 +63,10 @@ def initialize() -> None:
   waiting for peers that wait for it. The exit code is 1, or 134 (as after an
   abort) if the cause may be the death of a peer.
 
+  Args:
+    heartbeat_seconds: Seconds without a heartbeat after which a process counts
+      as dead, and the others abort.
+
   Raises:
     ValueError: If the processes are not given, or invalid.
     JoinError: If they were not found; a later start may find them.
@@ -65,6 +76,7 @@ def initialize() -> None:
     jax.distributed.initialize(
       num_processes=count,
       process_id=index,
+      heartbeat_timeout_seconds=heartbeat_seconds,
       shutdown_timeout_seconds=_SHUTDOWN,
     )
   except RuntimeError as error:
@@ -105,18 +117,22 @@ def _exit_code(error: BaseException) -> int:
   134
   >>> _exit_code(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"))
   1
+  >>> _exit_code(ValueError("UNKNOWN: Gloo AllGather failed: read error"))
+  134
   """
+  text = str(error)
   of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  of_numpy = isinstance(error, ValueError) and text.startswith(_OF_PEERS)
   # Orbax raises a TimeoutError if a barrier ends for any reason.
   of_orbax = isinstance(error, TimeoutError)
-  if of_orbax or of_jax and not str(error).startswith(_OURS):
-    return 128 + signal.SIGABRT
-  return 1
+  if of_orbax or of_numpy or of_jax and not text.startswith(_OURS):
+    return exit_codes.ABORTED
+  return exit_codes.ERROR
 
 
 def may_be_of_peer(error: BaseException) -> bool:
   """Whether the cause of an error may be the death of another process."""
-  return jax.process_count() > 1 and _exit_code(error) != 1
+  return jax.process_count() > 1 and _exit_code(error) != exit_codes.ERROR
 
 
 def _given(
@@ -263,26 +279,48 @@ def global_batch(sharding: Sharding, local: Any) -> Any:
   )
 
 
+def whole(array: Any) -> np.ndarray:
+  """A whole array on this host; a collective if its parts span processes.
+
+  >>> whole(jax.numpy.ones(2)).tolist()
+  [1.0, 1.0]
+  """
+  spans = isinstance(array, jax.Array) and not array.is_fully_addressable
+  if spans and not array.is_fully_replicated:
+    array = multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)
+
+
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-  """Yields `stop(step)`: whether SIGTERM came; call it at every step.
+  """Yields `stop(step)`: whether a signal came; call it at every step.
 
+  The signals are SIGTERM and SIGUSR1, which SLURM sends before its time limit.
   With several processes, a signal to one of them stops all at the same step.
-  The previous handler is restored afterwards.
+  The previous handlers are restored afterwards.
   """
-  if jax.process_count() > 1:
-    # JAX has a handler of its own, which Python's would replace.
-    yield multihost_utils.reached_preemption_sync_point
-    return
   stopped = threading.Event()
+
+  def reached(step: int) -> bool:
+    del step
+    return stopped.is_set()
+
+  handlers = dict.fromkeys(
+    (signal.SIGTERM, signal.SIGUSR1), lambda *_: stopped.set()
+  )
+  if jax.process_count() > 1:
+    # JAX has a handler of SIGTERM, which Python's would replace.
+    reached = multihost_utils.reached_preemption_sync_point
+    handlers = {signal.SIGUSR1: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
   if threading.current_thread() is not threading.main_thread():
-    yield lambda _: stopped.is_set()
+    yield reached
     return
-  before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+  before = {s: signal.signal(s, handler) for s, handler in handlers.items()}
   try:
-    yield lambda _: stopped.is_set()
+    yield reached
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def is_stray(error: BaseException | None) -> bool:

@@ -7,11 +7,13 @@ import functools
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from ml_collections import config_dict
 
 from figs_jax import models, nn, recipes
+from figs_jax.core.tree import flatten
 from figs_jax.core.types import Array
 from figs_jax.models import own_model
 from figs_jax.train import schema, seeds
@@ -144,7 +146,7 @@ class Experiment:
 
   def lone_state(self, seed: int | Array, weights: Any = None) -> TrainState:
     """The state of one seed at step 0; traceable in seed and weights."""
-    config = self.config
+    config, dtype = self.config, self.config.param_dtype
     return TrainState.create(
       self.model(seed, weights),
       self.recipe,
@@ -154,6 +156,7 @@ class Experiment:
       ema_decay=config.ema_decay,
       grad_accum_steps=config.grad_accum_steps,
       diagnose_every=config.diagnose_every,
+      param_dtype=None if dtype == "float32" else dtype,
       mask_storage=config.mask_storage,
     )
 
@@ -171,6 +174,10 @@ class Experiment:
       ValueError: If a parameter is not finite.
     """
     if weights is not None:
+      weights = {
+        path: self.placed_weight(shardings, path, weight)
+        for path, weight in weights.items()
+      }
       state = jax.jit(self.state, out_shardings=shardings)(weights)
     else:
       # As it was traced for `abstract_state`: building a model takes a while.
@@ -180,10 +187,39 @@ class Experiment:
     check_finite(state.params)
     return state
 
+  def placed_weight(
+    self, shardings: Any, path: str, weight: np.ndarray | jax.Array
+  ) -> jax.Array:
+    """An initial weight where its parameter lies, each part on its device.
+
+    Args:
+      shardings: Shardings of the state.
+      path: Path of the parameter; other variables are whole on every device.
+      weight: Array, the same for all seeds. One on devices is returned.
+    """
+    if isinstance(weight, jax.Array):
+      return weight
+    place = flatten(shardings.params).get(path, shardings.step)
+    if self.seeds:
+      place = seeds.lone_shardings(place)
+    return jax.make_array_from_callback(
+      weight.shape, place, lambda index: weight[index]
+    )
+
   @property
   def abstract_state(self) -> Any:
     """Shapes and dtypes of `state()`, without memory."""
     return self._traced.out_info
+
+  def abstract_on(self, shardings: Any) -> Any:
+    """`abstract_state` with one sharding per leaf, to be restored there."""
+    return jax.tree.map(
+      lambda leaf, place: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=place
+      ),
+      self.abstract_state,
+      shardings,
+    )
 
   @functools.cached_property
   def _traced(self) -> jax.stages.Traced:

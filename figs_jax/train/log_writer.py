@@ -107,6 +107,7 @@ class MetricLog:
     self._watch.done(step)
     row["time/elapsed"] = self._watch.elapsed
     row["time/steps_per_second"] = self._watch.rate
+    row["time/input_share"] = self._watch.share_input()
     for name in (EVALUATION, CHECKPOINT):
       if (seconds := self._watch.cost(name)) is not None:
         row[f"time/{name}"] = seconds

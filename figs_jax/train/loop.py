@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -26,6 +27,7 @@ from figs_jax.train import (
   schema,
   seeds,
   teacher,
+  watchdog,
   workdir_lock,
 )
 from figs_jax.train._evaluate import Evaluator, evaluator
@@ -122,7 +124,7 @@ def train(
 
   Returns:
     {"step", "finished", and the values of the last evaluation}. `finished` is
-    False after SIGTERM, upon which the run saves and returns.
+    False after SIGTERM or SIGUSR1, upon which the run saves and returns.
 
   Raises:
     ValueError: If the configuration is invalid, or differs from that of the
@@ -162,7 +164,7 @@ def train(
     checkpoints,
   ):
     order = config.data.order
-    state, position = _begin(experiment, checkpoints, abstract, shardings)
+    state, position = _begin(experiment, checkpoints, shardings)
     if config.data.order != order:  # see `_keep_order`
       batches = opened.enter_context(
         contextlib.closing(_train_batches(experiment))
@@ -225,7 +227,9 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
   result: dict[str, Any] = {}
   step = start
   for step in range(start + 1, config.total_steps + 1):
-    batch = next(run.batches)
+    watchdog.alive()
+    with run.watch.input():
+      batch = next(run.batches)
     first = step == start + 1
     with run.log.compiling() if first else contextlib.nullcontext():
       run.state, metrics = step_fn(run.state, batch)
@@ -249,7 +253,7 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
       _check_finite(run)
       _save(run, step, None)
     if stopping and not last:
-      _log.warning("SIGTERM: saved step %d, stopping", step)
+      _log.warning("stopped by a signal: saved step %d", step)
       run.log.note(summary(step, config.total_steps, run.watch))
       return {"step": step, "finished": False, **result}
   if not result:
@@ -291,24 +295,20 @@ def _wait(run: Run, batch: Any) -> None:
 _OF_MASKS = ("recipe", "recipe_sha256", "pattern", "total_steps")
 
 
-def _begin(experiment, checkpoints, abstract, shardings):
+def _begin(experiment, checkpoints, shardings):
   """(state, data position): restored, or a new state; None is the start."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
-    state = experiment.placed_state(shardings, initial_weights(experiment))
+    keep = functools.partial(experiment.placed_weight, shardings)
+    state = experiment.placed_state(
+      shardings, initial_weights(experiment, keep)
+    )
     _log.info(
       "training for %d steps in %s",
       experiment.config.total_steps,
       checkpoints.path,
     )
     return state, None
-  placed = jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=place
-    ),
-    abstract,
-    shardings,
-  )
   changed: list[str] = []
   saved: dict[str, Any] = {}
 
@@ -317,7 +317,9 @@ def _begin(experiment, checkpoints, abstract, shardings):
     changed[:] = _changes(config, experiment.config, checkpoints.path)
     saved.update(config)
 
-  state, position, step = checkpoints.restore(placed, check=check)
+  state, position, step = checkpoints.restore(
+    experiment.abstract_on(shardings), check=check
+  )
   checkpoints.set_aside_after(step)
   saved_on = checkpoints.meta(step).get("machine", {})  # since 0.2.0
   if differs := machine.changed(saved_on, machine.current()):
@@ -367,11 +369,12 @@ def _train_batches(experiment: Experiment) -> Any:
     shard_index=jax.process_index(),
     num_shards=jax.process_count(),
   )
-  if config.batch_size > batches.num_examples:
+  count = batches.num_examples
+  if count is not None and config.batch_size > count:
     batches.close()
     raise ConfigError(
       "--config.batch_size: expected at most the"
-      f" {batches.num_examples} examples of split {config.data.train_split!r}"
+      f" {count} examples of split {config.data.train_split!r}"
       f" of {config.data.name!r}, got {config.batch_size}"
     )
   return batches

@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 
 from figs_jax.core.types import Array
-from figs_jax.data.batch_checks import check_range, entries, type_name
+from figs_jax.data.batch_checks import check_range, entries, segments, type_name
 from figs_jax.data.labels import IGNORED, label_weights, padded
 from figs_jax.data.mixup import mixup
 
@@ -280,7 +280,8 @@ class TeacherForcing(LogitLoss):
     Args:
       model: Model from (inputs, targets) to logits [batch, length, vocabulary];
         it shifts the targets itself.
-      batch: {"inputs": int [batch, n], "targets": int [batch, length]}.
+      batch: {"inputs": int [batch, n], "targets": int [batch, length]}, and the
+        segments of packed rows.
       key: Unused, since the model's own streams are seeded already.
 
     Raises:
@@ -289,7 +290,7 @@ class TeacherForcing(LogitLoss):
     del key
     inputs, targets = entries(batch, "inputs", "targets")
     targets = padded(targets)
-    arguments = self.arguments(inputs, targets)
+    arguments = self.arguments(inputs, targets, segments(batch))
     logits = model(*arguments)
     check_range("inputs", logits.shape[-1])
     check_range("targets", logits.shape[-1], IGNORED)
@@ -297,9 +298,9 @@ class TeacherForcing(LogitLoss):
     return Rows(arguments, logits, *scores)
 
   @staticmethod
-  def arguments(inputs: Any, targets: Any) -> tuple[Any, ...]:
-    """What the model is called with."""
-    return inputs, targets
+  def arguments(inputs: Any, targets: Any, segments: Any = ()) -> tuple:
+    """What the model is called with; segments of packed rows, or none."""
+    return (inputs, targets, segments) if segments else (inputs, targets)
 
 
 class NextToken(TeacherForcing):
@@ -310,10 +311,10 @@ class NextToken(TeacherForcing):
   """
 
   @staticmethod
-  def arguments(inputs: Any, targets: Any) -> tuple[Any, ...]:
-    """What the model is called with."""
+  def arguments(inputs: Any, targets: Any, segments: Any = ()) -> tuple:
+    """What the model is called with; segments of packed rows, or none."""
     del targets
-    return (inputs,)
+    return (inputs, None, *segments) if segments else (inputs,)
 
 
 teacher_forcing = TeacherForcing()
@@ -348,12 +349,12 @@ class MaskedTokens(LogitLoss):
     """
     del key
     inputs, types, targets = entries(batch, "inputs", "types", "targets")
-    targets = padded(targets)
-    logits = model(inputs, types)
+    arguments = inputs, types, *segments(batch)
+    logits = model(*arguments)
     check_range("inputs", logits.shape[-1])
     check_range("targets", logits.shape[-1], IGNORED)
-    scores = token_losses(logits, targets, self.smoothing)
-    return Rows((inputs, types), logits, *scores)
+    scores = token_losses(logits, padded(targets), self.smoothing)
+    return Rows(arguments, logits, *scores)
 
 
 masked_tokens = MaskedTokens()

@@ -4,9 +4,10 @@ A measure has four methods. `each(model, batch)` returns arrays by name with a
 leading axis of examples, 0 for padding (traced); `count(each)` returns their
 sums, or what sums are made of (traced); `tally(counts)` turns that into sums
 (on the host), and `values(sums)` yields (name, value) for the sums over a
-split. Every measure yields `accuracy` and `loss`; `headline` names the value
-that stands for all of them. If the sums have a leading seed axis, so do the
-values. Measures of text are in `figs_jax.train.text_scores`.
+split. A measure may name in `listed` what is put side by side over batches
+instead of summed. Every measure yields `accuracy` and `loss`; `headline` names
+the value that stands for all of them. If the sums have a leading seed axis, so
+do the values. Measures of text are in `figs_jax.train.text_scores`.
 
 The values of each example are at least `hits` (1 for a right label or text, or
 the number of right tokens), `seen` (1, or the number of target tokens; 0 for an
@@ -47,6 +48,24 @@ def accuracy_and_loss(sums: Sums) -> Values:
   finite = np.isfinite(sums["losses"])
   yield "accuracy", np.where(finite, sums["hits"] / sums["seen"], np.nan)
   yield "loss", sums["losses"] / sums["seen"]
+
+
+def merged(measure: Any, one: Sums, other: Sums) -> Sums:
+  """The sums of two parts of a split.
+
+  >>> ours = {"seen": np.ones(()), "given": np.ones(2)}
+  >>> class Measure:
+  ...   listed = ("given",)
+  >>> merged(Measure, ours, ours)["given"].shape
+  (4,)
+  """
+  listed = getattr(measure, "listed", ())
+  return {
+    name: np.concatenate((one[name], other[name]), -1)
+    if name in listed
+    else one[name] + other[name]
+    for name in one
+  }
 
 
 def kept(each: Sums) -> Sums:

@@ -12,7 +12,14 @@ from optax import contrib
 
 from figs_jax import recipes
 from figs_jax.core import optimizer_fields
-from figs_jax.recipes.optimizer_requirements import MaskedMoments, StepAdam
+from figs_jax.optim import mask_moments
+from figs_jax.recipes.optimizer_requirements import (
+  LazyAdapters,
+  MaskedMoments,
+  MaskedUpdates,
+  PrunedDecay,
+  StepAdam,
+)
 from figs_jax.train.schema import ConfigError, warmup_steps
 from figs_jax.train.trained_part import training_only
 
@@ -99,8 +106,9 @@ def check_together(
     recipe: Recipe to train with.
 
   Raises:
-    ConfigError: If STEP has no second moment per weight to freeze, or a recipe
-      that clears moments has factored ones.
+    ConfigError: If STEP has no second moment per weight to freeze, a recipe
+      that clears moments has factored ones, or one that changes updates at
+      their end has a schedule-free optimizer.
   """
   needs = recipe.optimizer_requirements
   is_step = any(isinstance(each, StepAdam) for each in needs)
@@ -109,12 +117,30 @@ def check_together(
       "--config.optimizer.name: expected adamw, which has the second moment of"
       f" each weight that recipe {recipe.name!r} freezes, got {fields.name!r}"
     )
+  if fields.name == "schedule_free":
+    _check_free(recipe)
   factored = optimizer_fields.options(fields).get("factored")
   if factored and any(isinstance(each, MaskedMoments) for each in needs):
     raise ConfigError(
       f"--config.optimizer.factored: expected False for recipe {recipe.name!r},"
       " which clears the moments of pruned weights, got True"
     )
+
+
+def _check_free(recipe: recipes.Recipe) -> None:
+  """Refuses what moves y alone: x would be computed from it and z."""
+  for each in recipe.optimizer_requirements:
+    if isinstance(each, LazyAdapters):
+      raise ConfigError(
+        "--config.recipe.rank: expected 0 with schedule_free, whose average"
+        f" would move adapters before their first step, in recipe"
+        f" {recipe.name!r}"
+      )
+    if isinstance(each, PrunedDecay) and each.mode == "decoupled":
+      raise ConfigError(
+        "--config.recipe.mode: expected into_grad with schedule_free, whose"
+        " steps are those of z, got decoupled"
+      )
 
 
 def _adamw(recipe, rate, decay, own):
@@ -172,12 +198,30 @@ def _muon(recipe, rate, decay, own):
   )
 
 
+def _schedule_free(recipe, rate, decay, own):
+  second = optax.scale_by_rms(
+    decay=own["b2"], eps=own["eps"], eps_in_sqrt=False, bias_correction=True
+  )
+  base = optax.chain(
+    second,
+    optax.add_decayed_weights(decay, decayed),
+    optax.scale_by_learning_rate(rate),
+  )
+  tx = contrib.schedule_free(base, rate, own["b1"], own["weight_lr_power"])
+  clears = (each for each in recipe.optimizer_requirements)
+  if any(isinstance(each, MaskedUpdates) for each in clears):
+    # Where y is set to 0, z is too, and with it the average.
+    return mask_moments(tx, "zero")
+  return tx
+
+
 _BUILDERS = {
   "adamw": _adamw,
   "sgd": _sgd,
   "lion": _lion,
   "adafactor": _adafactor,
   "muon": _muon,
+  "schedule_free": _schedule_free,
 }
 
 

@@ -110,6 +110,8 @@ class Progress:
       parts.append(
         f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
       )
+    if (share := watch.input_share) >= 0.005:
+      parts.append(f"input {100 * share:.0f} %")
     if (left := watch.left(step)) is not None:
       events = watch.events_left(step)
       unknown = watch.cost(EVALUATION) is None and events

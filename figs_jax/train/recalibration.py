@@ -25,6 +25,7 @@ from figs_jax import nn
 from figs_jax.core.mask_bits import unpack_masks
 from figs_jax.core.types import Array, Bool
 from figs_jax.nn.batch_norm import mean_over_batches, with_statistics
+from figs_jax.optim import is_schedule_free
 from figs_jax.train import seeds
 from figs_jax.train.distributed import global_batch
 from figs_jax.train.experiment import Experiment
@@ -73,6 +74,8 @@ def recalibrated(state: TrainState, batches: Iterable[Any]) -> TrainState:
 
 def is_stale(state: TrainState) -> Bool[Array, ""]:
   """Whether the finished weights are not those of the last forward pass."""
+  if is_schedule_free(state.opt_state):
+    return jnp.array(True)
   switched = state.recipe.switched(state.opt_state)
   last = jnp.maximum(state.step - 1, 0)
   leaks = state.recipe.at(last, switched).leak != 0

@@ -16,6 +16,7 @@ from figs_jax.engine.spec import Engine
 from figs_jax.engine.training import RunCost, run_cost
 from figs_jax.models.phases import phases_of
 from figs_jax.recipes import Recipe
+from figs_jax.train.distributed import whole
 
 
 def layers_of(
@@ -192,14 +193,14 @@ def _masks(model: nnx.Module, zeros: bool) -> dict[str, np.ndarray]:
   """Path -> mask of every kernel whose mask is known."""
   _, params, masks, *_ = nn.split(model)
   known = {
-    path: np.asarray(mask)
+    path: whole(mask)
     for path, mask in flatten(masks).items()
     if _is_known(mask)
   }
   for path, kernel in flatten(params).items() if zeros else ():
     is_kernel = path.rpartition("/")[2] == "kernel"
     if is_kernel and path not in known and _is_known(kernel):
-      kept = np.asarray(kernel) != 0
+      kept = whole(kernel) != 0
       known |= {} if kept.all() else {path: kept}
   return known
 

@@ -179,6 +179,12 @@ SHARED: dict[str, Field] = {
     f"optimizer.{name}": Field(*field)
     for name, field in optimizer_fields.FIELDS.items()
   },
+  "param_dtype": Field(
+    "float32",
+    "Dtype of the parameters; with bfloat16, the optimizer moves float32"
+    " masters, by which masks are chosen.",
+    Word(("float32", "bfloat16")),
+  ),
   "ema_decay": Field(
     0.0, "Decay of averaged weights; 0 keeps none.", BELOW_ONE
   ),
@@ -492,10 +498,23 @@ def _check_together(fields: Mapping[str, Any]) -> None:
   optimizer = {k[10:]: v for k, v in fields.items() if k[:10] == "optimizer."}
   if mistake := optimizer_fields.mistake(optimizer):
     raise ConfigError(mistake)
-  if fields["teacher"] and fields.get("loss") == "bce":
+  if optimizer["name"] == "schedule_free":
+    for name, none in (("ema_decay", 0), ("train_only", "")):
+      if value := fields[name]:
+        raise ConfigError(
+          f"--config.{name}: expected {none!r} with schedule_free, which"
+          f" averages all weights, got {value!r}"
+        )
+  loss = fields.get("loss", "softmax")
+  if fields["teacher"] and loss != "softmax":
     raise ConfigError(
       "--config.loss: expected softmax with a teacher, whose term compares"
-      " softmaxes, got bce; leave --config.teacher out or set loss=softmax"
+      f" softmaxes, got {loss}; leave --config.teacher out or set loss=softmax"
+    )
+  if loss == "mse" and (value := fields["data.objective"]) != "auto":
+    raise ConfigError(
+      "--config.data.objective: expected auto with loss=mse, which learns"
+      f" scores, got {value}"
     )
   mean, std = fields.get("data.mean"), fields.get("data.std")
   if mean != std and {mean, std} & set(NAMED):

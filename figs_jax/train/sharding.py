@@ -9,11 +9,13 @@ mask update needs no collective.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -117,10 +119,13 @@ def state_shardings(
 ) -> Any:
   """One `NamedSharding` per leaf of a (possibly abstract) state.
 
-  An array that no axis of the mesh divides is whole on every device.
+  Arrays of a kernel's shape, such as masks, moments and averages, lie as the
+  kernel does. So do factored moments and the factors of an adapter, along the
+  axes that they share with it. An array that no axis of the mesh divides is
+  whole on every device.
 
   Args:
-    state: Pytree whose kernels, masks and moments end in the same paths.
+    state: State with `params`, or any pytree of parameters.
     mesh: Mesh from `make_mesh`, or an abstract one with its axes.
     bound: Recipe of the model, for the groups of its kernels. Defaults to a
       model without masks.
@@ -129,25 +134,93 @@ def state_shardings(
   Raises:
     ValueError: If a part of an axis over `tensor` would split a group.
   """
-  units, leaves = (bound.shard_units, bound.leaves) if bound else ({}, {})
-  packed = bound.mask_shapes if bound else {}
+  placement = _Placement.of(getattr(state, "params", state), mesh, bound, seeds)
 
   def one(path, leaf):
-    name, shape = "/" + path_str(path), tuple(leaf.shape[seeds:])
-    kernel = next(
-      (
-        k
-        for k in units
-        if name.endswith("/" + k) and shape in (leaves[k].shape, packed[k])
-      ),
-      "",
-    )
-    shape = leaves[kernel].shape if kernel else shape  # as its kernel lies
-    spec = _spec(name[1:], shape, mesh.shape, units.get(kernel, {}))
+    spec = placement.spec(path_str(path), tuple(leaf.shape[seeds:]))
     lead = [None] * seeds if spec else []
     return NamedSharding(mesh, PartitionSpec(*lead, *spec))
 
   return jax.tree_util.tree_map_with_path(one, state)
+
+
+_Spec = tuple[Any, ...]  # mesh axes by axis; () is whole on every device
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placement:
+  """Shapes and mesh axes of the parameters by path."""
+
+  shapes: Mapping[str, tuple[int, ...]]
+  masks: Mapping[str, tuple[int, ...]]  # their shapes, which may be packed
+  specs: Mapping[str, _Spec]
+  mesh: Mapping[str, int]
+
+  @classmethod
+  def of(
+    cls,
+    params: Any,
+    mesh: Mesh | AbstractMesh,
+    bound: BoundRecipe | None,
+    seeds: bool,
+  ) -> _Placement:
+    units, kept = (
+      ({}, {}) if bound is None else (bound.shard_units, bound.mask_shapes)
+    )
+    shapes = {
+      path_str(path): tuple(leaf.shape[seeds:])
+      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    specs: dict[str, _Spec] = {}
+    masks = dict(shapes)
+    for name, shape in shapes.items():
+      path = next((path for path in _ends(name) if path in units), "")
+      specs[name] = _spec(name, shape, mesh.shape, units.get(path, {}))
+      masks[name] = kept.get(path, shape)
+    for name in shapes:
+      module, _, factor = name.rpartition("/adapter/")
+      kernel = specs.get(f"{module}/kernel", ())
+      if factor in _FACTORS and kernel and name not in units:
+        # A has the inputs of the kernel, and B its outputs.
+        rest = list(kernel)
+        rest[_FACTORS[factor]] = None
+        specs[name] = tuple(rest) if any(rest) else ()
+    return cls(shapes, masks, specs, mesh.shape)
+
+  def spec(self, name: str, shape: tuple[int, ...]) -> _Spec:
+    """Mesh axes of a leaf whose path ends in that of its parameter."""
+    param = next((path for path in _ends(name) if path in self.shapes), None)
+    if param is None:
+      return _spec(name, shape, self.mesh, {})
+    whole, spec = self.shapes[param], self.specs[param]
+    if shape in (whole, self.masks[param]):
+      return spec
+    if not spec:
+      return ()
+    above = name.removesuffix(param).split("/")
+    for moment, place in _MEANS.items():
+      if moment in above:
+        # optax takes means over the longest axis and over the next one.
+        mean = np.argsort(whole)[place]
+        left = [axis for axis in range(len(whole)) if axis != mean]
+        if shape == tuple(whole[axis] for axis in left):
+          spec = tuple(spec[axis] for axis in left)
+          return spec if any(spec) else ()
+    return ()
+
+
+# The axis of a factor of an adapter that its kernel does not have.
+_FACTORS = {"lora_a": -1, "lora_b": -2}
+# Factored second moments of optax.adafactor: which of the axes, in the order of
+# their lengths, each is a mean over.
+_MEANS = {"v_row": -1, "v_col": -2}
+
+
+def _ends(name: str) -> Iterator[str]:
+  """The path, and what is left of it without its first words."""
+  while name:
+    yield name
+    name = name.partition("/")[2]
 
 
 def _spec(
@@ -155,8 +228,8 @@ def _spec(
   shape: tuple[int, ...],
   mesh: Mapping[str, int],
   units: Mapping[int, int],
-) -> tuple[Any, ...]:
-  """Mesh axes of each axis of an array; () if it is whole on every device."""
+) -> _Spec:
+  """Mesh axes of a parameter."""
   ndim = len(shape)
   if ndim < 2:
     return ()

@@ -21,7 +21,8 @@ from flax import nnx
 from figs_jax import nn
 from figs_jax.core.mask_bits import unpack_masks
 from figs_jax.core.pattern import NM
-from figs_jax.core.rules import Rules
+from figs_jax.core.precision import cast, cast_like, wide
+from figs_jax.core.rules import EVERY, Rules
 from figs_jax.core.types import Array
 from figs_jax.data.batch_checks import check_arrays, traced_for
 from figs_jax.nn.batch_norm import statistics_in
@@ -33,7 +34,7 @@ from figs_jax.nn.point_statistics import (
   with_point,
 )
 from figs_jax.nn.recomputed import refuse_writes
-from figs_jax.optim import pass_masks
+from figs_jax.optim import keep_masters, masters_of, pass_masks
 from figs_jax.recipes import BoundRecipe, Recipe
 from figs_jax.train._finish import (
   averaged_statistics,
@@ -75,7 +76,7 @@ class TrainState:
     masks: Nested dict of masks, None at dense leaves: Boolean, or packed, which
       `core.unpack_masks(masks, params)` undoes.
     opt_state: State of the optimizer, which sees gradients and parameters in
-      float32 (or wider).
+      float32 (or wider); with `param_dtype`, it holds the masters.
     rest: Other state of the model (batch statistics, random streams). Batch
       statistics have a leading axis of points if the recipe has points.
     ema: Averaged parameters in float32 (or wider), or None.
@@ -115,6 +116,7 @@ class TrainState:
     ema_decay: float = 0.0,
     grad_accum_steps: int = 1,
     diagnose_every: int = 0,
+    param_dtype: Any = None,
     mask_storage: str = "bool",
   ) -> TrainState:
     """A state at step 0; the model is copied and stays usable.
@@ -138,6 +140,9 @@ class TrainState:
         mixup draw anew, and batch statistics move, in each micro-batch.
       diagnose_every: Steps between mask and gradient statistics; 0 disables
         them.
+      param_dtype: Dtype of `params`, as "bfloat16", whose values in the model
+        become the masters (`figs_jax.optim.keep_masters`). Defaults to the
+        dtypes of the model, without masters.
       mask_storage: How masks are kept, see `recipe.bind`.
 
     Raises:
@@ -172,6 +177,7 @@ class TrainState:
       )
     bound = recipe.bind(leaves, mask_storage)
     tx = pass_masks(tx)
+    tx = tx if param_dtype is None else keep_masters(tx)
     graphdef, params, _, rest = nn.split(model)
     check_leaves(params, rest)
     check_finite(params)
@@ -185,17 +191,20 @@ class TrainState:
     # Copied, since some optimizers keep the params, or one array twice; with a
     # dtype, since a weak one would be compiled for again after the first step.
     opt_state = jax.tree.map(
-      lambda x: jnp.array(x, jnp.result_type(x)), tx.init(_wide(params))
+      lambda x: jnp.array(x, jnp.result_type(x)), tx.init(wide(params))
     )
     recipe.check(opt_state)
+    weights = params
+    if param_dtype is not None:
+      params = cast(params, param_dtype)
     return cls(
       step=jnp.zeros((), jnp.int32),
       seed=jnp.asarray(seed, jnp.uint32),
       params=params,
-      masks=bound.first_masks(params, seed=seed),
+      masks=bound.first_masks(weights, seed=seed),
       opt_state=opt_state,
       rest=rest,
-      ema=jax.tree.map(jnp.copy, _wide(params)) if ema_decay else None,
+      ema=jax.tree.map(jnp.copy, wide(weights)) if ema_decay else None,
       ema_statistics=jax.tree.map(jnp.copy, averaged),
       graphdef=graphdef,
       bound=bound,
@@ -211,6 +220,11 @@ class TrainState:
   def recipe(self) -> Recipe:
     """The recipe that the masks follow."""
     return self.bound.recipe
+
+  @property
+  def weights(self) -> Any:
+    """What the optimizer moves and masks are chosen by: masters or `params`."""
+    return masters_of(self.opt_state, self.params)
 
   def finished(
     self, *, ema: bool = False, point: NM | str | None = None
@@ -232,7 +246,10 @@ class TrainState:
     """
     source = averaged_statistics(self) if ema else self
     if point is None:
-      return evaluation_model(source, *finish(self, ema=ema))
+      model = evaluation_model(source, *finish(self, ema=ema))
+      if self.recipe.ends_dense:
+        return nn.sparsify(model, Rules(((EVERY, None),)))
+      return model
     nm = check_point(self, point)
     index = point_index(self, nm)
     model = evaluation_model(source, *finish(self, ema=ema, n=nm.n), index)
@@ -245,7 +262,7 @@ def with_fresh_masks(state: TrainState) -> TrainState:
   """The state with masks recomputed from its step and weights."""
   switched = state.recipe.switched(state.opt_state)
   masks = state.bound.masks(
-    state.step, state.params, None, switched, seed=state.seed
+    state.step, state.weights, None, switched, seed=state.seed
   )
   return dataclasses.replace(state, masks=masks)
 
@@ -284,18 +301,20 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     grads, layers = jax.lax.optimization_barrier((grads, layers))
   # In float32: as float16, eps = 1e-8 is 0, and moments stick in 16 bits.
   updates, opt_state = state.tx.update(
-    _wide(grads),
+    wide(grads),
     state.opt_state,
-    _wide(state.params),
+    wide(state.params),
     masks=unpack_masks(state.masks, state.params),
     value=loss,
-    grad=_wide(grads),
+    grad=wide(grads),
     value_fn=_value_fn(state, batch, moment.leak, key),
   )
   params = optax.apply_updates(state.params, updates)
+  weights = masters_of(opt_state, params)
+  params = cast_like(weights, params)
   masks = bound.masks(
     state.step + 1,
-    params,
+    weights,
     state.masks,
     switched=recipe.switched(opt_state),
     was_switched=switched,
@@ -313,7 +332,7 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     metrics["layers"] = {k: layers[k] | new_layers[k] for k in layers}
   ema, ema_statistics = state.ema, state.ema_statistics
   if state.ema_decay:
-    ema = optax.incremental_update(_wide(params), ema, 1 - state.ema_decay)
+    ema = optax.incremental_update(wide(weights), ema, 1 - state.ema_decay)
     ema_statistics = jax.tree.map(
       lambda new, old: (
         old + (1 - state.ema_decay) * (new - old)
@@ -427,7 +446,7 @@ def _value_fn(
     return state.bound.over_points(
       one,
       _first_teacher(state, leak, rest, batch, key),
-      state.params,
+      state.weights,
       state.step,
       seed=state.seed,
     )[1]
@@ -455,18 +474,18 @@ def _mean_gradients(
         params, masks, own, batch, key, soft
       )
       rest = with_point(rest, state.statistics, point, new)
-      return (rest, teacher), (_wide(grads), _wide(means))
+      return (rest, teacher), (wide(grads), wide(means))
 
     teacher = _first_teacher(state, leak, rest, batch, key)
     (rest, _), (grads, means) = state.bound.over_points(
-      one, (rest, teacher), params, state.step, seed=state.seed
+      one, (rest, teacher), state.weights, state.step, seed=state.seed
     )
     return grads, (means, rest)
 
   count = state.grad_accum_steps
   if count == 1:
     grads, (means, rest) = grad(state.params, state.rest, batch, key)
-    return _cast_like(grads, state.params), *_values(means), rest
+    return cast_like(grads, state.weights), *_values(means), rest
 
   sizes = {(*jnp.shape(leaf), 1)[0] for leaf in jax.tree.leaves(batch)}
   if any(size % count for size in sizes):
@@ -483,9 +502,9 @@ def _mean_gradients(
   def body(rest, xs):
     """Sums of a micro-batch with weight w: w times its mean gradient, means."""
     grads, (means, rest) = grad(state.params, rest, *xs)
-    means = _wide(means)
+    means = wide(means)
     weight = means[0].weight
-    grads = jax.tree.map(lambda g: g * weight.astype(g.dtype), _wide(grads))
+    grads = jax.tree.map(lambda g: g * weight.astype(g.dtype), wide(grads))
     return rest, (grads, means)
 
   first = jax.tree.map(lambda x: x[0], (micro, keys))
@@ -501,7 +520,7 @@ def _mean_gradients(
     add, (state.rest, zeros), (micro, keys)
   )
   grads = jax.tree.map(lambda g: Mean(g, means[0].weight).value, grads)
-  return _cast_like(grads, state.params), *_values(means), rest
+  return cast_like(grads, state.weights), *_values(means), rest
 
 
 def _loss_of(state: Any, leak: Array) -> Callable[..., Any]:
@@ -568,22 +587,3 @@ def _is_mean(value: Any) -> bool:
 
 def _values(means: Any) -> Any:
   return jax.tree.map(lambda mean: mean.value, means, is_leaf=_is_mean)
-
-
-def _wide(tree: Any) -> Any:
-  """The leaves in float32, which sums need; wider ones as they are."""
-
-  def widen(leaf):
-    leaf = jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-      if jnp.finfo(leaf.dtype).bits >= 32:
-        return leaf.astype(leaf.dtype)  # no longer weakly typed
-      # Else XLA may skip the rounding that gave the leaf its value.
-      leaf = jax.lax.optimization_barrier(leaf)
-    return leaf.astype(jnp.float32)
-
-  return jax.tree.map(widen, tree)
-
-
-def _cast_like(tree: Any, like: Any) -> Any:
-  return jax.tree.map(lambda leaf, to: leaf.astype(to.dtype), tree, like)

@@ -6,6 +6,10 @@
 The rate is that of recent steps; an evaluation and a checkpoint take as long as
 the last ones. Compilation is in none of the terms, as it is over after the
 first step and the first evaluation.
+
+The share of input is the part of the steps' time in which the program waited
+for batches, from one row of the log to the next: only there are all batches
+used that were waited for.
 """
 
 from __future__ import annotations
@@ -42,6 +46,11 @@ class Stopwatch:
 
   Use it as a context manager: in it, JAX reports what it compiles.
 
+  Attributes:
+    total: Last step, or None.
+    seconds: Seconds so far of steps, evaluations, ..., by name.
+    input_share: Share of input at the last row of the log, in [0, 1].
+
   >>> with Stopwatch(total=100, every=50) as watch:
   ...   with watch.apart("evaluation") as lap:
   ...     pass
@@ -73,6 +82,9 @@ class Stopwatch:
     self._spans: list[tuple[float, float]] = []  # of compilation, disjoint
     self.seconds: dict[str, float] = collections.defaultdict(float)
     self._costs = dict(known or {})
+    self._input = 0.0  # seconds of waiting since the steps have begun
+    self._shared = (0.0, 0.0)  # seconds of steps and of waiting, at a row
+    self.input_share = 0.0
     self._done = (0.0, step)
     self._marks = collections.deque([self._done])
 
@@ -103,11 +115,18 @@ class Stopwatch:
     self._apart += wall
     if name == COMPILATION:
       self.seconds[name] += wall
-      self._begun, self._apart = time.monotonic(), 0.0
+      self._begun, self._apart, self._input = time.monotonic(), 0.0, 0.0
       return
     self.seconds[COMPILATION] += lap.compiling
     self.seconds[name] += lap.seconds
     self._costs[name] = lap.seconds
+
+  @contextlib.contextmanager
+  def input(self) -> Iterator[None]:
+    """Times the wait for a batch, a part of the steps' time."""
+    start = time.monotonic()
+    yield
+    self._input += time.monotonic() - start
 
   def done(self, step: int) -> None:
     """Notes that all steps up to `step` are finished, not just dispatched."""
@@ -121,6 +140,18 @@ class Stopwatch:
       self._marks.append(self._done)
     while len(self._marks) > 1 and now - self._marks[1][0] >= window:
       self._marks.popleft()
+
+  def share_input(self) -> float:
+    """The share of input since the last call, when all steps are done.
+
+    Returns:
+      Share in [0, 1], kept as `input_share`; that of before without a new step.
+    """
+    (start, before), end = self._shared, self._done[0]
+    if end > start:
+      self.input_share = min((self._input - before) / (end - start), 1.0)
+      self._shared = end, self._input
+    return self.input_share
 
   @property
   def rate(self) -> float:

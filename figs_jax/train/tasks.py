@@ -14,8 +14,8 @@ import numpy as np
 from ml_collections import config_dict
 
 from figs_jax import data, models
-from figs_jax.data import masked_text, text
-from figs_jax.data.masked_text import LabelledTexts, MaskedTokens
+from figs_jax.data import masked_text, text, text_batches
+from figs_jax.data.masked_text import LabelledTexts, MaskedTokens, ScoredTexts
 from figs_jax.data.opened import Options
 from figs_jax.data.pixels import PixelScale
 from figs_jax.data.python_data import PythonData
@@ -29,12 +29,14 @@ from figs_jax.train.losses import (
   TextLabels,
 )
 from figs_jax.train.metrics import LabelAccuracy
+from figs_jax.train.score_loss import TextScores
 from figs_jax.train.text_scores import (
   Bleu,
   ExactMatch,
   GlueScore,
   MaskedAccuracy,
   NextTokenLoss,
+  ScoreCorrelation,
   TextLabelScore,
   TokenLoss,
 )
@@ -130,23 +132,25 @@ class _OfTexts:
   texts: Any
 
   def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
-    """Training batches of a shard; see `figs_jax.data.text.train_batches`."""
+    """Training batches of a shard; see `figs_jax.data.text_batches`."""
     options = self.config.data
-    return text.train_batches(
+    return text_batches.train_batches(
       self.texts,
       options.train_split,
       batch_size,
       seed=stream_seed(self.config),
       workers=options.workers,
+      pack=options.pack,
+      shuffle_buffer=options.shuffle_buffer,
       **shard,
     )
 
   def eval_batches(
     self, batch_size: int | None = None, **shard: int
-  ) -> text.TextEvalBatches:
+  ) -> text_batches.TextEvalBatches:
     """Evaluation batches of a shard, of the configured size by default."""
     options = self.config.data
-    return text.eval_batches(
+    return text_batches.eval_batches(
       self.texts,
       options.eval_split,
       batch_size or options.eval_batch_size,
@@ -246,7 +250,7 @@ class MaskedText(_OfTexts):
     options = config.data
     texts = masked_text.find_masked_texts(
       given or options.name,
-      objective=options.objective,
+      objective="scores" if config.loss == "mse" else options.objective,
       vocabulary=options.vocabulary,
       input_length=options.input_length,
       density=options.density,
@@ -266,19 +270,25 @@ class MaskedText(_OfTexts):
       "input_length": self.texts.input_length,
       "output": "tokens",
     }
-    if isinstance(self.texts, LabelledTexts):
+    if isinstance(self.texts, ScoredTexts):
+      options |= {"output": "classes", "num_classes": 1}
+    elif isinstance(self.texts, LabelledTexts):
       options |= {"output": "classes", "num_classes": len(self.texts.names)}
     return options
 
   @property
-  def loss(self) -> MaskedTokenLoss | TextLabels:
+  def loss(self) -> MaskedTokenLoss | TextLabels | TextScores:
     smoothing = self.config.label_smoothing
+    if isinstance(self.texts, ScoredTexts):
+      return TextScores()
     if isinstance(self.texts, LabelledTexts):
       return TextLabels(smoothing)
     return MaskedTokenLoss(smoothing)
 
   @property
-  def measure(self) -> MaskedAccuracy | TextLabelScore:
+  def measure(self) -> MaskedAccuracy | TextLabelScore | ScoreCorrelation:
+    if isinstance(self.texts, ScoredTexts):
+      return ScoreCorrelation(self.texts.task)
     if isinstance(self.texts, LabelledTexts):
       return TextLabelScore(len(self.texts.names), self.texts.task)
     return MaskedAccuracy()
@@ -293,6 +303,7 @@ Measure = (
   | Bleu
   | MaskedAccuracy
   | TextLabelScore
+  | ScoreCorrelation
 )
 Task = ImageClassification | Text | MaskedText
 # The task of a family by the name that its class gives.

@@ -32,6 +32,7 @@ from figs_jax.train.metrics import (
   as_counted,
   total,
 )
+from figs_jax.train.score_loss import squared_errors
 
 # The scores of GLUE's tasks (Wang et al., arXiv 1804.07461, table 1).
 _SCORES = {
@@ -328,6 +329,61 @@ class TextLabelScore:
     yield "glue_score", np.mean(list(scores.values()), axis=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class ScoreCorrelation:
+  """Pearson's and Spearman's correlation of outputs with scores, and the loss.
+
+  `loss` is the mean squared error, `accuracy` the share of errors of at most
+  1/2. The correlation with a constant is 0.
+
+  Attributes:
+    task: "stsb" of GLUE, whose `glue_score` is the mean of both, or "".
+  """
+
+  listed: ClassVar[tuple[str, ...]] = ("given", "wanted", "valid")
+  task: str = ""
+
+  @property
+  def headline(self) -> str:
+    return "glue_score" if self.task else "pearson"
+
+  def each(self, model: nnx.Module, batch: dict[str, Any]) -> Sums:
+    outputs = model(batch["inputs"], batch["types"])
+    losses, near = squared_errors(outputs, batch["score"])
+    valid = batch["valid"].astype(jnp.float32)
+    return {
+      "hits": near * valid,
+      "losses": losses * valid,
+      "seen": valid,
+      "given": outputs[:, 0].astype(jnp.float32),
+      "wanted": batch["score"],
+      "valid": valid,
+    }
+
+  def count(self, each: Sums) -> Sums:
+    sums = {name: each[name].sum() for name in ("hits", "losses", "seen")}
+    return sums | {name: each[name] for name in self.listed}
+
+  tally = staticmethod(as_counted)
+
+  def values(self, sums: Sums) -> Values:
+    """Yields accuracy, loss and both correlations, of GLUE as SCORE/stsb."""
+    yield from accuracy_and_loss(sums)
+    given, wanted, valid = (
+      sums[name].reshape(-1, sums[name].shape[-1]) for name in self.listed
+    )
+    scores = {}
+    for name in ("pearson", "spearman"):
+      flat = [
+        correlation(left[kept > 0], right[kept > 0], name)
+        for left, right, kept in zip(wanted, given, valid)
+      ]
+      scores[name] = np.reshape(flat, np.shape(sums["losses"]))
+      yield name + f"/{self.task}" * bool(self.task), scores[name]
+    if self.task:
+      yield "glue_score", np.mean(list(scores.values()), axis=0)
+
+
 def _decoded(model: Any, batch: dict[str, Any], beams: int) -> Array:
   """Ids [batch, target_length], with 0 after the end token."""
   length = batch["targets"].shape[1]
@@ -414,22 +470,38 @@ def _accuracy(table: np.ndarray) -> float:
 
 
 def _correlation(table: np.ndarray, name: str) -> float:
-  from scipy import stats  # takes a second to import
-
   wanted, given = _pairs(table)
   # A class is ten times its similarity, and -1 stands for any other text.
-  given = np.where(given < 0, -10, given)
+  return correlation(wanted, np.where(given < 0, -10, given), name)
+
+
+def correlation(wanted: np.ndarray, given: np.ndarray, name: str) -> float:
+  """Correlation of two sequences; 0 with a constant, NaN if one is not finite.
+
+  Args:
+    wanted: Numbers [n].
+    given: Numbers [n].
+    name: "pearson", or "spearman" for that of their ranks, where equal numbers
+      share the mean of their ranks.
+
+  >>> correlation(np.array([1, 2, 3]), np.array([1, 8, 27]), "spearman")
+  1.0
+  """
+  from scipy import stats  # takes a second to import
+
+  if not (np.isfinite(wanted).all() and np.isfinite(given).all()):
+    return math.nan
   if wanted.min() == wanted.max() or given.min() == given.max():
     return 0.0
-  return float(getattr(stats, name)(wanted, given).statistic)
+  return float(getattr(stats, f"{name}r")(wanted, given).statistic)
 
 
 _SCORE = {
   "matthews": _matthews,
   "f1": _f1,
   "accuracy": _accuracy,
-  "pearson": partial(_correlation, name="pearsonr"),
-  "spearman": partial(_correlation, name="spearmanr"),
+  "pearson": partial(_correlation, name="pearson"),
+  "spearman": partial(_correlation, name="spearman"),
 }
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from figs_jax.core.rules import nearest
+from figs_jax.core.tree import flatten, map_paths, path_str
 from figs_jax.train.schema import ConfigError
 
 
@@ -24,7 +25,8 @@ def training_only(
 
   Gradients of the others are zero before `tx`, so that they count in no global
   norm, and their updates are zero after it. Masks of frozen kernels follow the
-  recipe; the criterion of STEP counts them as settled.
+  recipe, but `tx` gets none for them, so that the criterion of STEP leaves them
+  out.
 
   Args:
     tx: Optimizer, as a recipe completes it.
@@ -49,7 +51,7 @@ def training_only(
   def kept(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf: (
-        leaf if _matches(names, path) else jnp.zeros_like(leaf)
+        leaf if _matches(names, path_str(path)) else jnp.zeros_like(leaf)
       ),
       tree,
     )
@@ -63,23 +65,25 @@ def training_only(
   def update(
     updates: Any, state: Any, params: Any = None, **extra: Any
   ) -> tuple[Any, Any]:
+    if extra.get("masks") is not None:
+      own = {
+        path: mask
+        for path, mask in flatten(extra["masks"]).items()
+        if mask is not None and _matches(names, path)
+      }
+      extra["masks"] = map_paths(lambda mask, _: mask, updates, own)
     updates, state = inner.update(kept(updates), state, params, **extra)
     return kept(updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _matches(rules: list[str], path: Any) -> bool:
-  name = _name(path)
+def _matches(rules: list[str], name: str) -> bool:
   return any(re.fullmatch(f"(?:{rule})(?:/.*)?", name) for rule in rules)
 
 
-def _name(path: Any) -> str:
-  return "/".join(str(getattr(key, "key", key)) for key in path)
-
-
 def _check(rules: list[str], params: Any) -> None:
-  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  paths = list(flatten(params))
   for rule in rules:
     try:
       matched = any(_matches([rule], path) for path in paths)
@@ -89,7 +93,7 @@ def _check(rules: list[str], params: Any) -> None:
         f" ({error})"
       ) from error
     if not matched:
-      names = {_name(path[:1]) for path in paths} | set(map(_name, paths))
+      names = {path.partition("/")[0] for path in paths} | set(paths)
       raise ConfigError(
         f"--config.train_only: {rule!r} matches no parameter,"
         f" {nearest(rule, sorted(names))}"

@@ -9,12 +9,14 @@ import math
 import os
 import pwd
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from figs_jax import models
@@ -35,6 +37,7 @@ from figs_jax.train.config import (
   register_model,
 )
 from figs_jax.train.experiment import Experiment, build
+from figs_jax.train.sharding import state_shardings
 from figs_jax.train.state import TrainState
 
 _log = logging.getLogger("figs_jax")
@@ -56,6 +59,7 @@ def restore(
   download: bool = False,
   data: Any = None,
   model: type | None = None,
+  mesh: Mesh | None = None,
 ) -> tuple[Experiment, TrainState, int]:
   """Restores (experiment, state, step) of a run without writing to it.
 
@@ -70,6 +74,8 @@ def restore(
     data: Data of a program, if it trained on them.
     model: Model class of one's own, if it trained one; may be left out if
       `figs_jax.models.register` has it.
+    mesh: Mesh to split the state over, whatever that of the run was. Defaults
+      to one device.
 
   Raises:
     ValueError: If the run saved a path but is of another user and `data_dir` is
@@ -94,7 +100,12 @@ def restore(
     experiment = build(config, data)
     _check_model(workdir, experiment, meta["leaves"])
     _check_seed(workdir, experiment, seed)
-    state, _, step = checkpoints.restore(experiment.abstract_state, step)
+    abstract = experiment.abstract_state
+    if mesh is not None:
+      abstract = experiment.abstract_on(
+        state_shardings(abstract, mesh, abstract.bound, bool(experiment.seeds))
+      )
+    state, _, step = checkpoints.restore(abstract, step)
   if seed is not None:
     state = seeds.take(state, seed)
   return experiment, state, step
@@ -167,7 +178,8 @@ def _check_sizes(
   wrong depth; with it, and for seeds, the number costs nothing.
   """
   entries = sum(math.prod(leaf["shape"]) for leaf in leaves.values())
-  if entries > (memory := machine_memory()):  # of a byte or more each
+  memory = machine_memory() * jax.process_count()
+  if entries > memory:  # of a byte or more each
     raise ConfigError(
       f"{workdir}: expected at most {memory} bytes, the memory of this machine,"
       f" got {entries} saved entries; read it on a larger machine"
@@ -293,11 +305,20 @@ def finished_model(
   return next(seeds.singles(state)).finished(ema=ema)
 
 
-def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
+def initial_weights(
+  experiment: Experiment,
+  keep: Callable[[str, np.ndarray], Any] | None = None,
+) -> dict[str, Any] | None:
   """Parameters by path from `config.init_from`; None if it is empty.
 
   `init_from` is a file or directory that `models.pretrained.load` reads, or the
   workdir of a dense run, whose newest weights are taken (not their average).
+
+  Args:
+    experiment: Experiment to begin.
+    keep: Function of the path and the array of a parameter, whose result takes
+      the place of the array. Of the files of a family, one array is read at a
+      time. Defaults to the arrays themselves.
 
   Raises:
     ValueError: If the file or run cannot be read, belongs to another family, or
@@ -325,23 +346,29 @@ def initial_weights(experiment: Experiment) -> dict[str, np.ndarray] | None:
       f"--config.init_head: expected 'strict' for {config.family}, a class of"
       f" your own, got {config.init_head!r}"
     )
+
+  def kept(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {k: keep(k, v) if keep else v for k, v in weights.items()}
+
   if own and not (path / "checkpoints").is_dir():
-    return read_own(model, path)
+    return kept(read_own(model, path))
   if not (path / "checkpoints").is_dir():
-    weights = pretrained.read(model, path, **options)
+    weights = pretrained.read(model, path, keep=keep, **options)
     if "mean" in config.data:
       compare_pixels(path, config.data, model)
     return weights
   source = _dense_model(path, config.init_seed, config.data.data_dir)
   if own:
-    return fitted(model, own_weights(source), str(path))
+    return kept(fitted(model, own_weights(source), str(path)))
   if type(source) is type(model):
     Config.of_model(source, str(path)).check(model, **options)
   tensors = {
     name: pretrained.Tensor(value.shape, value.dtype, lambda v=value: v)
     for name, value in pretrained.published(source).items()
   }
-  return pretrained.matched(model, tensors, where=str(path), **options)
+  return pretrained.matched(
+    model, tensors, where=str(path), keep=keep, **options
+  )
 
 
 def initial_config(
@@ -512,7 +539,8 @@ def newest_model(
 
 def _dense_model(workdir: Path, seed: int, data_dir: str | None) -> nnx.Module:
   config, model = newest_model(workdir, seed, data_dir)
-  if recipe_of(config).sparse:
+  recipe = recipe_of(config)
+  if recipe.sparse and not recipe.ends_dense:
     raise ConfigError(
       f"{workdir}: expected a dense run, got recipe {config.recipe.name!r}; set"
       " --config.init_from to a dense run or to a file of weights"

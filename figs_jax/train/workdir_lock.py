@@ -33,9 +33,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from figs_jax.train import distributed
 
@@ -43,6 +45,7 @@ FILE = "trainer.lock"
 _log = logging.getLogger("figs_jax")
 _BEAT = 5.0  # seconds between heartbeats
 _STALE = 60.0  # seconds without one, after which the holder is dead
+_DYING = 240.0  # seconds in which the processes of an earlier start end
 _SETTLE = 1.0  # seconds in which others may take over the same stale file
 _ID = ("host", "pid", "since")
 
@@ -168,6 +171,7 @@ class WorkdirLock:
       )
       self._watched = sign, now
     if sign != self._watched[0]:
+      self._watched = sign, now
       raise self._locked(holder)
     return now - self._watched[1] >= _STALE
 
@@ -207,17 +211,40 @@ class WorkdirLock:
 def held(workdir: str | Path) -> Iterator[WorkdirLock]:
   """Holds the lock of a workdir; with several processes, the first one does.
 
+  Several processes wait for the holder to end: it may be of their own earlier
+  start, on a host that the launcher has lost but that still runs.
+
   Raises:
     LockedError: If another run holds it.
     ConfigError: If the first process of this run raises; in the others.
     OSError: If the directory cannot be written.
   """
   lock = WorkdirLock(workdir)
+  patience = _DYING if jax.process_count() > 1 else 0.0
   try:
-    distributed.by_first(lock.acquire)
+    distributed.by_first(_patient(lock.acquire, patience))
     yield lock
   finally:
     lock.release()
+
+
+def _patient(acquire: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+  """`acquire` that returns False, and does not raise, while a holder lives."""
+  deadline = time.monotonic() + seconds
+  held_by: set[str] = set()
+
+  def attempt() -> bool:
+    try:
+      return acquire()
+    except LockedError as error:
+      if time.monotonic() >= deadline:
+        raise
+      if str(error) not in held_by:
+        held_by.add(str(error))
+        _log.warning("%s; waiting up to %.0f s for its end", error, seconds)
+      return False
+
+  return attempt
 
 
 def _identity() -> dict[str, Any]:

@@ -44,6 +44,10 @@ def countdown(n, m, length):
   return [(count, m) for count in range(m - 1, n, -1)] + [(n, m)]
 
 
+def then_dense(n, m, length):
+  return [(n, m), (m, m)]
+
+
 def geometric(k):
   """kN:kM, ..., 2N:2M, N:M; k is halved until kM divides the length."""
 
@@ -71,6 +75,10 @@ def every(freq):
     return min(1 + (step - start) // freq, stages)
 
   return stage
+
+
+def last_at_end(stages, step, start, end):
+  return stages if step >= end else 1
 
 
 def cubic(stages, step, start, end):

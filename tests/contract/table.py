@@ -222,6 +222,20 @@ ROWS = (
               "double_pruned": False},
     "2:4", grad="masked", adam=Cleared,
   ),
+  Row(
+    "sparse_then_dense", {"refresh_every": 0}, "2:4, 1:8",
+    patterns=pieces.then_dense, stages=pieces.last_at_end, choose=pieces.drawn,
+    grad="masked", adam=Cleared,
+  ),
+  Row(
+    "sparse_then_dense",
+    {
+      "criterion": "magnitude", "grad_mode": "ste", "decay": 0.5,
+      "refresh_every": 3,
+    },
+    "2:4", patterns=pieces.then_dense, stages=pieces.last_at_end,
+    adam=pulled(0.5),
+  ),
   Row("nested", {"patterns": "1:4,2:4,3:4,4:4"}, points=(1, 2, 3, 4)),
   Row(
     "nested", {"dense": 0.0, "sampled": 9}, "1:8", points=(1, 2, 4, 8),

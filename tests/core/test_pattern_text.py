@@ -14,7 +14,7 @@ BAD = {
   "1:": "Invalid N:M pattern '1:': expected 'n:m', for example '2:4'.",
   "8": "Invalid N:M pattern '8': expected 'n:m', for example '2:4'.",
   "": "Invalid N:M pattern '': expected 'n:m', for example '2:4'.",
-  "1:8:2": "Invalid N:M pattern '1:8:2': expected 'n:m', for example '2:4'.",
+  "1:8:2": "Invalid V:N:M pattern '1:8:2': expected 1 <= v, 1 <= n and 2n <= m",
   "4:2": "Invalid N:M pattern '4:2': expected 1 <= n <= m, for example '2:4'.",
   "0:4": "Invalid N:M pattern '0:4': expected 1 <= n <= m, for example '2:4'.",
   "ff: 1:": "Invalid rules 'ff: 1:': expected 'key: n:m' or 'key: dense'",

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from figs_jax import data
-from figs_jax.data import augment
-from figs_jax.data.stream import Examples, Order
+from figs_jax.data.stream import Examples, Order, Shard
 
 
 def take(batches, count):
@@ -47,7 +46,8 @@ def make(request, digits_dir):
     real = name == "digits"
     root = digits_dir if real else request.getfixturevalue("mocked")
     options = {"seed": 3, "data_dir": root, **fixed, **options}
-    return data.train_batches(name, "train", 8, **options)
+    size = options.pop("batch_size", 8)
+    return data.train_batches(name, "train", size, **options)
 
   return make
 
@@ -58,25 +58,23 @@ KINDS = ("vectorised", "cached", "cifar10", "streamed")
 @settings(deadline=None, max_examples=60)
 @given(
   count=st.integers(1, 40),
-  chunk=st.integers(1, 9),
-  num_shards=st.integers(1, 4),
+  rows=st.integers(1, 9),
+  num_shards=st.integers(1, 8),
+  start=st.integers(0, 3),
   seed=st.integers(0, 2**63 - 1),
 )
-def test_shards_cover_every_epoch_once(count, chunk, num_shards, seed):
-  epochs, streams = 2, []
-  per_shard = -(-epochs * count // num_shards)
-  for shard in range(num_shards):
-    order = Order(count, chunk, seed, shard, num_shards)
-    parts = [order[i] for i in range(-(-per_shard // chunk))]
-    streams.append(np.concatenate(parts)[:per_shard])
-  # Position p of the common stream is position p // S of shard p % S.
-  common = np.stack(streams, axis=1).reshape(-1)[: epochs * count]
-  for epoch in common.reshape(epochs, count):
-    np.testing.assert_array_equal(np.sort(epoch), np.arange(count))
-  whole = Order(count, 1, seed)
-  np.testing.assert_array_equal(
-    common, [whole[i][0] for i in range(epochs * count)]
-  )
+def test_shards_are_blocks_of_each_batch(count, rows, num_shards, start, seed):
+  order = grain.MapDataset.source(Order(count, 1, seed))
+  shards = [
+    iter(Shard(order, rows, i, num_shards, start)) for i in range(num_shards)
+  ]
+  size = rows * num_shards
+  for batch in range(start, start + 3):
+    got = [next(shard)[0] for shard in shards for _ in range(rows)]
+    places = range(batch * size, (batch + 1) * size)
+    assert got == [order[place][0] for place in places]
+  epochs = np.array([order[i][0] for i in range(2 * count)]).reshape(2, -1)
+  assert (np.sort(epochs) == np.arange(count)).all()
 
 
 def test_epochs_and_seeds_differ():
@@ -89,34 +87,52 @@ def test_epochs_and_seeds_differ():
     assert a != b
 
 
+@pytest.mark.parametrize("seed", [3, [3, 4]])
 @pytest.mark.parametrize("kind", KINDS)
-def test_shards_share_the_stream_and_no_draw(kind, make):
-  whole = take(make(kind), 4)
-  shards = [take(make(kind, shard_index=i, num_shards=2), 2) for i in (0, 1)]
-  joined = {
-    name: np.stack(
-      [np.concatenate([b[name] for b in shard]) for shard in shards], axis=1
-    ).reshape(32, *whole[0][name].shape[1:])
-    for name in whole[0]
-  }
-  wanted = {name: np.concatenate([b[name] for b in whole]) for name in whole[0]}
-  np.testing.assert_array_equal(joined["label"], wanted["label"])
-  if kind in ("cached", "streamed"):  # drawn for one example at a time
-    np.testing.assert_array_equal(joined["image"], wanted["image"])
+def test_rows_and_draws_are_equal_for_any_number_of_processes(kind, seed, make):
+  axis = int(isinstance(seed, list))
+  wanted = take(make(kind, batch_size=24, seed=seed), 2)
+  for count in (2, 3, 4, 8):
+    shards = [
+      take(
+        make(kind, batch_size=24 // count, seed=seed, shard_index=i,
+             num_shards=count),
+        2,
+      )
+      for i in range(count)
+    ]  # fmt: skip
+    joined = [
+      {
+        name: np.concatenate([part[name] for part in parts], axis)
+        for name in parts[0]
+      }
+      for parts in zip(*shards)
+    ]
+    assert_equal(joined, wanted)
 
 
-def test_shards_augment_differently(digits_dir, monkeypatch):
-  def draw(images, rng):
-    return np.broadcast_to(rng.integers(256, size=8), (len(images), 8, 1, 8))
-
-  monkeypatch.setattr(augment, "standard", lambda *_: (draw, draw))
-  monkeypatch.setattr(augment, "is_vectorised", lambda *_: True)
-  options = {"seed": 0, "data_dir": digits_dir, "num_shards": 2}
-  batches = [
-    next(data.train_batches("digits", "train", 4, shard_index=i, **options))
-    for i in (0, 1)
+def test_draws_of_an_image_do_not_depend_on_the_batch_size(digits_dir):
+  """Neither in one batch nor in the next, and no two images share them."""
+  options = {"seed": 0, "data_dir": digits_dir}
+  sizes = (5, 20)
+  small, large = (
+    np.concatenate(
+      [
+        batch["image"]
+        for batch in take(
+          data.train_batches("digits", "train", size, **options), 40 // size
+        )
+      ]
+    )
+    for size in sizes
+  )
+  np.testing.assert_array_equal(small, large)
+  places = [
+    np.random.Generator(np.random.Philox(key=[0, 1], counter=i)).random(4)
+    for i in range(3)
   ]
-  assert (batches[0]["image"] != batches[1]["image"]).any()
+  whole = np.random.Generator(np.random.Philox(key=[0, 1], counter=0))
+  np.testing.assert_array_equal(places, whole.random((3, 4)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

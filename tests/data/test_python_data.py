@@ -6,7 +6,13 @@ import grain
 import numpy as np
 import pytest
 
-from figs_jax.data import DataError, find_texts, sources, text, train_batches
+from figs_jax.data import (
+  DataError,
+  find_texts,
+  sources,
+  text_batches,
+  train_batches,
+)
 from figs_jax.data.opened import Options
 from figs_jax.data.python_data import PythonData
 from figs_jax.train.experiment import build
@@ -59,8 +65,10 @@ def test_texts_give_the_batches_of_a_file(tmp_path, other):
     find_texts(PythonData(own), **options),
     find_texts(f"text:{tmp_path / 'a.csv'}", **options),
   )
-  same(*(text.train_batches(one, "train", 3, seed=0) for one in texts))
-  first, second = (list(text.eval_batches(one, "test", 2)) for one in texts)
+  same(*(text_batches.train_batches(one, "train", 3, seed=0) for one in texts))
+  first, second = (
+    list(text_batches.eval_batches(one, "test", 2)) for one in texts
+  )
   same(iter(first), iter(second), len(first))
 
 

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from figs_jax import data
-from figs_jax.data import own_vocabulary, sources, text, text_to_text
+from figs_jax.data import (
+  own_vocabulary,
+  sources,
+  text,
+  text_batches,
+  text_to_text,
+)
 from figs_jax.data.segments import segments_of
 from figs_jax.data.vocabulary import EOS, byte_vocabulary
 
@@ -72,7 +78,7 @@ def test_resuming_is_bit_exact(request, kind):
   texts = texts_of(request, kind)
 
   def make(**options):
-    return text.train_batches(texts, "train", 8, seed=3, **options)
+    return text_batches.train_batches(texts, "train", 8, seed=3, **options)
 
   whole = take(make(), 60)  # several epochs of the small ones
   for stop in (0, 1, 29, 59):
@@ -91,29 +97,28 @@ def test_resuming_is_bit_exact(request, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shards_are_the_one_stream(request, kind):
+def test_rows_are_equal_for_any_number_of_processes(request, kind):
   texts = texts_of(request, kind)
-  for start in (0, 2):
-    shards = [
-      text.train_batches(
-        texts,
-        "train",
-        4,
-        seed=1,
-        start=start,
-        shard_index=i,
-        num_shards=3,
-      )
-      for i in range(3)
-    ]
-    one = text.train_batches(texts, "train", 12, seed=1, start=start)
-    for batch in take(one, 4):
-      parts = [next(shard) for shard in shards]
-      for key in ("inputs", "targets"):
-        merged = np.stack([part[key] for part in parts], axis=1)
-        np.testing.assert_array_equal(
-          merged.reshape(batch[key].shape), batch[key]
-        )
+
+  def make(size, seed, **shard):
+    return text_batches.train_batches(
+      texts, "train", size, seed=seed, start=2, **shard
+    )
+
+  for seed in (1, [1, 2]):
+    wanted = take(make(24, seed), 2)
+    for count in (2, 3, 4, 8):
+      shards = [
+        make(24 // count, seed, shard_index=i, num_shards=count)
+        for i in range(count)
+      ]
+      for batch in wanted:
+        parts = [next(shard) for shard in shards]
+        for key in batch:
+          merged = np.concatenate(
+            [part[key] for part in parts], axis=int(isinstance(seed, list))
+          )
+          np.testing.assert_array_equal(merged, batch[key])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,7 +127,7 @@ def test_seeds_have_the_streams_of_their_own(request, kind):
 
   def make(seed):
     options = {"start": 1, "shard_index": 1, "num_shards": 2}
-    return text.train_batches(texts, "train", 4, seed=seed, **options)
+    return text_batches.train_batches(texts, "train", 4, seed=seed, **options)
 
   lone = [take(make(seed), 5) for seed in (3, 4)]
   wanted = [
@@ -143,7 +148,9 @@ def test_seeds_have_the_streams_of_their_own(request, kind):
 @pytest.mark.slow
 def test_worker_processes_change_nothing(denoising):
   inline, workers = (
-    text.train_batches(denoising, "train", 8, seed=[3, 4], workers=count)
+    text_batches.train_batches(
+      denoising, "train", 8, seed=[3, 4], workers=count
+    )
     for count in (0, 2)
   )
   assert_equal(take(workers, 5), take(inline, 5))
@@ -159,7 +166,7 @@ def test_an_epoch_of_packed_segments_is_every_segment_once(text_dir):
   assert segments.cached
   wanted = sorted(tuple(s.tolist()) for s in segments)
   size = len(segments)
-  batches = text.train_batches(texts, split, size, seed=0)
+  batches = text_batches.train_batches(texts, split, size, seed=0)
   first, second = next(batches), next(batches)
   for batch in (first, second):
     originals = sorted(tuple(restored(texts, x)) for x in rows(batch))
@@ -198,7 +205,7 @@ def restored(texts, row):
 def test_evaluation_covers_every_byte_once(denoising, text_dir, num_shards):
   split = "test[:3]"
   shards = [
-    text.eval_batches(
+    text_batches.eval_batches(
       denoising, split, 16, shard_index=i, num_shards=num_shards
     )
     for i in range(num_shards)
@@ -268,7 +275,7 @@ def test_wording_of_every_task(mocked, name, no_network):
     name, input_length=4000, target_length=4000, data_dir=mocked
   )
   split = "validation_matched" if "mnli" in name else "validation"
-  (batch,) = text.eval_batches(texts, split, 20)
+  (batch,) = text_batches.eval_batches(texts, split, 20)
   source = data.load(name, split, data_dir=mocked)
   decode = texts.vocabulary.decode
   for i, (inputs, targets) in enumerate(rows(batch)):
@@ -324,7 +331,7 @@ def test_the_mixture_holds_every_task_in_proportion(tasks, mocked):
     )
     for name in tasks.names
   ]
-  batches = list(text.eval_batches(tasks, "validation", 32))
+  batches = list(text_batches.eval_batches(tasks, "validation", 32))
   numbers = np.concatenate([b["task"][b["valid"]] for b in batches])
   np.testing.assert_array_equal(numbers, np.repeat(np.arange(8), sizes))
   assert len(examples) == sum(sizes)
@@ -358,7 +365,7 @@ def test_pieces_are_trained_on_the_train_split_once(text_dir, monkeypatch):
   again = text.find_texts(
     "stdlib_text", vocabulary="sentencepiece:400", **options
   )
-  batch = next(text.train_batches(again, "train", 4, seed=0))
+  batch = next(text_batches.train_batches(again, "train", 4, seed=0))
   assert batch["inputs"].max() == texts.vocabulary.sentinel(0) == 499
   pickle.dumps(texts.vocabulary)
 
@@ -412,7 +419,7 @@ def test_mistakes_are_one_line(
 )
 def test_bad_positions_are_named(denoising, options, message):
   with pytest.raises(ValueError, match=message):
-    text.train_batches(denoising, "train", 8, **{"seed": 0, **options})
+    text_batches.train_batches(denoising, "train", 8, **{"seed": 0, **options})
 
 
 def test_a_missing_set_is_one_error(tmp_path, no_network):
@@ -423,5 +430,5 @@ def test_a_missing_set_is_one_error(tmp_path, no_network):
     data_dir=str(tmp_path),
   )
   with pytest.raises(data.DataError, match="is not prepared in") as error:
-    text.train_batches(texts, "train", 2, seed=0)
+    text_batches.train_batches(texts, "train", 2, seed=0)
   assert "\n" not in str(error.value)

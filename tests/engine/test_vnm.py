@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from figs_jax.cli import workloads
+from figs_jax.core import NM, VNM
 from figs_jax.engine import Layers, cost, report, run_cost, sweep
 from figs_jax.engine.layers import read_pattern
 
@@ -110,15 +111,6 @@ def test_what_is_no_pattern_is_one_line(text, message):
     read_pattern(text)
 
 
-@pytest.mark.parametrize(
-  "rules, message",
-  [
-    ("a: 64:2:8, b: 32:2:8", "expected one V for 2:8"),
-    ("a: 64:2:8, b: 2:8", "expected 2:8 with V everywhere or nowhere"),
-  ],
-)
-def test_one_pattern_has_one_v(rules, message, tmp_path):
-  path = tmp_path / "net.csv"
-  path.write_text("name,M,N,K\na,8,8,16\nb,8,8,16\n")
-  with pytest.raises(ValueError, match=message):
-    workloads.from_file(path, rules)
+def test_patterns_as_objects_are_those_of_their_text():
+  assert read_pattern(VNM(64, 2, 8)) == read_pattern("64:2:8")
+  assert read_pattern(VNM(64, 1, 8)) == (0, NM(1, 8))  # no 2:4 in it

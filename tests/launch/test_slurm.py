@@ -1,10 +1,13 @@
-"""launch/slurm.sbatch on a real SLURM: two nodes that are both this machine.
+"""Jobs on a real SLURM: two nodes that are both this machine.
+
+launch/slurm.sbatch, and the array that launch/study.py writes.
 
 The fixture starts munged, slurmctld and two slurmd in a directory of its own
 and stops them at the end. Nothing here has GPUs; the tasks are CPU processes.
 """
 
 import contextlib
+import csv
 import getpass
 import os
 import shutil
@@ -18,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from figs_jax.train.checkpoint import named_leaves
 from figs_jax.train.log_writer import read_log
 from figs_jax.train.workdir import restore
-from tests.programs import REPO, environment
+from tests.programs import REPO, call, environment
 
 CONF = Path(__file__).parent / "slurm_loopback.conf"
 STEPS = 300
@@ -119,16 +123,16 @@ class Cluster:
     return out.strip()
 
   def job(self, number):
-    """What `scontrol show job` says, by name."""
+    """What `scontrol show job` says of a job or a task of an array, by name."""
     words = self.call("scontrol", "show", "job", number, "--oneliner").split()
     return dict(word.split("=", 1) for word in words if "=" in word)
 
   def reaches(self, number, workdir, step):
-    """Waits for a step of a job's run."""
+    """Waits for a step of a job's run, whose path may not be known yet."""
 
     def there():
       self.going_on(number)
-      return last_step(workdir) >= step
+      return last_step(workdir() if callable(workdir) else workdir) >= step
 
     until(f"step {step}", there)
 
@@ -235,9 +239,23 @@ def cluster():
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def ended(cluster, number):
+  return cluster.job(number)["JobState"] in ENDED
+
+
 def last_step(workdir):
   rows = read_log(workdir)
   return rows[-1]["step"] if rows else 0
+
+
+def process_of(*flags):
+  """The Python process with these flags."""
+  for entry in Path("/proc").iterdir():
+    with contextlib.suppress(OSError):
+      words = (entry / "cmdline").read_bytes().decode().split("\0")
+      if set(flags) <= set(words):
+        return int(entry.name)
+  raise AssertionError(f"no process with {flags}")
 
 
 def tasks_of(workdir):
@@ -323,9 +341,11 @@ def test_a_job_that_is_stopped_and_killed_ends_like_another(
     assert job["JobState"] == "COMPLETED", output
     assert (job["Restarts"], job["ExitCode"]) == (restarts, "0:0"), output
   assert "== start 3 on n[1-2]" in output
-  assert f"SIGTERM: saved step {saved}" in output
+  assert f"stopped by a signal: saved step {saved}" in output
   assert f"resuming from step {saved} " in output
-  assert output.count("SIGTERM: saved step") == 1  # by the first task alone
+  assert (
+    output.count("stopped by a signal: saved step") == 1
+  )  # by the first task alone
 
   (_, one, step), (_, other, other_step) = restore(whole), restore(broken)
   assert step == other_step == STEPS
@@ -333,3 +353,82 @@ def test_a_job_that_is_stopped_and_killed_ends_like_another(
   for name, leaf in one.items():
     np.testing.assert_array_equal(leaf, other[name], err_msg=name)
   assert rows(whole) == rows(broken)
+
+
+# Three cells of one seed; the file is written with the fields of FIELDS.
+STUDY = """
+from figs_jax.analysis import study
+
+def get_config():
+  config = study.default_config()
+  config.name = "tiny"
+  config.base = "configs/digits_vit.py"
+  config.common = {common!r}
+  names = "dense", "figs", "ste"
+  config.recipes = {{name: {{"name": name}} for name in names}}
+  config.patterns = {{"1:4": "ff: 1:4"}}
+  config.grids = {{
+    "a": {{"recipes": names, "patterns": ("1:4",), "seeds": 1}}
+  }}
+  return config
+"""
+
+
+def test_a_study_as_an_array_gives_the_rows_of_a_serial_one(
+  cluster, tmp_path, data_dir
+):
+  fields = {n: v for n, v in FIELDS.items() if n != "pattern"}
+  fields |= {"data.data_dir": data_dir, "optimizer.warmup_steps": 10}
+  common = traverse_util.unflatten_dict(fields, sep=".")
+  file = tmp_path / "tiny.py"
+  file.write_text(STUDY.format(common=common))
+  runs = tmp_path / "runs"
+  words = [f"--config={file}", f"--workdir={runs}"]
+  done = call("launch/study.py", *words, "--format=slurm")
+  assert done.returncode == 0, done.stderr
+  script = tmp_path / "tiny.sbatch"
+  script.write_text(done.stdout)
+  logs = f"--output={tmp_path}/%A_%a.log"
+  array = cluster.call(
+    "sbatch", "--parsable", logs, str(script), PYTHON=sys.executable
+  ).strip()
+
+  def run_of(task):
+    return next(runs.glob(f"{('dense', 'figs-1-4', 'ste-1-4')[task]}-*"), runs)
+
+  # The last task has the number of the array as SLURM_JOB_ID.
+  cluster.reaches(f"{array}_1", lambda: run_of(1), 20)
+  cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_1")
+  cluster.reaches(f"{array}_2", lambda: run_of(2), 20)
+  os.kill(process_of("--shard=3/3", f"--workdir={runs}"), signal.SIGKILL)
+  cluster.restarted(f"{array}_1", 1)
+  cluster.restarted(f"{array}_2", 1)
+  for task, restarts in enumerate("011"):
+    number = f"{array}_{task}"
+    until("the end", lambda n=number: ended(cluster, n))
+    job = cluster.job(number)
+    output = (tmp_path / f"{number}.log").read_text()
+    assert job["JobState"] == "COMPLETED", output
+    assert (job["Restarts"], job["ExitCode"]) == (restarts, "0:0"), output
+  gathered = call("launch/study.py", *words, "--gather")
+  assert gathered.returncode == 0, gathered.stderr
+  assert (runs / "results" / "results.md").exists()
+
+  serial = tmp_path / "serial"
+  done = call("launch/study.py", words[0], f"--workdir={serial}")
+  assert done.returncode == 0, done.stderr
+  tables = [(p / "results" / "study.csv").read_text() for p in (runs, serial)]
+  one, other = (
+    [row | {"seconds": ""} for row in csv.DictReader(table.splitlines())]
+    for table in tables
+  )
+  assert len(one) == 3 and one == other
+  # Submitted once more, its tasks have nothing left to do.
+  before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+  array = cluster.call(
+    "sbatch", "--parsable", "--array=1", logs, str(script),
+    PYTHON=sys.executable,
+  ).strip()  # fmt: skip
+  until("the end", lambda: ended(cluster, f"{array}_1"))
+  assert cluster.job(f"{array}_1")["JobState"] == "COMPLETED"
+  assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before

@@ -14,6 +14,8 @@ from figs_jax.models import decode
 from figs_jax.models.decode import EOS
 from tests.compilations import compilations
 
+from . import families
+
 VOCAB, LENGTH = 5, 4
 VARIANTS = [(1.0, False), (-0.7, False), (2.0, True), (2.0, "never")]
 
@@ -136,6 +138,24 @@ def test_one_beam_that_stops_early_is_greedy():
       ended += EOS in row
       assert EOS not in row or not any(row[row.index(EOS) + 1 :])
   assert 0 < ended < 12
+
+
+def test_a_head_that_is_transposed_once_changes_nothing():
+  """It is from 20 steps and two rows on; no token ends a sequence here."""
+  options = {"t5": {"tied": True, "scan": True}, "gpt2": {"length": 32}}
+  for family, given in options.items():
+    model = families.create(family, **given)
+    inputs = np.asarray(families.TINY[family].args(2)[0])[:, :2]
+    short, long = (
+      np.asarray(decode.greedy(model, inputs, steps, eos=99))
+      for steps in (19, 20)
+    )
+    np.testing.assert_array_equal(short, long[:, :19])
+    heads = [
+      model.start(inputs[:rows], steps)[1].head is not None
+      for rows, steps in ((2, 19), (2, 20), (1, 20))
+    ]
+    assert heads == [False, True, False]
 
 
 def test_the_loop_ends_when_every_row_has():

@@ -89,13 +89,16 @@ def test_words_name_kernels_and_patterns_reach_the_rows(family, scan):
 
 @pytest.mark.slow
 @each
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["", "block", "dots"])
 def test_a_scanned_model_is_the_listed_one(family, remat):
   """Logits and gradients; with remat, the scanned one recomputes its blocks."""
   listed = nn.sparsify(create(family), TINY[family].rules)
-  scanned = nn.sparsify(
-    create(family, scan=True, remat=remat), TINY[family].rules
-  )
+  options = {"scan": True, "remat": bool(remat)}
+  if remat == "dots":
+    if "remat_policy" not in models.options_of(family):
+      pytest.skip("convolutions are no products with two axes")
+    options["remat_policy"] = remat
+  scanned = nn.sparsify(create(family, **options), TINY[family].rules)
 
   def slope(model, weights=None, kept=None):
     graphdef, params, masks, rest = nn.split(model)
@@ -162,6 +165,31 @@ def test_a_rule_that_matches_nothing_is_one_clear_error(family):
     nn.sparsify(model, "fff: 1:4")
   with pytest.raises(ValueError, match="matches no kernel.*Nearest kernels"):
     nn.sparsify(model, "nowhere/.*/kernel: 1:4")
+
+
+@pytest.mark.standard_promotion  # optax mixes dtypes
+@pytest.mark.parametrize("family", ["resnet", "swin_v2", "t5", "vit"])
+def test_a_scanned_training_step_does_not_grow_with_depth(family):
+  """Forward and backward pass, optimizer and masks."""
+  tiny = TINY[family]
+  recipe = recipes.create("figs", tiny.rules, STEPS)
+
+  def state(depth):
+    if "depths" in tiny.options:
+      depths = {"depths": (2, depth)}
+    else:
+      names = {"depth", "decoder_depth"} & set(tiny.options)
+      depths = dict.fromkeys(names, depth)
+    model = create(family, scan=True, **tiny.noise, **depths)
+    model = nn.sparsify(model, recipe)
+    tx = recipe.adamw(1e-2)
+    return TrainState.create(model, recipe, tx, loss=tiny.loss)
+
+  def size(depth):
+    shapes = jax.eval_shape(lambda: state(depth))
+    return jax.jit(update).lower(shapes, tiny.batch(2)).as_text().count("\n")
+
+  assert size(9) == size(3)
 
 
 # Recipes meet the layers of a family in the masks that come from scores, from

@@ -144,7 +144,7 @@ def test_rules_have_the_words_of_the_other_families():
   dense = dict.fromkeys(("v", "qk", "av", "o", "head"))
   assert patterns == ff | qk | dense
   every = shape_of("gpt2", "small", scan=False).with_rules("2:4")
-  assert len(every.patterns) == 12 * 6 + 1
+  assert len(every.patterns) == 12 * 6  # its head is the embedding
   one = shape_of("llama", "8b", scan=False).with_rules(
     "blocks/0/mlp/up/.*: 2:4"
   )
@@ -171,7 +171,8 @@ def test_options_replace_sizes():
     (lambda: shape_of("gpt2", "small", heads=7), "7 heads do not divide"),
     (lambda: shape_of("llama", "8b", kv_heads=5), "5 heads do not divide"),
     (lambda: shape_of("llama", "8b").with_rules("fff: 2:4"), "'fff'"),
-    (lambda: shape_of("gpt2", "xl").with_rules("head: 1:7"), "multiple of m=7"),
+    (lambda: shape_of("llama", "8b").with_rules("head: 1:7"), "of m=7"),
+    (lambda: shape_of("gpt2", "xl").with_rules("head: 2:4"), "unknown word"),
   ],
 )
 def test_bad_shapes(make, words):

@@ -48,14 +48,52 @@ def stacked_from(listed, scanned):
   )
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_what_is_kept_for_the_backward_pass(scan):
+  depth, tokens, width = 3, 17, 8  # mlp_dim is 32
+
+  def kept(options):
+    sizes = {"width": width, "depth": depth, "heads": 2, "image_size": 8}
+    model = models.create("vit", "custom/2", **sizes, scan=scan, **options)
+    graphdef, params, masks, rest = nn.split(model)
+
+    def backward(params, x):
+      def loss(params):
+        return nn.merge(graphdef, params, masks, 0.0, rest)(x).sum()
+
+      return jax.vjp(loss, params)[1]  # a tree of what it keeps
+
+    images = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
+    leaves = jax.tree.leaves(jax.eval_shape(backward, params, images))
+    return sum(leaf.size for leaf in leaves)
+
+  everything, block, dots = map(kept, SAVING)
+  # q, k, v, o, and the hidden layer; fc2 may be left out.
+  products = depth * 4 * tokens * (4 * width + 32)
+  assert products <= dots - block <= products * 1.25
+  assert everything - dots > depth * 4 * 2 * tokens**2  # attention weights
+
+
+def test_an_unknown_policy_is_refused():
+  with pytest.raises(ValueError, match="'block' or 'dots', got 'none'"):
+    vit(remat_policy="none")
+
+
 def images(batch=2):
   return jax.random.normal(jax.random.key(1), (batch, 4, 4, 3))
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_a_scanned_model_is_the_listed_one(remat):
+SAVING = [
+  {},
+  {"remat": True},  # all but the inputs of blocks
+  {"remat": True, "remat_policy": "dots"},
+]
+
+
+@pytest.mark.parametrize("options", SAVING)
+def test_a_scanned_model_is_the_listed_one(options):
   listed = vit()
-  scanned = stacked_from(listed, vit(scan=True, remat=remat))
+  scanned = stacked_from(listed, vit(scan=True, **options))
   assert scanned.blocks.mlp.fc1.kernel.shape == (2, 8, 32)
 
   def slope(model):

@@ -18,6 +18,7 @@ from figs_jax.pruning import (
   ria_scores,
   sparsegpt,
   sparseswaps,
+  swaps,
   wanda_scores,
 )
 
@@ -200,6 +201,17 @@ def test_no_swap_improves_a_mask_of_sparseswaps():
         other[[p, q], j] = False, True
         other = column_errors(w, np.where(other, w, 0), h)
         assert other[j] >= error[j] * (1 - 1e-4)
+
+
+def test_portions_of_columns_give_the_masks_of_all_columns(monkeypatch):
+  w, _, h = layer(30, 16, 5, seed=1)
+  w, h, choice = jnp.asarray(w), jnp.asarray(h), Choice(NM(2, 4))
+  start = choice(jnp.abs(w))
+  whole = swaps.swapped(w, h, start, choice, 2)
+  monkeypatch.setattr(swaps, "_HELD", 2 * 16 * 4)  # two, two, and one of five
+  parts = swaps.swapped(w, h, start, choice, 2)
+  np.testing.assert_array_equal(parts[0], whole[0])
+  np.testing.assert_allclose(parts[1], whole[1], rtol=1e-5)
 
 
 def test_no_method_beats_the_exhaustive_optimum_and_the_better_come_close():

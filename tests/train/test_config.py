@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from figs_jax import recipes
 from figs_jax.analysis._study_cells import fingerprint
 from figs_jax.data import DataError
+from figs_jax.models import vit
 from figs_jax.train import schema
 from figs_jax.train.config import (
   ConfigError,
@@ -49,6 +50,15 @@ def test_every_config_under_every_recipe(name, recipe):
   assert recipe_of(config).name == recipe
   assert "Command:" in module.__doc__
   assert "Hardware:" in module.__doc__
+
+
+@pytest.mark.parametrize("form", vit.FORMS)
+def test_the_form_of_a_variant_decides_its_options(tiny_config, form):
+  config = tiny_config("dense", variant=f"{form}-custom/2")
+  config.model.pool = None
+  model = build(config).abstract_dense
+  for name, value in vit.FORMS[form].items():
+    assert getattr(model, name) == value
 
 
 def test_the_paper_hyper_parameters():

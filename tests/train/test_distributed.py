@@ -209,6 +209,8 @@ def test_peers_that_are_not_there_are_worth_a_new_start(tmp_path):
     (TimeoutError("Timeout waiting at barrier 'checkpoint'."), 134),
     (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: ours"), 1),
     (jax.errors.JaxRuntimeError("INTERNAL: connection closed"), 134),
+    (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset"), 134),
+    (ValueError("unknown field"), 1),
   ],
   ids=str,
 )
@@ -239,10 +241,11 @@ def test_programs_do_not_show_what_orbax_leaves_behind(monkeypatch):
   assert shown == [errors[1], None, errors[1]]
 
 
-def test_sigterm_is_asked_for_at_a_step():
-  before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_asked_for_at_a_step(number):
+  before = signal.getsignal(number)
   with distributed.preemption() as stop:
     assert not stop(1)
-    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(number)
     assert stop(2)
-  assert signal.getsignal(signal.SIGTERM) == before
+  assert signal.getsignal(number) == before

@@ -17,7 +17,7 @@ from figs_jax.train.schema import check
 from figs_jax.train.seeds import create_states, step_seeds
 from figs_jax.train.sharding import make_mesh, state_shardings
 
-from .test_mesh import batches
+from .meshes import module as meshes
 
 pytestmark = pytest.mark.standard_promotion
 STEPS = 4
@@ -52,7 +52,7 @@ def trained(config, sizes=(1, 1, 1)):
   state, shardings, mesh = placed(experiment, sizes)
   step = compiled_step(experiment, shardings, mesh)
   rows = []
-  for batch in batches("vit"):
+  for batch in meshes.batches("vit", STEPS):
     state, metrics = step(state, batch)
     rows.append(metrics)
   return rows, state, experiment, shardings
@@ -109,7 +109,7 @@ def test_finished_models_and_meshes(data_dir):
       assert mask.sharding.spec == kernel.sharding.spec
       part = mask.addressable_shards[0].data
       assert part.size * 8 == kernel.addressable_shards[0].data.size
-  images = next(batches("vit"))["image"]
+  images = next(meshes.batches("vit", 1))["image"]
   models = [x.finished() for x in (state, packed)]
   assert models[1].blocks.mlp.fc1.kernel_mask[...].dtype == bool
   np.testing.assert_array_equal(*(model(images) for model in models))
@@ -123,7 +123,7 @@ def test_seeds(data_dir):
     experiment = build(own)
     state = create_states(experiment.lone_state, [0, 1])
     step = jax.jit(step_seeds)
-    for batch in batches("vit"):
+    for batch in meshes.batches("vit", STEPS):
       state, metrics = step(state, batch)
     losses[storage] = metrics["loss"]
     dtype = jnp.uint8 if storage == "bits" else bool

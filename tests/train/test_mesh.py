@@ -1,17 +1,17 @@
 """A model split three ways gives what one device gives, and splits no group."""
 
-import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from figs_jax import recipes
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.collectives import collectives
 from figs_jax.train.compilation import compiled_step
 from figs_jax.train.config import default_config, plain
 from figs_jax.train.sharding import (
@@ -20,126 +20,101 @@ from figs_jax.train.sharding import (
   state_shardings,
 )
 
-from .test_every_config import built
+from .meshes import module as meshes
 
 pytestmark = pytest.mark.standard_promotion
-COLLECTIVE = re.compile(
-  r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-  r"|collective-broadcast"
-)
-MODELS = {
-  "vit": ("custom/4", {"width": 64, "depth": 2, "heads": 4, "mlp_dim": 128}),
-  "swin_v2": (
-    "custom/2",
-    {"width": 64, "depths": (1, 1), "heads": 4, "window": 2},
-  ),
-  "t5": (
-    "custom",
-    {"width": 64, "depth": 2, "heads": 4, "head_dim": 16, "mlp_dim": 128},
-  ),
-}
-STEPS = 4
 
 
-def config_of(family, **fields):
-  config = default_config("figs", family)
-  config.variant, sizes = MODELS[family]
-  config.model.update(sizes)
-  config.pattern = "ff: 1:4, o: 2:4"
-  config.batch_size, config.total_steps = 8, 8
-  config.recipe.dense, config.recipe.finetune = 0.0, 0.25
-  config.recipe.k = 2
-  config.optimizer.warmup_steps = 0
-  config.optimizer.learning_rate = 1e-3
-  if family == "t5":
-    config.data.name = "stdlib_text"
-    config.data.input_length = config.data.target_length = 8
-  config.update_from_flattened_dict(fields)
-  return config
-
-
-def batches(family):
-  rng = np.random.default_rng(0)
-  for _ in range(STEPS):
-    if family == "t5":
-      ids = rng.integers(1, 200, (2, 8, 8)).astype(np.int32)
-      yield {"inputs": ids[0], "targets": ids[1]}
-    else:
-      images = rng.random((8, 8, 8, 1), np.float32)
-      labels = rng.integers(0, 10, 8).astype(np.int32)
-      yield {"image": images, "label": labels}
-
-
-def trained(family, sizes, monkeypatch, **fields):
-  """(losses, state, shardings) after a few steps on a mesh."""
-  experiment = built(config_of(family, **fields), monkeypatch)
-  mesh = make_mesh(*sizes)
-  abstract = experiment.abstract_state
-  shardings = state_shardings(abstract, mesh, abstract.bound)
-  state = experiment.placed_state(shardings)
-  step = compiled_step(experiment, shardings, mesh)
-  losses = []
-  for batch in batches(family):
-    state, metrics = step(state, batch)
-    losses.append(float(metrics["loss"]))
-  return losses, state, shardings
+def check_differences(one, many):
+  """Equal losses, and equal masks but where two scores are nearly one."""
+  differs = meshes.difference(one, many)
+  assert differs.loss < 1e-5
+  assert differs.compared and differs.gap < 1e-6
+  # Masks that are not all True have been compared.
+  assert not all(mask.all() for mask in one.masks[-1].values())
+  for path in many.state.bound.leaves:
+    weights = flatten(many.state.params)[path]
+    mask = flatten(many.state.masks)[path]
+    assert mask.sharding.is_equivalent_to(weights.sharding, weights.ndim)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sorted(MODELS))
-def test_meshes_give_what_one_device_gives(family, monkeypatch, tmp_path):
-  losses, state, _ = trained(family, (1, 1, 1), monkeypatch)
-  kernel = "encoder/blocks/0/mlp/wo" if family == "t5" else "blocks/0/mlp/fc2"
-  kernel = "stages/0/" + kernel if family == "swin_v2" else kernel
-  saved = None
-  for sizes in ((1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)):
-    each, many, shardings = trained(family, sizes, monkeypatch)
-    np.testing.assert_allclose(each, losses, rtol=1e-5)
-    weights = flatten(many.params)[f"{kernel}/kernel"]
-    mask = flatten(many.masks)[f"{kernel}/kernel"]
-    assert mask.sharding.is_equivalent_to(weights.sharding, 2)
-    parts = sizes[1] * sizes[2]
-    assert weights.addressable_shards[0].data.size == weights.size // parts
-    for path, leaf in many.bound.leaves.items():
-      check_masks(state, many, path, leaf)
-    if saved is None:
-      saved = many
-      with Checkpointer(tmp_path) as checkpoints:
-        checkpoints.save(STEPS, many, {}, {}, None)
-    else:
-      check_restored(tmp_path, saved, many, shardings)
+@pytest.mark.parametrize("family", sorted(meshes.MODELS))
+def test_meshes_give_what_one_device_gives(family, tmp_path):
+  experiment = meshes.experiment_of(family)
+  one = meshes.trained(experiment, family, (1, 1, 1), 20)
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(20, one.state, {}, {}, None)
+  for sizes in meshes.MESHES:
+    many = meshes.trained(experiment, family, sizes, 20)
+    check_differences(one, many)
+    assert meshes.is_restored(tmp_path, one.state, many)
 
 
-def check_masks(state, other, path, leaf):
-  """Masks are equal but in groups where scores lie within 1e-6."""
+def test_a_mesh_gives_what_one_device_gives(tmp_path):
+  experiment = meshes.experiment_of("vit", **{"model.depth": 1})
+  one, many = (
+    meshes.trained(experiment, "vit", sizes, 5)
+    for sizes in ((1, 1, 1), (2, 2, 2))
+  )
+  check_differences(one, many)
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(5, many.state, {}, {}, None)
+  assert meshes.is_restored(tmp_path, many.state, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["block", "dots"])
+def test_accumulation_and_recomputation_on_a_mesh(policy):
+  fields = {"model.scan": policy == "block", "model.dropout": 0.1}
+  plain = meshes.experiment_of("vit", **fields, grad_accum_steps=2)
+  again = {"model.remat": True, "model.remat_policy": policy}
+  saving = meshes.experiment_of("vit", **fields, **again, grad_accum_steps=2)
+  one = meshes.trained(plain, "vit", (1, 1, 1), 5)
+  for sizes in ((2, 2, 2), (1, 1, 8)):
+    check_differences(one, meshes.trained(saving, "vit", sizes, 5))
+
+
+def test_a_difference_is_seen():
+  """Of a group whose scores are not near, and of a loss."""
+  leaf = MaskedKernel((8, 1), NM(2, 4))
+  state = SimpleNamespace(bound=SimpleNamespace(leaves={"a": leaf}))
+  masks = [np.arange(8)[:, None] < 4, np.arange(8)[:, None] > 3]
+  scores = [{"a": np.linspace(1, 2, 8)[:, None]}]
   one, two = (
-    np.asarray(flatten(x.masks)[path]).swapaxes(leaf.axis, -1)
-    for x in (state, other)
+    meshes.Trained(np.array([loss]), [{"a": mask}], scores, state, None)
+    for loss, mask in zip((1.0, 1.5), masks)
   )
-  weights = np.abs(np.asarray(flatten(state.params)[path]))
-  weights = weights.swapaxes(leaf.axis, -1)
-  length = 2 * leaf.pattern.m  # of the longest groups, k = 2
-  groups = (one != two).reshape(-1, length).any(axis=-1)
-  for group in weights.reshape(-1, length)[groups]:
-    near = np.sort(group)
-    gaps = np.diff(near) / near[1:]
-    assert gaps.min() < 1e-4, (path, gaps.min())
-  assert groups.mean() < 0.01
+  assert meshes.difference(one, two) == meshes.Difference(0.5, 1, 1, 0.5)
+  assert meshes.difference(one, one) == meshes.Difference(0, 0, 1, 0)
 
 
-def check_restored(path, saved, like, shardings):
-  """Restored on another mesh bit for bit, and where it belongs."""
-  target = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    like,
-    shardings,
-  )
-  with Checkpointer(path) as checkpoints:
-    state, _, _ = checkpoints.restore(target)
-  rows = zip(*map(jax.tree.leaves, (saved, state, shardings)))
-  for old, new, place in rows:
-    np.testing.assert_array_equal(old, new)
-    assert new.sharding.is_equivalent_to(place, new.ndim)
+def test_what_a_block_sends_over_tensor():
+  """Heads and hidden activations stay apart: six sums of tokens per block.
+
+  They are the outputs of o and fc2, and the input gradients of q, k, v and fc1.
+  """
+  sizes, fields = (2, 2, 2), {"model.scan": True, "diagnose_every": 0}
+  experiment = meshes.experiment_of("vit", "dense", **fields)
+  mesh, state = make_mesh(*sizes), experiment.abstract_state
+  shardings = state_shardings(state, mesh)
+
+  def placed(leaf, place):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+  batch = next(meshes.batches("vit", 1))
+  batch = jax.tree.map(lambda x: placed(x, batch_sharding(mesh)), batch)
+  step = compiled_step(experiment, shardings, mesh)
+  lowered = step.lower(jax.tree.map(placed, state, shardings), batch)
+  tokens, width, depth = 8 // 4 * 5, 64, 2
+  one = tokens * width * 4
+  large = [
+    each
+    for each in collectives(lowered.compile().as_text(), dict(mesh.shape))
+    if "tensor" in each.axis and each.bytes >= one
+  ]
+  assert {each.kind for each in large} == {"all-reduce"}
+  assert sum(each.total for each in large) == 6 * depth * one
 
 
 LEAVES = {
@@ -153,33 +128,6 @@ LEAVES = {
 def bind(name, leaves):
   pattern = str(next(iter(leaves.values())).pattern)
   return recipes.create(name, pattern, total_steps=100).bind(leaves)
-
-
-NAMES = ("figs", "sr_ste", "step", "transposable", "ste")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_mask_update_without_collectives(name):
-  mesh = make_mesh(2, 2, 2)
-  bound = bind(name, LEAVES)
-  params = {k: jnp.zeros(leaf.shape) for k, leaf in LEAVES.items()}
-  masks = {k: jnp.ones(leaf.shape, bool) for k, leaf in LEAVES.items()}
-  places = state_shardings(params, mesh, bound)
-  assert {axis for place in places.values() for axis in place.spec} >= {
-    "fsdp",
-    "tensor",
-  }
-  scalar = NamedSharding(mesh, PartitionSpec())
-  program = jax.jit(
-    lambda step, w, masks, grads, switched: bound.masks(
-      step, w, masks, switched, switched, grads=grads
-    ),
-    in_shardings=(scalar, places, places, places, scalar),
-    out_shardings=places,
-  )
-  flag = jnp.bool_(True)
-  text = program.lower(jnp.int32(3), params, masks, params, flag).compile()
-  assert not COLLECTIVE.search(text.as_text())
 
 
 def specs(shapes, leaves, sizes, name="ste"):

@@ -85,6 +85,9 @@ def of_optax(name, rate):
       weight_decay_rate=lambda step: rate(step) * DECAY,
       weight_decay_mask=decayed,
     )
+  if name == "schedule_free":
+    base = optax.adamw(rate, b1=0.0, weight_decay=DECAY, mask=decayed)
+    return contrib.schedule_free(base, rate)
   kernel = contrib.MuonDimensionNumbers()
   return contrib.muon(
     rate,
@@ -99,7 +102,11 @@ def of_optax(name, rate):
 FIELDS = {
   "sgd": {"momentum": 0.9, "nesterov": True},
   "adafactor": {"min_dim_size_to_factor": 4, "momentum": 0.5},
+  "schedule_free": {"schedule": "constant"},
 }
+
+
+FREE = {"name": "schedule_free", "schedule": "constant"}
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
@@ -155,7 +162,9 @@ def test_muon_turns_the_matrix_of_each_scanned_block_by_itself():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_term_of_sr_ste_enters_before_the_moments(name):
   """One step on a zero gradient equals plain optax on lambda times pruned w."""
-  config = config_of(name, "sr_ste", weight_decay=0.0, clip=1.0)
+  config = config_of(
+    name, "sr_ste", weight_decay=0.0, clip=1.0, **FIELDS.get(name, {})
+  )
   recipe = recipes.create("sr_ste", "kernel: 1:4", 8)
   (params, _), pruned = trees(), np.arange(24).reshape(4, 6) % 4 > 0
   masks = {"embed": None, "fc": {"kernel": jnp.asarray(~pruned), "bias": None}}
@@ -175,7 +184,7 @@ def test_the_term_of_sr_ste_enters_before_the_moments(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_pruned_weights_stay_zero_under_asp(name):
   """Muon turns a masked gradient into an update of every entry."""
-  config = config_of(name, "asp")
+  config = config_of(name, "asp", **FIELDS.get(name, {}))
   tx = make_optimizer(config, recipes.create("asp", "kernel: 1:4", 8))
   params, grads = trees(1)
   mask = jnp.arange(24).reshape(4, 6) % 4 == 0
@@ -250,7 +259,13 @@ def test_two_devices_give_what_one_gives(name):
     ("ste", {"name": "muon", "factored": False}, "name=adafactor"),
     ("ste", {"name": "sgd", "nesterov": True}, "optimizer.momentum=0.9"),
     ("ste", {"name": "adam"}, "did you mean 'adamw'?"),
-    ("ste", {"name": "schedule_free"}, "expected one of 'adamw', 'sgd'"),
+    ("ste", {"name": "schedulefree"}, "did you mean 'schedule_free'?"),
+    ("ste", {"name": "schedule_free"}, "schedule: expected constant for"),
+    ("ste", {**FREE, "b1": 0.0}, "b1: expected a number above 0"),
+    ("step", FREE, "expected adamw, which has the second moment"),
+    ("slope", FREE, "rank: expected 0 with schedule_free"),
+    ("ste", {**FREE, "weight_lr_power": -1.0}, "expected None or a number in"),
+    ("ste", {"weight_lr_power": 1.0}, "name=schedule_free"),
     ("step", {"name": "sgd"}, "expected adamw, which has the second moment"),
     ("step", {"name": "muon"}, "recipe 'step' freezes, got 'muon'"),
     ("rigl", {"name": "adafactor"}, "optimizer.factored: expected False"),
@@ -263,6 +278,89 @@ def test_what_does_not_go_together_is_one_line(recipe, fields, words):
     schema.check(config)
     make_optimizer(config, recipes.create(recipe, "ff: 1:4", 100))
   assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def free_state(recipe, steps=5, **fields):
+  """The state of a small run, the model's input and the values of x."""
+  config = config_of("schedule_free", recipe.name, **FIELDS["schedule_free"])
+  config.update(fields)
+  model = figs.sparsify(nnx.Linear(8, 6, rngs=nnx.Rngs(0)), recipe.pattern)
+  state = TrainState.create(
+    model,
+    recipe,
+    make_optimizer(config, recipe),
+    loss=lambda model, x, key: (jnp.mean((model(x) - 1) ** 2), {}),
+  )
+  x = jax.random.normal(jax.random.key(0), (4, 8))
+  step = jax.jit(lambda state: update(state, x)[0])
+  for _ in range(steps):
+    state = step(state)
+  return state
+
+
+def averaged(state):
+  """x of optax, from the state that make_optimizer has."""
+  is_free = lambda s: isinstance(s, contrib.ScheduleFreeState)  # noqa: E731
+  states = jax.tree.leaves(state.opt_state, is_leaf=is_free)
+  (free,) = filter(is_free, states)
+  return contrib.schedule_free_eval_params(free, state.params), free
+
+
+def test_a_schedule_free_run_is_evaluated_at_its_average():
+  """Masks of x come from |x|; those of training were chosen from |y|."""
+  state = free_state(recipes.create("ste", "1:4", 8, dense=0.0))
+  x, _ = averaged(state)
+  assert np.abs(np.asarray(x["kernel"] - state.params["kernel"])).max() > 1e-3
+  mask = figs.nm_mask(jnp.abs(x["kernel"]), "1:4", 0)
+  finished = state.finished()
+  np.testing.assert_allclose(
+    finished.kernel[...], jnp.where(mask, x["kernel"], 0), rtol=1e-5, atol=1e-7
+  )
+  np.testing.assert_allclose(finished.bias[...], x["bias"], rtol=1e-5)
+  chosen = figs.nm_mask(jnp.abs(state.params["kernel"]), "1:4", 0)
+  np.testing.assert_array_equal(state.masks["kernel"], chosen)
+
+
+@pytest.mark.parametrize("name", ["asp", "rigl"])
+def test_pruned_weights_are_0_in_all_three_sequences(name):
+  options = {"dense": 0.25} if name == "asp" else {}
+  state = free_state(recipes.create(name, "1:4", 8, **options))
+  x, free = averaged(state)
+  pruned = ~np.asarray(state.masks["kernel"])
+  for each in (state.params["kernel"], free.z["kernel"], x["kernel"]):
+    if name == "asp":
+      assert not np.asarray(each)[pruned].any()
+      assert np.asarray(each)[~pruned].all()
+  mask = state.masks["kernel"]  # it is carried, not chosen from x
+  np.testing.assert_array_equal(finish(state)[1]["kernel"], mask)
+  assert figs.is_nm(finish(state)[0]["kernel"], "1:4")
+
+
+def test_schedule_free_adamw_of_optax_for_five_steps():
+  config = config_of(
+    "schedule_free", clip=0.0, weight_decay=0.0, **FIELDS["schedule_free"]
+  )
+  recipe = recipes.create("dense", "ff: 1:4", config.total_steps)
+  params, grads = trees()
+  ours = run(make_optimizer(config, recipe), params, grads)
+  theirs = run(contrib.schedule_free_adamw(0.05), params, grads)
+  for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"ema_decay": 0.9}, "ema_decay: expected 0 with schedule_free"),
+    ({"train_only": "head"}, "train_only: expected '' with schedule_free"),
+  ],
+)
+def test_averages_of_a_schedule_free_run_are_refused(fields, words):
+  config = default_config("ste")
+  config.optimizer.update(FREE)
+  config.update(fields)
+  with pytest.raises(ConfigError, match=words):
+    schema.check(config)
 
 
 def old_run():
@@ -290,6 +388,10 @@ def test_the_fingerprint_of_a_study_is_that_of_before():
   wanted = {f"optimizer.{name}" for name in saved["optimizer"]}
   assert {k for k in of_cell(now) if k.startswith("optimizer.")} == wanted
   json.dumps(of_cell(now))
+  of_texts = plain(with_defaults(default_config("ste", "bert")))
+  known = fingerprint(of_texts)
+  del of_texts["loss"], of_texts["model"]["relu2"]
+  assert fingerprint(of_texts) == known
   before = fingerprint(now)
   now.optimizer.b1 = 0.9  # its default
   assert fingerprint(now) == before

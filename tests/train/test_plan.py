@@ -21,10 +21,23 @@ from figs_jax.train.targets import target_of
 from tests.programs import REPO, assert_one_clear_line, in_one_process
 
 from .test_mask_storage import config_of as storage_config
-from .test_mesh import config_of
 
 pytestmark = pytest.mark.standard_promotion
+SHAPE = {"width": 64, "depth": 2, "heads": 4, "mlp_dim": 128}
 SIZES = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "model.scan": True}
+
+
+def config_of(**fields):
+  config = default_config("figs")
+  config.variant = "custom/4"
+  config.model.update(SHAPE)
+  config.pattern = "ff: 1:4, o: 2:4"
+  config.batch_size, config.total_steps = 8, 8
+  config.recipe.dense, config.recipe.finetune = 0.0, 0.25
+  config.recipe.k = 2
+  config.optimizer.warmup_steps = 0
+  config.update_from_flattened_dict(fields)
+  return config
 
 
 def live(tree):
@@ -35,7 +48,7 @@ def live(tree):
 
 
 def test_the_bytes_are_those_of_a_live_state(data_dir):
-  config = config_of("vit", **SIZES, **{"data.data_dir": data_dir})
+  config = config_of(**SIZES, **{"data.data_dir": data_dir})
   plan = plan_step(config, 8, "tpu:v5e")
   experiment = build(config)
   mesh = make_mesh(2, 2, 2)
@@ -65,7 +78,7 @@ def check_collectives(plan, params):
 
 
 def test_a_step_that_does_not_fit(data_dir):
-  config = config_of("vit", **{"data.data_dir": data_dir, "model.scan": True})
+  config = config_of(**{"data.data_dir": data_dir, "model.scan": True})
   plan = plan_step(config, 1, "gpu:h100")
   assert plan.fits and not plan.collectives
   full = plan.__class__(**{**vars(plan), "memory_bytes": 1000})
@@ -153,7 +166,7 @@ def test_t5_xxl_by_hand():
 @pytest.mark.slow
 def test_a_fix_is_planned(data_dir, monkeypatch):
   """What the verdict says to try fits when it is planned by itself."""
-  config = config_of("vit", **{"data.data_dir": data_dir, "model.scan": True})
+  config = config_of(**{"data.data_dir": data_dir, "model.scan": True})
   base = plan_step(config, 8, "tpu:v5e")
   name, sheet = chip_of("tpu:v5e")
   small = sheet._replace(memory=base.total_bytes - base.state_bytes // 2)
@@ -176,7 +189,7 @@ def test_a_fix_is_planned(data_dir, monkeypatch):
 def test_the_modelled_step(data_dir):
   """The engine's estimate holds the weights of the plan, in 16 or 32 bits."""
   fields = {"data.data_dir": data_dir, "model.scan": True}
-  plan = plan_step(config_of("vit", **fields), 1, "gpu:h100")
+  plan = plan_step(config_of(**fields), 1, "gpu:h100")
   assert plan.modelled.ns > 0 and plan.modelled.parallel.devices == 1
   held = plan.modelled.bytes
   assert held["masks"] == plan.masks_bytes
@@ -205,7 +218,7 @@ def test_targets(monkeypatch):
 )
 def test_a_plan_for_tpus(data_dir):
   fields = {"data.data_dir": data_dir, "model.scan": True, "mesh.tensor": 2}
-  plan = plan_step(config_of("vit", **fields), 16, "tpu:v5e")
+  plan = plan_step(config_of(**fields), 16, "tpu:v5e")
   assert plan.compiled_for == "tpu v5e" and not plan.is_estimate
   assert plan.temp_bytes > 0 and plan.collectives
   assert plan.mask_update_bytes == 0
@@ -225,7 +238,7 @@ def test_a_plan_for_tpus(data_dir):
 )
 def test_mistakes(devices, chip, fields, words):
   with pytest.raises(ConfigError) as error:
-    plan_step(config_of("vit", **fields), devices, chip)
+    plan_step(config_of(**fields), devices, chip)
   assert words in str(error.value) and "\n" not in str(error.value)
 
 

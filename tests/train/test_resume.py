@@ -150,7 +150,7 @@ def test_sigterm_saves_exits_zero_and_resumes(runs):
   """That the run which goes on from there ends as it should is above."""
   _, _, output, saved = runs
   (step,) = [k for k, how in STOPS["step"] if how == signal.SIGTERM]
-  assert f"SIGTERM: saved step {saved}" in output
+  assert f"stopped by a signal: saved step {saved}" in output
   assert step <= saved < STEPS
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import figs_jax as figs
-from figs_jax import recipes
+from figs_jax import nn, recipes
 from figs_jax.core.tree import flatten
 from figs_jax.train._finish import averaged_statistics
 from figs_jax.train.state import TrainState, train_step, update
@@ -80,7 +80,8 @@ def test_one_compilation_and_exact_masks_at_the_end(name):
   assert int(state.step) == STEPS
   net = state.finished()
   leaves = figs.nn.masked_leaves(net)
-  assert bool(leaves) == state.recipe.sparse
+  recipe = state.recipe
+  assert bool(leaves) == (recipe.sparse and not recipe.ends_dense)
   params = flatten(figs.nn.split(net)[1])
   for path, leaf in leaves.items():
     assert figs.is_nm(params[path], leaf.pattern, axis=leaf.axis), path
@@ -352,3 +353,23 @@ def test_variables_that_cannot_be_saved_are_refused(variables, message):
   recipe = recipes.create("dense", "1:4", total_steps=1)
   with pytest.raises(ValueError, match=message):
     TrainState.create(_Named(**variables), recipe, optax.sgd(0.1))
+
+
+def test_sparse_then_dense_ends_as_a_dense_model():
+  state = make("sparse_then_dense", dense=0.0)
+  assert not nn.masked_leaves(state.finished())
+  kernel = state.params["conv"]["kernel"]
+  step, zeros = jax.jit(update), []
+  for i in range(STEPS):
+    state, _ = step(state, batch_of(i))
+    kernel = np.asarray(state.params["conv"]["kernel"])
+    zeros.append(float(np.mean(kernel == 0)))
+  start = state.recipe.timeline.finetune_start  # its update is the first
+  assert zeros[:start] == [0.75] * start and zeros[start] == 0
+  kernel = np.asarray(state.params["conv"]["kernel"])
+  finished = state.finished()
+  np.testing.assert_array_equal(finished.conv.kernel[...], kernel)
+  rows = figs.layers_of(finished, example=batch_of(0)["image"])
+  assert all(row["pattern"] is None for row in rows)
+  cut = nn.split(state.finished(point="1:4"))[2]["conv"]["kernel"]
+  assert float(cut.mean()) == 0.25

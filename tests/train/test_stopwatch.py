@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from figs_jax.train import loop, progress, stopwatch
+from figs_jax.data import stream
+from figs_jax.train import log_writer, loop, progress, stopwatch
 from figs_jax.train.stopwatch import (
   CHECKPOINT,
   COMPILATION,
@@ -104,6 +105,30 @@ def test_steps_ahead_do_not_count_before_they_are_done(clock):
     assert watch.rate == pytest.approx(0.1)
 
 
+def test_the_share_of_input_is_that_from_row_to_row(clock):
+  with Stopwatch(total=10_000, every=100) as watch:
+    assert watch.share_input() == 0
+    with watch.input():
+      clock.now += 40  # of the first batch, before the steps begin
+    with watch.apart(COMPILATION):
+      clock.now += COMPILE
+    for step in range(1, 401):
+      wait = 0.25 if step <= 200 else 0.75
+      with watch.input():
+        clock.now += wait
+      clock.now += 1 - wait
+      if step > 2:
+        watch.done(step - 2)  # later batches are waited for already
+      if step % 20 == 0:
+        watch.done(step)
+        assert watch.share_input() == pytest.approx(wait)
+      if step % 100 == 0:
+        with watch.apart(EVALUATION):
+          clock.now += EVALUATE
+        assert watch.share_input() == pytest.approx(wait)
+    assert watch.input_share == pytest.approx(0.75)
+
+
 def test_a_listener_goes_with_its_stopwatch():
   from jax._src import monitoring
 
@@ -154,7 +179,7 @@ def test_the_lines_of_a_run_and_of_its_resumption(
     clock.now += 7  # setting up
 
     def timed(state, batch):
-      clock.now += COMPILE if not timed.calls else 10 * STEP
+      clock.now += COMPILE if not timed.calls else 7.5 * STEP
       timed.calls += 1
       return step(state, batch)
 
@@ -164,6 +189,10 @@ def test_the_lines_of_a_run_and_of_its_resumption(
   measured, save = loop.Evaluator.measured, loop.Checkpointer.save
   monkeypatch.setattr(progress.Progress, "note", note)
   monkeypatch.setattr(loop, "compiled_step", steps)
+  fetch = stream.TrainBatches.__next__
+  monkeypatch.setattr(
+    stream.TrainBatches, "__next__", slower(fetch, 2.5 * STEP)
+  )
   # What JAX compiles takes seconds of another clock.
   monkeypatch.setattr(Stopwatch, "_compiled", lambda *_, **__: None)
   monkeypatch.setattr(loop, "_QUICK", 0.0)
@@ -202,5 +231,9 @@ def test_the_lines_of_a_run_and_of_its_resumption(
     hours, minutes, seconds = map(int, line.rpartition(" ")[2].split(":"))
     left = 3600 * hours + 60 * minutes + seconds
     assert left == pytest.approx(end - now, rel=0.05), line
-    assert ", 10.0 s/step" in line
+    share = ", input 25 %" * ("loss" in line)  # as of the last row
+    assert f", 10.0 s/step{share}, " in line
+  rows = log_writer.read_log(tmp_path)
+  shares = [row["time/input_share"] for row in rows]
+  assert shares == pytest.approx([0.25] * len(shares))
   assert ", accuracy " in shown[-1][1]

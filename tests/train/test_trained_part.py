@@ -1,13 +1,18 @@
 """Training a part of a model: the rest stays bit-equal."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from figs_jax import recipes
 from figs_jax.core import tree
+from figs_jax.optim import ScaleByStepAdamState
+from figs_jax.recipes.optimizer_requirements import states_of
 from figs_jax.train.experiment import build
 from figs_jax.train.schema import ConfigError
 from figs_jax.train.state import update
+from figs_jax.train.trained_part import training_only
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -68,3 +73,22 @@ def test_a_rule_that_matches_nothing_is_one_line(rules, message, tiny_config):
   with pytest.raises(ConfigError, match=message) as error:
     build(tiny_config("dense", train_only=rules))
   assert "\n" not in str(error.value)
+
+
+def test_the_criterion_of_step_leaves_frozen_kernels_out():
+  """Else they count as settled, and the switch comes too early."""
+  recipe = recipes.create("step", "kernel: 1:2", 10, dense=0.0, t_min=0.5)
+  params = {name: {"kernel": jnp.ones((2, 2))} for name in ("body", "head")}
+  masks = {name: {"kernel": jnp.eye(2, dtype=bool)} for name in params}
+  grads = {name: {"kernel": jnp.full((2, 2), 3.0)} for name in params}
+  values = []
+  for rules, own in (("head", params), ("", {"head": params["head"]})):
+    tx = training_only(recipe.adamw(0.1), rules)
+    few, shown, seen = (
+      {name: each[name] for name in own} for each in (params, grads, masks)
+    )
+    _, state = tx.update(shown, tx.init(few), few, masks=seen)
+    (adam,) = states_of(ScaleByStepAdamState, state)
+    values.append(np.asarray(adam.window))
+  np.testing.assert_array_equal(*values)
+  assert values[0].any()

@@ -97,6 +97,37 @@ def test_a_heartbeat_of_another_host_is_noticed(tmp_path, clock):
   assert json.loads(path.read_text())["token"] == "theirs"
 
 
+def test_several_processes_wait_for_an_earlier_start_that_ends(
+  tmp_path, monkeypatch, caplog
+):
+  """On a host that the launcher has lost, it beats until it notices."""
+  path, now = tmp_path / workdir_lock.FILE, [100.0]
+  monkeypatch.setattr(workdir_lock.time, "monotonic", lambda: now[0])
+  of_another_host(path)
+  lock = WorkdirLock(tmp_path)
+  attempt = workdir_lock._patient(lock.acquire, 240.0)
+  for beat in range(10):
+    os.utime(path, ns=(beat, beat))
+    assert not attempt()
+    now[0] += 5
+  assert caplog.text.count("waiting up to 240 s for its end") == 1
+  for _ in range(11):  # the last beat was seen 5 s ago
+    assert not attempt()
+    now[0] += 5
+  assert attempt()
+  lock.release()
+  # A run that goes on keeps its directory.
+  of_another_host(path)
+  attempt = workdir_lock._patient(WorkdirLock(tmp_path).acquire, 240.0)
+  for beat in range(48):
+    os.utime(path, ns=(beat, beat))
+    assert not attempt()
+    now[0] += 5
+  os.utime(path, ns=(99, 99))
+  with pytest.raises(LockedError, match="process 7 on far"):
+    attempt()
+
+
 def test_the_holder_gives_signs(tmp_path, monkeypatch):
   monkeypatch.setattr(workdir_lock, "_BEAT", 0.01)
   lock = WorkdirLock(tmp_path)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from figs_jax.core.masks import nm_mask
@@ -36,6 +35,7 @@ from figs_jax.models.pretrained.files import (
   write_weights,
 )
 from figs_jax.models.pretrained.matching import (
+  Keep,
   matched,
   parameters_of,
   published,
@@ -135,14 +135,17 @@ def read(
   path: str | Path,
   *,
   wording: Wording = arguments,
+  keep: Keep | None = None,
   **options: Any,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
   """Reads the parameters by our paths; see `fill`.
 
   Args:
     model: Model, as for `load`.
     path: Weights, as for `load`.
     wording: How error messages name the options to set.
+    keep: Function of the path and the array of a parameter, whose result takes
+      the place of the array; only one array is held at a time.
     **options: The other arguments of `load`.
 
   Raises:
@@ -152,7 +155,10 @@ def read(
     config = read_config(path, tensors, type(model).__name__)
     if config is not None:
       config.check(model, wording=wording, **options)
-    return matched(model, tensors, where=str(path), wording=wording, **options)
+    where = str(path)
+    return matched(
+      model, tensors, where=where, wording=wording, keep=keep, **options
+    )
 
 
 def config_of(path: str | Path, family: str | None = None) -> Config | None:

@@ -30,7 +30,7 @@ from figs_jax.models.pretrained.keys import (
   text,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, Row, under
-from figs_jax.models.pretrained.vit import GELU
+from figs_jax.models.pretrained.vit import ACTIVATION
 
 _TOKENS = "embeddings.word_embeddings.weight"
 
@@ -173,7 +173,7 @@ CONFIG = Table(
     Key("max_position_embeddings", "length", 512, COUNT),
     Key("type_vocab_size", "token_types", 2, COUNT),
     Key("layer_norm_eps", "norm_epsilon", 1e-12, NUMBER),
-    Key("hidden_act", "gelu", "gelu", GELU),
+    *ACTIVATION,
     CLASSES,
     Key(
       "hidden_dropout_prob",

@@ -28,10 +28,10 @@ from figs_jax.models.pretrained.keys import (
 )
 from figs_jax.models.pretrained.names import Dialect, Row, under
 from figs_jax.models.pretrained.vit import (
+  ACTIVATION,
   ATTENTION,
   ATTENTION_5,
   FIXES,
-  GELU,
   REFUSED,
   ends,
   learned,
@@ -204,7 +204,7 @@ def _table(kind: str, architecture: str) -> Table:
       Key("patch_size", "patch", 14 if alone else 16, SIDES),
       Key("mlp_ratio", "mlp_dim", 4, NUMBER, _ratio),
       Key("use_swiglu_ffn", "swiglu", False, FLAG),
-      Key("hidden_act", "gelu", "gelu", GELU),
+      *ACTIVATION,
       Key("layerscale_value", "layer_scale", 1.0, NUMBER, trains=True),
       Key("drop_path_rate", "drop_path", 0.0, NUMBER, trains=True),
     ),

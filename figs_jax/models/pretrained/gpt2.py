@@ -10,6 +10,8 @@ from figs_jax.models.pretrained.keys import (
   Table,
   attention_dropout,
   dropout,
+  with_end,
+  words,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, is_copy_of, under
 
@@ -64,6 +66,12 @@ CONFIG = Table(
       COUNT,
     ),
     Key("layer_norm_epsilon", "norm_epsilon", 1e-5, NUMBER),
+    Key(
+      "activation_function",
+      "relu2",
+      "gelu_new",
+      words({"gelu_new": False, "gelu_pytorch_tanh": False, "relu2": True}),
+    ),
     Key("embd_pdrop", "dropout", 0.1, NUMBER, dropout, trains=True),
     Key("resid_pdrop", "dropout", 0.1, NUMBER, dropout, trains=True),
     Key(
@@ -76,12 +84,12 @@ CONFIG = Table(
     ),
   ),
   fixed=(
-    Fixed("activation_function", "gelu_new", ("gelu_pytorch_tanh",)),
     Fixed("scale_attn_weights", True),
     Fixed("scale_attn_by_inverse_layer_idx", False),
     Fixed("tie_word_embeddings", True),
     Fixed("add_cross_attention", False),
   ),
+  nested=with_end,
   # Of a classifier; an order of operations; the old name of n_positions.
   harmless=(
     "n_ctx", "reorder_and_upcast_attn", "summary_activation",

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from figs_jax.models import stack
+from figs_jax.models.decode import EOS
 from figs_jax.models.pretrained.files import PretrainedError, Tensor
 
 Fields = Mapping[str, Any]
@@ -324,6 +325,22 @@ HARMLESS = {
   "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p",
   "use_bfloat16", "use_cache",
 }  # fmt: skip
+
+
+# The end of a text by size of vocabulary: GPT-2's, Llama 2's and Llama 3's.
+_ENDS = {50257: 50256, 32000: 2, 128256: 128001}
+
+
+def with_end(fields: dict[str, Any]) -> dict[str, Any]:
+  """The fields of a causal model with the id that ends its texts.
+
+  Vocabularies of other sizes are ours, which end with 1. Without the key the
+  library takes an id of the published vocabulary.
+
+  >>> with_end({"vocab_size": 384})["eos_token_id"]
+  1
+  """
+  return fields | {"eos_token_id": _ENDS.get(fields["vocab_size"], EOS)}
 
 
 def dropout(model: Any) -> float:

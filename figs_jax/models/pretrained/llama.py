@@ -15,6 +15,8 @@ from figs_jax.models.pretrained.keys import (
   Table,
   attention_dropout,
   text,
+  with_end,
+  words,
 )
 from figs_jax.models.pretrained.names import Dialect, Fix, is_copy_of, under
 
@@ -133,6 +135,12 @@ CONFIG = Table(
     ),
     Key("intermediate_size", "mlp_dim", 11008, COUNT),
     Key("rms_norm_eps", "norm_epsilon", 1e-6, NUMBER),
+    Key(
+      "hidden_act",
+      "relu2",
+      "silu",
+      words({"silu": False, "swish": False, "relu2": True}),
+    ),
     Key("tie_word_embeddings", "tied", False, FLAG),
     Key("rope_theta", "rope_theta", 10000.0, NUMBER),
     *(Key(f"{_NESTED}{key}", *each) for key, each in _SCALING.items()),
@@ -146,12 +154,11 @@ CONFIG = Table(
     ),
   ),
   fixed=(
-    Fixed("hidden_act", "silu", ("swish",)),
     Fixed("attention_bias", False),
     Fixed("mlp_bias", False),
   ),
   # How products were split when it was trained.
   harmless=("pretraining_tp",),
   flat=_flat,
-  nested=_nested,
+  nested=lambda fields: with_end(_nested(fields)),
 )

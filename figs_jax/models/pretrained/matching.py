@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,9 @@ _POSITIONS = "pos_embed"
 # Kernels of image channels, [height, width, channels, width].
 _PATCHES = ("patch_embed/kernel", "stem_conv/kernel")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+Keep = Callable[[str, np.ndarray], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +155,8 @@ def matched(
   convert_channels: bool = False,
   where: str,
   wording: Wording = arguments,
-) -> dict[str, np.ndarray]:
+  keep: Keep | None = None,
+) -> dict[str, Any]:
   """The model's parameters by path, from named tensors.
 
   Args:
@@ -165,6 +169,9 @@ def matched(
       channels, see `pretrained.load`.
     where: Source of the tensors, for error messages.
     wording: How error messages name the options to set.
+    keep: Function of the path and the array of a parameter, whose result takes
+      the place of the array; only one array is held at a time. Defaults to the
+      arrays themselves.
 
   Raises:
     PretrainedError: If the tensors do not fit, see `pretrained.load`.
@@ -230,7 +237,8 @@ def matched(
       _check_shapes(model, dialect, place, path, shape, tensors, where, wording)
       value = place.array(tensors, shape)
     # The model keeps its own dtypes.
-    weights[path] = value.astype(leaf.dtype)
+    value = value.astype(leaf.dtype)
+    weights[path] = value if keep is None else keep(path, value)
   return weights
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from figs_jax.models import stack
@@ -14,6 +14,7 @@ from figs_jax.models.pretrained.keys import (
   Fields,
   Fixed,
   Follows,
+  Form,
   Given,
   Key,
   Table,
@@ -154,6 +155,20 @@ def _dense_act(fields: Fields) -> str:
   return "gelu_new" if word == "gelu" else word
 
 
+_PROJ = ("relu", "gated-gelu", "gated-gelu_new", "relu2", "gated-relu2")
+
+
+def _of_proj(value: Callable[[str], bool]) -> Form:
+  """A Boolean that the word for the feed-forward layers stands for."""
+  return words({word: value(word) for word in _PROJ})
+
+
+def _proj(model: Any) -> str:
+  if model.relu2:
+    return "gated-relu2" if model.gated else "relu2"
+  return "gated-gelu" if model.gated else "relu"
+
+
 def _dropout(model: Any) -> float:
   ((_, block, _), *_) = stack.named("blocks", model.encoder.blocks)
   return float(block.dropout.rate)
@@ -193,7 +208,14 @@ CONFIG = Table(
       "feed_forward_proj",
       "gated",
       "relu",
-      words({"relu": False, "gated-gelu": True, "gated-gelu_new": True}),
+      _of_proj(lambda word: word.startswith("gated-")),
+    ),
+    Key(
+      "feed_forward_proj",
+      "relu2",
+      "relu",
+      _of_proj(lambda word: word.endswith("relu2")),
+      _proj,
     ),
     Key("tie_word_embeddings", "tied", lambda fields: True, FLAG),
     Key("scale_decoder_outputs", "scaled", _is_scaled, FLAG),

@@ -14,6 +14,7 @@ from figs_jax.models.pretrained.keys import (
   FLAG,
   NUMBER,
   SIDES,
+  Form,
   Given,
   Key,
   Table,
@@ -264,13 +265,31 @@ GELU = words(
     "gelu_pytorch_tanh": "tanh",
     "gelu_new": "tanh",
     "gelu_fast": "tanh",
+    "relu2": "exact",  # whose form is of no account
   }
+)
+
+
+def _activation(model: Any) -> str:
+  return "relu2" if model.relu2 else GELU.write(model.gelu)
+
+
+# Two options that one key stands for.
+ACTIVATION = (
+  Key("hidden_act", "gelu", "gelu", GELU),
+  Key(
+    "hidden_act",
+    "relu2",
+    "gelu",
+    Form(GELU.expected, lambda word: word == "relu2"),
+    _activation,
+  ),
 )
 KEYS = (
   *model_keys(1e-12),
   Key("patch_size", "patch", 16, SIDES),
   Key("intermediate_size", "mlp_dim", 3072, COUNT),
-  Key("hidden_act", "gelu", "gelu", GELU),
+  *ACTIVATION,
 )
 # Options that only other tables have.
 PLAIN = {"registers": 0, "swiglu": False}

@@ -5,19 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from figs_jax.recipes.checks import check_not_negative, with_grad_mode
+from figs_jax.core.pattern import VNM
+from figs_jax.recipes.checks import (
+  check_not_negative,
+  with_criterion,
+  with_grad_mode,
+)
+from figs_jax.recipes.criterion import Random
 from figs_jax.recipes.optimizer_requirements import (
   LazyAdapters,
   MaskedUpdates,
+  OptimizerRequirement,
   PrunedDecay,
   Ramp,
   StepAdam,
 )
-from figs_jax.recipes.pattern_schedule import Never
+from figs_jax.recipes.pattern_schedule import Never, ThenDense
 from figs_jax.recipes.points import Points
 from figs_jax.recipes.recipe import Recipe
 from figs_jax.recipes.registry import register
-from figs_jax.recipes.stage_schedule import Every
+from figs_jax.recipes.stage_schedule import Every, LastAtEnd
 from figs_jax.recipes.timeline import Switch, check_fraction
 
 Mode = Literal["into_grad", "decoupled"]
@@ -223,6 +230,50 @@ def slope(
   )
 
 
+@register("sparse_then_dense", dense=0.0, finetune=0.2, refresh_every=0)
+def sparse_then_dense(
+  plain: Recipe,
+  *,
+  criterion: Literal["random", "magnitude"] = "random",
+  grad_mode: Literal["masked", "ste"] = "masked",
+  decay: float | int = 0.0,
+) -> Recipe:
+  """Sparse pre-training, then dense fine-tuning (arXiv 2303.10464).
+
+  The fine-tune phase trains all weights, and the finished model is dense. By
+  default masks are fixed and pruned weights are 0 until then, as in SPDF; with
+  `criterion="magnitude", grad_mode="ste"`, a decay and `refresh_every=40` masks
+  are trained as well, as in 2:4 pre-training (arXiv 2404.01847).
+
+  Args:
+    criterion: Choice of the weights of the sparse phase: `random`, drawn once,
+      or `magnitude`.
+    grad_mode: Gradient of pruned entries: `masked`, which keeps them at 0, or
+      `ste`, which trains them behind the mask.
+    decay: λ of SR-STE's term on pruned weights, for `ste` only.
+    finetune: Share of the steps at the end that train all weights.
+  """
+  check_not_negative("decay", decay)
+  if decay and grad_mode == "masked":
+    raise ValueError(
+      "decay: expected 0 with grad_mode='masked', which keeps pruned weights at"
+      f" 0, got {decay}; set grad_mode='ste'"
+    )
+  plain = with_grad_mode(plain, grad_mode)
+  if criterion == "random":
+    plain = with_criterion(plain, Random(), "criterion='random'")
+  needs: OptimizerRequirement = MaskedUpdates(clear=True)
+  if grad_mode == "ste":
+    needs = PrunedDecay(decay, "into_grad")
+  return replace(
+    plain,
+    timeline=replace(plain.timeline, stage_schedule=LastAtEnd()),
+    pattern_schedule=ThenDense(),
+    optimizer_requirements=(needs,),
+    sources=("2303.10464", "2404.01847"),
+  )
+
+
 @register("nested", dense=0.0)
 def nested(
   plain: Recipe,
@@ -251,6 +302,11 @@ def nested(
     targets = ", ".join(map(str, plain.targets)) or "dense"
     raise ValueError(
       f"expected one pattern for all masked kernels, got {targets}"
+    )
+  if isinstance(plain.targets[0], VNM):
+    raise ValueError(
+      f"expected an N:M pattern, got {plain.targets[0]}: masks of several n are"
+      " ranked by output"
     )
   if plain.transposable:
     raise ValueError(
