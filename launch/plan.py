@@ -16,6 +16,7 @@ step does not fit, changes are planned until one does.
 import json
 import os
 import re
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -156,3 +157,5 @@ def _mib(size: int) -> str:
 
 if __name__ == "__main__":
   cli.run(main)
+elif __name__ == "__mp_main__":  # the process that compiles for TPUs
+  cli.run_own_files(sys.argv)

@@ -67,7 +67,7 @@ class _Computation:
   def constant(
     self, name: str, outer: Callable[[int], int | None] = lambda _: None
   ) -> int | None:
-    """A constant integer; `outer` has those of the elements of the parameter."""
+    """A constant integer; `outer` has those of the parameter's elements."""
     one = self.source(name)
     if one.operation == "constant":
       text = one.rest.partition(")")[0]
@@ -86,7 +86,7 @@ def trip_count(
     lines: Instructions of the computation that it stands in.
     bodies: Instructions of each computation, by name.
 
-  >>> line = '%w = s32[] while(%x), backend_config={"known_trip_count":{"n":"7"}}'
+  >>> line = '%w = s32[] while(%x), {"known_trip_count":{"n":"7"}}'
   >>> trip_count(line, [line], {})
   7
   """

@@ -97,8 +97,8 @@ def test_an_asynchronous_gather_of_a_tpu():
   assert len(collectives(others + entry, MESH)) == 3
 
 
-# A loop as XLA for TPUs writes it: no known_trip_count, a counter that is copied,
-# and a step that the loop hands on from outside of it.
+# A loop as XLA for TPUs writes it: no known_trip_count, a counter that is
+# copied, and a step that the loop hands on from outside of it.
 LOOP = """
 %body (p: (s32[], f32[8,4], s32[])) -> (s32[], f32[8,4], s32[]) {
   %p = (s32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}, s32[]{:T(128)}) parameter(0)
@@ -111,7 +111,7 @@ LOOP = """
   ROOT %t = (s32[], f32[8,4], /*index=2*/s32[]) tuple(%next, %g, %step)
 }
 
-%condition (q: (s32[], f32[8,4], s32[])) -> pred[] {
+%test (q: (s32[], f32[8,4], s32[])) -> pred[] {
   %bound = s32[]{:T(128)} constant(12)
   %q = (s32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}, s32[]{:T(128)}) parameter(0)
   %k = s32[]{:T(128)} get-tuple-element(%q), index=0
@@ -124,7 +124,7 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %start = s32[]{:T(128)} copy(%zero)
   %one = s32[]{:T(128)} constant(1)
   %init = (s32[], f32[8,4], s32[]) tuple(%start, %a, %one)
-  %w = (s32[]{:T(128)}, f32[8,4], s32[]) while(%init), condition=%condition, body=%body
+  %w = (s32[], f32[8,4], s32[]) while(%init), condition=%test, body=%body
   ROOT %r = f32[8,4]{1,0:T(8,128)} get-tuple-element(%w), index=1
 }"""
 
@@ -136,10 +136,14 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
     ("%zero = s32[]{:T(128)} constant(0)", "%zero = s32[] constant(4)", 8),
     ("%one = s32[]{:T(128)} constant(1)", "%one = s32[] constant(5)", 3),
     ("direction=LT", "direction=LE", 13),
-    ("compare(%k, %bound), direction=LT", "compare(%bound, %k), direction=GT", 12),
+    (
+      "compare(%k, %bound), direction=LT",
+      "compare(%bound, %k), direction=GT",
+      12,
+    ),
     ("add(%j, %step)", "add(%step, %j)", 12),
     ("constant(12)", "constant(-1)", 0),
-    ("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}', 7),
+    ("body=%body", 'body=%body, {"known_trip_count":{"n":"7"}}', 7),
     # A condition on data, a counter that doubles, a step that changes.
     ("direction=LT", "direction=NE", None),
     ("compare(%k, %bound)", "and(%k, %bound)", None),
@@ -148,7 +152,7 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
     ("tuple(%start, %a, %one)", "tuple(%a, %a, %one)", None),
   ],
   ids=str,
-)  # fmt: skip
+)
 def test_a_loop_of_a_tpu(old, new, count):
   assert old in LOOP
   each = collectives(LOOP.replace(old, new) if old else LOOP, MESH)
