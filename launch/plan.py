@@ -16,6 +16,7 @@ step does not fit, changes are planned until one does.
 import json
 import os
 import re
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -111,12 +112,14 @@ def _lines(plan) -> list[str]:
   lines += ["", "Collectives of a step, by kind and mesh axis"]
   table: dict[tuple[str, str], list[int]] = {}
   for one in plan.collectives:
-    entry = table.setdefault((one.kind, one.axis), [0, 0])
+    entry = table.setdefault((one.kind, one.axis), [0, 0, 0])
     entry[0] += one.count
     entry[1] += one.total
+    entry[2] += one.counted_once
   lines += [
     f"  {kind:20} {axis:18} {count:6} runs {_mib(size):>14}"
-    for (kind, axis), (count, size) in table.items()
+    + f" ({once} in loops of unknown length, counted once)" * bool(once)
+    for (kind, axis), (count, size, once) in table.items()
   ] or ["  none"]
   sent = plan.mask_update_bytes
   lines += [f"of the mask update: {_mib(sent) if sent else 'none'}"]
@@ -154,3 +157,5 @@ def _mib(size: int) -> str:
 
 if __name__ == "__main__":
   cli.run(main)
+elif __name__ == "__mp_main__":  # the process that compiles for TPUs
+  cli.run_own_files(sys.argv)

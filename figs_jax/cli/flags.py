@@ -374,9 +374,7 @@ def _parse(
   asks_for_help = any(word in _HELP for word in argv[1:])
   argv = [word for word in argv if word not in _HELP]
   if "config" in flags.FLAGS:
-    # The configuration looks its recipe and its model class up.
-    run_user_file(_early(argv, "recipe_file"))
-    run_model_files(_early(argv, "model_file", flags.DEFINE_multi_string))
+    run_own_files(argv)  # the configuration looks both up
   rest = _read(argv)
   if asks_for_help:
     with contextlib.redirect_stdout(io.StringIO()) as text:
@@ -386,6 +384,21 @@ def _parse(
   if len(rest) > 1 and not words:
     fail(unexpected(rest[1], "workdir"))
   return rest
+
+
+def run_own_files(argv: list[str]) -> None:
+  """Runs the files of `--recipe_file` and `--model_file` among some words.
+
+  Args:
+    argv: Words of a command line, the name of the program first.
+
+  >>> run_own_files(["train.py", "--recipe_file=missing.py"])
+  Traceback (most recent call last):
+    ...
+  SystemExit: 2
+  """
+  run_user_file(_early(argv, "recipe_file"))
+  run_model_files(_early(argv, "model_file", flags.DEFINE_multi_string))
 
 
 def _early(

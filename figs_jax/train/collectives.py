@@ -1,7 +1,8 @@
 """The collectives of a compiled program, read from its HLO text.
 
 XLA writes each as one instruction with its result and its groups of devices.
-One in the body of a loop counts as often as the loop runs.
+One in the body of a loop counts as often as the loop runs, if that can be read
+(see `figs_jax.train.trip_counts`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from figs_jax.train.trip_counts import trip_count
 
 KINDS = (
   "all-gather",
@@ -34,7 +37,6 @@ _CALLED = re.compile(
 _BRANCHES = re.compile(
   r"\b(?:branch_computations|called_computations)=\{(.*?)\}"
 )
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _IOTA = re.compile(
   r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
 )
@@ -51,6 +53,9 @@ _LISTS = re.compile(
 # XLA for TPUs writes a reduce-scatter as a computation of this name, of an
 # all-reduce and a slice.
 _SCATTER = "all-reduce-scatter"
+# It repeats an asynchronous all-gather in each fusion that the gather runs
+# beside, from its start to its end; all are one run.
+_CHAIN = re.compile(r'channel_id=(\d+),.*\bchain_id="(\d+)"')
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -67,6 +72,8 @@ class Collective:
     count: Number of times that a step runs it.
     operation: Name of the operation in JAX; "" if XLA has none.
     shape: Result as HLO writes it.
+    counted_once: Whether a loop around it has an unknown length, and counts as
+      one run.
   """
 
   kind: str
@@ -75,6 +82,7 @@ class Collective:
   count: int
   operation: str
   shape: str
+  counted_once: bool = False
 
   @property
   def total(self) -> int:
@@ -103,13 +111,20 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
   'fsdp'
   """
   bodies, entry = _bodies(text)
-  runs = _runs(bodies, entry)
-  each = [
-    _read(line, match, mesh, runs[name], name.startswith(_SCATTER))
-    for name, lines in bodies.items()
-    for line in lines
-    if runs[name] and (match := _INSTRUCTION.search(line))
-  ]
+  runs, unknown = _runs(bodies, entry)
+  each, chains = [], set()
+  for name, line in (
+    (name, x) for name, lines in bodies.items() for x in lines
+  ):
+    match = _INSTRUCTION.search(line)
+    if match is None or not runs[name]:
+      continue
+    if chain := _CHAIN.search(line):
+      if chain.groups() in chains:
+        continue
+      chains.add(chain.groups())
+    one = _read(line, match, mesh, runs[name], name.startswith(_SCATTER))
+    each.append(dataclasses.replace(one, counted_once=name in unknown))
   return sorted(each, key=lambda one: -one.total)
 
 
@@ -127,26 +142,31 @@ def _bodies(text: str) -> tuple[dict[str, list[str]], str]:
   return bodies, entry
 
 
-def _runs(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
-  """How often each computation runs."""
-  calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+def _runs(
+  bodies: Mapping[str, Sequence[str]], entry: str
+) -> tuple[dict[str, int], set[str]]:
+  """(how often each computation runs, those in loops of unknown length)."""
+  calls: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
   for name, lines in bodies.items():
     for line in lines:
       called = _CALLED.findall(line)
       for several in _BRANCHES.findall(line):
         called += [one.strip().lstrip("%") for one in several.split(",")]
-      trips = _TRIPS.search(line) if " while(" in line else None
-      count = int(trips[1]) if trips else 1
+      loops = called and " while(" in line
+      count = trip_count(line, lines, bodies) if loops else 1
       calls[name] += [(one, count) for one in called if one in bodies]
-  runs = dict.fromkeys(bodies, 0)
+  runs, unknown = dict.fromkeys(bodies, 0), set()
 
-  def visit(name: str, times: int) -> None:
+  def visit(name: str, times: int, is_known: bool) -> None:
     runs[name] += times
+    if not is_known:
+      unknown.add(name)
     for called, count in calls[name]:
-      visit(called, times * count)
+      times_more = 1 if count is None else count
+      visit(called, times * times_more, is_known and count is not None)
 
-  visit(entry, 1)
-  return runs
+  visit(entry, 1, True)
+  return runs, unknown
 
 
 def _read(

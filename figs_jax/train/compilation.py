@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from ml_collections import config_dict
 
 from figs_jax.train import distributed, seeds, teacher
@@ -47,7 +47,9 @@ class CompiledStep:
     return self.jitted.lower(state, batch, self.constants)
 
 
-def check_batch_size(config: config_dict.ConfigDict, mesh: Mesh) -> None:
+def check_batch_size(
+  config: config_dict.ConfigDict, mesh: Mesh | AbstractMesh
+) -> None:
   """Raises ConfigError unless a mesh and its micro-batches share batches."""
   parts = batch_parts(mesh) * config.grad_accum_steps
   if config.batch_size % parts:

@@ -384,9 +384,17 @@ def _changes(saved, config, path) -> list[str]:
   """Fields that differ from the saved ones.
 
   Raises:
-    ConfigError: If one of them is not in `config.allow_change`.
+    ConfigError: If one of them is not in `config.allow_change`, or is
+      `mask_storage`.
   """
   changed, refused = changes(saved, config)
+  if "mask_storage" in changed:  # allowed or not, other arrays were saved
+    kept = saved.get("mask_storage", "bool")
+    raise ConfigError(
+      f"{path}: expected --config.mask_storage={kept}, in which this run saved"
+      f" its masks, got {config.mask_storage!r}; set it so, or use a new"
+      " --workdir"
+    )
   if refused:
     what = f"this run was started with another {', '.join(refused)}"
     if refused == ["recipe_sha256"]:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import config_dict
 
 from figs_jax import models
@@ -46,11 +47,20 @@ from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.run_rows import layers_of
 from figs_jax.train.sharding import batch_sharding, state_shardings
-from figs_jax.train.targets import Target, target_of, virtual
+from figs_jax.train.targets import Ended, Target, in_child, target_of, virtual
 from figs_jax.train.tasks import ImageClassification, Text
 
 _KINDS = ("tpu", "gpu")
 _TRIES = 6  # plans made to find a change that fits
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+  """What a compiled step needs; `refused` is why XLA does not compile it."""
+
+  temp_bytes: int = 0
+  collectives: list[Collective] = dataclasses.field(default_factory=list)
+  refused: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,11 +212,15 @@ def plan_step(
 ) -> Plan:
   """Compiles the training step of a configuration from shapes alone.
 
+  For a TPU, the step is compiled in a new process, which imports the main
+  module again: a script must call this under `if __name__ == "__main__"`. If
+  libtpu ends that process, virtual devices stand in and `reason` says so.
+
   Args:
     config: Configuration of a run. If it leaves `mesh.data` at 1, that takes
       the devices that the other axes leave.
-    devices: Number of devices. Unless XLA can compile for the chip, JAX must
-      have as many.
+    devices: Number of devices. JAX must have as many, virtual ones too, unless
+      XLA compiles the step for the chip.
     chip: Chip, as in "tpu:v5e" or "gpu:h100".
     vocabulary_size: Number of tokens of a text data set. Then neither the data
       nor the vocabulary is read.
@@ -226,22 +240,22 @@ def plan_step(
   if config.seeds and config.seeds_mode == "auto":  # what a TPU or GPU takes
     config = config.copy_and_resolve_references()
     config.seeds_mode = "vmap"
-  target, refused = target_of(chip, devices), ""
-  check_batch_size(config, target.mesh(sizes))
+  target = target_of(chip, devices)
+  mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  check_batch_size(config, mesh)
   experiment = planned_experiment(config, vocabulary_size)
-  batch = _batch(experiment)
-  try:
-    state, program = _compiled(experiment, batch, target, sizes)
-  except jax.errors.JaxRuntimeError as error:
-    if target.reason or "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    # The collectives are then those of another program.
-    refused = str(error).partition(": ")[2].splitlines()[0]
-    target = virtual(devices, f"the step does not fit {target.platform}")
-    state, program = _compiled(experiment, batch, target, sizes)
-  memory: Any = program.memory_analysis()
-  text = program.as_text()
-  assert text is not None  # XLA has both for CPUs and TPUs
+  batch, program, refused = _batch(experiment), None, ""
+  if target.sides:
+    try:
+      program = in_child(_of_chip, config, vocabulary_size, target, sizes)
+      if refused := program.refused:
+        # The collectives are then those of another program.
+        target = virtual(devices, f"the step does not fit {target.platform}")
+    except Ended as error:
+      target = virtual(devices, f"libtpu ended with {error}")
+  if program is None or refused:
+    program = _program(experiment, batch, target, sizes)
+  state = _placed_state(experiment, mesh)
   params, masks, moments = (
     _per_device(tree) for tree in (state.params, state.masks, state.opt_state)
   )
@@ -263,8 +277,8 @@ def plan_step(
       leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)
     )
     // parts,
-    temp_bytes=int(memory.temp_size_in_bytes),
-    collectives=collectives(text, sizes),
+    temp_bytes=program.temp_bytes,
+    collectives=program.collectives,
     modelled=_modelled(experiment, sizes, chip),
   )
 
@@ -343,20 +357,36 @@ def _sizes(config: config_dict.ConfigDict, devices: int) -> dict[str, int]:
   return {k: devices // free if v == -1 else v for k, v in sizes.items()}
 
 
-def _compiled(
+def _of_chip(
+  config: config_dict.ConfigDict,
+  vocabulary_size: int | None,
+  target: Target,
+  sizes: dict[str, int],
+) -> _Program:
+  """The program for TPUs, in a process that libtpu may end."""
+  experiment = planned_experiment(config, vocabulary_size)
+  try:
+    return _program(experiment, _batch(experiment), target, sizes)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return _Program(refused=str(error).partition(": ")[2].splitlines()[0])
+
+
+def _program(
   experiment: Experiment, batch: Any, target: Target, sizes: dict[str, int]
-) -> tuple[Any, jax.stages.Compiled]:
-  """(state as shapes with shardings, compiled step)."""
-  mesh, by_seed = target.mesh(sizes), bool(experiment.seeds)
-  abstract = experiment.abstract_state
-  shardings = state_shardings(abstract, mesh, abstract.bound, by_seed)
-  state = jax.tree.map(_placed, abstract, shardings)
+) -> _Program:
+  mesh = target.mesh(sizes)
+  own = _placed_state(experiment, mesh)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, own)
   split = batch_sharding(mesh, experiment.batch_axis == 0)
   batch = jax.tree.map(lambda x: _placed(x, split), batch)
-  step, own = compiled_step(experiment, shardings, mesh), state
+  step = compiled_step(experiment, shardings, mesh)
   if isinstance(step, seeds.InTurn):  # the others wait in memory
     step, lone = step.step, seeds.lone_shardings(shardings)
-    own = jax.eval_shape(functools.partial(seeds.take, seed=0), abstract)
+    own = jax.eval_shape(
+      functools.partial(seeds.take, seed=0), experiment.abstract_state
+    )
     own = jax.tree.map(_placed, own, lone)
     if experiment.batch_axis == 0:
       split = batch_sharding(mesh)
@@ -365,7 +395,20 @@ def _compiled(
         batch,
       )
   assert isinstance(step, CompiledStep)
-  return state, step.lower(own, batch).compile(target.options)
+  compiled = step.lower(own, batch).compile(target.options)
+  memory: Any = compiled.memory_analysis()
+  text = compiled.as_text()
+  assert text is not None  # XLA has both for CPUs and TPUs
+  return _Program(int(memory.temp_size_in_bytes), collectives(text, sizes))
+
+
+def _placed_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> Any:
+  """The state as shapes with shardings."""
+  abstract = experiment.abstract_state
+  shardings = state_shardings(
+    abstract, mesh, abstract.bound, bool(experiment.seeds)
+  )
+  return jax.tree.map(_placed, abstract, shardings)
 
 
 def _modelled(

@@ -1,7 +1,8 @@
 """The devices that a plan is compiled for, none of which has to be there.
 
 With libtpu a slice of TPUs is described to XLA, whose compiler for TPUs then
-runs on this machine. Without it, virtual devices of the CPU stand in.
+runs on this machine, in a process of its own, since libtpu may end the process.
+Without it, virtual devices of the CPU stand in.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import multiprocessing
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -19,6 +22,7 @@ from jax.sharding import AxisType, Mesh
 from figs_jax.train.config import ConfigError
 from figs_jax.train.sharding import AXES
 
+T = TypeVar("T")
 # Chips whose slices XLA describes with one device per chip: axes of the torus,
 # and the most chips of a slice.
 _SLICES = {"v5e": (2, 256), "v6e": (2, 256), "v5p": (3, 8192)}
@@ -37,30 +41,51 @@ _LIBTPU = {
 _QUICKLY: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 
 
+class Ended(RuntimeError):
+  """A process ended without an answer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """Devices to compile for.
+  """Devices to compile for. None is asked for before `mesh`.
 
   Attributes:
-    devices: Devices, described or virtual.
+    count: Number of devices.
     platform: Platform of the compiler, as in "tpu v5e" or "cpu".
     reason: Why it is not that of the chip; "" if it is.
-    options: Options of the compiler.
+    sides: Sides of a slice of TPUs; () for virtual devices.
   """
 
-  devices: Sequence[Any]
+  count: int
   platform: str
   reason: str
-  options: dict[str, str | bool]
+  sides: tuple[int, ...] = ()
+
+  @property
+  def options(self) -> dict[str, str | bool]:
+    """Options of the compiler."""
+    return {} if self.sides else _QUICKLY
 
   def mesh(self, sizes: dict[str, int]) -> Mesh:
-    """The devices as a mesh of these sizes."""
+    """The devices as a mesh of these sizes. Loads libtpu for TPUs."""
     return jax.make_mesh(
       tuple(sizes.values()),
       AXES,
       axis_types=(AxisType.Auto,) * len(AXES),
-      devices=self.devices,
+      devices=self._slice() if self.sides else jax.devices("cpu")[: self.count],
     )
+
+  def _slice(self) -> list[Any]:
+    for variable, value in _LIBTPU.items():
+      os.environ.setdefault(variable, value)
+    from jax.experimental import topologies  # loads libtpu
+
+    topology = topologies.get_topology_desc(
+      platform="tpu",
+      topology_name=f"{self.platform[4:]}:{'x'.join(map(str, self.sides))}",
+      chips_per_host_bounds=(*(min(side, 2) for side in self.sides[:2]), 1),
+    )
+    return topology.devices
 
 
 def target_of(chip: str, devices: int) -> Target:
@@ -90,18 +115,7 @@ def target_of(chip: str, devices: int) -> Target:
       devices,
       f"no slice has {devices} {name} chips: a power of 2 to {most} has",
     )
-  for variable, value in _LIBTPU.items():
-    os.environ.setdefault(variable, value)
-  from jax.experimental import topologies  # loads libtpu
-
-  sides = slice_sides(devices, dims)
-  host = (*(min(side, 2) for side in sides[:2]), 1)
-  topology = topologies.get_topology_desc(
-    platform="tpu",
-    topology_name=f"{name}:{'x'.join(map(str, sides))}",
-    chips_per_host_bounds=host,
-  )
-  return Target(topology.devices, f"tpu {name}", "", {})
+  return Target(devices, f"tpu {name}", "", slice_sides(devices, dims))
 
 
 def virtual(devices: int, reason: str) -> Target:
@@ -115,7 +129,55 @@ def virtual(devices: int, reason: str) -> Target:
     raise ConfigError(
       f"--devices: expected at most {count}, the devices of JAX, got {devices}"
     )
-  return Target(jax.devices("cpu")[:devices], "cpu", reason, _QUICKLY)
+  return Target(devices, "cpu", reason)
+
+
+def in_child(function: Callable[..., T], *args: Any) -> T:
+  """The result of a function that runs in a new process, on the CPU.
+
+  Args:
+    function: Function of a module; what it takes, returns and raises is
+      pickled.
+    *args: Its arguments.
+
+  Raises:
+    Ended: If the process ends without an answer. Its text has the signal or the
+      code, as in "signal 11".
+    Exception: What the function raises.
+
+  >>> in_child(divmod, 7, 2)
+  (3, 1)
+  """
+  context = multiprocessing.get_context("spawn")
+  here, there = context.Pipe(duplex=False)
+  child = context.Process(target=_answer, args=(there, function, args))
+  child.start()
+  there.close()
+  try:
+    error, result = here.recv()
+  except EOFError:
+    child.join()
+    code = child.exitcode or 0
+    what = f"signal {-code}" if code < 0 else f"code {code}"
+    raise Ended(what) from None
+  except BaseException:  # as an interrupt: nobody waits for the child
+    child.kill()
+    raise
+  finally:
+    here.close()
+  child.join()
+  if error is not None:
+    raise error
+  return result
+
+
+def _answer(pipe: Connection, function: Callable[..., Any], args: Any) -> None:
+  jax.config.update("jax_platforms", "cpu")  # a TPU may be in use
+  try:
+    answer = None, function(*args)
+  except Exception as error:  # raised again where it is read
+    answer = error, None
+  pipe.send(answer)
 
 
 def slice_sides(devices: int, dims: int) -> tuple[int, ...]:

@@ -7,17 +7,17 @@ import pytest
 from figs_jax.core.tree import flatten
 from figs_jax.train import loop
 from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import build
 
 
 def resumed(config, workdir):
   """(masks, data position) of the newest checkpoint, as training resumes it."""
   experiment = build(config)
-  abstract = jax.eval_shape(experiment.state)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  places = jax.tree.map(lambda _: place, abstract)
+  places = jax.tree.map(lambda _: place, experiment.abstract_state)
   checkpoints = Checkpointer(workdir)
-  state, position = loop._begin(experiment, checkpoints, abstract, places)
+  state, position = loop._begin(experiment, checkpoints, places)
   checkpoints.close()
   masks = flatten(state.masks)
   masks = {path: np.asarray(m) for path, m in masks.items() if m is not None}
@@ -51,3 +51,24 @@ def test_masks_are_taken_anew_only_where_they_depend_on_the_change(
   for path, mask in same.items():
     np.testing.assert_array_equal(rate[path], mask)
   assert any((longer[path] != mask).any() for path, mask in same.items())
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("kept", ["bool", "bits"])
+def test_masks_stay_as_they_are_stored(kept, tiny_config, tmp_path):
+  """Refused before anything is read, and nothing in the run changes."""
+  loop.train(tiny_config("ste", total_steps=1, mask_storage=kept), tmp_path)
+  files = {x: x.stat().st_mtime_ns for x in tmp_path.rglob("[0-9]*/*")}
+  other = {"bool": "bits", "bits": "bool"}[kept]
+  for allowed in ((), ("mask_storage", "total_steps")):
+    config = tiny_config(
+      "ste", total_steps=2, mask_storage=other, allow_change=allowed
+    )
+    with pytest.raises(ConfigError) as error:
+      loop.train(config, tmp_path)
+    text = str(error.value)
+    assert f"expected --config.mask_storage={kept}" in text
+    assert f"got '{other}'" in text and "\n" not in text
+    assert "allow_change" not in text
+  assert files and files == {x: x.stat().st_mtime_ns for x in files}

@@ -1,5 +1,7 @@
 """Which recipes update their masks without a collective, on 3-D meshes."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -27,6 +29,13 @@ NAMES = tuple(name for name in recipes.names() if name != "dense")
 MESHES = ((2, 2, 2), (1, 2, 4))
 
 
+class Kernels(NamedTuple):
+  """The part of a state that a mask update reads."""
+
+  params: Any
+  masks: Any
+
+
 def update_collectives(name, sizes, storage="bool", **options):
   """The collectives of the mask update of a recipe, alone."""
   mesh = make_mesh(*sizes)
@@ -34,9 +43,7 @@ def update_collectives(name, sizes, storage="bool", **options):
   bound = recipe.bind(LEAVES, storage)
   params = {k: jnp.zeros(leaf.shape) for k, leaf in LEAVES.items()}
   masks = bound.first_masks(params)
-  places, mask_places = (
-    state_shardings(tree, mesh, bound) for tree in (params, masks)
-  )
+  places, mask_places = state_shardings(Kernels(params, masks), mesh, bound)
   for path, place in places.items():
     assert {"fsdp", "tensor"} <= set(jax.tree.leaves(tuple(place.spec)))
     assert mask_places[path].spec == place.spec

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
+import signal
 
 import jax
 import pytest
@@ -17,7 +19,7 @@ from figs_jax.train.plan import (
   planned_experiment,
 )
 from figs_jax.train.sharding import make_mesh, state_shardings
-from figs_jax.train.targets import target_of
+from figs_jax.train.targets import Ended, in_child, target_of
 from tests.programs import REPO, assert_one_clear_line, in_one_process
 
 from .test_mask_storage import config_of as storage_config
@@ -204,13 +206,47 @@ def test_targets(monkeypatch):
     lambda name: None if name == "libtpu" else known(name),
   )
   target = target_of("tpu:v5e", 8)
-  assert (target.platform, len(target.devices)) == ("cpu", 8)
+  assert (target.platform, target.count, target.sides) == ("cpu", 8, ())
   assert "libtpu is not installed" in target.reason
   with pytest.raises(ConfigError, match="expected at most 8"):
     target_of("gpu:h100", 16)
   monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
   assert "no slice of v4" in target_of("tpu:v4", 8).reason
   assert "power of 2" in target_of("tpu:v5e", 6).reason
+  target = target_of("tpu:v5e", 128)
+  assert (target.platform, target.sides) == ("tpu v5e", (8, 16))
+
+
+def ends(*_):
+  """Stands in for a libtpu that ends the process."""
+  os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def refuses(*_):
+  raise ConfigError("expected another field")
+
+
+def test_libtpu_ends_the_process(data_dir, monkeypatch):
+  """One line says so, and the plan is that for virtual devices."""
+  config = config_of(**SIZES, **{"data.data_dir": data_dir})
+  plain = plan_step(config, 8, "tpu:v5e")
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+  monkeypatch.setattr("figs_jax.train.plan._of_chip", ends)
+  plan = plan_step(config, 8, "tpu:v5e")
+  monkeypatch.undo()
+  assert (plan.compiled_for, plan.reason) == (
+    "cpu",
+    "libtpu ended with signal 11",
+  )
+  assert plan.is_estimate and not plan.refused
+  assert dataclasses.replace(plan, reason=plain.reason) == plain
+
+
+def test_a_child_answers():
+  with pytest.raises(Ended, match="^code 3$"):
+    in_child(os._exit, 3)
+  with pytest.raises(ConfigError, match="^expected another field$"):
+    in_child(refuses)
 
 
 @pytest.mark.skipif(
