@@ -13,8 +13,9 @@ from figs_jax.core._flow import Flow
 from figs_jax.core.pattern import NM
 from figs_jax.core.soft import kernel_scale
 from figs_jax.core.types import Array, Float
-from figs_jax.nn.kernel_axes import Axis, stacked_shape
+from figs_jax.nn.kernel_axes import Axis, kernel_name, stacked_shape
 from figs_jax.nn.layers import Masked
+from figs_jax.nn.logical_axes import logical_axes
 from figs_jax.nn.neural_gradient import NeuralGradient
 from figs_jax.nn.variables import Scale
 
@@ -60,6 +61,9 @@ def with_flow(model: M, flow: Flow) -> M:
       continue
     name = "/".join(map(str, path))
     lead = stacked_shape(layer, name)
+    words = logical_axes(f"{name}/{kernel_name(layer)}", layer.kernel.ndim)
+    if any(words):
+      layer.words = words[len(lead) :]
     if flow.soft:
       # One variable where layers share a kernel.
       if id(layer.kernel) not in scales:

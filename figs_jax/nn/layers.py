@@ -33,6 +33,7 @@ from figs_jax.nn.kernel_axes import (
   stacked_shape,
   token_axes,
 )
+from figs_jax.nn.logical_axes import with_split_columns
 from figs_jax.nn.neural_gradient import (
   NeuralGradient,
   constant,
@@ -58,6 +59,7 @@ class Masked(nnx.Module):
     input_pattern: `NM` of the input's features, or None (static); see
       `prune_inputs`.
     input_grad: Gradient of the dropped entries of the input (static).
+    words: Logical axes of the kernel (static); empty before `with_flow`.
     adapter: `nnx.LoRA` whose output is added; only after `with_adapters`.
 
   Args:
@@ -85,6 +87,7 @@ class Masked(nnx.Module):
   adapter: nnx.LoRA
   input_pattern: NM | None = None
   input_grad: GradMode = "masked"
+  words: tuple[str | None, ...] = ()
 
   def __init__(
     self,
@@ -111,6 +114,7 @@ class Masked(nnx.Module):
       out = super().__call__(*args, **kwargs)
     else:
       out = self._product(self.dense_type.__call__, args, kwargs)
+      out = with_split_columns(out, self.words)
     adapter = getattr(self, "adapter", None)
     return out if adapter is None else out + adapter(*args)
 

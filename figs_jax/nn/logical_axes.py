@@ -18,6 +18,9 @@ from jax.sharding import PartitionSpec
 from figs_jax.core.types import Array
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is split
+# Mesh axis of a logical axis. `embed` has none of its own: `fsdp` goes to the
+# axis that is left.
+RULES = {"heads": "tensor", "ff": "tensor", "vocab": "tensor"}
 # (regex of the end of a path, the last axes of the array)
 TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"[qkv]/kernel", ("embed", "heads")),
@@ -46,6 +49,37 @@ def with_split_batch(x: Array) -> Array:
   if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def with_split_columns(x: Array, words: tuple[str | None, ...]) -> Array:
+  """Keeps the output of a product split as the columns of its kernel are.
+
+  A kernel whose groups are longer than a part of its rows lies over `tensor`
+  and `fsdp` along its columns. Then XLA may compute all columns on every
+  device, and gather this kernel and the next one over `tensor`. Without a mesh
+  that splits the columns, `x` is returned.
+
+  Args:
+    x: Output, whose last axes are the columns.
+    words: Words of the axes of the kernel, the contracted one first; empty if
+      unknown.
+
+  >>> with_split_columns(jax.numpy.ones((4, 2)), ("embed", "ff")).shape
+  (4, 2)
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  columns = [RULES.get(word or "") for word in words[1:]]
+  if not set(columns) & set(mesh.axis_names):
+    return x
+  columns = columns[-x.ndim :]
+  first = x.ndim - len(columns)
+  free = PartitionSpec.UNCONSTRAINED
+  split = [
+    axis if axis and x.shape[first + i] % mesh.shape[axis] == 0 else free
+    for i, axis in enumerate(columns)
+  ]
+  spec = PartitionSpec(*[free] * first, *split)
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:

@@ -1,10 +1,10 @@
 """Placement of arrays on a mesh with the axes `data`, `fsdp` and `tensor`.
 
 The batch is split over `data` and `fsdp`. A kernel is split over `tensor`
-along the axis that `RULES` names by its logical word
-(`figs_jax.nn.logical_axes`), and over `fsdp` along another one; masks, moments
-and averages lie as their kernel does. A group never spans devices, so that the
-mask update needs no collective.
+along the axis that `RULES` of `figs_jax.nn.logical_axes` names by its logical
+word, and over `fsdp` along another one; masks, moments and averages lie as
+their kernel does. A group never spans devices, so that the mask update needs no
+collective.
 """
 
 from __future__ import annotations
@@ -25,13 +25,10 @@ from jax.sharding import (
 )
 
 from figs_jax.core.tree import path_str
-from figs_jax.nn.logical_axes import BATCH_AXES, logical_axes
+from figs_jax.nn.logical_axes import BATCH_AXES, RULES, logical_axes
 from figs_jax.recipes import BoundRecipe
 
 AXES = ("data", "fsdp", "tensor")
-# Mesh axis of a logical axis. `embed` has none of its own: `fsdp` goes to the
-# axis that is left.
-RULES = {"heads": "tensor", "ff": "tensor", "vocab": "tensor"}
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
