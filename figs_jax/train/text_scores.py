@@ -32,7 +32,7 @@ from figs_jax.train.metrics import (
   as_counted,
   total,
 )
-from figs_jax.train.score_loss import squared_errors
+from figs_jax.train.regression import squared_errors
 
 # The scores of GLUE's tasks (Wang et al., arXiv 1804.07461, table 1).
 _SCORES = {
