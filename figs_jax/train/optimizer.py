@@ -207,7 +207,9 @@ def _schedule_free(recipe, rate, decay, own):
     optax.add_decayed_weights(decay, decayed),
     optax.scale_by_learning_rate(rate),
   )
-  tx = contrib.schedule_free(base, rate, own["b1"], own["weight_lr_power"])
+  # optax counts the weights of the average from step 1, all else from step 0.
+  weights = lambda count: rate(count - 1)  # noqa: E731
+  tx = contrib.schedule_free(base, weights, own["b1"], own["weight_lr_power"])
   clears = (each for each in recipe.optimizer_requirements)
   if any(isinstance(each, MaskedUpdates) for each in clears):
     # Where y is set to 0, z is too, and with it the average.

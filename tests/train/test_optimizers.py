@@ -87,7 +87,7 @@ def of_optax(name, rate):
     )
   if name == "schedule_free":
     base = optax.adamw(rate, b1=0.0, weight_decay=DECAY, mask=decayed)
-    return contrib.schedule_free(base, rate)
+    return contrib.schedule_free(base, lambda count: rate(count - 1))
   kernel = contrib.MuonDimensionNumbers()
   return contrib.muon(
     rate,
@@ -278,6 +278,21 @@ def test_what_does_not_go_together_is_one_line(recipe, fields, words):
     schema.check(config)
     make_optimizer(config, recipes.create(recipe, "ff: 1:4", 100))
   assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_schedule_free_weighs_a_step_by_its_own_rate():
+  config = config_of("schedule_free", warmup_steps=4, **FIELDS["schedule_free"])
+  config.optimizer.weight_lr_power = 2.0
+  recipe = recipes.create("dense", "ff: 1:4", config.total_steps)
+  tx, params = make_optimizer(config, recipe), {"w": jnp.ones((2, 2))}
+  state = tx.init(params)
+  for _ in range(3):
+    _, state = tx.update(params, state, params)
+  rates = [float(learning_rate(config)(step)) for step in range(3)]
+  assert rates[1] > rates[0]
+  is_free = lambda node: isinstance(node, contrib.ScheduleFreeState)  # noqa: E731
+  (free,) = filter(is_free, jax.tree.leaves(state, is_leaf=is_free))
+  assert float(free.weight_sum) == pytest.approx(sum(r**2 for r in rates))
 
 
 def free_state(recipe, steps=5, **fields):
