@@ -245,7 +245,8 @@ def _job_name(name: str) -> str:
   >>> _job_name("Fashion_ViT, 5 seeds!")
   'figs-jax-fashion-vit-5-seeds'
   """
-  return "-".join(["figs-jax", *re.findall(r"[a-z0-9]+", name.lower())])[:50]
+  words = ["figs-jax", *re.findall(r"[a-z0-9]+", name.lower())]
+  return "-".join(words)[:50].rstrip("-")
 
 
 def _yaml(word: str) -> str:

@@ -506,7 +506,7 @@ def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
   finally:
     batches.close()
   return {
-    name: jax.ShapeDtypeStruct((*lead, *array.shape[1:]), array.dtype)
+    name: jax.ShapeDtypeStruct((*lead, *array.shape[len(lead) :]), array.dtype)
     for name, array in one.items()
   }
 

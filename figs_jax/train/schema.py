@@ -516,6 +516,12 @@ def _check_together(fields: Mapping[str, Any]) -> None:
       "--config.data.objective: expected auto with loss=mse, which learns"
       f" scores, got {value}"
     )
+  for name in ("label_smoothing", "data.pack") if loss == "mse" else ():
+    if value := fields[name]:
+      raise ConfigError(
+        f"--config.{name}: expected {type(value)()} with loss=mse, which learns"
+        f" one score of each row, got {value}"
+      )
   mean, std = fields.get("data.mean"), fields.get("data.std")
   if mean != std and {mean, std} & set(NAMED):
     raise ConfigError(

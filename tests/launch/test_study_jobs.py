@@ -253,3 +253,9 @@ def test_mistakes_are_one_line(tmp_path):
   for done, expected in zip(in_one_process(PROGRAM, *wrong), wrong.values()):
     assert_one_clear_line(done, *expected)
   assert not (tmp_path / "w").exists()
+
+
+def test_a_name_that_is_cut_at_a_hyphen_ends_in_a_letter():
+  job = study_jobs.StudyJob(f"{'a' * 40} b", [["dense"]], [], [])
+  name = yaml.safe_load(study_jobs.gke(job))["metadata"]["name"]
+  assert name == f"figs-jax-{'a' * 40}"

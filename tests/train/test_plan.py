@@ -10,6 +10,7 @@ import signal
 import jax
 import pytest
 
+from figs_jax.train import plan as plan_module
 from figs_jax.train.config import ConfigError, default_config
 from figs_jax.train.experiment import build
 from figs_jax.train.plan import (
@@ -314,3 +315,20 @@ def test_the_program(data_dir):
   words = ("--devices is missing", "--chip is missing", "abacus", "mesh.fsdp")
   for each, word in zip(wrong, words):
     assert_one_clear_line(each, word)
+
+
+@pytest.mark.parametrize("order", ["own", "shared"])
+def test_a_planned_batch_of_texts_has_the_shape_of_a_real_one(order, tmp_path):
+  lines = [json.dumps({"text": f"some words, {i} times"}) for i in range(8)]
+  (tmp_path / "train.jsonl").write_text("\n".join(lines))
+  config = default_config("figs", "gpt2")
+  config.variant, config.pattern = "custom", "ff: 1:4"
+  config.model.update({"width": 8, "depth": 1, "heads": 2})
+  config.batch_size, config.seeds, config.data.order = 4, 2, order
+  config.data.name, config.data.stream = f"text:{tmp_path}", True
+  config.data.eval_split = "train"
+  experiment = build(config)
+  batches = experiment.task.train_batches(4)
+  real = {name: array.shape for name, array in next(batches).items()}
+  batches.close()
+  assert {k: v.shape for k, v in plan_module._batch(experiment).items()} == real

@@ -308,3 +308,13 @@ def test_check_names_a_missing_field():
   del tree["optimizer"]["b1"]
   with pytest.raises(ConfigError, match="optimizer.b1: missing"):
     schema.check(tree)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"), [("label_smoothing", 0.1), ("data.pack", True)]
+)
+def test_scores_refuse_what_is_of_tokens_and_classes(field, value):
+  config = default_config("figs", "bert")
+  config.update_from_flattened_dict({"loss": "mse", field: value})
+  with pytest.raises(ConfigError, match=rf"--config\.{field}: expected .*mse"):
+    schema.check(config)
