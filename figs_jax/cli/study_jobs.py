@@ -66,8 +66,8 @@ while [ -n "$signalled" ]; do # the trap may have ended the waiting only
   wait "$study" || code=$?
 done
 # 1 and 2 are errors that would recur: a cell failed, or the study is invalid.
-# Higher codes are `stopped`, and signals.
-if [ "$code" -lt "$stopped" ]; then
+# So are 126 and 127: the program cannot be started. From 128 on are signals.
+if [ "$code" -ne "$stopped" ] && [ "$code" -lt 128 ]; then
   exit "$code"
 fi
 if [ "${SLURM_RESTART_COUNT:-0}" -ge "$restarts" ]; then
@@ -119,7 +119,7 @@ spec:
         onExitCodes:
           containerName: study
           operator: In
-          values: [1, 2]
+          values: [1, 2, 126, 127]
   template:
     # A bucket as the volume needs this, and a service account that may use it:
     # metadata:

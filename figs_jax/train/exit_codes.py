@@ -30,8 +30,9 @@ def in_shell(code: int) -> int:
 def restarts(code: int) -> bool:
   """Whether a launcher starts a run again that ended with this code.
 
-  Errors of the program would recur. `STOPPED` and the codes of signals say
-  that the run goes on from its newest checkpoint.
+  Errors of the program would recur, as would 126 and 127, a shell's codes of a
+  program that it cannot start. `STOPPED` and the codes of signals say that the
+  run goes on from its newest checkpoint.
 
   Args:
     code: Exit code as a shell gives it.
@@ -39,4 +40,4 @@ def restarts(code: int) -> bool:
   >>> [restarts(code) for code in (FINISHED, USER_ERROR, STOPPED, HUNG)]
   [False, False, True, True]
   """
-  return code >= STOPPED
+  return code == STOPPED or code >= 128

@@ -20,6 +20,8 @@ CODES = {
   exit_codes.FINISHED: False,
   exit_codes.ERROR: False,
   exit_codes.USER_ERROR: False,
+  126: False,  # not executable
+  127: False,  # not there
   exit_codes.STOPPED: True,
   exit_codes.ABORTED: True,
   exit_codes.HUNG: True,
