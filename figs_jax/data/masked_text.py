@@ -13,6 +13,7 @@ end token ends, and sentinel 0 is the mask.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -241,7 +242,7 @@ class LabelledTexts:
 
   @property
   def _least(self) -> float:
-    return 0  # hidden labels are -1
+    return 0.0  # hidden labels are -1
 
   def arrays(
     self, example: Mapping[str, Any] | None, rng: np.random.Generator
@@ -271,7 +272,7 @@ class ScoredTexts(LabelledTexts):
   @property
   def _least(self) -> float:
     # GLUE's scores are from 0 to 5, and -1 where they are hidden.
-    return 0 if self.task else -np.inf
+    return 0.0 if self.task else -math.inf
 
   def _labelled(self, label: Any) -> dict[str, Any]:
     return {"score": np.float32(label)}
