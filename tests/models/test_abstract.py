@@ -18,7 +18,8 @@ CASES = {
       "patch": 2, "width": 16, "depth": 1, "heads": 1, "mlp_dim": 24,
       "num_classes": 8, "image_size": 16, "in_channels": 4, "pool": "gap",
       "pos": "sincos", "dropout": 0.1, "attention_dropout": 0.1,
-      "drop_path": 0.1, "scan": True, "remat": True, "qkv_bias": False,
+      "drop_path": 0.1, "scan": True, "remat": True,
+      "remat_policy": "dots", "relu2": True, "qkv_bias": False,
       "norm_epsilon": 1e-12, "gelu": "tanh", "swiglu": True,
       "layer_scale": 0.1, "registers": 2, "distillation": "heads",
       "dtype": "bfloat16", "param_dtype": "bfloat16",
@@ -45,6 +46,7 @@ CASES = {
       "pretrained_windows": (2, 2), "mlp_ratio": 2.0, "num_classes": 8,
       "image_size": 32, "in_channels": 4, "dropout": 0.1,
       "attention_dropout": 0.1, "drop_path": 0.1, "scan": True, "remat": True,
+      "remat_policy": "dots",
       "qkv_bias": False, "dtype": "bfloat16", "param_dtype": "bfloat16",
     },
   ),
@@ -56,7 +58,9 @@ CASES = {
       "width": 16, "depth": 1, "heads": 1, "mlp_dim": 24, "output": "classes",
       "num_classes": 8, "vocab": 24, "length": 12, "token_types": 3,
       "dropout": 0.1, "attention_dropout": 0.1, "input_length": 6,
-      "scan": True, "remat": True, "norm_epsilon": 1e-6, "gelu": "tanh",
+      "scan": True, "remat": True,
+      "remat_policy": "dots", "relu2": True, "norm_epsilon": 1e-6,
+      "gelu": "tanh",
       "dtype": "bfloat16", "param_dtype": "bfloat16",
     },
   ),
@@ -67,6 +71,7 @@ CASES = {
       "width": 16, "depth": 1, "heads": 1, "mlp_dim": 24, "vocab": 24,
       "length": 12, "dropout": 0.1, "attention_dropout": 0.1,
       "norm_epsilon": 1e-6, "input_length": 6, "scan": True, "remat": True,
+      "remat_policy": "dots", "relu2": True,
       "dtype": "bfloat16", "param_dtype": "bfloat16",
     },
   ),
@@ -78,7 +83,8 @@ CASES = {
       "mlp_dim": 24, "tied": True, "vocab": 24, "length": 12,
       "rope_theta": 1e3, "rope_factor": 8.0, "rope_low": 2.0, "rope_high": 3.0,
       "rope_length": 16, "attention_dropout": 0.1, "norm_epsilon": 1e-6,
-      "input_length": 6, "scan": True, "remat": True, "dtype": "bfloat16",
+      "input_length": 6, "scan": True, "remat": True,
+      "remat_policy": "dots", "relu2": True, "dtype": "bfloat16",
       "param_dtype": "bfloat16",
     },
   ),
@@ -90,13 +96,14 @@ CASES = {
       "width": 16, "depth": 1, "decoder_depth": 1, "heads": 1, "head_dim": 8,
       "mlp_dim": 24, "gated": True, "tied": False, "scaled": True, "vocab": 24,
       "num_buckets": 8, "max_distance": 64, "dropout": 0.1, "input_length": 6,
-      "target_length": 6, "scan": True, "remat": True, "dtype": "bfloat16",
+      "target_length": 6, "scan": True, "remat": True,
+      "remat_policy": "dots", "relu2": True, "dtype": "bfloat16",
       "param_dtype": "bfloat16",
     },
   ),
 }  # fmt: skip
 # Options that exclude one another: each is left out once.
-APART = {"vit": ("pool", "distillation")}
+APART = {"vit": (("pool", "relu2"), ("distillation", "swiglu"))}
 
 
 def test_every_family_is_here():
@@ -123,9 +130,9 @@ def test_rows_are_those_of_the_built_model_for_every_option(family):
   assert {*options} == {*models.options_of(family)}
   if "patch" in options:
     variant = f"custom/{options['patch']}"
-  for without in APART.get(family, (None,)):
+  for without in APART.get(family, ((),)):
     left = {
-      name: x for name, x in options.items() if name not in ("patch", without)
+      name: x for name, x in options.items() if name not in ("patch", *without)
     }
     same(family, variant, sizes | left)
     same(family, variant, sizes | left | {"scan": False})
