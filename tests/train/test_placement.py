@@ -23,6 +23,10 @@ OPTIMIZERS = [
   ("adafactor", {"optimizer.factored": True, "optimizer.momentum": 0.9}),
   ("adafactor", {"optimizer.factored": False}),
   ("muon", {}),
+  (
+    "schedule_free",
+    {"optimizer.schedule": "constant", "ema_decay": 0.0},
+  ),
 ]
 
 
