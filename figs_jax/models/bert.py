@@ -298,13 +298,7 @@ class BERT(nnx.Module):
     >>> model(jnp.array([[5, 6, 1]])).shape
     (1, 3, 16)
     """
-    sizes = completed(
-      "BERT",
-      variant,
-      cls.sizes(variant),
-      options,
-      instead=published(SIZES),
-    )
+    sizes = completed(cls, variant, options, published(SIZES))
     return cls(rngs=rngs, **sizes)
 
   @staticmethod

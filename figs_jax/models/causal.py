@@ -193,9 +193,9 @@ class CausalLM(nnx.Module):
       prompt=tuple(prompt),
       seen=tokens & (jnp.arange(length)[None] != last[:, None]),
       position=tokens.sum(1) - 1,
-      head=None
-      if self.head is not None
-      else head_of_steps(self.embed, self.dtype, batch * beams, max_length),
+      head=head_of_steps(
+        self.head, self.embed, self.dtype, batch * beams, max_length
+      ),
     )
 
   def step(

@@ -336,9 +336,9 @@ def tied_head(embed: nnx.Embed, dtype: Any) -> Float[Array, "width vocab"]:
 
 
 def head_of_steps(
-  embed: nnx.Embed, dtype: Any, rows: int, steps: int
+  head: Any, embed: nnx.Embed, dtype: Any, rows: int, steps: int
 ) -> Float[Array, "width vocab"] | None:
-  """`tied_head` for a number of steps, or None if it would not pay.
+  """`tied_head` for a number of steps; None without one, or if it does not pay.
 
   On a CPU transposing takes as long as 14 products with one row. It saves
   nothing of these, and of those with 2 to 32 rows as much as .7 of one (XLA's
@@ -346,12 +346,14 @@ def head_of_steps(
   on.
 
   Args:
+    head: Linear layer, or None if the head is the embedding.
     embed: Embedding.
     dtype: Dtype of the product.
     rows: Rows of a step, sequences times beams.
     steps: Largest number of steps.
   """
-  return tied_head(embed, dtype) if rows > 1 and steps >= _STEPS else None
+  pays = rows > 1 and steps >= _STEPS
+  return tied_head(embed, dtype) if head is None and pays else None
 
 
 def head_logits(

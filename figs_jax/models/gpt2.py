@@ -160,13 +160,7 @@ class GPT2(CausalLM):
     >>> model(jnp.array([[5, 6, 1]])).shape
     (1, 3, 16)
     """
-    sizes = completed(
-      "GPT2",
-      variant,
-      cls.sizes(variant),
-      options,
-      instead=published(SIZES),
-    )
+    sizes = completed(cls, variant, options, published(SIZES))
     return cls(rngs=rngs, **sizes)
 
   @staticmethod

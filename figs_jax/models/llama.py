@@ -215,13 +215,7 @@ class Llama(CausalLM):
     >>> model(jnp.array([[5, 6, 1]])).shape
     (1, 3, 16)
     """
-    sizes = completed(
-      "Llama",
-      variant,
-      cls.sizes(variant),
-      options,
-      instead=published(SIZES),
-    )
+    sizes = completed(cls, variant, options, published(SIZES))
     return cls(rngs=rngs, **sizes)
 
   @staticmethod

@@ -194,12 +194,11 @@ class ResNet(nnx.Module):
     ((3, 3, 3), (32, 1000))
     """
     sizes = completed(
-      "ResNet",
+      cls,
       variant,
-      cls.sizes(variant),
       options,
+      published(SIZES, "one"),
       needed=("block", "depths", "width"),
-      instead=published(SIZES, "one"),
     )
     return cls(rngs=rngs, **sizes)
 

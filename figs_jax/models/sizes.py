@@ -34,37 +34,36 @@ def of_variant(
 
 
 def completed(
-  family: str,
+  family: Any,
   variant: str,
-  sizes: Mapping[str, Any],
   options: Mapping[str, Any],
+  instead: str,
   *,
   needed: Sequence[str] = ("width", "depth", "heads"),
-  instead: str,
 ) -> dict[str, Any]:
   """The options of a variant, replaced by those given that are not None.
 
   Args:
-    family: Name of the family's class, for the error message.
+    family: Class of the family, whose `sizes` has the options of a variant.
     variant: Name of the variant.
-    sizes: Its options.
     options: Keyword arguments of the constructor.
-    needed: Names of the sizes that a custom variant must be given.
     instead: What to use in place of a custom variant, for the error message.
+    needed: Names of the sizes that a custom variant must be given.
 
   Raises:
-    ValueError: If a needed size is missing.
+    ValueError: If the variant is unknown or a needed size is missing.
 
-  >>> sizes = {"width": 8, "depth": 1, "heads": 2}
-  >>> completed("T5", "custom", sizes, {"depth": 3}, instead="")["depth"]
+  >>> class Family:
+  ...   sizes = {"custom": {"width": 8, "depth": 1, "heads": 2}}.get
+  >>> completed(Family, "custom", {"depth": 3}, "")["depth"]
   3
   """
   given = {name: value for name, value in options.items() if value is not None}
-  whole = {**sizes, **given}
+  whole = {**family.sizes(variant), **given}
   for name in needed:
     if whole.get(name) is None:
       raise ValueError(
-        f"{family} variant {variant!r} needs {name}=; or use {instead}"
+        f"{family.__name__} variant {variant!r} needs {name}=; or use {instead}"
       )
   return whole
 

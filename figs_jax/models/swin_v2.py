@@ -203,12 +203,11 @@ class SwinV2(nnx.Module):
     [(4, 8), (2, 16)]
     """
     sizes = completed(
-      "SwinV2",
+      cls,
       variant,
-      cls.sizes(variant),
       options,
+      "a published one, as in 'B/w8-256'",
       needed=("width", "depths", "heads", "window"),
-      instead="a published one, as in 'B/w8-256'",
     )
     return cls(rngs=rngs, **sizes)
 

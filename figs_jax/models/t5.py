@@ -261,13 +261,7 @@ class T5(nnx.Module):
     >>> model(ids, ids).shape
     (1, 3, 16)
     """
-    sizes = completed(
-      "T5",
-      variant,
-      cls.sizes(variant),
-      options,
-      instead=published(SIZES),
-    )
+    sizes = completed(cls, variant, options, published(SIZES))
     return cls(rngs=rngs, **sizes)
 
   @staticmethod
@@ -402,9 +396,9 @@ class T5(nnx.Module):
       memory=tuple(block.remember(encoded) for block in blocks),
       inputs_seen=inputs_seen[:, 0, 0],
       bias=self.decoder.position_bias(max_length)[0],
-      head=None
-      if self.head is not None
-      else head_of_steps(self.shared, self.dtype, batch * beams, max_length),
+      head=head_of_steps(
+        self.head, self.shared, self.dtype, batch * beams, max_length
+      ),
     )
 
   def step(

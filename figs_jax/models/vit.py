@@ -255,13 +255,7 @@ class ViT(nnx.Module):
     >>> ViT.from_variant("custom/2", rngs=nnx.Rngs(0), **sizes).tokens
     5
     """
-    sizes = completed(
-      "ViT",
-      variant,
-      cls.sizes(variant),
-      options,
-      instead=published(SIZES),
-    )
+    sizes = completed(cls, variant, options, published(SIZES))
     return cls(rngs=rngs, **sizes)
 
   @staticmethod
