@@ -88,8 +88,17 @@ def entries(batch: Any, *names: str) -> list[Any]:
   return values
 
 
+def segments_name(field: str) -> str:
+  """Name of the segments of a field in packed rows.
+
+  >>> segments_name("inputs")
+  'inputs_segments'
+  """
+  return f"{field}_segments"
+
+
 def segments(batch: Any) -> tuple[Any, ...]:
-  """The segments of packed rows, as `figs_jax.data.packing` names them.
+  """The segments of packed rows; see `figs_jax.data.packing`.
 
   Args:
     batch: Dict of arrays.
@@ -101,7 +110,7 @@ def segments(batch: Any) -> tuple[Any, ...]:
   Raises:
     ValueError: If `entries` raises it.
   """
-  names = ("inputs_segments", "targets_segments")
+  names = map(segments_name, ("inputs", "targets"))
   return tuple(entries(batch, *(name for name in names if name in batch)))
 
 

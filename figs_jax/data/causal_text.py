@@ -22,7 +22,7 @@ from figs_jax.data.opened import DEFAULTS, Options
 from figs_jax.data.own_vocabulary import vocabulary_of
 from figs_jax.data.packing import Fields, Group
 from figs_jax.data.python_data import Builder, PythonData
-from figs_jax.data.segments import Documents, StreamedSegments, segments_of
+from figs_jax.data.segments import document_segments, segments_of
 from figs_jax.data.text import (
   TextToText,
   find_builders,
@@ -69,8 +69,8 @@ class CausalText:
     """Segments that begin with each document, whole ones, or pairs of texts."""
     if self._has_pairs:
       return self._pairs.examples_of(source, whole=whole)
-    kind = Documents if whole else StreamedSegments
-    return kind(source, self.input_length + 1, self.vocabulary.encode)
+    length, encode = self.input_length + 1, self.vocabulary.encode
+    return document_segments(source, length, encode, whole=whole)
 
   @property
   def _pairs(self) -> TextToText:

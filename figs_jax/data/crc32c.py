@@ -8,6 +8,7 @@ it. Blocks are therefore summed all at once.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +23,14 @@ def crc32c(data: bytes | memoryview) -> int:
   >>> hex(crc32c(b"123456789"))
   '0xe3069283'
   """
-  return int(_crcs(np.frombuffer(data, np.uint8)[None])[0])
+  return int(crc32c_of_rows(np.frombuffer(data, np.uint8)[None])[0])
 
 
-def masked(crc: int) -> int:
-  """The form in which TFRecord stores a checksum, rotated and shifted.
+def masked(crc: Any) -> Any:
+  """The form in which TFRecord stores checksums, rotated and shifted.
+
+  Args:
+    crc: Integer, or array of uint32.
 
   >>> hex(masked(0xE3069283))
   '0xc78ab0e5'
@@ -40,10 +44,6 @@ def crc32c_of_rows(rows: np.ndarray) -> np.ndarray:
   >>> crc32c_of_rows(np.zeros((2, 32), np.uint8)).tolist() == [0x8A9136AA] * 2
   True
   """
-  return _crcs(rows)
-
-
-def _crcs(rows: np.ndarray) -> np.ndarray:
   count, length = rows.shape
   # Zeros before the first byte change nothing while the register is 0.
   blocks = -(-length // _BLOCK)

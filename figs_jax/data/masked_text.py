@@ -25,9 +25,8 @@ from figs_jax.data.own_vocabulary import vocabulary_of
 from figs_jax.data.packing import Fields, Group
 from figs_jax.data.python_data import Builder, PythonData
 from figs_jax.data.segments import (
-  Documents,
   Segments,
-  StreamedSegments,
+  document_segments,
   segments_of,
 )
 from figs_jax.data.vocabulary import EOS, Vocabulary
@@ -165,9 +164,9 @@ class MaskedTokens:
 
   def examples_of(self, source: Any, *, whole: bool) -> Segments:
     """Segments that begin with each document, or whole ones."""
-    kind = Documents if whole else StreamedSegments
     end = Special.of(self.vocabulary).end
-    return kind(source, self.input_length - 2, self.vocabulary.encode, end)
+    length, encode = self.input_length - 2, self.vocabulary.encode
+    return document_segments(source, length, encode, whole=whole, end=end)
 
   def arrays(
     self, example: np.ndarray | None, rng: np.random.Generator

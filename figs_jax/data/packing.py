@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from figs_jax.data.batch_checks import segments_name
 from figs_jax.data.stream import COUNT
 
 Fields = dict[str, np.ndarray]
@@ -44,16 +45,7 @@ class Group:
   @property
   def segments(self) -> str:
     """Name of the segments in a batch."""
-    return segments_of(self.names[0])
-
-
-def segments_of(name: str) -> str:
-  """Name of the segments of a field.
-
-  >>> segments_of("inputs")
-  'inputs_segments'
-  """
-  return f"{name}_segments"
+    return segments_name(self.names[0])
 
 
 @dataclasses.dataclass(frozen=True)

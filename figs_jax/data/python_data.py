@@ -12,20 +12,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from figs_jax.data.opened import DEFAULTS, Options, held_out
-from figs_jax.data.record_files import RecordFiles
+from figs_jax.data.record_files import Info, RecordFiles
 from figs_jax.data.text_rows import Columns, in_splits
 
 NAME = "python"  # in the place of a data set's name
-
-
-@dataclasses.dataclass(frozen=True)
-class _Info:
-  """What is read of the info of a builder."""
-
-  features: tfds.features.FeaturesDict
-  splits: Mapping[str, Any]
-  full_name: str
-  dataset_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +59,7 @@ class PythonData:
     read = _of_texts if "text" in first else _of_images
     self._sources, features, digest, size = read(splits, options)
     self.version = digest[:16]
-    self.info = _Info(
+    self.info = Info(
       tfds.features.FeaturesDict(features),
       {name: _Split(len(part)) for name, part in self._sources.items()},
       f"{NAME}/{self.version}",

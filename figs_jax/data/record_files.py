@@ -49,7 +49,7 @@ _MOST_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
-class _Info:
+class Info:
   """What is read of the info of a builder of tfds."""
 
   features: tfds.features.FeaturesDict
@@ -121,7 +121,7 @@ class RecordFiles:
     self._features: Features = features_of(
       path, options, functools.partial(self._first, first), lines=lines
     )
-    self.info = _Info(
+    self.info = Info(
       self._features.spec,
       {name: _Split(self, name) for name in self.files},
       f"{self.name}/{path.name}/{self.version}",

@@ -62,36 +62,6 @@ class PackedSegments(Segments):
     return self._ids[index * self.length : (index + 1) * self.length]
 
 
-class StreamedSegments(Segments):
-  """One example per document, read on access.
-
-  A long document is returned whole; training draws a part of it.
-  """
-
-  def __init__(
-    self, source: Sequence[Any], length: int, encode: Encode, end: int = EOS
-  ):
-    super().__init__(length, cached=False)
-    self._source, self._encode, self._end = source, encode, end
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: Any) -> Any:
-    parts = [_ended(self._source[index], self._encode, self._end)]
-    total = len(parts[0])
-    if total >= self.length:
-      return parts[0]
-    for step in range(1, len(self._source)):
-      following = (index + step) % len(self._source)
-      other = self._source[following]
-      parts.append(_ended(other, self._encode, self._end))
-      total += len(parts[-1])
-      if total >= self.length:
-        break
-    return np.concatenate(parts)[: self.length]
-
-
 class Documents(Segments):
   """One whole document per example, with its end token; for packing."""
 
@@ -106,6 +76,44 @@ class Documents(Segments):
 
   def __getitem__(self, index: Any) -> Any:
     return _ended(self._source[index], self._encode, self._end)
+
+
+class StreamedSegments(Documents):
+  """One example per document, read on access.
+
+  A long document is returned whole; training draws a part of it.
+  """
+
+  def __getitem__(self, index: Any) -> Any:
+    parts = [super().__getitem__(index)]
+    total = len(parts[0])
+    if total >= self.length:
+      return parts[0]
+    for step in range(1, len(self._source)):
+      following = (index + step) % len(self._source)
+      parts.append(super().__getitem__(following))
+      total += len(parts[-1])
+      if total >= self.length:
+        break
+    return np.concatenate(parts)[: self.length]
+
+
+def document_segments(
+  source: Sequence[Any],
+  length: int,
+  encode: Encode,
+  *,
+  whole: bool,
+  end: int = EOS,
+) -> Documents:
+  """One example per document: all of it, or a segment that begins with it.
+
+  Args:
+    source, length, encode, end: Same as for `segments_of`.
+    whole: Whether a document is an example by itself, even if it is short.
+  """
+  kind = Documents if whole else StreamedSegments
+  return kind(source, length, encode, end)
 
 
 def segments_of(

@@ -27,9 +27,8 @@ from figs_jax.data.own_vocabulary import path_of_pieces, vocabulary_of
 from figs_jax.data.packing import Fields, Group
 from figs_jax.data.python_data import Builder, PythonData
 from figs_jax.data.segments import (
-  Documents,
   Segments,
-  StreamedSegments,
+  document_segments,
   segments_of,
 )
 from figs_jax.data.span_corruption import SpanCorruption
@@ -68,9 +67,8 @@ class Denoising:
     return segments_of(source, length, encode, whole=ordered)
 
   def examples_of(self, source: Any, *, whole: bool) -> Segments:
-    kind = Documents if whole else StreamedSegments
-    length = self.corruption.segment_length
-    return kind(source, length, self.vocabulary.encode)
+    length, encode = self.corruption.segment_length, self.vocabulary.encode
+    return document_segments(source, length, encode, whole=whole)
 
   def pair(
     self, example: np.ndarray, rng: np.random.Generator

@@ -66,8 +66,7 @@ def scan(path: Path) -> Index:
     for row, start in zip(headers, [*(s - _HEADER for s in starts), at]):
       own = memory[start : start + _HEADER]
       row[: len(own)] = np.frombuffer(own, np.uint8)
-  crcs = crc32c_of_rows(headers[:, :8])
-  wanted = (crcs >> 15 | crcs << 17) + np.uint32(0xA282EAD8)
+  wanted = masked(crc32c_of_rows(headers[:, :8]))
   got = np.ascontiguousarray(headers[:, 8:]).view("<u4")[:, 0]
   if (wrong := np.flatnonzero(wanted != got)).size:
     raise ValueError(_damaged(f"{path}: record {wrong[0]}", "length"))
@@ -77,23 +76,6 @@ def scan(path: Path) -> Index:
       f" end of the file; {_FIX}"
     )
   return Index(np.array(starts, np.int64), np.array(lengths, np.int64))
-
-
-def read(path: Path, start: int, length: int, number: int) -> bytes:
-  """The data of a record, checked.
-
-  Args:
-    path: Uncompressed file.
-    start, length: Place of the data, from `scan`.
-    number: Number of the record, for errors.
-
-  Raises:
-    ValueError: If the checksum is wrong.
-    OSError: If the file cannot be read.
-  """
-  with path.open("rb", buffering=0) as file:
-    file.seek(start)
-    return checked(f"{path}: record {number}", file.read(length + FOOTER))
 
 
 def checked(where: str, raw: bytes) -> bytes:
