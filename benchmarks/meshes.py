@@ -35,7 +35,7 @@ from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.compilation import compiled_step
 from figs_jax.train.config import default_config
 from figs_jax.train.experiment import Experiment, build
-from figs_jax.train.sharding import make_mesh, state_shardings
+from figs_jax.train.sharding import make_mesh
 
 MESHES = ((1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2))
 LENGTH = 8  # of texts and images
@@ -131,8 +131,7 @@ def trained(
 ) -> Trained:
   """Trains on a mesh of data, fsdp and tensor, from the first step."""
   mesh = make_mesh(*sizes)
-  abstract = experiment.abstract_state
-  shardings = state_shardings(abstract, mesh, abstract.bound)
+  shardings = experiment.shardings(mesh)
   state: Any = experiment.placed_state(shardings)
   losses, masks, scores = [], [], []
   with jax.default_matmul_precision("highest"):

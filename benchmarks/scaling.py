@@ -93,21 +93,16 @@ class Point:
 
     from figs_jax.models.flops import train_flops
     from figs_jax.train.experiment import build
-    from figs_jax.train.sharding import make_mesh, state_shardings
+    from figs_jax.train.sharding import make_mesh
 
     self.experiment = build(self.config)
     self._mesh = make_mesh(*self.mesh)
-    abstract = self.experiment.abstract_state
-    self._shardings = state_shardings(abstract, self._mesh, abstract.bound)
+    self._shardings = self.experiment.shardings(self._mesh)
     model = nnx.eval_shape(lambda: self.experiment.model(0))
     self.flops = train_flops(
       model, self.experiment.recipe, batch=self.config.batch_size
     ).total
-    self._shapes = jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      abstract,
-      self._shardings,
-    )
+    self._shapes = self.experiment.abstract_on(self._shardings)
     self.bytes = sum(
       x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
       for x in jax.tree.leaves(self._shapes)

@@ -49,7 +49,7 @@ from figs_jax.train.experiment import build
 from figs_jax.train.loop import Diverged, train
 from figs_jax.train.run_rows import layers_of
 from figs_jax.train.seeds import mean_and_se
-from figs_jax.train.sharding import make_mesh, state_shardings
+from figs_jax.train.sharding import make_mesh
 from figs_jax.train.teacher import read, taught
 from figs_jax.train.workdir import saved_config
 from figs_jax.train.workdir_lock import LockedError
@@ -259,8 +259,7 @@ def _seconds_per_flop(
   config = copy.deepcopy(first.config)
   config.seed, config.seeds = 0, 0
   experiment, mesh = taught(build(config), read(config)), make_mesh()
-  shapes = experiment.abstract_state
-  shardings = state_shardings(shapes, mesh, shapes.bound)
+  shardings = experiment.shardings(mesh)
   step = compiled_step(experiment, shardings)
   state: Any = experiment.placed_state(shardings)
   batch = next(experiment.task.train_batches(config.batch_size))

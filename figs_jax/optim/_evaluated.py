@@ -30,10 +30,8 @@ def evaluated_params(opt_state: Any, params: Any) -> Any:
   >>> evaluated_params(state, optax.apply_updates(params, updates))
   {'w': Array([0.5], dtype=float32)}
   """
-  is_free = lambda node: isinstance(node, contrib.ScheduleFreeState)  # noqa: E731
-  nodes = jax.tree.leaves(opt_state, is_leaf=is_free)
   moved: dict[Any, tuple[Any, Any]] = {}
-  for free in filter(is_free, nodes):
+  for free in _free_states(opt_state):
     for path, z in jax.tree_util.tree_leaves_with_path(free.z):
       moved[path] = (free.b1, z)
   if not moved:
@@ -58,5 +56,10 @@ def is_schedule_free(opt_state: Any) -> bool:
   >>> is_schedule_free(contrib.schedule_free_sgd(0.1).init({}))
   True
   """
+  return bool(_free_states(opt_state))
+
+
+def _free_states(opt_state: Any) -> list[contrib.ScheduleFreeState]:
+  """The schedule-free states in a state, in wrappers as well."""
   is_free = lambda node: isinstance(node, contrib.ScheduleFreeState)  # noqa: E731
-  return any(map(is_free, jax.tree.leaves(opt_state, is_leaf=is_free)))
+  return list(filter(is_free, jax.tree.leaves(opt_state, is_leaf=is_free)))

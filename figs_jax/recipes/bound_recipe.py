@@ -475,12 +475,20 @@ class BoundRecipe:
       for count in sorted({len(k.stages) for k in self.kernels})
     }
 
-  def _pick(self, whole: Any, what: str) -> dict[str, Array]:
-    """The masked kernels' leaves of a tree, by path, their shapes checked."""
-    arrays = tree.flatten(whole)
+  def _pick(
+    self,
+    whole: Any,
+    what: str,
+    kept: Mapping[str, tuple[int, ...]] | None = None,
+  ) -> dict[str, Array]:
+    """The masked kernels' leaves of a tree, by path, their shapes checked.
+
+    `kept` has shapes that are allowed beside those of the kernels, by path.
+    """
+    arrays, kept = tree.flatten(whole), kept or {}
     for path, leaf in self.leaves.items():
       shape = None if arrays.get(path) is None else jnp.shape(arrays[path])
-      if shape != leaf.shape:
+      if shape not in (leaf.shape, kept.get(path, leaf.shape)):
         raise ValueError(
           f"{what} at {path}: expected shape {leaf.shape}, to which the recipe"
           f" is bound, got {shape or 'nothing'}; bind it to this model's masked"
@@ -490,16 +498,7 @@ class BoundRecipe:
 
   def _pick_masks(self, masks: Any) -> dict[str, Array]:
     """The masks of `_pick`, Boolean or as they are kept."""
-    arrays = tree.flatten(masks)
-    packed = {
-      k.path: jnp.asarray(arrays[k.path])
-      for k in self.kernels
-      if k.byte_axis is not None
-      and getattr(arrays.get(k.path), "shape", None) == k.mask_shape
-    }
-    rest = tuple(k for k in self.kernels if k.path not in packed)
-    whole = dataclasses.replace(self, kernels=rest)
-    return whole._pick(masks, "masks") | packed
+    return self._pick(masks, "masks", self.mask_shapes)
 
   def _pick_scales(self, scales: Any) -> dict[str, Array]:
     by_path = tree.flatten(scales)

@@ -221,14 +221,11 @@ class Recipe:
       ValueError: If a kernel's pattern is not among the recipe's, m does not
         divide its group axis, or `mask_storage` is unknown.
     """
-    bound = _bind(self, tuple(sorted(leaves.items())))
-    kernels = [
-      dataclasses.replace(kernel, mask_storage=mask_storage)
-      for kernel in bound.kernels
-    ]
-    return dataclasses.replace(bound, kernels=tuple(kernels))
+    return _bind(self, tuple(sorted(leaves.items())), mask_storage)
 
-  def _bind(self, leaves: tuple[tuple[str, MaskedKernel], ...]) -> BoundRecipe:
+  def _bind(
+    self, leaves: tuple[tuple[str, MaskedKernel], ...], mask_storage: str
+  ) -> BoundRecipe:
     bound = []
     shortened: dict[tuple[int, NM, NM], list[str]] = {}
     for path, leaf in leaves:
@@ -245,7 +242,7 @@ class Recipe:
       if stages != wanted:
         key = length, wanted[0], stages[0]
         shortened.setdefault(key, []).append(path)
-      bound.append(BoundLeaf(path, leaf, stages))
+      bound.append(BoundLeaf(path, leaf, stages, mask_storage))
     for (length, first, start), paths in shortened.items():
       _log.warning(
         "group axis of length %d cannot hold %s, so stages start at %s: %s",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import config_dict
 
 from figs_jax import models, nn, recipes
@@ -27,6 +29,7 @@ from figs_jax.train.config import (
 from figs_jax.train.initial_values import check_finite
 from figs_jax.train.losses import Distill
 from figs_jax.train.optimizer import make_optimizer
+from figs_jax.train.sharding import state_shardings
 from figs_jax.train.state import TrainState
 from figs_jax.train.tasks import Task, task_of
 
@@ -174,10 +177,8 @@ class Experiment:
       ValueError: If a parameter is not finite.
     """
     if weights is not None:
-      weights = {
-        path: self.placed_weight(shardings, path, weight)
-        for path, weight in weights.items()
-      }
+      place = self.weight_placer(shardings)
+      weights = {path: place(path, weight) for path, weight in weights.items()}
       state = jax.jit(self.state, out_shardings=shardings)(weights)
     else:
       # As it was traced for `abstract_state`: building a model takes a while.
@@ -187,29 +188,41 @@ class Experiment:
     check_finite(state.params)
     return state
 
-  def placed_weight(
-    self, shardings: Any, path: str, weight: np.ndarray | jax.Array
-  ) -> jax.Array:
-    """An initial weight where its parameter lies, each part on its device.
+  def weight_placer(
+    self, shardings: Any
+  ) -> Callable[[str, np.ndarray | jax.Array], jax.Array]:
+    """A function that puts an initial weight where its parameter lies.
+
+    It takes the path of the parameter and an array, the same for all seeds, and
+    puts each part on its device; an array on devices is returned. Variables
+    that are not parameters are whole on every device.
 
     Args:
       shardings: Shardings of the state.
-      path: Path of the parameter; other variables are whole on every device.
-      weight: Array, the same for all seeds. One on devices is returned.
     """
-    if isinstance(weight, jax.Array):
-      return weight
-    place = flatten(shardings.params).get(path, shardings.step)
-    if self.seeds:
-      place = seeds.lone_shardings(place)
-    return jax.make_array_from_callback(
-      weight.shape, place, lambda index: weight[index]
-    )
+    places = flatten(shardings.params)
+
+    def placed(path: str, weight: np.ndarray | jax.Array) -> jax.Array:
+      if isinstance(weight, jax.Array):
+        return weight
+      place = places.get(path, shardings.step)
+      if self.seeds:
+        place = seeds.lone_shardings(place)
+      return jax.make_array_from_callback(
+        weight.shape, place, lambda index: weight[index]
+      )
+
+    return placed
 
   @property
   def abstract_state(self) -> Any:
     """Shapes and dtypes of `state()`, without memory."""
     return self._traced.out_info
+
+  def shardings(self, mesh: Mesh | AbstractMesh) -> Any:
+    """The shardings of the state on a mesh; see `state_shardings`."""
+    state = self.abstract_state
+    return state_shardings(state, mesh, state.bound, bool(self.seeds))
 
   def abstract_on(self, shardings: Any) -> Any:
     """`abstract_state` with one sharding per leaf, to be restored there."""

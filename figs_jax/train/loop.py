@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import time
@@ -52,7 +51,6 @@ from figs_jax.train.progress import summary
 from figs_jax.train.recalibration import at_the_end
 from figs_jax.train.sharding import (
   make_mesh,
-  state_shardings,
 )
 from figs_jax.train.state import TrainState, with_fresh_masks
 from figs_jax.train.stopwatch import CHECKPOINT, EVALUATION, Stopwatch
@@ -147,10 +145,7 @@ def train(
   experiment = build(initial_config(config, checkpoints), data)
   experiment = teacher.taught(experiment, teacher.read(config, data))
   config = experiment.config  # see `_keep_order`
-  abstract = experiment.abstract_state
-  shardings = state_shardings(
-    abstract, mesh, abstract.bound, bool(experiment.seeds)
-  )
+  shardings = experiment.shardings(mesh)
   runs: list[Run] = []
   with (
     # Outermost, since the last save may take a while.
@@ -299,10 +294,8 @@ def _begin(experiment, checkpoints, shardings):
   """(state, data position): restored, or a new state; None is the start."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
-    keep = functools.partial(experiment.placed_weight, shardings)
-    state = experiment.placed_state(
-      shardings, initial_weights(experiment, keep)
-    )
+    weights = initial_weights(experiment, experiment.weight_placer(shardings))
+    state = experiment.placed_state(shardings, weights)
     _log.info(
       "training for %d steps in %s",
       experiment.config.total_steps,

@@ -210,8 +210,8 @@ def _schedule_free(recipe, rate, decay, own):
   # optax counts the weights of the average from step 1, all else from step 0.
   weights = lambda count: rate(count - 1)  # noqa: E731
   tx = contrib.schedule_free(base, weights, own["b1"], own["weight_lr_power"])
-  clears = (each for each in recipe.optimizer_requirements)
-  if any(isinstance(each, MaskedUpdates) for each in clears):
+  needs = recipe.optimizer_requirements
+  if any(isinstance(each, MaskedUpdates) for each in needs):
     # Where y is set to 0, z is too, and with it the average.
     return mask_moments(tx, "zero")
   return tx

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh
 from ml_collections import config_dict
 
 from figs_jax import models
@@ -46,7 +46,7 @@ from figs_jax.train.compilation import (
 from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.run_rows import layers_of
-from figs_jax.train.sharding import batch_sharding, state_shardings
+from figs_jax.train.sharding import batch_parts, batch_sharding
 from figs_jax.train.targets import Ended, Target, in_child, target_of, virtual
 from figs_jax.train.tasks import ImageClassification, Text
 
@@ -255,11 +255,10 @@ def plan_step(
       target = virtual(devices, f"libtpu ended with {error}")
   if program is None or refused:
     program = _program(experiment, batch, target, sizes)
-  state = _placed_state(experiment, mesh)
+  state = experiment.abstract_on(experiment.shardings(mesh))
   params, masks, moments = (
     _per_device(tree) for tree in (state.params, state.masks, state.opt_state)
   )
-  parts = sizes["data"] * sizes["fsdp"]
   return Plan(
     devices=devices,
     mesh=sizes,
@@ -276,7 +275,7 @@ def plan_step(
     batch_bytes=sum(
       leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)
     )
-    // parts,
+    // batch_parts(mesh),
     temp_bytes=program.temp_bytes,
     collectives=program.collectives,
     modelled=_modelled(experiment, sizes, chip),
@@ -377,8 +376,8 @@ def _program(
   experiment: Experiment, batch: Any, target: Target, sizes: dict[str, int]
 ) -> _Program:
   mesh = target.mesh(sizes)
-  own = _placed_state(experiment, mesh)
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, own)
+  shardings = experiment.shardings(mesh)
+  own = experiment.abstract_on(shardings)
   split = batch_sharding(mesh, experiment.batch_axis == 0)
   batch = jax.tree.map(lambda x: _placed(x, split), batch)
   step = compiled_step(experiment, shardings, mesh)
@@ -400,15 +399,6 @@ def _program(
   text = compiled.as_text()
   assert text is not None  # XLA has both for CPUs and TPUs
   return _Program(int(memory.temp_size_in_bytes), collectives(text, sizes))
-
-
-def _placed_state(experiment: Experiment, mesh: Mesh | AbstractMesh) -> Any:
-  """The state as shapes with shardings."""
-  abstract = experiment.abstract_state
-  shardings = state_shardings(
-    abstract, mesh, abstract.bound, bool(experiment.seeds)
-  )
-  return jax.tree.map(_placed, abstract, shardings)
 
 
 def _modelled(

@@ -40,6 +40,7 @@ from figs_jax.data import fields as data_fields
 from figs_jax.data.pixels import NAMED
 from figs_jax.models.legal_options import DERIVED, MODEL, OF_COMPUTATION
 from figs_jax.recipes import registry
+from figs_jax.recipes.bound_leaf import MASK_STORAGES
 from figs_jax.recipes.checks import shown
 
 
@@ -236,7 +237,7 @@ SHARED: dict[str, Field] = {
   "mask_storage": Field(
     "bool",
     "Masks in memory and checkpoints: bool, a byte per weight, or bits.",
-    Word(("bool", "bits")),
+    Word(MASK_STORAGES),
   ),
   "allow_change": Field(
     (),

@@ -294,8 +294,9 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
   grads, loss, metrics, rest = _mean_gradients(state, batch, moment.leak, key)
   layers: dict[str, Any] = {}
-  due = (state.step + 1) % max(state.diagnose_every, 1) == 0
+  due: Any = False
   if state.diagnose_every:
+    due = (state.step + 1) % state.diagnose_every == 0
     layers = layers_if(due, state.masks, grads=grads)
     # Now, so that gradients need not outlive the optimizer's step.
     grads, layers = jax.lax.optimization_barrier((grads, layers))
@@ -311,7 +312,7 @@ def _update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
   )
   params = optax.apply_updates(state.params, updates)
   weights = masters_of(opt_state, params)
-  params = cast_like(weights, params)
+  params = cast_like(weights, params)  # an update may round on its way there
   masks = bound.masks(
     state.step + 1,
     weights,

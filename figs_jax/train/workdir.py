@@ -37,7 +37,6 @@ from figs_jax.train.config import (
   register_model,
 )
 from figs_jax.train.experiment import Experiment, build
-from figs_jax.train.sharding import state_shardings
 from figs_jax.train.state import TrainState
 
 _log = logging.getLogger("figs_jax")
@@ -102,9 +101,7 @@ def restore(
     _check_seed(workdir, experiment, seed)
     abstract = experiment.abstract_state
     if mesh is not None:
-      abstract = experiment.abstract_on(
-        state_shardings(abstract, mesh, abstract.bound, bool(experiment.seeds))
-      )
+      abstract = experiment.abstract_on(experiment.shardings(mesh))
     state, _, step = checkpoints.restore(abstract, step)
   if seed is not None:
     state = seeds.take(state, seed)

@@ -121,13 +121,13 @@ def test_given_weights(experiment, tmp_path):
   shardings = placement(config, (1, 8, 1))
   abstract = config.abstract_state
   params, _ = part_bytes(abstract.params, shardings.params)
-  arrays = []
+  arrays, place = [], config.weight_placer(shardings)
 
   def keep(name, array):
     gc.collect()
     assert all(earlier() is None for earlier in arrays), name
     arrays.append(weakref.ref(array))
-    return config.placed_weight(shardings, name, np.array(array))
+    return place(name, np.array(array))
 
   before = jax.live_arrays()
   weights = initial_weights(config, keep)
