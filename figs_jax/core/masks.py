@@ -231,13 +231,13 @@ def is_nm(
   if not isinstance(pattern, VNM):
     return obeys
   outputs = other_axis(array.ndim, axis)
-  mask = array if array.dtype == bool else _non_zero(array)
+  mask = array if array.dtype == bool else non_zero(array)
   used = _blocks(mask, pattern.v, outputs).any(outputs).astype(jnp.int32)
   groups = Groups.of(used.shape, pattern.m, axis)
   return obeys & _obeys(used, groups, pattern.columns)
 
 
-def _non_zero(array: Shaped[Array, "*shape"]) -> Bool[Array, "*shape"]:
+def non_zero(array: Shaped[Array, "*shape"]) -> Bool[Array, "*shape"]:
   """`array != 0`, denormal numbers too, which XLA compares as 0 on a CPU.
 
   Bits alone are compared: of `array != 0` and the bits of its magnitude under
@@ -358,7 +358,7 @@ def _mask(
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _obeys(array: Array, groups: Groups, n: int) -> Array:
-  mask = array if array.dtype == bool else _non_zero(array)
+  mask = array if array.dtype == bool else non_zero(array)
   kept = jnp.sum(groups.split(mask), groups.axis, dtype=jnp.int32)
   return jnp.all(kept == n if array.dtype == bool else kept <= n)
 

@@ -22,7 +22,7 @@ from ml_collections import config_dict
 
 from figs_jax import nn
 from figs_jax.core.legal import DTYPES, Either, Legal, Word, suggestion
-from figs_jax.core.masks import is_nm
+from figs_jax.core.masks import is_nm, non_zero
 from figs_jax.core.pattern import NM
 from figs_jax.core.tree import MaskedKernel, flatten
 from figs_jax.nn.int8_kernels import round_kernels_to_int8
@@ -200,7 +200,7 @@ def storage(params: Any, leaves: Mapping[str, MaskedKernel]) -> dict[str, Any]:
     dense += size * itemsize
     if path in leaves:
       masked += size
-      kept = whole(jnp.count_nonzero(leaf, axis=-1))
+      kept = whole(jnp.sum(non_zero(leaf), axis=-1, dtype=jnp.int32))
       zeros += size - int(kept.sum(dtype=np.int64))
       pattern = leaves[path].pattern
       packed += engine.packed_bytes(size, pattern, itemsize)

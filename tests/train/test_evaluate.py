@@ -106,6 +106,12 @@ def test_storage_by_hand():
   assert sizes["bytes_packed"] == 8 * 4 + 8 * 3 // 8 + 4 * 4
 
 
+def test_storage_counts_denormal_weights():
+  kernel = jnp.zeros((4, 2)).at[0].set(jnp.float32(1e-40))
+  leaves = {"w": MaskedKernel((4, 2), NM(1, 4))}
+  assert storage({"w": kernel}, leaves)["sparsity"] == 1 - 2 / 8
+
+
 def test_a_finished_model_of_any_step_is_exact(tiny_config):
   experiment = build(tiny_config("figs"))
   state = experiment.state()
