@@ -108,9 +108,8 @@ def main() -> None:
     try:
       cli.fail(str(error), code=exit_codes.ERROR)
     finally:
-      os._exit(
-        exit_codes.ERROR
-      )  # tensorboardX would write again at exit, with a traceback
+      # tensorboardX would write again at exit, with a traceback.
+      os._exit(exit_codes.ERROR)
   if distributed.is_first():
     _print(result)
   if not result["finished"]:

@@ -14,7 +14,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved, to be started again
+from figs_jax.train.exit_codes import STOPPED
+
 RESTARTS = 20  # of a task
 MOUNT = "/shared"  # of the volume in the pods of a GKE Job
 

@@ -161,8 +161,8 @@ def _swapped(
     p, q = (columns, pair // m, group), (columns, pair % m, group)
     up = jnp.where(active, w[p], 0)[:, None]
     down = jnp.where(active, w[q], 0)[:, None]
-    rows = (flat[place[1] * count + group] for place in (p, q))
-    change = up * next(rows) - down * next(rows)
+    of_p, of_q = (flat[place[1] * count + group] for place in (p, q))
+    change = up * of_p - down * of_q
     mask = mask.at[p].set(mask[p] & ~active)
     return mask.at[q].set(mask[q] | active), hr + change.reshape(hr.shape)
 
@@ -175,6 +175,7 @@ def _swapped(
     of_groups = change.min((1, 2))
     group = jnp.argmin(of_groups, 1)
     least = of_groups[columns, group]
+    # Computed again for one group, so that XLA need not keep all changes.
     pairs = changes(mask, hr, barred)[columns, :, :, group].reshape(n, -1)
     index = group * m * m + jnp.argmin(pairs, 1)
     # Below the rounding of r^T H r, swaps could return without end.
