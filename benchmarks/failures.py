@@ -10,8 +10,9 @@ examples at every step and losses within 1e-5. Every trial is a row of a CSV
 file; those that are there are not repeated. The exit code is 1 if one lost
 anything.
 
-  JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/failures.py --rows failures.csv
-  PYTHONPATH=. python benchmarks/failures.py --rows failures.csv --table
+  export JAX_PLATFORMS=cpu PYTHONPATH=.
+  python benchmarks/failures.py --rows failures.csv
+  python benchmarks/failures.py --rows failures.csv --table
 """
 
 from __future__ import annotations
