@@ -1,6 +1,5 @@
 """Runs on packed and streamed texts, and with worker processes."""
 
-import itertools
 import json
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ from figs_jax.data import opened, text_batches
 from figs_jax.data.python_data import PythonData
 from figs_jax.train import log_writer, loop
 from figs_jax.train.config import default_config
+from tests.data.batches import assert_equal, take
 from tests.programs import REPO, environment
 
 SMALL = {
@@ -82,13 +82,6 @@ def test_packed_streams_train_and_resume_exactly(tmp_path, family):
   assert rows[0] == rows[1] and rows[0][0]["loss"] > 0
 
 
-def assert_equal(got, wanted):
-  for a, b in zip(got, wanted, strict=True):
-    assert a.keys() == b.keys()
-    for key in a:
-      np.testing.assert_array_equal(a[key], b[key])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["images", "own", "text", "packed", "stream",
                                   "packed stream"])  # fmt: skip
@@ -121,17 +114,17 @@ def test_worker_processes_change_nothing(tmp_path, digits_dir, kind):
       )
 
   inline, workers = make(), make(workers=2)
-  wanted = list(itertools.islice(inline, 5))
+  wanted = take(inline, 5)
   state = inline.get_state()
-  wanted += list(itertools.islice(inline, 3))
-  assert_equal(list(itertools.islice(workers, 2)), wanted[:2])
+  wanted += take(inline, 3)
+  assert_equal(take(workers, 2), wanted[:2])
   if kind == "images":  # as a scheduler does to all processes of a run
     for child in multiprocessing.active_children():
       os.kill(child.pid, signal.SIGTERM)
-  assert_equal(list(itertools.islice(workers, 3)), wanted[2:5])
+  assert_equal(take(workers, 3), wanted[2:5])
   assert workers.get_state() == state
   workers.set_state(state)
-  assert_equal(list(itertools.islice(workers, 3)), wanted[5:])
+  assert_equal(take(workers, 3), wanted[5:])
   workers.close()
   inline.close()
 

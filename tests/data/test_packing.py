@@ -151,10 +151,6 @@ def texts(request, pairs, text_dir):
 KINDS = ["pairs", "causal pairs", "denoising", "causal", "masked"]
 
 
-def take(batches, count):
-  return list(itertools.islice(batches, count))
-
-
 @pytest.mark.parametrize("texts", KINDS, indirect=True)
 def test_streams_go_on_exactly_for_any_number_of_processes(texts):
   def make(size=8, **options):

@@ -13,19 +13,7 @@ from hypothesis import strategies as st
 
 from figs_jax import data
 from figs_jax.data.stream import Examples, Order, Shard
-
-
-def take(batches, count):
-  return list(itertools.islice(batches, count))
-
-
-def assert_equal(got, wanted):
-  assert len(got) == len(wanted)
-  for a, b in zip(got, wanted):
-    assert a.keys() == b.keys()
-    for key in a:
-      assert a[key].dtype == b[key].dtype
-      np.testing.assert_array_equal(a[key], b[key])
+from tests.data.batches import assert_equal, take
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from figs_jax import data
 from figs_jax.data import opened, record_files, text_batches
 from figs_jax.data.streaming import Stream, number_of_lanes
 from tests.data import tfrecords
+from tests.data.batches import assert_equal, take
 
 FILES = 4
 
@@ -54,18 +55,6 @@ def texts_of(name, root, **options):
     options=opened.Options(stream=True),
     **options,
   )
-
-
-def take(batches, count):
-  return list(itertools.islice(batches, count))
-
-
-def assert_equal(got, wanted):
-  assert len(got) == len(wanted)
-  for a, b in zip(got, wanted):
-    assert a.keys() == b.keys()
-    for key in a:
-      np.testing.assert_array_equal(a[key], b[key])
 
 
 def same(window):

@@ -19,6 +19,7 @@ from figs_jax.data import (
 )
 from figs_jax.data.segments import segments_of
 from figs_jax.data.vocabulary import EOS, byte_vocabulary
+from tests.data.batches import assert_equal, take
 
 # The matches that T5's wording leaves for each task.
 WORDING = {
@@ -32,19 +33,6 @@ WORDING = {
   "glue/rte": r"rte sentence1: .* sentence2: .*",
   "wmt14_translate/de-en": r"translate English to German: .*",
 }
-
-
-def take(batches, count):
-  return list(itertools.islice(batches, count))
-
-
-def assert_equal(got, wanted):
-  assert len(got) == len(wanted)
-  for a, b in zip(got, wanted):
-    assert a.keys() == b.keys()
-    for key in a:
-      assert a[key].dtype == b[key].dtype
-      np.testing.assert_array_equal(a[key], b[key])
 
 
 @pytest.fixture(scope="session")
