@@ -42,6 +42,26 @@ def pytest_collection_finish():
   gc.set_threshold(50_000, 20, 100)
 
 
+_MOST_PROGRAMS = 4_000  # that a worker keeps; each takes about half a megabyte
+_compiled = 0
+
+
+def _count(event, duration, **_):
+  global _compiled
+  _compiled += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Forgets programs between files, which would fill the memory."""
+  global _compiled
+  if _compiled > _MOST_PROGRAMS and nextitem and nextitem.path != item.path:
+    jax.clear_caches()
+    _compiled = 0
+
+
 @pytest.fixture(autouse=True)
 def strict_jax(request):
   standard = request.node.get_closest_marker("standard_promotion")
