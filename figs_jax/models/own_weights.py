@@ -8,7 +8,7 @@ and variance of `nnx.BatchNorm`; they belong to the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,21 +24,23 @@ from figs_jax.nn.variables import Scale
 M = TypeVar("M", bound=nnx.Module)
 
 
-def own_weights(model: nnx.Module) -> dict[str, np.ndarray]:
+def own_weights(
+  model: nnx.Module, on_host: Callable[[Any], np.ndarray] = np.asarray
+) -> dict[str, np.ndarray]:
   """Every parameter and batch statistic by path.
 
   Random streams, masks and what else sparse layers hold are left out.
 
   Args:
     model: Any NNX model.
+    on_host: Function that fetches an array of the model.
 
   >>> layer = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
   >>> sorted(own_weights(layer))
   ['bias', 'mean', 'scale', 'var']
   """
   return {
-    path: np.asarray(variable[...])
-    for path, variable in _variables(model).items()
+    path: on_host(variable[...]) for path, variable in _variables(model).items()
   }
 
 

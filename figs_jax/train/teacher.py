@@ -28,7 +28,7 @@ from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.losses import Distill, Teacher
 from figs_jax.train.sharding import state_shardings
-from figs_jax.train.workdir import compare_pixels, newest_model
+from figs_jax.train.workdir import compare_pixels, newest_state
 
 _log = logging.getLogger("figs_jax")
 # Fields of a run that decide what its model reads.
@@ -68,9 +68,10 @@ def read(config: config_dict.ConfigDict, data: Any = None) -> Source | None:
   path, fields = Path(config.teacher), {}
   try:
     if (path / "checkpoints").is_dir():
-      saved, model = newest_model(
+      saved, state = newest_state(
         path, config.distill.seed, config.data.data_dir, data
       )
+      model = state.finished()
       fields = schema.flat(saved.to_dict())
     else:
       model = models.from_pretrained(path)

@@ -39,6 +39,7 @@ from figs_jax.models.pretrained.matching import (
   matched,
   parameters_of,
   published,
+  to_publish,
 )
 from figs_jax.models.pretrained.names import Wording, arguments
 from figs_jax.nn import Masked
@@ -56,6 +57,7 @@ __all__ = [
   "published",
   "read",
   "save",
+  "to_publish",
 ]
 
 
