@@ -155,7 +155,7 @@ class RecordFiles:
       split: Split in the notation of tfds.
 
     Raises:
-      ValueError: If there is no such split, or a file is damaged.
+      ValueError: If the split is unknown, or a file is damaged.
     """
     parts: list[tuple[_Source, range]] = []
     named = {split: _Split(self, split)} if split in self.files else None

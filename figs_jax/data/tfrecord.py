@@ -115,7 +115,7 @@ class Reader:
 
   Raises:
     OSError: If the file cannot be read.
-    ValueError: While reading, if a record is damaged or cut short.
+    ValueError: If a record is damaged or cut short, when it is read.
 
   >>> import tempfile
   >>> def framed(part):  # with a checksum after it

@@ -107,6 +107,10 @@ def other(saved: Mapping[str, Any], config: config_dict.ConfigDict) -> str:
   Args:
     saved: Configuration of the run.
     config: Configuration that resumes it.
+
+  >>> other({"teacher_sha256": 64 * "a"}, config_dict.create(teacher_sha256=""))
+  'expected a teacher of SHA-256 aaaaaaaaaaaa..., with which this run was
+  started, got no teacher'
   """
   wanted, got = (
     f"a teacher of SHA-256 {each[:12]}..." if each else "no teacher"
@@ -200,6 +204,13 @@ def placed(loss: Distill | None, mesh: Mesh) -> Any:
 
   Returns:
     The `constants` of the loss, or None without one.
+
+  >>> from figs_jax.train.sharding import make_mesh
+  >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+  >>> loss = Distill(Teacher(model), temperature=2.0, weight=0.5)
+  >>> arrays = placed(loss, make_mesh())
+  >>> [array.shape for array in jax.tree.leaves(arrays)]
+  [(2,), (4, 2)]
   """
   if loss is None:
     return None
