@@ -57,9 +57,10 @@ def standard(
 
   >>> train, evaluate = standard("cifar10", (32, 32, 3), 32, "standard")
   >>> images = np.full((2, 32, 32, 3), 9, np.uint8)
-  >>> evaluate(images, None) is images
+  >>> rng = np.random.default_rng(0)
+  >>> evaluate(images, rng) is images
   True
-  >>> int(train(images, np.random.default_rng(0)).min())  # black at the edges
+  >>> int(train(images, rng).min())  # black at the edges
   0
   """
   height, width, _ = image_shape
@@ -209,7 +210,8 @@ def central_crop(
 
   >>> image = np.zeros((8, 16, 1), np.uint8)
   >>> image[:, 5:11] = 9  # the central 7 of 16 columns are left
-  >>> central_crop([image], None, size=7)[0, 0, :, 0].tolist()
+  >>> rng = np.random.default_rng(0)
+  >>> central_crop([image], rng, size=7)[0, 0, :, 0].tolist()
   [5, 9, 9, 9, 9, 9, 5]
   """
   out = []
@@ -234,7 +236,8 @@ def resize(
     size: Side of the results in pixels.
 
   >>> image = np.full((6, 9, 1), 7, np.uint8)
-  >>> resize([image], None, size=2)[..., 0].tolist()
+  >>> rng = np.random.default_rng(0)
+  >>> resize([image], rng, size=2)[..., 0].tolist()
   [[[7, 7], [7, 7]]]
   """
   out = []

@@ -267,9 +267,9 @@ def seed_axis(streams: Sequence[grain.MapDataset]) -> grain.MapDataset:
   Args:
     streams: Streams of dicts of arrays, of equal shapes.
 
-  >>> one = grain.MapDataset.range(4).map(lambda i: {"label": np.int32(i)})
+  >>> one = grain.MapDataset.range(4).map(lambda i: {"label": np.full(2, i)})
   >>> seed_axis([one, one.map(lambda x: {"label": -x["label"]})])[3]
-  {'label': array([ 3, -3], dtype=int32)}
+  {'label': array([[ 3,  3], [-3, -3]])}
   """
   return ZipMapDataset(streams).map(stacked)
 
