@@ -24,10 +24,13 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 _SINGLE = re.compile(r"[\d\s:]*")  # one pattern, or an attempt at one
 EVERY = "*"
 Words = Mapping[str, str]
+_MOST_NAMED, _FEW = 40, 10  # choices in a hint
 
 
 def nearest(word: str, choices) -> str:
   """A hint for an error message: the closest choice, then all of them.
+
+  Of more than 40 choices, the ten closest are named.
 
   >>> nearest("fff", ["ff", "head"])
   "did you mean 'ff'? Known: ff, head"
@@ -35,6 +38,9 @@ def nearest(word: str, choices) -> str:
   choices = sorted(choices)
   close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
   hint = f"did you mean {close[0]!r}? Known" if close else "known"
+  if len(choices) > _MOST_NAMED:
+    few = difflib.get_close_matches(word, choices, n=_FEW, cutoff=0)
+    return f"{hint}: {', '.join(few)} and {len(choices) - _FEW} others"
   return f"{hint}: {', '.join(choices) or 'none'}"
 
 

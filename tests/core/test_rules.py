@@ -181,6 +181,10 @@ def test_word_tables_add_unions_only_where_their_parts_are():
 def test_the_nearest_word():
   assert nearest("heda", ["head", "ff"]).startswith("did you mean 'head'?")
   assert nearest("x", []) == "known: none"
+  layers = [f"layer_{i:02}" for i in range(50)]
+  line = nearest("leyer_07", layers)
+  assert line.startswith("did you mean 'layer_07'? Known: layer_")
+  assert line.count(",") == 9 and line.endswith(" and 40 others")
 
 
 @given(st.integers(1, 64), st.integers(1, 16))
