@@ -14,8 +14,8 @@ import pytest
 import figs_jax
 
 # Functions without an example. A docstring cannot bring along what they read (a
-# training run, a prepared data set), or they act on the whole process: its exit
-# (`run`), logging and exception hook (`quiet`). This list only gets shorter.
+# training run), or they act on the whole process: its exit (`run`), logging and
+# exception hook (`quiet`). This list only gets shorter.
 NO_EXAMPLE = {
   "analysis.histories",
   "analysis.mask_evolution",
@@ -24,10 +24,6 @@ NO_EXAMPLE = {
   "analysis.report_html",
   "cli.quiet",
   "cli.run",
-  "data.eval_batches",
-  "data.find_texts",
-  "data.load",
-  "data.train_batches",
   "train.evaluate",  # of a run
   "train.examples",
 }

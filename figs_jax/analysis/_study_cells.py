@@ -319,7 +319,17 @@ def shard_of(cells: Sequence[Any], shard: tuple[int, int]) -> Sequence[Any]:
 
 
 def digest_of(cells: Iterable[Cell]) -> str:
-  """12 hexadecimal digits that stand for cells, their seeds and their order."""
+  """12 hexadecimal digits that stand for cells, their seeds and their order.
+
+  Args:
+    cells: Cells of a study.
+
+  >>> from figs_jax.train import default_config
+  >>> config = default_config("ste")
+  >>> some = [Cell("", "ste", "2:4", "", config, (i,)) for i in (0, 1)]
+  >>> digest_of(some) == digest_of(some[::-1])
+  False
+  """
   return digits_of({"cells": [(c.fingerprint, c.seeds) for c in cells]})
 
 

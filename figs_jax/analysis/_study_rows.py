@@ -64,7 +64,19 @@ def read(out: str | Path) -> list[Row]:
 
 
 def has_rows(out: Path) -> bool:
-  """Whether a directory, or one of its shards, holds a study.csv."""
+  """Whether a directory, or one of its shards, holds a study.csv.
+
+  Args:
+    out: Directory.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   before = has_rows(Path(folder))
+  ...   Path(folder, "shards/1-of-2").mkdir(parents=True)
+  ...   Path(folder, "shards/1-of-2/study.csv").touch()
+  ...   before, has_rows(Path(folder))
+  (False, True)
+  """
   return any((part / _CSV).is_file() for part in _parts(out))
 
 
@@ -186,7 +198,14 @@ class Store:
       self._succeed(str(shared["cell"]), {int(row["seed"]) for row in rows})
 
   def merge(self, other: str | Path) -> None:
-    """Adds the rows and the per-example results of another directory."""
+    """Adds the rows and the per-example results of another directory.
+
+    Args:
+      other: Directory of a study.
+
+    Raises:
+      ConfigError: If a file there is not a study's.
+    """
     with self._locked():
       for part in _parts(Path(other)):
         self._merge_part(part)
@@ -217,7 +236,14 @@ class Store:
       self._merge(rows, dict(_current(part).values()))
 
   def fail(self, cell: str, grid: str, seeds: Sequence[int], why: str) -> None:
-    """Adds a row to failed.csv."""
+    """Adds a row to failed.csv.
+
+    Args:
+      cell: Name of the cell.
+      grid: Name of its grid.
+      seeds: Seeds of the run.
+      why: Its error, in one line.
+    """
     row = {
       "study": self.study,
       "grid": grid,

@@ -158,8 +158,17 @@ def _accuracy(cell: Cell, rows: Iterable[Mapping[str, str]]) -> str:
 def rows(out: str | Path) -> list[dict[str, str]]:
   """The rows of OUT/study.csv and of its shards, as text.
 
+  Args:
+    out: Directory of the study.
+
+  Returns:
+    A dict by column for each seed of a cell; [] before the first run.
+
   Raises:
     ConfigError: If a file is not a study's.
+
+  >>> rows("no study")
+  []
   """
   return _study_rows.read(out)
 
@@ -179,6 +188,9 @@ def gather(
 
   Returns:
     Name of each cell with seeds that have no rows -> these seeds.
+
+  Raises:
+    ConfigError: If the study is invalid, or a file is not a study's.
   """
   _study_rows.Store(out, config.name).gather()
   done = rows(out)

@@ -48,8 +48,20 @@ def standard(
     augment: "none" (the same preprocessing as for evaluation), "standard" (the
       table), or RandAugment after the table, as in "rand-m15-n2".
 
+  Returns:
+    Two functions from images, uint8 [h, w, c] each, and a generator to uint8
+    [n, size, size, c].
+
   Raises:
     ValueError: If `augment` has another value.
+
+  >>> train, evaluate = standard("cifar10", (32, 32, 3), 32, "standard")
+  >>> images = np.full((2, 32, 32, 3), 9, np.uint8)
+  >>> rng = np.random.default_rng(0)
+  >>> evaluate(images, rng) is images
+  True
+  >>> int(train(images, rng).min())  # black at the edges
+  0
   """
   height, width, _ = image_shape
   if height is None or width is None:
@@ -75,7 +87,18 @@ def standard(
 
 
 def is_vectorised(augment: Augment, image_shape, size: int) -> bool:
-  """Whether a batch takes a few array operations instead of a PIL loop."""
+  """Whether a batch takes a few array operations instead of a PIL loop.
+
+  Args:
+    augment: Function from `standard`.
+    image_shape: Shape (height, width, channels) of the images.
+    size: Side of the resulting images in pixels.
+
+  >>> shape = (32, 32, 3)
+  >>> [is_vectorised(standard("cifar10", shape, size, "standard")[0], shape,
+  ...   size) for size in (32, 64)]
+  [True, False]
+  """
   fn = augment.func if isinstance(augment, partial) else augment
   same = tuple(image_shape[:2]) == (size, size)
   return same and fn in (shift_crop, resize)
@@ -91,7 +114,12 @@ def shift_crop(
 ) -> np.ndarray:
   """Shifts each image by up to `pad` pixels over black, then resizes it.
 
-  With `flip`, half of the images are mirrored.
+  Args:
+    images: Images of one shape, uint8 [n, h, w, c].
+    rng: Generator of the shifts.
+    size: Side of the results in pixels.
+    pad: Largest shift in pixels, in each direction.
+    flip: Whether to mirror half of the images.
 
   >>> images = np.full((2, 3, 3, 1), 7, np.uint8)
   >>> shift_crop(images, np.random.default_rng(0), size=3, pad=0)[0, ..., 0]
@@ -128,6 +156,17 @@ def random_resized_crop(
   Draws a box with a uniform share of the area and a log-uniform width/height
   ratio until it fits into the image, at most ten times, and falls back to the
   largest central box whose ratio is allowed.
+
+  Args:
+    images: Images, uint8 [h, w, c] each.
+    rng: Generator of the boxes and mirrors.
+    size: Side of the results in pixels.
+    area: Smallest and largest share of the image's area.
+    ratio: Smallest and largest width / height.
+
+  >>> images = [np.zeros((h, 40, 3), np.uint8) for h in (60, 30)]
+  >>> random_resized_crop(images, np.random.default_rng(0), size=8).shape
+  (2, 8, 8, 3)
   """
   out = []
   for image in images:
@@ -163,6 +202,17 @@ def central_crop(
 
   Equivalent to resizing the short side to size / 0.875 and cropping the
   center, in one step.
+
+  Args:
+    images: Images, uint8 [h, w, c] each.
+    rng: Not used.
+    size: Side of the results in pixels.
+
+  >>> image = np.zeros((8, 16, 1), np.uint8)
+  >>> image[:, 5:11] = 9  # the central 7 of 16 columns are left
+  >>> rng = np.random.default_rng(0)
+  >>> central_crop([image], rng, size=7)[0, 0, :, 0].tolist()
+  [5, 9, 9, 9, 9, 9, 5]
   """
   out = []
   for image in images:
@@ -178,7 +228,18 @@ def central_crop(
 def resize(
   images: Images, rng: np.random.Generator, *, size: int
 ) -> np.ndarray:
-  """Resizes to size x size; images of that size are returned unchanged."""
+  """Resizes to size x size; images of that size are returned unchanged.
+
+  Args:
+    images: Images, uint8 [h, w, c] each.
+    rng: Not used.
+    size: Side of the results in pixels.
+
+  >>> image = np.full((6, 9, 1), 7, np.uint8)
+  >>> rng = np.random.default_rng(0)
+  >>> resize([image], rng, size=2)[..., 0].tolist()
+  [[[7, 7], [7, 7]]]
+  """
   out = []
   if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
     return images

@@ -25,7 +25,20 @@ _FIRST: contextvars.ContextVar[Any] = contextvars.ContextVar(
 def traced_for(batch: Any, loss: Callable[..., Any]) -> Iterator[None]:
   """Lets the losses of figs_jax check the values of a batch when traced.
 
-  A loss of one's own may hand them other values under the same names.
+  A loss of one's own may hand them other values under the same names, so
+  nothing is checked for it.
+
+  Args:
+    batch: Batch of the step that is traced inside the context.
+    loss: Loss of the step.
+
+  >>> from figs_jax.train.losses import cross_entropy
+  >>> with traced_for({"label": np.array([0, 7])}, cross_entropy):
+  ...   try:
+  ...     check_range("label", 3)
+  ...   except ValueError as error:
+  ...     print(error)
+  batch['label']: expected integers from 0 to 2, got 7; correct the data, ...
   """
   module = getattr(loss, "__module__", None) or ""
   own = module.startswith("figs_jax.") and isinstance(batch, Mapping)
@@ -104,11 +117,17 @@ def segments(batch: Any) -> tuple[Any, ...]:
     batch: Dict of arrays.
 
   Returns:
-    Those of the inputs, and of the targets if they have their own; none if the
-    rows are not packed.
+    The segments of the inputs, and of the targets if they have their own, each
+    int32 [rows, length]; an empty tuple if the rows are not packed.
 
   Raises:
     ValueError: If `entries` raises it.
+
+  >>> ids, rows = np.array([[5, 1, 6, 0]]), np.array([[1, 1, 2, 0]])
+  >>> segments({"inputs": ids, "inputs_segments": rows})
+  (array([[1, 1, 2, 0]]),)
+  >>> segments({"inputs": ids})
+  ()
   """
   names = map(segments_name, ("inputs", "targets"))
   return tuple(entries(batch, *(name for name in names if name in batch)))
@@ -116,6 +135,8 @@ def segments(batch: Any) -> tuple[Any, ...]:
 
 def check_range(name: str, classes: int, ignored: int | None = None) -> None:
   """Raises ValueError if an entry is known to have an index out of range.
+
+  The values are known inside `traced_for` alone, whose batch is read.
 
   Args:
     name: Name of the entry.

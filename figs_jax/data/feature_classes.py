@@ -37,7 +37,21 @@ _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 def check(path: Path) -> None:
-  """Raises ValueError, with the path, if a file names a class not of tfds."""
+  """Raises ValueError, with the path, if a file names a class not of tfds.
+
+  Args:
+    path: A features.json.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   file = Path(folder) / "features.json"
+  ...   _ = file.write_text('{"pythonClassName": "os.system"}')
+  ...   try:
+  ...     check(file)
+  ...   except ValueError as error:
+  ...     print(error)
+  /...: expected feature classes of tfds, got 'os.system'; use a data set of ...
+  """
   try:
     for kind in _class_names(json.loads(path.read_bytes())):
       if kind not in _FEATURES:

@@ -33,14 +33,22 @@ First = Callable[[], tuple[str, bytes] | None]
 
 @runtime_checkable
 class Features(Protocol):
-  """Reads examples."""
+  """Reads examples from the bytes of their records."""
 
   @property
   def spec(self) -> Any:
-    """Features of an example, of tfds."""
+    """Features of an example: a `FeaturesDict` of tfds."""
 
   def example(self, where: str, raw: bytes) -> dict[str, Any]:
-    """An example from its bytes, with their place for errors."""
+    """An example from its bytes.
+
+    Args:
+      where: Place of the record, for errors.
+      raw: Bytes of the record.
+
+    Raises:
+      ValueError: If the bytes do not fit the features.
+    """
     ...
 
 
@@ -52,11 +60,21 @@ def features_of(
   Args:
     path: Directory or file of the records.
     options: Names of the columns of JSON lines.
-    first: Function that returns the place and the bytes of the first record.
+    first: Function that returns the place and the bytes of the first record;
+      None if there is none.
     lines: Whether they are JSON lines.
 
   Raises:
-    ValueError: If the description is missing, or the first record does not fit.
+    ValueError: If the description is missing or wrong, or the first of some
+      JSON lines lacks a column.
+    OSError: If the description cannot be read.
+
+  >>> options = Options(text_column="body")
+  >>> line = b'{"body": "so good", "stars": 5}'
+  >>> features = features_of(
+  ...   Path("a.jsonl"), options, lambda: ("a.jsonl: 0", line), lines=True)
+  >>> list(features.spec), features.example("a.jsonl: 0", line)
+  (['text'], {'text': 'so good'})
   """
   if lines:
     return _Columns.of(path, options, first)

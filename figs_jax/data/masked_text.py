@@ -52,6 +52,10 @@ class Special(NamedTuple):
     end: Id after each text.
     mask: Id in the place of a masked token.
     ordinary: Ids that random replacements are drawn from, int32 [n].
+
+  >>> from figs_jax.data.vocabulary import byte_vocabulary
+  >>> len(Special.of(byte_vocabulary()).ordinary)  # the bytes
+  256
   """
 
   begin: int
@@ -141,7 +145,14 @@ def joined(
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTokens:
-  """Masked tokens of whole rows of a data set's `text`."""
+  """Masked tokens of whole rows of a data set's `text`.
+
+  Attributes:
+    builder: The data set.
+    vocabulary: Vocabulary of the texts.
+    input_length: Tokens of a row, with those that begin and end it.
+    density: Share of masked tokens.
+  """
 
   builder: Builder
   vocabulary: Vocabulary
@@ -171,7 +182,7 @@ class MaskedTokens:
   def arrays(
     self, example: np.ndarray | None, rng: np.random.Generator
   ) -> dict[str, Any]:
-    """The fields of an example; all 0 for None."""
+    """The fields of an example, int32 [input_length]; all 0 for None."""
     fields = np.zeros((3, self.input_length), np.int32)
     if example is not None:
       for row, field in zip(fields, self.fields(example, rng).values()):
@@ -246,7 +257,12 @@ class LabelledTexts:
   def arrays(
     self, example: Mapping[str, Any] | None, rng: np.random.Generator
   ) -> dict[str, Any]:
-    """The fields of an example; all 0 for None."""
+    """The fields of an example, int32 [input_length], and its label.
+
+    Args:
+      example: Entry of `examples`; None gives zeros only.
+      rng: Not used.
+    """
     del rng
     fields, label = np.zeros((2, self.input_length), np.int32), 0
     if example is not None:
@@ -278,7 +294,16 @@ class ScoredTexts(LabelledTexts):
 
 
 class Rows(Sequence):
-  """Examples of a split whose labels are known, those from `least` on."""
+  """Examples of a split; one without a known label raises a DataError.
+
+  Args:
+    source: Examples with a `label`.
+    least: Smallest label that is known.
+
+  >>> rows = Rows([{"label": 1}, {"label": -1}], 0.0)
+  >>> len(rows), rows[0]
+  (2, {'label': 1})
+  """
 
   cached = False
 
@@ -329,6 +354,14 @@ def find_masked_texts(
     DataError: If the data set has neither text nor labels, as asked for, or as
       in `figs_jax.data.load`.
     ValueError: If the length or the vocabulary does not fit.
+
+  >>> rows = [{"text": "so good", "label": label} for label in ("yes", "no")]
+  >>> texts = find_masked_texts(PythonData((rows * 5, rows)), input_length=8)
+  >>> texts.names
+  ('no', 'yes')
+  >>> example = texts.examples("test", ordered=True)[0]
+  >>> texts.arrays(example, np.random.default_rng(0))["inputs"].tolist()
+  [382, 118, 114, 35, 106, 114, 114, 1]
   """
   if input_length < 5:
     raise ValueError(

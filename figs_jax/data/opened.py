@@ -84,7 +84,16 @@ class Opened:
 
 
 def digest_of(path: Path) -> str:
-  """SHA-256 of a file, in hexadecimal."""
+  """SHA-256 of a file, in hexadecimal.
+
+  Args:
+    path: File.
+
+  >>> import tempfile
+  >>> with tempfile.NamedTemporaryFile() as file:
+  ...   digest_of(Path(file.name))[:12]  # of no bytes
+  'e3b0c44298fc'
+  """
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -116,6 +125,9 @@ def held_out(where: str, labels: np.ndarray, fix: str) -> np.ndarray:
 
   Raises:
     ValueError: If no class has five examples.
+
+  >>> held_out("a.csv", np.array([0, 1, 0, 0, 0, 0]), "a split").tolist()
+  [False, False, False, False, False, True]
   """
   test = digits.is_test(labels)
   if not test.any():

@@ -38,6 +38,9 @@ def vocabulary_of(
 
   Raises:
     ValueError: If the name has another form or the model cannot be read.
+
+  >>> vocabulary_of("bytes", (), "").encode("so").tolist()
+  [118, 114]
   """
   if name == "bytes":
     return byte_vocabulary()
@@ -70,6 +73,11 @@ def path_of_pieces(size: str, builder: Builder, root: str) -> str:
     size: Number of pieces, in decimal.
     builder: First data set that the pieces are learned from.
     root: Directory that keeps trained models.
+
+  >>> from figs_jax.data.python_data import PythonData
+  >>> rows = [{"text": "so", "target": "no"}]
+  >>> path_of_pieces("1024", PythonData((rows, rows)), "data")
+  'data/sentencepiece/python_..._1024.model'
   """
   parts = [builder.name, *_parts_of(builder), size]
   return os.path.join(root, "sentencepiece", "_".join(parts) + ".model")

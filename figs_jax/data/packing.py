@@ -36,7 +36,10 @@ class Group:
 
   Attributes:
     names: Names of the fields; the segments are named after the first one.
-    length: Length of a row.
+    length: Length of a row in tokens.
+
+  >>> Group(("inputs", "targets"), 512).segments
+  'inputs_segments'
   """
 
   names: tuple[str, ...]
@@ -69,14 +72,22 @@ class Layout:
   rows: int
 
   def batch(self, examples: Iterator[Fields]) -> dict[str, Any]:
-    """A batch from the examples; the iterator passes the last one in vain.
+    """A batch from the next examples of a stream.
+
+    The batch ends with the first example that fits into no row. It has been
+    taken from the iterator by then, and belongs to the next batch.
 
     Args:
-      examples: Examples without padding, each no longer than a row.
+      examples: Iterator over examples without padding, each a dict of ids, int
+        [n], with n of at most the length of a row. Examples without tokens are
+        counted and left out.
 
     Returns:
-      Arrays of ids and of segments, int32 [rows, length], and the number of the
-      examples in them.
+      Ids and segments by name, int32 [rows, length], and the number of examples
+      under "num_examples".
+
+    Raises:
+      ValueError: If the stream begins with 100 000 examples without tokens.
     """
     batch: dict[str, Any] = {COUNT: 0}
     for group in self.groups:
@@ -110,7 +121,15 @@ class Layout:
     return batch
 
   def padding(self, batch: Mapping[str, Any]) -> tuple[float, float]:
-    """The shares of padding of one example per row, and of a packed batch."""
+    """The shares of padding of one example per row, and of a packed batch.
+
+    Args:
+      batch: Batch from `batch`.
+
+    >>> layout = Layout((Group(("inputs",), 4),), rows=1)
+    >>> layout.padding(layout.batch(iter([{"inputs": np.ones(2)}] * 2)))
+    (0.5, 0.0)
+    """
     tokens = sum(int((batch[g.segments] > 0).sum()) for g in self.groups)
     width = sum(group.length for group in self.groups)
     alone = max(batch[COUNT], 1) * width
@@ -121,11 +140,19 @@ class Packed:
   """An iterator of packed batches, of which it gives one shard's rows.
 
   Args:
-    examples: Iterator over the examples of all shards; lists of them are
-      allowed. Its `close` is called, if it has one.
+    examples: Endless iterator over the examples of all shards; lists of them
+      are allowed.
     passed: Number of examples to pass over first.
     layout: Rows of the batches.
     shard: Rows that the shard holds.
+
+  >>> import itertools
+  >>> layout = Layout((Group(("inputs",), 3),), rows=2)
+  >>> examples = [{"inputs": np.full(n, n)} for n in (2, 3, 1)]
+  >>> endless = itertools.cycle(examples)
+  >>> batches = Packed(endless, 0, layout, range(0, 1))  # the first row
+  >>> [next(batches)["inputs"].tolist() for _ in range(2)]
+  [[[2, 2, 1]], [[2, 2, 1]]]
   """
 
   def __init__(self, examples: Any, passed: int, layout: Layout, shard: range):
@@ -149,11 +176,11 @@ class Packed:
     return {k: v if k == COUNT else v[rows] for k, v in batch.items()}
 
   def start_prefetch(self) -> None:
-    """Starts the threads of the examples."""
+    """Starts the threads of the examples, a grain iterator."""
     self._source.start_prefetch()
 
   def close(self) -> None:
-    """Stops the threads and processes of the examples."""
+    """Stops the threads and processes of the examples, a grain iterator."""
     self._source.close()
 
   def _taken(self) -> Iterator[Fields]:

@@ -181,8 +181,8 @@ def train_batches(
     seed: Seed of the order and of the augmentation. Several give batches with
       a leading axis of seeds: entry i is the batch that seed i gives alone.
     augment: "none", "standard" or "rand-m15-n2"; see `augment.standard`.
-    image_size: Side of the images. Defaults to the data set's, or to 224 if its
-      images vary in size.
+    image_size: Side of the images in pixels. Defaults to the data set's, or to
+      224 if its images vary in size.
     scale: Mean and standard deviation of the pixels.
     start: Number of the first batch, as `set_state` would set it.
     shard_index: Index of the shard that this process reads.
@@ -194,9 +194,24 @@ def train_batches(
     workers: Number of worker processes that replace the threads if it is above
       0. Each opens the data set by itself; none may touch a device.
 
+  Returns:
+    Batches of `image`, float32 [batch_size, side, side, channels], and `label`,
+    int32 [batch_size].
+
   Raises:
     DataError: If the data cannot be read, see `load`.
     ValueError: If an argument is out of range.
+
+  >>> rows = [{"image": np.full((8, 8), i), "label": i % 2} for i in range(5)]
+  >>> rows = [{**row, "image": np.uint8(row["image"])} for row in rows]
+  >>> data = PythonData((rows, rows))
+  >>> batches = train_batches(data, "train", 5, seed=0, augment="none")
+  >>> batch = next(batches)
+  >>> batch["image"].shape, sorted(batch["label"].tolist())  # one epoch
+  ((5, 8, 8, 1), [0, 0, 0, 1, 1])
+  >>> batches.get_state()
+  {'next_example': 5}
+  >>> batches.close()
   """
   check_stream(batch_size, shard_index, num_shards, start, workers, seed)
   examples, train, _, size, data_set = _open(
@@ -300,6 +315,13 @@ def eval_batches(
   Raises:
     DataError: If the data cannot be read, see `load`.
     ValueError: If an argument is out of range.
+
+  >>> rows = [{"image": np.zeros((8, 8), np.uint8), "label": i} for i in (0, 1)]
+  >>> data = PythonData((rows, [*rows, rows[0]]))
+  >>> for batch in eval_batches(data, "test", 2):
+  ...   print(batch["label"].tolist(), batch["valid"].tolist())
+  [0, 1] [True, True]
+  [0, 0] [True, False]
   """
   check_shards(batch_size, shard_index, num_shards)
   examples, _, evaluate, size, _ = _open(

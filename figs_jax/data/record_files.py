@@ -50,7 +50,14 @@ _MOST_BYTES = 2**28
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-  """What is read of the info of a builder of tfds."""
+  """What is read of the info of a builder of tfds.
+
+  Attributes:
+    features: Features of an example.
+    splits: Splits by name, each with its `num_examples`.
+    full_name: Kind, name and version of the data.
+    dataset_size: Size of all files in bytes.
+  """
 
   features: tfds.features.FeaturesDict
   splits: Mapping[str, Any]
@@ -97,6 +104,19 @@ class RecordFiles:
   Raises:
     ValueError: If files or their description are missing or wrong.
     OSError: If a file cannot be read.
+
+  >>> import tempfile
+  >>> folder = tempfile.TemporaryDirectory()
+  >>> for split, text in (("train", "so good"), ("test", "so bad")):
+  ...   file = Path(folder.name) / f"{split}-00000-of-00001.jsonl"
+  ...   _ = file.write_text(f'{{"text": "{text}"}}\\n' * 3)
+  >>> records = RecordFiles(
+  ...   Path(folder.name), folder.name, Options(), lines=True)
+  >>> {name: split.num_examples for name, split in records.info.splits.items()}
+  {'test': 3, 'train': 3}
+  >>> list(records.as_data_source("train[:2]"))
+  [{'text': 'so good'}, {'text': 'so good'}]
+  >>> folder.cleanup()
   """
 
   builder_config = None
@@ -129,7 +149,14 @@ class RecordFiles:
     )
 
   def as_data_source(self, split: str) -> Sequence[Any]:
-    """The examples of a split, or of a slice such as "train[:90%]"."""
+    """The examples of a split, or of a slice such as "train[:90%]".
+
+    Args:
+      split: Split in the notation of tfds.
+
+    Raises:
+      ValueError: If the split is unknown, or a file is damaged.
+    """
     parts: list[tuple[_Source, range]] = []
     named = {split: _Split(self, split)} if split in self.files else None
     for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(

@@ -84,7 +84,17 @@ def _named(
 
 
 def is_saved(path: Path) -> bool:
-  """Whether a directory has the files of `save_to_disk`."""
+  """Whether a directory has the files of `save_to_disk` of `datasets`.
+
+  Args:
+    path: Directory.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   _ = Path(folder, "dataset_dict.json").write_text('{"splits": []}')
+  ...   is_saved(Path(folder)), is_saved(Path(folder) / "train")
+  (True, False)
+  """
   return (path / _SPLITS).is_file() or _is_one(path)
 
 

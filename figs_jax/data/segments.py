@@ -63,7 +63,11 @@ class PackedSegments(Segments):
 
 
 class Documents(Segments):
-  """One whole document per example, with its end token; for packing."""
+  """One whole document per example, with its end token; for packing.
+
+  Args:
+    source, length, encode, end: Same as for `segments_of`.
+  """
 
   def __init__(
     self, source: Sequence[Any], length: int, encode: Encode, end: int = EOS
@@ -111,6 +115,14 @@ def document_segments(
   Args:
     source, length, encode, end: Same as for `segments_of`.
     whole: Whether a document is an example by itself, even if it is short.
+
+  >>> source = [{"text": "a"}, {"text": "bc"}]
+  >>> encode = lambda text: np.array([ord(x) for x in text], np.int32)
+  >>> for whole in (True, False):
+  ...   examples = document_segments(source, 4, encode, whole=whole)
+  ...   print([x.tolist() for x in examples])
+  [[97, 1], [98, 99, 1]]
+  [[97, 1, 98, 99], [98, 99, 1, 97]]
   """
   kind = Documents if whole else StreamedSegments
   return kind(source, length, encode, end)
@@ -135,7 +147,16 @@ def segments_of(
     whole: Whether to keep a shorter last segment, for evaluation.
     end: Id after each document.
     most_documents: Largest number of documents that is held in memory.
-    most_bytes: Largest size of the texts that is held in memory.
+    most_bytes: Largest size of the texts that is held in memory, in bytes.
+
+  Returns:
+    A sequence of ids, int32 [n]: all of the length, but for a last one that is
+    kept, and for long documents of a split that does not fit into memory.
+
+  >>> source = [{"text": "a"}, {"text": "bc"}]
+  >>> encode = lambda text: np.array([ord(x) for x in text], np.int32)
+  >>> [x.tolist() for x in segments_of(source, 3, encode, whole=True)]
+  [[97, 1, 98], [99, 1]]
   """
   streamed = StreamedSegments(source, length, encode, end)
   if len(source) > most_documents:

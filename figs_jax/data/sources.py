@@ -92,7 +92,17 @@ def describe(
 
 
 def describe_builder(builder: Builder) -> Description:
-  """Describes the image data set of a builder from `find`."""
+  """Describes the image data set of a builder from `find`.
+
+  Args:
+    builder: Builder.
+
+  Raises:
+    DataError: If the data set lacks images or labels.
+
+  >>> describe_builder(find("cifar10")).image_shape
+  (32, 32, 3)
+  """
   features = builder.info.features
   is_dict = isinstance(features, tfds.features.FeaturesDict)
   names = sorted(features.keys()) if is_dict else []
@@ -136,13 +146,31 @@ def load(
   Raises:
     DataError: If the name or split is unknown, or the data set is not prepared,
       not stored in a format with random access, or damaged.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   source = load("digits", "train", data_dir=folder, download=True)
+  ...   len(source), source[0]["image"].shape
+  (1442, (8, 8, 1))
   """
   builder = find(name, data_dir=data_dir, download=download)
   return source_of(builder, split)
 
 
 def source_of(builder: Builder, split: str) -> Sequence[Any]:
-  """Opens a split of a builder from `find`; see `load`."""
+  """Opens a split of a builder from `find`; see `load`.
+
+  Args:
+    builder: Builder.
+    split: Split, or a slice of one.
+
+  Raises:
+    DataError: If the split is unknown or empty, or cannot be read.
+
+  >>> rows = [{"text": "so", "target": word} for word in ("yes", "no")]
+  >>> len(source_of(PythonData((rows, rows)), "train[:50%]"))
+  1
+  """
   if isinstance(builder, tfds.core.DatasetBuilder):
     _check_prepared(builder)
   known = builder.info.splits
@@ -202,6 +230,9 @@ def find(
     source: Directory of the idx files of a data set that is not prepared yet.
       Defaults to that of Debian's package.
     options: How data of one's own are read.
+
+  >>> find("mnist").info.features["label"].num_classes
+  10
   """
   if isinstance(name, PythonData):
     return name

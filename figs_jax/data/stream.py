@@ -242,7 +242,11 @@ class Shard(grain.MapDataset):
     return self._parent[self.place(index)]
 
   def place(self, index: int) -> int:
-    """The index among the elements of all shards."""
+    """The index among the elements of all shards.
+
+    Args:
+      index: Index among those of the shard.
+    """
     batch, row = divmod(index, self._rows)
     shard, shards = self._shard
     return ((self._start + batch) * shards + shard) * self._rows + row
@@ -258,7 +262,15 @@ def stacked(batches: Sequence[Batch], axis: int = 0) -> Batch:
 
 
 def seed_axis(streams: Sequence[grain.MapDataset]) -> grain.MapDataset:
-  """The streams of several seeds as one, with a leading axis of seeds."""
+  """The streams of several seeds as one, with a leading axis of seeds.
+
+  Args:
+    streams: Streams of dicts of arrays, of equal shapes.
+
+  >>> one = grain.MapDataset.range(4).map(lambda i: {"label": np.full(2, i)})
+  >>> seed_axis([one, one.map(lambda x: {"label": -x["label"]})])[3]
+  {'label': array([[ 3,  3], [-3, -3]])}
+  """
   return ZipMapDataset(streams).map(stacked)
 
 

@@ -67,6 +67,9 @@ class Window(Sequence):
   Attributes:
     records: Source of the records.
     raw: File, number in it and bytes of each.
+
+  Raises:
+    ValueError: When an example is read, if its record is damaged.
   """
 
   records: Records

@@ -315,6 +315,11 @@ def find_texts(
   Raises:
     DataError: If the data set has no text or as in `figs_jax.data.load`.
     ValueError: If the lengths or the vocabulary do not fit.
+
+  >>> rows = [{"text": "so good", "label": label} for label in ("yes", "no")]
+  >>> texts = find_texts(PythonData((rows * 5, rows)), input_length=16)
+  >>> texts.target_length  # three bytes of "yes", and the end token
+  4
   """
   builders = find_builders(
     name, data_dir=data_dir, download=download, options=options
@@ -358,7 +363,24 @@ def find_texts(
 def pair_arrays(
   texts: Any, example: Any, rng: np.random.Generator
 ) -> dict[str, Any]:
-  """The fields of an example for an encoder and a decoder; 0 for None."""
+  """The fields of an example for an encoder and a decoder, padded with 0.
+
+  Args:
+    texts: Data with `pair`, `input_length` and `target_length`.
+    example: Entry of the data; None gives zeros only.
+    rng: Generator of what is drawn for the example.
+
+  Returns:
+    `inputs` and `targets`, int32 [input_length] and [target_length], and the
+    number of the `task`.
+
+  >>> rows = [{"text": "so", "target": "no"}]
+  >>> texts = find_texts(
+  ...   PythonData((rows, rows)), input_length=4, target_length=4)
+  >>> fields = pair_arrays(texts, ("so", "no", 0), np.random.default_rng(0))
+  >>> fields["inputs"].tolist()  # two bytes, and the end token
+  [118, 114, 1, 0]
+  """
   inputs = np.zeros(texts.input_length, np.int32)
   targets = np.zeros(texts.target_length, np.int32)
   task = 0
@@ -370,13 +392,34 @@ def pair_arrays(
 
 
 def pair_fields(texts: Any, example: Any, rng: np.random.Generator) -> Fields:
-  """The fields of an example for an encoder and a decoder, without padding."""
+  """The fields of an example for an encoder and a decoder, without padding.
+
+  Args:
+    texts, example, rng: Same as for `pair_arrays`; the example is not None.
+
+  >>> rows = [{"text": "so", "target": "no"}]
+  >>> texts = find_texts(
+  ...   PythonData((rows, rows)), input_length=4, target_length=4)
+  >>> fields = pair_fields(texts, ("so", "no", 0), np.random.default_rng(0))
+  >>> {name: ids.tolist() for name, ids in fields.items()}
+  {'inputs': [118, 114, 1], 'targets': [113, 114, 1]}
+  """
   inputs, targets, _ = texts.pair(example, rng)
   return {"inputs": inputs, "targets": targets}
 
 
 def pair_groups(texts: Any) -> tuple[Group, ...]:
-  """The lengths of inputs and of targets, each with segments of its own."""
+  """The lengths of inputs and of targets, each with segments of its own.
+
+  Args:
+    texts: Data with `input_length` and `target_length`.
+
+  >>> rows = [{"text": "so", "target": "no"}]
+  >>> texts = find_texts(
+  ...   PythonData((rows, rows)), input_length=8, target_length=4)
+  >>> [(group.segments, group.length) for group in pair_groups(texts)]
+  [('inputs_segments', 8), ('targets_segments', 4)]
+  """
   return (
     Group(("inputs",), texts.input_length),
     Group(("targets",), texts.target_length),

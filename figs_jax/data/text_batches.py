@@ -62,7 +62,12 @@ class Readable(Protocol):
     """
 
   def arrays(self, example: Any, rng: np.random.Generator) -> dict[str, Any]:
-    """The fields of an example; of padding for None."""
+    """The fields of an example, padded to the length of a row; zeros for None.
+
+    Args:
+      example: Entry of `examples`, or None.
+      rng: Generator of what is drawn for the example.
+    """
     ...
 
 
@@ -76,7 +81,12 @@ class Packable(Protocol):
     ...
 
   def fields(self, example: Any, rng: np.random.Generator) -> Fields:
-    """The fields of an example, without padding."""
+    """The fields of an example, without padding.
+
+    Args:
+      example: Entry of `examples`.
+      rng: Generator of what is drawn for the example.
+    """
     ...
 
 
@@ -111,6 +121,15 @@ def train_batches(
   Raises:
     DataError: If the data cannot be read, see `figs_jax.data.load`.
     ValueError: If an argument is out of range, or examples cannot be packed.
+
+  >>> from figs_jax.data import find_causal_text
+  >>> from figs_jax.data.python_data import PythonData
+  >>> rows = [{"text": "so", "target": "no"}] * 5  # so<end>no, and <end>
+  >>> texts = find_causal_text(PythonData((rows, rows)), input_length=10)
+  >>> batches = train_batches(texts, "train", 2, seed=0, pack=True)
+  >>> next(batches)["inputs_segments"].tolist()
+  [[1, 1, 1, 1, 1, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 2, 2, 2, 2, 2]]
+  >>> batches.close()
   """
   check_stream(batch_size, shard_index, num_shards, start, workers, seed)
   rows = range(shard_index * batch_size, (shard_index + 1) * batch_size)
@@ -290,6 +309,23 @@ def eval_batches(
 
   Incomplete batches, and shards with fewer batches, are padded with zeros and
   `valid` False. Every pass gives the same batches.
+
+  Args:
+    texts: Data and what is learned from them.
+    split, batch_size, shard_index, num_shards, threads: Same as for
+      `figs_jax.data.eval_batches`.
+
+  Raises:
+    DataError: If the data cannot be read, see `figs_jax.data.load`.
+    ValueError: If an argument is out of range.
+
+  >>> from figs_jax.data import find_causal_text
+  >>> from figs_jax.data.python_data import PythonData
+  >>> rows = [{"text": "so", "target": word} for word in ("yes", "no", "yes")]
+  >>> texts = find_causal_text(PythonData((rows, rows)), input_length=8)
+  >>> batches = eval_batches(texts, "test", 2)
+  >>> len(batches), [batch["valid"].tolist() for batch in batches]
+  (2, [[True, True], [True, False]])
   """
   check_shards(batch_size, shard_index, num_shards)
   examples = texts.examples(split, ordered=True)

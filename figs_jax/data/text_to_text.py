@@ -48,7 +48,17 @@ class HiddenLabel(Exception):
 
 
 def reader(builder: Builder) -> Reader | None:
-  """The function from an example to (inputs, targets); None for other sets."""
+  """The function from an example to (inputs, targets); None for other sets.
+
+  Args:
+    builder: Builder of a data set.
+
+  >>> from figs_jax.data.python_data import PythonData
+  >>> rows = [{"text": "so", "label": label} for label in ("yes", "no")] * 5
+  >>> builder = PythonData((rows, rows))
+  >>> reader(builder)({"text": b"so", "label": 0}), labels(builder)
+  (('so', 'no'), ('no', 'yes'))
+  """
   features = builder.info.features
   if is_translation(builder):
     return _translation(list(features.languages))

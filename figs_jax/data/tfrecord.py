@@ -43,6 +43,15 @@ def scan(path: Path) -> Index:
   Raises:
     ValueError: If the file is not a TFRecord file, or is cut short.
     OSError: If the file cannot be read.
+
+  >>> import tempfile
+  >>> def framed(part):  # with a checksum after it
+  ...   return part + struct.pack("<I", masked(crc32c(part)))
+  >>> record = framed(struct.pack("<Q", 3)) + framed(b"abc")
+  >>> with tempfile.NamedTemporaryFile() as file:
+  ...   _ = file.write(record * 2), file.flush()
+  ...   scan(Path(file.name))  # 12 bytes before the data, 4 after it
+  Index(starts=array([12, 31]), lengths=array([3, 3]))
   """
   size = path.stat().st_size
   starts: list[int] = []
@@ -81,8 +90,16 @@ def scan(path: Path) -> Index:
 def checked(where: str, raw: bytes) -> bytes:
   """The data of a record without the checksum after it.
 
+  Args:
+    where: Place of the record, for the error.
+    raw: Data and checksum.
+
   Raises:
     ValueError: If the checksum is wrong.
+
+  >>> data = b"123456789"
+  >>> checked("record 0", data + struct.pack("<I", masked(crc32c(data))))
+  b'123456789'
   """
   data = raw[:-FOOTER]
   if struct.pack("<I", masked(crc32c(data))) != raw[-FOOTER:]:
@@ -95,6 +112,21 @@ class Reader:
 
   Args:
     path: File, or one compressed with gzip that ends in .gz.
+
+  Raises:
+    OSError: If the file cannot be read.
+    ValueError: If a record is damaged or cut short, when it is read.
+
+  >>> import tempfile
+  >>> def framed(part):  # with a checksum after it
+  ...   return part + struct.pack("<I", masked(crc32c(part)))
+  >>> record = framed(struct.pack("<Q", 3)) + framed(b"abc")
+  >>> with tempfile.NamedTemporaryFile() as file:
+  ...   _ = file.write(record * 3), file.flush()
+  ...   reader = Reader(Path(file.name))
+  ...   print(reader.skip(2), [checked("", raw) for raw in reader])
+  ...   reader.close()
+  2 [b'abc']
   """
 
   def __init__(self, path: Path):
@@ -107,7 +139,13 @@ class Reader:
       yield self._taken(length)
 
   def skip(self, count: int) -> int:
-    """Passes over up to `count` records; returns how many there were."""
+    """Passes over up to `count` records; returns how many there were.
+
+    Data that are passed over are not checked.
+
+    Raises:
+      ValueError: If a header is damaged, or a compressed file is cut short.
+    """
     before = self._number
     for _ in range(count):
       if (length := self._length()) is None:

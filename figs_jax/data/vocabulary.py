@@ -29,19 +29,26 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's sign for a space
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-  """Byte b of the UTF-8 text is id b + 3 (Xue et al., arXiv 2105.13626)."""
+  """Byte b of the UTF-8 text is id b + 3 (Xue et al., arXiv 2105.13626).
+
+  >>> Bytes().encode("né").tolist(), Bytes().decode([113, 198, 172])
+  ([113, 198, 172], 'né')
+  """
 
   size: int = _SPECIAL + 256
 
   def encode(self, text: str) -> np.ndarray:
+    """Ids of a text, int32."""
     raw = np.frombuffer(text.encode(), np.uint8)
     return raw.astype(np.int32) + _SPECIAL
 
   def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids; invalid UTF-8 becomes "\\ufffd"."""
     raw = bytes(i - _SPECIAL for i in ids if i >= _SPECIAL)
     return raw.decode(errors="replace")
 
   def byte_lengths(self) -> np.ndarray:
+    """Number of raw text bytes of each id, int32 [size]."""
     return np.repeat(np.array([0, 1], np.int32), [_SPECIAL, 256])
 
 
@@ -72,12 +79,15 @@ class SentencePiece:
     self.size: int = processor.GetPieceSize()
 
   def encode(self, text: str) -> np.ndarray:
+    """Ids of a text, int32."""
     return np.array(self._processor.Encode(text), np.int32)
 
   def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids."""
     return self._processor.Decode([int(i) for i in ids])
 
   def byte_lengths(self) -> np.ndarray:
+    """Number of raw text bytes of each id, int32 [size]."""
     processor, lengths = self._processor, np.zeros(self.size, np.int32)
     for i in range(_SPECIAL, self.size):
       if processor.IsByte(i):
@@ -113,7 +123,14 @@ class Vocabulary:
     return self.codec.size + self.sentinels
 
   def sentinel(self, index: int) -> int:
-    """The id of a sentinel; sentinel 0 has the last id, 1 the one before."""
+    """The id of a sentinel; sentinel 0 has the last id, 1 the one before.
+
+    Args:
+      index: Index of the sentinel.
+
+    Raises:
+      ValueError: If there are fewer sentinels.
+    """
     if not 0 <= index < self.sentinels:
       raise ValueError(
         f"Expected a sentinel below {self.sentinels}, got {index}; shorten the"
@@ -147,7 +164,15 @@ class Vocabulary:
     return "".join(parts)
 
   def byte_lengths(self) -> np.ndarray:
-    """Number of raw text bytes of each id, int32 [size]; 0 for special ids."""
+    """Number of raw text bytes of each id, int32 [size]; 0 for special ids.
+
+    Raises:
+      TypeError: If the vocabulary is a `WordPiece`.
+
+    >>> lengths = Vocabulary(Bytes(), sentinels=2).byte_lengths()
+    >>> lengths[[0, 1, 113, 260]].tolist()
+    [0, 0, 1, 0]
+    """
     if isinstance(self.codec, WordPiece):
       raise TypeError("the pieces of a BERT do not keep spaces and case")
     tail = np.zeros(self.sentinels, np.int32)
@@ -165,6 +190,9 @@ def byte_vocabulary() -> Vocabulary:
 
 def piece_vocabulary(path: str) -> Vocabulary:
   """Reads a sentencepiece model from a file and adds T5's 100 sentinels.
+
+  Args:
+    path: Path of the `.model` file.
 
   Raises:
     ValueError: If the file cannot be read or as in `SentencePiece`.
@@ -195,6 +223,12 @@ def train_pieces(texts: Iterable[str], size: int, path: str) -> None:
   Raises:
     ValueError: If sentencepiece is not installed or cannot learn that many
       pieces.
+
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   train_pieces(["to be", "or not to be"], 267, f"{folder}/a.model")
+  ...   vocabulary = piece_vocabulary(f"{folder}/a.model")
+  >>> vocabulary.size, vocabulary.decode(vocabulary.encode("not to be"))
+  (367, 'not to be')
   """
   if os.path.exists(path):
     return

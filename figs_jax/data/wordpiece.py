@@ -143,6 +143,14 @@ def read_wordpiece(path: str | Path) -> WordPiece:
 
   Raises:
     ValueError: If the file cannot be read or has another format.
+
+  >>> import tempfile
+  >>> pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "##t"]
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   file = Path(folder) / "vocab.txt"
+  ...   _ = file.write_text("\\n".join(pieces))
+  ...   read_wordpiece(file).encode("Not so").tolist()
+  [5, 6, 1]
   """
   path = Path(path)
   try:

@@ -19,9 +19,14 @@ _SHARED = 2**20  # bytes of an array that is passed in shared memory
 def in_processes(stream: grain.MapDataset, workers: int) -> Any:
   """An iterator over elements that processes read, in their order.
 
+  The processes are spawned at the first element, and import the program's main
+  module: a script needs `if __name__ == "__main__":`. They end with the
+  iterator's `close`, or with the program. What reads the elements, and they
+  themselves, have to be picklable.
+
   Args:
     stream: Elements; each process reads every `workers`-th one.
-    workers: Number of processes.
+    workers: Number of processes, 1 or more.
   """
   _parse_flags()
   one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)

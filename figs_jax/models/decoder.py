@@ -331,7 +331,15 @@ class CausalBlock(nnx.Module):
 
 
 def tied_head(embed: nnx.Embed, dtype: Any) -> Float[Array, "width vocab"]:
-  """The kernel of a head that is the embedding."""
+  """The kernel of a head that is the embedding.
+
+  Args:
+    embed: Embedding, [vocab, width].
+    dtype: Dtype of the product.
+
+  >>> tied_head(nnx.Embed(16, 8, rngs=nnx.Rngs(0)), jnp.bfloat16).shape
+  (8, 16)
+  """
   return embed.embedding[...].astype(dtype).T
 
 
@@ -351,6 +359,14 @@ def head_of_steps(
     dtype: Dtype of the product.
     rows: Rows of a step, sequences times beams.
     steps: Largest number of steps.
+
+  >>> embed = nnx.Embed(16, 8, rngs=nnx.Rngs(0))
+  >>> for rows, steps in ((1, 64), (4, 8), (4, 64)):
+  ...   kernel = head_of_steps(None, embed, jnp.float32, rows, steps)
+  ...   print(rows, steps, kernel if kernel is None else kernel.shape)
+  1 64 None
+  4 8 None
+  4 64 (8, 16)
   """
   pays = rows > 1 and steps >= _STEPS
   return tied_head(embed, dtype) if head is None and pays else None
@@ -371,6 +387,11 @@ def head_logits(
     embed: Embedding.
     dtype: Dtype of the product with the embedding.
     kernel: `tied_head(embed, dtype)`, if it was computed before.
+
+  >>> embed = nnx.Embed(16, 8, rngs=nnx.Rngs(0))
+  >>> x = embed.embedding[jnp.array([3])]  # the embedding of id 3
+  >>> head_logits(x, None, embed, jnp.float32).argmax()
+  Array(3, dtype=int32)
   """
   if head is not None:
     return head(x).astype(jnp.float32)
@@ -388,6 +409,15 @@ def checked_ids(model: Any, name: str, ids: Any) -> Int[Array, "batch length"]:
 
   Raises:
     ValueError: If the shape, the dtype or a value is invalid.
+
+  >>> from figs_jax import models
+  >>> sizes = {"width": 8, "depth": 1, "heads": 2, "vocab": 16}
+  >>> model = models.create("gpt2", "custom", length=4, **sizes)
+  >>> try:
+  ...   checked_ids(model, "inputs", jnp.array([[3, 16]]))
+  ... except ValueError as error:
+  ...   print(error)
+  GPT2: expected inputs with ids from 0 to 15, got 16; use the vocabulary of ...
   """
   family = type(model).__name__
   if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):

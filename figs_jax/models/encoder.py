@@ -199,7 +199,19 @@ def squared_relu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
 def activated(
   x: Float[Array, "*b"], form: str, relu2: bool
 ) -> Float[Array, "*b"]:
-  """The squared ReLU, or gelu in its form "exact" or "tanh"."""
+  """The squared ReLU or the Gaussian error linear unit.
+
+  Args:
+    x: Inputs.
+    form: Form of gelu, "exact" or "tanh" for its approximation.
+    relu2: Whether to take the squared ReLU instead.
+
+  >>> x = jnp.array([-2.0, 3.0])
+  >>> activated(x, "exact", True).tolist()
+  [0.0, 9.0]
+  >>> [round(y, 3) for y in activated(x, "exact", False).tolist()]
+  [-0.046, 2.996]
+  """
   return squared_relu(x) if relu2 else gelu(x, approximate=form == "tanh")
 
 

@@ -30,7 +30,19 @@ from figs_jax.recipes import Recipe
 
 
 class TrainFlops(NamedTuple):
-  """FLOPs of a run as Python integers; `dense` is the total without masks."""
+  """FLOPs of a run as Python integers.
+
+  Attributes:
+    forward: FLOPs of the forward passes.
+    input_gradient: FLOPs of the gradients by the inputs of the layers.
+    weight_gradient: FLOPs of the gradients by their weights.
+    dense: All three without masks.
+
+  >>> flops = TrainFlops(
+  ...   forward=1, input_gradient=1, weight_gradient=4, dense=12)
+  >>> flops.total, flops.share
+  (6, 0.5)
+  """
 
   forward: int
   input_gradient: int
@@ -39,6 +51,7 @@ class TrainFlops(NamedTuple):
 
   @property
   def total(self) -> int:
+    """FLOPs of forward passes and gradients."""
     return self.forward + self.input_gradient + self.weight_gradient
 
   @property

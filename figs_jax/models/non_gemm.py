@@ -58,17 +58,46 @@ def norm(
 def softmax(
   name: str, logits: int, count: int = 1, bias: int = 0
 ) -> dict[str, Any]:
-  """A softmax of logits, to which it adds a bias table of so many values."""
+  """A softmax of logits, to which it may add a table.
+
+  Args:
+    name: Name of the operation.
+    logits: Number of logits.
+    count: Number of such operations.
+    bias: Number of values of the table.
+
+  >>> softmax("softmax", logits=20, bias=5)["reads"]
+  25
+  """
   return row(name, "softmax", logits + bias, logits, count)
 
 
 def activation(
   name: str, size: int, count: int = 1, operands: int = 1
 ) -> dict[str, Any]:
-  """An activation of `size` values, gated by a second operand if 2 are read."""
+  """An activation function.
+
+  Args:
+    name: Name of the operation.
+    size: Number of results.
+    count: Number of such operations.
+    operands: Numbers that a result is made of; 2 for a gated activation.
+
+  >>> activation("gelu", 20, operands=2)["reads"]
+  40
+  """
   return row(name, "activation", operands * size, size, count)
 
 
 def residual(name: str, size: int, count: int = 1) -> dict[str, Any]:
-  """The addition of a branch to its input."""
+  """The addition of a branch to its input.
+
+  Args:
+    name: Name of the operation.
+    size: Number of results.
+    count: Number of such operations.
+
+  >>> residual("residual", 20)["reads"], residual("residual", 20)["writes"]
+  (40, 20)
+  """
   return row(name, "residual", 2 * size, size, count)

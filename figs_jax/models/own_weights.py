@@ -8,7 +8,7 @@ and variance of `nnx.BatchNorm`; they belong to the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,21 +24,23 @@ from figs_jax.nn.variables import Scale
 M = TypeVar("M", bound=nnx.Module)
 
 
-def own_weights(model: nnx.Module) -> dict[str, np.ndarray]:
+def own_weights(
+  model: nnx.Module, on_host: Callable[[Any], np.ndarray] = np.asarray
+) -> dict[str, np.ndarray]:
   """Every parameter and batch statistic by path.
 
   Random streams, masks and what else sparse layers hold are left out.
 
   Args:
     model: Any NNX model.
+    on_host: Function that fetches an array of the model.
 
   >>> layer = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
   >>> sorted(own_weights(layer))
   ['bias', 'mean', 'scale', 'var']
   """
   return {
-    path: np.asarray(variable[...])
-    for path, variable in _variables(model).items()
+    path: on_host(variable[...]) for path, variable in _variables(model).items()
   }
 
 
@@ -54,6 +56,14 @@ def fitted(
 
   Raises:
     PretrainedError: If one is missing, left over or of another shape.
+
+  >>> layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+  >>> weights = {"kernel": np.ones((2, 3), np.float64), "bias": np.ones(2)}
+  >>> fitted(layer, weights, "a.npz")
+  Traceback (most recent call last):
+    ...
+  figs_jax.models.pretrained.files.PretrainedError: a.npz: expected the weights
+  of a Linear with bias of shape [3], got [2]; build it with the same options
   """
   own = _variables(model)
   for path in sorted(own.keys() | weights.keys()):
@@ -83,6 +93,13 @@ def read_own(model: nnx.Module, path: str | Path) -> dict[str, np.ndarray]:
 
   Raises:
     PretrainedError: If the file cannot be read, or `fitted` raises it.
+
+  >>> import tempfile
+  >>> layer = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   np.savez(f"{folder}/a.npz", **own_weights(layer))
+  ...   read_own(layer, f"{folder}/a.npz")["var"]
+  array([1., 1., 1., 1.], dtype=float32)
   """
   path = Path(path)
   if path.suffix == ".npz":
@@ -105,6 +122,10 @@ def fill_own(model: M, weights: Mapping[str, Any]) -> M:
   Args:
     model: Any NNX model.
     weights: Arrays by path, as from `fitted`.
+
+  >>> layer = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+  >>> fill_own(layer, {"mean": np.arange(4.0)}).mean[...].tolist()
+  [0.0, 1.0, 2.0, 3.0]
   """
   params = {
     path

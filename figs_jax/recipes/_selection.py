@@ -32,7 +32,14 @@ def selected(
   state: KernelState,
   stage: Step | None = None,
 ) -> Array:
-  """The mask of a kernel at a (traced) stage; None is the last one."""
+  """The mask of a kernel at a stage, as it is kept.
+
+  Args:
+    criterion: Choice of kept weights.
+    kernel: Kernel.
+    state: What the criterion sees of it.
+    stage: Number of the stage, possibly traced. Defaults to the last one.
+  """
   at = functools.partial(_chosen, criterion, kernel, state)
 
   def all_kept() -> Array:
@@ -81,6 +88,11 @@ def each(
   A kernel is copied to the loop by a switch, and its mask joins the others by
   rotating them. A stack of all kernels would leave the cache, and its slices
   would be compiled one by one.
+
+  Args:
+    kernels: Kernels of one entry of `alike`.
+    states: What the criterion sees of each kernel, by path.
+    select: Function of that to the mask.
   """
   paths = [k.path for k in kernels]
   every = [states[path] for path in paths]
@@ -111,6 +123,11 @@ def alike(
   """Kernels that differ in the numbers of their paths alone, together.
 
   Layers that differ otherwise may be sharded along other axes.
+
+  Args:
+    criterion: Choice of kept weights.
+    kernels: Kernels.
+    states: What the criterion sees of each kernel, by path.
   """
   groups: dict[Any, list[BoundLeaf]] = {}
   for k in kernels:
@@ -129,7 +146,14 @@ def computed(
   stage: Step,
   states: Mapping[str, KernelState],
 ) -> dict[str, Array]:
-  """Masks of kernels with equally many stages, at a (traced) stage."""
+  """Masks of kernels with equally many stages, at a stage, by path.
+
+  Args:
+    criterion: Choice of kept weights.
+    group: The kernels.
+    stage: Number of the stage, possibly traced.
+    states: What the criterion sees of each kernel, by path.
+  """
   stages = len(group[0].stages)
   if not stages:
     return {k.path: k.keep(k.all_kept()) for k in group}

@@ -32,6 +32,11 @@ class BoundLeaf:
 
   Raises:
     ValueError: If `mask_storage` is unknown.
+
+  >>> leaf = MaskedKernel((16, 4), NM(1, 4))
+  >>> kernel = BoundLeaf("fc", leaf, (NM(1, 4),), "bits")
+  >>> kernel.byte_axis, kernel.mask_shape  # 8 entries of a column in a byte
+  (-2, (2, 4))
   """
 
   path: str
@@ -78,7 +83,16 @@ class BoundLeaf:
     return tuple(shape)
 
   def keep(self, mask: Array) -> Array:
-    """A Boolean mask, also of one kernel of a stack, as it is kept."""
+    """A Boolean mask as it is kept.
+
+    Args:
+      mask: Mask of the kernel, or of one kernel of a stack.
+
+    >>> leaf = MaskedKernel((8, 2), NM(1, 4))
+    >>> kernel = BoundLeaf("fc", leaf, (NM(1, 4),), "bits")
+    >>> kernel.keep(kernel.all_kept())
+    Array([[255, 255]], dtype=uint8)
+    """
     if self.byte_axis is None or mask.dtype != bool:
       return mask
     return pack_mask(mask, self.byte_axis)

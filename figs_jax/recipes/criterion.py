@@ -240,30 +240,75 @@ class Regrow:
 
 
 def is_stateful(criterion: Criterion) -> bool:
-  """Whether a mask depends on earlier steps, so that it must be carried on."""
+  """Whether a mask depends on earlier steps, so that it must be carried on.
+
+  Args:
+    criterion: Choice of kept weights.
+
+  >>> is_stateful(Magnitude()), is_stateful(Regrow("random", 0.3, 75))
+  (False, True)
+  """
   return bool(getattr(criterion, "is_stateful", False))
 
 
 def needs_grad(criterion: Criterion) -> bool:
-  """Whether a refresh needs gradients."""
+  """Whether a refresh needs gradients.
+
+  Args:
+    criterion: Choice of kept weights.
+
+  >>> needs_grad(Magnitude()), needs_grad(Saliency())
+  (False, True)
+  """
   return bool(getattr(criterion, "needs_grad", False))
 
 
 def is_looped(criterion: Criterion) -> bool:
-  """Whether the same kernels of several layers can share one loop."""
+  """Whether the same kernels of several layers can share one loop.
+
+  Args:
+    criterion: Choice of kept weights.
+
+  >>> of_one_layer = lambda kernel, pattern, axis, n=None: kernel.weight > 0
+  >>> is_looped(Magnitude()), is_looped(of_one_layer)
+  (True, False)
+  """
   return bool(getattr(criterion, "looped", False))
 
 
 def is_separable(criterion: Criterion) -> bool:
-  """Whether the mask of whole groups depends on nothing but them."""
+  """Whether the mask of some groups follows from their entries alone.
+
+  The kernels of a stack are then masked one after the other.
+
+  Args:
+    criterion: Choice of kept weights.
+
+  >>> is_separable(Magnitude()), is_separable(Random())
+  (True, False)
+  """
   return bool(getattr(criterion, "separable", False))
 
 
 def takes_count(criterion: Criterion) -> bool:
-  """Whether the criterion takes a traced count `n`."""
+  """Whether the criterion takes a traced count `n`.
+
+  Args:
+    criterion: Choice of kept weights.
+
+  >>> takes_count(Magnitude()), takes_count(Transposable())
+  (True, False)
+  """
   return bool(getattr(criterion, "traced", False))
 
 
 def takes_vnm(criterion: Criterion) -> bool:
-  """Whether the criterion takes V:N:M patterns."""
+  """Whether the criterion takes V:N:M patterns (arXiv 2310.02065).
+
+  Args:
+    criterion: Choice of kept weights.
+
+  >>> takes_vnm(Magnitude()), takes_vnm(Transposable())
+  (True, False)
+  """
   return bool(getattr(criterion, "takes_vnm", False))

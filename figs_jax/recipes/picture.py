@@ -45,6 +45,10 @@ class TimelineTable(NamedTuple):
     pull: float32[T], λ of the decay of pruned weights, 0 if there is none.
     share: float32[T], share of kept weights that a refresh drops (RigL, SET),
       0 for other recipes.
+
+  >>> from figs_jax.recipes import create
+  >>> timeline_table(create("ste", "1:4", 2)).density.tolist()
+  [[0.25, 0.25]]
   """
 
   step: np.ndarray

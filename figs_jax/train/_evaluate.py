@@ -150,8 +150,7 @@ def evaluator(
 ) -> Evaluator:
   """The evaluator of an experiment's evaluation split.
 
-  Over a mesh, the batch size is rounded up to a multiple of its
-  parts of a batch.
+  Over a mesh, the batch size is rounded up to a multiple of its parts.
 
   Args:
     experiment: Experiment that names the split.
@@ -173,7 +172,12 @@ def evaluator(
 def exact_nm(
   params: Any, leaves: Mapping[str, MaskedKernel]
 ) -> dict[str, bool]:
-  """Whether each masked kernel has at most n non-zeros per group of m."""
+  """Whether each masked kernel has at most n non-zeros per group of m.
+
+  >>> leaves = {"fc": MaskedKernel((4, 1), NM(1, 4))}
+  >>> exact_nm({"fc": jnp.array([[0.0], [2.0], [0.0], [3.0]])}, leaves)
+  {'fc': False}
+  """
   flat = flatten(params)
   return {
     path: bool(is_nm(flat[path], leaf.pattern, axis=leaf.axis))

@@ -21,7 +21,16 @@ _LARGE = 2**24  # numbers from which on optimized code saves time
 
 
 def run_once(program: ClosedJaxpr, shardings: Sequence[Any]) -> list[jax.Array]:
-  """Compiles and runs a program without arguments; see `compiled_once`."""
+  """Compiles and runs a program without arguments; see `compiled_once`.
+
+  Args:
+    program: Jaxpr of a function without arguments and side effects.
+    shardings: Shardings of the results.
+
+  >>> place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  >>> run_once(jax.make_jaxpr(lambda: jnp.ones(2) + 1)(), [place])
+  [Array([2., 2.], dtype=float32)]
+  """
   return compiled_once(program, shardings)()
 
 
@@ -37,6 +46,12 @@ def compiled_once(
   Args:
     program: Jaxpr of a function without arguments and side effects.
     shardings: Shardings of the results.
+
+  >>> place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  >>> program = jax.make_jaxpr(lambda: jnp.ones((8, 4)))()
+  >>> compiled = compiled_once(program, [place])
+  >>> compiled.memory_analysis().output_size_in_bytes
+  128
   """
   if jax.default_backend() != "cpu":
     fun = jaxpr_as_fun(program)

@@ -50,7 +50,21 @@ class CompiledStep:
 def check_batch_size(
   config: config_dict.ConfigDict, mesh: Mesh | AbstractMesh
 ) -> None:
-  """Raises ConfigError unless a mesh and its micro-batches share batches."""
+  """Raises ConfigError unless a mesh and its micro-batches divide batches.
+
+  Args:
+    config: Configuration of a run.
+    mesh: Its mesh.
+
+  >>> from figs_jax.train.config import default_config
+  >>> config = default_config("dense")
+  >>> config.batch_size, config.grad_accum_steps = 10, 4
+  >>> check_batch_size(config, make_mesh())
+  Traceback (most recent call last):
+    ...
+  figs_jax.train.schema.ConfigError: --config.batch_size: expected a multiple
+  of 4, ... got 10
+  """
   parts = batch_parts(mesh) * config.grad_accum_steps
   if config.batch_size % parts:
     raise ConfigError(
@@ -110,6 +124,9 @@ def in_turn(experiment: Experiment) -> bool:
   """Whether the seeds are trained one after the other.
 
   In mode "auto", if this is the faster way in benchmarks/loop.py.
+
+  Args:
+    experiment: Experiment to train.
   """
   mode = experiment.config.seeds_mode
   if mode == "auto":

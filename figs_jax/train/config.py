@@ -139,7 +139,14 @@ def _fields(options: Mapping[str, Any]) -> config_dict.ConfigDict:
 
 
 def given(fields: config_dict.ConfigDict) -> dict[str, Any]:
-  """The fields that are set."""
+  """The fields that are set.
+
+  Args:
+    fields: Fields, of which those that are None are not set.
+
+  >>> given(config_dict.create(name="figs", k=2, dense=None))
+  {'k': 2, 'name': 'figs'}
+  """
   return {k: v for k, v in fields.items() if v is not None}
 
 
@@ -195,7 +202,19 @@ def stream_seed(config: config_dict.ConfigDict) -> int | list[int]:
 
 
 def recipe_of(config: config_dict.ConfigDict) -> recipes.Recipe:
-  """The recipe of a configuration, created with its options."""
+  """The recipe of a configuration, created with its options.
+
+  Args:
+    config: Configuration of a run.
+
+  Raises:
+    ConfigError: If an option or the pattern is invalid.
+
+  >>> config = default_config("figs")
+  >>> config.pattern, config.total_steps = "2:4", 100
+  >>> str(recipe_of(config).targets[0]), recipe_of(config).total_steps
+  ('2:4', 100)
+  """
   options = given(config.recipe)
   name = options.pop("name")
   try:
@@ -382,7 +401,14 @@ def other_recipe(saved: Mapping[str, Any], sha256: str) -> str | None:
 
 
 def plain(config: config_dict.ConfigDict) -> dict[str, Any]:
-  """A configuration as JSON saves it, which turns tuples into lists."""
+  """A configuration as JSON saves it, which turns tuples into lists.
+
+  Args:
+    config: Configuration of a run.
+
+  >>> plain(config_dict.create(allow_change=("seed",)))
+  {'allow_change': ['seed']}
+  """
   return json.loads(json.dumps(config.to_dict()))
 
 
@@ -423,6 +449,20 @@ def changes(
   """Fields that differ from those of a saved run, and the refused ones.
 
   Those in `config.allow_change` are not refused.
+
+  Args:
+    saved: Configuration of the run.
+    config: Configuration that resumes it.
+
+  Returns:
+    Dotted names, sorted: of all fields that differ, and of the refused ones.
+
+  >>> config = default_config("figs")
+  >>> saved = plain(config)
+  >>> config.total_steps, config.data.seed = 7, 1
+  >>> config.allow_change = ("total_steps",)
+  >>> changes(saved, config)
+  (['data.seed', 'total_steps'], ['data.seed'])
   """
   changed = differences(completed(saved), plain(config))
   unknown = set()  # hashes of which one is empty, as of a notebook's class

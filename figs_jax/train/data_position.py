@@ -52,12 +52,31 @@ def moved(
 
 
 def data_set(batches: Any) -> dict[str, Any]:
-  """What a checkpoint says of its data, beside the position."""
+  """What a checkpoint says of its data, beside the position.
+
+  Args:
+    batches: Batches of a run, as from `figs_jax.data.train_batches`.
+
+  >>> import types
+  >>> data_set(types.SimpleNamespace(num_examples=9, data_set="digits/1.0.0"))
+  {'num_examples': 9, 'data_set': 'digits/1.0.0'}
+  """
   return {"num_examples": batches.num_examples, "data_set": batches.data_set}
 
 
 def is_of(position: dict[str, Any], batches: Any) -> bool:
-  """Whether a saved position belongs to this data; warns if it does not."""
+  """Whether a saved position belongs to this data; warns if it does not.
+
+  Args:
+    position: Saved position. What it lacks, as in figs_jax 0.1, is not
+      compared.
+    batches: Batches of the run that goes on.
+
+  >>> import types
+  >>> batches = types.SimpleNamespace(num_examples=9, data_set="digits/1.0.0")
+  >>> [is_of({"num_examples": count}, batches) for count in (9, 8)]
+  [True, False]
+  """
   now = data_set(batches)
   saved = {name: position.get(name, value) for name, value in now.items()}
   if saved == now:

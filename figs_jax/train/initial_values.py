@@ -16,6 +16,15 @@ def check_finite(params: Any) -> None:
   """Raises ValueError at a parameter with NaN or infinity, by its path.
 
   Tracers are not checked.
+
+  Args:
+    params: Nested dict of arrays.
+
+  >>> try:
+  ...   check_finite({"fc": {"bias": jnp.array([1.0, jnp.inf])}})
+  ... except ValueError as error:
+  ...   print(error)
+  fc/bias: expected finite initial values, got NaN or infinity in float32; ...
   """
   for path, leaf in flatten(params).items():
     if not isinstance(leaf, jax.core.Tracer) and not _is_finite(leaf):
@@ -26,7 +35,18 @@ def check_finite(params: Any) -> None:
 
 
 def check_leaves(params: Any, rest: Any) -> None:
-  """Raises ValueError at variables that no checkpoint can hold."""
+  """Raises ValueError at variables that no checkpoint can hold.
+
+  Args:
+    params: Nested dict of parameters.
+    rest: Nested dict of other variables.
+
+  >>> try:
+  ...   check_leaves({"fc": {"bias": jnp.zeros(0)}}, {})
+  ... except ValueError as error:
+  ...   print(error)
+  fc/bias: expected at least one entry, got shape (0,); remove the variable ...
+  """
   keystr = jax.tree_util.keystr
   for tree in (params, rest):
     paths: dict[str, str] = {}

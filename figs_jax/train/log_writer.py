@@ -41,6 +41,15 @@ def read_log(workdir: str | Path) -> list[dict[str, Any]]:
   """All complete rows of a run in order; [] if there are none.
 
   A last line that was cut short by a kill is left out.
+
+  Args:
+    workdir: Directory of the run.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as workdir:
+  ...   _ = Path(workdir, FILE).write_text('{"step": 1, "loss": 2.0}\\n{"st')
+  ...   read_log(workdir)
+  [{'step': 1, 'loss': 2.0}]
   """
   return [row for _, row in _lines(Path(workdir) / FILE)]
 
@@ -238,7 +247,14 @@ def open_log(
 
 
 def known_costs(workdir: str | Path) -> dict[str, float]:
-  """Seconds of the last evaluation and checkpoint that a run has logged."""
+  """Seconds of the last evaluation and checkpoint that a run has logged.
+
+  Args:
+    workdir: Directory of the run.
+
+  >>> known_costs("no run")
+  {}
+  """
   last = (read_log(workdir) or [{}])[-1]
   names = (EVALUATION, CHECKPOINT)
   return {

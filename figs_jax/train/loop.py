@@ -39,6 +39,7 @@ from figs_jax.train.compilation import (
 from figs_jax.train.config import (
   ConfigError,
   changes,
+  completed,
   other_model,
   other_recipe,
   plain,
@@ -159,7 +160,7 @@ def train(
     checkpoints,
   ):
     order = config.data.order
-    state, position = _begin(experiment, checkpoints, shardings)
+    state, position = _begin(experiment, checkpoints, shardings, mesh, data)
     if config.data.order != order:  # see `_keep_order`
       batches = opened.enter_context(
         contextlib.closing(_train_batches(experiment))
@@ -286,15 +287,18 @@ def _wait(run: Run, batch: Any) -> None:
   run.waited = now
 
 
+# Fields that decide the dtypes and shapes of arrays in a checkpoint.
+_OF_ARRAYS = {"mask_storage": "masks", "param_dtype": "parameters"}
 # Fields that decide the masks of a step.
 _OF_MASKS = ("recipe", "recipe_sha256", "pattern", "total_steps")
 
 
-def _begin(experiment, checkpoints, shardings):
+def _begin(experiment, checkpoints, shardings, mesh=None, data=None):
   """(state, data position): restored, or a new state; None is the start."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
-    weights = initial_weights(experiment, experiment.weight_placer(shardings))
+    place = experiment.weight_placer(shardings)
+    weights = initial_weights(experiment, place, mesh, data)
     state = experiment.placed_state(shardings, weights)
     _log.info(
       "training for %d steps in %s",
@@ -377,17 +381,17 @@ def _changes(saved, config, path) -> list[str]:
   """Fields that differ from the saved ones.
 
   Raises:
-    ConfigError: If one of them is not in `config.allow_change`, or is
-      `mask_storage`.
+    ConfigError: If one of them is not in `config.allow_change`, or decides
+      which arrays are saved.
   """
   changed, refused = changes(saved, config)
-  if "mask_storage" in changed:  # allowed or not, other arrays were saved
-    kept = saved.get("mask_storage", "bool")
-    raise ConfigError(
-      f"{path}: expected --config.mask_storage={kept}, in which this run saved"
-      f" its masks, got {config.mask_storage!r}; set it so, or use a new"
-      " --workdir"
-    )
+  for name, arrays in _OF_ARRAYS.items():  # allowed or not
+    if name in changed:
+      kept = completed(saved)[name]
+      raise ConfigError(
+        f"{path}: expected --config.{name}={kept}, in which this run saved its"
+        f" {arrays}, got {config[name]!r}; set it so, or use a new --workdir"
+      )
   if refused:
     what = f"this run was started with another {', '.join(refused)}"
     if refused == ["recipe_sha256"]:

@@ -51,7 +51,11 @@ def changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def usable_cores() -> int:
-  """Number of cores on which this process may run."""
+  """Number of cores on which this process may run.
+
+  >>> 1 <= usable_cores() <= os.cpu_count()
+  True
+  """
   if hasattr(os, "sched_getaffinity"):  # on Linux
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

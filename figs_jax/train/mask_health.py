@@ -41,6 +41,16 @@ def layers_if(due: Array, *args: Any, **kwargs: Any) -> Layers:
   """`figs_jax.core.diagnostics.layer_table` if `due`, else zeros.
 
   One compilation serves both, and zeros cost nothing.
+
+  Args:
+    due: Boolean scalar, possibly traced.
+    *args, **kwargs: Arguments of `layer_table`.
+
+  >>> mask = jnp.array([[True], [False]])
+  >>> for due in (True, False):
+  ...   print(layers_if(jnp.array(due), {"kernel": mask})["kernel"]["density"])
+  0.5
+  0.0
   """
 
   def table(args: Any, kwargs: Any) -> Layers:
@@ -73,7 +83,14 @@ def layer_means(layers: Mapping[str, Statistics]) -> dict[str, float]:
 
 
 def mean_over_seeds(value: np.ndarray) -> float:
-  """Mean over the seeds that are not NaN; NaN if all are."""
+  """Mean over the seeds that are not NaN; NaN if all are.
+
+  Args:
+    value: Values of the seeds, float [seeds], or one value.
+
+  >>> mean_over_seeds(np.array([1.0, np.nan, 2.0]))
+  1.5
+  """
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Mean of empty slice")
     return float(np.nanmean(value))

@@ -33,17 +33,36 @@ Values = Iterator[tuple[str, np.ndarray]]
 
 
 def total(each: Sums) -> Sums:
-  """The count of a measure that sums all values of the examples."""
+  """The count of a measure that sums all values of the examples.
+
+  Args:
+    each: Values by name, [examples, ...].
+
+  >>> float(total({"hits": np.array([1.0, 0.0, 1.0])})["hits"])
+  2.0
+  """
   return {name: values.sum(0) for name, values in each.items()}
 
 
 def as_counted(counts: Sums) -> Sums:
-  """The tally of a measure whose counts are sums already."""
+  """The tally of a measure whose counts are sums already.
+
+  Args:
+    counts: Sums by name.
+  """
   return counts
 
 
 def accuracy_and_loss(sums: Sums) -> Values:
-  """Yields both from `hits`, `losses` and the number of examples `seen`."""
+  """Yields both from `hits`, `losses` and the number of examples `seen`.
+
+  Args:
+    sums: Sums over a split, by name.
+
+  >>> sums = {"hits": 3.0, "losses": 2.0, "seen": 4.0}
+  >>> [(name, float(value)) for name, value in accuracy_and_loss(sums)]
+  [('accuracy', 0.75), ('loss', 0.5)]
+  """
   # argmax of NaN is a class, so the hits of a diverged seed mean nothing.
   finite = np.isfinite(sums["losses"])
   yield "accuracy", np.where(finite, sums["hits"] / sums["seen"], np.nan)
@@ -69,7 +88,14 @@ def merged(measure: Any, one: Sums, other: Sums) -> Sums:
 
 
 def kept(each: Sums) -> Sums:
-  """The values that `per_example` needs."""
+  """The values that `per_example` needs.
+
+  Args:
+    each: Values of a measure by name.
+
+  >>> sorted(kept({"hits": 1, "seen": 1, "losses": 1, "bytes": 1}))
+  ['hits', 'losses', 'seen']
+  """
   names = ("hits", "seen", "losses", "tokens")
   return {name: each[name] for name in names if name in each}
 

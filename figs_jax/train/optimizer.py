@@ -40,6 +40,19 @@ def learning_rate(config: config_dict.ConfigDict) -> optax.Schedule:
 
   The Transformer's lr / sqrt(max(t, w)) (arXiv 1706.03762) is "rsqrt" with a
   peak of lr / sqrt(w).
+
+  Args:
+    config: Configuration of a run.
+
+  Returns:
+    Function from the number of steps done to the learning rate.
+
+  >>> from figs_jax.train.config import default_config
+  >>> config = default_config("dense")
+  >>> config.total_steps, config.optimizer.warmup_steps = 8, 4
+  >>> config.optimizer.learning_rate = 1.0
+  >>> [round(float(learning_rate(config)(t)), 3) for t in (0, 2, 4, 6, 8)]
+  [0.0, 0.5, 1.0, 0.5, 0.0]
   """
   peak = config.optimizer.learning_rate
   warmup = warmup_steps(config.optimizer.warmup_steps, config.total_steps)
@@ -71,6 +84,10 @@ def make_optimizer(
   config: config_dict.ConfigDict, recipe: recipes.Recipe
 ) -> optax.GradientTransformation:
   """Clipping, then the recipe's own transforms, then the optimizer.
+
+  Args:
+    config: Configuration of a run.
+    recipe: Its recipe.
 
   Raises:
     ConfigError: If the optimizer lacks what the recipe needs.

@@ -91,6 +91,16 @@ class Plan:
     fix: Changes of the configuration that were planned because the step does
       not fit, by field.
     fixed: Plan with these changes; None if none was made.
+
+  >>> plan = Plan(
+  ...   devices=1, mesh={"data": 1}, chip="tpu:v5e", memory_bytes=16 * 2**30,
+  ...   compiled_for="cpu", reason="no libtpu", refused="", parameters=2**30,
+  ...   params_bytes=2**32, masks_bytes=2**30, moments_bytes=2**33,
+  ...   other_bytes=0, batch_bytes=0, temp_bytes=2**32, collectives=[],
+  ...   modelled="")
+  >>> plan.verdict
+  'does not fit, because 17.00 GiB of 16.00 GiB per device are needed, 13.00 GiB
+  of them for the state; try more --devices'
   """
 
   devices: int
@@ -169,7 +179,7 @@ class Plan:
     return f"{because}; try more --devices: even with {flags} {needs} (planned)"
 
   def as_dict(self) -> dict[str, Any]:
-    """Fields and verdict, for JSON."""
+    """Fields, sums and verdict, for JSON; of `fixed`, its sum alone."""
     fields = dataclasses.asdict(dataclasses.replace(self, fixed=None))
     for entry, one in zip(fields["collectives"], self.collectives):
       entry["total_bytes"] = one.total
@@ -188,7 +198,10 @@ class Plan:
 
 
 def chip_of(spec: str) -> tuple[str, chips.Chip]:
-  """Name and data sheet of a chip, as "tpu:v5e" or "gpu:h100".
+  """Name and data sheet of a chip.
+
+  Args:
+    spec: Kind and name, as in "tpu:v5e" or "gpu:h100".
 
   Raises:
     figs_jax.train.ConfigError: If the chip is unknown.
@@ -229,6 +242,19 @@ def plan_step(
     figs_jax.train.ConfigError: If the chip is unknown, the mesh does not fit
       the devices, or the configuration has a teacher.
     ValueError, DataError: If the configuration or its data are invalid.
+
+  >>> import tempfile
+  >>> from figs_jax.train.config import default_config
+  >>> config = default_config("ste")
+  >>> config.variant, config.batch_size = "custom/4", 8
+  >>> config.model.update(width=8, depth=1, heads=2, mlp_dim=16)
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   config.data.data_dir = folder
+  ...   plan = plan_step(config, 1, "gpu:h100")
+  >>> plan.params_bytes == 4 * plan.parameters  # float32
+  True
+  >>> plan.batch_bytes == 8 * (8 * 8 + 1) * 4  # images and labels
+  True
   """
   chip, sheet = chip_of(chip)
   sizes = _sizes(config, devices)
@@ -292,11 +318,16 @@ def plan_with_fix(
   masks, more of `mesh.tensor`.
 
   Args:
-    config, devices, chip: See `plan_step`.
-    **options: Those of `plan_step`.
+    config, devices, chip: Same as for `plan_step`.
+    **options: Options of `plan_step`.
+
+  Returns:
+    The plan of the configuration. If that does not fit, its `fix` and `fixed`
+    are the best changes and their plan, which may not fit either. At most six
+    changes are planned, each of which is compiled.
 
   Raises:
-    ValueError, DataError: See `plan_step`.
+    ValueError, DataError: If `plan_step` raises it for the configuration.
   """
   plan = plan_step(config, devices, chip, **options)
   fix: dict[str, Any] = {}
@@ -450,7 +481,24 @@ def _modelled(
 def planned_experiment(
   config: config_dict.ConfigDict, vocabulary_size: int | None
 ) -> Experiment:
-  """The experiment, with a stand-in for texts of known vocabulary size."""
+  """The experiment, with a stand-in for texts of known vocabulary size.
+
+  Args:
+    config: Configuration of a run.
+    vocabulary_size: Number of tokens. None reads the data and the vocabulary.
+
+  Raises:
+    figs_jax.train.ConfigError: If the model writes no text, but a size is
+      given.
+    ValueError, DataError: If the configuration or its data are invalid.
+
+  >>> from figs_jax.train.config import default_config
+  >>> config = default_config("dense", "t5")
+  >>> config.variant, config.data.name = "custom", "c4"  # which is not read
+  >>> config.model.update(width=8, depth=1, heads=2, head_dim=4, mlp_dim=16)
+  >>> planned_experiment(config, 32_128).task.model_options["vocab"]
+  32128
+  """
   if vocabulary_size is None:
     return build(config)
   config = config.copy_and_resolve_references()

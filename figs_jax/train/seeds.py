@@ -2,6 +2,20 @@
 
 Every leaf of the state gains that axis but `step`, which stays a scalar: a
 `cond` on it stays a branch, while a batched one would run both sides.
+
+>>> import figs_jax as figs, optax
+>>> from flax import nnx
+>>> def make(seed):
+...   model = nnx.Linear(8, 4, rngs=nnx.Rngs(jax.random.key(seed)))
+...   recipe = figs.recipes.create("dense", "1:4", total_steps=10)
+...   return figs.TrainState.create(model, recipe, optax.sgd(.1), seed=seed)
+>>> state = create_states(make, [3, 4])
+>>> batch = {"image": jnp.ones((2, 8)), "label": jnp.array([0, 1])}
+>>> state, metrics = jax.jit(step_seeds)(state, batch)
+>>> metrics["loss"].shape, int(state.step)
+((2,), 1)
+>>> [int(each.seed) for each in apart(state)], int(take(state, 1).seed)
+([3, 4], 4)
 """
 
 from __future__ import annotations
@@ -23,12 +37,21 @@ from figs_jax.train.state import with_fresh_masks as fresh_masks
 
 
 def axes(state: TrainState, seeds: int | None = 0) -> TrainState:
-  """`in_axes` of a state for vmap: `seeds` everywhere, None at the step."""
+  """`in_axes` of a state for vmap: `seeds` everywhere, None at the step.
+
+  Args:
+    state: State of several seeds.
+    seeds: Axis of the seeds; None if all share the state.
+  """
   return dataclasses.replace(jax.tree.map(lambda _: seeds, state), step=None)
 
 
 def create_states(make: Callable[[Array], TrainState], seeds: Sequence[int]):
-  """One state of all seeds; `make(seed)` must be traceable.
+  """One state of all seeds.
+
+  Args:
+    make: Function from a seed, a traced uint32 scalar, to its state.
+    seeds: The seeds.
 
   >>> import figs_jax as figs, optax
   >>> from flax import nnx
@@ -117,7 +140,11 @@ def _check_axis(batch: Any, seeds: int) -> None:
 
 
 def apart(state: TrainState) -> list[TrainState]:
-  """The states of the seeds, each with arrays of its own to donate."""
+  """The states of the seeds, each with arrays of its own to donate.
+
+  Args:
+    state: State from `create_states`.
+  """
   seeds = state.seed.shape[0]
   each = dataclasses.replace(state, step=jnp.full(seeds, state.step))
   return [
@@ -140,7 +167,11 @@ def together(states: Sequence[TrainState], shardings: Any) -> TrainState:
 
 
 def lone_shardings(shardings: Any) -> Any:
-  """Shardings of the state of one seed, from those of all seeds."""
+  """Shardings of the state of one seed, from those of all seeds.
+
+  Args:
+    shardings: Pytree of shardings, whose first axis is that of the seeds.
+  """
   return jax.tree.map(_lone, shardings)
 
 
@@ -162,20 +193,33 @@ def _stack(sharding: Sharding) -> Callable[[Sequence[Array]], Array]:
 
 
 def with_fresh_masks(state: TrainState) -> TrainState:
-  """`train.state.with_fresh_masks` of every seed."""
+  """`train.state.with_fresh_masks` of every seed.
+
+  Args:
+    state: State from `create_states`.
+  """
   lone = axes(state)
   return jax.vmap(fresh_masks, in_axes=(lone,), out_axes=lone)(state)
 
 
 def take(state: TrainState, seed: int) -> TrainState:
-  """The state of one seed, by its index on the seed axis."""
+  """The state of one seed.
+
+  Args:
+    state: State from `create_states`.
+    seed: Index on the seed axis.
+  """
   seeds = state.seed.shape[0]
   each = dataclasses.replace(state, step=jnp.full(seeds, state.step))
   return jax.tree.map(lambda leaf: leaf[seed], each)
 
 
 def singles(state: TrainState) -> Iterator[TrainState]:
-  """The state of each seed in turn; that of a run without a seed axis alone."""
+  """The state of each seed in turn; that of a run without a seed axis alone.
+
+  Args:
+    state: State of a run.
+  """
   if not state.seed.shape:
     yield state
   else:

@@ -104,7 +104,14 @@ def batch_sharding(mesh: Mesh, seeds: bool = False) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Keeps a copy on every device."""
+  """Keeps a copy on every device.
+
+  Args:
+    mesh: Mesh from `make_mesh`.
+
+  >>> replicated(make_mesh()).shard_shape((8, 4))
+  (8, 4)
+  """
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -130,6 +137,12 @@ def state_shardings(
 
   Raises:
     ValueError: If a part of an axis over `tensor` would split a group.
+
+  >>> kernel = jax.ShapeDtypeStruct((8, 6), "float32")
+  >>> mesh = AbstractMesh((1, 4, 1), AXES)
+  >>> shardings = state_shardings({"fc": {"kernel": kernel}}, mesh)
+  >>> shardings["fc"]["kernel"].shard_shape(kernel.shape)  # 4 do not divide 6
+  (2, 6)
   """
   placement = _Placement.of(getattr(state, "params", state), mesh, bound, seeds)
 

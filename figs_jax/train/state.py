@@ -278,6 +278,14 @@ def update(
     constants: Arrays for a loss that has `constants`, as that of `distill`: an
       argument of a compiled step is not part of its program. Defaults to those
       of the loss.
+
+  >>> from figs_jax import recipes
+  >>> recipe = recipes.create("dense", "1:4", total_steps=10)
+  >>> net = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+  >>> state = TrainState.create(net, recipe, optax.sgd(0.1))
+  >>> batch = {"image": jnp.ones((2, 8)), "label": jnp.array([0, 1])}
+  >>> int(jax.jit(update)(state, batch)[0].step)
+  1
   """
   if constants is None:
     return _update(state, batch)

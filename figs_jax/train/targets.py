@@ -67,7 +67,11 @@ class Target:
     return {} if self.sides else _QUICKLY
 
   def mesh(self, sizes: dict[str, int]) -> Mesh:
-    """The devices as a mesh of these sizes. Loads libtpu for TPUs."""
+    """The devices as a mesh. Loads libtpu for TPUs.
+
+    Args:
+      sizes: Size of each mesh axis.
+    """
     return jax.make_mesh(
       tuple(sizes.values()),
       AXES,
@@ -124,6 +128,13 @@ def virtual(devices: int, reason: str) -> Target:
   Args:
     devices: Number of devices, of which JAX must have as many.
     reason: Why they stand in.
+
+  Raises:
+    figs_jax.train.ConfigError: If JAX has fewer.
+
+  >>> target = virtual(1, "no TPU")
+  >>> target.mesh({"data": 1, "fsdp": 1, "tensor": 1}).size, target.platform
+  (1, 'cpu')
   """
   if devices > (count := len(jax.devices("cpu"))):
     raise ConfigError(

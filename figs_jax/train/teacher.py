@@ -28,7 +28,7 @@ from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.losses import Distill, Teacher
 from figs_jax.train.sharding import state_shardings
-from figs_jax.train.workdir import compare_pixels, newest_model
+from figs_jax.train.workdir import compare_pixels, newest_state
 
 _log = logging.getLogger("figs_jax")
 # Fields of a run that decide what its model reads.
@@ -68,9 +68,10 @@ def read(config: config_dict.ConfigDict, data: Any = None) -> Source | None:
   path, fields = Path(config.teacher), {}
   try:
     if (path / "checkpoints").is_dir():
-      saved, model = newest_model(
+      saved, state = newest_state(
         path, config.distill.seed, config.data.data_dir, data
       )
+      model = state.finished()
       fields = schema.flat(saved.to_dict())
     else:
       model = models.from_pretrained(path)
@@ -106,6 +107,10 @@ def other(saved: Mapping[str, Any], config: config_dict.ConfigDict) -> str:
   Args:
     saved: Configuration of the run.
     config: Configuration that resumes it.
+
+  >>> other({"teacher_sha256": 64 * "a"}, config_dict.create(teacher_sha256=""))
+  'expected a teacher of SHA-256 aaaaaaaaaaaa..., with which this run was
+  started, got no teacher'
   """
   wanted, got = (
     f"a teacher of SHA-256 {each[:12]}..." if each else "no teacher"
@@ -199,6 +204,13 @@ def placed(loss: Distill | None, mesh: Mesh) -> Any:
 
   Returns:
     The `constants` of the loss, or None without one.
+
+  >>> from figs_jax.train.sharding import make_mesh
+  >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+  >>> loss = Distill(Teacher(model), temperature=2.0, weight=0.5)
+  >>> arrays = placed(loss, make_mesh())
+  >>> [array.shape for array in jax.tree.leaves(arrays)]
+  [(2,), (4, 2)]
   """
   if loss is None:
     return None

@@ -22,13 +22,23 @@ _reset_at = 0.0
 def start(seconds: float) -> None:
   """Ends this process unless it calls `alive` at least every `seconds`.
 
+  A loop of one's own calls `start(600)` before its first step, `alive()` at
+  every step, and `start(0)` after the last one. The first step is compiled, and
+  has to take less time than that.
+
   The stacks of all threads go to standard error, after the line "Timeout
   (H:MM:SS)!". The process then dies of SIGALRM: 142 in a shell
   (`figs_jax.train.exit_codes.HUNG`). Time in which the process is suspended
   counts.
 
+  A process has one watch; another call replaces it. Only the main thread may
+  start it.
+
   Args:
     seconds: Longest time without a sign. 0 stops the watch.
+
+  Raises:
+    ValueError: If another thread starts it.
   """
   global _seconds
   _seconds = seconds
@@ -41,7 +51,11 @@ def start(seconds: float) -> None:
 
 
 def alive() -> None:
-  """A sign of progress: a step, a batch of an evaluation, a checkpoint."""
+  """A sign of progress: a step, a batch of an evaluation, a checkpoint.
+
+  It does nothing without `start`, and at most resets two timers once a second,
+  so that a loop may call it as often as it likes.
+  """
   if _seconds and time.monotonic() - _reset_at > min(_EVERY, _seconds / 4):
     _reset()
 

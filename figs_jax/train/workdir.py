@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import grp
 import logging
@@ -25,7 +26,7 @@ from figs_jax.data.opened import Options
 from figs_jax.data.text import writes_nothing
 from figs_jax.export.reader import machine_memory
 from figs_jax.models import REGISTERED
-from figs_jax.train import schema, seeds
+from figs_jax.train import distributed, schema, seeds
 from figs_jax.train.checkpoint import Checkpointer, named_leaves
 from figs_jax.train.config import (
   ConfigError,
@@ -305,17 +306,24 @@ def finished_model(
 def initial_weights(
   experiment: Experiment,
   keep: Callable[[str, np.ndarray], Any] | None = None,
+  mesh: Mesh | None = None,
+  data: Any = None,
 ) -> dict[str, Any] | None:
   """Parameters by path from `config.init_from`; None if it is empty.
 
   `init_from` is a file or directory that `models.pretrained.load` reads, or the
-  workdir of a dense run, whose newest weights are taken (not their average).
+  workdir of a dense run, whose newest weights are taken (not their average):
+  in float32 from the masters of a run with `param_dtype`.
 
   Args:
     experiment: Experiment to begin.
     keep: Function of the path and the array of a parameter, whose result takes
-      the place of the array. Of the files of a family, one array is read at a
-      time. Defaults to the arrays themselves.
+      the place of the array. Of the weights of a family, the host holds one
+      array at a time. Defaults to the arrays themselves.
+    mesh: Mesh to restore a dense run on, split like the new run's state. With
+      several processes, all must call this with it. Defaults to one device of
+      each process.
+    data: Data of a program, if the dense run trained on them.
 
   Raises:
     ValueError: If the file or run cannot be read, belongs to another family, or
@@ -354,15 +362,15 @@ def initial_weights(
     if "mean" in config.data:
       compare_pixels(path, config.data, model)
     return weights
-  source = _dense_model(path, config.init_seed, config.data.data_dir)
+  source = _dense_model(
+    path, config.init_seed, config.data.data_dir, data, mesh
+  )
   if own:
-    return kept(fitted(model, own_weights(source), str(path)))
+    weights = own_weights(source, distributed.whole)
+    return kept(fitted(model, weights, str(path)))
   if type(source) is type(model):
     Config.of_model(source, str(path)).check(model, **options)
-  tensors = {
-    name: pretrained.Tensor(value.shape, value.dtype, lambda v=value: v)
-    for name, value in pretrained.published(source).items()
-  }
+  tensors = pretrained.to_publish(source, distributed.whole)
   return pretrained.matched(
     model, tensors, where=str(path), keep=keep, **options
   )
@@ -507,10 +515,14 @@ def compare_pixels(
     )
 
 
-def newest_model(
-  workdir: Path, seed: int, data_dir: str | None, data: Any = None
-) -> tuple[config_dict.ConfigDict, nnx.Module]:
-  """(configuration, finished model) of a run that a new run names.
+def newest_state(
+  workdir: Path,
+  seed: int,
+  data_dir: str | None,
+  data: Any = None,
+  mesh: Mesh | None = None,
+) -> tuple[config_dict.ConfigDict, TrainState]:
+  """(configuration, state of one seed) of a run that a new run names.
 
   Args:
     workdir: Directory of the run.
@@ -518,31 +530,37 @@ def newest_model(
     data_dir: Data directory of the new run; the saved one may be of another
       data set, and is tried first.
     data: Data of a program, if the run trained on them.
+    mesh: Mesh to split the state over. Defaults to one device.
 
   Raises:
     ValueError: If `restore` raises it.
   """
   try:
-    experiment, state, _ = restore(workdir, data=data)
+    experiment, state, _ = restore(workdir, data=data, mesh=mesh)
   except SavedPathError:
     if data_dir is None:
       raise
-    experiment, state, _ = restore(workdir, data_dir=data_dir, data=data)
+    experiment, state, _ = restore(
+      workdir, data_dir=data_dir, data=data, mesh=mesh
+    )
   if experiment.seeds:
     _check_seed(workdir, experiment, seed)
     state = seeds.take(state, seed)
-  return experiment.config, state.finished()
+  return experiment.config, state
 
 
-def _dense_model(workdir: Path, seed: int, data_dir: str | None) -> nnx.Module:
-  config, model = newest_model(workdir, seed, data_dir)
+def _dense_model(
+  workdir: Path, seed: int, data_dir: str | None, data: Any, mesh: Mesh | None
+) -> nnx.Module:
+  """The finished model of a dense run, whose parameters are its masters."""
+  config, state = newest_state(workdir, seed, data_dir, data, mesh)
   recipe = recipe_of(config)
   if recipe.sparse and not recipe.ends_dense:
     raise ConfigError(
       f"{workdir}: expected a dense run, got recipe {config.recipe.name!r}; set"
       " --config.init_from to a dense run or to a file of weights"
     )
-  return model
+  return dataclasses.replace(state, params=state.weights).finished()
 
 
 def _check_seed(

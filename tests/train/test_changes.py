@@ -1,5 +1,7 @@
 """What a resumed run keeps when a change of its configuration is allowed."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -55,20 +57,25 @@ def test_masks_are_taken_anew_only_where_they_depend_on_the_change(
 
 @pytest.mark.slow
 @pytest.mark.standard_promotion
-@pytest.mark.parametrize("kept", ["bool", "bits"])
-def test_masks_stay_as_they_are_stored(kept, tiny_config, tmp_path):
+@pytest.mark.parametrize("flip", [False, True])
+def test_arrays_stay_as_they_are_saved(flip, tiny_config, tmp_path):
   """Refused before anything is read, and nothing in the run changes."""
-  loop.train(tiny_config("ste", total_steps=1, mask_storage=kept), tmp_path)
+  fields = {
+    "mask_storage": ["bool", "bits"],
+    "param_dtype": ["float32", "bfloat16"],
+  }
+  kept, other = (
+    {name: both[i] for name, both in fields.items()} for i in (flip, not flip)
+  )
+  loop.train(tiny_config("ste", total_steps=1, **kept), tmp_path)
   files = {x: x.stat().st_mtime_ns for x in tmp_path.rglob("[0-9]*/*")}
-  other = {"bool": "bits", "bits": "bool"}[kept]
-  for allowed in ((), ("mask_storage", "total_steps")):
-    config = tiny_config(
-      "ste", total_steps=2, mask_storage=other, allow_change=allowed
-    )
+  for name, allowed in itertools.product(fields, (False, True)):
+    changed = kept | {"total_steps": 2, name: other[name]}
+    changed["allow_change"] = (name, "total_steps") if allowed else ()
     with pytest.raises(ConfigError) as error:
-      loop.train(config, tmp_path)
+      loop.train(tiny_config("ste", **changed), tmp_path)
     text = str(error.value)
-    assert f"expected --config.mask_storage={kept}" in text
-    assert f"got '{other}'" in text and "\n" not in text
+    assert f"expected --config.{name}={kept[name]}" in text
+    assert f"got '{other[name]}'" in text and "\n" not in text
     assert "allow_change" not in text
   assert files and files == {x: x.stat().st_mtime_ns for x in files}

@@ -35,6 +35,10 @@ FIELDS = {
 }
 
 
+# Kernels lie over both processes, also those of the run to start from.
+OVER_BOTH = {"mesh.data": 1, "mesh.fsdp": 2}
+
+
 def arguments(workdir, data_dir, recipe="figs", **fields):
   fields = FIELDS | {"data.data_dir": data_dir} | fields
   return [
@@ -74,7 +78,8 @@ def dense_and_one(tmp_path_factory, data_dir):
 def two(tmp_path_factory, data_dir, dense_and_one):
   """(workdir, finished process) of a run by two processes."""
   workdir = tmp_path_factory.mktemp("two")
-  return workdir, run_two(workdir, data_dir, init_from=dense_and_one[0])
+  fields = {"init_from": dense_and_one[0], **OVER_BOTH}
+  return workdir, run_two(workdir, data_dir, **fields)
 
 
 def assert_same(workdir, other, atol=1e-5):
@@ -111,13 +116,13 @@ def test_two_processes_do_what_one_does(two, dense_and_one):
 def test_two_processes_resume_on_another_mesh(
   tmp_path, data_dir, two, dense_and_one
 ):
-  """Kernels over both processes, from the step before a damaged one."""
+  """Whole kernels in each, from the step before a damaged one."""
   workdir = tmp_path / "copy"
   shutil.copytree(two[0], workdir)
   state = workdir / "checkpoints" / str(STEPS) / "state"
   for part in (p for p in state.rglob("*") if p.is_file()):
     part.write_bytes(part.read_bytes()[:10])
-  changed = {"mesh.data": 1, "mesh.fsdp": 2, "keep": 3}
+  changed = {"mesh.data": -1, "mesh.fsdp": 1, "keep": 3}
   done = run_two(workdir, data_dir, init_from=dense_and_one[0], **changed)
   assert done.stderr.count("; taking step 12") == 1, done.stderr
   assert done.stderr.count(f"step {STEPS} is damaged; moved to") == 1

@@ -162,6 +162,24 @@ def test_a_seed_of_a_run_with_several_is_taken(tiny_config, tmp_path):
     workdirs.initial_weights(build(config))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [0, 2])
+def test_masters_are_taken_instead_of_rounded_weights(
+  seeds, tiny_config, tmp_path
+):
+  fields = {"param_dtype": "bfloat16", "total_steps": 2, "seeds": seeds}
+  train(tiny_config("dense", **fields), tmp_path)
+  state = restore(tmp_path, seed=1 if seeds else None)[1]
+  config = start(tiny_config, tmp_path, init_seed=1 if seeds else 0)
+  weights = workdirs.initial_weights(build(config))
+  assert weights.keys() == tree.flatten(state.params).keys()
+  for path, master in tree.flatten(state.weights).items():
+    assert weights[path].dtype == np.float32
+    assert np.array_equal(weights[path], master), path
+  rounded = np.float32(state.params["head"]["kernel"])
+  assert not np.array_equal(weights["head/kernel"], rounded)
+
+
 @pytest.mark.parametrize(
   ("name", "message"),
   [

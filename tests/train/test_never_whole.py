@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from figs_jax.core.tree import flatten
 from figs_jax.models import pretrained
 from figs_jax.train import _run_once
 from figs_jax.train.checkpoint import Checkpointer
+from figs_jax.train.config import plain
 from figs_jax.train.initial_values import check_finite
 from figs_jax.train.sharding import make_mesh, replicated, state_shardings
 from figs_jax.train.workdir import initial_weights
@@ -143,6 +145,39 @@ def test_given_weights(experiment, tmp_path):
   again = config.placed_state(shardings, want)
   for a, b in zip(*map(jax.tree.leaves, (state, again))):
     np.testing.assert_array_equal(a, b)
+
+
+def test_weights_of_a_dense_run(tmp_path):
+  """Its state is split too, and one array at a time is whole on the host."""
+  fields = SIZES | {"param_dtype": "bfloat16"}
+  source = meshes.experiment_of("vit", "dense", **fields)
+  with Checkpointer(tmp_path) as checkpoints:
+    state, config = source.state(), plain(source.config)
+    checkpoints.save(1, state, {}, config)
+    want = flatten(state.weights)
+    del state
+  config = meshes.experiment_of("vit", **SIZES, init_from=str(tmp_path))
+  mesh, data = make_mesh(1, 8, 1), meshes.data_of("vit")
+  shardings = config.shardings(mesh)
+  params, _ = part_bytes(config.abstract_state.params, shardings.params)
+  place, peaks, arrays = config.weight_placer(shardings), [], []
+
+  def keep(name, array):
+    gc.collect()
+    assert all(earlier() is None for earlier in arrays), name
+    arrays.append(weakref.ref(array))
+    peaks.append(live(before))
+    return place(name, np.array(array))
+
+  before = jax.live_arrays()
+  weights = initial_weights(config, keep, mesh, data)
+  assert abs(live(before) - params) < SLACK
+  # The masters beside what has been placed.
+  largest = max(array.nbytes for array in want.values())
+  assert params - SLACK < peaks[0] < params + SLACK
+  assert max(peaks) < 2 * params + SLACK < largest
+  for name, array in want.items():
+    np.testing.assert_array_equal(weights[name], array)
 
 
 def test_values_are_checked_part_by_part(experiment, monkeypatch):

@@ -39,6 +39,7 @@ from figs_jax.models.pretrained.matching import (
   matched,
   parameters_of,
   published,
+  to_publish,
 )
 from figs_jax.models.pretrained.names import Wording, arguments
 from figs_jax.nn import Masked
@@ -56,6 +57,7 @@ __all__ = [
   "published",
   "read",
   "save",
+  "to_publish",
 ]
 
 
@@ -124,8 +126,22 @@ def save(model: nnx.Module, path: str | Path) -> None:
   Kernels are written as stored: with zeros after `finished()`, with all their
   entries during training. Dtypes are kept.
 
+  Args:
+    model: Model of our families.
+    path: A .safetensors file, which is replaced if it exists.
+
   Raises:
     PretrainedError: If the model's family is unknown or the path is invalid.
+
+  >>> import tempfile
+  >>> from figs_jax import models
+  >>> from safetensors.numpy import load_file
+  >>> sizes = {"width": 8, "depth": 1, "heads": 2, "image_size": 4}
+  >>> model = models.create("vit", "custom/2", **sizes)
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   save(model, f"{folder}/model.safetensors")
+  ...   load_file(f"{folder}/model.safetensors")["classifier.weight"].shape
+  (1000, 8)
   """
   write_weights(path, published(model))
 
@@ -150,6 +166,15 @@ def read(
 
   Raises:
     PretrainedError: If `load` raises it.
+
+  >>> import tempfile
+  >>> from figs_jax import models
+  >>> sizes = {"width": 8, "depth": 1, "heads": 2, "image_size": 4}
+  >>> model = models.create("vit", "custom/2", **sizes)
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   save(model, f"{folder}/model.safetensors")
+  ...   read(model, folder, keep=lambda path, x: x.shape)["head/kernel"]
+  (8, 1000)
   """
   with opened_weights(path) as tensors:
     config = read_config(path, tensors, type(model).__name__)
@@ -192,6 +217,14 @@ def fill(model: M, weights: Mapping[str, Any]) -> M:
   """Returns the model with these parameters, by path; others are kept.
 
   Masks are recomputed from the kernels. Works inside a trace.
+
+  Args:
+    model: Model of our families, or any NNX model.
+    weights: Parameters and batch statistics by path, as from `read`.
+
+  >>> layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+  >>> fill(layer, {"bias": [1.0, 2.0]}).bias[...].tolist()
+  [1.0, 2.0]
   """
   model = nnx.clone(model)
   leaves = parameters_of(model)

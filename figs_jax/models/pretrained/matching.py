@@ -119,30 +119,71 @@ def published(model: nnx.Module) -> dict[str, np.ndarray]:
   >>> published(model)["classifier.weight"].shape
   (1000, 8)
   """
+  return {name: each.read() for name, each in to_publish(model).items()}
+
+
+def to_publish(
+  model: nnx.Module, on_host: Callable[[Any], np.ndarray] = np.asarray
+) -> dict[str, Tensor]:
+  """The tensors of `published`, each made when it is read.
+
+  Args:
+    model: Model of our families.
+    on_host: Function that fetches an array of the model, or one block's part of
+      a stacked one.
+
+  Raises:
+    PretrainedError: If the model's family is unknown.
+
+  >>> from figs_jax import models
+  >>> model = models.create(
+  ...   "vit", "custom/2", width=8, depth=1, heads=2, image_size=4)
+  >>> kernel = to_publish(model)["classifier.weight"]
+  >>> kernel.shape, kernel.read().shape
+  ((1000, 8), (1000, 8))
+  """
   dialect, heads = written(model), _heads(model)
-  tensors: dict[str, np.ndarray] = {}
-  parts: dict[str, dict[int, np.ndarray]] = {}
+  parts: dict[str, dict[int, Tensor]] = {}
   axes: dict[str, int] = {}
   for path, leaf in parameters_of(model).items():
-    place = _place(dialect, path, tuple(leaf.shape))
-    value = np.asarray(leaf[...])
-    for name, layer in zip(place.names, value if place.stacked else [value]):
-      theirs = place.layout.to_theirs(layer, heads)
-      if place.part is None:
-        tensors[name] = theirs
-      else:
-        parts.setdefault(name, {})[place.part[0]] = theirs
-        axes[name] = place.layout.parts
-  for name, each in parts.items():
-    ordered = [each[i] for i in sorted(each)]
-    tensors[name] = np.concatenate(ordered, axes[name])
+    shape = tuple(leaf.shape)
+    place = _place(dialect, path, shape)
+    for block, name in enumerate(place.names):
+      index = block if place.stacked else ...
+
+      def read(leaf=leaf, index=index, layout=place.layout) -> np.ndarray:
+        return layout.to_theirs(on_host(leaf[index]), heads)
+
+      size = place.layout.of(shape[1:] if place.stacked else shape, heads)
+      number = 0 if place.part is None else place.part[0]
+      each = parts.setdefault(name, {})
+      each[number] = Tensor(size, np.dtype(leaf.dtype), read)
+      axes[name] = place.layout.parts
+  tensors = {
+    name: _joined([each[i] for i in sorted(each)], axes[name])
+    for name, each in parts.items()
+  }
   # PyTorch's layer expects its counter, which nothing reads.
   counted = ("running_var", "num_batches_tracked")
+  counter = np.zeros((), np.int64)
   return tensors | {
-    name.replace(*counted): np.zeros((), np.int64)
+    name.replace(*counted): Tensor((), counter.dtype, lambda: counter)
     for name in tensors
     if name.endswith(counted[0])
   }
+
+
+def _joined(parts: list[Tensor], axis: int) -> Tensor:
+  """One tensor of several along an axis."""
+  if len(parts) == 1:
+    return parts[0]
+  shape = list(parts[0].shape)
+  shape[axis] = sum(part.shape[axis] for part in parts)
+  return Tensor(
+    tuple(shape),
+    parts[0].dtype,
+    lambda: np.concatenate([part.read() for part in parts], axis),
+  )
 
 
 def matched(
