@@ -69,7 +69,7 @@ class Target:
   def mesh(self, sizes: dict[str, int]) -> Mesh:
     """The devices as a mesh of these sizes. Loads libtpu for TPUs."""
     return jax.make_mesh(
-      tuple(sizes.values()),
+      tuple(sizes[axis] for axis in AXES),
       AXES,
       axis_types=(AxisType.Auto,) * len(AXES),
       devices=self._slice() if self.sides else jax.devices("cpu")[: self.count],
