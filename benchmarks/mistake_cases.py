@@ -74,6 +74,7 @@ PROGRAMS: dict[str, tuple[tuple[str, str], ...]] = {
     (f"{_TRAIN} --config.grad_accum_steps=7", "grad_accum_steps"),
     (f"{_TRAIN} --config.batch_size=2000", "at most"),
     (f"{_TRAIN} --config.mesh.data=512", "mesh.data"),
+    (f"{_TRAIN} --config.mesh.seed=2", "--config.seeds to a multiple of 2"),
     (f"{_TRAIN} --config.progress=maybe", "True or False"),
     # Patterns.
     (f"{_TRAIN} --config.pattern=ff:1:7", "divides"),

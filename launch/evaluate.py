@@ -54,6 +54,9 @@ _FSDP = flags.DEFINE_integer(
 _TENSOR = flags.DEFINE_integer(
   "mesh.tensor", 1, "Number of devices to split heads and layers over."
 )
+_SEED = flags.DEFINE_integer(
+  "mesh.seed", 1, "Number of devices to split the seeds of a run over."
+)
 _FORMAT = flags.DEFINE_enum(
   "format", "text", ["text", "json"], "Format of the printed result."
 )
@@ -78,8 +81,9 @@ def main() -> None:
     mesh = None
     if _DISTRIBUTED.value:
       distributed.initialize()
-    if _DISTRIBUTED.value or (_FSDP.value, _TENSOR.value) != (1, 1):
-      mesh = make_mesh(-1, _FSDP.value, _TENSOR.value)
+    sizes = _FSDP.value, _TENSOR.value, _SEED.value
+    if _DISTRIBUTED.value or sizes != (1, 1, 1):
+      mesh = make_mesh(-1, *sizes)
     result = evaluate(
       _WORKDIR.value,
       step=_STEP.value,

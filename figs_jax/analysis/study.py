@@ -332,6 +332,8 @@ def _run_cell(
   """Trains and measures seeds of a cell; False after SIGTERM."""
   config = copy.deepcopy(cell.config)
   config.seed, config.seeds = seeds[0], len(seeds)
+  if config.mesh.seed > 1:  # there may be fewer left than in the whole cell
+    config.mesh.seed = math.gcd(config.mesh.seed, len(seeds))
   path = workdir / cell.directory(seeds)
   fresh = not path.exists()
   start = time.process_time()

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from figs_jax.core.types import Array
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is split
+SEED_AXIS = "seed"  # mesh axis over which states of several seeds are split
 # Mesh axis of a logical axis. `embed` has none of its own: `fsdp` goes to the
 # axis that is left.
 RULES = {"heads": "tensor", "ff": "tensor", "vocab": "tensor"}

@@ -33,6 +33,7 @@ from figs_jax.train.sharding import (
   batch_parts,
   batch_sharding,
   make_mesh,
+  process_share,
   replicated,
 )
 from figs_jax.train.state import (
@@ -73,7 +74,7 @@ class Evaluator:
     self._measure, self._batches = measure, batches
     self.headline = measure.headline
     self._has_seeds, self._int8 = has_seeds, int8
-    mesh = mesh or make_mesh()
+    self._mesh = mesh = mesh or make_mesh()
     self._place = functools.partial(global_batch, batch_sharding(mesh))
     self._finish = {
       ema: jax.jit(self._over_seeds(functools.partial(_finished, ema), None))
@@ -130,11 +131,11 @@ class Evaluator:
     return self._measure.count(each), metrics.kept(each)
 
   def _over_seeds(self, fn, *axes):
-    """`fn(state, *rest)`, vmapped over the seed axis if there is one."""
+    """`fn(state, *rest)`, of every seed if there is a seed axis."""
     if not self._has_seeds:
       return fn
-    return lambda state, *rest: jax.vmap(
-      fn, in_axes=(seeds.axes(state), *axes)
+    return lambda state, *rest: seeds.over_seeds(
+      fn, (seeds.axes(state), *axes), mesh=self._mesh
     )(state, *rest)
 
 
@@ -157,12 +158,12 @@ def evaluator(
     mesh, int8: Same as for `Evaluator`.
   """
   task, mesh = experiment.task, mesh or make_mesh()
-  parts = batch_parts(mesh)
+  parts, share = batch_parts(mesh), process_share(mesh)
   each = -(-experiment.config.data.eval_batch_size // parts)
   batches = task.eval_batches(
-    each * parts // jax.process_count(),
-    shard_index=jax.process_index(),
-    num_shards=jax.process_count(),
+    each * parts // share.count,
+    shard_index=share.index,
+    num_shards=share.count,
   )
   return Evaluator(
     task.measure, batches, bool(experiment.seeds), mesh, int8=int8

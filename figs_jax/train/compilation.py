@@ -11,14 +11,16 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from ml_collections import config_dict
 
+from figs_jax.nn.logical_axes import SEED_AXIS
 from figs_jax.train import distributed, seeds, teacher
 from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.sharding import (
   batch_parts,
   batch_sharding,
+  check_seed_axis,
   make_mesh,
-  replicated,
+  metrics_sharding,
 )
 from figs_jax.train.state import update
 
@@ -47,10 +49,10 @@ class CompiledStep:
     return self.jitted.lower(state, batch, self.constants)
 
 
-def check_batch_size(
+def check_mesh(
   config: config_dict.ConfigDict, mesh: Mesh | AbstractMesh
 ) -> None:
-  """Raises ConfigError unless a mesh and its micro-batches divide batches.
+  """Raises ConfigError unless a mesh divides the seeds and batches of a run.
 
   Args:
     config: Configuration of a run.
@@ -59,12 +61,19 @@ def check_batch_size(
   >>> from figs_jax.train.config import default_config
   >>> config = default_config("dense")
   >>> config.batch_size, config.grad_accum_steps = 10, 4
-  >>> check_batch_size(config, make_mesh())
+  >>> check_mesh(config, make_mesh())
   Traceback (most recent call last):
     ...
   figs_jax.train.schema.ConfigError: --config.batch_size: expected a multiple
   of 4, ... got 10
   """
+  check_seed_axis(config.seeds, mesh)
+  if mesh.shape[SEED_AXIS] > 1 and config.seeds_mode == "map":
+    raise ConfigError(
+      "--config.seeds_mode: expected auto or vmap with"
+      f" mesh.seed={mesh.shape[SEED_AXIS]}, whose devices train their seeds at"
+      " the same time, got map, which trains one after the other"
+    )
   parts = batch_parts(mesh) * config.grad_accum_steps
   if config.batch_size % parts:
     raise ConfigError(
@@ -82,26 +91,26 @@ def compiled_step(
     experiment: Experiment to train.
     shardings: Shardings of the state.
     mesh: Mesh over which to split this process's batches, arrays of NumPy.
-      Every process then holds all of the metrics. Defaults to batches and
-      metrics as they come.
+      Every device then holds all of the metrics of its seeds. Defaults to
+      batches and metrics as they come.
   """
   axis = experiment.batch_axis
   fn: Callable[..., Any] = partial(update)  # an object has a cache of its own
   constants = split = None
   if experiment.distill is not None:
     constants = teacher.placed(experiment.distill, mesh or make_mesh())
-  turns = in_turn(experiment)
+  turns = in_turn(experiment, mesh)
   if turns:
     shardings, axis = seeds.lone_shardings(shardings), None
   elif experiment.seeds:
-    fn = partial(seeds.step_seeds, batch_axis=axis)
+    fn = partial(seeds.step_seeds, batch_axis=axis, mesh=mesh)
   options: dict[str, Any] = {"out_shardings": (shardings, None)}
   if mesh is not None:
     fn = _on_mesh(fn, mesh) if mesh.size > 1 else fn
     split = batch_sharding(mesh, axis == 0)
     options = {
       "in_shardings": (None, split, None),
-      "out_shardings": (shardings, replicated(mesh)),
+      "out_shardings": (shardings, metrics_sharding(mesh)),
     }
   jitted = jax.jit(fn, donate_argnums=0, **options)
   if jax.process_count() == 1:
@@ -120,15 +129,19 @@ def _on_mesh(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
   return update_on_mesh
 
 
-def in_turn(experiment: Experiment) -> bool:
+def in_turn(experiment: Experiment, mesh: Mesh | None = None) -> bool:
   """Whether the seeds are trained one after the other.
 
-  In mode "auto", if this is the faster way in benchmarks/loop.py.
+  In mode "auto", if this is the faster way in benchmarks/loop.py, but never if
+  devices hold seeds of their own.
 
   Args:
     experiment: Experiment to train.
+    mesh: Mesh of the run. Defaults to one that does not split the seeds.
   """
   mode = experiment.config.seeds_mode
   if mode == "auto":
-    mode = "map" if jax.default_backend() == "cpu" else "vmap"
+    apart = mesh is not None and mesh.shape[SEED_AXIS] > 1
+    on_cpu = jax.default_backend() == "cpu"
+    mode = "map" if on_cpu and not apart else "vmap"
   return bool(experiment.seeds) and mode == "map"

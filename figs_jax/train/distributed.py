@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from figs_jax.train import exit_codes
 from figs_jax.train.config import ConfigError
@@ -285,10 +285,32 @@ def whole(array: Any) -> np.ndarray:
   >>> whole(jax.numpy.ones(2)).tolist()
   [1.0, 1.0]
   """
-  spans = isinstance(array, jax.Array) and not array.is_fully_addressable
-  if spans and not array.is_fully_replicated:
+  if _is_spread(array):
     array = multihost_utils.process_allgather(array, tiled=True)
   return np.asarray(array)
+
+
+def all_whole(arrays: Any) -> Any:
+  """Whole arrays of a pytree, by one program if parts span processes.
+
+  >>> all_whole({"loss": jax.numpy.ones(2)})["loss"].tolist()
+  [1.0, 1.0]
+  """
+  for leaf in filter(_is_spread, jax.tree.leaves(arrays)):
+    everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    arrays = jax.jit(_same, out_shardings=everywhere)(arrays)
+    break
+  return jax.tree.map(np.asarray, arrays)
+
+
+def _same(arrays: Any) -> Any:
+  return arrays
+
+
+def _is_spread(array: Any) -> bool:
+  """Whether other processes have parts of an array that this one lacks."""
+  spans = isinstance(array, jax.Array) and not array.is_fully_addressable
+  return spans and not array.is_fully_replicated
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from figs_jax.train.config import (
 from figs_jax.train.initial_values import check_finite
 from figs_jax.train.losses import Distill
 from figs_jax.train.optimizer import make_optimizer
-from figs_jax.train.sharding import state_shardings
+from figs_jax.train.sharding import check_seed_axis, state_shardings
 from figs_jax.train.state import TrainState
 from figs_jax.train.tasks import Task, task_of
 
@@ -220,7 +220,12 @@ class Experiment:
     return self._traced.out_info
 
   def shardings(self, mesh: Mesh | AbstractMesh) -> Any:
-    """The shardings of the state on a mesh; see `state_shardings`."""
+    """The shardings of the state on a mesh; see `state_shardings`.
+
+    Raises:
+      ValueError: If `state_shardings` or `check_seed_axis` raises it.
+    """
+    check_seed_axis(len(self.seeds), mesh)
     state = self.abstract_state
     return state_shardings(state, mesh, state.bound, bool(self.seeds))
 

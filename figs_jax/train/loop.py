@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -32,7 +33,7 @@ from figs_jax.train import (
 from figs_jax.train._evaluate import Evaluator, evaluator
 from figs_jax.train.checkpoint import Checkpointer, SaveError
 from figs_jax.train.compilation import (
-  check_batch_size,
+  check_mesh,
   compiled_step,
   in_turn,
 )
@@ -43,6 +44,7 @@ from figs_jax.train.config import (
   other_model,
   other_recipe,
   plain,
+  stream_seed,
   with_model,
 )
 from figs_jax.train.experiment import Experiment, build
@@ -50,9 +52,7 @@ from figs_jax.train.log_writer import MetricLog, known_costs, open_log
 from figs_jax.train.mask_health import MaskHealth, layer_means, mean_over_seeds
 from figs_jax.train.progress import summary
 from figs_jax.train.recalibration import at_the_end
-from figs_jax.train.sharding import (
-  make_mesh,
-)
+from figs_jax.train.sharding import make_mesh, process_share
 from figs_jax.train.state import TrainState, with_fresh_masks
 from figs_jax.train.stopwatch import CHECKPOINT, EVALUATION, Stopwatch
 from figs_jax.train.workdir import initial_config, initial_weights
@@ -141,7 +141,7 @@ def train(
   if data is not None:
     config.data.name = python_data.NAME
   mesh = make_mesh(**config.mesh)
-  check_batch_size(config, mesh)
+  check_mesh(config, mesh)
   checkpoints = Checkpointer(workdir, keep=config.keep)
   experiment = build(initial_config(config, checkpoints), data)
   experiment = teacher.taught(experiment, teacher.read(config, data))
@@ -153,7 +153,7 @@ def train(
     distributed.preemption() as stopped,
     contextlib.ExitStack() as opened,
     # Before the workdir is made, since data may be refused.
-    contextlib.closing(_train_batches(experiment)) as batches,
+    contextlib.closing(_train_batches(experiment, mesh)) as batches,
     contextlib.nullcontext(evaluator(experiment, mesh)) as evaluation,
     _refusals_of_disk(checkpoints, runs),
     workdir_lock.held(workdir) as lock,
@@ -163,7 +163,7 @@ def train(
     state, position = _begin(experiment, checkpoints, shardings, mesh, data)
     if config.data.order != order:  # see `_keep_order`
       batches = opened.enter_context(
-        contextlib.closing(_train_batches(experiment))
+        contextlib.closing(_train_batches(experiment, mesh))
       )
     if position is not None and data_position.is_of(position, batches):
       batches.set_state(position)
@@ -186,7 +186,7 @@ def train(
         watch,
         evaluation,
         batches,
-        state if not in_turn(experiment) else seeds.apart(state),
+        state if not in_turn(experiment, mesh) else seeds.apart(state),
         shardings,
         mesh,
       )
@@ -261,7 +261,7 @@ def _loop(run: Run, start: int, step_fn, stopped) -> dict[str, Any]:
 def _recalibrate(run: Run) -> None:
   """Gives the last state batch statistics of its finished weights."""
   # From the start of the data, so that a resumed run reads the same.
-  with contextlib.closing(_train_batches(run.experiment)) as batches:
+  with contextlib.closing(_train_batches(run.experiment, run.mesh)) as batches:
     run.state = at_the_end(
       run.experiment, run.state, batches, run.mesh, run.shardings
     )
@@ -293,7 +293,7 @@ _OF_ARRAYS = {"mask_storage": "masks", "param_dtype": "parameters"}
 _OF_MASKS = ("recipe", "recipe_sha256", "pattern", "total_steps")
 
 
-def _begin(experiment, checkpoints, shardings, mesh=None, data=None):
+def _begin(experiment, checkpoints, shardings, mesh, data=None):
   """(state, data position): restored, or a new state; None is the start."""
   distributed.check_same(checkpoints.path, checkpoints.steps)
   if not checkpoints.steps():
@@ -326,11 +326,10 @@ def _begin(experiment, checkpoints, shardings, mesh=None, data=None):
       differs,
     )
   if any(name.split(".")[0] in _OF_MASKS for name in changed):
-    fresh = jax.jit(
-      seeds.with_fresh_masks if experiment.seeds else with_fresh_masks,
-      out_shardings=shardings,
-    )
-    state = fresh(state)
+    fresh: Any = with_fresh_masks
+    if experiment.seeds:
+      fresh = functools.partial(seeds.with_fresh_masks, mesh=mesh)
+    state = jax.jit(fresh, out_shardings=shardings)(state)
   if step < experiment.config.total_steps:
     _log.info("resuming from step %d of %s", step, checkpoints.path)
   else:
@@ -358,13 +357,17 @@ def _keep_order(saved: dict[str, Any], config: config_dict.ConfigDict) -> None:
     config.data.order = "shared"
 
 
-def _train_batches(experiment: Experiment) -> Any:
+def _train_batches(experiment: Experiment, mesh: Mesh) -> Any:
   """Batches of this process; raises a ConfigError if one has too many."""
-  config = experiment.config
+  config, share = experiment.config, process_share(mesh)
+  stream: Any = stream_seed(config)
+  if experiment.batch_axis == 0:
+    stream = share.of_seeds(stream, mesh)
   batches = experiment.task.train_batches(
-    config.batch_size // jax.process_count(),
-    shard_index=jax.process_index(),
-    num_shards=jax.process_count(),
+    config.batch_size // share.count,
+    seed=stream,
+    shard_index=share.index,
+    num_shards=share.count,
   )
   count = batches.num_examples
   if count is not None and config.batch_size > count:
@@ -416,7 +419,7 @@ def _log_step(run: Run, step: int, metrics: Any, health: MaskHealth) -> None:
   """Logs the metrics of a step, with seeds their mean and the loss of each."""
   if isinstance(metrics, list):
     metrics = jax.tree.map(lambda *each: np.stack(each), *metrics)
-  metrics = jax.tree.map(np.asarray, dict(metrics))
+  metrics = distributed.all_whole(dict(metrics))
   diagnosed = metrics.pop("layers", {})
   row = {name: mean_over_seeds(value) for name, value in metrics.items()}
   if metrics["loss"].ndim:
@@ -437,8 +440,9 @@ def _log_step(run: Run, step: int, metrics: Any, health: MaskHealth) -> None:
 def _check_finite(run: Run) -> None:
   """Raises Diverged at the first step without a finite loss."""
   losses, run.losses = run.losses, []
-  for step, loss in losses:
-    bad = ~np.isfinite(np.atleast_1d(np.asarray(loss)))
+  values = distributed.all_whole([loss for _, loss in losses])
+  for (step, _), loss in zip(losses, values):
+    bad = ~np.isfinite(np.atleast_1d(loss))
     for i in set(np.flatnonzero(bad).tolist()) - run.lost:
       run.lost.add(i)
       _log.warning("seed %d: the loss is not finite at step %d", i, step)

@@ -40,13 +40,13 @@ from figs_jax.train import seeds
 from figs_jax.train.collectives import Collective, collectives
 from figs_jax.train.compilation import (
   CompiledStep,
-  check_batch_size,
+  check_mesh,
   compiled_step,
 )
 from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import Experiment, build
 from figs_jax.train.run_rows import layers_of
-from figs_jax.train.sharding import batch_parts, batch_sharding
+from figs_jax.train.sharding import AXES, batch_sharding
 from figs_jax.train.targets import Ended, Target, in_child, target_of, virtual
 from figs_jax.train.tasks import ImageClassification, Text
 
@@ -268,7 +268,7 @@ def plan_step(
     config.seeds_mode = "vmap"
   target = target_of(chip, devices)
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-  check_batch_size(config, mesh)
+  check_mesh(config, mesh)
   experiment = planned_experiment(config, vocabulary_size)
   batch, program, refused = _batch(experiment), None, ""
   if target.sides:
@@ -282,6 +282,8 @@ def plan_step(
   if program is None or refused:
     program = _program(experiment, batch, target, sizes)
   state = experiment.abstract_on(experiment.shardings(mesh))
+  split = batch_sharding(mesh, experiment.batch_axis == 0)
+  own = jax.tree.map(lambda x: _placed(x, split), batch)
   params, masks, moments = (
     _per_device(tree) for tree in (state.params, state.masks, state.opt_state)
   )
@@ -298,10 +300,7 @@ def plan_step(
     masks_bytes=masks,
     moments_bytes=moments,
     other_bytes=_per_device(state) - params - masks - moments,
-    batch_bytes=sum(
-      leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)
-    )
-    // batch_parts(mesh),
+    batch_bytes=_per_device(own),
     temp_bytes=program.temp_bytes,
     collectives=program.collectives,
     modelled=_modelled(experiment, sizes, chip),
@@ -313,9 +312,9 @@ def plan_with_fix(
 ) -> Plan:
   """`plan_step`, and if the step does not fit, plans of changes until one does.
 
-  Changes are made one on top of the other: more of `mesh.fsdp` while the state
-  takes over half of the memory, recomputed blocks, more micro-batches, packed
-  masks, more of `mesh.tensor`.
+  Changes are made one on top of the other: seeds on devices of their own, more
+  of `mesh.fsdp` while the state takes over half of the memory, recomputed
+  blocks, more micro-batches, packed masks, more of `mesh.tensor`.
 
   Args:
     config, devices, chip: Same as for `plan_step`.
@@ -353,9 +352,14 @@ def _changes(
   config: config_dict.ConfigDict, plan: Plan
 ) -> Iterator[dict[str, Any]]:
   """Changes that save memory, in the order to try them."""
-  data, fsdp, tensor = (plan.mesh[k] for k in ("data", "fsdp", "tensor"))
-  if data > 1 and plan.state_bytes > plan.memory_bytes // 2:
-    over = plan.state_bytes / (plan.memory_bytes / 2)
+  seed, data, fsdp, tensor = (plan.mesh[axis] for axis in AXES)
+  state = plan.state_bytes
+  more = math.gcd(config.seeds // seed, data) if config.seeds else 1
+  if more > 1 and config.seeds_mode != "map":
+    seed, data, state = seed * more, data // more, state // more
+    yield {"mesh.seed": seed, "mesh.data": data}
+  if data > 1 and state > plan.memory_bytes // 2:
+    over = state / (plan.memory_bytes / 2)
     more = min(data, 2 ** math.ceil(math.log2(over)))
     more = more if data % more == 0 else data
     fsdp, data = fsdp * more, data // more
@@ -374,15 +378,15 @@ def _changes(
 
 def _sizes(config: config_dict.ConfigDict, devices: int) -> dict[str, int]:
   """Sizes of the mesh over so many devices."""
-  sizes = dict(config.mesh)
+  sizes = {axis: config.mesh[axis] for axis in AXES}
   if sizes["data"] == 1 and -1 not in sizes.values():
     sizes["data"] = -1
   free = math.prod(abs(size) for size in sizes.values())
   if devices % free or (-1 not in sizes.values() and free != devices):
     raise ConfigError(
-      f"--devices={devices}: expected a multiple of mesh.fsdp * mesh.tensor,"
-      f" and mesh.data=-1 or the rest, got the mesh {dict(config.mesh)}; set"
-      " --config.mesh.data, --config.mesh.fsdp, --config.mesh.tensor"
+      f"--devices={devices}: expected a multiple of mesh.seed * mesh.fsdp *"
+      f" mesh.tensor, and mesh.data=-1 or the rest, got the mesh {sizes}; set"
+      f" {', '.join(f'--config.mesh.{axis}' for axis in AXES)}"
     )
   return {k: devices // free if v == -1 else v for k, v in sizes.items()}
 

@@ -24,10 +24,14 @@ import jax.numpy as jnp
 from figs_jax import nn
 from figs_jax.core.mask_bits import unpack_masks
 from figs_jax.core.types import Array, Bool
-from figs_jax.nn.batch_norm import mean_over_batches, with_statistics
+from figs_jax.nn.batch_norm import (
+  mean_over_batches,
+  statistics_in,
+  with_statistics,
+)
 from figs_jax.optim import is_schedule_free
 from figs_jax.train import seeds
-from figs_jax.train.distributed import global_batch
+from figs_jax.train.distributed import global_batch, whole
 from figs_jax.train.experiment import Experiment
 from figs_jax.train.sharding import batch_sharding
 from figs_jax.train.state import (
@@ -69,7 +73,8 @@ def recalibrated(state: TrainState, batches: Iterable[Any]) -> TrainState:
   """
   if state.recipe.points or not _has_batch_norm(state):
     return state
-  return _with(state, mean_over_batches(_of_batch(state, x) for x in batches))
+  measure = jax.jit(_of_batch)
+  return _with(state, mean_over_batches(measure(state, x) for x in batches))
 
 
 def is_stale(state: TrainState) -> Bool[Array, ""]:
@@ -98,55 +103,62 @@ def at_the_end(
 ) -> TrainState | list[TrainState]:
   """The states of a run's last step, recalibrated if they need it.
 
-  They do if `is_stale`, or if weights are averaged. Seeds are recalibrated one
-  after the other.
+  They do if `is_stale`, or if weights are averaged. Seeds are recalibrated as
+  they are trained, together or one after the other.
 
   Args:
     experiment: Experiment of the run.
     state: State of all seeds, or of each.
     batches: This process's training batches; the first
       `config.recalibrate_batch_norm` of them are read.
-    mesh: Mesh over which to split the batches.
+    mesh: Mesh of the run.
     shardings: Shardings of a state of all seeds.
   """
   count = experiment.config.recalibrate_batch_norm
-  one = state[0] if isinstance(state, list) else state
+  in_turn = isinstance(state, list)
+  states = state if isinstance(state, list) else [state]
+  one = states[0]
   if one.seed.shape:
     one = jax.eval_shape(partial(seeds.take, seed=0), one)
   if not count or one.recipe.points or not _has_batch_norm(one):
     return state  # points have statistics of their own in training
-  lone = shardings
-  states = [state] if isinstance(state, TrainState) else state
-  if experiment.seeds:
-    lone = seeds.lone_shardings(shardings)
-    states = seeds.apart(state) if isinstance(state, TrainState) else state
-  stale = [
-    i
-    for i, each in enumerate(states)
-    if each.ema is not None or _is_stale(each)
-  ]
-  if not stale:
+  if in_turn:
+    shardings = seeds.lone_shardings(shardings)
+  axis = experiment.batch_axis
+
+  def compiled(fn: Any, *axes: Any, to_state: bool = False) -> Any:
+    """`fn` of one state, or of those of all seeds together."""
+    places = {"out_shardings": shardings} if to_state else {}
+    if in_turn or not experiment.seeds:
+      return jax.jit(fn, **places)
+    each = seeds.axes(states[0])
+    out = each if to_state else 0
+    return jax.jit(seeds.over_seeds(fn, (each, *axes), out, mesh), **places)
+
+  due = list(map(compiled(_is_due), states))
+  if not any(whole(each).any() for each in due):
     return state
-  place = partial(global_batch, batch_sharding(mesh))
-  parts: dict[int, list[Any]] = {i: [] for i in stale}
+  measure = compiled(_of_batch, axis)
+  write = compiled(_with, 0, 0, to_state=True)
+  place = partial(global_batch, batch_sharding(mesh, axis == 0 and not in_turn))
+  parts: list[list[Any]] = [[] for _ in states]
   for batch in itertools.islice(batches, count):
-    for i in stale:
+    for i, each in enumerate(states):
       own = batch
-      if experiment.batch_axis == 0:
+      if axis == 0 and in_turn:
         own = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
-      parts[i].append(_of_batch(states[i], place(own)))
-  write = jax.jit(_with, out_shardings=lone)
-  for i in stale:
-    states[i] = write(states[i], mean_over_batches(parts[i]))
-  if isinstance(state, list):
-    return states
-  return seeds.together(states, shardings) if experiment.seeds else states[0]
+      parts[i].append(measure(each, place(own)))
+  done = [
+    write(each, mean_over_batches(part), flag)
+    for each, part, flag in zip(states, parts, due)
+  ]
+  return done if in_turn else done[0]
 
 
-_is_stale = jax.jit(is_stale)
+def _is_due(state: TrainState) -> Bool[Array, ""]:
+  return jnp.array(True) if state.ema is not None else is_stale(state)
 
 
-@jax.jit
 def _of_batch(state: TrainState, batch: Any) -> list[Any]:
   """The statistics of one batch: of the finished and the averaged weights."""
   key = jax.random.fold_in(jax.random.key(state.seed), state.step)
@@ -162,11 +174,20 @@ def _of_batch(state: TrainState, batch: Any) -> list[Any]:
   return result
 
 
-def _with(state: TrainState, statistics: list[Any]) -> TrainState:
+def _with(
+  state: TrainState, statistics: list[Any], due: Any = True
+) -> TrainState:
+  """The state with these statistics, where they are due."""
+
+  def moved(rest: Any, new: Any) -> Any:
+    old = statistics_in(rest, new)
+    new = jax.tree.map(partial(jnp.where, due), new, old)
+    return with_statistics(rest, new)
+
   own, *averaged = statistics
-  new = {"rest": with_statistics(state.rest, own)}
+  new = {"rest": moved(state.rest, own)}
   if averaged:
-    new["ema_statistics"] = with_statistics(state.ema_statistics, averaged[0])
+    new["ema_statistics"] = moved(state.ema_statistics, averaged[0])
   return dataclasses.replace(state, **new)
 
 

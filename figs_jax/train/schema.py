@@ -220,6 +220,12 @@ SHARED: dict[str, Field] = {
     Word(("auto", "on", "off")),
   ),
   "log.wandb": Field("", "Project of Weights & Biases to log to, or none."),
+  "mesh.seed": Field(
+    1,
+    "Devices to split the seeds over, which never communicate; -1 takes the"
+    " remaining ones.",
+    _DEVICES,
+  ),
   "mesh.data": Field(
     1, "Devices to split batches over; -1 takes the remaining ones.", _DEVICES
   ),

@@ -1,7 +1,8 @@
 """Several seeds at once: the same step over a leading seed axis, or in turn.
 
 Every leaf of the state gains that axis but `step`, which stays a scalar: a
-`cond` on it stays a branch, while a batched one would run both sides.
+`cond` on it stays a branch, while a batched one would run both sides. The axis
+`seed` of a mesh splits the seeds over devices, each of which runs its own.
 
 >>> import figs_jax as figs, optax
 >>> from flax import nnx
@@ -29,9 +30,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import (
+  AbstractMesh,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+  Sharding,
+)
 
 from figs_jax.core.types import Array
+from figs_jax.nn.logical_axes import SEED_AXIS
 from figs_jax.train.state import TrainState, update
 from figs_jax.train.state import with_fresh_masks as fresh_masks
 
@@ -67,12 +75,76 @@ def create_states(make: Callable[[Array], TrainState], seeds: Sequence[int]):
   return dataclasses.replace(stacked, step=stacked.step[0])
 
 
+def over_seeds(
+  fn: Callable[..., Any],
+  in_axes: tuple[Any, ...],
+  out_axes: Any = 0,
+  mesh: Mesh | AbstractMesh | None = None,
+) -> Callable[..., Any]:
+  """A function of one seed as a function of all; traceable.
+
+  Over the axis `seed` of a mesh, each device runs the seeds whose states it
+  holds, and none waits for others: a loop that one seed leaves early, as in a
+  draw of mixup, ends there. A device's only seed runs without a seed axis, as
+  in a run of that seed alone.
+
+  Args:
+    fn: Function whose first argument is a `TrainState`.
+    in_axes: 0 or None for each argument as in `jax.vmap`, but `axes(state)` for
+      a state.
+    out_axes: The same for the results.
+    mesh: Mesh of the arrays, whose other axes are left to the compiler.
+      Defaults to devices that hold all seeds.
+  """
+  if mesh is None or mesh.shape[SEED_AXIS] == 1:
+    return jax.vmap(fn, in_axes, out_axes)
+
+  def of_device(*args: Any) -> Any:
+    if args[0].seed.shape[0] > 1:
+      return jax.vmap(fn, in_axes, out_axes)(*args)
+    pairs = zip(args, in_axes)
+    return _with_axis(fn(*(_only(arg, axes) for arg, axes in pairs)))
+
+  def specs(tree: Any) -> Any:
+    split = {None: PartitionSpec(), 0: PartitionSpec(SEED_AXIS)}
+    return jax.tree.map(split.get, tree, is_leaf=lambda axis: axis is None)
+
+  return jax.shard_map(
+    of_device,
+    mesh=mesh,
+    in_specs=specs(in_axes),
+    out_specs=specs(out_axes),
+    axis_names={SEED_AXIS},
+    check_vma=False,
+  )
+
+
+def _only(arg: Any, in_axes: Any) -> Any:
+  """An argument of the only seed, without its axis."""
+  if isinstance(arg, TrainState):
+    return take(arg, 0)
+  return arg if in_axes is None else jax.tree.map(lambda leaf: leaf[0], arg)
+
+
+def _with_axis(out: Any) -> Any:
+  """Results with a seed axis; the step of a state stays without."""
+
+  def each(part: Any) -> Any:
+    wide = jax.tree.map(lambda leaf: leaf[None], part)
+    if isinstance(part, TrainState):
+      return dataclasses.replace(wide, step=part.step)
+    return wide
+
+  return jax.tree.map(each, out, is_leaf=lambda x: isinstance(x, TrainState))
+
+
 def step_seeds(
   state: TrainState,
   batch: Any,
   constants: Any = None,
   *,
   batch_axis: Literal[0] | None = None,
+  mesh: Mesh | AbstractMesh | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
   """`train.state.update` of every seed, together; metrics gain the axis.
 
@@ -82,6 +154,7 @@ def step_seeds(
     constants: Arrays of the loss that all seeds share, see `update`.
     batch_axis: Axis of the seeds in the batch: 0 if each seed has its own
       batch, None if all share one.
+    mesh: Mesh whose axis `seed` splits the seeds, see `over_seeds`.
 
   Raises:
     ValueError: If `batch_axis` is 0 and the batch has another number of seeds.
@@ -89,7 +162,7 @@ def step_seeds(
   lone, seeds = axes(state), state.seed.shape[0]
   if batch_axis == 0:
     _check_axis(batch, seeds)
-  step = jax.vmap(update, (lone, batch_axis, None), (lone, 0))
+  step = over_seeds(update, (lone, batch_axis, None), (lone, 0), mesh)
   return step(state, batch, constants)
 
 
@@ -192,14 +265,17 @@ def _stack(sharding: Sharding) -> Callable[[Sequence[Array]], Array]:
   return jax.jit(jnp.stack, out_shardings=sharding)
 
 
-def with_fresh_masks(state: TrainState) -> TrainState:
+def with_fresh_masks(
+  state: TrainState, mesh: Mesh | AbstractMesh | None = None
+) -> TrainState:
   """`train.state.with_fresh_masks` of every seed.
 
   Args:
     state: State from `create_states`.
+    mesh: Mesh whose axis `seed` splits the seeds, see `over_seeds`.
   """
   lone = axes(state)
-  return jax.vmap(fresh_masks, in_axes=(lone,), out_axes=lone)(state)
+  return over_seeds(fresh_masks, (lone,), lone, mesh)(state)
 
 
 def take(state: TrainState, seed: int) -> TrainState:

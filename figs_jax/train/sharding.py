@@ -1,17 +1,18 @@
-"""Placement of arrays on a mesh with the axes `data`, `fsdp` and `tensor`.
+"""Placement of arrays on a mesh of axes `seed`, `data`, `fsdp` and `tensor`.
 
 The batch is split over `data` and `fsdp`. A kernel is split over `tensor`
 along the axis that `RULES` of `figs_jax.nn.logical_axes` names by its logical
 word, and over `fsdp` along another one; masks, moments and averages lie as
 their kernel does. A group never spans devices, so that the mask update needs no
-collective.
+collective. States of several seeds are split over `seed` by their seed axis,
+and so are batches if each seed has its own; seeds never communicate.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,27 +26,34 @@ from jax.sharding import (
 )
 
 from figs_jax.core.tree import path_str
-from figs_jax.nn.logical_axes import BATCH_AXES, RULES, logical_axes
+from figs_jax.nn.logical_axes import (
+  BATCH_AXES,
+  RULES,
+  SEED_AXIS,
+  logical_axes,
+)
 from figs_jax.recipes import BoundRecipe
 
-AXES = ("data", "fsdp", "tensor")
+AXES = (SEED_AXIS, *BATCH_AXES, "tensor")
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """A mesh over data * fsdp * tensor devices; -1 takes the remaining devices.
+def make_mesh(
+  data: int = 1, fsdp: int = 1, tensor: int = 1, seed: int = 1
+) -> Mesh:
+  """A mesh of seed * data * fsdp * tensor devices; -1 takes what is left.
 
   Neighbours in `tensor` are neighbours among the devices, as they communicate
-  most.
+  most; devices of other seeds, which never do, are farthest.
 
   Raises:
     ValueError: If the product does not fit the number of devices or, with
       several processes, does not use all of them, or if `tensor` spans
-      processes.
+      processes or `process_share` raises it.
 
   >>> dict(make_mesh().shape)
-  {'data': 1, 'fsdp': 1, 'tensor': 1}
+  {'seed': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
   """
-  count, sizes = jax.device_count(), [data, fsdp, tensor]
+  count, sizes = jax.device_count(), [seed, data, fsdp, tensor]
   asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes))
   fields = ", ".join(f"--config.mesh.{name}" for name in AXES)
   if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
@@ -67,17 +75,35 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
       f" {jax.process_count()} processes idle; set"
       " --config.mesh.data=-1"
     )
-  if jax.process_count() > 1 and jax.local_device_count() % sizes[2]:
+  if jax.process_count() > 1 and jax.local_device_count() % sizes[3]:
     raise ValueError(
       f"mesh {asked}: expected tensor to divide {jax.local_device_count()}, the"
       " devices of a process; set --config.mesh.tensor"
     )
-  return jax.make_mesh(
+  mesh = jax.make_mesh(
     tuple(sizes),
     AXES,
-    axis_types=(AxisType.Auto,) * 3,
+    axis_types=(AxisType.Auto,) * len(AXES),
     devices=jax.devices()[:size],
   )
+  process_share(mesh)
+  return mesh
+
+
+def check_seed_axis(seeds: int, mesh: Mesh | AbstractMesh) -> None:
+  """Raises ValueError unless the axis `seed` of a mesh divides the seeds.
+
+  Args:
+    seeds: Number of seeds of a run; 0 is a run without a seed axis.
+    mesh: Mesh from `make_mesh`, or an abstract one with its axes.
+  """
+  parts = mesh.shape.get(SEED_AXIS, 1)
+  if parts > 1 and (not seeds or seeds % parts):
+    wanted = f"a divisor of seeds={seeds}" if seeds else "1 for a single run"
+    raise ValueError(
+      f"--config.mesh.seed: expected {wanted}, got {parts}; set it so, or set"
+      f" --config.seeds to a multiple of {parts}"
+    )
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
@@ -89,18 +115,90 @@ def batch_parts(mesh: Mesh | AbstractMesh) -> int:
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def batch_sharding(mesh: Mesh, seeds: bool = False) -> NamedSharding:
-  """Splits the batch axis over `data` and `fsdp`.
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """The part of each batch that a process reads.
+
+  Attributes:
+    index: Index of its shard of the examples.
+    count: Number of shards.
+    seeds: Parts of the axis `seed` that its devices hold.
+  """
+
+  index: int
+  count: int
+  seeds: tuple[int, ...]
+
+  def of_seeds(self, seeds: Sequence[int], mesh: Mesh) -> list[int]:
+    """Those of all seeds that its devices hold.
+
+    >>> Share(0, 1, (0,)).of_seeds([5, 6], make_mesh())
+    [5, 6]
+    """
+    each = len(seeds) // mesh.shape[SEED_AXIS]
+    return [seeds[part * each + i] for part in self.seeds for i in range(each)]
+
+
+def process_share(mesh: Mesh, process: int | None = None) -> Share:
+  """The part of each batch that a process reads, by the devices that it has.
 
   Args:
     mesh: Mesh from `make_mesh`.
-    seeds: Whether an axis of seeds, which is never split, leads the batch axis.
+    process: Index of the process. Defaults to this one.
+
+  Raises:
+    ValueError: If the devices of a process hold only some of the parts of a
+      batch for one seed, and others for another.
+
+  >>> process_share(make_mesh())
+  Share(index=0, count=1, seeds=(0,))
+  """
+  process = jax.process_index() if process is None else process
+  owner = np.array([device.process_index for device in mesh.devices.flat])
+  owner = owner.reshape(mesh.shape[SEED_AXIS], batch_parts(mesh), -1)
+  held = {}
+  for each in {process, *owner.flat}:
+    mine = owner == each
+    seeds, rows = mine.any((1, 2)).nonzero()[0], mine.any((0, 2)).nonzero()[0]
+    held[each] = tuple(rows.tolist()), tuple(seeds.tolist())
+    if mine.sum() != len(seeds) * len(rows) * owner.shape[2]:
+      sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+      raise ValueError(
+        f"mesh {sizes}: expected every process to hold the same parts of a"
+        f" batch for each of its seeds, got {mine.sum()} devices per process;"
+        " set --config.mesh.seed to a multiple or a divisor of the number of"
+        " processes"
+      )
+  shards = sorted({rows for rows, _ in held.values()})
+  rows, parts = held[process]
+  return Share(shards.index(rows), len(shards), parts)
+
+
+def batch_sharding(
+  mesh: Mesh | AbstractMesh, seeds: bool = False
+) -> NamedSharding:
+  """Splits the batch axis over `data` and `fsdp`.
+
+  Args:
+    mesh: Mesh from `make_mesh`, or an abstract one with its axes.
+    seeds: Whether an axis of seeds, which is split over `seed`, leads the batch
+      axis.
 
   >>> tuple(batch_sharding(make_mesh(), seeds=True).spec)
-  (None, ('data', 'fsdp'))
+  ('seed', ('data', 'fsdp'))
   """
-  spec = PartitionSpec(*([None] if seeds else []), BATCH_AXES)
+  spec = PartitionSpec(*([SEED_AXIS] if seeds else []), BATCH_AXES)
   return NamedSharding(mesh, spec)
+
+
+def metrics_sharding(mesh: Mesh) -> NamedSharding:
+  """Splits the metrics of several seeds over `seed` alone.
+
+  >>> metrics_sharding(make_mesh()).is_fully_replicated
+  True
+  """
+  apart = mesh.shape[SEED_AXIS] > 1  # else there may be no axis of seeds
+  return NamedSharding(mesh, PartitionSpec(*[SEED_AXIS] * apart))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -133,7 +231,8 @@ def state_shardings(
     mesh: Mesh from `make_mesh`, or an abstract one with its axes.
     bound: Recipe of the model, for the groups of its kernels. Defaults to a
       model without masks.
-    seeds: Whether the leaves have a leading seed axis, which is never split.
+    seeds: Whether the leaves but `step` have a leading seed axis, which is
+      split over `seed`.
 
   Raises:
     ValueError: If a part of an axis over `tensor` would split a group.
@@ -148,7 +247,7 @@ def state_shardings(
 
   def one(path, leaf):
     spec = placement.spec(path_str(path), tuple(leaf.shape[seeds:]))
-    lead = [None] * seeds if spec else []
+    lead = [SEED_AXIS] if seeds and leaf.ndim else []
     return NamedSharding(mesh, PartitionSpec(*lead, *spec))
 
   return jax.tree_util.tree_map_with_path(one, state)

@@ -73,7 +73,7 @@ class Target:
       sizes: Size of each mesh axis.
     """
     return jax.make_mesh(
-      tuple(sizes.values()),
+      tuple(sizes[axis] for axis in AXES),
       AXES,
       axis_types=(AxisType.Auto,) * len(AXES),
       devices=self._slice() if self.sides else jax.devices("cpu")[: self.count],

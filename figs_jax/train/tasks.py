@@ -8,6 +8,7 @@ model family decides the task.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,14 +89,22 @@ class ImageClassification:
   def measure(self) -> LabelAccuracy:
     return LabelAccuracy()
 
-  def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
-    """Training batches of a shard; see `figs_jax.data.train_batches`."""
+  def train_batches(
+    self,
+    batch_size: int,
+    seed: int | Sequence[int] | None = None,
+    **shard: int,
+  ) -> data.TrainBatches:
+    """Training batches of a shard; see `figs_jax.data.train_batches`.
+
+    The seeds of the stream are those of the configuration by default.
+    """
     options = self.config.data
     return data.train_batches(
       self.given or options.name,
       options.train_split,
       batch_size,
-      seed=stream_seed(self.config),
+      seed=stream_seed(self.config) if seed is None else seed,
       augment=options.augment,
       image_size=options.image_size,
       scale=PixelScale.parse(options.mean, options.std),
@@ -131,14 +140,22 @@ class _OfTexts:
   config: config_dict.ConfigDict
   texts: Any
 
-  def train_batches(self, batch_size: int, **shard: int) -> data.TrainBatches:
-    """Training batches of a shard; see `figs_jax.data.text_batches`."""
+  def train_batches(
+    self,
+    batch_size: int,
+    seed: int | Sequence[int] | None = None,
+    **shard: int,
+  ) -> data.TrainBatches:
+    """Training batches of a shard; see `figs_jax.data.text_batches`.
+
+    The seeds of the stream are those of the configuration by default.
+    """
     options = self.config.data
     return text_batches.train_batches(
       self.texts,
       options.train_split,
       batch_size,
-      seed=stream_seed(self.config),
+      seed=stream_seed(self.config) if seed is None else seed,
       workers=options.workers,
       pack=options.pack,
       shuffle_buffer=options.shuffle_buffer,

@@ -240,6 +240,27 @@ def test_what_is_done_is_not_repeated(trained, tmp_path):
   assert (outcome.done, outcome.failed, len(trained)) == ([], [], 5)
 
 
+def test_the_seeds_that_are_left_share_the_devices(
+  trained, tmp_path, monkeypatch
+):
+  """As many as divide their number; the mesh is no part of a fingerprint."""
+  meshes, train = [], study.train
+  monkeypatch.setattr(
+    study,
+    "train",
+    lambda config, path: meshes.append(config.mesh.seed) or train(config, path),
+  )
+  config = small(common=small().common.to_dict() | {"mesh": {"seed": 4}})
+  assert study.cells(config)[0].fingerprint == (
+    study.cells(small())[0].fingerprint
+  )
+  config.grids.a.recipes = ("dense",)
+  for config.grids.a.seeds in (6, 7):
+    study.run(config, tmp_path / "runs", tmp_path / "out")
+  assert [seeds for *_, seeds in trained] == [6, 1]
+  assert meshes == [2, 1]
+
+
 def test_rows_of_a_version_with_fewer_fields_count(trained, tmp_path):
   config = small()
   study.run(config, tmp_path / "runs", tmp_path)

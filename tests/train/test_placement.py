@@ -128,11 +128,11 @@ def test_adapters_share_the_axes_of_their_kernel():
     assert specs[f"{module}/adapter/lora_b"] == (lead, None, outputs)
 
 
-def test_seeds_have_no_axis_of_the_mesh():
+def test_seeds_have_an_axis_of_their_own():
   state = abstract("figs", seeds=2)
   places = state_shardings(state, make_mesh(2, 2, 2), state.bound, True)
   lone = {name: spec for name, _, spec in rows(abstract(), (2, 2, 2))}
   for path, place in jax.tree_util.tree_leaves_with_path(places):
     spec = tuple(place.spec)
-    assert spec[:1] in ((), (None,))
-    assert any(spec) == any(lone[path_str(path)]), path_str(path)
+    assert spec[:1] == (() if path_str(path) == "step" else ("seed",))
+    assert any(spec[1:]) == any(lone[path_str(path)]), path_str(path)

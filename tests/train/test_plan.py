@@ -306,7 +306,7 @@ def test_the_program(data_dir):
   )
   assert done[0] == 0, done[2]
   plan = json.loads(done[1])
-  assert plan["mesh"] == {"data": 2, "fsdp": 1, "tensor": 2}
+  assert plan["mesh"] == {"seed": 1, "data": 2, "fsdp": 1, "tensor": 2}
   names = "params_bytes masks_bytes moments_bytes temp_bytes fits collectives"
   assert set(names.split()) <= set(plan)
   assert {"kind", "axis", "bytes", "count"} <= set(plan["collectives"][0])

@@ -127,6 +127,7 @@ def test_kernels_are_split_beside_their_groups():
 
 def test_mesh_sizes():
   assert dict(make_mesh(-1, 2).shape) == {
+    "seed": 1,
     "data": 4,
     "fsdp": 2,
     "tensor": 1,
