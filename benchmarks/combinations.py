@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ Case = dict[str, str]
 class Interruption:
   """A writer whose run ends at a step, as by a lost machine."""
 
-  def write(self, step: int, row: dict[str, Any]) -> None:
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Ends the run."""
     if step == STOP:
       raise InterruptedError("enough")
