@@ -33,7 +33,7 @@ from figs_jax.optim import is_schedule_free
 from figs_jax.train import seeds
 from figs_jax.train.distributed import global_batch, whole
 from figs_jax.train.experiment import Experiment
-from figs_jax.train.sharding import batch_sharding
+from figs_jax.train.sharding import batch_sharding, metrics_sharding
 from figs_jax.train.state import (
   TrainState,
   averaged_statistics,
@@ -128,12 +128,13 @@ def at_the_end(
 
   def compiled(fn: Any, *axes: Any, to_state: bool = False) -> Any:
     """`fn` of one state, or of those of all seeds together."""
-    places = {"out_shardings": shardings} if to_state else {}
-    if in_turn or not experiment.seeds:
-      return jax.jit(fn, **places)
-    each = seeds.axes(states[0])
-    out = each if to_state else 0
-    return jax.jit(seeds.over_seeds(fn, (each, *axes), out, mesh), **places)
+    if experiment.seeds and not in_turn:
+      each = seeds.axes(states[0])
+      out = each if to_state else 0
+      fn = seeds.over_seeds(fn, (each, *axes), out, mesh)
+    # Statistics lie alike, so that sums over batches need no collective.
+    places = shardings if to_state else metrics_sharding(mesh)
+    return jax.jit(fn, out_shardings=places)
 
   due = list(map(compiled(_is_due), states))
   if not any(whole(each).any() for each in due):
@@ -147,7 +148,9 @@ def at_the_end(
       own = batch
       if axis == 0 and in_turn:
         own = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
-      parts[i].append(measure(each, place(own)))
+      # One at a time: XLA's programs for several devices of a CPU wait for each
+      # other if two of them are under way.
+      parts[i].append(jax.block_until_ready(measure(each, place(own))))
   done = [
     write(each, mean_over_batches(part), flag)
     for each, part, flag in zip(states, parts, due)

@@ -238,7 +238,7 @@ def state_shardings(
     ValueError: If a part of an axis over `tensor` would split a group.
 
   >>> kernel = jax.ShapeDtypeStruct((8, 6), "float32")
-  >>> mesh = AbstractMesh((1, 4, 1), AXES)
+  >>> mesh = AbstractMesh((1, 1, 4, 1), AXES)
   >>> shardings = state_shardings({"fc": {"kernel": kernel}}, mesh)
   >>> shardings["fc"]["kernel"].shard_shape(kernel.shape)  # 4 do not divide 6
   (2, 6)

@@ -133,7 +133,8 @@ def virtual(devices: int, reason: str) -> Target:
     figs_jax.train.ConfigError: If JAX has fewer.
 
   >>> target = virtual(1, "no TPU")
-  >>> target.mesh({"data": 1, "fsdp": 1, "tensor": 1}).size, target.platform
+  >>> sizes = {"seed": 1, "data": 1, "fsdp": 1, "tensor": 1}
+  >>> target.mesh(sizes).size, target.platform
   (1, 'cpu')
   """
   if devices > (count := len(jax.devices("cpu"))):

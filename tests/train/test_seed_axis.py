@@ -5,6 +5,7 @@ import functools
 import math
 import sys
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
