@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,15 +10,16 @@ from figs_jax.train import loop
 from figs_jax.train.checkpoint import Checkpointer
 from figs_jax.train.config import ConfigError
 from figs_jax.train.experiment import build
+from figs_jax.train.sharding import make_mesh
 
 
 def resumed(config, workdir):
   """(masks, data position) of the newest checkpoint, as training resumes it."""
   experiment = build(config)
-  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  places = jax.tree.map(lambda _: place, experiment.abstract_state)
+  mesh = make_mesh()
+  places = experiment.shardings(mesh)
   checkpoints = Checkpointer(workdir)
-  state, position = loop._begin(experiment, checkpoints, places)
+  state, position = loop._begin(experiment, checkpoints, places, mesh)
   checkpoints.close()
   masks = flatten(state.masks)
   masks = {path: np.asarray(m) for path, m in masks.items() if m is not None}

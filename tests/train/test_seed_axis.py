@@ -287,8 +287,8 @@ def test_two_processes_of_two_seeds_each(tmp_path, data_dir):
     "diagnose_every": 2, "progress": False, "data.data_dir": data_dir,
     "optimizer.eps": 1e-3,
   }  # fmt: skip
-  words = [f"--config.{name}={value}" for name, value in fields.items()]
-  words.append("--config=configs/digits_vit.py:step")
+  words = ["--config=configs/digits_vit.py:step"]
+  words += [f"--config.{name}={value}" for name, value in fields.items()]
   two, one = tmp_path / "two", tmp_path / "one"
   start = ["bash", "launch/local.sh", f"--python={sys.executable}"]
   done = call(*start, "--processes=2", *words, f"--workdir={two}")
