@@ -123,6 +123,7 @@ def assert_same(one, two, **tolerance):
 MESH = {"mesh.seed": 2, "mesh.data": 2, "mesh.fsdp": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("recipe", "order"), [("figs", "own"), ("step", "shared"), ("sr_ste", "own")]
 )
@@ -146,6 +147,7 @@ def test_seeds_on_devices_of_their_own(recipe, order):
   assert_same(jax.jit(fresh)(many.state), many.state)
 
 
+@pytest.mark.slow
 def test_seeds_alone_on_their_devices_give_what_their_runs_give():
   """Each device then runs without a seed axis, and sends nothing."""
   turn = trained("step", seeds_mode="map")
@@ -155,6 +157,7 @@ def test_seeds_alone_on_their_devices_give_what_their_runs_give():
   assert many.collectives == []
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(tmp_path):
   """Saved bit for bit; evaluated, recalibrated and averaged there."""
   run, plain = tmp_path / "run", tmp_path / "plain"
