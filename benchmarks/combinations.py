@@ -230,21 +230,11 @@ def configuration(case: Case, root: Path) -> Any:
     fields["recipe.patterns"] = "1:4,2:4"
   if family == "resnet":
     fields["pattern"] = re.sub("ff|qkv", "hidden", fields["pattern"])
-  known = config_names(config)
+  known = schema.flat(config.to_dict())
   config.update_from_flattened_dict(
     {name: value for name, value in fields.items() if name in known}
   )
   return config
-
-
-def config_names(config: Any, prefix: str = "") -> set[str]:
-  """Names of all fields, with dots."""
-  names: set[str] = set()
-  for name, value in config.items():
-    names.add(prefix + name)
-    if hasattr(value, "items"):
-      names |= config_names(value, f"{prefix}{name}.")
-  return names
 
 
 def arrays(workdir: Path) -> dict[str, Any]:
@@ -266,7 +256,11 @@ def check_masks(workdir: Path) -> None:
 
 
 def outcome(case: Case, root: Path) -> tuple[str, str]:
-  """What becomes of a case, and why."""
+  """Whether a case was trained, refused or diverged, and a line about it.
+
+  Raises:
+    Exception: If anything else happens.
+  """
   config = configuration(case, root)
   whole, parts = root / "whole", root / "parts"
   try:
@@ -275,28 +269,22 @@ def outcome(case: Case, root: Path) -> tuple[str, str]:
   except (ValueError, DataError) as error:
     line = str(error)
     if whole.exists() or "\n" in line or len(line) > 400:
-      return "wrong", traceback.format_exc()
+      raise
     return "refused", line
   except loop.Diverged as error:
     return "diverged", str(error)
-  try:
-    assert result["finished"] and math.isfinite(result["eval/loss"]), result
-    with contextlib.suppress(InterruptedError):
-      loop.train(config, parts, writers=[Interruption()])
-    loop.train(config, parts)
-    one, other = arrays(whole), arrays(parts)
-    assert one.keys() == other.keys()
-    for name, array in one.items():
-      np.testing.assert_array_equal(array, other[name], err_msg=name)
-    check_masks(whole)
-    again = evaluate(whole)
-    assert math.isclose(again["loss"], result["eval/loss"], rel_tol=1e-4), (
-      again["loss"],
-      result,
-    )
-  except Exception:
-    return "wrong", traceback.format_exc()
-  return "trained", f"loss {result['eval/loss']:.3f}"
+  assert result["finished"] and math.isfinite(result["eval/loss"]), result
+  with contextlib.suppress(InterruptedError):
+    loop.train(config, parts, writers=[Interruption()])
+  loop.train(config, parts)
+  one, other = arrays(whole), arrays(parts)
+  assert one.keys() == other.keys()
+  for name, array in one.items():
+    np.testing.assert_array_equal(array, other[name], err_msg=name)
+  check_masks(whole)
+  again, trained = evaluate(whole)["loss"], result["eval/loss"]
+  assert math.isclose(again, trained, rel_tol=1e-4), (again, trained)
+  return "trained", f"loss {trained:.3f}"
 
 
 def main() -> int:
@@ -322,7 +310,7 @@ def main() -> int:
       began = time.process_time()
       try:
         what, why = outcome(case, root)
-      except Exception:
+      except Exception:  # whatever it is, it is the row of this case
         what, why = "wrong", traceback.format_exc()
       counts[what] += 1
       seconds = time.process_time() - began

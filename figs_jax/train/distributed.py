@@ -296,10 +296,10 @@ def all_whole(arrays: Any) -> Any:
   >>> all_whole({"loss": jax.numpy.ones(2)})["loss"].tolist()
   [1.0, 1.0]
   """
-  for leaf in filter(_is_spread, jax.tree.leaves(arrays)):
-    everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+  spread = next(filter(_is_spread, jax.tree.leaves(arrays)), None)
+  if spread is not None:
+    everywhere = NamedSharding(spread.sharding.mesh, PartitionSpec())
     arrays = jax.jit(_same, out_shardings=everywhere)(arrays)
-    break
   return jax.tree.map(np.asarray, arrays)
 
 
