@@ -90,6 +90,20 @@ def make_mesh(
   return mesh
 
 
+def for_one_seed(mesh: Mesh) -> Mesh:
+  """A mesh of the same devices, of which `data` gets those of `seed`.
+
+  Args:
+    mesh: Mesh from `make_mesh`.
+
+  >>> dict(for_one_seed(make_mesh()).shape)
+  {'seed': 1, 'data': 1, 'fsdp': 1, 'tensor': 1}
+  """
+  _, _, fsdp, tensor = mesh.devices.shape
+  devices = mesh.devices.reshape(1, -1, fsdp, tensor)
+  return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+
+
 def check_seed_axis(seeds: int, mesh: Mesh | AbstractMesh) -> None:
   """Raises ValueError unless the axis `seed` of a mesh divides the seeds.
 

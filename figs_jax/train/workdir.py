@@ -38,6 +38,7 @@ from figs_jax.train.config import (
   register_model,
 )
 from figs_jax.train.experiment import Experiment, build
+from figs_jax.train.sharding import for_one_seed
 from figs_jax.train.state import TrainState
 
 _log = logging.getLogger("figs_jax")
@@ -553,6 +554,7 @@ def _dense_model(
   workdir: Path, seed: int, data_dir: str | None, data: Any, mesh: Mesh | None
 ) -> nnx.Module:
   """The finished model of a dense run, whose parameters are its masters."""
+  mesh = mesh and for_one_seed(mesh)  # the run may have had fewer seeds
   config, state = newest_state(workdir, seed, data_dir, data, mesh)
   recipe = recipe_of(config)
   if recipe.sparse and not recipe.ends_dense:

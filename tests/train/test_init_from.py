@@ -58,6 +58,7 @@ def start(tiny_config, path, recipe="dense", **overrides):
   [
     {},
     {"model.scan": True, "seeds": 2},
+    {"seeds": 2, "mesh.seed": 2, "mesh.data": 2},
     {"mesh.data": 2, "mesh.fsdp": 2, "model.remat": True},
   ],
 )
